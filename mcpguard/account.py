@@ -62,7 +62,7 @@ def folders(environ: Mapping[str, str]) -> Folders:
         return Folders(place, place)
     usual = _USUAL_FOLDERS.get(sys.platform)
     if usual and os.path.isabs(own := os.path.expanduser("~")):  # noqa: PTH111, PTH117
-        return Folders(*(f"{own}/{folder}/mcpguard" for folder in usual))
+        return Folders(*(os.path.join(own, folder, "mcpguard") for folder in usual))  # noqa: PTH118
     from platformdirs import PlatformDirs
 
     hidden = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("XDG_")}

@@ -295,7 +295,7 @@ def _read(file: str, state: str, *, where: str) -> dict[str, object]:
     if "jwt" in tables.get("identity", {}):
         tables["identity.jwt"] = _table(tables["identity"].pop("jwt"), file, "identity.jwt")
     for key in data:
-        raise ConfigError(f"{file}: {key}: unknown setting", _nearest(key, [*outer, *_TABLES[""]]))
+        raise ConfigError(f"{file}: {key}: unknown setting", _hint_at_top(key, [*outer, *_TABLES[""]]))
     values: dict[str, object] = {}
     for name, table in tables.items():
         prefix = f"{file}: {name}." if name else f"{file}: "
@@ -334,7 +334,9 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
             raise ConfigError(f"{where}: {file}: no such file", "give the name of a file that exists") from None
         return {}
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}", "it must be a TOML file") from error
+        raise ConfigError(
+            f"{file}: cannot be read: {error.strerror}", "it must be a TOML file that this account may read"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8", "save it as UTF-8") from error
     except (ValueError, RecursionError) as error:  # a very long number, or deep nesting
@@ -356,7 +358,7 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
             raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
     elif not isinstance(value, str) or not value:
         shown = "this" if key == "url" else repr(value)  # it may hold a password
-        raise ConfigError(f"{where}: {shown} is not text", f'{key} = "…"')
+        raise ConfigError(f"{where}: {shown} is {'empty' if value == '' else 'not text'}", f'{key} = "…"')
     if key == "keep":
         return {"keep_us": span_us(str(value), where=where)}
     return {"store" if key == "url" else key: value}
@@ -379,6 +381,13 @@ def span_us(text: str, *, where: str) -> int:
     if not 0 < seconds <= _LONGEST_SPAN_S:
         raise ConfigError(f"{where}: {text!r} is not a span of time", "write a number and one of s m h d w, such as 30d")
     return seconds * 1_000_000
+
+
+def _hint_at_top(key: str, known: Sequence[str]) -> str:
+    if key in {"rule", "cost", "mode", "wait"}:
+        return f"{key} is for policy.toml"
+    table = next((name for name, keys in _TABLES.items() if key in keys), "")
+    return f"write {key} below a line [{table}]" if table else _nearest(key, known)
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

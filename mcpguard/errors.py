@@ -145,6 +145,11 @@ class CommandError(McpguardError):
         self.exit_status = exit_status
 
 
+def installing(extra: str) -> str:
+    """The hint that names the commands that install an extra."""
+    return f"install 'mcpguard-cli[{extra}]' with uv tool install, pipx install --force or pip install"
+
+
 def closest_word(word: str, known: Collection[str]) -> str | None:
     """The known word that was probably meant; None if none is like `word`.
 
@@ -153,4 +158,4 @@ def closest_word(word: str, known: Collection[str]) -> str | None:
     """
     import difflib  # loaded only for an error
 
-    return next(iter(difflib.get_close_matches(word, known, 1, 0.5)), None)
+    return next(iter(difflib.get_close_matches(word, known, 1, 0.6)), None)

@@ -87,7 +87,9 @@ class PolicyFile:
             if content is None:
                 return no_such_file(self.path, named=self._named)
             if isinstance(content, str):
-                return PolicyError(f"{self.path}: cannot be read: {content}", "a policy is a file in TOML")
+                return PolicyError(
+                    f"{self.path}: cannot be read: {content}", "a policy is a file in TOML that this account may read"
+                )
             source = str(self.path)
             return parse(text_of(content, source=source), source=source, observe=self._observe)
         except PolicyError as error:

@@ -74,7 +74,7 @@ def read(path: Path) -> str | None:
     file = FollowedFile(path)
     file.look()
     if isinstance(file.content, str):
-        raise PolicyError(f"{path}: cannot be read: {file.content}", "a policy is a file in TOML")
+        raise PolicyError(f"{path}: cannot be read: {file.content}", "a policy is a file in TOML that this account may read")
     return None if file.content is None else text_of(file.content, source=str(path))
 
 
@@ -114,7 +114,9 @@ class Draft:
             self._before = read_at_once(path)
             self.file.write_bytes(self._before)
         except OSError as error:
-            raise PolicyError(f"{path}: cannot be read: {error.strerror}", "a policy is a file in TOML") from error
+            raise PolicyError(
+                f"{path}: cannot be read: {error.strerror}", "a policy is a file in TOML that this account may read"
+            ) from error
 
     @property
     def is_changed(self) -> bool:

@@ -240,7 +240,10 @@ def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
 
 def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
     error = refusal(tmp_path, config=str(tmp_path))
-    assert (error.message, error.hint) == (f"{tmp_path}: cannot be read: Is a directory", "it must be a TOML file")
+    assert (error.message, error.hint) == (
+        f"{tmp_path}: cannot be read: Is a directory",
+        "it must be a TOML file that this account may read",
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,6 +272,7 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
     assert (error.message, error.hint) == (f"{tmp_path}/odd.toml: {what}", hint)
 
 
+OUTAGE = "known: local deny allow"
 HASH = 'did you mean arguments = "hash"?'
 SPAN = "write a number and one of s m h d w, such as 30d"
 
@@ -279,12 +283,17 @@ SPAN = "write a number and one of s m h d w, such as 30d"
         ("denial = 1", "denial", "unknown setting", "did you mean denials?"),
         ("[stor]", "stor", "unknown setting", "did you mean store?"),
         ("zzz = 1", "zzz", "unknown setting", "known: store identity audit denials quiet max_frame_bytes"),
+        ("[[rule]]\nlimit = '5/1m'", "rule", "unknown setting", "rule is for policy.toml"),
+        ("mode = 'observe'", "mode", "unknown setting", "mode is for policy.toml"),
+        ("user = 'alice'", "user", "unknown setting", "write user below a line [identity]"),
+        ("issuer = 'https://x'", "issuer", "unknown setting", "write issuer below a line [identity.jwt]"),
         ("[store]\ntimeout = 1", "store.timeout", "unknown setting", "did you mean timeout_ms?"),
         ("[audit]\nqqq = 1", "audit.qqq", "unknown setting", "known: keep max_mb arguments"),
         ("store = 'x'", "'store' is not a table", "", "write [store] above its settings"),
         ("denials = 'x'", "denials", "'x' is none of auto, error, result", "known: auto error result"),
         ("denials = ['error']", "denials", "['error'] is none of auto, error, result", 'did you mean denials = "error"?'),
-        ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", "known: local deny allow"),
+        ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", OUTAGE),
+        ("[store]\non_unavailable = 'open'", "store.on_unavailable", "'open' is none of local, deny, allow", OUTAGE),
         ("[store]\ndurability = 1", "store.durability", "1 is none of normal, full", "known: normal full"),
         ("[audit]\narguments = 'hashs'", "audit.arguments", "'hashs' is none of hash, none, full", HASH),
         ("[store]\ntimeout_ms = 0", "store.timeout_ms", "0 is not a number from 1 to 60000", "timeout_ms = 250"),
@@ -295,7 +304,7 @@ SPAN = "write a number and one of s m h d w, such as 30d"
         ("[audit]\nmax_mb = -1", "audit.max_mb", "-1 is not a number from 1 to 1000000", "max_mb = 256"),
         ("max_frame_bytes = 10", "max_frame_bytes", "10 is not a number from 1024 to 1073741824", "max_frame_bytes = 10485760"),
         ("[identity]\ntrust_meta = 1", "identity.trust_meta", "1 is neither true nor false", "trust_meta = false"),
-        ("[identity]\nuser = ''", "identity.user", "'' is not text", 'user = "…"'),
+        ("[identity]\nuser = ''", "identity.user", "'' is empty", 'user = "…"'),
         ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
         ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'url = "…"'),
         ("[audit]\nkeep = 30", "audit.keep", "30 is not text", 'keep = "…"'),
@@ -442,6 +451,12 @@ def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str
     assert folders({}) == (places.user_config_dir, places.user_state_dir)
 
 
+def test_a_home_folder_at_the_root_is_not_named_with_two_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"HOME": "/"})
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert folders({}) == ("/.config/mcpguard", "/.local/state/mcpguard")
+
+
 def test_a_path_with_a_nul_character_is_refused(tmp_path: Path) -> None:
     jwt = '[identity.jwt]\nissuer = "i"\naudience = "a"\njwks = "keys.json"\ntoken_file = "a\\u0000b"'
     with pytest.raises(ConfigError) as caught:
@@ -484,7 +499,10 @@ def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_an_endless_device_is_no_file_of_settings(tmp_path: Path) -> None:
     error = refusal(tmp_path, config="/dev/zero")
-    assert (error.message, error.hint) == ("/dev/zero: cannot be read: a device, not a file", "it must be a TOML file")
+    assert (error.message, error.hint) == (
+        "/dev/zero: cannot be read: a device, not a file",
+        "it must be a TOML file that this account may read",
+    )
 
 
 def test_the_empty_device_is_a_file_without_settings(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
     values = value if many and isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
         shown = "this" if where.endswith("jwks") else repr(value)  # a URL can hold a secret
-        raise ConfigError(f"{where}: {shown} is not text", f'{where.rpartition(".")[2]} = "…"')
+        what = "empty" if all(isinstance(text, str) for text in values) else "not text"
+        raise ConfigError(f"{where}: {shown} is {what}", f'{where.rpartition(".")[2]} = "…"')
     return tuple(values)
 
 

@@ -18,7 +18,7 @@ from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._seen import files
-from mcpguard.cli._text import reader_leaves, until_reader_leaves
+from mcpguard.cli._text import reader_leaves, until_reader_leaves, written_to
 from mcpguard.config import Settings
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
@@ -80,7 +80,7 @@ def command(
     if with_user:
         raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
     try:
-        with until_reader_leaves(), _opened(output, follow=follow) as (file, is_empty):
+        with until_reader_leaves(), _naming(output), _opened(output, follow=follow) as (file, is_empty):
             heading = FORMATS[form].heading
             if heading and is_empty:
                 file.write(heading + "\n")
@@ -94,6 +94,10 @@ def command(
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     return ExitStatus.OK
+
+
+def _naming(output: str | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if output in {None, "-"} else written_to(output)
 
 
 def _wait_for_reader(seconds: float) -> None:

@@ -14,6 +14,7 @@ from mcpguard.cli import _filters
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import policy_option, store_option
+from mcpguard.cli._text import written_to
 from mcpguard.config import Settings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import plural, printable
@@ -111,4 +112,5 @@ def _write(output: Path, text: str) -> None:
         return
     from mcpguard import whole_files
 
-    whole_files.write(Path(os.path.realpath(output)), text.encode())
+    with written_to(output):
+        whole_files.write(Path(os.path.realpath(output)), text.encode())

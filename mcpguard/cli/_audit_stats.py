@@ -45,12 +45,15 @@ def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
     wanted = _filters.wanted(settings.namespace, **filters)
     found: list[Statistic] = []
     total = None
-    if settings.address.exists():
+    has_store = settings.address.exists()
+    if has_store:
         with contextlib.closing(settings.read_store()) as opened:
             found, total = statistics(opened.tally(wanted=wanted), by)
     with until_reader_leaves():
         if as_json:
             click.echo(json.dumps({"by": by, "rows": [one._asdict() for one in found]}))
+        elif not has_store:
+            click.echo(printable(f"mcpguard: no calls: there is no store at {settings.address.shown}"), err=True)
         elif not found or total is None:
             click.echo("mcpguard: no calls" + (" match" if any(filters.values()) else ""), err=True)
         else:
@@ -78,13 +81,20 @@ def _table(by: str, found: list[Statistic], width: int) -> list[str]:
     lines = []
     for names in [None, *found]:
         values = {name: name for name, _ in columns} if names is None else _cells(names)
-        key = by.upper() if names is None else printable("-" if names.key is None else names.key)
+        key = by.upper() if names is None else _key(by, names.key)
         cells = " ".join(fit(values[name], size) for name, size in columns)
         if spare < 8:
             lines += [fit(key, width - 1).rstrip(), f"  {cells}"]
         else:
             lines.append(f"{fit(key, spare)} {cells}")
     return lines
+
+
+def _key(by: str, key: str | None) -> str:
+    """A key as the table shows it: an hour without its seconds, so that it fits into 80 columns."""
+    if key is None:
+        return "-"
+    return key.replace(":00:00Z", ":00Z") if by == "hour" else printable(key)
 
 
 def _cells(one: Statistic) -> dict[str, str]:

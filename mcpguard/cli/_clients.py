@@ -23,6 +23,8 @@ from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
 from mcpguard.files import named_path
 from mcpguard.identity import configured_identity
 
+NO_SERVERS: Final = "no client with servers is found"
+
 _LONG: Final = 200
 """A longer line that changes is shown in pieces, of which only those that change: some clients write a file in one line."""
 
@@ -170,22 +172,26 @@ def without_hook(chosen: Chosen) -> list[Fault]:
     return [Fault(f"{name}: mcpguard has no hook for it", f"clients with a hook: {able}") for name in names]
 
 
-def _missing(chosen: Chosen) -> Iterator[str]:
-    """For each of the named clients that has no file, where the file would be."""
+def _missing(chosen: Chosen) -> Iterator[Fault]:
+    """A fault for each of the named clients that has no file. It says where the file would be."""
     have = {source.client.key for source in chosen.sources}
     for client in chosen.clients if chosen.is_named else ():
         if client.key not in have:
             paths = [str(path) for path in client_paths(chosen.machine, client, chosen.project)]
-            yield f"{client.title}: no file {paths[0]}" if paths else f"{client.title}: it has no files in a project"
+            if paths:
+                yield Fault(f"{client.title}: no file {paths[0]}", "add a server in the client first")
+            else:
+                yield Fault(f"{client.title}: it has no files in a project", "leave out --project")
 
 
 def _nothing_to_guard(chosen: Chosen) -> Iterator[Fault]:
     """A fault for each of the named clients that has no file, or for no file at all."""
-    for missing in _missing(chosen):
-        yield Fault(missing, "add a server in the client first")
+    yield from _missing(chosen)
     if not chosen.sources and not chosen.is_named:
         where = f" in {chosen.project}" if chosen.project else ""
-        yield Fault(f"no file of a client is found{where}", "see the clients and their files: mcpguard install --help")
+        yield Fault(
+            f"no file of a client is found{where}", "add a server in a client first; mcpguard install --help names the clients"
+        )
 
 
 def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]) -> Iterator[Fault]:
@@ -212,8 +218,11 @@ def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, 
         click.echo("nothing was changed", err=True)
         return ExitStatus.FAILURE
     errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
-    for line in _missing(chosen) if words is UNINSTALL else ():
-        click.echo(printable(line))
+    absent = list(_missing(chosen)) if words is UNINSTALL else []
+    for one in absent:
+        click.echo(printable(one.message))
+    if not (plan.outcomes or plan.hooks or absent or status):
+        click.echo(NO_SERVERS)
     _report(plan, errors, words)
     steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
     if steps:

@@ -51,7 +51,7 @@ def set_(
 
     A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
     rule with the same selectors, --per and --count, its limit is replaced. The rule keeps its other values unless you give
-    new ones. Otherwise a rule is added. Comments and the order of the file are kept.
+    new ones, but deny removes its cap and its wait. Otherwise a rule is added. Comments and the order of the file are kept.
 
     \b
     Examples:

@@ -15,6 +15,7 @@ from unicodedata import east_asian_width
 import click
 
 from mcpguard.core.text import printable
+from mcpguard.errors import McpguardError
 
 if TYPE_CHECKING:  # loaded where there is a terminal
     from rich.console import Console
@@ -70,6 +71,22 @@ def until_reader_leaves() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+
+
+@contextlib.contextmanager
+def written_to(output: object) -> Iterator[None]:
+    """Name the file that `-o` names if the block cannot write to it.
+
+    Raises:
+        McpguardError: The file cannot be written.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of a named pipe has gone away
+        raise
+    except OSError as error:
+        what = f"-o: {output} cannot be written: {error.strerror or error}"
+        raise McpguardError(what, "check that its folder is writable and the disk is not full") from error
 
 
 def reader_leaves(*, within_s: float) -> bool:

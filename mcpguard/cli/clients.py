@@ -12,7 +12,7 @@ from typing import NamedTuple
 import click
 
 from mcpguard import config, run_options
-from mcpguard.cli._clients import project_folder, project_option
+from mcpguard.cli._clients import NO_SERVERS, project_folder, project_option
 from mcpguard.cli._command import Command
 from mcpguard.cli._text import new_table, paragraph, tolerant_output
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
@@ -94,7 +94,7 @@ def command(project: str | None, as_json: bool) -> None:
         click.echo(json.dumps([row.as_json() for row in rows], indent=2))
         return
     if not rows:
-        click.echo("no client with servers is found")
+        click.echo(NO_SERVERS)
     terminal = sys.stdout.isatty()
     for place, group in groupby(rows, lambda row: row.source.place):
         if terminal:

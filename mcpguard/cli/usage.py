@@ -76,13 +76,13 @@ def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: in
         held = store.held()
         _, now_us = store.peek(())
     found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
+    if not found and rows != 0 and not as_json:
+        click.echo("mcpguard: no counter holds calls" + ("" if not held else ", or none matches"), err=True)
     if as_json:
         lines = [json.dumps(_usage_table.as_json(one)) for one in found]
     elif not sys.stdout.isatty():
         lines = [_usage_table.plain(one) for one in found]
     else:
-        if not found and rows != 0:
-            click.echo("mcpguard: no counter holds calls" + ("" if not held else ", or none matches"), err=True)
         table = _usage_table.Table(shutil.get_terminal_size().columns, coloured=is_coloured())
         lines = table.lines(found) if found else []
     for line in lines:

@@ -97,7 +97,7 @@ def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
     return [
         _entry(document, layout, name, node)
         if node is last[name]
-        else Entry(name, "faulty", (), None, False, "a later server has the same name")
+        else Entry(name, "faulty", (), None, False, "a later server has the same name" if name else "it has no name")
         for name, node in servers
         if node is last[name] or layout.is_list
     ]

@@ -4,6 +4,7 @@ import re
 from typing import Any, Final
 
 from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Unreadable, place
+from mcpguard.errors import installing
 
 _BLANK_OR_COMMENT: Final = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*")
 _TAG: Final = "tag:yaml.org,2002:"
@@ -22,8 +23,7 @@ def parse(text: str) -> Node:
         from ruamel.yaml import YAML  # an extra, which only clients with YAML files need
         from ruamel.yaml.error import YAMLError
     except ImportError as error:
-        hint = "pip install 'mcpguard-cli[yaml]'"
-        raise Unreadable("YAML needs the extra mcpguard-cli[yaml], which is not installed", hint=hint) from error
+        raise Unreadable("YAML needs the extra mcpguard-cli[yaml], which is not installed", hint=installing("yaml")) from error
     try:
         root = YAML(typ="safe", pure=True).compose(text)
     except YAMLError as error:

@@ -32,8 +32,17 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
             "name a program, or an interpreter and a script",
             ExitStatus.NOT_EXECUTABLE,
         )
-    hint = "check the path" if os.path.dirname(command) else "give its full path: clients start mcpguard with a short PATH"  # noqa: PTH120
-    raise CommandError(f"cannot run {command}: no such command", hint, ExitStatus.NOT_FOUND)
+    if not command.strip():
+        hint = "put the command after --: mcpguard run -- npx -y @acme/crm-server"
+    elif " " in command and _which(command.split()[0], environ.get("PATH")):
+        hint = "give each word of the command as an argument of its own"
+    elif os.path.dirname(command):  # noqa: PTH120
+        hint = "check the path"
+    else:
+        hint = "give its full path: clients start mcpguard with a short PATH"
+    raise CommandError(
+        f"cannot run {command if command.strip() else repr(command)}: no such command", hint, ExitStatus.NOT_FOUND
+    )
 
 
 if sys.platform == "win32":

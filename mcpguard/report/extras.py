@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from mcpguard.errors import ConfigError
+from mcpguard.errors import McpguardError, installing
 
 
 def require(what: str, extra: str, *modules: str) -> None:
@@ -14,12 +14,12 @@ def require(what: str, extra: str, *modules: str) -> None:
         modules: Their names.
 
     Raises:
-        ConfigError: One is not installed.
+        McpguardError: One is not installed.
     """
     for module in modules:
         if not _is_there(module):
             name = module.replace(".", "-").removeprefix("google-")
-            raise ConfigError(f"{what} needs {name}, which is not installed", f"pip install 'mcpguard-cli[{extra}]'")
+            raise McpguardError(f"{what} needs {name}, which is not installed", installing(extra))
 
 
 def _is_there(module: str) -> bool:

@@ -87,11 +87,11 @@ def test_an_empty_table_is_an_error(tmp_path: Path) -> None:
         ("algorithms = ['HS256']", "identity.jwt.algorithms", "'HS256' is not allowed", f"known: {' '.join(ALGORITHMS)}"),
         ("algorithms = ['RS256', 'HS512']", "identity.jwt.algorithms", "'HS512' is not allowed", "known: "),
         ("algorithms = 'rs256'", "identity.jwt.algorithms", "'rs256' is not allowed", "known: "),
-        ("algorithms = []", "identity.jwt.algorithms", "[] is not text", 'algorithms = "…"'),
-        ("user_claim = ''", "identity.jwt.user_claim", "'' is not text", 'user_claim = "…"'),
+        ("algorithms = []", "identity.jwt.algorithms", "[] is empty", 'algorithms = "…"'),
+        ("user_claim = ''", "identity.jwt.user_claim", "'' is empty", 'user_claim = "…"'),
         ("roles_claim = ['a']", "identity.jwt.roles_claim", "['a'] is not text", 'roles_claim = "…"'),
         ("token_file = 7", "identity.jwt.token_file", "7 is not text", 'token_file = "…"'),
-        ("agent_claim = ' '", "identity.jwt.agent_claim", "' ' is not text", 'agent_claim = "…"'),
+        ("agent_claim = ' '", "identity.jwt.agent_claim", "' ' is empty", 'agent_claim = "…"'),
     ],
 )
 def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, line: str, where: str, what: str, hint: str) -> None:

@@ -72,8 +72,18 @@ def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
     assert mcpguard(home, "audit", "export", "-o", "/dev/null").returncode == 0
 
 
-@pytest.mark.parametrize("argv", [[], ["-o", "/dev/full"]])
-def test_a_full_disk_is_one_line(home: Path, argv: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "cannot write the output: No space left on device\n"),
+        (
+            ["-o", "/dev/full"],
+            "-o: /dev/full cannot be written: No space left on device\n"
+            "hint: check that its folder is writable and the disk is not full\n",
+        ),
+    ],
+)
+def test_a_full_disk_is_one_line_and_a_hint_for_a_named_file(home: Path, argv: list[str], message: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             command("audit", "export", *argv),
@@ -83,7 +93,7 @@ def test_a_full_disk_is_one_line(home: Path, argv: list[str]) -> None:
             text=True,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot write the output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, f"mcpguard: {message}")
 
 
 @pytest.mark.parametrize("more", [(), ("--follow",)])

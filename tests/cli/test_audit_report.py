@@ -115,16 +115,28 @@ def test_without_a_store_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_file_that_cannot_be_written_is_named_with_a_hint(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.html"
+    with patch("mcpguard.whole_files.write", side_effect=PermissionError(13, "Permission denied")):
+        done = mcpguard(home, "audit", "report", "-o", str(file))
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"mcpguard: -o: {file} cannot be written: Permission denied\n"
+        "hint: check that its folder is writable and the disk is not full\n",
+    )
+
+
 @pytest.mark.parametrize("module", ["pygal", "jinja2"])
-def test_a_missing_package_is_named_with_the_command_that_installs_it(home: Path, module: str) -> None:
+def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path, module: str) -> None:
     with (
         patch.dict(sys.modules, {module: None}),
         patch("mcpguard.report.extras.find_spec", lambda name: None if name == module else 1),
     ):
         done = mcpguard(home, "audit", "report", "-o", "-")
-    assert done.returncode == 78
+    assert done.returncode == 1
     assert done.stderr == (
-        f"mcpguard: audit report needs {module}, which is not installed\nhint: pip install 'mcpguard-cli[report]'\n"
+        f"mcpguard: audit report needs {module}, which is not installed\n"
+        "hint: install 'mcpguard-cli[report]' with uv tool install, pipx install --force or pip install\n"
     )
 
 

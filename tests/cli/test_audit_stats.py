@@ -104,6 +104,14 @@ def test_the_table_is_as_it_was_looked_at(columns: int) -> None:
     compare(f"stats-{columns}.txt", lines)
 
 
+def test_a_table_of_80_columns_shows_each_hour_as_a_whole() -> None:
+    _, first, second = _table(
+        "hour", [Statistic("2026-01-01T12:00:00Z", 1, 1, *[0] * 3, *[1.5] * 3), Statistic(None, *[1] * 5, *[None] * 3)], 80
+    )
+    assert first.split()[0] == "2026-01-01T12:00Z"
+    assert second.split()[0] == "-"
+
+
 def test_a_terminal_gets_a_table_with_a_total_and_a_pipe_gets_keys_and_values(home: Path) -> None:
     heading, *_, total = on_terminal(home, "audit", "stats")[1].splitlines()
     assert heading.split()[:2] == ["TOOL", "CALLS"]
@@ -113,7 +121,9 @@ def test_a_terminal_gets_a_table_with_a_total_and_a_pipe_gets_keys_and_values(ho
 
 
 def test_without_rows_it_says_so_on_stderr(home: Path, tmp_path: Path) -> None:
-    assert mcpguard(tmp_path, "audit", "stats").stderr == "mcpguard: no calls\n"
+    assert (
+        mcpguard(tmp_path, "audit", "stats").stderr == f"mcpguard: no calls: there is no store at {tmp_path / 'mcpguard.db'}\n"
+    )
     assert mcpguard(home, "audit", "stats", "--user", "nobody").stderr == "mcpguard: no calls match\n"
     assert json.loads(mcpguard(tmp_path, "audit", "stats", "--json", "--by", "user").stdout) == {"by": "user", "rows": []}
     assert mcpguard(home, "audit", "stats", "--by", "colour").returncode == 2

@@ -632,14 +632,31 @@ def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: 
     assert not hooks.exists()
 
 
+def test_the_hint_for_a_client_without_files_in_a_project_is_to_leave_the_project_out(account: Account) -> None:
+    done = account.run("install", "windsurf", "--project", str(account.project), "--yes")
+    assert (done.returncode, done.stderr) == (
+        1, "mcpguard: Windsurf: it has no files in a project (hint: leave out --project)\n",
+    )  # fmt: skip
+
+
 def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
     done = account.run("install", "--yes")
     assert done.returncode == 1
-    assert "no file of a client is found" in done.stderr
+    assert done.stderr == (
+        "mcpguard: no file of a client is found "
+        "(hint: add a server in a client first; mcpguard install --help names the clients)\n"
+    )
     done = account.run("uninstall", "--yes")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
     done = account.run("install", "--project", str(account.project))
     assert f"no file of a client is found in {account.project}" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["install"], ["install", "cursor", "--dry-run"], ["uninstall", "--yes"]])
+def test_a_file_without_servers_is_not_passed_over_in_silence(account: Account, argv: list[str]) -> None:
+    account.write("home/.cursor/mcp.json", '{"mcpServers": {}}')
+    done = account.run(*argv)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
 
 
 def test_an_unknown_server_is_a_failure_with_the_nearest_name(account: Account) -> None:

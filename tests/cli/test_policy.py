@@ -139,7 +139,7 @@ def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path, argv: list[st
     (tmp_path / "policy.toml").mkdir()
     done = mcpguard(tmp_path, "policy", *argv, EDITOR="true")
     assert (done.returncode, done.stdout) == (78, "")
-    assert "cannot be read: Is a directory" in done.stderr
+    assert "cannot be read: Is a directory\nhint: a policy is a file in TOML that this account may read\n" in done.stderr
     assert len(done.stderr.splitlines()) == 2
 
 

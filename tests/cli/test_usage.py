@@ -54,6 +54,14 @@ def listed(home: Path, *argv: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_without_a_counter_to_show_usage_says_so_on_stderr_in_a_pipe_too(home: Path) -> None:
+    done = mcpguard(home, "usage", "--user", "nobody")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "mcpguard: no counter holds calls, or none matches\n")
+    assert on_terminal(home, "usage", "--user", "nobody") == (0, done.stderr)
+    assert mcpguard(home, "usage", "-n", "0").stderr == ""
+    assert listed(home, "--user", "nobody") == []
+
+
 def test_each_counter_has_its_rule_and_what_is_left_the_least_left_first(home: Path) -> None:
     first, *rest = listed(home)
     wait_ms = first.pop("next_free_ms")

@@ -6,6 +6,7 @@ import pytest
 
 from mcpguard.clients.documents import Dialect, Unreadable, quoted, read
 from mcpguard.clients.nodes import plain
+from mcpguard.errors import installing
 
 DEEP = 100_000
 
@@ -71,7 +72,7 @@ def test_without_ruamel_yaml_the_error_says_what_to_install(monkeypatch: pytest.
         read(b"a: 1", Dialect.YAML)
     assert (caught.value.line, caught.value.column) == (0, 0)
     assert "mcpguard-cli[yaml]" in caught.value.message
-    assert caught.value.hint == "pip install 'mcpguard-cli[yaml]'"
+    assert caught.value.hint == installing("yaml")
 
 
 def test_toml_values_are_found_wherever_they_are() -> None:

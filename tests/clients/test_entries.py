@@ -139,6 +139,13 @@ def test_of_equal_names_the_last_counts_and_a_list_shows_the_earlier_one_as_faul
     assert unguarded(new, listed, Dialect.JSON, "crm", drop_empty_args=True) == data
 
 
+def test_of_several_servers_without_a_name_in_a_list_none_is_said_to_have_the_name_of_another() -> None:
+    data = b'{"mcpServers": [{"command": "a"}, {"command": "b"}]}'
+    first, last = entries(data, Layout(("mcpServers",), is_list=True), Dialect.JSON)
+    assert (first.kind, first.detail) == ("faulty", "it has no name")
+    assert (last.kind, last.name) == ("stdio", "")
+
+
 @pytest.mark.parametrize("edit", [guarded, unguarded, reguarded])
 def test_a_server_that_does_not_exist_or_has_no_command_raises_a_lookup_error(edit: Callable[..., bytes]) -> None:
     more = [] if edit is unguarded else ["/x/mcpguard"] if edit is reguarded else [GUARD]

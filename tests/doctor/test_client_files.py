@@ -11,6 +11,7 @@ from mcpguard import __version__
 from mcpguard.clients.discovery import Machine
 from mcpguard.doctor import client_files
 from mcpguard.doctor.check import Check
+from mcpguard.errors import installing
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
 
@@ -62,7 +63,7 @@ def test_a_yaml_file_that_needs_an_extra_has_a_hint_that_installs_it(machine: Ma
     file.parent.mkdir(parents=True)
     file.write_text("extensions: {}\n")
     (check,) = checks(machine)
-    assert (check.ok, check.hint) == (False, "pip install 'mcpguard-cli[yaml]'")
+    assert (check.ok, check.hint) == (False, installing("yaml"))
 
 
 def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:

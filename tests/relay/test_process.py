@@ -81,6 +81,20 @@ def test_a_path_that_does_not_exist_is_127_and_the_hint_is_the_path(tmp_path: Pa
     assert (error.exit_status, error.hint) == (127, "check the path")
 
 
+def test_a_command_line_in_one_argument_is_127_and_the_hint_is_to_separate_its_words(tmp_path: Path) -> None:
+    script(tmp_path, "#!/bin/sh\n")
+    error = refusal(["server --port 1"], {"PATH": str(tmp_path)})
+    assert (error.exit_status, error.message) == (127, "cannot run server --port 1: no such command")
+    assert error.hint == "give each word of the command as an argument of its own"
+
+
+@pytest.mark.parametrize("command", ["", " "])
+def test_a_command_without_text_is_127_and_the_hint_is_where_the_command_stands(command: str) -> None:
+    error = refusal([command], {"PATH": "/usr/bin"})
+    assert (error.exit_status, error.message) == (127, f"cannot run {command!r}: no such command")
+    assert error.hint == "put the command after --: mcpguard run -- npx -y @acme/crm-server"
+
+
 def test_a_file_that_is_not_executable_is_126(tmp_path: Path) -> None:
     error = refusal([script(tmp_path, "#!/bin/sh\n", 0o600)], {})
     assert error.exit_status == 126

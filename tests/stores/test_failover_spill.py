@@ -88,7 +88,7 @@ def test_closing_without_a_spill_folder_reports_how_many_rows_are_lost() -> None
     place.break_down()
     place.call(3)
     place.store.close()
-    assert place.said[-1] == "3 audit rows lost: there is no room for them in memory or on disk"
+    assert place.said[-1] == "3 audit rows lost: no store and no file on disk could take all of them"
 
 
 def test_closing_reports_nothing_if_the_store_has_everything(tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, m
         place.store.close()
     assert place.said[-2:] == [
         "2 audit rows kept on disk for the next wrapper that reaches the store",
-        "3 audit rows lost: there is no room for them in memory or on disk",
+        "3 audit rows lost: no store and no file on disk could take all of them",
     ]
     after = successor(place, tmp_path)
     assert (after.used(), len(after.records())) == ([2], 2)

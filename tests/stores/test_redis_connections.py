@@ -9,7 +9,7 @@ from secrets import token_hex
 import pytest
 
 from mcpguard.core.audit import Outcome
-from mcpguard.errors import ConfigError, StoreUnavailable
+from mcpguard.errors import ConfigError, StoreUnavailable, installing
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.clock import wall_us
@@ -222,4 +222,4 @@ def test_without_the_client_library_one_line_says_how_to_install_it(monkeypatch:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == missing else there(name))
     with pytest.raises(ConfigError) as caught:
         address("redis://host")
-    assert caught.value.hint == "pip install 'mcpguard-cli[redis]'"
+    assert caught.value.hint == installing("redis")

@@ -62,6 +62,9 @@ _ELSEWHERE: Final = {
 }
 """Hints for keys that a rule does not have, although they are words of a policy."""
 
+_SETTINGS: Final = frozenset({"store", "identity", "audit", "denials", "quiet", "max_frame_bytes"})
+"""Words of `config.toml`."""
+
 _COST_SELECTORS: Final = ("tool", "server")
 _COST_KEYS: Final = (*_COST_SELECTORS, "cost")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
@@ -123,6 +126,8 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
 def _hint_at_top(key: str) -> str:
     if key in _RULE_KEYS:
         return f"write {key} below a line [[rule]]"
+    if key in _SETTINGS:
+        return f"{key} is for config.toml"
     return nearest_word(key, ("mode", "wait", "[[rule]]", "[[cost]]"))
 
 

@@ -406,4 +406,4 @@ class FailoverStore:
         if kept:
             self._notify(f"{plural(kept, 'audit row')} kept on disk for the next wrapper that reaches the store")
         if rows > kept:
-            self._notify(f"{plural(rows - kept, 'audit row')} lost: there is no room for them in memory or on disk")
+            self._notify(f"{plural(rows - kept, 'audit row')} lost: no store and no file on disk could take all of them")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from mcpguard.errors import ConfigError
+from mcpguard.errors import ConfigError, installing
 from mcpguard.files import named_path, read_at_once
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
@@ -89,7 +89,7 @@ def parse(url: str, password: str = "") -> RedisUrl:
     if scheme == "unix" and sys.platform == "win32":
         raise _wrong("unix:// is not for Windows", EXAMPLE)
     if any(importlib.util.find_spec(name) is None for name in ("redis", "hiredis")):
-        raise ConfigError("the store is a Redis server, and its client is not installed", "pip install 'mcpguard-cli[redis]'")
+        raise ConfigError("the store is a Redis server, and its client is not installed", installing("redis"))
     return RedisUrl(
         scheme,
         hosts=tuple(_host(one, cluster=scheme.endswith("cluster")) for one in where.split(",")) if where else (),

@@ -167,4 +167,4 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:
         return StoreUnavailable(f"{path} cannot be used: {words}", "another program holds its lock")
-    return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, or the file read-only?")
+    return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, the file read-only, or another account's?")

@@ -94,6 +94,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "write each key once"),
         ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
+        ("[store]\nurl = 'x'", "p.toml: line 1: unknown key 'store'", "store is for config.toml"),
         ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "known: mode wait [[rule]] [[cost]]"),
         ("mode = 'on'", "p.toml: line 1: mode: 'on' is neither", 'mode = "enforce" or mode = "observe"'),
         ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
