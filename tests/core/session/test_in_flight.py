@@ -59,6 +59,15 @@ def test_ids_of_different_types_are_different_requests() -> None:
     assert [outcome.row_id for outcome in talk.outcomes] == [2]
 
 
+def test_a_number_that_the_server_sends_back_as_a_string_is_the_id_of_the_request() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(call_line("x", 7), call_line("x", -8), call_line("x", "9"), request("ping", 10))
+    for request_id in ("7", "-8", 9, '"9"', "10"):
+        talk.answer(request_id)
+    assert [outcome.row_id for outcome in talk.outcomes] == [1, 2]
+    assert talk.server_exits("over") == ["answered 9: -32000"]
+
+
 def test_the_first_of_two_calls_with_one_id_ends_as_no_answer() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("x", 7), call_line("x", 7)) == ["forwarded 7", "forwarded 7"]
