@@ -330,7 +330,7 @@ class Session:
         if isinstance(params, dict):
             if frame.method == "initialize":
                 self._callers.client_name = name_in(params.get("clientInfo"))
-            elif frame.method == _CANCELLED:
+            elif frame.method == _CANCELLED and frame.id is None:  # servers do not take a request for a cancellation
                 self._cancelled(params.get("requestId"))
         return ToServer(frame.raw + b"\n")
 
