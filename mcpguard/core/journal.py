@@ -32,7 +32,8 @@ _MAX_DENIALS: Final = 4096
 """Counters whose denials a session counts. If there are more, all are counted anew."""
 
 _Key = tuple[str, str, str | None]
-"""What equal denials have in common: their context, their decision, and the limit as a row names it."""
+"""What equal denials have in common: their context, their decision, and the limit as a row names it. A call that was dropped
+while it waited is not equal to a denial: for such calls the reason follows the limit."""
 
 _Kind = tuple[str, str]
 """What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
@@ -131,7 +132,7 @@ class Journal:
             return None
         self._count(request, verdict)
         one = row(request, verdict, time_us, self.seq + 1)
-        if verdict.decision in REFUSED and not self._gets_own_row(one, verdict):
+        if verdict.decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
             return None
         self._number(verdict)
         return one
@@ -306,10 +307,16 @@ class Journal:
         sums = {" ".join(kind): True for kind, storm in self._sums.items() if _goes_on(storm, time_us)}
         return ROW_BYTES, 0 if is_full else BURST_BYTES, left, sums
 
-    def _gets_own_row(self, one: Row, verdict: Verdict) -> bool:
-        """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind."""
+    def _gets_own_row(self, one: Row, verdict: Verdict, reason: object) -> bool:
+        """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind.
+
+        Args:
+            one: Its row.
+            verdict: Its verdict.
+            reason: The reason in its request. If a limit refused the call, it is the reason why the call was dropped.
+        """
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
-        key = one.context, one.decision, one.reported
+        key = one.context, one.decision, f"{one.reported} {reason}" if one.reported and reason else one.reported
         storm = self._storms.get(key)
         if _goes_on(storm, one.time_us):
             self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import Final, Literal, NamedTuple, TextIO
 
 import anyio
 from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
@@ -35,6 +35,8 @@ _MOST_PAGES: Final = 100
 
 _OURS: Final = "mcpguard: "
 _EXITED: Final = f"{_OURS}server exited with "
+
+_Mode = Literal["auto", "legacy"]
 
 
 class _Listed(NamedTuple):
@@ -74,13 +76,14 @@ def checks(
     except CommandError as error:
         yield failed_by("server", error)
         return
+    guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
     begin_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as temporary:
-        file = Path(temporary) / "stderr"
-        guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
-        with file.open("w", encoding="utf-8") as errors:
-            found = _listed(guarded, cwd, errors, answer_s)
-        said = [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
+    found, said = _start(guarded, cwd, answer_s, "auto")
+    if isinstance(found, str) and any(line.startswith(_EXITED) for line in said):
+        # The first request of today's clients is `server/discover`. Servers on the Python SDK up to 1.8 exit on such a method,
+        # which they do not know, and serve older clients.
+        begin_s = time.monotonic()
+        found, said = _start(guarded, cwd, answer_s, "legacy")
     if isinstance(found, str):
         yield _failure(found, said, secrets_of(command, os.environ))
         return
@@ -90,18 +93,27 @@ def checks(
     yield from _rules(settings, name, found.tools)
 
 
-def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float) -> _Listed | str:
-    """What a server lists, or in a few words why it lists nothing.
+def _start(command: Sequence[str], cwd: Path, answer_s: float, mode: _Mode) -> tuple[_Listed | str, list[str]]:
+    """Start a server; returns what it lists, or in a few words why it lists nothing, and the lines on stderr.
 
     Args:
         command: The whole command.
         cwd: Where it starts.
-        errors: The file for stderr.
         answer_s: How long the server may take.
+        mode: How to connect, as the SDK's client names it; `legacy` begins with `initialize`.
     """
+    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as temporary:
+        file = Path(temporary) / "stderr"
+        with file.open("w", encoding="utf-8") as errors:
+            found = _listed(command, cwd, errors, answer_s, mode)
+        return found, [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> _Listed | str:
+    """What a server lists, or in a few words why it lists nothing; see `_start`."""
     logging.getLogger("mcp").setLevel(logging.CRITICAL + 1)  # the SDK logs what the result says anyway
     try:
-        return anyio.run(_ask, command, cwd, errors, answer_s)
+        return anyio.run(_ask, command, cwd, errors, answer_s, mode)
     except Exception as error:  # the SDK raises almost anything for a server that misbehaves
         cause: BaseException = error
         while isinstance(cause, BaseExceptionGroup):
@@ -113,7 +125,7 @@ def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float) 
         return f"it does not speak MCP: {type(cause).__name__}"
 
 
-async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float) -> _Listed:
+async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> _Listed:
     """Connect to a server and list its tools.
 
     Raises:
@@ -124,7 +136,7 @@ async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: floa
     transport = stdio_client(parameters, errlog=errors)
     info = Implementation(name="mcpguard-doctor", version=__version__)
     with anyio.fail_after(answer_s):
-        async with Client(transport, client_info=info, cache=None) as client:
+        async with Client(transport, mode=mode, client_info=info, cache=None) as client:
             tools: list[str] = []
             cursor: str | None = None
             for _ in range(_MOST_PAGES):

@@ -85,6 +85,21 @@ def test_a_server_that_exits_without_a_word_is_told(tmp_path: Path) -> None:
         assert found.detail == f"server exited with status {status}; it wrote nothing to stderr"
 
 
+def test_a_server_that_exits_on_the_first_request_of_todays_clients_is_asked_as_older_clients_ask(tmp_path: Path) -> None:
+    code = """
+import json, sys
+info = {"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": {"name": "old", "version": "1"}}
+results = {"initialize": info, "tools/list": {"tools": [{"name": "search", "inputSchema": {"type": "object"}}]}}
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}), flush=True)
+"""
+    checks = doctor(tmp_path, "--server", "crm", "--", *python(code))
+    assert only(checks, "server").detail.startswith("crm: old 1, protocol 2024-11-05, 1 tool, ready in ")
+    assert only(checks, "tool search")
+
+
 def test_a_server_that_does_not_answer_is_told_after_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)

@@ -69,8 +69,10 @@ def test_a_request_with_a_very_long_id_makes_no_room_for_calls(tmp_path: Path) -
         lambda text: [f'{{"jsonrpc":"2.0","result":{{"text":"{text * 200_000}"}},"id":1}}\n'],
         lambda text: [f'{{"id":1,"jsonrpc":"2.0","error":{{"code":1,"message":"{text * 200_000}"}}}}\n'],
         lambda text: ['{"jsonrpc":"2.0"', ',"id":', f'1,"result":"{text}', '"}\n'],
+        lambda text: [f'{{"jsonrpc":"2.0","id":"1","result":"{text}"}}\n'],
+        lambda text: [f'{{"jsonrpc":"2.0","id":1.0,"result":"{text}"}}\n'],
     ],
-    ids=["batch", "large, id last", "large, version second", "in pieces"],
+    ids=["batch", "large, id last", "large, version second", "in pieces", "the id as a string", "the id as a double"],
 )
 def test_an_answer_frees_the_place_of_its_call_however_it_is_written(
     tmp_path: Path, answer: Callable[[str], list[str]]

@@ -51,7 +51,7 @@ _VERSION_SECOND = re.compile(rb'\s*\{\s*"id"\s*:\s*' + _ID + rb"\s*,\s*" + _VERS
 _RESULT_FIRST = re.compile(rb"\s*\{\s*(?:" + _VERSION + rb",\s*)?+" + _KIND)
 _ID_LAST = re.compile(rb',\s*"id"\s*:\s*' + _ID + rb"\s*(?:,\s*" + _VERSION + rb")?+\}\s*$")
 # The two ends of a large answer cannot be parsed. So any id is found there, in any order, and without a version
-_ANY_ID = rb'"id"\s*:\s*(-?[0-9]+|"(?:[^"\\\x00-\x1f]++|\\.)*+")\s*'
+_ANY_ID = rb'"id"\s*:\s*(-?[0-9]+(?:\.0+)?|"(?:[^"\\\x00-\x1f]++|\\.)*+")\s*'
 _OTHER = rb'"(?:jsonrpc"\s*:\s*"2\.0"|(?:result|error)"\s*:\s*null)\s*'
 _BEGINNING = re.compile(rb"\s*\{\s*(?:" + _OTHER + rb",\s*)*+(?:" + _ANY_ID + rb",\s*)?+(?:" + _OTHER + rb",\s*)*+" + _KIND)
 _END = re.compile(rb",\s*" + _ANY_ID + rb"(?:,\s*" + _OTHER + rb")*+\}\s*$")
@@ -89,7 +89,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
         return Answer(found[0], "unparsed") if found else None
     if not isinstance(message, dict) or message.get("method") is not None:
         return None
-    answer_id = id_text(message.get("id"))
+    answer_id = _id_text(message.get("id"))
     return None if answer_id is None else _answer(answer_id, message)
 
 
@@ -108,10 +108,15 @@ def _read_ends(frame: bytes) -> Answer | None:
     if beginning is None or with_id is None:
         return None
     try:
-        request_id = id_text(json.loads(with_id[1]))
+        request_id = _id_text(json.loads(with_id[1]))
     except ValueError:
         return None
     return None if request_id is None else Answer(request_id, "rpc_error" if beginning[2] == b"error" else "unparsed")
+
+
+def _id_text(value: object) -> str | None:
+    """A response's id as JSON text. Some servers read every number as a double, and answer the request 7 as 7.0."""
+    return str(int(value)) if type(value) is float and value.is_integer() else id_text(value)
 
 
 def _answer(request_id: str, message: dict[str, object]) -> Answer:

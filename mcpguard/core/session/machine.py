@@ -330,7 +330,7 @@ class Session:
         if isinstance(params, dict):
             if frame.method == "initialize":
                 self._callers.client_name = name_in(params.get("clientInfo"))
-            elif frame.method == _CANCELLED:
+            elif frame.method == _CANCELLED and frame.id is None:  # servers do not take a request for a cancellation
                 self._cancelled(params.get("requestId"))
         return ToServer(frame.raw + b"\n")
 
@@ -474,6 +474,8 @@ class Session:
 
     def _answered(self, answer: Answer, now_us: int) -> None:
         request = self.in_flight.end(answer.id, answer.outcome, now_us)
+        if request is None:  # some servers answer the request 7 as "7", and the clients of both SDKs take that for its answer
+            request = self.in_flight.end(answer.id.strip('"'), answer.outcome, now_us)
         if answer.wanted and request and request.tool is not None:
             self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
 

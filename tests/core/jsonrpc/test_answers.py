@@ -61,6 +61,14 @@ def test_an_id_is_read_as_the_client_wrote_it(request_id: object, at: int) -> No
     assert read_answer(unescaped) == Answer(json.dumps(request_id), "ok")
 
 
+@pytest.mark.parametrize("order", ["id result", "result id"])
+def test_an_id_that_the_server_wrote_as_a_double_is_the_integer(order: str) -> None:
+    for result, outcome in (({}, "ok"), (LARGE, "unparsed")):
+        members = {"id": 7.0, "result": result, "jsonrpc": "2.0"}
+        line = json.dumps({key: members[key] for key in (*order.split(), "jsonrpc")}).encode() + b"\n"
+        assert (read_large(line) if result else [read_answer(line)]) == [Answer("7", outcome)]
+
+
 def test_keys_written_with_escapes_are_recognised() -> None:
     assert read_answer(b'{"jsonrpc":"2.0","\\u0069d":7,"result":{}}') is None  # no id in sight: not looked into
     assert read_answer(b'{"id":7,"\\u0072esult":{"isError":true}}') == Answer("7", "tool_error")

@@ -149,6 +149,21 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     assert (record["request_id"], record["decision"], record["reason"]) == (2, "rate_limited", "cancelled while it waited")
 
 
+def test_a_dropped_call_shares_no_row_with_denials() -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 6)))  # two wait, and two would have to wait too long
+    talk.client(cancel(2), cancel(3))
+    talk.record()
+    talk.client(*(call_line("search", at) for at in range(6, 9)))  # the same
+    talk.client(cancel(6))
+    talk.record()
+    talk.wall.pass_s(1)
+    talk.record()
+    found = [(one["request_id"], one.get("reason"), one.get("repeats")) for one in talk.records]
+    dropped = "cancelled while it waited"
+    assert found == [(1, None, None), (4, None, None), (2, dropped, None), (8, None, 2), (6, dropped, 2)]
+
+
 @pytest.mark.parametrize(
     ("drop", "why"),
     [

@@ -59,6 +59,15 @@ def test_ids_of_different_types_are_different_requests() -> None:
     assert [outcome.row_id for outcome in talk.outcomes] == [2]
 
 
+def test_a_number_that_the_server_sends_back_as_a_string_is_the_id_of_the_request() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(call_line("x", 7), call_line("x", -8), call_line("x", "9"), request("ping", 10))
+    for request_id in ("7", "-8", 9, '"9"', "10"):
+        talk.answer(request_id)
+    assert [outcome.row_id for outcome in talk.outcomes] == [1, 2]
+    assert talk.server_exits("over") == ["answered 9: -32000"]
+
+
 def test_the_first_of_two_calls_with_one_id_ends_as_no_answer() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("x", 7), call_line("x", 7)) == ["forwarded 7", "forwarded 7"]
@@ -112,6 +121,16 @@ def test_a_cancellation_cancels_the_call_that_was_written_last_with_its_id() -> 
     assert not talk.awaits_answers
     talk.record()
     assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(1, "no_answer"), (2, "cancelled")]
+
+
+def test_a_request_with_the_method_of_a_cancellation_cancels_no_call() -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\nwait = "9s"\n')
+    talk.client(call_line("x", 1), call_line("x", 2))
+    for request_id in (1, 2):
+        talk.client(request("notifications/cancelled", "odd", requestId=request_id))
+    assert talk.client(call_line("x", 3)) == []  # the place of the first is not free
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 2"]
 
 
 def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
