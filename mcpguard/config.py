@@ -334,9 +334,8 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
             raise ConfigError(f"{where}: {file}: no such file", "give the name of a file that exists") from None
         return {}
     except OSError as error:
-        raise ConfigError(
-            f"{file}: cannot be read: {error.strerror}", "it must be a TOML file that this account may read"
-        ) from error
+        hint = "it must be a TOML file that this account may read"
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8", "save it as UTF-8") from error
     except (ValueError, RecursionError) as error:  # a very long number, or deep nesting

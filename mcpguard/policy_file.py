@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.core.policy.model import Policy
-from mcpguard.core.policy.parse import STARTER, parse, text_of
+from mcpguard.core.policy.parse import STARTER, parse, text_of, unreadable
 from mcpguard.core.redaction import redacted
 from mcpguard.errors import PolicyError
 from mcpguard.followed_file import FollowedFile
@@ -87,9 +87,7 @@ class PolicyFile:
             if content is None:
                 return no_such_file(self.path, named=self._named)
             if isinstance(content, str):
-                return PolicyError(
-                    f"{self.path}: cannot be read: {content}", "a policy is a file in TOML that this account may read"
-                )
+                return unreadable(str(self.path), content)
             source = str(self.path)
             return parse(text_of(content, source=source), source=source, observe=self._observe)
         except PolicyError as error:

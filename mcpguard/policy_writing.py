@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.core.policy.model import Policy
-from mcpguard.core.policy.parse import STARTER, parse, text_of
-from mcpguard.errors import McpguardError, PolicyError
+from mcpguard.core.policy.parse import STARTER, parse, text_of, unreadable
+from mcpguard.errors import McpguardError
 from mcpguard.files import place_to_make, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
 from mcpguard.whole_files import LEFT_AFTER_S, remove_leftovers, reported, require_writable, write
@@ -74,7 +74,7 @@ def read(path: Path) -> str | None:
     file = FollowedFile(path)
     file.look()
     if isinstance(file.content, str):
-        raise PolicyError(f"{path}: cannot be read: {file.content}", "a policy is a file in TOML that this account may read")
+        raise unreadable(str(path), file.content)
     return None if file.content is None else text_of(file.content, source=str(path))
 
 
@@ -114,9 +114,7 @@ class Draft:
             self._before = read_at_once(path)
             self.file.write_bytes(self._before)
         except OSError as error:
-            raise PolicyError(
-                f"{path}: cannot be read: {error.strerror}", "a policy is a file in TOML that this account may read"
-            ) from error
+            raise unreadable(str(path), error.strerror) from error
 
     @property
     def is_changed(self) -> bool:

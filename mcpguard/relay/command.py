@@ -40,9 +40,8 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
         hint = "check the path"
     else:
         hint = "give its full path: clients start mcpguard with a short PATH"
-    raise CommandError(
-        f"cannot run {command if command.strip() else repr(command)}: no such command", hint, ExitStatus.NOT_FOUND
-    )
+    shown = command if command.strip() else repr(command)
+    raise CommandError(f"cannot run {shown}: no such command", hint, ExitStatus.NOT_FOUND)
 
 
 if sys.platform == "win32":

@@ -192,6 +192,11 @@ def _header_lines(text: str) -> dict[str, list[int]]:
     return lines
 
 
+def unreadable(source: str, why: str | None) -> PolicyError:
+    """The error for a file that the system does not let this account read."""
+    return PolicyError(f"{source}: cannot be read: {why}", "a policy is a file in TOML that this account may read")
+
+
 def text_of(content: bytes, *, source: str) -> str:
     """Decode the content of a policy file.
 
