@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -93,7 +93,7 @@ def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool)
                 "reason": one.reason or None,
                 "overridden_by": None if one.winner is None else one.winner + 1,
                 "narrower_in": list(one.narrower_in),
-                "limits": [_limit_as_json(left, known=not found.failure) for left in found.headrooms.get(one.at, [])],
+                "limits": [_limit_as_json(left, known=not found.failure) for left in _headrooms(found, one)],
             }
             for one in found.matches
         ],
@@ -195,7 +195,12 @@ def _lines(found: Explanation, one: RuleMatch) -> list[str]:
         return [one.reason]
     if one.rule.deny:
         return ["denies the call"]
-    return [_line(found, headroom) for headroom in found.headrooms.get(one.at, ())] or ["counts nothing"]
+    return [_line(found, headroom) for headroom in _headrooms(found, one)] or ["counts nothing"]
+
+
+def _headrooms(found: Explanation, one: RuleMatch) -> Sequence[Headroom]:
+    """What is left of each limit; of none if the rule is overridden, since another part of the rule may apply."""
+    return found.headrooms.get(one.at, ()) if one.status == "applies" else ()
 
 
 def _line(found: Explanation, left: Headroom) -> str:

@@ -300,6 +300,17 @@ def test_caps_cost_errors_and_arguments_are_explained(tmp_path: Path) -> None:
     ]
 
 
+def test_an_overridden_part_of_a_rule_lists_no_limit_of_the_other_part(tmp_path: Path) -> None:
+    cap = '[[rule]]\ntool = "*"\nlimit = "1/1m"\nconcurrent = 2\n'
+    policy(tmp_path, cap + rule("unlimited", tool="echo"))
+    found = explained(tmp_path, *WHO, "--tool", "echo", "--server", "crm")
+    assert [(one["number"], one["status"], [left["limit"] for left in one["limits"]]) for one in found["rules"]] == [
+        (1, "overridden", []),
+        (1, "applies", [2]),
+        (2, "applies", []),
+    ]
+
+
 def test_a_closed_tool_is_denied_whatever_the_arguments_are(tmp_path: Path) -> None:
     policy(tmp_path, '[[rule]]\nper = ["arguments"]\nlimit = "5/10m"\n[[rule]]\ntool = "echo"\nlimit = "deny"\n')
     out = mcpguard(tmp_path, "policy", "explain", *WHO, "--tool", "echo", "--server", "crm").stdout
