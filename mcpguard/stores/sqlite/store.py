@@ -401,7 +401,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """See `Store`. Drains the log first, if the database can be written, or some of it, if that takes long."""
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+        with contextlib.suppress(Exception):  # whoever opens the store next drains the rest, or reports what is wrong
             self._log.check()
             self._files.check_database()
             if self._log.drained().end < self._follower.at.end:
