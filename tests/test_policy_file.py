@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard import policy_file
+from mcpguard import followed_file, policy_file
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.errors import PolicyError
@@ -325,6 +325,27 @@ def test_a_file_that_cannot_be_examined_and_then_is_missing_is_noticed(path: Pat
     path.unlink()
     assert isinstance(file.poll(), Policy)
     assert file.is_starter
+
+
+@pytest.mark.parametrize("when", ["at the start", "after an edit"])
+def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_by_the_next_poll(
+    path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    path.write_text(rule("1/1h"))
+    file = PolicyFile(path)
+    if when == "after an edit":
+        assert isinstance(file.begin(), Policy)
+        path.write_text(rule("22/1h"))
+    settle(path, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(followed_file, "read_at_once", refuse)
+        found = file.begin() if when == "at the start" else file.poll()
+        assert isinstance(found, PolicyError)
+        assert file.poll() is None  # it is reported once
+    assert isinstance(file.poll(), Policy)
 
 
 def test_a_token_pasted_into_the_policy_is_not_repeated_in_the_error(path: Path) -> None:

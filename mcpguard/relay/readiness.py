@@ -190,21 +190,30 @@ else:
         def wait(self, timeout_s: float) -> bool:
             """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once.
 
-            The first wait returns at once: only from then on does `wake` end a wait.
+            The first wait returns at once: only from then on does `wake` end a wait. Without a free descriptor for a pipe,
+            a wait lasts at most `LOOK_S` instead.
             """
             if self._pipe is None:
-                woken, waking = os.pipe()
-                os.set_blocking(woken, False)
-                os.set_blocking(waking, False)
-                self._pipe = io.FileIO(woken), io.FileIO(waking, "w")
-                timeout_s = 0
+                timeout_s = 0 if self._open_pipe() else min(timeout_s, LOOK_S)
             poll = select.poll()
             poll.register(self._fd, select.POLLIN)
-            poll.register(self._pipe[0], select.POLLIN)
+            if self._pipe:
+                poll.register(self._pipe[0], select.POLLIN)
             found = dict(poll.poll(int(timeout_s * 1000 + 0.999)))  # rounded up
-            if self._pipe[0].fileno() in found:
+            if self._pipe and self._pipe[0].fileno() in found:
                 self._pipe[0].read(_PIPE_BYTES)
             return self._fd in found
+
+        def _open_pipe(self) -> bool:
+            """Open the pipe; returns whether there were descriptors for it."""
+            try:
+                woken, waking = os.pipe()
+            except OSError:
+                return False
+            os.set_blocking(woken, False)
+            os.set_blocking(waking, False)
+            self._pipe = io.FileIO(woken), io.FileIO(waking, "w")
+            return True
 
         def wake(self) -> None:
             """End the current wait, or the next one. From any thread."""

@@ -41,7 +41,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         parse_agent(settings.agent, where=settings.places["agent"])  # raises before anything is started
     if settings.store:
         _ = settings.address
-    supervisor = Supervisor()
+    supervisor = Supervisor(settings.timeout_ms / 1000)
     server_process = spawn(argv, environment(os.environ))
     from mcpguard.relay.console import Console  # from here on the server boots at the same time
     from mcpguard.relay.output import ClientOutput

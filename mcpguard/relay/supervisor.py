@@ -60,9 +60,13 @@ class Supervisor:
     """Starts and ends the traffic with one server.
 
     Make it in the main thread before the server is started, so that there is a handler for every signal.
+
+    Args:
+        store_s: How long the store may take. The last answers wait for that if a call just uses the store.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store_s: float = 0.0) -> None:
+        self._store_s = store_s
         self._ended: set[str] = set()
         self._signals: list[int] = []
         self._signalled_s = 0.0
@@ -209,9 +213,9 @@ class Supervisor:
                 return
 
     def _drain_answers(self, traffic: "Traffic") -> None:
-        """Wait until the client has received the last answers. Give up after a signal, or when it takes none for `DRAIN_S`."""
+        """Wait until the client has received the last answers. Give up after a signal, or when it takes none for too long."""
         taken = traffic.output.taken
-        while not self._wait(lambda: "answers" in self._ended, DRAIN_S, DRAIN_AFTER_SIGNAL_S):
+        while not self._wait(lambda: "answers" in self._ended, self._store_s + DRAIN_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, traffic.output.taken
             if self._signals or taken == before:
                 return

@@ -1,10 +1,11 @@
+import errno
 import os
 import socket
 
 import pytest
 
 from mcpguard.relay import readiness
-from mcpguard.relay.readiness import ClientEnd, Readiness, ServerInput
+from mcpguard.relay.readiness import ClientEnd, ClientInput, Readiness, ServerInput
 
 
 @pytest.fixture
@@ -45,3 +46,21 @@ def test_a_client_that_has_not_left_has_not_ended() -> None:
     with ours, theirs:
         theirs.send(b"something")
         assert not ClientEnd(ours.fileno())()
+
+
+@pytest.mark.posix
+def test_without_a_free_descriptor_bytes_are_awaited_in_short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    ours, theirs = socket.socketpair()
+    client = ClientInput(ours.fileno())
+    with ours, theirs:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pipe", refuse)
+            assert not client.wait(3600.0)  # what would wake it has to be looked for
+            client.wake()
+            theirs.send(b"something")
+            assert client.wait(3600.0)
+        assert client.wait(3600.0)
+        client.close()

@@ -63,6 +63,7 @@ class FakeTraffic:
         self.client_leaves = False
         self.client_waits = True
         self.unanswered = 0
+        self.answers_at_once = True
         self.output = Output()
 
     def start(self) -> None:
@@ -94,7 +95,8 @@ class FakeTraffic:
     def answer_rest(self, how: str) -> None:
         self.finished.append(how)
         assert self.supervisor
-        self.supervisor.ended("answers")
+        if self.answers_at_once:
+            self.supervisor.ended("answers")
 
     def finish(self, timeout_s: float) -> None:
         assert timeout_s <= supervisor.LAST_ROWS_S
@@ -436,6 +438,22 @@ def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene, monkeypatch: py
     scene.supervisor.ended("client")
     assert scene.supervise() == 128 + signal.SIGKILL
     thread.join()
+
+
+def test_the_last_answers_are_waited_for_as_long_as_the_store_may_take(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.traffic.answers_at_once = False
+    scene.supervisor._store_s = 1000.0
+    wait = scene.supervisor._woken.wait
+
+    def wait_or_answer(timeout_s: float | None) -> None:
+        if timeout_s is not None and timeout_s > 900:
+            scene.supervisor.ended("answers")
+        wait(timeout_s)
+
+    monkeypatch.setattr(scene.supervisor._woken, "wait", wait_or_answer)
+    scene.server("false")
+    assert scene.supervise() == 1
+    assert "answers" in scene.supervisor._ended
 
 
 def test_a_client_that_is_slow_is_waited_for(scene: Scene) -> None:

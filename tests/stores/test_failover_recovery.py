@@ -1,5 +1,6 @@
 """Write-back after an outage: nothing is lost, and nothing of one store reaches another."""
 
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -47,6 +48,21 @@ def test_outcomes_are_joined_to_the_right_rows_among_denials(mode: str) -> None:
     allowed = "allowed" if mode == "local" else "allowed_unavailable"
     told = [(record["decision"], record.get("outcome")) for record in place.records()]
     assert told == [(allowed, "ok"), ("denied", None), (allowed, "rpc_error")]
+
+
+def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    place = Place("deny")
+    place.break_down()
+    assert place.call() == ["unavailable"]
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        place.probe()
+    assert place.store._store is None
+    place.mend()
+    assert place.call() == ["allowed"]
 
 
 def test_outcomes_that_the_store_does_not_take_are_kept_until_it_does() -> None:

@@ -1,7 +1,9 @@
 """Spill files: what a wrapper that ends in an outage leaves on disk, and how others take it in."""
 
 import contextlib
+import errno
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,29 @@ def test_counts_rows_and_outcomes_of_a_wrapper_that_ends_in_an_outage_are_taken_
     assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the outage written"]
     assert spill_files(tmp_path) == []
     assert not after.store.needs_tending
+
+
+def test_no_row_is_lost_after_a_write_that_a_full_disk_has_cut_and_that_could_not_be_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    place = in_outage(tmp_path)
+    place.call()
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+        patched.setattr(os, "ftruncate", refuse)
+        place.call()
+    place.probe()  # the file takes what waits
+    place.call()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+        place.call()
+    place.kill()
+    after = successor(place, tmp_path)
+    assert [record["seq"] for record in after.records()] == [1, 2, 3]
 
 
 def test_closing_reports_how_many_rows_are_kept_on_disk(tmp_path: Path) -> None:

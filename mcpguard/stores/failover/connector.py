@@ -27,7 +27,11 @@ class Connector:
         self._store: Recoverable | None = None
         self._error = NOT_IN_TIME
         self._abandoned = False
-        threading.Thread(target=self._open, name="mcpguard-connect", daemon=True).start()
+        try:
+            threading.Thread(target=self._open, name="mcpguard-connect", daemon=True).start()
+        except RuntimeError as error:
+            self._error = StoreUnavailable(f"it cannot be opened: {error}", "look at the limits of this system: ulimit -a")
+            self._done.set()
 
     def _open(self) -> None:
         try:

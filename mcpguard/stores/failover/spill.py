@@ -80,6 +80,7 @@ class SpillFile:
         self.path = path
         self._fd = fd
         self._bytes = os.fstat(fd).st_size
+        self._is_torn = False
 
     def append(self, records: Iterable[Record]) -> None:
         """Write all records or none.
@@ -90,14 +91,22 @@ class SpillFile:
         data = b"".join([f"{compact(record)}\n".encode() for record in records])
         if self._bytes + len(data) > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path))
+        self._cut()
         try:
             if os.write(self._fd, data) < len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         except OSError:
+            self._is_torn = True
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, self._bytes)
+                self._cut()
             raise
         self._bytes += len(data)
+
+    def _cut(self) -> None:
+        """Cut off half a record that a failed write has left. A full disk may refuse that, too, so it is tried again."""
+        if self._is_torn:
+            os.ftruncate(self._fd, self._bytes)
+            self._is_torn = False
 
     def read(self) -> Iterator[list[Any]]:
         """All records. Lines that are no records are skipped. A last line that a crash cut off is removed from the file.

@@ -151,17 +151,26 @@ class SqliteStore:
             verdicts = [verdict]
         if verdicts is not None:
             if self._durable:
-                self._force()
+                self._force(requests, verdicts)
             return verdicts
         with contextlib.suppress(StoreUnavailable), database.reported(self.path):
             self._pace.await_drained(drained_end + ROOM_BYTES)
         return self.decide(requests, journal, may_wait=False)
 
-    def _force(self) -> None:
-        """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk."""
+    def _force(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
+        """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk.
+
+        If that fails, they are decided without this store, so nobody would free the places that they have got here.
+        """
         if self._forced_bytes < (appended_bytes := self._log.appended_bytes):
-            with database.reported(self.path):
-                self._log.force()
+            try:
+                with database.reported(self.path):
+                    self._log.force()
+            except StoreUnavailable:
+                rows = [(one.row_id, request.plan) for request, one in zip(requests, verdicts, strict=True)]
+                with contextlib.suppress(StoreUnavailable):
+                    self.settle([Ending(row_id, plan, failed=False) for row_id, plan in rows if row_id is not None])
+                raise
             self._forced_bytes = appended_bytes
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
@@ -401,7 +410,7 @@ class SqliteStore:
 
     def close(self) -> None:
         """See `Store`. Drains the log first, if the database can be written, or some of it, if that takes long."""
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+        with contextlib.suppress(Exception):  # whoever opens the store next drains the rest, or reports what is wrong
             self._log.check()
             self._files.check_database()
             if self._log.drained().end < self._follower.at.end:

@@ -1,6 +1,8 @@
 """Calls in flight of many processes: who takes a place, when it is free again, and what is left on the disk."""
 
 import contextlib
+import errno
+import os
 import random
 import selectors
 import signal
@@ -70,6 +72,20 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def in_database(path: Path) -> int:
     with contextlib.closing(sqlite3.connect(path)) as db:
         return int(db.execute("SELECT count(*) FROM in_flight").fetchone()[0])
+
+
+def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    caller = Caller(open_store(durability="full"), CAPPED)
+    assert caller.words("x") == ["allowed"]
+    with monkeypatch.context() as patched:
+        patched.setattr(call_log, "_sync", refuse)
+        with pytest.raises(StoreUnavailable):
+            caller.decide("x", "x")
+    assert caller.used == [1]
+    assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
 
 # Processes that end

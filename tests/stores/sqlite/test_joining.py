@@ -13,6 +13,7 @@ from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
+from mcpguard.stores.sqlite.upkeep import Upkeep
 from tests.core.build import Session
 
 FIVE = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
@@ -69,6 +70,22 @@ def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_s
     hold = SharedHold(beside(path, "-open"))
     assert not hold.alone()
     second.close()
+    assert hold.alone()
+    hold.close()
+
+
+@pytest.mark.posix
+def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise MemoryError
+
+    store = open_store()
+    Session(store, FIVE).call("x")
+    monkeypatch.setattr(Upkeep, "drain", fail)
+    store.close()
+    hold = SharedHold(beside(path, "-open"))
     assert hold.alone()
     hold.close()
 
