@@ -389,11 +389,6 @@ def admit_some(
     return 1 + further, verdict, after
 
 
-def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
-    """The verdict that a call with this plan would get now. Nothing is charged."""
-    return verdict(plan, limiter.decide(plan.limits, states, now_us))
-
-
 _NOTHING: Final = Decision(False, (), (), ())
 
 
