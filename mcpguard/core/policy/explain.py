@@ -199,12 +199,11 @@ def _matching(rule: Rule, selector: str) -> str:
 
 def _spread(rule: Rule, axis: str) -> str:
     """How a rule counts on an axis: `one` value, `each` value by itself, `all` selected values or `any` values together."""
-    patterns = rule.selectors.get(axis)
-    if patterns and "*" not in patterns[0]:
+    if axis in rule.exact:
         return "one"
     if axis in rule.per:
         return "each"
-    return "all" if patterns else "any"
+    return "all" if axis in rule.selectors else "any"
 
 
 def _who(rule: Rule, *, together: bool = True) -> str:
