@@ -158,8 +158,7 @@ def settled_plan(request: DecisionRequest, verdict: Verdict) -> Plan | None:
     """
     plan = request.whole_plan or request.plan
     if verdict.decision == "would_deny":
-        exceeded = [reported for reported, _ in verdict.exceeded]
-        full = {limit.rule for limit, reported in zip(plan.limits, plan.reported, strict=True) if reported in exceeded}
+        full = {limit.rule for limit, _ in verdict.without_room(plan)}
         plan = plan.only(lambda limit: limit.counts != "errors" or limit.rule not in full)
     return plan if plan.settles else None
 
