@@ -88,7 +88,7 @@ class Reader:
             self._identity = integrity.identity(path)
             self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
             self._db.execute("PRAGMA query_only = ON")
-            require_schema(self._db, path=str(path))
+            require_schema(self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db)
         self._log = log
