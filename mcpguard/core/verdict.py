@@ -97,7 +97,7 @@ class Ending(NamedTuple):
     Attributes:
         row_id: The store's id of the call's row.
         plan: The call's plan.
-        failed: Whether its outcome is `tool_error` or `rpc_error`.
+        failed: Whether its outcome is one of `audit.ERRORS`.
     """
 
     row_id: int
