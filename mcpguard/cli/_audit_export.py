@@ -20,6 +20,7 @@ from mcpguard.cli._options import store_option
 from mcpguard.cli._seen import files
 from mcpguard.cli._text import reader_leaves, say, until_reader_leaves
 from mcpguard.config import Settings
+from mcpguard.core.text import amount
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
 from mcpguard.report.export import FORMATS, Writer
 from mcpguard.report.following import follow as follow_rows
@@ -117,7 +118,7 @@ def _write_all(
                 advance(page[-1].row_id, rows)
         file.flush()
     if is_file:
-        click.echo(f"{rows:,} row{'' if rows == 1 else 's'} written", err=True)
+        click.echo(f"{amount(rows, 'row')} written", err=True)
 
 
 @contextlib.contextmanager
