@@ -37,3 +37,9 @@ def configured_tier(settings: Settings) -> str | None:
         return parse_agent(settings.agent, where="agent").tier if settings.agent else None
     except ConfigError:
         return None
+
+
+def used_tiers(settings: Settings) -> list[str]:
+    """The tiers of agents that are used on this machine although they are not usual ones."""
+    tier = configured_tier(settings)
+    return [tier] if tier else []

@@ -13,14 +13,13 @@ from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._seen import files, seen
 from mcpguard.cli._text import tolerant_output, warn
-from mcpguard.cli._tiers import tiers
 from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
-from mcpguard.identity import configured_tier
+from mcpguard.identity import configured_tier, used_tiers
 from mcpguard.policy_file import load
 
 
@@ -185,7 +184,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
     unmatched = [] if is_starter else never_matched(found, settings)
     unlimited = found.tier_warning(configured_tier(settings))
     found_warnings = [
-        *warnings(found, tiers=tiers(settings)),
+        *warnings(found, tiers=used_tiers(settings)),
         *([unlimited] if unlimited else []),
         *unmatched,
         *exposed(settings.files),
@@ -249,7 +248,7 @@ def edit(policy: str | None) -> int:
       EDITOR=nano mcpguard policy edit
     """
     settings = config.load(os.environ, policy=policy)
-    return _policy_edit.edit(settings.policy, tiers=tiers(settings))
+    return _policy_edit.edit(settings.policy, tiers=used_tiers(settings))
 
 
 @command.command(short_help="Only report denials, or deny.")
