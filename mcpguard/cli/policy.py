@@ -21,6 +21,7 @@ from mcpguard.errors import ExitStatus, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
 from mcpguard.identity import configured_tier, used_tiers
 from mcpguard.policy_file import load
+from mcpguard.stores.clock import wall_us
 
 
 @click.group("policy", Group)
@@ -302,10 +303,9 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
       mcpguard policy suggest --diff | patch "$(mcpguard policy path)"
     """
     from mcpguard.cli import _policy_suggest
-    from mcpguard.policy_suggesting import days_ago_us
     from mcpguard.policy_suggesting import suggest as suggested
 
-    since_us = days_ago_us(config.span_us(since, where="--since"))
+    since_us = wall_us() - config.span_us(since, where="--since")
     settings = config.load(os.environ, policy=policy, store=store)
     found = suggested(settings, since_us=since_us)
     if as_json:
