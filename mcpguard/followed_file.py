@@ -75,11 +75,9 @@ class FollowedFile:
         try:
             self.content = read_at_once(self.path, -1 if self._max_bytes is None else self._max_bytes + 1)
         except OSError as error:
-            before, self._stamp = (
-                self.content,
-                None,
-            )  # read it again: the reason may pass and leave no trace in the file's times
+            before = self.content
             self.content = error.strerror or str(error)
+            self._stamp = None  # read it again: the reason may pass and leave no trace in the file's times
             return self.content != before
         return True
 

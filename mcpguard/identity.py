@@ -1,10 +1,17 @@
 """The caller according to the settings of this machine."""
 
+from typing import Final
+
 from mcpguard.account import account_name
 from mcpguard.config import Settings
 from mcpguard.core.agent import Agent
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.errors import ConfigError
+
+SOURCES: Final = {"os": "the OS account", "jwt": "the token", "default": "a client fills in its own name"}
+"""Where a user or an agent comes from, for people, by the word in `user_source` or `agent_source`."""
+
+TOKEN_UNUSED: Final = "MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"  # noqa: S105 - not a token
 
 
 def configured_identity(settings: Settings, server: str) -> Identity:
@@ -37,3 +44,9 @@ def configured_tier(settings: Settings) -> str | None:
         return parse_agent(settings.agent, where="agent").tier if settings.agent else None
     except ConfigError:
         return None
+
+
+def used_tiers(settings: Settings) -> list[str]:
+    """The tiers of agents that are used on this machine although they are not usual ones."""
+    tier = configured_tier(settings)
+    return [tier] if tier else []

@@ -154,7 +154,7 @@ def explain(
         states = [EMPTY] * len(plan.counters)
     left: dict[int, list[Headroom]] = {}
     for room in headrooms(plan, states, now_us):
-        left.setdefault(room.place, []).append(room)
+        left.setdefault(room.at, []).append(room)
     sources = {
         "user": who.user_source,
         "agent": agent_source,

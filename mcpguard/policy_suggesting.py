@@ -2,10 +2,9 @@
 
 import contextlib
 import difflib
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from mcpguard.config import Settings
 from mcpguard.core.policy.model import AXES, Policy
@@ -16,9 +15,6 @@ from mcpguard.policy_file import no_such_file
 from mcpguard.policy_text import appended, ended_alike, lines_of, with_limits
 from mcpguard.policy_writing import read
 from mcpguard.stores.api import Wanted
-
-OLDER_ROWS: Final = HELD_ROWS
-"""Reading stops after this many older rows in a row. Rows of an outage are older than the rows before them."""
 
 
 class Suggested(NamedTuple):
@@ -79,7 +75,7 @@ def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
         for _, record in store.newest(wanted=wanted):
             if int(str(record["time_us"])) < since_us:
                 older += 1
-                if older == OLDER_ROWS:
+                if older == HELD_ROWS:  # rows of an outage are older than the rows before them
                     return
                 continue
             older = 0
@@ -90,10 +86,8 @@ def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
 def _rewritten(text: str, policy: Policy, findings: Findings) -> str:
     """The policy's text with the suggested limits, each with its reason in a comment."""
     new = text
-    by_line = sorted(
-        findings.suggestions, key=lambda one: -one.at
-    )  # from the end, so that the lines before stay where they are
-    for suggestion in by_line:
+    # From the end, so that the lines before stay where they are
+    for suggestion in sorted(findings.suggestions, key=lambda one: -one.at):
         limits = [(f"{one.n}/{one.window}", printable(one.reason)) for one in suggestion.limits]
         if suggestion.kind == "change":
             new = with_limits(new, policy, suggestion.at, limits)
@@ -102,8 +96,3 @@ def _rewritten(text: str, policy: Policy, findings: Findings) -> str:
             limits = [(f"{one.n}/{one.window}", printable(one.reason)) for one in suggestion.limits]
             new = appended(new, suggestion.table | {"limit": [limit for limit, _ in limits]}, reasons=dict(limits))
     return ended_alike(text, new)
-
-
-def days_ago_us(span_us: int) -> int:
-    """The wall-clock time that long ago."""
-    return time.time_ns() // 1000 - span_us

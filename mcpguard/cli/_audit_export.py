@@ -18,9 +18,9 @@ from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._seen import files
-from mcpguard.cli._text import reader_leaves, until_reader_leaves, written_to
+from mcpguard.cli._text import reader_leaves, say, until_reader_leaves, written_to
 from mcpguard.config import Settings
-from mcpguard.core.text import printable
+from mcpguard.core.text import amount
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
 from mcpguard.report.export import FORMATS, Writer
 from mcpguard.report.following import follow as follow_rows
@@ -86,7 +86,7 @@ def command(
                 file.write(heading + "\n")
             write = Writer(FORMATS[form]).lines
             if follow:
-                for page in follow_rows(settings, wanted, _say, _wait_for_reader if file is sys.stdout else time.sleep):
+                for page in follow_rows(settings, wanted, say, _wait_for_reader if file is sys.stdout else time.sleep):
                     file.write(write(page))
                     file.flush()
             else:
@@ -110,10 +110,6 @@ def _wait_for_reader(seconds: float) -> None:
         raise BrokenPipeError
 
 
-def _say(text: str) -> None:
-    click.echo(printable(f"mcpguard: {text}"), err=True)
-
-
 def _write_all(
     settings: Settings, wanted: Wanted, file: IO[str], write: Callable[[list[StoredRow]], str], *, is_file: bool
 ) -> None:
@@ -126,7 +122,7 @@ def _write_all(
                 advance(page[-1].row_id, rows)
         file.flush()
     if is_file:
-        click.echo(f"{rows:,} row{'' if rows == 1 else 's'} written", err=True)
+        click.echo(f"{amount(rows, 'row')} written", err=True)
 
 
 @contextlib.contextmanager

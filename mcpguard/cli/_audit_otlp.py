@@ -6,8 +6,9 @@ import os
 import click
 
 from mcpguard.account import state_folder
+from mcpguard.cli._text import say
 from mcpguard.config import Settings
-from mcpguard.core.text import plural, printable
+from mcpguard.core.text import plural
 from mcpguard.errors import ExitStatus, McpguardError
 from mcpguard.report.extras import require
 from mcpguard.stores.api import Wanted
@@ -35,7 +36,7 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
             contextlib.closing(position),
             contextlib.closing(telemetry.HttpCollector(url, headers)) as collector,
         ):
-            exporter = telemetry.Exporter(settings, collector, position, options, _say)
+            exporter = telemetry.Exporter(settings, collector, position, options, say)
             exporter.run()
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
@@ -44,7 +45,3 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
         raise McpguardError(f"the position of the export cannot be kept: {error}", hint) from error
     click.echo(f"{plural(exporter.sent, 'row')} sent", err=True)
     return ExitStatus.OK
-
-
-def _say(text: str) -> None:
-    click.echo(printable(f"mcpguard: {text}"), err=True)

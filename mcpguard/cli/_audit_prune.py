@@ -10,7 +10,7 @@ from mcpguard import config
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import time_us
 from mcpguard.cli._options import store_option
-from mcpguard.core.text import printable
+from mcpguard.core.text import amount, printable
 from mcpguard.errors import ExitStatus, UsageError
 
 
@@ -49,5 +49,5 @@ def command(before: str, yes: bool, store: str | None) -> int:
         for some in settings.prune_store(before_us):
             deleted += some
     finally:
-        click.echo(f"{deleted:,} row{'' if deleted == 1 else 's'} deleted")
+        click.echo(f"{amount(deleted, 'row')} deleted")
     return ExitStatus.OK

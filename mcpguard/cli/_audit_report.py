@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
 from mcpguard.report.extras import require
+from mcpguard.stores.clock import wall_us
 
 PERIOD_US: Final = 7 * 86_400_000_000
 """The period without `--since`."""
@@ -54,7 +54,7 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
     require("audit report", "report", "pygal", "jinja2")
     settings = config.load(os.environ, store=store, policy=policy)
     wanted = _filters.wanted(settings.namespace, **filters)
-    now_us = time.time_ns() // 1000
+    now_us = wall_us()
     until_us = now_us if wanted.until_us is None else wanted.until_us
     since_us = until_us - PERIOD_US if wanted.since_us is None else wanted.since_us
     if since_us >= until_us:

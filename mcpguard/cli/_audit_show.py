@@ -21,7 +21,6 @@ from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
-from mcpguard.report.usage import rates_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
@@ -160,7 +159,7 @@ def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_o
             limit = limits[at]
             found = _counter(limit, record)
             if found is not None:
-                rates = {rate.window_us: rate.n for part in in_force if part.counts == limit.counts for rate in rates_of(part)}
+                rates = {rate.window_us: rate.n for part in in_force if part.counts == limit.counts for rate in part.bounds}
                 counters[at] = _now(store, found, rates, limit, record.get("cost", 1))
     commands = []
     for rule in rules:

@@ -9,10 +9,9 @@ from typing import Final, Protocol
 import click
 
 from mcpguard.cli import _audit_table
-from mcpguard.cli._text import reader_leaves
+from mcpguard.cli._text import reader_leaves, say
 from mcpguard.config import Settings
 from mcpguard.core.audit import POLICY_AT_START, line, with_outcome
-from mcpguard.core.text import printable
 from mcpguard.core.times import rfc3339
 from mcpguard.core.verdict import FORWARDED
 from mcpguard.report.following import until_replaced
@@ -115,7 +114,7 @@ class Tail:
         """
         is_new = False
         if not self._settings.address.exists():
-            _say(f"no audit log yet: there is no store at {self._settings.address.shown}")
+            say(f"no audit log yet: there is no store at {self._settings.address.shown}")
             is_new = follow and self._store_appears()
             if not is_new:
                 return
@@ -128,7 +127,7 @@ class Tail:
                 last_id = 0 if is_new else self._show_newest(store, rows, follow=True)
                 if not self._follow_until_replaced(store, is_replaced, last_id):
                     return
-            _say(f"{self._settings.address.shown} was removed or replaced; following the new store from its first row")
+            say(f"{self._settings.address.shown} was removed or replaced; following the new store from its first row")
             self._awaited.clear()
             is_new = self._store_appears()
             if not is_new:
@@ -205,7 +204,3 @@ class Tail:
             if reader_leaves(within_s=POLL_S):
                 return False
         return True
-
-
-def _say(text: str) -> None:
-    click.echo(printable(f"mcpguard: {text}"), err=True)

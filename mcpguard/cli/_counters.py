@@ -7,7 +7,7 @@ from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import window
 from mcpguard.core.policy.model import SELECTORS
 from mcpguard.core.policy.plan import ARGUMENTS, label_parts
-from mcpguard.core.text import quoted
+from mcpguard.core.text import amount, quoted
 
 _SHOWN: Final = 8
 """How many digits of an arguments' hash people see."""
@@ -62,7 +62,7 @@ class Counted(NamedTuple):
         """What the counter holds: `5 calls in the last hour`, `2 calls in flight`."""
         noun = {"cost": "unit", "errors": "error"}.get(self.counts, "call")
         where = "in flight" if self.counts == "concurrent" else f"in the last {window(self.window_us)}"
-        return f"{used:,} {noun}{'' if used == 1 else 's'} {where}"
+        return f"{amount(used, noun)} {where}"
 
 
 def arguments_text(digest: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import re
 import shlex
-import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -22,6 +21,7 @@ from mcpguard.core.policy.model import AXES
 from mcpguard.core.verdict import REFUSED
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.stores.api import AuditReader, Wanted
+from mcpguard.stores.clock import wall_us
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -211,7 +211,7 @@ def time_us(option: str, text: str) -> int:
     """
     if re.fullmatch(r"[0-9]+[a-z]", text):
         with contextlib.suppress(ConfigError):
-            return _shown_us(time.time_ns() // 1000 - span_us(text, where=option))
+            return _shown_us(wall_us() - span_us(text, where=option))
     else:
         with contextlib.suppress(ValueError, OverflowError, OSError):
             return _shown_us(round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from mcpguard.cli import _errors, _policy_show
+from mcpguard.cli._text import warn
 from mcpguard.core.policy.explain import series
 from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Rule
@@ -90,7 +91,7 @@ def edit(path: Path, *, tiers: Collection[str]) -> int:
             unchanged = "" if draft.is_changed else " (unchanged)"
             click.echo(printable(f"{path}: OK, {_policy_show.counted(policy)}{unchanged}"))
             for warning in warnings(policy, tiers=tiers):
-                click.echo(printable(f"warning: {warning}"), err=True)
+                warn(warning)
             return ExitStatus.OK
 
 

@@ -10,7 +10,6 @@ from mcpguard.cli import _policy_edit, _policy_show
 from mcpguard.cli._command import Command
 from mcpguard.cli._options import cost_of, rule_of, rule_options, rule_table
 from mcpguard.cli._text import warn
-from mcpguard.cli._tiers import tiers
 from mcpguard.config import Settings
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import cost_sentence, sentences
@@ -18,6 +17,7 @@ from mcpguard.core.policy.lint import cost_label, counted_in_grains, warnings
 from mcpguard.core.policy.model import Rule
 from mcpguard.core.text import printable
 from mcpguard.errors import McpguardError, UsageError
+from mcpguard.identity import used_tiers
 from mcpguard.policy_file import load
 
 if TYPE_CHECKING:  # loads tomlkit
@@ -129,8 +129,8 @@ def _require_cost_only(table: dict[str, Any]) -> None:
 
 def _warn_of_new(edit: "Edit", settings: Settings) -> None:
     """Show the warnings that the policy did not have before an edit."""
-    known = set(warnings(edit.before, tiers=tiers(settings)))
-    for warning in warnings(edit.after, tiers=tiers(settings)):
+    known = set(warnings(edit.before, tiers=used_tiers(settings)))
+    for warning in warnings(edit.after, tiers=used_tiers(settings)):
         if warning not in known:
             warn(warning)
 

@@ -7,7 +7,7 @@ import click
 
 from mcpguard.cli._text import is_coloured
 from mcpguard.core.policy.suggest import FITS, HEADROOM, Suggestion
-from mcpguard.core.text import plural, printable
+from mcpguard.core.text import amount, plural, printable
 from mcpguard.core.times import rfc3339
 from mcpguard.policy_suggesting import Suggested
 
@@ -56,7 +56,7 @@ def print_summary(found: Suggested, path: Path, since: str) -> None:
     """Say on stderr what the suggestions are based on, whether that is too little, and what becomes of the other rules."""
     findings, (low, high) = found.findings, FITS
     first, last = (f"{rfc3339(at_us)[:16].replace('T', ' ')}" for at_us in (findings.first_us, findings.last_us))
-    _say(f"{_calls(findings.calls)} in the last {since}, from {first} to {last} UTC")
+    _say(f"{amount(findings.calls, 'call')} in the last {since}, from {first} to {last} UTC")
     if not findings.is_enough:
         _say(
             "warning: too little history: these limits may be too low for an ordinary day;"
@@ -67,7 +67,7 @@ def print_summary(found: Suggested, path: Path, since: str) -> None:
         _say(f"the starter policy is in force; to write it to {path}: mcpguard policy init")
     for one in findings.suggestions:
         name = f"rule {one.at + 1} ({found.policy.rules[one.at].text})" if one.at >= 0 else _text(one)
-        denied = f"; it denied {_calls(one.denied)}" if one.denied else ""
+        denied = f"; it denied {amount(one.denied, 'call')}" if one.denied else ""
         if one.kind == "few":
             _say(f"{name}: too few calls to suggest a limit ({one.calls}){denied}")
         elif one.kind == "keep":
@@ -76,10 +76,6 @@ def print_summary(found: Suggested, path: Path, since: str) -> None:
             _say(name + denied)
     if findings.tools_left_out:
         _say(f"{plural(findings.tools_left_out, 'more tool')} with fewer calls: no new rules")
-
-
-def _calls(n: int) -> str:
-    return "1 call" if n == 1 else f"{n:,} calls"
 
 
 def _text(suggestion: Suggestion) -> str:

@@ -49,6 +49,11 @@ def paragraph(text: str, *, indent: str = "") -> None:
     click.echo("\n".join(lines).replace(_FILLER, ""))
 
 
+def say(text: str) -> None:
+    """Print a message of this command on stderr, beside the rows on stdout."""
+    click.echo(printable(f"mcpguard: {text}"), err=True)
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     click.echo(printable(f"warning: {text}"), err=True)

@@ -7,8 +7,7 @@ import click
 from mcpguard.account import state_folder
 from mcpguard.cli import _clients
 from mcpguard.cli._command import Command
-from mcpguard.cli._text import tolerant_output
-from mcpguard.core.text import printable
+from mcpguard.cli._text import tolerant_output, warn
 
 
 @click.command("install", Command)
@@ -54,5 +53,5 @@ def command(
         plan_hooks(plan, chosen.machine, chosen.present, chosen.project, start)
         plan.faults += _clients.without_hook(chosen)
     for warning in start.warnings if plan.changes else ():
-        click.echo(printable(f"warning: {warning}"), err=True)
+        warn(warning)
     return _clients.carry_out(plan, chosen, servers, _clients.INSTALL, dry_run=dry_run, yes=yes)

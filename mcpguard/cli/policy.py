@@ -13,15 +13,15 @@ from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._seen import files, seen
 from mcpguard.cli._text import tolerant_output, warn
-from mcpguard.cli._tiers import tiers
 from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
-from mcpguard.identity import configured_tier
+from mcpguard.identity import configured_tier, used_tiers
 from mcpguard.policy_file import load
+from mcpguard.stores.clock import wall_us
 
 
 @click.group("policy", Group)
@@ -185,7 +185,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
     unmatched = [] if is_starter else never_matched(found, settings)
     unlimited = found.tier_warning(configured_tier(settings))
     found_warnings = [
-        *warnings(found, tiers=tiers(settings)),
+        *warnings(found, tiers=used_tiers(settings)),
         *([unlimited] if unlimited else []),
         *unmatched,
         *exposed(settings.files),
@@ -249,7 +249,7 @@ def edit(policy: str | None) -> int:
       EDITOR=nano mcpguard policy edit
     """
     settings = config.load(os.environ, policy=policy)
-    return _policy_edit.edit(settings.policy, tiers=tiers(settings))
+    return _policy_edit.edit(settings.policy, tiers=used_tiers(settings))
 
 
 @command.command(short_help="Only report denials, or deny.")
@@ -303,10 +303,9 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
       mcpguard policy suggest --diff | patch "$(mcpguard policy path)"
     """
     from mcpguard.cli import _policy_suggest
-    from mcpguard.policy_suggesting import days_ago_us
     from mcpguard.policy_suggesting import suggest as suggested
 
-    since_us = days_ago_us(config.span_us(since, where="--since"))
+    since_us = wall_us() - config.span_us(since, where="--since")
     settings = config.load(os.environ, policy=policy, store=store)
     found = suggested(settings, since_us=since_us)
     if as_json:

@@ -13,7 +13,7 @@ from mcpguard.cli._counters import Counted
 from mcpguard.cli._filters import given, name_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._text import tolerant_output
-from mcpguard.core.text import printable
+from mcpguard.core.text import amount, printable
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held
 
@@ -79,7 +79,7 @@ def _text(held: Held, counter: Counted) -> str:
 
 
 def _count(found: list[tuple[Held, Counted]]) -> str:
-    return f"{len(found):,} counter{'' if len(found) == 1 else 's'}"
+    return amount(len(found), "counter")
 
 
 def _agreed(found: list[tuple[Held, Counted]]) -> bool:

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,19 +20,13 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.server_name import server_name
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, PolicyError
-from mcpguard.identity import configured_identity
+from mcpguard.identity import SOURCES, TOKEN_UNUSED, configured_identity
 from mcpguard.policy_file import PolicyFile
 
 if TYPE_CHECKING:
     from mcpguard.auth.settings import JwtSettings
 
 Report = dict[str, Any]
-
-_SOURCES: Final = {
-    "os": "the OS account",
-    "jwt": "the token",
-    "default": "a client fills in its own name",
-}
 
 
 @click.command("whoami", Command, context_settings=run.command.context_settings)
@@ -80,7 +74,7 @@ def _caller(settings: Settings, identity: Identity) -> Report:
     report = {"user": identity.user, "user_source": identity.user_source} | known | more
     report = {key: value for key, value in report.items() if value or key == "user"}
     ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
-    warnings = ["MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"] if ignored else []
+    warnings = [TOKEN_UNUSED] if ignored else []
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
     unlimited = None if isinstance(policy, PolicyError) else policy.tier_warning(identity.agent_parts.tier)
     warnings += [unlimited] if unlimited else []
@@ -116,7 +110,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     """The lines of the report, each a name and a text."""
     for key in ("user", "agent"):
         if key in report:
-            source = report.get(f"{key}_from") or _SOURCES.get(report[f"{key}_source"], "")
+            source = report.get(f"{key}_from") or SOURCES.get(report[f"{key}_source"], "")
             yield key, f"{report[key]} ({source})" if source else report[key]
         else:
             yield key, "nobody: calls are denied with 401"

@@ -27,18 +27,16 @@ class _Hook(NamedTuple):
     chain: Sequence[tuple[Array | Object, int]]
 
 
-def hook_commands(data: bytes, event: str, dialect: Dialect = Dialect.JSON) -> list[str]:
+def hook_commands(data: bytes, event: str) -> list[str]:
     """The command lines of mcpguard's hooks for an event.
 
     Raises:
-        Unreadable: The file does not parse in this dialect.
+        Unreadable: The file is not JSON.
     """
-    return [] if is_blank(data) else [hook.command for hook in _hooks(read(data, dialect).root, event)]
+    return [] if is_blank(data) else [hook.command for hook in _hooks(read(data, Dialect.JSON).root, event)]
 
 
-def with_hook(
-    data: bytes, event: str, entry: Mapping[str, Any], *, version: int | None = None, dialect: Dialect = Dialect.JSON
-) -> bytes:
+def with_hook(data: bytes, event: str, entry: Mapping[str, Any], *, version: int | None = None) -> bytes:
     """Add a hook of mcpguard, in place of the one that is there. `without_hook` removes it.
 
     Args:
@@ -46,62 +44,60 @@ def with_hook(
         event: The client's name for the event.
         entry: The hook: for Claude Code and Codex a matcher with a list of hooks, for Copilot CLI the hook itself.
         version: The `version` that a new file gets; None for a file that has none.
-        dialect: What the client can read.
 
     Raises:
-        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
+        Unreadable: The file is not JSON, or cannot be edited in place.
     """
-    if not is_blank(data) and entry in _parted(read(data, dialect).root, event)[2]:
+    if not is_blank(data) and entry in _parted(read(data, Dialect.JSON).root, event)[2]:
         return data
-    data = without_hook(data, event, dialect=dialect)
+    data = without_hook(data, event)
     if is_blank(data):
         head = {} if version is None else {"version": version}
         made = encoded(_new_file(head | {"hooks": {event: [dict(entry)]}}))
         mark = data[: len(data) - len(data.removeprefix(codecs.BOM_UTF8))]
         return mark + made + data.removeprefix(mark)
-    document = read(data, dialect)
+    document = read(data, Dialect.JSON)
     new = document.after([_added(document, event, dict(entry))])
-    if without_hook(new, event, dialect=dialect) != data:
+    if without_hook(new, event) != data:
         raise Unreadable("the hook cannot be added in place")
     return new
 
 
-def with_commands(data: bytes, event: str, new: Mapping[str, str], *, dialect: Dialect = Dialect.JSON) -> bytes:
+def with_commands(data: bytes, event: str, new: Mapping[str, str]) -> bytes:
     """Replace command lines of hooks. Everything else in the file stays as it is.
 
     Args:
         data: The file.
         event: The client's name for the event.
         new: The new command line for each one that is replaced.
-        dialect: What the client can read.
 
     Raises:
-        Unreadable: The file does not parse in this dialect.
+        Unreadable: The file is not JSON.
     """
-    document = read(data, dialect)
+    document = read(data, Dialect.JSON)
     hooks = document.root.get("hooks") if isinstance(document.root, Object) else None
     lines = _lines(hooks.get(event) if isinstance(hooks, Object) else None)
     found = [(line, new.get(str(line.value))) for line in lines]
     return document.after(Splice(line.start, line.end, quoted(text)) for line, text in found if text)
 
 
-def without_hook(data: bytes, event: str, *, dialect: Dialect = Dialect.JSON) -> bytes:
+def without_hook(data: bytes, event: str) -> bytes:
     """Remove the hooks of mcpguard for an event, and what `with_hook` has added for them.
 
     Returns:
         The file; empty if `with_hook` has made it.
 
     Raises:
-        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
+        Unreadable: The file is not JSON, or cannot be edited in place.
     """
     if is_blank(data):
         return data
-    document = read(data, dialect)
+    document = read(data, Dialect.JSON)
     if (rest := _after_new_file(document, event)) is not None:
         return rest
     others = _others(document.root, event)
     while hook := next(_hooks(document.root, event), None):
-        document = read(document.after([_removal(document, hook)]), dialect)
+        document = read(document.after([_removal(document, hook)]), Dialect.JSON)
     if _others(document.root, event) != others:
         raise Unreadable("the hook cannot be removed in place")
     return document.after([])

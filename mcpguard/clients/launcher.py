@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard import __version__
 from mcpguard.config import switch
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import McpguardError, UsageError
@@ -200,17 +199,10 @@ def may_vary(program: str) -> bool:
     return any(mark in program for mark in ("$", "{", "%"))
 
 
-def version_of(program: Path, this: Path | None = None) -> str | None:
-    """The version of an mcpguard; None if it does not say. A program with another name is not run.
-
-    Args:
-        program: Its path.
-        this: The path of this mcpguard, whose version is known.
-    """
+def version_of(program: Path) -> str | None:
+    """The version of an mcpguard; None if it does not say. A program with another name is not run."""
     if program.stem != "mcpguard":
         return None
-    if this is not None and os.path.realpath(program) == os.path.realpath(this):
-        return __version__
     try:
         done = subprocess.run(
             [str(program), "--version"],

@@ -59,10 +59,8 @@ def escape_part(text: str) -> str:
 
 def agent_matches(pattern: str, text: str) -> bool:
     """Whether a pattern matches an agent, part by part: `*` does not cross `::`. False unless both texts have three parts."""
-    patterns, parts = (
-        pattern.split(_SEPARATOR),
-        text.split(_SEPARATOR),
-    )  # lists are fastest, and this runs for each rule and caller
+    # Lists are fastest, and this runs for each rule and caller
+    patterns, parts = pattern.split(_SEPARATOR), text.split(_SEPARATOR)
     return len(patterns) == len(parts) == _PARTS and all(map(glob, patterns, parts))
 
 

@@ -77,6 +77,12 @@ class Row(NamedTuple):
 OUTCOMES: Final = ("ok", "tool_error", "rpc_error", "cancelled", "no_answer", "unparsed")
 """How a forwarded call can end."""
 
+ERRORS: Final = frozenset({"tool_error", "rpc_error"})
+"""The outcomes that count as errors, in limits on errors and in statistics."""
+
+FAILED: Final = ERRORS | {"cancelled", "no_answer"}
+"""The outcomes of calls that did not succeed, as far as it is known."""
+
 
 class Outcome(NamedTuple):
     """How a forwarded call ended: one of `OUTCOMES`. `row_id` is the store's id of the call's row."""

@@ -40,9 +40,7 @@ class Expected(NamedTuple):
     agent_claim: str | None = None
 
 
-def problems(
-    claims: Claims, expected: Expected, *, where: str, renew: str, now_s: float, leeway_s: int = LEEWAY_S
-) -> Iterator[Unauthenticated]:
+def problems(claims: Claims, expected: Expected, *, where: str, renew: str, now_s: float) -> Iterator[Unauthenticated]:
     """Every reason to reject a token with these claims now; none if it is accepted.
 
     Args:
@@ -51,7 +49,6 @@ def problems(
         where: How a message names the token: `the token in …`.
         renew: The hint for a token that has expired.
         now_s: Wall-clock time, in seconds.
-        leeway_s: How far clocks may differ, in seconds.
     """
     if claims.get("iss") != expected.issuer:
         yield Unauthenticated(
@@ -66,13 +63,13 @@ def problems(
         yield Unauthenticated(f"{where} does not say when it expires", "only a token with a time in exp is accepted")
     elif expires_s is None:
         yield Unauthenticated(f"{where} has no time in exp", _SECONDS)
-    elif now_s >= expires_s + leeway_s:
+    elif now_s >= expires_s + LEEWAY_S:
         yield Unauthenticated(f"{where} expired at {utc(expires_s)}", renew)
     for claim, what in (("nbf", "is not valid before"), ("iat", "was issued in the future:")):
         begins_s = time_of(claims, claim)
         if claims.get(claim) is not None and begins_s is None:
             yield Unauthenticated(f"{where} has no time in {claim}", _SECONDS)
-        elif begins_s is not None and begins_s > now_s + leeway_s:
+        elif begins_s is not None and begins_s > now_s + LEEWAY_S:
             hint = "it becomes valid at that time; if it should be valid now, check the clock of this machine"
             yield Unauthenticated(f"{where} {what} {utc(begins_s)}", hint)
     if not _is_name(claims.get("sub")):

@@ -386,8 +386,7 @@ class Journal:
                 self._set(self._denials, counter_id, None)
         charged: set[int] = set()
         if verdict.decision == "would_deny":
-            exceeded = [reported for reported, _ in verdict.exceeded]
-            full = [(limit, one) for limit, one in zip(plan.limits, plan.reported, strict=True) if one in exceeded]
+            full = verdict.without_room(plan)
             without_room = {limit.rule for limit, _ in full}
             charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
             self._forget_denials(plan, charged)
@@ -403,7 +402,7 @@ def _without_room(plan: Plan, verdict: Verdict, charged: Collection[int] = ()) -
     """The counters without room that were not charged, by id; and whether the limit that decided has the counter."""
     exceeded = [reported for reported, _ in verdict.exceeded]
     found: dict[int, bool] = {}  # several limits may have the same counter
-    for limit, reported in zip(plan.limits, plan.reported, strict=True):
+    for limit, reported in zip(plan.limits, plan.reported, strict=True):  # as `Verdict.without_room`, in less time
         if reported in exceeded and limit.n and limit.counter not in charged:
             counter_id = plan.counters[limit.counter].id
             found[counter_id] = found.get(counter_id, False) or reported == verdict.reported

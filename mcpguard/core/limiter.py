@@ -43,7 +43,7 @@ class Limit(NamedTuple):
         n: 1 or more; or 0 for a rule that denies, which has no counter.
         window_us: The window's length; 0 for calls in flight. A counter belongs to one window.
         counter: The index of its counter among those of the call; -1 if it has none.
-        rule: The index of its rule among those of the call. An observed rule has room if each of its limits has.
+        rule: The index of its rule in the policy. An observed rule has room if each of its limits has.
         observe: Whether its rule only reports.
         counts: What it counts. Limits with the same counter count the same.
         cost: What the call takes of the limit; 1 unless it counts cost.

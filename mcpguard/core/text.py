@@ -55,3 +55,12 @@ def plural(n: int, noun: str) -> str:
     ('1 call', '2 calls')
     """
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def amount(n: int, noun: str) -> str:
+    """`plural`, with commas between thousands.
+
+    >>> amount(1, "row"), amount(1234, "row")
+    ('1 row', '1,234 rows')
+    """
+    return f"1 {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -7,7 +7,7 @@ from mcpguard.core import limiter
 from mcpguard.core.jsonrpc.frames import Frame
 from mcpguard.core.limiter import EXACT, Decision, Limit, State, charge, live, used
 from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.plan import Plan, Reported
+from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.waiting import is_held
 
 Decided = Literal[
@@ -97,7 +97,7 @@ class Ending(NamedTuple):
     Attributes:
         row_id: The store's id of the call's row.
         plan: The call's plan.
-        failed: Whether its outcome is `tool_error` or `rpc_error`.
+        failed: Whether its outcome is one of `audit.ERRORS`.
     """
 
     row_id: int
@@ -187,6 +187,17 @@ class Verdict:
     def forwards(self) -> bool:
         """Whether the call is forwarded to the server."""
         return self.decision in FORWARDED
+
+    def without_room(self, plan: Plan) -> list[tuple[Limit, Reported]]:
+        """The limits of the call's plan that had no room, each with how it is reported."""
+        exceeded = [reported for reported, _ in self.exceeded]
+        return [(limit, one) for limit, one in zip(plan.limits, plan.reported, strict=True) if one in exceeded]
+
+    def taken_caps(self, plan: Plan) -> list[Counter]:
+        """The counters of calls in flight on which an admitted call has a place. An observed rule without room gives none."""
+        without_room = {limit.rule for limit, _ in self.without_room(plan)}
+        caps = [limit for limit in plan.limits if limit.counts == "concurrent" and limit.rule not in without_room]
+        return [plan.counters[counter] for counter in dict.fromkeys(limit.counter for limit in caps)]
 
     @property
     def reason(self) -> str | None:
@@ -387,11 +398,6 @@ def admit_some(
             log = charge(log, n, window_us, now_us, cost)
         after[at] = key, log
     return 1 + further, verdict, after
-
-
-def next_call(plan: Plan, states: Sequence[State], now_us: int) -> Verdict:
-    """The verdict that a call with this plan would get now. Nothing is charged."""
-    return verdict(plan, limiter.decide(plan.limits, states, now_us))
 
 
 _NOTHING: Final = Decision(False, (), (), ())

@@ -3,19 +3,17 @@
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from mcpguard.config import Settings, place
 from mcpguard.core.identity import Identity
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good
 from mcpguard.doctor.quantities import span
 from mcpguard.errors import ConfigError
-from mcpguard.identity import configured_identity
+from mcpguard.identity import SOURCES, TOKEN_UNUSED, configured_identity
 
 if TYPE_CHECKING:
     from mcpguard.auth.settings import JwtSettings
-
-_SOURCES: Final = {"os": "the OS account", "jwt": "the token", "default": "a client fills in its own name"}
 
 
 def checks(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Check]:
@@ -35,14 +33,13 @@ def checks(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Ch
         return
     yield good("identity", _told(configured, options))
     if os.environ.get("MCPGUARD_TOKEN"):
-        what = "MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"
-        yield advice("token", what, "configure [identity.jwt], or unset the variable")
+        yield advice("token", TOKEN_UNUSED, "configure [identity.jwt], or unset the variable")
 
 
 def _told(who: Identity, options: Mapping[str, str | None]) -> str:
     agent, agent_source = who.agent(None)
     user_from, agent_from = (
-        place(key, options.get(key), os.environ) if source == "config" else _SOURCES[source]
+        place(key, options.get(key), os.environ) if source == "config" else SOURCES[source]
         for key, source in (("user", who.user_source), ("agent", agent_source))
     )
     return f"user {who.user} ({user_from}), agent {agent} ({agent_from})"

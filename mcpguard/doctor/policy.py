@@ -7,7 +7,7 @@ from mcpguard.core.policy.lint import warnings
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed_by, good
 from mcpguard.errors import PolicyError
-from mcpguard.identity import configured_tier
+from mcpguard.identity import configured_tier, used_tiers
 from mcpguard.policy_explaining import never_matched
 from mcpguard.policy_file import PolicyFile
 
@@ -29,11 +29,10 @@ def checks(settings: Settings) -> Iterator[Check]:
         yield advice("policy", f"{where}: no rules, so nothing is limited", "add one: mcpguard policy set --user '*' 100/1h")
     else:
         yield good("policy", f"{where}: {rules}")
-    tier = configured_tier(settings)
-    for warning in warnings(policy, tiers=[tier] if tier else []):
+    for warning in warnings(policy, tiers=used_tiers(settings)):
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
     for warning in [] if file.is_starter else never_matched(policy, settings):
         yield advice("policy", warning, "is each name right? compare with mcpguard audit tail")
-    unlimited = policy.tier_warning(tier)
+    unlimited = policy.tier_warning(configured_tier(settings))
     if unlimited:
         yield advice("policy", unlimited, "change the tier of the agent, or add a rule for it")

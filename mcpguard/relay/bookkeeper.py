@@ -16,12 +16,12 @@ from mcpguard.stores.pauses import GIVE_WAY_S, PAUSE_S, QUIET_S
 TICK_S: Final = 0.2
 """How long work is left to accumulate."""
 
+MOST_S: Final = 0.25
+"""The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
+
 HANDFUL_BYTES: Final = 2 * 1024
 """How much of the server's output is read and recorded together, or a 16th of what is unread, if that is more: about 15 small
 answers."""
-
-MOST_S: Final = 0.25
-"""The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
 
 CATCH_UP_S: Final = 5.0
 """How often a wrapper without calls takes in what others have written."""

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from mcpguard import __version__
 from mcpguard.core.agent import Agent
-from mcpguard.core.audit import MEMBERS, Row, id_value, record
+from mcpguard.core.audit import FAILED, MEMBERS, Row, id_value, record
 from mcpguard.core.text import printable
 from mcpguard.core.times import rfc3339
 from mcpguard.core.verdict import REFUSED
@@ -66,7 +66,7 @@ def ocsf_event(found: Mapping[str, object]) -> dict[str, object]:
     """
     decision, outcome = str(found["decision"]), found.get("outcome")
     action = "Denied" if decision in REFUSED else "Observed" if decision == "would_deny" else "Allowed"
-    failed = action == "Denied" or outcome in {"tool_error", "rpc_error", "cancelled", "no_answer"}
+    failed = action == "Denied" or outcome in FAILED
     status = "Failure" if failed else "Success" if outcome == "ok" else "Unknown"
     agent = found.get("agent")
     parts = Agent.split(str(agent)) if agent else None

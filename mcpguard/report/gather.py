@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
-from mcpguard.core.audit import axis_of, members
+from mcpguard.core.audit import ERRORS, axis_of, members
 from mcpguard.core.policy.plan import Reported
 from mcpguard.core.verdict import REFUSED
 from mcpguard.report.bursts import Burst, Bursts
-from mcpguard.report.statistics import ERRORS
 from mcpguard.stores.api import StoredRow
 
 AXES: Final = ("user", "agent", "tool", "none")

@@ -8,7 +8,6 @@ from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Rule
 from mcpguard.core.policy.plan import Reported
 from mcpguard.core.policy.suggest import with_headroom
 from mcpguard.report.gather import Use
-from mcpguard.report.usage import rates_of
 
 
 class Unreached(NamedTuple):
@@ -40,7 +39,7 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
     """
     found = []
     for rule, _ in policy.parts:
-        for rate, limit in zip(rates_of(rule), rule.reported, strict=False):  # `deny` has no rate
+        for rate, limit in zip(rule.bounds, rule.reported, strict=False):  # `deny` has no rate
             use = uses.get(limit, Use())
             if use.denied or use.would_deny:
                 continue

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from mcpguard import __version__
 from mcpguard.core.agent import Agent
-from mcpguard.core.audit import Row, audit_id, axis_of, limit_text, members, record
+from mcpguard.core.audit import FAILED, Row, audit_id, axis_of, limit_text, members, record
 from mcpguard.core.digest import blake2b
 from mcpguard.core.masking import MASK
 from mcpguard.core.policy.model import SELECTORS
@@ -30,9 +30,6 @@ BOUNDS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 30
 
 MAX_SERIES: Final = 2000
 """The most series of a metric. Further calls are counted in one series with `otel.metric.overflow`."""
-
-FAILED: Final = frozenset({"tool_error", "rpc_error", "cancelled", "no_answer"})
-"""Outcomes that are the `error.type` of a call."""
 
 _USER: Final = re.compile(rf"^user=[^*]+?(?= (?:{'|'.join(SELECTORS)}|per)=|$)")
 """What selects one user in the text of a rule."""

@@ -8,16 +8,13 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from mcpguard.core.audit import members
+from mcpguard.core.audit import ERRORS, members
 from mcpguard.core.verdict import REFUSED
 from mcpguard.stores.api import Group, Tally
 from mcpguard.stores.groups import unit_us
 
 KEYS: Final = ("user", "agent", "tool", "server", "axis", "decision", "outcome", "hour")
 """What calls can be counted by."""
-
-ERRORS: Final = frozenset({"tool_error", "rpc_error"})
-"""The outcomes that count as errors."""
 
 _NOT_CALLS: Final = "policy"
 

@@ -21,6 +21,7 @@ from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
 from mcpguard.report.following import follow
 from mcpguard.stores.api import Readable, StoredRow, Wanted
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.locks import try_lock
 
 HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
@@ -257,7 +258,7 @@ class Exporter:
         self._say = say
         self._sleep = sleep
         self._source = resource(options.service, settings.namespace)
-        self._metrics = Metrics(_wall_us(), with_user=options.with_user)
+        self._metrics = Metrics(wall_us(), with_user=options.with_user)
 
     def run(self) -> None:
         """Send rows. If the log is followed, this ends only with an error.
@@ -317,7 +318,7 @@ class Exporter:
         if found.resource_spans[0].scope_spans[0].spans:
             self._deliver("v1/traces", found)
         self._metrics.add(batch)
-        self._deliver("v1/metrics", self._metrics.message(self._source, _wall_us()))
+        self._deliver("v1/metrics", self._metrics.message(self._source, wall_us()))
 
     def _deliver(self, path: str, message: Message) -> None:
         failures = 0
@@ -335,10 +336,6 @@ class Exporter:
                 if failures:
                     self._say("the collector takes rows again")
                 return
-
-
-def _wall_us() -> int:
-    return time.time_ns() // 1000
 
 
 def _wait_s(failures: int) -> float:

@@ -126,13 +126,8 @@ def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tupl
     """
     matching = [rule for rule in alike if all(_matches(rule, axis, value) for axis, value in values.items())]
     applying = [rule for rule in matching if not any(rule.is_overridden_by(other) for other in matching)]
-    limits = [(rule, rate) for rule in applying for rate in rates_of(rule) if rate.window_us == window_us]
+    limits = [(rule, rate) for rule in applying for rate in rule.bounds if rate.window_us == window_us]
     return min(limits, key=lambda one: one[1].n, default=None)
-
-
-def rates_of(part: Rule) -> tuple[Rate, ...]:
-    """The limits of a part of a rule, or its cap."""
-    return (Rate(part.concurrent, 0, ""),) if part.concurrent else part.rates
 
 
 def _matches(rule: Rule, axis: str, value: str) -> bool:

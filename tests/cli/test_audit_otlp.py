@@ -1,4 +1,3 @@
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +24,6 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy(home, rule("1/1h", user="*", tool="echo"))
     calls(home, "echo", 2)
     return home
-
-
-@pytest.fixture
-def home(used: Path, tmp_path: Path) -> Path:
-    """A copy of what `used` holds."""
-    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def wait_for(receiver: Receiver, condition: Callable[[], bool]) -> None:

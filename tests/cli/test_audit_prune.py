@@ -18,13 +18,6 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture
-def home(used: Path, tmp_path: Path) -> Path:
-    """A copy of what `used` holds."""
-    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
-    return tmp_path
-
-
 def test_rows_of_before_a_time_are_deleted_but_for_the_newest(home: Path) -> None:
     assert mcpguard(home, "audit", "prune", "--before", "1h", "--yes").stdout == "0 rows deleted\n"
     assert len(audit(home)) == 3

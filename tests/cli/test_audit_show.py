@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     calls(home, "watched", 2)
     calls(home, "free", 1)
     return home
-
-
-@pytest.fixture
-def home(used: Path, tmp_path: Path) -> Path:
-    """A copy of what `used` holds."""
-    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def row(home: Path, tool: str, at: int = -1) -> dict[str, Any]:

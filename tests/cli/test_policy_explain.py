@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,6 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy(home, RULES)
     calls(home, "echo", 2)
     return home
-
-
-@pytest.fixture
-def home(used: Path, tmp_path: Path) -> Path:
-    """A copy of what `used` holds."""
-    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 NO_ROLES = "warning: no call has roles or scopes here: there is no [identity.jwt] in config.toml\n"

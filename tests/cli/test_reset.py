@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     calls(home, "echo", 2)
     calls(home, "plain", 1, *BOB)
     return home
-
-
-@pytest.fixture
-def home(used: Path, tmp_path: Path) -> Path:
-    """A copy of what `used` holds."""
-    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
-    return tmp_path
 
 
 def held(home: Path) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard import __version__
 from mcpguard.clients import launcher as module
 from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, stable, version_of, words_of
 from mcpguard.errors import McpguardError
@@ -130,9 +129,6 @@ def test_a_version_is_what_the_program_says(tmp_path: Path) -> None:
     assert version_of(program(tmp_path / "b/mcpguard", "#!/bin/sh\necho something else\n")) is None
     assert version_of(program(tmp_path / "c/mcpguard", "#!/bin/sh\nprintf 'mcpguard \\033[2J'\n")) is None
     assert version_of(tmp_path / "gone/mcpguard") is None
-    this = module._script()
-    assert this is not None
-    assert version_of(this, this) == __version__
 
 
 def test_a_program_with_another_name_is_not_run(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from mcpguard.core import limiter
 from mcpguard.core.arguments import counted_hash
+from mcpguard.core.audit import ERRORS
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.policy.plan import Plan
-from mcpguard.core.session.in_flight import FAILED
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
 from tests.contract.conftest import Place
 from tests.core.build import START_US, TESTS, Session, identity
@@ -71,7 +71,7 @@ def test_the_core_alone_decides_as_the_vector_says(vector: dict[str, Any]) -> No
         for outcome in step.get("end", ()):
             ended, plan = in_flight.pop(0)
             held = [states.get(counter.id, EMPTY) for counter in plan.counters]
-            after = limiter.fail(plan.limits, held, now_us)[0] if outcome in FAILED else held
+            after = limiter.fail(plan.limits, held, now_us)[0] if outcome in ERRORS else held
             caps = {limit.counter for limit in plan.limits if limit.counts == "concurrent"}
             for at, (counter, state) in enumerate(zip(plan.counters, after, strict=True)):
                 states[counter.id] = limiter.release(state, ended) if at in caps else state
@@ -104,7 +104,7 @@ def test_a_store_decides_as_the_vector_says(vector: dict[str, Any], place: Place
             continue
         place.time.now_us = START_US + round(step["at"] * 1_000_000)
         if "end" in step:
-            ended = [in_flight.pop(0)._replace(failed=outcome in FAILED) for outcome in step["end"]]
+            ended = [in_flight.pop(0)._replace(failed=outcome in ERRORS) for outcome in step["end"]]
             place.open().settle([ending for ending in ended if ending.plan.settles])
             continue
         who = identity(step["user"], step["agent"], step["server"], tuple(step.get("roles", ())), tuple(step.get("scopes", ())))

@@ -188,6 +188,19 @@ def test_calls_with_a_cap_on_calls_in_flight_are_decided_one_by_one() -> None:
     assert list(runs(requests)) == [requests[:1], requests[1:]]
 
 
+def test_an_admitted_call_has_a_place_on_each_cap_but_on_those_of_an_observed_rule_without_room() -> None:
+    enforced = Limit(2, 0, 0, counts="concurrent")
+    observed = Limit(1, 0, 1, rule=1, observe=True, counts="concurrent")
+    other = REPORTED._replace(rule="observed")
+    counters = (Counter(1, "[1]", 0), Counter(2, "[2]", 0))
+    request = alike(plan=Plan((enforced, observed), (REPORTED, other), counters))
+    verdict, decision = decide_one(request, [EMPTY, EMPTY], NOW_US, call_id=1)
+    assert verdict.taken_caps(request.plan) == list(counters)
+    verdict, _ = decide_one(request, decision.states, NOW_US, call_id=2)
+    assert verdict.without_room(request.plan) == [(observed, other)]
+    assert verdict.taken_caps(request.plan) == [counters[0]]
+
+
 def test_only_a_call_over_a_limit_has_a_reason() -> None:
     assert Verdict("allowed", REPORTED).reason is None
     assert Verdict("denied", REPORTED._replace(limit=None), exceeded=((REPORTED, None),)).reason == "denied"

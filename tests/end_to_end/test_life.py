@@ -299,18 +299,6 @@ def test_what_a_launchers_child_does_not_answer_is_answered_when_it_dies(tmp_pat
         assert host.wait() == 0
 
 
-def test_a_client_may_write_everything_to_a_launchers_child_end_its_input_and_only_then_read(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mcpguard", "run", "--", *launched("obedient")],
-        input=lines([call(number, "search") for number in range(20)]),
-        env=environment(tmp_path),
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0
-    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(20), "last"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, None])
 def test_a_launchers_child_that_heeds_nothing_is_killed_when_the_session_ends(
     tmp_path: Path, number: signal.Signals | None
@@ -566,9 +554,10 @@ def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_
         assert host.nobody_is_left()
 
 
-def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", [script("obedient"), launched("obedient")], ids=["server", "a launcher's child"])
+def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path: Path, server: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mcpguard", "run", "--", *script("obedient")],
+        [sys.executable, "-m", "mcpguard", "run", "--", *server],
         input=lines([call(number, "search") for number in range(20)]),
         env=environment(tmp_path),
         capture_output=True,

@@ -8,7 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mcpguard.stores.sqlite import entries
+from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.log_records import START
 
@@ -25,7 +25,7 @@ def reached(log: Path) -> list[list[str | int]]:
 def charged_us(home: Path, tool: str) -> list[int]:
     """When the calls to a tool were charged, in the store's time, in order."""
     with contextlib.closing(CallLog(log_path(home / "mcpguard.db"), writable=False)) as log:
-        rows = [line.split("\t") for text, _ in log.records(START) for line in text.split("\n") if line[0] == entries.ROW]
+        rows = [line.split("\t") for text, _ in log.records(START) for line in text.split("\n") if line[0] == log_lines.ROW]
     return [int(row[-2]) for row in rows if row[-2] and f'"tool":"{tool}"' in row[4]]
 
 

@@ -33,6 +33,9 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
 
+_SHORT_BYTES: Final = MAX_DEPTH
+"""A line up to this length can be neither nested too deeply nor heavy."""
+
 _CALLS_A_FORM: Final = 4
 """How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
@@ -141,7 +144,7 @@ class Reader:
             if not isinstance(line, bytes):
                 messages.append(line)
                 continue
-            found = self._form.read(line) if self._form is not None and len(line) <= MAX_DEPTH else None
+            found = self._form.read(line) if self._form is not None and len(line) <= _SHORT_BYTES else None
             if found is None:
                 parsed = parse(line)
                 messages += parsed
@@ -160,7 +163,7 @@ class Reader:
 
     def _learn(self, line: bytes, message: Frame | Refusal) -> None:
         """Make a form of a call that has another one than calls before it, unless one was made just before."""
-        if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= MAX_DEPTH:
+        if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= _SHORT_BYTES:
             self._parsed += 1
             if self._parsed > _CALLS_A_FORM:
                 from mcpguard.core.jsonrpc.form import Form
@@ -178,8 +181,8 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     outline: Outline | None = None
     try:
         text = line.decode()
-        if len(line) <= MAX_DEPTH:
-            value = _whole(text)  # too short to be heavy or too deep
+        if len(line) <= _SHORT_BYTES:
+            value = _whole(text)
         elif is_heavy(line):
             del text
             outline = _outline(line)

@@ -6,6 +6,7 @@ from typing import Final
 from mcpguard.core.policy.model import Cost, Policy, Rate, Rule
 from mcpguard.core.policy.overlap import may_overlap
 from mcpguard.core.policy.plan import ARGUMENTS
+from mcpguard.core.text import amount
 
 _UNITS_US: Final = {
     "week": 604_800_000_000,
@@ -32,7 +33,7 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
     first, *cap = rule.parts
     clauses = [_clause(first)]
     if cap:
-        calls = f"at most {_some(rule.concurrent, 'call')}" if rule.concurrent else "any number of calls"
+        calls = f"at most {amount(rule.concurrent, 'call')}" if rule.concurrent else "any number of calls"
         clauses.append(f"{calls} may be in flight at once")
     if ARGUMENTS in rule.per and any(_is_counted(part) for part in rule.parts):
         clauses.append("calls with different arguments are counted separately")
@@ -65,7 +66,7 @@ def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
 def cost_sentence(cost: Cost) -> str:
     """Describe a `[[cost]]` in one sentence; see `sentence`."""
     what = _what(cost.pattern)
-    return f"A call of {what} takes {_some(cost.units, 'unit')} of each limit that counts cost."
+    return f"A call of {what} takes {amount(cost.units, 'unit')} of each limit that counts cost."
 
 
 def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
@@ -92,13 +93,13 @@ def _clause(rule: Rule) -> str:
     if rule.counts == "errors":
         return _closing(rule)
     if rule.counts == "cost":
-        units = [f"{_some(rate.n, 'unit')} {span(rate)}" for rate in rule.rates]
+        units = [f"{amount(rate.n, 'unit')} {span(rate)}" for rate in rule.rates]
         return f"{_who(rule)} may spend {series(units)} on {_what(rule)}{_through(rule)}{_together(rule)}"
     if _names_tools(rule):
         times = series([_times(rate) for rate in rule.rates])
         return f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
     first, *more = rule.rates
-    calls = [f"{_some(first.n, 'call')} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
+    calls = [f"{amount(first.n, 'call')} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
     return f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
 
 
@@ -108,7 +109,7 @@ def _capping(rule: Rule) -> str:
         who = f"{_who(rule, together=False)} may have any number of calls of {_what(rule)} in flight{_through(rule)}"
         return f"{who}, unless another rule applies"
     what = f" of {_what(rule)}" if _names_tools(rule) else _to_servers(rule)
-    calls = _some(rule.concurrent, "call")
+    calls = amount(rule.concurrent, "call")
     return f"{_who(rule)} may have at most {calls}{what} in flight at once{_through(rule)}{_together(rule)}"
 
 
@@ -121,7 +122,7 @@ def _closing(rule: Rule) -> str:
     what = f"all {what}" if is_many and not _matching(rule, "tool") else what
     if _spread(rule, "tool") != "one":  # the name of a tool stays as it is
         what = what[0].upper() + what[1:]
-    errors = [f"{_some(rate.n, 'error')} {_within(rate)}" for rate in rule.rates]
+    errors = [f"{amount(rate.n, 'error')} {_within(rate)}" for rate in rule.rates]
     closed = f"{what} {'are' if is_many else 'is'} closed for {who}{_through(rule)} after {' or '.join(errors)}"
     return f"{closed}{_together(rule)}"
 
@@ -129,10 +130,6 @@ def _closing(rule: Rule) -> str:
 def _within(rate: Rate) -> str:
     text = span(rate)
     return text if text.startswith("in ") else f"in {text}"
-
-
-def _some(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _names_tools(rule: Rule) -> bool:
@@ -199,12 +196,11 @@ def _matching(rule: Rule, selector: str) -> str:
 
 def _spread(rule: Rule, axis: str) -> str:
     """How a rule counts on an axis: `one` value, `each` value by itself, `all` selected values or `any` values together."""
-    patterns = rule.selectors.get(axis)
-    if patterns and "*" not in patterns[0]:
+    if axis in rule.exact:
         return "one"
     if axis in rule.per:
         return "each"
-    return "all" if patterns else "any"
+    return "all" if axis in rule.selectors else "any"
 
 
 def _who(rule: Rule, *, together: bool = True) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 from mcpguard.core.agent import TIERS
 from mcpguard.core.identity import known_client
-from mcpguard.core.limiter import EXACT
+from mcpguard.core.limiter import EXACT, grain
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy.explain import series, span_text, window
 from mcpguard.core.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
@@ -60,7 +60,7 @@ def admitted_at_most(rate: Rate, window_us: int) -> int:
 def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
     """The limits of a rule that can never deny a call, each with another limit that denies earlier."""
     for rate in rates:
-        grain_us = -(-rate.window_us // EXACT) if rate.n > EXACT else 0  # a call may count that much longer than the window
+        grain_us = grain(rate.n, rate.window_us)  # a call may count that much longer than the window
         for other in rates:
             if other is not rate and admitted_at_most(other, rate.window_us + grain_us) <= rate.n:
                 yield rate, other
@@ -154,14 +154,15 @@ def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
-    named: dict[tuple[str, str], list[int]] = {}
+    named: dict[tuple[str, str], list[int]] = {}  # by a name that rules select by: these rules
     for at, rule in enumerate(policy.rules):
-        for name in _names(rule):
+        for name in rule.exact.items():
             named.setdefault(name, []).append(at)
     shutters: dict[int, int] = {}
     for at, rule in enumerate(policy.rules):
         if rule.deny and not rule.observe:
-            near = min([named[name] for name in _names(rule)], key=len, default=range(len(policy.rules)))
+            # each rule that it covers has the same names
+            near = min([named[name] for name in rule.exact.items()], key=len, default=range(len(policy.rules)))
             for closed in _closed_by(policy.rules, at, near):
                 shutters.setdefault(closed, at)
     for at, shutter in sorted(shutters.items()):
@@ -188,11 +189,6 @@ def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
     return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
 
 
-def _names(rule: Rule) -> list[tuple[str, str]]:
-    """A rule's selectors without `*`. Each rule that it covers has the same ones."""
-    return [(axis, rule.selectors[axis][0]) for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]]
-
-
 def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
     """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
 
@@ -206,13 +202,13 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
     exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
     for at in near:
         if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts):
-            exceptions.setdefault(dict(_names(rules[at])).get(axis, ""), []).append(at)
+            exceptions.setdefault(rules[at].exact.get(axis, ""), []).append(at)
     every = {at for some in exceptions.values() for at in some}
     for at in near:
         rule = rules[at]
         if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
             continue
-        name = dict(_names(rule)).get(axis)
+        name = rule.exact.get(axis)
         meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
         if not any(may_overlap(rule, rules[other]) for other in meeting):
             yield at

@@ -37,7 +37,7 @@ class Headroom(NamedTuple):
 
     Attributes:
         reported: The limit, as a denial names it.
-        place: The index of its rule in the policy.
+        at: Its rule's index in the policy.
         counter: The limit's counter; None for `deny`.
         used: The calls, units or errors in the counter, or the calls in flight; 0 for `deny`.
         remaining: How many more the limit admits.
@@ -47,7 +47,7 @@ class Headroom(NamedTuple):
     """
 
     reported: Reported
-    place: int
+    at: int
     counter: Counter | None
     used: int
     remaining: int

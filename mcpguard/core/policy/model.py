@@ -116,6 +116,11 @@ class Rule(NamedTuple):
         return Agent.split(patterns[0]) if patterns else None
 
     @property
+    def exact(self) -> dict[str, str]:
+        """The selectors for `AXES` that are names, and not patterns with `*`."""
+        return {axis: self.selectors[axis][0] for axis in AXES if "*" not in self.selectors.get(axis, ("*",))[0]}
+
+    @property
     def shared(self) -> dict[str, list[str]]:
         """The selectors that are not in `per`: the calls that they select share counters."""
         return {key: sorted(set(texts)) for key, texts in sorted(self.selectors.items()) if key not in self.per}
@@ -126,6 +131,11 @@ class Rule(NamedTuple):
         if self.deny:
             return "deny"
         return " ".join(f"{rate.n}/{rate.text}" for rate in self.rates) or ("unlimited" if self.has_limit else "")
+
+    @property
+    def bounds(self) -> tuple[Rate, ...]:
+        """Of a part: its limits; or its cap as a limit whose window is 0."""
+        return (Rate(self.concurrent, 0, ""),) if self.concurrent else self.rates
 
     @property
     def reported(self) -> tuple[Reported, ...]:
@@ -254,9 +264,8 @@ class Policy:
         # The indexes of the parts, by the axes on which they have a selector without `*`, and then by these selectors
         self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
         for at, (rule, _) in enumerate(self.parts):
-            axes = tuple([axis for axis in AXES if "*" not in rule.selectors.get(axis, ("*",))[0]])
-            names = tuple([rule.selectors[axis][0] for axis in axes])
-            self._places.setdefault(axes, {}).setdefault(names, []).append(at)
+            exact = rule.exact
+            self._places.setdefault(tuple(exact), {}).setdefault(tuple(exact.values()), []).append(at)
 
     def tier_warning(self, tier: str | None) -> str | None:
         """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can, or if there is no tier."""
@@ -357,18 +366,15 @@ def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy:
     for rule, at in parts:
         observed = policy.observe or rule.observe
         wait_us = policy.wait_us if rule.wait_us is None else rule.wait_us
+        reported += rule.reported
         if rule.deny:
             limits.append(Limit(0, 0, -1, at, observed))
-            reported.append(Reported(rule.axis, rule.text, None, None))
-        rates = (Rate(rule.concurrent, 0, ""),) if rule.concurrent else rule.rates
         cost = policy.cost(call) if rule.counts == "cost" else 1
-        for rate in rates:
+        for rate in rule.bounds:
             label = _label(rule, call, namespace, rate.window_us)
             if label not in counters:
                 counters[label] = (len(counters), Counter(counter_id(label), label, rate.window_us))
             limits.append(Limit(rate.n, rate.window_us, counters[label][0], at, observed, rule.counts, cost, wait_us))
-            counts = None if rule.counts == "calls" else rule.counts
-            reported.append(Reported(rule.axis, rule.text, rate.n, rate.text or None, counts))
     return Plan(tuple(limits), tuple(reported), tuple(counter for _, counter in counters.values()))
 
 

@@ -1,21 +1,13 @@
 """Whether two rules can match the same call."""
 
-from collections.abc import Collection
-
 from mcpguard.core.agent import Agent
 from mcpguard.core.patterns import glob
 from mcpguard.core.policy.model import AXES, Rule
 
 
-def may_overlap(rule: Rule, other: Rule, axes: Collection[str] = AXES) -> bool:
-    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can.
-
-    Args:
-        rule: A rule.
-        other: Another rule.
-        axes: The selectors to compare.
-    """
-    for key in axes:
+def may_overlap(rule: Rule, other: Rule) -> bool:
+    """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
+    for key in AXES:
         mine, theirs = rule.selectors.get(key), other.selectors.get(key)
         if mine and theirs and not _may_meet(key, mine[0], theirs[0]):
             return False

@@ -152,7 +152,7 @@ class Plan:
 def _of_arguments(counter: Counter, digest: str) -> Counter:
     if not counter.is_split:
         return counter
-    label = counter.label.replace(_SPLIT, f'"{ARGUMENTS}":"{digest}"', 1)
+    label = counter.label.replace(_SPLIT, f'{_BY_ARGUMENTS}{digest}"', 1)
     return Counter(counter_id(label), label, counter.window_us)
 
 

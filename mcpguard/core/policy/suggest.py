@@ -160,7 +160,7 @@ class _Tracked:
         self._prune_at = [_MAX_LOGS for _ in rates]
         self._axes = [axis for axis in AXES if axis in rule.per]
         implied = {"server"} if "tool" in rule.per and "server" not in rule.selectors else set()
-        self._shown = [axis for axis in self._axes if "*" in rule.selectors.get(axis, ("*",))[0] and axis not in implied]
+        self._shown = [axis for axis in self._axes if axis not in rule.exact and axis not in implied]
 
     def add(self, call: Call, time_us: int) -> None:
         """Count a call. It is earlier than the calls before: the logs run backwards, on the negative time."""

@@ -89,20 +89,20 @@ class Callers:
             self.known.clear()
 
     def new(
-        self, client_name: str | None, from_meta: str | None, noted: str | None, codex_tier: str | None, tool: str
+        self, client_name: str | None, meta_agent: str | None, noted: str | None, codex_tier: str | None, tool: str
     ) -> Caller:
         """A caller that is not among `known`. It is remembered.
 
         Args:
             client_name: The client's name; None if it gave none.
-            from_meta: The agent in the call's `_meta`; None if there is none.
+            meta_agent: The agent in the call's `_meta`; None if there is none.
             noted: The agent that a hook noted for the call; None if no hook did.
             codex_tier: The tier that Codex reports in the call's `_meta`; None if there is none.
             tool: The tool.
         """
-        key = (client_name, from_meta, noted, codex_tier, tool)
+        key = (client_name, meta_agent, noted, codex_tier, tool)
         identity = self.identity
-        agent, source = identity.agent(client_name, from_meta, noted, codex_tier)
+        agent, source = identity.agent(client_name, meta_agent, noted, codex_tier)
         call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
         plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else Plan()
         members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}

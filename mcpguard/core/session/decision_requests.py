@@ -49,15 +49,15 @@ class DecisionRequests:
             call_meta: Its `_meta`; see `meta_of`.
             agents: The agents that hooks noted, by call id.
         """
-        client_name, from_meta, noted, tier, trace = self._callers.client_name, None, None, None, None
+        client_name, meta_agent, noted, tier, trace = self._callers.client_name, None, None, None, None
         if not meta.OF_CALLER.isdisjoint(call_meta):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
-            from_meta = agent if isinstance(agent, str) else None
+            meta_agent = agent if isinstance(agent, str) else None
             noted = agents.get(call_id(call_meta) or "") if agents else None
             tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-        names = (client_name, from_meta, noted, tier, params["name"])
+        names = (client_name, meta_agent, noted, tier, params["name"])
         caller = self._callers.known.get(names) or self._callers.new(*names)
         call, plan, context, _ = caller
         request = DecisionRequest(call, plan, context, frame, frame.id)

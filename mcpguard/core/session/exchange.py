@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Final
 
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
@@ -13,6 +12,9 @@ MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
 """How many requests are decided in one transaction, and how long their frames may be, because rows may hold the arguments. This
 takes some milliseconds, so that other wrappers get their turn."""
+
+NO_AGENTS: Final[Mapping[str, str]] = {}
+"""The agents of calls for which no hook has noted one."""
 
 
 class Exchange:
@@ -32,7 +34,7 @@ class Exchange:
         agents: The agents that hooks noted for the calls, by call id.
     """
 
-    agents: Mapping[str, str] = MappingProxyType({})
+    agents = NO_AGENTS
 
     def __init__(self, messages: Sequence[Frame | Refusal], now_us: int) -> None:
         self.messages = messages

@@ -144,7 +144,7 @@ class HeldCalls:
         for at in found:
             limit = plan.limits[at]
             counter = plan.counters[limit.counter].id
-            ahead = [call.waits_for for call in self._before(request) if counter in call.waits_for]
+            ahead = [one.waits_for for one in self._before(request) if counter in one.waits_for]
             if limit.counts == "concurrent":
                 if not ahead:
                     due_us = min(due_us, LOOK_US)

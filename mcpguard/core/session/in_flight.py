@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Final, NamedTuple
 
-from mcpguard.core.audit import Outcome
+from mcpguard.core.audit import ERRORS, Outcome
 from mcpguard.core.policy.plan import Plan
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 
@@ -12,10 +12,6 @@ MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
 """How many requests are remembered, and the length of their ids and tool names. Beyond either bound the oldest request is
 forgotten, because some are never answered. A forgotten request keeps its places until the server has ended or `MAX_IN_FLIGHT`
 others were forgotten, because the server may still be busy with it."""
-
-
-FAILED: Final = frozenset({"tool_error", "rpc_error"})
-"""The outcomes that limits on errors count."""
 
 
 class InFlight(NamedTuple):
@@ -87,7 +83,7 @@ class RequestsInFlight:
         if request is None:
             return None
         if request.plan is not None and request.row_id is not None:
-            self.endings.append(Ending(request.row_id, request.plan, failed=outcome in FAILED))
+            self.endings.append(Ending(request.row_id, request.plan, failed=outcome in ERRORS))
         if request_id in self._earlier:
             self._expect_another_answer(request_id, now_us)
         return request
@@ -158,8 +154,7 @@ def settled_plan(request: DecisionRequest, verdict: Verdict) -> Plan | None:
     """
     plan = request.whole_plan or request.plan
     if verdict.decision == "would_deny":
-        exceeded = [reported for reported, _ in verdict.exceeded]
-        full = {limit.rule for limit, reported in zip(plan.limits, plan.reported, strict=True) if reported in exceeded}
+        full = {limit.rule for limit, _ in verdict.without_room(plan)}
         plan = plan.only(lambda limit: limit.counts != "errors" or limit.rule not in full)
     return plan if plan.settles else None
 

@@ -73,7 +73,7 @@ from mcpguard.core.session import events, replies
 from mcpguard.core.session.callers import Callers
 from mcpguard.core.session.commands import Command, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
-from mcpguard.core.session.exchange import Exchange
+from mcpguard.core.session.exchange import NO_AGENTS, Exchange
 from mcpguard.core.session.held_calls import HeldCalls
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight, settled_plan
 from mcpguard.core.session.replies import Denials
@@ -86,7 +86,6 @@ MAX_OUTCOMES: Final = 64
 
 _CANCELLED: Final = "notifications/cancelled"
 _INPUT_CLOSED: Final = "the server has closed its input"
-_NO_AGENTS: Final[Mapping[str, str]] = {}
 
 
 class Session:
@@ -213,7 +212,7 @@ class Session:
         call_meta = meta_of(params)
         if not meta.CALL_IDS.isdisjoint(call_meta) and not callers.identity.has_whole_agent:
             return None
-        request = self._requests.of_call(frame, params, call_meta, _NO_AGENTS)
+        request = self._requests.of_call(frame, params, call_meta, NO_AGENTS)
         return request if request.waited_us is None else None
 
     def forward(self, request: DecisionRequest, verdict: Verdict, now_us: int) -> bytes:
@@ -239,7 +238,7 @@ class Session:
             return []
         self._exchange = exchange = Exchange(event.messages, event.now_us)
         look_up = self._to_look_up(exchange)
-        return [look_up] if look_up else self._judge(_NO_AGENTS)
+        return [look_up] if look_up else self._judge(NO_AGENTS)
 
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
         """What the verdicts depend on and the session does not know; None if it knows everything."""

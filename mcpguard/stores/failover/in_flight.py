@@ -54,14 +54,8 @@ class CallsInFlight:
 
     def decided(self, plan: Plan, verdict: Verdict) -> None:
         """Note a call that the store has decided by this plan, if it was admitted."""
-        if not verdict.forwards or verdict.row_id is None:
-            return
-        exceeded = [reported for reported, _ in verdict.exceeded]
-        without_room = {limit.rule for limit, one in zip(plan.limits, plan.reported, strict=True) if one in exceeded}
-        caps = {one.counter for one in plan.limits if one.counts == "concurrent" and one.rule not in without_room}
-        if caps:  # a rule that only reports is not charged if it has no room
-            counters = tuple([plan.counters[at] for at in caps])
-            self._places[verdict.row_id] = _Place(self._generations.in_this_store(verdict.row_id), plan, counters)
+        if verdict.forwards and verdict.row_id is not None and (caps := verdict.taken_caps(plan)):
+            self._places[verdict.row_id] = _Place(self._generations.in_this_store(verdict.row_id), plan, tuple(caps))
 
     def take(self, place_id: int, plan: Plan, counters: Sequence[Counter]) -> None:
         """Note a call that was admitted without the store, by the id of its place: see `new_id`. Its row has no id yet."""

@@ -2,8 +2,8 @@
 
 Theory of operation. A file is the log of the changes of one buffer, a JSON array a line. Replayed, it gives the buffer. The
 wrapper holds a lock on its file. The system releases the lock when the wrapper ends, however it ends. Whoever then gets the
-lock owns the content. Records that cannot be written wait in memory, in order, and are
-tried again. Until then the file mirrors an earlier state of the buffer.
+lock owns the content. Records that cannot be written wait in memory, in order, and are tried again. Until then the file mirrors
+an earlier state of the buffer.
 """
 
 import contextlib

@@ -30,8 +30,8 @@ from mcpguard.stores.failover.buffered_rows import BufferedRows, chars
 from mcpguard.stores.failover.spill import SpillLog, row_of, row_values
 
 BATCH: Final = 100
-"""The most counters, rows and outcomes of one batch. It takes a store some milliseconds, for which a decision
-may have to wait."""
+"""The most counters, rows and outcomes of one batch. It takes a store some milliseconds, for which a decision may have
+to wait."""
 
 BATCH_CHARS: Final = 64 * 1024
 """How much text the rows of a batch may have together, unless a single row has more."""
@@ -80,9 +80,8 @@ class WriteBehindBuffer:
         self.written = 0
         self.newest_before: int | None = None
         self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that were sent to no store, by counter id
-        self._maybe_counted: tuple[list[tuple[Counter, State]], str] | None = (
-            None  # logs that the store may have counted, their id
-        )
+        # Logs that the store may have counted, and their write-back id
+        self._maybe_counted: tuple[list[tuple[Counter, State]], str] | None = None
         self._rows = BufferedRows()
         self._outcomes: deque[Outcome] = deque(maxlen=MAX_OUTCOMES)
         self._row_ids: dict[int, int] = {}  # the store's row ids, by provisional row id

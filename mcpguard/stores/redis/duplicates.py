@@ -43,11 +43,11 @@ def duplicates(
     newest = ("XREVRANGE", "+", str(max(0, made_us - SEARCHED_US) // 1000))
     found: dict[tuple[int, bytes], None] = {}
     for stream in (1, 2) if age_us > NEARBY_US else ():
-        for stream_id, seq in _rows_of(ask, streams, session, stream, *nearby, end_s=end_s - timeout_s / 4):
+        for stream_id, seq in _rows_of(ask, streams[stream - 1], session, *nearby, end_s=end_s - timeout_s / 4):
             if seq >= first.seq:
                 found[stream, stream_id] = None
     for stream in (1, 2):
-        for stream_id, seq in _rows_of(ask, streams, session, stream, *newest, end_s=end_s):
+        for stream_id, seq in _rows_of(ask, streams[stream - 1], session, *newest, end_s=end_s):
             if seq < first.seq:
                 break
             found[stream, stream_id] = None
@@ -55,23 +55,15 @@ def duplicates(
 
 
 def _rows_of(
-    ask: Callable[..., list[Any]],
-    streams: Sequence[str],
-    session: str,
-    stream: int,
-    command: str,
-    begin: str,
-    end: str,
-    *,
-    end_s: float,
+    ask: Callable[..., list[Any]], key: str, session: str, command: str, begin: str, end: str, *, end_s: float
 ) -> Iterator[tuple[bytes, int]]:
-    """Stream ids and numbers of a session's rows, in the order of a command, until a time.
+    """Stream ids and numbers of a session's rows in a stream, in the order of a command, until a time.
 
     The first page is small, because rows may be long.
     """
     count, seen, needle = _FIRST_PAGE, 0, session.encode()
     while seen < SEARCHED_ROWS:
-        found = ask((command, streams[stream - 1], begin, end, "COUNT", count))[0]
+        found = ask((command, key, begin, end, "COUNT", count))[0]
         for stream_id, fields in found:
             if any(needle in part for part in fields):  # parsing all rows would take long
                 row = rows.row(fields)

@@ -54,11 +54,11 @@ class Leases:
         self._next_us = 0
 
     def new(self, keys: Sequence[str], sent_us: int) -> Place:
-        """The places that a command gave to a call, which was sent at this time."""
+        """The places that a command, sent at this time, gave to a call."""
         return Place(keys, sent_us, self._until_us(sent_us))
 
     def _until_us(self, sent_us: int) -> int:
-        """Not the whole lease, because the server's clock and ours may differ in speed."""
+        """When the lease is taken to end: a tenth early, because the server's clock and ours may differ in speed."""
         return sent_us + self._lease_us - self._lease_us // 10
 
     def add(self, call_id: int, place: Place) -> None:

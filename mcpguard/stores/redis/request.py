@@ -237,14 +237,6 @@ def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter]
     return found
 
 
-def taken_caps(plan: Plan, one: Verdict) -> list[Counter]:
-    """The counters of calls in flight on which an admitted call has a place."""
-    full = [reported for reported, _ in one.exceeded]
-    without_room = {limit.rule for limit, reported in zip(plan.limits, plan.reported, strict=True) if reported in full}
-    caps = [limit for limit in plan.limits if limit.counts == "concurrent" and limit.rule not in without_room]
-    return [plan.counters[counter] for counter in {limit.counter: None for limit in caps}]
-
-
 def errors_of(plan: Plan) -> list[tuple[Counter, int]]:
     """The counters on which a failed call is counted, each with the smallest of its limits."""
     smallest: dict[int, int] = {}

@@ -34,7 +34,6 @@ from mcpguard.stores.redis.request import (
     errors_of,
     pack_append_head,
     pack_settle_head,
-    taken_caps,
     time_in,
     usual_verdict,
     verdicts_of,
@@ -261,7 +260,7 @@ class RedisStore:
         for request, one in zip(requests, verdicts, strict=True):
             if one.in_flight is None or not one.forwards or one.row_id is None:
                 continue
-            if caps := taken_caps(request.plan, one):
+            if caps := one.taken_caps(request.plan):
                 place = places[one.row_id] = self._leases.new(self._cap_keys(caps), sent_us)
                 one.lease = place.lease
         if self._any_late(places):

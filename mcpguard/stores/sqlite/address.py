@@ -1,6 +1,5 @@
 """The address of an SQLite store, and how to open it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,8 +22,10 @@ class SqliteAddress(NamedTuple):
 
     def exists(self) -> bool:
         """See `Address`."""
+        from mcpguard.stores.sqlite.call_log import log_path
+
         try:
-            return self.path.stat().st_size > 0 or Path(f"{os.path.realpath(self.path)}-calls").exists()
+            return self.path.stat().st_size > 0 or log_path(self.path).exists()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:

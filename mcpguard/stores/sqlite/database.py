@@ -142,9 +142,7 @@ def reported(path: Path) -> Iterator[None]:
     """Turn errors of SQLite and of the system into `StoreUnavailable`."""
     try:
         yield
-    except sqlite3.Error as error:
-        raise unavailable(path, error) from error
-    except OSError as error:
+    except (sqlite3.Error, OSError) as error:
         raise unavailable(path, error) from error
 
 

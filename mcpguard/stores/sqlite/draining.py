@@ -8,8 +8,8 @@ from typing import Final
 
 from mcpguard.core.digest import number
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, entries, notes
-from mcpguard.stores.sqlite.entries import Run
+from mcpguard.stores.sqlite import database, log_lines, notes
+from mcpguard.stores.sqlite.log_lines import Run
 from mcpguard.stores.sqlite.memory import LineChange, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
@@ -76,13 +76,13 @@ class Drain:
         row = first_row
         for line in self._pauses.between(line for text in batch for line in text.split("\n")):
             fields = line.split("\t")
-            if fields[0] == entries.ROW:
+            if fields[0] == log_lines.ROW:
                 self._take_row(row, fields)
                 row += 1
                 if len(self._rows) == _ROWS_AT_ONCE:
                     self._insert_rows()
-            elif fields[0] == entries.RUN:
-                row += self._take_run(row, entries.read_run(fields))
+            elif fields[0] == log_lines.RUN:
+                row += self._take_run(row, log_lines.read_run(fields))
             else:
                 self._take(fields)
         self._write_rows()
@@ -136,29 +136,29 @@ class Drain:
 
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
-        if kind == entries.OUTCOME:
+        if kind == log_lines.OUTCOME:
             first, durations = int(fields[1]), fields[3].split(",")
             width = max(map(len, durations))
             digits = "".join([one.zfill(width) for one in durations])
             self._outcomes.append((fields[2], digits, first, width, width, first, first + len(durations) - 1))
-        elif kind == entries.COUNTER:
+        elif kind == log_lines.COUNTER:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
-        elif kind == entries.CHARGED:
+        elif kind == log_lines.CHARGED:
             self._changes.append((int(fields[1]), fields[2], 1))
-        elif kind == entries.TAKEN:
+        elif kind == log_lines.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
-        elif kind == entries.FREED:
+        elif kind == log_lines.FREED:
             self._db.execute("DELETE FROM in_flight WHERE counter = ? AND call = ?", fields[1:])
-        elif kind == entries.EMPTIED:
+        elif kind == log_lines.EMPTIED:
             self._changes.append(fields)
             self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
-        elif kind == entries.MERGED:
+        elif kind == log_lines.MERGED:
             self._changes.append(fields)
         elif kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
             self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
-        elif kind == entries.WRITTEN_BACK:
+        elif kind == log_lines.WRITTEN_BACK:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 
     def _write_rows(self) -> None:
@@ -177,13 +177,13 @@ class Drain:
         """Write the counters that the records change."""
         self._windows |= windows(one for one in self._changes if isinstance(one, tuple))
         others = [fields for fields in self._changes if not isinstance(fields, tuple)]
-        self._windows |= {int(fields[1]): int(fields[2]) for fields in others if fields[0] == entries.MERGED}
-        emptied = {int(fields[1]) for fields in others if fields[0] == entries.EMPTIED}
+        self._windows |= {int(fields[1]): int(fields[2]) for fields in others if fields[0] == log_lines.MERGED}
+        emptied = {int(fields[1]) for fields in others if fields[0] == log_lines.EMPTIED}
         states = database.logs(self._db, {*self._windows, *emptied})
         change_all(states, self._pauses.between(self._changes))
         self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key, log in states.items() if not log))
         held = ((key, log) for key, log in states.items() if log)
-        values = ((key, self._windows[key], self._labels.get(key, entries.NO_LABEL), log[-2], pack(log)) for key, log in held)
+        values = ((key, self._windows[key], self._labels.get(key, log_lines.NO_LABEL), log[-2], pack(log)) for key, log in held)
         self._write_all(_SET_COUNTER, values)
         self._write_all(_SET_LABEL, ((label, key) for key, label in self._labels.items() if states.get(key)))
 

@@ -13,7 +13,7 @@ from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Ending
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import database, entries
+from mcpguard.stores.sqlite import database, log_lines
 from mcpguard.stores.sqlite.call_log import Lost, damaged
 from mcpguard.stores.sqlite.opening import Files
 
@@ -169,7 +169,7 @@ class Follower:
     def append(self, groups: Sequence[str], *, uses_reserve: bool = False) -> None:
         """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
         if groups:
-            self.at = self._log.append_all(self.at, entries.records(groups), uses_reserve=uses_reserve)
+            self.at = self._log.append_all(self.at, log_lines.records(groups), uses_reserve=uses_reserve)
 
     def _learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
         """Read the log and the database before the turn, so that others do not wait for that."""

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.core.limiter import State
-from mcpguard.stores.sqlite import entries
+from mcpguard.stores.sqlite import log_lines
 
-KINDS: Final = frozenset({entries.TAKEN, entries.FREED, entries.EMPTIED})
+KINDS: Final = frozenset({log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED})
 """The kinds of lines that change places."""
 
 
@@ -66,10 +66,10 @@ class InFlight:
     def follow(self, fields: Sequence[str]) -> None:
         """Apply a line of one of `KINDS`."""
         kind, counter_id, *rest = fields
-        if kind == entries.TAKEN:
+        if kind == log_lines.TAKEN:
             call_id, owner, label = rest
             self.take(Place(int(counter_id), int(call_id), owner, label))
-        elif kind == entries.FREED:
+        elif kind == log_lines.FREED:
             self.free(int(counter_id), int(rest[0]))
         else:
             self._places.pop(int(counter_id), None)

@@ -16,7 +16,7 @@ from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.stores.api import Clock
-from mcpguard.stores.sqlite import entries, notes
+from mcpguard.stores.sqlite import log_lines, notes
 from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
 from mcpguard.stores.sqlite.log_records import Change, Position
@@ -143,14 +143,14 @@ class Memory:
             namespace, note, noted_us = notes.read(fields)
             self.notes[namespace, note.call_id] = (note.agent, noted_us)
             return
-        if kind == entries.WRITTEN_BACK:
+        if kind == log_lines.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
             return
         if kind in KINDS:
             self.in_flight.follow(fields)
         if kind not in _CHANGES:
             return
-        if self.complete and kind == entries.MERGED and int(fields[1]) not in self.states:
+        if self.complete and kind == log_lines.MERGED and int(fields[1]) not in self.states:
             self.remember(int(fields[1]), int(fields[2]), EMPTY)
         change(self.states, fields)
 
@@ -190,15 +190,15 @@ def _charged_us(log: State) -> int:
     return log[-2] if log else 0
 
 
-_CHANGES: Final = frozenset({entries.MERGED, entries.EMPTIED})
-_FOLLOWED: Final = _CHANGES | KINDS | {notes.KIND, entries.WRITTEN_BACK}
-_CHARGING: Final = frozenset({entries.ROW, entries.RUN, entries.CHARGED})
+_CHANGES: Final = frozenset({log_lines.MERGED, log_lines.EMPTIED})
+_FOLLOWED: Final = _CHANGES | KINDS | {notes.KIND, log_lines.WRITTEN_BACK}
+_CHARGING: Final = frozenset({log_lines.ROW, log_lines.RUN, log_lines.CHARGED})
 
 
 def charges(line: str) -> Charges | None:
     """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
-    if line[0] == entries.RUN:
-        run = entries.read_run(line.split("\t"))
+    if line[0] == log_lines.RUN:
+        run = log_lines.read_run(line.split("\t"))
         return (run.charged_us, run.charged, run.calls) if run.charged else None
     _, charged_us, charged = line.rsplit("\t", 2)
     return (int(charged_us), charged, 1) if charged else None
@@ -236,7 +236,7 @@ def charge(
 @lru_cache(maxsize=512)
 def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
     """Id, window in µs, n, grain in µs and cost of the counters of a row."""
-    found = entries.read_charges(charged)
+    found = log_lines.read_charges(charged)
     return tuple((key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found)
 
 
@@ -251,7 +251,7 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
     key = int(fields[1])
     if key not in states:
         return
-    if fields[0] == entries.EMPTIED:
+    if fields[0] == log_lines.EMPTIED:
         states[key] = EMPTY
     else:
         states[key] = limiter.merge(states[key], tuple(map(int, fields[3].split(","))), int(fields[2]))
@@ -290,7 +290,7 @@ def touched(text: str) -> Collection[int]:
         kind = line[0]
         if kind in _CHARGING:
             if one := charges(line):
-                found.update(key for key, *_ in entries.read_charges(one[1]))
+                found.update(key for key, *_ in log_lines.read_charges(one[1]))
         elif kind in _CHANGES:
             found.add(int(line.split("\t")[1]))
     return found

@@ -148,7 +148,7 @@ def _join(path: Path, lock: FileLock, hold: SharedHold, *, timeout_s: float, own
         turn = log.turn()
         undo.callback(turn.close)
         with contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)) as db:
-            belongs = require_schema(db, path=str(path)) == VERSION and database.key(db) == log.key
+            belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
         memory, at = reader.memory()
         at = memory.read_on(log, at)
@@ -181,7 +181,7 @@ def _database(path: Path) -> sqlite3.Connection:
     try:
         if not is_new:
             integrity.check_pages(db, path)
-        migrate(db, path=str(path))
+        migrate(db, path)
     except BaseException:
         db.close()
         raise

@@ -36,7 +36,7 @@ def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
     with contextlib.ExitStack() as undo, database.reported(path):
         path.stat()  # the system says more plainly than SQLite why it cannot be opened
         with contextlib.closing(database.connect(path, mode="rw")) as db:
-            require_schema(db, path=str(path))
+            require_schema(db, path)
         lock = lock_file(beside(path, "-lock"))
         undo.callback(lock.close)
         log = CallLog(log_path(path))

@@ -18,7 +18,7 @@ from mcpguard.core.policy.plan import Counter
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
-from mcpguard.stores.sqlite import database, entries, integrity
+from mcpguard.stores.sqlite import database, integrity, log_lines
 from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
@@ -88,7 +88,7 @@ class Reader:
             self._identity = integrity.identity(path)
             self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
             self._db.execute("PRAGMA query_only = ON")
-            require_schema(self._db, path=str(path))
+            require_schema(self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db)
         self._log = log
@@ -132,12 +132,12 @@ class Reader:
     def counters(self) -> list[tuple[str, int, State]]:
         """Each counter's label, window in µs and log."""
         question = "SELECT id, label, window_us, log FROM counter WHERE label != ?"
-        found, texts = self._with_log(lambda db: db.execute(question, (entries.NO_LABEL,)).fetchall())
+        found, texts = self._with_log(lambda db: db.execute(question, (log_lines.NO_LABEL,)).fetchall())
         states = {key: unpack(log) for key, _, _, log in found}
         names = {key: (label, window_us) for key, label, window_us, _ in found}
         for text in texts:
             for line in text.split("\n"):
-                if line[0] == entries.COUNTER:
+                if line[0] == log_lines.COUNTER:
                     _, key, window_us, label = line.split("\t")
                     names[int(key)] = (label, int(window_us))
             states |= dict.fromkeys(touched(text) - states.keys(), limiter.EMPTY)
@@ -390,8 +390,8 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     found: dict[int, tuple[str, int]] = {}
     for text in texts:
         for line in text.split("\n"):
-            if line[0] == entries.OUTCOME:
-                first, outcome, durations = entries.read_outcomes(line.split("\t"))
+            if line[0] == log_lines.OUTCOME:
+                first, outcome, durations = log_lines.read_outcomes(line.split("\t"))
                 for row_id, duration_us in enumerate(durations, first):
                     found.setdefault(row_id, (outcome, duration_us))
     return found
@@ -411,12 +411,12 @@ def _stored(pending: Pending, after: int) -> Iterator[StoredRow]:
     number = pending.first
     for text in pending.texts:
         for line in text.split("\n"):
-            if line[0] == entries.ROW:
+            if line[0] == log_lines.ROW:
                 if number > after:
-                    yield StoredRow(number, entries.read_row(line.split("\t")), *outcomes.get(number, (None, None)))
+                    yield StoredRow(number, log_lines.read_row(line.split("\t")), *outcomes.get(number, (None, None)))
                 number += 1
-            elif line[0] == entries.RUN:
-                rows = entries.read_run(line.split("\t")).rows()
+            elif line[0] == log_lines.RUN:
+                rows = log_lines.read_run(line.split("\t")).rows()
                 found = [(number + at, row) for at, row in enumerate(rows) if number + at > after]
                 yield from (StoredRow(row_id, row, *outcomes.get(row_id, (None, None))) for row_id, row in found)
                 number += len(rows)

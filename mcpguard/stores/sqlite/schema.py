@@ -59,14 +59,14 @@ VERSION: Final = _PREVIEWS + len(STEPS)
 OF_ANOTHER: Final = "another program made this database"
 
 
-def no_store(path: Path | str, how: str) -> StoreUnavailable:
+def no_store(path: Path, how: str) -> StoreUnavailable:
     """The error for a file that is no store, probably because its path is mistyped."""
     return StoreUnavailable(
         f"{path} is not a store of mcpguard: {how}", "is the path right? if so, move the file away: a new one is made"
     )
 
 
-def require_schema(db: sqlite3.Connection, *, path: str) -> int:
+def require_schema(db: sqlite3.Connection, path: Path) -> int:
     """The version of a file's schema; 0 if it is new.
 
     Raises:
@@ -75,7 +75,7 @@ def require_schema(db: sqlite3.Connection, *, path: str) -> int:
     # In one statement, because another process may be creating the store
     question = "SELECT user_version, EXISTS (SELECT 1 FROM sqlite_master) FROM pragma_user_version"
     found, has_tables = map(int, db.execute(question).fetchone())
-    if not found and has_tables and not log_path(Path(path)).exists():
+    if not found and has_tables and not log_path(path).exists():
         raise no_store(path, OF_ANOTHER)  # each store has a call log
     if found > VERSION:
         raise StoreUnavailable(
@@ -87,22 +87,21 @@ def require_schema(db: sqlite3.Connection, *, path: str) -> int:
     return found
 
 
-def migrate(db: sqlite3.Connection, *, path: str, stop_before: int | None = None) -> None:
+def migrate(db: sqlite3.Connection, path: Path) -> None:
     """Bring a file to the newest schema, in one step for readers. The caller holds the store's lock.
 
     Args:
         db: A connection in autocommit mode.
-        path: How an error names the file.
-        stop_before: For tests: leave out this step and all after it.
+        path: The file.
 
     Raises:
         StoreUnavailable: See `require_schema`.
     """
-    found = require_schema(db, path=path)
+    found = require_schema(db, path)
     if not found:
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # pruning can then free disk space in small steps
-    steps = STEPS[max(0, found - _PREVIEWS) : stop_before]
+    steps = STEPS[max(0, found - _PREVIEWS) :]
     if not steps:
         return
     db.execute("BEGIN IMMEDIATE")

@@ -29,10 +29,10 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.stores.sqlite import database, entries, log_records
+from mcpguard.stores.sqlite import database, log_lines, log_records
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
-from mcpguard.stores.sqlite.entries import PlanTexts
 from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.log_lines import PlanTexts
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
@@ -198,7 +198,7 @@ class SqliteStore:
             return None
         verdict, logs = admitted
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
-        text = entries.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
+        text = log_lines.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
         record, after = log_records.pack(follower.at, ((text, 1, (now_us, len(texts.charged))),))
         return verdict, logs, record, after
@@ -224,12 +224,12 @@ class SqliteStore:
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
-        first = self._publish([entries.row_line(row) for row in rows])
+        first = self._publish([log_lines.row_line(row) for row in rows])
         return list(range(first, first + len(rows)))
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        self._publish(entries.outcome_lines(outcomes))
+        self._publish(log_lines.outcome_lines(outcomes))
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`."""
@@ -238,7 +238,7 @@ class SqliteStore:
             if not self._follower.memory.complete:
                 self._follower.learn_in_turn(endings)
             now_us = self._clock()
-            found = [entries.ending_lines(one, self._follower.states_of(one.plan.counters), now_us) for one in endings]
+            found = [log_lines.ending_lines(one, self._follower.states_of(one.plan.counters), now_us) for one in endings]
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):
@@ -247,7 +247,7 @@ class SqliteStore:
     def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
         owner = self._prepare_owner()
-        lines = [[entries.taken_line(counter, call_id, owner) for counter in counters] for call_id, counters in calls.items()]
+        lines = [[log_lines.taken_line(counter, call_id, owner) for counter in counters] for call_id, counters in calls.items()]
         self._publish(["\n".join(one) for one in lines if one])
 
     def last_seen(self) -> tuple[dict[int, State], int]:
@@ -266,16 +266,16 @@ class SqliteStore:
             if write_back_id in self._follower.memory.write_back_ids:
                 return []
             now_us = self._clock()
-            lines = [entries.counter_line(counter) for counter, _ in logs]
-            lines += [entries.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
-            return ["\n".join([*lines, entries.written_back_line(write_back_id, self._wall())])]
+            lines = [log_lines.counter_line(counter) for counter, _ in logs]
+            lines += [log_lines.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
+            return ["\n".join([*lines, log_lines.written_back_line(write_back_id, self._wall())])]
 
         self._publish(lines)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
         held = {one.label for one in self.held()}
-        lines = [entries.emptied_line(counter_id(label)) for label in labels]
+        lines = [log_lines.emptied_line(counter_id(label)) for label in labels]
         try:
             self._publish(lines)
         except LogFull as full:

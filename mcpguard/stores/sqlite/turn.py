@@ -6,7 +6,7 @@ from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import EMPTY, Decision, State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.core.verdict import DecisionRequest, Verdict, admit_some, decide_one, runs
-from mcpguard.stores.sqlite import entries
+from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.in_flight import InFlight
 from mcpguard.stores.sqlite.owners import Owners
@@ -70,9 +70,9 @@ class Turn:
         if admitted is None:
             return 0
         calls, first, after = admitted
-        charged = entries.charges(plan.counters, plan.limits)
+        charged = log_lines.charges(plan.counters, plan.limits)
         seq = self._journal.seq + 1
-        self.groups.append(entries.run_line(run[:calls], first, self._time_us, seq, self._now_us, charged))
+        self.groups.append(log_lines.run_line(run[:calls], first, self._time_us, seq, self._now_us, charged))
         verdicts = self._journal.admitted(plan, first, calls)
         for row_id, verdict in enumerate(verdicts, self._row_id):
             verdict.row_id = row_id
@@ -96,7 +96,7 @@ class Turn:
         if row is None:
             return False
         verdict.row_id = self._row_id
-        self.groups.append(entries.decision_lines(row, counters, decision, self._row_id, self._owner))
+        self.groups.append(log_lines.decision_lines(row, counters, decision, self._row_id, self._owner))
         self._row_id += 1
         return True
 
@@ -119,5 +119,5 @@ class Turn:
         for place in freed:
             in_flight.free(place.counter_id, place.call_id)
         if freed:
-            self.groups.append("\n".join(entries.freed_line(place.counter_id, place.call_id) for place in freed))
+            self.groups.append("\n".join(log_lines.freed_line(place.counter_id, place.call_id) for place in freed))
         return bool(freed)

@@ -16,7 +16,7 @@ from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, entries, integrity
+from mcpguard.stores.sqlite import database, integrity, log_lines
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
 from mcpguard.stores.sqlite.log_records import Position
@@ -239,7 +239,7 @@ class Upkeep:
         for text, after in pauses.between(self._log.records(at)):
             batch.append(text)
             size += len(text) + row_bytes(0) * (after.row - last.row)
-            outcomes += entries.outcomes_in(text)
+            outcomes += log_lines.outcomes_in(text)
             last = after
             if size > _DRAINED_AT_ONCE_BYTES or outcomes > self._most_outcomes:
                 self._write(db, at, batch, last, pauses)

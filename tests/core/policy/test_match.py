@@ -8,7 +8,6 @@ from mcpguard.core import limiter
 from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse
-from mcpguard.core.verdict import next_call
 from tests.core.build import START_US
 from tests.core.test_agents import rules, written
 
@@ -118,15 +117,6 @@ def test_a_limit_lowered_below_the_sum_in_its_counter_has_no_quota_left() -> Non
     state = limiter.charge(limiter.charge(limiter.EMPTY, 5, 60 * S, START_US), 5, 60 * S, START_US)
     (room,) = headrooms(plan, [state], START_US)
     assert (room.used, room.remaining) == (2, 0)
-
-
-def test_the_next_verdict_is_computed_without_charging() -> None:
-    plan = parse("[[rule]]\ntool='*'\nlimit='1/1m'\n").plan(ALICE)
-    for _ in range(2):
-        assert next_call(plan, [limiter.EMPTY], START_US).decision == "allowed"
-    state = limiter.charge(limiter.EMPTY, 1, 60 * S, START_US)
-    verdict = next_call(plan, [state], START_US + S)
-    assert (verdict.decision, verdict.retry_after_us) == ("rate_limited", 59 * S)
 
 
 def test_a_rule_whose_parts_fare_differently_has_a_match_for_each() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mcpguard.core.policy.explain import sentences
 from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Call, Rate, Rule
-from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of
+from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable
 from mcpguard.core.policy.plan import Plan, label_parts
 from mcpguard.errors import ExitStatus, PolicyError
 from tests.core.build import steps
@@ -270,6 +270,10 @@ name  = 7
     assert raised.value.problems[5].message == "rule 2: no limit"
     assert raised.value.message == "p.toml: line 1: unknown key 'moed' (and 10 more errors)"
     assert raised.value.hint == raised.value.problems[0].hint == "did you mean 'mode'?"
+
+
+def test_the_error_of_an_unreadable_file_names_the_file_and_says_why() -> None:
+    assert unreadable("p.toml", "Permission denied").message == "p.toml: cannot be read: Permission denied"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.stores import locks
 from mcpguard.stores.locks import shows_life
-from mcpguard.stores.sqlite import call_log, entries, memory, owners, schema
+from mcpguard.stores.sqlite import call_log, log_lines, memory, owners, schema
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
@@ -467,7 +467,7 @@ def test_an_ending_has_room_in_a_log_that_is_full_for_calls_and_never_waits(
     caller.end()
     with contextlib.suppress(StoreUnavailable):
         while True:
-            store._follower.append([entries.freed_line(1, 1)], uses_reserve=True)
+            store._follower.append([log_lines.freed_line(1, 1)], uses_reserve=True)
     with monkeypatch.context() as patched:
         patched.setattr(store, "_with_lock", None)
         with pytest.raises(StoreUnavailable, match="is full"):

@@ -17,7 +17,7 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.sqlite import call_log, database, entries, log_records, notes, pace, reader, upkeep
+from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, reader, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
@@ -67,7 +67,7 @@ def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_records, "MAX_TEXT_BYTES", 40_000)
-    monkeypatch.setattr(entries, "RECORD_CHARS", 10_000, raising=False)
+    monkeypatch.setattr(log_lines, "RECORD_CHARS", 10_000, raising=False)
     one, other = open_store(), open_store()
     Session(other, MANY).call("x", 3)
     (label,) = [held.label for held in other.held()]
@@ -191,14 +191,14 @@ def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
     calls = Session(store, MANY)
     calls.one("x")
     at_work: list[bool] = []
-    line = entries.admitted_line
+    line = log_lines.admitted_line
 
     def noted(*args: Any) -> str:
         at_work.append(other._follower.turn_lock.acquire(0))
         other._follower.turn_lock.release()
         return line(*args)
 
-    monkeypatch.setattr(entries, "admitted_line", noted)
+    monkeypatch.setattr(log_lines, "admitted_line", noted)
     calls.one("x")
     assert at_work == [True]
 

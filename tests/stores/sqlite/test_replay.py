@@ -16,7 +16,7 @@ from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Store
-from mcpguard.stores.sqlite import call_log, entries, memory, upkeep
+from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import START_US, WALL_US, Session, Time
@@ -186,9 +186,9 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
             states = list(decision.states)
             if decision.charged:
                 row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
-                rows.append(entries.decision_lines(row, named, decision, call_id, "me"))
+                rows.append(log_lines.decision_lines(row, named, decision, call_id, "me"))
         if fails:
-            rows.append(entries.ending_lines(Ending(call_id, plan, True), states, now_us))
+            rows.append(log_lines.ending_lines(Ending(call_id, plan, True), states, now_us))
             states = list(limiter.fail(limits, states, now_us)[0])
             states[4] = limiter.release(states[4], call_id)
     drained_at %= len(rows) + 1
@@ -206,10 +206,10 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
 def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> None:
     counters = (Counter(11, "a", 60), Counter(12, "b", 70), Counter(13, "c", 0))
     calls, cost, cap = Limit(5, 60, 0), Limit(9, 70, 1, counts="cost", cost=4), Limit(2, 0, 2, counts="concurrent")
-    assert entries.charges(counters, (calls, cost._replace(cost=1), cap)) == "[[11,60,5],[12,70,9]]"
-    assert entries.charges(counters, (calls, cost, cap)) == "[[11,60,5],[12,70,9,4]]"
-    assert entries.charges(counters, (cap,)) == ""
-    assert entries.read_charges("[[11,60,5],[12,70,9,4]]") == ((11, 60, 5, 1), (12, 70, 9, 4))
+    assert log_lines.charges(counters, (calls, cost._replace(cost=1), cap)) == "[[11,60,5],[12,70,9]]"
+    assert log_lines.charges(counters, (calls, cost, cap)) == "[[11,60,5],[12,70,9,4]]"
+    assert log_lines.charges(counters, (cap,)) == ""
+    assert log_lines.read_charges("[[11,60,5],[12,70,9,4]]") == ((11, 60, 5, 1), (12, 70, 9, 4))
 
 
 @given(
@@ -228,9 +228,9 @@ def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> Non
     )
 )
 def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
-    line = entries.row_line(row, 7, "[[1,2,3]]")
+    line = log_lines.row_line(row, 7, "[[1,2,3]]")
     assert "\n" not in line
-    assert entries.read_row(line.split("\t")) == row
+    assert log_lines.read_row(line.split("\t")) == row
 
 
 @given(
@@ -254,10 +254,10 @@ def test_the_line_of_a_run_has_the_rows_of_its_calls(
     counts: list[tuple[int | None, int | None]] = [(2 + at, 300 - at) if reported else (None, None) for at in range(len(calls))]
     verdicts = [Verdict("allowed", reported, count=count, remaining=remaining) for count, remaining in counts]
     first = verdicts[0]
-    line = entries.run_line(requests, first, 17, 4, 99, "[[1,2,3]]")
+    line = log_lines.run_line(requests, first, 17, 4, 99, "[[1,2,3]]")
     assert "\n" not in line
-    assert entries.rows_in(f"{line}\n{line}") == 2 * len(calls)
-    run = entries.read_run(line.split("\t"))
+    assert log_lines.rows_in(f"{line}\n{line}") == 2 * len(calls)
+    run = log_lines.read_run(line.split("\t"))
     assert (run.charged_us, run.charged) == (99, "[[1,2,3]]")
     rows = [audit.row(*one, 17, 4 + at) for at, one in enumerate(zip(requests, verdicts, strict=True))]
     assert run.rows() == rows
@@ -271,7 +271,7 @@ outcomes = st.lists(
 
 @given(outcomes)
 def test_outcomes_are_read_from_their_lines_as_they_were_written(outcomes: list[audit.Outcome]) -> None:
-    found = [entries.read_outcomes(line.split("\t")) for line in entries.outcome_lines(outcomes)]
+    found = [log_lines.read_outcomes(line.split("\t")) for line in log_lines.outcome_lines(outcomes)]
     assert sorted(outcomes) == [
         audit.Outcome(first + at, outcome, us) for first, outcome, durations in found for at, us in enumerate(durations)
     ]
@@ -298,8 +298,8 @@ TWO_LIMITS = Plan(
     )
 )
 def test_the_line_of_an_admitted_call_is_the_line_of_its_row(request: DecisionRequest) -> None:
-    texts = entries.PlanTexts.of(request.plan)
+    texts = log_lines.PlanTexts.of(request.plan)
     for reported in (*TWO_LIMITS.reported, None):
         verdict = Verdict("allowed", reported, count=2, remaining=3)
-        line = entries.row_line(audit.row(request, verdict, 17, 4), 99, "[[1,3,2],[4,6,5]]")
-        assert entries.admitted_line(request, verdict, texts, 17, 4, 99) == line
+        line = log_lines.row_line(audit.row(request, verdict, 17, 4), 99, "[[1,3,2],[4,6,5]]")
+        assert log_lines.admitted_line(request, verdict, texts, 17, 4, 99) == line

@@ -228,12 +228,12 @@ def test_a_file_of_an_unreleased_version_is_refused_and_unchanged(path: Path, op
 
 def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db:
-        schema.migrate(db, path="x")
+        schema.migrate(db, tmp_path / "x.db")
         before = db.execute("SELECT name FROM sqlite_schema").fetchall()
         monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, "CREATE TABLE extra (x)", "CREATE TABLE extra (x)"))
         monkeypatch.setattr(schema, "VERSION", schema.VERSION + 2)
         with pytest.raises(sqlite3.OperationalError):
-            schema.migrate(db, path="x")
+            schema.migrate(db, tmp_path / "x.db")
         assert db.execute("PRAGMA user_version").fetchone() == (schema.VERSION - 2,)
         assert db.execute("SELECT name FROM sqlite_schema").fetchall() == before
         assert not db.in_transaction
@@ -245,11 +245,11 @@ def test_a_reader_sees_no_part_of_a_store_in_the_making(tmp_path: Path) -> None:
 
     def look(_: str) -> None:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-            seen.append(schema.require_schema(other, path=str(path)))
+            seen.append(schema.require_schema(other, path))
 
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.set_trace_callback(look)  # before each statement
-        schema.migrate(db, path=str(path))
+        schema.migrate(db, path)
         db.set_trace_callback(None)
     assert len(seen) > 10
     assert set(seen) == {0}
