@@ -1,5 +1,6 @@
 """Starts a server behind mcpguard as a client would, and lists its tools with the rules that apply to each."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -133,22 +134,23 @@ async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: floa
     """
     environ = {**os.environ, "MCPGUARD_QUIET": "0"}  # mcpguard must tell that the server has exited
     parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ, cwd=cwd)
-    transport = stdio_client(parameters, errlog=errors)
     info = Implementation(name="mcpguard-doctor", version=__version__)
-    with anyio.fail_after(answer_s):
-        async with Client(transport, mode=mode, client_info=info, cache=None) as client:
-            tools: list[str] = []
-            cursor: str | None = None
-            for _ in range(_MOST_PAGES):
-                page = await client.list_tools(cursor=cursor)
-                tools += [tool.name for tool in page.tools]
-                cursor = page.next_cursor
-                if cursor is None:
-                    break
-            who = client.server_info
-            return _Listed(
-                f"{who.name} {who.version}".strip() if who else "a server without a name", client.protocol_version, tools
-            )
+    async with stdio_client(
+        parameters, errlog=errors
+    ) as streams:  # a limit that ends while the server starts leaves it running
+        with anyio.fail_after(answer_s):
+            async with Client(contextlib.nullcontext(streams), mode=mode, client_info=info, cache=None) as client:
+                tools: list[str] = []
+                cursor: str | None = None
+                for _ in range(_MOST_PAGES):
+                    page = await client.list_tools(cursor=cursor)
+                    tools += [tool.name for tool in page.tools]
+                    cursor = page.next_cursor
+                    if cursor is None:
+                        break
+                who = client.server_info
+                name = f"{who.name} {who.version}".strip() if who else "a server without a name"
+                return _Listed(name, client.protocol_version, tools)
 
 
 def _failure(why: str, said: Sequence[str], secrets: Sequence[str]) -> Check:
