@@ -47,6 +47,6 @@ def configured_tier(settings: Settings) -> str | None:
 
 
 def used_tiers(settings: Settings) -> list[str]:
-    """The tiers of agents that are used on this machine although they are not usual ones."""
+    """The tiers that agents have here, beside the usual ones: the tier of the configured agent, if there is one."""
     tier = configured_tier(settings)
     return [tier] if tier else []

@@ -213,7 +213,10 @@ class Supervisor:
                 return
 
     def _drain_answers(self, traffic: "Traffic") -> None:
-        """Wait until the client has received the last answers. Give up after a signal, or when it takes none for too long."""
+        """Wait until the client has received the last answers.
+
+        Give up after a signal, or when it takes none for `DRAIN_S` and the time that the store may take.
+        """
         taken = traffic.output.taken
         while not self._wait(lambda: "answers" in self._ended, self._store_s + DRAIN_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, traffic.output.taken

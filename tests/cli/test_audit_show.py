@@ -205,6 +205,12 @@ class Kinds:
         self.policy = parse(text)
         self.session = Session(self.store, self.policy)
 
+    def edited(self, text: str) -> "Kinds":
+        """A session under another policy, whose calls are shown beside these counters."""
+        other = Kinds(text)
+        other.store = self.store
+        return other
+
     def last(self, tool: str, times: int, *, failing: bool = False) -> dict[str, Any]:
         """The row of the last of some calls, which stay in flight unless they fail."""
         for _ in range(times):
@@ -264,8 +270,7 @@ def test_each_limit_on_cost_is_raised_so_far_that_the_call_fits(capsys: pytest.C
     text = '[[rule]]\ntool = "sum"\ncount = "cost"\nlimit = ["30/1h", "35/1d"]\n[[cost]]\ntool = "sum"\ncost = {}\n'
     kinds = Kinds(text.format(10))
     kinds.last("sum", 3)
-    dearer = Kinds(text.format(20))
-    dearer.store = kinds.store
+    dearer = kinds.edited(text.format(20))
     found = dearer.shown(dearer.last("sum", 1))
     assert found.commands == ["mcpguard policy set --tool sum --count cost 50/1h 50/1d"], "30 units are used, and it takes 20"
     _audit_show.print_all(found, dearer.policy, "policy.toml")
@@ -280,8 +285,7 @@ def test_each_limit_is_raised_above_what_its_counter_holds_after_limits_were_low
     text = '[[rule]]\ntool = "echo"\nlimit = ["{0}/1h", "{0}/1d"]\n'
     kinds = Kinds(text.format(9))
     kinds.last("echo", 9)
-    lowered = Kinds(text.format(2))
-    lowered.store = kinds.store
+    lowered = kinds.edited(text.format(2))
     found = lowered.shown(lowered.last("echo", 1))
     assert found.commands == ["mcpguard policy set --tool echo 10/1h 10/1d"]
 
