@@ -133,18 +133,19 @@ _UV: Final = _Launcher(
     ahead="run tool x",
 )
 _DOCKER: Final = _Launcher(
-    flags="itdPqD",
-    valued="acehlmpuvwH",
+    flags="itdPqDT",
+    valued="acefhlmpuvwH",
     long_flags="""--rm --interactive --tty --detach --init --privileged --read-only --publish-all --quiet --debug --tls
-        --tlsverify --replace --oom-kill-disable""",
+        --tlsverify --replace --oom-kill-disable --build --quiet-build --quiet-pull --remove-orphans --service-ports
+        --use-aliases""",
     long_valued="""--add-host --annotation --attach --blkio-weight --build-arg --cap-add --cap-drop --cgroup-parent --cidfile
         --config --context --cpu-shares --cpus --cpuset-cpus --device --dns --dns-search --entrypoint --env --env-file --expose
-        --gpus --group-add --health-cmd --host --hostname --ip --ipc --label --label-file --link --log-driver --log-level
+        --file --gpus --group-add --health-cmd --host --hostname --ip --ipc --label --label-file --link --log-driver --log-level
         --log-opt --mac-address --memory --memory-swap --mount --name --net --network --network-alias --pid --pids-limit
-        --platform --publish --pull --restart --runtime --secret --security-opt --shm-size --stop-signal --stop-timeout
-        --storage-opt --sysctl --tlscacert --tlscert --tlskey --tmpfs --ulimit --user --userns --uts --volume --volume-driver
-        --volumes-from --workdir""",
-    ahead="container run exec",
+        --platform --profile --project-directory --project-name --publish --pull --restart --runtime --secret --security-opt
+        --shm-size --stop-signal --stop-timeout --storage-opt --sysctl --tlscacert --tlscert --tlskey --tmpfs --ulimit --user
+        --userns --uts --volume --volume-driver --volumes-from --workdir""",
+    ahead="compose container run exec",
 )
 _POWERSHELL: Final = _Launcher(
     long_flags="-noprofile -nop -nologo -nol -noninteractive -noni -noexit -sta -mta -login",
@@ -158,7 +159,7 @@ _LAUNCHERS: Final = {
     **dict.fromkeys("node nodejs tsx ts-node".split(), _NODE),
     **dict.fromkeys("bunx npx pnpx".split(), _NPX),
     **dict.fromkeys("uv uvx".split(), _UV),
-    **dict.fromkeys("docker podman nerdctl".split(), _DOCKER),
+    **dict.fromkeys("docker docker-compose nerdctl podman podman-compose".split(), _DOCKER),
     **dict.fromkeys("powershell pwsh".split(), _POWERSHELL),
     "bun": _Launcher(
         flags="bi",
