@@ -117,7 +117,9 @@ def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files
 
 def test_a_tls_url_never_falls_back_to_plain_text(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
-        assert "does not answer" in refusal(server.url.replace("redis:", "rediss:"), "s3cret", timeout_ms=1000)
+        words = refusal(server.url.replace("redis:", "rediss:"), "s3cret", timeout_ms=1000)
+    assert "does not answer" in words
+    assert "does it use TLS? if not, the address begins with redis://" in words
 
 
 def test_in_a_cluster_any_node_leads_to_the_one_that_owns_the_namespace(tmp_path: Path) -> None:

@@ -243,7 +243,8 @@ class Link:
             connection: _Connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
-            raise self._unavailable(error) from error
+            late_hint = "does it use TLS? if not, the address begins with redis://" if kind is SSLConnection else ""
+            raise self._unavailable(error, late_hint) from error
         return _Wire(connection, self._timeout_s * LEAST_WAITED)
 
     def ask(self, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
@@ -310,8 +311,13 @@ class Link:
             raise self._unavailable(reply) from reply
         return reply
 
-    def _unavailable(self, error: Exception) -> StoreUnavailable:
-        """A failure as one line. The password is masked, because the server may repeat it."""
+    def _unavailable(self, error: Exception, late_hint: str = "") -> StoreUnavailable:
+        """A failure as one line. The password is masked, because the server may repeat it.
+
+        Args:
+            error: The failure.
+            late_hint: The hint if it is a timeout.
+        """
         words = " ".join(str(error).split())
         code = getattr(error, "status_code", None) or words.partition(" ")[0]
         if words.startswith("ERR ACL failure in script"):
@@ -323,7 +329,7 @@ class Link:
         elif isinstance(error, NoPermissionError):
             what = f"refuses: {words}"
         elif isinstance(error, TimedOut):
-            what, hint = f"does not answer within {round(self._timeout_s * 1000)} ms", ""
+            what, hint = f"does not answer within {round(self._timeout_s * 1000)} ms", late_hint
         elif isinstance(error, ConnectionLost | OSError) and not hint:
             hint = "is it running, and the address right?"
             if self._address.is_tls:  # OpenSSL's message seldom names the cause
