@@ -207,7 +207,7 @@ def taken(server: Server) -> int:
 
 def share_of_max(server: Server, most: int) -> float:
     """Which share of `MAX_BYTES` the audit log used when `taken` returned this. Deletes all rows."""
-    server.command("FLUSHALL")
+    server.command("FLUSHALL", "SYNC")
     return (most - taken(server)) / MAX_BYTES
 
 
