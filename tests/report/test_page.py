@@ -1,11 +1,10 @@
-import doctest
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from mcpguard.core.policy.parse import parse
-from mcpguard.report import bursts, charts, gather, limits, page
+from mcpguard.report import gather, page
 from tests.report.test_gather import of, stored
 from tests.report.week import POLICY, SINCE_US, UNTIL_US, week
 
@@ -150,8 +149,3 @@ def test_a_report_with_filters_does_not_call_a_limit_unused() -> None:
 
 def test_a_page_is_made_even_if_the_policy_is_not_valid() -> None:
     assert "The policy is not valid" in page_of(of(stored(0, "allowed")), None)
-
-
-@pytest.mark.parametrize("module", [bursts, charts, gather, limits, page])
-def test_the_examples_in_the_docstrings_hold(module: object) -> None:
-    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]

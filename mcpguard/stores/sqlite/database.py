@@ -40,10 +40,21 @@ def connect(path: Path, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Conn
     Raises:
         sqlite3.Error: It cannot be opened.
     """
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    uri = f"{_uri(path.absolute().as_posix())}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db
+
+
+def _uri(name: str) -> str:
+    """The URI of a file for SQLite. `Path.as_uri` loads TLS and more from Python 3.14 on: some 10 MB of memory.
+
+    >>> _uri("/srv/50%/a?b#c.db"), _uri("C:/srv/a.db")
+    ('file:///srv/50%25/a%3fb%23c.db', 'file:///C:/srv/a.db')
+    """
+    for char in "%?#":
+        name = name.replace(char, f"%{ord(char):02x}")
+    return f"file://{name}" if name.startswith("/") else f"file:///{name}"
 
 
 @contextlib.contextmanager

@@ -82,6 +82,18 @@ def test_an_existing_folder_keeps_its_mode(path: Path, open_store: Open) -> None
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
 
 
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["a b", "50%20", "%", "a?mode=memory", "a#b", "café", "a\nb", "-"])
+def test_a_store_may_have_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name / f"{name}.db"
+    with contextlib.closing(SqliteStore(path)) as store:
+        assert decisions(store, 6) == ["allowed"] * 5 + ["rate_limited"]
+    assert path.stat().st_size > 0
+    with contextlib.closing(Reader(path)) as reader:
+        assert len(list(reader.newest())) == 6
+    assert [one.name for one in tmp_path.iterdir()] == [name]
+
+
 def test_reopening_changes_nothing(open_store: Open) -> None:
     time, wall = Time(), Time(WALL_US)
     first = open_store(clock=time, wall=wall)
