@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.model import Cost, Policy, Rule
@@ -12,6 +12,9 @@ from mcpguard.policy_file import no_such_file
 from mcpguard.policy_text import appended, ended_alike, removed, replaced, with_cost, with_mode
 from mcpguard.policy_writing import locked, read
 from mcpguard.whole_files import write
+
+_ONE_BY_ONE: Final = "set the limit and the cap one after the other"
+"""The hint for an edit of a limit and a cap that are not in one rule."""
 
 
 class Edit(NamedTuple):
@@ -40,14 +43,18 @@ def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
     the edit has the other. A rule with another name, mode or wait than the edit stays as it is.
 
     Raises:
-        McpguardError: The limit is in one rule, and the cap in another.
+        McpguardError: The limit is in one rule, and the cap in another or beside a limit that counts something else.
     """
     keys = {part.key for part in rule.parts}
     same = [at for at, other in enumerate(policy.rules) if keys & {part.key for part in other.parts}]
     if len(same) > 1:
         numbers = " and ".join(str(at + 1) for at in same)
-        raise McpguardError(f"rules {numbers} have these selectors", "set the limit and the cap one after the other")
+        raise McpguardError(f"rules {numbers} have these selectors", _ONE_BY_ONE)
     if same:
+        found = policy.rules[same[0]]
+        if rule.has_limit and found.has_limit and rule.counts != found.counts:  # found by its cap
+            message = f"rule {same[0] + 1} has these selectors, but its limit counts {found.counts}, not {rule.counts}"
+            raise McpguardError(message, _ONE_BY_ONE)
         return same[0]
     for at, other in enumerate(policy.rules):
         is_other_part = rule.has_limit != other.has_limit and (rule.concurrent is None) != (other.concurrent is None)

@@ -260,7 +260,7 @@ def removed(text: str, policy: Policy, at: int, *, name: str = "rule") -> str:
     if end >= len(lines) - 1:  # nothing follows that the blank lines above would separate
         while begin and not lines[begin - 1].strip():
             begin -= 1
-    new = "\n".join([*lines[:begin], *lines[end:]])
+    new = "\n".join([*lines[:begin], *lines[end:]]).removesuffix("\r")  # of a line above a last line without an end
     return new if len(policy.rules) + len(policy.costs) > 1 else _without_rules(new)
 
 

@@ -272,6 +272,17 @@ def test_without_its_last_rule_a_file_holds_a_policy_that_allows_everything(tmp_
     assert remove(file, tool="b") == "5/1m"
 
 
+@pytest.mark.parametrize("above", ['# ours\n[[rule]]\ntool = "b"\nlimit = "5/1m"', "# ours", 'mode = "observe" # ours'])
+def test_a_last_rule_whose_last_line_has_no_end_is_removed_from_a_file_with_the_line_ends_of_windows(
+    tmp_path: Path, above: str
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(f'{above}\n\n[[rule]]\ntool = "a"\nlimit = "5/1m"'.replace("\n", "\r\n").encode())
+    assert remove(file, tool="a") == "5/1m"
+    left = f'{above}\n\nmode = "enforce"\n' if above == "# ours" else above
+    assert file.read_bytes() == left.replace("\n", "\r\n").encode()
+
+
 def test_removing_a_rule_that_is_not_there_writes_nothing(file: Path) -> None:
     before = file.stat()
     assert remove(file, tool="search") is None
@@ -543,6 +554,30 @@ def test_a_limit_and_a_cap_in_two_rules_are_not_set_at_once(tmp_path: Path) -> N
     put(file, {"tool": "x", "limit": "6/1m"})
     put(file, {"tool": "x", "concurrent": 3})
     assert file.read_text() == text.replace("5/1m", "6/1m").replace("= 2", "= 3")
+
+
+@pytest.mark.parametrize(
+    ("count", "table"),
+    [
+        ("calls", {"count": "errors"}),
+        ("errors", {"count": "calls"}),
+        ("cost", {}),
+    ],
+)
+def test_a_limit_that_counts_something_else_is_not_replaced_because_it_shares_its_rule_with_a_cap(
+    tmp_path: Path, count: str, table: dict[str, Any]
+) -> None:
+    file = tmp_path / "policy.toml"
+    text = f'[[rule]]\ntool = "x"\nlimit = "20/1m"\ncount = "{count}"\nconcurrent = 2\n'
+    file.write_text(text)
+    with pytest.raises(McpguardError, match=f"rule 1 has these selectors, but its limit counts {count}, not ") as error:
+        put(file, {"tool": "x", "limit": "3/1m", "concurrent": 4, **table})
+    assert error.value.hint == "set the limit and the cap one after the other"
+    assert file.read_text() == text
+    put(file, {"tool": "x", "limit": "3/1m", **table})
+    put(file, {"tool": "x", "concurrent": 4})
+    assert parse(file.read_text()).rules[0].limit_text == "20/1m"
+    assert [rule.concurrent for rule in parse(file.read_text()).rules] == [4, None]
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,17 @@ def arguments_of(text: str | None) -> dict[str, object] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise UsageError("--arguments is not a JSON object", """write --arguments '{"query": "acme"}'""")
     return found
+
+
+def _refuse(constant: str) -> None:
+    """Refuse `NaN` and `Infinity`. Python reads them, but no call with them reaches a server."""
+    raise ValueError(f"{constant} is not JSON")
 
 
 def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool) -> dict[str, object]:

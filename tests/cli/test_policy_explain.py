@@ -327,6 +327,6 @@ def test_a_rule_that_counts_arguments_needs_them(tmp_path: Path) -> None:
     out = mcpguard(tmp_path, *argv, "--arguments", '{"q": 1}').stdout
     assert "5/10m: 0 used, 5 left for tool=echo server=crm arguments=" in out
     assert "arguments=?" not in out
-    for text in ("", "[]", "7", "{", '"x"'):
+    for text in ("", "[]", "7", "{", '"x"', '{"q": NaN}', '{"q": [-Infinity]}'):
         done = mcpguard(tmp_path, *argv, "--arguments", text)
         assert (done.returncode, done.stderr.startswith("mcpguard: --arguments is not a JSON object\n")) == (2, True)
