@@ -100,6 +100,7 @@ class Upstream:
         self._reader = Reader()
         self._client_has_ended = ClientEnd(source)
         self._input = ServerInput(server.stdin)
+        self._later: list[bytes] = []  # the frames of held calls that were decided while the server took no input
         self._is_input_closed = False
         self._is_judging = False
         self._is_over = False
@@ -179,18 +180,21 @@ class Upstream:
             left_s = max(0.0, (due_us - monotonic_us()) / 1_000_000)
             if self._client_input.wait(min(left_s, LOOK_S)):
                 return
-            try:
-                self._poll_identity(for_call=True)
-                if self._policy and (policy := self._policy.poll()) is not None:
-                    self._dispatcher.post(events.PolicyChanged(policy))
-                to_server = self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
-            except Exception as error:
-                self._console.internal_error(error)
-                to_server = self._dispatcher.dispatch(events.Unjudged((), monotonic_us()))
-            if to_server:
+            if to_server := self._decide_held_calls():
                 self._send(to_server)
             self._judged()
             self._output.await_room(self._client_has_ended)
+
+    def _decide_held_calls(self) -> bytes:
+        """Decide the held calls that are due, by the newest identity and policy; returns the frames for the server."""
+        try:
+            self._poll_identity(for_call=True)
+            if self._policy and (policy := self._policy.poll()) is not None:
+                self._dispatcher.post(events.PolicyChanged(policy))
+            return self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
+        except Exception as error:
+            self._console.internal_error(error)
+            return self._dispatcher.dispatch(events.Unjudged((), monotonic_us()))
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         if not lines:
@@ -239,11 +243,21 @@ class Upstream:
             try:  # a pipe takes 64 KiB at a time: a slice of bytes would copy the rest each time
                 written += os.write(self._server.stdin, memoryview(data)[written:] if written else data)
             except BlockingIOError:
-                self._input.wait(self._source, self._read_ahead)
+                self._input.wait(self._source, self._work_meanwhile)
+                data += b"".join(self._later)
+                self._later.clear()
             except OSError:
                 self.close_input("the server has closed its input")
                 self._answer_undelivered(data[data.rfind(b"\n", 0, written) + 1 :])  # from the frame that was cut off
                 return
+
+    def _work_meanwhile(self) -> bool:
+        """While the server takes no input, decide held calls that are due, and read ahead; returns whether it has read."""
+        due_us = self._session.held_calls_due_us if self._session else None
+        if due_us is not None and due_us <= monotonic_us() and not self._client_has_ended():
+            self._later.append(self._decide_held_calls())
+            self._judged()
+        return self._read_ahead()
 
     def _answer_undelivered(self, data: bytes) -> None:
         self._is_guarding.wait()  # an exit is noticed only after that

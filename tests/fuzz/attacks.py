@@ -83,6 +83,8 @@ _IN_PARAMS: Final = {
     "inputresponses": _params('"name":"open","inputresponses":{}'),
     "two keys that nobody knows": _params('"name":"open","cursor":1,"Cursor":2'),
     "_META": _params('"name":"open","_META":{}'),
+    "_meta without its underscore": _params('"name":"open","meta":{}'),
+    "_meta with a dash": _params('"name":"open","_me-ta":{}'),
     "Arguments": _params('"name":"open","Arguments":{}'),
 }
 _IN_AN_ID: Final = {

@@ -19,7 +19,7 @@ from mcpguard.core.session import exchange
 from mcpguard.core.session.machine import Session
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
-from mcpguard.relay import output, upstream
+from mcpguard.relay import output, readiness, upstream
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
@@ -578,6 +578,53 @@ def test_a_place_is_free_before_the_client_gets_the_answer(one_at_once: Line) ->
 def test_a_new_policy_ends_a_held_call_though_the_client_writes_nothing(one_at_once: Line) -> None:
     one_at_once.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
     assert [(message["id"], message["error"]["code"]) for message in one_at_once.client_has()] == [(2, 403)]
+
+
+LONG: dict[str, Any] = {**PING, "params": {"padding": "x" * 200_000}}
+"""More than a pipe holds."""
+
+
+@pytest.fixture
+def full(one_at_once: Line) -> Line:
+    """The same line, whose server takes no input."""
+    one_at_once.send(LONG)
+    until(lambda: bool(select.select([one_at_once.server_reads], [], [], 0)[0]), "the server's input is full")
+    return one_at_once
+
+
+def test_a_held_call_is_decided_though_the_server_takes_no_input(full: Line) -> None:
+    full.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
+    assert [(message["id"], message["error"]["code"]) for message in full.client_has()] == [(2, 403)]
+    assert full.server_has() == [LONG]
+
+
+@pytest.fixture
+def two_to_come(full: Line) -> Line:
+    """The same line, whose server has a long message and the call that was held to come."""
+    full.policy.changed = parse('mode = "enforce"')
+    until(lambda: full.session.held_calls_due_us is None, "the second call is admitted")
+    return full
+
+
+def test_a_held_call_that_is_admitted_while_the_server_takes_no_input_comes_next(two_to_come: Line) -> None:
+    assert two_to_come.server_has(2) == [LONG, call(2)]
+
+
+def test_a_held_call_that_was_admitted_while_the_server_took_no_input_is_answered_if_it_never_does(two_to_come: Line) -> None:
+    two_to_come.close_server_input()
+    found = [(message["id"], message["error"]["code"]) for message in two_to_come.client_has(2)]
+    assert found == [("ping", -32000), (2, -32000)]
+
+
+def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes_no_input(
+    full: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "STUCK_S", 0.3)
+    full.close_client()
+    full.policy.changed = parse('mode = "enforce"')
+    assert full.client_ended.wait(30)
+    assert full.policy.changed is not None
+    assert [*full.session.in_flight.by_id] == ["1", '"ping"']
 
 
 def test_a_held_call_is_answered_when_the_server_has_closed_its_input(one_at_once: Line) -> None:

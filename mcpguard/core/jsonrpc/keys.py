@@ -11,7 +11,18 @@ RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "err
 RESERVED_PARAMS: Final = frozenset({"name", "arguments", "_meta", "task", "requestState", "inputResponses"})
 """The keys of `params` that MCP defines."""
 
-_FOLDED: Final = {keys: frozenset(map(str.casefold, keys)) for keys in (RESERVED, RESERVED_PARAMS)}
+
+def _spellings(keys: str) -> list[str]:
+    """The keys as case-insensitive parsers read them. Go's `encoding/json/v2` then also ignores underscores and dashes.
+
+    So does Python's SDK in some keys: it reads `meta` as `_meta`, and `request_state` as `requestState`.
+    """
+    folded = keys.casefold()
+    joined = folded.replace("_", "").replace("-", "")
+    return folded.split("\0") if joined == folded else [*folded.split("\0"), *joined.split("\0")]
+
+
+_SPELLINGS: Final = {keys: frozenset(_spellings("\0".join(keys))) for keys in (RESERVED, RESERVED_PARAMS)}
 
 # C strings end at U+0000. ujson up to 4 drops a lone high surrogate: it reads "method\ud800" as "method". JavaScript's
 # Object.assign sets the prototype from __proto__. Rust's serde_json with its feature raw_value parses the text below
@@ -105,20 +116,13 @@ def _fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
         return "a key to which some parsers give a special meaning"
     if len(set(text.casefold().split("\0"))) < count:
         return "two keys that differ only by case"
-    if _FOLDED[reserved].isdisjoint(_spellings(text)):
+    if _SPELLINGS[reserved].isdisjoint(_spellings(text)):
         return None
     others = "\0".join([key for key in text.split("\0") if key not in reserved])
-    return None if _FOLDED[reserved].isdisjoint(_spellings(others)) else _NEAR_RESERVED
+    return None if _SPELLINGS[reserved].isdisjoint(_spellings(others)) else _NEAR_RESERVED
 
 
 _fault_in_few = lru_cache(maxsize=256)(_fault_in)  # a client repeats the same few keys
-
-
-def _spellings(keys: str) -> list[str]:
-    """The keys as case-insensitive parsers read them. Go's `encoding/json/v2` then also ignores underscores and dashes."""
-    folded = keys.casefold()
-    joined = folded.replace("_", "").replace("-", "")
-    return folded.split("\0") if joined == folded else [*folded.split("\0"), *joined.split("\0")]
 
 
 class ManyKeys:

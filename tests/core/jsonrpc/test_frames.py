@@ -234,6 +234,14 @@ def test_deep_nesting_in_invalid_json_is_refused_in_linear_time() -> None:
 # What is refused
 
 
+@pytest.mark.parametrize(
+    "key", ["NAME", "na_me", "-name", "request_state", "input-responses", "_META", "__meta", "_me-ta", "meta"]
+)
+def test_a_key_in_params_that_differs_from_a_reserved_key_only_by_case_or_separators_is_refused(key: str) -> None:
+    assert refusal(f'{{"id":1,"method":"ping","params":{{"{key}":1}}}}').code == INVALID_PARAMS
+    assert refusal(f'{{"id":1,"method":"ping","params":{{"_meta":{{}},"{key}":1}}}}').code == INVALID_PARAMS
+
+
 @pytest.mark.parametrize("key", ["__proto__", "$serde_json::private::RawValue", "$serde_json::private::Number"])
 def test_keys_with_a_special_meaning_for_some_parsers_are_refused_in_envelope_and_params(key: str) -> None:
     assert refusal(f'{{"id":1,"{key}":"{{}}","method":"ping"}}').code == INVALID_REQUEST
