@@ -54,6 +54,19 @@ def named_path(name: str, *, where: str) -> "Path":
     return Path(absolute(name, where=where))
 
 
+def is_there(path: "Path") -> bool:
+    """Whether a path names something.
+
+    Raises:
+        OSError: The system does not say, such as without permission. `Path.exists` is false then from Python 3.14 on.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
     """Read a file, or its first bytes. A named pipe and a device, unless it is empty, are refused: reading might never end.
 

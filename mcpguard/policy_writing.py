@@ -14,7 +14,7 @@ from typing import Final
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse, text_of, unreadable
 from mcpguard.errors import McpguardError
-from mcpguard.files import place_to_make, private_folder, read_at_once
+from mcpguard.files import is_there, place_to_make, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
 from mcpguard.whole_files import LEFT_AFTER_S, remove_leftovers, reported, require_writable, write
 
@@ -85,7 +85,7 @@ def begin(path: Path) -> bool:
         McpguardError: The file cannot be written.
     """
     with locked(path) as target:
-        if target.exists():
+        if is_there(target):
             return False
         write(target, STARTER.encode())
         return True
@@ -139,7 +139,7 @@ class Draft:
         content = self._content()
         try:
             with locked(self._path) as target:
-                is_as_before = target.exists() and read_at_once(target) == self._before
+                is_as_before = is_there(target) and read_at_once(target) == self._before
                 kept = None if is_as_before else _unused(self._path.with_name(f"{self._path.name}.edited"))
                 write(kept or target, content)
         except McpguardError as error:

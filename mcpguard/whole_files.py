@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from mcpguard.errors import McpguardError
+from mcpguard.files import is_there
 
 LEFT_AFTER_S: Final = 3600.0
 """An unfinished file of this age was left by a command that was killed. Writing takes milliseconds."""
@@ -49,7 +50,7 @@ def require_writable(path: Path) -> None:
     Raises:
         OSError: The file is read-only.
     """
-    if path.exists() and not os.access(path, os.W_OK):
+    if is_there(path) and not os.access(path, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 

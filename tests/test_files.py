@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import exposed, open_private, place_to_make
+from mcpguard.files import exposed, is_there, open_private, place_to_make
 from mcpguard.stores.sqlite.store import SqliteStore
 
 
@@ -199,3 +199,21 @@ def test_a_link_created_at_the_last_moment_is_not_followed(tmp_path: Path, monke
     with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
         open_private(file)
     assert not target.exists()
+
+
+def test_what_the_system_does_not_tell_of_a_path_is_an_error_and_not_absence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert is_there(tmp_path)
+    assert is_there(file)
+    assert not is_there(tmp_path / "none")
+    assert not is_there(file / "none")
+
+    def refused(path: Path, **_: bool) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(PermissionError):
+        is_there(file)

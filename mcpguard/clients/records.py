@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.clients.writing import replace
 from mcpguard.errors import McpguardError
-from mcpguard.files import private_folder, read_at_once
+from mcpguard.files import is_there, private_folder, read_at_once
 
 NAME: Final = "installed.json"
 
@@ -48,7 +48,7 @@ def save(state: Path, *, added: Set[Record] = frozenset(), dropped: Set[Record] 
         return
     try:
         private_folder(state)
-        old = read_at_once(path) if path.exists() else None
+        old = read_at_once(path) if is_there(path) else None
     except OSError as error:
         raise McpguardError(f"{path}: cannot be written: {error.strerror}", "check who may write to the folder") from error
     records = (_records(old or b"") | added) - dropped

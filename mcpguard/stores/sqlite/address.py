@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mcpguard.files import is_there
 from mcpguard.stores.api import Options, Readable, Store
 
 if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
@@ -25,7 +26,7 @@ class SqliteAddress(NamedTuple):
         from mcpguard.stores.sqlite.call_log import log_path
 
         try:
-            return self.path.stat().st_size > 0 or log_path(self.path).exists()
+            return self.path.stat().st_size > 0 or is_there(log_path(self.path))
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:

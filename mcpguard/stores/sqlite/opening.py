@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import open_private, private_folder
+from mcpguard.files import is_there, open_private, private_folder
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
@@ -172,11 +172,11 @@ def _held(turn: FileLock, log: CallLog, timeout_s: float) -> Iterator[None]:
 
 def _database(path: Path) -> sqlite3.Connection:
     """The database, created if it is missing. An empty file beside a call log is damaged: it was truncated."""
-    if not path.exists():
+    if not is_there(path):
         os.close(open_private(path))
         is_new = True
     else:
-        is_new = not path.stat().st_size and not log_path(path).exists()
+        is_new = not path.stat().st_size and not is_there(log_path(path))
     db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
     try:
         if not is_new:
@@ -191,7 +191,7 @@ def _database(path: Path) -> sqlite3.Connection:
 def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
     """The call log, created if it is missing."""
     log_file = log_path(path)
-    if not log_file.exists():
+    if not is_there(log_file):
         key, at = database.key(db), START
         if key is not None:
             warnings.append(f"{log_file} was removed: calls that only it held are no longer counted, and have no audit rows")

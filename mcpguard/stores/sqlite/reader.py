@@ -15,6 +15,7 @@ from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, members, record
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
+from mcpguard.files import is_there
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
@@ -102,14 +103,14 @@ class Reader:
         database was replaced, the journal is its successor's, and would be destroyed.
         """
         with database.reported(self.path):
-            if self._journal.exists() and integrity.identity(self.path) != self._identity:
+            if is_there(self._journal) and integrity.identity(self.path) != self._identity:
                 raise integrity.replaced(self.path)
             yield
 
     def _call_log(self) -> CallLog | None:
         """The call log; None while another process creates the store."""
         with database.reported(self.path):
-            if self._log is None and log_path(self.path).exists():
+            if self._log is None and is_there(log_path(self.path)):
                 self._log = self._own_log = CallLog(log_path(self.path), writable=False)
         return self._log
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import is_there
 from mcpguard.stores.sqlite.call_log import log_path
 
 PAGE_BYTES: Final = 4096
@@ -75,7 +76,7 @@ def require_schema(db: sqlite3.Connection, path: Path) -> int:
     # In one statement, because another process may be creating the store
     question = "SELECT user_version, EXISTS (SELECT 1 FROM sqlite_master) FROM pragma_user_version"
     found, has_tables = map(int, db.execute(question).fetchone())
-    if not found and has_tables and not log_path(path).exists():
+    if not found and has_tables and not is_there(log_path(path)):
         raise no_store(path, OF_ANOTHER)  # each store has a call log
     if found > VERSION:
         raise StoreUnavailable(
