@@ -22,6 +22,7 @@ from tests.report.test_gather import stored
 
 ANY = Wanted(lambda _: True)
 SESSION = "00000000000000ab"
+KEY = bytes(32)
 
 
 class Ended(Exception):
@@ -257,8 +258,8 @@ def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Pat
         Position(tmp_path, *other)
         for other in (("b", "default", "http://x"), ("a", "n", "http://x"), ("a", "default", "http://y"))
     ]
-    one.write(7)
-    assert (one.read(), [other.read() for other in others]) == (7, [None] * 3)
+    one.write(7, KEY)
+    assert (one.read(KEY), [other.read(KEY) for other in others]) == (7, [None] * 3)
     for each in (one, *others):
         each.close()
 
@@ -266,7 +267,7 @@ def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Pat
 @pytest.mark.posix
 def test_only_the_account_can_read_a_position(tmp_path: Path) -> None:
     with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
-        position.write(7)
+        position.write(7, KEY)
         assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
@@ -282,14 +283,51 @@ def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
 def test_a_damaged_position_is_no_position(tmp_path: Path, content: str) -> None:
     with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
         position.path.write_text(content)
-        assert position.read() is None
+        assert position.read(KEY) is None
 
 
 def test_a_store_that_was_replaced_is_sent_from_its_first_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "denied", "denied")
     with contextlib.closing(Position(tmp_path, str(tmp_path / "mcpguard.db"), "default", receiver.url)) as position:
-        position.write(1000)
+        position.write(1000, store.args_key)
     assert export(tmp_path, receiver)[0] == 2
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_store_that_was_replaced_by_one_with_more_rows_is_sent_from_its_first_row(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, *, follow: bool
+) -> None:
+    add(store, "denied")
+    export(tmp_path, receiver)
+    store.close()
+    for file in tmp_path.glob("mcpguard.db*"):
+        file.unlink()
+    with contextlib.closing(SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)) as new:
+        add(new, "denied", "denied", "denied")
+        assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 3
+        assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 0
+
+
+def test_a_store_that_is_replaced_while_it_is_followed_is_not_sent_again(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver
+) -> None:
+    def replace() -> None:
+        store.close()
+        for file in tmp_path.glob("mcpguard.db*"):
+            file.unlink()
+        new = SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)
+        add(new, "denied", "denied")
+        new.close()
+
+    add(store, "denied")
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(1, replace))[0] == 2
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 0
+
+
+def test_a_position_of_an_earlier_version_is_that_of_the_store(tmp_path: Path) -> None:
+    with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
+        position.path.write_text('{"row": 7}')
+        assert position.read(KEY) == 7
 
 
 def test_following_begins_with_new_rows_unless_a_time_is_given(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
