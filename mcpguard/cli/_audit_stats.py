@@ -23,7 +23,7 @@ from mcpguard.report.statistics import KEYS, Statistic, statistics
 _MEMBERS = ("calls", "allowed", "denied", "would_deny", "errors", "p50_ms", "p95_ms", "p99_ms")
 
 
-@click.command("stats", Command, short_help="Count calls by user, tool, hour …")
+@click.command("stats", Command, short_help="Count calls by user, tool or hour.")
 @click.option("--by", type=click.Choice(KEYS), default="tool", show_default=True, help="What to count by.")
 @row_filters
 @json_option
