@@ -243,6 +243,14 @@ def test_the_user_in_the_text_of_a_rule_is_named_only_if_asked(
     assert [values(span.attributes)["mcpguard.rule"] for span in receiver.spans] == [shown, rule]
 
 
+def test_a_span_has_the_path_of_a_token_only_if_users_are_named(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+    reason = "there is no token: /home/carol/token does not exist"
+    for with_user in (False, True):
+        add(store, "unauthenticated", detail=json.dumps({"axis": "user", "reason": reason}))
+        export(tmp_path, receiver, with_user=with_user)
+    assert [values(span.attributes).get("mcpguard.reason") for span in receiver.spans] == [None, reason]
+
+
 def test_a_further_export_goes_on_after_the_last_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "allowed", "denied")
     assert export(tmp_path, receiver)[0] == 2
