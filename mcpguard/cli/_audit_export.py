@@ -162,6 +162,8 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
     mode = path.stat().st_mode if path.exists() else None
     if follow or (mode is not None and not stat.S_ISREG(mode)):  # such as /dev/null or a named pipe
         with open(path, "a", encoding="utf-8", opener=_private) as file:
+            if mode is not None and stat.S_ISREG(mode) and _is_cut(path):
+                file.write("\n")
             yield file, mode is None or not path.stat().st_size
         return
     if mode is not None:
@@ -171,6 +173,13 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
             yield file, True
     except FileExistsError:
         raise UsageError(f"{output} exists by now, and is not replaced", "name another file") from None
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file ends within a line, such as when the disk was full."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read() not in {b"", b"\n"}
 
 
 def _private(path: str, flags: int) -> int:

@@ -99,7 +99,7 @@ def _shown(filters: dict[str, Any]) -> str:
 
     words = []
     for key, value in filters.items():
-        if key in {"since", "until"} or not value:
+        if key in {"since", "until"} or not _filters.is_given(value):
             continue
         for one in value if isinstance(value, tuple) else (value,):
             words += [f"--{key}"] if one is True else [f"--{key}", str(one)]

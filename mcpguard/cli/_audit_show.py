@@ -260,8 +260,8 @@ def _command(
     )
     if any(one.counts == "concurrent" for one in limits) and rule.concurrent is not None:
         words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", "")), record))]
-    if all(one.counts == "concurrent" for one in limits):
-        return words
+        if all(one.counts == "concurrent" for one in limits):
+            return words
     words += ["--count", rule.counts] if rule.counts != "calls" else []
     rates = [f"{_raised(rate.n, refused.get((rule.counts, rate.text)), record)}/{rate.text}" for rate in rule.rates]
     return [*words, *(rates or ["unlimited"])]

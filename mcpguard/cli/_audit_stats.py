@@ -23,7 +23,7 @@ from mcpguard.report.statistics import KEYS, Statistic, statistics
 _MEMBERS = ("calls", "allowed", "denied", "would_deny", "errors", "p50_ms", "p95_ms", "p99_ms")
 
 
-@click.command("stats", Command, short_help="Count calls by user, tool, hour …")
+@click.command("stats", Command, short_help="Count calls by user, tool or hour.")
 @click.option("--by", type=click.Choice(KEYS), default="tool", show_default=True, help="What to count by.")
 @row_filters
 @json_option
@@ -55,7 +55,7 @@ def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
         elif not has_store:
             click.echo(printable(f"mcpguard: no calls: there is no store at {settings.address.shown}"), err=True)
         elif not found or total is None:
-            click.echo("mcpguard: no calls" + (" match" if any(filters.values()) else ""), err=True)
+            click.echo("mcpguard: no calls" + (" match" if any(map(_filters.is_given, filters.values())) else ""), err=True)
         else:
             is_terminal = sys.stdout.isatty()
             width = shutil.get_terminal_size().columns

@@ -124,6 +124,11 @@ def given(names: Mapping[str, Any]) -> dict[str, str]:
     return {key: pattern for key in AXES if (pattern := names[key]) is not None}
 
 
+def is_given(value: object) -> bool:
+    """Whether the value of one of `row_filters` was given. An empty pattern was: it matches no name."""
+    return value not in (None, (), False)
+
+
 def selects(key: str, pattern: str, text: str) -> bool:
     """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
     if key == "agent" and Agent.split(pattern) and Agent.split(text):
@@ -144,7 +149,7 @@ def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> s
     """
     everything = Wanted(partial(_is_in_context, namespace, {}))
     records = [record for _, record in islice(store.newest(wanted=everything), LOOKED_AT)]
-    for key in [key for key in (*_VALUES, "denied", "since", "until") if filters[key]]:
+    for key in [key for key in (*_VALUES, "denied", "since", "until") if is_given(filters[key])]:
         others = wanted(namespace, **{**filters, key: () if isinstance(filters[key], tuple) else None})
         found = [record for record in records if record["decision"] != "policy" and others.admits(record)]
         if not found:

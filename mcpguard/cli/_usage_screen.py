@@ -131,8 +131,10 @@ def screen(view: View, where: str, width: int, height: int, rows: int | None, *,
     tail = ["", "LATEST DENIALS", *denials]
     most = min(ROWS if rows is None else rows, len(view.usages))
     of_each = 2 if width < NARROW else 1
-    heading = 1 + of_each  # and the empty line before it
-    most = max(0, min(most, (height - len(head) - len(tail) - heading) // of_each))
+    room = height - len(head) - 1 - of_each  # below the empty line and the heading
+    if most and room - len(tail) < of_each:
+        tail = []  # a low screen shows counters
+    most = max(0, min(most, (room - len(tail)) // of_each))
     table = "\n".join(Table(width, coloured=coloured).lines(view.usages[:most])).split("\n")
     if not view.usages:
         table = ["no counter holds calls"]

@@ -91,7 +91,7 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
 
 def _say_none(settings: Settings, filters: Mapping[str, Any], store: Readable, *, follow: bool) -> None:
     """Say that no row is shown, and offer filters that find rows."""
-    is_narrow = any(filters.values())
+    is_narrow = any(map(_filters.is_given, filters.values()))
     hint = _filters.nearest(store, settings.namespace, filters) if is_narrow else ""
     click.echo(f"mcpguard: {'no rows match' if is_narrow else 'no rows'}{' yet' if follow else ''}", err=True)
     if hint:

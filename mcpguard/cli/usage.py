@@ -48,8 +48,8 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
     tolerant_output()
     if watch and (as_json or not sys.stdout.isatty()):
         raise UsageError("--watch shows a screen on a terminal", "for programs: mcpguard usage --json")
-    if watch and os.environ.get("TERM") == "dumb":
-        raise UsageError("--watch needs a terminal that can move its cursor, and TERM is dumb", "leave out --watch")
+    if watch and (kind := os.environ.get("TERM", "").lower()) in {"dumb", "unknown"}:  # for which `rich` draws nothing
+        raise UsageError(f"--watch needs a terminal that can move its cursor, and TERM is {kind}", "leave out --watch")
     settings = config.load(os.environ, policy=policy, store=store)
     file = PolicyFile(settings.policy, named=settings.policy_named)
     found = file.begin()

@@ -29,6 +29,7 @@ def follow(
     *,
     after: int = 0,
     outcome_s: float = OUTCOME_S,
+    begun: Callable[[Readable], None] = lambda _: None,
 ) -> Iterator[Sequence[StoredRow]]:
     """The wanted rows, those that exist and then those that are written, some at a time, without end.
 
@@ -39,6 +40,7 @@ def follow(
         sleep: Waits for this many seconds.
         after: Only rows after the row with this id. If the store is replaced, all rows of the new one.
         outcome_s: How long a row waits for its outcome.
+        begun: Called with each store before its rows come. The store stays open while they do.
 
     Raises:
         StoreUnavailable: The store cannot be read.
@@ -49,6 +51,7 @@ def follow(
         while not settings.address.exists():
             sleep(POLL_S)
         with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
+            begun(store)
             rows = _Rows(store, wanted, after, outcome_s)
             while True:
                 is_last = is_replaced()  # asked first: rows written before the replacement are in the open file

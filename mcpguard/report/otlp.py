@@ -59,7 +59,8 @@ def spans(rows: Iterable[StoredRow], source: Resource, *, with_user: bool) -> Ex
     Args:
         rows: The rows.
         source: What sends the spans.
-        with_user: Whether spans have the user.
+        with_user: Whether spans have the user. If not, they do not have why a call is unauthenticated either: the reason may
+            have the path of the token, which is in the user's folder.
     """
     message = ExportTraceServiceRequest()
     group = message.resource_spans.add(resource=source)
@@ -93,7 +94,7 @@ def _span(stored: StoredRow, *, with_user: bool) -> Span:
         "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
         "mcpguard.rule": limit.get("rule") if with_user else _without_user(limit.get("rule")),
         "mcpguard.limit": limit_text(limit) if "limit" in limit else None,
-        "mcpguard.reason": found.get("reason"),
+        "mcpguard.reason": found.get("reason") if with_user or row.decision != "unauthenticated" else None,  # see `spans`
         "mcpguard.cost": found.get("cost"),
         "mcpguard.in_flight": found.get("in_flight"),
         "mcpguard.waited_ms": found.get("waited_ms"),

@@ -184,15 +184,20 @@ class Position:
             os.close(self._lock)
             raise McpguardError(f"another process sends this audit log to {url}", "let it go on, or end it first")
 
-    def read(self) -> int | None:
-        """The id of the last row that was sent; None if there is none."""
+    def read(self, key: bytes) -> int | None:
+        """The id of the last row that was sent; None if there is none, 0 if it was of another store at the same address.
+
+        Args:
+            key: The store's `args_key`, which is made at random with the store.
+        """
         try:
-            return int(json.loads(self.path.read_text("utf-8"))["row"])
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(self.path.read_text("utf-8"))
+            return int(kept["row"]) if kept.get("made", _made(key)) == _made(key) else 0
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def write(self, row_id: int) -> None:
-        """Replace the file.
+    def write(self, row_id: int, key: bytes) -> None:
+        """Replace the file. The arguments are those of `read`, and a row's id.
 
         Raises:
             OSError: It cannot be written.
@@ -200,12 +205,17 @@ class Position:
         new = self.path.with_suffix(".new")
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(self._what | {"row": row_id}, file)
+            json.dump(self._what | {"made": _made(key), "row": row_id}, file)
         new.replace(self.path)
 
     def close(self) -> None:
         """Release the file to other processes."""
         os.close(self._lock)
+
+
+def _made(key: bytes) -> str:
+    """A name of the store with this `args_key`, which does not tell the key."""
+    return blake2b(b"mcpguard", key=key, digest_size=8).hexdigest()
 
 
 class Options(NamedTuple):
@@ -259,6 +269,7 @@ class Exporter:
         self._sleep = sleep
         self._source = resource(options.service, settings.namespace)
         self._metrics = Metrics(wall_us(), with_user=options.with_user)
+        self._store: Readable | None = None  # the store that is read
 
     def run(self) -> None:
         """Send rows. If the log is followed, this ends only with an error.
@@ -270,6 +281,7 @@ class Exporter:
         """
         if not self._options.follow:
             with contextlib.closing(self._settings.read_store()) as store:
+                self._take(store)
                 self._send_all(store.rows(after=self._begin(store), wanted=self._options.wanted))
             return
         failures = 0
@@ -289,16 +301,21 @@ class Exporter:
             with contextlib.closing(self._settings.read_store()) as store:
                 after = self._begin(store)
         options = self._options
-        yield from follow(self._settings, options.wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S)
+        yield from follow(
+            self._settings, options.wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S, begun=self._take
+        )
+
+    def _take(self, store: Readable) -> None:
+        self._store = store
 
     def _begin(self, store: Readable) -> int:
-        """The id of the row after which to begin. An id after the newest row is that of another store."""
+        """The id of the row after which to begin. An id after the newest row is that of another store, too."""
         newest = next((entry.row_id for entry in store.newest()), 0)
-        kept = self._position.read()
+        kept = self._position.read(store.args_key)
         if kept is not None:
             return kept if kept <= newest else 0
         if self._options.follow and self._options.wanted.since_us is None:
-            self._position.write(newest)
+            self._position.write(newest, store.args_key)
             return newest
         return 0
 
@@ -307,7 +324,7 @@ class Exporter:
             for at in range(0, len(page), BATCH):
                 batch = page[at : at + BATCH]
                 self._send(batch)
-                self._position.write(batch[-1].row_id)
+                self._position.write(batch[-1].row_id, self._store.args_key if self._store else b"")
                 self.sent += len(batch)
 
     def _send(self, batch: Sequence[StoredRow]) -> None:

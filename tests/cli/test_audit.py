@@ -202,6 +202,7 @@ def test_on_a_terminal_and_in_a_pipe_it_says_that_no_rows_match(home: Path, form
             "other filters find rows: --decision rate_limited, --decision allowed, --denied",
         ),
         (["--decision", "invalid", "--since", "1h", "--tool", "watched"], "other filters find rows: --decision would_deny"),
+        (["--user", ""], "other filters find rows: --user "),
         (["--user", "alice"], "other filters find rows: --user alice@acme.com, --user bob"),
         (
             ["--agent", "Claude Code"],

@@ -181,6 +181,24 @@ def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    file = tmp_path / "out.jsonl"
+    file.write_text('{"id": "a row of a full di')
+    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file))
+    try:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not file.read_text().endswith("\n"):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+    finally:
+        following.kill()
+        following.communicate()
+    cut, row = file.read_text().splitlines()
+    assert cut == '{"id": "a row of a full di'
+    assert json.loads(row)["tool"] == "echo"
+
+
 def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "export")
     assert (done.returncode, done.stdout) == (1, "")

@@ -64,6 +64,13 @@ def test_filters_select_the_rows_and_are_named_in_the_report(home: Path) -> None
     assert "search_customers" not in some.partition("Limits never reached")[0]
 
 
+def test_a_filter_by_an_empty_name_is_a_filter_that_matches_no_row(home: Path) -> None:
+    page = mcpguard(home, "audit", "report", "-o", "-", "--user", "").stdout
+    assert "--user &#39;&#39;" in page
+    assert "so it cannot tell whether a limit was never reached" in page
+    assert calls(page) == 0
+
+
 def test_only_the_period_is_in_the_report(home: Path) -> None:
     days = [
         calls(mcpguard(home, "audit", "report", "-o", "-", *period).stdout)

@@ -254,6 +254,12 @@ def test_a_limit_and_a_cap_of_one_rule_are_raised_by_one_command() -> None:
     assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 2 2/1h"]
 
 
+def test_a_rule_that_had_a_cap_and_is_closed_by_now_is_opened() -> None:
+    kinds = Kinds()
+    found = kinds.shown(kinds.last("echo", 2), parse('[[rule]]\nuser = "*"\ntool = "echo"\nlimit = "deny"\n'))
+    assert found.commands == ["mcpguard policy set --user '*' --tool echo unlimited"]
+
+
 def test_a_limit_on_cost_is_raised_so_far_that_the_call_fits() -> None:
     kinds = Kinds()
     record = kinds.last("sum", 2) | {"cost": 20}

@@ -17,6 +17,13 @@ def test_without_a_command_the_help_is_printed_to_stderr(tmp_path: Path, argv: l
     assert done.stderr == mcpguard(tmp_path, *argv, "--help").stdout
 
 
+@pytest.mark.parametrize("argv", [[], ["policy"], ["audit"], ["hook"]])
+def test_the_help_of_a_group_needs_no_characters_that_some_locales_lack(tmp_path: Path, argv: list[str]) -> None:
+    done = process(tmp_path, *argv, "--help", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+
+
 def test_a_hook_without_a_command_does_not_block_the_call(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "hook")
     assert (done.returncode, done.stdout) == (0, "")

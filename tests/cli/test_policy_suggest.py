@@ -17,6 +17,7 @@ from mcpguard.core.text import compact
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options
 from tests.cli.command import mcpguard, on_terminal
+from tests.end_to_end.host import rule
 from tests.redis_servers import running
 
 MINUTE_US, HOUR_US, DAY_US = 60_000_000, 3_600_000_000, 86_400_000_000
@@ -169,6 +170,15 @@ def test_little_history_is_said_plainly(tmp_path: Path, local: str) -> None:
     assert done.returncode == 0
     assert "warning: too little history: these limits may be too low" in done.stderr
     assert suggestion(tmp_path, local)["enough"] is False
+
+
+def test_a_limit_that_stays_for_want_of_history_is_not_said_to_fit(tmp_path: Path, local: str) -> None:
+    fill(local, rows(41, MINUTE_US))
+    (tmp_path / "policy.toml").write_text(rule("9000/1d", tool="search"))
+    assert (
+        "rule 1 (tool=search): stays, the history is shorter than two windows: busiest day of 41 calls\n"
+        in mcpguard(tmp_path, "policy", "suggest").stderr
+    )
 
 
 def test_one_call_is_one_call(tmp_path: Path, local: str) -> None:

@@ -282,6 +282,14 @@ def test_the_screen_is_as_it_was_looked_at(columns: int, height: int) -> None:
     compare(f"watch-{columns}.txt", [re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", line) for line in lines])
 
 
+@pytest.mark.parametrize(("columns", "height"), [(40, 10), (80, 8), (80, 10)])
+def test_a_low_screen_shows_counters_rather_than_denials(columns: int, height: int) -> None:
+    denial: dict[str, object] = {"time": "2026-01-01T00:00:00Z", "decision": "denied"}
+    lines = screen(View(pressed(), {}, {}, [denial], ""), "store", columns, height, None, coloured=False)
+    assert [line for line in lines if "█" in line]
+    assert "LATEST DENIALS" not in lines
+
+
 def compare(name: str, lines: list[str]) -> None:
     """Compare with the file that was looked at. `MCPGUARD_WRITE_SHOWN=1` writes it anew."""
     text = "\n".join(lines) + "\n"
@@ -324,9 +332,16 @@ def test_watch_needs_a_terminal(home: Path, argv: list[str]) -> None:
     assert "hint: for programs: mcpguard usage --json" in done.stderr
 
 
-def test_watch_needs_a_terminal_that_can_move_its_cursor(home: Path) -> None:
-    status, shown = on_terminal(home, "usage", "--watch", TERM="dumb")
-    assert (status, shown.splitlines()[-1]) == (2, "hint: leave out --watch")
+@pytest.mark.parametrize("kind", ["dumb", "unknown"])
+def test_watch_needs_a_terminal_that_can_move_its_cursor(home: Path, kind: str) -> None:
+    status, shown = on_terminal(home, "usage", "--watch", TERM=kind)
+    assert (status, shown.splitlines()) == (
+        2,
+        [
+            f"mcpguard: --watch needs a terminal that can move its cursor, and TERM is {kind}",
+            "hint: leave out --watch",
+        ],
+    )
 
 
 class Screen:

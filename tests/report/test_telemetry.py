@@ -22,6 +22,7 @@ from tests.report.test_gather import stored
 
 ANY = Wanted(lambda _: True)
 SESSION = "00000000000000ab"
+KEY = bytes(32)
 
 
 class Ended(Exception):
@@ -242,6 +243,14 @@ def test_the_user_in_the_text_of_a_rule_is_named_only_if_asked(
     assert [values(span.attributes)["mcpguard.rule"] for span in receiver.spans] == [shown, rule]
 
 
+def test_a_span_has_the_path_of_a_token_only_if_users_are_named(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+    reason = "there is no token: /home/carol/token does not exist"
+    for with_user in (False, True):
+        add(store, "unauthenticated", detail=json.dumps({"axis": "user", "reason": reason}))
+        export(tmp_path, receiver, with_user=with_user)
+    assert [values(span.attributes).get("mcpguard.reason") for span in receiver.spans] == [None, reason]
+
+
 def test_a_further_export_goes_on_after_the_last_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "allowed", "denied")
     assert export(tmp_path, receiver)[0] == 2
@@ -257,8 +266,8 @@ def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Pat
         Position(tmp_path, *other)
         for other in (("b", "default", "http://x"), ("a", "n", "http://x"), ("a", "default", "http://y"))
     ]
-    one.write(7)
-    assert (one.read(), [other.read() for other in others]) == (7, [None] * 3)
+    one.write(7, KEY)
+    assert (one.read(KEY), [other.read(KEY) for other in others]) == (7, [None] * 3)
     for each in (one, *others):
         each.close()
 
@@ -266,7 +275,7 @@ def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Pat
 @pytest.mark.posix
 def test_only_the_account_can_read_a_position(tmp_path: Path) -> None:
     with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
-        position.write(7)
+        position.write(7, KEY)
         assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
@@ -282,14 +291,51 @@ def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
 def test_a_damaged_position_is_no_position(tmp_path: Path, content: str) -> None:
     with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
         position.path.write_text(content)
-        assert position.read() is None
+        assert position.read(KEY) is None
 
 
 def test_a_store_that_was_replaced_is_sent_from_its_first_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "denied", "denied")
     with contextlib.closing(Position(tmp_path, str(tmp_path / "mcpguard.db"), "default", receiver.url)) as position:
-        position.write(1000)
+        position.write(1000, store.args_key)
     assert export(tmp_path, receiver)[0] == 2
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_store_that_was_replaced_by_one_with_more_rows_is_sent_from_its_first_row(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, *, follow: bool
+) -> None:
+    add(store, "denied")
+    export(tmp_path, receiver)
+    store.close()
+    for file in tmp_path.glob("mcpguard.db*"):
+        file.unlink()
+    with contextlib.closing(SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)) as new:
+        add(new, "denied", "denied", "denied")
+        assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 3
+        assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 0
+
+
+def test_a_store_that_is_replaced_while_it_is_followed_is_not_sent_again(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver
+) -> None:
+    def replace() -> None:
+        store.close()
+        for file in tmp_path.glob("mcpguard.db*"):
+            file.unlink()
+        new = SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)
+        add(new, "denied", "denied")
+        new.close()
+
+    add(store, "denied")
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(1, replace))[0] == 2
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 0
+
+
+def test_a_position_of_an_earlier_version_is_that_of_the_store(tmp_path: Path) -> None:
+    with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
+        position.path.write_text('{"row": 7}')
+        assert position.read(KEY) == 7
 
 
 def test_following_begins_with_new_rows_unless_a_time_is_given(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
