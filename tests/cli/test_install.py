@@ -838,6 +838,7 @@ def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
     [
         ("/gone/mcpguard hook codex --store redis://h/0", f"{PROGRAM} hook codex --store redis://h/0"),
         ("MCPGUARD_STORE=redis://h/0 /gone/mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
+        ("MCPGUARD_STORE=redis://h/0 mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
         ('"/go ne/mcpguard" hook codex --config "$C"', f'{PROGRAM} hook codex --config "$C"'),
         ("/gone/mcpguard hook codex 2>/dev/null || true", f"{PROGRAM} hook codex 2>/dev/null || true"),
         (r"/go\ ne/mcpguard hook codex", f"{PROGRAM} hook codex --store redis://other/0"),
@@ -850,7 +851,7 @@ def test_of_a_hook_whose_mcpguard_is_gone_only_the_program_is_replaced_if_it_can
     account.codex()
     entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": command}]}
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
-    account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0")
+    account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0", PATH="/usr/bin:/bin")
     (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
     assert group["hooks"][0]["command"] == mended
 
@@ -879,6 +880,23 @@ def test_a_hook_whose_mcpguard_a_shell_finds_stays(account: Account, command: st
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
     before = hooks.read_bytes()
     assert "the hook is there already" in account.run("install", "--hook", "--yes").stdout
+    assert hooks.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "uvx --from mcpguard-cli mcpguard hook codex",
+        "python3 -m mcpguard hook codex",
+        "command -v mcpguard >/dev/null && mcpguard hook codex",
+    ],
+)
+def test_a_hook_whose_mcpguard_another_command_finds_stays(account: Account, command: str) -> None:
+    account.codex()
+    hook = {"type": "command", "command": command}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
+    before = hooks.read_bytes()
+    assert "the hook is there already" in account.run("install", "--hook", "--yes", PATH="/usr/bin:/bin").stdout
     assert hooks.read_bytes() == before
 
 
