@@ -170,7 +170,9 @@ def test_a_file_is_left_if_the_disk_refuses(
     assert names(file.parent) == ["mcp.json"]
 
 
-def test_the_owner_of_a_file_never_changes(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_owner_nor_the_group_of_a_file_ever_changes(
+    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -178,7 +180,7 @@ def test_the_owner_of_a_file_never_changes(file: Path, backups: Path, monkeypatc
     monkeypatch.setattr(os, "fchown", refuse)
     with pytest.raises(NotWritten) as error:
         replace(file, OLD, NEW, backups=backups)
-    assert "as that account" in error.value.hint
+    assert error.value.hint.endswith("run this command as that account; else give the file a group of yours")
     assert file.read_bytes() == OLD
 
 
