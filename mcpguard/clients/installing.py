@@ -21,7 +21,8 @@ from mcpguard.errors import McpguardError
 
 _OTHER_GUARDS: Final = ("avakill-shim", "airlock-mcp", "mcp-proxy", "tollbooth", "mcp-tollbooth")
 
-_STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:\.exe)?['"]?\s+run(?:\s|$)""")
+_STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:-cli)?(?:\.exe|[\[@=:]\S*)?['"]?\s+run(?:\s|$)""")
+"""The program, or the package that `pipx run` and an image of a container name, perhaps with an extra or a version."""
 
 _LEFT: Final = {
     "remote": "remote: mcpguard guards only servers that the client starts",

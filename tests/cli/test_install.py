@@ -253,8 +253,11 @@ def test_a_link_to_a_file_of_dotfiles_stays_a_link(account: Account) -> None:
         ["uvx", "--from", "mcpguard-cli", "mcpguard", "run", "--", "npx"],
         ["sh", "-c", "exec /opt/mcpguard run -- npx"],
         ["python", "-m", "mcpguard", "run", "npx"],
+        ["pipx", "run", "mcpguard-cli", "run", "--", "npx"],
+        ["uvx", "mcpguard-cli[redis]==0.1.0", "run", "npx"],
+        ["docker", "run", "-i", "acme/mcpguard:0.1.0", "run", "npx"],
     ],
-    ids=lambda command: command[0],
+    ids=" ".join,
 )
 def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count_twice(
     account: Account, command: list[str]
