@@ -150,7 +150,8 @@ def _passing(program: Path) -> str:
         return f"{program} is in a temporary folder: {hint}"
     if "archive-v0" in real.parts or ".cache" in real.parts:
         return f"{program} is in a cache, which may be cleared: {hint}"
-    checkout = next((folder for folder in program.parents if (folder / ".git").exists()), None)
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - some people keep all of it in git
+    checkout = next((folder for folder in program.parents if folder != home and (folder / ".git").exists()), None)
     return f"{program} is in the checkout {checkout}: {hint}" if checkout else ""
 
 
