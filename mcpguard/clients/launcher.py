@@ -145,7 +145,7 @@ def _passing(program: Path) -> str:
     """A warning if the program lies where it will not stay; else empty."""
     real = Path(os.path.realpath(program))
     temporary = Path(os.path.realpath(tempfile.gettempdir()))
-    hint = "install mcpguard with uv tool or pipx, then run this again"
+    hint = "install mcpguard with uv tool or pipx, then run mcpguard uninstall and mcpguard install"
     if temporary in real.parents or temporary in program.parents:
         return f"{program} is in a temporary folder: {hint}"
     if "archive-v0" in real.parts or ".cache" in real.parts:

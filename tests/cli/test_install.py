@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from mcpguard.cli import _clients
-from mcpguard.clients import installing, running
+from mcpguard.clients import installing, launcher, running
 from mcpguard.clients.catalog import BY_KEY
 from tests.cli.account import CODEX, CURSOR, Account
 from tests.cli.command import BOUND
@@ -357,6 +358,22 @@ def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Acco
     assert account.files() == before
 
 
+def test_who_follows_the_warning_of_a_program_that_will_not_stay_gets_the_path_of_the_other(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = account.cursor()
+    passing, staying = (account.write(f"{folder}/mcpguard", "") for folder in (".cache/uv", "bin"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/nowhere")
+    monkeypatch.setattr(launcher, "_script", lambda: passing)
+    (warning,) = [line for line in account.run("install", "--yes").stderr.splitlines() if "cache" in line]
+    monkeypatch.setattr(launcher, "_script", lambda: staying)
+    _, *commands = warning.partition(", then run ")[2].replace(" and ", " ").split("mcpguard ")
+    assert len(commands) == 2
+    for command in commands:
+        account.run(*command.split(), "--yes")
+    assert servers(file)["crm"]["command"] == str(staying)
+
+
 def test_a_relative_path_of_mcpguard_begins_in_the_project(account: Account) -> None:
     account.write("project/tools/mcpguard", "")
     text = '{"mcpServers": {"a": {"command": "./tools/mcpguard", "args": ["run", "--", "a"]}}}'
@@ -416,6 +433,17 @@ def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Accoun
     assert f"mcpguard: {cursor}: not changed: Permission denied (hint: give your account the right to write" in done.stderr
     assert f"Cursor (user scope), {cursor}" not in done.stdout
     assert "  Cursor: " not in done.stdout
+
+
+def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_link_to_it(account: Account) -> None:
+    cursor = account.cursor()
+    cursor.chmod(0o444)
+    link = account.home / ".lmstudio/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to(cursor)
+    done = account.in_process("install", "--yes", under=BOUND)
+    assert (done.returncode, done.stdout, cursor.read_text()) == (1, "", CURSOR)
+    assert f"mcpguard: {cursor}: not changed: Permission denied" in done.stderr
 
 
 def test_a_folder_that_cannot_be_written_to_leaves_its_file(account: Account) -> None:
