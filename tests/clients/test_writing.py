@@ -148,6 +148,20 @@ def test_a_read_only_file_is_left(file: Path, backups: Path, monkeypatch: pytest
     assert file.read_bytes() == OLD
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a device, or replace one")
+def test_a_device_behind_a_link_is_left(tmp_path: Path, backups: Path) -> None:
+    device, link = tmp_path / "null", tmp_path / "settings.json"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("this container has no devices")
+    link.symlink_to(device)
+    with pytest.raises(NotWritten, match="not changed: not a regular file") as error:
+        replace(link, b"", NEW, backups=backups)
+    assert error.value.hint == "check where the link leads"
+    assert device.is_char_device()
+
+
 STEPS = ("mkdir", "open", "write", "fsync", "replace")
 
 
