@@ -84,8 +84,9 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
         raise UsageError(f"--server: no client has a server {server} with a command", f"known: {names}" if names else again)
     commands = {(entry.words[len(entry.guard or ()) :], frozenset(entry.env.items()), entry.cwd) for _, entry in found}
     if len(commands) > 1:
-        where = ", ".join(dict.fromkeys(source.client.title for source, _ in found))
-        raise UsageError(f"--server: {where} start {server} with different commands, folders or variables", again)
+        titles = list(dict.fromkeys(source.client.title for source, _ in found))
+        start = f"{', '.join(titles)} {'start' if len(titles) > 1 else 'starts'}"
+        raise UsageError(f"--server: {start} {server} with different commands, folders or variables", again)
     source, entry = next((one for one in found if one[1].guard), found[0])
     if entry.env_file:
         raise UsageError(f"--server: only the client reads the variables of {server} from {entry.env_file}", again)

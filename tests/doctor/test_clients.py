@@ -127,17 +127,27 @@ def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("none", "no client has a server none with a command", "known: crm key"),
+        ("none", "no client has a server none with a command", "known: crm key twice"),
         (
             "crm",
             "Cursor, Windsurf start crm with different commands, folders or variables",
             "give its command: mcpguard doctor ",
         ),
+        (
+            "twice",
+            "Cursor starts twice with different commands, folders or variables",
+            "give its command: mcpguard doctor ",
+        ),
         ("key", "only the client can fill in ${input:key} for key", "give its command: mcpguard doctor "),
     ],
 )
-def test_a_server_that_cannot_be_started_by_its_name_is_refused(tmp_path: Path, name: str, message: str, hint: str) -> None:
-    cursor(tmp_path, crm=SERVER, key={"command": "x", "args": ["${input:key}"]}, remote={"url": "https://acme.com"})
+def test_a_server_that_cannot_be_started_by_its_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, hint: str
+) -> None:
+    key = {"command": "x", "args": ["${input:key}"]}
+    cursor(tmp_path, crm=SERVER, key=key, twice=SERVER, remote={"url": "https://acme.com"})
+    cursor(tmp_path / "project", twice={"command": "x"})
+    monkeypatch.chdir(tmp_path / "project/account")
     windsurf(tmp_path, crm={**SERVER, "env": {"A": "tango-s3cret"}})
     done = mcpguard(tmp_path, "doctor", "--server", name, HOME=str(tmp_path / "account"))
     assert (done.returncode, done.stdout) == (2, "")
