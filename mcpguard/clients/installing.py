@@ -24,6 +24,9 @@ _OTHER_GUARDS: Final = ("avakill-shim", "airlock-mcp", "mcp-proxy", "tollbooth",
 _STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:-cli)?(?:\.exe|[\[@=:]\S*)?['"]?\s+run(?:\s|$)""")
 """The program, or the package that `pipx run` and an image of a container name, perhaps with an extra or a version."""
 
+_FOLDER: Final = re.compile(r"(?:--(?:directory|project|prefix|cwd)|-C)[\s=]\S+")
+"""An option of a launcher for a folder, which can have the program's name: `uv --directory /src/mcpguard run server.py`."""
+
 _LEFT: Final = {
     "remote": "remote: mcpguard guards only servers that the client starts",
     "disabled": "disabled",
@@ -266,7 +269,7 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
 
 def starts_mcpguard(entry: Entry) -> bool:
     """Whether an entry starts mcpguard through another program, such as `uvx` or `sh -c`. Another guard would count twice."""
-    return _STARTS_MCPGUARD.search(" ".join(entry.words)) is not None
+    return _STARTS_MCPGUARD.search(_FOLDER.sub("", " ".join(entry.words))) is not None
 
 
 def _may_write(data: bytes, source: Source, state: Path) -> bool:

@@ -271,6 +271,19 @@ def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count
     assert "  a: its own command starts mcpguard run: " in account.run("clients").stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["uv", "--directory", "/src/mcpguard", "run", "server.py"], ["npm", "--prefix=/src/mcpguard", "run", "server"]],
+    ids=lambda command: command[0],
+)
+def test_a_server_that_a_launcher_runs_in_a_folder_with_the_name_of_mcpguard_is_guarded(
+    account: Account, command: list[str]
+) -> None:
+    file = account.cursor(json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}}))
+    assert account.run("install", "--yes").returncode == 0
+    assert servers(file)["a"] == guarded("a", *command)
+
+
 def test_an_entry_without_a_name_or_without_a_command_is_left(account: Account) -> None:
     text = '{"mcpServers": {"": {"command": "a"}, "b": {"args": []}, "c": 7}}'
     file = account.cursor(text)
