@@ -147,7 +147,8 @@ class CommandError(McpguardError):
 
 def installing(extra: str) -> str:
     """The hint that names the commands that install an extra."""
-    return f"install 'mcpguard-cli[{extra}]' with uv tool install, pipx install --force or pip install"
+    how = "with uv tool install, pipx install --force or pip install"
+    return f"install 'mcpguard-cli[{extra}]' {how}; name the extras that you use already, too, or uv removes them"
 
 
 def closest_word(word: str, known: Collection[str]) -> str | None:

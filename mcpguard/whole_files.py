@@ -45,12 +45,16 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def require_writable(path: Path) -> None:
-    """Refuse a read-only file. Replacing it would work, but it is read-only on purpose.
+    """Refuse a read-only file and a device. Replacing them would work, but it is read-only on purpose, or programs need it.
 
     Raises:
-        OSError: The file is read-only.
+        OSError: The path leads to something other than a file, or the file is read-only.
     """
-    if is_there(path) and not os.access(path, os.W_OK):
+    if not is_there(path):
+        return
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if not os.access(path, os.W_OK):
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 

@@ -223,8 +223,9 @@ def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, 
         click.echo(printable(one.message))
     if not (plan.outcomes or plan.hooks or absent or status):
         click.echo(NO_SERVERS)
-    _report(plan, errors, words)
-    steps = plan.steps({os.path.realpath(change.file) for change in changes if change.file not in errors})
+    failed = {os.path.realpath(file) for file in errors}  # a file can have several names
+    _report(plan, failed, words)
+    steps = plan.steps({os.path.realpath(change.file) for change in changes} - failed)
     if steps:
         click.echo("\nTo make the changes take effect:")
     for client, step in steps.items():
@@ -283,19 +284,25 @@ def _in_pieces(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[
     return shown
 
 
-def _report(plan: Plan, failed: Collection[Path], words: Words) -> None:
-    """Print a paragraph for each file: which servers were changed, which were not, and why."""
+def _report(plan: Plan, failed: Collection[str], words: Words) -> None:
+    """Print a paragraph for each file: which servers were changed, which were not, and why.
+
+    Args:
+        plan: The plan.
+        failed: The files that could not be changed, with all links followed. They are left out.
+        words: What the command says.
+    """
     actions = {"guard": words.done, "unguard": words.done, "mend": words.mended, "keep": words.kept, "leave": "not changed"}
     places: dict[str, list[Outcome]] = {}
     for outcome in plan.outcomes:
-        if outcome.source.file not in failed:
+        if os.path.realpath(outcome.source.file) not in failed:
             places.setdefault(outcome.source.place, []).append(outcome)
     for place, outcomes in places.items():
         click.echo(printable(place))
         for outcome in outcomes:
             paragraph(f"  {outcome.server}: {actions[outcome.action]}{f' ({outcome.detail})' if outcome.detail else ''}")
     for hook in plan.hooks:
-        if hook.file not in failed:
+        if os.path.realpath(hook.file) not in failed:
             paragraph(f"{hook.client.title}, {hook.file}: {hook.text}")
 
 

@@ -112,9 +112,12 @@ class _Lookup:
 
 
 def _server_patterns(policy: str | None, file: str | None, variables: frozenset[tuple[str, str]]) -> list[str] | str:
-    """The server pattern of each rule of a policy; or why there is no policy."""
+    """The server pattern of each rule of a policy; or why there are none."""
     try:
         settings = config.load(os.environ | dict(variables), policy=policy, config=file)
+    except McpguardError:
+        return "its settings are not valid"
+    try:
         found, _ = load(settings.policy, named=settings.policy_named)
     except McpguardError:
         return "its policy is not valid"

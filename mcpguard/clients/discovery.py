@@ -162,7 +162,7 @@ def _local(client: Client, place: Place, file: Path, project: Path | None) -> It
     """The projects in Claude Code's own file that have servers."""
     try:
         projects = json.loads(read_at_once(file, MAX_BYTES).decode("utf-8-sig"))["projects"]
-        named = [key for key, value in projects.items() if value.get("mcpServers")]
+        named = [key for key, value in projects.items() if isinstance(value, dict) and value.get("mcpServers")]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return  # the same file in the user's scope is reported, if it cannot be read
     for key in named:

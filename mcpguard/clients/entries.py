@@ -52,6 +52,7 @@ class Entry(NamedTuple):
         env: The variables that it sets for the server.
         cwd: The folder in which it starts; empty for the client's choice.
         may_start: Whether a faulty entry has a command, which its client may be able to start.
+        env_file: A file with more variables, which its client reads; empty if there is none.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Entry(NamedTuple):
     env: Mapping[str, str] = MappingProxyType({})
     cwd: str = ""
     may_start: bool = False
+    env_file: str = ""
 
 
 class _Start(NamedTuple):
@@ -259,7 +261,7 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
             kind, words = "stdio", start.words
             guard = words[: start.guard] if start.guard else None
     kind, env, cwd = "disabled" if is_disabled else kind, _env(holder), _text(holder, "cwd")
-    return Entry(name, kind, words, guard, is_sandboxed, detail, env, cwd, may_start)
+    return Entry(name, kind, words, guard, is_sandboxed, detail, env, cwd, may_start, _text(holder, "envFile"))
 
 
 def _names_command(holder: Object, layout: Layout) -> bool:

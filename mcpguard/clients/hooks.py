@@ -1,5 +1,6 @@
 """Plans what `install --hook` and `uninstall` change in clients' files of hooks."""
 
+import itertools
 import os
 import sys
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from mcpguard.clients.discovery import Fault, Machine, hook_file, read, unreadab
 from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
-from mcpguard.clients.launcher import Launcher, find, may_vary, program_of
+from mcpguard.clients.launcher import Launcher, find, may_vary, program_of, words_of
 from mcpguard.clients.records import Record
 
 TIMEOUT_S: Final = 5
@@ -35,9 +36,14 @@ def commands_in(file: Path, hook: Hook) -> list[str]:
 
 
 def is_gone(command: str) -> bool:
-    """Whether the mcpguard of a hook's command line does not exist. A path with a variable counts as one that exists."""
+    """Whether the mcpguard of a hook's command line does not exist.
+
+    A path with a variable counts as one that exists. So does a name after another command, such as `uvx`, which finds it.
+    """
     program = program_of(command)
-    return not may_vary(program) and find(os.path.expanduser(program), os.environ) is None  # noqa: PTH111
+    before = itertools.takewhile(lambda word: word != program, words_of(command))
+    is_found_by_another = os.path.basename(program) == program and any("=" not in word for word in before)  # noqa: PTH119
+    return not is_found_by_another and not may_vary(program) and find(os.path.expanduser(program), os.environ) is None  # noqa: PTH111
 
 
 def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher) -> None:

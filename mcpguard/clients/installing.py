@@ -21,7 +21,11 @@ from mcpguard.errors import McpguardError
 
 _OTHER_GUARDS: Final = ("avakill-shim", "airlock-mcp", "mcp-proxy", "tollbooth", "mcp-tollbooth")
 
-_STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:\.exe)?['"]?\s+run(?:\s|$)""")
+_STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:-cli)?(?:\.exe|[\[@=:]\S*)?['"]?\s+run(?:\s|$)""")
+"""The program, or the package that `pipx run` and an image of a container name, perhaps with an extra or a version."""
+
+_FOLDER: Final = re.compile(r"(?:--(?:directory|project|prefix|cwd)|-C)[\s=]\S+")
+"""An option of a launcher for a folder, which can have the program's name: `uv --directory /src/mcpguard run server.py`."""
 
 _LEFT: Final = {
     "remote": "remote: mcpguard guards only servers that the client starts",
@@ -97,6 +101,7 @@ class Plan:
         self.hooks: list[HookOutcome] = []
         self.faults: list[McpguardError] = []
         self.state = state
+        self._rewriters: dict[str, Client] = {}
         self._changes: dict[str, Change] = {}
         self._records = load(state)
         self._notes: dict[Record, bool] = {}
@@ -110,9 +115,21 @@ class Plan:
         change = self._changes.get(_real(file))
         return read(file) if change is None else change.new or b""
 
+    def note_rewriters(self, sources: Iterable[Source]) -> None:
+        """Note the files that their clients write back. Another client can read such a file through a link."""
+        self._rewriters |= {_real(source.file): source.client for source in sources if source.client.rewrites}
+
     def put(self, file: Path, new: bytes | None) -> None:
-        """Change a file, create it, or with None remove it."""
+        """Change a file, create it, or with None remove it.
+
+        Raises:
+            Fault: A client is running that would undo the change.
+        """
         key = _real(file)
+        client = self._rewriters.get(key)
+        if client and is_running(client):
+            hint = f"quit {client.title}, also in the tray, then run this again"
+            raise Fault(f"{file}: not changed: {client.title} is running, and would write its own copy back", hint)
         known = self._changes.get(key)
         old = known.old if known else read(file) if os.path.lexists(file) else None
         self._changes[key] = Change(known.file if known else file, old, new)
@@ -206,6 +223,8 @@ def plan_uninstall(plan: Plan, sources: Iterable[Source], servers: frozenset[str
 
 def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: Callable[[Source, Entry], Outcome]) -> None:
     """Edit the entries of the named servers. What cannot be done is a fault of the plan, and the rest is done."""
+    sources = list(sources)
+    plan.note_rewriters(sources)
     for source in sources:
         try:
             found = entries_of(source, plan.content(source.file))
@@ -221,19 +240,6 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
                 plan.fail(unreadable(source.file, error))
             except Fault as fault:
                 plan.fail(fault)
-
-
-def _put(plan: Plan, source: Source, new: bytes) -> None:
-    """Change a file of servers.
-
-    Raises:
-        Fault: The client is running, and would undo the change.
-    """
-    if source.client.rewrites and is_running(source.client):
-        title = source.client.title
-        hint = f"quit {title}, also in the tray, then run this again"
-        raise Fault(f"{source.file}: not changed: {title} is running, and would write its own copy back", hint)
-    plan.put(source.file, new)
 
 
 def _record(source: Source, server: str) -> Record:
@@ -255,7 +261,7 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
         raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
     where = (source.layout, source.dialect, entry.name)
     new = guarded(data, *where, launcher.words(entry.name))
-    _put(plan, source, new)
+    plan.put(source.file, new)
     plan.note(_record(source, entry.name), holds=unguarded(new, *where) != data)  # an empty list would be left
     other = Path(entry.words[0]).name if entry.words else ""
     return Outcome(source, entry.name, "guard", f"it also runs through {other}" if other in _OTHER_GUARDS else "")
@@ -263,7 +269,7 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
 
 def starts_mcpguard(entry: Entry) -> bool:
     """Whether an entry starts mcpguard through another program, such as `uvx` or `sh -c`. Another guard would count twice."""
-    return _STARTS_MCPGUARD.search(" ".join(entry.words)) is not None
+    return _STARTS_MCPGUARD.search(_FOLDER.sub("", " ".join(entry.words))) is not None
 
 
 def _may_write(data: bytes, source: Source, state: Path) -> bool:
@@ -282,7 +288,7 @@ def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outco
     if may_vary(program) or find(program, os.environ, source.start):
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     data = plan.content(source.file)
-    _put(plan, source, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))
+    plan.put(source.file, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))
     return Outcome(source, entry.name, "mend", f"{program} is gone")
 
 
@@ -291,6 +297,6 @@ def _unguard(plan: Plan, source: Source, entry: Entry) -> Outcome:
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     record = _record(source, entry.name)
     data, drops = plan.content(source.file), plan.holds(record)
-    _put(plan, source, unguarded(data, source.layout, source.dialect, entry.name, drop_empty_args=drops))
+    plan.put(source.file, unguarded(data, source.layout, source.dialect, entry.name, drop_empty_args=drops))
     plan.note(record, holds=False)
     return Outcome(source, entry.name, "unguard")

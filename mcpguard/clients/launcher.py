@@ -145,12 +145,13 @@ def _passing(program: Path) -> str:
     """A warning if the program lies where it will not stay; else empty."""
     real = Path(os.path.realpath(program))
     temporary = Path(os.path.realpath(tempfile.gettempdir()))
-    hint = "install mcpguard with uv tool or pipx, then run this again"
+    hint = "install mcpguard with uv tool or pipx, then run mcpguard uninstall and mcpguard install"
     if temporary in real.parents or temporary in program.parents:
         return f"{program} is in a temporary folder: {hint}"
     if "archive-v0" in real.parts or ".cache" in real.parts:
         return f"{program} is in a cache, which may be cleared: {hint}"
-    checkout = next((folder for folder in program.parents if (folder / ".git").exists()), None)
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - some people keep all of it in git
+    checkout = next((folder for folder in program.parents if folder != home and (folder / ".git").exists()), None)
     return f"{program} is in the checkout {checkout}: {hint}" if checkout else ""
 
 

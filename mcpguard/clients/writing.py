@@ -80,8 +80,9 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 _HINTS: Final = {
+    errno.EINVAL: "check where the link leads",
     errno.EACCES: "give your account the right to write to the file and to its folder",
-    errno.EPERM: "the file belongs to another account: run this command as that account",
+    errno.EPERM: "if it belongs to another account, run this command as that account; else give the file a group of yours",
     errno.EROFS: "the file is on a read-only file system: edit the file that it is made from",
     errno.ENOSPC: "free some space on the disk, then run this again",
     errno.EDQUOT: "free some of your disk quota, then run this again",

@@ -69,10 +69,9 @@ def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, st
     """What is wrong with the mcpguard of an entry, and a hint; None if nothing is."""
     if may_vary(program):
         return None
-    option = _option(source.folder)
     path = find(program, os.environ, source.start)
     if path is None:
-        return f"its mcpguard is missing: {program}", f"{_MEND} {source.client.key}{option}"
+        return f"its mcpguard is missing: {program}", f"{_MEND} {source.client.key}{_option(source.folder)}"
     if this is None or os.path.realpath(path) == os.path.realpath(this.program):
         return None
     if source.may_have_brought(path):
@@ -80,10 +79,10 @@ def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, st
     version = version_of(path)
     if version == __version__:
         return None
-    again = f"mcpguard uninstall {source.client.key}{option}, then {_MEND} {source.client.key}{option}"
+    instead = f"write {this.program} in its place in the file"  # `uninstall` would remove options and hooks with it
     if version is None:
-        return f"{path} does not say its version", again
-    return f"{path} is mcpguard {version}; this is {__version__}", again
+        return f"{path} does not say its version", instead
+    return f"{path} is mcpguard {version}; this is {__version__}", f"upgrade it, or {instead}"
 
 
 def _option(project: Path | None) -> str:

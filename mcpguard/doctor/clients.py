@@ -1,5 +1,6 @@
 """Checks the files of clients, and finds a server in them."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ _FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\
 
 _FILL_BARE: Final = ("copilot", "gemini")
 """The clients that also fill in `$A`."""
+
+_FILL_NOTHING: Final = ("claude-desktop", "codex", "zed", "goose")
+"""The clients that pass `${A}` on as it is, for example to a shell."""
 
 _PROJECT: Final = "${workspaceFolder}"
 """The folder of the project, as VS Code and Cursor name it."""
@@ -54,7 +58,7 @@ def _project(machine: Machine) -> Path | None:
         folder = Path.cwd()
     except OSError:
         return None
-    return None if folder == machine.home else folder
+    return None if folder == Path(os.path.realpath(machine.home)) else folder
 
 
 def command_of(server: str, environ: Mapping[str, str]) -> Command:
@@ -69,22 +73,31 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     """
     machine = Machine.this()
     project = _project(machine)
-    places = [*sources(machine), *(sources(machine, project=project) if project else ())]
-    known = [(source, entry) for source in places for entry in readable_entries(source) if entry.words]
+    here = sources(machine, project=project) if project else []
+    known = [(source, entry) for source in (*sources(machine), *here) for entry in readable_entries(source) if entry.words]
     found = [(source, entry) for source, entry in known if entry.name == server]
+    found = [one for one in found if one[1].kind != "disabled"] or found
+    found = [one for one in found if not one[0].project or one[0] in here] or found  # without those of other projects
     again = f"give its command: mcpguard doctor --server {server} -- COMMAND"
     if not found:
         names = " ".join(sorted({entry.name for _, entry in known}))
         raise UsageError(f"--server: no client has a server {server} with a command", f"known: {names}" if names else again)
-    commands = {(entry.words[len(entry.guard or ()) :], tuple(entry.env.items()), entry.cwd) for _, entry in found}
+    commands = {(entry.words[len(entry.guard or ()) :], frozenset(entry.env.items()), entry.cwd) for _, entry in found}
     if len(commands) > 1:
-        where = ", ".join(dict.fromkeys(source.client.title for source, _ in found))
-        raise UsageError(f"--server: {where} start {server} with different commands, folders or variables", again)
+        titles = list(dict.fromkeys(source.client.title for source, _ in found))
+        start = f"{', '.join(titles)} {'start' if len(titles) > 1 else 'starts'}"
+        raise UsageError(f"--server: {start} {server} with different commands, folders or variables", again)
     source, entry = next((one for one in found if one[1].guard), found[0])
+    if entry.env_file:
+        raise UsageError(f"--server: only the client reads the variables of {server} from {entry.env_file}", again)
+    if source.client.key in _FILL_NOTHING:
+        return Command(entry.words, dict(entry.env), entry.cwd, entry.guard is not None)
     bare = source.client.key in _FILL_BARE
     words = tuple(_filled(word, environ, bare=bare) for word in entry.words)
     env = {name: _filled(value, environ, bare=bare) for name, value in entry.env.items()}
     cwd = _filled(entry.cwd.replace(_PROJECT, str(source.start)), environ, bare=bare)
+    if not cwd and os.path.isdir(source.project):  # noqa: PTH112 - `Path.is_dir` raises without permission
+        cwd = source.project
     unknown = [name for text in (*words, *env.values(), cwd) for name in _VARIABLE.findall(text)]
     if unknown:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)

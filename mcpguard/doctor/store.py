@@ -1,6 +1,7 @@
 """Checks the store: that it can be opened for writing, what it holds, who holds it open, and how much space is left."""
 
 import contextlib
+import glob
 import os
 import shutil
 import time
@@ -48,7 +49,7 @@ def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
     except StoreUnavailable as error:
         yield failed_by("store", error)
         return
-    files = [file for file in path.parent.glob(f"{path.name}*") if file.is_file()]
+    files = [file for file in (path, *path.parent.glob(f"{glob.escape(path.name)}-*")) if file.is_file()]
     closed = [one for one in (*files, path.parent) if not os.access(one, os.W_OK)]
     if closed:
         yield failed("store", f"{closed[0]} cannot be written to", "give this account the right to write to it")

@@ -104,5 +104,6 @@ def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path
     assert done.returncode == 1
     assert done.stderr == (
         "mcpguard: audit export --otlp needs opentelemetry-proto, which is not installed\n"
-        "hint: install 'mcpguard-cli[otel]' with uv tool install, pipx install --force or pip install\n"
+        "hint: install 'mcpguard-cli[otel]' with uv tool install, pipx install --force or pip install; "
+        "name the extras that you use already, too, or uv removes them\n"
     )

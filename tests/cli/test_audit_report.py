@@ -143,7 +143,8 @@ def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path
     assert done.returncode == 1
     assert done.stderr == (
         f"mcpguard: audit report needs {module}, which is not installed\n"
-        "hint: install 'mcpguard-cli[report]' with uv tool install, pipx install --force or pip install\n"
+        "hint: install 'mcpguard-cli[report]' with uv tool install, pipx install --force or pip install; "
+        "name the extras that you use already, too, or uv removes them\n"
     )
 
 

@@ -74,6 +74,7 @@ def test_the_limits_are_the_rules_that_can_match_the_server(account: Account, tm
         "crm": ["--server", "crm"],
         "other": ["--server", "other", "--policy", str(other)],
         "broken": ["--policy", str(broken)],
+        "unset": ["--config", str(tmp_path / "gone.toml")],
         "nameless": [],
         "wrong": ["--nonsense", "1"],
     }
@@ -83,6 +84,7 @@ def test_the_limits_are_the_rules_that_can_match_the_server(account: Account, tm
         "crm": "3 rules",
         "other": "1 rule",
         "broken": "its policy is not valid",
+        "unset": "its settings are not valid",
         "nameless": "4 rules",
         "wrong": "its options are not valid",
     }

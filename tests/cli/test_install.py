@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from mcpguard.cli import _clients
-from mcpguard.clients import installing, running
+from mcpguard.clients import installing, launcher, running
 from mcpguard.clients.catalog import BY_KEY
 from tests.cli.account import CODEX, CURSOR, Account
 from tests.cli.command import BOUND
@@ -253,8 +254,11 @@ def test_a_link_to_a_file_of_dotfiles_stays_a_link(account: Account) -> None:
         ["uvx", "--from", "mcpguard-cli", "mcpguard", "run", "--", "npx"],
         ["sh", "-c", "exec /opt/mcpguard run -- npx"],
         ["python", "-m", "mcpguard", "run", "npx"],
+        ["pipx", "run", "mcpguard-cli", "run", "--", "npx"],
+        ["uvx", "mcpguard-cli[redis]==0.1.0", "run", "npx"],
+        ["docker", "run", "-i", "acme/mcpguard:0.1.0", "run", "npx"],
     ],
-    ids=lambda command: command[0],
+    ids=" ".join,
 )
 def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count_twice(
     account: Account, command: list[str]
@@ -265,6 +269,19 @@ def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count
     assert (done.returncode, file.read_text()) == (0, text)
     assert "  a: not changed (its own command starts mcpguard run)" in done.stdout
     assert "  a: its own command starts mcpguard run: " in account.run("clients").stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["uv", "--directory", "/src/mcpguard", "run", "server.py"], ["npm", "--prefix=/src/mcpguard", "run", "server"]],
+    ids=lambda command: command[0],
+)
+def test_a_server_that_a_launcher_runs_in_a_folder_with_the_name_of_mcpguard_is_guarded(
+    account: Account, command: list[str]
+) -> None:
+    file = account.cursor(json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}}))
+    assert account.run("install", "--yes").returncode == 0
+    assert servers(file)["a"] == guarded("a", *command)
 
 
 def test_an_entry_without_a_name_or_without_a_command_is_left(account: Account) -> None:
@@ -354,6 +371,22 @@ def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Acco
     assert account.files() == before
 
 
+def test_who_follows_the_warning_of_a_program_that_will_not_stay_gets_the_path_of_the_other(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = account.cursor()
+    passing, staying = (account.write(f"{folder}/mcpguard", "") for folder in (".cache/uv", "bin"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: "/nowhere")
+    monkeypatch.setattr(launcher, "_script", lambda: passing)
+    (warning,) = [line for line in account.run("install", "--yes").stderr.splitlines() if "cache" in line]
+    monkeypatch.setattr(launcher, "_script", lambda: staying)
+    _, *commands = warning.partition(", then run ")[2].replace(" and ", " ").split("mcpguard ")
+    assert len(commands) == 2
+    for command in commands:
+        account.run(*command.split(), "--yes")
+    assert servers(file)["crm"]["command"] == str(staying)
+
+
 def test_a_relative_path_of_mcpguard_begins_in_the_project(account: Account) -> None:
     account.write("project/tools/mcpguard", "")
     text = '{"mcpServers": {"a": {"command": "./tools/mcpguard", "args": ["run", "--", "a"]}}}'
@@ -413,6 +446,17 @@ def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Accoun
     assert f"mcpguard: {cursor}: not changed: Permission denied (hint: give your account the right to write" in done.stderr
     assert f"Cursor (user scope), {cursor}" not in done.stdout
     assert "  Cursor: " not in done.stdout
+
+
+def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_link_to_it(account: Account) -> None:
+    cursor = account.cursor()
+    cursor.chmod(0o444)
+    link = account.home / ".lmstudio/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to(cursor)
+    done = account.in_process("install", "--yes", under=BOUND)
+    assert (done.returncode, done.stdout, cursor.read_text()) == (1, "", CURSOR)
+    assert f"mcpguard: {cursor}: not changed: Permission denied" in done.stderr
 
 
 def test_a_folder_that_cannot_be_written_to_leaves_its_file(account: Account) -> None:
@@ -506,6 +550,23 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     done = account.run("install", "--yes")
     assert done.returncode == 0
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads_it_through_a_link(
+    account: Account, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
+    link = account.home / ".cursor/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to(desktop)
+    if command == "uninstall":
+        account.run("install", "--yes")
+    before = desktop.read_bytes()
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    done = account.run(command, "--yes")
+    assert (done.returncode, desktop.read_bytes()) == (1, before)
+    assert f"{link}: not changed: Claude Desktop is running" in done.stderr
 
 
 @pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
@@ -838,6 +899,7 @@ def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
     [
         ("/gone/mcpguard hook codex --store redis://h/0", f"{PROGRAM} hook codex --store redis://h/0"),
         ("MCPGUARD_STORE=redis://h/0 /gone/mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
+        ("MCPGUARD_STORE=redis://h/0 mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
         ('"/go ne/mcpguard" hook codex --config "$C"', f'{PROGRAM} hook codex --config "$C"'),
         ("/gone/mcpguard hook codex 2>/dev/null || true", f"{PROGRAM} hook codex 2>/dev/null || true"),
         (r"/go\ ne/mcpguard hook codex", f"{PROGRAM} hook codex --store redis://other/0"),
@@ -850,7 +912,7 @@ def test_of_a_hook_whose_mcpguard_is_gone_only_the_program_is_replaced_if_it_can
     account.codex()
     entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": command}]}
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
-    account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0")
+    account.run("install", "--hook", "--yes", MCPGUARD_STORE="redis://other/0", PATH="/usr/bin:/bin")
     (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
     assert group["hooks"][0]["command"] == mended
 
@@ -879,6 +941,23 @@ def test_a_hook_whose_mcpguard_a_shell_finds_stays(account: Account, command: st
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
     before = hooks.read_bytes()
     assert "the hook is there already" in account.run("install", "--hook", "--yes").stdout
+    assert hooks.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "uvx --from mcpguard-cli mcpguard hook codex",
+        "python3 -m mcpguard hook codex",
+        "command -v mcpguard >/dev/null && mcpguard hook codex",
+    ],
+)
+def test_a_hook_whose_mcpguard_another_command_finds_stays(account: Account, command: str) -> None:
+    account.codex()
+    hook = {"type": "command", "command": command}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
+    before = hooks.read_bytes()
+    assert "the hook is there already" in account.run("install", "--hook", "--yes", PATH="/usr/bin:/bin").stdout
     assert hooks.read_bytes() == before
 
 

@@ -164,6 +164,12 @@ def test_projects_of_claude_code_whose_names_are_no_paths_are_passed_over(tmp_pa
     assert source.project == str(tmp_path)
 
 
+def test_a_project_of_claude_code_in_another_form_hides_no_other_project(tmp_path: Path) -> None:
+    projects: dict[str, object] = {"/null": None, "/list": [], "/crm": {"mcpServers": {"crm": SERVER}}}
+    (tmp_path / ".claude.json").write_text(json.dumps({"projects": projects}))
+    assert [one.project for one in sources(Machine(tmp_path, {}, "linux"))] == ["", "/crm"]
+
+
 def test_a_file_without_servers_or_without_content_has_none(tmp_path: Path) -> None:
     for content in (b"", b"\xef\xbb\xbf\r\n", b"{}", b'{"mcpServers": {}}', b'{"mcpServers": null}', b"[]"):
         assert (

@@ -79,12 +79,14 @@ def test_a_program_of_another_environment_is_not_taken(tmp_path: Path, venv: Pat
         ("home/.cache/uv/archive-v0/x1/bin/mcpguard", "is in a cache"),
         ("tmp/venv/bin/mcpguard", "is in a temporary folder"),
         ("opt/venv/bin/mcpguard", ""),
+        ("home/.local/bin/mcpguard", ""),
     ],
 )
 def test_a_place_that_will_not_stay_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
 ) -> None:
-    (tmp_path / "work/checkout/.git").mkdir(parents=True)
+    for folder in ("work/checkout", "home"):  # some people keep their whole home folder in git
+        (tmp_path / folder / ".git").mkdir(parents=True)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     monkeypatch.setattr(module, "_script", lambda: program(tmp_path / place))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

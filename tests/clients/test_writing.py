@@ -148,6 +148,20 @@ def test_a_read_only_file_is_left(file: Path, backups: Path, monkeypatch: pytest
     assert file.read_bytes() == OLD
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a device, or replace one")
+def test_a_device_behind_a_link_is_left(tmp_path: Path, backups: Path) -> None:
+    device, link = tmp_path / "null", tmp_path / "settings.json"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("this container has no devices")
+    link.symlink_to(device)
+    with pytest.raises(NotWritten, match="not changed: not a regular file") as error:
+        replace(link, b"", NEW, backups=backups)
+    assert error.value.hint == "check where the link leads"
+    assert device.is_char_device()
+
+
 STEPS = ("mkdir", "open", "write", "fsync", "replace")
 
 
@@ -170,7 +184,9 @@ def test_a_file_is_left_if_the_disk_refuses(
     assert names(file.parent) == ["mcp.json"]
 
 
-def test_the_owner_of_a_file_never_changes(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_owner_nor_the_group_of_a_file_ever_changes(
+    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -178,7 +194,7 @@ def test_the_owner_of_a_file_never_changes(file: Path, backups: Path, monkeypatc
     monkeypatch.setattr(os, "fchown", refuse)
     with pytest.raises(NotWritten) as error:
         replace(file, OLD, NEW, backups=backups)
-    assert "as that account" in error.value.hint
+    assert error.value.hint.endswith("run this command as that account; else give the file a group of yours")
     assert file.read_bytes() == OLD
 
 

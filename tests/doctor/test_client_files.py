@@ -1,6 +1,7 @@
 """Checks of clients' files for `mcpguard doctor`."""
 
 import json
+import re
 import sys
 import sysconfig
 from pathlib import Path
@@ -87,8 +88,20 @@ def test_a_mcpguard_of_another_version_is_not_ok_and_one_of_the_same_is(machine:
     cursor(machine, a=other, b=same, c=mute)
     first, second = checks(machine)
     assert first.detail == f"a: {other} is mcpguard 0.0.1; this is {__version__}"
-    assert first.hint == "mcpguard uninstall cursor, then mcpguard install cursor"
+    assert first.hint == f"upgrade it, or write {PROGRAM} in its place in the file"
     assert second.detail == f"c: {mute} does not say its version"
+    assert second.hint == f"write {PROGRAM} in its place in the file"
+
+
+def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machine: Machine) -> None:
+    other = program(machine.home / "x/mcpguard", "0.0.1")
+    file = cursor(machine, a=other)
+    file.write_text(file.read_text().replace('"run", ', '"run", "--store", "redis://h/0", '))
+    (found,) = checks(machine)
+    (instead,) = re.findall(r"write (\S+) in its place", found.hint)
+    file.write_text(file.read_text().replace(other, instead))
+    (found,) = checks(machine)
+    assert (found.ok, found.detail) == (True, "1 of 1 server guarded")
 
 
 def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machine) -> None:

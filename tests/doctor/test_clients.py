@@ -127,17 +127,27 @@ def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("none", "no client has a server none with a command", "known: crm key"),
+        ("none", "no client has a server none with a command", "known: crm key twice"),
         (
             "crm",
             "Cursor, Windsurf start crm with different commands, folders or variables",
             "give its command: mcpguard doctor ",
         ),
+        (
+            "twice",
+            "Cursor starts twice with different commands, folders or variables",
+            "give its command: mcpguard doctor ",
+        ),
         ("key", "only the client can fill in ${input:key} for key", "give its command: mcpguard doctor "),
     ],
 )
-def test_a_server_that_cannot_be_started_by_its_name_is_refused(tmp_path: Path, name: str, message: str, hint: str) -> None:
-    cursor(tmp_path, crm=SERVER, key={"command": "x", "args": ["${input:key}"]}, remote={"url": "https://acme.com"})
+def test_a_server_that_cannot_be_started_by_its_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, hint: str
+) -> None:
+    key = {"command": "x", "args": ["${input:key}"]}
+    cursor(tmp_path, crm=SERVER, key=key, twice=SERVER, remote={"url": "https://acme.com"})
+    cursor(tmp_path / "project", twice={"command": "x"})
+    monkeypatch.chdir(tmp_path / "project/account")
     windsurf(tmp_path, crm={**SERVER, "env": {"A": "tango-s3cret"}})
     done = mcpguard(tmp_path, "doctor", "--server", name, HOME=str(tmp_path / "account"))
     assert (done.returncode, done.stdout) == (2, "")
@@ -154,3 +164,57 @@ def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Pa
     checks = doctor(tmp_path)
     assert [one.ok for one in checks if str(file) in one.check][:1] == [True]
     assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+
+
+def test_what_a_shell_fills_in_stays_as_it_is_for_clients_that_fill_in_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "account/.config/Claude/claude_desktop_config.json"
+    file.parent.mkdir(parents=True)
+    entry = {"command": "sh", "args": ["-c", f'exec "{PYTHON}" "${{SCRIPT}}"'], "env": {"SCRIPT": SDK}}
+    file.write_text(json.dumps({"mcpServers": {"crm": entry}}))
+    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+    assert only(doctor(tmp_path, "--server", "crm", SCRIPT="/another"), "server").ok
+
+
+def test_a_server_whose_variables_only_its_client_reads_from_a_file_is_refused(tmp_path: Path) -> None:
+    cursor(tmp_path, crm={**SERVER, "envFile": "${workspaceFolder}/.env"})
+    done = mcpguard(tmp_path, "doctor", "--server", "crm", HOME=str(tmp_path / "account"))
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert first == "mcpguard: --server: only the client reads the variables of crm from ${workspaceFolder}/.env"
+    assert second.startswith("hint: give its command: mcpguard doctor ")
+
+
+def test_entries_differ_neither_by_the_order_of_variables_nor_by_a_disabled_one(tmp_path: Path) -> None:
+    cursor(tmp_path, crm={**SERVER, "env": {"A": "1", "B": "2"}})
+    windsurf(tmp_path, crm={**SERVER, "env": {"B": "2", "A": "1"}})
+    file = tmp_path / "account/.lmstudio/mcp.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"mcpServers": {"crm": {"command": "old", "disabled": True}}}))
+    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+
+
+def test_of_the_servers_that_claude_code_keeps_for_projects_that_of_the_working_folder_counts_and_starts_in_its_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "account/.claude.json"
+    file.parent.mkdir()
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    shutil.copy(SDK, one / "server.py")
+    local = {"mcpServers": {"crm": {"command": PYTHON, "args": ["server.py"]}}}
+    gone = {"mcpServers": {"crm": {"command": "gone"}}}
+    file.write_text(json.dumps({"projects": {str(one): local, str(other): gone}}))
+    monkeypatch.chdir(one)
+    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+    file.write_text(json.dumps({"projects": {str(one): local}}))
+    monkeypatch.chdir(other)
+    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+
+
+def test_a_home_folder_behind_a_link_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = cursor(tmp_path, crm=SERVER)
+    (tmp_path / "account").rename(tmp_path / "disk")
+    (tmp_path / "account").symlink_to("disk")
+    monkeypatch.chdir(tmp_path / "account")
+    assert [one.check for one in doctor(tmp_path) if "mcp.json" in one.check] == [f"Cursor (user scope), {file}"]

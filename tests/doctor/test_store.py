@@ -60,6 +60,16 @@ def test_a_store_in_a_folder_that_cannot_be_written_to_fails(tmp_path: Path) -> 
     assert f"FAIL  store: {tmp_path} cannot be written to" in done.stdout
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path) -> None:
+    calls(tmp_path, "search", 1)
+    (tmp_path / "mcpguard.db.bak").write_bytes(bytes(90_000_000))
+    (tmp_path / "mcpguard.db.bak").chmod(0o400)
+    done = process(tmp_path, "doctor", under=BOUND)
+    assert "FAIL  store" not in done.stdout
+    assert f"ok    store: {tmp_path}/mcpguard.db: 8." in done.stdout
+
+
 def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = only(doctor(tmp_path, "--store", f"sqlite://{tmp_path}/file/mcpguard.db", status=1), "store")
