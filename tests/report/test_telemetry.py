@@ -15,6 +15,7 @@ from mcpguard.report.telemetry import Exporter, HttpCollector, Options, Position
 from mcpguard.stores.api import Options as StoreOptions
 from mcpguard.stores.api import Store, Wanted
 from mcpguard.stores.redis.address import RedisAddress
+from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.redis_servers import running as redis_running
 from tests.report.receiver import Receiver, receiving, values
@@ -330,6 +331,16 @@ def test_a_store_that_is_replaced_while_it_is_followed_is_not_sent_again(
     add(store, "denied")
     assert export(tmp_path, receiver, follow=True, sleep=once_more(1, replace))[0] == 2
     assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 0
+
+
+def test_a_store_whose_call_log_is_missing_is_not_sent_again(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+    add(store, "denied")
+    assert export(tmp_path, receiver)[0] == 1
+    store.close()
+    log_path(tmp_path / "mcpguard.db").unlink()
+    assert export(tmp_path, receiver)[0] == 0
+    SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000).close()
+    assert export(tmp_path, receiver)[0] == 0
 
 
 def test_a_position_of_an_earlier_version_is_that_of_the_store(tmp_path: Path) -> None:
