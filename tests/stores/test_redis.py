@@ -545,6 +545,45 @@ def test_the_search_for_rows_reads_fewer_rows_at_a_time_if_they_are_long(server:
     assert max(asked) <= 8
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_each_reply_to_a_reader_has_few_rows_if_they_are_long(server: Server, opened: Opened, *, newest_first: bool) -> None:
+    call, row = rows.packed(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
+    short = rows.packed(Row(1, 1, "denied", "{}"))
+    for _ in range(40):
+        server.command("XADD", "{mcpguard:default}:audit", "*", "call", call, "row", row)
+        server.command("XADD", "{mcpguard:default}:refused", "*", "call", short[0], "row", short[1])
+    store = opened()
+    lengths: list[int] = []
+    ask = store._reader._ask
+
+    def noting(*commands: Command) -> list[Any]:
+        replies = ask(*commands)
+        if commands[0] == ("MULTI",):
+            lengths.append(sum(map(len, replies[-1])))
+        return replies
+
+    store._reader._ask = noting
+    assert len(list(store.newest() if newest_first else store.entries())) == 80
+    assert max(lengths) <= 16
+
+
+def test_the_newest_row_is_read_without_those_before_it(server: Server, opened: Opened) -> None:
+    """A wrapper reads it before it uses a store again, within the time of a call."""
+    store = opened()
+    Session(store, POLICY).call("free", 100)
+    asked: list[Command] = []
+    ask = store._reader._ask
+
+    def noting(*commands: Command) -> list[Any]:
+        asked.extend(commands)
+        return ask(*commands)
+
+    store._reader._ask = noting
+    newest = next(store.newest())
+    assert newest.record["seq"] == 100
+    assert {command[-1] for command in asked if command[0] == "XREVRANGE"} == {1}
+
+
 def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_between(server: Server, opened: Opened) -> None:
     session = Session(opened(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\n')
     for at in range(1200):
