@@ -373,6 +373,25 @@ def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, 
     assert int(server.command("XLEN", "{mcpguard:default}:audit")[1:]) < 200
 
 
+def test_a_lower_bound_of_the_audit_log_makes_room_on_a_server_whose_memory_is_full(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        before = RedisStore(server.address, PATIENT)
+        session = Session(before, POLICY)
+        session.call("free", 200)
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(StoreUnavailable, match="maxmemory"):
+            session.call("free")
+        store = RedisStore(server.address, PATIENT._replace(max_bytes=20_000))
+        other = Session(store, POLICY, session="b" * 16)
+        assert other.decisions("report") == ["allowed"]
+        store.tend()
+        rows_left = list(store.entries())
+        assert 0 < len(rows_left) < 50
+        assert rows_left[-1].record["tool"] == "report"
+        before.close()
+        store.close()
+
+
 def test_rows_stay_in_order_when_the_servers_clock_steps_back(server: Server, opened: Opened) -> None:
     """The clock was set back, or a replica whose clock is behind took over."""
     ahead = session_in_the_past(server, -1)

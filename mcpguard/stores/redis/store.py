@@ -134,8 +134,12 @@ class RedisStore:
             ("HDEL", self._key("outcomes"), ""),
             *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
         ]
-        replies = self._link.ask(commands, deadline_s=deadline_s)
-        _, _, (schema, self.args_key), _, _, *shas = map(self._link.checked, replies)
+        schema_set, key_set, found, *others = self._link.ask(commands, deadline_s=deadline_s)
+        if None in self._link.checked(found):  # a server whose memory is full refuses to set even what is set
+            self._link.checked(schema_set)
+            self._link.checked(key_set)
+        schema, self.args_key = found
+        _, _, *shas = map(self._link.checked, others)
         if int(schema) > SCHEMA:
             raise StoreUnavailable(
                 f"{self._shown} has schema {int(schema)}, and this mcpguard knows schemas up to {SCHEMA}",

@@ -86,7 +86,8 @@ class Upkeep:
             return
         self._next_s = time.monotonic() + EVERY_MS / 1000
         with self._link() as link:
-            if _ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
+            (is_mine,) = link.ask([("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)], deadline_s=_soon_s())
+            if is_mine is not None:  # it is an error if the server's memory is full: deleting rows makes room
                 self._prune(link)
 
     def run(self, text: str, *rest: bytes | str | int) -> Any:
