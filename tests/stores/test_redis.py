@@ -246,6 +246,36 @@ def test_calls_are_decided_between_two_pieces_of_upkeep(
     assert max(before - after for before, after in pairwise(lengths)) <= 200
 
 
+def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
+    old = session_in_the_past(server, 2)
+    call_with_outcomes(old, 500)
+    old.store.close()
+    store = opened(keep_us=HOUR_US)
+    left: list[int] = []
+    while not left or store.needs_tending:
+        store.tend()
+        left.append(int(server.command("XLEN", "{mcpguard:default}:audit")[1:]))
+    assert left[:3] == [300, 100, 0]
+
+
+def test_a_store_that_is_closed_leaves_no_connection_of_its_upkeep(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
+    old = session_in_the_past(server, 2)
+    call_with_outcomes(old, 500)
+    old.store.close()
+    store = opened(keep_us=HOUR_US)
+    store.tend()
+    assert store.needs_tending
+    store.close()
+    assert not store.needs_tending
+    wait_for(lambda: server.command("CLIENT", "LIST").count(b"id=") == 1, "a connection is left")
+
+
 def test_the_outcome_of_a_deleted_row_is_not_kept(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=100_000), POLICY)
     gone = session.one("free")

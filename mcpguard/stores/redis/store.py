@@ -446,7 +446,7 @@ class RedisStore:
         return False
 
     def tend(self) -> None:
-        """See `Store`. Renews leases. Once a minute one wrapper deletes old rows for all.
+        """See `Store`. Renews leases. Once a minute one wrapper deletes old rows for all, in portions if that takes long.
 
         A failure is ignored: if the server cannot be used, the next call finds out.
         """
@@ -459,8 +459,9 @@ class RedisStore:
     @property
     def needs_tending(self) -> bool:
         """See `CallStore`. While calls are in flight, their leases are renewed."""
-        return self._leases.has_work
+        return self._leases.has_work or self._upkeep.is_unfinished
 
     def close(self) -> None:
         """See `Store`."""
+        self._upkeep.close()
         self._link.close()
