@@ -558,6 +558,18 @@ def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Se
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 
 
+@pytest.mark.parametrize("log", [(-9, -9, 5_000_000_000), (-9, *[number for _ in range(66) for number in (-9, 70_000_000)])])
+def test_costs_of_outages_that_are_larger_than_an_entry_can_hold_admit_no_call(
+    server: Server, opened: Opened, log: tuple[int, ...]
+) -> None:
+    session = Session(opened(), '[[rule]]\ntool = "x"\nlimit = "1000000000/1h"\ncount = "cost"\n')
+    (counter,) = session.charges("x")[0].plan.counters
+    for adopted in (log, (-1, -1, 1)):
+        session.store.adopt([(counter, adopted)], token_hex())
+        assert session.decisions("x") == ["rate_limited"]
+    assert [held.used for held in session.store.held()] == [(1 << 32)]
+
+
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:

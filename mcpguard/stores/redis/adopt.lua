@@ -13,7 +13,7 @@ for at = 1, #KEYS - 2 do
   local window, label, adopted = tonumber(ARGV[3 * at - 2]), ARGV[3 * at - 1], cjson.decode(ARGV[3 * at])
   local entries = {}
   for part = 2, #adopted, 2 do
-    entries[#entries + 1] = {adopted[part] + now, adopted[part + 1]}
+    entries[#entries + 1] = {adopted[part] + now, math.min(adopted[part + 1], MAX_COST)}
   end
   local log, horizon = values[at] and unpack_log(values[at]) or nil, now - window
   -- INSERT live.lua
