@@ -133,7 +133,7 @@ class MemoryStore:
         now_us = self._clock()
         for counter, log in logs:
             self._memory.counters[counter.id] = counter
-            before = self._memory.states.get(counter.id, EMPTY)
+            before = limiter.live(self._memory.states.get(counter.id, EMPTY), counter.window_us, now_us)
             self._memory.states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:

@@ -164,7 +164,7 @@ def shift(log: State, by_us: int) -> State:
 
 
 def merge(log: State, other: State, window_us: int) -> State:
-    """Merge two logs of one counter. If the result would be too long, its entries are merged into grains."""
+    """Merge two live logs of one counter. If the result would be too long, its entries are merged into grains."""
     pairs = sorted([*zip(log[1::2], log[2::2], strict=True), *zip(other[1::2], other[2::2], strict=True)])
     merged = (pairs[-1][0], *[value for pair in pairs for value in pair]) if pairs else EMPTY
     return merged if len(pairs) <= EXACT else _coalesce(merged, -(-window_us // EXACT))

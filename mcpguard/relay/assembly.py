@@ -5,6 +5,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from mcpguard.config import Settings
@@ -81,9 +82,13 @@ def _store(settings: Settings, console: Console) -> FailoverStore:
 
 
 def _spills(settings: Settings) -> SpillFolder:
-    """The spill files of this store and namespace: beside a store that is a file, else in the state folder."""
+    """The spill files of this store and namespace: beside a store that is a file, else in the state folder.
+
+    Links are resolved, so that wrappers that name one file by different links take in each other's files.
+    """
     address = settings.address
-    beside = address.path if isinstance(address, SqliteAddress) else settings.database.with_name("mcpguard")
-    names = f"{address.shown}\0{settings.namespace}".encode(errors="surrogatepass")  # a path need not be UTF-8
+    file = Path(os.path.realpath(address.path)) if isinstance(address, SqliteAddress) else None
+    names = f"{file or address.shown}\0{settings.namespace}".encode(errors="surrogatepass")  # a path need not be UTF-8
     which = blake2b(names, digest_size=8).hexdigest()
+    beside = file or settings.database.with_name("mcpguard")
     return SpillFolder(beside.parent, f"{beside.name}-spill-{which}-")

@@ -257,6 +257,28 @@ def test_the_log_of_an_unknown_counter_can_be_adopted(place: Place) -> None:
     assert used(place) == {counter.label: 5}
 
 
+def test_calls_that_have_left_the_window_let_no_adopted_call_leave_it_later(place: Place) -> None:
+    """With them, there would be more than 64 calls in the log, and calls would share entries."""
+    session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "50/1m"\n')
+    other = place.open()
+    for _ in range(40):
+        place.pass_ms(1)
+        session.call("report")
+    place.pass_ms(61_000)
+    (counter,) = session.charges("report")[0].plan.counters
+    log = (-1_000, *[value for at in range(30, 0, -1) for value in (-1_000 * at, 1)])
+    other.adopt([(counter, log)], token_hex())
+    session.call("report", 20)
+    assert session.one("report").retry_after_us == 60_000_000 - 30_000
+    place.pass_ms(59_970)
+    assert session.decisions("report", 2) == ["allowed", "rate_limited"]
+    session.store.tend()
+    assert (
+        Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "50/1m"\n', session="b" * 16).one("report").retry_after_us
+        == 1_000
+    )
+
+
 @pytest.mark.no_cover
 def test_many_counters_in_one_transaction_are_all_counted(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')

@@ -55,6 +55,23 @@ def test_a_wrapper_that_ends_while_the_file_is_locked_leaves_all_that_it_forward
         assert {row["outcome"] for row in rows} == {"ok"}
 
 
+def test_what_a_wrapper_leaves_that_named_the_file_by_a_link_is_taken_in_by_one_that_names_the_file(tmp_path: Path) -> None:
+    home, link = tmp_path / "home", tmp_path / "link"
+    home.mkdir()
+    link.symlink_to(home)
+    settings(home)
+    with EagerHost(home, *script("obedient")) as first:
+        assert codes(first, 1) == [200]
+    with stopped_holder("hold", home / "mcpguard.db-calls"), EagerHost(link, *script("obedient")) as host:
+        assert codes(host, 2) == [200] * 2
+        end(host, "in order")
+        assert told(host, "kept on disk for the next wrapper")
+    with EagerHost(home, *script("obedient")) as after:
+        until(lambda: told(after, "a wrapper ended while the store was unavailable") == 1, "the next one takes it in")
+    assert left(home) == []
+    assert used(home) == [3]
+
+
 @pytest.mark.parametrize("how", ["in order", "killed"])
 def test_what_was_forwarded_while_a_server_was_away_is_taken_in_by_one_that_outlived_the_outage(
     tmp_path: Path, how: str

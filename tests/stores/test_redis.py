@@ -246,6 +246,36 @@ def test_calls_are_decided_between_two_pieces_of_upkeep(
     assert max(before - after for before, after in pairwise(lengths)) <= 200
 
 
+def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
+    old = session_in_the_past(server, 2)
+    call_with_outcomes(old, 500)
+    old.store.close()
+    store = opened(keep_us=HOUR_US)
+    left: list[int] = []
+    while not left or store.needs_tending:
+        store.tend()
+        left.append(int(server.command("XLEN", "{mcpguard:default}:audit")[1:]))
+    assert left[:3] == [300, 100, 0]
+
+
+def test_a_store_that_is_closed_leaves_no_connection_of_its_upkeep(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
+    old = session_in_the_past(server, 2)
+    call_with_outcomes(old, 500)
+    old.store.close()
+    store = opened(keep_us=HOUR_US)
+    store.tend()
+    assert store.needs_tending
+    store.close()
+    assert not store.needs_tending
+    wait_for(lambda: server.command("CLIENT", "LIST").count(b"id=") == 1, "a connection is left")
+
+
 def test_the_outcome_of_a_deleted_row_is_not_kept(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=100_000), POLICY)
     gone = session.one("free")
@@ -371,6 +401,25 @@ def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, 
     assert held - left == 100
     session.store.tend()
     assert int(server.command("XLEN", "{mcpguard:default}:audit")[1:]) < 200
+
+
+def test_a_lower_bound_of_the_audit_log_makes_room_on_a_server_whose_memory_is_full(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        before = RedisStore(server.address, PATIENT)
+        session = Session(before, POLICY)
+        session.call("free", 200)
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(StoreUnavailable, match="maxmemory"):
+            session.call("free")
+        store = RedisStore(server.address, PATIENT._replace(max_bytes=20_000))
+        other = Session(store, POLICY, session="b" * 16)
+        assert other.decisions("report") == ["allowed"]
+        store.tend()
+        rows_left = list(store.entries())
+        assert 0 < len(rows_left) < 50
+        assert rows_left[-1].record["tool"] == "report"
+        before.close()
+        store.close()
 
 
 def test_rows_stay_in_order_when_the_servers_clock_steps_back(server: Server, opened: Opened) -> None:
@@ -509,6 +558,18 @@ def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Se
     assert 0 < int(server.command("PTTL", "{mcpguard:default}:adopted:a:0")[1:]) <= 7 * 86400 * 1000
 
 
+@pytest.mark.parametrize("log", [(-9, -9, 5_000_000_000), (-9, *[number for _ in range(66) for number in (-9, 70_000_000)])])
+def test_costs_of_outages_that_are_larger_than_an_entry_can_hold_admit_no_call(
+    server: Server, opened: Opened, log: tuple[int, ...]
+) -> None:
+    session = Session(opened(), '[[rule]]\ntool = "x"\nlimit = "1000000000/1h"\ncount = "cost"\n')
+    (counter,) = session.charges("x")[0].plan.counters
+    for adopted in (log, (-1, -1, 1)):
+        session.store.adopt([(counter, adopted)], token_hex())
+        assert session.decisions("x") == ["rate_limited"]
+    assert [held.used for held in session.store.held()] == [(1 << 32)]
+
+
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,6 +604,45 @@ def test_the_search_for_rows_reads_fewer_rows_at_a_time_if_they_are_long(server:
     store.append(session.journal.rows(session.charges("free"), [Verdict("allowed")], wall_us()))
     assert asked
     assert max(asked) <= 8
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_each_reply_to_a_reader_has_few_rows_if_they_are_long(server: Server, opened: Opened, *, newest_first: bool) -> None:
+    call, row = rows.packed(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
+    short = rows.packed(Row(1, 1, "denied", "{}"))
+    for _ in range(40):
+        server.command("XADD", "{mcpguard:default}:audit", "*", "call", call, "row", row)
+        server.command("XADD", "{mcpguard:default}:refused", "*", "call", short[0], "row", short[1])
+    store = opened()
+    lengths: list[int] = []
+    ask = store._reader._ask
+
+    def noting(*commands: Command) -> list[Any]:
+        replies = ask(*commands)
+        if commands[0] == ("MULTI",):
+            lengths.append(sum(map(len, replies[-1])))
+        return replies
+
+    store._reader._ask = noting
+    assert len(list(store.newest() if newest_first else store.entries())) == 80
+    assert max(lengths) <= 16
+
+
+def test_the_newest_row_is_read_without_those_before_it(server: Server, opened: Opened) -> None:
+    """A wrapper reads it before it uses a store again, within the time of a call."""
+    store = opened()
+    Session(store, POLICY).call("free", 100)
+    asked: list[Command] = []
+    ask = store._reader._ask
+
+    def noting(*commands: Command) -> list[Any]:
+        asked.extend(commands)
+        return ask(*commands)
+
+    store._reader._ask = noting
+    newest = next(store.newest())
+    assert newest.record["seq"] == 100
+    assert {command[-1] for command in asked if command[0] == "XREVRANGE"} == {1}
 
 
 def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_between(server: Server, opened: Opened) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
+from mcpguard.stores.clock import boot_us
 from mcpguard.stores.redis import checks, request
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import parse
@@ -117,23 +118,43 @@ def test_a_script_that_starts_after_its_deadline_charges_nothing_and_the_call_is
     assert used(server) == [1]
 
 
+def test_what_was_last_seen_is_as_old_as_it_is_even_if_the_machine_has_slept_since(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that wakes up without its network counts on its own from there."""
+    session = Session(opened(server), POLICY)
+    session.call("report")
+    slept_us = 8 * 3_600_000_000
+    monkeypatch.setattr("mcpguard.stores.redis.store.boot_us", lambda: boot_us() + slept_us)
+    logs, now_us = session.store.last_seen()
+    (log,) = logs.values()
+    assert slept_us <= now_us - log[-2] < 2 * slept_us
+
+
 def test_calls_and_their_ends_that_a_busy_machine_sends_too_late_are_no_outage_and_count_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(opened(server), '[[rule]]\ntool = "report"\nlimit = "5/1h"\ncount = "errors"\n')
     session.call("free")  # the server's time is known
     seen_s: list[float] = []
+    seen_us: list[int] = []
 
     def stopped_after_the_first_look() -> float:
         seen_s.append(time.monotonic() - (0 if seen_s else 60))
         return seen_s[-1]
 
+    def stopped_after_the_first_look_at_the_other_clock() -> int:
+        seen_us.append(boot_us() - (0 if seen_us else 60_000_000))
+        return seen_us[-1]
+
     monkeypatch.setattr("mcpguard.stores.redis.store.monotonic", stopped_after_the_first_look)
+    monkeypatch.setattr("mcpguard.stores.redis.store.boot_us", stopped_after_the_first_look_at_the_other_clock)
     (request,) = session.charges("report")
     (verdict,) = session.store.decide([request], session.journal)
     assert verdict.decision == "allowed"
     assert len(seen_s) > 1
     seen_s.clear()
+    seen_us.clear()
     session.store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
     assert len(seen_s) > 1
     assert used(server) == [1]

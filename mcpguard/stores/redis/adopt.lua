@@ -10,12 +10,14 @@ if redis.call('EXISTS', KEYS[1]) == 1 then
 end
 local values = read(3, #KEYS)
 for at = 1, #KEYS - 2 do
-  local window, label, log = tonumber(ARGV[3 * at - 2]), ARGV[3 * at - 1], cjson.decode(ARGV[3 * at])
+  local window, label, adopted = tonumber(ARGV[3 * at - 2]), ARGV[3 * at - 1], cjson.decode(ARGV[3 * at])
   local entries = {}
-  for part = 2, #log, 2 do
-    entries[#entries + 1] = {log[part] + now, log[part + 1]}
+  for part = 2, #adopted, 2 do
+    entries[#entries + 1] = {adopted[part] + now, math.min(adopted[part + 1], MAX_COST)}
   end
-  local merged = merge(values[at] and unpack_log(values[at]), entries, window)
+  local log, horizon = values[at] and unpack_log(values[at]) or nil, now - window
+  -- INSERT live.lua
+  local merged = merge(log, entries, window)
   if merged and merged[NEWEST] + window > now then
     redis.call('HSET', KEYS[2], string.match(KEYS[2 + at], '%d+$'), label)
     write(KEYS[2 + at], merged, window)

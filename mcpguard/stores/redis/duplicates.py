@@ -14,10 +14,7 @@ SEARCHED_US: Final = 10_000_000
 NEARBY_US: Final = 200_000
 """Rows within this time of the decision are searched even if many rows were written since."""
 
-_BATCH: Final = 500
 _FIRST_PAGE: Final = 8
-_LONG_BYTES: Final = 1 << 20
-"""A reply of this length arrives in time."""
 
 
 def duplicates(
@@ -72,6 +69,5 @@ def _rows_of(
         seen += len(found)
         if len(found) < count or time.monotonic() > end_s:
             return
-        size = sum([len(part) for _, fields in found for part in fields])
-        count = max(1, min(8 * count, _BATCH, _LONG_BYTES * count // size))
+        count = rows.next_count(count, found)
         begin = "(" + found[-1][0].decode()

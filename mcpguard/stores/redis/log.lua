@@ -32,7 +32,7 @@ local function coalescing()
     for _, entry in ipairs(entries) do
       local last = grains[#grains]
       if last and entry[1] - opened < grain then
-        last[1], last[2] = entry[1], last[2] + entry[2]
+        last[1], last[2] = entry[1], math.min(last[2] + entry[2], MAX_COST)
       else
         opened = entry[1]
         grains[#grains + 1] = {entry[1], entry[2]}

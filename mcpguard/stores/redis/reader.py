@@ -9,7 +9,8 @@ from mcpguard.stores.api import Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
 from mcpguard.stores.redis import rows
 
-_BATCH: Final = 500
+_FIRST_PAGE: Final = 1
+"""How many rows of each stream are read first. Who needs the newest row waits for no other, however long the rows are."""
 
 _Found = tuple[bytes, Sequence[bytes]]
 """A row as its stream returns it: stream id and fields."""
@@ -46,19 +47,14 @@ class Reader:
 
     def _pages(self, after: int, wanted: Wanted | None) -> Iterator[list[_Found]]:
         """The rows that may be wanted, oldest first, some at a time."""
-        streams = self._streams(wanted)
         after = max(after, rows.first_id(wanted.written_since_us) - 1 if wanted else 0)
-        while found := self._page(streams, "XRANGE", "(" + rows.stream_id(after), "+"):
-            yield found
-            after = rows.row_id(found[-1][0])
+        return self._read(self._streams(wanted), "XRANGE", "(" + rows.stream_id(after), "+")
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
-        streams = self._streams(wanted)
-        before, first = "+", rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
-        while found := self._page(streams, "XREVRANGE", before, first):
+        first = rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
+        for found in self._read(self._streams(wanted), "XREVRANGE", "+", first):
             yield from map(rows.entry, self._joined(found, wanted))
-            before = "(" + found[-1][0].decode()
 
     def _streams(self, wanted: Wanted | None) -> Sequence[str]:
         """The keys of the streams that may have wanted rows."""
@@ -66,18 +62,24 @@ class Reader:
             return self._both
         return [key for number, key in enumerate(self._both, 1) if any(rows.stream(one) == number for one in wanted.decisions)]
 
-    def _page(self, streams: Sequence[str], command: str, begin: str, end: str) -> list[_Found]:
-        """The next rows of streams, in the order of a command, in one transaction."""
-        asked = [(command, key, begin, end, "COUNT", _BATCH) for key in streams]
-        *_, pages = self._ask(("MULTI",), *asked, ("EXEC",))
-        sign = -1 if command == "XREVRANGE" else 1
-        found = [(sign * rows.row_id(one[0]), one) for page in pages for one in self._checked(page)]
-        found.sort(key=itemgetter(0))
-        for page in pages:
-            if len(page) == _BATCH:  # the stream may have rows after the last one of the page
-                last = sign * rows.row_id(page[-1][0])
-                found = [one for one in found if one[0] <= last]
-        return [one for _, one in found]
+    def _read(self, streams: Sequence[str], command: str, begin: str, end: str) -> Iterator[list[_Found]]:
+        """Rows of streams, in the order of a command, some at a time: each time those of one transaction."""
+        count, sign = _FIRST_PAGE, -1 if command == "XREVRANGE" else 1
+        while True:
+            asked = [(command, key, begin, end, "COUNT", count) for key in streams]
+            *_, replies = self._ask(("MULTI",), *asked, ("EXEC",))
+            pages: list[list[_Found]] = list(map(self._checked, replies))
+            found = [(sign * rows.row_id(one[0]), one) for page in pages for one in page]
+            if not found:
+                return
+            found.sort(key=itemgetter(0))
+            for page in pages:
+                if len(page) == count:  # the stream may have rows after the last one of the page
+                    last = sign * rows.row_id(page[-1][0])
+                    found = [one for one in found if one[0] <= last]
+            yield [one for _, one in found]
+            begin = "(" + found[-1][1][0].decode()
+            count = rows.next_count(count, [one for page in pages for one in page])
 
     def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
         """The wanted rows, with their outcomes."""

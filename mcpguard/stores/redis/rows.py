@@ -20,6 +20,24 @@ text would cost the server more than the rest of its work for a row.
 """
 
 
+MOST_ROWS: Final = 500
+"""How many rows of a stream are read at once."""
+
+_LONG_BYTES: Final = 1 << 20
+"""A reply of this length arrives in time."""
+
+
+def next_count(count: int, found: Sequence[tuple[bytes, Sequence[bytes]]]) -> int:
+    """How many rows of a stream to read next: more and more, unless the rows are so long that the reply would be, too.
+
+    Args:
+        count: How many were read last.
+        found: The rows that came, with their stream ids. There is at least one.
+    """
+    size = sum([len(part) for _, fields in found for part in fields])
+    return max(1, min(8 * count, MOST_ROWS, _LONG_BYTES * count // size))
+
+
 def beginning(request: DecisionRequest, time_us: int) -> bytes:
     """The field `call` of a request's row."""
     request_id = cut_id(request.request_id) or ""

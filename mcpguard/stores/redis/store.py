@@ -8,7 +8,7 @@ namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a 
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -21,7 +21,7 @@ from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
-from mcpguard.stores.clock import boot_us, monotonic_us, wall_us
+from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
 from mcpguard.stores.redis.counters import Counters, parse_time_us
 from mcpguard.stores.redis.duplicates import duplicates
@@ -88,6 +88,7 @@ class RedisStore:
         options = options or Options()
         self._shown = address.shown
         self._timeout_s = options.timeout_ms / 1000
+        self._timeout_us = options.timeout_ms * 1000
         self._max_bytes = options.max_bytes
         self._clock = clock
         self._wall = wall
@@ -133,8 +134,12 @@ class RedisStore:
             ("HDEL", self._key("outcomes"), ""),
             *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
         ]
-        replies = self._link.ask(commands, deadline_s=deadline_s)
-        _, _, (schema, self.args_key), _, _, *shas = map(self._link.checked, replies)
+        schema_set, key_set, found, *others = self._link.ask(commands, deadline_s=deadline_s)
+        if None in self._link.checked(found):  # a server whose memory is full refuses to set even what is set
+            self._link.checked(schema_set)
+            self._link.checked(key_set)
+        schema, self.args_key = found
+        _, _, *shas = map(self._link.checked, others)
         if int(schema) > SCHEMA:
             raise StoreUnavailable(
                 f"{self._shown} has schema {int(schema)}, and this mcpguard knows schemas up to {SCHEMA}",
@@ -144,11 +149,11 @@ class RedisStore:
         self._commands = Commands(self._shas["charge"], self._prefix, max_bytes=self._max_bytes, clock=self._clock)
 
     def _note_time(self, server_us: int) -> None:
-        """Note how far the server's clock is ahead of ours, at least: the reply has taken some time."""
-        self._ahead_us = server_us - monotonic_us()
+        """Note how far the server's clock is ahead of ours, at least: the reply has taken some time. Ours counts sleep, too."""
+        self._ahead_us = server_us - boot_us()
 
     def _now_us(self) -> int:
-        return self._clock() if self._clock else monotonic_us() + self._ahead_us
+        return self._clock() if self._clock else boot_us() + self._ahead_us
 
     def _ask(self, *commands: Command, deadline_s: float | None = None) -> list[Any]:
         """Send commands, on a new connection if the server has closed the last one. Returns their replies.
@@ -227,17 +232,17 @@ class RedisStore:
         """Let the server decide. Returns the reply of `charge.lua`."""
         self._sessions.add(journal.session)
         for _ in range(_TRIES):
-            end_s = monotonic() + self._timeout_s
+            end_s, end_us = monotonic() + self._timeout_s, boot_us() + self._timeout_us
             if self._link.is_lost():
                 self._reconnect(end_s)
             self._reply_lost = True
-            deadline_us = int(end_s * 1_000_000) + self._ahead_us
+            deadline_us = end_us + self._ahead_us
             command = self._commands.command(requests, counters, journal, time_us=time_us, deadline_us=deadline_us)
             reply = self._link.exchange(command, deadline_s=end_s)
             if isinstance(reply, ResponseError):
                 self._load_again("charge", reply, end_s)
                 reply = self._link.checked(self._link.exchange(command, deadline_s=end_s))
-            self._ahead_us = time_in(reply) - monotonic_ns() // 1000
+            self._ahead_us = time_in(reply) - boot_us()
             self._reply_lost = False
             if len(reply) > 1 or not requests:
                 return reply  # type: ignore[no-any-return]
@@ -312,7 +317,7 @@ class RedisStore:
         args += [part for counter, n in errors for part in (str(n), str(counter.window_us), counter.label)]
         for _ in range(_TRIES):
             end_s = monotonic() + self._timeout_s
-            deadline_us = int(end_s * 1_000_000) + self._ahead_us
+            deadline_us = boot_us() + self._timeout_us + self._ahead_us
             reply = self._run("settle", keys, pack_settle_head(deadline_us, len(places)), *args, deadline_s=end_s)
             self._note_time(reply[0])
             if len(reply) > 1:
@@ -441,7 +446,7 @@ class RedisStore:
         return False
 
     def tend(self) -> None:
-        """See `Store`. Renews leases. Once a minute one wrapper deletes old rows for all.
+        """See `Store`. Renews leases. Once a minute one wrapper deletes old rows for all, in portions if that takes long.
 
         A failure is ignored: if the server cannot be used, the next call finds out.
         """
@@ -454,8 +459,9 @@ class RedisStore:
     @property
     def needs_tending(self) -> bool:
         """See `CallStore`. While calls are in flight, their leases are renewed."""
-        return self._leases.has_work
+        return self._leases.has_work or self._upkeep.is_unfinished
 
     def close(self) -> None:
         """See `Store`."""
+        self._upkeep.close()
         self._link.close()

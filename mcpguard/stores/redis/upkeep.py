@@ -2,7 +2,7 @@
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any, Final
@@ -18,6 +18,9 @@ EVERY_MS: Final = 60_000
 
 TIMEOUT_S: Final = 2.0
 """How long a step may take. No call waits for it."""
+
+PORTION_S: Final = 2.0
+"""After this long upkeep pauses, because the same thread renews leases."""
 
 _NO_BOUND: Final = 2**53 - 1
 
@@ -75,19 +78,43 @@ class Upkeep:
         self._keep_us = keep_us
         self._max_bytes = max_bytes
         self._next_s = 0.0
+        self._steps: Generator[None, None, None] | None = None  # what is left of the upkeep that has begun
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether `tend` has to be called soon to go on."""
+        return self._steps is not None
 
     def tend(self) -> None:
-        """Do upkeep, unless a wrapper has done it in the last minute.
+        """Do upkeep, unless a wrapper has done it in the last minute. If it takes longer than `PORTION_S`, do a part of it.
 
         Raises:
             StoreUnavailable: It could not be done.
         """
-        if time.monotonic() < self._next_s:
-            return
-        self._next_s = time.monotonic() + EVERY_MS / 1000
+        steps, self._steps = self._steps, None
+        if steps is None:
+            if time.monotonic() < self._next_s:
+                return
+            self._next_s = time.monotonic() + EVERY_MS / 1000
+            steps = self._work()
+        until_s = time.monotonic() + PORTION_S
+        for _ in steps:
+            if time.monotonic() > until_s:
+                self._steps = steps
+                return
+
+    def close(self) -> None:
+        """Leave the rest of the upkeep that has begun."""
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+
+    def _work(self) -> Generator[None, None, None]:
+        """Do upkeep, and pause after each piece."""
         with self._link() as link:
-            if _ask(link, ("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)) is not None:
-                self._prune(link)
+            (is_mine,) = link.ask([("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)], deadline_s=_soon_s())
+            if is_mine is not None:  # it is an error if the server's memory is full: deleting rows makes room
+                yield from self._prune(link)
 
     def run(self, text: str, *rest: bytes | str | int) -> Any:
         """Run a script, and return its reply.
@@ -105,21 +132,22 @@ class Upkeep:
     def _link(self) -> closing[Link]:
         return closing(Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s()))
 
-    def _prune(self, link: Link) -> None:
+    def _prune(self, link: Link) -> Iterator[None]:
         """Delete old rows, and index entries of expired counters."""
         keys = rows.audit_keys(self._prefix)
         bounds = struct.pack("<qq", self._max_bytes, self._keep_us // 1000)
         while _ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
-            pass
-        self._drop_counters(link)
+            yield
+        yield from self._drop_counters(link)
 
-    def _drop_counters(self, link: Link) -> None:
+    def _drop_counters(self, link: Link) -> Iterator[None]:
         """Delete the index entries of counters whose keys have expired."""
         index = self._prefix + "counters"
         for some in scan(partial(_ask, link), index):
             if some:
                 keys = [counter_key(self._prefix, int(one), window_us=us) for one in some for us in (1, 0)]
                 _ask(link, ("EVAL", _DROP_UNUSED, 1 + len(keys), index, *keys))
+                yield
 
 
 def _ask(link: Link, command: Command) -> Any:

@@ -6,6 +6,7 @@
 
 local EXACT = 64
 local MAX_ENTRIES = EXACT + 2
+local MAX_COST = 4294967295 -- the most that an entry has room for. It is above every limit
 local HEAD, HEAD_BYTES, ENTRY, ENTRY_BYTES = '<i8i8I4i8', 28, '<i8I4', 12
 
 -- A counter's key expires a grain, a 64th of its window, after its newest entry, because an entry can become newer by as much

@@ -15,7 +15,7 @@ from mcpguard.stores.groups import DIGITS, HOUR_US, rounded_us
 from mcpguard.stores.sqlite import database
 
 _PAGE_ROWS: Final = 2000
-_PAGE_CHARS: Final = 4 * 1024 * 1024
+PAGE_CHARS: Final = 4 * 1024 * 1024
 """A page of rows ends before it has more rows, or more characters of detail."""
 
 _COUNTED_ROWS: Final = 20_000
@@ -93,7 +93,7 @@ class Archive:
             for one in cursor:
                 found.append(one)
                 chars += len(str(one[13] or ""))
-                if len(found) == _PAGE_ROWS or chars > _PAGE_CHARS:
+                if len(found) == _PAGE_ROWS or chars > PAGE_CHARS:
                     last = one[0]
                     break
             cursor.close()

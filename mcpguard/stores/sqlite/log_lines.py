@@ -12,7 +12,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
 | `p` | a place that a call in flight takes: counter id, call id, owner, label; see `in_flight` |
 | `f` | a place that is free again: counter id, call id |
-| `m` | a log that was counted during an outage, to be merged into a counter: counter id, window in µs, the log's numbers |
+| `m` | a log of an outage, to be merged into a counter: counter id, window in µs, the log's numbers, the store time |
 | `r` | a reset counter: id |
 | `n` | an agent note: see `notes` |
 | `t` | the id of a write-back that was counted, see `Recoverable.adopt`; wall-clock time |
@@ -366,9 +366,9 @@ def ending_lines(ending: Ending, states: Sequence[State], now_us: int) -> str:
     return "\n".join(lines)
 
 
-def merged_line(counter: Counter, log: State) -> str:
-    """The line of a log to be merged into a counter; its times are store times."""
-    return f"{MERGED}\t{counter.id}\t{counter.window_us}\t{','.join(map(str, log))}"
+def merged_line(counter: Counter, log: State, now_us: int) -> str:
+    """The line of a log to be merged into a counter; its times are store times, as `now_us` is."""
+    return f"{MERGED}\t{counter.id}\t{counter.window_us}\t{','.join(map(str, log))}\t{now_us}"
 
 
 def emptied_line(counter_id: int) -> str:

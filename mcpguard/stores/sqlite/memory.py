@@ -254,7 +254,9 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
     if fields[0] == log_lines.EMPTIED:
         states[key] = EMPTY
     else:
-        states[key] = limiter.merge(states[key], tuple(map(int, fields[3].split(","))), int(fields[2]))
+        window_us, log = int(fields[2]), tuple(map(int, fields[3].split(",")))
+        now_us = int(fields[4]) if len(fields) > 4 else log[-2]  # an earlier version did not write it
+        states[key] = limiter.merge(limiter.live(states[key], window_us, now_us), log, window_us)
 
 
 def change_all(states: MutableMapping[int, State], changes: Iterable[LineChange]) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, members, record
@@ -20,7 +20,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, integrity, log_lines
-from mcpguard.stores.sqlite.archive import Archive, Condition
+from mcpguard.stores.sqlite.archive import PAGE_CHARS, Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
 from mcpguard.stores.sqlite.log_records import Position
@@ -40,6 +40,9 @@ _SELECT: Final = """
 _AFTER: Final = f"{_SELECT} WHERE a.id > ? AND a.id < ? %s ORDER BY a.id LIMIT {_BATCH}"
 _BEFORE: Final = f"{_SELECT} WHERE a.id < ? %s ORDER BY a.id DESC LIMIT {_BATCH}"
 """The next rows, oldest or newest first, in the form that `_entry` takes."""
+
+_DETAIL: Final = 13
+"""Where the detail is in it."""
 
 _IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
 _NEWEST_AMONG: Final = "SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256)"
@@ -284,13 +287,17 @@ class Reader:
         if condition is None:
             return
         while True:
-            with self._asking():
-                found = self._db.execute(question % condition.sql, bounds(last)).fetchall()
+            found: list[tuple[Any, ...]] = []
+            chars = 0
+            with self._asking(), contextlib.closing(self._db.execute(question % condition.sql, bounds(last))) as cursor:
+                while chars <= PAGE_CHARS and (one := cursor.fetchone()):
+                    found.append(one)
+                    chars += len(one[_DETAIL] or "")
             for one in found:
                 entry = _entry(one, outcomes)
                 if not condition.unsure or condition.unsure.admits(entry.record):
                     yield entry
-            if len(found) < _BATCH:
+            if len(found) < _BATCH and chars <= PAGE_CHARS:
                 return
             last = found[-1][0]
 

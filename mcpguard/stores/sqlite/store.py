@@ -267,7 +267,7 @@ class SqliteStore:
                 return []
             now_us = self._clock()
             lines = [log_lines.counter_line(counter) for counter, _ in logs]
-            lines += [log_lines.merged_line(counter, limiter.shift(log, now_us)) for counter, log in logs]
+            lines += [log_lines.merged_line(counter, limiter.shift(log, now_us), now_us) for counter, log in logs]
             return ["\n".join([*lines, log_lines.written_back_line(write_back_id, self._wall())])]
 
         self._publish(lines)

@@ -54,8 +54,22 @@ def test_a_page_has_a_bounded_number_of_rows(store: SqliteStore, monkeypatch: py
 
 
 def test_a_page_of_long_rows_ends_early(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "_PAGE_CHARS", 250)
+    monkeypatch.setattr(archive, "PAGE_CHARS", 250)
     assert ids(fill(store, 5, detail=compact({"reason": "x" * 100})).rows()) == [[1, 2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_records_of_long_rows_are_read_a_few_at_a_time(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, *, newest_first: bool
+) -> None:
+    """Somebody who needs the newest row while a call waits does not read a gigabyte for it."""
+    monkeypatch.setattr(reader, "PAGE_CHARS", 250)
+    found = fill(store, 7, detail=compact({"reason": "x" * 100}))
+    asked: list[str] = []
+    found._db.set_trace_callback(asked.append)
+    ids = [one.row_id for one in (found.newest() if newest_first else found.entries())]
+    assert ids == [*(range(7, 0, -1) if newest_first else range(1, 8))]
+    assert len([one for one in asked if "ORDER BY a.id" in one]) == 3
 
 
 def test_a_filter_may_select_more_contexts_than_a_query_can_name(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from mcpguard.errors import ExitStatus, StoreUnavailable
 from mcpguard.stores import clock
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import call_log, memory, opening, reader, schema
+from mcpguard.stores.sqlite import call_log, log_lines, memory, opening, reader, schema
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
@@ -606,3 +606,14 @@ def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_sto
     ]
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
     assert "not kept" in str(next(iter(store.entries())).record["arguments"])
+
+
+def test_a_log_of_an_outage_that_an_earlier_version_wrote_is_merged(open_store: Open) -> None:
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
+    session.call("x")
+    (counter,) = session.charges("x")[0].plan.counters
+    line = log_lines.merged_line(counter, store.last_seen()[0][counter.id], 0)
+    store._publish([line.rpartition("\t")[0]])
+    assert [held.used for held in store.held()] == [2]
+    assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]
