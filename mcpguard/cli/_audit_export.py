@@ -176,10 +176,13 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a file ends within a line, such as when the disk was full."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 1))
-        return file.read() not in {b"", b"\n"}
+    """Whether a file ends within a line, such as when the disk was full. One that may only be written counts as whole."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 1))
+            return file.read() not in {b"", b"\n"}
+    except PermissionError:
+        return False
 
 
 def _private(path: str, flags: int) -> int:

@@ -66,9 +66,10 @@ def process(
     )
 
 
-def start(home: Path, *argv: str) -> subprocess.Popen[bytes]:
+def start(home: Path, *argv: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Start a command that runs until the test ends it."""
-    return subprocess.Popen(command(*argv), env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    words = [*under, *command(*argv)]
+    return subprocess.Popen(words, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
 
 
 def line_of(process: subprocess.Popen[bytes]) -> str:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from mcpguard.core.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from tests.cli.command import calls, command, line_of, mcpguard, on_terminal, process, start
+from tests.cli.command import BOUND, calls, command, line_of, mcpguard, on_terminal, process, start
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 
 
@@ -197,6 +198,24 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
     cut, row = file.read_text().splitlines()
     assert cut == '{"id": "a row of a full di'
     assert json.loads(row)["tool"] == "echo"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_follow_appends_to_a_file_that_may_be_written_but_not_read(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    file = tmp_path / "out.jsonl"
+    file.write_text("before\n")
+    file.chmod(0o200)
+    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file), under=BOUND)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while file.stat().st_size == len("before\n") and following.poll() is None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    following.kill()
+    following.communicate()
+    file.chmod(0o600)
+    before, row = file.read_text().splitlines()
+    assert (before, json.loads(row)["tool"]) == ("before", "echo")
 
 
 def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
