@@ -47,7 +47,7 @@ def command(
     chosen = _clients.chosen(clients, project)
     start = launcher(os.environ)
     _clients.check_settings()
-    plan = Plan(state_folder(os.environ))
+    plan = Plan(state_folder(os.environ), chosen.machine)
     plan_install(plan, chosen.sources, frozenset(servers), start)
     if hook:
         plan_hooks(plan, chosen.machine, chosen.present, chosen.project, start)

@@ -32,7 +32,7 @@ def command(
 
     tolerant_output()
     chosen = _clients.chosen(clients, project)
-    plan = Plan(state_folder(os.environ))
+    plan = Plan(state_folder(os.environ), chosen.machine)
     plan_uninstall(plan, chosen.sources, frozenset(servers))
     if hook or not servers:
         plan_no_hooks(plan, chosen.machine, chosen.clients, chosen.project)

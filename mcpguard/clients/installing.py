@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.clients.catalog import Client
-from mcpguard.clients.discovery import Fault, Source, entries_of, read, unreadable
+from mcpguard.clients.catalog import CLIENTS, Client
+from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources, unreadable
 from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.documents import read as parsed
 from mcpguard.clients.entries import Entry, guarded, reguarded, unguarded
@@ -88,6 +88,7 @@ class Plan:
 
     Args:
         state: mcpguard's state folder.
+        machine: The account.
 
     Attributes:
         state: mcpguard's state folder.
@@ -96,12 +97,13 @@ class Plan:
         faults: What could not be done.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, machine: Machine) -> None:
         self.outcomes: list[Outcome] = []
         self.hooks: list[HookOutcome] = []
         self.faults: list[McpguardError] = []
         self.state = state
-        self._rewriters: dict[str, Client] = {}
+        rewritten = sources(machine, [client for client in CLIENTS if client.rewrites])
+        self._rewriters = {_real(source.file): source.client for source in rewritten}  # others may read the file through a link
         self._changes: dict[str, Change] = {}
         self._records = load(state)
         self._notes: dict[Record, bool] = {}
@@ -114,10 +116,6 @@ class Plan:
         """
         change = self._changes.get(_real(file))
         return read(file) if change is None else change.new or b""
-
-    def note_rewriters(self, sources: Iterable[Source]) -> None:
-        """Note the files that their clients write back. Another client can read such a file through a link."""
-        self._rewriters |= {_real(source.file): source.client for source in sources if source.client.rewrites}
 
     def put(self, file: Path, new: bytes | None) -> None:
         """Change a file, create it, or with None remove it.
@@ -223,8 +221,6 @@ def plan_uninstall(plan: Plan, sources: Iterable[Source], servers: frozenset[str
 
 def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: Callable[[Source, Entry], Outcome]) -> None:
     """Edit the entries of the named servers. What cannot be done is a fault of the plan, and the rest is done."""
-    sources = list(sources)
-    plan.note_rewriters(sources)
     for source in sources:
         try:
             found = entries_of(source, plan.content(source.file))

@@ -552,19 +552,19 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["install", "uninstall"])
+@pytest.mark.parametrize("argv", [["install"], ["uninstall"], ["install", "cursor"], ["uninstall", "cursor"]], ids=" ".join)
 def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads_it_through_a_link(
-    account: Account, monkeypatch: pytest.MonkeyPatch, command: str
+    account: Account, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
     desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
     link = account.home / ".cursor/mcp.json"
     link.parent.mkdir()
     link.symlink_to(desktop)
-    if command == "uninstall":
+    if argv[0] == "uninstall":
         account.run("install", "--yes")
     before = desktop.read_bytes()
     monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
-    done = account.run(command, "--yes")
+    done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
     assert f"{link}: not changed: Claude Desktop is running" in done.stderr
 
