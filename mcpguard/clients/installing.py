@@ -259,8 +259,15 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
     new = guarded(data, *where, launcher.words(entry.name))
     plan.put(source.file, new)
     plan.note(_record(source, entry.name), holds=unguarded(new, *where) != data)  # an empty list would be left
+    return Outcome(source, entry.name, "guard", _remark(source, entry))
+
+
+def _remark(source: Source, entry: Entry) -> str:
+    """What a user should know of a server that is now guarded; may be empty."""
+    if source.file.name.endswith("devcontainer.json"):
+        return "it starts in the container, where mcpguard must have the same path"
     other = Path(entry.words[0]).name if entry.words else ""
-    return Outcome(source, entry.name, "guard", f"it also runs through {other}" if other in _OTHER_GUARDS else "")
+    return f"it also runs through {other}" if other in _OTHER_GUARDS else ""
 
 
 def starts_mcpguard(entry: Entry) -> bool:

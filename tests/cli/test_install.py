@@ -229,6 +229,13 @@ def test_a_server_behind_another_guard_gets_mcpguard_around_it_with_a_note(accou
     assert "  a: guarded (it also runs through airlock-mcp)" in done.stdout
 
 
+def test_a_server_of_a_container_is_guarded_with_a_note(account: Account) -> None:
+    servers = '{"customizations": {"vscode": {"mcp": {"servers": {"a": {"command": "npx", "args": []}}}}}}'
+    account.write("project/.devcontainer/devcontainer.json", servers)
+    done = account.run("install", "vscode", "--project", str(account.project), "--yes")
+    assert "a: guarded (it starts in the container, where mcpguard must have the same path)" in " ".join(done.stdout.split())
+
+
 def test_a_variable_of_the_client_stays_as_it_is(account: Account) -> None:
     text = '{"mcpServers": {"a": {"command": "${env:NODE}", "args": ["${workspaceFolder}", "$HOME", "${input:key}"]}}}'
     file = account.cursor(text)
