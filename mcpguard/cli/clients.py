@@ -18,7 +18,7 @@ from mcpguard.cli._text import new_table, paragraph, tolerant_output
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import starts_mcpguard
-from mcpguard.clients.launcher import find, may_vary, version_of
+from mcpguard.clients.launcher import find, version_of
 from mcpguard.core.patterns import glob
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import plural, printable
@@ -142,9 +142,9 @@ def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
 def _guarded(source: Source, entry: Entry, note: str, lookup: _Lookup) -> Row:
     guard = entry.guard or ()
     program, command = guard[0], entry.words[len(guard) :]
-    found = None if may_vary(program) else find(program, os.environ, source.start)
+    found = find(program, os.environ, source.start) if source.tells_where(program) else None
     version = lookup.version(found) if found and not source.may_have_brought(found) else None
-    if not found and not may_vary(program):
+    if not found and source.tells_where(program):
         note = "missing"
     return Row(source, entry.name, command, program, version, _limits(guard, entry.env, lookup), note)
 

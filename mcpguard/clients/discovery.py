@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from mcpguard.clients.catalog import CLIENTS, LOCAL, PROJECT, Client, Hook, Place
 from mcpguard.clients.documents import Dialect, Unreadable
 from mcpguard.clients.entries import Entry, Layout, entries
+from mcpguard.clients.launcher import may_vary
 from mcpguard.core.redaction import redacted
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once
@@ -115,6 +116,15 @@ class Source(NamedTuple):
             Path(os.path.realpath(self.folder)) in path.parents
             for path in (program.absolute(), Path(os.path.realpath(program)))
         )
+
+    @property
+    def is_of_container(self) -> bool:
+        """Whether its servers start in a container. The programs that it names need not be on this machine."""
+        return self.file.name.endswith("devcontainer.json")
+
+    def tells_where(self, program: str) -> bool:
+        """Whether a program's path means the same here as to the client."""
+        return not (self.is_of_container or may_vary(program))
 
     @property
     def start(self) -> Path:

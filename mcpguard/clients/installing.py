@@ -12,7 +12,7 @@ from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read,
 from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.documents import read as parsed
 from mcpguard.clients.entries import Entry, guarded, reguarded, unguarded
-from mcpguard.clients.launcher import Launcher, find, may_vary
+from mcpguard.clients.launcher import Launcher, find
 from mcpguard.clients.nodes import plain
 from mcpguard.clients.records import Record, load, save
 from mcpguard.clients.running import is_running
@@ -264,7 +264,7 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
 
 def _remark(source: Source, entry: Entry) -> str:
     """What a user should know of a server that is now guarded; may be empty."""
-    if source.file.name.endswith("devcontainer.json"):
+    if source.is_of_container:
         return "it starts in the container, where mcpguard must have the same path"
     other = Path(entry.words[0]).name if entry.words else ""
     return f"it also runs through {other}" if other in _OTHER_GUARDS else ""
@@ -288,7 +288,7 @@ def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outco
     """Replace the path of an mcpguard that is gone."""
     assert entry.guard  # noqa: S101 - see the caller
     program = entry.guard[0]
-    if may_vary(program) or find(program, os.environ, source.start):
+    if not source.tells_where(program) or find(program, os.environ, source.start):
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     data = plan.content(source.file)
     plan.put(source.file, reguarded(data, source.layout, source.dialect, entry.name, launcher.program))

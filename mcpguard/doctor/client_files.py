@@ -10,7 +10,7 @@ from mcpguard import __version__, run_options
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, hook_file, read, sources
 from mcpguard.clients.hooks import commands_in, is_gone
-from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, version_of
+from mcpguard.clients.launcher import Launcher, find, launcher, version_of
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, failed, good
 from mcpguard.errors import McpguardError
@@ -67,7 +67,7 @@ def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
 
 def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, str] | None:
     """What is wrong with the mcpguard of an entry, and a hint; None if nothing is."""
-    if may_vary(program):
+    if not source.tells_where(program):
         return None
     path = find(program, os.environ, source.start)
     if path is None:

@@ -110,6 +110,14 @@ def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Acco
     assert "gone: guarded by /gone/mcpguard (missing), 4 rules: npx" in account.run("clients").stdout
 
 
+def test_a_mcpguard_in_a_container_is_not_told_to_be_missing_outside_it(account: Account) -> None:
+    servers = {"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}
+    text = json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}})
+    account.write("project/.devcontainer/devcontainer.json", text)
+    (row,) = rows(account, "--project", str(account.project))
+    assert (row["guarded"], row["version"], row["note"]) == (True, None, None)
+
+
 def test_a_program_that_came_with_a_project_is_not_run(account: Account) -> None:
     touched = account.home / "touched"
     program = account.write("project/bin/mcpguard", f"#!/bin/sh\ntouch {touched}\necho mcpguard 1.0\n")

@@ -236,6 +236,15 @@ def test_a_server_of_a_container_is_guarded_with_a_note(account: Account) -> Non
     assert "a: guarded (it starts in the container, where mcpguard must have the same path)" in " ".join(done.stdout.split())
 
 
+def test_a_path_in_a_container_stays_though_it_does_not_exist_on_the_host(account: Account) -> None:
+    servers = '{"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}'
+    text = f'{{"customizations": {{"vscode": {{"mcp": {{"servers": {servers}}}}}}}}}'
+    file = account.write("project/.devcontainer/devcontainer.json", text)
+    done = account.run("install", "--project", str(account.project), "--yes")
+    assert (done.returncode, file.read_text()) == (0, text)
+    assert "  a: guarded already" in done.stdout
+
+
 def test_a_variable_of_the_client_stays_as_it_is(account: Account) -> None:
     text = '{"mcpServers": {"a": {"command": "${env:NODE}", "args": ["${workspaceFolder}", "$HOME", "${input:key}"]}}}'
     file = account.cursor(text)

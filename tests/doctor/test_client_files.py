@@ -74,6 +74,14 @@ def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
     ]
 
 
+def test_a_mcpguard_in_a_container_need_not_exist_outside_it(machine: Machine) -> None:
+    file = machine.home / "project/.devcontainer.json"
+    file.parent.mkdir()
+    servers = {"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}
+    file.write_text(json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}}))
+    assert checks(machine, file.parent) == [Check(f"VS Code (project scope), {file}", True, "1 of 1 server guarded")]
+
+
 def test_an_entry_whose_options_mcpguard_run_does_not_accept_is_not_ok(machine: Machine) -> None:
     file = machine.home / ".cursor/mcp.json"
     file.parent.mkdir()
