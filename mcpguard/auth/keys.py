@@ -187,9 +187,8 @@ class FileKeys(_Known):
     def seek(self) -> None:
         """See `Keys`. If the file is broken or gone, the last good keys stay in use."""
         self._looked_s = self._wall()
-        before = self._file.content
-        first = not self._keys and not self.problem
-        if not (self._file.look() and self._file.content != before) and not first:
+        is_first = not self._keys and not self.problem
+        if not self._file.look() and not is_first:
             return
         content = self._file.content
         if not isinstance(content, bytes):
