@@ -155,7 +155,7 @@ def check_settings() -> None:
     _ = settings.address, configured_identity(settings, "server")
 
 
-def chosen(keys: Sequence[str], project: str | None) -> "Chosen":
+def chosen(keys: Sequence[str], project: str | None) -> Chosen:
     """What the command line chooses.
 
     Raises:

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -188,8 +189,6 @@ def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Pat
         environ: The environment.
         folder: Where a relative path begins.
     """
-    import shutil
-
     found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
     file = os.path.join(folder, found or "")  # noqa: PTH118
     return Path(file) if found and os.path.isfile(file) else None  # noqa: PTH113 - `Path.is_file` raises without permission
