@@ -154,10 +154,15 @@ class Plan:
         same = (one.action for one in self.outcomes if one.server == server and _record(one.source, server) == key)
         return next((action for action in same if action != "keep"), "")
 
-    def fail(self, fault: Fault) -> None:
-        """Note what could not be done, once for all clients and scopes that share the file."""
-        if not any(known.message == fault.message for known in self.faults):
-            self.faults.append(fault)
+    @contextlib.contextmanager
+    def noting_faults(self, file: Path) -> Iterator[None]:
+        """Note what the block could not do with a file, once for all clients and scopes that share the file."""
+        try:
+            yield
+        except (Unreadable, Fault) as error:
+            fault = unreadable(file, error) if isinstance(error, Unreadable) else error
+            if not any(known.message == fault.message for known in self.faults):
+                self.faults.append(fault)
 
     def note(self, record: Record, *, holds: bool) -> None:
         """Keep a record, or drop it once the files are written."""
@@ -226,20 +231,11 @@ def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: 
     sources = list(sources)
     plan.note_rewriters(sources)
     for source in sources:
-        try:
-            found = entries_of(source, plan.content(source.file))
-        except Fault as fault:
-            plan.fail(fault)
-            continue
-        for entry in found:
-            if servers and entry.name not in servers:
-                continue
-            try:
-                plan.outcomes.append(edit(source, entry))
-            except Unreadable as error:
-                plan.fail(unreadable(source.file, error))
-            except Fault as fault:
-                plan.fail(fault)
+        with plan.noting_faults(source.file):
+            for entry in entries_of(source, plan.content(source.file)):
+                if not servers or entry.name in servers:
+                    with plan.noting_faults(source.file):
+                        plan.outcomes.append(edit(source, entry))
 
 
 def _record(source: Source, server: str) -> Record:
