@@ -21,6 +21,7 @@ from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
+from mcpguard.report.limits import options_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
@@ -101,8 +102,8 @@ class Shown(NamedTuple):
         record: The row.
         limits: The limits that said no, or the one with the least quota left.
         rules: Their rules.
-        counters: By the index of a limit, what its counter holds now. Absent are counters that depend on arguments, or on what
-            a row that sums up denials leaves out: the row does not tell which of them it was.
+        counters: By the index of a limit, what its counter holds now. A limit has none if the row does not tell which counter
+            it was: one of several by arguments, or by a name that a row of several denials leaves out.
         commands: For each rule, the command that changes it.
     """
 
@@ -253,8 +254,7 @@ def _command(
     rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
     if rule is None:
         return None
-    words = [word for key, patterns in rule.selectors.items() for one in patterns for word in (f"--{key}", one)]
-    words += ["--per", rule.per_text] if rule.per_text else []
+    words = options_of(rule)
     refused = (
         {(one.counts, one.window): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
     )
