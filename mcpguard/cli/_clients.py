@@ -35,7 +35,7 @@ class Words(NamedTuple):
     Attributes:
         command: Its name.
         done: What was done with a server.
-        kept: What is so without a change.
+        kept: What holds for a server that needs no change.
         mended: What was done with a server whose mcpguard was gone.
     """
 

@@ -23,7 +23,8 @@ from mcpguard.stores.address import has_password
 VERSION_TIMEOUT_S: Final = 5.0
 """How long to wait for `PROGRAM --version`. It takes a tenth of a second."""
 
-_NAME: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
+PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
+"""The name of mcpguard's program."""
 
 _OPTIONS: Final = ("config", "policy", "store", "user", "agent", "denials")
 _PATHS: Final = ("config", "policy")
@@ -106,7 +107,7 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
             f"there is no program mcpguard in the environment of {sys.executable}", "install it: uv tool install mcpguard-cli"
         )
     program = stable(script, environ)
-    warnings = [warning for warning in (_passing(program),) if warning]
+    warnings = [warning for warning in (_warning_of_place(program),) if warning]
     options = _chosen(environ)
     for name, hint in _WITHOUT_OPTION.items():
         if environ.get(name):
@@ -117,7 +118,7 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
 def _script() -> Path | None:
     """This environment's program."""
     folders = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent, Path(sys.argv[0]).absolute().parent]
-    return next((folder / _NAME for folder in folders if (folder / _NAME).is_file()), None)
+    return next((folder / PROGRAM for folder in folders if (folder / PROGRAM).is_file()), None)
 
 
 def stable(script: Path, environ: Mapping[str, str]) -> Path:
@@ -142,7 +143,7 @@ def _shims(script: Path, environ: Mapping[str, str]) -> Iterator[Path]:
     yield from (Path(folder) / script.name for folder in folders if folder and os.path.isabs(folder))  # noqa: PTH117
 
 
-def _passing(program: Path) -> str:
+def _warning_of_place(program: Path) -> str:
     """A warning if the program lies where it will not stay; else empty."""
     real = Path(os.path.realpath(program))
     temporary = Path(os.path.realpath(tempfile.gettempdir()))

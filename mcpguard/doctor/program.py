@@ -1,13 +1,12 @@
 """Checks which `mcpguard` the PATH finds."""
 
 import os
-import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mcpguard import __version__
-from mcpguard.clients.launcher import version_of
+from mcpguard.clients.launcher import PROGRAM, version_of
 from mcpguard.doctor.check import Check, advice, failed, good
 
 
@@ -18,7 +17,7 @@ def checks() -> Iterator[Check]:
 
 def _own() -> Path:
     """The command of this environment."""
-    return Path(sysconfig.get_path("scripts")) / ("mcpguard.exe" if sys.platform == "win32" else "mcpguard")
+    return Path(sysconfig.get_path("scripts")) / PROGRAM
 
 
 def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
