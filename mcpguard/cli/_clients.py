@@ -131,7 +131,7 @@ def project_folder(name: str | None) -> Path | None:
     return folder
 
 
-def named_clients(keys: Sequence[str]) -> list[Client]:
+def _named_clients(keys: Sequence[str]) -> list[Client]:
     """The clients with these keys; all clients without keys.
 
     Raises:
@@ -161,7 +161,7 @@ def chosen(keys: Sequence[str], project: str | None) -> Chosen:
     Raises:
         UsageError: There is no such client or no such folder.
     """
-    clients, machine, folder = named_clients(keys), Machine.this(), project_folder(project)
+    clients, machine, folder = _named_clients(keys), Machine.this(), project_folder(project)
     return Chosen(machine, clients, folder, sources(machine, clients, folder), is_named=bool(keys))
 
 

@@ -27,14 +27,14 @@ def lines(error: McpguardError) -> list[str]:
     problems = error.problems
     found: list[str] = []
     for problem in problems[:SHOWN]:
-        found += ["", *problem_lines(problem, error.source)] if found else problem_lines(problem, error.source)
+        found += ["", *_problem_lines(problem, error.source)] if found else _problem_lines(problem, error.source)
     more = len(problems) - SHOWN
     if len(problems) > 1:
         found += ["", _safe(f"{error.source}: {len(problems)} errors{f', {more} of them not shown' if more > 0 else ''}")]
     return found
 
 
-def problem_lines(problem: Problem, source: str) -> list[str]:
+def _problem_lines(problem: Problem, source: str) -> list[str]:
     """An error in a policy: the message, the line of the file with a mark below it, and the hint."""
     message = _safe(f"mcpguard: {source}: line {problem.line}: {problem.message}")
     return [message, *_excerpt(problem), *_hint(problem.hint)]

@@ -48,7 +48,7 @@ class Table:
         spare = self._width - sum(abs(size) + 1 for _, size in columns) - 1  # a line of full width would wrap on some terminals
         found = [self._heading(columns)]
         for one in usages:
-            counter = counter_text(one)
+            counter = _counter_text(one)
             if self._width < NARROW:
                 found.append(fit(counter, self._width - 1).rstrip())
                 found.append(f"  {self._cells(one, columns)}".rstrip())
@@ -62,7 +62,7 @@ class Table:
 
     def _cells(self, one: Usage, columns: _Columns) -> str:
         left = "" if one.left is None else f"{one.left}"
-        cells = [self._bar(one), str(one.used), self._limit(one), left, free_text(one)]
+        cells = [self._bar(one), str(one.used), self._limit(one), left, _free_text(one)]
         padded = [fit(cell, size) for cell, (_, size) in zip(cells, columns, strict=True)]
         if self._coloured and one.rate:
             padded[0] = click.style(padded[0], fg="red" if not one.left else "yellow" if one.share >= _PRESSED else "green")
@@ -82,7 +82,7 @@ class Table:
         return (self._blocks[-1] * (filled // steps) + self._blocks[filled % steps]).strip()
 
 
-def counter_text(one: Usage) -> str:
+def _counter_text(one: Usage) -> str:
     """What a counter counts, on one line."""
     words = [f"{key}={quoted(one.counter[key])}" for key in SELECTORS if key in one.counter]
     if ARGUMENTS in one.counter:
@@ -109,7 +109,7 @@ def _window_text(window_us: int) -> str:
     return f"{window_us // unit_us}{word}"
 
 
-def free_text(one: Usage) -> str:
+def _free_text(one: Usage) -> str:
     """When the limit allows the next call."""
     if one.next_free_ms is None:
         return "-"
@@ -123,7 +123,7 @@ def plain(one: Usage) -> str:
     """A usage as one line of key=value."""
     words = [f"left={'-' if one.left is None else one.left}", f"used={one.used}", f"limit={limit_text(one)}"]
     words.append("next_free_ms=" + ("-" if one.next_free_ms is None else str(one.next_free_ms)))
-    return " ".join([*words, counter_text(one), "rule=" + (quoted(one.rule.text) if one.rule else "-")])
+    return " ".join([*words, _counter_text(one), "rule=" + (quoted(one.rule.text) if one.rule else "-")])
 
 
 def as_json(one: Usage) -> dict[str, object]:
