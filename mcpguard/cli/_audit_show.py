@@ -154,19 +154,18 @@ def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_o
     limits = _limits(record)
     rules = _rules(policy, limits)
     counters: dict[int, CounterNow] = {}
+    commands = []
     for rule in rules:
-        in_force = [] if rule.at is None else policy.rules[rule.at].parts
+        in_force = None if rule.at is None else policy.rules[rule.at]
+        parts = in_force.parts if in_force else ()
         for at in rule.limits:
             limit = limits[at]
             found = _counter(limit, record)
             if found is not None:
-                rates = {rate.window_us: rate.n for part in in_force if part.counts == limit.counts for rate in part.bounds}
+                rates = {rate.window_us: rate.n for part in parts if part.counts == limit.counts for rate in part.bounds}
                 counters[at] = _now(store, found, rates, limit, record.get("cost", 1))
-    commands = []
-    for rule in rules:
-        part = None if rule.at is None else policy.rules[rule.at]
         held = [counters[at].used if at in counters else 0 for at in rule.limits]
-        command = _command(rule.text, part, [limits[at] for at in rule.limits], held, record)
+        command = _command(rule.text, in_force, [limits[at] for at in rule.limits], held, record)
         commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
     return Shown(record, limits, rules, counters, commands)
 

@@ -93,7 +93,7 @@ def _counter_text(one: Usage) -> str:
 def limit_text(one: Usage) -> str:
     """A counter's limit; for a counter without a rule its window."""
     text = Reported("", "", one.rate.n if one.rate else 0, _window(one), one.counts).limit_text
-    return text if one.rate else "-" + text[1:].removeprefix("-")
+    return text if one.rate else "-" + text.removeprefix("0").removeprefix("-")
 
 
 def _window(one: Usage) -> str:
