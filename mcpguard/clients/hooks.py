@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from mcpguard.clients.catalog import Client, Hook
 from mcpguard.clients.discovery import Machine, hook_file, read, unreadable
-from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
 from mcpguard.clients.launcher import Launcher, find, may_vary, program_of, words_of
+from mcpguard.clients.nodes import Unreadable
 from mcpguard.clients.records import Record
 
 TIMEOUT_S: Final = 5

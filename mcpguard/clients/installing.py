@@ -9,11 +9,10 @@ from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import Client
 from mcpguard.clients.discovery import Fault, Source, entries_of, read, unreadable
-from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.documents import read as parsed
 from mcpguard.clients.entries import Entry, guarded, reguarded, unguarded
 from mcpguard.clients.launcher import Launcher, find, may_vary
-from mcpguard.clients.nodes import plain
+from mcpguard.clients.nodes import Unreadable, plain
 from mcpguard.clients.records import Record, load, save
 from mcpguard.clients.running import is_running
 from mcpguard.clients.writing import NotWritten, remove, replace
