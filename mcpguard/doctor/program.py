@@ -28,14 +28,15 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
         own: The command of this environment.
     """
     places = [Path(folder) / own.name for folder in folders if folder]
-    found = list(
-        {place.resolve(): place for place in reversed(places) if os.access(place, os.X_OK) and place.is_file()}.values()
-    )[::-1]
+    found: dict[Path, Path] = {}
+    for place in places:
+        if os.access(place, os.X_OK) and place.is_file():
+            found.setdefault(place.resolve(), place)
     if not found:
         hint = f"clients need its full path: {own}"
         yield advice("PATH", f"mcpguard {__version__} is not on the PATH", hint)
         return
-    first, *others = found
+    first, *others = found.values()
     if first.resolve() == own.resolve():
         yield good("PATH", f"{first}, version {__version__}")
     else:
