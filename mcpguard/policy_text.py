@@ -203,7 +203,7 @@ def with_mode(text: str, policy: Policy, mode: str) -> str:
     at = 0
     while at < end and lines[at].lstrip(_BLANK).startswith("#"):
         at += 1
-    if not (0 < at < end and not lines[at].strip(_BLANK)):  # without a blank line below it, a comment belongs to what follows
+    if not 0 < at < end or lines[at].strip(_BLANK):  # without a blank line below it, a comment belongs to what follows
         return f'mode = "{mode}"\n\n{text}'
     return "".join([*lines[: at + 1], f'mode = "{mode}"\n\n', *lines[at + 1 :]])
 

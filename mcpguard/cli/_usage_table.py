@@ -1,7 +1,7 @@
 """Shows the usage of counters: a table for a terminal, lines of key=value for a pipe."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import click
@@ -40,9 +40,8 @@ class Table:
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
         self._blocks = " ▏▎▍▌▋▊▉█" if encoding.startswith("utf") else " #"
 
-    def lines(self, usages: Iterable[Usage]) -> list[str]:
+    def lines(self, usages: Sequence[Usage]) -> list[str]:
         """The heading, and the lines of each usage."""
-        usages = list(usages)
         longest = max((len(self._limit(one)) for one in usages if one.counts != "calls"), default=0)
         columns = [(name, max(size, min(_LONGEST, longest)) if name == "LIMIT" else size) for name, size in _COLUMNS]
         spare = self._width - sum(abs(size) + 1 for _, size in columns) - 1  # a line of full width would wrap on some terminals
