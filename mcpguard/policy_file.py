@@ -67,7 +67,8 @@ class PolicyFile:
         self._parsing = None
         if parsing and parsing.content == content:
             return parsing.found
-        self._parsing = _Parsing(content, self._parsed)
+        with contextlib.suppress(RuntimeError):  # the system has no thread now: the next `poll` tries again
+            self._parsing = _Parsing(content, self._parsed)
         return None
 
     def _is_not_made_yet(self, content: bytes | str | None) -> bool:
