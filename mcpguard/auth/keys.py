@@ -277,7 +277,11 @@ class RemoteKeys(_Known):
     def _begin(self) -> None:
         self._give_up_s = self._clock() + FETCH_S
         self._idle.clear()
-        threading.Thread(target=self._renew, name="mcpguard-keys", daemon=True).start()
+        try:
+            threading.Thread(target=self._renew, name="mcpguard-keys", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread now
+            self._problem = str(error)
+            self._idle.set()
 
     def _renew(self) -> None:
         try:
