@@ -40,7 +40,7 @@ class FollowedFile:
         self._held_until_s = 0.0
 
     def look(self) -> bool:
-        """Read the file if it may have changed. Returns whether `content` may be new."""
+        """Read the file if it may have changed. Returns whether `content` has changed."""
         if self._fd >= 0 and time.monotonic() < self._held_until_s:
             try:
                 held = os.fstat(self._fd)
@@ -50,14 +50,14 @@ class FollowedFile:
                 if (held.st_ino, held.st_nlink, held.st_size, held.st_mtime_ns, held.st_ctime_ns) == self._stamp:
                     return False
         self._let_go()
+        before = self.content
         try:
             stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as fast
         except (FileNotFoundError, NotADirectoryError):
-            changed = self.content is not None
             self._stamp, self.content = None, None
-            return changed
+            return before is not None
         except (OSError, ValueError) as error:  # a folder cannot be entered, or the name is invalid
-            before, self._stamp = self.content, None
+            self._stamp = None
             self.content = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return self.content != before
         stamp = (stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -71,15 +71,13 @@ class FollowedFile:
         self.mode = stat.st_mode & 0o777
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
             self.content = "not a regular file"  # reading a pipe could block for ever
-            return True
+            return self.content != before
         try:
             self.content = read_at_once(self.path, -1 if self._max_bytes is None else self._max_bytes + 1)
         except OSError as error:
-            before = self.content
             self.content = error.strerror or str(error)
             self._stamp = None  # read it again: the reason may pass and leave no trace in the file's times
-            return self.content != before
-        return True
+        return self.content != before
 
     def _hold(self) -> None:
         """Keep the file open, so that the next looks need not find it by its path."""

@@ -66,12 +66,12 @@ def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
                 ("wait", rule.wait_us, other.wait_us),
             )
         )
-        if is_other_part and alike and not rule.deny and not other.deny and is_for_same(rule, other):
+        if is_other_part and alike and not rule.deny and not other.deny and _is_for_same(rule, other):
             return at
     return None
 
 
-def is_for_same(rule: Rule, other: Rule) -> bool:
+def _is_for_same(rule: Rule, other: Rule) -> bool:
     """Whether two rules have the same selectors and the same `per`."""
     return rule.key[1:] == other.key[1:]
 
@@ -96,10 +96,10 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
     """
     with locked(path) as target:
         text = read(target)
-        before = parse(STARTER if text is None else text, source=str(path))
+        old = STARTER if text is None else text
+        before = parse(old, source=str(path))
         rule = parse_rule(table, where=str(path))
         at = _place(before, rule, table)
-        old = text or STARTER
         rules = list(before.rules)
         if at is None:
             rules.append(rule)
@@ -108,11 +108,9 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
             rules[at] = _changed(rules[at], rule, table)
             if _content(rules[at]) == _content(before.rules[at]) and text is not None:
                 return Edit(before, before, is_new_file=False), at
-            unsaid = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
-            new = replaced(old, before, at, unsaid | table)
-        new = ended_alike(old, new)
-        after = _checked(path, new, before, rules=rules)
-        write(target, new.encode())
+            cleared = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
+            new = replaced(old, before, at, cleared | table)
+        after = _write(path, target, old, new, before, rules=rules)
     return Edit(before, after, is_new_file=text is None), len(rules) - 1 if at is None else at
 
 
@@ -132,8 +130,8 @@ def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
     """
     with locked(path) as target:
         text = read(target)
-        old = text or STARTER
-        before = parse(STARTER if text is None else text, source=str(path))
+        old = STARTER if text is None else text
+        before = parse(old, source=str(path))
         cost = parse_cost(table, where=str(path))
         at = _place_of_cost(before, cost)
         costs = list(before.costs)
@@ -146,9 +144,7 @@ def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
                 return Edit(before, before, is_new_file=False), at
             costs[at] = cost
             new = with_cost(old, before, at, cost.units)
-        new = ended_alike(old, new)
-        after = _checked(path, new, before, costs=costs)
-        write(target, new.encode())
+        after = _write(path, target, old, new, before, costs=costs)
     return Edit(before, after, is_new_file=text is None), at
 
 
@@ -177,9 +173,7 @@ def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
         observe = mode == "observe"
         if before.observe == observe:
             return Edit(before, before, is_new_file=False)
-        new = ended_alike(old, with_mode(old, before, mode))
-        after = _checked(path, new, before, observe=observe)
-        write(target, new.encode())
+        after = _write(path, target, old, with_mode(old, before, mode), before, observe=observe)
     return Edit(before, after, is_new_file=text is None)
 
 
@@ -218,7 +212,7 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
         found = [
             at
             for at, other in enumerate(before.rules)
-            if is_for_same(rule, other) and (part is None or any(one.counts == part for one in other.parts))
+            if _is_for_same(rule, other) and (part is None or any(one.counts == part for one in other.parts))
         ]
         if not found:
             return None
@@ -241,9 +235,7 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
                 rules[at] = old._replace(rates=(), counts="calls", has_limit=False)
                 keys = ["limit", "count"]
             new = replaced(text, before, at, dict.fromkeys(keys))
-        new = ended_alike(text, new)
-        after = _checked(path, new, before, rules=rules)
-        write(target, new.encode())
+        after = _write(path, target, text, new, before, rules=rules)
         return TakenOut(gone, after, at if len(rules) == len(before.rules) else None)
 
 
@@ -254,9 +246,8 @@ def take_out_cost(path: Path, cost: Cost, *, named: bool) -> tuple[Cost, Policy]
         at = _place_of_cost(before, cost)
         if at is None:
             return None
-        new = ended_alike(text, removed(text, before, at, name="cost"))
-        after = _checked(path, new, before, costs=[*before.costs[:at], *before.costs[at + 1 :]])
-        write(target, new.encode())
+        costs = [*before.costs[:at], *before.costs[at + 1 :]]
+        after = _write(path, target, text, removed(text, before, at, name="cost"), before, costs=costs)
         return before.costs[at], after
 
 
@@ -279,33 +270,38 @@ def _changed(old: Rule, new: Rule, table: dict[str, Any]) -> Rule:
     return found if new.concurrent is None else found._replace(concurrent=new.concurrent)
 
 
-def _checked(
+def _write(
     path: Path,
-    text: str,
+    target: Path,
+    old: str,
+    new: str,
     before: Policy,
     *,
     rules: Sequence[Rule] | None = None,
     costs: Sequence[Cost] | None = None,
     observe: bool | None = None,
 ) -> Policy:
-    """Parse an edited text, and make sure that the edit changed nothing else.
+    """Write an edited text with the line ends of the old one, if the edit changed nothing else. Returns the policy now.
 
     Args:
         path: The file.
-        text: Its new text.
+        target: The file; if `path` is a link, its target.
+        old: Its text.
+        new: Its new text.
         before: The policy before.
         rules: The rules that it must have now; None for those before, and so on.
         costs: The costs.
         observe: Whether it only observes.
 
     Raises:
-        McpguardError: It changed something else.
+        McpguardError: The edit changed something else, or the file cannot be written.
     """
+    new = ended_alike(old, new)
     refusal = McpguardError(
         f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
     )
     try:
-        policy = parse(text, source=str(path))
+        policy = parse(new, source=str(path))
     except PolicyError as error:  # about a text that the user has never seen
         raise refusal from error
     expected = (
@@ -317,6 +313,7 @@ def _checked(
     found = policy.observe, policy.wait_us, [_content(rule) for rule in policy.rules], [cost[:2] for cost in policy.costs]
     if found != expected:
         raise refusal
+    write(target, new.encode())
     return policy
 
 

@@ -47,9 +47,8 @@ class PolicyFile:
 
         A file over `AT_ONCE_BYTES` is parsed in a thread. The first `poll` after that returns the result.
         """
-        before = self._file.content
         if self._file.look():
-            self._has_changed = self._has_changed or self._file.content != before
+            self._has_changed = True
         if not self._has_changed:
             return None
         content = self._file.content
@@ -68,7 +67,8 @@ class PolicyFile:
         self._parsing = None
         if parsing and parsing.content == content:
             return parsing.found
-        self._parsing = _Parsing(content, self._parsed)
+        with contextlib.suppress(RuntimeError):  # the system has no thread now: the next `poll` tries again
+            self._parsing = _Parsing(content, self._parsed)
         return None
 
     def _is_not_made_yet(self, content: bytes | str | None) -> bool:

@@ -86,13 +86,11 @@ def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
 def _rewritten(text: str, policy: Policy, findings: Findings) -> str:
     """The policy's text with the suggested limits, each with its reason in a comment."""
     new = text
-    # From the end, so that the lines before stay where they are
+    # From the last rule, so that the lines before stay where they are; new rules, which have no place yet, come at the end
     for suggestion in sorted(findings.suggestions, key=lambda one: -one.at):
         limits = [(f"{one.n}/{one.window}", printable(one.reason)) for one in suggestion.limits]
         if suggestion.kind == "change":
             new = with_limits(new, policy, suggestion.at, limits)
-    for suggestion in findings.suggestions:
-        if suggestion.kind == "add":
-            limits = [(f"{one.n}/{one.window}", printable(one.reason)) for one in suggestion.limits]
+        elif suggestion.kind == "add":
             new = appended(new, suggestion.table | {"limit": [limit for limit, _ in limits]}, reasons=dict(limits))
     return ended_alike(text, new)

@@ -15,8 +15,8 @@ from mcpguard.errors import McpguardError
 _BLANK: Final = " \t\r\n"
 """White space in TOML. Python knows more characters of that kind."""
 
-_UNSAID: Final = {"name": "", "mode": "enforce"}
-"""Values of a rule that need no line."""
+_DEFAULTS: Final = {"name": "", "mode": "enforce"}
+"""Values that a rule has without a line for them."""
 
 _EDITED: Final = ("limit", "count", "concurrent", "wait", "name", "mode")
 """The keys of a rule that an edit changes. The other keys identify the rule."""
@@ -69,7 +69,7 @@ def appended(text: str, table: dict[str, Any], reasons: dict[str, str] | None = 
         name: `rule` or `cost`.
     """
     document = _document(text)
-    table = {key: value for key, value in table.items() if value != _UNSAID.get(key)}
+    table = {key: value for key, value in table.items() if value != _DEFAULTS.get(key)}
     if reasons is not None:
         table["limit"] = _commented([(limit, reasons[limit]) for limit in table["limit"]])
     if isinstance(document.get(name), tomlkit.items.Array):  # rule = [{…}]
@@ -86,10 +86,36 @@ def _pair(key: str, value: object) -> str:
     return f"{key} = {tomlkit.item(value).as_string()}\n"
 
 
+def _tables(policy: Policy, name: str) -> Sequence[Rule | Cost]:
+    return policy.rules if name == "rule" else policy.costs
+
+
 def _end(policy: Policy, line: int, lines: list[str]) -> int:
     """The number of the last line before the header that follows the header on a line."""
     headers = [*(rule.line for rule in policy.rules), *(cost.line for cost in policy.costs)]
     return min((header - 1 for header in headers if header > line), default=len(lines))
+
+
+def _parted(text: str, policy: Policy, name: str, at: int) -> tuple[str, Any, Any, str]:
+    """A rule or a cost for editing. Other tables stay as they are, even the spacing of their headers.
+
+    Args:
+        text: The policy's text.
+        policy: The policy.
+        name: `rule` or `cost`.
+        at: The place of the rule or the cost.
+
+    Returns:
+        The text before it, a document with it, its table in this document, and the text after it.
+    """
+    line = _tables(policy, name)[at].line
+    if not line:  # rule = [{…}]
+        document = _whole(text)
+        return "", document, document[name][at], ""
+    lines = lines_of(text)
+    end = _end(policy, line, lines)
+    document = _document("".join(lines[line - 1 : end]))
+    return "".join(lines[: line - 1]), document, document[name][0], "".join(lines[end:])
 
 
 def replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
@@ -102,24 +128,19 @@ def replaced(text: str, policy: Policy, at: int, table: dict[str, Any]) -> str:
         table: The values, by key; None to remove a key. Keys that are not in it stay.
     """
     table = {key: table[key] for key in _EDITED if key in table}
-    line = policy.rules[at].line
-    if not line:  # rule = [{…}]
-        document = _whole(text)
-        found = document["rule"][at]
-        found.update(_edited(found, table))
+    before, document, rule, after = _parted(text, policy, "rule", at)
+    added = _edited(rule, table)
+    if not policy.rules[at].line:
+        rule.update(added)
         return tomlkit.dumps(document)
-    lines = lines_of(text)
-    end = _end(policy, line, lines)
-    document = _document("".join(lines[line - 1 : end]))  # other tables stay as they are, even the spacing of their headers
-    added = _edited(document["rule"][0], table)
     new = lines_of(tomlkit.dumps(document))
-    last = max(at for at, one in enumerate(new) if not _is_aside(one))
+    last = max(at for at, one in enumerate(new) if not _is_blank_or_comment(one))
     if not new[last].endswith("\n"):
         new[last] += "\n"
     for key, value in added.items():  # tomlkit would put it after the comments of the next table
-        new.insert(1 if key in _UNSAID else last + 1, _pair(key, value))
+        new.insert(1 if key in _DEFAULTS else last + 1, _pair(key, value))
         last += 1
-    return "".join([*lines[: line - 1], *new, *lines[end:]])
+    return "".join([before, *new, after])
 
 
 def _edited(found: Any, table: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +148,7 @@ def _edited(found: Any, table: dict[str, Any]) -> dict[str, Any]:
     added = {}
     for key, value in table.items():
         if key not in found:
-            if value is not None and value != _UNSAID.get(key):
+            if value is not None and value != _DEFAULTS.get(key):
                 added[key] = value
         elif value is None or (key == "name" and not value):
             del found[key]
@@ -140,16 +161,9 @@ def _edited(found: Any, table: dict[str, Any]) -> dict[str, Any]:
 
 def with_cost(text: str, policy: Policy, at: int, units: int) -> str:
     """A policy's text with other units in the cost at a place."""
-    line = policy.costs[at].line
-    if not line:  # cost = [{…}]
-        document = _whole(text)
-        document["cost"][at]["cost"] = units
-        return tomlkit.dumps(document)
-    lines = lines_of(text)
-    end = _end(policy, line, lines)
-    document = _document("".join(lines[line - 1 : end]))
-    document["cost"][0]["cost"] = units
-    return "".join([*lines[: line - 1], tomlkit.dumps(document), *lines[end:]])
+    before, document, cost, after = _parted(text, policy, "cost", at)
+    cost["cost"] = units
+    return before + tomlkit.dumps(document) + after
 
 
 def with_limits(text: str, policy: Policy, at: int, limits: list[tuple[str, str]]) -> str:
@@ -161,17 +175,9 @@ def with_limits(text: str, policy: Policy, at: int, limits: list[tuple[str, str]
         at: The rule's place.
         limits: The limits, each with a comment.
     """
-    line = policy.rules[at].line
-    if not line:  # rule = [{…}]
-        document = _whole(text)
-        document["rule"][at]["limit"] = _commented(limits, document["rule"][at]["limit"].as_string())
-        return tomlkit.dumps(document)
-    lines = lines_of(text)
-    end = _end(policy, line, lines)
-    document = _document("".join(lines[line - 1 : end]))
-    found = document["rule"][0]
-    found["limit"] = _commented(limits, found["limit"].as_string())
-    return "".join([*lines[: line - 1], tomlkit.dumps(document), *lines[end:]])
+    before, document, rule, after = _parted(text, policy, "rule", at)
+    rule["limit"] = _commented(limits, rule["limit"].as_string())
+    return before + tomlkit.dumps(document) + after
 
 
 def _commented(limits: list[tuple[str, str]], old: str = "") -> Any:
@@ -197,7 +203,7 @@ def with_mode(text: str, policy: Policy, mode: str) -> str:
     at = 0
     while at < end and lines[at].lstrip(_BLANK).startswith("#"):
         at += 1
-    if not (0 < at < end and not lines[at].strip(_BLANK)):  # without a blank line below it, a comment belongs to what follows
+    if not 0 < at < end or lines[at].strip(_BLANK):  # without a blank line below it, a comment belongs to what follows
         return f'mode = "{mode}"\n\n{text}'
     return "".join([*lines[: at + 1], f'mode = "{mode}"\n\n', *lines[at + 1 :]])
 
@@ -240,15 +246,15 @@ def _texts(array: Any) -> list[str]:
 
 def removed(text: str, policy: Policy, at: int, *, name: str = "rule") -> str:
     """A policy's text without the rule or the cost at a place and the comment right above it."""
-    tables: Sequence[Rule | Cost] = policy.rules if name == "rule" else policy.costs
-    if not tables[at].line:
+    line = _tables(policy, name)[at].line
+    if not line:
         document = _whole(text)
         del document[name][at]
         return tomlkit.dumps(document)
     lines = text.split("\n")
-    begin = tables[at].line - 1
-    end = _end(policy, tables[at].line, lines)
-    while end > begin + 1 and _is_aside(lines[end - 1]):  # comments right before the next table belong to it
+    begin = line - 1
+    end = _end(policy, line, lines)
+    while end > begin + 1 and _is_blank_or_comment(lines[end - 1]):  # comments right before the next table belong to it
         end -= 1
     while end < len(lines) - 1 and not lines[end].strip():
         end += 1
@@ -264,7 +270,7 @@ def removed(text: str, policy: Policy, at: int, *, name: str = "rule") -> str:
     return new if len(policy.rules) + len(policy.costs) > 1 else _without_rules(new)
 
 
-def _is_aside(line: str) -> bool:
+def _is_blank_or_comment(line: str) -> bool:
     return not line.strip() or line.lstrip().startswith("#")
 
 

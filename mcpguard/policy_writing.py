@@ -172,12 +172,12 @@ def draft_of(path: Path) -> Iterator[Draft]:
         McpguardError: The file cannot be read or made.
     """
     begin(path)
-    with reported(path):
-        require_writable(path)
     folder = Path(tempfile.mkdtemp(prefix="mcpguard-"))
     draft: Draft | None = None
     try:
         draft = Draft(path, folder)
+        with reported(path):
+            require_writable(path)
         yield draft
     finally:
         if draft is None or not draft.is_kept:

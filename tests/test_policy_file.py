@@ -387,6 +387,10 @@ def parser(running: PolicyFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Par
             thread.join(30)
 
 
+def without_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def next_of(file: PolicyFile) -> str:
     """What is taken up next."""
     deadline = time.monotonic() + 30
@@ -403,6 +407,16 @@ def test_a_large_file_is_loaded_once_by_the_first_poll_after_parsing(running: Po
     assert next_of(running) == "2/1h"
     assert running.poll() is None
     assert parser.threads == ["mcpguard-policy"]
+
+
+def test_a_large_file_is_loaded_later_if_the_system_has_no_thread_to_parse_it(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(large("2/1h"))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", without_threads)
+        assert [running.poll() for _ in range(3)] == [None] * 3
+    assert next_of(running) == "2/1h"
 
 
 def test_a_file_that_is_not_large_is_loaded_at_once(running: PolicyFile, path: Path, parser: Parser) -> None:

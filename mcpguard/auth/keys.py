@@ -187,9 +187,8 @@ class FileKeys(_Known):
     def seek(self) -> None:
         """See `Keys`. If the file is broken or gone, the last good keys stay in use."""
         self._looked_s = self._wall()
-        before = self._file.content
-        first = not self._keys and not self.problem
-        if not (self._file.look() and self._file.content != before) and not first:
+        is_first = not self._keys and not self.problem
+        if not self._file.look() and not is_first:
             return
         content = self._file.content
         if not isinstance(content, bytes):
@@ -278,7 +277,11 @@ class RemoteKeys(_Known):
     def _begin(self) -> None:
         self._give_up_s = self._clock() + FETCH_S
         self._idle.clear()
-        threading.Thread(target=self._renew, name="mcpguard-keys", daemon=True).start()
+        try:
+            threading.Thread(target=self._renew, name="mcpguard-keys", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread now
+            self._problem = str(error)
+            self._idle.set()
 
     def _renew(self) -> None:
         try:

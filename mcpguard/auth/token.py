@@ -132,10 +132,8 @@ class TokenSource:
         return found
 
     def _may_have_changed(self) -> bool:
-        if self._file is not None:
-            before = self._file.content
-            if self._look(self._file) and self._file.content != before:
-                return True
+        if self._file is not None and self._look(self._file):
+            return True
         still_holds = self._examined_s <= self._clock() < self._examined.until_s  # it does not if the clock was set back
         return not still_holds or self.keys.revision != self._keys_seen[0]
 
@@ -143,11 +141,11 @@ class TokenSource:
         return self.keys.revision, self.keys.problem, self.keys.is_fetching
 
     def _look(self, file: FollowedFile) -> bool:
-        was_read = file.look()
+        has_changed = file.look()
         if file.mode & 0o077 and not self._has_warned and sys.platform != "win32":
             self._has_warned = True
             self._notify(f"others can read the token in {self.where} (mode {file.mode:04o}): chmod 600 {self.where}")
-        return was_read
+        return has_changed
 
     def examine(self) -> Examination:
         """Verify the token, and start to fetch keys if it needs newer ones."""

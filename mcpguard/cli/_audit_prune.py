@@ -15,9 +15,7 @@ from mcpguard.errors import ExitStatus, UsageError
 
 
 @click.command("prune", Command, short_help="Delete old rows.")
-@click.option(
-    "--before", "before", metavar="WHEN", required=True, help="Delete rows before 12h, 30d … ago, or an RFC 3339 time."
-)
+@click.option("--before", metavar="WHEN", required=True, help="Delete rows before 12h, 30d … ago, or an RFC 3339 time.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @store_option
 def command(before: str, yes: bool, store: str | None) -> int:

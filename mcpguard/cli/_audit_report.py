@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from mcpguard import config
+from mcpguard import config, whole_files
 from mcpguard.cli import _filters
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
@@ -18,6 +19,7 @@ from mcpguard.config import Settings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.policy_file import PolicyFile
 from mcpguard.report.extras import require
 from mcpguard.stores.clock import wall_us
 
@@ -87,16 +89,12 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
 
 def _policy(settings: Settings) -> Policy | None:
     """The policy in force; None if it is not valid."""
-    from mcpguard.policy_file import PolicyFile
-
     found = PolicyFile(settings.policy, named=settings.policy_named).begin()
     return found if isinstance(found, Policy) else None
 
 
 def _shown(filters: dict[str, Any]) -> str:
     """The options that select rows besides the period, as a command line."""
-    import shlex
-
     words = []
     for key, value in filters.items():
         if key in {"since", "until"} or not _filters.is_given(value):
@@ -110,7 +108,5 @@ def _write(output: Path, text: str) -> None:
     if output == _STDOUT:
         sys.stdout.write(text)
         return
-    from mcpguard import whole_files
-
     with written_to(output):
         whole_files.write(Path(os.path.realpath(output)), text.encode())

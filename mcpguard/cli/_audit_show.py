@@ -21,6 +21,7 @@ from mcpguard.core.policy.rule_text import rule_of_text
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
+from mcpguard.report.limits import options_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
@@ -101,8 +102,8 @@ class Shown(NamedTuple):
         record: The row.
         limits: The limits that said no, or the one with the least quota left.
         rules: Their rules.
-        counters: By the index of a limit, what its counter holds now. Absent are counters that depend on arguments, or on what
-            a row that sums up denials leaves out: the row does not tell which of them it was.
+        counters: By the index of a limit, what its counter holds now. A limit has none if the row does not tell which counter
+            it was: one of several by arguments, or by a name that a row of several denials leaves out.
         commands: For each rule, the command that changes it.
     """
 
@@ -153,19 +154,18 @@ def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_o
     limits = _limits(record)
     rules = _rules(policy, limits)
     counters: dict[int, CounterNow] = {}
+    commands = []
     for rule in rules:
-        in_force = [] if rule.at is None else policy.rules[rule.at].parts
+        in_force = None if rule.at is None else policy.rules[rule.at]
+        parts = in_force.parts if in_force else ()
         for at in rule.limits:
             limit = limits[at]
             found = _counter(limit, record)
             if found is not None:
-                rates = {rate.window_us: rate.n for part in in_force if part.counts == limit.counts for rate in part.bounds}
+                rates = {rate.window_us: rate.n for part in parts if part.counts == limit.counts for rate in part.bounds}
                 counters[at] = _now(store, found, rates, limit, record.get("cost", 1))
-    commands = []
-    for rule in rules:
-        part = None if rule.at is None else policy.rules[rule.at]
         held = [counters[at].used if at in counters else 0 for at in rule.limits]
-        command = _command(rule.text, part, [limits[at] for at in rule.limits], held, record)
+        command = _command(rule.text, in_force, [limits[at] for at in rule.limits], held, record)
         commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
     return Shown(record, limits, rules, counters, commands)
 
@@ -253,8 +253,7 @@ def _command(
     rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
     if rule is None:
         return None
-    words = [word for key, patterns in rule.selectors.items() for one in patterns for word in (f"--{key}", one)]
-    words += ["--per", rule.per_text] if rule.per_text else []
+    words = options_of(rule)
     refused = (
         {(one.counts, one.window): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
     )

@@ -15,7 +15,7 @@ from mcpguard.cli._audit_table import fit
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, store_option
-from mcpguard.cli._text import until_reader_leaves
+from mcpguard.cli._text import say, until_reader_leaves
 from mcpguard.core.text import printable, quoted
 from mcpguard.errors import ExitStatus
 from mcpguard.report.statistics import KEYS, Statistic, statistics
@@ -53,9 +53,9 @@ def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
         if as_json:
             click.echo(json.dumps({"by": by, "rows": [one._asdict() for one in found]}))
         elif not has_store:
-            click.echo(printable(f"mcpguard: no calls: there is no store at {settings.address.shown}"), err=True)
+            say(f"no calls: there is no store at {settings.address.shown}")
         elif not found or total is None:
-            click.echo("mcpguard: no calls" + (" match" if any(map(_filters.is_given, filters.values())) else ""), err=True)
+            say("no calls" + (" match" if any(map(_filters.is_given, filters.values())) else ""))
         else:
             is_terminal = sys.stdout.isatty()
             width = shutil.get_terminal_size().columns

@@ -101,7 +101,7 @@ class Table:
         if not self._is_wide and who != self._who:
             self._who = who
             whole = f"- {' '.join(who).strip()}"
-            parts = [whole] if cell_width(whole) <= self._width else [f"- {who[0]}", *(f"  {part}" for part in who[1:])]
+            parts = [whole] if _cell_width(whole) <= self._width else [f"- {who[0]}", *(f"  {part}" for part in who[1:])]
             lines = [*(fit(part, self._width).rstrip() for part in parts), *lines]
         day = at.strftime("%Y-%m-%d")
         if day != self._day:
@@ -167,13 +167,13 @@ def fit(text: str, size: int) -> str:
     from rich.cells import set_cell_size
 
     width = abs(size)
-    if cell_width(text) > width:
+    if _cell_width(text) > width:
         text = set_cell_size(text, width - 1) + "…"
-    padding = " " * (width - cell_width(text))
+    padding = " " * (width - _cell_width(text))
     return padding + text if size < 0 else text + padding
 
 
-def cell_width(text: str) -> int:
+def _cell_width(text: str) -> int:
     """The number of terminal columns that a text takes."""
     from rich.cells import cell_len
 

@@ -35,7 +35,7 @@ class Words(NamedTuple):
     Attributes:
         command: Its name.
         done: What was done with a server.
-        kept: What is so without a change.
+        kept: What holds for a server that needs no change.
         mended: What was done with a server whose mcpguard was gone.
     """
 
@@ -131,7 +131,7 @@ def project_folder(name: str | None) -> Path | None:
     return folder
 
 
-def named_clients(keys: Sequence[str]) -> list[Client]:
+def _named_clients(keys: Sequence[str]) -> list[Client]:
     """The clients with these keys; all clients without keys.
 
     Raises:
@@ -155,13 +155,13 @@ def check_settings() -> None:
     _ = settings.address, configured_identity(settings, "server")
 
 
-def chosen(keys: Sequence[str], project: str | None) -> "Chosen":
+def chosen(keys: Sequence[str], project: str | None) -> Chosen:
     """What the command line chooses.
 
     Raises:
         UsageError: There is no such client or no such folder.
     """
-    clients, machine, folder = named_clients(keys), Machine.this(), project_folder(project)
+    clients, machine, folder = _named_clients(keys), Machine.this(), project_folder(project)
     return Chosen(machine, clients, folder, sources(machine, clients, folder), is_named=bool(keys))
 
 

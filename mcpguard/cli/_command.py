@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-from mcpguard.errors import ExitStatus, UsageError
+from mcpguard.errors import ExitStatus, UsageError, closest_word
 
 _NICENESS: Final = 10
 """With this nice value a process gets about a tenth of the time of a usual one, if both want all of a core."""
@@ -111,10 +111,8 @@ class Group(_ShortHelp, click.Group):
             return f"{' '.join([path, *(name for name in rest[:1] if name in names)])} --help"
         if word == "version":
             return f"{ctx.find_root().command_path} --version"
-        import difflib  # loaded only for an error
-
-        near = difflib.get_close_matches(word, names, 1, 0.6)
-        for meant in [*(f"{name} {word}" for name in names), *_MEANT.get(word, ()), *near]:
+        near = closest_word(word, names)
+        for meant in [*(f"{name} {word}" for name in names), *_MEANT.get(word, ()), *([near] if near else [])]:
             if self._has(ctx, meant.split()):
                 return f"did you mean {path} {meant}?"
         return f"commands: {' '.join(names)}"

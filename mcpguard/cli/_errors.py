@@ -11,7 +11,7 @@ import click
 from mcpguard.cli._text import WIDTH
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
-from mcpguard.errors import McpguardError, PolicyError, Problem
+from mcpguard.errors import McpguardError, PolicyError, Problem, closest_word
 
 SHOWN: Final = 20
 """How many errors of a policy are printed."""
@@ -27,14 +27,14 @@ def lines(error: McpguardError) -> list[str]:
     problems = error.problems
     found: list[str] = []
     for problem in problems[:SHOWN]:
-        found += ["", *problem_lines(problem, error.source)] if found else problem_lines(problem, error.source)
+        found += ["", *_problem_lines(problem, error.source)] if found else _problem_lines(problem, error.source)
     more = len(problems) - SHOWN
     if len(problems) > 1:
         found += ["", _safe(f"{error.source}: {len(problems)} errors{f', {more} of them not shown' if more > 0 else ''}")]
     return found
 
 
-def problem_lines(problem: Problem, source: str) -> list[str]:
+def _problem_lines(problem: Problem, source: str) -> list[str]:
     """An error in a policy: the message, the line of the file with a mark below it, and the hint."""
     message = _safe(f"mcpguard: {source}: line {problem.line}: {problem.message}")
     return [message, *_excerpt(problem), *_hint(problem.hint)]
@@ -96,7 +96,7 @@ def by_click(error: click.ClickException) -> tuple[str, str]:
     ctx: click.Context | None = getattr(error, "ctx", None)
     see = f"see {ctx.command_path if ctx else 'mcpguard'} --help"
     if isinstance(error, click.NoSuchOption):
-        near = _likely(error)
+        near = closest_word(error.option_name, error.possibilities or ())
         return f"no such option: {error.option_name}", f"did you mean {near}? {see}" if near else see
     if isinstance(error, click.BadOptionUsage):
         return f"{error.option_name}: {_plain(error.message.partition(' ')[2].partition(' ')[2])}", see
@@ -104,12 +104,6 @@ def by_click(error: click.ClickException) -> tuple[str, str]:
         return f"{error.param.opts[-1]}: {_plain(error.message)}", see
     text = error.format_message().partition(". Choose from:\n")[0]  # the name of a missing argument lists its values already
     return _plain(text), see
-
-
-def _likely(error: click.NoSuchOption) -> str:
-    import difflib  # loaded only for an error
-
-    return next(iter(difflib.get_close_matches(error.option_name, error.possibilities or (), 1)), "")
 
 
 def _plain(text: str) -> str:

@@ -136,6 +136,11 @@ def selects(key: str, pattern: str, text: str) -> bool:
     return glob(pattern, text)
 
 
+def all_match(patterns: Mapping[str, str], members: Mapping[str, object]) -> bool:
+    """Whether a row or a counter with these members has a name for each pattern, and the pattern matches it."""
+    return all(key in members and selects(key, pattern, str(members[key])) for key, pattern in patterns.items())
+
+
 def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> str:
     """A hint for filters that no row matches: other values of one of them, which match some of the newest rows.
 
@@ -185,9 +190,7 @@ def _by_likeness(pattern: str, values: set[str]) -> list[str]:
 
 
 def _is_in_context(namespace: str, patterns: Mapping[str, str], context: Mapping[str, object]) -> bool:
-    return context["namespace"] == namespace and all(
-        key in context and selects(key, pattern, str(context[key])) for key, pattern in patterns.items()
-    )
+    return context["namespace"] == namespace and all_match(patterns, context)
 
 
 def _among(option: str, patterns: tuple[str, ...] | list[str], known: tuple[str, ...]) -> frozenset[str] | None:

@@ -1,7 +1,7 @@
 """Options that several commands have, and what a rule's options say."""
 
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -11,7 +11,7 @@ from mcpguard.core.policy.parse import parse_cost, parse_rule
 from mcpguard.errors import PolicyError, UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_T = TypeVar("_T", covariant=True)
+_T = TypeVar("_T")
 _COMMAND_LINE: Final = "command line"
 
 policy_option = click.option(
@@ -108,11 +108,7 @@ def cost_of(table: dict[str, Any]) -> Cost:
     return _parsed(parse_cost, table)
 
 
-class _Parser(Protocol[_T]):
-    def __call__(self, table: dict[str, object], *, where: str) -> _T: ...
-
-
-def _parsed(parse: _Parser[_T], table: dict[str, Any]) -> _T:
+def _parsed(parse: Callable[..., _T], table: dict[str, Any]) -> _T:
     for key, value in table.items():
         for text in value if isinstance(value, list) else [value]:
             if any("\ud800" <= char <= "\udfff" for char in str(text)):  # Python decodes bytes that are not UTF-8 to surrogates

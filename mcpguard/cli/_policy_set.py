@@ -129,8 +129,9 @@ def _require_cost_only(table: dict[str, Any]) -> None:
 
 def _warn_of_new(edit: "Edit", settings: Settings) -> None:
     """Show the warnings that the policy did not have before an edit."""
-    known = set(warnings(edit.before, tiers=used_tiers(settings)))
-    for warning in warnings(edit.after, tiers=used_tiers(settings)):
+    tiers = used_tiers(settings)
+    known = set(warnings(edit.before, tiers=tiers))
+    for warning in warnings(edit.after, tiers=tiers):
         if warning not in known:
             warn(warning)
 

@@ -85,7 +85,7 @@ def print_plain(policy: Policy) -> None:
     for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
         paragraph(f"{at + 1}. {rule.limits_text}  {named(rule)}{observed(rule)}")
         paragraph(text, indent="    ")
-    print_costs(policy)
+    _print_costs(policy)
 
 
 def print_table(policy: Policy) -> None:
@@ -101,10 +101,10 @@ def print_table(policy: Policy) -> None:
         limit = Text(printable(rule.limits_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
         table.add_row(str(at + 1), limit, Text(printable(f"{named(rule)}{observed(rule)}")), Text(printable(text)))
     console.print(table)
-    print_costs(policy)
+    _print_costs(policy)
 
 
-def print_costs(policy: Policy) -> None:
+def _print_costs(policy: Policy) -> None:
     """Print what calls cost."""
     if policy.costs:
         click.echo("\nCosts:")

@@ -96,10 +96,11 @@ def _text(suggestion: Suggestion) -> str:
 
 def print_toml(text: str) -> None:
     """Print a policy."""
-    for line in text.splitlines() if sys.stdout.isatty() else ():
-        click.echo(_shown(line))
     if not sys.stdout.isatty():
         click.echo(text, nl=False)
+        return
+    for line in text.splitlines():
+        click.echo(_shown(line))
 
 
 def print_diff(diff: str) -> None:

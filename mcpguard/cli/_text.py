@@ -1,4 +1,4 @@
-"""Text for people: paragraphs of at most 80 columns for a pipe, tables for a terminal."""
+"""Output for people: paragraphs of at most 80 columns for a pipe, tables for a terminal, and what happens if nobody reads."""
 
 import contextlib
 import os

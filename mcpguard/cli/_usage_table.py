@@ -1,7 +1,7 @@
 """Shows the usage of counters: a table for a terminal, lines of key=value for a pipe."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import click
@@ -40,15 +40,14 @@ class Table:
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
         self._blocks = " ▏▎▍▌▋▊▉█" if encoding.startswith("utf") else " #"
 
-    def lines(self, usages: Iterable[Usage]) -> list[str]:
+    def lines(self, usages: Sequence[Usage]) -> list[str]:
         """The heading, and the lines of each usage."""
-        usages = list(usages)
         longest = max((len(self._limit(one)) for one in usages if one.counts != "calls"), default=0)
         columns = [(name, max(size, min(_LONGEST, longest)) if name == "LIMIT" else size) for name, size in _COLUMNS]
         spare = self._width - sum(abs(size) + 1 for _, size in columns) - 1  # a line of full width would wrap on some terminals
         found = [self._heading(columns)]
         for one in usages:
-            counter = counter_text(one)
+            counter = _counter_text(one)
             if self._width < NARROW:
                 found.append(fit(counter, self._width - 1).rstrip())
                 found.append(f"  {self._cells(one, columns)}".rstrip())
@@ -62,7 +61,7 @@ class Table:
 
     def _cells(self, one: Usage, columns: _Columns) -> str:
         left = "" if one.left is None else f"{one.left}"
-        cells = [self._bar(one), str(one.used), self._limit(one), left, free_text(one)]
+        cells = [self._bar(one), str(one.used), self._limit(one), left, _free_text(one)]
         padded = [fit(cell, size) for cell, (_, size) in zip(cells, columns, strict=True)]
         if self._coloured and one.rate:
             padded[0] = click.style(padded[0], fg="red" if not one.left else "yellow" if one.share >= _PRESSED else "green")
@@ -82,7 +81,7 @@ class Table:
         return (self._blocks[-1] * (filled // steps) + self._blocks[filled % steps]).strip()
 
 
-def counter_text(one: Usage) -> str:
+def _counter_text(one: Usage) -> str:
     """What a counter counts, on one line."""
     words = [f"{key}={quoted(one.counter[key])}" for key in SELECTORS if key in one.counter]
     if ARGUMENTS in one.counter:
@@ -93,7 +92,7 @@ def counter_text(one: Usage) -> str:
 def limit_text(one: Usage) -> str:
     """A counter's limit; for a counter without a rule its window."""
     text = Reported("", "", one.rate.n if one.rate else 0, _window(one), one.counts).limit_text
-    return text if one.rate else "-" + text[1:].removeprefix("-")
+    return text if one.rate else "-" + text.removeprefix("0").removeprefix("-")
 
 
 def _window(one: Usage) -> str:
@@ -109,7 +108,7 @@ def _window_text(window_us: int) -> str:
     return f"{window_us // unit_us}{word}"
 
 
-def free_text(one: Usage) -> str:
+def _free_text(one: Usage) -> str:
     """When the limit allows the next call."""
     if one.next_free_ms is None:
         return "-"
@@ -123,7 +122,7 @@ def plain(one: Usage) -> str:
     """A usage as one line of key=value."""
     words = [f"left={'-' if one.left is None else one.left}", f"used={one.used}", f"limit={limit_text(one)}"]
     words.append("next_free_ms=" + ("-" if one.next_free_ms is None else str(one.next_free_ms)))
-    return " ".join([*words, counter_text(one), "rule=" + (quoted(one.rule.text) if one.rule else "-")])
+    return " ".join([*words, _counter_text(one), "rule=" + (quoted(one.rule.text) if one.rule else "-")])
 
 
 def as_json(one: Usage) -> dict[str, object]:

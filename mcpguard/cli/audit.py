@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
@@ -16,7 +15,7 @@ from mcpguard.cli._audit_tail import Lines, Objects, Rows, Tail
 from mcpguard.cli._command import Group
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, policy_option, store_option
-from mcpguard.cli._text import tolerant_output
+from mcpguard.cli._text import say, tolerant_output, until_reader_leaves
 from mcpguard.config import Settings
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError
@@ -81,11 +80,10 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
         found_none=partial(_say_none, settings, filters, follow=follow),
     )
     try:
-        shown.show(rows, follow=follow)
+        with until_reader_leaves():
+            shown.show(rows, follow=follow)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
-    except BrokenPipeError:  # nobody reads stdout, which the interpreter flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitStatus.OK
 
 
@@ -93,7 +91,7 @@ def _say_none(settings: Settings, filters: Mapping[str, Any], store: Readable, *
     """Say that no row is shown, and offer filters that find rows."""
     is_narrow = any(map(_filters.is_given, filters.values()))
     hint = _filters.nearest(store, settings.namespace, filters) if is_narrow else ""
-    click.echo(f"mcpguard: {'no rows match' if is_narrow else 'no rows'}{' yet' if follow else ''}", err=True)
+    say(f"{'no rows match' if is_narrow else 'no rows'}{' yet' if follow else ''}")
     if hint:
         click.echo(printable(f"hint: {hint}"), err=True)
 

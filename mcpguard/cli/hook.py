@@ -168,8 +168,8 @@ def copilot(config_file: str | None, store: str | None) -> None:
 def _run(name: str, config_file: str | None, store: str | None) -> NoReturn:
     watchdog = threading.Timer(TIMEOUT_S, os._exit, (ExitStatus.OK,))
     watchdog.daemon = True
-    watchdog.start()
     with contextlib.suppress(BaseException):  # no error of the hook may stop a call
+        watchdog.start()
         output = _note(name, config_file, store)
         while output:
             output = output[os.write(1, output) :]

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,11 +13,10 @@ import click
 from mcpguard import config
 from mcpguard.cli import _usage_table
 from mcpguard.cli._command import Command, give_way
-from mcpguard.cli._filters import given, name_filters, selects
+from mcpguard.cli._filters import all_match, given, name_filters
 from mcpguard.cli._options import policy_option, store_option
-from mcpguard.cli._text import is_coloured, tolerant_output, until_reader_leaves
+from mcpguard.cli._text import is_coloured, say, tolerant_output, until_reader_leaves
 from mcpguard.core.policy.model import Policy
-from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, PolicyError, UsageError
 from mcpguard.policy_file import PolicyFile
 
@@ -55,9 +53,9 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
     found = file.begin()
     if isinstance(found, PolicyError):
         raise found
-    is_selected = partial(_is_selected, given(names))
+    is_selected = partial(all_match, given(names))
     if not settings.address.exists():
-        click.echo(printable(f"mcpguard: no counters: there is no store at {settings.address.shown}"), err=True)
+        say(f"no counters: there is no store at {settings.address.shown}")
         return ExitStatus.OK
     if watch:
         from mcpguard.cli import _usage_screen
@@ -77,7 +75,7 @@ def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: in
         _, now_us = store.peek(())
     found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
     if not found and rows != 0 and not as_json:
-        click.echo("mcpguard: no counter holds calls" + ("" if not held else ", or none matches"), err=True)
+        say("no counter holds calls" + (", or none matches" if held else ""))
     if as_json:
         lines = [json.dumps(_usage_table.as_json(one)) for one in found]
     elif not sys.stdout.isatty():
@@ -87,7 +85,3 @@ def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: in
         lines = table.lines(found) if found else []
     for line in lines:
         click.echo(line)
-
-
-def _is_selected(patterns: Mapping[str, str], members: Mapping[str, object]) -> bool:
-    return all(key in members and selects(key, pattern, str(members[key])) for key, pattern in patterns.items())

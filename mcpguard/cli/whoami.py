@@ -133,7 +133,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
             yield "keys problem", keys["problem"]
     for problem in report["problems"]:
         yield "problem", f"{problem['message']}. hint: {problem['hint']}"
-    for warning in report.get("warnings", []):
+    for warning in report["warnings"]:
         yield "warning", warning
 
 

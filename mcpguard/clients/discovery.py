@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, LOCAL, PROJECT, Client, Hook, Place
-from mcpguard.clients.documents import Dialect, Unreadable
+from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import may_vary
+from mcpguard.clients.nodes import Unreadable
 from mcpguard.core.redaction import redacted
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once

@@ -10,8 +10,6 @@ from typing import Final, NamedTuple
 from mcpguard.clients import jsonc, toml, yaml
 from mcpguard.clients.nodes import Node, Splice, Unreadable, place, spliced
 
-__all__ = ["Dialect", "Document", "Unreadable", "encoded", "is_blank", "quoted", "read"]
-
 
 class Dialect(Enum):
     """What a client can read."""

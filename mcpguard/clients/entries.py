@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from mcpguard import run_options
-from mcpguard.clients.documents import Dialect, Document, Unreadable, is_blank, quoted, read
+from mcpguard.clients.documents import Dialect, Document, is_blank, quoted, read
 from mcpguard.clients.edits import emptied_block, member_after, prepended, without_first, without_member
-from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Splice, plain
+from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Splice, Unreadable, plain
 
 _URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
 _ENV: Final = ("env", "environment", "envs")
@@ -57,10 +57,10 @@ class Entry(NamedTuple):
 
     name: str
     kind: str
-    words: tuple[str, ...]
-    guard: tuple[str, ...] | None
-    is_sandboxed: bool
-    detail: str
+    words: tuple[str, ...] = ()
+    guard: tuple[str, ...] | None = None
+    is_sandboxed: bool = False
+    detail: str = ""
     env: Mapping[str, str] = MappingProxyType({})
     cwd: str = ""
     may_start: bool = False
@@ -99,7 +99,7 @@ def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
     return [
         _entry(document, layout, name, node)
         if node is last[name]
-        else Entry(name, "faulty", (), None, False, "a later server has the same name" if name else "it has no name")
+        else Entry(name, "faulty", detail="a later server has the same name" if name else "it has no name")
         for name, node in servers
         if node is last[name] or layout.is_list
     ]
@@ -243,8 +243,8 @@ def _holder(node: Object, layout: Layout) -> Object:
 def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
     if not isinstance(node, Object):
         if isinstance(node, Opaque):
-            return Entry(name, "faulty", (), None, False, _OPAQUE, may_start=True)
-        return Entry(name, "faulty", (), None, False, "it is not an object")
+            return Entry(name, "faulty", detail=_OPAQUE, may_start=True)
+        return Entry(name, "faulty", detail="it is not an object")
     holder = _holder(node, layout)
     is_sandboxed = _says(node, "sandboxEnabled", True)
     is_disabled = _says(node, "disabled", True) or _says(node, "enabled", False)

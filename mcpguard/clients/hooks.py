@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcpguard.clients.catalog import Client, Hook
-from mcpguard.clients.discovery import Fault, Machine, hook_file, read, unreadable
-from mcpguard.clients.documents import Unreadable
+from mcpguard.clients.discovery import Machine, hook_file, read, unreadable
 from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
 from mcpguard.clients.launcher import Launcher, find, may_vary, program_of, words_of
+from mcpguard.clients.nodes import Unreadable
 from mcpguard.clients.records import Record
 
 TIMEOUT_S: Final = 5
@@ -60,7 +60,7 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
         if client.hook is None:
             continue
         file = hook_file(machine, client.hook, project)
-        try:
+        with plan.noting_faults(file):
             commands = commands_in(file, client.hook)
             mended = {command: launcher.hook(client.key, command) for command in commands if is_gone(command)}
             if commands and not mended:
@@ -74,11 +74,6 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
             else:
                 entry = _entry(client.hook, launcher.hook(client.key))
                 new = with_hook(data, client.hook.event, entry, version=version)
-        except Unreadable as error:
-            plan.faults.append(unreadable(file, error))
-        except Fault as fault:
-            plan.faults.append(fault)
-        else:
             plan.put(file, new)
             if not data:
                 plan.note(_was_empty(file), holds=exists)
@@ -92,17 +87,13 @@ def plan_no_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], proje
         if client.hook is None:
             continue
         file = hook_file(machine, client.hook, project)
-        try:
+        with plan.noting_faults(file):
             if commands_in(file, client.hook):
                 new = without_hook(plan.content(file), client.hook.event)
                 stays = plan.holds(_was_empty(file)) or file.is_symlink()
                 plan.put(file, new if new or stays else None)
                 plan.note(_was_empty(file), holds=False)
                 plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
-        except Unreadable as error:
-            plan.faults.append(unreadable(file, error))
-        except Fault as fault:
-            plan.faults.append(fault)
 
 
 def _was_empty(file: Path) -> Record:

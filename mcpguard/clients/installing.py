@@ -9,11 +9,10 @@ from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources, unreadable
-from mcpguard.clients.documents import Unreadable
 from mcpguard.clients.documents import read as parsed
 from mcpguard.clients.entries import Entry, guarded, reguarded, unguarded
 from mcpguard.clients.launcher import Launcher, find
-from mcpguard.clients.nodes import plain
+from mcpguard.clients.nodes import Unreadable, plain
 from mcpguard.clients.records import Record, load, save
 from mcpguard.clients.running import is_running
 from mcpguard.clients.writing import NotWritten, remove, replace
@@ -152,10 +151,15 @@ class Plan:
         same = (one.action for one in self.outcomes if one.server == server and _record(one.source, server) == key)
         return next((action for action in same if action != "keep"), "")
 
-    def fail(self, fault: Fault) -> None:
-        """Note what could not be done, once for all clients and scopes that share the file."""
-        if not any(known.message == fault.message for known in self.faults):
-            self.faults.append(fault)
+    @contextlib.contextmanager
+    def noting_faults(self, file: Path) -> Iterator[None]:
+        """Note what the block could not do with a file, once for all clients and scopes that share the file."""
+        try:
+            yield
+        except (Unreadable, Fault) as error:
+            fault = unreadable(file, error) if isinstance(error, Unreadable) else error
+            if not any(known.message == fault.message for known in self.faults):
+                self.faults.append(fault)
 
     def note(self, record: Record, *, holds: bool) -> None:
         """Keep a record, or drop it once the files are written."""
@@ -222,20 +226,11 @@ def plan_uninstall(plan: Plan, sources: Iterable[Source], servers: frozenset[str
 def _each(plan: Plan, sources: Iterable[Source], servers: frozenset[str], edit: Callable[[Source, Entry], Outcome]) -> None:
     """Edit the entries of the named servers. What cannot be done is a fault of the plan, and the rest is done."""
     for source in sources:
-        try:
-            found = entries_of(source, plan.content(source.file))
-        except Fault as fault:
-            plan.fail(fault)
-            continue
-        for entry in found:
-            if servers and entry.name not in servers:
-                continue
-            try:
-                plan.outcomes.append(edit(source, entry))
-            except Unreadable as error:
-                plan.fail(unreadable(source.file, error))
-            except Fault as fault:
-                plan.fail(fault)
+        with plan.noting_faults(source.file):
+            for entry in entries_of(source, plan.content(source.file)):
+                if not servers or entry.name in servers:
+                    with plan.noting_faults(source.file):
+                        plan.outcomes.append(edit(source, entry))
 
 
 def _record(source: Source, server: str) -> Record:

@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,7 +23,8 @@ from mcpguard.stores.address import has_password
 VERSION_TIMEOUT_S: Final = 5.0
 """How long to wait for `PROGRAM --version`. It takes a tenth of a second."""
 
-_NAME: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
+PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
+"""The name of mcpguard's program."""
 
 _OPTIONS: Final = ("config", "policy", "store", "user", "agent", "denials")
 _PATHS: Final = ("config", "policy")
@@ -105,7 +107,7 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
             f"there is no program mcpguard in the environment of {sys.executable}", "install it: uv tool install mcpguard-cli"
         )
     program = stable(script, environ)
-    warnings = [warning for warning in (_passing(program),) if warning]
+    warnings = [warning for warning in (_warning_of_place(program),) if warning]
     options = _chosen(environ)
     for name, hint in _WITHOUT_OPTION.items():
         if environ.get(name):
@@ -116,7 +118,7 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
 def _script() -> Path | None:
     """This environment's program."""
     folders = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent, Path(sys.argv[0]).absolute().parent]
-    return next((folder / _NAME for folder in folders if (folder / _NAME).is_file()), None)
+    return next((folder / PROGRAM for folder in folders if (folder / PROGRAM).is_file()), None)
 
 
 def stable(script: Path, environ: Mapping[str, str]) -> Path:
@@ -141,7 +143,7 @@ def _shims(script: Path, environ: Mapping[str, str]) -> Iterator[Path]:
     yield from (Path(folder) / script.name for folder in folders if folder and os.path.isabs(folder))  # noqa: PTH117
 
 
-def _passing(program: Path) -> str:
+def _warning_of_place(program: Path) -> str:
     """A warning if the program lies where it will not stay; else empty."""
     real = Path(os.path.realpath(program))
     temporary = Path(os.path.realpath(tempfile.gettempdir()))
@@ -188,8 +190,6 @@ def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Pat
         environ: The environment.
         folder: Where a relative path begins.
     """
-    import shutil
-
     found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
     file = os.path.join(folder, found or "")  # noqa: PTH118
     return Path(file) if found and os.path.isfile(file) else None  # noqa: PTH113 - `Path.is_file` raises without permission

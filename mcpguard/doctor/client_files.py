@@ -51,9 +51,9 @@ def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
             programs.setdefault(entry.guard[0], []).append(entry.name)
     are_ok = True
     for program, servers in programs.items():
-        if found_fault := _fault(program, this, source):
+        if wrong := _fault(program, this, source):
             are_ok = False
-            yield failed(name, f"{', '.join(servers)}: {found_fault[0]}", found_fault[1])
+            yield failed(name, f"{', '.join(servers)}: {wrong[0]}", wrong[1])
     for entry in found:
         if entry.guard and run_options.parse([*entry.guard[1:], "command"]) is None:
             are_ok = False

@@ -1,4 +1,4 @@
-"""Checks that the keys that verify tokens can be had now, whatever is cached."""
+"""Checks that the keys that verify tokens can be fetched now, whatever is cached."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,13 +1,12 @@
 """Checks which `mcpguard` the PATH finds."""
 
 import os
-import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mcpguard import __version__
-from mcpguard.clients.launcher import version_of
+from mcpguard.clients.launcher import PROGRAM, version_of
 from mcpguard.doctor.check import Check, advice, failed, good
 
 
@@ -18,7 +17,7 @@ def checks() -> Iterator[Check]:
 
 def _own() -> Path:
     """The command of this environment."""
-    return Path(sysconfig.get_path("scripts")) / ("mcpguard.exe" if sys.platform == "win32" else "mcpguard")
+    return Path(sysconfig.get_path("scripts")) / PROGRAM
 
 
 def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
@@ -29,14 +28,15 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
         own: The command of this environment.
     """
     places = [Path(folder) / own.name for folder in folders if folder]
-    found = list(
-        {place.resolve(): place for place in reversed(places) if os.access(place, os.X_OK) and place.is_file()}.values()
-    )[::-1]
+    found: dict[Path, Path] = {}
+    for place in places:
+        if os.access(place, os.X_OK) and place.is_file():
+            found.setdefault(place.resolve(), place)
     if not found:
         hint = f"clients need its full path: {own}"
         yield advice("PATH", f"mcpguard {__version__} is not on the PATH", hint)
         return
-    first, *others = found
+    first, *others = found.values()
     if first.resolve() == own.resolve():
         yield good("PATH", f"{first}, version {__version__}")
     else:

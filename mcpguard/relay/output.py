@@ -1,5 +1,6 @@
 """The output to the client: the server's stream, and mcpguard's replies, which are written between two frames."""
 
+import contextlib
 import os
 import threading
 import time
@@ -88,8 +89,10 @@ class ClientOutput:
             self._queue.append(data)
             self._queued_bytes += len(data)
             if self._replier is None:
-                self._replier = threading.Thread(target=self._reply_queued, name="mcpguard-replies", daemon=True)
-                self._replier.start()
+                with contextlib.suppress(RuntimeError):  # the system has no thread now: the next reply tries again
+                    replier = threading.Thread(target=self._reply_queued, name="mcpguard-replies", daemon=True)
+                    replier.start()
+                    self._replier = replier
             self._changed.notify_all()
 
     def await_room(self, client_has_ended: Callable[[], bool]) -> None:

@@ -53,11 +53,11 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
 
 def _command(rule: Rule, changed: Rate, n: int) -> str:
     """The command line that gives a rule another limit in place of one."""
-    words = ["mcpguard", "policy", "set"]
-    for key in SELECTORS:
-        for pattern in rule.selectors.get(key, ()):
-            words += [f"--{key}", pattern]
-    if rule.per_text:
-        words += ["--per", rule.per_text]
-    words += [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
-    return shlex.join(words)
+    limits = [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
+    return shlex.join(["mcpguard", "policy", "set", *options_of(rule), *limits])
+
+
+def options_of(rule: Rule) -> list[str]:
+    """The options of `policy set` for a rule's selectors and its `per`."""
+    words = [word for key in SELECTORS for pattern in rule.selectors.get(key, ()) for word in (f"--{key}", pattern)]
+    return words + (["--per", rule.per_text] if rule.per_text else [])

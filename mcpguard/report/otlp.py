@@ -7,7 +7,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -147,17 +147,15 @@ class _Duration:
         self.sum_s += duration_s
 
 
-class _Series(NamedTuple):
-    """The attributes of a series, in a form that can be a key."""
-
-    pairs: tuple[tuple[str, object], ...]
-
-    @classmethod
-    def of(cls, attributes: Attributes) -> "_Series":
-        return cls(tuple((key, value) for key, value in attributes.items() if value is not None))
+_Series = tuple[tuple[str, object], ...]
+"""The attributes of a series, in a form that can be a key."""
 
 
-_OVERFLOW: Final = _Series.of({"otel.metric.overflow": True})
+def _series(attributes: Attributes) -> _Series:
+    return tuple((key, value) for key, value in attributes.items() if value is not None)
+
+
+_OVERFLOW: Final = _series({"otel.metric.overflow": True})
 
 
 class Metrics:
@@ -184,7 +182,7 @@ class Metrics:
             agent = Agent.split(str(context.get("agent", "")))
             server, tool = context.get("server"), context.get("tool")
             user = {"user.name": context.get("user") if self._with_user else None}
-            series = _Series.of(
+            series = _series(
                 {
                     "mcpguard.decision": row.decision,
                     "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
@@ -199,7 +197,7 @@ class Metrics:
             if one.duration_us is not None:
                 error = _error(row.decision, outcome)
                 names = {"gen_ai.tool.name": tool, "mcpguard.server": server, "error.type": error}
-                series = _bounded(self._durations, _Series.of(_METHOD | names | user))
+                series = _bounded(self._durations, _series(_METHOD | names | user))
                 self._durations.setdefault(series, _Duration()).add(one.duration_us / 1e6)
 
     def message(self, source: Resource, now_us: int) -> ExportMetricsServiceRequest:
@@ -218,7 +216,7 @@ class Metrics:
             ).sum
             counter.aggregation_temporality, counter.is_monotonic = _CUMULATIVE, True
             for series, calls in self._decisions.items():
-                counter.data_points.add(attributes=_key_values(dict(series.pairs)), as_int=calls, **times)
+                counter.data_points.add(attributes=_key_values(dict(series)), as_int=calls, **times)
         if self._durations:
             histogram = scope.metrics.add(
                 name="mcp.server.operation.duration", unit="s", description="The time from a call to its answer."
@@ -226,7 +224,7 @@ class Metrics:
             histogram.aggregation_temporality = _CUMULATIVE
             for series, found in self._durations.items():
                 histogram.data_points.add(
-                    attributes=_key_values(dict(series.pairs)),
+                    attributes=_key_values(dict(series)),
                     count=sum(found.buckets),
                     sum=found.sum_s,
                     bucket_counts=found.buckets,

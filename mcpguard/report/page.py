@@ -1,24 +1,20 @@
 """Makes the page of a report: one HTML file that asks no other place for anything."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from mcpguard import __version__
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.plan import Reported
 from mcpguard.core.text import plural, printable
 from mcpguard.report import charts
+from mcpguard.report.bursts import Burst
 from mcpguard.report.charts import Series
 from mcpguard.report.gather import AXES, Figures, Findings, Named
 from mcpguard.report.limits import unreached
-
-if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Mapping
-
-    from mcpguard.report.bursts import Burst
 
 TOP: Final = 10
 """How many names a table has."""
@@ -143,7 +139,7 @@ def _charts(findings: Findings) -> list[Chart]:
     return found
 
 
-def _by_axis(counts: "Sequence[Counter[str]]") -> list[Series]:
+def _by_axis(counts: Sequence[Counter[str]]) -> list[Series]:
     return [
         Series("no limit" if axis == "none" else axis, _AXIS_COLOURS[axis], [one[axis] or None for one in counts])
         for axis in AXES
@@ -197,14 +193,14 @@ def _tools(named: Named[tuple[str, str]]) -> list[dict[str, object]]:
     return rows
 
 
-def _fired(findings: Findings) -> "list[tuple[Reported, int, int, int]]":
+def _fired(findings: Findings) -> list[tuple[Reported, int, int, int]]:
     """The limits that denied most, with denials, would-be denials and the most calls in one counter."""
     fired = [(limit, use.denied, use.would_deny, use.peak) for limit, use in findings.limits.items()]
     fired = [one for one in fired if one[1] + one[2]]
     return sorted(fired, key=lambda one: -one[1] - one[2])[:_LIMITS]
 
 
-def _burst(burst: "Burst") -> "Mapping[str, object]":
+def _burst(burst: Burst) -> Mapping[str, object]:
     decision, user, agent, server, tool, limit = burst.kind
     return {
         "calls": burst.calls,

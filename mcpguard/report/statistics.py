@@ -62,9 +62,7 @@ class _Sum:
             self.allowed += calls
         if group.outcome in ERRORS:
             self.errors += calls
-        mine = self.durations
-        for duration_us, number in durations.items():
-            mine[duration_us] = mine.get(duration_us, 0) + number
+        self.durations.update(durations)
 
     def merge(self, other: "_Sum") -> None:
         self.allowed += other.allowed

@@ -293,10 +293,10 @@ class Recoverable(CallStore, AuditReader, Protocol):
         """
 
     def adopt(self, logs: Sequence[tuple["Counter", "State"]], write_back_id: str) -> None:
-        """Count calls that were admitted without this store.
+        """Count charges that were made without this store.
 
         Args:
-            logs: The admissions by counter. Their times are relative to now, and not positive.
+            logs: The charges by counter. Their times are relative to now, and not positive.
             write_back_id: An id of these logs (an idempotency key). A caller that does not know whether they were counted sends
                 them again with the same id, perhaps from another process. The store counts each id once, and remembers it for
                 at least a week.

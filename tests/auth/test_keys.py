@@ -174,6 +174,20 @@ def test_a_first_fetch_that_fails_is_repeated_by_the_next_call_and_then_at_most_
     assert [idp.seek(keys), idp.seek(keys), idp.seek(keys)] == [2, 2, 2]
 
 
+def test_a_fetch_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one(
+    idp: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        keys = idp.keys()
+        assert (keys.problem, keys.is_fetching) == ("can't start new thread", False)
+    assert idp.seek(keys) == 1
+    assert (knows(keys), keys.problem) == (True, "")
+
+
 def test_keys_that_arrive_after_the_timeout_are_discarded(idp: Provider) -> None:
     go_on = threading.Event()
     keys = idp.keys()

@@ -284,6 +284,10 @@ def test_a_hanging_name_server_does_not_delay_the_call(tmp_path: Path) -> None:
         assert b"cache" in nameserver.recv(4096)
 
 
+def test_it_ends_in_silence_if_the_system_has_no_thread_for_its_watchdog(home: Path) -> None:
+    hook(home, EXPLORE, tuned={"threading._start_new_thread": None})
+
+
 def test_it_does_not_wait_for_endless_input(home: Path) -> None:
     begin = time.monotonic()
     process = subprocess.Popen(command("hook", "claude-code"), env=environment(home), stdin=subprocess.PIPE)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.clients.documents import Dialect, Unreadable, quoted, read
-from mcpguard.clients.nodes import plain
+from mcpguard.clients.documents import Dialect, quoted, read
+from mcpguard.clients.nodes import Unreadable, plain
 from mcpguard.errors import installing
 
 DEEP = 100_000

@@ -7,8 +7,9 @@ import pytest
 import tomlkit
 from ruamel.yaml import YAML
 
-from mcpguard.clients.documents import Dialect, Unreadable
+from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries, guarded, reguarded, unguarded
+from mcpguard.clients.nodes import Unreadable
 
 SERVERS = Layout(("mcpServers",))
 GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")

@@ -6,8 +6,9 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from mcpguard.clients.documents import Dialect, Unreadable
+from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries, guarded, unguarded
+from mcpguard.clients.nodes import Unreadable
 
 FOLDER: Final = Path(__file__).with_name("files")
 SERVERS: Final = Layout(("mcpServers",))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.clients.documents import Dialect, Unreadable, read
+from mcpguard.clients.documents import Dialect, read
 from mcpguard.clients.entries import Entry, entries, guarded, reguarded, unguarded
-from mcpguard.clients.nodes import plain
+from mcpguard.clients.nodes import Unreadable, plain
 from tests.clients.generated import File, file
 
 GUARD = ("/opt/Müller & Co\\x/mcpguard", "run", "--server", "crm", "--")

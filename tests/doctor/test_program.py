@@ -33,6 +33,13 @@ def test_a_link_to_the_own_command_is_the_own_command(tmp_path: Path) -> None:
     assert (found.detail, found.is_advice) == (f"{tmp_path}/bin/mcpguard, version {__version__}", False)
 
 
+def test_the_own_command_is_the_first_one_though_its_folder_is_on_the_path_again_after_another_command(tmp_path: Path) -> None:
+    own, other = program(tmp_path / "own"), program(tmp_path / "other", "mcpguard 0.0.1")
+    found, more = checks(own, tmp_path / "own", tmp_path / "other", tmp_path / "own")
+    assert found == Check("PATH", True, f"{own}, version {__version__}")
+    assert more.detail == f"there are more of them: {other}"
+
+
 def test_a_command_that_is_not_on_the_path_is_noted_with_its_full_path(tmp_path: Path) -> None:
     own = program(tmp_path / "own")
     (tmp_path / "bin").mkdir()

@@ -180,6 +180,19 @@ def test_a_large_reply_is_written_while_the_server_is_silent(client: Client) -> 
     assert client.read(MIB + 1)[-2:] == b"r\n"
 
 
+def test_a_reply_that_the_system_has_no_thread_for_is_written_with_the_next_one(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        client.output.reply(b"a" * MIB)
+    client.output.reply(b"b" * MIB)
+    assert client.read(2 * MIB) == b"a" * MIB + b"b" * MIB
+
+
 def test_queued_replies_are_written_right_after_the_open_frame(client: Client) -> None:
     client.output.relay(b"one, ", unseen)
     client.output.reply(b"r1\n")

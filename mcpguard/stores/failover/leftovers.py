@@ -1,7 +1,7 @@
 """Takes in the spill files of wrappers that ended while their store could not be used.
 
-Theory of operation. Each admission and row is written exactly once. A batch is noted in the file before it is written, and
-again afterwards. If the second note is missing, the admissions are sent again under the same write-back id, which the store
+Theory of operation. Each charge and row is written exactly once. A batch is noted in the file before it is written, and
+again afterwards. If the second note is missing, the charges are sent again under the same write-back id, which the store
 counts once, and the rows are looked for in the store. The same is done for a batch of this wrapper that failed.
 """
 

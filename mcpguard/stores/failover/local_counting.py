@@ -165,10 +165,10 @@ class LocalCounting:
                     f"the store of counters is unavailable: {failure.message}{hint}. "
                     "Try again in a few seconds. If that does not help, the store has to be repaired."
                 )
-        handles = iter(self._buffer.keep(journal.rows(requests, verdicts, time_us)))
+        row_ids = iter(self._buffer.keep(journal.rows(requests, verdicts, time_us)))
         for found in verdicts:
             if found.has_own_row:
-                place_id, found.row_id = found.row_id, next(handles)
+                place_id, found.row_id = found.row_id, next(row_ids)
                 if place_id is not None:
                     self._in_flight.name(place_id, found.row_id)
         return verdicts

@@ -211,8 +211,8 @@ class SpillLog:
 
     Args:
         folder: Where the file is made when the first record is written; None to write no file.
-        clock: The clock of the buffer's admissions.
-        wall: Wall-clock time, from which the age of admissions follows after the machine restarts.
+        clock: The clock of the buffer's charges.
+        wall: Wall-clock time, from which the age of charges follows after the machine restarts.
         file: A file that exists and is continued.
 
     Attributes:

@@ -18,12 +18,12 @@ def newest_row_id(store: AuditReader) -> int:
 
 
 def write(store: Recoverable, batch: Batch, clock: Clock, *, patience_us: int | None = None) -> list[int]:
-    """Write a batch: first its admissions, then its rows. Note in the batch what was written.
+    """Write a batch: first its charges, then its rows. Note in the batch what was written.
 
     Args:
         store: The store.
         batch: The batch.
-        clock: The clock of the admissions.
+        clock: The clock of the charges.
         patience_us: If counting takes longer than this, the rows are not sent.
 
     Returns:
@@ -66,7 +66,7 @@ class WriteBack:
     Args:
         buffer: The buffer.
         lock: Held while a call is decided.
-        clock: The clock of the admissions.
+        clock: The clock of the charges.
         patience_us: How long the lock is held. An operation of the store that is then under way is finished.
     """
 

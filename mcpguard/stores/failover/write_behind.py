@@ -47,7 +47,7 @@ class Batch:
     """A part of the buffer that is being written to a store.
 
     Attributes:
-        logs: The admissions by counter.
+        logs: The charges by counter.
         rows: The rows by provisional row id.
         write_back_id: The id of the logs, see `Recoverable.adopt`.
         logs_counted: Whether the store has counted the logs.
@@ -79,7 +79,7 @@ class WriteBehindBuffer:
         self.spill = spill
         self.written = 0
         self.newest_before: int | None = None
-        self._pending: dict[int, tuple[Counter, State]] = {}  # admissions that were sent to no store, by counter id
+        self._pending: dict[int, tuple[Counter, State]] = {}  # charges that were sent to no store, by counter id
         # Logs that the store may have counted, and their write-back id
         self._maybe_counted: tuple[list[tuple[Counter, State]], str] | None = None
         self._rows = BufferedRows()
@@ -108,7 +108,7 @@ class WriteBehindBuffer:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no admission and no row waits."""
+        """Whether no charge and no row waits."""
         return not (self._pending or self._maybe_counted or len(self._rows))
 
     @property
@@ -134,7 +134,7 @@ class WriteBehindBuffer:
         return self._pending.get(counter.id, (counter, EMPTY))[1]
 
     def forget_expired(self, now_us: int) -> None:
-        """Forget admissions whose windows have passed."""
+        """Forget charges whose windows have passed."""
         for key in [key for key, (counter, log) in self._pending.items() if not limiter.live(log, counter.window_us, now_us)]:
             del self._pending[key]
 
@@ -165,7 +165,7 @@ class WriteBehindBuffer:
             self.spill.note(("newest", newest))
 
     def take(self) -> Batch:
-        """Remove and return the oldest admissions and rows.
+        """Remove and return the oldest charges and rows.
 
         The spill file notes the batch first. If it cannot, the file is removed, because another wrapper would write the batch
         again.
