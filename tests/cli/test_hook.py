@@ -7,6 +7,7 @@ import select
 import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -285,7 +286,8 @@ def test_a_hanging_name_server_does_not_delay_the_call(tmp_path: Path) -> None:
 
 
 def test_it_ends_in_silence_if_the_system_has_no_thread_for_its_watchdog(home: Path) -> None:
-    hook(home, EXPLORE, tuned={"threading._start_new_thread": None})
+    starts = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
+    hook(home, EXPLORE, tuned={f"threading.{starts}": None})
 
 
 def test_it_does_not_wait_for_endless_input(home: Path) -> None:
