@@ -23,6 +23,8 @@ import sqlite3  # noqa: F401
 import subprocess  # noqa: F401
 import tempfile  # noqa: F401
 import tomllib
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from least_relay import start  # type: ignore[import-not-found]
 
@@ -37,6 +39,15 @@ limit = "100/1h"
 stays in the innermost caches, and processors differ in how much slower other code is."""
 
 ID = re.compile(rb'"id"\s*:\s*(\d+)')
+
+for _ in range(55):  # as many as mcpguard's start makes; how long that takes depends on the version of Python
+
+    class Record(NamedTuple):
+        name: str
+        limit: str
+        calls: int
+        tools: tuple[str, ...]
+        rule: Mapping[str, str] | None = None
 
 
 def judge(line: bytes, fd: int, at: int) -> tuple[dict[str, object], int]:
