@@ -125,7 +125,7 @@ def given(names: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_given(value: object) -> bool:
-    """Whether the value of one of `row_filters` was given. An empty pattern was: it matches no name."""
+    """Whether the value of one of `row_filters` was given. An empty pattern counts as given."""
     return value not in (None, (), False)
 
 

@@ -12,6 +12,7 @@ from mcpguard.cli._counters import Counted
 from mcpguard.cli._policy_show import named, observed, rule_as_json, source_as_json
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.identity import parse_agent
+from mcpguard.core.jsonrpc.frames import refuse_constant
 from mcpguard.core.policy.match import Headroom, RuleMatch
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import printable
@@ -59,17 +60,12 @@ def arguments_of(text: str | None) -> dict[str, object] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        found = json.loads(text, parse_constant=refuse_constant)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise UsageError("--arguments is not a JSON object", """write --arguments '{"query": "acme"}'""")
     return found
-
-
-def _refuse(constant: str) -> None:
-    """Refuse `NaN` and `Infinity`. Python reads them, but no call with them reaches a server."""
-    raise ValueError(f"{constant} is not JSON")
 
 
 def as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool) -> dict[str, object]:

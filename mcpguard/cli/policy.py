@@ -71,7 +71,7 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
         click.echo("mode: observe (nothing is denied; calls that would be denied are logged)")
     if policy.wait_us:
         wait = _policy_show.wait_text(policy.wait_us)
-        click.echo(f"wait: {wait} (a refused call waits at most so long, if its rule has no wait)")
+        click.echo(f"wait: {wait} (a refused call waits at most this long, if its rule has no wait)")
 
 
 @command.command(short_help="Show which rules apply to a call, and what is left.")

@@ -135,10 +135,8 @@ async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: floa
     environ = {**os.environ, "MCPGUARD_QUIET": "0"}  # mcpguard must tell that the server has exited
     parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ, cwd=cwd)
     info = Implementation(name="mcpguard-doctor", version=__version__)
-    async with stdio_client(
-        parameters, errlog=errors
-    ) as streams:  # a limit that ends while the server starts leaves it running
-        with anyio.fail_after(answer_s):
+    async with stdio_client(parameters, errlog=errors) as streams:
+        with anyio.fail_after(answer_s):  # not earlier: a limit that ends while the server starts leaves it running
             async with Client(contextlib.nullcontext(streams), mode=mode, client_info=info, cache=None) as client:
                 tools: list[str] = []
                 cursor: str | None = None

@@ -794,7 +794,7 @@ def test_show_describes_caps_cost_errors_and_waits(tmp_path: Path, file: Path) -
     file.write_text(BEYOND)
     shown = mcpguard(tmp_path, "policy", "show").stdout
     for line in (
-        "wait: 5s (a refused call waits at most so long, if its rule has no wait)\n",
+        "wait: 5s (a refused call waits at most this long, if its rule has no wait)\n",
         "1. 5/1m 2-in-flight  user=* tool=report\n",
         "2. 100-units/1h  user=*\n",
         "report costs 20; a refused call never waits.\n",

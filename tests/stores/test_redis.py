@@ -246,14 +246,19 @@ def test_calls_are_decided_between_two_pieces_of_upkeep(
     assert max(before - after for before, after in pairwise(lengths)) <= 200
 
 
-def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
-    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def opened_with_old_rows(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> RedisStore:
+    """A store with more old rows than its upkeep deletes before it pauses."""
     monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
     old = session_in_the_past(server, 2)
     call_with_outcomes(old, 500)
     old.store.close()
-    store = opened(keep_us=HOUR_US)
+    return opened(keep_us=HOUR_US)
+
+
+def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
+    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened_with_old_rows(server, opened, monkeypatch)
     left: list[int] = []
     while not left or store.needs_tending:
         store.tend()
@@ -264,11 +269,7 @@ def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
 def test_a_store_that_is_closed_leaves_no_connection_of_its_upkeep(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
-    old = session_in_the_past(server, 2)
-    call_with_outcomes(old, 500)
-    old.store.close()
-    store = opened(keep_us=HOUR_US)
+    store = opened_with_old_rows(server, opened, monkeypatch)
     store.tend()
     assert store.needs_tending
     store.close()

@@ -96,7 +96,12 @@ class LongInteger(str):
     __slots__ = ()
 
 
-def _constant(name: str) -> object:
+def refuse_constant(name: str) -> object:
+    """Refuse `NaN` and `Infinity`, which Python reads as numbers: the `parse_constant` of a strict parser.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(f"{name} is not JSON")
 
 
@@ -109,7 +114,7 @@ def _integer(digits: str) -> int | LongInteger:
 
 def _scanner(**hooks: Callable[[str], object]) -> Callable[[str, int], tuple[object, int]]:
     """The parser that `JSONDecoder.raw_decode` calls. It raises `StopIteration` if a value is missing."""
-    return make_scanner(json.JSONDecoder(object_pairs_hook=as_object, parse_constant=_constant, **hooks))  # type: ignore[arg-type]
+    return make_scanner(json.JSONDecoder(object_pairs_hook=as_object, parse_constant=refuse_constant, **hooks))  # type: ignore[arg-type]
 
 
 _scan = _scanner()
