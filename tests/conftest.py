@@ -76,7 +76,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of modules that need POSIX, and measure no coverage in tests with generated input.
+    """Mark the tests of modules that need POSIX, measure no coverage in tests with generated input, and begin with `waits`.
 
     Measuring makes a test take two to three times as long. What only generated input reaches should have an example, too.
     """
@@ -85,6 +85,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.posix)
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
+    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
 
 
 def pytest_collection_finish() -> None:

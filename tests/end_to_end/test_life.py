@@ -12,9 +12,13 @@ import pytest
 
 from mcpguard.relay import supervisor
 
-from .host import DEADLINE_S, Host, audit, call, environment, lines, policy, program, request, rule, script, until
+from .host import DEADLINE_S, Host, audit, budget, call, environment, lines, policy, program, request, rule, script, until
+
+pytestmark = pytest.mark.waits
 
 GONE = -32000
+SHORT_MS: Final = 4000
+"""A budget for the store in tests that wait for the end of it, which is still long for a busy machine."""
 
 
 @pytest.mark.parametrize(
@@ -399,6 +403,7 @@ def test_a_client_that_dies_while_the_server_writes_leaves_nothing_behind(tmp_pa
 
 
 def test_a_client_that_does_not_read_and_ends_its_input_does_not_keep_the_guard_from_ending(tmp_path: Path) -> None:
+    budget(tmp_path, SHORT_MS)
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "big", {"mib": 50}))
         host.stdin.close()
@@ -537,6 +542,7 @@ def test_a_client_that_reads_late_gets_all_that_a_server_wrote_before_it_exited(
 
 
 def test_a_client_that_only_waits_for_the_end_is_not_waited_for_with_answers_that_it_does_not_read(tmp_path: Path) -> None:
+    budget(tmp_path, SHORT_MS)
     dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
     calls = lines([call(number, "t") for number in range(20_000)])
     with Host(tmp_path, sys.executable, "-S", "-c", dies) as host, host.sending(calls, in_vain=True):
@@ -545,6 +551,7 @@ def test_a_client_that_only_waits_for_the_end_is_not_waited_for_with_answers_tha
 
 
 def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_path: Path) -> None:
+    budget(tmp_path, SHORT_MS)
     policy(tmp_path, rule("deny", tool="*"))
     calls = lines([call(number, "t", {"text": "x" * 100}) for number in range(20_000)])
     with Host(tmp_path, "cat", tuned={"mcpguard.relay.output.MAX_QUEUED_BYTES": 4 << 20}) as host:

@@ -15,6 +15,8 @@ from mcpguard.stores.sqlite.call_log import log_path
 from .host import PATIENT_MS, audit, script
 from .outages import EagerHost, codes, is_back, is_drained, root_only, settings, told, used, wait_for
 
+pytestmark = pytest.mark.waits
+
 
 def overwrite_pages(path: Path) -> None:
     with path.open("r+b") as file:
