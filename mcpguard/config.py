@@ -233,8 +233,8 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "MCPGUARD_NAMESPACE=team")
     if "denials" in values:
         _setting("denials", values["denials"], places["denials"])
-    if word := environ.get("MCPGUARD_QUIET"):
-        values["quiet"] = switch(word, where="MCPGUARD_QUIET")
+    if (quiet := switch("MCPGUARD_QUIET", environ)) is not None:
+        values["quiet"] = quiet
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     places["server"] = place("server", options.get("server"), environ)
     for key, name in {**values, "server": server}.items():
@@ -255,14 +255,17 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     )
 
 
-def switch(word: str, *, where: str) -> bool:
-    """The truth value of a variable.
+def switch(name: str, environ: Mapping[str, str]) -> bool | None:
+    """The truth value of a variable; None if it is not set.
 
     Raises:
         ConfigError: The word is not one of `_WORDS`.
     """
+    word = environ.get(name)
+    if not word:
+        return None
     if (found := _WORDS.get(word.lower())) is None:
-        raise ConfigError(f"{where}: {word!r} is neither 1 nor 0", f"{where}=1")
+        raise ConfigError(f"{name}: {word!r} is neither 1 nor 0", f"{name}=1")
     return found
 
 

@@ -354,6 +354,13 @@ def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None
     assert loaded(tmp_path, store=url).address == SqliteAddress(Path(path))
 
 
+def test_a_sqlite_address_may_begin_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USERPROFILE" if sys.platform == "win32" else "HOME", str(tmp_path))
+    assert loaded(tmp_path, store="sqlite:///~/team.db").address == SqliteAddress(tmp_path / "team.db")
+    with pytest.raises(ConfigError, match="does not exist"):
+        _ = loaded(tmp_path, store="sqlite:///~nobody-here/team.db").address
+
+
 @pytest.mark.parametrize(
     "url", ["sqlite://relative.db", "sqlite:///", "sqlite:///a%00b.db", "/var/x.db", "postgres://user:s3cret@host/db", ""]
 )

@@ -23,9 +23,10 @@ def command(
     arguments of an entry are changed. Remote and disabled servers are left. mcpguard shows a diff and asks.
     `mcpguard uninstall` gives every file back as it was.
 
-    If MCPGUARD_CONFIG, MCPGUARD_POLICY, MCPGUARD_STORE, MCPGUARD_USER, MCPGUARD_AGENT, MCPGUARD_DENIALS or MCPGUARD_QUIET is
-    set, it is written into each entry as an option. A guarded server stays as it is, unless its mcpguard no longer exists; then
-    it gets the path of this one. Before a file is changed, it is copied to the folder "backups" in mcpguard's state folder.
+    If MCPGUARD_CONFIG, MCPGUARD_POLICY, MCPGUARD_STORE, MCPGUARD_USER, MCPGUARD_AGENT, MCPGUARD_DENIALS, MCPGUARD_OBSERVE or
+    MCPGUARD_QUIET is set, it is written into each entry as an option. A guarded server stays as it is, unless its mcpguard no
+    longer exists; then it gets the path of this one. Before a file is changed, it is copied to the folder "backups" in
+    mcpguard's state folder.
 
     \b
     Clients: claude-desktop, claude-code, codex, cursor, vscode, copilot,

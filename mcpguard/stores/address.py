@@ -6,6 +6,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from mcpguard.errors import ConfigError
+from mcpguard.files import named_path
 from mcpguard.stores.api import Address
 from mcpguard.stores.sqlite.address import SqliteAddress
 
@@ -21,7 +22,7 @@ def address(url: str, password: str = "") -> Address:
     """The address that a URL names.
 
     Args:
-        url: `sqlite:///absolute/path.db`, or the URL of a server, see `stores.redis.url`.
+        url: `sqlite:///absolute/path.db`, where `~` may begin the path, or the URL of a server, see `stores.redis.url`.
         password: The server's password, if the URL has none.
 
     Raises:
@@ -29,7 +30,8 @@ def address(url: str, password: str = "") -> Address:
     """
     match = re.fullmatch(r"sqlite://(/.+)", url)
     if match and "\0" not in (path := unquote(match[1])):
-        return SqliteAddress(Path(path[1:] if re.match(r"/[A-Za-z]:", path) else path))
+        path = path[1:] if re.match(r"/([A-Za-z]:|~)", path) else path
+        return SqliteAddress(named_path(path, where="store") if path.startswith("~") else Path(path))
     scheme = url.partition("://")[0]
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url, re.DOTALL):
         raise ConfigError("store: this is not a URL", _EXAMPLE)

@@ -258,10 +258,11 @@ def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happene
     assert others[-1] == "mcpguard: 3 calls: 2 rate_limited (user 2), 1 allowed"
 
 
-@pytest.mark.parametrize("how", ["option", "file"])
+@pytest.mark.parametrize("how", ["option", "variable", "file"])
 def test_the_first_line_says_that_observe_mode_denies_nothing(tmp_path: Path, how: str) -> None:
     file = policy(tmp_path, ('mode = "observe"\n' if how == "file" else "") + rule("1/1h", user="*"))
-    with Host(tmp_path, *script("obedient"), options=["--observe"] * (how == "option")) as host:
+    options, variables = ["--observe"] * (how == "option"), {"MCPGUARD_OBSERVE": "1"} if how == "variable" else {}
+    with Host(tmp_path, *script("obedient"), options=options, env=variables) as host:
         assert host.end() == 0
         said = host.err
     assert " mode=observe (nothing is denied) server=" in said
