@@ -174,16 +174,17 @@ def _rules(policy: Policy, limits: Sequence[LimitThen]) -> list[RuleThen]:
     """The rules of limits. Rules that count different things can have the same text."""
     found: dict[object, RuleThen] = {}
     for number, limit in enumerate(limits):
-        at = next(
-            (
-                at
-                for part, at in policy.parts
-                if part.text == limit.rule and (part.counts == limit.counts or part.deny or limit.limit is None)
-            ),
-            None,
-        )
+        at = _in_force(policy, limit)
         found.setdefault((limit.rule, limit.counts if at is None else at), RuleThen(limit.rule, at, [])).limits.append(number)
     return list(found.values())
+
+
+def _in_force(policy: Policy, limit: LimitThen) -> int | None:
+    """The index of the rule in force that has a limit of this kind; else of the one that opens or closes the same calls now."""
+    alike = [(part, at) for part, at in policy.parts if part.text == limit.rule]
+    same = [at for part, at in alike if (part.deny if limit.limit is None else part.counts == limit.counts and not part.deny)]
+    other = [at for part, at in alike if part.deny or limit.limit is None]
+    return next(iter(same + other), None)
 
 
 def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: LimitThen, cost: int) -> CounterNow:

@@ -342,6 +342,23 @@ def test_rules_with_the_same_text_are_told_apart_by_what_they_count() -> None:
     assert without.commands == ["mcpguard policy set --tool sync --count errors 3/1m"]
 
 
+@pytest.mark.parametrize("closed_first", [True, False])
+def test_a_rule_that_closes_a_tool_is_told_apart_from_a_limit_on_cost_with_the_same_text(closed_first: bool) -> None:
+    rules = ['[[rule]]\ntool = "sum"\nlimit = "deny"\n', '[[rule]]\ntool = "sum"\nlimit = "5/1h"\ncount = "cost"\n']
+    closed, cost = (0, 1) if closed_first else (1, 0)
+    kinds = Kinds(rules[closed] + rules[cost] + '[[cost]]\ntool = "sum"\ncost = 9\n')
+    found = kinds.shown(kinds.last("sum", 1) | {"cost": 9})
+    assert {limit.text: rule.at for rule in found.rules for limit in [found.limits[at] for at in rule.limits]} == {
+        "deny": closed,
+        "5-units/1h": cost,
+    }
+    assert found.counters[1 - closed].in_force
+    assert sorted(found.commands) == [
+        "mcpguard policy set --tool sum --count cost 14/1h",
+        "mcpguard policy set --tool sum unlimited",
+    ]
+
+
 def flooded(kinds: Kinds, *tools: str) -> dict[str, Any]:
     """The row that sums up most of 400 denials of each of several families of tools."""
     for at in range(400):

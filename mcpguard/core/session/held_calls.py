@@ -155,7 +155,7 @@ class HeldCalls:
                 return False
             if wait_us:
                 due_us = min(due_us, wait_us)
-            else:  # there is room: the first call that waits for it is decided anew, as after a reset
+            if at not in refusing:  # there is room, as after a reset: the first call that waits for it is decided anew
                 self._hurry_next([counter])
         call.request, call.verdict, call.decided_us = request, verdict, now_us
         call.due_us = now_us + due_us

@@ -596,6 +596,16 @@ def test_when_a_counter_was_reset_a_new_call_lets_those_go_that_wait_for_it() ->
     assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 4"]
 
 
+def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_though_that_leaves_no_room_for_itself() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.store.reset([held.label for held in talk.store.held()])
+    assert talk.client(call_line("search", 3)) == []
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 2"]
+    assert talk.handle(HeldCallsDue(talk.time())) == []
+    assert talk.pass_ms(2000) == ["forwarded 3"]
+
+
 def test_a_call_behind_others_does_not_wait_for_a_limit_beyond_the_wait_of_its_rule() -> None:
     talk = Talk(
         '[[rule]]\ntool = "crm_*"\nconcurrent = 1\nwait = "20s"\n[[rule]]\ntool = "*_read"\nconcurrent = 3\nwait = "5s"\n'
