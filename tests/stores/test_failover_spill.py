@@ -153,6 +153,31 @@ def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_
     assert running.used() == [3]
 
 
+def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tmp_path: Path) -> None:
+    place = in_outage(tmp_path)
+    place.call(2)
+    place.store.close()
+    place.failing.clear()
+    place.probe()
+    assert place.records() == []
+    assert len(successor(place, tmp_path).records()) == 2
+
+
+@pytest.mark.posix
+def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) -> None:
+    folder = SpillFolder(tmp_path, "db-spill-")
+    file = folder.create()
+
+    def free() -> int:
+        with (tmp_path / "other").open("w") as other:
+            return other.fileno()
+
+    before = free()
+    assert list(folder.left_behind()) == []
+    assert free() == before
+    file.close()
+
+
 def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(1)
@@ -273,6 +298,25 @@ def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: 
     Place(policy=UNLIMITED, other=place, session="00000000000000cc").session.call("x", 1000)
     after = successor(place, tmp_path)
     assert (len(after.records()), after.used()) == (1003, [3])
+
+
+def test_rows_of_a_second_outage_are_not_written_twice_if_the_wrapper_is_killed_during_write_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = in_outage(tmp_path)
+    place.call(2)
+    place.mend()
+    place.store.tend()
+    assert spill_files(tmp_path) == []
+    place.break_down()
+    place.call(3)
+    steps = Steps(monkeypatch)
+    place.after["append"] = lambda: setattr(steps, "left", 1)
+    with pytest.raises(Killed):
+        place.mend()
+    place.kill()
+    after = successor(place, tmp_path)
+    assert (len(after.records()), after.used()) == (5, [5])
 
 
 def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_same_wrapper(tmp_path: Path) -> None:

@@ -199,6 +199,15 @@ def test_a_loss_is_told_even_if_the_call_ends_before_its_lease_would_be_renewed(
     assert not stopped.store.needs_tending
 
 
+def test_a_call_that_ends_after_its_lease_has_lost_nothing_if_nobody_took_its_place(guards: Guards, time: Time) -> None:
+    stopped, other = guards()
+    stopped.begin()
+    time.pass_ms(2 * LEASE_MS)
+    stopped.end()
+    assert stopped.told() == ()
+    assert other.decision() == "allowed"
+
+
 def test_a_place_that_nobody_took_is_renewed_after_its_lease(guards: Guards, time: Time) -> None:
     stopped, other = guards()
     stopped.begin()
