@@ -450,6 +450,26 @@ def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outc
     assert [("args_hash" in record, record.get("outcome")) for record in after.records()] == [(True, None), (False, "ok")]
 
 
+def test_a_server_that_loses_its_data_while_it_gets_a_file_gets_no_hashes_with_its_old_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_behind, "BATCH", 2)
+    place = in_outage(tmp_path)
+    place.call(6)
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+
+    def lose_data() -> None:
+        after.memory = Memory()
+        after.opened[-1]._memory, after.opened[-1].args_key = after.memory, after.memory.args_key
+
+    after.after["append"] = lose_data
+    after.store.tend()
+    after.time.now_us += LOOK_EVERY_US
+    after.store.tend()
+    assert ["args_hash" in record for record in after.records()] == [False] * 4
+
+
 def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: Path) -> None:
     place = Place(policy=MIXED, folder=tmp_path)
     before = place.one()
@@ -520,11 +540,12 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, m
     assert (after.used(), len(after.records())) == ([2], 2)
 
 
+@pytest.mark.parametrize("before", [0, 1])
 def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
     place = in_outage(tmp_path)
-    place.call(1)
+    place.call(before)
     with monkeypatch.context() as patch:
         patch.setattr(SpillFile, "append", full)
         place.call(2)
@@ -532,7 +553,7 @@ def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
     place.store.tend()
     place.kill()
     after = successor(place, tmp_path)
-    assert (after.used(), len(after.records())) == ([3], 3)
+    assert (after.used(), len(after.records())) == ([before + 2], before + 2)
 
 
 def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
