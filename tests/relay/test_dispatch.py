@@ -15,6 +15,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
 from mcpguard.core.session.in_flight import InFlight
 from mcpguard.core.session.machine import Session
+from mcpguard.core.session.opening import Opening
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -107,20 +108,24 @@ def test_no_message_passes_by_a_session_that_has_begun(scene: Scene) -> None:
 
 
 def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
     used: list[tuple[str, bool]] = []
 
     def watch(owner: object, name: str) -> None:
         use = getattr(owner, name)
 
         def watched(*args: object) -> object:
-            used.append((name, scene.dispatcher._lock.locked()))
+            used.append((name, scene.dispatcher._lock.locked() or early._lock.locked()))
             return use(*args)
 
         monkeypatch.setattr(owner, name, watched)
 
+    watch(Opening, "forward")
     watch(scene.session, "handle")
     watch(scene.session, "forward")
     watch(scene.store, "decide")
+    early.open(read([request("ping", 4)]), 0)
+    early.begin(scene.session, scene.store)
     scene.client(CALL)
     scene.client(PING, request("ping", 3))
     scene.unread.add(ANSWER, awaits_answers=True)

@@ -178,6 +178,15 @@ def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) 
     file.close()
 
 
+@pytest.mark.posix
+def test_a_file_that_cannot_be_opened_does_not_keep_the_next_one_from_being_taken_in(tmp_path: Path) -> None:
+    place = in_outage(tmp_path)
+    place.call(2)
+    place.kill()
+    (tmp_path / "db-spill-").symlink_to(tmp_path / "elsewhere")  # the first one
+    assert len(successor(place, tmp_path).records()) == 2
+
+
 def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(1)
@@ -632,7 +641,10 @@ def test_the_records_that_wait_for_a_full_disk_are_bounded(tmp_path: Path, monke
     assert (place.used(), len(place.records())) == ([50], 50)
 
 
-@pytest.mark.parametrize("content", [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n", b'["five",1,2,3,4]\n'],
+)
 def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "db-spill-0"
     path.write_bytes(content)
