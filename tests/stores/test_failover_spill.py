@@ -577,6 +577,19 @@ def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
     assert spill_files(tmp_path) == []
 
 
+def test_a_file_that_cannot_be_removed_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = SpillFolder(tmp_path, "db-spill-").create()
+    file.append([("key", "abc")])
+
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        file.remove()
+    assert [path.read_bytes() for path in spill_files(tmp_path)] == [b""]
+
+
 def killed_here() -> None:
     raise Killed
 
