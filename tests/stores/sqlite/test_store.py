@@ -211,6 +211,21 @@ def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path,
     assert path.read_bytes() == damaged
 
 
+def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    store = open_store()
+    with monkeypatch.context() as patch:
+        patch.setattr(call_log.CallLog, "ends_at", fail)
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            decisions(store, 1)
+    with contextlib.closing(lock_file(log_path(path))) as lock:
+        assert lock.acquire(0)
+
+
 # Schema
 
 
