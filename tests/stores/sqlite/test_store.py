@@ -211,6 +211,24 @@ def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path,
     assert path.read_bytes() == damaged
 
 
+def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_is_whole(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 2)
+    store.close()
+    whole = path.read_bytes()
+    ((page,),) = ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'audit'")
+    with path.open("r+b") as file:
+        file.seek((int(str(page)) - 1) * schema.PAGE_BYTES)
+        file.write(b"\xff" * schema.PAGE_BYTES)
+    store = open_store()  # which reads no row
+    for ask_again in (lambda: list(store.entries()), open_store):
+        with pytest.raises(StoreUnavailable, match="is damaged"):
+            ask_again()
+    store.close()
+    path.write_bytes(whole)
+    assert len(list(open_store().entries())) == 2
+
+
 def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_them(path: Path, open_store: Open) -> None:
     store = open_store()
     decisions(store, 2)
