@@ -1,6 +1,7 @@
 """The bookkeeper works in handfuls, and while there are no calls."""
 
 import os
+import select
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -14,6 +15,7 @@ from mcpguard.core.jsonrpc.frames import read
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
 from mcpguard.core.session.machine import Session
+from mcpguard.errors import StoreUnavailable
 from mcpguard.relay import bookkeeper
 from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
 from mcpguard.relay.console import Console
@@ -202,3 +204,23 @@ def test_a_call_ends_the_catching_up(scene: Scene, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(scene.store, "tend", tend)
     scene.bookkeeper.run()
     assert tended == [None]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("it is gone"), ZeroDivisionError("a bug")])
+def test_upkeep_goes_on_after_a_failure(scene: Scene, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
+    monkeypatch.setattr(scene.store, "needs_tending", True)
+    tended: list[None] = []
+
+    def tend() -> None:
+        tended.append(None)
+        if len(tended) == 1:
+            raise error
+        scene.bookkeeper._shut_down.set()
+
+    monkeypatch.setattr(scene.store, "tend", tend)
+    scene.bookkeeper.wake()
+    scene.bookkeeper.run()
+    assert len(tended) == 2
+    is_reported = bool(select.select([scene.stderr], [], [], 0)[0])
+    assert is_reported == isinstance(error, ZeroDivisionError)

@@ -15,6 +15,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import events
 from mcpguard.core.session.in_flight import InFlight
 from mcpguard.core.session.machine import Session
+from mcpguard.core.session.opening import Opening
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -102,6 +103,39 @@ def test_messages_pass_before_there_is_a_session_unless_an_event_was_posted_befo
     assert early.open(read([request("ping", 3)]), 0) is None
 
 
+def test_no_message_passes_by_a_session_that_has_begun(scene: Scene) -> None:
+    assert scene.dispatcher.open(read([PING]), 0) is None
+
+
+def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    used: list[tuple[str, bool]] = []
+
+    def watch(owner: object, name: str) -> None:
+        use = getattr(owner, name)
+
+        def watched(*args: object) -> object:
+            used.append((name, scene.dispatcher._lock.locked() or early._lock.locked()))
+            return use(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Opening, "forward")
+    watch(scene.session, "handle")
+    watch(scene.session, "forward")
+    watch(scene.store, "decide")
+    early.open(read([request("ping", 4)]), 0)
+    early.begin(scene.session, scene.store)
+    scene.client(CALL)
+    scene.client(PING, request("ping", 3))
+    scene.unread.add(ANSWER, awaits_answers=True)
+    scene.dispatcher.read_answers()
+    scene.dispatcher.dispatch(events.RecordingDue(0))
+    scene.dispatcher.last_answers("server exited with status 1")
+    assert {name for name, _ in used} == {"handle", "forward", "decide"}
+    assert all(is_locked for _, is_locked in used)
+
+
 def test_answers_are_not_read_before_there_is_a_session(scene: Scene) -> None:
     early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
     scene.unread.add(b'{"id":2,"result":{}}\n', awaits_answers=True)
@@ -156,6 +190,12 @@ def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scen
     last = scene.dispatcher.last_answers("server exited with status 1")
     assert (last.count(b"\n"), b'"id":3,' in last) == (1, True)
     assert scene.dispatcher.last_answers("again") == b""
+
+
+def test_a_client_that_has_left_gets_no_last_answers(scene: Scene) -> None:
+    scene.client(CALL)
+    scene.dispatcher.post(events.ClientLeft(0))
+    assert scene.dispatcher.last_answers("server exited with status 1") == b""
 
 
 def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_its_own_answer(scene: Scene) -> None:

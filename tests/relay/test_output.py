@@ -315,10 +315,12 @@ def test_whoever_makes_many_replies_lets_some_be_written(
     assert bool(waits) is gives_way
 
 
-def test_the_last_replies_follow_the_end_of_an_open_frame(client: Client) -> None:
+@pytest.mark.parametrize(("queued", "last"), [([b"waiting\n"], b"last\n"), ([b"waiting\n"], b""), ([], b"last\n")])
+def test_queued_and_last_replies_follow_the_end_of_an_open_frame(client: Client, queued: list[bytes], last: bytes) -> None:
     client.output.relay(b"half", unseen)
-    client.output.reply(b"waiting\n")
-    assert client.ended(b"last\n") == b"half\nwaiting\nlast\n"
+    for reply in queued:
+        client.output.reply(reply)
+    assert client.ended(last) == b"".join([b"half\n", *queued, last])
 
 
 def test_without_replies_the_end_adds_nothing_to_an_open_frame(client: Client) -> None:

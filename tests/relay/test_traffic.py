@@ -52,6 +52,7 @@ class Store(MemoryStore):
         together: How many requests were decided at once.
         asked: The ids whose notes were looked up at once.
         outcomes: The outcomes, as they are recorded.
+        tended: Set when upkeep was done.
     """
 
     def __init__(self, server_reads: int) -> None:
@@ -62,7 +63,12 @@ class Store(MemoryStore):
         self.together: list[int] = []
         self.asked: list[list[str]] = []
         self.outcomes: SimpleQueue[str] = SimpleQueue()
+        self.tended = threading.Event()
         self.settling: Callable[[], None] = lambda: None  # called when a call's end is noted
+
+    def tend(self) -> None:
+        super().tend()
+        self.tended.set()
 
     def settle(self, endings: Sequence[Ending]) -> None:
         self.settling()
@@ -307,6 +313,10 @@ def test_a_call_that_waited_is_denied_if_no_user_is_verified(unguarded: Line) ->
     assert [one["error"]["code"] for one in unguarded.client_has()] == [401]
 
 
+def test_the_store_is_tended_before_the_first_call(line: Line) -> None:
+    assert line.store.tended.wait(30)
+
+
 def test_calls_are_decided_in_portions(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     length = len(json.dumps(call(1)))
     monkeypatch.setattr(exchange, "MAX_PORTION", 3)
@@ -464,6 +474,15 @@ def test_after_the_end_of_the_servers_input_no_call_is_charged_and_the_error_say
     assert errors == [(1, -32000, "the server has closed its output"), (2, -32000, "the server has closed its output")]
     assert [entry.record["decision"] for entry in line.store.entries()] == ["policy", "unavailable"]
     assert not line.store.held()
+
+
+def test_a_client_that_has_left_gets_no_answer_in_the_servers_place_though_its_messages_are_read_later(unguarded: Line) -> None:
+    unguarded.traffic.close_input("the server has closed its output")
+    unguarded.send(call(1))
+    unguarded.close_client()
+    unguarded.guard()
+    assert unguarded.client_ended.wait(30)
+    assert not select.select([unguarded.from_guard], [], [], 0)[0]
 
 
 def test_a_client_that_has_left_is_noticed_during_backpressure(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

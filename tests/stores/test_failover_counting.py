@@ -139,6 +139,19 @@ def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold
     assert place.call(1, "echo") + place.call(1, "never seen") == ["allowed"] * 2
 
 
+def test_a_counter_is_not_counted_from_what_was_known_of_it_in_an_earlier_outage() -> None:
+    other = Place(policy=EACH_TOOL_5)
+    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
+    other.call(1, "echo")
+    place.break_down()
+    place.call(1, "x")
+    place.mend()
+    place.call(4, "echo")
+    forget(place, "echo")
+    place.break_down()
+    assert place.call(1, "echo") == ["unavailable"]
+
+
 def test_of_too_many_logs_those_that_were_charged_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
     place = Place(policy=EACH_TOOL_5)

@@ -442,6 +442,17 @@ def test_the_store_needs_no_upkeep_once_the_calls_of_an_outage_have_ended() -> N
     assert not place.store.needs_tending
 
 
+def test_calls_that_begin_and_end_without_the_store_leave_it_nothing_to_free() -> None:
+    place = Place(policy=CAP_2)
+    place.break_down()
+    for _ in range(3):
+        place.stops(place.starts())
+    place.failing.clear()
+    place.fail("settle", "hold")  # the store is asked for neither
+    place.probe()
+    assert place.store._store is not None
+
+
 def test_a_call_of_an_earlier_outage_that_ends_in_the_next_one_gives_its_place_back() -> None:
     place = Place(policy=CAP_2)
     place.break_down()

@@ -142,3 +142,28 @@ def test_the_same_holds_if_the_buffer_is_written_back_in_many_batches() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write_behind, "BATCH", 1)
         run_state_machine_as_test(Outages, settings=settings(max_examples=30, stateful_step_count=40))
+
+
+def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 2\n')
+    used: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> None:
+        use = getattr(place.opened[0], name)
+
+        def watched(*args: object) -> object:
+            used.append((name, place.store._lock.locked()))
+            return use(*args)
+
+        monkeypatch.setattr(place.opened[0], name, watched)
+
+    names = ["decide", "settle", "record", "append", "noted_agents", "catch_up", "close"]
+    for name in names:
+        watch(name)
+    place.stops(place.starts())
+    place.store.record([])
+    place.store.append([])
+    place.store.noted_agents("default", ["x"])
+    place.store.catch_up()
+    place.store.close()
+    assert used == [(name, True) for name in names]

@@ -258,6 +258,18 @@ def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_with_its_new_k
     assert place.outcomes() == ["ok"]
 
 
+def test_an_outcome_of_a_call_in_an_outage_is_not_joined_to_a_row_of_a_later_store() -> None:
+    place = Place()
+    place.break_down()
+    old = place.one()
+    place.mend()
+    place.memory = Memory()
+    place.opened[-1]._memory, place.opened[-1].args_key = place.memory, place.memory.args_key
+    place.call(1)
+    place.ends(old, "tool_error")
+    assert place.outcomes() == [None]
+
+
 def test_admissions_that_may_have_been_counted_are_sent_again_with_the_same_id_and_newer_ones_with_another() -> None:
     place = Place(policy=MANY)
     told: list[tuple[str, int]] = []

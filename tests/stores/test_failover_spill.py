@@ -153,6 +153,40 @@ def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_
     assert running.used() == [3]
 
 
+def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tmp_path: Path) -> None:
+    place = in_outage(tmp_path)
+    place.call(2)
+    place.store.close()
+    place.failing.clear()
+    place.probe()
+    assert place.records() == []
+    assert len(successor(place, tmp_path).records()) == 2
+
+
+@pytest.mark.posix
+def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) -> None:
+    folder = SpillFolder(tmp_path, "db-spill-")
+    file = folder.create()
+
+    def free() -> int:
+        with (tmp_path / "other").open("w") as other:
+            return other.fileno()
+
+    before = free()
+    assert list(folder.left_behind()) == []
+    assert free() == before
+    file.close()
+
+
+@pytest.mark.posix
+def test_a_file_that_cannot_be_opened_does_not_keep_the_next_one_from_being_taken_in(tmp_path: Path) -> None:
+    place = in_outage(tmp_path)
+    place.call(2)
+    place.kill()
+    (tmp_path / "db-spill-").symlink_to(tmp_path / "elsewhere")  # the first one
+    assert len(successor(place, tmp_path).records()) == 2
+
+
 def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(1)
@@ -273,6 +307,25 @@ def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: 
     Place(policy=UNLIMITED, other=place, session="00000000000000cc").session.call("x", 1000)
     after = successor(place, tmp_path)
     assert (len(after.records()), after.used()) == (1003, [3])
+
+
+def test_rows_of_a_second_outage_are_not_written_twice_if_the_wrapper_is_killed_during_write_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = in_outage(tmp_path)
+    place.call(2)
+    place.mend()
+    place.store.tend()
+    assert spill_files(tmp_path) == []
+    place.break_down()
+    place.call(3)
+    steps = Steps(monkeypatch)
+    place.after["append"] = lambda: setattr(steps, "left", 1)
+    with pytest.raises(Killed):
+        place.mend()
+    place.kill()
+    after = successor(place, tmp_path)
+    assert (len(after.records()), after.used()) == (5, [5])
 
 
 def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_same_wrapper(tmp_path: Path) -> None:
@@ -406,6 +459,26 @@ def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outc
     assert [("args_hash" in record, record.get("outcome")) for record in after.records()] == [(True, None), (False, "ok")]
 
 
+def test_a_server_that_loses_its_data_while_it_gets_a_file_gets_no_hashes_with_its_old_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_behind, "BATCH", 2)
+    place = in_outage(tmp_path)
+    place.call(6)
+    place.kill()
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+
+    def lose_data() -> None:
+        after.memory = Memory()
+        after.opened[-1]._memory, after.opened[-1].args_key = after.memory, after.memory.args_key
+
+    after.after["append"] = lose_data
+    after.store.tend()
+    after.time.now_us += LOOK_EVERY_US
+    after.store.tend()
+    assert ["args_hash" in record for record in after.records()] == [False] * 4
+
+
 def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: Path) -> None:
     place = Place(policy=MIXED, folder=tmp_path)
     before = place.one()
@@ -476,11 +549,12 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, m
     assert (after.used(), len(after.records())) == ([2], 2)
 
 
+@pytest.mark.parametrize("before", [0, 1])
 def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
     place = in_outage(tmp_path)
-    place.call(1)
+    place.call(before)
     with monkeypatch.context() as patch:
         patch.setattr(SpillFile, "append", full)
         place.call(2)
@@ -488,7 +562,7 @@ def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
     place.store.tend()
     place.kill()
     after = successor(place, tmp_path)
-    assert (after.used(), len(after.records())) == ([3], 3)
+    assert (after.used(), len(after.records())) == ([before + 2], before + 2)
 
 
 def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
@@ -501,6 +575,19 @@ def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
     with pytest.raises(Killed):
         place.mend()
     assert spill_files(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_removed_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = SpillFolder(tmp_path, "db-spill-").create()
+    file.append([("key", "abc")])
+
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        file.remove()
+    assert [path.read_bytes() for path in spill_files(tmp_path)] == [b""]
 
 
 def killed_here() -> None:
@@ -567,7 +654,10 @@ def test_the_records_that_wait_for_a_full_disk_are_bounded(tmp_path: Path, monke
     assert (place.used(), len(place.records())) == ([50], 50)
 
 
-@pytest.mark.parametrize("content", [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n", b'["five",1,2,3,4]\n'],
+)
 def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "db-spill-0"
     path.write_bytes(content)

@@ -256,3 +256,21 @@ def test_a_process_whose_file_may_not_be_read_is_taken_to_run(tmp_path: Path, mo
 
     monkeypatch.setattr(os, "open", refuse)
     assert shows_life(tmp_path / "sign")
+
+
+@pytest.mark.posix
+def test_looking_for_signs_of_life_leaves_no_file_open(tmp_path: Path) -> None:
+    def free() -> int:
+        with (tmp_path / "other").open("w") as other:
+            return other.fileno()
+
+    sign = LifeSign(tmp_path / "alive")
+    (tmp_path / "dead").touch()
+    before = free()
+    assert [shows_life(tmp_path / name) for name in ("alive", "dead", "missing")] == [True, False, False]
+    for name in ("alive", "dead", "missing"):
+        delete_if_dead(tmp_path / name)
+    assert sign.is_there()
+    assert free() == before
+    sign.end()
+    assert free() < before

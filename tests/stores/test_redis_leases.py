@@ -199,6 +199,15 @@ def test_a_loss_is_told_even_if_the_call_ends_before_its_lease_would_be_renewed(
     assert not stopped.store.needs_tending
 
 
+def test_a_call_that_ends_after_its_lease_has_lost_nothing_if_nobody_took_its_place(guards: Guards, time: Time) -> None:
+    stopped, other = guards()
+    stopped.begin()
+    time.pass_ms(2 * LEASE_MS)
+    stopped.end()
+    assert stopped.told() == ()
+    assert other.decision() == "allowed"
+
+
 def test_a_place_that_nobody_took_is_renewed_after_its_lease(guards: Guards, time: Time) -> None:
     stopped, other = guards()
     stopped.begin()
@@ -431,6 +440,16 @@ def test_errors_are_counted_once_even_if_the_servers_clock_is_ahead(server: Serv
     session.store._ahead_us -= 3_600_000_000  # type: ignore[attr-defined]
     session.store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
     assert [held.used for held in session.store.held()] == [1]
+
+
+def test_an_error_that_the_server_would_count_too_late_is_not_counted_and_told_to_the_caller(server: Server) -> None:
+    session = Session(RedisStore(server.address, PATIENT), FAILING)
+    (request,) = session.charges("x")
+    (verdict,) = session.store.decide([request], session.journal)
+    session.store._timeout_us = -3_600_000_000  # type: ignore[attr-defined]
+    with pytest.raises(StoreUnavailable, match="starts scripts too late"):
+        session.store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
+    assert session.store.held() == []
 
 
 def test_calls_of_a_plan_that_counts_no_errors_and_has_no_cap_cost_no_command_when_they_end(guards: Guards) -> None:

@@ -108,8 +108,6 @@ class CallsInFlight:
         """The store does not have the data of the one before."""
         self.lose_store()
         self._left = []
-        for row_id, place in self._places.items():
-            self._places[row_id] = place._replace(may_be_held=False)
 
     def give(self, store: Recoverable, clock: Clock, *, until_us: int | None = None) -> None:
         """Let a store hold the calls that it has not admitted itself, and free what they have left in it.

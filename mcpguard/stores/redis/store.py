@@ -244,7 +244,7 @@ class RedisStore:
                 reply = self._link.checked(self._link.exchange(command, deadline_s=end_s))
             self._ahead_us = time_in(reply) - boot_us()
             self._reply_lost = False
-            if len(reply) > 1 or not requests:
+            if len(reply) > 1:
                 return reply  # type: ignore[no-any-return]
             # The server's clock is further ahead than we knew, or the command was sent too late, because this machine is busy.
             # It has charged nothing, and now we know its time

@@ -161,6 +161,14 @@ def test_a_log_that_is_removed_replaced_or_truncated_is_detected(log: CallLog, p
         log.check()
 
 
+def test_a_new_log_is_forced_to_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new.db-calls"
+    has_name: list[bool] = []
+    monkeypatch.setattr(call_log, "_sync", lambda _: has_name.append(path.exists()))
+    create(path, HEADER)
+    assert (has_name, path.exists()) == ([False], True)
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
 @pytest.mark.parametrize("content", [None, b"not a log"], ids=["missing", "no log"])
 def test_a_log_that_cannot_be_opened_leaves_no_file_open(path: Path, content: bytes | None) -> None:

@@ -153,3 +153,43 @@ def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Pat
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
     hold.close()
+
+
+# files that stay open would add up: during an outage a store is opened every few seconds
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def refuse(*_: object) -> None:
+    raise StoreUnavailable("not now")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
+@pytest.mark.parametrize("step", ["log.turn", "_time_base", "try_share"])
+def test_a_store_that_cannot_be_opened_leaves_no_file_open(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    open_store().close()
+    before = open_files()
+    with locked(path) if step == "try_share" else contextlib.nullcontext(), monkeypatch.context() as patch:
+        if step == "log.turn":
+            patch.setattr(CallLog, "turn", refuse)
+        elif step == "_time_base":
+            patch.setattr(opening, "_time_base", refuse)
+        else:
+            patch.setattr(SharedHold, "try_share", refuse)
+        with pytest.raises(StoreUnavailable):
+            open_store()
+    assert open_files() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
+def test_a_closed_store_leaves_no_file_open(path: Path) -> None:
+    SqliteStore(path).close()
+    before = open_files()
+    store = SqliteStore(path)
+    Session(store, FIVE).call("x", 1)
+    store.close()
+    assert open_files() == before

@@ -211,6 +211,54 @@ def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path,
     assert path.read_bytes() == damaged
 
 
+def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_is_whole(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 2)
+    store.close()
+    whole = path.read_bytes()
+    ((page,),) = ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'audit'")
+    with path.open("r+b") as file:
+        file.seek((int(str(page)) - 1) * schema.PAGE_BYTES)
+        file.write(b"\xff" * schema.PAGE_BYTES)
+    store = open_store()  # which reads no row
+    for ask_again in (lambda: list(store.entries()), open_store):
+        with pytest.raises(StoreUnavailable, match="is damaged"):
+            ask_again()
+    store.close()
+    path.write_bytes(whole)
+    assert len(list(open_store().entries())) == 2
+
+
+def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_them(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 2)
+    store.close()
+    copy = path.read_bytes()
+    store = open_store()
+    decisions(store, 2, "b" * 16)
+    store.close()
+    path.write_bytes(copy)
+    store = open_store()
+    assert store._log.drained().end < store._follower.at.end
+    store.close()
+    assert ask(path, "SELECT count(*) FROM audit") == [(4,)]
+
+
+def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    store = open_store()
+    with monkeypatch.context() as patch:
+        patch.setattr(call_log.CallLog, "ends_at", fail)
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            decisions(store, 1)
+    with contextlib.closing(lock_file(log_path(path))) as lock:
+        assert lock.acquire(0)
+
+
 # Schema
 
 
