@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.clients.records import NAME, Record, load, save
+from mcpguard.errors import McpguardError
 
 ONE, TWO = Record("/a.json", ("mcpServers", "crm")), Record("/b.json", ())
 
@@ -40,3 +41,11 @@ def test_a_damaged_file_of_notes_has_none_and_is_replaced(state: Path, data: byt
     assert load(state) == set()
     save(state, added={ONE})
     assert load(state) == {ONE}
+
+
+@pytest.mark.posix
+def test_a_file_in_place_of_the_folder_is_reported(state: Path) -> None:
+    state.parent.write_bytes(b"")
+    assert load(state) == set()
+    with pytest.raises(McpguardError, match="cannot be written: Not a directory"):
+        save(state, added={ONE})

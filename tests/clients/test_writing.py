@@ -214,6 +214,22 @@ def test_a_file_is_left_if_the_disk_refuses(
     assert names(file.parent) == ["mcp.json"]
 
 
+def test_a_file_is_left_if_its_backup_does_not_reach_the_disk(
+    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_once(_: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse_once)
+    with pytest.raises(NotWritten, match="not changed, because no copy of it can be saved in .*: No space left on device"):
+        replace(file, OLD, NEW, backups=backups)
+    assert file.read_bytes() == OLD
+    assert (names(file.parent), names(backups)) == (["mcp.json"], [])
+
+
 def test_neither_the_owner_nor_the_group_of_a_file_ever_changes(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
