@@ -275,9 +275,10 @@ def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Pat
 
 @pytest.mark.posix
 def test_only_the_account_can_read_a_position(tmp_path: Path) -> None:
-    with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
+    with contextlib.closing(Position(tmp_path / "state", "a", "default", "http://x")) as position:
         position.write(7, KEY)
-        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+        assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / "state").iterdir()} == {0o600}
 
 
 def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
@@ -354,6 +355,15 @@ def test_following_begins_with_new_rows_unless_a_time_is_given(store: SqliteStor
     sent, *_ = export(tmp_path, receiver, follow=True, sleep=once_more(1, lambda: add(store, "allowed")))
     assert [values(span.attributes)["mcpguard.decision"] for span in receiver.spans] == ["allowed"]
     assert sent == 1
+
+
+def test_following_again_sends_the_rows_that_came_meanwhile_although_none_was_sent_before(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver
+) -> None:
+    add(store, "denied")
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 0
+    add(store, "allowed")
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 1
 
 
 def test_following_from_a_time_sends_the_rows_since_then(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
