@@ -114,7 +114,9 @@ def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
 def test_a_rule_that_the_starter_policy_has_already_makes_the_file_too(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
     found = parse(STARTER).rules[0]
-    edit, at = put(file, {"user": "*", "agent": found.selectors["agent"][0], "per": sorted(found.per), "limit": found.limit_text})
+    edit, at = put(
+        file, {"user": "*", "agent": found.selectors["agent"][0], "per": sorted(found.per), "limit": found.limit_text}
+    )
     assert (edit.is_new_file, edit.is_unchanged, at) == (True, False, 0)
     assert file.read_text() == STARTER
 

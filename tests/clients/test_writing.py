@@ -224,7 +224,7 @@ def test_a_file_is_left_if_its_backup_does_not_reach_the_disk(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse_once)
-    with pytest.raises(NotWritten, match="not changed, because no copy of it can be saved in .*: No space left on device"):
+    with pytest.raises(NotWritten, match=r"not changed, because no copy of it can be saved in .*: No space left on device"):
         replace(file, OLD, NEW, backups=backups)
     assert file.read_bytes() == OLD
     assert (names(file.parent), names(backups)) == (["mcp.json"], [])
