@@ -1,5 +1,6 @@
 """Edits of a policy file: what changes in it, and what stays."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -17,7 +18,7 @@ from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
 from mcpguard.policy_editing import put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy_text import appended
-from mcpguard.policy_writing import begin
+from mcpguard.policy_writing import LOCK_TIMEOUT_S, begin
 from tests.end_to_end.host import DEADLINE_S
 
 if sys.platform != "win32":
@@ -108,6 +109,16 @@ def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
     assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_a_rule_that_the_starter_policy_has_already_makes_the_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    found = parse(STARTER).rules[0]
+    edit, at = put(
+        file, {"user": "*", "agent": found.selectors["agent"][0], "per": sorted(found.per), "limit": found.limit_text}
+    )
+    assert (edit.is_new_file, edit.is_unchanged, at) == (True, False, 0)
+    assert file.read_text() == STARTER
 
 
 def test_the_rule_with_the_same_selectors_gets_the_new_limit_and_all_else_stays(file: Path) -> None:
@@ -201,6 +212,13 @@ def test_a_comment_that_has_no_limit_of_its_own_stays_above_the_new_limits(tmp_p
     file.write_text(f'[[rule]]\ntool = "a"\nlimit = {old}\n')
     put(file, {"tool": "a", "limit": ["6/1m", "60/1h"]})
     assert file.read_text() == ('[[rule]]\ntool = "a"\nlimit = [\n  # "9/1h" was too few\n  "6/1m",\n  "60/1h",\n]\n')
+
+
+def test_a_comment_behind_a_list_of_limits_stays_behind_the_word_that_replaces_the_list(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\ntool = "a"\nlimit = [\n  "5/1m", # short\n] # agreed in May\n')
+    put(file, {"tool": "a", "limit": "unlimited"})
+    assert file.read_text() == '[[rule]]\ntool = "a"\nlimit = "unlimited" # short; agreed in May\n'
 
 
 def test_an_edit_changes_no_other_rule(tmp_path: Path) -> None:
@@ -438,6 +456,30 @@ def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
     assert leftover.exists() is left
 
 
+@pytest.mark.posix
+@pytest.mark.parametrize(("freed", "written"), [(True, True), (False, False)])
+def test_an_edit_waits_for_another_one_for_some_time_and_then_gives_up(
+    file: Path, monkeypatch: pytest.MonkeyPatch, freed: bool, written: bool
+) -> None:
+    other = os.open(file.parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        if freed and now_s > LOCK_TIMEOUT_S / 2:
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "monotonic", lambda: now_s)
+        patched.setattr(time, "sleep", sleep)
+        with contextlib.nullcontext() if written else pytest.raises(McpguardError, match="locked by another process"):
+            put(file, {"tool": "x", "limit": "5/1m"})
+    os.close(other)
+    assert (file.read_text() != BY_HAND) is written
+
+
 # The mode
 
 RULE = '[[rule]]\ntool = "a"\nlimit = "5/1m"\n'
@@ -485,6 +527,14 @@ def test_a_rules_own_mode_is_set_and_kept(tmp_path: Path, *, inline: bool) -> No
     assert modes() == [True]
     assert modes(mode="enforce") == [False]
     assert modes(mode="observe", name="a") == [True]
+
+
+def test_a_named_file_gets_the_mode_but_is_not_made_for_it(file: Path) -> None:
+    assert set_mode(file, "observe", named=True).after.observe
+    file.unlink()
+    with pytest.raises(PolicyError, match="no such file"):
+        set_mode(file, "enforce", named=True)
+    assert not file.exists()
 
 
 def test_setting_an_equal_rule_changes_nothing(file: Path) -> None:
@@ -542,6 +592,17 @@ def test_closing_a_rule_removes_what_a_closed_rule_cannot_have(mixed: Path) -> N
     put(mixed, {"tool": "report", "limit": "5/1m", "concurrent": 3, "wait": "9s", "count": "calls"})
     put(mixed, {"tool": "report", "limit": "deny"})
     assert mixed.read_text() == MIXED.replace('"5/1m"', '"deny"')
+
+
+@pytest.mark.parametrize(("key", "value", "other"), [("name", "a", "b"), ("mode", "observe", "enforce"), ("wait", "5s", "6s")])
+def test_a_cap_joins_the_rule_of_a_limit_unless_its_name_mode_or_wait_is_another_one(
+    tmp_path: Path, key: str, value: str, other: str
+) -> None:
+    file = tmp_path / "policy.toml"
+    for cap, rules_then in ((value, 1), (other, 2)):
+        file.write_text(f'[[rule]]\ntool = "x"\nlimit = "5/1m"\n{key} = "{value}"\n')
+        put(file, {"tool": "x", "concurrent": 2, key: cap})
+        assert len(parse(file.read_text()).rules) == rules_then
 
 
 def test_a_limit_and_a_cap_in_two_rules_are_not_set_at_once(tmp_path: Path) -> None:

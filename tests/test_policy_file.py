@@ -247,6 +247,26 @@ def test_a_removed_file_is_reported_once_and_loaded_again_when_it_is_back(runnin
     assert limit(running.poll()) == "1/1h"
 
 
+def test_the_starter_policy_does_not_replace_a_file_that_is_broken_and_then_removed(running: PolicyFile, path: Path) -> None:
+    path.write_text("[[rule]")
+    assert f"{path}: line 1: not TOML" in limit(running.poll())
+    path.unlink()
+    assert limit(running.poll()) == f"{path}: no such file"
+    assert not running.is_starter
+
+
+def test_a_new_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in_force(path: Path) -> None:
+    file = PolicyFile(path)
+    file.begin()
+    path.write_text("[[rule]")
+    assert f"{path}: line 1: not TOML" in limit(file.poll())
+    path.unlink()
+    found = file.poll()
+    assert isinstance(found, Policy)
+    assert len(found.rules) == 4
+    assert file.is_starter
+
+
 @pytest.mark.posix
 def test_a_file_that_becomes_a_folder_is_reported_once(running: PolicyFile, path: Path) -> None:
     path.unlink()

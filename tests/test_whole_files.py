@@ -62,3 +62,22 @@ def test_a_new_file_gets_its_name_when_it_is_complete_and_takes_nobody_elses(tmp
         raise ZeroDivisionError
     assert path.read_text("utf-8") == "é\n"
     assert [one.name for one in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_a_new_file_gets_its_name_on_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with whole_files.new_file(tmp_path / "rows.csv") as file:
+        file.write("new")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("rows.csv", "new")]
+
+
+def test_an_unfinished_file_that_cannot_be_removed_hinders_nothing(tmp_path: Path) -> None:
+    stuck, left = tmp_path / ".policy.toml.mcpguard-a", tmp_path / ".policy.toml.mcpguard-b"
+    stuck.mkdir()
+    left.write_bytes(b"half")
+    whole_files.remove_leftovers(tmp_path / "policy.toml", older_than_s=0)
+    assert [one.name for one in tmp_path.iterdir()] == [stuck.name]
+    whole_files.remove_leftovers(tmp_path / "none" / "policy.toml")

@@ -37,8 +37,7 @@ def without_first(document: Document, array: Array, count: int) -> list[Splice]:
     if count < len(array.items):
         splices = []
         for at, item in enumerate(array.items[:count]):
-            gap = text[item.end : array.leads[at + 1]]
-            kept = gap if array.is_block and gap.strip() else _without_comma(gap)
+            kept = _without_comma(text[item.end : array.leads[at + 1]])
             splices.append(Splice(array.leads[at], array.leads[at + 1], kept))
         return splices
     gaps = zip(array.items, array.leads[1:], strict=False)
@@ -68,7 +67,7 @@ def member_after(document: Document, holder: Object, member: Member, key: str, t
         column = member.start - start
         indentation = " " * column if document.dialect is Dialect.YAML else document.indentation(member.start)
         return f"{document.line_break(member.start)}{indentation}{name}{relation}{value}"
-    begins_line = start > 0 and not text[start : member.start].strip(" \t")
+    begins_line = not text[start : member.start].strip(" \t")
     gap = document.line_break(member.start) + document.indentation(member.start) if begins_line else space
     return f",{gap}{name}{relation}{value}"
 

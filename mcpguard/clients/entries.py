@@ -197,7 +197,7 @@ def _without_guard(document: Document, start: _Start, array: Array, key: str, *,
     if start.guard < len(array.items) or member is None:
         return splices
     (inside,) = splices
-    left = document.text[array.start + 1 : inside.start] + inside.text + document.text[inside.end : array.end - 1]
+    left = document.text[array.start + 1 : inside.start] + inside.text
     beside = document.text[member.key_end : array.start].strip(" \t\r\n:=")
     if (
         drop_empty

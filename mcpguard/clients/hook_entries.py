@@ -48,8 +48,6 @@ def with_hook(data: bytes, event: str, entry: Mapping[str, Any], *, version: int
     Raises:
         Unreadable: The file is not JSON, or cannot be edited in place.
     """
-    if not is_blank(data) and entry in _parted(read(data, Dialect.JSON).root, event)[2]:
-        return data
     data = without_hook(data, event)
     if is_blank(data):
         head = {} if version is None else {"version": version}

@@ -256,6 +256,15 @@ def test_a_redirect_from_https_to_http_is_not_followed(
         assert plain.asked == 0
 
 
+def test_redirects_from_https_to_https_are_followed(
+    secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    secure.status, secure.headers, secure.body = 302, {"Location": "/again"}, b""
+    assert fails(secure.url) == "it redirects too often"
+    assert secure.asked == 4
+
+
 def test_a_server_that_never_starts_the_tls_handshake_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         times_out(f"https://127.0.0.1:{silent.getsockname()[1]}/")

@@ -152,7 +152,9 @@ def test_keys_are_fetched_only_by_https_or_on_this_machine(url: str) -> None:
         ("https://[::1", "this is not a URL"),
         ("https://idp.acme.com/a b", "this is not a URL"),
         ("https://idp.acme.com/\x00", "this is not a URL"),
+        ("https://idp.acme.com/ké", "this is not a URL"),
         ("https://user:s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
+        ("https://s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
     ],
 )
 def test_an_untrusted_url_is_refused_and_its_password_not_repeated(tmp_path: Path, url: str, why: str) -> None:

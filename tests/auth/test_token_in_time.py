@@ -113,6 +113,12 @@ def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
     assert wrapper.polls() == "alice"
 
 
+def test_a_token_that_neither_the_old_keys_nor_the_new_ones_verify_is_rejected(wrapper: Wrapper) -> None:
+    wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
+    assert NOT_THEIRS in wrapper.has(token(number=2, headers={"kid": "RS256-0"}))
+    assert wrapper.has(token(number=1, headers={"kid": "RS256-0"})) == "alice"
+
+
 class Remote:
     """A wrapper with keys at a URL, and with clocks and answers that the test sets."""
 

@@ -885,7 +885,9 @@ def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account
     again = account.run("install", "--hook")
     assert again.returncode == 0
     assert again.stdout.count("the hook is there already") == 3
-    assert account.run("uninstall", "--yes").returncode == 0
+    gone = account.run("uninstall", "--yes")
+    assert gone.returncode == 0
+    assert gone.stdout.count("the hook was removed") == 3
     assert account.files() == before
 
 
@@ -915,6 +917,7 @@ def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
     [
         ("/gone/mcpguard hook codex --store redis://h/0", f"{PROGRAM} hook codex --store redis://h/0"),
         ("MCPGUARD_STORE=redis://h/0 /gone/mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
+        ("env A=b /gone/mcpguard hook codex", f"env A=b {PROGRAM} hook codex"),
         ("MCPGUARD_STORE=redis://h/0 mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
         ('"/go ne/mcpguard" hook codex --config "$C"', f'{PROGRAM} hook codex --config "$C"'),
         ("/gone/mcpguard hook codex 2>/dev/null || true", f"{PROGRAM} hook codex 2>/dev/null || true"),

@@ -116,6 +116,21 @@ def test_as_json_it_has_the_suggestions_their_reasons_and_both_texts(tmp_path: P
     assert tomllib.loads(found["toml"])["rule"][0] == tomllib.loads(STARTER)["rule"][0]
 
 
+def test_limits_of_several_rules_in_a_named_file_are_each_suggested_in_their_own_rule(tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path / 'store.db'}"
+    reported = '{"axis":"user","rule":"user=* tool=search","limit":9000,"window":"1h"}'
+    denied = [row._replace(reported=reported) for row in rows(3, 1000, decision="rate_limited")]
+    fill(url, WEEK, rows(41, MINUTE_US, tool="report"), denied)
+    file = tmp_path / "team.toml"
+    file.write_text(rule("9000/1h", user="*", tool="search") + rule("8000/1h", user="*", tool="report") + "# end\n")
+    found = suggestion(tmp_path, url, "--policy", str(file))
+    assert [one["number"] for one in found["rules"] if one["suggestion"] == "change"] == [1, 2]
+    assert [one["denied"] for one in found["rules"][:2]] == [3, 0]
+    search, report = parse(found["toml"]).rules[:2]
+    assert (search.selectors["tool"], search.limit_text) == (("search",), "100/1h")
+    assert (report.selectors["tool"], report.limit_text) == (("report",), "100/1h")
+
+
 def test_since_leaves_out_older_calls_even_if_they_were_written_later(tmp_path: Path, url: str) -> None:
     fill(url, rows(100, 1000, days_ago=9, user="carol"), WEEK, rows(100, 1000, days_ago=9.5, user="dave"))
     assert suggestion(tmp_path, url)["calls"] == 111

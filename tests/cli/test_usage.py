@@ -111,9 +111,9 @@ def test_the_limit_is_that_of_the_policy_in_force(tmp_path: Path) -> None:
     assert "limit=-/1d" in mcpguard(tmp_path, "usage").stdout
 
 
-def usages(text: str, *held: tuple[Call, int]) -> list[Usage]:
-    """The usage under a policy, if so many calls were made at once under the same policy."""
-    taken = parse(text)
+def usages(text: str, *held: tuple[Call, int], used: str | None = None, now_us: int = 1_000_000) -> list[Usage]:
+    """The usage under a policy, if so many calls were made at once, after a second, under this policy or under another."""
+    taken = parse(text if used is None else used)
     counters: dict[str, Held] = {}
     for call, times in held:
         plan = taken.plan(call)
@@ -123,7 +123,7 @@ def usages(text: str, *held: tuple[Call, int]) -> list[Usage]:
             for _ in range(times):
                 log = charge(log, limit.n, limit.window_us, 1_000_000)
             counters[counter.label] = Held(counter.label, times, log)
-    return Limits(taken, "default").usages(counters.values(), 1_000_000)
+    return Limits(parse(text), "default").usages(counters.values(), now_us)
 
 
 ALICE = Call("alice", "Claude Code::subagent::Explore", "crm", "search")
@@ -162,6 +162,21 @@ def test_a_counter_has_the_limit_by_which_it_is_charged(text: str, limits: list[
 def test_a_lowered_limit_has_nothing_left_and_tells_when_a_call_is_free() -> None:
     before = usages(rule("9/1h", user="*"), (ALICE, 9))
     assert [(one.left, one.next_free_ms) for one in before] == [(0, 3_600_000)]
+    (after,) = usages(rule("3/1h", user="*"), (ALICE, 9), used=rule("9/1h", user="*"))
+    assert (after.used, after.left, after.share, after.next_free_ms) == (9, 0, 1.0, 3_600_000)
+
+
+def test_an_override_is_the_limit_of_the_counter_that_it_names_and_of_no_other() -> None:
+    text = rule("9/1h", user="*") + rule("5/1h", user="alice") + rule("20/1h", user="carol")
+    found = usages(text, (ALICE, 1), (ALICE._replace(user="bob"), 1), (ALICE._replace(user="carol"), 1))
+    assert {one.counter["user"]: one.rate and one.rate.n for one in found} == {"alice": 5, "bob": 9, "carol": 20}
+
+
+def test_calls_that_have_left_the_window_by_now_are_not_counted() -> None:
+    at_us = 1_000_000 + 3_600_000_000
+    for now_us, left in ((at_us - 1, 7), (at_us, 9)):
+        (found,) = usages(rule("9/1h", user="*"), (ALICE, 2), now_us=now_us)
+        assert (found.used, found.left) == (9 - left, left)
 
 
 KINDS = """

@@ -178,6 +178,14 @@ def test_a_comment_that_somebody_put_among_the_only_words_stays_in_an_empty_list
     assert old == b'{"mcpServers": {"crm": {"command": "npx", "args": [ /* a, b */  // the end\n ]}}}'
 
 
+def test_a_comment_that_somebody_put_after_the_only_words_stays_in_an_empty_list() -> None:
+    data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
+    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
+    new = new.replace(b'"--server",', b'"--server", // the name\n').replace(b'"npx"]', b'"npx" // the program\n]')
+    old = unguarded(new, SERVERS, Dialect.JSONC, "crm", drop_empty_args=True)
+    assert old == b'{"mcpServers": {"crm": {"command": "npx", "args": [ // the name\n  // the program\n]}}}'
+
+
 @pytest.mark.parametrize("noted", ['"args" /* why */: [', '"args": /* why */ ['])
 def test_a_comment_that_somebody_put_before_the_list_stays_with_an_empty_list(noted: str) -> None:
     data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
@@ -301,6 +309,19 @@ def test_a_yaml_form_that_cannot_get_arguments_raises_with_its_place() -> None:
     with pytest.raises(Unreadable, match="the server crm cannot be edited in place") as caught:
         guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
     assert (caught.value.line, caught.value.column) == (3, 5)
+
+
+def test_a_guarded_server_is_not_guarded_again() -> None:
+    data = guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", GUARD)
+    assert guarded(data, SERVERS, Dialect.JSON, "crm", ("/y/mcpguard", "run", "--")) == data
+
+
+def test_the_path_of_mcpguard_is_replaced_in_a_command_and_in_an_array_of_all_words() -> None:
+    data = guarded(servers(crm={"command": "npx", "args": ["-y"]}), SERVERS, Dialect.JSON, "crm", GUARD)
+    assert reguarded(data, SERVERS, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
+    layout = Layout(("mcpServers",), args=None)
+    data = guarded(servers(crm={"command": ["npx", "-y"]}), layout, Dialect.JSON, "crm", GUARD)
+    assert reguarded(data, layout, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
 
 
 def test_a_server_that_is_not_guarded_has_no_path_to_replace() -> None:

@@ -186,3 +186,19 @@ args = [
 """
         in new
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('{"command":"npx"}', '{"command":"/x/mcpguard","args":["run","--","npx"]}'),
+        ('{"command": "npx"}', '{"command": "/x/mcpguard", "args": ["run", "--", "npx"]}'),
+        ('{"command":"npx","args":["-y","crm"]}', '{"command":"/x/mcpguard","args":["run","--","npx","-y","crm"]}'),
+        ('{\n\t"command" : "npx"\n}', '{\n\t"command" : "/x/mcpguard",\n\t"args" : ["run", "--", "npx"]\n}'),
+        ('{"command": /* old */ "npx"}', '{"command": /* old */ "/x/mcpguard", "args": ["run", "--", "npx"]}'),
+    ],
+)
+def test_spaces_and_lines_of_new_arguments_are_those_of_the_entry(old: str, new: str) -> None:
+    data = f'{{"mcpServers": {{"crm": {old}}}}}'.encode()
+    found = guarded(data, SERVERS, Dialect.JSONC, "crm", ("/x/mcpguard", "run", "--"))
+    assert found.decode() == f'{{"mcpServers": {{"crm": {new}}}}}'

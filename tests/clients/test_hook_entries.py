@@ -47,6 +47,7 @@ FILES = [
     b'{"hooks": {"PreToolUse": [\n]}}',
     b'{\n\t"a": 1,\n\t"hooks": {"PreToolUse": [ {} ]}\n}\n',
     *(pretty(structure, indent) for structure in STRUCTURES for indent in (None, 0, 2, "\t")),
+    *(pretty(structure) + b"\n" for structure in STRUCTURES),
     *(crlf(pretty(structure)) for structure in STRUCTURES),
     *(json.dumps(structure).encode() for structure in STRUCTURES),
 ]
@@ -120,11 +121,14 @@ def test_a_hook_of_another_path_is_replaced() -> None:
     assert json.loads(with_hook(data, EVENT, HOOK)) == {"hooks": {EVENT: [OTHER, HOOK]}}
 
 
-def test_a_hook_that_shares_an_entry_with_others_is_removed_alone() -> None:
+@pytest.mark.parametrize("order", ["theirs ours theirs ours", "ours theirs", "ours ours theirs"])
+def test_a_hook_that_shares_an_entry_with_others_is_removed_alone(order: str) -> None:
     ours, theirs = HOOK["hooks"][0], OTHER["hooks"][0]
-    data = pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": [theirs, ours, theirs, ours]}]}})
-    assert hook_commands(data, EVENT) == [COMMAND] * 2
-    assert without_hook(data, EVENT) == pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": [theirs, theirs]}]}})
+    hooks = [ours if word == "ours" else theirs for word in order.split()]
+    data = pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": hooks}]}})
+    assert hook_commands(data, EVENT) == [COMMAND] * hooks.count(ours)
+    left = [theirs] * hooks.count(theirs)
+    assert without_hook(data, EVENT) == pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": left}]}})
 
 
 def test_what_others_have_added_after_the_hook_stays() -> None:

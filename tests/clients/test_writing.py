@@ -107,6 +107,25 @@ def test_a_change_right_before_the_rename_is_noticed(file: Path, backups: Path, 
     assert names(file.parent) == ["mcp.json"]
 
 
+def test_a_link_that_leads_to_another_file_right_before_the_rename_is_noticed(
+    file: Path, backups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, other = tmp_path / "mcp.json", tmp_path / "other.json"
+    link.symlink_to(file)
+    other.write_bytes(OLD)
+    fill = whole_files._fill
+
+    def slow(*args: Any, **kwargs: Any) -> None:
+        fill(*args, **kwargs)
+        link.unlink()
+        link.symlink_to(other)
+
+    monkeypatch.setattr(whole_files, "_fill", slow)
+    with pytest.raises(NotWritten, match="another program has changed it"):
+        replace(link, OLD, NEW, backups=backups)
+    assert (file.read_bytes(), other.read_bytes()) == (OLD, OLD)
+
+
 def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_files, "sync_folder", lambda _: file.write_bytes(b"the client's own copy"))
     with pytest.raises(NotWritten, match="right afterwards"):
@@ -137,6 +156,17 @@ def test_a_file_is_removed_with_a_backup_unless_it_has_changed(file: Path, backu
     remove(file, OLD, backups=backups)
     assert names(file.parent) == []
     assert OLD in [path.read_bytes() for path in backups.iterdir()]
+
+
+def test_a_file_that_cannot_be_removed_is_left_with_a_hint(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(NotWritten, match="not changed: Read-only file system") as error:
+        remove(file, OLD, backups=backups)
+    assert error.value.hint.startswith("the file is on a read-only file system")
+    assert file.read_bytes() == OLD
 
 
 def test_a_read_only_file_is_left(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +212,22 @@ def test_a_file_is_left_if_the_disk_refuses(
     assert error.value.hint
     assert file.read_bytes() == OLD
     assert names(file.parent) == ["mcp.json"]
+
+
+def test_a_file_is_left_if_its_backup_does_not_reach_the_disk(
+    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def refuse_once(_: int) -> None:
+        monkeypatch.setattr(os, "fsync", fsync)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse_once)
+    with pytest.raises(NotWritten, match=r"not changed, because no copy of it can be saved in .*: No space left on device"):
+        replace(file, OLD, NEW, backups=backups)
+    assert file.read_bytes() == OLD
+    assert (names(file.parent), names(backups)) == (["mcp.json"], [])
 
 
 def test_neither_the_owner_nor_the_group_of_a_file_ever_changes(

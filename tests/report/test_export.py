@@ -120,6 +120,15 @@ def test_an_ocsf_event_of_a_denial_names_user_agent_tool_and_rule() -> None:
     assert event["policy"] == {"name": "user=* tool=search_customers"}
     assert (event["action"], event["disposition"], event["time"]) == ("Denied", "Blocked", 1767225600000)
     assert event["unmapped"]["retry_after_ms"] == 3600000
+    assert event["status_code"] == "rate_limited"
+    assert event["message"] == "rate_limited search_customers for alice@acme.com by user=* tool=search_customers"
+
+
+def test_an_ocsf_event_of_a_call_without_a_limit_has_its_outcome_and_no_policy() -> None:
+    context = '{"session":"aa","namespace":"default","tool":"x","user":"alice"}'
+    event = ocsf_event(record(Row(0, 1, "allowed", context), outcome="tool_error", duration_us=5))
+    assert (event["status_code"], event["status"], event["message"]) == ("tool_error", "Failure", "allowed x for alice")
+    assert not event.keys() & {"policy", "dst_endpoint", "message_context", "ai_agent", "count"}
 
 
 def test_an_ocsf_event_tells_what_a_cap_counts_and_how_long_a_call_waited() -> None:

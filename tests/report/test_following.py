@@ -92,6 +92,11 @@ def test_a_row_waits_for_a_bounded_time(followed: Followed, session: Session) ->
     assert followed.rows(lambda: None, outcome_s=0) == [("allowed", None)]
 
 
+def test_a_row_of_a_store_that_is_removed_waits_no_longer(followed: Followed, session: Session) -> None:
+    session.one("slow")
+    assert followed.rows(lambda: None, followed.remove, lambda: None) == [("allowed", None)]
+
+
 def test_following_can_begin_after_a_row(followed: Followed, session: Session) -> None:
     row_id = session.one("limited").row_id
     session.one("limited")

@@ -116,11 +116,12 @@ def once_more(times: int, then: Callable[[], object] = lambda: None) -> Callable
 
 def test_a_call_is_a_span_by_the_conventions(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-    add(store, "allowed", request_id='"7"', trace_id=trace_id, remaining=4)
+    at_us = time.time_ns() // 1000 - 1_000_000
+    add(store, "allowed", request_id='"7"', trace_id=trace_id, remaining=4, time_us=at_us)
     assert export(tmp_path, receiver)[0] == 1
     (span,) = receiver.spans
     assert (span.name, span.kind, span.trace_id.hex(), len(span.span_id)) == ("tools/call echo", 2, trace_id, 8)
-    assert span.end_time_unix_nano - span.start_time_unix_nano == 250_000_000
+    assert (span.start_time_unix_nano, span.end_time_unix_nano) == (at_us * 1000, at_us * 1000 + 250_000_000)
     assert span.status.code == 0
     found = values(span.attributes)
     assert found == found | {
@@ -213,15 +214,20 @@ def test_metrics_count_decisions_and_durations(store: SqliteStore, tmp_path: Pat
     (point,) = durations.histogram.data_points
     assert (point.count, point.sum, list(point.explicit_bounds)) == (2, 0.5, list(otlp.BOUNDS_S))
     assert point.bucket_counts[otlp.BOUNDS_S.index(0.5)] == 2
-    assert values(point.attributes)["gen_ai.tool.name"] == "echo"
+    assert values(point.attributes) == {
+        "mcp.method.name": "tools/call",
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": "echo",
+        "mcpguard.server": "crm",
+    }
 
 
 @pytest.mark.parametrize("with_user", [False, True])
 def test_users_are_named_only_if_asked(store: SqliteStore, tmp_path: Path, receiver: Receiver, *, with_user: bool) -> None:
     add(store, "allowed", "rate_limited", user="carol@acme.com")
     export(tmp_path, receiver, with_user=with_user)
-    sent = str(receiver.spans) + str(receiver.metrics)
-    assert ("carol" in sent) is with_user
+    for sent in (receiver.spans, *receiver.metrics.values()):
+        assert ("carol" in str(sent)) is with_user
 
 
 @pytest.mark.parametrize(
@@ -275,9 +281,10 @@ def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Pat
 
 @pytest.mark.posix
 def test_only_the_account_can_read_a_position(tmp_path: Path) -> None:
-    with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
+    with contextlib.closing(Position(tmp_path / "state", "a", "default", "http://x")) as position:
         position.write(7, KEY)
-        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+        assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / "state").iterdir()} == {0o600}
 
 
 def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
@@ -354,6 +361,15 @@ def test_following_begins_with_new_rows_unless_a_time_is_given(store: SqliteStor
     sent, *_ = export(tmp_path, receiver, follow=True, sleep=once_more(1, lambda: add(store, "allowed")))
     assert [values(span.attributes)["mcpguard.decision"] for span in receiver.spans] == ["allowed"]
     assert sent == 1
+
+
+def test_following_again_sends_the_rows_that_came_meanwhile_although_none_was_sent_before(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver
+) -> None:
+    add(store, "denied")
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 0
+    add(store, "allowed")
+    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 1
 
 
 def test_following_from_a_time_sends_the_rows_since_then(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:

@@ -22,8 +22,9 @@ class Watched:
         self.file = folder / "policy.toml"
         self.file.write_text(POLICY)
 
-    def session(self, user: str = "alice") -> Session:
-        return Session(MemoryStore(self.memory), POLICY, session=user[0] * 16, who=identity(user))
+    def session(self, user: str = "alice", namespace: str = "default") -> Session:
+        store = MemoryStore(self.memory)
+        return Session(store, POLICY, session=user[0] * 16, who=identity(user), namespace=namespace)
 
     def watcher(self, user: str | None = None) -> Watcher:
         file = PolicyFile(self.file, named=True)
@@ -72,6 +73,16 @@ def test_only_what_is_selected_is_shown(watched: Watched) -> None:
     assert [one.counter["user"] for one in view.usages] == ["bob"]
     assert view.calls_per_s == {"user": 1.0}
     assert view.denials == []
+
+
+def test_what_another_namespace_counts_and_denies_is_not_shown(watched: Watched) -> None:
+    other = watched.session(namespace="other")
+    other.call("limited", 3)
+    watcher = watched.watcher()
+    other.one("closed")
+    watched.now_s += 1
+    view = watcher.look()
+    assert (view.usages, view.calls_per_s, view.denials) == ([], {}, [])
 
 
 def test_an_edit_of_the_policy_is_taken_up_and_a_broken_one_is_told(watched: Watched) -> None:
