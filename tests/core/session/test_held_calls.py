@@ -188,6 +188,23 @@ def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_t
     assert record["retry_after_ms"] == 500
 
 
+@pytest.mark.parametrize(("passed_ms", "left_ms"), [(20, 1980), (2500, 0)])
+def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_which_nobody_knows_of_a_cap(
+    passed_ms: int, left_ms: int
+) -> None:
+    talk = Talk(RATE + "concurrent = 1\n")
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.time.pass_ms(passed_ms)
+    talk.client(cancel(2))
+    talk.record()
+    record = talk.records[-1]
+    assert record["exceeded"] == [
+        {"axis": "tool", "rule": "tool=search", "limit": 1, "window": "2s", "retry_after_ms": left_ms},
+        {"axis": "tool", "rule": "tool=search", "limit": 1, "counts": "concurrent"},
+    ]
+    assert "retry_after_ms" not in record
+
+
 def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:
     talk = Talk(RATE)
     talk.client(*(call_line("search", at) for at in range(1, 4)))
