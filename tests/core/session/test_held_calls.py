@@ -144,6 +144,7 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     came_out = talk.client(*lines) if same_read else [*talk.client(lines[0]), *talk.client(lines[1])]
     assert came_out == ["forwarded notifications/cancelled"]
     assert talk.pass_ms(5000) == []
+    assert talk.machine.has_outcomes
     talk.record()
     record = talk.records[-1]
     assert (record["request_id"], record["decision"], record["reason"]) == (2, "rate_limited", "cancelled while it waited")
@@ -294,6 +295,23 @@ def test_at_most_64_calls_are_held() -> None:
     assert talk.client(*lines) == ["forwarded 0", f"answered {MAX_WAITING + 1}: 429"]
 
 
+def test_a_call_that_is_decided_anew_keeps_its_place_among_as_many_as_can_be_held() -> None:
+    talk = Talk(CAP)
+    assert talk.client(*(call_line("browse", at) for at in range(MAX_WAITING + 1))) == ["forwarded 0"]
+    assert talk.pass_ms(1000) == []
+    talk.answer(0)
+    assert talk.attend() == ["forwarded 1"]
+
+
+def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.store_failure = "it is away"
+    assert talk.pass_ms(2000) == ["answered 2: 503"]
+    talk.store_failure = ""
+    assert talk.pass_ms(5000) == []
+
+
 def test_calls_that_are_long_together_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_calls, "MAX_WAITING_BYTES", 3000)
     talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
@@ -342,6 +360,19 @@ def test_a_client_that_asked_for_progress_is_told_each_second_that_its_call_wait
     assert values == sorted(set(values))
     assert slow.pass_ms(1) == ["answered 2: 429"]
     assert slow.to_client[-1]["error"]["data"]["reason"] == "concurrent"
+
+
+def test_a_client_is_told_once_a_second_that_its_call_waits_however_much_it_writes_meanwhile() -> None:
+    talk = Talk(RATE.replace("2s", "3s"))
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    talk.pass_ms(500)
+    assert talk.client(call_line("search", 2, _meta={"progressToken": 7})) == []
+    for at, told in enumerate([[], ["told 7: waiting for a rate limit, 1 s"], ["told 7: waiting for a rate limit, 2 s"]]):
+        assert talk.client(request("ping", 3 * at + 3)) == [*told, f"forwarded {3 * at + 3}"]
+        assert talk.client(request("ping", 3 * at + 4)) == [f"forwarded {3 * at + 4}"]
+        assert talk.pass_ms(999 if at < 2 else 499) == []
+        talk.time.pass_ms(1)
+    assert talk.attend() == ["forwarded 2"]
 
 
 def test_a_call_that_waits_for_a_place_is_forwarded_when_the_call_before_it_is_answered() -> None:
@@ -437,6 +468,16 @@ def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> No
     assert talk.attend() == ["forwarded 3"]
     assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "continued"]
     assert talk.client(call_line("browse", 4)) == ["answered 4: 429"], "the retry holds the place"
+
+
+def test_a_free_retry_that_is_cancelled_while_it_waits_can_be_made_again() -> None:
+    talk = Talk(CAP + 'limit = "2/1h"\n')
+    talk.client(call_line("browse", 1))
+    talk.answer(1, resultType="input_required", requestState="s", inputRequests={})
+    assert talk.client(call_line("browse", 2), call_line("browse", 3, requestState="s")) == ["forwarded 2"]
+    assert talk.client(cancel(3)) == ["forwarded notifications/cancelled"]
+    talk.answer(2)
+    assert talk.client(call_line("browse", 4, requestState="s")) == ["forwarded 4"]
 
 
 def test_a_free_retry_that_waits_is_denied_when_the_tool_is_closed_and_can_be_made_again() -> None:
@@ -559,6 +600,22 @@ def test_a_call_waits_behind_another_only_for_limits_that_let_it_wait() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "5s"\n[[rule]]\ntool = "b"\nper = ["user"]\nlimit = "9/2s"\n')
     assert talk.client(call_line("a", 1), call_line("b", 2), call_line("b", 3)) == ["forwarded 1"]
     assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_a_call_that_waits_for_its_turn_waits_for_no_observed_rule() -> None:
+    talk = Talk(
+        '[[rule]]\nuser = "*"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "a"\ncost = 4\n'
+        '[[rule]]\ntool = "b"\nlimit = "1/1h"\nmode = "observe"\n'
+    )
+    assert talk.client(call_line("b", 1), call_line("a", 2), call_line("b", 3)) == ["forwarded 1"]
+    assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+    assert decisions(talk) == [(1, "allowed"), (2, "allowed"), (3, "would_deny")]
+
+
+def test_a_call_that_waits_for_a_place_too_is_denied_at_once_if_its_turn_under_a_limit_comes_too_late() -> None:
+    talk = Talk(CAP + '[[rule]]\nuser = "*"\nlimit = "1/3s"\nwait = "5s"\n')
+    assert talk.client(*(call_line("browse", at) for at in range(1, 4))) == ["forwarded 1", "answered 3: 429"]
+    assert talk.to_client[-1]["error"]["data"]["reason"] == "concurrent"
 
 
 def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_common_counter_has_room() -> None:

@@ -389,8 +389,9 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_and_later_ones_are_recorde
     talk = Talk(ANYTHING)
     talk.client(*[call_line("x", at) for at in range(150)])
     talk.store_failure = "it is away"
-    for at in range(149):
-        talk.answer(at)
+    answers = b"".join(b'{"id":%d,"result":{}}\n' % at for at in range(149))
+    talk.handle(events.ServerWrote(talk.lines.feed(answers), talk.time()))
+    talk.handle(events.RecordingDue(talk.wall()))
     assert not talk.machine.has_outcomes
     talk.store_failure = ""
     talk.answer(149)
@@ -529,6 +530,18 @@ def test_messages_after_the_end_of_the_servers_input_are_answered_and_audited_bu
         ("invalid", "not valid JSON"),
     ]
     assert not talk.store.held()
+
+
+def test_a_call_that_comes_alone_is_not_charged_after_the_end_of_the_servers_input_either() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.input_closes("the server has closed its input")
+    assert talk.client(call_line("x", 1)) == ["answered 1: -32000"]
+    assert talk.server_exits("over") == []
+    assert talk.client(call_line("x", 2)) == []
+    gone = Talk(ONE_A_MINUTE)
+    gone.server_exits("over")
+    assert gone.client(call_line("x", 1)) == []
+    assert talk.store.held() == gone.store.held() == []
 
 
 def test_requests_that_the_server_did_not_take_are_answered() -> None:
