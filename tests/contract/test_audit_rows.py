@@ -188,6 +188,26 @@ def test_the_count_includes_a_call_that_is_charged_on_the_counter_of_a_full_obse
     ]
 
 
+def test_the_denials_before_a_call_that_only_an_observed_rule_would_deny_are_counted_no_more(place: Place) -> None:
+    enforced = '[[rule]]\nuser = "*"\nlimit = "1/1m"\n'
+    observed = '[[rule]]\ntool = "report"\nlimit = "1/1h"\nmode = "observe"\n'
+    session = Session(place.open(), enforced + observed)
+    assert [(one.decision, one.count) for one in session.call("report", 3)][1:] == [("rate_limited", 2), ("rate_limited", 3)]
+    place.pass_ms(60_000)
+    found = [(one.decision, one.count) for one in [session.one("report"), session.one("report")]]
+    assert found == [("would_deny", 2), ("rate_limited", 2)]
+
+
+def test_a_rule_that_would_close_a_tool_adds_nothing_to_the_counts_of_others(place: Place) -> None:
+    closed = '[[rule]]\ntool = "report"\nlimit = "deny"\nmode = "observe"\n'
+    assert Session(place.open(), closed).decisions("report", 2) == ["would_deny"] * 2
+    session = Session(place.open(), closed + '[[rule]]\nuser = "*"\nlimit = "2/1m"\n', session="b" * 16)
+    assert [(one.decision, one.count) for one in session.call("report", 4)] == [
+        *[("would_deny", None)] * 2,
+        *[("rate_limited", 3), ("rate_limited", 4)],
+    ]
+
+
 FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
     "denied": lambda session, name: session.charges(f"closed {name}"),
     "rate_limited": lambda session, name: session.charges(f"limited {name}"),

@@ -303,6 +303,13 @@ def test_a_call_that_is_decided_anew_keeps_its_place_among_as_many_as_can_be_hel
     assert talk.attend() == ["forwarded 1"]
 
 
+def test_a_call_that_was_read_together_with_one_that_cannot_be_held_is_charged_once() -> None:
+    talk = Talk(RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
+    assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1"]
+    assert talk.client(call_line("search", 4), call_line("other", 5)) == ["answered 4: 429", "forwarded 5"]
+    assert [held.used for held in talk.store.held()] == [1, 1]
+
+
 def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
     talk = Talk(RATE)
     assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
@@ -435,6 +442,26 @@ def test_calls_with_one_id_keep_their_places_until_there_is_an_answer_for_each()
     assert talk.store.held() == []
 
 
+def test_ids_that_were_used_twice_and_answered_twice_do_not_count_as_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 2)
+    talk = Talk(CAP.replace('concurrent = 1\nwait = "5s"', "concurrent = 2"))
+    for _ in range(3):
+        assert talk.client(call_line("browse", 1)) + talk.client(call_line("browse", 1)) == ["forwarded 1"] * 2
+        talk.answer(1)
+        assert sum(held.used for held in talk.store.held()) == 1
+        talk.answer(1)
+        assert talk.store.held() == []
+
+
+def test_answers_have_to_be_read_first_only_while_a_call_is_in_flight_whose_end_the_store_is_told() -> None:
+    talk = Talk(CAP)
+    for request_id in (1, 2):
+        talk.client(call_line("browse", request_id), call_line("other", 9))
+        assert talk.machine.in_flight.to_settle == 1
+        talk.answer(request_id)
+        assert talk.machine.in_flight.to_settle == 0
+
+
 def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 100)
     talk = Talk(CAP.replace('wait = "5s"\n', ""))
@@ -552,6 +579,18 @@ def test_an_observed_limit_on_errors_counts_only_calls_for_which_it_had_room() -
     talk.time.pass_ms(20_000)
     talk.client(call_line("flaky", 5))
     assert talk.records[-1]["decision"] == "allowed", "an enforced limit has room then, too"
+
+
+def test_an_enforced_limit_on_errors_counts_a_call_that_an_observed_rule_would_deny() -> None:
+    talk = Talk(
+        '[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "9/1m"\n'
+        '[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "1/1m"\nmode = "observe"\n'
+    )
+    for at in range(3):
+        talk.client(call_line("flaky", at))
+        talk.answer(at, isError=True)
+    assert decisions(talk) == [(0, "allowed"), (1, "would_deny"), (2, "would_deny")]
+    assert sorted(held.used for held in talk.store.held()) == [1, 3]
 
 
 def test_calls_with_equal_arguments_are_counted_apart_for_each_tool() -> None:

@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from mcpguard.core.arguments import args_hash
 from mcpguard.core.audit import Outcome
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
@@ -277,6 +278,23 @@ def test_a_traceparent_with_zeroes_or_a_forbidden_version_gives_no_trace_id(pare
     talk = Talk(ANYTHING, session="00000000000000aa")
     talk.client(call_line("x", _meta={"traceparent": parent}))
     assert talk.records[0]["trace_id"] == f"00000000000000aa{1:016x}"
+
+
+def test_each_row_has_the_hash_of_its_calls_own_arguments() -> None:
+    talk = Talk(ANYTHING, args_key=lambda: b"k")
+    values = [1, 2, 2, 1]
+    talk.client(*(call_line("x", at, arguments={"q": value}) for at, value in enumerate(values)))
+    assert [one["args_hash"] for one in talk.records] == [args_hash({"q": value}, b"k").hex() for value in values]
+
+
+def test_plans_for_other_arguments_are_bounded() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
+    talk.client(*(call_line("x", at, arguments={"q": at}) for at in range(200)))
+    (caller,) = talk.machine._callers.known.values()
+    assert len(caller.of_arguments) <= callers.MAX_ARGUMENTS
+    assert talk.client(call_line("x", 200, arguments={"q": 0}), call_line("x", 201, arguments={"q": 0})) == [
+        "forwarded 200", "answered 201: 429",
+    ]  # fmt: skip
 
 
 def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() -> None:
