@@ -47,6 +47,17 @@ def test_the_audit_id_of_a_verdict_is_the_id_of_its_row(place: Place) -> None:
     assert [verdict.audit_id for verdict in verdicts] == [one["id"] for one in records(place)]
 
 
+def test_a_long_request_id_is_cut_in_its_row(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    long, longest = "i" * 2000, "i" * 5000
+    for tool in ("free", "closed"):
+        for request_id in (long, longest):
+            session.store.decide(session.requests(call_line(tool, request_id)), session.journal)
+            place.pass_ms(1500)
+            session.store.append(session.journal.flush(place.wall()))
+    assert [one["request_id"] for one in records(place)] == [long, cut(json.dumps(longest))] * 2
+
+
 def test_each_session_numbers_its_rows_without_gaps(place: Place) -> None:
     sessions = [Session(place.open(), POLICY, session=f"{at:016x}") for at in range(3)]
     for session in [*sessions, *reversed(sessions)] * 3:
