@@ -47,6 +47,17 @@ def test_the_audit_id_of_a_verdict_is_the_id_of_its_row(place: Place) -> None:
     assert [verdict.audit_id for verdict in verdicts] == [one["id"] for one in records(place)]
 
 
+def test_a_long_request_id_is_cut_in_its_row(place: Place) -> None:
+    session = Session(place.open(), POLICY)
+    long, longest = "i" * 2000, "i" * 5000
+    for tool in ("free", "closed"):
+        for request_id in (long, longest):
+            session.store.decide(session.requests(call_line(tool, request_id)), session.journal)
+            place.pass_ms(1500)
+            session.store.append(session.journal.flush(place.wall()))
+    assert [one["request_id"] for one in records(place)] == [long, cut(json.dumps(longest))] * 2
+
+
 def test_each_session_numbers_its_rows_without_gaps(place: Place) -> None:
     sessions = [Session(place.open(), POLICY, session=f"{at:016x}") for at in range(3)]
     for session in [*sessions, *reversed(sessions)] * 3:
@@ -185,6 +196,26 @@ def test_the_count_includes_a_call_that_is_charged_on_the_counter_of_a_full_obse
         *[("allowed", 1), ("allowed", 2)],
         *[("would_deny", 3), ("would_deny", 4)],
         ("rate_limited", 5),
+    ]
+
+
+def test_the_denials_before_a_call_that_only_an_observed_rule_would_deny_are_counted_no_more(place: Place) -> None:
+    enforced = '[[rule]]\nuser = "*"\nlimit = "1/1m"\n'
+    observed = '[[rule]]\ntool = "report"\nlimit = "1/1h"\nmode = "observe"\n'
+    session = Session(place.open(), enforced + observed)
+    assert [(one.decision, one.count) for one in session.call("report", 3)][1:] == [("rate_limited", 2), ("rate_limited", 3)]
+    place.pass_ms(60_000)
+    found = [(one.decision, one.count) for one in [session.one("report"), session.one("report")]]
+    assert found == [("would_deny", 2), ("rate_limited", 2)]
+
+
+def test_a_rule_that_would_close_a_tool_adds_nothing_to_the_counts_of_others(place: Place) -> None:
+    closed = '[[rule]]\ntool = "report"\nlimit = "deny"\nmode = "observe"\n'
+    assert Session(place.open(), closed).decisions("report", 2) == ["would_deny"] * 2
+    session = Session(place.open(), closed + '[[rule]]\nuser = "*"\nlimit = "2/1m"\n', session="b" * 16)
+    assert [(one.decision, one.count) for one in session.call("report", 4)] == [
+        *[("would_deny", None)] * 2,
+        *[("rate_limited", 3), ("rate_limited", 4)],
     ]
 
 

@@ -73,6 +73,16 @@ def test_only_calls_that_fail_are_counted_as_errors_and_the_retry_time_is_exact(
     assert other.words("report") == ["allowed"]
 
 
+def test_a_failed_call_counts_on_each_of_its_limits_on_errors(place: Place) -> None:
+    policy = TWO_ERRORS + '[[rule]]\nuser = "*"\nlimit = ["3/1h", "9/1d"]\ncount = "errors"\n'
+    caller = Caller(place.open(), policy)
+    assert caller.words("report", "search") == ["allowed"] * 2
+    caller.end(failed=True)
+    assert caller.used == [1, 1, 1]
+    caller.end(failed=True)
+    assert caller.used == [1, 2, 2]
+
+
 def test_errors_that_are_settled_together_are_all_counted(place: Place) -> None:
     caller = Caller(place.open(), TWO_ERRORS)
     caller.decide("report", "report")

@@ -29,7 +29,7 @@ def test_arguments_are_counted_as_equal_if_they_are_equal_as_json() -> None:
     equal = ['{"arguments":{"a":1,"b":[2.0,{"c":100}]}}', '{"arguments":{"b":[2,{"c":1e2}],"a":1.0},"_meta":{"x":1}}']
     assert len({hashed(text) for text in equal}) == 1
     assert hashed("{}") == hashed('{"arguments":{}}') != hashed('{"arguments":null}')
-    different = ["1", "1.5", "true", '"1"', "null", "[1]", '{"a":1}', '".0"', '"e+"']
+    different = ["1", "1.5", "true", '"1"', "null", "[1]", '{"a":1}', '".0"', '"e+"', "[1,2]", "[1.5,2.0]"]
     assert len({hashed('{"arguments":{"a":' + value + "}}") for value in different}) == len(different)
     assert hashed(equal[0], b"l") != hashed(equal[0])
 

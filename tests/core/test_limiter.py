@@ -241,6 +241,13 @@ def test_raising_a_limit_merges_a_full_log_into_grains_and_admits_no_more() -> N
         assert counted >= sum(at_us > end_us - window_us for at_us in times)
 
 
+def test_raising_a_limit_on_errors_merges_a_full_log_of_one_grain_into_one_entry() -> None:
+    log = EMPTY
+    for _ in range(limiter.MAX_ENTRIES):
+        log = charge(log, 2, 64_000, 0)
+    assert charge(log, 1000, 64_000, 1_000) == (1_000, 0, limiter.MAX_ENTRIES, 1_000, 1)
+
+
 def test_two_limits_on_one_counter_both_hold_and_charge_it_once() -> None:
     limits = [Limit(3, WINDOW_US, 0, rule=0), Limit(2, WINDOW_US, 0, rule=1)]
     states: tuple[State, ...] = (EMPTY,)
@@ -319,6 +326,9 @@ def test_a_shifted_log_decides_the_same_by_the_other_clock(log: State, by_us: in
     assert shift(shifted, -by_us) == log
     for now_us in (0, 1500, 2500):
         assert used(live(shifted, WINDOW_US, now_us + by_us)) == used(live(log, WINDOW_US, now_us))
+    newest_us = log[-2] if log else 0
+    for now_us in (newest_us + 15, newest_us + 16):  # within the grain of the newest entry, and after it
+        assert charge(shifted, 100, WINDOW_US, now_us + by_us) == shift(charge(log, 100, WINDOW_US, now_us), by_us)
 
 
 @given(logs, logs)
@@ -332,7 +342,19 @@ def test_a_merged_log_never_counts_less_than_both_logs(one: State, other: State)
         assert both <= used(live(merged, WINDOW_US, now_us)) <= late
 
 
+def test_a_merged_log_has_an_entry_for_each_of_up_to_64_admissions() -> None:
+    one, other = EMPTY, EMPTY
+    for at_us in range(0, 64, 2):
+        one, other = charge(one, 64, WINDOW_US, at_us), charge(other, 64, WINDOW_US, at_us + 1)
+    assert merge(one, other, WINDOW_US) == (63, *[value for at_us in range(64) for value in (at_us, 1)])
+
+
 @pytest.mark.usefixtures("small_logs")
 @given(logs, logs)
-def test_a_merged_log_has_no_more_entries_than_allowed(one: State, other: State) -> None:
-    assert len(merge(one, other, 2000)) <= 2 * 64 + 1
+def test_a_merged_log_that_would_be_too_long_counts_each_admission_at_most_a_grain_longer(one: State, other: State) -> None:
+    merged = merge(one, other, 2000)
+    assert len(merged) <= 2 * limiter.MAX_ENTRIES + 1
+    for now_us in range(1999, 4600, 97):
+        both = used(live(one, 2000, now_us)) + used(live(other, 2000, now_us))
+        late = used(live(one, 2500, now_us)) + used(live(other, 2500, now_us))
+        assert both <= used(live(merged, 2000, now_us)) <= late

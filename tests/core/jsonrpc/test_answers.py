@@ -259,6 +259,12 @@ def test_a_long_notification_is_skipped_and_the_next_line_is_read() -> None:
     assert reader.feed(b':9,"result":{}}\n') == [(b'{"id":9,"result":{}}\n', True)]
 
 
+def test_an_answer_is_read_if_a_chunk_in_its_middle_begins_like_a_notification() -> None:
+    reader = AnswerLines()
+    chunks = [b'{"jsonrpc":"2.0","id":1,"result":{"x":', b'{"jsonrpc":"2.0","method":"n"}', b"}}\n"]
+    assert [line for chunk in chunks for line in reader.feed(chunk)] == [(b"".join(chunks), True)]
+
+
 def test_an_answer_among_long_notifications_is_found() -> None:
     note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"' + b"x" * 5000 + b'"}}\n'
     answer = b'{"jsonrpc":"2.0","id":1,"result":{}}'

@@ -132,6 +132,7 @@ OTHERS: dict[str, bytes | Refusal] = {
     "a name that parsers read differently": (FORMS[0] % (1, 1, 1)).replace('"x"', '"y\\u0000"').encode(),
     "a name that is none": (FORMS[0] % (1, 1, 1)).replace('"x"', "1").encode(),
     "a name that is not ASCII": (FORMS[0] % (1, 1, 1)).replace('"x"', '"é"').encode(),
+    "a line separator in a value": (FORMS[0] % (1, "[1,\r2]", 1)).encode(),
     "a batch": b"[%s]" % (FORMS[0] % (1, 1, 1)).encode(),
 }
 

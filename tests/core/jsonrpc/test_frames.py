@@ -151,6 +151,7 @@ def test_recorded_client_traffic_passes_unchanged(file: str) -> None:
         ('{"method":"ping"}', "ping", None),
         ('{"method":"ping","id":1,"result":{},"error":null}', "ping", "1"),
         ('{"id":1,"result":{}}', None, None),
+        ('{"id":1,"error":{"code":1,"message":"no"}}', None, None),
         ('{"id":1.5,"result":{}}', None, None),
         ('{"id":null,"method":null,"result":{}}', None, None),
         ("{}", None, None),
@@ -217,6 +218,14 @@ def test_nesting_over_512_is_refused(bracket: str) -> None:
     assert isinstance(one(nested(MAX_DEPTH)), Frame)
     deeper = refusal(nested(MAX_DEPTH + 1))
     assert (deeper.code, deeper.id, deeper.answered) == (PARSE_ERROR, "null", True)
+
+
+def test_nesting_is_counted_behind_arrays_that_have_ended_too() -> None:
+    def nested(depth: int) -> str:
+        return f'{{"method":"a","params":{{"x":[[],[]],"y":{"[" * (depth - 2)}{"]" * (depth - 2)}}}}}'
+
+    assert isinstance(one(nested(512)), Frame)
+    assert refusal(nested(513)).code == PARSE_ERROR
 
 
 def test_brackets_in_strings_or_side_by_side_do_not_count_as_nesting() -> None:
@@ -436,6 +445,15 @@ def test_a_name_with_a_surrogate_pair_passes() -> None:
 )
 def test_a_refused_call_has_its_tool_if_it_named_one(line: str, tool: str | None) -> None:
     assert refusal(line).tool == tool
+
+
+@pytest.mark.parametrize("member", ['{"method":"a"}', f'{{"method":"a","params":[{"[]," * 100}[]]}}'], ids=["light", "heavy"])
+def test_a_batch_of_more_than_1024_messages_is_refused_as_a_whole(member: str) -> None:
+    assert [message.raw for message in parse(f"[{','.join([member] * 1024)}]".encode()) if isinstance(message, Frame)] == [
+        member.encode()
+    ] * 1024
+    found = refusal(f"[{','.join([member] * 1025)}]")
+    assert (found.code, found.id, found.answered) == (INVALID_REQUEST, "null", True)
 
 
 def test_each_member_of_a_batch_is_checked_separately() -> None:

@@ -80,6 +80,11 @@ def test_a_limit_is_a_number_of_calls_per_window(text: str, rate: Rate) -> None:
     assert parse_rule({"limit": [text]}, where="test").rates == (rate,)
 
 
+def test_the_largest_cap_wait_and_cost_are_accepted() -> None:
+    policy = parse('[[rule]]\ntool = "x"\nconcurrent = 10000\nwait = "3600s"\n[[cost]]\ntool = "x"\ncost = 1000000000\n')
+    assert (policy.rules[0].concurrent, policy.rules[0].wait_us, policy.costs[0].units) == (10_000, 3_600_000_000, 10**9)
+
+
 HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
 
 

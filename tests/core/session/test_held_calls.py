@@ -144,6 +144,7 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     came_out = talk.client(*lines) if same_read else [*talk.client(lines[0]), *talk.client(lines[1])]
     assert came_out == ["forwarded notifications/cancelled"]
     assert talk.pass_ms(5000) == []
+    assert talk.machine.has_outcomes
     talk.record()
     record = talk.records[-1]
     assert (record["request_id"], record["decision"], record["reason"]) == (2, "rate_limited", "cancelled while it waited")
@@ -186,6 +187,23 @@ def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_t
     (record,) = [one for one in talk.records if one["request_id"] == 2]
     assert (record["reason"], record["waited_ms"]) == (why, 1500)
     assert record["retry_after_ms"] == 500
+
+
+@pytest.mark.parametrize(("passed_ms", "left_ms"), [(20, 1980), (2500, 0)])
+def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_which_nobody_knows_of_a_cap(
+    passed_ms: int, left_ms: int
+) -> None:
+    talk = Talk(RATE + "concurrent = 1\n")
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.time.pass_ms(passed_ms)
+    talk.client(cancel(2))
+    talk.record()
+    record = talk.records[-1]
+    assert record["exceeded"] == [
+        {"axis": "tool", "rule": "tool=search", "limit": 1, "window": "2s", "retry_after_ms": left_ms},
+        {"axis": "tool", "rule": "tool=search", "limit": 1, "counts": "concurrent"},
+    ]
+    assert "retry_after_ms" not in record
 
 
 def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:
@@ -277,6 +295,30 @@ def test_at_most_64_calls_are_held() -> None:
     assert talk.client(*lines) == ["forwarded 0", f"answered {MAX_WAITING + 1}: 429"]
 
 
+def test_a_call_that_is_decided_anew_keeps_its_place_among_as_many_as_can_be_held() -> None:
+    talk = Talk(CAP)
+    assert talk.client(*(call_line("browse", at) for at in range(MAX_WAITING + 1))) == ["forwarded 0"]
+    assert talk.pass_ms(1000) == []
+    talk.answer(0)
+    assert talk.attend() == ["forwarded 1"]
+
+
+def test_a_call_that_was_read_together_with_one_that_cannot_be_held_is_charged_once() -> None:
+    talk = Talk(RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
+    assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1"]
+    assert talk.client(call_line("search", 4), call_line("other", 5)) == ["answered 4: 429", "forwarded 5"]
+    assert [held.used for held in talk.store.held()] == [1, 1]
+
+
+def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.store_failure = "it is away"
+    assert talk.pass_ms(2000) == ["answered 2: 503"]
+    talk.store_failure = ""
+    assert talk.pass_ms(5000) == []
+
+
 def test_calls_that_are_long_together_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_calls, "MAX_WAITING_BYTES", 3000)
     talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
@@ -325,6 +367,19 @@ def test_a_client_that_asked_for_progress_is_told_each_second_that_its_call_wait
     assert values == sorted(set(values))
     assert slow.pass_ms(1) == ["answered 2: 429"]
     assert slow.to_client[-1]["error"]["data"]["reason"] == "concurrent"
+
+
+def test_a_client_is_told_once_a_second_that_its_call_waits_however_much_it_writes_meanwhile() -> None:
+    talk = Talk(RATE.replace("2s", "3s"))
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    talk.pass_ms(500)
+    assert talk.client(call_line("search", 2, _meta={"progressToken": 7})) == []
+    for at, told in enumerate([[], ["told 7: waiting for a rate limit, 1 s"], ["told 7: waiting for a rate limit, 2 s"]]):
+        assert talk.client(request("ping", 3 * at + 3)) == [*told, f"forwarded {3 * at + 3}"]
+        assert talk.client(request("ping", 3 * at + 4)) == [f"forwarded {3 * at + 4}"]
+        assert talk.pass_ms(999 if at < 2 else 499) == []
+        talk.time.pass_ms(1)
+    assert talk.attend() == ["forwarded 2"]
 
 
 def test_a_call_that_waits_for_a_place_is_forwarded_when_the_call_before_it_is_answered() -> None:
@@ -387,6 +442,26 @@ def test_calls_with_one_id_keep_their_places_until_there_is_an_answer_for_each()
     assert talk.store.held() == []
 
 
+def test_ids_that_were_used_twice_and_answered_twice_do_not_count_as_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 2)
+    talk = Talk(CAP.replace('concurrent = 1\nwait = "5s"', "concurrent = 2"))
+    for _ in range(3):
+        assert talk.client(call_line("browse", 1)) + talk.client(call_line("browse", 1)) == ["forwarded 1"] * 2
+        talk.answer(1)
+        assert sum(held.used for held in talk.store.held()) == 1
+        talk.answer(1)
+        assert talk.store.held() == []
+
+
+def test_answers_have_to_be_read_first_only_while_a_call_is_in_flight_whose_end_the_store_is_told() -> None:
+    talk = Talk(CAP)
+    for request_id in (1, 2):
+        talk.client(call_line("browse", request_id), call_line("other", 9))
+        assert talk.machine.in_flight.to_settle == 1
+        talk.answer(request_id)
+        assert talk.machine.in_flight.to_settle == 0
+
+
 def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 100)
     talk = Talk(CAP.replace('wait = "5s"\n', ""))
@@ -420,6 +495,16 @@ def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> No
     assert talk.attend() == ["forwarded 3"]
     assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "continued"]
     assert talk.client(call_line("browse", 4)) == ["answered 4: 429"], "the retry holds the place"
+
+
+def test_a_free_retry_that_is_cancelled_while_it_waits_can_be_made_again() -> None:
+    talk = Talk(CAP + 'limit = "2/1h"\n')
+    talk.client(call_line("browse", 1))
+    talk.answer(1, resultType="input_required", requestState="s", inputRequests={})
+    assert talk.client(call_line("browse", 2), call_line("browse", 3, requestState="s")) == ["forwarded 2"]
+    assert talk.client(cancel(3)) == ["forwarded notifications/cancelled"]
+    talk.answer(2)
+    assert talk.client(call_line("browse", 4, requestState="s")) == ["forwarded 4"]
 
 
 def test_a_free_retry_that_waits_is_denied_when_the_tool_is_closed_and_can_be_made_again() -> None:
@@ -496,6 +581,18 @@ def test_an_observed_limit_on_errors_counts_only_calls_for_which_it_had_room() -
     assert talk.records[-1]["decision"] == "allowed", "an enforced limit has room then, too"
 
 
+def test_an_enforced_limit_on_errors_counts_a_call_that_an_observed_rule_would_deny() -> None:
+    talk = Talk(
+        '[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "9/1m"\n'
+        '[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "1/1m"\nmode = "observe"\n'
+    )
+    for at in range(3):
+        talk.client(call_line("flaky", at))
+        talk.answer(at, isError=True)
+    assert decisions(talk) == [(0, "allowed"), (1, "would_deny"), (2, "would_deny")]
+    assert sorted(held.used for held in talk.store.held()) == [1, 3]
+
+
 def test_calls_with_equal_arguments_are_counted_apart_for_each_tool() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
     same = [{"q": 1, "r": 2}, {"r": 2.0, "q": 1}, {"q": 1.0, "r": 2}]
@@ -542,6 +639,22 @@ def test_a_call_waits_behind_another_only_for_limits_that_let_it_wait() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "5s"\n[[rule]]\ntool = "b"\nper = ["user"]\nlimit = "9/2s"\n')
     assert talk.client(call_line("a", 1), call_line("b", 2), call_line("b", 3)) == ["forwarded 1"]
     assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_a_call_that_waits_for_its_turn_waits_for_no_observed_rule() -> None:
+    talk = Talk(
+        '[[rule]]\nuser = "*"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "a"\ncost = 4\n'
+        '[[rule]]\ntool = "b"\nlimit = "1/1h"\nmode = "observe"\n'
+    )
+    assert talk.client(call_line("b", 1), call_line("a", 2), call_line("b", 3)) == ["forwarded 1"]
+    assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+    assert decisions(talk) == [(1, "allowed"), (2, "allowed"), (3, "would_deny")]
+
+
+def test_a_call_that_waits_for_a_place_too_is_denied_at_once_if_its_turn_under_a_limit_comes_too_late() -> None:
+    talk = Talk(CAP + '[[rule]]\nuser = "*"\nlimit = "1/3s"\nwait = "5s"\n')
+    assert talk.client(*(call_line("browse", at) for at in range(1, 4))) == ["forwarded 1", "answered 3: 429"]
+    assert talk.to_client[-1]["error"]["data"]["reason"] == "concurrent"
 
 
 def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_common_counter_has_room() -> None:

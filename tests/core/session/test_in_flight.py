@@ -123,11 +123,12 @@ def test_a_cancellation_cancels_the_call_that_was_written_last_with_its_id() -> 
     assert [(outcome.row_id, outcome.outcome) for outcome in talk.outcomes] == [(1, "no_answer"), (2, "cancelled")]
 
 
-def test_a_request_with_the_method_of_a_cancellation_cancels_no_call() -> None:
+def test_neither_a_request_with_the_method_of_a_cancellation_nor_another_notification_cancels_a_call() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\nwait = "9s"\n')
     talk.client(call_line("x", 1), call_line("x", 2))
     for request_id in (1, 2):
         talk.client(request("notifications/cancelled", "odd", requestId=request_id))
+        talk.client(b'{"method":"notifications/x","params":{"requestId":%d}}' % request_id)
     assert talk.client(call_line("x", 3)) == []  # the place of the first is not free
     talk.answer(1)
     assert talk.attend() == ["forwarded 2"]

@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from mcpguard.core.arguments import args_hash
 from mcpguard.core.audit import Outcome
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
@@ -279,6 +280,23 @@ def test_a_traceparent_with_zeroes_or_a_forbidden_version_gives_no_trace_id(pare
     assert talk.records[0]["trace_id"] == f"00000000000000aa{1:016x}"
 
 
+def test_each_row_has_the_hash_of_its_calls_own_arguments() -> None:
+    talk = Talk(ANYTHING, args_key=lambda: b"k")
+    values = [1, 2, 2, 1]
+    talk.client(*(call_line("x", at, arguments={"q": value}) for at, value in enumerate(values)))
+    assert [one["args_hash"] for one in talk.records] == [args_hash({"q": value}, b"k").hex() for value in values]
+
+
+def test_plans_for_other_arguments_are_bounded() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
+    talk.client(*(call_line("x", at, arguments={"q": at}) for at in range(200)))
+    (caller,) = talk.machine._callers.known.values()
+    assert len(caller.of_arguments) <= callers.MAX_ARGUMENTS
+    assert talk.client(call_line("x", 200, arguments={"q": 0}), call_line("x", 201, arguments={"q": 0})) == [
+        "forwarded 200", "answered 201: 429",
+    ]  # fmt: skip
+
+
 def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() -> None:
     talk = Talk(ANYTHING, arguments="full")
     talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
@@ -389,8 +407,9 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_and_later_ones_are_recorde
     talk = Talk(ANYTHING)
     talk.client(*[call_line("x", at) for at in range(150)])
     talk.store_failure = "it is away"
-    for at in range(149):
-        talk.answer(at)
+    answers = b"".join(b'{"id":%d,"result":{}}\n' % at for at in range(149))
+    talk.handle(events.ServerWrote(talk.lines.feed(answers), talk.time()))
+    talk.handle(events.RecordingDue(talk.wall()))
     assert not talk.machine.has_outcomes
     talk.store_failure = ""
     talk.answer(149)
@@ -529,6 +548,18 @@ def test_messages_after_the_end_of_the_servers_input_are_answered_and_audited_bu
         ("invalid", "not valid JSON"),
     ]
     assert not talk.store.held()
+
+
+def test_a_call_that_comes_alone_is_not_charged_after_the_end_of_the_servers_input_either() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.input_closes("the server has closed its input")
+    assert talk.client(call_line("x", 1)) == ["answered 1: -32000"]
+    assert talk.server_exits("over") == []
+    assert talk.client(call_line("x", 2)) == []
+    gone = Talk(ONE_A_MINUTE)
+    gone.server_exits("over")
+    assert gone.client(call_line("x", 1)) == []
+    assert talk.store.held() == gone.store.held() == []
 
 
 def test_requests_that_the_server_did_not_take_are_answered() -> None:

@@ -47,6 +47,13 @@ def test_the_servers_answers_are_read_before_a_retry_is_judged() -> None:
     assert decisions(talk) == ["allowed", "continued"]
 
 
+def test_a_retry_that_is_read_together_with_a_refused_line_is_free() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(call_line("x", 1))
+    asks_for_input(talk, 1, "s1")
+    assert talk.client(b"not json", call_line("x", 2, requestState="s1")) == ["answered None: -32700", "forwarded 2"]
+
+
 def test_a_retry_that_was_denied_as_unavailable_stays_free() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
