@@ -7,7 +7,7 @@ import pytest
 
 from mcpguard.core.audit import Row
 from mcpguard.core.text import compact
-from mcpguard.stores.api import StoredRow, Wanted
+from mcpguard.stores.api import Options, StoredRow, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.groups import rounded_us
 from mcpguard.stores.sqlite import archive, reader
@@ -18,7 +18,7 @@ from mcpguard.stores.sqlite.store import SqliteStore
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)
+    store = SqliteStore(tmp_path / "mcpguard.db", Options(timeout_ms=20_000))
     yield store
     store.close()
     while _readers:
