@@ -36,7 +36,7 @@ class Followed:
         settings = Settings(str(self.path), policy_named=False, database_path=str(self.path))
         found: list[tuple[str, str | None]] = []
         try:
-            for page in following.follow(settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
+            for _, page in following.follow(settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
                 found += [(one.row.decision, one.outcome) for one in page]
         except InterruptedError:
             return found
