@@ -318,8 +318,7 @@ class SqliteStore:
             first_row = follower.at.row
             lines = groups() if callable(groups) else groups
             follower.append(lines, uses_reserve=True)
-            for group in lines:
-                follower.memory.apply(group)
+            follower.memory.apply(lines)
             return first_row
 
     # reading
