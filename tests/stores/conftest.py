@@ -1,4 +1,4 @@
-"""Starts processes that use one store together."""
+"""Processes that use one store together, and a Redis server that the tests of a module share."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.build import TESTS
+from tests.redis_servers import Server, running
 
 Worker = subprocess.Popen[str]
 
@@ -30,6 +31,18 @@ def start() -> Iterator[Callable[[str, Path], Worker]]:
     for worker in workers:
         worker.kill()
         worker.communicate(timeout=ENOUGH_S)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    shared.command("FLUSHALL")
+    return shared
 
 
 def heard(worker: Worker) -> str:

@@ -25,18 +25,6 @@ ONE = '[[rule]]\ntool = "x"\nconcurrent = 1\n'
 LEASE_MS = LEASE_US // 1000
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("leases")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: Server) -> Server:
-    shared.command("FLUSHALL")
-    return shared
-
-
 class Guard(Session):
     """A wrapper whose calls take as long as the test wants."""
 
