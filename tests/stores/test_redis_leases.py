@@ -390,14 +390,6 @@ def test_the_first_call_after_the_place_was_freed_names_the_counter_again(guards
     assert other.used == [1]
 
 
-def test_counters_of_calls_in_flight_are_not_among_those_last_seen(guards: Guards) -> None:
-    one, _ = guards('[[rule]]\ntool = "x"\nconcurrent = 1\nlimit = "5/1h"\n')
-    one.begin()
-    logs, _ = one.store.last_seen()
-    assert len(logs) == 1
-    assert all(logs.values())
-
-
 def test_a_server_without_memory_refuses_a_call_with_a_cap_and_gives_it_no_place(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as own:
         session = Session(RedisStore(own.address, PATIENT), TWO)
