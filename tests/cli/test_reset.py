@@ -9,7 +9,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.core.policy.plan import label_parts
 from mcpguard.stores.api import Held
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
+from tests.cli.command import ALICE, BOB, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, policy, rule
 
 RULES = (
@@ -17,7 +17,6 @@ RULES = (
     + rule("50/90m", tool="echo")
     + '[[rule]]\nuser = "*"\nagent = "*::interactive::*"\nper = ["user"]\nlimit = "100/30m"\n'
 )
-BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +154,6 @@ def test_without_a_store_there_is_nothing_to_reset(tmp_path: Path) -> None:
 def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
     assert mcpguard(tmp_path, "reset", "--yes").returncode == 69
-
-
-def test_help_has_an_example(tmp_path: Path) -> None:
-    assert "Example" in mcpguard(tmp_path, "reset", "--help").stdout
 
 
 @pytest.mark.parametrize(
