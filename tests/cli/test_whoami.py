@@ -10,8 +10,6 @@ from rich.cells import cell_len
 from tests.cli.command import mcpguard, on_terminal
 from tests.provider import AUDIENCE, ISSUER, KeyServer, settings, token, write_token
 
-NOBODY = "unknown::interactive::default"
-
 
 def whoami(home: Path, *argv: str, status: int = 0, **env: Any) -> dict[str, Any]:
     done = mcpguard(home, "whoami", "--json", *argv, **env)

@@ -442,23 +442,13 @@ def test_the_store_needs_no_upkeep_once_the_calls_of_an_outage_have_ended() -> N
     assert not place.store.needs_tending
 
 
-def test_a_call_of_an_earlier_outage_that_ends_in_the_next_one_gives_its_place_back() -> None:
+@pytest.mark.parametrize("as_it_fails", [False, True], ids=["later", "at that moment"])
+def test_a_call_of_an_earlier_outage_that_ends_in_the_next_one_gives_its_place_back(*, as_it_fails: bool) -> None:
     place = Place(policy=CAP_2)
     place.break_down()
     call = place.starts()
     place.mend()
-    place.break_down()
-    place.stops(call)
-    place.mend()
-    assert places(place) == []
-
-
-def test_a_call_of_an_earlier_outage_that_ends_as_the_store_fails_gives_its_place_back() -> None:
-    place = Place(policy=CAP_2)
-    place.break_down()
-    call = place.starts()
-    place.mend()
-    place.fail("settle", "open")
+    place.fail("settle", "open") if as_it_fails else place.break_down()
     place.stops(call)
     place.mend()
     assert places(place) == []
