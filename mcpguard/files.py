@@ -67,6 +67,14 @@ def is_there(path: "Path") -> bool:
     return True
 
 
+def size_bytes(path: "Path") -> int:
+    """A file's size; 0 if it does not exist."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
     """Read a file, or its first bytes. A named pipe and a device, unless it is empty, are refused: reading might never end.
 

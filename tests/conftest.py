@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 if TYPE_CHECKING:
+    from tests.provider import KeyServer
     from tests.real_parts.parts import Parts
 
 TESTS = Path(__file__).parent
@@ -63,6 +64,15 @@ def parts(request: pytest.FixtureRequest) -> Parts:
     from tests.real_parts.parts import Parts  # it uses POSIX locks
 
     return Parts(Path(request.config.cache.mkdir("real-parts")), own={"python-2": sys.executable})
+
+
+@pytest.fixture
+def keys() -> Iterator[KeyServer]:
+    """A server of a provider's keys."""
+    from tests import provider  # only these tests need its library
+
+    with provider.serving() as server:
+        yield server
 
 
 @functools.cache

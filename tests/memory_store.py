@@ -72,7 +72,7 @@ class MemoryStore:
             counters = ending.plan.counters
             for limit in ending.plan.limits:
                 if limit.counts == "concurrent" and (key := counters[limit.counter].id) in states:
-                    states[key] = limiter.release(states[key], ending.row_id)
+                    states[key] = release(states[key], ending.row_id)
             if ending.failed:
                 logs = [states.get(counter.id, EMPTY) for counter in counters]
                 after, charged = limiter.fail(ending.plan.limits, logs, now_us)
@@ -85,7 +85,7 @@ class MemoryStore:
         for call_id, counters in calls.items():
             for counter in counters:
                 self._memory.counters[counter.id] = counter
-                others = limiter.release(self._memory.states.get(counter.id, EMPTY), call_id)
+                others = release(self._memory.states.get(counter.id, EMPTY), call_id)
                 self._memory.states[counter.id] = (*others, call_id)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
@@ -229,3 +229,8 @@ def decide_all(
             states[counter.id] = decision.states[limit.counter]
             changed[counter.id] = counter
     return verdicts, changed
+
+
+def release(state: State, call_id: int) -> State:
+    """The state of a counter of calls in flight without a call. If it does not have the call, the same state."""
+    return tuple([one for one in state if one != call_id]) if call_id in state else state

@@ -1,5 +1,6 @@
 """`docs/commands.md` is the help of the commands."""
 
+from mcpguard.cli import commands
 from tests.command_reference import PAGE, contexts, reference
 
 
@@ -12,9 +13,13 @@ def test_the_command_reference_is_the_help_of_every_command() -> None:
 
 
 def test_every_command_and_subcommand_has_a_section() -> None:
-    from mcpguard.cli import commands
-
     paths = {context.command_path for context in contexts(commands.cli, "mcpguard")}
     assert {"mcpguard run", "mcpguard policy set", "mcpguard audit tail", "mcpguard hook claude-code"} <= paths
     headings = {line.lstrip("# ") for line in PAGE.read_text().splitlines() if line.startswith("##")}
     assert headings == paths
+
+
+def test_every_help_shows_an_example_or_what_to_write_into_a_file() -> None:
+    helps = {context.command_path: context.command.get_help(context) for context in contexts(commands.cli, "mcpguard")}
+    without = {path for path, text in helps.items() if "Example" not in text}
+    assert without == {"mcpguard completion", *(f"mcpguard hook {client}" for client in ("claude-code", "codex", "copilot"))}

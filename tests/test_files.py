@@ -7,6 +7,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import exposed, is_there, open_private, place_to_make
+from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 
 
@@ -156,7 +157,7 @@ def test_a_dangling_link_is_not_followed_to_create_a_store(tmp_path: Path) -> No
     shared.chmod(0o1777)
     (shared / "mcpguard.db").symlink_to(tmp_path / "target")
     with pytest.raises(StoreUnavailable, match="a link to a missing file, in a folder that others may write to"):
-        SqliteStore(shared / "mcpguard.db", timeout_ms=1000)
+        SqliteStore(shared / "mcpguard.db", Options(timeout_ms=1000))
     assert not (tmp_path / "target").exists()
 
 

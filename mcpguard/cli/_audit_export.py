@@ -86,7 +86,8 @@ def command(
                 file.write(heading + "\n")
             write = Writer(FORMATS[form]).lines
             if follow:
-                for page in follow_rows(settings, wanted, say, _wait_for_reader if file is sys.stdout else time.sleep):
+                sleep = _wait_for_reader if file is sys.stdout else time.sleep
+                for _, page in follow_rows(settings, wanted, say, sleep):
                     file.write(write(page))
                     file.flush()
             else:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from mcpguard.cli._counters import Counted
+from mcpguard.cli._counters import counter_text
 from mcpguard.cli._policy_show import rule_as_json
 from mcpguard.cli._text import paragraph
 from mcpguard.core import limiter
@@ -307,7 +307,7 @@ def as_json(shown: Shown, policy: Policy, *, is_starter: bool) -> dict[str, obje
                 "limit": limit.limit,
                 "window": limit.window or None,
                 **({} if limit.counts == "calls" else {"counts": limit.counts}),
-                "counter": None if at not in shown.counters else Counted.of(shown.counters[at].counter.label).text,
+                "counter": None if at not in shown.counters else counter_text(shown.counters[at].counter.label),
                 "then": _then_as_json(limit, shown.record),
                 "now": None if at not in shown.counters else _now_as_json(shown.counters[at]),
             }
@@ -382,7 +382,7 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
     if limit.limit is None:
         paragraph("deny: it counts nothing", indent="    ")
         return
-    paragraph(f"{limit.text} for {Counted.of(now.counter.label).text}" if now else f"{limit.text}", indent="    ")
+    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else f"{limit.text}", indent="    ")
     left, count = _left_then(limit, record), record.get("count")
     word = "in flight" if limit.counts == "concurrent" else "used"
     parts = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from mcpguard.cli._counters import Counted
+from mcpguard.cli._counters import counter_text
 from mcpguard.cli._policy_show import named, observed, rule_as_json, source_as_json
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.core.identity import parse_agent
@@ -108,7 +108,7 @@ def _limit_as_json(left: Headroom, *, known: bool) -> dict[str, object]:
     return {
         **left.reported.members(),
         **({"cost": left.cost} if left.reported.counts == "cost" else {}),
-        "counter": None if left.counter is None else Counted.of(left.counter.label).text,
+        "counter": None if left.counter is None else counter_text(left.counter.label),
         "count": left.used if known else None,
         "remaining": left.remaining if known else None,
         "retry_after_ms": ms_up(left.retry_after_us) if known and left.retry_after_us is not None else None,
@@ -207,7 +207,7 @@ def _headrooms(found: Explanation, one: RuleMatch) -> Sequence[Headroom]:
 def _line(found: Explanation, left: Headroom) -> str:
     """What is left of a limit."""
     assert left.counter is not None  # noqa: S101 - only `deny` has none
-    limit, whose = left.reported.limit_text, Counted.of(left.counter.label).text
+    limit, whose = left.reported.limit_text, counter_text(left.counter.label)
     if not left.is_known:
         return f"{limit}: what is left depends on the arguments; give them with --arguments ({whose})"
     used = "in flight" if left.reported.counts == "concurrent" else "used"

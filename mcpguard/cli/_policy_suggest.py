@@ -71,23 +71,12 @@ def print_summary(found: Suggested, path: Path, since: str) -> None:
         if one.kind == "few":
             _say(f"{name}: too few calls to suggest a limit ({one.calls}){denied}")
         elif one.kind == "keep":
-            _say(f"{name}: {', '.join(_why_kept(limit.reason) for limit in one.limits)}{denied}")
+            kept = ", ".join(f"{limit.why.removeprefix('stays, it ')}: {limit.busiest}" for limit in one.limits)
+            _say(f"{name}: {kept}{denied}")
         elif denied:
             _say(name + denied)
     if findings.tools_left_out:
         _say(f"{plural(findings.tools_left_out, 'more tool')} with fewer calls: no new rules")
-
-
-def _why_kept(reason: str) -> str:
-    """Why a limit stays.
-
-    >>> _why_kept("busiest hour of 41 calls; stays, it fits")
-    'fits: busiest hour of 41 calls'
-    >>> _why_kept("busiest day of 7 calls; stays, the history is shorter than two windows")
-    'stays, the history is shorter than two windows: busiest day of 7 calls'
-    """
-    busiest, _, why = reason.partition("; ")
-    return f"{'fits' if why == 'stays, it fits' else why}: {busiest}"
 
 
 def _text(suggestion: Suggestion) -> str:

@@ -9,10 +9,11 @@ import click
 
 from mcpguard import config
 from mcpguard.cli._command import Command
-from mcpguard.cli._counters import Counted
+from mcpguard.cli._counters import counter_text, is_selected, used_text
 from mcpguard.cli._filters import given, name_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._text import tolerant_output
+from mcpguard.core.policy.plan import label_parts
 from mcpguard.core.text import amount, printable
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.stores.api import Held
@@ -43,11 +44,10 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
         return ExitStatus.OK
     with contextlib.closing(settings.open_store(least_timeout_ms=config.PATIENCE_MS)) as store:
-        counters = [(held, Counted.of(held.label)) for held in store.held()]
         found = [
-            (held, counter)
-            for held, counter in counters
-            if counter.namespace == settings.namespace and counter.is_selected(given(options))
+            held
+            for held in store.held()
+            if (counter := label_parts(held.label)).namespace == settings.namespace and is_selected(counter, given(options))
         ]
         if not found:
             click.echo("no counter in use matches", err=as_json)
@@ -55,38 +55,39 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
-        store.reset([held.label for held, _ in found])
-    for held, counter in found:
-        click.echo(json.dumps(_as_json(held, counter)) if as_json else _text(held, counter))
+        store.reset([held.label for held in found])
+    for held in found:
+        click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
     click.echo(f"{_count(found)} reset", err=as_json)
     return ExitStatus.OK
 
 
-def _as_json(held: Held, counter: Counted) -> dict[str, object]:
+def _as_json(held: Held) -> dict[str, object]:
     """A counter, and what it held."""
+    counter = label_parts(held.label)
     return {
         "namespace": counter.namespace,
         **counter.values,
-        "together": counter.others,
+        "together": counter.shared,
         **({} if counter.counts == "calls" else {"counts": counter.counts}),
         "window_seconds": counter.window_us // 1_000_000,
         "used": held.used,
     }
 
 
-def _text(held: Held, counter: Counted) -> str:
-    return printable(f"{counter.text}: {counter.used_text(held.used)}")
+def _text(held: Held) -> str:
+    return printable(f"{counter_text(held.label)}: {used_text(held)}")
 
 
-def _count(found: list[tuple[Held, Counted]]) -> str:
+def _count(found: list[Held]) -> str:
     return amount(len(found), "counter")
 
 
-def _agreed(found: list[tuple[Held, Counted]]) -> bool:
+def _agreed(found: list[Held]) -> bool:
     """List the counters, at most ten of them, and ask for confirmation."""
     shown = 10
-    for held, counter in found[:shown]:
-        click.echo(_text(held, counter), err=True)
+    for held in found[:shown]:
+        click.echo(_text(held), err=True)
     if len(found) > shown:
         click.echo(f"and {len(found) - shown:,} more", err=True)
     return click.confirm(f"Reset {_count(found)}?", err=True)

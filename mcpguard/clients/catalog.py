@@ -15,6 +15,9 @@ LOCAL: Final = "local"
 
 _SERVERS: Final = Layout(("mcpServers",))
 
+DEV_CONTAINER: Final = Layout(("customizations", "vscode", "mcp", "servers"))
+"""In a dev container's file. Its servers start in the container, so the programs that it names need not be on this machine."""
+
 
 class Place(NamedTuple):
     """Files in which a client keeps servers.
@@ -146,7 +149,7 @@ CLIENTS: Final = (
             Place(
                 PROJECT,
                 ("{project}/.devcontainer/devcontainer.json", "{project}/.devcontainer.json"),
-                Layout(("customizations", "vscode", "mcp", "servers")),
+                DEV_CONTAINER,
                 Dialect.JSONC,
             ),
             Place(PROJECT, ("{project}/.mcp.json",), dialect=Dialect.JSONC),

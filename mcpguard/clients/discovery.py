@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.clients.catalog import CLIENTS, LOCAL, PROJECT, Client, Hook, Place
+from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Place
 from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import may_vary
@@ -120,8 +120,8 @@ class Source(NamedTuple):
 
     @property
     def is_of_container(self) -> bool:
-        """Whether its servers start in a container. The programs that it names need not be on this machine."""
-        return self.file.name.endswith("devcontainer.json")
+        """Whether its servers start in a dev container."""
+        return self.layout == DEV_CONTAINER
 
     def tells_where(self, program: str) -> bool:
         """Whether a program's path means the same here as to the client."""

@@ -230,11 +230,6 @@ def fail(limits: Sequence[Limit], states: Sequence[State], now_us: int) -> tuple
     return tuple(after), charged
 
 
-def release(state: State, call_id: int) -> State:
-    """The state of a counter of calls in flight without a call. If it does not have the call, the same state."""
-    return tuple([one for one in state if one != call_id]) if call_id in state else state
-
-
 @lru_cache(maxsize=512)
 def _tightest(limits: tuple[Limit, ...]) -> tuple[tuple[Limit, ...], frozenset[int], tuple[Limit, ...]]:
     """The smallest limit of each counter; the counters of calls in flight; and those limits that an admission is charged on."""

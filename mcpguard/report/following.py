@@ -29,9 +29,8 @@ def follow(
     *,
     after: int = 0,
     outcome_s: float = OUTCOME_S,
-    begun: Callable[[Readable], None] = lambda _: None,
-) -> Iterator[Sequence[StoredRow]]:
-    """The wanted rows, those that exist and then those that are written, some at a time, without end.
+) -> Iterator[tuple[Readable, Sequence[StoredRow]]]:
+    """The wanted rows, those that exist and then those that are written, some at a time and with their store. Without end.
 
     Args:
         settings: They name the store, which need not exist yet.
@@ -40,7 +39,6 @@ def follow(
         sleep: Waits for this many seconds.
         after: Only rows after the row with this id. If the store is replaced, all rows of the new one.
         outcome_s: How long a row waits for its outcome.
-        begun: Called with each store before its rows come. The store stays open while they do.
 
     Raises:
         StoreUnavailable: The store cannot be read.
@@ -51,11 +49,10 @@ def follow(
         while not settings.address.exists():
             sleep(POLL_S)
         with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
-            begun(store)
             rows = _Rows(store, wanted, after, outcome_s)
             while True:
                 is_last = is_replaced()  # asked first: rows written before the replacement are in the open file
-                yield from rows.new(is_last=is_last)
+                yield from ((store, some) for some in rows.new(is_last=is_last))
                 if is_last:
                     break
                 sleep(POLL_S)

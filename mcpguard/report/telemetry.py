@@ -10,7 +10,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
@@ -269,7 +269,6 @@ class Exporter:
         self._sleep = sleep
         self._source = resource(options.service, settings.namespace)
         self._metrics = Metrics(wall_us(), with_user=options.with_user)
-        self._store: Readable | None = None  # the store that is read
 
     def run(self) -> None:
         """Send rows. If the log is followed, this ends only with an error.
@@ -281,32 +280,28 @@ class Exporter:
         """
         if not self._options.follow:
             with contextlib.closing(self._settings.read_store()) as store:
-                self._take(store)
-                self._send_all(store.rows(after=self._begin(store), wanted=self._options.wanted))
+                for page in store.rows(after=self._begin(store), wanted=self._options.wanted):
+                    self._send_all(page, store.args_key)
             return
         failures = 0
         while True:
             before = self.sent
             try:
-                self._send_all(self._followed())
+                self._follow()
             except StoreUnavailable as error:
                 failures = 1 if self.sent > before else failures + 1
                 if failures == 1:
                     self._say(f"{error.message}; trying again")
                 self._sleep(_wait_s(failures))
 
-    def _followed(self) -> Iterator[Sequence[StoredRow]]:
+    def _follow(self) -> None:
         after = 0
         if self._settings.address.exists():
             with contextlib.closing(self._settings.read_store()) as store:
                 after = self._begin(store)
-        options = self._options
-        yield from follow(
-            self._settings, options.wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S, begun=self._take
-        )
-
-    def _take(self, store: Readable) -> None:
-        self._store = store
+        wanted = self._options.wanted
+        for store, page in follow(self._settings, wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):
+            self._send_all(page, store.args_key)
 
     def _begin(self, store: Readable) -> int:
         """The id of the row after which to begin. An id after the newest row is that of another store, too."""
@@ -319,13 +314,13 @@ class Exporter:
             return newest
         return 0
 
-    def _send_all(self, pages: Iterable[Sequence[StoredRow]]) -> None:
-        for page in pages:
-            for at in range(0, len(page), BATCH):
-                batch = page[at : at + BATCH]
-                self._send(batch)
-                self._position.write(batch[-1].row_id, self._store.args_key if self._store else b"")
-                self.sent += len(batch)
+    def _send_all(self, page: Sequence[StoredRow], key: bytes) -> None:
+        """Send rows of the store that has this key."""
+        for at in range(0, len(page), BATCH):
+            batch = page[at : at + BATCH]
+            self._send(batch)
+            self._position.write(batch[-1].row_id, key)
+            self.sent += len(batch)
 
     def _send(self, batch: Sequence[StoredRow]) -> None:
         """Send spans and metrics, again and again if need be."""

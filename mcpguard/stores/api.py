@@ -46,6 +46,13 @@ class StoredRow(NamedTuple):
     outcome: str | None
     duration_us: int | None
 
+    @property
+    def entry(self) -> Entry:
+        """The row as it is read."""
+        from mcpguard.core.audit import record
+
+        return Entry(self.row_id, record(self.row, outcome=self.outcome, duration_us=self.duration_us))
+
 
 class Group(NamedTuple):
     """What all rows of a group have in common.

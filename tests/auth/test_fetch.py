@@ -27,12 +27,6 @@ AT_MOST_S = 5.0
 """Far above the timeout, and far below the time that the server would take."""
 
 
-@pytest.fixture
-def server() -> Iterator[KeyServer]:
-    with provider.serving() as serving:
-        yield serving
-
-
 def fails(url: str, timeout_s: float = 30) -> str:
     with pytest.raises(FetchError) as caught:
         get(url, timeout_s, 1 << 20)

@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,10 @@ from hypothesis import strategies as st
 from jwt.algorithms import RSAAlgorithm
 
 from mcpguard.auth.keys import FETCH_S, MAX_AGE_S, REFRESH_S, FileKeys, RemoteKeys, find, parse_keys
-from tests import provider
 from tests.end_to_end.host import until
 from tests.provider import KeyServer, jwk, key, key_set
 
 URL = "https://idp.acme.com/keys"
-
-
-@pytest.fixture
-def server() -> Iterator[KeyServer]:
-    with provider.serving() as serving:
-        yield serving
 
 
 class Provider:

@@ -24,11 +24,6 @@ UNSUPPORTED = "has an unsupported kid or crit in its header"
 NOT_THEIRS = f"has a signature that is not {ISSUER}'s"
 
 
-@pytest.fixture
-def wrapper(tmp_path: Path) -> Wrapper:
-    return Wrapper(tmp_path)
-
-
 # Signatures
 
 

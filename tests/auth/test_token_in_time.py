@@ -16,11 +16,6 @@ from tests.provider import jwk, key_set, token, write_token
 NOT_THEIRS = "has a signature that is not "
 
 
-@pytest.fixture
-def wrapper(tmp_path: Path) -> Wrapper:
-    return Wrapper(tmp_path)
-
-
 def test_an_unchanged_token_is_not_verified_again(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapper.has(token())
     os.utime(wrapper.file, (1, 1))

@@ -17,6 +17,7 @@ from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest
+from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 
 from .calls import SETTLE, WARM_UP, cpus, ping_pong
@@ -156,7 +157,7 @@ class OtherUsers:
 
     def __init__(self, path: Path, point: Point) -> None:
         policy = parse(point.policy)
-        self._store = SqliteStore(path, max_bytes=MAX_MB << 20)
+        self._store = SqliteStore(path, Options(max_bytes=MAX_MB << 20))
         self._journal = Journal("0" * 16)
         self._random = random.Random(1)  # noqa: S311 - not for secrets
         self._requests = [

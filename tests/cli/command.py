@@ -20,6 +20,7 @@ from mcpguard.cli import main
 from tests.end_to_end.host import DEADLINE_S, Host, environment, program, script
 
 ALICE = ("--server", "crm", "--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
+BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 OBEDIENT = script("obedient")
 command = program
 

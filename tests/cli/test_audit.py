@@ -15,11 +15,9 @@ import pytest
 
 from mcpguard.cli._audit_table import Table
 from mcpguard.core.audit import MEMBERS, Outcome, line, with_outcome
-from tests.cli.command import ALICE, BOUND, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, process, start
+from tests.cli.command import ALICE, BOB, BOUND, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, process, start
 from tests.core.build import WALL_US, Talk
 from tests.end_to_end.host import DEADLINE_S, Host, audit, call, environment, policy, rule
-
-BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
 
 def tools(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -504,11 +502,6 @@ def test_a_reader_that_takes_only_the_first_line_causes_no_error(home: Path) -> 
     done = subprocess.run(["/bin/sh", "-c", loops], env=environment(home), cwd=home, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 3
     assert (home / "err.txt").read_text() == ""
-
-
-@pytest.mark.parametrize("argv", [[], ["tail"]])
-def test_help_has_an_example(tmp_path: Path, argv: list[str]) -> None:
-    assert "Example" in mcpguard(tmp_path, "audit", *argv, "--help").stdout
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])

@@ -7,11 +7,9 @@ from rich.cells import cell_len
 from mcpguard.cli._audit_stats import _table
 from mcpguard.report.statistics import KEYS, Statistic, statistics
 from mcpguard.stores.api import Group, Tally
-from tests.cli.command import calls, mcpguard, on_terminal
+from tests.cli.command import BOB, calls, mcpguard, on_terminal
 from tests.cli.test_usage import compare
 from tests.end_to_end.host import policy, rule
-
-BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,6 @@ from tests.end_to_end.host import policy, rule
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
 
 
-@pytest.fixture
-def account(tmp_path: Path) -> Account:
-    return Account(tmp_path)
-
-
 def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
     done = account.run("clients", "--json", *argv)
     assert (done.returncode, done.stderr) == (0, "")

@@ -185,14 +185,6 @@ def test_copilots_hook_ends_in_time_if_nobody_reads_what_it_prints(home: Path) -
     assert time.monotonic() - begin < IN_TIME_S
 
 
-def test_claude_codes_hook_does_nothing_in_another_program_that_runs_it(home: Path) -> None:
-    for _, given in ELSEWHERE:
-        assert hook(home, given) == b""
-    with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db:
-        assert db.execute("SELECT * FROM agent_note").fetchall() == []
-    assert b"agent" not in (home / "mcpguard.db-calls").read_bytes()
-
-
 def test_claude_codes_hook_opens_no_store_and_no_settings_in_another_program(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,12 +330,6 @@ def test_the_help_shows_a_hooks_file_for_copilot(home: Path) -> None:
     (one,) = file["hooks"]["preMcpToolCall"]
     assert one["type"] == "command"
     assert one["bash"] == one["powershell"] == "mcpguard hook copilot"
-
-
-def test_a_later_note_of_a_call_replaces_the_first(home: Path) -> None:
-    note(home, EXPLORE)
-    note(home, without(agent_type="Plan"))
-    assert noted(home / "mcpguard.db") == "Claude Code::subagent::Plan"
 
 
 def test_it_loads_only_what_it_needs(home: Path) -> None:

@@ -30,11 +30,6 @@ def _no_client_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "_output", lambda *_: "")
 
 
-@pytest.fixture
-def account(tmp_path: Path) -> Account:
-    return Account(tmp_path)
-
-
 def servers(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_bytes())["mcpServers"]
     return found

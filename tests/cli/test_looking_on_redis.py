@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import calls, mcpguard
+from tests.cli.command import BOB, calls, mcpguard
 from tests.cli.test_usage import Screen
 from tests.end_to_end.host import policy, rule
 from tests.redis_servers import Server, running
-
-BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 
 
 @pytest.fixture(scope="module")

@@ -257,10 +257,6 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     assert not {"\x1b", "\x07", "\x9b"} & set(mcpguard(tmp_path, "policy", "explain", *odd).stdout)
 
 
-def test_its_help_has_an_example(tmp_path: Path) -> None:
-    assert "mcpguard policy explain --user bob@acme.com" in mcpguard(tmp_path, "policy", "explain", "--help").stdout
-
-
 def test_caps_cost_errors_and_arguments_are_explained(tmp_path: Path) -> None:
     policy(
         tmp_path,

@@ -1,11 +1,9 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import provider
 from tests.cli.command import mcpguard
 from tests.end_to_end.host import Host, script
 from tests.end_to_end.test_tokens import call_until
@@ -21,12 +19,6 @@ tool  = "delete_user"
 scope = "admin.users"
 limit = "20/1h"
 """
-
-
-@pytest.fixture
-def keys() -> Iterator[KeyServer]:
-    with provider.serving() as server:
-        yield server
 
 
 def explained(home: Path, *argv: str, **env: Any) -> dict[str, Any]:

@@ -30,10 +30,9 @@ from mcpguard.report.usage import Limits, Usage
 from mcpguard.report.watching import View
 from mcpguard.stores.api import Held
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import calls, command, mcpguard, on_terminal
+from tests.cli.command import BOB, calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 
-BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("200/1d", tool="*")
 SHOWN = Path(__file__).parent / "shown"
 

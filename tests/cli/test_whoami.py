@@ -1,24 +1,14 @@
 import getpass
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.cells import cell_len
 
-from tests import provider
 from tests.cli.command import mcpguard, on_terminal
 from tests.provider import AUDIENCE, ISSUER, KeyServer, settings, token, write_token
-
-NOBODY = "unknown::interactive::default"
-
-
-@pytest.fixture
-def keys() -> Iterator[KeyServer]:
-    with provider.serving() as server:
-        yield server
 
 
 def whoami(home: Path, *argv: str, status: int = 0, **env: Any) -> dict[str, Any]:

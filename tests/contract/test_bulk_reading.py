@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from mcpguard.core.audit import Outcome, record
-from mcpguard.stores.api import Wanted
+from mcpguard.stores.api import Readable, Wanted
 from mcpguard.stores.groups import HOUR_US, rounded_us
 from tests.contract.conftest import Place
 from tests.core.build import WALL_US, Session, identity
@@ -14,8 +14,8 @@ POLICY = '[[rule]]\nuser = "*"\ntool = "report"\nlimit = "2/1m"\n\n[[rule]]\ntoo
 ANY = Wanted(lambda _: True)
 
 
-@pytest.fixture
-def hours(place: Place) -> Place:
+@pytest.fixture(params=[False, True], ids=["fresh", "tended"])
+def reader(request: pytest.FixtureRequest, place: Place) -> Readable:
     """Two users call two tools in three hours; the outcomes of the last hour are not known when the rows are archived."""
     place.time.now_us = WALL_US
     for at, user in enumerate(["alice", "bob", "alice"]):
@@ -25,7 +25,11 @@ def hours(place: Place) -> Place:
                 if verdict.row_id and verdict.forwards and number != 1:
                     session.store.record([Outcome(verdict.row_id, "ok" if at else "tool_error", 1234 * 10**number)])
         place.pass_ms(3_600_000)
-    return place
+    if request.param:
+        store = place.open()
+        while store.needs_tending:
+            store.tend()
+    return place.read()
 
 
 FILTERS = [
@@ -40,15 +44,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("wanted", FILTERS, ids=["none", "any", "bob", "denied", "ok", "tool", "hour"])
-@pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
-def test_rows_in_bulk_and_counted_rows_are_those_of_the_records(
-    hours: Place, wanted: Wanted | None, *, is_drained: bool
-) -> None:
-    if is_drained:
-        store = hours.open()
-        while store.needs_tending:
-            store.tend()
-    reader = hours.read()
+def test_rows_in_bulk_and_counted_rows_are_those_of_the_records(reader: Readable, wanted: Wanted | None) -> None:
     expected = list(reader.entries(wanted=wanted))
     found = [one for page in reader.rows(wanted=wanted) for one in page]
     records = [record(one.row, outcome=one.outcome, duration_us=one.duration_us) for one in found]
@@ -71,13 +67,7 @@ def test_rows_in_bulk_and_counted_rows_are_those_of_the_records(
     )
 
 
-@pytest.mark.parametrize("is_drained", [False, True], ids=["fresh", "tended"])
-def test_reading_goes_on_after_a_row(hours: Place, *, is_drained: bool) -> None:
-    if is_drained:
-        store = hours.open()
-        while store.needs_tending:
-            store.tend()
-    reader = hours.read()
+def test_reading_goes_on_after_a_row(reader: Readable) -> None:
     *_, last = reader.tally()
     ids = [one.row_id for one in reader.entries()]
     assert last.last_id == ids[-1]

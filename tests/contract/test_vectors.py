@@ -19,6 +19,7 @@ from mcpguard.core.policy.plan import Plan
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
 from tests.contract.conftest import Place
 from tests.core.build import START_US, TESTS, Session, identity
+from tests.memory_store import release
 
 VECTORS: list[dict[str, Any]] = [
     vector
@@ -74,7 +75,7 @@ def test_the_core_alone_decides_as_the_vector_says(vector: dict[str, Any]) -> No
             after = limiter.fail(plan.limits, held, now_us)[0] if outcome in ERRORS else held
             caps = {limit.counter for limit in plan.limits if limit.counts == "concurrent"}
             for at, (counter, state) in enumerate(zip(plan.counters, after, strict=True)):
-                states[counter.id] = limiter.release(state, ended) if at in caps else state
+                states[counter.id] = release(state, ended) if at in caps else state
         if "end" in step:
             continue
         roles, scopes = tuple(step.get("roles", ())), tuple(step.get("scopes", ()))

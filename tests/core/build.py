@@ -83,6 +83,11 @@ def call_line(tool: str, request_id: object = 1, **params: object) -> bytes:
     return request("tools/call", request_id, name=tool, **params)
 
 
+def cancel(request_id: object) -> bytes:
+    message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
+    return json.dumps(message).encode()
+
+
 class Wrapper:
     """The core's session, its journal and a store: a wrapper without pipes."""
 

@@ -115,9 +115,9 @@ CODEX_MAIN = ("Codex::interactive::default", "clientInfo")
 CODEX_SUBAGENT = ("Codex::subagent::default", "meta")
 
 
-def codex(*, trust: bool = True, heavy: bool = False) -> Talk:
+def codex(*, heavy: bool) -> Talk:
     """A conversation with Codex, in which its main agent and a subagent each make a recorded call twice."""
-    talk = Talk(who=Identity("alice", "os", "crm", trust_client_info=trust))
+    talk = Talk(who=UNNAMED)
     talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
     more: dict[str, Any] = {"more": [[]] * (HEAVY_PARTS + 1)} if heavy else {}
     calls = [CODEX["main"]["params"], CODEX["subagent"]["params"]] * 2
@@ -130,10 +130,6 @@ def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> N
     talk = codex(heavy=heavy)
     assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
     assert talk.looked_up == [(("call_58_sub",), False)]  # no note of the main agent's calls
-
-
-def test_codexs_tier_is_not_used_without_trust_in_client_info() -> None:
-    assert agents(codex(trust=False)) == [("unknown::interactive::default", "default")] * 4
 
 
 def test_another_client_does_not_get_a_tier_by_codexs_meta() -> None:

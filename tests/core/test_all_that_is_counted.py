@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from mcpguard.core.limiter import EMPTY, Counts, Limit, State, decide, fail, release
+from mcpguard.core.limiter import EMPTY, Counts, Limit, State, decide, fail
 from mcpguard.core.policy.model import Call
 from mcpguard.core.policy.plan import Counter, Plan, Reported
 from mcpguard.core.verdict import DecisionRequest, Verdict, decide_one
+from tests.memory_store import release
 
 WINDOW_US = 1000
 KINDS: Sequence[Counts] = ("calls", "cost", "errors", "concurrent")

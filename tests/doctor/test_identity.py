@@ -1,18 +1,9 @@
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests import provider
 from tests.doctor.checks import doctor, of, only
 from tests.provider import ISSUER, KeyServer, settings, token, write_token
-
-
-@pytest.fixture
-def keys() -> Iterator[KeyServer]:
-    with provider.serving() as server:
-        yield server
 
 
 def test_a_valid_token_names_the_user_and_when_it_ends(tmp_path: Path, keys: KeyServer) -> None:

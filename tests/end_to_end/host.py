@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import tomlkit
 
+from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 
 ROOT = Path(__file__).parents[2]
@@ -281,7 +282,7 @@ class Host:
 
 
 def audit(home: Path, *, policies: bool = False) -> list[Message]:
-    store = SqliteStore(home / "mcpguard.db", timeout_ms=10_000)
+    store = SqliteStore(home / "mcpguard.db", Options(timeout_ms=10_000))
     try:
         records = [entry.record for entry in store.entries()]
         return [record for record in records if (record["decision"] == "policy") == policies]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 
 from .host import DEADLINE_S, ROOT, Host, call, policy, rule, until
@@ -75,7 +76,7 @@ def is_back(host: Host, times: int = 1) -> None:
 
 def used(home: Path) -> list[int]:
     """What the counters hold, for everybody."""
-    store = SqliteStore(home / "mcpguard.db", timeout_ms=10_000)
+    store = SqliteStore(home / "mcpguard.db", Options(timeout_ms=10_000))
     try:
         return [held.used for held in store.held()]
     finally:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.sqlite.integrity import size_bytes
+from mcpguard.files import size_bytes
 
 from .host import Host, Message, audit, call, lines, script, total
 from .outages import codes, settings

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ from .host import DEADLINE_S, Host, Message, budget, call, policy, rule, script
 OBEDIENT = script("obedient")
 PATIENT = {"mcpguard.auth.keys.FETCH_S": DEADLINE_S}
 """Waits for keys as long as a busy machine takes to send them."""
-
-
-@pytest.fixture
-def keys() -> Iterator[KeyServer]:
-    with provider.serving() as server:
-        yield server
 
 
 def denied(answer: Message) -> dict[str, Any]:

@@ -426,13 +426,6 @@ def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
     assert token.asked == [True, False]
 
 
-def test_the_outcome_of_a_cancelled_call_is_recorded_without_an_answer(line: Line) -> None:
-    line.send(call(1))
-    line.server_has()
-    line.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
-    assert line.store.outcomes.get(timeout=30) == "cancelled"
-
-
 def test_a_call_that_is_answered_before_it_is_cancelled_has_the_outcome_of_its_answer(line: Line) -> None:
     line.send(call(1))
     line.server_has()

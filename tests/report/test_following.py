@@ -9,7 +9,7 @@ from mcpguard.config import Settings
 from mcpguard.core.audit import Outcome
 from mcpguard.errors import StoreUnavailable
 from mcpguard.report import following
-from mcpguard.stores.api import Wanted
+from mcpguard.stores.api import Options, Wanted
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, identity
@@ -36,7 +36,7 @@ class Followed:
         settings = Settings(str(self.path), policy_named=False, database_path=str(self.path))
         found: list[tuple[str, str | None]] = []
         try:
-            for page in following.follow(settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
+            for _, page in following.follow(settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
                 found += [(one.row.decision, one.outcome) for one in page]
         except InterruptedError:
             return found
@@ -47,7 +47,7 @@ class Followed:
 
     def call(self) -> None:
         """Make a call that ends, in a store that is opened for it."""
-        store = SqliteStore(self.path, timeout_ms=20_000)
+        store = SqliteStore(self.path, Options(timeout_ms=20_000))
         session = Session(store, POLICY, who=identity("alice"))
         end(session, session.one("echo").row_id)
         store.close()
@@ -65,7 +65,7 @@ def followed(tmp_path: Path) -> Followed:
 
 @pytest.fixture
 def session(followed: Followed) -> Iterator[Session]:
-    store = SqliteStore(followed.path, timeout_ms=20_000)
+    store = SqliteStore(followed.path, Options(timeout_ms=20_000))
     yield Session(store, POLICY, who=identity("alice"))
     store.close()
 

@@ -318,7 +318,7 @@ def test_a_store_that_was_replaced_by_one_with_more_rows_is_sent_from_its_first_
     store.close()
     for file in tmp_path.glob("mcpguard.db*"):
         file.unlink()
-    with contextlib.closing(SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)) as new:
+    with contextlib.closing(SqliteStore(tmp_path / "mcpguard.db", StoreOptions(timeout_ms=20_000))) as new:
         add(new, "denied", "denied", "denied")
         assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 3
         assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 0
@@ -331,7 +331,7 @@ def test_a_store_that_is_replaced_while_it_is_followed_is_not_sent_again(
         store.close()
         for file in tmp_path.glob("mcpguard.db*"):
             file.unlink()
-        new = SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)
+        new = SqliteStore(tmp_path / "mcpguard.db", StoreOptions(timeout_ms=20_000))
         add(new, "denied", "denied")
         new.close()
 
@@ -346,7 +346,7 @@ def test_a_store_whose_call_log_is_missing_is_not_sent_again(store: SqliteStore,
     store.close()
     log_path(tmp_path / "mcpguard.db").unlink()
     assert export(tmp_path, receiver)[0] == 0
-    SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000).close()
+    SqliteStore(tmp_path / "mcpguard.db", StoreOptions(timeout_ms=20_000)).close()
     assert export(tmp_path, receiver)[0] == 0
 
 

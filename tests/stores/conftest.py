@@ -1,4 +1,4 @@
-"""Starts processes that use one store together."""
+"""Processes that use one store together, and a Redis server that the tests of a module share."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.build import TESTS
+from tests.redis_servers import Server, running
 
 Worker = subprocess.Popen[str]
 
@@ -16,12 +17,12 @@ ENOUGH_S = 60
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[str, Path], Worker]]:
-    """Starts workers. Those that still run at the end of the test are killed."""
+def start_module() -> Iterator[Callable[..., Worker]]:
+    """Starts workers, each by a module and its arguments. Those that still run at the end of the test are killed."""
     workers: list[Worker] = []
 
-    def begin(what: str, path: Path) -> Worker:
-        command = [sys.executable, "-m", "tests.stores.worker", what, str(path)]
+    def begin(module: str, *argv: str) -> Worker:
+        command = [sys.executable, "-m", module, *argv]
         pipe = subprocess.PIPE
         workers.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, cwd=TESTS.parent))
         return workers[-1]
@@ -30,6 +31,23 @@ def start() -> Iterator[Callable[[str, Path], Worker]]:
     for worker in workers:
         worker.kill()
         worker.communicate(timeout=ENOUGH_S)
+
+
+@pytest.fixture
+def start(start_module: Callable[..., Worker]) -> Callable[[str, Path], Worker]:
+    return lambda what, path: start_module("tests.stores.worker", what, str(path))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared: Server) -> Server:
+    shared.command("FLUSHALL")
+    return shared
 
 
 def heard(worker: Worker) -> str:

@@ -78,7 +78,7 @@ def test_a_probe_that_fails_opens_it_schedules_the_next_one_and_is_not_told(brea
 def test_an_attempt_to_connect_that_takes_too_long_goes_on_as_a_probe_and_its_failure_is_told_once(
     breaker: CircuitBreaker,
 ) -> None:
-    breaker.time_out()
+    breaker.begin_probe()
     assert (breaker.state, breaker.failure) == ("half-open", NOT_IN_TIME)
     assert breaker.trip(GONE)
     breaker.begin_probe()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.core.verdict import Verdict
+from mcpguard.stores.api import Options
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.locks import lock_file
@@ -36,7 +37,7 @@ class Broken:
 
     def open(self) -> SqliteStore:
         self.opened += 1
-        return SqliteStore(self.path, timeout_ms=20, clock=self.time)
+        return SqliteStore(self.path, Options(timeout_ms=20), clock=self.time)
 
     def call(self, times: int = 1) -> list[str]:
         return [verdict.decision for verdict in self.decide(times)]

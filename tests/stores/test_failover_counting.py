@@ -5,7 +5,6 @@ import pytest
 from mcpguard.stores.failover import buffered_rows, local_counting
 from tests.stores.moody import LIMIT_3, Place
 
-EACH_TOOL_1 = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n'

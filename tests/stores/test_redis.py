@@ -30,18 +30,6 @@ POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
 PATIENT = Options(timeout_ms=20_000)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: Server) -> Server:
-    shared.command("FLUSHALL")
-    return shared
-
-
 @pytest.fixture
 def opened(server: Server) -> Iterator[Callable[..., RedisStore]]:
     stores: list[RedisStore] = []

@@ -1,8 +1,6 @@
 """Calls in flight on a server: their places have leases, which a wrapper renews, and loses if it is stopped for long."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,25 +14,14 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
-from tests.core.build import TESTS, WALL_US, Session, Time, Wrapper
-from tests.redis_servers import ENOUGH_S, Server, running, wait_for
+from tests.core.build import WALL_US, Session, Time, Wrapper
+from tests.redis_servers import Server, running, wait_for
+from tests.stores.conftest import Worker
 
 PATIENT = Options(timeout_ms=20_000)
 TWO = '[[rule]]\ntool = "x"\nconcurrent = 2\n'
 ONE = '[[rule]]\ntool = "x"\nconcurrent = 1\n'
 LEASE_MS = LEASE_US // 1000
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("leases")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared: Server) -> Server:
-    shared.command("FLUSHALL")
-    return shared
 
 
 class Guard(Session):
@@ -411,14 +398,6 @@ def test_the_first_call_after_the_place_was_freed_names_the_counter_again(guards
     assert other.used == [1]
 
 
-def test_counters_of_calls_in_flight_are_not_among_those_last_seen(guards: Guards) -> None:
-    one, _ = guards('[[rule]]\ntool = "x"\nconcurrent = 1\nlimit = "5/1h"\n')
-    one.begin()
-    logs, _ = one.store.last_seen()
-    assert len(logs) == 1
-    assert all(logs.values())
-
-
 def test_a_server_without_memory_refuses_a_call_with_a_cap_and_gives_it_no_place(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as own:
         session = Session(RedisStore(own.address, PATIENT), TWO)
@@ -488,27 +467,16 @@ def test_a_call_that_outlives_a_restart_of_the_server_has_its_place_again(tmp_pa
             store.close()
 
 
-Start = Callable[[], subprocess.Popen[str]]
+Start = Callable[[], Worker]
 
 
 @pytest.fixture
-def start(server: Server) -> Iterator[Start]:
+def start(server: Server, start_module: Callable[..., Worker]) -> Start:
     """Starts wrappers as processes, with leases of a second."""
-    workers: list[subprocess.Popen[str]] = []
-
-    def begin() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.stores.redis_worker", f"unix://{server.folder / 's'}", "1000"]
-        pipe = subprocess.PIPE
-        workers.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, cwd=TESTS.parent))
-        return workers[-1]
-
-    yield begin
-    for worker in workers:
-        worker.kill()
-        worker.communicate(timeout=ENOUGH_S)
+    return lambda: start_module("tests.stores.redis_worker", f"unix://{server.folder / 's'}", "1000")
 
 
-def ask(worker: subprocess.Popen[str], word: str) -> str:
+def ask(worker: Worker, word: str) -> str:
     assert worker.stdin is not None
     assert worker.stdout is not None
     worker.stdin.write(word + "\n")

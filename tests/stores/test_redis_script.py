@@ -24,16 +24,10 @@ from mcpguard.stores.redis.scripts import PARTS, script
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import WALL_US, Time
 from tests.memory_store import Memory, MemoryStore
-from tests.redis_servers import Server, running
+from tests.redis_servers import Server
 
 NOW_US = WALL_US
 """The size of a server's time: numbers of 16 digits, which a careless conversion would round."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("script")) as server:
-        yield server
 
 
 def test_scripts_are_assembled_from_the_files_that_came_with_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,15 +264,15 @@ class Pair:
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
 @settings(max_examples=400)  # changed operators in the scripts are found within 150, or not within 1000
 def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
-    server: Server, world: tuple[list[Plan], list[Step]]
+    shared: Server, world: tuple[list[Plan], list[Step]]
 ) -> None:
-    pair = Pair(server)
+    pair = Pair(shared)
     for _ in pair.take_all(*world):
         pass
     assert pair.rows() == pair.memory.rows
     assert [entry.record for entry in pair.store.entries()] == [entry.record for entry in pair.reference.entries()]
     pair.store.close()
-    server.command("FLUSHALL")
+    shared.command("FLUSHALL")
 
 
 @st.composite
@@ -309,15 +303,15 @@ def usual_steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
 @given(usual_plans().flatmap(lambda found: st.tuples(st.just(found), usual_steps(len(found)))))
 @settings(max_examples=200)
 def test_usual_calls_make_the_same_logs_and_rows_as_the_pure_functions(
-    server: Server, world: tuple[list[Plan], list[Step]]
+    shared: Server, world: tuple[list[Plan], list[Step]]
 ) -> None:
-    pair = Pair(server)
+    pair = Pair(shared)
     for _ in pair.take_all(*world):
         seen, _ = pair.store.last_seen()
         assert seen == {key: pair.memory.states.get(key, EMPTY) for key in seen}
     assert pair.rows() == pair.memory.rows
     pair.store.close()
-    server.command("FLUSHALL")
+    shared.command("FLUSHALL")
 
 
 def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(server: Server) -> None:
@@ -351,9 +345,9 @@ LOGS = st.lists(st.tuples(st.integers(-70_000_000, 0), st.integers(1, 9)), max_s
 @given(st.sampled_from(WINDOWS_US[:3]), LOGS, LOGS)
 @settings(max_examples=200)
 def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
-    server: Server, window_us: int, first: list[tuple[int, int]], second: list[tuple[int, int]]
+    shared: Server, window_us: int, first: list[tuple[int, int]], second: list[tuple[int, int]]
 ) -> None:
-    pair = Pair(server)
+    pair = Pair(shared)
     counter = Counter(7, f"[{window_us}]", window_us)
     for pairs in (first, second):
         if not pairs:
@@ -366,7 +360,7 @@ def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
         ]
         assert alive[0] == alive[1]
     pair.store.close()
-    server.command("FLUSHALL")
+    shared.command("FLUSHALL")
 
 
 def test_entries_a_grain_apart_stay_separate_and_closer_ones_are_merged(server: Server) -> None:

@@ -1,7 +1,6 @@
 """The memory of counters, for outages: its bound, and which counters it forgets first."""
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +12,7 @@ from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.states import log
 from mcpguard.stores.redis.store import RedisStore
 from tests.core.build import Session
-from tests.redis_servers import Server, running
+from tests.redis_servers import Server
 
 NOW_US = 10_000_000
 SECOND_US = 1_000_000
@@ -24,12 +23,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A low bound: eight counters, of which six are left after cleaning up."""
     monkeypatch.setattr(seen, "MOST", 8)
     monkeypatch.setattr(seen, "LEFT", 6)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 def value(newest_us: int) -> bytes:

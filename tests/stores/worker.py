@@ -10,6 +10,7 @@ from pathlib import Path
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.stores import clock
+from mcpguard.stores.api import Options
 from mcpguard.stores.locks import lock_file, try_lock
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
@@ -37,7 +38,7 @@ def session_name() -> str:
 def make(path: Path) -> None:
     """Open the store when told to."""
     sys.stdin.readline()
-    store = SqliteStore(path, timeout_ms=20_000)
+    store = SqliteStore(path, Options(timeout_ms=20_000))
     say(store.args_key.hex())
     sys.stdin.readline()
     store.close()
@@ -51,7 +52,7 @@ def call_until_told(path: Path) -> None:
         last.now_us = clock.boot_us() * QUICK
         return last.now_us
 
-    session = Session(SqliteStore(path, timeout_ms=20_000, clock=time, wall=last), MANY, session=session_name())
+    session = Session(SqliteStore(path, Options(timeout_ms=20_000), clock=time, wall=last), MANY, session=session_name())
     while True:
         verdict = session.one("x")
         if verdict.forwards:
@@ -60,7 +61,7 @@ def call_until_told(path: Path) -> None:
 
 def call_a_share(path: Path) -> None:
     """Make a fixed number of calls."""
-    session = Session(SqliteStore(path, timeout_ms=20_000), FOREVER, session=session_name())
+    session = Session(SqliteStore(path, Options(timeout_ms=20_000)), FOREVER, session=session_name())
     sys.stdin.readline()
     for _ in range(100):
         session.one("x")
@@ -70,7 +71,7 @@ def call_a_share(path: Path) -> None:
 
 def call_when_told(path: Path) -> None:
     """Make a call for each line `call`, and end the oldest one for each other line. Print decisions."""
-    caller = Caller(SqliteStore(path, timeout_ms=20_000), CAPPED, session=session_name())
+    caller = Caller(SqliteStore(path, Options(timeout_ms=20_000)), CAPPED, session=session_name())
     for line in sys.stdin:
         if line == "call\n":
             say(caller.words("x")[0])
@@ -85,7 +86,7 @@ def sit(path: Path) -> None:
     A process that is killed closes its files in the order in which it opened them: it leaves its seat before its place.
     """
     seats = [open_private(path.with_name(f"seat {at}")) for at in range(SEATS)]
-    caller = Caller(SqliteStore(path, timeout_ms=20_000), SEATED, session=session_name())
+    caller = Caller(SqliteStore(path, Options(timeout_ms=20_000)), SEATED, session=session_name())
     while True:
         if caller.words("x") == ["allowed"]:
             seat = next((fd for fd in seats if try_lock(fd)), None)

@@ -90,14 +90,21 @@ class Suggested(NamedTuple):
         window: The window as the policy writes it.
         was: The limit in force for this window; None for a new rule.
         peak: The busiest window.
-        reason: Why the limit is suggested, or why it stays.
+        busiest: The same in words; empty for a rule with too few calls.
+        why: How the limit follows from it, or why it stays.
     """
 
     n: int
     window: str
     was: int | None
     peak: Peak
-    reason: str
+    busiest: str
+    why: str
+
+    @property
+    def reason(self) -> str:
+        """Why the limit is suggested, or why it stays."""
+        return "; ".join(filter(None, (self.busiest, self.why)))
 
 
 class Suggestion(NamedTuple):
@@ -332,8 +339,8 @@ def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Sugges
         table["per"] = [axis for axis in rule.per_text.split(",") if axis != "none"]
     limits = tuple([_for_rate(rate, peak, history_us) for rate, peak in zip(rule.rates, tracked.peaks, strict=True)])
     if tracked.calls < LEAST_CALLS:
-        reason = f"only {plural(tracked.calls, 'call')} seen"
-        limits = tuple([one._replace(n=rate.n, reason=reason) for one, rate in zip(limits, rule.rates, strict=True)])
+        why = f"only {plural(tracked.calls, 'call')} seen"
+        limits = tuple([one._replace(n=rate.n, busiest="", why=why) for one, rate in zip(limits, rule.rates, strict=True)])
         return Suggestion("few", table, at, limits, tracked.calls, denied)
     is_changed = any(one.n != one.was for one in limits)
     return Suggestion("change" if is_changed else "keep", table, at, limits, tracked.calls, denied)
@@ -344,10 +351,10 @@ def _for_rate(rate: Rate, peak: Peak, history_us: int) -> Suggested:
     low, high = FITS
     n, why = _raised(peak)
     if history_us < 2 * rate.window_us and rate.n >= HEADROOM * peak.calls:
-        return Suggested(rate.n, rate.text, rate.n, peak, f"{busiest}; stays, the history is shorter than two windows")
-    if low * peak.calls <= rate.n <= max(LEAST_LIMIT, high * peak.calls):
-        return Suggested(rate.n, rate.text, rate.n, peak, f"{busiest}; stays, it fits")
-    return Suggested(n, rate.text, rate.n, peak, f"{busiest}; {why}")
+        n, why = rate.n, "stays, the history is shorter than two windows"
+    elif low * peak.calls <= rate.n <= max(LEAST_LIMIT, high * peak.calls):
+        n, why = rate.n, "stays, it fits"
+    return Suggested(n, rate.text, rate.n, peak, busiest, why)
 
 
 def _raised(peak: Peak) -> tuple[int, str]:
@@ -367,7 +374,7 @@ def _new(tracked: _Tracked) -> Suggestion:
     rates = [rate._replace(n=_raised(peak)[0]) for rate, peak in zip(tracked.rates, tracked.peaks, strict=True)]
     idle = [rate for rate, _ in superfluous(rates)]
     limits = [
-        Suggested(rate.n, rate.text, None, peak, f"{_busiest(rate, peak)}; {_raised(peak)[1]}")
+        Suggested(rate.n, rate.text, None, peak, _busiest(rate, peak), _raised(peak)[1])
         for rate, peak in zip(rates, tracked.peaks, strict=True)
         if rate not in idle
     ]

@@ -10,7 +10,7 @@ Theory of operation. The breaker does no I/O. Its owner tells it what happened.
 
     from         to           event                                          method
     connecting   closed       the store was opened                           close
-    connecting   half-open    it was not opened in time; the attempt goes on time_out
+    connecting   half-open    it was not opened in time; the attempt goes on begin_probe
     connecting   open         it could not be opened                         trip
     closed       open         one of its operations failed                   trip
     open         half-open    a probe begins                                 begin_probe
@@ -61,12 +61,8 @@ class CircuitBreaker:
         """The store can be used."""
         self.state = "closed"
 
-    def time_out(self) -> None:
-        """The first attempt to open the store takes too long. From now on it is a probe."""
-        self.state = "half-open"
-
     def begin_probe(self) -> None:
-        """A probe begins."""
+        """A probe begins; or the first attempt to open the store takes too long, and is a probe from now on."""
         self.state = "half-open"
 
     def trip(self, failure: StoreUnavailable) -> bool:

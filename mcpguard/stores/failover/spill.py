@@ -18,7 +18,7 @@ from typing import Any, Final
 from mcpguard.core.audit import Row
 from mcpguard.core.text import compact
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import private_folder
+from mcpguard.files import private_folder, size_bytes
 from mcpguard.stores.api import Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
@@ -164,7 +164,7 @@ class SpillFolder:
         """
         private_folder(self._folder)
         refuse_network(self._folder)
-        if sum(map(_size_bytes, self._paths())) > MAX_FOLDER_BYTES:
+        if sum(map(size_bytes, self._paths())) > MAX_FOLDER_BYTES:  # another wrapper may just take one in
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._folder))
         for _ in range(_TRIES):  # another wrapper may lock and remove the empty file first
             path = self._folder / f"{self._prefix}{os.urandom(8).hex()}"
@@ -185,13 +185,6 @@ class SpillFolder:
 
     def _paths(self) -> list[Path]:
         return sorted(path for path in self._folder.iterdir() if path.name.startswith(self._prefix))
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:  # another wrapper has just taken it in
-        return 0
 
 
 def _locked(path: Path, how: int = 0) -> SpillFile | None:

@@ -202,7 +202,7 @@ class FailoverStore:
             return
         if not connector.wait(timeout_s):
             self._buffer.spill.active = True
-            self._breaker.time_out()
+            self._breaker.begin_probe()
             self._tell_failure(NOT_IN_TIME)
             return
         self._connector = None

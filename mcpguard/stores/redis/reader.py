@@ -33,7 +33,7 @@ class Reader:
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
         for page in self.rows(after=after, wanted=wanted):
-            yield from map(rows.entry, page)
+            yield from (one.entry for one in page)
 
     def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
         """See `Readable`."""
@@ -54,7 +54,7 @@ class Reader:
         """See `Readable`."""
         first = rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
         for found in self._read(self._streams(wanted), "XREVRANGE", "+", first):
-            yield from map(rows.entry, self._joined(found, wanted))
+            yield from (one.entry for one in self._joined(found, wanted))
 
     def _streams(self, wanted: Wanted | None) -> Sequence[str]:
         """The keys of the streams that may have wanted rows."""

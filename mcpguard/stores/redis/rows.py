@@ -4,9 +4,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Outcome, Row, cut_id, record
+from mcpguard.core.audit import Outcome, Row, cut_id
 from mcpguard.core.verdict import REFUSED, DecisionRequest
-from mcpguard.stores.api import Entry, StoredRow
+from mcpguard.stores.api import StoredRow
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
 _CALL_LINES: Final = 5
@@ -124,8 +124,3 @@ def parse_outcome(row_id: int, value: bytes) -> Outcome:
     """The outcome in a field of the hash of outcomes."""
     word, _, duration_us = value.partition(b" ")
     return Outcome(row_id, word.decode(), int(duration_us))
-
-
-def entry(stored: StoredRow) -> Entry:
-    """The row's record."""
-    return Entry(stored.row_id, record(stored.row, outcome=stored.outcome, duration_us=stored.duration_us))

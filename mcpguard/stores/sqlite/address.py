@@ -40,14 +40,7 @@ class SqliteAddress(NamedTuple):
         """See `Address`."""
         from mcpguard.stores.sqlite.store import SqliteStore
 
-        return SqliteStore(
-            self.path,
-            timeout_ms=options.timeout_ms,
-            durability=options.durability,
-            namespace=options.namespace,
-            keep_us=options.keep_us,
-            max_bytes=options.max_bytes,
-        )
+        return SqliteStore(self.path, options)
 
     def read(self, options: Options) -> Readable:
         """See `Address`."""
@@ -57,10 +50,9 @@ class SqliteAddress(NamedTuple):
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
         """See `Address`."""
-        from mcpguard.stores.sqlite import pruning, upkeep
+        from mcpguard.stores.sqlite import pruning
 
-        bounds = upkeep.Bounds(options.namespace, options.keep_us, options.max_bytes)
-        return pruning.prune(self.path, bounds, before_us)
+        return pruning.prune(self.path, options, before_us)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""

@@ -15,7 +15,7 @@ from mcpguard.stores.groups import DIGITS, HOUR_US, rounded_us
 from mcpguard.stores.sqlite import database
 
 _PAGE_ROWS: Final = 2000
-PAGE_CHARS: Final = 4 * 1024 * 1024
+_PAGE_CHARS: Final = 4 * 1024 * 1024
 """A page of rows ends before it has more rows, or more characters of detail."""
 
 _COUNTED_ROWS: Final = 20_000
@@ -27,7 +27,7 @@ _TEXTS: Final = 20_000
 _ROWS: Final = """
     SELECT a.id, a.context, a.reported, a.time_us, a.seq, a.decision, a.request_id, a.args_hash, a.trace_id, a.counted,
         a.remaining, a.retry_after_ms, a.repeats, a.detail, a.outcome, a.duration_us
-    FROM audit a WHERE a.id > ? AND a.id < ? %s ORDER BY a.id
+    FROM audit a WHERE a.id > ? AND a.id < ? %s ORDER BY a.id %s
 """
 
 
@@ -72,28 +72,37 @@ class Archive:
         self._groups: dict[tuple[Any, ...], Group] = {}
 
     def page(
-        self, after: int, before: int, condition: Condition, outcomes: Mapping[int, tuple[str, int]]
-    ) -> tuple[list[StoredRow], int]:
-        """The next rows, oldest first.
+        self,
+        after: int,
+        before: int,
+        condition: Condition,
+        outcomes: Mapping[int, tuple[str, int]],
+        *,
+        most: int | None = None,
+        newest_first: bool = False,
+    ) -> tuple[list[StoredRow], int, int]:
+        """The next rows.
 
         Args:
-            after: The row id before the first.
-            before: The row id after the last.
+            after: The largest id that is too small.
+            before: The smallest id that is too large.
             condition: Which rows are returned.
             outcomes: The outcomes that are not in the database yet, by row id.
+            most: How many rows to look at, at most; None for the usual number.
+            newest_first: Whether to begin with the largest id.
 
         Returns:
-            The rows, and the id of the last row that was looked at, which is `before` if there are no more.
+            The rows; and the bounds `after` and `before` of those that were not looked at.
         """
         found: list[tuple[Any, ...]] = []
         chars = 0
-        last = before
+        last = after if newest_first else before
         with database.reading(self._db):
-            cursor = self._db.execute(_ROWS % condition.sql, (after, before))
+            cursor = self._db.execute(_ROWS % (condition.sql, "DESC" if newest_first else ""), (after, before))
             for one in cursor:
                 found.append(one)
                 chars += len(str(one[13] or ""))
-                if len(found) == _PAGE_ROWS or chars > PAGE_CHARS:
+                if len(found) == (most or _PAGE_ROWS) or chars > _PAGE_CHARS:
                     last = one[0]
                     break
             cursor.close()
@@ -110,16 +119,16 @@ class Archive:
             row = Row(one[3], one[4], one[5], context, texts.get(one[2]), *one[6:14])
             if not condition.unsure or condition.unsure.admits_row(row, outcome):
                 rows.append(StoredRow(one[0], row, outcome, duration_us))
-        return rows, last
+        return (rows, after, last) if newest_first else (rows, last, before)
 
     def counts(
         self, after: int, before: int, condition: Condition, outcomes: Mapping[int, tuple[str, int]]
-    ) -> tuple[dict[Group, dict[int | None, int]], int]:
+    ) -> tuple[dict[Group, dict[int | None, int]], int, int]:
         """The next rows, counted as in a `Tally`; see `page`."""
-        before = min(before, after + _COUNTED_ROWS + 1)
-        ended = ",".join(str(key) for key in outcomes if after < key < before)
+        until = min(before, after + _COUNTED_ROWS + 1)
+        ended = ",".join(str(key) for key in outcomes if after < key < until)
         with database.reading(self._db):
-            found = Counter(self._db.execute(_COUNTED % (ended, condition.sql), (after, before)))
+            found = Counter(self._db.execute(_COUNTED % (ended, condition.sql), (after, until)))
             self._load(key for one in found for key in one[1:3])
         calls: dict[Group, dict[int | None, int]] = {}
         places: dict[tuple[Any, ...], tuple[dict[int | None, int], int]] = {}
@@ -135,7 +144,7 @@ class Archive:
                 place = places[kind] = ({} if group is None else calls.setdefault(group, {}), repeats or 1)
             durations, times = place
             durations[duration_us] = durations.get(duration_us, 0) + rows * times
-        return calls, before - 1
+        return calls, until - 1, before
 
     def _group(self, kind: tuple[Any, ...], detail: str | None, condition: Condition) -> Group | None:
         """The group of rows.

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import size_bytes
 from mcpguard.stores.sqlite import integrity
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.in_flight import Place
@@ -169,7 +170,7 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
     if "not a database" in words and not os.path.exists(log_path(path)):  # noqa: PTH110 - each store has a call log
         return no_store(path, words)
     if "no such table" in words:
-        return no_store(path, OF_ANOTHER) if integrity.size_bytes(path) else integrity.damaged(path, integrity.EMPTY)
+        return no_store(path, OF_ANOTHER) if size_bytes(path) else integrity.damaged(path, integrity.EMPTY)
     if "malformed" in words or "not a database" in words:
         return integrity.damaged(path, words)
     if "unable to open" in words and os.path.isdir(path):  # noqa: PTH112

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
+from mcpguard.files import size_bytes
 
 EMPTY: Final = "it is empty"
 
@@ -50,11 +51,3 @@ def check_pages(db: sqlite3.Connection, path: Path) -> None:
         if found != "ok":
             raise damaged(path, found.splitlines()[-1])
         _suspects.discard(path)
-
-
-def size_bytes(path: Path) -> int:
-    """A file's size; 0 if it does not exist."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -214,55 +214,18 @@ class Run(NamedTuple):
 def read_run(fields: Sequence[str]) -> Run:
     """The run in a line's fields."""
     _, calls, time_us, seq, context, reported, counted, remaining, charged_us, charged, request_ids, hashes = fields
-    return Run(
-        int(calls),
-        int(time_us),
-        int(seq),
-        context,
-        reported,
-        _number(counted),
-        _number(remaining),
-        int(charged_us),
-        charged,
-        request_ids,
-        bytes.fromhex(hashes),
-    )
+    ints = int(calls), int(time_us), int(seq)
+    numbers = _number(counted), _number(remaining), int(charged_us)
+    return Run(*ints, context, reported, *numbers, charged, request_ids, bytes.fromhex(hashes))
 
 
 def read_row(fields: Sequence[str]) -> Row:
     """The row in a line's fields."""
-    (
-        _,
-        time_us,
-        seq,
-        decision,
-        context,
-        reported,
-        request_id,
-        args_hash,
-        trace_id,
-        counted,
-        remaining,
-        retry,
-        repeats,
-        detail,
-        *_,
-    ) = fields
-    return Row(
-        int(time_us),
-        int(seq),
-        decision,
-        context,
-        reported or None,
-        request_id or None,
-        bytes.fromhex(args_hash) if args_hash else None,
-        trace_id or None,
-        _number(counted),
-        _number(remaining),
-        _number(retry),
-        _number(repeats),
-        detail or None,
-    )
+    _, time_us, seq, decision, context, reported, request_id, args_hash, trace_id, *numbers, detail, _, _ = fields
+    counted, remaining, retry_ms, repeats = map(_number, numbers)
+    texts = decision, context, reported or None, request_id or None
+    more = bytes.fromhex(args_hash) if args_hash else None, trace_id or None
+    return Row(int(time_us), int(seq), *texts, *more, counted, remaining, retry_ms, repeats, detail or None)
 
 
 def _number(text: str) -> int | None:

@@ -8,7 +8,7 @@ and reads others from the database when a call needs them.
 import itertools
 import operator
 import struct
-from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -106,39 +106,31 @@ class Memory:
     def read_some(self, log: CallLog, at: Position) -> tuple[Position, bool]:
         """As `read_on`, but for a chunk of them; returns also whether there may be more."""
         changes, after, may_have_more = log.next_changes(at)
-        self._apply_all(changes)
+        self.apply(changes)
         return after, may_have_more
 
-    def _apply_all(self, changes: Iterable[Change]) -> None:
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Make the changes of records."""
         rows: list[Charges] = []  # charged together, because many take little longer than one
-        for one in changes:
-            if isinstance(one, str):
-                self._charge(rows)
-                rows = []
-                self.apply(one)
-            else:
-                rows.append(one)
+        for change in changes:
+            if not isinstance(change, str):
+                rows.append(change)
+                continue
+            for one in line_changes(change):
+                if isinstance(one, tuple):
+                    rows.append(one)
+                else:
+                    self._charge(rows)
+                    rows = []
+                    self._follow(one)
         self._charge(rows)
 
     def _charge(self, rows: Sequence[Charges]) -> None:
         if rows:
             charge(self.states, rows, self._windows if self.complete else None)
 
-    def apply(self, text: str) -> None:
-        """Apply a record of the log."""
-        rows: list[Charges] = []
-        for line in text.split("\n"):
-            kind = line[0]
-            if kind in _CHARGING:
-                if found := charges(line):
-                    rows.append(found)
-            elif kind in _FOLLOWED:
-                self._charge(rows)
-                rows = []
-                self._follow(kind, line.split("\t"))
-        self._charge(rows)
-
-    def _follow(self, kind: str, fields: list[str]) -> None:
+    def _follow(self, fields: list[str]) -> None:
+        kind = fields[0]
         if kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
             self.notes[namespace, note.call_id] = (note.agent, noted_us)
@@ -195,6 +187,17 @@ _FOLLOWED: Final = _CHANGES | KINDS | {notes.KIND, log_lines.WRITTEN_BACK}
 _CHARGING: Final = frozenset({log_lines.ROW, log_lines.RUN, log_lines.CHARGED})
 
 
+def line_changes(text: str) -> Iterator[LineChange]:
+    """What the lines of a record change. Only the audit has the others."""
+    for line in text.split("\n"):
+        kind = line[0]
+        if kind in _CHARGING:
+            if found := charges(line):
+                yield found
+        elif kind in _FOLLOWED:
+            yield line.split("\t")
+
+
 def charges(line: str) -> Charges | None:
     """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
     if line[0] == log_lines.RUN:
@@ -247,9 +250,8 @@ def windows(rows: Iterable[Charges]) -> dict[int, int]:
 
 
 def change(states: MutableMapping[int, State], fields: list[str]) -> None:
-    """Merge into or reset the counter that a line names, if it is in `states`."""
-    key = int(fields[1])
-    if key not in states:
+    """Merge into or reset the counter that a line names, if it is in `states`. Another line changes none."""
+    if fields[0] not in _CHANGES or (key := int(fields[1])) not in states:
         return
     if fields[0] == log_lines.EMPTIED:
         states[key] = EMPTY
@@ -274,27 +276,17 @@ def change_all(states: MutableMapping[int, State], changes: Iterable[LineChange]
 
 def replay(states: MutableMapping[int, State], text: str) -> None:
     """Apply a record to the counters in `states`."""
-    changes: list[LineChange] = []
-    for line in text.split("\n"):
-        kind = line[0]
-        if kind in _CHARGING:
-            if one := charges(line):
-                changes.append(one)
-        elif kind in _CHANGES:
-            changes.append(line.split("\t"))
-    change_all(states, changes)
+    change_all(states, line_changes(text))
 
 
 def touched(text: str) -> Collection[int]:
     """The counters that a record changes."""
     found: set[int] = set()
-    for line in text.split("\n"):
-        kind = line[0]
-        if kind in _CHARGING:
-            if one := charges(line):
-                found.update(key for key, *_ in log_lines.read_charges(one[1]))
-        elif kind in _CHANGES:
-            found.add(int(line.split("\t")[1]))
+    for one in line_changes(text):
+        if isinstance(one, tuple):
+            found.update(key for key, *_ in log_lines.read_charges(one[1]))
+        elif one[0] in _CHANGES:
+            found.add(int(one[1]))
     return found
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.schema import require_schema
-from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
+from mcpguard.stores.sqlite.upkeep import Upkeep
 
 LOCK_S: Final = 5.0
 """How long a portion waits for another process that does upkeep."""
@@ -21,12 +22,12 @@ _PAUSE_S: Final = 0.01
 """The pause between two portions, in which others can do upkeep."""
 
 
-def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
+def prune(path: Path, options: Options, before_us: int) -> Iterator[int]:
     """Delete a namespace's rows from before a time. Yields the number of rows of each portion, after it is deleted.
 
     Args:
         path: The database, which exists.
-        bounds: The namespace and its bounds.
+        options: They name the namespace and its bounds.
         before_us: The time, in wall-clock time.
 
     Raises:
@@ -41,7 +42,7 @@ def prune(path: Path, bounds: Bounds, before_us: int) -> Iterator[int]:
         undo.callback(lock.close)
         log = CallLog(log_path(path))
         undo.callback(log.close)
-        upkeep = Upkeep(path, log, bounds, now_us=0, busy=lambda: False)
+        upkeep = Upkeep(path, log, options, now_us=0, busy=lambda: False)
         before_us = min(before_us, wall_us())
         more = True
         while more:

@@ -6,13 +6,14 @@ next connection that may write to the file opens it, even a reader's.
 
 import collections
 import contextlib
+import functools
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, members, record
+from mcpguard.core.audit import Outcome, Row, members
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
 from mcpguard.files import is_there
@@ -20,7 +21,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
 from mcpguard.stores.sqlite import database, integrity, log_lines
-from mcpguard.stores.sqlite.archive import PAGE_CHARS, Archive, Condition
+from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
 from mcpguard.stores.sqlite.log_records import Position
@@ -31,18 +32,8 @@ from mcpguard.stores.sqlite.schema import require_schema
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
 
-_BATCH: Final = 500
-_SELECT: Final = """
-    SELECT a.id, a.time_us, a.seq, a.decision, c.json, r.json, a.request_id, a.args_hash, a.trace_id, a.counted,
-        a.remaining, a.retry_after_ms, a.repeats, a.detail, a.outcome, a.duration_us
-    FROM audit a JOIN fragment c ON c.id = a.context LEFT JOIN fragment r ON r.id = a.reported
-"""
-_AFTER: Final = f"{_SELECT} WHERE a.id > ? AND a.id < ? %s ORDER BY a.id LIMIT {_BATCH}"
-_BEFORE: Final = f"{_SELECT} WHERE a.id < ? %s ORDER BY a.id DESC LIMIT {_BATCH}"
-"""The next rows, oldest or newest first, in the form that `_entry` takes."""
-
-_DETAIL: Final = 13
-"""Where the detail is in it."""
+_ENTRIES: Final = 500
+"""How many rows are read at once for records: a call may wait for that."""
 
 _IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
 _NEWEST_AMONG: Final = "SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256)"
@@ -95,6 +86,7 @@ class Reader:
             require_schema(self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db)
+        self._few = functools.partial(self._archive.page, most=_ENTRIES)
         self._log = log
         self.clock: Clock = self._shared_clock
 
@@ -222,84 +214,58 @@ class Reader:
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
         pending = self._pending()
-        if after < pending.first - 1:
-            yield from self._archived(_AFTER, lambda last: (last, pending.first), after, wanted, _outcomes(pending.texts))
-        yield from (entry for entry in _rows(pending, wanted) if entry.row_id > after)
+        for page, _ in self._pages(self._few, pending, after, wanted):
+            yield from (one.entry for one in page)
+        yield from (one.entry for one in _stored(pending, after, wanted))
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
         pending = self._pending()
-        yield from reversed(list(_rows(pending, wanted)))
-        yield from self._archived(_BEFORE, lambda last: (last,), pending.first, wanted, _outcomes(pending.texts))
+        yield from (one.entry for one in reversed(list(_stored(pending, 0, wanted))))
+        for page, _ in self._pages(functools.partial(self._few, newest_first=True), pending, 0, wanted):
+            yield from (one.entry for one in page)
 
     def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
         """See `Readable`."""
         pending = self._pending()
         yield from (page for page, _ in self._pages(self._archive.page, pending, after, wanted))
-        yield [one for one in _stored(pending, after) if wanted is None or wanted.admits_row(one.row, one.outcome)]
+        yield list(_stored(pending, after, wanted))
 
     def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
         """See `Readable`."""
         pending = self._pending()
         for calls, last in self._pages(self._archive.counts, pending, after, wanted):
             yield Tally(last, calls)
-        rows = list(_stored(pending, after))
-        last = rows[-1].row_id if rows else max(after, pending.first - 1)
-        yield tally([one for one in rows if wanted is None or wanted.admits_row(one.row, one.outcome)], last)
+        last = pending.first - 1 + sum(map(log_lines.rows_in, pending.texts))
+        yield tally(_stored(pending, after, wanted), max(after, last))
 
     def _pages(
         self,
-        read: Callable[[int, int, Condition, _Outcomes], tuple[_Found, int]],
+        read: Callable[[int, int, Condition, _Outcomes], tuple[_Found, int, int]],
         pending: Pending,
         after: int,
         wanted: Wanted | None,
     ) -> Iterator[tuple[_Found, int]]:
-        """What a method of `Archive` reads of the database's rows, page by page."""
+        """What a method of `Archive` reads of the database's rows, page by page; and the last id of each, if they ascend."""
+        before = pending.first
+        if after >= before - 1:
+            return
         with self._asking():
             condition = self._condition(wanted)
-            first = self._first_since(wanted.written_since_us if wanted else 0)
+            after = max(after, self._first_since(wanted.written_since_us if wanted else 0) - 1)
         if condition is None:
             return
         outcomes = _outcomes(pending.texts)
-        last = max(after, first - 1)
-        while last < pending.first - 1:
+        while after < before - 1:
             with self._asking():
-                found, last = read(last, pending.first, condition, outcomes)
-            yield found, last
+                found, after, before = read(after, before, condition, outcomes)
+            yield found, after
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
         known, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
         known = _outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
-
-    def _archived(
-        self,
-        question: str,
-        bounds: Callable[[int], tuple[int, ...]],
-        last: int,
-        wanted: Wanted | None,
-        outcomes: _Outcomes,
-    ) -> Iterator[Entry]:
-        """Rows of the database. Each query reads a few, so that upkeep does not wait long."""
-        with self._asking():
-            condition = self._condition(wanted)
-        if condition is None:
-            return
-        while True:
-            found: list[tuple[Any, ...]] = []
-            chars = 0
-            with self._asking(), contextlib.closing(self._db.execute(question % condition.sql, bounds(last))) as cursor:
-                while chars <= PAGE_CHARS and (one := cursor.fetchone()):
-                    found.append(one)
-                    chars += len(one[_DETAIL] or "")
-            for one in found:
-                entry = _entry(one, outcomes)
-                if not condition.unsure or condition.unsure.admits(entry.record):
-                    yield entry
-            if len(found) < _BATCH and chars <= PAGE_CHARS:
-                return
-            last = found[-1][0]
 
     def _condition(self, wanted: Wanted | None) -> Condition | None:
         """A filter for rows; None if no row can pass it. Rows share their texts, so few texts have to be examined."""
@@ -333,12 +299,14 @@ class Reader:
         return Condition("".join(f"AND {one} " for one in conditions), None if is_exact else wanted)
 
     def _first_since(self, written_us: int) -> int:
-        """An id that no row of this time or later is below. Found by bisection, because ids grow with the time of writing.
+        """An id that no row of this time or later is below; for 0 the first id.
+
+        Found by bisection, because ids grow with the time of writing.
 
         Rows that waited for the store during an outage are older than those before them. So each step looks at several rows.
         """
         low, end = self._db.execute(_IDS).fetchone()
-        while low < end:
+        while low < end and written_us:
             middle = (low + end) // 2
             (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
             if newest_us >= written_us:
@@ -408,34 +376,23 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     return found
 
 
-def _rows(pending: Pending, wanted: Wanted | None) -> Iterator[Entry]:
-    """The audit rows of the log, oldest first."""
-    for row_id, row, outcome, duration_us in _stored(pending, 0):
-        found = record(row, outcome=outcome, duration_us=duration_us)
-        if wanted is None or wanted.admits(found):
-            yield Entry(row_id, found)
-
-
-def _stored(pending: Pending, after: int) -> Iterator[StoredRow]:
-    """The audit rows of the log after a row, oldest first."""
+def _stored(pending: Pending, after: int, wanted: Wanted | None) -> Iterator[StoredRow]:
+    """The wanted audit rows of the log after a row, oldest first."""
     outcomes = _outcomes(pending.texts)
-    number = pending.first
-    for text in pending.texts:
-        for line in text.split("\n"):
-            if line[0] == log_lines.ROW:
-                if number > after:
-                    yield StoredRow(number, log_lines.read_row(line.split("\t")), *outcomes.get(number, (None, None)))
-                number += 1
-            elif line[0] == log_lines.RUN:
-                rows = log_lines.read_run(line.split("\t")).rows()
-                found = [(number + at, row) for at, row in enumerate(rows) if number + at > after]
-                yield from (StoredRow(row_id, row, *outcomes.get(row_id, (None, None))) for row_id, row in found)
-                number += len(rows)
+    row_id = pending.first
+    for line in (line for text in pending.texts for line in text.split("\n")):
+        if line[0] == log_lines.ROW and row_id <= after:  # not parsed: somebody who follows the log reads it again and again
+            row_id += 1
+            continue
+        for row in _rows_of(line):
+            outcome, duration_us = outcomes.get(row_id, (None, None))
+            if row_id > after and (wanted is None or wanted.admits_row(row, outcome)):
+                yield StoredRow(row_id, row, outcome, duration_us)
+            row_id += 1
 
 
-def _entry(found: Sequence[object], outcomes: _Outcomes) -> Entry:
-    """A row as it is read from the database."""
-    row_id, *row, outcome, duration_us = found
-    if outcome is None:
-        outcome, duration_us = outcomes.get(row_id, (None, None))  # type: ignore[call-overload]
-    return Entry(row_id, record(Row(*row), outcome=outcome, duration_us=duration_us))  # type: ignore[arg-type]
+def _rows_of(line: str) -> list[Row]:
+    """The audit rows of a line."""
+    if line[0] == log_lines.ROW:
+        return [log_lines.read_row(line.split("\t"))]
+    return log_lines.read_run(line.split("\t")).rows() if line[0] == log_lines.RUN else []

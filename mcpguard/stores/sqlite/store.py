@@ -26,7 +26,7 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter, Plan, counter_id
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.stores.api import Clock, Entry, Held, Wanted
+from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, log_lines, log_records
@@ -38,7 +38,7 @@ from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
 from mcpguard.stores.sqlite.pace import Pace
 from mcpguard.stores.sqlite.turn import Turn
-from mcpguard.stores.sqlite.upkeep import Bounds, Upkeep
+from mcpguard.stores.sqlite.upkeep import Upkeep
 
 ROOM_BYTES: Final = 256 * 1024
 """A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
@@ -62,12 +62,8 @@ class SqliteStore:
 
     Args:
         path: The database. It and its folder are created if they are missing, with modes 0600 and 0700.
-        timeout_ms: How long a decision may wait for its turn.
-        durability: `full` forces each decision to the disk before the call is forwarded. `normal` leaves that to the system,
-            so a power cut can lose the last ones.
-        namespace: The namespace of this process. The next two arguments are for its audit rows alone.
-        keep_us: How long audit rows are kept.
-        max_bytes: Disk space for the audit rows and the call log. Above it the oldest rows are deleted.
+        options: How the store is used. With the durability `full`, each decision is forced to the disk before the call is
+            forwarded. `normal` leaves that to the system, so a power cut can lose the last ones.
         clock: The store's time, instead of the machine's clock.
         wall: Wall-clock time, for the audit log.
 
@@ -79,19 +75,16 @@ class SqliteStore:
     def __init__(
         self,
         path: Path,
+        options: Options | None = None,
         *,
-        timeout_ms: int = 250,
-        durability: str = "normal",
-        namespace: str = "default",
-        keep_us: int = 30 * 86400 * 1_000_000,
-        max_bytes: int = 256 * 1024 * 1024,
         clock: Clock | None = None,
         wall: Clock = wall_us,
     ) -> None:
+        options = options or Options()
         self.path = path
         self._wall = wall
-        self._timeout_s = timeout_ms / 1000
-        self._durable = durability == "full"
+        self._timeout_s = options.timeout_ms / 1000
+        self._durable = options.durability == "full"
         self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
         self._log = self._files.log
         self._reader = self._files.reader
@@ -99,8 +92,7 @@ class SqliteStore:
         self._follower = Follower(path, self._files, timeout_s=self._timeout_s)
         self._owners = Owners(path)
         self._owner = Ownership(self._owners)
-        bounds = Bounds(namespace, keep_us, max_bytes)
-        self._upkeep = Upkeep(path, self._log, bounds, now_us=self._clock(), busy=self._is_busy)
+        self._upkeep = Upkeep(path, self._log, options, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
         self._forced_bytes = 0
         self._texts: dict[int, PlanTexts] = {}  # by the identity of the plan, since its hash takes ten times as long
@@ -326,8 +318,7 @@ class SqliteStore:
             first_row = follower.at.row
             lines = groups() if callable(groups) else groups
             follower.append(lines, uses_reserve=True)
-            for group in lines:
-                follower.memory.apply(group)
+            follower.memory.apply(lines)
             return first_row
 
     # reading

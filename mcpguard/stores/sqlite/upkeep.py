@@ -10,11 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import DISORDER_US
+from mcpguard.stores.api import DISORDER_US, Options
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity, log_lines
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog
@@ -74,27 +74,14 @@ _ALL: Final = -1
 _PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
 
 
-class Bounds(NamedTuple):
-    """The bounds of a namespace's audit log.
-
-    Attributes:
-        namespace: Its name.
-        keep_us: How long rows are kept.
-        max_bytes: Disk space for the rows and the call log. Above it the oldest rows are deleted.
-    """
-
-    namespace: str
-    keep_us: int
-    max_bytes: int
-
-
 class Upkeep:
     """Draining, pruning and shrinking of one store. The caller has the store's lock.
 
     Args:
         path: The database.
         log: The call log.
-        bounds: The bounds of this process's namespace. It tells them to the database, so that any process can prune by them.
+        options: They name this process's namespace and its bounds. It tells them to the database, so that any process can prune
+            by them.
         now_us: The store's time.
         busy: Whether this process has decided a call within the last `QUIET_S`.
 
@@ -102,10 +89,10 @@ class Upkeep:
         is_failing: Whether this process could not write the database when it last tried.
     """
 
-    def __init__(self, path: Path, log: CallLog, bounds: Bounds, *, now_us: int, busy: Callable[[], bool]) -> None:
+    def __init__(self, path: Path, log: CallLog, options: Options, *, now_us: int, busy: Callable[[], bool]) -> None:
         self._path = path
         self._log = log
-        self._bounds = bounds
+        self._bounds = options.namespace, options.keep_us, options.max_bytes
         self._drained_us = now_us
         self._drained_end = log.drained().end
         self._rest_us = DRAIN_EVERY_US
@@ -113,7 +100,7 @@ class Upkeep:
         self._has_more_to_do = False
         self._busy = busy
         self._awaited = 0
-        self._most_outcomes = max(_LEAST_OUTCOMES, bounds.max_bytes // (2 * _JOURNAL_SHARE) // PAGE_BYTES)
+        self._most_outcomes = max(_LEAST_OUTCOMES, options.max_bytes // (2 * _JOURNAL_SHARE) // PAGE_BYTES)
         self.is_failing = False
 
     def is_due(self, end: int, now_us: int) -> bool:
@@ -190,7 +177,7 @@ class Upkeep:
             if not self._drain(db):
                 return 0, True
             with database.writing(db):
-                dropped, more = _drop_before(db, self._bounds.namespace, before_us, self._pauses())
+                dropped, more = _drop_before(db, self._bounds[0], before_us, self._pauses())
             return dropped, self._shrink(db) or more
 
     @contextlib.contextmanager

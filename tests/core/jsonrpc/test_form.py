@@ -71,15 +71,21 @@ def test_calls_of_one_form_are_read_as_one_by_one(lines: list[bytes | Refusal]) 
     event(f"calls: {sum(isinstance(one, Frame) for one in found) // 4 * 4}")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_calls_of_one_form_are_parsed_once(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The lines that are parsed."""
+    found: list[bytes] = []
 
     def noting(line: bytes) -> Sequence[Frame | Refusal]:
-        parsed.append(line)
+        found.append(line)
         return parse(line)
 
     monkeypatch.setattr(frames, "parse", noting)
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_calls_of_one_form_are_parsed_once(form: str, parsed: list[bytes]) -> None:
     calls: list[bytes | Refusal] = [(form % (at, '{"a":"b"}' if at % 2 else at, at)).encode() for at in range(40)]
     reader = Reader()
     assert len(reader.read(calls[:20])) == 20
@@ -87,14 +93,7 @@ def test_calls_of_one_form_are_parsed_once(form: str, monkeypatch: pytest.Monkey
     assert parsed == calls[:1]
 
 
-def test_another_form_is_made_when_its_calls_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
-
-    def noting(line: bytes) -> Sequence[Frame | Refusal]:
-        parsed.append(line)
-        return parse(line)
-
-    monkeypatch.setattr(frames, "parse", noting)
+def test_another_form_is_made_when_its_calls_repeat(parsed: list[bytes]) -> None:
     calls = [(FORMS[0] % (at, 1, 1)).encode() for at in range(20)]
     others = [call.replace(b'"_meta"', b'"task"') for call in calls]
     reader = Reader()

@@ -1,14 +1,8 @@
-import re
-
 import pytest
 
 from mcpguard.core.policy.explain import cost_sentence, sentence, sentences
 from mcpguard.core.policy.parse import parse
-
-
-def keys(text: str) -> list[str]:
-    """The lines of a rule that stands on one."""
-    return re.split(r"(?<=['\]]) ", text)
+from tests.core.policy.test_lint import keys
 
 
 def said(*lines: str) -> str:

@@ -1,6 +1,5 @@
 """Held calls: calls that wait until their limits have room."""
 
-import json
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -13,16 +12,11 @@ from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.core.waiting import MAX_WAITING
 from mcpguard.errors import Unauthenticated
 from tests.callers import Caller
-from tests.core.build import Talk, call_line, request
+from tests.core.build import Talk, call_line, cancel, request
 
 RATE = '[[rule]]\ntool = "search"\nlimit = "1/2s"\nwait = "5s"\n'
 CAP = '[[rule]]\ntool = "browse"\nconcurrent = 1\nwait = "5s"\n'
 BATCH = '[[rule]]\ntool = "search"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "search"\ncost = 2\n'
-
-
-def cancel(request_id: object) -> bytes:
-    message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
-    return json.dumps(message).encode()
 
 
 def decisions(talk: Talk) -> list[tuple[object, object]]:

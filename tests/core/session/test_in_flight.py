@@ -1,21 +1,14 @@
 """Requests in flight, as conversations: which outcome a call has, and that nothing of it stays behind."""
 
-import json
-
 import pytest
 
 from mcpguard.core.audit import Outcome
 from mcpguard.core.session import in_flight
 from mcpguard.core.session.events import Decided
 from mcpguard.core.verdict import Verdict
-from tests.core.build import Talk, call_line, request
+from tests.core.build import Talk, call_line, cancel, request
 
 ANYTHING = "mode = 'enforce'"
-
-
-def cancel(request_id: object) -> bytes:
-    message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": request_id}}
-    return json.dumps(message).encode()
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.sqlite import upkeep
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import WALL_US, Time
@@ -34,5 +36,8 @@ def patient_upkeep() -> Iterator[None]:
 @pytest.fixture
 def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
     with contextlib.ExitStack() as opened:
-        clocks = {"clock": times[0], "wall": times[1]}
-        yield lambda **options: opened.enter_context(contextlib.closing(SqliteStore(path, **{**clocks, **options})))
+
+        def open_one(*, clock: Clock = times[0], wall: Clock = times[1], **options: Any) -> SqliteStore:
+            return opened.enter_context(contextlib.closing(SqliteStore(path, Options(**options), clock=clock, wall=wall)))
+
+        yield open_one

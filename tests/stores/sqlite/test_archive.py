@@ -7,7 +7,7 @@ import pytest
 
 from mcpguard.core.audit import Row
 from mcpguard.core.text import compact
-from mcpguard.stores.api import StoredRow, Wanted
+from mcpguard.stores.api import Options, StoredRow, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.groups import rounded_us
 from mcpguard.stores.sqlite import archive, reader
@@ -18,7 +18,7 @@ from mcpguard.stores.sqlite.store import SqliteStore
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "mcpguard.db", timeout_ms=20_000)
+    store = SqliteStore(tmp_path / "mcpguard.db", Options(timeout_ms=20_000))
     yield store
     store.close()
     while _readers:
@@ -54,7 +54,7 @@ def test_a_page_has_a_bounded_number_of_rows(store: SqliteStore, monkeypatch: py
 
 
 def test_a_page_of_long_rows_ends_early(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "PAGE_CHARS", 250)
+    monkeypatch.setattr(archive, "_PAGE_CHARS", 250)
     assert ids(fill(store, 5, detail=compact({"reason": "x" * 100})).rows()) == [[1, 2, 3], [4, 5]]
 
 
@@ -63,7 +63,7 @@ def test_records_of_long_rows_are_read_a_few_at_a_time(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch, *, newest_first: bool
 ) -> None:
     """Somebody who needs the newest row while a call waits does not read a gigabyte for it."""
-    monkeypatch.setattr(reader, "PAGE_CHARS", 250)
+    monkeypatch.setattr(archive, "_PAGE_CHARS", 250)
     found = fill(store, 7, detail=compact({"reason": "x" * 100}))
     asked: list[str] = []
     found._db.set_trace_callback(asked.append)

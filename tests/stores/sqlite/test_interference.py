@@ -17,6 +17,7 @@ from mcpguard.core.audit import Outcome
 from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, reader, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
@@ -30,14 +31,9 @@ Open = Callable[..., SqliteStore]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "mcpguard.db"
-
-
-@pytest.fixture
 def open_store(path: Path) -> Iterator[Open]:
     with contextlib.ExitStack() as opened:
-        yield lambda at=path, **options: opened.enter_context(contextlib.closing(SqliteStore(at, **options)))
+        yield lambda at=path, **options: opened.enter_context(contextlib.closing(SqliteStore(at, Options(**options))))
 
 
 def used(store: SqliteStore) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores import clock
+from mcpguard.stores.api import Options
 from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
@@ -30,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 def open_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
     with contextlib.ExitStack() as opened:
-        yield lambda: opened.enter_context(contextlib.closing(SqliteStore(path, timeout_ms=100)))
+        yield lambda: opened.enter_context(contextlib.closing(SqliteStore(path, Options(timeout_ms=100))))
 
 
 @contextlib.contextmanager

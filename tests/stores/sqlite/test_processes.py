@@ -11,17 +11,13 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 Start = Callable[[str, Path], Worker]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "mcpguard.db"
 
 
 def test_eight_processes_can_create_the_store_at_once(path: Path, start: Start) -> None:
@@ -98,7 +94,7 @@ def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_
 def test_a_call_that_waits_for_a_stopped_holder_of_the_lock_gives_up_in_time_and_charges_nothing(
     path: Path, start: Start, what: str
 ) -> None:
-    store = SqliteStore(path, timeout_ms=50)
+    store = SqliteStore(path, Options(timeout_ms=50))
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = "2/1h"\n')
     assert session.decisions("x") == ["allowed"]
     holder = start(what, log_path(path) if what == "hold" else path)

@@ -20,7 +20,7 @@ from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import START_US, WALL_US, Session, Time
-from tests.memory_store import Memory, MemoryStore
+from tests.memory_store import Memory, MemoryStore, release
 
 MIXED = """
 [[rule]]
@@ -190,7 +190,7 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
         if fails:
             rows.append(log_lines.ending_lines(Ending(call_id, plan, True), states, now_us))
             states = list(limiter.fail(limits, states, now_us)[0])
-            states[4] = limiter.release(states[4], call_id)
+            states[4] = release(states[4], call_id)
     drained_at %= len(rows) + 1
     replayed = dict.fromkeys(range(4), EMPTY)
     for text in rows[:drained_at]:
@@ -199,7 +199,7 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
     followed = memory.Memory([(key, 60_000_000, log) for key, log in replayed.items()])
     for text in rows[drained_at:]:
         memory.replay(replayed, text)
-        followed.apply(text)
+        followed.apply([text])
     assert [replayed[at] for at in range(4)] == [followed.states[at] for at in range(4)] == states[:4]
 
 

@@ -6,11 +6,14 @@ import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mcpguard.errors import ExitStatus, StoreUnavailable
 from mcpguard.stores import clock
+from mcpguard.stores.api import Clock, Options
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import call_log, log_lines, memory, opening, reader, schema
@@ -40,8 +43,8 @@ def open_store(path: Path) -> Iterator[Open]:
                 opened.remove(self)
                 super().close()
 
-    def make(**options: object) -> SqliteStore:
-        opened.append(ClosedOnce(path, **options))  # type: ignore[arg-type]
+    def make(*, clock: Clock | None = None, wall: Clock = wall_us, **options: Any) -> SqliteStore:
+        opened.append(ClosedOnce(path, Options(**options), clock=clock, wall=wall))
         return opened[-1]
 
     yield make
