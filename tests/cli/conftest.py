@@ -1,4 +1,4 @@
-"""Fixtures of tests that change what a slower fixture made, and of tests of an account with clients."""
+"""Fixtures: what a slower fixture made, a policy that a person wrote, and an account with clients."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.account import Account
+from tests.test_policy_editing import BY_HAND
 
 
 @pytest.fixture
@@ -18,3 +19,11 @@ def home(used: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def account(tmp_path: Path) -> Account:
     return Account(tmp_path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A policy that a person wrote."""
+    file = tmp_path / "policy.toml"
+    file.write_text(BY_HAND)
+    return file

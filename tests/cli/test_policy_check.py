@@ -1,0 +1,189 @@
+"""`mcpguard policy check`, and how each command shows the errors of a policy."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mcpguard.cli import _errors
+from mcpguard.core.policy.parse import parse
+from mcpguard.errors import PolicyError
+from tests.cli.command import calls, mcpguard, on_terminal
+
+
+def test_check_warns_of_files_that_other_accounts_may_change(tmp_path: Path, file: Path) -> None:
+    assert "may change" not in mcpguard(tmp_path, "policy", "check").stdout
+    file.chmod(0o666)
+    done = mcpguard(tmp_path, "policy", "check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"warning: other accounts may change {file}: {file} may be written to by everybody\n" in done.stdout
+    assert len(json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)["warnings"]) == 1
+    (tmp_path / "config.toml").touch()
+    (tmp_path / "config.toml").chmod(0o666)
+    assert mcpguard(tmp_path, "policy", "check").stdout.count("may change") == 2
+    assert mcpguard(tmp_path, "policy", "check", str(file)).stdout.count("may change") == 2
+
+
+BROKEN = """\
+[[rule]]
+tool  = "search"
+limit = "5/100ms"
+
+[[rule]]
+tool  = "отчёт"  \t
+per\t= ["usr"]
+"""
+
+
+def test_every_error_is_shown_with_its_line_and_a_mark(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(BROKEN)
+    for argv in (["check"], ["show"], ["set", "--tool", "x", "1/1h"], ["mode", "observe"]):
+        done = mcpguard(tmp_path, "policy", *argv)
+        assert (done.returncode, done.stdout) == (78, "")
+        assert (
+            done.stderr
+            == f"""\
+mcpguard: {file}: line 3: rule 1: limit: '5/100ms' is not a limit
+  3 | limit = "5/100ms"
+    |         ^^^^^^^^^
+hint: did you mean "50/1s"? the shortest window is 1s (s m h d w; m is minutes)
+
+mcpguard: {file}: line 5: rule 2: no limit
+  5 | [[rule]]
+    | ^^^^^^^^
+hint: add one: limit = "100/1h", "deny" or "unlimited"; or concurrent = 2
+
+mcpguard: {file}: line 7: rule 2: per: unknown axis 'usr'
+  7 | per    = ["usr"]
+    |           ^^^^^
+hint: did you mean 'user'?
+
+{file}: 3 errors
+"""
+        )
+
+
+def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) -> None:
+    wide = "検" * 100
+    (tmp_path / "policy.toml").write_text(f'rule = [{{tool = "{wide}", limt = "5/1m", user = "{wide}"}}]\n')
+    lines = mcpguard(tmp_path, "policy", "check").stderr.splitlines()
+    assert lines[1].startswith("  1 | …")
+    assert lines[1].endswith("…")
+    columns = sum(2 if char == "検" else 1 for char in lines[6])
+    assert columns <= 80
+    before = lines[6][: lines[6].index("limt")]
+    assert len(lines[7]) - len("limt") == sum(2 if char == "検" else 1 for char in before)
+    assert lines[7].endswith(" ^^^^")
+
+
+def test_the_effort_to_show_an_error_grows_with_its_line_and_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = 0
+
+    def counted(cells: list[str]) -> int:
+        nonlocal measured
+        measured += len(cells)
+        return columns(cells)
+
+    columns = _errors._columns
+    monkeypatch.setattr(_errors, "_columns", counted)
+    rules = "".join([f'{{tool = "a{at}", limit = "5/1m"}}, ' for at in range(1000)])
+    line = f'rule = [{rules}{{tool = "b", limit = "x"}}]{" " * 10_000}'
+    with pytest.raises(PolicyError) as raised:
+        parse(line)
+    shown = _errors.lines(raised.value)[1]
+    assert shown.endswith('limit = "x"…')
+    assert len(shown) <= 80
+    assert measured < 2 * len(line)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_on_a_terminal_the_line_of_an_error_fits_its_width(tmp_path: Path, columns: int) -> None:
+    names = ", ".join(f'"role_{at}"' for at in range(40))
+    (tmp_path / "policy.toml").write_text(f"[[rule]]\nlimit = 'deny'\nrole = [{names}, 7, {names}]\n")
+    status, said = on_terminal(tmp_path, "policy", "check", columns=columns)
+    excerpt, mark = [line for line in said.splitlines() if " | " in line]
+    assert (status, len(excerpt) <= columns) == (78, True)
+    assert excerpt[mark.index("^")] == "7"
+    assert len(excerpt) > columns // 2
+
+
+def test_control_characters_and_tokens_in_a_broken_line_are_not_shown(tmp_path: Path) -> None:
+    token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+    (tmp_path / "policy.toml").write_text(f'rule = [{{user = "\u009b2J", limt = 5}}, {{tol = "{token}"}}]\n')
+    said = mcpguard(tmp_path, "policy", "check").stderr
+    assert "\u009b" not in said
+    assert "eyJ" not in said
+
+
+def test_check_as_json_has_every_error(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(BROKEN)
+    done = mcpguard(tmp_path, "policy", "check", "--json")
+    assert (done.returncode, done.stderr) == (78, "")
+    found = json.loads(done.stdout)
+    assert found["errors"][0] == {
+        "line": 3,
+        "column": 9,
+        "rule": 1,
+        "message": "rule 1: limit: '5/100ms' is not a limit",
+        "hint": 'did you mean "50/1s"? the shortest window is 1s (s m h d w; m is minutes)',
+    }
+    assert [one["line"] for one in found.pop("errors")] == [3, 5, 7]
+    assert found == {"file": str(file), "starter": False, "rules": None, "warnings": []}
+    done = mcpguard(tmp_path, "policy", "check", "--json", "nowhere.toml")
+    (error,) = json.loads(done.stdout)["errors"]
+    assert (done.returncode, error["line"]) == (78, None)
+    assert error["message"].endswith("nowhere.toml: no such file")
+
+
+def test_check_finds_the_same_in_a_file_that_is_named_by_argument_option_or_variable(tmp_path: Path) -> None:
+    file = tmp_path / "team.toml"
+    file.write_text(
+        '[[rule]]\ntool = "never"\nlimit = ["5/1m", "9000/1h"]\n[[rule]]\nagent = "*::subagnt::*"\nlimit = "1/1m"\n'
+    )
+    calls(tmp_path, "echo", 1)
+    by_argument = mcpguard(tmp_path, "policy", "check", str(file), MCPGUARD_AGENT="::nightly::")
+    assert by_argument.stdout.count("warning: ") == 4
+    assert (
+        by_argument.stdout == mcpguard(tmp_path, "policy", "check", "--policy", str(file), MCPGUARD_AGENT="::nightly::").stdout
+    )
+    variables = {"MCPGUARD_POLICY": str(file), "MCPGUARD_AGENT": "::nightly::"}
+    assert by_argument.stdout == mcpguard(tmp_path, "policy", "check", **variables).stdout
+    both = mcpguard(tmp_path, "policy", "check", str(file), "--policy", str(file))
+    assert (both.returncode, both.stderr.splitlines()[1]) == (2, "hint: give only one of them")
+
+
+def test_check_says_ok_and_how_many_rules(tmp_path: Path, file: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, 2 rules\n"
+    other = tmp_path / "other.toml"
+    other.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "5/1m"\n')
+    done = mcpguard(tmp_path, "policy", "check", str(other))
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first == f"{other}: OK, 1 rule"
+    assert second.startswith("warning: line 1: rule 1 ")
+    assert second.endswith('did you mean tool = "search", server = "crm"?')
+
+
+def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path) -> None:
+    file.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "1/1m"\n')
+    found = json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)
+    (warning,) = found.pop("warnings")
+    assert found == {"file": str(file), "starter": False, "rules": 1, "errors": []}
+    assert "mcp__crm__search" in warning
+
+
+def test_check_of_a_missing_file_fails(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "check", "nowhere.toml")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith(f"mcpguard: {Path('nowhere.toml').absolute()}: no such file\nhint: ")
+    assert mcpguard(tmp_path, "policy", "check").stdout.startswith("starter policy (no file at ")
+
+
+def test_check_warns_of_rules_that_matched_no_call(tmp_path: Path, file: Path) -> None:
+    assert "has matched none" not in mcpguard(tmp_path, "policy", "check").stdout
+    calls(tmp_path, "report", 1)
+    done = mcpguard(tmp_path, "policy", "check")
+    assert "rule 1 (user=* tool=search) has matched none of the calls in the audit log" in done.stdout
+    assert "rule 2" not in done.stdout

@@ -1,0 +1,144 @@
+"""`mcpguard policy edit`."""
+
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.policy.parse import STARTER
+from tests.cli.command import BOUND, mcpguard, on_terminal, process
+from tests.test_policy_editing import BY_HAND
+
+
+def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL="sed -i s/100/200/")
+    assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
+    assert file.read_text() == BY_HAND.replace("100", "200")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+SPOIL = 'sed -i s/report\\"/report/'
+MEND = 'sed -i s/report$/report\\"/'
+
+
+def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=SPOIL)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith(f"{file}: not saved, because the text has errors\nmcpguard: {file}: line 13: not TOML")
+    assert file.read_text() == BY_HAND
+
+
+@pytest.mark.parametrize(("typed", "saved"), [(b"d\n", False), (b"\x04", False), (b"x\nd\n", False), (b"s\n", True)])
+def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, typed: bytes, saved: bool) -> None:
+    status, said = on_terminal(tmp_path, "policy", "edit", typed=typed, VISUAL=SPOIL)
+    assert status == 78
+    assert "line 13: not TOML" in said
+    assert "Edit again (e), discard the changes (d), or save anyway (s)?" in said
+    assert f"{file}: " + ("saved with errors" if saved else "the changes were discarded") in said.replace("\n", "")
+    assert (file.read_text() != BY_HAND) is saved
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_edit_again_opens_the_same_text(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(
+        f'#!/bin/sh\nif grep -q report\\" "$1"; then {SPOIL} "$1"; else {MEND} "$1"; sed -i s/100/200/ "$1"; fi\n'
+    )
+    editor.chmod(0o700)
+    status, said = on_terminal(tmp_path, "policy", "edit", typed=b"\n", VISUAL=str(editor))
+    assert status == 0
+    assert said.endswith(f"{file}: OK, 2 rules\n")
+    assert file.read_text() == BY_HAND.replace("100", "200")
+
+
+def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path) -> None:
+    file.write_text(BY_HAND.replace('report"', "report"))
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").returncode == 78
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL=MEND).stdout == f"{file}: OK, 2 rules\n"
+    assert file.read_text() == BY_HAND
+
+
+def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\necho "# other" >> {file}\n')
+    editor.chmod(0o700)
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "another process has changed it while you edited" in done.stderr
+    assert file.read_text() == BY_HAND + "# other\n"
+    kept = tmp_path / "policy.toml.edited"
+    assert f"your text is in {kept}" in done.stderr
+    assert kept.read_text() == BY_HAND.replace("100", "200")
+
+
+def test_edit_keeps_each_text_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\ncat {file} > "$1"\necho "# mine" >> "$1"\necho "# other" >> {file}\n')
+    editor.chmod(0o700)
+    first, second = tmp_path / "policy.toml.edited", tmp_path / "policy.toml.edited.2"
+    assert f"your text is in {first}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
+    text = first.read_text()
+    assert f"your text is in {second}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
+    assert first.read_text() == text
+    assert second.read_text() != text
+
+
+def test_edit_keeps_the_text_if_another_process_removes_the_file(tmp_path: Path, file: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nrm {file}\n')
+    editor.chmod(0o700)
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
+    kept = tmp_path / "policy.toml.edited"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        f"mcpguard: {file}: another process has changed it while you edited",
+        f"hint: your text is in {kept}",
+    ]
+    assert kept.read_text() == BY_HAND.replace("100", "200")
+    assert not file.exists()
+
+
+def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path) -> None:
+    editor, drafts = tmp_path / "editor", tmp_path / "drafts"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nchmod 500 {tmp_path}\n')
+    editor.chmod(0o700)
+    drafts.mkdir()
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=str(editor), TMPDIR=str(drafts))
+    tmp_path.chmod(0o700)
+    assert (done.returncode, done.stdout) == (1, "")
+    (kept,) = drafts.glob("*/policy.toml")
+    assert done.stderr.splitlines() == [
+        f"mcpguard: {file}: cannot be written: Permission denied",
+        f"hint: the file is unchanged, and your text is in {kept}",
+    ]
+    assert (file.read_text(), kept.read_text()) == (BY_HAND, BY_HAND.replace("100", "200"))
+
+
+def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
+    file.chmod(0o444)
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path}/opened")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be written: Permission denied" in done.stderr
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").stdout == f"{file}: OK, 2 rules (unchanged)\n"
+
+
+def test_edit_begins_with_the_starter_policy(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR="true").returncode == 0
+    assert (tmp_path / "policy.toml").read_text() == STARTER
+
+
+def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL="no-such-editor")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1] == "hint: set VISUAL or EDITOR to the editor's command"
+
+
+def test_an_editor_command_that_cannot_be_parsed_is_reported(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR='"')
+    assert (done.returncode, done.stdout) == (1, "")
+    first, hint = done.stderr.splitlines()
+    assert first == "mcpguard: VISUAL or EDITOR is not a command: No closing quotation"
+    assert hint == "hint: close each quotation mark"

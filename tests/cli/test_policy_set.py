@@ -1,0 +1,359 @@
+"""`mcpguard policy set` and `unset`."""
+
+import os
+import resource
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.policy.parse import STARTER, parse
+from tests.cli.command import command, mcpguard, process
+from tests.end_to_end.host import DEADLINE_S, environment
+from tests.test_policy_editing import BY_HAND
+
+
+def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path / "new", "policy", "set", "--user", "*", "--tool", "search", "20/1m", "100/1h")
+    file = tmp_path / "new" / "policy.toml"
+    assert (done.returncode, done.stderr) == (0, "")
+    made = f"{file}: new file with the 4 starter rules, which were in force without a file\n"
+    assert done.stdout == (f"{made}{file}: added rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
+    assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "50/1h")
+    assert "changed rule 1 (it was 100/1h)" in done.stdout
+    assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
+
+
+LATE = (
+    "Calls made before this edit may count up to {} longer than {}: a limit above 64 has counted them in groups,"
+    " without the time of each call.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("selectors", "limits", "told"),
+    [
+        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # 1d is a new window
+        (["--user", "*"], ["65/1h"], ""),
+        (["--user", "bob"], ["10/60m"], LATE.format("57s", "60m")),  # an override counts in the same counter
+        (["--user", "bob", "--per", "none"], ["10/1h"], ""),
+        (["--user", "bob", "--role", "dev"], ["10/1h"], ""),
+    ],
+)
+def test_set_says_how_much_longer_the_calls_of_a_limit_above_64_count(
+    tmp_path: Path, file: Path, selectors: list[str], limits: list[str], told: str
+) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "search", *selectors, *limits)
+    assert "".join(done.stdout.splitlines(keepends=True)[2:]) == told
+
+
+def test_unset_says_so_too_if_a_lower_limit_now_applies(tmp_path: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "60/1d")
+    mcpguard(tmp_path, "policy", "set", "--user", "bob", "100/1d")
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "bob")
+    assert done.stdout.endswith("removed the rule for user=bob (it was 100/1d)\n" + LATE.format("22m 30s", "1d"))
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "*")
+    assert "longer" not in done.stdout
+
+
+def test_unset_removes_the_rule_with_the_comment_right_above_it_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "unset", "--user", "*", "--tool", "search")
+    assert done.stdout == f"{file}: removed the rule for user=* tool=search (it was 100/1h)\n"
+    begin, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
+    assert file.read_text() == BY_HAND[:begin] + BY_HAND[end:]
+
+
+def test_unset_of_a_missing_rule_names_similar_rules(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule for tool=search"
+    assert "hint: similar rules:" in done.stderr
+    assert "user=* tool=search" in done.stderr
+    assert file.read_text() == BY_HAND
+
+
+@pytest.mark.parametrize(
+    ("argv", "message", "hint"),
+    [
+        (["--tool", "x", "5"], "'5' is not a limit", "5/1m"),
+        (["--tool", "x", "5/min"], "'5/min' is not a limit", 'did you mean "5/1m"?'),
+        (["--tool", "x", "0/1m"], "admits nothing", "deny"),
+        (["--tool", "x", "deny", "5/1m"], "stands alone", "deny"),
+        (["--tool", "x", "5/1m", "6/60s"], "two limits for one window", "keep"),
+        (["--agent", "subagent", "5/1m"], "does not have three parts", "client::tier::name"),
+        (["--tool", "", "5/1m"], "empty text", "*"),
+        (["--per", "users", "5/1m"], "unknown axis 'users'", "user,agent,tool,server"),
+        (["--per", "", "5/1m"], "unknown axis ''", "none"),
+    ],
+)
+def test_an_invalid_limit_or_pattern_is_reported_in_one_line_and_a_hint(
+    tmp_path: Path, argv: list[str], message: str, hint: str
+) -> None:
+    done = mcpguard(tmp_path, "policy", "set", *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert message in first
+    assert "command line" not in first
+    assert second.startswith("hint: ")
+    assert hint in second
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_set_without_a_limit_is_a_usage_error(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "set", "--tool", "x").returncode == 2
+
+
+def test_a_full_disk_leaves_the_file_unchanged_and_no_temporary_file(tmp_path: Path, file: Path) -> None:
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    done = process(tmp_path, "policy", "set", "--tool", "x", "5/1m", preexec=full, PYTHONDONTWRITEBYTECODE="1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be written: File too large" in done.stderr
+    assert file.read_text() == BY_HAND
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o277, 0o777])
+def test_a_new_file_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    def masked() -> None:
+        os.umask(umask)
+
+    home = tmp_path / "home"
+    assert process(home, "policy", "init", preexec=masked, PYTHONDONTWRITEBYTECODE="1").returncode == 0
+    assert stat.S_IMODE((home / "policy.toml").stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("argv", [["init"], ["set", "--tool", "x", "5/1m"], ["edit"]])
+def test_a_dangling_link_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, argv: list[str]) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    link = shared / "policy.toml"
+    link.symlink_to(tmp_path / "target")
+    done = mcpguard(tmp_path, "policy", *argv, "--policy", str(link), EDITOR="true")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{link}: cannot be written: a link to a missing file, in a folder that others may write to" in done.stderr
+    assert list(tmp_path.iterdir()) == [shared]
+
+
+def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
+    tools = [f"tool_{number}" for number in range(8)]
+    argv = [command("policy", "set", "--tool", tool, "5/1m") for tool in tools]
+    running = [subprocess.Popen(one, env=environment(tmp_path), stdout=subprocess.DEVNULL) for one in argv]
+    assert [process.wait(DEADLINE_S) for process in running] == [0] * len(tools)
+    texts = {rule.text for rule in parse((tmp_path / "policy.toml").read_text()).rules}
+    assert {f"tool={tool}" for tool in tools} <= texts
+    assert len(texts) == 4 + len(tools)
+
+
+def test_set_warns_of_a_rule_that_can_never_admit(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "set", "--tool", "x", "deny").stderr == ""
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "x", "5/1m")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: ")
+    assert "rule 6 (user=* tool=x) can never admit" in done.stderr
+
+
+def test_set_of_an_equal_rule_says_unchanged_and_writes_nothing(tmp_path: Path, file: Path) -> None:
+    stamp = file.stat().st_mtime_ns
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "100/1h")
+    assert done.stdout.splitlines()[0] == f"{file}: rule 1 is unchanged"
+    assert (file.read_text(), file.stat().st_mtime_ns) == (BY_HAND, stamp)
+
+
+def test_set_observe_makes_one_rule_report_only_and_set_enforce_ends_that(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--observe", "--tool", "report", "9/1m")
+    assert done.stdout.splitlines() == [
+        f"{file}: changed rule 2 (it was 5/1m and enforced)",
+        "All users together may call report 9 times a minute (reported only, not denied).",
+    ]
+    assert file.read_text() == BY_HAND.replace('[ "5/1m" ]', '"9/1m"').replace(
+        "# Reports\n[[rule]]\n", '# Reports\n[[rule]]\nmode = "observe"\n'
+    )
+    done = mcpguard(tmp_path, "policy", "set", "--tool", "report", "9/1m")  # without an option the mode stays
+    assert "rule 2 is unchanged" in done.stdout
+    done = mcpguard(tmp_path, "policy", "set", "--enforce", "--tool", "report", "9/1m")
+    assert "changed rule 2 (it was in observe mode)" in done.stdout
+    assert [rule.observe for rule in parse(file.read_text()).rules] == [False, False]
+    mcpguard(tmp_path, "policy", "set", "--enforce", "--tool", "new", "9/1m")
+    mcpguard(tmp_path, "policy", "set", "--observe", "--tool", "newer", "9/1m")
+    assert file.read_text().endswith(
+        'tool = "new"\nlimit = "9/1m"\n\n[[rule]]\ntool = "newer"\nlimit = "9/1m"\nmode = "observe"\n'
+    )
+
+
+def test_set_does_not_say_that_rules_were_in_force_where_a_named_file_was_missing(tmp_path: Path) -> None:
+    file = tmp_path / "team.toml"
+    done = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--tool", "a", "5/1m")
+    assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: added rule 5\n")
+    file.unlink()
+    done = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--tool", "a", "--cost", "5")
+    assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: the cost of tool=a: added\n")
+
+
+def test_a_star_as_the_agent_is_any_agent(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nagent = "*"\nlimit = "5/1m"\n')
+    assert "rule 1 is unchanged" in mcpguard(tmp_path, "policy", "set", "--agent", "*", "5/1m").stdout
+    assert "changed rule 1" in mcpguard(tmp_path, "policy", "set", "--agent", "*::*::*", "6/1m").stdout
+    said = mcpguard(tmp_path, "policy", "explain", "--agent", "Cursor::background::nightly", "--tool", "search").stdout
+    assert "Next call: allowed; then 5 left of 6/1m (rule agent=*::*::*)" in said
+    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, 1 rule\n"
+    assert "removed the rule for agent=*::*::*" in mcpguard(tmp_path, "policy", "unset", "--agent", "*").stdout
+
+
+@pytest.mark.parametrize("option", ["--tool", "--user", "--role", "--name"])
+def test_set_refuses_text_that_is_not_utf_8(tmp_path: Path, file: Path, option: str) -> None:
+    done = mcpguard(tmp_path, "policy", "set", option, os.fsdecode(b"caf\xe9"), "1/1h")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 2)
+    assert done.stderr.startswith(f"mcpguard: {option}: 'caf\\udce9' is not UTF-8")
+    assert file.read_text() == BY_HAND
+
+
+# Caps, cost, errors and waits
+
+BEYOND = """\
+wait = "5s"
+
+# How dear reports are
+[[cost]]
+tool = "report"
+cost = 20
+
+[[rule]]
+user       = "*"
+tool       = "report"
+limit      = "5/1m"
+concurrent = 2
+
+[[rule]]
+user  = "*"
+limit = "100/1h"
+count = "cost"
+wait  = "0s"
+
+[[rule]]
+tool  = "sync"
+limit = "3/1m"
+count = "errors"
+
+[[rule]]
+tool  = "poll"
+per   = ["user", "arguments"]
+concurrent = "unlimited"
+"""
+
+
+def test_a_cap_joins_the_limit_of_its_rule_and_each_is_changed_by_itself(tmp_path: Path, file: Path) -> None:
+    begin = "Each user may call search"
+    for argv, limits, words in (
+        (["--concurrent", "2"], "100/1h 2-in-flight", f"changed rule 1 (it was 100/1h)\n{begin} 100 times an hour; at most 2"),
+        (["50/1h"], "50/1h 2-in-flight", "changed rule 1 (it was 100/1h 2-in-flight)"),
+        (["--concurrent", "3", "--wait", "5s"], "50/1h 3-in-flight", "2-in-flight and without a wait)"),
+        (["--wait", "1m", "--concurrent", "3"], "50/1h 3-in-flight", "(it was with a wait of 5s)"),
+        (["--concurrent", "3"], "50/1h 3-in-flight", "rule 1 is unchanged"),
+        (["60/1h", "--concurrent", "unlimited"], "60/1h unlimited-in-flight", "any number of calls may be in flight"),
+    ):
+        done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", *argv)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert words in done.stdout
+        assert [rule.limits_text for rule in parse(file.read_text()).rules] == [limits, "5/1m"]
+
+
+def test_a_limit_that_counts_something_else_is_another_rule(tmp_path: Path, file: Path) -> None:
+    for count in ("errors", "cost"):
+        done = mcpguard(tmp_path, "policy", "set", "--tool", "report", "--count", count, "3/1m")
+        assert f"added rule {len(parse(file.read_text()).rules)}" in done.stdout
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "3-errors/1m", "3-units/1m"]
+    mcpguard(tmp_path, "policy", "set", "--tool", "report", "--count", "errors", "4/1m")
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "4-errors/1m", "3-units/1m"]
+    done = mcpguard(tmp_path, "policy", "unset", "--tool", "report")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "several rules are for tool=report: 2 (5/1m), 3 (4-errors/1m), 4 (3-units/1m)\nhint: add --count" in done.stderr
+    done = mcpguard(tmp_path, "policy", "unset", "--tool", "report", "--count", "errors")
+    assert "removed the rule for tool=report (it was 4-errors/1m)" in done.stdout
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "3-units/1m"]
+
+
+def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
+    assert "calls with different arguments are counted separately." in done.stdout
+    assert parse(file.read_text()).rules[2].per_text == "user,arguments"
+
+
+def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path) -> None:
+    file.write_text(BEYOND)
+    unset = ("policy", "unset", "--user", "*", "--tool", "report")
+    done = mcpguard(tmp_path, *unset, "--count", "errors")
+    assert (done.returncode, "no limit that counts errors for user=* tool=report" in done.stderr) == (1, True)
+    done = mcpguard(tmp_path, *unset, "--concurrent")
+    assert done.stdout == (
+        f"{file}: removed the cap of rule 1 for user=* tool=report (it was 2-in-flight)\n"
+        "Each user may call report 5 times a minute.\n"
+    )
+    assert file.read_text() == BEYOND.replace("concurrent = 2\n", "")
+    done = mcpguard(tmp_path, *unset, "--concurrent")
+    assert (done.returncode, "no rule with a cap for" in done.stderr) == (1, True)
+    file.write_text(BEYOND)
+    done = mcpguard(tmp_path, *unset, "--count", "calls")
+    assert "removed the limit of rule 1 for user=* tool=report (it was 5/1m)" in done.stdout
+    assert file.read_text() == BEYOND.replace('limit      = "5/1m"\n', "")
+    done = mcpguard(tmp_path, *unset)
+    assert "removed the rule for user=* tool=report (it was 2-in-flight)" in done.stdout
+
+
+def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
+    of = ("--tool", "report", "--server", "crm", "--cost")
+    done = mcpguard(tmp_path, "policy", "set", *of, "20")
+    assert done.stdout == (
+        f"{file}: the cost of tool=report server=crm: added\n"
+        "A call of report of crm takes 20 units of each limit that counts cost.\n"
+    )
+    assert "has no effect, because no rule that counts cost applies to its calls" in done.stderr
+    assert file.read_text() == BY_HAND + '\n[[cost]]\ntool = "report"\nserver = "crm"\ncost = 20\n'
+    assert "the cost of tool=report server=crm: unchanged" in mcpguard(tmp_path, "policy", "set", *of, "20").stdout
+    assert "changed (it was 20)\n" in mcpguard(tmp_path, "policy", "set", *of, "30").stdout
+    done = mcpguard(tmp_path, "policy", "set", "--count", "cost", "29/1h")
+    assert "never admits such a call, because it costs 30 and the whole limit is 29/1h" in done.stderr
+    mcpguard(tmp_path, "policy", "unset", "--count", "cost")
+    done = mcpguard(tmp_path, "policy", "unset", *of)
+    assert done.stdout == f"{file}: removed the cost of tool=report server=crm (it was 30)\n"
+    assert file.read_text() == BY_HAND
+    done = mcpguard(tmp_path, "policy", "unset", *of)
+    assert (done.returncode, "no cost for tool=report server=crm" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["set", "--tool", "x"], "missing argument LIMIT..., or --concurrent"),
+        (["set", "--tool", "x", "--wait", "5s"], "missing argument LIMIT..., or --concurrent"),
+        (["set", "--tool", "x", "--count", "errors", "--concurrent", "2"], "count: no limit that counts errors"),
+        (["set", "--concurrent", "0"], "concurrent: 0 is not a number of calls in flight"),
+        (["set", "--concurrent", "two"], "concurrent: 'two' is not a number of calls in flight"),
+        (["set", "--wait", "5", "5/1m"], "wait: '5' is not a time to wait"),
+        (["set", "--wait", "2h", "5/1m"], "wait: '2h' is too long"),
+        (["set", "--concurrent", "2", "deny"], "concurrent: this rule denies every call"),
+        (["set", "--cost", "0"], "cost: 0 is not a number of units"),
+        (["set", "--cost", "x"], "cost: 'x' is not a number of units"),
+        (["set", "--cost", "2", "5/1m"], "--cost and a LIMIT exclude each other"),
+        (["set", "--cost", "2", "--user", "bob"], "--cost and --user exclude each other"),
+        (["set", "--cost", "2", "--observe"], "--cost and --observe or --enforce exclude each other"),
+        (["unset", "--cost", "--role", "a"], "--cost and --role exclude each other"),
+        (["unset", "--cost", "--concurrent"], "exclude each other"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path: Path, file: Path, argv: list[str], error: str) -> None:
+    done = mcpguard(tmp_path, "policy", *argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert error in done.stderr
+    assert file.read_text() == BY_HAND

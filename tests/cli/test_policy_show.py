@@ -1,0 +1,109 @@
+"""`mcpguard policy show`."""
+
+import json
+from pathlib import Path
+
+from tests.cli.command import mcpguard, on_terminal, process
+from tests.cli.test_policy_set import BEYOND
+from tests.test_policy_editing import BY_HAND
+
+
+def test_show_says_that_the_starter_policy_is_in_force(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "show")
+    assert done.stdout.splitlines()[0] == f"starter policy: no file at {tmp_path / 'policy.toml'}"
+    assert "Each user may make 60 calls a minute" in done.stdout
+    shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    assert (shown["starter"], shown["file"], len(shown["rules"])) == (True, None, 4)
+
+
+def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "show")
+    assert done.stdout == (
+        f"policy: {file}\n\n"
+        "1. 100/1h  user=* tool=search\n    Each user may call search 100 times an hour.\n"
+        "2. 5/1m  tool=report\n    All users together may call report 5 times a minute.\n"
+    )
+
+
+def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
+    file.write_text(BY_HAND.replace("enforce", "observe"))
+    shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    assert (shown["file"], shown["starter"], shown["mode"]) == (str(file), False, "observe")
+    assert shown["rules"][1] == {
+        "number": 2,
+        "overridden_by": [],
+        "rule": "tool=report",
+        "limit": ["5/1m"],
+        "count": "calls",
+        "concurrent": None,
+        "wait": None,
+        "mode": "enforce",
+        "axis": "tool",
+        "per": ["tool", "server"],
+        "line": 12,
+        "name": None,
+        "sentence": "All users together may call report 5 times a minute.",
+    }
+
+
+def test_show_fits_eighty_columns_and_obeys_no_color(tmp_path: Path, file: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*@a-company.example", "--agent", "Claude Code::subagent::Explore", "7/1h")
+    mcpguard(tmp_path, "policy", "set", "--tool", "a_name_without_any_place_to_break_" * 4, "10000/1d")
+    status, plain = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
+    assert status == 0
+    assert "\x1b" not in plain
+    assert [line for line in plain.splitlines()[1:] if len(line) > 80] == []
+    assert "MEANING" in plain
+    assert "\x1b[" in on_terminal(tmp_path, "policy", "show")[1]
+    assert "\x1b" not in mcpguard(tmp_path, "policy", "show").stdout
+
+
+def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, file: Path) -> None:
+    file.write_text('[[rule]]\ntool = "\\u001b]0;owned\\u0007"\nuser = "\\u009b2J"\nname = "\\r"\nlimit = "5/1m"\n')
+    _, shown = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
+    assert "\\x1b]0;owned" in shown.replace("\n", "")
+    for text in (shown, mcpguard(tmp_path, "policy", "show").stdout, mcpguard(tmp_path, "policy", "show", "--json").stdout):
+        assert not {"\x1b", "\x07", "\x9b", "\r"} & set(text)
+
+
+def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: Path) -> None:
+    file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n')
+    done = process(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u043f" in done.stdout
+
+
+def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Path, file: Path) -> None:
+    said = "no rules: nothing is limited"
+    file.write_text("rule = []\n")
+    assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
+    assert on_terminal(tmp_path, "policy", "show") == (0, f"policy: {file}\n\n{said}\n")
+    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, {said}\n"
+    mcpguard(tmp_path, "policy", "set", "--tool", "a", "5/1m")
+    mcpguard(tmp_path, "policy", "set", "--tool", "b", "5/1m")
+    assert said not in mcpguard(tmp_path, "policy", "unset", "--tool", "a").stdout
+    assert mcpguard(tmp_path, "policy", "unset", "--tool", "b").stdout.splitlines()[1:] == [said]
+
+
+def test_show_describes_caps_cost_errors_and_waits(tmp_path: Path, file: Path) -> None:
+    file.write_text(BEYOND)
+    shown = mcpguard(tmp_path, "policy", "show").stdout
+    for line in (
+        "wait: 5s (a refused call waits at most this long, if its rule has no wait)\n",
+        "1. 5/1m 2-in-flight  user=* tool=report\n",
+        "2. 100-units/1h  user=*\n",
+        "report costs 20; a refused call never waits.\n",
+        "3. 3-errors/1m  tool=sync\n",
+        "4. unlimited-in-flight  tool=poll per=user,arguments\n",
+        "\nCosts:\n    A call of report takes 20 units of each limit that counts cost.\n",
+    ):
+        assert line in shown
+    found = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
+    assert (found["wait"], found["costs"]) == ("5s", [{"tool": "report", "server": None, "cost": 20, "line": 4}])
+    assert [(one["limit"], one["count"], one["concurrent"], one["wait"]) for one in found["rules"]] == [
+        (["5/1m"], "calls", 2, None),
+        (["100/1h"], "cost", None, "0s"),
+        (["3/1m"], "errors", None, None),
+        ([], None, "unlimited", None),
+    ]
+    assert found["rules"][3]["per"] == ["user", "tool", "server", "arguments"]
