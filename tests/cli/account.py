@@ -1,13 +1,19 @@
 """An account with clients, for tests of `install`, `uninstall` and `clients`."""
 
+import json
 import subprocess
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.cli import command
 
 MOVING = ("XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "COPILOT_HOME", "APPDATA", "UV_TOOL_BIN_DIR", "PIPX_BIN_DIR")
 """Variables of the machine that runs the tests, which would lead to other files."""
+
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+"""What `install` writes as the command."""
 
 CURSOR = """{
   "mcpServers": {
@@ -81,3 +87,14 @@ class Account:
         """The content of all files of clients."""
         roots = (self.home, self.project)
         return {str(path): path.read_bytes() for root in roots for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def servers(file: Path) -> dict[str, Any]:
+    """The servers in a file of Cursor's form."""
+    found: dict[str, Any] = json.loads(file.read_bytes())["mcpServers"]
+    return found
+
+
+def guarded(name: str, *command: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A guarded entry."""
+    return {"command": PROGRAM, "args": ["run", "--server", name, *options, "--", *command]}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.clients import running
 from tests.cli.account import Account
 from tests.test_policy_editing import BY_HAND
 
@@ -17,7 +18,10 @@ def home(used: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def account(tmp_path: Path) -> Account:
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Account:
+    """An account with clients, none of which runs. The machine that runs the tests may run Claude Desktop."""
+    monkeypatch.setattr(running, "_name", lambda _: "")
+    monkeypatch.setattr(running, "_output", lambda *_: "")
     return Account(tmp_path)
 
 

@@ -1,0 +1,272 @@
+"""What `mcpguard install` and `uninstall` leave as it is, and what they do not find."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mcpguard.clients import installing
+from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, servers
+from tests.cli.command import BOUND
+
+
+@pytest.mark.parametrize("damaged", ['{"mcpServers": {"a": {"command": "x"}}', "{// strict\n}", "\xff", "[1, 2"])
+def test_a_file_that_does_not_parse_is_left_and_the_other_clients_are_done(account: Account, damaged: str) -> None:
+    cursor, codex = account.write("home/.cursor/mcp.json", damaged.encode("latin-1")), account.codex()
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert cursor.read_bytes() == damaged.encode("latin-1")
+    assert PROGRAM in codex.read_text()
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
+    assert line.startswith(f"mcpguard: {cursor}:")
+    assert "hint: mend the file" in line
+
+
+def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    cursor.chmod(0o444)
+    done = account.in_process("install", "--yes", under=BOUND)
+    assert done.returncode == 1
+    assert cursor.read_text() == CURSOR
+    assert PROGRAM in codex.read_text()
+    assert f"mcpguard: {cursor}: not changed: Permission denied (hint: give your account the right to write" in done.stderr
+    assert f"Cursor (user scope), {cursor}" not in done.stdout
+    assert "  Cursor: " not in done.stdout
+
+
+def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_link_to_it(account: Account) -> None:
+    cursor = account.cursor()
+    cursor.chmod(0o444)
+    link = account.home / ".lmstudio/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to(cursor)
+    done = account.in_process("install", "--yes", under=BOUND)
+    assert (done.returncode, done.stdout, cursor.read_text()) == (1, "", CURSOR)
+    assert f"mcpguard: {cursor}: not changed: Permission denied" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_leaves_its_file(account: Account) -> None:
+    cursor = account.cursor()
+    cursor.parent.chmod(0o555)
+    done = account.in_process("install", "--yes", under=BOUND)
+    cursor.parent.chmod(0o755)
+    assert done.returncode == 1
+    assert cursor.read_text() == CURSOR
+    assert "not changed: Permission denied" in done.stderr
+
+
+def test_a_file_without_space_for_its_backup_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    cursor = account.cursor()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mcpguard.clients.writing._save_in", refuse)
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert cursor.read_text() == CURSOR
+    where = account.state / "backups"
+    assert f"no copy of it can be saved in {where}: No space left on device (hint: check that this folder" in done.stderr
+
+
+def test_without_a_writable_state_folder_no_file_is_changed(account: Account) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    account.state.chmod(0o555)
+    done = account.in_process("install", "codex", "--yes", under=BOUND)
+    assert done.returncode == 1
+    assert f"no copy of it can be saved in {account.state}/backups: Permission denied" in done.stderr
+    done = account.in_process("install", "--yes", under=BOUND)  # it must note that a server had no arguments
+    assert done.returncode == 1
+    assert f"{account.state}/installed.json: not changed: Permission denied" in done.stderr
+    assert (cursor.read_text(), codex.read_text()) == (CURSOR, CODEX)
+
+
+def test_a_file_that_changes_while_the_user_reads_the_diff_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    write = installing._write
+
+    def late(change: installing.Change, backups: Path) -> None:
+        if change.file == cursor:
+            cursor.write_text("{}")
+        write(change, backups)
+
+    monkeypatch.setattr(installing, "_write", late)
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert cursor.read_text() == "{}"
+    assert PROGRAM in codex.read_text()
+    assert "another program has changed it just now (hint: run this again)" in done.stderr
+
+
+def test_a_link_to_nothing_is_reported(account: Account) -> None:
+    link = account.home / ".cursor/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to("gone.json")
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        f"mcpguard: {link}: cannot be read: No such file or directory (hint: check where the link leads)\n"
+    )
+
+
+def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(account: Account) -> None:
+    text = '{"servers": {"a": {"command": "a", "args": [], "sandboxEnabled": true}}%s}'
+    file = account.write("home/.config/Code/User/mcp.json", text % "")
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in done.stderr
+    assert file.read_text() == text % ""
+    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": ["{account.state}"]}}}}')
+    assert account.run("install", "--yes").returncode == 0
+    assert PROGRAM in file.read_text()
+
+
+def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
+    codex = account.codex()
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert desktop.read_text() == CURSOR
+    assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
+    assert PROGRAM in codex.read_text()
+    monkeypatch.setattr(installing, "is_running", lambda _: False)
+    done = account.run("install", "--yes")
+    assert done.returncode == 0
+    assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
+
+
+@pytest.mark.parametrize("argv", [["install"], ["uninstall"], ["install", "cursor"], ["uninstall", "cursor"]], ids=" ".join)
+def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads_it_through_a_link(
+    account: Account, monkeypatch: pytest.MonkeyPatch, argv: list[str]
+) -> None:
+    desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
+    link = account.home / ".cursor/mcp.json"
+    link.parent.mkdir()
+    link.symlink_to(desktop)
+    if argv[0] == "uninstall":
+        account.run("install", "--yes")
+    before = desktop.read_bytes()
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    done = account.run(*argv, "--yes")
+    assert (done.returncode, desktop.read_bytes()) == (1, before)
+    assert f"{link}: not changed: Claude Desktop is running" in done.stderr
+
+
+@pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
+def test_claude_desktop_may_run_if_nothing_is_to_be_written(
+    account: Account, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    account.write("home/.config/Claude/claude_desktop_config.json", content)
+    account.codex()
+    assert account.run("install", "--yes").returncode == 0
+    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    again = account.run("install", "--yes")
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+# What is not found
+
+
+def test_an_unknown_client_is_an_error_with_the_nearest_name(account: Account) -> None:
+    done = account.run("install", "curser")
+    assert (done.returncode, done.stderr) == (2, "mcpguard: no such client: curser\nhint: did you mean cursor?\n")
+    done = account.run("uninstall", "Claude Code")
+    assert done.stderr.endswith("hint: did you mean claude-code?\n")
+    assert "hint: clients: claude-desktop claude-code" in account.run("install", "xyz").stderr
+
+
+def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:
+    codex = account.codex()
+    done = account.run("install", "cursor", "codex", "--yes")
+    assert done.returncode == 1
+    assert f"mcpguard: Cursor: no file {account.home}/.cursor/mcp.json (hint: add a server in the client first)" in done.stderr
+    assert PROGRAM in codex.read_text()
+
+
+def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: Account) -> None:
+    codex, hooks = account.codex(), account.home / ".codex/hooks.json"
+    account.run("install", "codex", "--hook", "--yes")
+    codex.unlink()
+    done = account.run("uninstall", "cursor", "codex", "--yes")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == [
+        f"Cursor: no file {account.home}/.cursor/mcp.json",
+        f"Codex: no file {codex}",
+    ]
+    assert not hooks.exists()
+
+
+def test_the_hint_for_a_client_without_files_in_a_project_is_to_leave_the_project_out(account: Account) -> None:
+    done = account.run("install", "windsurf", "--project", str(account.project), "--yes")
+    assert (done.returncode, done.stderr) == (
+        1, "mcpguard: Windsurf: it has no files in a project (hint: leave out --project)\n",
+    )  # fmt: skip
+
+
+def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
+    done = account.run("install", "--yes")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "mcpguard: no file of a client is found "
+        "(hint: add a server in a client first; mcpguard install --help names the clients)\n"
+    )
+    done = account.run("uninstall", "--yes")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
+    done = account.run("install", "--project", str(account.project))
+    assert f"no file of a client is found in {account.project}" in done.stderr
+
+
+@pytest.mark.parametrize("argv", [["install"], ["install", "cursor", "--dry-run"], ["uninstall", "--yes"]])
+def test_a_file_without_servers_is_not_passed_over_in_silence(account: Account, argv: list[str]) -> None:
+    account.write("home/.cursor/mcp.json", '{"mcpServers": {}}')
+    done = account.run(*argv)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
+
+
+def test_an_unknown_server_is_a_failure_with_the_nearest_name(account: Account) -> None:
+    cursor = account.cursor()
+    done = account.run("install", "--server", "crn", "--server", "bare", "--yes")
+    assert done.returncode == 1
+    assert "mcpguard: no file has a server named crn (hint: did you mean crm?)" in done.stderr
+    assert servers(cursor)["bare"]["command"] == PROGRAM
+    done = account.run("install", "--server", "web", "--yes")
+    assert done.returncode == 1
+    assert "mcpguard: web: not changed: remote: " in done.stderr
+
+
+def test_a_missing_project_folder_is_a_usage_error(account: Account) -> None:
+    done = account.run("install", "--project", "/nowhere")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "mcpguard: --project: /nowhere: no such folder")
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_a_folder_that_may_not_be_looked_into_has_no_projects_and_no_files_of_clients(account: Account) -> None:
+    closed = account.project / "closed"
+    (closed / "project").mkdir(parents=True)
+    closed.chmod(0)
+    try:
+        project = account.in_process("install", "--yes", "--project", str(closed / "project"), under=BOUND)
+        home = account.in_process("clients", under=BOUND, HOME=str(closed / "home"))
+    finally:
+        closed.chmod(0o700)
+    assert (project.returncode, project.stderr.splitlines()[0]) == (2, f"mcpguard: --project: {closed}/project: no such folder")
+    assert (home.returncode, home.stdout) == (0, "no client with servers is found\n")
+
+
+def test_a_project_relative_to_a_folder_that_is_gone_is_a_usage_error(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = account.project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = account.run("install", "--project", ".", "--yes")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "mcpguard: --project: the home or working folder for . does not exist\nhint: write an absolute path\n",
+    )
