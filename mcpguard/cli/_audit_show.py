@@ -18,6 +18,7 @@ from mcpguard.core.policy.explain import sentence
 from mcpguard.core.policy.model import AXES, Call, Policy, Rule
 from mcpguard.core.policy.plan import Counter, Reported
 from mcpguard.core.policy.rule_text import rule_of_text
+from mcpguard.core.policy.values import parse_limit
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
@@ -61,6 +62,11 @@ class LimitThen(NamedTuple):
         if self.limit is None:
             return "deny"
         return self.limit if self.counts == "concurrent" else f"{self.limit}/{self.window}"
+
+    @property
+    def window_us(self) -> int:
+        """The window's length; 0 for calls in flight and for `deny`."""
+        return parse_limit(f"1/{self.window}", [])[0].window_us if self.window else 0
 
 
 class RuleThen(NamedTuple):
@@ -256,14 +262,14 @@ def _command(
         return None
     words = options_of(rule)
     refused = (
-        {(one.counts, one.window): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
+        {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
     )
     if any(one.counts == "concurrent" for one in limits) and rule.concurrent is not None:
-        words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", "")), record))]
+        words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", 0)), record))]
         if all(one.counts == "concurrent" for one in limits):
             return words
     words += ["--count", rule.counts] if rule.counts != "calls" else []
-    rates = [f"{_raised(rate.n, refused.get((rule.counts, rate.text)), record)}/{rate.text}" for rate in rule.rates]
+    rates = [f"{_raised(rate.n, refused.get((rule.counts, rate.window_us)), record)}/{rate.text}" for rate in rule.rates]
     return [*words, *(rates or ["unlimited"])]
 
 
@@ -282,10 +288,10 @@ def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, 
     least = (limit.limit or 0) + cost
     if not limit.is_reported:  # the row does not tell what its counter held: more than the limit, if this was lowered
         least = max(least, held + cost)
-    elif limit.counts == "cost":
-        least -= record.get("remaining", 0)
-    else:
-        least = max(least, record.get("count") or 0)
+    elif record.get("remaining"):  # there is room for a part of the call's cost
+        least -= record["remaining"]
+    else:  # the count has at least this denial
+        least = max(least, (record.get("count") or 0) - 1 + cost)
     return max(n, least)
 
 

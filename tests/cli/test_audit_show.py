@@ -296,6 +296,21 @@ def test_each_limit_is_raised_above_what_its_counter_holds_after_limits_were_low
     assert found.commands == ["mcpguard policy set --tool echo 10/1h 10/1d"]
 
 
+def test_a_limit_on_cost_is_raised_above_what_its_counter_holds_after_it_was_lowered() -> None:
+    text = '[[rule]]\ntool = "sum"\ncount = "cost"\nlimit = "{}/1h"\n[[cost]]\ntool = "sum"\ncost = 20\n'
+    kinds = Kinds(text.format(100))
+    kinds.last("sum", 3)
+    lowered = kinds.edited(text.format(30))
+    found = lowered.shown(lowered.last("sum", 1))
+    assert found.commands == ["mcpguard policy set --tool sum --count cost 80/1h"], "60 units are used, and it takes 20"
+
+
+def test_a_limit_is_raised_though_the_policy_writes_its_window_in_another_unit_by_now() -> None:
+    kinds = Kinds(rule("2/1h", tool="echo"))
+    denial = kinds.last("echo", 3)
+    assert kinds.shown(denial, parse(rule("2/60m", tool="echo"))).commands == ["mcpguard policy set --tool echo 3/60m"]
+
+
 def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full(capsys: pytest.CaptureFixture[str]) -> None:
     cost = '[[rule]]\ntool = "sum"\nlimit = "30/1h"\ncount = "cost"\n[[cost]]\ntool = "sum"\ncost = 20\n'
     kinds = Kinds(cost + '[[rule]]\nuser = "*"\nlimit = "1/1d"\n')
