@@ -26,7 +26,7 @@ from mcpguard.report.limits import options_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
-"""The members that describe the limits that decided. They are not shown among the others."""
+"""The members that describe the limits that decided. They are shown with these limits, if the row names them."""
 
 _SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
 """Members that are shown in one line with their sources, which are members, too."""
@@ -355,8 +355,9 @@ def _now_as_json(now: CounterNow) -> dict[str, object]:
 def print_all(shown: Shown, policy: Policy, file: str) -> None:
     """Print a row, its rules, its counters, and the commands that change the rules."""
     record = shown.record
+    elsewhere = {"time_us", *_SOURCES.values(), *(_OF_LIMITS if shown.limits else ())}
     for key in MEMBERS:
-        if key in record and key not in (*_OF_LIMITS, *_SOURCES.values(), "time_us"):
+        if key in record and key not in elsewhere:
             value = record[key]
             text = value if isinstance(value, str) else json.dumps(value)
             source = f" ({record[_SOURCES[key]]})" if key in _SOURCES and _SOURCES[key] in record else ""

@@ -114,6 +114,13 @@ def test_a_row_that_no_rule_decided_says_so(home: Path) -> None:
     assert shown(home, row(home, "free")["id"]).endswith("\nNo rule decided.\n")
 
 
+def test_the_axis_of_a_denial_that_no_limit_made_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"id": "45732ae6c06cfb07-2", "namespace": "default", "decision": "unauthenticated", "axis": "user"}
+    kinds = Kinds()
+    _audit_show.print_all(kinds.shown(record), kinds.policy, "policy.toml")
+    assert "\naxis:        user\n" in capsys.readouterr().out
+
+
 def test_a_rule_that_the_policy_no_longer_has_is_still_explained(home: Path) -> None:
     policy(home, rule("5/1m", tool="other"))
     text = shown(home, row(home, "echo", 1)["id"])
