@@ -18,6 +18,7 @@ from mcpguard.core.policy.explain import sentence
 from mcpguard.core.policy.model import AXES, Call, Policy, Rule
 from mcpguard.core.policy.plan import Counter, Reported
 from mcpguard.core.policy.rule_text import rule_of_text
+from mcpguard.core.policy.values import parse_limit
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
@@ -25,7 +26,7 @@ from mcpguard.report.limits import options_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
-"""The members that describe the limits that decided. They are not shown among the others."""
+"""The members that describe the limits that decided. They are shown with these limits, if the row names them."""
 
 _SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
 """Members that are shown in one line with their sources, which are members, too."""
@@ -61,6 +62,11 @@ class LimitThen(NamedTuple):
         if self.limit is None:
             return "deny"
         return self.limit if self.counts == "concurrent" else f"{self.limit}/{self.window}"
+
+    @property
+    def window_us(self) -> int:
+        """The window's length; 0 for calls in flight and for `deny`."""
+        return parse_limit(f"1/{self.window}", [])[0].window_us if self.window else 0
 
 
 class RuleThen(NamedTuple):
@@ -256,14 +262,14 @@ def _command(
         return None
     words = options_of(rule)
     refused = (
-        {(one.counts, one.window): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
+        {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
     )
     if any(one.counts == "concurrent" for one in limits) and rule.concurrent is not None:
-        words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", "")), record))]
+        words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", 0)), record))]
         if all(one.counts == "concurrent" for one in limits):
             return words
     words += ["--count", rule.counts] if rule.counts != "calls" else []
-    rates = [f"{_raised(rate.n, refused.get((rule.counts, rate.text)), record)}/{rate.text}" for rate in rule.rates]
+    rates = [f"{_raised(rate.n, refused.get((rule.counts, rate.window_us)), record)}/{rate.text}" for rate in rule.rates]
     return [*words, *(rates or ["unlimited"])]
 
 
@@ -282,10 +288,10 @@ def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, 
     least = (limit.limit or 0) + cost
     if not limit.is_reported:  # the row does not tell what its counter held: more than the limit, if this was lowered
         least = max(least, held + cost)
-    elif limit.counts == "cost":
-        least -= record.get("remaining", 0)
-    else:
-        least = max(least, record.get("count") or 0)
+    elif record.get("remaining"):  # there is room for a part of the call's cost
+        least -= record["remaining"]
+    else:  # the count has at least this denial
+        least = max(least, (record.get("count") or 0) - 1 + cost)
     return max(n, least)
 
 
@@ -349,8 +355,9 @@ def _now_as_json(now: CounterNow) -> dict[str, object]:
 def print_all(shown: Shown, policy: Policy, file: str) -> None:
     """Print a row, its rules, its counters, and the commands that change the rules."""
     record = shown.record
+    elsewhere = {"time_us", *_SOURCES.values(), *(_OF_LIMITS if shown.limits else ())}
     for key in MEMBERS:
-        if key in record and key not in (*_OF_LIMITS, *_SOURCES.values(), "time_us"):
+        if key in record and key not in elsewhere:
             value = record[key]
             text = value if isinstance(value, str) else json.dumps(value)
             source = f" ({record[_SOURCES[key]]})" if key in _SOURCES and _SOURCES[key] in record else ""

@@ -19,7 +19,7 @@ NARROW: Final = 64
 _BAR: Final = 8
 _COLUMNS: Final = (("USAGE", _BAR), ("USED", -6), ("LIMIT", 9), ("LEFT", -6), ("FREE", 5))
 _LONGEST: Final = 15
-"""The most columns that a limit takes; it takes more than usual only if it does not count calls."""
+"""The most columns that a limit takes. In a narrow table it takes more than usual only if it does not count calls."""
 
 _Columns = Sequence[tuple[str, int]]
 _PRESSED: Final = 0.8
@@ -42,8 +42,7 @@ class Table:
 
     def lines(self, usages: Sequence[Usage]) -> list[str]:
         """The heading, and the lines of each usage."""
-        longest = max((len(self._limit(one)) for one in usages if one.counts != "calls"), default=0)
-        columns = [(name, max(size, min(_LONGEST, longest)) if name == "LIMIT" else size) for name, size in _COLUMNS]
+        columns = self._columns(usages)
         spare = self._width - sum(abs(size) + 1 for _, size in columns) - 1  # a line of full width would wrap on some terminals
         found = [self._heading(columns)]
         for one in usages:
@@ -54,6 +53,14 @@ class Table:
             else:
                 found.append(f"{self._cells(one, columns)} {fit(counter, spare)}".rstrip())
         return found
+
+    def _columns(self, usages: Sequence[Usage]) -> _Columns:
+        """The columns. Where there is room, a large number is not cut."""
+        is_wide = self._width >= NARROW
+        limit = max((len(self._limit(one)) for one in usages if is_wide or one.counts != "calls"), default=0)
+        number = max((len(str(n)) for one in usages if is_wide for n in (one.used, one.left)), default=0)
+        wider = {"LIMIT": min(_LONGEST, limit), "USED": -number, "LEFT": -number}
+        return [(name, max(size, wider.get(name, 0), key=abs)) for name, size in _COLUMNS]
 
     def _heading(self, columns: _Columns) -> str:
         names = " ".join(fit(name, size) for name, size in columns)

@@ -152,12 +152,14 @@ class Use:
     Attributes:
         denied: The calls that it denied.
         would_deny: The calls that it would have denied, if it had not only observed.
+        was_full: Whether it had no room for a call for which a row names another limit.
         peak: The most calls, units or errors that one counter of the limit held, or the most calls in flight.
     """
 
     def __init__(self) -> None:
         self.denied = 0
         self.would_deny = 0
+        self.was_full = False
         self.peak = 0
 
 
@@ -214,6 +216,8 @@ class Findings:
                 use.denied += weight
             elif use:
                 use.would_deny += weight
+            for one in json.loads(row.detail or "{}").get("exceeded", ()):
+                self._use(Reported.of(one)).was_full = True
             self.bursts.add((decision, user, agent, server, tool, limit), row.time_us, weight)
         if use and decision in {"allowed", "would_deny"} and row.counted:
             use.peak = max(use.peak, row.counted)

@@ -11,7 +11,7 @@ from mcpguard.report.gather import Use
 
 
 class Unreached(NamedTuple):
-    """A limit of the policy that denied no call in the period, and would have denied none.
+    """A limit of the policy that had room for every call of the period, as far as rows tell.
 
     Attributes:
         rule: Its rule.
@@ -41,7 +41,7 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
     for rule, _ in policy.parts:
         for rate, limit in zip(rule.bounds, rule.reported, strict=False):  # `deny` has no rate
             use = uses.get(limit, Use())
-            if use.denied or use.would_deny:
+            if use.denied or use.would_deny or use.was_full:
                 continue
             lower = with_headroom(use.peak) if use.peak and rule.counts == "calls" else rate.n
             if lower < rate.n:

@@ -114,6 +114,13 @@ def test_a_row_that_no_rule_decided_says_so(home: Path) -> None:
     assert shown(home, row(home, "free")["id"]).endswith("\nNo rule decided.\n")
 
 
+def test_the_axis_of_a_denial_that_no_limit_made_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"id": "45732ae6c06cfb07-2", "namespace": "default", "decision": "unauthenticated", "axis": "user"}
+    kinds = Kinds()
+    _audit_show.print_all(kinds.shown(record), kinds.policy, "policy.toml")
+    assert "\naxis:        user\n" in capsys.readouterr().out
+
+
 def test_a_rule_that_the_policy_no_longer_has_is_still_explained(home: Path) -> None:
     policy(home, rule("5/1m", tool="other"))
     text = shown(home, row(home, "echo", 1)["id"])
@@ -294,6 +301,21 @@ def test_each_limit_is_raised_above_what_its_counter_holds_after_limits_were_low
     lowered = kinds.edited(text.format(2))
     found = lowered.shown(lowered.last("echo", 1))
     assert found.commands == ["mcpguard policy set --tool echo 10/1h 10/1d"]
+
+
+def test_a_limit_on_cost_is_raised_above_what_its_counter_holds_after_it_was_lowered() -> None:
+    text = '[[rule]]\ntool = "sum"\ncount = "cost"\nlimit = "{}/1h"\n[[cost]]\ntool = "sum"\ncost = 20\n'
+    kinds = Kinds(text.format(100))
+    kinds.last("sum", 3)
+    lowered = kinds.edited(text.format(30))
+    found = lowered.shown(lowered.last("sum", 1))
+    assert found.commands == ["mcpguard policy set --tool sum --count cost 80/1h"], "60 units are used, and it takes 20"
+
+
+def test_a_limit_is_raised_though_the_policy_writes_its_window_in_another_unit_by_now() -> None:
+    kinds = Kinds(rule("2/1h", tool="echo"))
+    denial = kinds.last("echo", 3)
+    assert kinds.shown(denial, parse(rule("2/60m", tool="echo"))).commands == ["mcpguard policy set --tool echo 3/60m"]
 
 
 def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full(capsys: pytest.CaptureFixture[str]) -> None:

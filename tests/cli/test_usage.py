@@ -277,6 +277,13 @@ def pressed() -> list[Usage]:
     return usages(text, (ALICE, 3), (other, 2))
 
 
+@pytest.mark.parametrize("columns", [64, 80])
+def test_the_table_does_not_cut_large_numbers(columns: int) -> None:
+    (one,) = usages(rule("2000000/1h", user="*"), (ALICE, 1))
+    (_, line) = Table(columns, coloured=False).lines([one._replace(used=1234567, left=765433)])
+    assert line.split()[1:] == ["1234567", "2000000/1h", "765433", "now", "user=alice"]
+
+
 @pytest.mark.parametrize("columns", [40, 80, 160])
 def test_the_table_is_as_it_was_looked_at(columns: int) -> None:
     lines = Table(columns, coloured=False).lines(pressed())

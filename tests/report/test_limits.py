@@ -23,6 +23,13 @@ def test_a_limit_that_denied_a_call_or_would_have_is_reached() -> None:
         assert [one.rate.text for one in unreached(parse(POLICY), uses)] == ["1h", "1d"]
 
 
+def test_a_limit_without_room_is_reached_though_the_denial_names_another() -> None:
+    without_room = [LIMIT | {"limit": 50, "retry_after_ms": 9}, LIMIT | {"limit": 1000, "window": "1h", "retry_after_ms": 99}]
+    for decision in ("rate_limited", "would_deny"):
+        denial = stored_of(without_room[1], decision, detail=json.dumps({"exceeded": without_room}))
+        assert [one.rate.text for one in unreached(parse(POLICY), of(denial).limits)] == ["1d"]
+
+
 def test_a_limit_never_reached_has_a_suggestion_above_its_largest_use() -> None:
     uses = of(stored(0, "allowed", counted=1), stored(1, "allowed", counted=2)).limits
     first, second, _ = unreached(parse(POLICY), uses)
