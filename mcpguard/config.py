@@ -41,6 +41,7 @@ class Settings(NamedTuple):
         trust_meta: Whether a call may name its own agent.
         denials: `auto`, `error` or `result`.
         quiet: Whether `run` writes only errors to stderr.
+        observe: Whether a variable says that `run` denies nothing.
         max_frame_bytes: The longest line that is accepted from a client.
         keep_us: How long audit rows are kept.
         max_mb: The size of a namespace in the store beyond which its oldest audit rows are deleted.
@@ -67,6 +68,7 @@ class Settings(NamedTuple):
     trust_meta: bool = False
     denials: str = "auto"
     quiet: bool = False
+    observe: bool = False
     max_frame_bytes: int = 10 * 1024 * 1024
     keep_us: int = 30 * 86400 * 1_000_000
     max_mb: int = 256
@@ -233,8 +235,9 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "MCPGUARD_NAMESPACE=team")
     if "denials" in values:
         _setting("denials", values["denials"], places["denials"])
-    if (quiet := switch("MCPGUARD_QUIET", environ)) is not None:
-        values["quiet"] = quiet
+    for key in ("quiet", "observe"):
+        if (is_on := switch(f"MCPGUARD_{key.upper()}", environ)) is not None:
+            values[key] = is_on
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
     places["server"] = place("server", options.get("server"), environ)
     for key, name in {**values, "server": server}.items():

@@ -161,10 +161,11 @@ def test_a_variable_for_quiet_overrides_the_file(tmp_path: Path, word: str, quie
     assert load({"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_QUIET": word}).quiet is quiet
 
 
-def test_a_variable_that_neither_switches_on_nor_off_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["MCPGUARD_QUIET", "MCPGUARD_OBSERVE"])
+def test_a_variable_that_neither_switches_on_nor_off_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load({"MCPGUARD_HOME": str(tmp_path), "MCPGUARD_QUIET": "very"})
-    assert (caught.value.message, caught.value.hint) == ("MCPGUARD_QUIET: 'very' is neither 1 nor 0", "MCPGUARD_QUIET=1")
+        load({"MCPGUARD_HOME": str(tmp_path), name: "very"})
+    assert (caught.value.message, caught.value.hint) == (f"{name}: 'very' is neither 1 nor 0", f"{name}=1")
 
 
 def test_a_named_policy_must_exist_and_is_found_from_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
