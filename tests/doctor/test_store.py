@@ -10,6 +10,7 @@ from tests import redis_servers
 from tests.cli.command import BOUND, calls, process
 from tests.doctor.checks import doctor, of, only
 from tests.end_to_end.host import Host, script, until
+from tests.end_to_end.outages import stopped_holder
 
 
 def test_an_open_store_tells_its_size_its_oldest_row_and_who_holds_it_open(tmp_path: Path) -> None:
@@ -34,6 +35,16 @@ def test_a_damaged_store_fails(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db").write_bytes(b"x" * 9000)
     found = only(doctor(tmp_path, status=1), "store")
     assert found.detail.startswith(f"{tmp_path}/mcpguard.db ")
+
+
+def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_also_waits_for_it(tmp_path: Path) -> None:
+    calls(tmp_path, "search", 1)
+    waits = stopped_holder("hold", tmp_path / "mcpguard.db-lock")  # a wrapper that opens the store again holds it meanwhile
+    with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), waits:
+        found = only(doctor(tmp_path, status=1), "store")
+    assert found.detail == f"{tmp_path}/mcpguard.db-calls did not come free in time"
+    assert found.hint == "another process holds its lock"
+    assert only(doctor(tmp_path), "store").ok
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
