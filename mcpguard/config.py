@@ -41,7 +41,7 @@ class Settings(NamedTuple):
         trust_meta: Whether a call may name its own agent.
         denials: `auto`, `error` or `result`.
         quiet: Whether `run` writes only errors to stderr.
-        observe: Whether a variable says that `run` denies nothing.
+        observe: Whether `run` decides and logs, but denies nothing. The file does not say so: a policy has a mode.
         max_frame_bytes: The longest line that is accepted from a client.
         keep_us: How long audit rows are kept.
         max_mb: The size of a namespace in the store beyond which its oldest audit rows are deleted.
@@ -203,7 +203,10 @@ _CHOICES: Final = {
     "durability": ("normal", "full"),
     "arguments": ("hash", "none", "full"),
 }
-_SWITCHES: Final = ("quiet", "trust_client_info", "trust_meta")
+SWITCHES: Final = ("observe", "quiet")
+"""The options of `run` without a value that a variable can stand for."""
+
+_BOOLEANS: Final = ("quiet", "trust_client_info", "trust_meta")
 _WORDS: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _NAMES: Final = ("user", "agent", "server", "namespace")
 _RANGES: Final = {"timeout_ms": (1, 60_000), "max_mb": (1, 1_000_000), "max_frame_bytes": (1024, 1 << 30)}
@@ -235,7 +238,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "MCPGUARD_NAMESPACE=team")
     if "denials" in values:
         _setting("denials", values["denials"], places["denials"])
-    for key in ("quiet", "observe"):
+    for key in SWITCHES:
         if (is_on := switch(f"MCPGUARD_{key.upper()}", environ)) is not None:
             values[key] = is_on
     server = options.get("server") or environ.get("MCPGUARD_SERVER")
@@ -358,7 +361,7 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             usual = Settings._field_defaults[key]
             raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"{key} = {usual}")
-    elif key in _SWITCHES:
+    elif key in _BOOLEANS:
         if not isinstance(value, bool):
             raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
     elif not isinstance(value, str) or not value:

@@ -68,7 +68,7 @@ def is_there(path: "Path") -> bool:
 
 
 def size_bytes(path: "Path") -> int:
-    """A file's size; 0 if it does not exist."""
+    """A file's size; 0 if it does not exist, or the system does not say."""
     try:
         return path.stat().st_size
     except OSError:

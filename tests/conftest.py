@@ -86,7 +86,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of modules that need POSIX, measure no coverage in tests with generated input, and begin with `waits`.
+    """Mark tests that need POSIX, measure no coverage in tests with generated input, and run tests with the mark `waits` first.
 
     Measuring makes a test take two to three times as long. What only generated input reaches should have an example, too.
     """

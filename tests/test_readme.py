@@ -223,7 +223,7 @@ def test_the_documented_defaults_and_values_are_those_of_the_program() -> None:
         elif key in config._CHOICES:
             assert default == f"`{config.Settings._field_defaults[key]}`"
             assert re.findall(r"`(\w+)`", values)[: len(config._CHOICES[key])] == list(config._CHOICES[key])
-        elif key in config._SWITCHES:
+        elif key in config._BOOLEANS:
             assert default == f"`{str(config.Settings._field_defaults[key]).lower()}`"
 
 

@@ -71,7 +71,7 @@ def print_summary(found: Suggested, path: Path, since: str) -> None:
         if one.kind == "few":
             _say(f"{name}: too few calls to suggest a limit ({one.calls}){denied}")
         elif one.kind == "keep":
-            kept = ", ".join(f"{limit.why.removeprefix('stays, it ')}: {limit.busiest}" for limit in one.limits)
+            kept = ", ".join(f"{limit.why}: {limit.busiest}" for limit in one.limits)
             _say(f"{name}: {kept}{denied}")
         elif denied:
             _say(name + denied)

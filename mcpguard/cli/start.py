@@ -24,9 +24,8 @@ def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool
     """
     _open_standard_streams()
     settings = config.load(os.environ, server=server, **options)
-    settings = settings._replace(quiet=quiet or settings.quiet)
-    observe = observe or settings.observe
-    status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"), observe=observe)
+    settings = settings._replace(quiet=quiet or settings.quiet, observe=observe or settings.observe)
+    status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"))
     os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once, because a thread may still wait for the client
 
 

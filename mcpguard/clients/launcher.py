@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.config import switch
+from mcpguard.config import SWITCHES, switch
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import McpguardError, UsageError
 from mcpguard.files import named_path
@@ -28,7 +28,6 @@ PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
 
 _OPTIONS: Final = ("config", "policy", "store", "user", "agent", "denials")
 _PATHS: Final = ("config", "policy")
-_SWITCHES: Final = ("observe", "quiet")
 _SECRETS: Final = {
     "MCPGUARD_TOKEN": "write the token into a file, name it as token_file in config.toml, and unset MCPGUARD_TOKEN",
     "MCPGUARD_STORE_PASSWORD": "put the store's URL with its password into config.toml, and unset MCPGUARD_STORE_PASSWORD",
@@ -178,7 +177,7 @@ def _chosen(environ: Mapping[str, str]) -> list[tuple[str, ...]]:
             hint = f"put it into config.toml, and unset {name}"
             raise UsageError(f"{name} holds a secret, which must not be written into a client's file", hint)
         options.append((f"--{key}", str(named_path(value, where=name)) if key in _PATHS else value))
-    options += [(f"--{key}",) for key in _SWITCHES if switch(f"MCPGUARD_{key.upper()}", environ)]
+    options += [(f"--{key}",) for key in SWITCHES if switch(f"MCPGUARD_{key.upper()}", environ)]
     return options
 
 

@@ -34,10 +34,9 @@ class Guard:
         identity: The configured identity, and the server's name.
         settings: The settings of this machine.
         console: Takes lines for stderr.
-        observe: Decide and log, deny nothing.
     """
 
-    def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console, *, observe: bool) -> None:
+    def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console) -> None:
         self._console = console
         settings.address.load()  # outside of the store's time budget, because calls wait for it
         self._store = _store(settings, console)  # it is opened while the policy is read
@@ -51,7 +50,7 @@ class Guard:
             arguments=settings.arguments,
             args_key=functools.partial(getattr, self._store, "args_key"),
         )
-        judging.begin(traffic, session, self._store, settings, console, observe=observe)
+        judging.begin(traffic, session, self._store, settings, console)
         # What a later call or a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
         import mcpguard.core.jsonrpc.form
         import mcpguard.core.policy.places  # noqa: F401

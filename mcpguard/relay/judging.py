@@ -19,7 +19,7 @@ from mcpguard.relay.upstream import IdentitySource
 from mcpguard.stores.api import CallStore
 
 
-def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settings, console: Console, *, observe: bool) -> None:
+def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settings, console: Console) -> None:
     """Load what calls are judged by, let the traffic judge them, and tell the user who calls and what is in force.
 
     Args:
@@ -28,9 +28,8 @@ def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settin
         store: Decides calls and writes audit rows.
         settings: The settings of this machine.
         console: Takes lines for stderr.
-        observe: Decide and log, deny nothing.
     """
-    policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=observe)
+    policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=settings.observe)
     policy = policy_file.begin()
     token: IdentitySource | None = None
     configured = session.identity

@@ -17,7 +17,7 @@ SWITCH_S: Final = 0.0002
 """How long a thread that computes may keep the interpreter's lock from one that has a call. Python's default is 5 ms."""
 
 
-def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe: bool) -> int:
+def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     """Start a server, and relay and guard its traffic until one side ends.
 
     Messages that are not calls pass as soon as the traffic starts. Calls wait until what they are judged by is loaded.
@@ -26,7 +26,6 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         argv: The server's command.
         settings: The settings of this machine.
         server: The server's name; None to derive it from the command.
-        observe: Decide and log, deny nothing.
 
     Returns:
         The exit status: the server's.
@@ -63,7 +62,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None, observe:
         from mcpguard.relay.assembly import Guard
 
         identity = configured_identity(settings, server or _derived_name(argv))
-        guard = Guard(traffic, identity, settings, console, observe=observe)
+        guard = Guard(traffic, identity, settings, console)
 
     status = supervisor.supervise(server_process, traffic, console, begin)
     watchdog.dismiss()

@@ -152,7 +152,7 @@ class Use:
     Attributes:
         denied: The calls that it denied.
         would_deny: The calls that it would have denied, if it had not only observed.
-        was_full: Whether it had no room for a call for which a row names another limit.
+        was_full: Whether the `exceeded` of a row has it: it had no room for a call.
         peak: The most calls, units or errors that one counter of the limit held, or the most calls in flight.
     """
 

@@ -99,7 +99,7 @@ limit = [
     again = mcpguard(tmp_path, "policy", "suggest", "--store", url)
     assert (again.returncode, again.stdout) == (0, "")
     assert again.stderr.endswith("nothing to suggest: no limit needs a change\n")
-    assert "rule 1 (user=* tool=search): fits: busiest hour of 41 calls by alice" in again.stderr
+    assert "rule 1 (user=* tool=search): stays, it fits: busiest hour of 41 calls by alice" in again.stderr
 
 
 def test_as_json_it_has_the_suggestions_their_reasons_and_both_texts(tmp_path: Path, url: str) -> None:

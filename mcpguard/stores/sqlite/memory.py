@@ -188,7 +188,7 @@ _CHARGING: Final = frozenset({log_lines.ROW, log_lines.RUN, log_lines.CHARGED})
 
 
 def line_changes(text: str) -> Iterator[LineChange]:
-    """What the lines of a record change. Only the audit has the others."""
+    """What the lines of a record change. Lines that matter only to the audit are left out."""
     for line in text.split("\n"):
         kind = line[0]
         if kind in _CHARGING:

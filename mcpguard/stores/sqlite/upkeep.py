@@ -177,7 +177,8 @@ class Upkeep:
             if not self._drain(db):
                 return 0, True
             with database.writing(db):
-                dropped, more = _drop_before(db, self._bounds[0], before_us, self._pauses())
+                namespace, *_ = self._bounds
+                dropped, more = _drop_before(db, namespace, before_us, self._pauses())
             return dropped, self._shrink(db) or more
 
     @contextlib.contextmanager
