@@ -10,7 +10,7 @@ from mcpguard.core.digest import number
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.log_lines import Run
-from mcpguard.stores.sqlite.memory import LineChange, change_all, pack, windows
+from mcpguard.stores.sqlite.memory import LineChange, add_charges, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 _ROW_BYTES: Final = 160
@@ -97,7 +97,7 @@ class Drain:
         values.append(bytes.fromhex(args_hash) if args_hash else None)
         self._rows.append([*values, *[value or None for value in rest], detail or None, None, None])
         if charged:
-            self._changes.append((int(charged_us), charged, 1))
+            add_charges(self._changes, charged, [int(charged_us)])
 
     def _take_run(self, row_id: int, run: Run) -> int:
         """Take the rows of a run; returns how many they are."""
@@ -107,8 +107,7 @@ class Drain:
         of_first = (row_id, namespace, run.time_us, run.seq, context_id, limit)
         hashes = (run.args_hashes or None, length, length)
         self._runs.append((*of_first, *hashes, run.counted, run.remaining, run.request_ids))
-        if run.charged:
-            self._changes.append((run.charged_us, run.charged, run.calls))
+        add_charges(self._changes, run.charged, [run.charged_us] * run.calls)
         return run.calls
 
     def _use(self, context: str, reported: str, rows: int) -> tuple[int, int, int | None]:
@@ -145,7 +144,7 @@ class Drain:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
         elif kind == log_lines.CHARGED:
-            self._changes.append((int(fields[1]), fields[2], 1))
+            add_charges(self._changes, fields[2], [int(fields[1])])
         elif kind == log_lines.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
         elif kind == log_lines.FREED:

@@ -115,10 +115,12 @@ class Follower:
     def _read_ahead(self) -> None:
         """Read the records that others have appended. Their calls go on meanwhile, and the turn is shorter."""
         self._read_ahead_calls -= 1
-        with database.reported(self._path):
+        try:  # not `database.reported`: it is on the path of calls
             if not self._log.ends_at(self.at):
                 self._read_ahead_calls = READ_AHEAD_CALLS
                 self._read_chunks()
+        except (sqlite3.Error, OSError) as error:
+            raise database.unavailable(self._path, error) from error
 
     def _follow_in_turn(self, *, all_of_it: bool) -> bool:
         """Read the records that others have appended. Returns False if that takes so long that others must not wait for it."""
@@ -129,11 +131,13 @@ class Follower:
 
     def _read_chunks(self) -> bool:
         """Read at most `CHUNKS_IN_TURN`. Returns whether the end of the log was reached."""
-        with contextlib.suppress(Lost):
+        try:
             for _ in range(CHUNKS_IN_TURN):
                 self.at, may_have_more = self.memory.read_some(self._log, self.at)
                 if not may_have_more:
                     return True
+        except Lost:
+            pass
         return False
 
     def follow(self) -> None:

@@ -52,9 +52,11 @@ _BY_TEXT: Final = (1 << 32) - 1
 NO_CHARGE: Final[Charge] = (0, 0)
 IN_TEXT: Final[Charge] = (0, _BY_TEXT)
 
-Change = tuple[int, str, int] | str
-"""What a record changes: the store time at which counters were charged, the text that names them, and 1 for the one call. Or
-all of its text."""
+Charges = tuple[str, list[int]]
+"""Charges of the same counters, one after another: the text that names the counters, and the store time of each charge."""
+
+Change = Charges | str
+"""What consecutive records change. Of a record whose head does not tell, all of its text."""
 
 
 def pack(at: Position, records: Iterable[tuple[str, int, Charge]]) -> tuple[bytes, Position]:
@@ -88,30 +90,50 @@ def texts(data: bytes, at: Position) -> Iterator[tuple[str, Position]]:
         data: What the log has from the checksum before a position on.
         at: The position.
     """
-    for begin, stop, end, row, _, _ in _records(data, at.end, at.row):
+    for begin, stop, end, row in _records(data, at.end, at.row):
         yield data[begin:stop].decode(), Position(end, row, data[stop : stop + CHECKSUM_BYTES])
 
 
 def changes(data: bytes, at: Position) -> tuple[list[Change], Position, bool]:
     """What the complete records change, the position after them, and whether there may be more of them in the log.
 
+    Each process reads the records of all others, so this is one loop that does not list them first, as `_records` does. That
+    takes two thirds of the time.
+
     Args:
         data: See `texts`.
         at: See `texts`.
     """
-    found = _records(data, at.end, at.row)
-    if not found:
+    end, row, _ = at
+    found: list[Change] = []
+    counters, counters_bytes, times = b"", -1, list[int]()  # the newest of these, if it is `Charges`
+    head = CHECKSUM_BYTES
+    unpack, head_bytes, last_head, last_stop = HEAD.unpack_from, HEAD.size, len(data) - HEAD.size, len(data) - CHECKSUM_BYTES
+    while head <= last_head:
+        its_end, first_row, rows, length, time_us, charge_bytes = unpack(data, head)
+        stop = head + head_bytes + length
+        if its_end != end or first_row != row or stop > last_stop:
+            break
+        if charge_bytes == counters_bytes and data.startswith(counters, stop - charge_bytes):
+            times.append(time_us)
+        elif charge_bytes == _BY_TEXT:
+            found.append(data[stop - length : stop].decode("utf-8", "replace"))  # its checksum has not been looked at yet
+            counters_bytes = -1
+        elif charge_bytes:
+            counters, counters_bytes, times = data[stop - charge_bytes : stop], charge_bytes, [time_us]
+            found.append((counters.decode("utf-8", "replace"), times))
+        end += stop + CHECKSUM_BYTES - head
+        row += rows
+        head = stop + CHECKSUM_BYTES
+    if head == CHECKSUM_BYTES:
         return [], at, False
-    changed: list[Change] = []
-    for begin, stop, _, _, time_us, length in found:
-        if length == _BY_TEXT:
-            changed.append(data[begin:stop].decode())
-        elif length:
-            changed.append((time_us, data[stop - length : stop].decode(), 1))
-    _, stop, end, row, _, _ = found[-1]
-    head = stop + CHECKSUM_BYTES
-    next_end = data[head : head + 8]
-    return changed, Position(end, row, data[stop:head]), len(next_end) < 8 or next_end == end.to_bytes(8, "little")
+    stop = head - CHECKSUM_BYTES
+    checksum, next_end = data[stop:head], data[head : head + 8]
+    if _checksum(data[:stop]) != checksum:
+        whole = _records(data, at.end, at.row)
+        return changes(data[: whole[-1][1] + CHECKSUM_BYTES] if whole else b"", at)
+    after = tuple.__new__(Position, (end, row, checksum))
+    return found, after, len(next_end) < 8 or next_end == end.to_bytes(8, "little")
 
 
 def first_length(data: bytes, at: Position) -> int:
@@ -127,8 +149,8 @@ def first_length(data: bytes, at: Position) -> int:
     return 2 * CHECKSUM_BYTES + HEAD.size + length if end == at.end and length <= MAX_TEXT_BYTES else 0
 
 
-_Found = tuple[int, int, int, int, int, int]
-"""A record in data: where its text begins and stops, the position after it and the id of the next row, its charge."""
+_Found = tuple[int, int, int, int]
+"""A record in data: where its text begins and stops, the position after it, the id of the next row."""
 
 
 def _records(data: bytes, end: int, row: int) -> list[_Found]:
@@ -137,7 +159,7 @@ def _records(data: bytes, end: int, row: int) -> list[_Found]:
     head = CHECKSUM_BYTES
     unpack, head_bytes, last_head, last_stop = HEAD.unpack_from, HEAD.size, len(data) - HEAD.size, len(data) - CHECKSUM_BYTES
     while head <= last_head:
-        at, first_row, rows, length, time_us, charge_bytes = unpack(data, head)
+        at, first_row, rows, length, _, _ = unpack(data, head)
         begin = head + head_bytes
         stop = begin + length
         if at != end or first_row != row or stop > last_stop:
@@ -145,7 +167,7 @@ def _records(data: bytes, end: int, row: int) -> list[_Found]:
         head = stop + CHECKSUM_BYTES
         end += head_bytes + length + CHECKSUM_BYTES
         row += rows
-        found.append((begin, stop, end, row, time_us, charge_bytes))
+        found.append((begin, stop, end, row))
     while found and _checksum(data[: found[-1][1]]) != data[found[-1][1] : found[-1][1] + CHECKSUM_BYTES]:
         found.pop()  # it is not whole, or one before it
     return found

@@ -6,9 +6,8 @@ and reads others from the database when a call needs them.
 """
 
 import itertools
-import operator
 import struct
-from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -19,7 +18,7 @@ from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines, notes
 from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
-from mcpguard.stores.sqlite.log_records import Change, Position
+from mcpguard.stores.sqlite.log_records import Change, Charges, Position
 
 REMEMBERED: Final = 65_536
 """The most counters that a process keeps in memory. A usual one takes about 300 bytes, and 1.5 µs when a store is opened."""
@@ -30,9 +29,8 @@ REMEMBERED_NOTES: Final = 8192
 _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
-
-Charges = tuple[int, str, int]
-"""The charges of calls at one time: the store time, and the counters that each charges, as a line has them; how many calls."""
+_CHARGED_AT_ONCE: Final = 64
+"""The most charges that `add_charges` puts together, so that they take only some microseconds."""
 
 LineChange = Charges | list[str]
 """A change of counters: charges, or the fields of another line."""
@@ -111,23 +109,16 @@ class Memory:
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Make the changes of records."""
-        rows: list[Charges] = []  # charged together, because many take little longer than one
+        windows = self._windows if self.complete else None
         for change in changes:
             if not isinstance(change, str):
-                rows.append(change)
+                charge(self.states, change, windows)
                 continue
             for one in line_changes(change):
                 if isinstance(one, tuple):
-                    rows.append(one)
+                    charge(self.states, one, windows)
                 else:
-                    self._charge(rows)
-                    rows = []
                     self._follow(one)
-        self._charge(rows)
-
-    def _charge(self, rows: Sequence[Charges]) -> None:
-        if rows:
-            charge(self.states, rows, self._windows if self.complete else None)
 
     def _follow(self, fields: list[str]) -> None:
         kind = fields[0]
@@ -184,68 +175,76 @@ def _charged_us(log: State) -> int:
 
 _CHANGES: Final = frozenset({log_lines.MERGED, log_lines.EMPTIED})
 _FOLLOWED: Final = _CHANGES | KINDS | {notes.KIND, log_lines.WRITTEN_BACK}
-_CHARGING: Final = frozenset({log_lines.ROW, log_lines.RUN, log_lines.CHARGED})
+_CHARGING: Final = frozenset({log_lines.ROW, log_lines.CHARGED})
 
 
-def line_changes(text: str) -> Iterator[LineChange]:
+def line_changes(text: str) -> list[LineChange]:
     """What the lines of a record change. Lines that matter only to the audit are left out."""
+    found: list[LineChange] = []
     for line in text.split("\n"):
         kind = line[0]
-        if kind in _CHARGING:
-            if found := charges(line):
-                yield found
+        if kind == log_lines.RUN:
+            run = log_lines.read_run(line.split("\t"))
+            add_charges(found, run.charged, [run.charged_us] * run.calls)
+        elif kind in _CHARGING:
+            _, charged_us, charged = line.rsplit("\t", 2)
+            if charged:
+                add_charges(found, charged, [int(charged_us)])
         elif kind in _FOLLOWED:
-            yield line.split("\t")
+            found.append(line.split("\t"))
+    return found
 
 
-def charges(line: str) -> Charges | None:
-    """The charges in a line of the log whose kind is in `_CHARGING`; None if nothing was charged."""
-    if line[0] == log_lines.RUN:
-        run = log_lines.read_run(line.split("\t"))
-        return (run.charged_us, run.charged, run.calls) if run.charged else None
-    _, charged_us, charged = line.rsplit("\t", 2)
-    return (int(charged_us), charged, 1) if charged else None
+def add_charges(changes: list[LineChange], charged: str, times_us: list[int]) -> None:
+    """Add charges to the end of some changes. Many charges of the same counters take little longer than one.
+
+    Args:
+        changes: The changes.
+        charged: The counters; none if it is empty.
+        times_us: The store time of each charge.
+    """
+    last = changes[-1] if changes else None
+    if isinstance(last, tuple) and last[0] == charged and len(last[1]) < _CHARGED_AT_ONCE:
+        last[1].extend(times_us)
+    elif charged:
+        changes.append((charged, times_us))
 
 
-def charge(
-    states: MutableMapping[int, State], rows: Iterable[Charges], windows: MutableMapping[int, int] | None = None
-) -> None:
+def charge(states: MutableMapping[int, State], charges: Charges, windows: MutableMapping[int, int] | None = None) -> None:
     """Charge counters, in order.
 
     Args:
         states: The logs.
-        rows: The charges of each row, or others.
+        charges: The charges.
         windows: The windows of the counters in `states`. Counters that are not there yet are added to both. With None they are
             not charged.
     """
-    for charged, alike in itertools.groupby(rows, operator.itemgetter(1)):
-        times = [(charged_us, calls) for charged_us, _, calls in alike]
-        last_us, total = times[-1][0], sum([calls for _, calls in times])
-        for key, window_us, n, grain_us, cost in _charges(charged):
-            log = states.get(key)
-            if log is None:
-                if windows is None:
-                    continue
-                log, windows[key] = EMPTY, window_us
-            if log and last_us - log[0] < grain_us:  # all of them share the newest entry
-                log = limiter.live((*log[:-2], last_us, log[-1] + cost * total), window_us, last_us)
-            else:
-                for now_us, calls in times:
-                    for one in (cost * calls,) if grain_us else (cost,) * calls:
-                        log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, one)
-            states[key] = log
+    charged, times_us = charges
+    last_us = times_us[-1]
+    for key, window_us, n, grain_us, cost in _charges(charged):
+        log = states.get(key)
+        if log is None:
+            if windows is None:
+                continue
+            log, windows[key] = EMPTY, window_us
+        if log and last_us - log[0] < grain_us:  # all of them share the newest entry
+            log = limiter.live((*log[:-2], last_us, log[-1] + cost * len(times_us)), window_us, last_us)
+        else:
+            for now_us in times_us:
+                log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
+        states[key] = log
 
 
 @lru_cache(maxsize=512)
 def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
-    """Id, window in µs, n, grain in µs and cost of the counters of a row."""
+    """Id, window in µs, n, grain in µs and cost of the counters that a text names."""
     found = log_lines.read_charges(charged)
     return tuple((key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found)
 
 
-def windows(rows: Iterable[Charges]) -> dict[int, int]:
+def windows(changes: Iterable[Charges]) -> dict[int, int]:
     """The windows in µs of the counters that are charged, by counter id."""
-    texts = dict.fromkeys(charged for _, charged, _ in rows)  # an ordered set
+    texts = dict.fromkeys(charged for charged, _ in changes)  # an ordered set
     return {key: window_us for charged in texts for key, window_us, *_ in _charges(charged)}
 
 
@@ -263,15 +262,11 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
 
 def change_all(states: MutableMapping[int, State], changes: Iterable[LineChange]) -> None:
     """Make changes, in order, to the counters in `states`."""
-    rows: list[Charges] = []
     for one in changes:
         if isinstance(one, tuple):
-            rows.append(one)
+            charge(states, one)
         else:
-            charge(states, rows)
-            rows = []
             change(states, one)
-    charge(states, rows)
 
 
 def replay(states: MutableMapping[int, State], text: str) -> None:
@@ -284,7 +279,7 @@ def touched(text: str) -> Collection[int]:
     found: set[int] = set()
     for one in line_changes(text):
         if isinstance(one, tuple):
-            found.update(key for key, *_ in log_lines.read_charges(one[1]))
+            found.update(key for key, *_ in log_lines.read_charges(one[0]))
         elif one[0] in _CHANGES:
             found.add(int(one[1]))
     return found

@@ -5,6 +5,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -255,7 +256,7 @@ def test_a_reader_takes_the_records_before_one_that_is_not_whole_and_none_after_
         os.pwrite(log.fd, bytes([byte ^ damage]), 4096 + damaged)
         whole = sum(end <= damaged for end in ends)
         assert [int(text.split()[0]) for text in texts(log)] == list(range(whole))
-        assert [one[0] for one in changes(log)] == list(range(whole))
+        assert [time_us for one in changes(log) for time_us in one[1]] == list(range(whole))
         log.close()
 
 
@@ -277,10 +278,37 @@ def test_readers_that_count_get_what_records_change_and_no_more(log: CallLog) ->
         ("+\trow\t-1\t[[2]]", 1, (-1, 5)),
     ]
     at = log.append_all(START, records)
-    assert changes(log) == [(12, "[[1]]", 1), long, (-1, "[[2]]", 1)]
+    assert changes(log) == [("[[1]]", [12]), long, ("[[2]]", [-1])]
     assert log.next_changes(at) == ([], at, False)
     log.append_all(at, records[:1])
-    assert log.next_changes(at)[::2] == ([(12, "[[1]]", 1)], False)
+    assert log.next_changes(at)[0] == [("[[1]]", [12])]
+    assert log.next_changes(at)[2] is False
+
+
+CHANGES = {"[[1]]": 5, "[[2]]": 5, "[[1],[2]]": 9, "x[[1]]": 5, "": 0, "m\t1": -1}  # how much of each text names counters
+
+
+@given(st.lists(st.sampled_from(list(CHANGES)), max_size=40))
+@settings(deadline=None)
+def test_charges_of_the_same_counters_are_read_together_and_in_order(found: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        create(Path(folder) / "log", HEADER)
+        log = CallLog(Path(folder) / "log")
+        records, wanted = [], list[tuple[int, str]]()
+        for time_us, text in enumerate(found):
+            length = CHANGES[text]
+            records.append((f"+{time_us:03}{text}", 1, IN_TEXT if length < 0 else (time_us, length) if length else NO_CHARGE))
+            if length:
+                wanted.append((time_us, text[-length:] if length > 0 else records[-1][0]))
+        log.append_all(START, records)
+        read = list[tuple[int, str]]()
+        together = changes(log)
+        for one in together:
+            read += [(int(one[1:4]), one)] if isinstance(one, str) else [(time_us, one[0]) for time_us in one[1]]
+        assert read == wanted
+        names = ["in text" if isinstance(one, str) else one[0] for one in together]
+        assert all(name == "in text" or name != after for name, after in pairwise(names))
+        log.close()
 
 
 def test_a_reader_that_counts_is_lost_where_the_log_does_not_continue(log: CallLog) -> None:
