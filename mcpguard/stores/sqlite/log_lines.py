@@ -244,7 +244,6 @@ def charges(counters: Sequence[Counter], charged: Sequence[Limit]) -> str:
     return compact(values) if values else ""
 
 
-@lru_cache(maxsize=512)
 def read_charges(text: str) -> tuple[tuple[int, int, int, int], ...]:
     """The reverse of `charges`: id, window in µs, n of the limit and cost."""
     return tuple((key, window_us, n, cost[0] if cost else 1) for key, window_us, n, *cost in json.loads(text))

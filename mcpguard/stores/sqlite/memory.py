@@ -279,7 +279,7 @@ def touched(text: str) -> Collection[int]:
     found: set[int] = set()
     for one in line_changes(text):
         if isinstance(one, tuple):
-            found.update(key for key, *_ in log_lines.read_charges(one[0]))
+            found.update(key for key, *_ in _charges(one[0]))
         elif one[0] in _CHANGES:
             found.add(int(one[1]))
     return found
