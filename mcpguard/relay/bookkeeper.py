@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from mcpguard.core.session import events
-from mcpguard.core.session.machine import Session
+from mcpguard.core.session.machine import MAX_OUTCOMES, Session
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -20,8 +20,7 @@ MOST_S: Final = 0.25
 """The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
 
 HANDFUL_BYTES: Final = 2 * 1024
-"""How much of the server's output is read and recorded together, or a 16th of what is unread, if that is more: about 15 small
-answers."""
+"""How much of the server's output is read at once, or a 16th of what is unread, if that is more: about 15 small answers."""
 
 CATCH_UP_S: Final = 5.0
 """How often a wrapper without calls takes in what others have written."""
@@ -105,11 +104,15 @@ class Bookkeeper:
             self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=True))
 
     def _record(self) -> None:
-        """Record everything: in handfuls, so that calls are decided in between. If calls go on and on, tend in between, too."""
+        """Read and record everything: in handfuls, so that calls are decided in between. If they go on and on, tend, too.
+
+        What several handfuls have is recorded together, since each record costs the store a turn.
+        """
         until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
         while True:
             is_read = self._read_handful()
-            self._dispatcher.dispatch(events.RecordingDue(wall_us()))
+            if is_read or self._hurry.is_set() or self._session.in_flight.outcomes >= MAX_OUTCOMES:
+                self._dispatcher.dispatch(events.RecordingDue(wall_us()))
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return
             if time.monotonic() > tend_s:
