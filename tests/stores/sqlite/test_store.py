@@ -1,6 +1,7 @@
 """The SQLite store: its files' modes, its schema, its time, and calls while it cannot be used."""
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from mcpguard.errors import ExitStatus, StoreUnavailable
-from mcpguard.stores import clock
+from mcpguard.stores import clock, locks
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
@@ -512,6 +513,51 @@ def test_a_decision_does_not_wait_for_a_lock_on_the_database(path: Path, open_st
         db.execute("BEGIN EXCLUSIVE")
         assert decisions(store, 5, "b" * 16) == ["allowed"] * 4 + ["rate_limited"]
         db.execute("ROLLBACK")
+
+
+def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    store = open_store()
+    with monkeypatch.context() as patched:
+        patched.setattr(locks, "_lock", refuse)
+        with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
+            decisions(store, 1)
+    assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_a_call_that_was_counted_is_allowed_though_the_system_refuses_to_end_its_turn(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_release(fd: int, how: int) -> None:
+        if how == locks._RELEASE:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        lock(fd, how)
+
+    lock = locks._lock
+    monkeypatch.setattr(locks, "_lock", refuse_release)
+    assert decisions(open_store(), 6) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_whichever_read_of_the_log_fails_while_a_store_is_opened_it_is_an_unavailable_store(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(fd: int, count: int, at: int) -> bytes:
+        reads.append(at)
+        if len(reads) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.pread(fd, count, at)
+
+    reads: list[int] = []
+    failing = 0
+    open_store().close()
+    monkeypatch.setattr(call_log, "_pread", read)
+    open_store().close()
+    for failing in range(1, len(reads) + 1):  # noqa: B007 - `read` uses it
+        reads.clear()
+        with contextlib.suppress(StoreUnavailable):
+            open_store().close()
 
 
 def test_a_decision_that_gets_no_turn_gives_up_in_time_and_charges_nothing(open_store: Open) -> None:
