@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.config import load
-from mcpguard.errors import CommandError, McpguardError
+from mcpguard.errors import CommandError
 from mcpguard.relay.command import SECRETS, environment, find_program
 from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.run import run
@@ -294,7 +294,7 @@ def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
 
 def test_a_lack_of_descriptors_before_the_server_starts_is_an_error_of_one_line(tmp_path: Path) -> None:
     settings = load({"MCPGUARD_HOME": str(tmp_path)})
-    with no_descriptor_left(3), pytest.raises(McpguardError) as caught:
+    with no_descriptor_left(3), pytest.raises(CommandError) as caught:
         run(["cat"], settings, server=None)
-    assert caught.value.message == "cannot serve: Too many open files"
+    assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)
     assert "ulimit -a" in caught.value.hint
