@@ -5,7 +5,7 @@ Every such error is a `McpguardError`: one line, and usually a hint. Any other e
 
 from collections.abc import Collection, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class ExitStatus(IntEnum):
@@ -36,6 +36,10 @@ def status_text(status: int) -> str:
         return f"status {status} ({signal.Signals(status - 128).name})"
     except ValueError:
         return f"status {status}"
+
+
+LOOK_AT_LIMITS: Final = "look at the limits of this system: ulimit -a"
+"""The hint when the system has no descriptor, thread or process left."""
 
 
 class McpguardError(Exception):

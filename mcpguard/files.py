@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.core.redaction import holds_token
-from mcpguard.errors import ConfigError
+from mcpguard.errors import ConfigError, McpguardError
 
 if TYPE_CHECKING:  # `run` reads its settings without it, because it takes 3 ms to load
     from pathlib import Path
@@ -73,6 +73,12 @@ def size_bytes(path: "Path") -> int:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+def no_temporary_folder(error: OSError) -> McpguardError:
+    """The error if the system has no room for temporary files."""
+    hint = "set TMPDIR to a folder that you may write to, on a disk that is not full"
+    return McpguardError(f"no temporary folder can be made: {error.strerror}", hint)
 
 
 def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:

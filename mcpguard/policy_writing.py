@@ -14,7 +14,7 @@ from typing import Final
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse, text_of, unreadable
 from mcpguard.errors import McpguardError
-from mcpguard.files import is_there, place_to_make, private_folder, read_at_once
+from mcpguard.files import is_there, no_temporary_folder, place_to_make, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
 from mcpguard.whole_files import LEFT_AFTER_S, remove_leftovers, reported, require_writable, write
 
@@ -172,7 +172,10 @@ def draft_of(path: Path) -> Iterator[Draft]:
         McpguardError: The file cannot be read or made.
     """
     begin(path)
-    folder = Path(tempfile.mkdtemp(prefix="mcpguard-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="mcpguard-"))
+    except OSError as error:
+        raise no_temporary_folder(error) from error
     draft: Draft | None = None
     try:
         draft = Draft(path, folder)

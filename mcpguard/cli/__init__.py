@@ -48,7 +48,8 @@ def _by_click() -> int:
     except click.ClickException as error:
         return _complain(UsageError(*by_click(error)))
     except OSError as error:
-        return _complain(McpguardError(f"cannot write the output: {error.strerror or error}"))
+        what = f"cannot use {error.filename}" if error.filename else "cannot write the output"
+        return _complain(McpguardError(f"{what}: {error.strerror or error}"))
     return status if isinstance(status, int) else 0
 
 

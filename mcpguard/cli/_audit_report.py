@@ -61,10 +61,8 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
     since_us = until_us - PERIOD_US if wanted.since_us is None else wanted.since_us
     if since_us >= until_us:
         raise UsageError("--since names a time that has not come yet", "write a span before now, such as 7d")
-    if output != _STDOUT and output.exists() and not output.is_file():
-        raise UsageError(f"-o: {output} is not a regular file", "name a file, or - for stdout")
-    if not output.parent.is_dir():
-        raise UsageError(f"-o: there is no folder {output.parent}", "create it, or name another file")
+    with written_to(output):
+        _check(output)
     if not settings.address.exists():
         raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
     from mcpguard.report.gather import gather
@@ -85,6 +83,19 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
         calls, denied = plural(findings.all.calls, "call"), f"{findings.all.denied} denied"
         click.echo(printable(f"wrote {output}: {calls}, {denied}"))
     return ExitStatus.OK
+
+
+def _check(output: Path) -> None:
+    """Refuse a path that no page can be written to.
+
+    Raises:
+        OSError: The system does not say what is there.
+        UsageError: It is no file, or its folder is missing.
+    """
+    if output != _STDOUT and output.exists() and not output.is_file():
+        raise UsageError(f"-o: {output} is not a regular file", "name a file, or - for stdout")
+    if not output.parent.is_dir():
+        raise UsageError(f"-o: there is no folder {output.parent}", "create it, or name another file")
 
 
 def _policy(settings: Settings) -> Policy | None:

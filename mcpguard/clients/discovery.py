@@ -169,6 +169,17 @@ def _files(machine: Machine, place: Place, project: Path | None) -> list[Path]:
     return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
 
 
+def may_exist(file: Path) -> bool:
+    """Whether there is a file or a link, or the system does not say, such as without permission. Then `read` says why."""
+    try:
+        os.lstat(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _local(client: Client, place: Place, file: Path, project: Path | None) -> Iterator[Source]:
     """The projects in Claude Code's own file that have servers."""
     try:
@@ -211,7 +222,7 @@ def read(file: Path) -> bytes:
     try:
         data = read_at_once(file, MAX_BYTES + 1)
     except OSError as error:
-        hint = "check where the link leads" if file.is_symlink() else "check who may read the file"
+        hint = "check where the link leads" if os.path.islink(file) else "check who may read the file"  # noqa: PTH114 - raises without permission
         raise Fault(f"{file}: cannot be read: {error.strerror or error}", hint) from error
     if len(data) > MAX_BYTES:
         raise Fault(f"{file}: over {MAX_BYTES >> 20} MiB", "check that it is the client's file")

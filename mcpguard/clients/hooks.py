@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mcpguard.clients.catalog import Client, Hook
-from mcpguard.clients.discovery import Machine, hook_file, read, unreadable
+from mcpguard.clients.discovery import Machine, hook_file, may_exist, read, unreadable
 from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
 from mcpguard.clients.launcher import Launcher, find, may_vary, program_of, words_of
@@ -27,7 +27,7 @@ def commands_in(file: Path, hook: Hook) -> list[str]:
     Raises:
         Fault: The file cannot be read.
     """
-    if not os.path.lexists(file):
+    if not may_exist(file):
         return []
     try:
         return hook_commands(read(file), hook.event)
@@ -67,7 +67,7 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
                 plan.hooks.append(HookOutcome(client, file, "the hook is there already"))
                 continue
             version = None if client.hook.is_matched else 1
-            exists = os.path.lexists(file)
+            exists = may_exist(file)
             data = plan.content(file) if exists else b""
             if mended:
                 new = with_commands(data, client.hook.event, mended)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, Client
-from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources, unreadable
+from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, may_exist, read, sources, unreadable
 from mcpguard.clients.documents import read as parsed
 from mcpguard.clients.entries import Entry, guarded, reguarded, unguarded
 from mcpguard.clients.launcher import Launcher, find
@@ -128,7 +128,7 @@ class Plan:
             hint = f"quit {client.title}, also in the tray, then run this again"
             raise Fault(f"{file}: not changed: {client.title} is running, and would write its own copy back", hint)
         known = self._changes.get(key)
-        old = known.old if known else read(file) if os.path.lexists(file) else None
+        old = known.old if known else read(file) if may_exist(file) else None
         self._changes[key] = Change(known.file if known else file, old, new)
 
     @property

@@ -1,5 +1,6 @@
 """Chooses the command that `install` writes into entries: a path that outlives upgrades, and the shell's choices as options."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -146,10 +147,11 @@ def _shims(script: Path, environ: Mapping[str, str]) -> Iterator[Path]:
 def _warning_of_place(program: Path) -> str:
     """A warning if the program lies where it will not stay; else empty."""
     real = Path(os.path.realpath(program))
-    temporary = Path(os.path.realpath(tempfile.gettempdir()))
     hint = "install mcpguard with uv tool or pipx, then run mcpguard uninstall and mcpguard install"
-    if temporary in real.parents or temporary in program.parents:
-        return f"{program} is in a temporary folder: {hint}"
+    with contextlib.suppress(OSError):  # no folder has room for a temporary file
+        temporary = Path(os.path.realpath(tempfile.gettempdir()))
+        if temporary in real.parents or temporary in program.parents:
+            return f"{program} is in a temporary folder: {hint}"
     if "archive-v0" in real.parts or ".cache" in real.parts:
         return f"{program} is in a cache, which may be cleared: {hint}"
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - some people keep all of it in git

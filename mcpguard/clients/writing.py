@@ -52,6 +52,7 @@ def replace(path: Path, old: bytes | None, new: bytes, *, backups: Path | None) 
                 _save(target, old, backups)
         whole_files.remove_leftovers(target)
         whole_files.replace(target, new, check=check)
+    with contextlib.suppress(OSError):  # written, even if it cannot be read
         if _content(target) != new:
             raise NotWritten(f"{path}: another program has changed the file right afterwards", "quit it, then run this again")
 

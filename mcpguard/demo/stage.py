@@ -18,6 +18,7 @@ from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_c
 from mcpguard.core.denial import RATE_LIMITED
 from mcpguard.demo.crm import CALL_LOG_VARIABLE
 from mcpguard.errors import McpguardError, status_text
+from mcpguard.files import no_temporary_folder
 
 _CALL_TIMEOUT_S = 30.0
 """A call takes about a millisecond. After this time the demo gives up."""
@@ -185,7 +186,10 @@ def temporary_stage(*, keep: bool) -> Iterator[Stage]:
     Args:
         keep: Whether the folder stays afterwards.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mcpguard-demo-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="mcpguard-demo-"))
+    except OSError as error:
+        raise no_temporary_folder(error) from error
     try:
         yield Stage(folder)
     finally:

@@ -24,6 +24,7 @@ from mcpguard.core.server_name import server_name
 from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check, failed, failed_by, good
 from mcpguard.errors import CommandError, McpguardError, PolicyError
+from mcpguard.files import no_temporary_folder
 from mcpguard.policy_explaining import caller
 from mcpguard.policy_file import PolicyFile
 from mcpguard.relay.command import find_program
@@ -79,7 +80,11 @@ def checks(
         return
     guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
     begin_s = time.monotonic()
-    found, said = _start(guarded, cwd, answer_s, "auto")
+    try:
+        found, said = _start(guarded, cwd, answer_s, "auto")
+    except OSError as error:
+        yield failed_by("server", no_temporary_folder(error))
+        return
     if isinstance(found, str) and any(line.startswith(_EXITED) for line in said):
         # The first request of today's clients is `server/discover`. Servers on the Python SDK up to 1.8 exit on such a method,
         # which they do not know, and serve older clients.
@@ -102,6 +107,9 @@ def _start(command: Sequence[str], cwd: Path, answer_s: float, mode: _Mode) -> t
         cwd: Where it starts.
         answer_s: How long the server may take.
         mode: How to connect, as the SDK's client names it; `legacy` begins with `initialize`.
+
+    Raises:
+        OSError: There is no room for a temporary file.
     """
     with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as temporary:
         file = Path(temporary) / "stderr"

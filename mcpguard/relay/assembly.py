@@ -3,7 +3,6 @@
 import functools
 import gc
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -15,7 +14,7 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.session.machine import Session
 from mcpguard.errors import PolicyError
-from mcpguard.relay import judging
+from mcpguard.relay import judging, threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.traffic import Traffic
 from mcpguard.stores.failover.spill import SpillFolder
@@ -65,9 +64,7 @@ class Guard:
             at_most: How long a part of the shutdown may take; see `Supervisor`.
         """
         self._console.line(summary(self._journal.tally))
-        closing = threading.Thread(target=self._store.close, name="mcpguard-close", daemon=True)
-        closing.start()
-        closing.join(at_most(CLOSE_S))
+        threads.start_last(self._store.close, "close", at_most(CLOSE_S))
 
 
 def _store(settings: Settings, console: Console) -> FailoverStore:

@@ -7,6 +7,7 @@ from typing import Final
 from mcpguard.core.session import events
 from mcpguard.core.session.machine import MAX_OUTCOMES, Session
 from mcpguard.errors import StoreUnavailable
+from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.stores.api import CallStore
@@ -92,9 +93,7 @@ class Bookkeeper:
 
     def finish(self, timeout_s: float) -> None:
         """Write the session's last rows, but do not wait longer than this for a store that hangs."""
-        last = threading.Thread(target=self._finish, name="mcpguard-last-rows", daemon=True)
-        last.start()
-        last.join(timeout_s)
+        threads.start_last(self._finish, "last-rows", timeout_s)
 
     def _finish(self) -> None:
         # Only if the client does not read is a request still in flight. The answer is not sent, but the outcome is recorded.

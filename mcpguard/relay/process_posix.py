@@ -12,11 +12,14 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.errors import CommandError, ExitStatus
+from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
 from mcpguard.relay import strays
 from mcpguard.relay.command import find_program
 
 _PR_SET_PDEATHSIG: Final = 1
+
+_NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.E2BIG, errno.EMFILE, errno.ENFILE})
+"""Errors of a program that could run with higher limits."""
 
 
 class ServerProcess:
@@ -62,6 +65,8 @@ class ServerProcess:
                 what = "not a program for this system"
             elif number == errno.ENOENT:  # the program itself exists: `find_program` found it
                 what, hint = "its interpreter is missing", "look at its first line, or at what it was built for"
+            elif number in _NO_ROOM:
+                hint = LOOK_AT_LIMITS
             raise CommandError(f"cannot run {self._command}: {what}", hint, ExitStatus.NOT_EXECUTABLE)
 
     def poll(self) -> int | None:
@@ -140,7 +145,7 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
         return _spawn(program, argv, environ)
     except OSError as error:  # in this process: the new one reports its own errors
         what = f"cannot start {argv[0]}: {error.strerror}"
-        raise CommandError(what, "look at the limits of this system: ulimit -a", ExitStatus.NOT_EXECUTABLE) from error
+        raise CommandError(what, LOOK_AT_LIMITS, ExitStatus.NOT_EXECUTABLE) from error
 
 
 def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:

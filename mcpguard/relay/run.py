@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import Settings
+from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
 from mcpguard.relay.command import environment
 from mcpguard.relay.process import spawn
 from mcpguard.relay.supervisor import Supervisor
@@ -33,6 +34,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     Raises:
         CommandError: The server cannot be started.
         ConfigError: The configured agent or store is invalid.
+        McpguardError: The system has no thread left.
     """
     if settings.agent:
         from mcpguard.core.identity import parse_agent
@@ -40,7 +42,10 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         parse_agent(settings.agent, where=settings.places["agent"])  # raises before anything is started
     if settings.store:
         _ = settings.address
-    supervisor = Supervisor(settings.timeout_ms / 1000)
+    try:
+        supervisor = Supervisor(settings.timeout_ms / 1000)
+    except OSError as error:
+        raise CommandError(f"cannot start {argv[0]}: {error.strerror}", LOOK_AT_LIMITS, ExitStatus.NOT_EXECUTABLE) from error
     server_process = spawn(argv, environment(os.environ))
     from mcpguard.relay.console import Console  # from here on the server boots at the same time
     from mcpguard.relay.output import ClientOutput

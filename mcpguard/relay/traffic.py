@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mcpguard.core.jsonrpc import frames
 from mcpguard.core.session import events
+from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.downstream import Downstream
@@ -74,17 +75,16 @@ class Traffic:
             client_input=client_input,
             max_frame_bytes=max_frame_bytes,
         )
-        self._threads = [
-            threading.Thread(target=self._upstream.run, args=(lambda: ended("client"),), name="mcpguard-upstream", daemon=True),
-            threading.Thread(
-                target=self._downstream.run, args=(lambda: ended("server"),), name="mcpguard-downstream", daemon=True
-            ),
-        ]
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to move bytes. The first call, and all that the client writes after it, waits for `guard`."""
-        for thread in self._threads:
-            thread.start()
+        """Begin to move bytes. The first call, and all that the client writes after it, waits for `guard`.
+
+        Raises:
+            McpguardError: The system has no thread left.
+        """
+        self._threads.append(threads.start(lambda: self._upstream.run(lambda: self._ended("client")), "upstream"))
+        self._threads.append(threads.start(lambda: self._downstream.run(lambda: self._ended("server")), "downstream"))
 
     def guard(
         self,
@@ -104,6 +104,9 @@ class Traffic:
             identity: The identity, or why no user is verified.
             policies: The source of later policies.
             identities: The source of later identities; None if the identity does not change.
+
+        Raises:
+            McpguardError: The system has no thread left.
         """
         from mcpguard.relay.bookkeeper import Bookkeeper
 
@@ -113,8 +116,7 @@ class Traffic:
         self._dispatcher.post(events.IdentityChanged(identity))
         self._dispatcher.dispatch(events.Started(policy))
         bookkeeper.wake()
-        self._threads.append(threading.Thread(target=bookkeeper.run, name="mcpguard-bookkeeper", daemon=True))
-        self._threads[-1].start()
+        self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
         self._upstream.guard(
             session,
             policies,
@@ -153,7 +155,7 @@ class Traffic:
         """
         self._shut_down.set()
         self._bookkeeper.hurry()
-        threading.Thread(target=self._answer_rest, args=(how,), name="mcpguard-last-answers", daemon=True).start()
+        threads.start_last(lambda: self._answer_rest(how), "last-answers")
 
     def _answer_rest(self, how: str) -> None:
         self._upstream.await_judged()  # the session discards what comes after the last answers

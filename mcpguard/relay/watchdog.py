@@ -16,7 +16,9 @@ _SCRIPT: Final = 'trap "" HUP INT TERM; read -r word; kill -s KILL -- "-$1"'
 
 
 class Watchdog:
-    """Ends a process group if mcpguard ends before `dismiss`. Does nothing on Windows, or without a shell.
+    """Ends a process group if mcpguard ends before `dismiss`.
+
+    Does nothing on Windows, without a shell, or if the system has no descriptors left.
 
     Args:
         group: The number of the process group.
@@ -26,7 +28,10 @@ class Watchdog:
         self._pid: int | None = None  # the shell
         if sys.platform == "win32":
             return
-        read, self._write = os.pipe()
+        try:
+            read, self._write = os.pipe()
+        except OSError:
+            return
         nowhere = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
         try:
             self._pid = os.posix_spawn(

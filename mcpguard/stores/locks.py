@@ -99,8 +99,15 @@ class FileLock:
         return False
 
     def release(self) -> None:
-        """Release the lock to the next process."""
-        _lock(self._fd, _RELEASE)
+        """Release the lock to the next process.
+
+        Does not raise, because what was done under the lock counts. If the system refuses, the lock stays held until the next
+        release or the end of this process.
+        """
+        try:  # noqa: SIM105 - on every call's path
+            _lock(self._fd, _RELEASE)
+        except OSError:
+            pass
 
     def close(self) -> None:
         """Close the file, which releases the lock."""

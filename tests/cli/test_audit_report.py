@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import mcpguard
+from tests.cli.command import BOUND, mcpguard, process
 from tests.redis_servers import running
 from tests.report.week import POLICY, UNTIL_US, fill, week
 
@@ -30,6 +31,18 @@ def calls(page: str) -> int:
     found = re.search(r"<dt>Calls</dt><dd>(.*?)</dd>", page)
     assert found
     return int(found[1].replace("\u202f", ""))
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+def test_a_folder_that_may_not_be_entered_is_one_line_and_a_hint(home: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0)
+    done = process(home, "audit", "report", "-o", str(tmp_path / "r.html"), under=BOUND)
+    tmp_path.chmod(0o700)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"mcpguard: -o: {tmp_path}/r.html cannot be written: Permission denied\n"
+        "hint: check that its folder is writable and the disk is not full\n"
+    )
 
 
 def test_the_report_of_the_last_week_is_written_and_its_totals_are_printed(home: Path, tmp_path: Path) -> None:

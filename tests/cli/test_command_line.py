@@ -1,11 +1,14 @@
 """Errors of command lines: messages, hints and exit statuses."""
 
+import errno
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from mcpguard.cli import commands
 from tests.cli.command import mcpguard, process
 from tests.end_to_end.host import ROOT, policy, rule
 
@@ -22,6 +25,15 @@ def test_the_help_of_a_group_needs_no_characters_that_some_locales_lack(tmp_path
     done = process(tmp_path, *argv, "--help", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii()
+
+
+def test_an_error_of_the_system_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/bin/x")
+
+    monkeypatch.setattr(commands.cli, "main", fail)
+    done = mcpguard(tmp_path, "clients")
+    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot use /bin/x: Input/output error\n")
 
 
 def test_a_hook_without_a_command_does_not_block_the_call(tmp_path: Path) -> None:

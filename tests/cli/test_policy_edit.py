@@ -1,6 +1,10 @@
 """`mcpguard policy edit`."""
 
+import errno
+import os
+import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -14,6 +18,22 @@ def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> No
     assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
     assert file.read_text() == BY_HAND.replace("100", "200")
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("argv", [("policy", "edit"), ("demo", "--keep")])
+def test_a_disk_without_room_for_a_temporary_folder_is_one_line_and_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...]
+) -> None:
+    def refuse(**_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    done = mcpguard(tmp_path, *argv)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "mcpguard: no temporary folder can be made: No space left on device\n"
+        "hint: set TMPDIR to a folder that you may write to, on a disk that is not full\n"
+    )
 
 
 SPOIL = 'sed -i s/report\\"/report/'

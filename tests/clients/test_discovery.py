@@ -1,13 +1,36 @@
 """Where the files of clients are found, on each system."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client, Place
-from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, read, sources
+from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, may_exist, read, sources
 from mcpguard.clients.documents import Dialect
+
+
+@pytest.mark.parametrize(
+    ("error", "may"),
+    [
+        (errno.ENOENT, False),
+        (errno.ENOTDIR, False),
+        (errno.EACCES, True),
+        (errno.EIO, True),
+        (errno.ESTALE, True),
+    ],
+)
+def test_only_a_file_that_the_system_does_not_find_is_taken_for_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, may: bool
+) -> None:
+    def fail(_: Path) -> NoReturn:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "lstat", fail)
+    assert may_exist(tmp_path / "mcp.json") is may
 
 
 def paths(key: str, machine: Machine, project: Path | None = None) -> list[str]:

@@ -1,10 +1,12 @@
 """Which command `install` writes."""
 
+import errno
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -92,6 +94,16 @@ def test_a_place_that_will_not_stay_is_warned_of(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     warnings = launcher({}).warnings
     assert [said in warning for warning in warnings] == ([True] if said else [])
+
+
+def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", refuse)
+    assert "is in a cache" in module._warning_of_place(tmp_path / "home/.cache/uv/archive-v0/x1/bin/mcpguard")
 
 
 def test_an_environment_without_the_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

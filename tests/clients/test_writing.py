@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from mcpguard import whole_files
+from mcpguard.clients import writing
 from mcpguard.clients.writing import NotWritten, remove, replace
 from tests.end_to_end.host import DEADLINE_S, ROOT
 
@@ -131,6 +132,17 @@ def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, 
     with pytest.raises(NotWritten, match="right afterwards"):
         replace(file, OLD, NEW, backups=backups)
     assert file.read_bytes() == b"the client's own copy"
+
+
+def test_a_file_that_cannot_be_read_right_after_the_rename_is_not_said_to_be_unchanged(
+    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(whole_files, "sync_folder", lambda _: monkeypatch.setattr(writing, "read_at_once", fail))
+    replace(file, OLD, NEW, backups=backups)
+    assert file.read_bytes() == NEW
 
 
 def test_a_file_that_has_gone_is_not_made_again(file: Path, backups: Path) -> None:

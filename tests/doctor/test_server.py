@@ -1,5 +1,9 @@
+import errno
+import os
 import sys
+import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -132,6 +136,16 @@ def test_an_error_of_mcpguard_itself_is_told(tmp_path: Path, monkeypatch: pytest
     assert [one.ok for one in found] == [False]
     assert "agent" in found[0].detail
     assert found[0].hint
+
+
+def test_a_disk_without_room_for_a_temporary_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    (found,) = server.checks(config.load(environment(tmp_path)), ["true"], options=[], server="crm")
+    assert (found.ok, found.detail) == (False, "no temporary folder can be made: No space left on device")
+    assert "TMPDIR" in found.hint
 
 
 def test_a_broken_policy_or_a_missing_token_does_not_keep_the_tools_from_being_listed(tmp_path: Path) -> None:

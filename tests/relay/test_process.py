@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.config import load
 from mcpguard.errors import CommandError
 from mcpguard.relay.command import SECRETS, environment, find_program
 from mcpguard.relay.process import ServerProcess, spawn
+from mcpguard.relay.run import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -141,6 +143,16 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
     assert hint in caught.value.hint
     with pytest.raises(ChildProcessError):
         os.waitpid(child.pid, 0)
+
+
+def test_a_program_that_a_limit_of_the_system_keeps_from_running_is_126_and_the_hint_is_the_limits() -> None:
+    child = spawn(["cat", "x" * 10_000_000], os.environ)
+    with pytest.raises(CommandError) as caught:
+        child.confirm()
+    os.close(child.stdin)
+    os.close(child.stdout)
+    assert caught.value.message == "cannot run cat: Argument list too long"
+    assert "ulimit -a" in caught.value.hint
 
 
 def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -> None:
@@ -278,3 +290,11 @@ def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
         spawn(["cat"], os.environ)
     assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)
+
+
+def test_a_lack_of_descriptors_before_the_server_starts_is_an_error_of_one_line(tmp_path: Path) -> None:
+    settings = load({"MCPGUARD_HOME": str(tmp_path)})
+    with no_descriptor_left(3), pytest.raises(CommandError) as caught:
+        run(["cat"], settings, server=None)
+    assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)
+    assert "ulimit -a" in caught.value.hint

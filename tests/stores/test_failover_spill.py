@@ -33,6 +33,14 @@ def spill_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("db-spill-*"))
 
 
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 def ended(place: Place) -> None:
     place.store.close()
 
@@ -547,6 +555,24 @@ def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, m
     ]
     after = successor(place, tmp_path)
     assert (after.used(), len(after.records())) == ([2], 2)
+
+
+def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int) -> bool:
+        opened.append(fd)
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    opened: list[int] = []
+    monkeypatch.setattr(spill, "try_lock", refuse)
+    folder = SpillFolder(tmp_path, "db-spill-")
+    for _ in range(2):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
+            folder.create()
+    assert spill_files(tmp_path) == []
+    assert len(opened) == 2
+    assert not any(map(is_open, opened))
 
 
 @pytest.mark.parametrize("before", [0, 1])

@@ -1,5 +1,6 @@
 """Locks on files, between processes."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -97,6 +98,23 @@ def test_without_a_timeout_the_lock_is_tried_once(monkeypatch: pytest.MonkeyPatc
     tries = Tries(monkeypatch, free_at=2)
     assert not FileLock(-1).acquire(0)
     assert tries.count == 1
+
+
+def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases(
+    locks: list[FileLock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    first, second, _ = locks
+    assert first.acquire(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_lock", refuse)
+        first.release()
+    assert not second.acquire(0)
+    assert first.acquire(0)
+    first.release()
+    assert second.acquire(0)
 
 
 def test_the_lock_can_be_requested_again_after_a_timeout(locks: list[FileLock]) -> None:

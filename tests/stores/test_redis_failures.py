@@ -65,6 +65,15 @@ def test_an_address_without_a_server_is_reported_in_one_line(tmp_path: Path) -> 
         RedisStore(parse(f"redis://{'a' * 70}..b"))
 
 
+def test_a_name_that_the_system_has_no_thread_to_look_up_is_an_unavailable_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with unavailable("localhost cannot be looked up: can't start new thread"):
+        RedisStore(parse("redis://localhost:1/0"))
+
+
 def test_a_resolver_that_hangs_costs_no_more_than_the_budget(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RedisStore(parse(server.url), Options(timeout_ms=BUDGET_MS))
     session = Session(store, POLICY)

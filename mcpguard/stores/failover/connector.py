@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
 from mcpguard.stores.api import Recoverable
 from mcpguard.stores.failover.breaker import NOT_IN_TIME
 
@@ -30,7 +30,7 @@ class Connector:
         try:
             threading.Thread(target=self._open, name="mcpguard-connect", daemon=True).start()
         except RuntimeError as error:
-            self._error = StoreUnavailable(f"it cannot be opened: {error}", "look at the limits of this system: ulimit -a")
+            self._error = StoreUnavailable(f"it cannot be opened: {error}", LOOK_AT_LIMITS)
             self._done.set()
 
     def _open(self) -> None:

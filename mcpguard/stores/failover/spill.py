@@ -195,6 +195,12 @@ def _locked(path: Path, how: int = 0) -> SpillFile | None:
             return SpillFile(fd, path)
     except FileNotFoundError:
         pass
+    except OSError:  # this file system cannot lock: each try would leave a file and a descriptor
+        os.close(fd)
+        if how:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
     os.close(fd)
     return None
 

@@ -24,7 +24,7 @@ from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
 from mcpguard.stores.redis.url import RedisUrl
 
 Command = tuple[bytes | str | int, ...]
@@ -340,9 +340,16 @@ class Link:
 
 
 def _resolves(host: str, timeout_s: float) -> bool:
-    """Whether the system's resolver answers in time, even with an error. The resolver itself takes no timeout."""
+    """Whether the system's resolver answers in time, even with an error. The resolver itself takes no timeout.
+
+    Raises:
+        StoreUnavailable: The system has no thread left.
+    """
     resolver = threading.Thread(target=_resolve, args=(host,), daemon=True)
-    resolver.start()
+    try:
+        resolver.start()
+    except RuntimeError as error:
+        raise StoreUnavailable(f"{host} cannot be looked up: {error}", LOOK_AT_LIMITS) from error
     resolver.join(timeout_s)
     return not resolver.is_alive()
 

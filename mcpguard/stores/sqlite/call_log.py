@@ -138,7 +138,7 @@ class CallLog:
 
     def write_header(self, header: Mapping[str, object]) -> None:
         """Replace the header. The caller has the store's lock."""
-        _pwrite(self.fd, _header(header), 0)
+        _write_all(self.fd, _header(header), 0)
         self.header = header
 
     @property
@@ -306,7 +306,7 @@ class CallLog:
     def set_drained(self, at: Position) -> None:
         """Allow the records before a position to be overwritten. The caller has the store's lock."""
         body = _DRAINED.pack(at.end, at.row, at.checksum, 0)[:-4]
-        _pwrite(self.fd, body + zlib.crc32(body).to_bytes(4, "little"), _DRAINED_AT)
+        _write_all(self.fd, body + zlib.crc32(body).to_bytes(4, "little"), _DRAINED_AT)
 
     def begin_at(self, at: Position) -> None:
         """Empty the log and let it continue at a position. The caller has the lock; no other process has the log open."""

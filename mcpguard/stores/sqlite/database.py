@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from mcpguard.core.limiter import EMPTY, State
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
 from mcpguard.files import size_bytes
 from mcpguard.stores.sqlite import integrity
 from mcpguard.stores.sqlite.call_log import log_path
@@ -27,6 +27,7 @@ BUSY_S: Final = 2.0
 
 _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _T = TypeVar("_T")
 
 
@@ -78,7 +79,8 @@ def reading(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        db.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):  # SQLite has done it already after some errors, and the caller reports those
+            db.execute("ROLLBACK")
 
 
 def position(db: sqlite3.Connection) -> Position:
@@ -164,6 +166,8 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
         if error.errno in _NO_ROOM:
             return StoreUnavailable(f"{path} cannot be used: {error.strerror}", "is its disk full?")
         what = f"{error.filename or path} cannot be used: {error.strerror or error}"
+        if error.errno in _NO_DESCRIPTOR:
+            return StoreUnavailable(what, LOOK_AT_LIMITS)
         return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
     words = str(error)
     # Not `Path.exists` and `Path.is_dir`, which raise without permission

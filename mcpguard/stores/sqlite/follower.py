@@ -93,7 +93,11 @@ class Follower:
     def take_turn(self) -> None:
         """Hold the lock on the call log as `turn` does. The caller releases `turn_lock`: so a call pays for no generator."""
         for tries_left in range(_TRIES, -1, -1):
-            if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
+            try:  # not `database.reported`: it is on the path of calls
+                is_held = self.turn_lock.acquire(self._timeout_s * TURN_SHARE)
+            except OSError as error:
+                raise database.unavailable(self._path, error) from error
+            if not is_held:
                 raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
             try:
                 if self._log.folder.may_have_changed():

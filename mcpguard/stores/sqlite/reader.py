@@ -344,13 +344,11 @@ class Reader:
             log = self._call_log()
             if log is None:
                 return found, []
-            try:
+            with contextlib.suppress(Lost), database.reported(log.path):  # lost if upkeep has moved them since
                 if naming and upto and not log.has_any(naming, at, upto.end):
                     return found, []
                 records = log.records(at)
                 return found, [text for text, after in records if upto is None or after.end <= upto.end]
-            except Lost:
-                continue  # upkeep has moved them, and they were overwritten
         raise damaged(log_path(self.path), "it does not continue where the database is")
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 Never edit a released step: files that have passed it would not get the change.
 """
 
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Final
@@ -113,5 +114,6 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA user_version = {max(found, _PREVIEWS) + len(steps)}")
         db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        with contextlib.suppress(sqlite3.Error):  # SQLite has done it already after some errors
+            db.execute("ROLLBACK")
         raise

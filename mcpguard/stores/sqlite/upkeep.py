@@ -94,7 +94,7 @@ class Upkeep:
         self._log = log
         self._bounds = options.namespace, options.keep_us, options.max_bytes
         self._drained_us = now_us
-        self._drained_end = log.drained().end
+        self._drained_end = 0  # not known yet
         self._rest_us = DRAIN_EVERY_US
         self._told_bounds = False
         self._has_more_to_do = False

@@ -218,6 +218,19 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
     assert log.end(START) == START
 
 
+def test_a_position_and_a_header_that_the_file_takes_in_parts_are_written_as_a_whole(
+    log: CallLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = call_log._pwrite
+    monkeypatch.setattr(call_log, "_pwrite", lambda fd, data, at: pwrite(fd, data[:9], at))
+    after = log.append(START, "+ one", 1)
+    log.set_drained(after)
+    log.write_header(HEADER | {"time_base": "a boot"})
+    assert log.drained() == after
+    with contextlib.closing(CallLog(path)) as reopened:
+        assert reopened.header["time_base"] == "a boot"
+
+
 def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
     at = log.append(START, "before", 0)
     with pytest.raises(StoreUnavailable, match="is full"):

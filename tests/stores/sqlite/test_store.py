@@ -1,22 +1,23 @@
 """The SQLite store: its files' modes, its schema, its time, and calls while it cannot be used."""
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from mcpguard.errors import ExitStatus, StoreUnavailable
-from mcpguard.stores import clock
+from mcpguard.stores import clock, locks
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import call_log, log_lines, memory, opening, reader, schema
+from mcpguard.stores.sqlite import call_log, database, log_lines, memory, opening, reader, schema
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
@@ -26,6 +27,7 @@ from tests.core.build import WALL_US, Session, Time, call_line, identity, steps
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 
 Open = Callable[..., SqliteStore]
+Transaction = Callable[[sqlite3.Connection], contextlib.AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -302,6 +304,39 @@ def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monk
         assert not db.in_transaction
 
 
+@pytest.mark.parametrize("transaction", [database.reading, database.writing])
+def test_an_error_that_has_ended_a_transaction_is_reported_itself(tmp_path: Path, transaction: Transaction) -> None:
+    def fail(db: sqlite3.Connection) -> NoReturn:
+        with transaction(db):
+            db.execute("ROLLBACK")  # as SQLite does after some errors
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db,
+        pytest.raises(sqlite3.OperationalError, match="disk I/O error"),
+    ):
+        fail(db)
+
+
+def test_an_error_that_has_ended_a_migration_is_reported_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "STEPS", ("ROLLBACK; nonsense",))
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db,
+        pytest.raises(sqlite3.OperationalError, match="nonsense"),
+    ):
+        schema.migrate(db, tmp_path / "x.db")
+
+
+def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(opening, "lock_file", refuse)
+    with pytest.raises(StoreUnavailable, match="Too many open files") as caught:
+        SqliteStore(path)
+    assert "ulimit -a" in caught.value.hint
+
+
 def test_a_reader_sees_no_part_of_a_store_in_the_making(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     seen: list[int] = []
@@ -512,6 +547,66 @@ def test_a_decision_does_not_wait_for_a_lock_on_the_database(path: Path, open_st
         db.execute("BEGIN EXCLUSIVE")
         assert decisions(store, 5, "b" * 16) == ["allowed"] * 4 + ["rate_limited"]
         db.execute("ROLLBACK")
+
+
+def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    store = open_store()
+    with monkeypatch.context() as patched:
+        patched.setattr(locks, "_lock", refuse)
+        with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
+            decisions(store, 1)
+    assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_a_call_that_was_counted_is_allowed_though_the_system_refuses_to_end_its_turn(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_release(fd: int, how: int) -> None:
+        if how == locks._RELEASE:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        lock(fd, how)
+
+    lock = locks._lock
+    monkeypatch.setattr(locks, "_lock", refuse_release)
+    assert decisions(open_store(), 6) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_whichever_read_of_the_log_fails_while_a_store_is_opened_it_is_an_unavailable_store(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(fd: int, count: int, at: int) -> bytes:
+        reads.append(at)
+        if len(reads) == failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return os.pread(fd, count, at)
+
+    reads: list[int] = []
+    failing = 0
+    open_store().close()
+    monkeypatch.setattr(call_log, "_pread", read)
+    open_store().close()
+    for failing in range(1, len(reads) + 1):  # noqa: B007 - `read` uses it
+        reads.clear()
+        with contextlib.suppress(StoreUnavailable):
+            open_store().close()
+
+
+def test_a_call_log_that_a_reader_cannot_read_is_an_unavailable_store(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    decisions(open_store(), 1)
+    with contextlib.closing(Reader(path)) as found:
+        assert found.args_key
+        monkeypatch.setattr(call_log, "_pread", fail)
+        for read in (found.rows, found.entries, found.tally):
+            with pytest.raises(StoreUnavailable, match=f"{path}-calls cannot be used: Input/output error"):
+                list(read())
 
 
 def test_a_decision_that_gets_no_turn_gives_up_in_time_and_charges_nothing(open_store: Open) -> None:
