@@ -30,7 +30,7 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 _CHARGED_AT_ONCE: Final = 64
-"""The most charges that `add_charges` puts together. Upkeep can pause only before and after them."""
+"""`add_charges` adds nothing to so many charges: upkeep can pause only before and after them."""
 
 LineChange = Charges | list[str]
 """A change of counters: charges, or the fields of another line."""

@@ -239,6 +239,14 @@ def test_a_reader_charges_the_calls_of_a_run_together_also_if_they_begin_an_entr
     assert steps == [1_000_005]
 
 
+def test_many_charges_of_the_same_counters_are_not_all_made_together_so_that_upkeep_can_pause() -> None:
+    row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
+    found = memory.line_changes("\n".join([log_lines.row_line(row, at_us, "[[1,60000000,5]]") for at_us in range(1000)]))
+    assert [at_us for one in found for at_us in one[1]] == list(range(1000))
+    assert {one[0] for one in found} == {"[[1,60000000,5]]"}
+    assert max(len(one[1]) for one in found) == 64
+
+
 def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> None:
     counters = (Counter(11, "a", 60), Counter(12, "b", 70), Counter(13, "c", 0))
     calls, cost, cap = Limit(5, 60, 0), Limit(9, 70, 1, counts="cost", cost=4), Limit(2, 0, 2, counts="concurrent")
