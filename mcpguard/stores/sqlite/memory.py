@@ -30,7 +30,7 @@ _DROPPED_AT_ONCE: Final = 1024
 """How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
 
 _CHARGED_AT_ONCE: Final = 64
-"""The most charges that `add_charges` puts together, so that they take only some microseconds."""
+"""`add_charges` adds nothing to so many charges: upkeep can pause only before and after them."""
 
 LineChange = Charges | list[str]
 """A change of counters: charges, or the fields of another line."""
@@ -220,18 +220,20 @@ def charge(states: MutableMapping[int, State], charges: Charges, windows: Mutabl
             not charged.
     """
     charged, times_us = charges
-    last_us = times_us[-1]
+    last_us, calls = times_us[-1], len(times_us)
     for key, window_us, n, grain_us, cost in _charges(charged):
         log = states.get(key)
         if log is None:
             if windows is None:
                 continue
             log, windows[key] = EMPTY, window_us
-        if log and last_us - log[0] < grain_us:  # all of them share the newest entry
-            log = limiter.live((*log[:-2], last_us, log[-1] + cost * len(times_us)), window_us, last_us)
-        else:
-            for now_us in times_us:
-                log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
+        left = calls
+        while left and (not log or last_us - log[0] >= grain_us):
+            now_us = times_us[-left]
+            log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
+            left -= 1
+        if left:  # they share the newest entry
+            log = limiter.live((*log[:-2], last_us, log[-1] + cost * left), window_us, last_us)
         states[key] = log
 
 

@@ -203,6 +203,50 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
     assert [replayed[at] for at in range(4)] == [followed.states[at] for at in range(4)] == states[:4]
 
 
+gaps_us = st.sampled_from([0, 0, 1, 1000, 937_499, 937_500, 937_501, 59_999_999, 60_000_000, 60_000_001])  # a grain: 937,500 µs
+
+
+@given(st.lists(gaps_us), st.lists(gaps_us, min_size=1), sizes, sizes, st.integers(1, 3))
+def test_charges_that_are_made_together_count_as_those_made_one_after_another(
+    before: list[int], together: list[int], n: int, other: int, cost: int
+) -> None:
+    charged, now_us, times_us = f"[[1,60000000,{n},{cost}],[2,60000000,{other}]]", START_US, []
+    states: dict[int, State] = {}
+    windows: dict[int, int] = {}
+    for gap_us in before:
+        now_us += gap_us
+        memory.charge(states, (charged, [now_us]), windows)
+    expected = dict(states)
+    for gap_us in together:
+        now_us += gap_us
+        times_us.append(now_us)
+        memory.charge(expected, (charged, [now_us]), dict(windows))
+    memory.charge(states, (charged, times_us), windows)
+    assert states == expected
+
+
+def test_a_reader_charges_the_calls_of_a_run_together_also_if_they_begin_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    charge, steps = limiter.charge, []
+
+    def counted(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> State:
+        steps.append(now_us)
+        return charge(log, n, window_us, now_us, cost)
+
+    monkeypatch.setattr(limiter, "charge", counted)
+    follower = memory.Memory([(1, 60_000_000, (5, 5, 7))])
+    follower.apply(['*\t1024\t17\t4\t{"namespace":"x"}\t\t\t\t1000005\t[[1,60000000,5000,2]]\t[]\t'])
+    assert follower.states[1] == (1_000_005, 5, 7, 1_000_005, 2048)
+    assert steps == [1_000_005]
+
+
+def test_many_charges_of_the_same_counters_are_not_all_made_together_so_that_upkeep_can_pause() -> None:
+    row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
+    found = memory.line_changes("\n".join([log_lines.row_line(row, at_us, "[[1,60000000,5]]") for at_us in range(1000)]))
+    assert [at_us for one in found for at_us in one[1]] == list(range(1000))
+    assert {one[0] for one in found} == {"[[1,60000000,5]]"}
+    assert max(len(one[1]) for one in found) == 64
+
+
 def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> None:
     counters = (Counter(11, "a", 60), Counter(12, "b", 70), Counter(13, "c", 0))
     calls, cost, cap = Limit(5, 60, 0), Limit(9, 70, 1, counts="cost", cost=4), Limit(2, 0, 2, counts="concurrent")
