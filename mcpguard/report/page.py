@@ -24,7 +24,7 @@ _LIMITS: Final = 20
 
 _DAY_US: Final = 86_400_000_000
 _LABELS: Final = 8
-"""About how many points of a chart have a label."""
+"""The most points of a chart that have a label: there is room for no more."""
 
 _ERROR_COLOURS: Final = {"tool_error": "orange", "rpc_error": "violet"}
 _Name = TypeVar("_Name", str, tuple[str, str])
@@ -151,14 +151,13 @@ def _legend(series: Sequence[Series]) -> list[tuple[str, str]]:
 
 
 def _labels(findings: Findings) -> list[str]:
-    """The label of each slot: the time or the date. Only some slots have one."""
+    """The label of each slot: the time or the date. At most `_LABELS` slots have one."""
     starts = [_time(findings.first_us + at * findings.slot_us) for at in range(len(findings.slots))]
     period_us = len(starts) * findings.slot_us
-    if findings.slot_us < _DAY_US < period_us / 2:
-        return [start[5:10] if start.endswith("00:00") else "" for start in starts]
+    points = [at for at, start in enumerate(starts) if period_us <= 2 * _DAY_US or start.endswith("00:00")]
     part = slice(11, 16) if period_us <= 2 * _DAY_US else slice(5, 10) if period_us < 300 * _DAY_US else slice(0, 10)
-    step = -(-len(starts) // _LABELS)
-    return [start[part] if at % step == 0 else "" for at, start in enumerate(starts)]
+    shown = points[:: -(-len(points) // _LABELS)]
+    return [start[part] if at in shown else "" for at, start in enumerate(starts)]
 
 
 def _slot_rows(findings: Findings) -> list[dict[str, object]]:
