@@ -192,9 +192,9 @@ def _tools(named: Named[tuple[str, str]]) -> list[dict[str, object]]:
     return rows
 
 
-def _fired(findings: Findings) -> list[tuple[Reported, int, int, int]]:
-    """The limits that denied most, with denials, would-be denials and the most calls in one counter."""
-    fired = [(limit, use.denied, use.would_deny, use.peak) for limit, use in findings.limits.items()]
+def _fired(findings: Findings) -> list[tuple[Reported, int, int]]:
+    """The limits that denied most, with denials and would-be denials."""
+    fired = [(limit, use.denied, use.would_deny) for limit, use in findings.limits.items()]
     fired = [one for one in fired if one[1] + one[2]]
     return sorted(fired, key=lambda one: -one[1] - one[2])[:_LIMITS]
 
@@ -233,6 +233,8 @@ def _span(span_us: int) -> str:
 
     >>> _span(3_600_000_000), _span(15 * 60_000_000), _span(90_000_000), _span(400_000)
     ('hour', '15 minutes', '90 seconds', 'under a second')
+    >>> _span(2 * 86_400_000_000), _span(125_000_000), _span(9_001_000_000)
+    ('2 days', '2.1 minutes', '2.5 hours')
     """
     seconds = span_us // 1_000_000
     if not seconds:
