@@ -56,6 +56,9 @@ def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
     (check,) = checks(machine)
     assert (check.ok, check.hint) == (False, "mend the file, then run this again")
     assert check.detail.startswith(f"{file}:1:2: ")
+    file.write_text("[" * 100_000)
+    (check,) = checks(machine)
+    assert (check.ok, check.detail, check.hint) == (False, f"{file}: the file is nested too deeply", "correct the file")
 
 
 def test_a_yaml_file_that_needs_an_extra_has_a_hint_that_installs_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
