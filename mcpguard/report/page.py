@@ -265,13 +265,15 @@ def _share(share: float | None) -> str:
 
 
 def _ms(duration_us: float | None) -> str:
-    """A duration with three digits.
+    """A duration with three digits, or in whole seconds.
 
-    >>> _ms(1234.0), _ms(2_500_000.0), _ms(80.0)
-    ('1.23 ms', '2.5 s', '0.08 ms')
+    >>> _ms(1234.0), _ms(2_500_000.0), _ms(80.0), _ms(1_800_000_000.0)
+    ('1.23 ms', '2.5 s', '0.08 ms', '1\u202f800 s')
     """
     if duration_us is None:
         return "–"
+    if duration_us >= 1e8:
+        return f"{_number(round(duration_us / 1e6))} s"
     return f"{duration_us / 1e6:.3g} s" if duration_us >= 1e6 else f"{duration_us / 1000:.3g} ms"
 
 
