@@ -124,6 +124,15 @@ def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machi
     assert not (project / "touched").exists()
 
 
+def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Machine) -> None:
+    project = machine.home / "work"
+    own = project / ".venv/bin/mcpguard"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(PROGRAM)
+    file = cursor(Machine(project, {}, "linux"), a=str(own))
+    assert checks(machine, project) == [Check(f"Cursor (project scope), {file}", True, "1 of 1 server guarded")]
+
+
 def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
     (machine.home / ".codex").mkdir()
     (machine.home / ".codex/config.toml").write_text("")
