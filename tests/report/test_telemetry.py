@@ -531,6 +531,14 @@ def test_the_number_of_series_is_bounded() -> None:
     assert decisions.sum.data_points[-1].as_int == 50
 
 
+def test_a_duration_is_counted_up_to_its_bound_and_a_longer_one_than_all_bounds_in_the_last_bucket() -> None:
+    metrics = otlp.Metrics(0, with_user=False)
+    metrics.add([stored(0, "allowed", outcome="ok")._replace(duration_us=one) for one in (0, 10_000, 10_001, 300_000_001)])
+    (_, durations) = metrics.message(otlp.resource("s", "n"), 1).resource_metrics[0].scope_metrics[0].metrics
+    (point,) = durations.histogram.data_points
+    assert list(point.bucket_counts) == [2, 1] + [0] * (len(otlp.BOUNDS_S) - 2) + [1]
+
+
 def test_a_name_that_is_not_unicode_can_be_sent() -> None:
     one = stored(0, "denied", user="\ud800", tool="\ud800", trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
     assert otlp.spans([one], otlp.resource("\ud800", "n"), with_user=True).SerializeToString()
