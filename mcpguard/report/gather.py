@@ -140,7 +140,8 @@ class Use:
         denied: The calls that it denied.
         would_deny: The calls that it would have denied, if it had not only observed.
         was_full: Whether the `exceeded` of a row has it: it had no room for a call.
-        peak: The most calls, units or errors that one counter of the limit held, or the most calls in flight.
+        peak: The most calls, units or errors that one counter of the limit held at a call that was allowed, or the most calls
+            in flight.
     """
 
     def __init__(self) -> None:
@@ -206,10 +207,8 @@ class Findings:
             for one in json.loads(row.detail or "{}").get("exceeded", ()):
                 self._use(Reported.of(one)).was_full = True
             self.bursts.add((decision, user, agent, server, tool, limit), row.time_us, weight)
-        if use and decision in {"allowed", "would_deny"} and row.counted:
+        elif use and row.counted and decision == "allowed":
             use.peak = max(use.peak, row.counted)
-        elif use and limit and decision == "rate_limited":
-            use.peak = max(use.peak, limit.limit or 0)
 
     def _names(self, context: str) -> tuple[str, str, str, str]:
         """The user, the agent, the server and the tool of a row; empty if unknown."""
