@@ -521,11 +521,13 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     assert telemetry.HEADERS in caught.value.hint
 
 
-def test_the_number_of_series_is_bounded() -> None:
+def test_the_number_of_series_is_bounded_and_known_ones_count_on() -> None:
     metrics = otlp.Metrics(0, with_user=False)
     metrics.add([stored(0, "allowed", tool=f"tool {at}", outcome="ok") for at in range(otlp.MAX_SERIES + 50)])
+    metrics.add([stored(0, "allowed", tool="tool 0", outcome="ok")])
     message = metrics.message(otlp.resource("s", "n"), 1)
     (decisions, durations) = message.resource_metrics[0].scope_metrics[0].metrics
+    assert (decisions.sum.data_points[0].as_int, durations.histogram.data_points[0].count) == (2, 2)
     assert len(decisions.sum.data_points) == len(durations.histogram.data_points) == otlp.MAX_SERIES + 1
     assert values(decisions.sum.data_points[-1].attributes) == {"otel.metric.overflow": True}
     assert decisions.sum.data_points[-1].as_int == 50
