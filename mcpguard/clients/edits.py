@@ -58,7 +58,7 @@ def member_after(document: Document, holder: Object, member: Member, key: str, t
     text = document.text
     relation = text[member.key_end : member.node.start]
     if relation.strip(" \t") not in (":", "=") or (document.dialect is Dialect.YAML and relation == ":"):
-        relation = " = " if document.dialect is Dialect.TOML else ": "
+        relation = ": "
     space = "" if relation in (":", "=") else " "
     name = f'"{key}"' if document.dialect.is_json else text[member.start : member.key_start] + key
     value = f"[{f',{space}'.join(tokens)}]"

@@ -56,8 +56,8 @@ def _pygal() -> Any:
 def _ticks(highest: float) -> list[float]:
     """Three to six numbers of a scale for counts, from 0 to at least the highest.
 
-    >>> _ticks(7), _ticks(3)
-    ([0.0, 2.0, 4.0, 6.0, 8.0], [0.0, 1.0, 2.0, 3.0])
+    >>> _ticks(7), _ticks(3), _ticks(21)
+    ([0.0, 2.0, 4.0, 6.0, 8.0], [0.0, 1.0, 2.0, 3.0], [0.0, 5.0, 10.0, 15.0, 20.0, 25.0])
     """
     step = 1.0
     while step * 5 < highest:

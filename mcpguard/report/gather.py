@@ -17,7 +17,7 @@ AXES: Final = ("user", "agent", "tool", "none")
 """The axes of a denial. `none` stands for a denial that no limit made, such as of an invalid line."""
 
 NAMES: Final = 500
-"""The most names of a kind that are counted separately. Beyond twice as many, the rarest are counted together."""
+"""The most names of a kind that are counted separately. Beyond twice as many, the rarest are forgotten."""
 
 MAX_SLOTS: Final = 170
 """The most points of a chart: a week has 168 hours."""
@@ -42,10 +42,6 @@ class Durations:
     def add(self, bucket: int) -> None:
         """Count a duration; see `bucket`."""
         self._buckets[bucket] += 1
-
-    def merge(self, other: "Durations") -> None:
-        """Count all durations of another object."""
-        self._buckets.update(other._buckets)
 
     def quantile_us(self, share: float) -> float | None:
         """The duration that this share of all durations does not exceed; None without durations."""
@@ -87,14 +83,6 @@ class Figures:
             if duration is not None:
                 self.durations.add(duration)
 
-    def merge(self, other: "Figures") -> None:
-        """Count all calls of another object."""
-        self.calls += other.calls
-        self.denied += other.denied
-        self.would_deny += other.would_deny
-        self.outcomes.update(other.outcomes)
-        self.durations.merge(other.durations)
-
     @property
     def allowed(self) -> int:
         """The calls that were forwarded and would also have been with all rules enforced."""
@@ -120,7 +108,6 @@ class Named(Generic[_Name]):
 
     def __init__(self) -> None:
         self.figures: dict[_Name, Figures] = {}
-        self.others = Figures()
 
     def of(self, name: _Name) -> Figures:
         """The figures of a name."""
@@ -128,7 +115,7 @@ class Named(Generic[_Name]):
         if found is None:
             if len(self.figures) >= 2 * NAMES:
                 for rare in sorted(self.figures, key=lambda one: self.figures[one].calls)[:NAMES]:
-                    self.others.merge(self.figures.pop(rare))
+                    del self.figures[rare]
             found = self.figures[name] = Figures()
         return found
 
@@ -153,7 +140,8 @@ class Use:
         denied: The calls that it denied.
         would_deny: The calls that it would have denied, if it had not only observed.
         was_full: Whether the `exceeded` of a row has it: it had no room for a call.
-        peak: The most calls, units or errors that one counter of the limit held, or the most calls in flight.
+        peak: The most calls, units or errors that one counter of the limit held at a call that was allowed, or the most calls
+            in flight.
     """
 
     def __init__(self) -> None:
@@ -219,10 +207,8 @@ class Findings:
             for one in json.loads(row.detail or "{}").get("exceeded", ()):
                 self._use(Reported.of(one)).was_full = True
             self.bursts.add((decision, user, agent, server, tool, limit), row.time_us, weight)
-        if use and decision in {"allowed", "would_deny"} and row.counted:
+        elif use and row.counted and decision == "allowed":
             use.peak = max(use.peak, row.counted)
-        elif use and limit and decision == "rate_limited":
-            use.peak = max(use.peak, limit.limit or 0)
 
     def _names(self, context: str) -> tuple[str, str, str, str]:
         """The user, the agent, the server and the tool of a row; empty if unknown."""

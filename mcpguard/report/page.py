@@ -24,7 +24,7 @@ _LIMITS: Final = 20
 
 _DAY_US: Final = 86_400_000_000
 _LABELS: Final = 8
-"""About how many points of a chart have a label."""
+"""The most points of a chart that have a label: there is room for no more."""
 
 _ERROR_COLOURS: Final = {"tool_error": "orange", "rpc_error": "violet"}
 _Name = TypeVar("_Name", str, tuple[str, str])
@@ -151,14 +151,13 @@ def _legend(series: Sequence[Series]) -> list[tuple[str, str]]:
 
 
 def _labels(findings: Findings) -> list[str]:
-    """The label of each slot: the time or the date. Only some slots have one."""
+    """The label of each slot: the time or the date. At most `_LABELS` slots have one."""
     starts = [_time(findings.first_us + at * findings.slot_us) for at in range(len(findings.slots))]
     period_us = len(starts) * findings.slot_us
-    if findings.slot_us < _DAY_US < period_us / 2:
-        return [start[5:10] if start.endswith("00:00") else "" for start in starts]
+    points = [at for at, start in enumerate(starts) if period_us <= 2 * _DAY_US or start.endswith("00:00")]
     part = slice(11, 16) if period_us <= 2 * _DAY_US else slice(5, 10) if period_us < 300 * _DAY_US else slice(0, 10)
-    step = -(-len(starts) // _LABELS)
-    return [start[part] if at % step == 0 else "" for at, start in enumerate(starts)]
+    shown = points[:: -(-len(points) // _LABELS)]
+    return [start[part] if at in shown else "" for at, start in enumerate(starts)]
 
 
 def _slot_rows(findings: Findings) -> list[dict[str, object]]:
@@ -193,9 +192,9 @@ def _tools(named: Named[tuple[str, str]]) -> list[dict[str, object]]:
     return rows
 
 
-def _fired(findings: Findings) -> list[tuple[Reported, int, int, int]]:
-    """The limits that denied most, with denials, would-be denials and the most calls in one counter."""
-    fired = [(limit, use.denied, use.would_deny, use.peak) for limit, use in findings.limits.items()]
+def _fired(findings: Findings) -> list[tuple[Reported, int, int]]:
+    """The limits that denied most, with denials and would-be denials."""
+    fired = [(limit, use.denied, use.would_deny) for limit, use in findings.limits.items()]
     fired = [one for one in fired if one[1] + one[2]]
     return sorted(fired, key=lambda one: -one[1] - one[2])[:_LIMITS]
 
@@ -234,6 +233,8 @@ def _span(span_us: int) -> str:
 
     >>> _span(3_600_000_000), _span(15 * 60_000_000), _span(90_000_000), _span(400_000)
     ('hour', '15 minutes', '90 seconds', 'under a second')
+    >>> _span(2 * 86_400_000_000), _span(125_000_000), _span(9_001_000_000)
+    ('2 days', '2.1 minutes', '2.5 hours')
     """
     seconds = span_us // 1_000_000
     if not seconds:
@@ -264,13 +265,15 @@ def _share(share: float | None) -> str:
 
 
 def _ms(duration_us: float | None) -> str:
-    """A duration with three digits.
+    """A duration with three digits, or in whole seconds.
 
-    >>> _ms(1234.0), _ms(2_500_000.0), _ms(80.0)
-    ('1.23 ms', '2.5 s', '0.08 ms')
+    >>> _ms(1234.0), _ms(2_500_000.0), _ms(80.0), _ms(1_800_000_000.0)
+    ('1.23 ms', '2.5 s', '0.08 ms', '1\u202f800 s')
     """
     if duration_us is None:
         return "–"
+    if duration_us >= 1e8:
+        return f"{_number(round(duration_us / 1e6))} s"
     return f"{duration_us / 1e6:.3g} s" if duration_us >= 1e6 else f"{duration_us / 1000:.3g} ms"
 
 

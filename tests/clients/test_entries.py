@@ -100,6 +100,10 @@ def test_a_disabled_entry_keeps_its_words_and_its_guard_can_be_removed() -> None
     assert unguarded(data, SERVERS, Dialect.JSON, "crm") == servers(crm={"command": "npx", "args": ["-y"], "disabled": True})
 
 
+def test_only_variables_whose_value_is_a_text_are_the_servers() -> None:
+    assert read({"command": "npx", "env": {"A": "b", "N": 1, "L": ["b"], "O": {"P": "b"}, "Z": None}}).env == {"A": "b"}
+
+
 def test_a_sandboxed_entry_is_marked() -> None:
     assert read({"command": "npx", "sandboxEnabled": True}).is_sandboxed
     assert not read({"command": "npx", "sandboxEnabled": False}).is_sandboxed

@@ -56,6 +56,9 @@ def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
     (check,) = checks(machine)
     assert (check.ok, check.hint) == (False, "mend the file, then run this again")
     assert check.detail.startswith(f"{file}:1:2: ")
+    file.write_text("[" * 100_000)
+    (check,) = checks(machine)
+    assert (check.ok, check.detail, check.hint) == (False, f"{file}: the file is nested too deeply", "correct the file")
 
 
 def test_a_yaml_file_that_needs_an_extra_has_a_hint_that_installs_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +122,15 @@ def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machi
     found = checks(machine, project)
     assert {check.detail for check in found} == {f"a: its mcpguard is a file of the project: {path}"}
     assert not (project / "touched").exists()
+
+
+def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Machine) -> None:
+    project = machine.home / "work"
+    own = project / ".venv/bin/mcpguard"
+    own.parent.mkdir(parents=True)
+    own.symlink_to(PROGRAM)
+    file = cursor(Machine(project, {}, "linux"), a=str(own))
+    assert checks(machine, project) == [Check(f"Cursor (project scope), {file}", True, "1 of 1 server guarded")]
 
 
 def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:

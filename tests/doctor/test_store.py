@@ -37,6 +37,14 @@ def test_a_damaged_store_fails(tmp_path: Path) -> None:
     assert found.detail.startswith(f"{tmp_path}/mcpguard.db ")
 
 
+def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path) -> None:
+    calls(tmp_path, "search", 1)
+    (tmp_path / "mcpguard.db-calls").unlink()
+    _, lost = of(doctor(tmp_path), "store")
+    assert lost.is_advice
+    assert lost.detail.startswith(f"{tmp_path}/mcpguard.db-calls was removed: ")
+
+
 def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_also_waits_for_it(tmp_path: Path) -> None:
     calls(tmp_path, "search", 1)
     waits = stopped_holder("hold", tmp_path / "mcpguard.db-lock")  # a wrapper that opens the store again holds it meanwhile

@@ -131,6 +131,12 @@ def test_an_ocsf_event_of_a_call_without_a_limit_has_its_outcome_and_no_policy()
     assert not event.keys() & {"policy", "dst_endpoint", "message_context", "ai_agent", "count"}
 
 
+@pytest.mark.parametrize(("outcome", "status"), [("ok", "Success"), ("rpc_error", "Failure"), (None, "Unknown")])
+def test_an_ocsf_event_of_an_admitted_call_has_the_status_of_its_outcome(outcome: str | None, status: str) -> None:
+    event = ocsf_event(record(Row(0, 1, "allowed", '{"session":"aa","namespace":"default","tool":"x"}'), outcome=outcome))
+    assert (event["status"], event["action"], event["severity"]) == (status, "Allowed", "Informational")
+
+
 def test_an_ocsf_event_tells_what_a_cap_counts_and_how_long_a_call_waited() -> None:
     reported = '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}'
     detail = '{"in_flight":2,"cost":20,"waited_ms":5}'

@@ -3,7 +3,7 @@ import json
 from mcpguard.core.audit import Row
 from mcpguard.core.policy.plan import Reported
 from mcpguard.report.bursts import GAP_US, LEAST, WORST
-from mcpguard.report.gather import NAMES, Durations, Findings, bucket, gather, slot_us
+from mcpguard.report.gather import MAX_SLOTS, NAMES, SLOTS_US, Durations, Findings, bucket, gather, slot_us
 from mcpguard.stores.api import StoredRow
 from tests.report.week import HOUR_US, SINCE_US, UNTIL_US, week
 
@@ -73,7 +73,7 @@ def test_memory_does_not_grow_with_the_number_of_names_and_the_most_called_stay(
     found = of(*([stored(0, "allowed", user="often", tool="usual")] * 3), *rows)
     assert len(found.users.figures) <= 2 * NAMES
     assert len(found.tools.figures) <= 2 * NAMES
-    assert sum(one.calls for one in found.users.figures.values()) + found.users.others.calls == names + 3
+    assert len(found._names_of) <= NAMES
     assert found.users.top(1)[0][0] == "often"
 
 
@@ -95,10 +95,21 @@ def test_the_largest_bursts_are_kept_however_many_there_are() -> None:
     assert {burst.calls for burst in found} == {LEAST + 96}
 
 
+def test_bursts_of_one_size_and_time_are_all_shown_whatever_limits_they_have() -> None:
+    several = stored(0, "rate_limited", repeats=LEAST)  # sums up denials of several limits
+    several = several._replace(row=several.row._replace(reported='{"axis":"user"}'))
+    one = stored(0, "rate_limited", repeats=LEAST)
+    later = [row._replace(row=row.row._replace(time_us=row.row.time_us + 2 * GAP_US)) for row in (one, several)]
+    assert [burst.calls for burst in of(one, several, *later).worst_bursts] == [LEAST] * 4
+
+
 def test_a_period_has_at_most_170_slots() -> None:
     for hours in (1, 24, 24 * 7, 24 * 30, 24 * 366, 24 * 4000):
         period_us = hours * HOUR_US
         assert len(Findings(SINCE_US, SINCE_US + period_us).slots) <= 170
+    for slot in SLOTS_US:
+        for number in (MAX_SLOTS - 1, MAX_SLOTS, MAX_SLOTS + 1):
+            assert len(Findings(SINCE_US + 1, SINCE_US + 1 + number * slot).slots) <= MAX_SLOTS
     assert slot_us(7 * 24 * HOUR_US) == HOUR_US
 
 

@@ -6,7 +6,7 @@ import pytest
 from mcpguard.core.policy.parse import parse
 from mcpguard.report import gather, page
 from tests.report.test_gather import of, stored
-from tests.report.week import POLICY, SINCE_US, UNTIL_US, week
+from tests.report.week import HOUR_US, POLICY, SINCE_US, UNTIL_US, week
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -111,6 +111,30 @@ def test_every_number_of_the_charts_is_in_a_table(week_page: str) -> None:
         errors = [slot.figures.outcomes[word] for word in ("tool_error", "rpc_error")]
         assert [int(value.replace("\u202f", "")) for value in values[12:14]] == errors
         assert values[14:] == [page._ms(slot.figures.durations.quantile_us(share)) for share in (0.5, 0.95, 0.99)]
+
+
+def test_the_styles_of_a_chart_apply_to_that_chart_alone(week_page: str) -> None:
+    drawings = re.findall(r'<svg[^>]* id="(\w+)".*?<style[^>]*>(.*?)</style>', week_page, re.DOTALL)
+    assert [name for name, _ in drawings] == [f"chart{at}" for at in range(len(re.findall("<svg", week_page)))]
+    for name, styles in drawings:
+        assert set(re.findall(r"#(chart[-\w]*)", styles)) == {name}
+
+
+@pytest.mark.parametrize(
+    ("days", "labels"),
+    [
+        (1, ["00:00", "03:00", "06:00", "09:00", "12:00", "15:00", "18:00", "21:00"]),
+        (3, ["01-05", "01-06", "01-07"]),
+        (7, ["01-05", "01-06", "01-07", "01-08", "01-09", "01-10", "01-11"]),
+        (30, ["01-05", "01-09", "01-13", "01-17", "01-21", "01-25", "01-29", "02-02"]),
+        (60, ["01-05", "01-13", "01-21", "01-29", "02-06", "02-14", "02-22", "03-02"]),
+    ],
+)
+def test_at_most_eight_points_of_a_chart_are_labelled_with_their_hours_or_dates(days: int, labels: list[str]) -> None:
+    found = gather.gather([], SINCE_US, SINCE_US + days * 24 * HOUR_US)
+    assert [label for label in page._labels(found) if label] == labels
+    for at, label in enumerate(page._labels(found)):
+        assert label in page._time(SINCE_US + at * found.slot_us)
 
 
 @pytest.fixture(scope="module")

@@ -521,14 +521,24 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     assert telemetry.HEADERS in caught.value.hint
 
 
-def test_the_number_of_series_is_bounded() -> None:
+def test_the_number_of_series_is_bounded_and_known_ones_count_on() -> None:
     metrics = otlp.Metrics(0, with_user=False)
     metrics.add([stored(0, "allowed", tool=f"tool {at}", outcome="ok") for at in range(otlp.MAX_SERIES + 50)])
+    metrics.add([stored(0, "allowed", tool="tool 0", outcome="ok")])
     message = metrics.message(otlp.resource("s", "n"), 1)
     (decisions, durations) = message.resource_metrics[0].scope_metrics[0].metrics
+    assert (decisions.sum.data_points[0].as_int, durations.histogram.data_points[0].count) == (2, 2)
     assert len(decisions.sum.data_points) == len(durations.histogram.data_points) == otlp.MAX_SERIES + 1
     assert values(decisions.sum.data_points[-1].attributes) == {"otel.metric.overflow": True}
     assert decisions.sum.data_points[-1].as_int == 50
+
+
+def test_a_duration_is_counted_up_to_its_bound_and_a_longer_one_than_all_bounds_in_the_last_bucket() -> None:
+    metrics = otlp.Metrics(0, with_user=False)
+    metrics.add([stored(0, "allowed", outcome="ok")._replace(duration_us=one) for one in (0, 10_000, 10_001, 300_000_001)])
+    (_, durations) = metrics.message(otlp.resource("s", "n"), 1).resource_metrics[0].scope_metrics[0].metrics
+    (point,) = durations.histogram.data_points
+    assert list(point.bucket_counts) == [2, 1] + [0] * (len(otlp.BOUNDS_S) - 2) + [1]
 
 
 def test_a_name_that_is_not_unicode_can_be_sent() -> None:
