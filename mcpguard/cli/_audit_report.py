@@ -19,6 +19,7 @@ from mcpguard.config import Settings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.files import is_there
 from mcpguard.policy_file import PolicyFile
 from mcpguard.report.extras import require
 from mcpguard.stores.clock import wall_us
@@ -92,7 +93,7 @@ def _check(output: Path) -> None:
         OSError: The system does not say what is there.
         UsageError: It is no file, or its folder is missing.
     """
-    if output != _STDOUT and output.exists() and not output.is_file():
+    if output != _STDOUT and is_there(output) and not output.is_file():
         raise UsageError(f"-o: {output} is not a regular file", "name a file, or - for stdout")
     if not output.parent.is_dir():
         raise UsageError(f"-o: there is no folder {output.parent}", "create it, or name another file")
