@@ -105,16 +105,16 @@ class Bookkeeper:
     def _record(self) -> None:
         """Read and record everything: in handfuls, so that calls are decided in between. If they go on and on, tend, too.
 
-        What several handfuls have is recorded together, since each record costs the store a turn.
+        The outcomes of several handfuls are recorded together, since the store takes a turn for each `Record`.
         """
         until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
         while True:
-            is_read = self._read_handful()
-            if is_read or self._hurry.is_set() or self._session.in_flight.outcomes >= MAX_OUTCOMES:
+            is_read, is_long = self._read_handful(), time.monotonic() > tend_s
+            if is_read or is_long or self._hurry.is_set() or self._session.in_flight.outcomes >= MAX_OUTCOMES:
                 self._dispatcher.dispatch(events.RecordingDue(wall_us()))
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return
-            if time.monotonic() > tend_s:
+            if is_long:
                 self._store.tend()
                 tend_s = time.monotonic() + MOST_S
             time.sleep(PAUSE_S)

@@ -123,6 +123,22 @@ def test_handfuls_grow_with_what_there_is_to_read(scene: Scene) -> None:
     assert len(scene.store.handfuls) < 100
 
 
+def test_outcomes_do_not_wait_for_the_end_of_what_a_server_writes(
+    scene: Scene, time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may write notifications without a pause. Outcomes, and the rows that sum up denials, are recorded meanwhile."""
+    scene.answered_calls(5)
+    scene.dispatcher.read_answers()
+
+    def read_handful() -> bool:
+        assert time.now_s < 3 * MOST_S
+        return bool(scene.store.handfuls)
+
+    monkeypatch.setattr(scene.bookkeeper, "_read_handful", read_handful)
+    scene.bookkeeper._record()
+    assert scene.store.handfuls == [5]
+
+
 def test_the_store_is_tended_while_there_is_ever_more_to_record(
     scene: Scene, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
