@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from mcpguard.errors import CommandError, ExitStatus
+from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
 
 SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE", "MCPGUARD_STORE_PASSWORD"})
 """Variables that are kept from the server: a token, a password, and an address that may contain a password."""
@@ -14,6 +14,11 @@ SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE", "MCPGUARD_STORE_
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The server's environment: mcpguard's, without mcpguard's secrets."""
     return {key: value for key, value in environ.items() if key not in SECRETS}
+
+
+def cannot_start(command: str, error: OSError) -> CommandError:
+    """The error if the system has no descriptor or process left for a command."""
+    return CommandError(f"cannot start {command}: {error.strerror}", LOOK_AT_LIMITS, ExitStatus.NOT_EXECUTABLE)
 
 
 def find_program(command: str, environ: Mapping[str, str]) -> str:

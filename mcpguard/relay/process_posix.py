@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
 from mcpguard.relay import strays
-from mcpguard.relay.command import find_program
+from mcpguard.relay.command import cannot_start, find_program
 
 _PR_SET_PDEATHSIG: Final = 1
 
-_NO_ROOM: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.E2BIG, errno.EMFILE, errno.ENFILE})
+_LIMITED: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.E2BIG, errno.EMFILE, errno.ENFILE})
 """Errors of a program that could run with higher limits."""
 
 
@@ -65,7 +65,7 @@ class ServerProcess:
                 what = "not a program for this system"
             elif number == errno.ENOENT:  # the program itself exists: `find_program` found it
                 what, hint = "its interpreter is missing", "look at its first line, or at what it was built for"
-            elif number in _NO_ROOM:
+            elif number in _LIMITED:
                 hint = LOOK_AT_LIMITS
             raise CommandError(f"cannot run {self._command}: {what}", hint, ExitStatus.NOT_EXECUTABLE)
 
@@ -144,8 +144,7 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
     try:
         return _spawn(program, argv, environ)
     except OSError as error:  # in this process: the new one reports its own errors
-        what = f"cannot start {argv[0]}: {error.strerror}"
-        raise CommandError(what, LOOK_AT_LIMITS, ExitStatus.NOT_EXECUTABLE) from error
+        raise cannot_start(argv[0], error) from error
 
 
 def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import Settings
-from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
-from mcpguard.relay.command import environment
+from mcpguard.relay.command import cannot_start, environment
 from mcpguard.relay.process import spawn
 from mcpguard.relay.supervisor import Supervisor
 
@@ -45,7 +44,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     try:
         supervisor = Supervisor(settings.timeout_ms / 1000)
     except OSError as error:
-        raise CommandError(f"cannot start {argv[0]}: {error.strerror}", LOOK_AT_LIMITS, ExitStatus.NOT_EXECUTABLE) from error
+        raise cannot_start(argv[0], error) from error
     server_process = spawn(argv, environment(os.environ))
     from mcpguard.relay.console import Console  # from here on the server boots at the same time
     from mcpguard.relay.output import ClientOutput
