@@ -21,17 +21,17 @@ class Folders(NamedTuple):
     @property
     def config_file(self) -> str:
         """The settings of this machine."""
-        return os.path.join(self.config, "config.toml")  # noqa: PTH118 - a Path takes 3 ms to load
+        return os.path.join(self.config, "config.toml")
 
     @property
     def policy_file(self) -> str:
         """The account's policy."""
-        return os.path.join(self.config, "policy.toml")  # noqa: PTH118
+        return os.path.join(self.config, "policy.toml")
 
     @property
     def database(self) -> str:
         """The account's SQLite store."""
-        return os.path.join(self.state, "mcpguard.db")  # noqa: PTH118
+        return os.path.join(self.state, "mcpguard.db")
 
 
 _USUAL_FOLDERS: Final = {
@@ -61,8 +61,8 @@ def folders(environ: Mapping[str, str]) -> Folders:
         place = absolute(home, where="MCPGUARD_HOME")
         return Folders(place, place)
     usual = _USUAL_FOLDERS.get(sys.platform)
-    if usual and os.path.isabs(own := os.path.expanduser("~")):  # noqa: PTH111, PTH117
-        return Folders(*(os.path.join(own, folder, "mcpguard") for folder in usual))  # noqa: PTH118
+    if usual and os.path.isabs(own := os.path.expanduser("~")):
+        return Folders(*(os.path.join(own, folder, "mcpguard") for folder in usual))
     from platformdirs import PlatformDirs
 
     hidden = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith("XDG_")}

@@ -9,7 +9,7 @@ from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError, closest_word
 from mcpguard.files import absolute, read_at_once
 
-if TYPE_CHECKING:  # `run` reads its settings before it starts the server: pathlib takes 3 ms to load, a store's modules 2 ms
+if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
     from pathlib import Path
 
     from mcpguard.auth.settings import JwtSettings
@@ -27,7 +27,7 @@ class Settings(NamedTuple):
     Attributes:
         policy_path: The policy file; see `policy`.
         policy_named: Whether an option or a variable names the policy file. Then the file must exist.
-        database_path: The account's SQLite file, used if `store` is empty; see `database`.
+        database_path: The account's SQLite file, used if `store` is empty.
         store: The store's URL; empty for the account's SQLite file.
         store_password: The store's password, if it is not in the URL.
         namespace: The part of the store whose counters and audit log are used.
@@ -87,11 +87,6 @@ class Settings(NamedTuple):
         return _path(self.policy_path)
 
     @property
-    def database(self) -> "Path":
-        """The account's SQLite file."""
-        return _path(self.database_path)
-
-    @property
     def file(self) -> "Path | None":
         """`config.toml`, which may be missing."""
         return None if self.file_path is None else _path(self.file_path)
@@ -106,7 +101,7 @@ class Settings(NamedTuple):
         if not self.store:
             from mcpguard.stores.sqlite.address import SqliteAddress
 
-            return SqliteAddress(self.database)
+            return SqliteAddress(self.database_path)
         from mcpguard.stores.address import address
 
         try:
@@ -118,13 +113,14 @@ class Settings(NamedTuple):
             raise ConfigError(error.message.replace("store: ", f"{where}: ", 1), hint) from error
 
     @property
-    def files(self) -> "list[Path]":
+    def files(self) -> list[str]:
         """The files that decide who calls and what is allowed. Whoever can change one of them can lift a limit."""
         from mcpguard.stores.sqlite.address import SqliteAddress
 
         store, keys = self.address, self.jwt.jwks if self.jwt else None
-        paths = [self.policy, self.file, store.path if isinstance(store, SqliteAddress) else None, keys]
-        return [path for path in paths if path is not None and not isinstance(path, str)]
+        database = store.path if isinstance(store, SqliteAddress) else None
+        key_file = None if isinstance(keys, str) or keys is None else str(keys)
+        return [path for path in (self.policy_path, self.file_path, database, key_file) if path is not None]
 
     def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
         """Open the store, and create it if it is missing.

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Final
 from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError, McpguardError
 
-if TYPE_CHECKING:  # `run` reads its settings without it, because it takes 3 ms to load
+if TYPE_CHECKING:
     from pathlib import Path
+
+StrPath = str | os.PathLike[str]
+"""What names a file. The modules of `run` keep it as text, because pathlib takes 0.6 MiB of memory and 3 ms to load."""
 
 SETTLING_NS: Final = 50_000_000
 """A file or folder that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
@@ -37,7 +40,7 @@ def absolute(name: str, *, where: str) -> str:
         raise ConfigError(f"{where} holds a token where a path belongs", hint)
     if "\0" in name:
         raise ConfigError(f"{where}: {name!r} is not a path: it has a NUL character", "write a path without it")
-    if os.path.isabs(name) and os.path.normpath(name) == name:  # noqa: PTH117 - the usual case needs no Path
+    if os.path.isabs(name) and os.path.normpath(name) == name:  # the usual case needs no Path
         return name
     from pathlib import Path
 
@@ -54,23 +57,23 @@ def named_path(name: str, *, where: str) -> "Path":
     return Path(absolute(name, where=where))
 
 
-def is_there(path: "Path") -> bool:
+def is_there(path: StrPath) -> bool:
     """Whether a path names something.
 
     Raises:
-        OSError: The system does not say, such as without permission. `Path.exists` is false then from Python 3.14 on.
+        OSError: The system does not say, such as without permission. `os.path.exists` is false then.
     """
     try:
-        path.stat()
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
 
-def size_bytes(path: "Path") -> int:
+def size_bytes(path: StrPath) -> int:
     """A file's size; 0 if it does not exist, or the system does not say."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError:
         return 0
 
@@ -81,7 +84,7 @@ def no_temporary_folder(error: OSError) -> McpguardError:
     return McpguardError(f"no temporary folder can be made: {error.strerror}", hint)
 
 
-def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
+def read_at_once(path: StrPath, max_bytes: int = -1) -> bytes:
     """Read a file, or its first bytes. A named pipe and a device, unless it is empty, are refused: reading might never end.
 
     Raises:
@@ -104,7 +107,7 @@ def read_at_once(path: "Path | str", max_bytes: int = -1) -> bytes:
         os.close(fd)
 
 
-def open_unnoted(path: "Path | str", flags: int) -> int:
+def open_unnoted(path: StrPath, flags: int) -> int:
     """Open a file that calls read.
 
     The system need not note the times at which it is read. That takes a microsecond, and waits while the system writes an
@@ -118,7 +121,7 @@ def open_unnoted(path: "Path | str", flags: int) -> int:
     return os.open(path, flags)
 
 
-def open_private(path: "Path") -> int:
+def open_private(path: StrPath) -> int:
     """Open a file for reading and writing, or create it with mode 0600 whatever the umask.
 
     Raises:
@@ -138,26 +141,25 @@ def open_private(path: "Path") -> int:
     return fd
 
 
-def place_to_make(path: "Path") -> "Path":
+def place_to_make(path: StrPath) -> str:
     """The path with all links followed, at which a missing file may be created.
 
     Raises:
         OSError: The file is missing, and a link to it is in a folder that others may write to. One of them may have made the
             link so that mcpguard creates a file somewhere else.
     """
-    from pathlib import Path
-
-    place, link = Path(os.path.realpath(path)), path
+    place, link = os.path.realpath(path), os.fspath(path)
     for _ in range(_MAX_LINKS):
-        if place.exists() or not link.is_symlink():
+        if os.path.exists(place) or not os.path.islink(link):
             break
-        if _who_else_writes(link.parent.stat(), new_files=True):
+        folder = os.path.dirname(link)
+        if _who_else_writes(os.stat(folder or os.curdir), new_files=True):
             raise OSError(errno.ELOOP, "a link to a missing file, in a folder that others may write to", str(path))
-        link = link.parent / link.readlink()
+        link = os.path.join(folder, os.readlink(link))
     return place
 
 
-def exposed(paths: "Iterable[Path]") -> list[str]:
+def exposed(paths: Iterable[StrPath]) -> list[str]:
     """Which files other accounts may change, because another account owns or may write to the file or its folder.
 
     Args:
@@ -166,14 +168,12 @@ def exposed(paths: "Iterable[Path]") -> list[str]:
     Returns:
         A line for each reason.
     """
-    from pathlib import Path
-
     files: dict[str, list[str]] = {}
     for path in paths:
-        real = Path(os.path.realpath(path))
-        for place in dict.fromkeys((path.parent, real.parent, real)):
+        real = os.path.realpath(path)
+        for place in dict.fromkeys((os.path.dirname(path), os.path.dirname(real), real)):
             with contextlib.suppress(OSError):
-                if who := _who_else_writes(place.stat()):
+                if who := _who_else_writes(os.stat(place)):
                     files.setdefault(f"{place} {who}", []).append(str(path))
                     break
     return [f"other accounts may change {', '.join(names)}: {reason}" for reason, names in files.items()]
@@ -213,11 +213,11 @@ def _is_private(group: int) -> bool:
     return (group == 0 or found.gr_name == account) and {*found.gr_mem} <= {account, "root"}
 
 
-def private_folder(folder: "Path") -> None:
+def private_folder(folder: StrPath) -> None:
     """Create a folder and its parents with mode 0700 whatever the umask. An existing folder keeps its mode."""
-    if folder.is_dir():
+    if not folder or os.path.isdir(folder):  # a relative path ends with no name
         return
-    private_folder(folder.parent)
+    private_folder(os.path.dirname(folder))
     with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-        folder.chmod(0o700)
+        os.mkdir(folder, 0o700)
+        os.chmod(folder, 0o700)

@@ -4,11 +4,10 @@ import contextlib
 import os
 import sys
 import time
-from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
-from mcpguard.files import SETTLING_NS, read_at_once
+from mcpguard.files import SETTLING_NS, StrPath, read_at_once
 
 HELD_S: Final = 1.0
 """How long a file that is kept open is taken for the one that its path names. Only another folder in the place of one of the
@@ -27,9 +26,8 @@ class FollowedFile:
         mode: The permission bits.
     """
 
-    def __init__(self, path: Path, *, max_bytes: int | None = None) -> None:
-        self.path = path
-        self._name = str(path)  # converting the path takes as long as the `stat`
+    def __init__(self, path: StrPath, *, max_bytes: int | None = None) -> None:
+        self._path = os.fspath(path)
         self.content: bytes | str | None = None
         self.mode = 0
         self._max_bytes = max_bytes
@@ -52,7 +50,7 @@ class FollowedFile:
         self._let_go()
         before = self.content
         try:
-            stat = os.stat(self._name)  # noqa: PTH116 - on every call's path, and twice as fast
+            stat = os.stat(self._path)
         except (FileNotFoundError, NotADirectoryError):
             self._stamp, self.content = None, None
             return before is not None
@@ -66,14 +64,14 @@ class FollowedFile:
                 self._hold()
             return False
         self._stamp = stamp
-        self._may_hold = os.path.realpath(self._name) == self._name  # not behind a link, which can be changed itself
+        self._may_hold = os.path.realpath(self._path) == self._path  # not behind a link, which can be changed itself
         self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
         self.mode = stat.st_mode & 0o777
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
             self.content = "not a regular file"  # reading a pipe could block for ever
             return self.content != before
         try:
-            self.content = read_at_once(self.path, -1 if self._max_bytes is None else self._max_bytes + 1)
+            self.content = read_at_once(self._path, -1 if self._max_bytes is None else self._max_bytes + 1)
         except OSError as error:
             self.content = error.strerror or str(error)
             self._stamp = None  # read it again: the reason may pass and leave no trace in the file's times
@@ -83,7 +81,7 @@ class FollowedFile:
         """Keep the file open, so that the next looks need not find it by its path."""
         if sys.platform != "win32":  # where others could not replace the file then
             with contextlib.suppress(OSError):
-                self._fd = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 self._held_until_s = time.monotonic() + HELD_S
 
     def _let_go(self) -> None:

@@ -2,15 +2,16 @@
 
 import contextlib
 import gc
+import os
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse, text_of, unreadable
 from mcpguard.core.redaction import redacted
 from mcpguard.errors import PolicyError
+from mcpguard.files import StrPath
 from mcpguard.followed_file import FollowedFile
 
 AT_ONCE_BYTES: Final = 16 * 1024
@@ -27,8 +28,8 @@ class PolicyFile:
         observe: Use observe mode, whatever `mode` the file has.
     """
 
-    def __init__(self, path: Path, *, named: bool = False, observe: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: StrPath, *, named: bool = False, observe: bool = False) -> None:
+        self._path = os.fspath(path)
         self.is_starter = False
         self._named = named
         self._observe = observe
@@ -85,11 +86,10 @@ class PolicyFile:
             if self._is_not_made_yet(content):
                 return parse(STARTER, source="starter policy", observe=self._observe)
             if content is None:
-                return no_such_file(self.path, named=self._named)
+                return no_such_file(self._path, named=self._named)
             if isinstance(content, str):
-                return unreadable(str(self.path), content)
-            source = str(self.path)
-            return parse(text_of(content, source=source), source=source, observe=self._observe)
+                return unreadable(self._path, content)
+            return parse(text_of(content, source=self._path), source=self._path, observe=self._observe)
         except PolicyError as error:
             message, hint = redacted(error.message), redacted(error.hint)  # the answer to every call contains the message
             return PolicyError(message, hint, source=error.source, problems=error.problems)
@@ -132,7 +132,7 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def load(path: Path, *, named: bool) -> tuple[Policy, bool]:
+def load(path: StrPath, *, named: bool) -> tuple[Policy, bool]:
     """Load the policy from a file, and tell whether it is the starter policy because there is no file.
 
     Raises:
@@ -145,7 +145,7 @@ def load(path: Path, *, named: bool) -> tuple[Policy, bool]:
     return policy, file.is_starter
 
 
-def no_such_file(path: Path, *, named: bool) -> PolicyError:
+def no_such_file(path: StrPath, *, named: bool) -> PolicyError:
     """The error for a policy file that does not exist. If an option or a variable names it, the name may be wrong."""
     what = f"{path}: no such file"
     if not named:

@@ -39,7 +39,7 @@ def locked(path: Path) -> Iterator[Path]:
         McpguardError: The folder cannot be used, or another process keeps it locked.
     """
     with reported(path), contextlib.ExitStack() as undo:
-        target = place_to_make(path)
+        target = Path(place_to_make(path))
         private_folder(target.parent)
         alone = _wait_for_lock(target, undo)  # if not, another command may be writing
         remove_leftovers(target, older_than_s=0 if alone else LEFT_AFTER_S)

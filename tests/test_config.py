@@ -102,18 +102,18 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
 def test_the_files_that_decide_are_the_policy_the_settings_and_the_store_if_it_is_one(tmp_path: Path) -> None:
     named = tmp_path / "named.toml"
     named.write_text("")
-    usual = [tmp_path / "policy.toml", tmp_path / "config.toml", tmp_path / "mcpguard.db"]
+    usual = [str(tmp_path / name) for name in ("policy.toml", "config.toml", "mcpguard.db")]
     assert loaded(tmp_path).files == usual
-    assert loaded(tmp_path, config=str(named), policy="/p.toml", store="redis://localhost").files == [Path("/p.toml"), named]
+    assert loaded(tmp_path, config=str(named), policy="/p.toml", store="redis://localhost").files == ["/p.toml", str(named)]
 
 
 def test_a_file_of_keys_decides_who_calls(tmp_path: Path) -> None:
     table = '[identity.jwt]\nissuer = "https://idp.acme.com"\naudience = "mcp"\njwks = "%s"\n'
     named = tmp_path / "named.toml"
     named.write_text(table % "keys.json")
-    assert loaded(tmp_path, config=str(named)).files[-1] == tmp_path / "keys.json"
+    assert loaded(tmp_path, config=str(named)).files[-1] == str(tmp_path / "keys.json")
     named.write_text(table % "https://idp.acme.com/keys.json")
-    assert loaded(tmp_path, config=str(named)).files[-1] == tmp_path / "mcpguard.db"
+    assert loaded(tmp_path, config=str(named)).files[-1] == str(tmp_path / "mcpguard.db")
 
 
 @pytest.mark.parametrize(
@@ -352,12 +352,12 @@ def test_anything_else_is_no_span_of_time(text: str) -> None:
     ],
 )
 def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None:
-    assert loaded(tmp_path, store=url).address == SqliteAddress(Path(path))
+    assert loaded(tmp_path, store=url).address == SqliteAddress(path)
 
 
 def test_a_sqlite_address_may_begin_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USERPROFILE" if sys.platform == "win32" else "HOME", str(tmp_path))
-    assert loaded(tmp_path, store="sqlite:///~/team.db").address == SqliteAddress(tmp_path / "team.db")
+    assert loaded(tmp_path, store="sqlite:///~/team.db").address == SqliteAddress(str(tmp_path / "team.db"))
     with pytest.raises(ConfigError, match="does not exist"):
         _ = loaded(tmp_path, store="sqlite:///~nobody-here/team.db").address
 
@@ -376,7 +376,7 @@ def test_an_unknown_store_address_is_refused_without_repeating_its_password(tmp_
 def test_a_path_with_special_characters_is_kept_in_the_address(tmp_path: Path) -> None:
     home = tmp_path / "a b%20c ü#?"
     home.mkdir()
-    assert loaded(home).address == SqliteAddress(home / "mcpguard.db")
+    assert loaded(home).address == SqliteAddress(str(home / "mcpguard.db"))
 
 
 URL = "sqlite:///absolute/path.db"

@@ -148,7 +148,7 @@ def test_without_a_store_all_counters_are_empty_and_no_store_is_made(home: Home)
 
 def test_a_damaged_store_is_reported_and_the_rules_are_explained_all_the_same(home: Home) -> None:
     home.call("echo", 2)
-    home.settings().database.write_bytes(b"something else, and longer than a header" * 10)
+    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
     found = home.explain()
     assert (bool(found.failure), found.verdict) == (True, None)
     assert [one.status for one in found.matches] == ["overridden", "applies", "applies", "no match", "applies"]
@@ -156,7 +156,7 @@ def test_a_damaged_store_is_reported_and_the_rules_are_explained_all_the_same(ho
 
 def test_a_locked_store_is_reported_and_the_rules_are_explained_all_the_same(home: Home) -> None:
     home.call("echo", 2)
-    with contextlib.closing(sqlite3.connect(home.settings().database, isolation_level=None)) as lock:
+    with contextlib.closing(sqlite3.connect(home.settings().database_path, isolation_level=None)) as lock:
         lock.execute("BEGIN EXCLUSIVE")
         found = home.explain()
     assert (bool(found.failure), found.verdict) == (True, None)
@@ -456,7 +456,7 @@ def test_calls_of_another_namespace_match_no_rule(home: Home) -> None:
 
 def test_a_store_that_cannot_be_read_names_no_rule(home: Home) -> None:
     home.call("report")
-    home.settings().database.write_bytes(b"something else, and longer than a header" * 10)
+    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
     assert home.never_matched() == []
 
 

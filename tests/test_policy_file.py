@@ -58,7 +58,7 @@ def test_an_unchanged_file_changes_nothing(running: PolicyFile) -> None:
 def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(path, monkeypatch)
     assert running.poll() is None
-    monkeypatch.setattr(Path, "read_bytes", None)
+    monkeypatch.setattr(followed_file, "read_at_once", None)
     assert running.poll() is None
 
 

@@ -30,7 +30,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     """Open the store as a wrapper does, and look at what it holds."""
     address = settings.address
     if isinstance(address, SqliteAddress):
-        yield from _sqlite(settings, address.path)
+        yield from _sqlite(settings, Path(address.path))
         return
     from mcpguard.stores.redis.address import RedisAddress
 

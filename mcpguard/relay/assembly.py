@@ -4,7 +4,6 @@ import functools
 import gc
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from mcpguard.config import Settings
@@ -83,8 +82,8 @@ def _spills(settings: Settings) -> SpillFolder:
     Links are resolved, so that wrappers that name one file by different links take in each other's files.
     """
     address = settings.address
-    file = Path(os.path.realpath(address.path)) if isinstance(address, SqliteAddress) else None
+    file = os.path.realpath(address.path) if isinstance(address, SqliteAddress) else None
     names = f"{file or address.shown}\0{settings.namespace}".encode(errors="surrogatepass")  # a path need not be UTF-8
     which = blake2b(names, digest_size=8).hexdigest()
-    beside = file or settings.database.with_name("mcpguard")
-    return SpillFolder(beside.parent, f"{beside.name}-spill-{which}-")
+    folder, name = os.path.split(file) if file else (os.path.dirname(settings.database_path), "mcpguard")
+    return SpillFolder(folder, f"{name}-spill-{which}-")

@@ -30,8 +30,8 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
     found = _which(command, environ.get("PATH"))
     if found:
         return found
-    if os.path.dirname(command) and os.path.exists(command):  # noqa: PTH110, PTH120 - a Path drops a leading ./
-        kind = "a folder" if os.path.isdir(command) else "not executable"  # noqa: PTH112
+    if os.path.dirname(command) and os.path.exists(command):
+        kind = "a folder" if os.path.isdir(command) else "not executable"
         raise CommandError(
             f"cannot run {command}: it is {kind}",
             "name a program, or an interpreter and a script",
@@ -41,7 +41,7 @@ def find_program(command: str, environ: Mapping[str, str]) -> str:
         hint = "put the command after --: mcpguard run -- npx -y @acme/crm-server"
     elif " " in command and _which(command.split()[0], environ.get("PATH")):
         hint = "give each word of the command as an argument of its own"
-    elif os.path.dirname(command):  # noqa: PTH120
+    elif os.path.dirname(command):
         hint = "check the path"
     else:
         hint = "give its full path: clients start mcpguard with a short PATH"
@@ -59,7 +59,7 @@ else:
     def _which(command: str, path: str | None) -> str | None:
         """`shutil.which`, which takes two milliseconds to load."""
         names = [command]
-        if not os.path.dirname(command):  # noqa: PTH120
+        if not os.path.dirname(command):
             folders = os.defpath if path is None else path
-            names = [os.path.join(folder, command) for folder in folders.split(os.pathsep)] if folders else []  # noqa: PTH118
-        return next((name for name in names if os.path.isfile(name) and os.access(name, os.X_OK)), None)  # noqa: PTH113
+            names = [os.path.join(folder, command) for folder in folders.split(os.pathsep)] if folders else []
+        return next((name for name in names if os.path.isfile(name) and os.access(name, os.X_OK)), None)

@@ -29,7 +29,7 @@ def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settin
         settings: The settings of this machine.
         console: Takes lines for stderr.
     """
-    policy_file = PolicyFile(settings.policy, named=settings.policy_named, observe=settings.observe)
+    policy_file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
     policy = policy_file.begin()
     token: IdentitySource | None = None
     configured = session.identity
@@ -39,7 +39,7 @@ def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settin
     traffic.guard(session, store, policy, found, policy_file, token)
     identity = found if isinstance(found, Identity) else configured
     user = found.user if isinstance(found, Identity) else f"unauthenticated: {found.message}"
-    where = "the starter policy" if policy_file.is_starter else quoted(settings.policy)
+    where = "the starter policy" if policy_file.is_starter else quoted(settings.policy_path)
     tell = console.line if found is identity and isinstance(policy, Policy) else console.error
     _introduce(tell, identity, policy, user=user, where=where, store=settings.address.shown)
     for line in (*settings.warnings, *exposed(settings.files)):

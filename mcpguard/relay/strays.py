@@ -75,14 +75,14 @@ def send(process: Process, number: int) -> None:
 def _link(path: str) -> str:
     """The target of a link, which is not opened; empty if it may not be read."""
     try:
-        return os.readlink(path)  # noqa: PTH115 - hundreds of them
+        return os.readlink(path)
     except OSError:
         return ""
 
 
 def _pids() -> list[int]:
     try:
-        return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]  # noqa: PTH208 - only names are needed
+        return [int(name) for name in os.listdir(_PROC) if name.isdecimal()]
     except OSError:
         return []
 

@@ -1,12 +1,11 @@
 """Finds the address of a store from its URL."""
 
 import re
-from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
 from mcpguard.errors import ConfigError
-from mcpguard.files import named_path
+from mcpguard.files import absolute
 from mcpguard.stores.api import Address
 from mcpguard.stores.sqlite.address import SqliteAddress
 
@@ -31,7 +30,7 @@ def address(url: str, password: str = "") -> Address:
     match = re.fullmatch(r"sqlite://(/.+)", url)
     if match and "\0" not in (path := unquote(match[1])):
         path = path[1:] if re.match(r"/([A-Za-z]:|~)", path) else path
-        return SqliteAddress(named_path(path, where="store") if path.startswith("~") else Path(path))
+        return SqliteAddress(absolute(path, where="store") if path.startswith("~") else path)
     scheme = url.partition("://")[0]
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url, re.DOTALL):
         raise ConfigError("store: this is not a URL", _EXAMPLE)

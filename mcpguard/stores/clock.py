@@ -4,6 +4,8 @@ import contextlib
 import sys
 import time
 
+from mcpguard.files import read_at_once
+
 
 def wall_us() -> int:
     """Wall-clock time."""
@@ -50,11 +52,9 @@ def base_id() -> str:
         OSError: The system does not tell it.
     """
     if sys.platform == "linux":
-        from pathlib import Path  # loaded once a store is opened
-
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = read_at_once("/proc/sys/kernel/random/boot_id").decode().strip()
         with contextlib.suppress(OSError):  # kernels before 5.6 have no time namespaces
-            boot += boottime_offset(Path("/proc/self/timens_offsets").read_text())
+            boot += boottime_offset(read_at_once("/proc/self/timens_offsets").decode())
         return boot
     if sys.platform == "darwin":
         import ctypes.util

@@ -1,17 +1,18 @@
 """Refuses file systems on which the files of a store are not safe."""
 
+import os
 import re
-from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import StrPath, read_at_once
 
 _NETWORK: Final = frozenset(
     "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
 )
 
 
-def refuse_network(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> None:
+def refuse_network(folder: StrPath, table: StrPath = "/proc/self/mountinfo") -> None:
     """Refuse a folder on a network file system, whose locks and shared memory do not work between machines.
 
     Args:
@@ -22,10 +23,10 @@ def refuse_network(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> 
         StoreUnavailable: The folder is on a network file system.
     """
     try:
-        mounts = table.read_text(errors="replace").splitlines()
+        mounts = read_at_once(table).decode(errors="replace").splitlines()
     except OSError:
         return
-    inside = f"{folder.resolve()}/"
+    inside = f"{os.path.realpath(folder)}/"
     kind, longest = "", -1
     for mount in mounts:
         left, _, right = mount.partition(" - ")

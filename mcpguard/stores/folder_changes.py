@@ -4,9 +4,8 @@ import contextlib
 import os
 import sys
 import time
-from pathlib import Path
 
-from mcpguard.files import SETTLING_NS
+from mcpguard.files import SETTLING_NS, StrPath
 
 
 class FolderChanges:
@@ -19,7 +18,7 @@ class FolderChanges:
         folder: The folder. What replaces the folder itself is not noticed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: StrPath) -> None:
         self._fd = -1
         if sys.platform != "win32":  # which opens no folders
             with contextlib.suppress(OSError):  # files in a folder that may not be read can be used nevertheless

@@ -4,10 +4,9 @@ import contextlib
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Final
 
-from mcpguard.files import open_private
+from mcpguard.files import StrPath, open_private
 
 if sys.platform == "win32":  # pragma: no cover - not run in CI
     import msvcrt
@@ -116,7 +115,7 @@ class FileLock:
             self._fd = -1
 
 
-def lock_file(path: Path) -> FileLock:
+def lock_file(path: StrPath) -> FileLock:
     """A lock on a file, which is made if it is missing.
 
     Raises:
@@ -135,7 +134,7 @@ class SharedHold:
         OSError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StrPath) -> None:
         self._fd = open_private(path)
 
     def alone(self) -> bool:
@@ -177,8 +176,8 @@ class LifeSign:
         OSError: The file cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: StrPath) -> None:
+        self._path = os.fspath(path)
         self._fd = open_private(path)
         if not (try_lock(self._fd) and self.is_there()):
             os.close(self._fd)
@@ -187,7 +186,7 @@ class LifeSign:
     def is_there(self) -> bool:
         """Whether the path still names the file."""
         try:
-            return os.path.samestat(os.fstat(self._fd), self._path.stat())
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._path))
         except FileNotFoundError:
             return False
 
@@ -196,7 +195,7 @@ class LifeSign:
         _close_and_delete(self._fd, self._path)
 
 
-def shows_life(path: Path) -> bool:
+def shows_life(path: StrPath) -> bool:
     """Whether a process keeps the file locked as a `LifeSign`. Of a file that may not be read nobody knows: then it is true."""
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -210,7 +209,7 @@ def shows_life(path: Path) -> bool:
         os.close(fd)
 
 
-def delete_if_dead(path: Path) -> None:
+def delete_if_dead(path: StrPath) -> None:
     """Delete a `LifeSign`'s file, unless its process still runs."""
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -220,7 +219,7 @@ def delete_if_dead(path: Path) -> None:
             os.close(fd)
 
 
-def _close_and_delete(fd: int, path: Path) -> None:
+def _close_and_delete(fd: int, path: StrPath) -> None:
     """Close a locked file and delete it: in this order on Windows, where an open file cannot be deleted.
 
     Elsewhere the lock is held until the file is deleted: a process that has just made it may be about to lock it.
@@ -228,6 +227,6 @@ def _close_and_delete(fd: int, path: Path) -> None:
     if sys.platform == "win32":  # pragma: no cover - not run in CI
         os.close(fd)
     with contextlib.suppress(OSError):
-        path.unlink()
+        os.unlink(path)
     if sys.platform != "win32":
         os.close(fd)

@@ -3,10 +3,10 @@
 import os
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
+from mcpguard import followed_file
 from mcpguard.auth.keys import MAX_AGE_S, REFRESH_S, RemoteKeys
 from mcpguard.auth.token import TokenSource
 from tests.auth.token_holder import CONFIGURED, Wrapper, told
@@ -21,7 +21,7 @@ def test_an_unchanged_token_is_not_verified_again(wrapper: Wrapper, monkeypatch:
     os.utime(wrapper.file, (1, 1))
     monkeypatch.setattr(time, "time_ns", lambda: (int(wrapper.now_s) + 1000) * 10**9)
     assert wrapper.polls() == "nothing new"
-    monkeypatch.setattr(Path, "open", None)
+    monkeypatch.setattr(followed_file, "read_at_once", None)
     monkeypatch.setattr(TokenSource, "examine", None)
     assert wrapper.polls() == "nothing new"
 

@@ -91,7 +91,7 @@ def _sqlite(folder: Path) -> Kind:
     return Kind(
         lambda time, wall: SqliteStore(path, clock=time, wall=wall),
         read,
-        lambda namespace, note, wall_us: SqliteAddress(path).leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
+        lambda namespace, note, wall_us: SqliteAddress(str(path)).leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
     )
 
 

@@ -26,7 +26,7 @@ Holding = Callable[[], contextlib.AbstractContextManager[None]]
 
 HOLDS: dict[str, Callable[[Path], contextlib.AbstractContextManager[None]]] = {
     "a stopped wrapper in its transaction": lambda path: stopped_holder("hold_transaction", path),
-    "a stopped holder of the call log": lambda path: stopped_holder("hold", log_path(path)),
+    "a stopped holder of the call log": lambda path: stopped_holder("hold", Path(log_path(path))),
 }
 
 

@@ -344,7 +344,7 @@ def test_a_store_whose_call_log_is_missing_is_not_sent_again(store: SqliteStore,
     add(store, "denied")
     assert export(tmp_path, receiver)[0] == 1
     store.close()
-    log_path(tmp_path / "mcpguard.db").unlink()
+    Path(log_path(tmp_path / "mcpguard.db")).unlink()
     assert export(tmp_path, receiver)[0] == 0
     SqliteStore(tmp_path / "mcpguard.db", StoreOptions(timeout_ms=20_000)).close()
     assert export(tmp_path, receiver)[0] == 0

@@ -607,11 +607,11 @@ def test_a_file_that_cannot_be_removed_is_emptied(tmp_path: Path, monkeypatch: p
     file = SpillFolder(tmp_path, "db-spill-").create()
     file.append([("key", "abc")])
 
-    def refuse(_: Path) -> None:
+    def refuse(_: str) -> None:
         raise PermissionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", refuse)
+        patch.setattr(os, "unlink", refuse)
         file.remove()
     assert [path.read_bytes() for path in spill_files(tmp_path)] == [b""]
 

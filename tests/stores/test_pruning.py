@@ -31,11 +31,11 @@ def path(tmp_path: Path) -> Path:
 
 
 def prune(path: Path, hours: int, namespace: str = "default") -> list[int]:
-    return list(SqliteAddress(path).prune(Options(namespace=namespace), WALL_US + hours * 3_600_000_000))
+    return list(SqliteAddress(str(path)).prune(Options(namespace=namespace), WALL_US + hours * 3_600_000_000))
 
 
 def hours(path: Path) -> list[int]:
-    with_store = SqliteAddress(path).read(Options())
+    with_store = SqliteAddress(str(path)).read(Options())
     found = [(int(str(one.record["time_us"])) - WALL_US) // 3_600_000_000 for one in with_store.entries()]
     with_store.close()
     return found

@@ -55,7 +55,7 @@ class Leftovers:
         self._notify = notify
         self._files: Iterator[SpillFile] = iter(())
         self._current: tuple[SpillFile, WriteBehindBuffer] | None = None
-        self._refused: set[str] = set()  # names of files that cannot be read
+        self._refused: set[str] = set()  # files that cannot be read
         self._next_us: int | None = None  # when to search the folder again; None for at once
 
     def look_soon(self) -> None:
@@ -96,7 +96,7 @@ class Leftovers:
         if self._next_us is None or now_us >= self._next_us:
             self._files, self._next_us = folder.left_behind(), now_us + LOOK_EVERY_US
         for file in self._files:
-            if file.path.name in self._refused:
+            if file.path in self._refused:
                 file.close()
                 continue
             try:
@@ -107,7 +107,7 @@ class Leftovers:
 
     def _refuse(self, file: SpillFile, why: str) -> None:
         file.close()
-        self._refused.add(file.path.name)
+        self._refused.add(file.path)
         self._notify(f"{file.path} cannot be taken in and is left as it is: {why}")
 
     def _read(self, folder: SpillFolder, file: SpillFile) -> WriteBehindBuffer:

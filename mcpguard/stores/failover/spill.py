@@ -12,13 +12,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from mcpguard.core.audit import Row
 from mcpguard.core.text import compact
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import private_folder, size_bytes
+from mcpguard.files import StrPath, private_folder, size_bytes
 from mcpguard.stores.api import Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
@@ -76,7 +75,7 @@ class SpillFile:
         path: The path.
     """
 
-    def __init__(self, fd: int, path: Path) -> None:
+    def __init__(self, fd: int, path: str) -> None:
         self.path = path
         self._fd = fd
         self._bytes = os.fstat(fd).st_size
@@ -90,11 +89,11 @@ class SpillFile:
         """
         data = b"".join([f"{compact(record)}\n".encode() for record in records])
         if self._bytes + len(data) > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path))
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self.path)
         self._cut()
         try:
             if os.write(self._fd, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         except OSError:
             self._is_torn = True
             with contextlib.suppress(OSError):
@@ -132,7 +131,7 @@ class SpillFile:
             os.ftruncate(self._fd, 0)
         self.close()
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            os.unlink(self.path)
 
     def close(self) -> None:
         """Release the file to whoever locks it next."""
@@ -150,9 +149,9 @@ class SpillFolder:
         base: Returns an id of the start of this machine's clock, see `stores.clock.base_id`.
     """
 
-    def __init__(self, folder: Path, prefix: str, *, base: Callable[[], str] = base_id) -> None:
+    def __init__(self, folder: StrPath, prefix: str, *, base: Callable[[], str] = base_id) -> None:
         self.base = base
-        self._folder = folder
+        self._folder = os.fspath(folder)
         self._prefix = prefix
 
     def create(self) -> SpillFile:
@@ -165,13 +164,13 @@ class SpillFolder:
         private_folder(self._folder)
         refuse_network(self._folder)
         if sum(map(size_bytes, self._paths())) > MAX_FOLDER_BYTES:  # another wrapper may just take one in
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._folder))
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._folder)
         for _ in range(_TRIES):  # another wrapper may lock and remove the empty file first
-            path = self._folder / f"{self._prefix}{os.urandom(8).hex()}"
+            path = os.path.join(self._folder, f"{self._prefix}{os.urandom(8).hex()}")
             found = _locked(path, os.O_CREAT | os.O_EXCL)
             if found:
                 return found
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(self._folder))
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), self._folder)
 
     def left_behind(self) -> Iterator[SpillFile]:
         """Lock and return the files of wrappers that have ended."""
@@ -183,15 +182,15 @@ class SpillFolder:
                     if found:
                         yield found
 
-    def _paths(self) -> list[Path]:
-        return sorted(path for path in self._folder.iterdir() if path.name.startswith(self._prefix))
+    def _paths(self) -> list[str]:
+        return [os.path.join(self._folder, name) for name in sorted(os.listdir(self._folder)) if name.startswith(self._prefix)]
 
 
-def _locked(path: Path, how: int = 0) -> SpillFile | None:
+def _locked(path: str, how: int = 0) -> SpillFile | None:
     """Open and lock a file. Returns None if another process has locked or removed it."""
     fd = os.open(path, os.O_RDWR | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | how, 0o600)
     try:
-        if try_lock(fd) and os.path.samestat(os.fstat(fd), path.stat()):
+        if try_lock(fd) and os.path.samestat(os.fstat(fd), os.stat(path)):
             return SpillFile(fd, path)
     except FileNotFoundError:
         pass
@@ -199,7 +198,7 @@ def _locked(path: Path, how: int = 0) -> SpillFile | None:
         os.close(fd)
         if how:
             with contextlib.suppress(OSError):
-                path.unlink()
+                os.unlink(path)
         raise
     os.close(fd)
     return None

@@ -1,7 +1,7 @@
 """The address of an SQLite store, and how to open it."""
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mcpguard.files import is_there
@@ -14,19 +14,19 @@ if TYPE_CHECKING:  # settings are read before the server is started: nothing of 
 class SqliteAddress(NamedTuple):
     """The path of a database."""
 
-    path: Path
+    path: str
 
     @property
     def shown(self) -> str:
         """See `Address`."""
-        return str(self.path)
+        return self.path
 
     def exists(self) -> bool:
         """See `Address`."""
         from mcpguard.stores.sqlite.call_log import log_path
 
         try:
-            return self.path.stat().st_size > 0 or is_there(log_path(self.path))
+            return os.stat(self.path).st_size > 0 or is_there(log_path(self.path))
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:

@@ -19,11 +19,10 @@ import struct
 import sys
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import open_private, open_unnoted
+from mcpguard.files import StrPath, open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import FileLock
 from mcpguard.stores.sqlite import log_records
@@ -83,7 +82,7 @@ class LogFull(StoreUnavailable):
         drained_end: There is room once the database has the log up to this position.
     """
 
-    def __init__(self, path: Path, drained_end: int) -> None:
+    def __init__(self, path: StrPath, drained_end: int) -> None:
         super().__init__(f"{path} is full", "the database beside it takes nothing: is the disk full?")
         self.drained_end = drained_end
 
@@ -105,15 +104,14 @@ class CallLog:
         StoreUnavailable: It is not a call log, or was truncated.
     """
 
-    def __init__(self, path: Path, *, writable: bool = True) -> None:
-        self.path = path
-        self._name = str(path)
+    def __init__(self, path: StrPath, *, writable: bool = True) -> None:
+        self.path = os.fspath(path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self.fd = open_unnoted(path, flags)
         try:
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
-            self.folder = FolderChanges(path.parent)
+            self.folder = FolderChanges(os.path.dirname(path))
         except BaseException:
             os.close(self.fd)
             raise
@@ -166,7 +164,7 @@ class CallLog:
             StoreUnavailable: It was removed, replaced or truncated.
         """
         try:
-            stat = os.stat(self._name)  # noqa: PTH116 - on every call's path
+            stat = os.stat(self.path)
             found = stat.st_dev, stat.st_ino, stat.st_size
         except FileNotFoundError:
             found = (0, 0, 0)
@@ -335,14 +333,15 @@ class CallLog:
             self.folder.close()
 
 
-def create(path: Path, header: Mapping[str, object], at: Position = START) -> None:
+def create(path: StrPath, header: Mapping[str, object], at: Position = START) -> None:
     """Create an empty log. It gets its name when it is complete. The caller has the store's lock.
 
     Raises:
         OSError: It cannot be made.
     """
-    new = path.with_name(path.name + "-new")
-    new.unlink(missing_ok=True)
+    new = f"{path}-new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
     fd = open_private(new)
     try:
         _write_all(fd, _header(header), 0)
@@ -354,21 +353,20 @@ def create(path: Path, header: Mapping[str, object], at: Position = START) -> No
     log.begin_at(at)
     _sync(log.fd)  # before the rename: after a power cut the name must not lead to a file of zeros
     log.close()
-    new.rename(path)
+    os.rename(new, path)
 
 
-def log_path(database: Path) -> Path:
+def log_path(database: StrPath) -> str:
     """The path of a database's call log."""
     return beside(database, "-calls")
 
 
-def beside(database: Path, suffix: str) -> Path:
+def beside(database: StrPath, suffix: str) -> str:
     """The path of a file beside a database. Links are resolved, so that all processes use one file whatever link they name."""
-    real = Path(os.path.realpath(database))
-    return real.with_name(real.name + suffix)
+    return os.path.realpath(database) + suffix
 
 
-def damaged(path: Path, how: str) -> StoreDamaged:
+def damaged(path: StrPath, how: str) -> StoreDamaged:
     """The error for a damaged log."""
     return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
 

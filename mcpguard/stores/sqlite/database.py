@@ -8,13 +8,13 @@ import contextlib
 import errno
 import os
 import sqlite3
+import sys
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Final, TypeVar
 
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
-from mcpguard.files import size_bytes
+from mcpguard.files import StrPath, size_bytes
 from mcpguard.stores.sqlite import integrity
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.in_flight import Place
@@ -31,7 +31,7 @@ _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _T = TypeVar("_T")
 
 
-def connect(path: Path, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
+def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
     """A connection to a database that exists.
 
     Args:
@@ -42,18 +42,19 @@ def connect(path: Path, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Conn
     Raises:
         sqlite3.Error: It cannot be opened.
     """
-    uri = f"{_uri(path.absolute().as_posix())}?mode={mode}"
+    uri = f"{_uri(os.path.realpath(path))}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db
 
 
 def _uri(name: str) -> str:
-    """The URI of a file for SQLite. `Path.as_uri` loads TLS and more from Python 3.14 on: some 10 MB of memory.
+    """The URI of a file for SQLite.
 
     >>> _uri("/srv/50%/a?b#c.db"), _uri("C:/srv/a.db")
     ('file:///srv/50%25/a%3fb%23c.db', 'file:///C:/srv/a.db')
     """
+    name = name.replace("\\", "/") if sys.platform == "win32" else name
     for char in "%?#":
         name = name.replace(char, f"%{ord(char):02x}")
     return f"file://{name}" if name.startswith("/") else f"file:///{name}"
@@ -152,7 +153,7 @@ def marks(values: Sequence[object]) -> str:
 
 
 @contextlib.contextmanager
-def reported(path: Path) -> Iterator[None]:
+def reported(path: StrPath) -> Iterator[None]:
     """Turn errors of SQLite and of the system into `StoreUnavailable`."""
     try:
         yield
@@ -160,7 +161,7 @@ def reported(path: Path) -> Iterator[None]:
         raise unavailable(path, error) from error
 
 
-def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
+def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailable:
     """The error for the user."""
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
@@ -170,14 +171,13 @@ def unavailable(path: Path, error: sqlite3.Error | OSError) -> StoreUnavailable:
             return StoreUnavailable(what, LOOK_AT_LIMITS)
         return StoreUnavailable(what, "name another place with MCPGUARD_HOME or --store")
     words = str(error)
-    # Not `Path.exists` and `Path.is_dir`, which raise without permission
-    if "not a database" in words and not os.path.exists(log_path(path)):  # noqa: PTH110 - each store has a call log
+    if "not a database" in words and not os.path.exists(log_path(path)):  # each store has a call log
         return no_store(path, words)
     if "no such table" in words:
         return no_store(path, OF_ANOTHER) if size_bytes(path) else integrity.damaged(path, integrity.EMPTY)
     if "malformed" in words or "not a database" in words:
         return integrity.damaged(path, words)
-    if "unable to open" in words and os.path.isdir(path):  # noqa: PTH112
+    if "unable to open" in words and os.path.isdir(path):
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:
         return StoreUnavailable(f"{path} cannot be used: {words}", "another program holds its lock")

@@ -6,7 +6,6 @@ It follows the log: it reads the records that others have appended, and appends 
 import contextlib
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 from mcpguard.core.limiter import EMPTY, State
@@ -44,7 +43,7 @@ class Follower:
         turn_lock: The lock on the log.
     """
 
-    def __init__(self, path: Path, files: Files, *, timeout_s: float) -> None:
+    def __init__(self, path: str, files: Files, *, timeout_s: float) -> None:
         self.memory = files.memory
         self.at = files.at
         self.turn_lock = files.turn

@@ -3,40 +3,40 @@
 Nothing here opens the file: closing it again would release all POSIX locks that the process's connections have on it.
 """
 
+import os
 import sqlite3
-from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import size_bytes
+from mcpguard.files import StrPath, size_bytes
 
 EMPTY: Final = "it is empty"
 
-_suspects: Final[set[Path]] = set()
+_suspects: Final[set[str]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
 
 
-def identity(path: Path) -> tuple[int, int]:
+def identity(path: StrPath) -> tuple[int, int]:
     """A value by which a replaced file is detected."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except FileNotFoundError:
         return (0, 0)
     return (stat.st_dev, stat.st_ino)
 
 
-def replaced(path: Path) -> StoreUnavailable:
+def replaced(path: StrPath) -> StoreUnavailable:
     """The error for a database that was open and is not at its path any more."""
     return StoreUnavailable(f"{path} was removed or replaced", "its counters are lost")
 
 
-def damaged(path: Path, how: str) -> StoreDamaged:
+def damaged(path: StrPath, how: str) -> StoreDamaged:
     """The error for a damaged database."""
-    _suspects.add(path)
+    _suspects.add(os.fspath(path))
     return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made, with new counters")
 
 
-def check_pages(db: sqlite3.Connection, path: Path) -> None:
+def check_pages(db: sqlite3.Connection, path: StrPath) -> None:
     """Check a database before it is used: its size always, every page only if there is a suspicion.
 
     Raises:
@@ -46,8 +46,8 @@ def check_pages(db: sqlite3.Connection, path: Path) -> None:
     if not size:
         raise damaged(path, EMPTY)
     pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
-    if path in _suspects or pages * page_bytes > size:
+    if os.fspath(path) in _suspects or pages * page_bytes > size:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise damaged(path, found.splitlines()[-1])
-        _suspects.discard(path)
+        _suspects.discard(os.fspath(path))

@@ -6,10 +6,10 @@ A hook is a short process. It opens the call log and nothing else of the store.
 import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 from mcpguard.core.client_agents import AgentNote
+from mcpguard.files import StrPath
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged, log_path
 
 KIND: Final = "n"
@@ -27,7 +27,7 @@ def read(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
     return json.loads(namespace), AgentNote(call_id, json.loads(agent)), int(wall_us)
 
 
-def leave(path: Path, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:
+def leave(path: StrPath, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:
     """Append a note to the call log of a store that exists.
 
     Args:

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
@@ -48,7 +47,7 @@ class Files(NamedTuple):
         warnings: Messages for the store's owner.
     """
 
-    path: Path
+    path: str
     identity: tuple[int, int]
     log: CallLog
     turn: FileLock
@@ -77,7 +76,7 @@ class Files(NamedTuple):
         self.lock.close()
 
 
-def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: Clock) -> Files:
+def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Clock) -> Files:
     """Open a store's files.
 
     Args:
@@ -90,10 +89,10 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         StoreUnavailable: As `SqliteStore` says.
     """
     with contextlib.ExitStack() as undo, database.reported(path):
-        private_folder(path.parent)
-        refuse_network(path.parent)
-        if path.is_dir():
-            raise StoreUnavailable(f"{path} is a folder", f"name a file in it, such as {path / 'mcpguard.db'}")
+        private_folder(os.path.dirname(path))
+        refuse_network(os.path.dirname(path))
+        if os.path.isdir(path):
+            raise StoreUnavailable(f"{path} is a folder", f"name a file in it, such as {os.path.join(path, 'mcpguard.db')}")
         lock = lock_file(beside(path, "-lock"))
         undo.callback(lock.close)
         hold = SharedHold(beside(path, "-open"))
@@ -131,7 +130,7 @@ def open_files(path: Path, *, timeout_s: float, own_clock: Clock | None, wall: C
         return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
 
 
-def _join(path: Path, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
+def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
     """Open a store that others have open, while one of them holds the store's lock for upkeep.
 
     A process with the lock may repair the store while no other process has it open. So `hold` is shared last, when nothing is
@@ -170,13 +169,13 @@ def _held(turn: FileLock, log: CallLog, timeout_s: float) -> Iterator[None]:
         turn.release()
 
 
-def _database(path: Path) -> sqlite3.Connection:
+def _database(path: str) -> sqlite3.Connection:
     """The database, created if it is missing. An empty file beside a call log is damaged: it was truncated."""
     if not is_there(path):
         os.close(open_private(path))
         is_new = True
     else:
-        is_new = not path.stat().st_size and not is_there(log_path(path))
+        is_new = not os.stat(path).st_size and not is_there(log_path(path))
     db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
     try:
         if not is_new:
@@ -188,7 +187,7 @@ def _database(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
+def _call_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
     """The call log, created if it is missing."""
     log_file = log_path(path)
     if not is_there(log_file):
@@ -202,7 +201,7 @@ def _call_log(path: Path, db: sqlite3.Connection, warnings: list[str]) -> CallLo
     return CallLog(log_file)
 
 
-def _agree(path: Path, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:
+def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:
     """Check that log and database belong together, and that the log continues at the database's position."""
     key = database.key(db)
     if key is None:  # the database is new: it takes key and position from the log
@@ -211,7 +210,7 @@ def _agree(path: Path, db: sqlite3.Connection, log: CallLog, hold: SharedHold, w
             database.set_position(db, log.drained())
         return
     if key != log.key:
-        hint = f"put the database that it belongs to back, or move {log.path.name} away"
+        hint = f"put the database that it belongs to back, or move {os.path.basename(log.path)} away"
         raise StoreUnavailable(f"{log.path} belongs to another database than {path}", hint)
     at, drained = database.position(db), log.drained()
     if _continues(log, at):
@@ -236,7 +235,7 @@ def _continues(log: CallLog, at: Position) -> bool:
     return True
 
 
-def _time_base(path: Path, log: CallLog, hold: SharedHold, begin_us: Clock) -> Clock:
+def _time_base(path: str, log: CallLog, hold: SharedHold, begin_us: Clock) -> Clock:
     """The store's time: the machine's boot clock plus an offset in the log's header. It never runs backwards.
 
     After a restart of the machine the wall clock says how long it was off. If the wall clock is ahead, windows end early, and

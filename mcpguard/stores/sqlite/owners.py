@@ -8,9 +8,9 @@ free.
 import os
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
+from mcpguard.files import StrPath
 from mcpguard.stores.locks import LifeSign, delete_if_dead, shows_life
 from mcpguard.stores.sqlite.call_log import beside
 
@@ -22,12 +22,12 @@ class Owners:
         database: The database.
     """
 
-    def __init__(self, database: Path) -> None:
+    def __init__(self, database: StrPath) -> None:
         self._base = beside(database, "-owner-")
 
-    def file(self, name: str) -> Path:
+    def file(self, name: str) -> str:
         """An owner's file."""
-        return self._base.with_name(self._base.name + name)
+        return self._base + name
 
     def dead(self, names: Iterable[str]) -> set[str]:
         """Those of some owners that have ended."""
@@ -35,9 +35,10 @@ class Owners:
 
     def sweep(self) -> None:
         """Delete the files of owners that have ended."""
-        for path in self._base.parent.iterdir():
-            if path.name.startswith(self._base.name):
-                delete_if_dead(path)
+        folder, beginning = os.path.split(self._base)
+        for name in os.listdir(folder):
+            if name.startswith(beginning):
+                delete_if_dead(os.path.join(folder, name))
 
 
 class _Owner:
@@ -64,7 +65,7 @@ class _Owner:
             return
 
 
-_own: Final[dict[Path, _Owner]] = {}
+_own: Final[dict[str, _Owner]] = {}
 _lock: Final = threading.Lock()
 """What this process is an owner of. A store that fails is closed and opened again while calls are in flight: they keep their
 places, because the owner stays."""

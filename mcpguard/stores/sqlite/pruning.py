@@ -1,9 +1,9 @@
 """Deletes old audit rows when a person asks for it, in portions of `upkeep`. It never takes the lock on the call log."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
@@ -22,7 +22,7 @@ _PAUSE_S: Final = 0.01
 """The pause between two portions, in which others can do upkeep."""
 
 
-def prune(path: Path, options: Options, before_us: int) -> Iterator[int]:
+def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
     """Delete a namespace's rows from before a time. Yields the number of rows of each portion, after it is deleted.
 
     Args:
@@ -35,7 +35,7 @@ def prune(path: Path, options: Options, before_us: int) -> Iterator[int]:
             the store's lock.
     """
     with contextlib.ExitStack() as undo, database.reported(path):
-        path.stat()  # the system says more plainly than SQLite why it cannot be opened
+        os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
         with contextlib.closing(database.connect(path, mode="rw")) as db:
             require_schema(db, path)
         lock = lock_file(beside(path, "-lock"))

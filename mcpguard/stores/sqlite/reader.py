@@ -7,16 +7,16 @@ next connection that may write to the file opens it, even a reader's.
 import collections
 import contextlib
 import functools
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row, members
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
-from mcpguard.files import is_there
+from mcpguard.files import StrPath, is_there
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
@@ -75,8 +75,8 @@ class Reader:
         StoreUnavailable: The store cannot be read.
     """
 
-    def __init__(self, path: Path, log: CallLog | None = None, *, timeout_s: float = database.BUSY_S) -> None:
-        self.path = path
+    def __init__(self, path: StrPath, log: CallLog | None = None, *, timeout_s: float = database.BUSY_S) -> None:
+        self.path = os.fspath(path)
         self._own_log: CallLog | None = None
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):

@@ -5,11 +5,10 @@ Never edit a released step: files that have passed it would not get the change.
 
 import contextlib
 import sqlite3
-from pathlib import Path
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import is_there
+from mcpguard.files import StrPath, is_there
 from mcpguard.stores.sqlite.call_log import log_path
 
 PAGE_BYTES: Final = 4096
@@ -61,14 +60,14 @@ VERSION: Final = _PREVIEWS + len(STEPS)
 OF_ANOTHER: Final = "another program made this database"
 
 
-def no_store(path: Path, how: str) -> StoreUnavailable:
+def no_store(path: StrPath, how: str) -> StoreUnavailable:
     """The error for a file that is no store, probably because its path is mistyped."""
     return StoreUnavailable(
         f"{path} is not a store of mcpguard: {how}", "is the path right? if so, move the file away: a new one is made"
     )
 
 
-def require_schema(db: sqlite3.Connection, path: Path) -> int:
+def require_schema(db: sqlite3.Connection, path: StrPath) -> int:
     """The version of a file's schema; 0 if it is new.
 
     Raises:
@@ -89,7 +88,7 @@ def require_schema(db: sqlite3.Connection, path: Path) -> int:
     return found
 
 
-def migrate(db: sqlite3.Connection, path: Path) -> None:
+def migrate(db: sqlite3.Connection, path: StrPath) -> None:
     """Bring a file to the newest schema, in one step for readers. The caller holds the store's lock.
 
     Args:

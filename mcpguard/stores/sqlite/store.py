@@ -11,11 +11,11 @@ calls in flight.
 """
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 from mcpguard.core import limiter
@@ -26,6 +26,7 @@ from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter, Plan, counter_id
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.errors import StoreDamaged, StoreUnavailable
+from mcpguard.files import StrPath
 from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
@@ -74,14 +75,14 @@ class SqliteStore:
 
     def __init__(
         self,
-        path: Path,
+        path: StrPath,
         options: Options | None = None,
         *,
         clock: Clock | None = None,
         wall: Clock = wall_us,
     ) -> None:
         options = options or Options()
-        self.path = path
+        self.path = path = os.fspath(path)
         self._wall = wall
         self._timeout_s = options.timeout_ms / 1000
         self._durable = options.durability == "full"
@@ -371,7 +372,7 @@ class SqliteStore:
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:
-                trouble = f"{error.message} ({error.hint}); calls go on as long as {self._log.path.name} has room"
+                trouble = f"{error.message} ({error.hint}); calls go on as long as {os.path.basename(self._log.path)} has room"
                 self.warnings = (*self._files.warnings, trouble)
             else:
                 self.warnings = self._files.warnings

@@ -5,11 +5,11 @@ a transaction of upkeep, and upkeep for them.
 """
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 from mcpguard.core.client_agents import NOTE_KEPT_US
@@ -89,7 +89,7 @@ class Upkeep:
         is_failing: Whether this process could not write the database when it last tried.
     """
 
-    def __init__(self, path: Path, log: CallLog, options: Options, *, now_us: int, busy: Callable[[], bool]) -> None:
+    def __init__(self, path: str, log: CallLog, options: Options, *, now_us: int, busy: Callable[[], bool]) -> None:
         self._path = path
         self._log = log
         self._bounds = options.namespace, options.keep_us, options.max_bytes
@@ -244,7 +244,7 @@ class Upkeep:
         """Write a batch into the database, and delete as many old rows as that takes to stay within the bounds."""
         with database.writing(db):
             if database.position(db) != since:
-                hint = f"was {self._path.name}-lock removed? its lock lets only one process do that"
+                hint = f"was {os.path.basename(self._path)}-lock removed? its lock lets only one process do that"
                 raise StoreUnavailable(f"{self._path} takes the call log from two processes at once", hint)
             Drain(db, self._log.key, pauses).write(since.row, batch)
             database.set_position(db, upto)

@@ -369,7 +369,7 @@ def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_
     session.call("x", 3)
     drain(store)
     lost = session.call("x", 3)[-1].row_id or 0
-    log_path(path).unlink()
+    Path(log_path(path)).unlink()
     for module, name in (database, "set_position"), (call_log, "create"):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, ends_after(getattr(module, name)))
@@ -436,7 +436,7 @@ def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(
     later = time.time_ns() + 60_000_000_000
     monkeypatch.setattr(time, "time_ns", lambda: later)  # the folder has settled
     assert session.decisions("x", 3) == ["allowed"] * 3
-    log = log_path(path)
+    log = Path(log_path(path))
     if how == "removed":
         log.unlink()
     elif how == "renamed":
@@ -465,7 +465,7 @@ def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_ope
     session = Session(idle, MANY)
     session.call("x", 3)
     drain(idle)
-    log_path(path).unlink()
+    Path(log_path(path)).unlink()
     after = open_store()
     assert "was removed" in after.warnings[0]
     Session(after, MANY, session="b" * 16).call("x", 2)

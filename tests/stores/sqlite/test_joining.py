@@ -92,13 +92,13 @@ def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(
 
 
 def lacks_its_log(path: Path, _: pytest.MonkeyPatch) -> None:
-    log_path(path).unlink()
+    Path(log_path(path)).unlink()
 
 
 def has_another_stores_log(path: Path, _: pytest.MonkeyPatch) -> None:
     other = path.with_name("other.db")
     SqliteStore(other).close()
-    log_path(other).replace(log_path(path))
+    Path(log_path(other)).replace(log_path(path))
 
 
 def has_a_log_that_ends_before_its_database(path: Path, _: pytest.MonkeyPatch) -> None:

@@ -57,16 +57,16 @@ def test_a_note_creates_no_store(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"not a call log, by far, but longer than a header" * 3])
 def test_a_file_that_is_not_a_call_log_is_unchanged(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.db"
-    log_path(path).write_bytes(content)
+    Path(log_path(path)).write_bytes(content)
     with pytest.raises(StoreUnavailable, match="damaged"):
         leave(path)
-    assert log_path(path).read_bytes() == content
+    assert Path(log_path(path)).read_bytes() == content
 
 
 def test_the_wait_for_the_lock_is_bounded(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
     path = tmp_path / "a.db"
     SqliteStore(path).close()
-    worker = start("hold", log_path(path))
+    worker = start("hold", Path(log_path(path)))
     assert heard(worker) == "True"
     begin = time.monotonic()
     assert not leave(path, timeout_s=0.1)

@@ -97,7 +97,7 @@ def test_a_call_that_waits_for_a_stopped_holder_of_the_lock_gives_up_in_time_and
     store = SqliteStore(path, Options(timeout_ms=50))
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = "2/1h"\n')
     assert session.decisions("x") == ["allowed"]
-    holder = start(what, log_path(path) if what == "hold" else path)
+    holder = start(what, Path(log_path(path)) if what == "hold" else path)
     assert heard(holder) in {"True", "begun"}
     holder.send_signal(signal.SIGSTOP)
     for _ in range(2):

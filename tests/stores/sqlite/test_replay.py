@@ -104,7 +104,7 @@ class Pair:
     def fail(self, at: int) -> None:
         """A decision that fails, of a wrapper whose audit rows are not compared."""
         bystander = self.session(self.files[at].store, 9)
-        log = log_path(self.path)
+        log = Path(log_path(self.path))
         log.rename(log.with_name("away"))
         with pytest.raises(StoreUnavailable):
             bystander.call("x")

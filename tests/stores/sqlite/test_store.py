@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from mcpguard.errors import ExitStatus, StoreUnavailable
-from mcpguard.stores import clock, locks
+from mcpguard.stores import clock, filesystem, locks
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
@@ -512,7 +512,7 @@ def test_without_a_table_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.posix
 def test_opening_on_a_network_file_system_creates_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "36 21 0:1 / / rw - nfs4 host:/x rw\n")
+    monkeypatch.setattr(filesystem, "read_at_once", lambda _: b"36 21 0:1 / / rw - nfs4 host:/x rw\n")
     with pytest.raises(StoreUnavailable):
         SqliteStore(path)
     assert list(path.parent.iterdir()) == []
@@ -647,7 +647,7 @@ def test_closing_moves_all_records_into_the_database(path: Path, open_store: Ope
     decisions(store, 6)
     store.close()
     assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
-    log_path(path).unlink()
+    Path(log_path(path)).unlink()
     assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
 
 

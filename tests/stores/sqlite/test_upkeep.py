@@ -115,7 +115,7 @@ def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_chang
     set_position = database.set_position
 
     def look(db: sqlite3.Connection, upto: Position) -> None:
-        sizes.append(beside(path, "-journal").stat().st_size)
+        sizes.append(Path(beside(path, "-journal")).stat().st_size)
         set_position(db, upto)
 
     monkeypatch.setattr(database, "set_position", look)
