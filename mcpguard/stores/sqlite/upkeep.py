@@ -71,6 +71,10 @@ _OLDEST: Final = """
     FROM audit WHERE namespace = ? AND id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?
 """
 _ALL: Final = -1
+_CACHE_KIB: Final = 128
+"""How much of the database upkeep keeps in memory, besides the pages that its transaction changes. SQLite's usual 2 MiB stay
+with the process afterwards, and upkeep takes as long."""
+
 _PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
 
 
@@ -199,6 +203,8 @@ class Upkeep:
         try:
             with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
                 db.execute("PRAGMA synchronous = FULL")  # no call waits for it
+                db.execute(f"PRAGMA cache_size = {-_CACHE_KIB}")
+                db.execute("PRAGMA cache_spill = OFF")  # a changed page would be written early, and the journal synced for it
                 integrity.check_pages(db, self._path)
                 yield db
         except (sqlite3.Error, OSError):
