@@ -215,7 +215,7 @@ def _is_private(group: int) -> bool:
 
 def private_folder(folder: StrPath) -> None:
     """Create a folder and its parents with mode 0700 whatever the umask. An existing folder keeps its mode."""
-    if not folder or os.path.isdir(folder):  # a relative path ends with no name
+    if not folder or os.path.isdir(folder):  # a relative name has an empty parent
         return
     private_folder(os.path.dirname(folder))
     with contextlib.suppress(FileExistsError):

@@ -349,6 +349,8 @@ def test_anything_else_is_no_span_of_time(text: str) -> None:
         ("sqlite:///var/lib/x.db", "/var/lib/x.db"),
         ("sqlite:///with%20space/%C3%BC.db", "/with space/ü.db"),
         ("sqlite:///C:/Users/x.db", "C:/Users/x.db"),
+        ("sqlite:///var/lib/x.db/", "/var/lib/x.db"),
+        ("sqlite:////", "/"),
     ],
 )
 def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None:

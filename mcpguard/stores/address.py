@@ -30,7 +30,7 @@ def address(url: str, password: str = "") -> Address:
     match = re.fullmatch(r"sqlite://(/.+)", url)
     if match and "\0" not in (path := unquote(match[1])):
         path = path[1:] if re.match(r"/([A-Za-z]:|~)", path) else path
-        return SqliteAddress(absolute(path, where="store") if path.startswith("~") else path)
+        return SqliteAddress(absolute(path, where="store") if path.startswith("~") else path.rstrip("/") or "/")
     scheme = url.partition("://")[0]
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://.*", url, re.DOTALL):
         raise ConfigError("store: this is not a URL", _EXAMPLE)
