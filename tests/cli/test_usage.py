@@ -254,6 +254,11 @@ def test_counters_that_no_rule_has_any_more_still_say_what_they_count() -> None:
     ]
 
 
+def test_a_counter_of_calls_in_flight_that_no_rule_has_any_more_has_no_window() -> None:
+    windows = {one.counts: as_json(one)["window"] for one in kinds('mode = "enforce"')}
+    assert windows == {"cost": "1h", "calls": "10m", "errors": "1m", "concurrent": None}
+
+
 def test_the_other_part_of_an_overridden_rule_still_limits() -> None:
     override = '[[rule]]\ntool = "search"\nserver = "crm"\nlimit = "7/1m"\ncount = "errors"\n'
     found = kinds(KINDS + override)
@@ -400,6 +405,20 @@ class Screen:
         self.process.wait()
         for fd in (self._master, self.terminal):
             os.close(fd)
+
+
+def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
+    restored = []
+    try:
+        with _usage_screen._raising():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+                restored.append("terminal")
+    except _usage_screen._Ended as ended:
+        restored.append(signal.Signals(ended.number).name)
+    assert restored == ["terminal", "SIGTERM"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
