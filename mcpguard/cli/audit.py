@@ -15,7 +15,7 @@ from mcpguard.cli._audit_tail import Lines, Objects, Rows, Tail
 from mcpguard.cli._command import Group
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, policy_option, store_option
-from mcpguard.cli._text import say, tolerant_output, until_reader_leaves
+from mcpguard.cli._text import say, until_reader_leaves
 from mcpguard.config import Settings
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError
@@ -34,7 +34,6 @@ def command() -> None:
     Example:
       mcpguard audit tail -f
     """
-    tolerant_output()
 
 
 @command.command(short_help="Show the newest rows.")
