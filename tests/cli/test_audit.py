@@ -241,6 +241,11 @@ def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set
     assert [line for line in done.stdout.splitlines() if len(line) > 78] == []
 
 
+def test_the_limit_of_a_call_that_a_rule_would_deny_is_deny(home: Path) -> None:
+    done = mcpguard(home, "audit", "tail", "--table", "--tool", "watched", COLUMNS="100")
+    assert re.search(r"would_deny .* deny ", done.stdout)
+
+
 def test_long_and_wide_names_are_cut_to_fit(tmp_path: Path) -> None:
     policy(tmp_path, rule("1000000/999h", user="*", tool="*"))
     options = ("--server", "s" * 40, "--user", "客" * 60, "--agent", f"{'c' * 40}::{'t' * 40}::n")
