@@ -70,12 +70,11 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
         rows = ROWS
     table = None if as_json else _audit_table.on_stdout(even_in_a_pipe=as_table)
     printer = Objects() if as_json else Lines() if table is None else Rows(table)
-    asks_for_policies = wanted.decisions is not None and "policy" in wanted.decisions
     shown = Tail(
         settings,
         wanted,
         printer,
-        with_starts=as_json or asks_for_policies,
+        with_starts=as_json or "policy" in (wanted.decisions or ()),
         found_none=partial(_say_none, settings, filters, follow=follow),
     )
     try:
