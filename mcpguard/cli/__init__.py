@@ -35,6 +35,7 @@ def _by_click() -> int:
     from mcpguard.cli.commands import cli
 
     gc.enable()
+    _tolerate_output()
     if instruction := os.environ.get("_MCPGUARD_COMPLETE"):  # a shell asks, by the script of `mcpguard completion`
         from mcpguard.cli import _completion
 
@@ -51,6 +52,15 @@ def _by_click() -> int:
         what = f"cannot use {error.filename}" if error.filename else "cannot write the output"
         return _complain(McpguardError(f"{what}: {error.strerror or error}"))
     return status if isinstance(status, int) else 0
+
+
+def _tolerate_output() -> None:
+    """Escape characters that stdout cannot encode. If stdout is closed, discard the output."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure:
+        reconfigure(errors="backslashreplace")
 
 
 def _leave(status: int) -> None:

@@ -79,6 +79,8 @@ def command(
         return _audit_otlp.send(settings, collector, wanted, with_user=with_user, follow=follow)
     if with_user:
         raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
+    if output == "-":
+        output = None
     try:
         with until_reader_leaves(), _naming(output), _opened(output, follow=follow) as (file, is_empty):
             heading = FORMATS[form].heading
@@ -91,14 +93,14 @@ def command(
                     file.write(write(page))
                     file.flush()
             else:
-                _write_all(settings, wanted, file, write, is_file=output not in {None, "-"})
+                _write_all(settings, wanted, file, write, is_file=output is not None)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     return ExitStatus.OK
 
 
 def _naming(output: str | None) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if output in {None, "-"} else written_to(output)
+    return contextlib.nullcontext() if output is None else written_to(output)
 
 
 def _wait_for_reader(seconds: float) -> None:
@@ -152,7 +154,7 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
     Raises:
         UsageError: The file exists, is a folder, or its folder is missing.
     """
-    if output is None or output == "-":
+    if output is None:
         yield sys.stdout, True
         return
     path = Path(output)
@@ -165,7 +167,7 @@ def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool
         with open(path, "a", encoding="utf-8", opener=_private) as file:
             if mode is not None and stat.S_ISREG(mode) and _is_cut(path):
                 file.write("\n")
-            yield file, mode is None or not path.stat().st_size
+            yield file, not path.stat().st_size
         return
     if mode is not None:
         raise UsageError(f"{output} exists, and is not replaced", "name another file, or remove it first")

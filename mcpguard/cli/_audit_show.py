@@ -281,7 +281,7 @@ def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, 
         refused: The same limit in the row, if it had no room, and what its counter holds now; else None.
         record: The row.
     """
-    if refused is None or not n:
+    if refused is None:
         return n
     limit, held = refused
     cost = record.get("cost", 1) if limit.counts == "cost" else 1

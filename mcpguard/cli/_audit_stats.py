@@ -45,16 +45,15 @@ def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
     wanted = _filters.wanted(settings.namespace, **filters)
     found: list[Statistic] = []
     total = None
-    has_store = settings.address.exists()
-    if has_store:
+    if settings.address.exists():
         with contextlib.closing(settings.read_store()) as opened:
             found, total = statistics(opened.tally(wanted=wanted), by)
     with until_reader_leaves():
         if as_json:
             click.echo(json.dumps({"by": by, "rows": [one._asdict() for one in found]}))
-        elif not has_store:
+        elif total is None:
             say(f"no calls: there is no store at {settings.address.shown}")
-        elif not found or total is None:
+        elif not found:
             say("no calls" + (" match" if any(map(_filters.is_given, filters.values())) else ""))
         else:
             is_terminal = sys.stdout.isatty()

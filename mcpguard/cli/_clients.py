@@ -254,9 +254,9 @@ def _agreed(changes: Sequence[Change], words: Words, *, dry_run: bool, yes: bool
 
 
 def _coloured(line: str) -> str:
-    colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-    if not is_coloured() or colour is None:
+    if not is_coloured():
         return line
+    colour = {"+": "green", "-": "red", "@": "cyan"}[line[0]]
     return click.style(line, fg=colour, bold=line.startswith(("+++", "---")) or None)
 
 
@@ -265,7 +265,7 @@ def diff(change: Change) -> Iterator[str]:
     old, new = _in_pieces(_lines(change.old), _lines(change.new))
     before, after = (str(change.file) if data is not None else os.devnull for data in (change.old, change.new))
     for line in difflib.unified_diff(old, new, before, after, n=0, lineterm=""):
-        yield printable(redacted(line))
+        yield printable(line[0] + redacted(line[1:]))  # apart, because a "-" before a token would look like a part of it
 
 
 def _lines(data: bytes | None) -> list[str]:
@@ -280,7 +280,7 @@ def _in_pieces(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[
         is_cut = tag != "equal" and any(len(line) > _LONG for side in sides for line in side)
         for pieces, side in zip(shown, sides, strict=True):
             for line in side:
-                pieces += re.findall(r".+?[,{}\[\]]|.+", line) or [line] if is_cut else [line]
+                pieces += re.findall(r".+?[,{}\[\]]|.+", line) if is_cut else [line]
     return shown
 
 

@@ -9,7 +9,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.cli._audit_table import fit, short_limit
-from mcpguard.cli._text import is_coloured
 from mcpguard.cli._usage_table import NARROW, Table
 from mcpguard.config import Settings
 from mcpguard.core.policy.model import Policy
@@ -65,7 +64,7 @@ def show(
     from rich.console import Console
     from rich.live import Live
 
-    console = Console(highlight=False, color_system="auto" if is_coloured() else None)
+    console = Console(highlight=False)  # without colours if NO_COLOR is set
     try:
         with (
             _raising(),

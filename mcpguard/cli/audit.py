@@ -15,7 +15,7 @@ from mcpguard.cli._audit_tail import Lines, Objects, Rows, Tail
 from mcpguard.cli._command import Group
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, policy_option, store_option
-from mcpguard.cli._text import say, tolerant_output, until_reader_leaves
+from mcpguard.cli._text import say, until_reader_leaves
 from mcpguard.config import Settings
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError
@@ -34,7 +34,6 @@ def command() -> None:
     Example:
       mcpguard audit tail -f
     """
-    tolerant_output()
 
 
 @command.command(short_help="Show the newest rows.")
@@ -71,12 +70,11 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
         rows = ROWS
     table = None if as_json else _audit_table.on_stdout(even_in_a_pipe=as_table)
     printer = Objects() if as_json else Lines() if table is None else Rows(table)
-    asks_for_policies = wanted.decisions is not None and "policy" in wanted.decisions
     shown = Tail(
         settings,
         wanted,
         printer,
-        with_starts=as_json or asks_for_policies,
+        with_starts=as_json or "policy" in (wanted.decisions or ()),
         found_none=partial(_say_none, settings, filters, follow=follow),
     )
     try:

@@ -14,7 +14,7 @@ import click
 from mcpguard import config, run_options
 from mcpguard.cli._clients import NO_SERVERS, project_folder, project_option
 from mcpguard.cli._command import Command
-from mcpguard.cli._text import new_table, paragraph, tolerant_output
+from mcpguard.cli._text import new_table, paragraph
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import starts_mcpguard
@@ -86,7 +86,6 @@ def command(project: str | None, as_json: bool) -> None:
       mcpguard clients
       mcpguard clients --project . --json
     """
-    tolerant_output()
     folder = project_folder(project)
     lookup = _Lookup()
     rows = [row for source in sources(Machine.this(), project=folder) for row in _rows(source, lookup)]

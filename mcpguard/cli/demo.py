@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import click
 
 from mcpguard.cli._command import Command
-from mcpguard.cli._text import tolerant_output
 from mcpguard.errors import ExitStatus
 
 
@@ -24,7 +23,6 @@ def command(keep: bool) -> int:
 
     Example: mcpguard demo
     """
-    tolerant_output()
     with _ended_by_ctrl_c():
         # mcp and rich take longer to import than most commands take to run
         from mcpguard.demo.story import run_demo

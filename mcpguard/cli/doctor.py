@@ -14,7 +14,7 @@ from mcpguard.cli import run
 from mcpguard.cli._clients import complete_servers
 from mcpguard.cli._command import Command
 from mcpguard.cli._seen import files
-from mcpguard.cli._text import is_coloured, tolerant_output
+from mcpguard.cli._text import is_coloured
 from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import checkup
@@ -50,7 +50,6 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
       mcpguard doctor --server crm
       mcpguard doctor --server crm -- npx -y @acme/crm-server
     """
-    tolerant_output()
     folder = ""
     if options["server"] and not argv:
         from mcpguard.doctor.clients import command_of

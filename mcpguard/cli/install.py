@@ -7,7 +7,7 @@ import click
 from mcpguard.account import state_folder
 from mcpguard.cli import _clients
 from mcpguard.cli._command import Command
-from mcpguard.cli._text import tolerant_output, warn
+from mcpguard.cli._text import warn
 
 
 @click.command("install", Command)
@@ -44,7 +44,6 @@ def command(
     from mcpguard.clients.installing import Plan, plan_install
     from mcpguard.clients.launcher import launcher
 
-    tolerant_output()
     chosen = _clients.chosen(clients, project)
     start = launcher(os.environ)
     _clients.check_settings()

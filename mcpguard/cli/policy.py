@@ -12,7 +12,7 @@ from mcpguard.cli import _policy_edit, _policy_set, _policy_show
 from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._seen import files, seen
-from mcpguard.cli._text import tolerant_output, warn
+from mcpguard.cli._text import warn
 from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse
@@ -36,7 +36,6 @@ def command() -> None:
       mcpguard policy show
       mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
     """
-    tolerant_output()
 
 
 @command.command(short_help="Show each rule, with a sentence that explains it.")

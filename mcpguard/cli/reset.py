@@ -12,7 +12,6 @@ from mcpguard.cli._command import Command
 from mcpguard.cli._counters import counter_text, is_selected, used_text
 from mcpguard.cli._filters import given, name_filters
 from mcpguard.cli._options import store_option
-from mcpguard.cli._text import tolerant_output
 from mcpguard.core.policy.plan import label_parts
 from mcpguard.core.text import amount, printable
 from mcpguard.errors import ExitStatus, UsageError
@@ -36,7 +35,6 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
       mcpguard reset --user alice@acme.com
       mcpguard reset --tool 'crm_*' --yes
     """
-    tolerant_output()
     if not yes and not (sys.stdin and sys.stdin.isatty()):
         raise UsageError("reset asks for confirmation, and there is no terminal", "add --yes to reset without asking")
     settings = config.load(os.environ, store=options["store"])

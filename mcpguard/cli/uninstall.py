@@ -7,7 +7,6 @@ import click
 from mcpguard.account import state_folder
 from mcpguard.cli import _clients
 from mcpguard.cli._command import Command
-from mcpguard.cli._text import tolerant_output
 
 
 @click.command("uninstall", Command)
@@ -30,7 +29,6 @@ def command(
     from mcpguard.clients.hooks import plan_no_hooks
     from mcpguard.clients.installing import Plan, plan_uninstall
 
-    tolerant_output()
     chosen = _clients.chosen(clients, project)
     plan = Plan(state_folder(os.environ), chosen.machine)
     plan_uninstall(plan, chosen.sources, frozenset(servers))

@@ -15,7 +15,7 @@ from mcpguard.cli import _usage_table
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import all_match, given, name_filters
 from mcpguard.cli._options import policy_option, store_option
-from mcpguard.cli._text import is_coloured, say, tolerant_output, until_reader_leaves
+from mcpguard.cli._text import is_coloured, say, until_reader_leaves
 from mcpguard.core.policy.model import Policy
 from mcpguard.errors import ExitStatus, PolicyError, UsageError
 from mcpguard.policy_file import PolicyFile
@@ -43,7 +43,6 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
       mcpguard usage --user alice@acme.com -n 5
       mcpguard usage --watch
     """
-    tolerant_output()
     if watch and (as_json or not sys.stdout.isatty()):
         raise UsageError("--watch shows a screen on a terminal", "for programs: mcpguard usage --json")
     if watch and (kind := os.environ.get("TERM", "").lower()) in {"dumb", "unknown"}:  # for which `rich` draws nothing

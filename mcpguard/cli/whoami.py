@@ -14,7 +14,7 @@ from mcpguard.cli import run
 from mcpguard.cli._command import Command
 from mcpguard.cli._options import json_option
 from mcpguard.cli._seen import files
-from mcpguard.cli._text import new_table, tolerant_output
+from mcpguard.cli._text import new_table
 from mcpguard.config import Settings
 from mcpguard.core.identity import Identity
 from mcpguard.core.server_name import server_name
@@ -44,7 +44,6 @@ def command(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
       mcpguard whoami --json | jq .problems
       mcpguard whoami --server crm -- npx -y @acme/crm-server
     """
-    tolerant_output()
     words, options = run.without_guard(argv, given)
     del options["observe"]
     settings = config.load(os.environ, **options)

@@ -220,6 +220,12 @@ def test_if_no_rows_match_the_nearest_filters_are_offered(home: Path, filters: l
     assert done.stderr.startswith(f"mcpguard: no rows match\nhint: {hint}")
 
 
+def test_the_time_offered_instead_of_since_is_that_of_the_newest_row(home: Path) -> None:
+    newest = json.loads(mcpguard(home, "audit", "tail", "--tool", "echo", "-n", "1", "--json").stdout)
+    done = mcpguard(home, "audit", "tail", "--tool", "echo", "--since", "2999-01-01")
+    assert done.stderr.endswith(f"without --since is of {newest['time']}\n")
+
+
 def test_on_a_wide_terminal_each_row_has_user_and_agent(home: Path) -> None:
     shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=150)[1].splitlines()
     assert shown[0].split()[3:7] == ["SERVER", "USER", "AGENT", "TOOL"]
@@ -233,6 +239,11 @@ def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set
     assert done.stdout.startswith("TIME ")
     assert "\x1b" not in done.stdout
     assert [line for line in done.stdout.splitlines() if len(line) > 78] == []
+
+
+def test_the_limit_of_a_call_that_a_rule_would_deny_is_deny(home: Path) -> None:
+    done = mcpguard(home, "audit", "tail", "--table", "--tool", "watched", COLUMNS="100")
+    assert re.search(r"would_deny .* deny ", done.stdout)
 
 
 def test_long_and_wide_names_are_cut_to_fit(tmp_path: Path) -> None:

@@ -70,10 +70,11 @@ def test_the_report_goes_to_stdout_if_asked(home: Path) -> None:
 
 def test_filters_select_the_rows_and_are_named_in_the_report(home: Path) -> None:
     whole, some = (
-        mcpguard(home, "audit", "report", "-o", "-", *filters).stdout for filters in ((), ("--tool", "send_*", "--since", "3d"))
+        mcpguard(home, "audit", "report", "-o", "-", *filters).stdout
+        for filters in ((), ("--tool", "send_*", "--since", "3d", "--until", "1h"))
     )
     assert 0 < calls(some) < calls(whole)
-    assert "--tool &#39;send_*&#39;" in some
+    assert "Only rows that match <code>--tool &#39;send_*&#39;</code>." in some
     assert "search_customers" not in some.partition("Limits never reached")[0]
 
 

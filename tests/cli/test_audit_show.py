@@ -12,7 +12,7 @@ from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.verdict import Ending
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
-from tests.core.build import WALL_US, Session, Time
+from tests.core.build import WALL_US, Session, Time, identity
 from tests.end_to_end.host import Host, audit, policy, rule
 from tests.memory_store import MemoryStore
 
@@ -97,6 +97,10 @@ def test_each_limit_of_the_rule_that_had_no_room_is_raised_and_the_others_are_ke
     report = json.loads(shown(home, row(home, "watched")["id"], "--json"))
     assert report["commands"] == ["mcpguard policy set --user '*' --tool watched --per user 2/1m 2/1h"]
     assert report["row"] == row(home, "watched")
+    in_force = json.loads(mcpguard(home, "policy", "show", "--json").stdout)["rules"]
+    (told,) = report["rules"]
+    assert (told["rule"], told["number"]) == ("user=* tool=watched per=user", in_force[2]["number"])
+    assert told["now"].items() <= in_force[2].items()
     (limit,) = report["limits"]
     assert (limit["limit"], limit["window"]) == (1, "1h")
     assert limit["counter"] == "user=alice@acme.com tool=watched (counted together)"
@@ -326,6 +330,32 @@ def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full(capsy
     out = capsys.readouterr().out
     assert "      then: retry in 3,600 s\n      now:  20 used, 10 left, retry in 3,600 s\n" in out
     assert out.endswith("    mcpguard policy set --tool sum --count cost 50/1h\n    mcpguard policy set --user '*' 2/1d\n")
+
+
+@pytest.mark.parametrize("counts", ["calls", "cost"])
+def test_each_limit_that_had_no_room_for_a_call_is_told_to_be_full(counts: str) -> None:
+    kinds = Kinds(f'[[rule]]\ntool = "echo"\ncount = "{counts}"\nlimit = ["2/1h", "2/1d"]\n')
+    found = kinds.shown(kinds.last("echo", 3))
+    limits: Any = _audit_show.as_json(found, kinds.policy, is_starter=False)["limits"]
+    assert [(one["then"]["used"], one["then"]["remaining"]) for one in limits] == [(2, 0), (2, 0)]
+
+
+def test_nothing_is_left_of_a_limit_that_was_lowered_below_what_its_counter_holds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kinds = Kinds(rule("3/1h", tool="echo"))
+    denial = kinds.last("echo", 4)
+    lowered = parse(rule("2/1h", tool="echo"))
+    found = kinds.shown(denial, lowered)
+    _audit_show.print_all(found, lowered, "policy.toml")
+    assert "now:  3 used, 0 left of 2, retry in" in capsys.readouterr().out
+
+
+def test_the_counter_of_a_rule_for_a_role_is_shown() -> None:
+    kinds = Kinds('[[rule]]\nrole = "sales"\ntool = "echo"\nlimit = "1/1h"\n')
+    kinds.session = Session(kinds.store, kinds.policy, who=identity(roles=("sales",)))
+    found = kinds.shown(kinds.last("echo", 2))
+    assert [now.used for now in found.counters.values()] == [1]
 
 
 def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:

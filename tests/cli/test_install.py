@@ -11,6 +11,7 @@ import pytest
 from mcpguard.cli import _clients
 from mcpguard.clients import launcher
 from mcpguard.clients.catalog import BY_KEY
+from mcpguard.clients.installing import Change
 from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, guarded, servers
 from tests.clients.test_files import FOLDER
 
@@ -431,6 +432,21 @@ def test_a_dry_run_prints_the_diff_and_changes_nothing(account: Account) -> None
     ]
 
 
+def test_a_dry_run_with_yes_changes_nothing_either(account: Account) -> None:
+    account.cursor()
+    before = account.files()
+    done = account.run("install", "--dry-run", "--yes")
+    assert (done.returncode, account.files()) == (0, before)
+    assert PROGRAM in done.stdout
+
+
+def test_a_dry_run_fails_as_the_change_would(account: Account) -> None:
+    account.cursor()
+    done = account.run("install", "--dry-run", "--server", "crm", "--server", "nowhere")
+    assert (done.returncode, PROGRAM in done.stdout) == (1, True)
+    assert "no file has a server named nowhere" in done.stderr
+
+
 def test_the_diff_shows_no_line_around_a_change_and_no_token(account: Account) -> None:
     token = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
     account.cursor(CURSOR.replace('"-y"', f'"{token}"'))
@@ -438,6 +454,11 @@ def test_the_diff_shows_no_line_around_a_change_and_no_token(account: Account) -
     assert "(a token)" in done.stdout
     assert token not in done.stdout + done.stderr
     assert "secret" not in done.stdout
+
+
+def test_the_diff_shows_no_token_at_the_beginning_of_a_line_that_goes(tmp_path: Path) -> None:
+    old = b"eyJhbGciOiJSUzI1NiJ9.e30.c2ln, npx"
+    assert list(_clients.diff(Change(tmp_path, old, b"npx")))[-2:] == ["-(a token), npx", "+npx"]
 
 
 def test_the_diff_of_a_file_in_one_line_shows_only_the_parts_that_change(account: Account) -> None:
@@ -474,6 +495,7 @@ def test_it_asks_on_a_terminal_and_changes_nothing_without_a_yes(account: Accoun
     status, said = account.on_terminal("uninstall", typed=b"y\n", NO_COLOR="1")
     assert status == 0
     assert "\x1b[" not in said
+    assert f'-      "command": "{PROGRAM}",' in said
     assert cursor.read_text() == CURSOR
 
 

@@ -37,6 +37,14 @@ def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account
     assert account.files() == before
 
 
+def test_a_named_client_without_servers_gets_its_hook(account: Account) -> None:
+    account.codex('model = "gpt-7"\n')
+    done = account.run("install", "codex", "--hook", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert (account.home / ".codex/hooks.json").exists()
+    assert "no client with servers" not in done.stdout
+
+
 def test_without_hook_no_hook_is_added_and_a_single_server_leaves_it(account: Account) -> None:
     account.codex()
     account.run("install", "--yes")

@@ -30,7 +30,7 @@ from mcpguard.report.usage import Limits, Usage
 from mcpguard.report.watching import View
 from mcpguard.stores.api import Held
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import BOB, calls, command, mcpguard, on_terminal
+from tests.cli.command import BOB, calls, command, mcpguard, on_terminal, process
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 
 RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("200/1d", tool="*")
@@ -107,7 +107,8 @@ def test_the_limit_is_that_of_the_policy_in_force(tmp_path: Path) -> None:
         (None, None, "1d", None),
         (None, None, "1h", None),
     ]
-    assert "limit=-/1d" in mcpguard(tmp_path, "usage").stdout
+    done = mcpguard(tmp_path, "usage")
+    assert ("limit=-/1d" in done.stdout, done.stderr) == (True, "")
 
 
 def usages(text: str, *held: tuple[Call, int], used: str | None = None, now_us: int = 1_000_000) -> list[Usage]:
@@ -254,6 +255,11 @@ def test_counters_that_no_rule_has_any_more_still_say_what_they_count() -> None:
     ]
 
 
+def test_a_counter_of_calls_in_flight_that_no_rule_has_any_more_has_no_window() -> None:
+    windows = {one.counts: as_json(one)["window"] for one in kinds('mode = "enforce"')}
+    assert windows == {"cost": "1h", "calls": "10m", "errors": "1m", "concurrent": None}
+
+
 def test_the_other_part_of_an_overridden_rule_still_limits() -> None:
     override = '[[rule]]\ntool = "search"\nserver = "crm"\nlimit = "7/1m"\ncount = "errors"\n'
     found = kinds(KINDS + override)
@@ -353,6 +359,18 @@ def test_watch_needs_a_terminal(home: Path, argv: list[str]) -> None:
     assert "hint: for programs: mcpguard usage --json" in done.stderr
 
 
+def test_watch_shows_no_json_on_a_terminal_either(home: Path) -> None:
+    status, shown = on_terminal(home, "usage", "--watch", "--json")
+    assert (status, shown.splitlines()[-1]) == (2, "hint: for programs: mcpguard usage --json")
+
+
+def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
+    policy(tmp_path, rule("9/1h", user="*"))
+    calls(tmp_path, "echo", 1, "--user", "客")
+    done = process(tmp_path, "usage", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, "user=\\u5ba2" in done.stdout) == (0, True)
+
+
 @pytest.mark.parametrize("kind", ["dumb", "unknown"])
 def test_watch_needs_a_terminal_that_can_move_its_cursor(home: Path, kind: str) -> None:
     status, shown = on_terminal(home, "usage", "--watch", TERM=kind)
@@ -368,11 +386,11 @@ def test_watch_needs_a_terminal_that_can_move_its_cursor(home: Path, kind: str) 
 class Screen:
     """`usage --watch` on a terminal of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, no_color: str = "1") -> None:
         self._master, self.terminal = pty.openpty()
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self.before = termios.tcgetattr(self.terminal)
-        env = environment(home, TERM="xterm-256color", NO_COLOR="1")
+        env = environment(home, TERM="xterm-256color", NO_COLOR=no_color)
         pipes = {"stdin": self.terminal, "stdout": self.terminal, "stderr": self.terminal}
         self.process = subprocess.Popen(command("usage", "--watch"), env=env, start_new_session=True, **pipes)  # type: ignore[call-overload]
         self.data = b""
@@ -402,6 +420,20 @@ class Screen:
             os.close(fd)
 
 
+def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
+    restored = []
+    try:
+        with _usage_screen._raising():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+                restored.append("terminal")
+    except _usage_screen._Ended as ended:
+        restored.append(signal.Signals(ended.number).name)
+    assert restored == ["terminal", "SIGTERM"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(home: Path, number: int) -> None:
     with contextlib.closing(Screen(home)) as shown:
@@ -415,6 +447,13 @@ def test_a_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(home: Path, 
         assert restored.endswith(b"\x1b[?1049l")
         assert b"Traceback" not in shown.data
         assert termios.tcgetattr(shown.terminal) == shown.before
+
+
+def test_the_screen_has_colours_unless_no_color_is_set(home: Path) -> None:
+    for no_color, has_colours in (("", True), ("1", False)):
+        with contextlib.closing(Screen(home, no_color)) as shown:
+            shown.wait_for("rate_limited")
+            assert (re.search(rb"\x1b\[[0-9;]*3[0-7][0-9;]*m", shown.data) is not None) is has_colours
 
 
 def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_path: Path) -> None:

@@ -63,6 +63,11 @@ def test_a_long_message_is_wrapped_and_none_of_it_is_taken_for_markup(capsys: py
     assert MESSAGE in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_line_of_a_file_or_a_command_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    Page().verbatim(MESSAGE, indent="")
+    assert capsys.readouterr().out == f"{MESSAGE}\n"
+
+
 def test_a_result_has_its_label_once_beside_its_paragraphs(capsys: pytest.CaptureFixture[str]) -> None:
     Page().result("cost", MESSAGE, "[i]So.")
     first, *more = capsys.readouterr().out.splitlines()

@@ -16,7 +16,9 @@ def program(folder: Path, said: str = f"mcpguard {__version__}") -> Path:
 
 
 def checks(own: Path, *folders: Path) -> list[Check]:
-    return list(found_on([str(folder) for folder in folders], own))
+    found = list(found_on([str(folder) for folder in folders], own))
+    assert {one.check for one in found} == {"PATH"}
+    return found
 
 
 def test_the_own_command_on_the_path_is_good(tmp_path: Path) -> None:
