@@ -1,13 +1,16 @@
 import errno
 import os
 import select
+import signal
 import socket
 import time
+from typing import NoReturn
 
 import pytest
 
 from mcpguard.relay import readiness
 from mcpguard.relay.readiness import ClientEnd, ClientInput, Readiness, ServerInput
+from mcpguard.relay.wake import Wake
 
 
 @pytest.fixture
@@ -80,6 +83,26 @@ def test_a_descriptor_is_looked_at_again_after_the_system_had_no_memory_for_it(m
         refusals.append(1)
         readiness.await_room(ours.fileno())
         assert not refusals
+
+
+@pytest.mark.posix
+def test_the_main_thread_wakes_for_no_reason_if_the_system_has_no_memory_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poll:
+        def register(self, *_: int) -> None:
+            pass
+
+        def poll(self, _: float | None = None) -> NoReturn:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    pauses: list[float] = []
+    monkeypatch.setattr(select, "poll", Poll)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    before = signal.set_wakeup_fd(-1)
+    try:
+        Wake().wait(None)
+    finally:
+        signal.set_wakeup_fd(before)
+    assert pauses == [readiness.LOOK_S]
 
 
 @pytest.mark.posix
