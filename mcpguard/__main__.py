@@ -2,6 +2,7 @@
 
 import _signal  # type: ignore[import-not-found]  # importing `signal` takes milliseconds, in which Ctrl-C would print a traceback
 import gc
+import sys
 
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # the parent process may have made us ignore it
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
@@ -10,9 +11,13 @@ if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:  # the pare
 def main() -> None:
     """Run the command line. While modules are loaded, Ctrl-C ends the process at once, because nothing needs cleaning up."""
     gc.disable()  # nothing that modules create is garbage; looking for some takes 2 ms. `run` and click enable it again
-    from mcpguard.cli import main
+    try:
+        from mcpguard.cli import main
 
-    main()
+        main()
+    except (ImportError, MemoryError, OSError) as error:  # a part cannot be loaded; what prints other errors may be one, too
+        what = str(error) or "no memory is left"
+        sys.exit(f"mcpguard: cannot go on: {what}\nhint: look at ulimit -a; if a file of mcpguard is missing, install it again")
 
 
 if __name__ == "__main__":

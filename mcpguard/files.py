@@ -104,6 +104,15 @@ def read_at_once(path: StrPath, max_bytes: int = -1) -> bytes:
         with open(fd, "rb", closefd=False) as file:
             return file.read(max_bytes)
     finally:
+        close(fd)
+
+
+def close(fd: int) -> None:
+    """Close a file from which this process needs nothing any more.
+
+    The system closes it even if it reports an error, such as of a disk. What must be on the disk is forced to it before.
+    """
+    with contextlib.suppress(OSError):
         os.close(fd)
 
 

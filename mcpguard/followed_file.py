@@ -7,7 +7,7 @@ import time
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
-from mcpguard.files import SETTLING_NS, StrPath, read_at_once
+from mcpguard.files import SETTLING_NS, StrPath, close, read_at_once
 
 HELD_S: Final = 1.0
 """How long a file that is kept open is taken for the one that its path names. Only another folder in the place of one of the
@@ -86,5 +86,5 @@ class FollowedFile:
 
     def _let_go(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1

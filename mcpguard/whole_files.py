@@ -89,7 +89,9 @@ def new_file(path: Path) -> Iterator[IO[str]]:
     Raises:
         FileExistsError: The file exists by now; it is unchanged.
         OSError: The file cannot be written.
+        McpguardError: The file is complete, but its unfinished name cannot be removed.
     """
+    remove_leftovers(path)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
@@ -100,8 +102,15 @@ def new_file(path: Path) -> Iterator[IO[str]]:
             raise
         except OSError:  # a file system without hard links
             Path(name).rename(path)
-    finally:
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong first is reported
+            os.unlink(name)  # noqa: PTH108
+        raise
+    try:
         Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        what = f"{path} is complete, but {name} cannot be removed: {error.strerror or error}"
+        raise McpguardError(what, "remove it: it is another name of the same file") from error
 
 
 def remove_leftovers(path: Path, *, older_than_s: float = LEFT_AFTER_S) -> None:

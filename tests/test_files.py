@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import exposed, is_there, open_private, place_to_make
+from mcpguard.files import exposed, is_there, open_private, place_to_make, read_at_once
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 
@@ -218,3 +218,17 @@ def test_what_the_system_does_not_tell_of_a_path_is_an_error_and_not_absence(
     monkeypatch.setattr(os, "stat", refused)
     with pytest.raises(PermissionError):
         is_there(file)
+
+
+def test_a_file_that_was_read_counts_although_the_system_reports_an_error_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.close
+
+    def fail(fd: int) -> None:
+        really(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "a").write_bytes(b"text")
+    monkeypatch.setattr(os, "close", fail)
+    assert read_at_once(tmp_path / "a") == b"text"

@@ -81,19 +81,23 @@ def command(
         raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
     if output == "-":
         output = None
+    is_file, rows = output is not None, 0
     try:
-        with until_reader_leaves(), _naming(output), _opened(output, follow=follow) as (file, is_empty):
-            heading = FORMATS[form].heading
-            if heading and is_empty:
-                file.write(heading + "\n")
-            write = Writer(FORMATS[form]).lines
-            if follow:
-                sleep = _wait_for_reader if file is sys.stdout else time.sleep
-                for _, page in follow_rows(settings, wanted, say, sleep):
-                    file.write(write(page))
-                    file.flush()
-            else:
-                _write_all(settings, wanted, file, write, is_file=output is not None)
+        with until_reader_leaves():
+            with _naming(output), _opened(output, follow=follow) as (file, is_empty):
+                heading = FORMATS[form].heading
+                if heading and is_empty:
+                    file.write(heading + "\n")
+                write = Writer(FORMATS[form]).lines
+                if follow:
+                    sleep = _wait_for_reader if file is sys.stdout else time.sleep
+                    for _, page in follow_rows(settings, wanted, say, sleep):
+                        file.write(write(page))
+                        file.flush()
+                else:
+                    rows = _write_all(settings, wanted, file, write, is_file=is_file)
+            if is_file and not follow:  # said when the file has its name, which does not depend on stderr
+                click.echo(f"{amount(rows, 'row')} written", err=True)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     return ExitStatus.OK
@@ -115,7 +119,8 @@ def _wait_for_reader(seconds: float) -> None:
 
 def _write_all(
     settings: Settings, wanted: Wanted, file: IO[str], write: Callable[[list[StoredRow]], str], *, is_file: bool
-) -> None:
+) -> int:
+    """Write all rows. Returns how many."""
     rows = 0
     with contextlib.closing(settings.read_store()) as opened, _progress(opened, is_file=is_file) as advance:
         for page in opened.rows(wanted=wanted):
@@ -124,8 +129,7 @@ def _write_all(
             if page:
                 advance(page[-1].row_id, rows)
         file.flush()
-    if is_file:
-        click.echo(f"{amount(rows, 'row')} written", err=True)
+    return rows
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Base classes of the commands and groups."""
 
+import contextlib
 import os
 import signal
 from typing import Any, Final
@@ -128,4 +129,5 @@ class Group(_ShortHelp, click.Group):
 def give_way() -> None:
     """Let calls have the processor before this process, which reads much. Windows has no such priority."""
     if hasattr(os, "nice"):
-        os.nice(_NICENESS)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            os.nice(_NICENESS)

@@ -198,5 +198,6 @@ def temporary_stage(*, keep: bool) -> Iterator[Stage]:
 
 
 def last_line(text: str) -> str:
-    """The last line of a text that is not blank; empty if there is none."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    """The last line of a text that is not blank and not a hint; empty if there is none."""
+    lines = (line.strip() for line in reversed(text.splitlines()))
+    return next((line for line in lines if line and not line.startswith("hint: ")), "")

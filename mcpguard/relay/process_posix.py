@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
+from mcpguard.files import close
 from mcpguard.relay import strays
 from mcpguard.relay.command import cannot_start, find_program
 
@@ -56,7 +57,7 @@ class ServerProcess:
             CommandError: The system cannot run it.
         """
         failure = os.read(self._failed, 16)
-        os.close(self._failed)
+        close(self._failed)
         if failure:
             os.waitpid(self.pid, 0)
             number = int(failure)
@@ -156,7 +157,7 @@ def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> Ser
     if pid == 0:
         _become(program, argv, environ, stdin_read, stdout_write, failed_write, parent)
     for fd in (stdin_read, stdout_write, failed_write):
-        os.close(fd)
+        close(fd)
     return ServerProcess(pid, stdin_write, stdout_read, failed_read, argv[0])
 
 

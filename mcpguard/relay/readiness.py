@@ -98,6 +98,8 @@ if sys.platform == "win32":
         """Return at once: writes block on Windows."""
 
 else:
+    import contextlib
+    import errno
     import io
     import os
     import select
@@ -108,6 +110,17 @@ else:
     """The event for the end of the other side. `poll` always reports a pipe's; half a socket's only if asked to, on Linux."""
 
     _PIPE_BYTES: Final = 65_536
+
+    def events(poll: select.poll, timeout_ms: float | None = None) -> list[tuple[int, int]]:
+        """What `poll` reports. Nothing, perhaps too early, while the system has no memory to wait: a later look can tell."""
+        try:
+            return poll.poll(timeout_ms)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+        if timeout_ms != 0:
+            time.sleep(LOOK_S)
+        return []
 
     class Readiness:
         """Tells whether a write would return at once.
@@ -122,7 +135,7 @@ else:
 
         def __call__(self) -> bool:
             """Whether a write of `PIPE_BUF` bytes would return at once."""
-            return any(event & select.POLLOUT for _, event in self._poll.poll(0))
+            return any(event & select.POLLOUT for _, event in events(self._poll, 0))
 
     class ServerInput:
         """The pipe to the server, made non-blocking, so that the writer can do other work while the pipe is full.
@@ -151,10 +164,10 @@ else:
             poll.register(client, _PEER_END)
             deadline = float("inf")
             while time.monotonic() < deadline:
-                events = dict(poll.poll(0 if work() else LOOK_S * 1000))
-                if self._fd in events:
+                ready = dict(events(poll, 0 if work() else LOOK_S * 1000))
+                if self._fd in ready:
                     return
-                if client in events:
+                if client in ready:
                     poll.unregister(client)
                     deadline = time.monotonic() + STUCK_S
             raise ConnectionAbortedError
@@ -173,7 +186,7 @@ else:
             """Whether the client has closed its side. From any thread."""
             poll = select.poll()  # a new one: two threads must not use the same object
             poll.register(self._fd, _PEER_END)
-            return bool(poll.poll(0))
+            return bool(events(poll, 0))
 
     class ClientInput:
         """Waits for bytes from the client, for a time.
@@ -199,7 +212,7 @@ else:
             poll.register(self._fd, select.POLLIN)
             if self._pipe:
                 poll.register(self._pipe[0], select.POLLIN)
-            found = dict(poll.poll(int(timeout_s * 1000 + 0.999)))  # rounded up
+            found = dict(events(poll, int(timeout_s * 1000 + 0.999)))  # rounded up
             if self._pipe and self._pipe[0].fileno() in found:
                 self._pipe[0].read(_PIPE_BYTES)
             return self._fd in found
@@ -226,13 +239,14 @@ else:
             with self._waking:
                 pipe, self._pipe = self._pipe, None
             for end in pipe or ():
-                end.close()
+                with contextlib.suppress(OSError):
+                    end.close()
 
     def has_bytes(fd: int) -> bool:
         """Whether a read would return at once."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(events(poll, 0))
 
     def await_bytes(fd: int) -> None:
         """Wait until there are bytes to read, or the end."""
@@ -245,4 +259,5 @@ else:
     def _await(fd: int, event: int) -> None:
         poll = select.poll()
         poll.register(fd, event)
-        poll.poll()
+        while not events(poll):
+            pass

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
+from mcpguard.files import close
+
 _PROC: Final = "/proc"
 _STAT_BYTES: Final = 1024
 _PARENT, _GROUP, _STARTED = 1, 2, 19
@@ -98,6 +100,6 @@ def _stat(pid: int) -> list[bytes] | None:
     except OSError:
         return None
     finally:
-        os.close(fd)
+        close(fd)
     fields = text.rpartition(b")")[2].split()
     return fields if len(fields) > _STARTED else None

@@ -29,6 +29,8 @@ else:
     import select
     import signal
 
+    from mcpguard.relay.readiness import events
+
     class Wake:
         """A pipe that signals are written to as well, so that a signal just before the wait ends the wait, too."""
 
@@ -48,6 +50,6 @@ else:
 
         def wait(self, timeout_s: float | None) -> None:
             """Wait until `set` is called, a signal comes or time is up. It may return without a reason."""
-            self._poll.poll(None if timeout_s is None else timeout_s * 1000)
+            events(self._poll, None if timeout_s is None else timeout_s * 1000)
             with contextlib.suppress(BlockingIOError):
                 os.read(self._read, 1 << 16)

@@ -11,6 +11,8 @@ import signal
 import sys
 from typing import Final
 
+from mcpguard.files import close
+
 _SHELL: Final = "/bin/sh"
 _SCRIPT: Final = 'trap "" HUP INT TERM; read -r word; kill -s KILL -- "-$1"'
 
@@ -42,9 +44,9 @@ class Watchdog:
                 setpgroup=0,  # signals to mcpguard's group or the server's must not reach it
             )
         except OSError:
-            os.close(self._write)
+            close(self._write)
         finally:
-            os.close(read)
+            close(read)
 
     def dismiss(self) -> None:
         """The group is gone: end the shell."""
@@ -52,5 +54,5 @@ class Watchdog:
             with contextlib.suppress(OSError):
                 os.kill(self._pid, signal.SIGKILL)
                 os.waitpid(self._pid, 0)
-            os.close(self._write)
+            close(self._write)
             self._pid = None

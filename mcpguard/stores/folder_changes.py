@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from mcpguard.files import SETTLING_NS, StrPath
+from mcpguard.files import SETTLING_NS, StrPath, close
 
 
 class FolderChanges:
@@ -43,5 +43,5 @@ class FolderChanges:
     def close(self) -> None:
         """Close the folder."""
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Final
 
-from mcpguard.files import StrPath, open_private
+from mcpguard.files import StrPath, close, open_private
 
 if sys.platform == "win32":  # pragma: no cover - not run in CI
     import msvcrt
@@ -111,7 +111,7 @@ class FileLock:
     def close(self) -> None:
         """Close the file, which releases the lock."""
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
 
@@ -161,7 +161,7 @@ class SharedHold:
     def close(self) -> None:
         """Release it."""
         if self._fd >= 0:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = -1
 
 
@@ -206,7 +206,7 @@ def shows_life(path: StrPath) -> bool:
     try:
         return not _tried(fd, _TRY_SHARED)  # shared, since others may ask at the same time
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def delete_if_dead(path: StrPath) -> None:
@@ -229,4 +229,4 @@ def _close_and_delete(fd: int, path: StrPath) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
     if sys.platform != "win32":
-        os.close(fd)
+        close(fd)

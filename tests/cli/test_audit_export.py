@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import shutil
@@ -8,9 +9,12 @@ import subprocess
 import time
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
+from mcpguard.cli import _command, _text
 from mcpguard.core.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
@@ -128,6 +132,38 @@ def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> Non
 def test_all_rows_are_written_also_if_stderr_is_closed(home: Path) -> None:
     done = process(home, "audit", "export", under=("sh", "-c", 'exec "$@" 2>&-', "sh"))
     assert (done.returncode, done.stdout.splitlines()) == (0, lines_of(home))
+
+
+def test_a_file_is_complete_also_if_stderr_takes_nothing(home: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    process(home, "audit", "export", "-o", str(output), under=("sh", "-c", 'exec "$@" 2>/dev/full', "sh"))
+    assert output.read_text().splitlines() == lines_of(home)
+
+
+def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> NoReturn:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(_command, "os", SimpleNamespace(nice=refuse))
+    assert len(lines_of(home)) > 0
+
+
+def test_a_reader_is_waited_for_while_the_system_has_no_memory_to_tell_whether_it_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Poll:
+        def register(self, *_: int) -> None:
+            pass
+
+        def poll(self, _: float) -> NoReturn:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    waits: list[float] = []
+    monkeypatch.setattr(_text, "select", SimpleNamespace(poll=Poll))
+    monkeypatch.setattr(_text, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(_text, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1)))
+    assert not _text.reader_leaves(within_s=0.25)
+    assert waits == [0.25]
 
 
 def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> None:

@@ -183,6 +183,38 @@ def test_a_command_has_the_same_output_and_status_in_a_process_of_its_own(tmp_pa
     assert (apart.stdout, apart.stderr) == (here.stdout, here.stderr)
 
 
+MISSING = """\
+import os, sys
+
+class Missing:
+    def find_spec(name, path, target):
+        if name == os.environ["MISSING"]:
+            raise ModuleNotFoundError(f"No module named '{name}'")
+
+sys.meta_path.insert(0, Missing)
+"""
+"""A `sitecustomize` module that makes a module missing, as if the system could not read its file."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "module"),
+    [
+        (["run", "--", "cat"], "mcpguard.errors"),
+        (["policy", "show"], "click"),
+        (["policy", "show"], "mcpguard.cli._errors"),
+        (["usage"], "mcpguard.policy_file"),
+    ],
+)
+def test_a_part_that_cannot_be_loaded_is_one_line_and_a_hint(tmp_path: Path, argv: list[str], module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(MISSING)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = process(tmp_path, *argv, PYTHONPATH=path, MISSING=module)
+    assert (done.returncode, done.stdout) == (1, "")
+    told, hint = done.stderr.splitlines()
+    assert told == f"mcpguard: cannot go on: No module named '{module}'"
+    assert hint.startswith("hint: ")
+
+
 INTERRUPTED = """\
 import os, signal, sys
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.demo import beyond, story
+from mcpguard.demo.stage import last_line
 from mcpguard.errors import McpguardError
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
@@ -181,3 +182,10 @@ def processes_with(folder: Path) -> list[int]:
         if f"TMPDIR={folder}".encode() in variables:
             found.append(int(environ.parent.name))
     return found
+
+
+def test_the_reason_why_a_command_failed_is_its_error_and_not_the_hint_below_it() -> None:
+    assert last_line("a warning\nmcpguard: a.db cannot be used: disk I/O error\nhint: is its disk full?\n\n").startswith(
+        "mcpguard: "
+    )
+    assert last_line("\n") == ""

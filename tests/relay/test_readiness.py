@@ -1,11 +1,16 @@
 import errno
 import os
+import select
+import signal
 import socket
+import time
+from typing import NoReturn
 
 import pytest
 
 from mcpguard.relay import readiness
 from mcpguard.relay.readiness import ClientEnd, ClientInput, Readiness, ServerInput
+from mcpguard.relay.wake import Wake
 
 
 @pytest.fixture
@@ -46,6 +51,58 @@ def test_a_client_that_has_not_left_has_not_ended() -> None:
     with ours, theirs:
         theirs.send(b"something")
         assert not ClientEnd(ours.fileno())()
+
+
+@pytest.mark.posix
+def test_a_descriptor_is_looked_at_again_after_the_system_had_no_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = select.poll, [1]
+    pauses: list[float] = []
+
+    class Poll:
+        def __init__(self) -> None:
+            self._poll = real()
+            self.register = self._poll.register
+
+        def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
+            if refusals:
+                refusals.pop()
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            return self._poll.poll(timeout_ms)
+
+    monkeypatch.setattr(select, "poll", Poll)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"something")
+        assert not readiness.has_bytes(ours.fileno())
+        assert pauses == []  # who only looks does not wait
+        assert readiness.has_bytes(ours.fileno())
+        refusals.append(1)
+        readiness.await_bytes(ours.fileno())
+        assert pauses == [readiness.LOOK_S]
+        refusals.append(1)
+        readiness.await_room(ours.fileno())
+        assert not refusals
+
+
+@pytest.mark.posix
+def test_the_main_thread_wakes_for_no_reason_if_the_system_has_no_memory_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poll:
+        def register(self, *_: int) -> None:
+            pass
+
+        def poll(self, _: float | None = None) -> NoReturn:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    pauses: list[float] = []
+    monkeypatch.setattr(select, "poll", Poll)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    before = signal.set_wakeup_fd(-1)
+    try:
+        Wake().wait(None)
+    finally:
+        signal.set_wakeup_fd(before)
+    assert pauses == [readiness.LOOK_S]
 
 
 @pytest.mark.posix

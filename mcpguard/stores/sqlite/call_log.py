@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import StrPath, open_private, open_unnoted
+from mcpguard.files import StrPath, close, open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import FileLock
 from mcpguard.stores.sqlite import log_records
@@ -328,7 +328,7 @@ class CallLog:
     def close(self) -> None:
         """Close the file."""
         if self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
             self.fd = -1
             self.folder.close()
 

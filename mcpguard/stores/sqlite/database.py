@@ -175,7 +175,9 @@ def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailab
         return no_store(path, words)
     if "no such table" in words:
         return no_store(path, OF_ANOTHER) if size_bytes(path) else integrity.damaged(path, integrity.EMPTY)
-    if "malformed" in words or "not a database" in words:
+    if "malformed" in words:  # SQLite says so, too, if the disk reports an error
+        return integrity.damaged(path, f"{words}, or its disk cannot be read", "if its disk works, ")
+    if "not a database" in words:
         return integrity.damaged(path, words)
     if "unable to open" in words and os.path.isdir(path):
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")

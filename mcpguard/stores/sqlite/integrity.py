@@ -30,10 +30,16 @@ def replaced(path: StrPath) -> StoreUnavailable:
     return StoreUnavailable(f"{path} was removed or replaced", "its counters are lost")
 
 
-def damaged(path: StrPath, how: str) -> StoreDamaged:
-    """The error for a damaged database."""
+def damaged(path: StrPath, how: str, condition: str = "") -> StoreDamaged:
+    """The error for a damaged database.
+
+    Args:
+        path: The database.
+        how: What is wrong with it.
+        condition: Begins the hint, which says to move the file away.
+    """
     _suspects.add(os.fspath(path))
-    return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made, with new counters")
+    return StoreDamaged(f"{path} is damaged: {how}", f"{condition}move it away: a new one is made, with new counters")
 
 
 def check_pages(db: sqlite3.Connection, path: StrPath) -> None:

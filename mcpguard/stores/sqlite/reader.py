@@ -113,7 +113,9 @@ class Reader:
         """The store's time. On another machine, or after a restart of the machine, the time of the newest charge."""
         log = self._call_log()
         header = log.header if log else {}
-        if header.get("time_base") == clock.base_id():
+        with database.reported(self.path):
+            is_of_this_boot = header.get("time_base") == clock.base_id()
+        if is_of_this_boot:
             return clock.boot_us() + int(str(header["time_offset_us"]))
         return max((log[-2] for _, _, log in self.counters() if log), default=0)
 

@@ -1,6 +1,8 @@
 """Agent notes: how a hook writes them into an SQLite store, and how long they are found."""
 
 import contextlib
+import errno
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +48,23 @@ def test_a_note_can_be_written_while_others_decide(tmp_path: Path) -> None:
     assert leave(path)
     assert session.decisions("x", 2) == ["allowed", "rate_limited"]
     session.store.close()
+
+
+def test_a_note_that_was_written_counts_although_the_system_reports_an_error_when_the_log_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, really = tmp_path / "a.db", os.close
+    store = SqliteStore(path, wall=Time(WALL_US))
+
+    def fail(fd: int) -> None:
+        really(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", fail)
+        assert leave(path)
+    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    store.close()
 
 
 def test_a_note_creates_no_store(tmp_path: Path) -> None:

@@ -160,6 +160,33 @@ def test_a_file_that_cannot_be_looked_at_is_an_unavailable_store_to_a_reader(
         reader.clock()
 
 
+def test_the_hint_for_what_may_be_an_error_of_the_disk_does_not_cost_a_sound_database(path: Path, open_store: Open) -> None:
+    open_store().close()
+    with path.open("r+b") as file:  # all pages but the first
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    with (
+        contextlib.closing(Reader(path)) as found,
+        pytest.raises(StoreUnavailable, match="or its disk cannot be read") as raised,
+    ):
+        found.counters()
+    assert raised.value.hint.startswith("if its disk works, move it away")
+
+
+def test_a_machine_that_does_not_tell_its_boot_makes_the_store_unavailable_to_a_reader(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store()
+
+    def fail() -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with contextlib.closing(Reader(path)) as found:
+        monkeypatch.setattr(clock, "base_id", fail)
+        with pytest.raises(StoreUnavailable, match="Input/output error"):
+            found.peek(())
+
+
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
 def test_a_damaged_file_is_reported_and_not_recreated(path: Path, open_store: Open, content: bytes) -> None:
     open_store().close()
