@@ -348,6 +348,8 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
 
 
 def _setting(key: str, value: object, where: str) -> dict[str, object]:
+    if key == "keep":
+        return {"keep_us": span_us(value, where=where)}
     if key in _CHOICES and value not in _CHOICES[key]:
         near = closest_word(str(value), _CHOICES[key])
         hint = f"did you mean {written(where, key, near)}?" if near else f"known: {' '.join(_CHOICES[key])}"
@@ -363,8 +365,6 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
     elif not isinstance(value, str) or not value:
         shown = "this" if key == "url" else repr(value)  # it may hold a password
         raise ConfigError(f"{where}: {shown} is {'empty' if value == '' else 'not text'}", f'{key} = "…"')
-    if key == "keep":
-        return {"keep_us": span_us(str(value), where=where)}
     return {"store" if key == "url" else key: value}
 
 
@@ -374,16 +374,16 @@ _LONGEST_SPAN_S: Final = 999_999 * 604_800
 """In microseconds it fits into the 64 bits that a store has for a time."""
 
 
-def span_us(text: str, *, where: str) -> int:
+def span_us(text: object, *, where: str) -> int:
     """A span of time such as `30d` in microseconds.
 
     Raises:
         ConfigError: The text is not a span of time.
     """
-    match = re.fullmatch(r"([0-9]{1,12})([smhdw])", text)
+    match = re.fullmatch(r"([0-9]{1,12})([smhdw])", text) if isinstance(text, str) else None
     seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
     if not 0 < seconds <= _LONGEST_SPAN_S:
-        raise ConfigError(f"{where}: {text!r} is not a span of time", "write a number and one of s m h d w, such as 30d")
+        raise ConfigError(f"{where}: {text!r} is not a span of time", 'write a number and one of s m h d w, such as "30d"')
     return seconds * 1_000_000
 
 

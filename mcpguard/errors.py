@@ -156,11 +156,12 @@ def installing(extra: str) -> str:
 
 
 def closest_word(word: str, known: Collection[str]) -> str | None:
-    """The known word that was probably meant; None if none is like `word`.
+    """The known word that was probably meant, in any case; None if none is like `word`.
 
-    >>> closest_word("limt", ("user", "limit"))
+    >>> closest_word("LIMT", ("user", "limit"))
     'limit'
     """
     import difflib  # loaded only for an error
 
-    return next(iter(difflib.get_close_matches(word, known, 1, 0.6)), None)
+    by_lower = {text.lower(): text for text in known}
+    return next((by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, 1, 0.6)), None)

@@ -41,6 +41,8 @@ class Explanation(NamedTuple):
         verdict: The verdict that the next such call would get; None if the store cannot be read, or if it depends on arguments
             that are not given. A call that a rule with `deny` refuses does not depend on them.
         is_held: Whether the next such call would first wait for room.
+        is_refused: Whether there is no room for the next such call, whatever its arguments are. False if the store
+            cannot be read.
         failure: Why the store cannot be read; empty if it can.
         agent_open: What can name another agent in a real call, as a clause; empty if nothing can.
     """
@@ -51,6 +53,7 @@ class Explanation(NamedTuple):
     headrooms: dict[int, list[Headroom]]
     verdict: Verdict | None
     is_held: bool
+    is_refused: bool
     failure: str
     agent_open: str
 
@@ -170,6 +173,7 @@ def explain(
         left,
         verdict(plan, decision) if known else None,
         known and not decision.admitted and is_held(plan.limits, decision.exceeded, 0),
+        not failure and not decision.admitted,  # counters that depend on arguments that are not given are taken for empty
         failure,
         _agent_open(settings, who),
     )

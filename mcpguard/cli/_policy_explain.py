@@ -223,6 +223,8 @@ def _next(found: Explanation) -> str:
     verdict = found.verdict
     if found.failure:
         return "unknown, because the store cannot be read"
+    if verdict is None and found.is_refused:
+        return "no room, whatever the arguments are; to see for how long, give them with --arguments"
     if verdict is None:
         return "it depends on the arguments; give them with --arguments"
     reported = verdict.reported

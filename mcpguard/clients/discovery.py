@@ -222,11 +222,19 @@ def read(file: Path) -> bytes:
     try:
         data = read_at_once(file, MAX_BYTES + 1)
     except OSError as error:
-        hint = "check where the link leads" if os.path.islink(file) else "check who may read the file"  # noqa: PTH114 - raises without permission
-        raise Fault(f"{file}: cannot be read: {error.strerror or error}", hint) from error
+        raise Fault(f"{file}: cannot be read: {error.strerror or error}", _hint(file)) from error
     if len(data) > MAX_BYTES:
         raise Fault(f"{file}: over {MAX_BYTES >> 20} MiB", "check that it is the client's file")
     return data
+
+
+def _hint(file: Path) -> str:
+    """What to do about a file that cannot be read. `Path` would raise without permission."""
+    if os.path.islink(file):  # noqa: PTH114
+        return "check where the link leads"
+    if os.path.exists(file) and not os.path.isfile(file):  # noqa: PTH110, PTH113
+        return "put a file in its place"
+    return "check who may read the file"
 
 
 def entries_of(source: Source, data: bytes) -> list[Entry]:

@@ -311,6 +311,17 @@ def test_a_closed_tool_is_denied_whatever_the_arguments_are(tmp_path: Path) -> N
     }
 
 
+def test_a_call_without_room_in_another_limit_is_refused_whatever_the_arguments_are(tmp_path: Path) -> None:
+    policy(tmp_path, '[[rule]]\nper = ["arguments"]\nlimit = "5/10m"\n' + rule("2/1h", tool="echo"))
+    argv = ("policy", "explain", *WHO, "--tool", "echo", "--server", "crm")
+    calls(tmp_path, "echo", 1)
+    assert "Next call: it depends on the arguments;" in mcpguard(tmp_path, *argv).stdout
+    calls(tmp_path, "echo", 1)
+    last = "Next call: no room, whatever the arguments are; to see for how long, give them with --arguments"
+    assert last in " ".join(mcpguard(tmp_path, *argv).stdout.split())
+    assert "Next call: rate_limited by 2/1h (rule tool=echo);" in mcpguard(tmp_path, *argv, "--arguments", "{}").stdout
+
+
 def test_a_rule_that_counts_arguments_needs_them(tmp_path: Path) -> None:
     policy(tmp_path, '[[rule]]\ntool = "echo"\nper = ["arguments"]\nlimit = "5/10m"\n')
     calls(tmp_path, "plain", 1)

@@ -202,8 +202,13 @@ def test_a_file_without_servers_or_without_content_has_none(tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Fault, match="Is a directory"):
+    with pytest.raises(Fault, match="Is a directory") as folder:
         read(tmp_path)
+    assert folder.value.hint == "put a file in its place"
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(Fault) as link:
+        read(tmp_path / "link")
+    assert link.value.hint == "check where the link leads"
     (tmp_path / "large").write_bytes(b"x" * 100)
     monkeypatch.setattr("mcpguard.clients.discovery.MAX_BYTES", 99)
     with pytest.raises(Fault, match="over 0 MiB"):

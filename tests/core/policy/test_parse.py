@@ -98,6 +98,8 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = [", "p.toml: line 2: not TOML: Invalid value", "in quotes"),
         ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "write each key once"),
         ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
+        ("[[RULE]]\nlimit = 'deny'", "p.toml: line 1: unknown key 'RULE'", "'[[rule]]'"),
+        ("MODE = 'enforce'", "p.toml: line 1: unknown key 'MODE'", "'mode'"),
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
         ("[store]\nurl = 'x'", "p.toml: line 1: unknown key 'store'", "store is for config.toml"),
         ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "known: mode wait [[rule]] [[cost]]"),
