@@ -107,11 +107,7 @@ class FailoverStore:
                 except Exception as error:
                     self._fail(error)
                 else:
-                    local = self._local
-                    if len(requests) == 1 and requests[0].plan is local.last_plan:
-                        local.last_us = self._clock()
-                    else:
-                        local.saw(requests, self._clock())
+                    self._local.saw(requests, self._clock())
                     is_other = store.args_key != self._generations.args_key  # its server came back without its data
                     if is_other:
                         self._check_generation(store)

@@ -244,9 +244,12 @@ def charges(counters: Sequence[Counter], charged: Sequence[Limit]) -> str:
     return compact(values) if values else ""
 
 
-def read_charges(text: str) -> tuple[tuple[int, int, int, int], ...]:
+_decode: Final = json.JSONDecoder().raw_decode  # half the time of `json.loads`
+
+
+def read_charges(text: str) -> list[tuple[int, int, int, int]]:
     """The reverse of `charges`: id, window in µs, n of the limit and cost."""
-    return tuple((key, window_us, n, cost[0] if cost else 1) for key, window_us, n, *cost in json.loads(text))
+    return [(key, window_us, n, cost[0] if cost else 1) for key, window_us, n, *cost in _decode(text)[0]]
 
 
 def counter_line(counter: Counter) -> str:

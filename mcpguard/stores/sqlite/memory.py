@@ -238,10 +238,10 @@ def charge(states: MutableMapping[int, State], charges: Charges, windows: Mutabl
 
 
 @lru_cache(maxsize=512)
-def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
+def _charges(charged: str) -> list[tuple[int, int, int, int, int]]:
     """Id, window in µs, n, grain in µs and cost of the counters that a text names."""
     found = log_lines.read_charges(charged)
-    return tuple((key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found)
+    return [(key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found]
 
 
 def windows(changes: Iterable[Charges]) -> dict[int, int]:
