@@ -66,6 +66,19 @@ def test_a_used_counter_whose_log_is_unknown_is_counted_from_zero_when_its_windo
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
+def test_the_last_call_of_several_tools_in_turn_counts_for_when_their_unknown_log_has_left_the_window() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "5/1h"\n')
+    for tool in ("echo", "other", "echo"):
+        place.time.now_us += 1_000_000
+        place.call(1, tool)
+    forget(place, "echo")
+    place.break_down()
+    place.time.now_us += 3600_000_000 - 1
+    assert place.call(1, "echo") == ["unavailable"]
+    place.time.now_us += 1
+    assert place.call(1, "echo") == ["allowed"]
+
+
 def test_the_last_of_several_calls_of_one_tool_counts_for_when_its_unknown_log_has_left_the_window() -> None:
     place = Place(policy=EACH_TOOL_5)
     for _ in range(3):
