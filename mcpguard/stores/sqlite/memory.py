@@ -238,10 +238,16 @@ def charge(states: MutableMapping[int, State], charges: Charges, windows: Mutabl
 
 
 @lru_cache(maxsize=512)
-def _charges(charged: str) -> list[tuple[int, int, int, int, int]]:
+def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
     """Id, window in µs, n, grain in µs and cost of the counters that a text names."""
-    found = log_lines.read_charges(charged)
-    return [(key, window_us, n, limiter.grain(n, window_us), cost) for key, window_us, n, cost in found]
+    return tuple(map(_charge, log_lines.charge_texts(charged)))
+
+
+@lru_cache(maxsize=2048)
+def _charge(text: str) -> tuple[int, int, int, int, int]:
+    """The same of one counter: calls of many users and tools share most of them."""
+    key, window_us, n, cost = log_lines.read_charge(text)
+    return key, window_us, n, limiter.grain(n, window_us), cost
 
 
 def windows(changes: Iterable[Charges]) -> dict[int, int]:
