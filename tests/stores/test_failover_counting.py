@@ -1,11 +1,14 @@
 """Local counting: a wrapper never counts from less than it has seen."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from mcpguard.stores.failover import buffered_rows, local_counting
 from tests.stores.moody import LIMIT_3, Place
 
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
+EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 MODES = ["local", "deny", "allow"]
@@ -66,27 +69,19 @@ def test_a_used_counter_whose_log_is_unknown_is_counted_from_zero_when_its_windo
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_the_last_call_of_several_tools_in_turn_counts_for_when_their_unknown_log_has_left_the_window() -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "5/1h"\n')
-    for tool in ("echo", "other", "echo"):
+@pytest.mark.parametrize(
+    ("policy", "tools"), [(EACH_TOOL_5, ("echo", "echo", "echo")), (EACH_USER_5, ("echo", "other", "echo"))]
+)
+def test_the_last_of_several_calls_counts_for_when_an_unknown_log_has_left_the_window(
+    policy: str, tools: Sequence[str]
+) -> None:
+    place = Place(policy=policy)
+    for tool in tools:
         place.time.now_us += 1_000_000
         place.call(1, tool)
     forget(place, "echo")
     place.break_down()
     place.time.now_us += 3600_000_000 - 1
-    assert place.call(1, "echo") == ["unavailable"]
-    place.time.now_us += 1
-    assert place.call(1, "echo") == ["allowed"]
-
-
-def test_the_last_of_several_calls_of_one_tool_counts_for_when_its_unknown_log_has_left_the_window() -> None:
-    place = Place(policy=EACH_TOOL_5)
-    for _ in range(3):
-        place.call(1, "echo")
-        place.time.now_us += 1_000_000
-    forget(place, "echo")
-    place.break_down()
-    place.time.now_us += 3600_000_000 - 1_000_001
     assert place.call(1, "echo") == ["unavailable"]
     place.time.now_us += 1
     assert place.call(1, "echo") == ["allowed"]
