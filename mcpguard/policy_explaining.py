@@ -158,12 +158,9 @@ def explain(
     left: dict[int, list[Headroom]] = {}
     for room in headrooms(plan, states, now_us):
         left.setdefault(room.at, []).append(room)
-    sources = {
-        "user": who.user_source,
-        "agent": agent_source,
-        "server": "config" if server else "audit" if call.server else "unknown",
-    }
-    sources |= {f"{key}_from": places[key] for key in ("user", "agent") if sources[key] == "config"}
+    sources = {"user": who.user_source, "agent": agent_source}
+    sources |= {f"{key}_from": places[key] for key, source in sources.items() if source == "config"}
+    sources["server"] = "config" if server else "audit" if call.server else "unknown"
     decision = decide(plan.limits, states, now_us)
     known = not failure and (plan.is_closed or not plan.is_split)
     return Explanation(
