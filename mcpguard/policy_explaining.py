@@ -136,8 +136,7 @@ def explain(
         places: The places of a configured `user` and `agent`: an option, a variable or a file.
         notify: Receives warnings.
     """
-    unlimited = policy.tier_warning(who.agent_parts.tier)
-    if unlimited:
+    if unlimited := policy.tier_warning(who.agent_parts.tier):
         notify(unlimited)
     agent, agent_source = who.agent(None)
     call = Call(who.user, agent, server or "", tool, who.roles, who.scopes)
