@@ -1,6 +1,7 @@
 """Whether a call takes as long with a full store, or under a long policy, as it does with little of either.
 
-The wrappers of all sizes of a kind run at once, each on a store of its own, and take turns.
+The wrappers of all sizes of a kind run at once, each on a store of its own, and take turns. Their upkeep has a pause of its own
+after each round, since the wrappers share a CPU: otherwise a size would take as long as the upkeep of another one lets it.
 """
 
 import os
@@ -18,6 +19,7 @@ from mcpguard.core.policy.parse import parse
 from mcpguard.core.text import compact
 from mcpguard.core.verdict import DecisionRequest
 from mcpguard.stores.api import Options
+from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 
 from .calls import SETTLE, WARM_UP, cpus, ping_pong
@@ -35,6 +37,7 @@ STORE = "store.db"
 MAX_MB = 100_000  # so that nothing is pruned
 ROWS_OVER_S = 10 * 86400
 COUNTERS_A_USER = 100
+LOOK_EVERY_S = 0.01
 USER = user_name(0)
 
 ALIKE = 1.3
@@ -212,6 +215,9 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
         for session, tools, between in turns:
             ping_pong(session, 1, WARM_UP, tools=tools, between=between)
         for number in range(effort.flat_rounds):
+            if number:
+                for home in homes.values():
+                    _wait_for_upkeep(home / STORE)
             new_tools = [b"new_%d_%d" % (number, at) for at in range(few)]
             for session, tools, between in turns:
                 times_us = ping_pong(session, 1, settle + count, tools=tools, between=between)[settle:]
@@ -223,6 +229,13 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
     more = [added(found, BARE.name) for found in (p50, p99, first)]
     lines = [[of[label] for label in labels] for of in (*more, start_ms)]
     return Curve(title, labels, [point.size for point in of_kind], *lines)
+
+
+def _wait_for_upkeep(store: Path) -> None:
+    """Wait until a wrapper has moved its calls into the database, some two seconds after it did that last."""
+    with closing(CallLog(log_path(store), writable=False)) as log:
+        while log.has_more(log.drained()):
+            time.sleep(LOOK_EVERY_S)
 
 
 def _first_call(session: Session) -> None:
