@@ -249,10 +249,10 @@ def charge_texts(text: str) -> list[str]:
     return text[2:-2].split("],[")
 
 
-def read_charge(text: str) -> tuple[int, int, int, int]:
-    """Id, window in µs, n of the limit and cost in one of the `charge_texts`."""
-    key, window_us, n, *cost = map(int, text.split(","))
-    return key, window_us, n, cost[0] if cost else 1
+def read_limit(text: str) -> tuple[int, int, int]:
+    """Window in µs, n of the limit and cost: what one of the `charge_texts` has after the id."""
+    window_us, n, *cost = map(int, text.split(","))
+    return window_us, n, cost[0] if cost else 1
 
 
 def counter_line(counter: Counter) -> str:

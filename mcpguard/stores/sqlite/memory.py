@@ -237,17 +237,22 @@ def charge(states: MutableMapping[int, State], charges: Charges, windows: Mutabl
         states[key] = log
 
 
-@lru_cache(maxsize=512)
-def _charges(charged: str) -> tuple[tuple[int, int, int, int, int], ...]:
+@lru_cache(maxsize=128)
+def _charges(charged: str) -> list[tuple[int, int, int, int, int]]:
     """Id, window in µs, n, grain in µs and cost of the counters that a text names."""
-    return tuple(map(_charge, log_lines.charge_texts(charged)))
+    found = []
+    for text in log_lines.charge_texts(charged):
+        key, _, limit = text.partition(",")
+        window_us, n, grain_us, cost = _limit(limit)
+        found.append((int(key), window_us, n, grain_us, cost))
+    return found
 
 
-@lru_cache(maxsize=2048)
-def _charge(text: str) -> tuple[int, int, int, int, int]:
-    """The same of one counter: calls of many users and tools share most of them."""
-    key, window_us, n, cost = log_lines.read_charge(text)
-    return key, window_us, n, limiter.grain(n, window_us), cost
+@lru_cache(maxsize=256)
+def _limit(text: str) -> tuple[int, int, int, int]:
+    """Window in µs, n, grain in µs and cost of a counter in such a text. The counters of many users share a few."""
+    window_us, n, cost = log_lines.read_limit(text)
+    return window_us, n, limiter.grain(n, window_us), cost
 
 
 def windows(changes: Iterable[Charges]) -> dict[int, int]:

@@ -253,8 +253,8 @@ def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> Non
     assert log_lines.charges(counters, (calls, cost._replace(cost=1), cap)) == "[[11,60,5],[12,70,9]]"
     assert log_lines.charges(counters, (calls, cost, cap)) == "[[11,60,5],[12,70,9,4]]"
     assert log_lines.charges(counters, (cap,)) == ""
-    parts = log_lines.charge_texts("[[11,60,5],[12,70,9,4]]")
-    assert list(map(log_lines.read_charge, parts)) == [(11, 60, 5, 1), (12, 70, 9, 4)]
+    assert log_lines.charge_texts("[[11,60,5],[12,70,9,4]]") == ["11,60,5", "12,70,9,4"]
+    assert list(map(log_lines.read_limit, ("60,5", "70,9,4"))) == [(60, 5, 1), (70, 9, 4)]
 
 
 @given(
