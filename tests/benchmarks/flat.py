@@ -1,7 +1,7 @@
 """Whether a call takes as long with a full store, or under a long policy, as it does with little of either.
 
-The wrappers of all sizes of a kind run at once, each on a store of its own, and take turns. Their upkeep has a pause of its own
-after each round, since the wrappers share a CPU: otherwise a size would take as long as the upkeep of another one lets it.
+The wrappers of all sizes of a kind run at once, each on a store of its own, and take turns. They share a CPU, so each round
+begins when their upkeep is done: it would delay the calls of another size.
 """
 
 import os
@@ -27,7 +27,7 @@ from .chart import Panel, svg
 from .effort import Effort
 from .filling import create, fill_counters, fill_rows, tool_name, user_name
 from .report import Row, Section, added, percentile
-from .session import INITIALIZE, Session, echo_call
+from .session import INITIALIZE, BenchmarkError, Session, echo_call
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
 LIMIT = "100000000/1h"
@@ -38,6 +38,7 @@ MAX_MB = 100_000  # so that nothing is pruned
 ROWS_OVER_S = 10 * 86400
 COUNTERS_A_USER = 100
 LOOK_EVERY_S = 0.01
+PATIENCE_S = 60
 USER = user_name(0)
 
 ALIKE = 1.3
@@ -233,8 +234,11 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
 
 def _wait_for_upkeep(store: Path) -> None:
     """Wait until a wrapper has moved its calls into the database, some two seconds after it did that last."""
+    until_s = time.monotonic() + PATIENCE_S
     with closing(CallLog(log_path(store), writable=False)) as log:
         while log.has_more(log.drained()):
+            if time.monotonic() > until_s:
+                raise BenchmarkError(f"{store} has not taken its calls within {PATIENCE_S} seconds")
             time.sleep(LOOK_EVERY_S)
 
 
