@@ -218,7 +218,7 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
         for number in range(effort.flat_rounds):
             if number:
                 for home in homes.values():
-                    _wait_for_upkeep(home / STORE)
+                    wait_for_upkeep(home / STORE)
             new_tools = [b"new_%d_%d" % (number, at) for at in range(few)]
             for session, tools, between in turns:
                 times_us = ping_pong(session, 1, settle + count, tools=tools, between=between)[settle:]
@@ -232,7 +232,7 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
     return Curve(title, labels, [point.size for point in of_kind], *lines)
 
 
-def _wait_for_upkeep(store: Path) -> None:
+def wait_for_upkeep(store: Path) -> None:
     """Wait until a wrapper has moved its calls into the database, some two seconds after it did that last."""
     until_s = time.monotonic() + PATIENCE_S
     with closing(CallLog(log_path(store), writable=False)) as log:

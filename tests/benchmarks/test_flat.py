@@ -16,6 +16,7 @@ from mcpguard.stores.sqlite.store import SqliteStore
 
 from . import flat
 from .filling import CHARGES, create, fill_counters, fill_rows, tool_name, user_name
+from .session import BenchmarkError
 from .test_smoke import TINY
 
 CURVES = [
@@ -48,6 +49,20 @@ def test_rows_that_a_store_was_filled_with_are_read_and_counted_on_from(tmp_path
         (verdict,) = store.decide([request], Journal("0" * 16))
         assert verdict.row_id == 701
         assert not store.warnings
+
+
+def test_a_round_waits_until_the_calls_of_the_one_before_are_in_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat, "PATIENCE_S", 0)
+    create(tmp_path / "store.db")
+    call = Call("u", "a::b::c", "s", "t")
+    request = DecisionRequest(call, parse(flat.EACH_USER_AND_TOOL).plan(call), '{"namespace":"default"}')
+    with closing(SqliteStore(tmp_path / "store.db")) as store:
+        store.decide([request], Journal("0" * 16))
+        with pytest.raises(BenchmarkError):
+            flat.wait_for_upkeep(tmp_path / "store.db")
+    flat.wait_for_upkeep(tmp_path / "store.db")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
