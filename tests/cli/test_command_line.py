@@ -3,14 +3,24 @@
 import errno
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from mcpguard.cli import commands
-from tests.cli.command import mcpguard, process
-from tests.end_to_end.host import ROOT, policy, rule
+from mcpguard.cli import _policy_show, _text, commands
+from tests.cli.command import calls, command, mcpguard, process
+from tests.end_to_end.host import ROOT, environment, policy, rule
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store has calls."""
+    home = tmp_path_factory.mktemp("used")
+    calls(home, "echo", 3)
+    return home
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])
@@ -135,6 +145,54 @@ def test_an_invalid_value_is_reported_with_the_option_or_variable_that_has_it(
     done = mcpguard(tmp_path, *argv, **env)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (status, "", 2)
     assert done.stderr.startswith(f"mcpguard: {place}: ")
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """The end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--version"],
+        ["policy", "--help"],
+        ["policy", "show"],
+        ["policy", "show", "--json"],
+        ["audit", "export"],
+        ["audit", "report", "-o", "-"],
+        ["audit", "stats", "--json"],
+        ["audit", "tail", "--json"],
+        ["clients"],
+        ["doctor"],
+        ["usage", "--json"],
+        ["whoami"],
+        ["hook", "--help"],
+    ],
+)
+def test_a_command_ends_quietly_when_the_reader_of_its_output_leaves(used: Path, unread: int, argv: list[str]) -> None:
+    done = subprocess.run(command(*argv), env=environment(used), stdout=unread, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: int) -> None:
+    argv = command("audit", "tail")  # says that there is no store
+    done = subprocess.run(argv, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=unread, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_another_pipe_without_a_reader_is_an_error_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
+) -> None:
+    monkeypatch.setattr(_policy_show, "print_plain", lambda _: os.write(unread, b"x"))
+    monkeypatch.setattr(_text, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
+    done = mcpguard(tmp_path, "policy", "show")
+    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot go on: Broken pipe\n")
 
 
 def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> None:
