@@ -133,6 +133,8 @@ def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path
         (["run", "cat"], {"MCPGUARD_STORE": "x"}, "MCPGUARD_STORE", 78),
         (["run", "--agent", "x", "cat"], {}, "--agent", 2),
         (["whoami", "--agent", "x"], {}, "--agent", 2),
+        (["whoami", "--store", "x"], {}, "--store", 2),
+        (["whoami"], {"MCPGUARD_STORE": "redis://h/x"}, "MCPGUARD_STORE", 78),
         (["policy", "explain", "--tool", "a", "--agent", "x"], {}, "--agent", 2),
         (["whoami"], {"MCPGUARD_AGENT": "x"}, "MCPGUARD_AGENT", 78),
         (["policy", "show", "--policy", "~nobody-here/x"], {}, "--policy", 2),
