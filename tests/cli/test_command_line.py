@@ -256,6 +256,15 @@ sys.meta_path.insert(0, Missing)
 """A `sitecustomize` module that makes a module missing, as if the system could not read its file."""
 
 
+@pytest.mark.parametrize("module", ["mcpguard.errors", "mcpguard.cli", "mcpguard.cli.hook", "click"])
+@pytest.mark.parametrize("error", ["ModuleNotFoundError", "SyntaxError"])
+def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path, module: str, error: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(MISSING.replace("ModuleNotFoundError", error))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = process(tmp_path, "hook", "claude-code", PYTHONPATH=path, MISSING=module)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.parametrize(
     ("argv", "module"),
     [
