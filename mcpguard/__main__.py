@@ -15,7 +15,12 @@ def main() -> None:
         from mcpguard.cli import main
 
         main()
-    except (ImportError, MemoryError, OSError) as error:  # a part cannot be loaded; what prints other errors may be one, too
+    except Exception as error:
+        if sys.argv[1:2] == ["hook"]:
+            return  # whatever is broken: after another status than 0, a client may stop the call
+        if not isinstance(error, ImportError | MemoryError | OSError):
+            raise
+        # A part cannot be loaded. What prints other errors may be one, too
         what = str(error) or "no memory is left"
         sys.exit(f"mcpguard: cannot go on: {what}\nhint: look at ulimit -a; if a file of mcpguard is missing, install it again")
 

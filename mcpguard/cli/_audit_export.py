@@ -18,7 +18,7 @@ from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import store_option
 from mcpguard.cli._seen import files
-from mcpguard.cli._text import reader_leaves, say, until_reader_leaves, written_to
+from mcpguard.cli._text import reader_leaves, say, written_to
 from mcpguard.config import Settings
 from mcpguard.core.text import amount
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
@@ -83,21 +83,20 @@ def command(
         output = None
     is_file, rows = output is not None, 0
     try:
-        with until_reader_leaves():
-            with _naming(output), _opened(output, follow=follow) as (file, is_empty):
-                heading = FORMATS[form].heading
-                if heading and is_empty:
-                    file.write(heading + "\n")
-                write = Writer(FORMATS[form]).lines
-                if follow:
-                    sleep = _wait_for_reader if file is sys.stdout else time.sleep
-                    for _, page in follow_rows(settings, wanted, say, sleep):
-                        file.write(write(page))
-                        file.flush()
-                else:
-                    rows = _write_all(settings, wanted, file, write, is_file=is_file)
-            if is_file and not follow:  # said when the file has its name, which does not depend on stderr
-                click.echo(f"{amount(rows, 'row')} written", err=True)
+        with _naming(output), _opened(output, follow=follow) as (file, is_empty):
+            heading = FORMATS[form].heading
+            if heading and is_empty:
+                file.write(heading + "\n")
+            write = Writer(FORMATS[form]).lines
+            if follow:
+                sleep = _wait_for_reader if file is sys.stdout else time.sleep
+                for _, page in follow_rows(settings, wanted, say, sleep):
+                    file.write(write(page))
+                    file.flush()
+            else:
+                rows = _write_all(settings, wanted, file, write, is_file=is_file)
+        if is_file and not follow:  # said when the file has its name, which does not depend on stderr
+            click.echo(f"{amount(rows, 'row')} written", err=True)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     return ExitStatus.OK

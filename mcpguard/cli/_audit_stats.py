@@ -15,7 +15,7 @@ from mcpguard.cli._audit_table import fit
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, store_option
-from mcpguard.cli._text import say, until_reader_leaves
+from mcpguard.cli._text import say
 from mcpguard.core.text import printable, quoted
 from mcpguard.errors import ExitStatus
 from mcpguard.report.statistics import KEYS, Statistic, statistics
@@ -48,18 +48,17 @@ def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
     if settings.address.exists():
         with contextlib.closing(settings.read_store()) as opened:
             found, total = statistics(opened.tally(wanted=wanted), by)
-    with until_reader_leaves():
-        if as_json:
-            click.echo(json.dumps({"by": by, "rows": [one._asdict() for one in found]}))
-        elif total is None:
-            say(f"no calls: there is no store at {settings.address.shown}")
-        elif not found:
-            say("no calls" + (" match" if any(map(_filters.is_given, filters.values())) else ""))
-        else:
-            is_terminal = sys.stdout.isatty()
-            width = shutil.get_terminal_size().columns
-            for line in _table(by, [*found, total], width) if is_terminal else map(_line, [by] * len(found), found):
-                click.echo(line)
+    if as_json:
+        click.echo(json.dumps({"by": by, "rows": [one._asdict() for one in found]}))
+    elif total is None:
+        say(f"no calls: there is no store at {settings.address.shown}")
+    elif not found:
+        say("no calls" + (" match" if any(map(_filters.is_given, filters.values())) else ""))
+    else:
+        is_terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns
+        for line in _table(by, [*found, total], width) if is_terminal else map(_line, [by] * len(found), found):
+            click.echo(line)
     return ExitStatus.OK
 
 

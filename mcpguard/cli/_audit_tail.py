@@ -14,7 +14,7 @@ from mcpguard.config import Settings
 from mcpguard.core.audit import POLICY_AT_START, line, with_outcome
 from mcpguard.core.times import rfc3339
 from mcpguard.core.verdict import FORWARDED
-from mcpguard.report.following import until_replaced
+from mcpguard.report.following import is_over, until_replaced
 from mcpguard.stores.api import Entry, Readable, Wanted
 
 POLL_S: Final = 0.25
@@ -106,7 +106,7 @@ class Tail:
         self._awaited: dict[int, dict[str, object]] = {}  # rows of calls without an outcome, by row id
 
     def show(self, rows: int | None, *, follow: bool) -> None:
-        """Show the newest rows, and follow the log until the reader of stdout goes away.
+        """Show the newest rows, and follow the log until the wanted time ends or the reader of stdout goes away.
 
         Args:
             rows: How many of the newest rows; None for all.
@@ -157,7 +157,7 @@ class Tail:
         return last_id, found
 
     def _follow_until_replaced(self, store: Readable, is_replaced: Callable[[], bool], last_id: int) -> bool:
-        """Show new rows until the store is in another file. False if the reader of stdout goes away first."""
+        """Show new rows until the store is in another file. False if following ends first."""
         while True:
             is_last = is_replaced()  # asked first: rows written before the replacement are in the open file
             self._show_outcomes(store)
@@ -167,7 +167,7 @@ class Tail:
                 self._show([one for one in some if self._of_any_outcome.admits(one.record) and self._is_to_show(one.record)])
             if is_last:
                 return True
-            if reader_leaves(within_s=POLL_S):
+            if self._ends():
                 return False
 
     def _is_to_show(self, record: _Record) -> bool:
@@ -199,8 +199,12 @@ class Tail:
                 self._printer.row(record)
 
     def _store_appears(self) -> bool:
-        """Wait until there is a store. False if the reader of stdout goes away first."""
+        """Wait until there is a store. False if following ends first."""
         while not self._settings.address.exists():
-            if reader_leaves(within_s=POLL_S):
+            if self._ends():
                 return False
         return True
+
+    def _ends(self) -> bool:
+        """Whether the wanted time has ended, or the reader of stdout goes away within `POLL_S`."""
+        return is_over(self._wanted) or reader_leaves(within_s=POLL_S)

@@ -165,6 +165,12 @@ def chosen(keys: Sequence[str], project: str | None) -> Chosen:
     return Chosen(machine, clients, folder, sources(machine, clients, folder), is_named=bool(keys))
 
 
+def with_servers(clients: Iterable[Client], plan: Plan, servers: Sequence[str]) -> list[Client]:
+    """The clients that have one of the named servers; all clients if none is named."""
+    have = {outcome.source.client for outcome in plan.outcomes}
+    return [client for client in clients if not servers or client in have]
+
+
 def without_hook(chosen: Chosen) -> list[Fault]:
     """A fault for each of the named clients that has no hook."""
     names = [client.title for client in chosen.clients if chosen.is_named and client.hook is None]

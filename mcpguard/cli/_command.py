@@ -3,11 +3,13 @@
 import contextlib
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
 
-from mcpguard.errors import ExitStatus, UsageError, closest_word
+from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
 
 _NICENESS: Final = 10
 """With this nice value a process gets about a tenth of the time of a usual one, if both want all of a core."""
@@ -124,6 +126,26 @@ class Group(_ShortHelp, click.Group):
         if len(names) == 1 or command is None:
             return command is not None
         return isinstance(command, click.Group) and command.get_command(ctx, names[1]) is not None
+
+
+@contextlib.contextmanager
+def until_reader_leaves() -> Iterator[None]:
+    """End the command, without an error, when nobody reads stdout any more.
+
+    Raises:
+        click.exceptions.Exit: The reader of stdout has gone away.
+        McpguardError: The reader of another pipe has. click would exit without a message.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        from mcpguard.cli._text import reader_leaves  # imported late: the hook is one of the commands
+
+        if not reader_leaves(within_s=0):
+            raise McpguardError(f"cannot go on: {error.strerror or 'broken pipe'}") from error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+        raise click.exceptions.Exit(ExitStatus.OK) from error
 
 
 def give_way() -> None:

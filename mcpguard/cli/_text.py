@@ -59,16 +59,6 @@ def warn(text: str) -> None:
 
 
 @contextlib.contextmanager
-def until_reader_leaves() -> Iterator[None]:
-    """End the block without an error when nobody reads stdout any more."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
-
-
-@contextlib.contextmanager
 def written_to(output: object) -> Iterator[None]:
     """Name the file that `-o` names if the block cannot write to it.
 
@@ -77,8 +67,6 @@ def written_to(output: object) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # the reader of a named pipe has gone away
-        raise
     except OSError as error:
         what = f"-o: {output} cannot be written: {error.strerror or error}"
         raise McpguardError(what, "check that its folder is writable and the disk is not full") from error

@@ -15,7 +15,7 @@ from mcpguard.cli._audit_tail import Lines, Objects, Rows, Tail
 from mcpguard.cli._command import Group
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, policy_option, store_option
-from mcpguard.cli._text import say, until_reader_leaves
+from mcpguard.cli._text import say
 from mcpguard.config import Settings
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError
@@ -78,8 +78,7 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
         found_none=partial(_say_none, settings, filters, follow=follow),
     )
     try:
-        with until_reader_leaves():
-            shown.show(rows, follow=follow)
+        shown.show(rows, follow=follow)
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
     return ExitStatus.OK

@@ -1,12 +1,12 @@
 """The list of commands. The module of a command is loaded when the command is used."""
 
 import importlib
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from mcpguard import __version__
-from mcpguard.cli._command import Group
+from mcpguard.cli._command import Group, until_reader_leaves
 
 _COMMANDS: Final = {
     "run": "start a server behind mcpguard",
@@ -27,7 +27,15 @@ _COMMANDS: Final = {
 
 
 class _Commands(Group):
-    """Imports a command's module when the command is used."""
+    """Imports a command's module when the command is used. A command ends quietly when the reader of stdout goes away."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with until_reader_leaves():  # `--help` prints
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with until_reader_leaves():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

@@ -50,7 +50,8 @@ def command(
     plan = Plan(state_folder(os.environ), chosen.machine)
     plan_install(plan, chosen.sources, frozenset(servers), start)
     if hook:
-        plan_hooks(plan, chosen.machine, chosen.present, chosen.project, start)
+        clients_with_hooks = _clients.with_servers(chosen.present, plan, servers)
+        plan_hooks(plan, chosen.machine, clients_with_hooks, chosen.project, start)
         plan.faults += _clients.without_hook(chosen)
     for warning in start.warnings if plan.changes else ():
         warn(warning)

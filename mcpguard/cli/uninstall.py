@@ -11,7 +11,7 @@ from mcpguard.cli._command import Command
 
 @click.command("uninstall", Command)
 @_clients.change_options
-@click.option("--hook", is_flag=True, help="With --server: also remove the client's hook.")
+@click.option("--hook", is_flag=True, help="With --server: also remove the hooks of the clients that have the server.")
 @_clients.confirm_options
 def command(
     clients: tuple[str, ...], servers: tuple[str, ...], project: str | None, hook: bool, dry_run: bool, yes: bool
@@ -33,5 +33,6 @@ def command(
     plan = Plan(state_folder(os.environ), chosen.machine)
     plan_uninstall(plan, chosen.sources, frozenset(servers))
     if hook or not servers:
-        plan_no_hooks(plan, chosen.machine, chosen.clients, chosen.project)
+        clients_with_hooks = _clients.with_servers(chosen.clients, plan, servers)
+        plan_no_hooks(plan, chosen.machine, clients_with_hooks, chosen.project)
     return _clients.carry_out(plan, chosen, servers, _clients.UNINSTALL, dry_run=dry_run, yes=yes)

@@ -15,7 +15,7 @@ from mcpguard.cli import _usage_table
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import all_match, given, name_filters
 from mcpguard.cli._options import policy_option, store_option
-from mcpguard.cli._text import is_coloured, say, until_reader_leaves
+from mcpguard.cli._text import is_coloured, say
 from mcpguard.core.policy.model import Policy
 from mcpguard.errors import ExitStatus, PolicyError, UsageError
 from mcpguard.policy_file import PolicyFile
@@ -61,8 +61,7 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
 
         give_way()
         return _usage_screen.show(settings, file, found, is_selected, rows)
-    with until_reader_leaves():
-        _print(settings, found, is_selected, rows, as_json=as_json)
+    _print(settings, found, is_selected, rows, as_json=as_json)
     return ExitStatus.OK
 
 

@@ -47,6 +47,7 @@ def command(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
     words, options = run.without_guard(argv, given)
     del options["observe"]
     settings = config.load(os.environ, **options)
+    _ = settings.address  # raises if `run` would refuse the URL
     named = options["server"] or os.environ.get("MCPGUARD_SERVER") or (server_name(words) if words else "")
     identity = configured_identity(settings, named)
     report = _verified(settings, settings.jwt, identity) if settings.jwt else _caller(settings, identity)

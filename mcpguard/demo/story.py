@@ -60,7 +60,7 @@ def run_demo(*, keep: bool) -> int:
         keep: Whether the temporary folder stays, and its path is printed.
 
     Returns:
-        The exit status: 0; 128 + n after signal n (130 for Ctrl-C); 1 if the reader of stdout goes away.
+        The exit status: 0, also if the reader of stdout goes away; 128 + n after signal n (130 for Ctrl-C).
 
     Raises:
         McpguardError: The demo failed.
@@ -73,7 +73,7 @@ def run_demo(*, keep: bool) -> int:
         except Exception as error:
             cause = _first_cause(error)
             if isinstance(cause, ReaderGone):
-                return ExitStatus.FAILURE  # without a message, so that `| head` works
+                return ExitStatus.OK  # as after other commands, so that `| head` works
             raise _explained(cause, stage) from error
         finally:
             if keep:

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,9 +67,12 @@ def _not_made_yet(path: Path) -> Iterator[Check]:
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir():
         yield failed("store", f"{path} cannot be made: {folder} is not a folder", "name another file with [store] url")
-    elif not os.access(folder, os.W_OK | os.X_OK):
+        return
+    try:
+        Path(tempfile.mkdtemp(prefix="mcpguard-", dir=folder)).rmdir()  # permissions do not tell what a sandbox forbids
+    except OSError as error:
         hint = "give this account the right to write there, or name another file with [store] url"
-        yield failed("store", f"{path} cannot be made: {folder} cannot be written to", hint)
+        yield failed("store", f"{path} cannot be made: {folder} cannot be written to: {error.strerror}", hint)
     else:
         yield good("store", f"{path}: not made yet; the first server makes it")
         yield from _space(folder, None, 0)

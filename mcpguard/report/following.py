@@ -9,6 +9,7 @@ from mcpguard.config import Settings
 from mcpguard.core.verdict import FORWARDED
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Readable, StoredRow, Wanted
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.integrity import identity
 
@@ -30,7 +31,9 @@ def follow(
     after: int = 0,
     outcome_s: float = OUTCOME_S,
 ) -> Iterator[tuple[Readable, Sequence[StoredRow]]]:
-    """The wanted rows, those that exist and then those that are written, some at a time and with their store. Without end.
+    """The wanted rows, those that exist and then those that are written, some at a time and with their store.
+
+    This ends only if the wanted time ends: see `is_over`.
 
     Args:
         settings: They name the store, which need not exist yet.
@@ -47,17 +50,30 @@ def follow(
         say(f"no audit log yet: there is no store at {settings.address.shown}")
     while True:
         while not settings.address.exists():
+            if is_over(wanted, outcome_s):
+                return
             sleep(POLL_S)
         with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
             rows = _Rows(store, wanted, after, outcome_s)
             while True:
-                is_last = is_replaced()  # asked first: rows written before the replacement are in the open file
+                ends = is_over(wanted, outcome_s)
+                is_last = ends or is_replaced()  # asked first: rows written before the replacement are in the open file
                 yield from ((store, some) for some in rows.new(is_last=is_last))
+                if ends:
+                    return
                 if is_last:
                     break
                 sleep(POLL_S)
         after = 0
         say(f"{settings.address.shown} was removed or replaced; following the new store from its first row")
+
+
+def is_over(wanted: Wanted, outcome_s: float = OUTCOME_S) -> bool:
+    """Whether the wanted time has ended, and with it the time in which its calls could end.
+
+    Earlier rows may still come: from a machine whose clock is behind, or after an outage of the store.
+    """
+    return wanted.until_us is not None and wall_us() >= wanted.until_us + outcome_s * 1_000_000
 
 
 class _Rows:

@@ -252,15 +252,17 @@ def _number(n: int | None) -> str:
 
 
 def _share(share: float | None) -> str:
-    """A share in percent.
+    """A share in percent. Only none is 0 %, and only all is 100 %.
 
-    >>> _share(0.0123), _share(0.0), _share(0.00001), _share(None)
-    ('1.2 %', '0 %', '<0.1 %', '–')
+    >>> _share(0.0123), _share(0.0), _share(0.00001), _share(0.99999), _share(1.0), _share(None)
+    ('1.2 %', '0 %', '<0.1 %', '>99.9 %', '100 %', '–')
     """
     if share is None:
         return "–"
     if 0 < share < 0.001:
         return "<0.1 %"
+    if 0.999 < share < 1:
+        return ">99.9 %"
     return f"{100 * share:.1f} %".replace(".0 %", " %")
 
 

@@ -271,7 +271,7 @@ class Exporter:
         self._metrics = Metrics(wall_us(), with_user=options.with_user)
 
     def run(self) -> None:
-        """Send rows. If the log is followed, this ends only with an error.
+        """Send rows. If the log is followed, this ends only with an error, or if the wanted time ends.
 
         Raises:
             Rejected: The collector refuses the rows.
@@ -288,6 +288,7 @@ class Exporter:
             before = self.sent
             try:
                 self._follow()
+                return
             except StoreUnavailable as error:
                 failures = 1 if self.sent > before else failures + 1
                 if failures == 1:

@@ -488,6 +488,14 @@ def test_following_begins_with_the_last_rows(home: Path) -> None:
     end(following)
 
 
+@pytest.mark.parametrize("argv", [("tail", "-n", "9"), ("export",)])
+def test_following_ends_when_the_wanted_time_has_passed(home: Path, tmp_path: Path, argv: tuple[str, ...]) -> None:
+    done = process(home, "audit", *argv, "--follow", "--until", "1h")
+    assert (done.returncode, done.stdout) == (0, "")
+    done = process(tmp_path / "empty", "audit", *argv, "--follow", "--until", "1h")
+    assert (done.returncode, done.stdout, done.stderr.startswith("mcpguard: no audit log yet")) == (0, "", True)
+
+
 def test_an_interrupt_ends_following_quietly(home: Path) -> None:
     following = followed(home, "-n", "1")
     line_of(following)

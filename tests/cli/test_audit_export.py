@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import stat
@@ -113,12 +114,20 @@ def test_a_place_where_no_file_can_be_is_a_usage_error_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_ends_quietly_when_the_reader_leaves(home: Path) -> None:
-    reader, writer = os.pipe()
+def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    following = start(tmp_path, "audit", "export", "--follow", "-o", str(pipe))
+    assert select.select([reader], [], [], DEADLINE_S)[0]
     os.close(reader)
-    done = subprocess.run(command("audit", "export"), env=environment(home), stdout=writer, stderr=subprocess.PIPE, check=False)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (0, b"")
+    calls(tmp_path, "echo", 1)
+    assert following.communicate(timeout=DEADLINE_S)[1].decode().splitlines() == [
+        f"mcpguard: -o: {pipe} cannot be written: Broken pipe",
+        "hint: check that its folder is writable and the disk is not full",
+    ]
+    assert following.returncode == 1
 
 
 def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> None:

@@ -3,14 +3,24 @@
 import errno
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from mcpguard.cli import commands
-from tests.cli.command import mcpguard, process
-from tests.end_to_end.host import ROOT, policy, rule
+from mcpguard.cli import _policy_show, _text, commands
+from tests.cli.command import calls, command, mcpguard, process
+from tests.end_to_end.host import ROOT, environment, policy, rule
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose store has calls."""
+    home = tmp_path_factory.mktemp("used")
+    calls(home, "echo", 3)
+    return home
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])
@@ -123,6 +133,8 @@ def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path
         (["run", "cat"], {"MCPGUARD_STORE": "x"}, "MCPGUARD_STORE", 78),
         (["run", "--agent", "x", "cat"], {}, "--agent", 2),
         (["whoami", "--agent", "x"], {}, "--agent", 2),
+        (["whoami", "--store", "x"], {}, "--store", 2),
+        (["whoami"], {"MCPGUARD_STORE": "redis://h/x"}, "MCPGUARD_STORE", 78),
         (["policy", "explain", "--tool", "a", "--agent", "x"], {}, "--agent", 2),
         (["whoami"], {"MCPGUARD_AGENT": "x"}, "MCPGUARD_AGENT", 78),
         (["policy", "show", "--policy", "~nobody-here/x"], {}, "--policy", 2),
@@ -135,6 +147,54 @@ def test_an_invalid_value_is_reported_with_the_option_or_variable_that_has_it(
     done = mcpguard(tmp_path, *argv, **env)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (status, "", 2)
     assert done.stderr.startswith(f"mcpguard: {place}: ")
+
+
+@pytest.fixture
+def unread() -> Iterator[int]:
+    """The end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--version"],
+        ["policy", "--help"],
+        ["policy", "show"],
+        ["policy", "show", "--json"],
+        ["audit", "export"],
+        ["audit", "report", "-o", "-"],
+        ["audit", "stats", "--json"],
+        ["audit", "tail", "--json"],
+        ["clients"],
+        ["doctor"],
+        ["usage", "--json"],
+        ["whoami"],
+        ["hook", "--help"],
+    ],
+)
+def test_a_command_ends_quietly_when_the_reader_of_its_output_leaves(used: Path, unread: int, argv: list[str]) -> None:
+    done = subprocess.run(command(*argv), env=environment(used), stdout=unread, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: int) -> None:
+    argv = command("audit", "tail")  # says that there is no store
+    done = subprocess.run(argv, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=unread, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_another_pipe_without_a_reader_is_an_error_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
+) -> None:
+    monkeypatch.setattr(_policy_show, "print_plain", lambda _: os.write(unread, b"x"))
+    monkeypatch.setattr(_text, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
+    done = mcpguard(tmp_path, "policy", "show")
+    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot go on: Broken pipe\n")
 
 
 def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> None:
@@ -194,6 +254,15 @@ class Missing:
 sys.meta_path.insert(0, Missing)
 """
 """A `sitecustomize` module that makes a module missing, as if the system could not read its file."""
+
+
+@pytest.mark.parametrize("module", ["mcpguard.errors", "mcpguard.cli", "mcpguard.cli.hook", "click"])
+@pytest.mark.parametrize("error", ["ModuleNotFoundError", "SyntaxError"])
+def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path, module: str, error: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(MISSING.replace("ModuleNotFoundError", error))
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = process(tmp_path, "hook", "claude-code", PYTHONPATH=path, MISSING=module)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,21 @@ def test_without_hook_no_hook_is_added_and_a_single_server_leaves_it(account: Ac
     assert not hooks.exists()
 
 
+def test_with_a_server_only_the_hooks_of_clients_that_have_it_are_added_and_removed(account: Account) -> None:
+    account.codex()
+    account.write("home/.claude.json", '{"mcpServers": {"files": {"command": "a", "args": []}}}')
+    before = account.files()
+    done = account.run("install", "--server", "crm", "--hook", "--yes")
+    assert (done.returncode, done.stdout.count("the hook was added")) == (0, 1)
+    assert (account.home / ".codex/hooks.json").exists()
+    account.run("install", "--hook", "--yes")
+    done = account.run("uninstall", "--server", "files", "--hook", "--yes")
+    assert (done.returncode, done.stdout.count("the hook was removed")) == (0, 1)
+    assert (account.home / ".codex/hooks.json").exists()
+    account.run("uninstall", "--server", "crm", "--hook", "--yes")
+    assert account.files() == before
+
+
 def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
     account.codex()
     entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex"}]}

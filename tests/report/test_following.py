@@ -10,6 +10,7 @@ from mcpguard.core.audit import Outcome
 from mcpguard.errors import StoreUnavailable
 from mcpguard.report import following
 from mcpguard.stores.api import Options, Wanted
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.core.build import Session, identity
@@ -23,6 +24,7 @@ class Followed:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "mcpguard.db"
+        self.settings = Settings(str(self.path), policy_named=False, database_path=str(self.path))
         self.said: list[str] = []
 
     def rows(
@@ -33,10 +35,9 @@ class Followed:
         def step(_: float) -> None:
             next(left, self._stop)()
 
-        settings = Settings(str(self.path), policy_named=False, database_path=str(self.path))
         found: list[tuple[str, str | None]] = []
         try:
-            for _, page in following.follow(settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
+            for _, page in following.follow(self.settings, wanted, self.said.append, step, after=after, outcome_s=outcome_s):
                 found += [(one.row.decision, one.outcome) for one in page]
         except InterruptedError:
             return found
@@ -108,6 +109,22 @@ def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followe
     ok, failed = Wanted(None, outcomes=frozenset({"ok"})), Wanted(None, outcomes=frozenset({"tool_error"}))
     assert followed.rows(lambda: end(session, row_id), lambda: None, wanted=ok) == [("allowed", "ok")]
     assert followed.rows(lambda: None, wanted=failed) == []
+
+
+def test_it_ends_when_the_wanted_time_and_the_time_for_outcomes_have_passed(
+    followed: Followed, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.one("slow")
+    until_us = wall_us() + 3_600_000_000
+    wanted = Wanted(None, until_us=until_us)
+    assert followed.rows(lambda: None, wanted=wanted) == []
+    clock = iter([until_us + 9_999_999, until_us + 10_000_000])
+    monkeypatch.setattr(following, "wall_us", lambda: next(clock))
+    pages = [
+        page for _, page in following.follow(followed.settings, wanted, followed.said.append, lambda _: None, outcome_s=10)
+    ]
+    assert [row.outcome for page in pages for row in page] == [None]
+    assert next(clock, None) is None
 
 
 def test_it_waits_for_a_store_and_goes_on_in_one_that_replaces_it(followed: Followed) -> None:

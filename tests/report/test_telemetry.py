@@ -379,6 +379,14 @@ def test_following_from_a_time_sends_the_rows_since_then(store: SqliteStore, tmp
     assert export(tmp_path, receiver, follow=True, wanted=wanted, sleep=once_more(0))[0] == 1
 
 
+def test_following_ends_with_the_wanted_time(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+    add(store, "denied", age_s=telemetry.OUTCOME_S + 7)
+    add(store, "denied", age_s=telemetry.OUTCOME_S + 3)
+    wanted = ANY._replace(since_us=1, until_us=time.time_ns() // 1000 - round((telemetry.OUTCOME_S + 5) * 1e6))
+    sent, _, waits = export(tmp_path, receiver, follow=True, wanted=wanted, sleep=once_more(0))
+    assert (sent, waits) == (1, [])
+
+
 def test_a_row_and_those_after_it_wait_for_its_outcome(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
     add(store, "denied")
     (row_id,) = add(store, "allowed", outcome=None)

@@ -267,6 +267,11 @@ class Policy:
             exact = rule.exact
             self._places.setdefault(tuple(exact), {}).setdefault(tuple(exact.values()), []).append(at)
 
+    @property
+    def mode(self) -> str:
+        """The mode as it is shown on stderr."""
+        return "mode=observe (nothing is denied)" if self.observe else "mode=enforce"
+
     def tier_warning(self, tier: str | None) -> str | None:
         """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can, or if there is no tier."""
         agents = [rule.agent for rule in self.rules]

@@ -170,11 +170,15 @@ class Session:
         return self._write_policy_row(audit.POLICY_AT_START)
 
     def _policy_changed(self, event: events.PolicyChanged) -> list[Command]:
-        self._callers.take_up(event.found)
+        before, found = self._callers.policy, event.found
+        self._callers.take_up(found)
         self._held.hurry()
-        error = event.found if isinstance(event.found, PolicyError) else None
-        reason = f"not taken up: {error.message}" if error else "taken up"
-        return [Log(f"policy {reason}", is_error=error is not None), *self._write_policy_row(reason)]
+        if isinstance(found, PolicyError):
+            reason = f"not taken up: {found.message}"
+            return [Log(f"policy {reason}", is_error=True), *self._write_policy_row(reason)]
+        has_turned = isinstance(before, PolicyError) or before.mode != found.mode
+        told = f"policy taken up: {found.mode}" if has_turned else "policy taken up"
+        return [Log(told), *self._write_policy_row("taken up")]
 
     def _write_policy_row(self, reason: str) -> list[Command]:
         self._exchange = exchange = Exchange((), 0)

@@ -357,6 +357,21 @@ def test_taking_up_a_policy_writes_a_line_and_a_row() -> None:
     assert (talk.policy_records[0]["reason"], talk.logged, talk.errors) == ("taken up", ["policy taken up"], [])
 
 
+def test_the_line_of_a_policy_that_changes_the_mode_names_the_mode() -> None:
+    observed = f'mode = "observe"\n{ONE_A_MINUTE}'
+    talk = Talk(PolicyError("broken"))
+    for found in (ONE_A_MINUTE, observed, observed.replace("1/1m", "2/1m"), PolicyError("broken"), ONE_A_MINUTE):
+        talk.take_up(found)
+    assert talk.logged == [
+        "policy taken up: mode=enforce",
+        "policy taken up: mode=observe (nothing is denied)",
+        "policy taken up",
+        "policy not taken up: broken",
+        "policy taken up: mode=enforce",
+    ]
+    assert {one["reason"] for one in talk.policy_records} == {"taken up", "not taken up: broken"}
+
+
 def test_an_invalid_policy_writes_an_error_line_and_a_row_with_the_policy_in_force() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.take_up(PolicyError("line 1: broken")) == []
