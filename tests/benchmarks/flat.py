@@ -1,7 +1,7 @@
 """Whether a call takes as long with a full store, or under a long policy, as it does with little of either.
 
-The wrappers of all sizes of a kind run at once, each on a store of its own, and take turns. They share a CPU, so each round
-begins when their upkeep is done: it would delay the calls of another size.
+The wrappers of all sizes of a kind run at once, each on a store of its own, and take turns. They share a CPU. So the others are
+stopped during a turn, and a round begins when the upkeep of all is done: it would delay the calls of another size.
 """
 
 import os
@@ -221,8 +221,12 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
                     wait_for_upkeep(home / STORE)
             new_tools = [b"new_%d_%d" % (number, at) for at in range(few)]
             for session, tools, between in turns:
-                times_us = ping_pong(session, 1, settle + count, tools=tools, between=between)[settle:]
-                first_us = ping_pong(session, 1, few, tools=new_tools)
+                with ExitStack() as while_stopped:
+                    for other, _, _ in turns:
+                        if other is not session:
+                            while_stopped.enter_context(other.stopped())
+                    times_us = ping_pong(session, 1, settle + count, tools=tools, between=between)[settle:]
+                    first_us = ping_pong(session, 1, few, tools=new_tools)
                 p50[session.name].append(percentile(times_us, 50))
                 p99[session.name].append(percentile(times_us, 99))
                 first[session.name].append(percentile(first_us, 50))

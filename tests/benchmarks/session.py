@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -140,6 +140,15 @@ class Session:
     def cpu_ns(self) -> int:
         """CPU time of the started process alone, without the server it started."""
         return time.clock_gettime_ns(~self._process.pid << 3 | 2)  # as Linux makes the id of a process's CPU clock
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the started process alone, without the server it started, for a while."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def has_said(self, text: str) -> bool:
         """Whether a text stands in what the command has written to stderr."""
