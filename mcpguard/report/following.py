@@ -48,7 +48,7 @@ def follow(
     while True:
         while not settings.address.exists():
             sleep(POLL_S)
-        with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
+        with until_replaced(settings) as is_replaced, settings.read_store() as store:
             rows = _Rows(store, wanted, after, outcome_s)
             while True:
                 is_last = is_replaced()  # asked first: rows written before the replacement are in the open file
