@@ -1,12 +1,13 @@
 """Reads the settings: options, variables and `config.toml`."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.account import folders
 from mcpguard.core.redaction import holds_token
-from mcpguard.errors import ConfigError, closest_word
+from mcpguard.errors import ConfigError, StoreUnavailable, closest_word
 from mcpguard.files import absolute, read_at_once
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
@@ -122,21 +123,29 @@ class Settings(NamedTuple):
         key_file = None if isinstance(keys, str) or keys is None else str(keys)
         return [path for path in (self.policy_path, self.file_path, database, key_file) if path is not None]
 
-    def open_store(self, *, least_timeout_ms: int = 0) -> "Store":
-        """Open the store, and create it if it is missing.
-
-        Args:
-            least_timeout_ms: The shortest time to wait for the store.
+    def open_store(self) -> "Store":
+        """Open the store for `run`, and create it if it is missing.
 
         Raises:
             ConfigError: The URL is not the URL of a store.
             StoreUnavailable: The store cannot be used.
         """
-        return self.address.open(self._store_options(least_timeout_ms))
+        return self.address.open(self._store_options(0))
 
-    def read_store(self) -> "Readable":
-        """Open an existing store for a command to read. Raises the errors of `open_store`."""
-        return self.address.read(self._store_options(PATIENCE_MS))
+    @contextlib.contextmanager
+    def change_store(self) -> "Iterator[Store]":
+        """Open the store for a command, and close it at the end. Raises the errors of `open_store`.
+
+        An error about a value in the store is `StoreUnavailable`, too, also if the command raises it.
+        """
+        with _damage_reported(self.address), contextlib.closing(self.address.open(self._store_options(PATIENCE_MS))) as store:
+            yield store
+
+    @contextlib.contextmanager
+    def read_store(self) -> "Iterator[Readable]":
+        """Open an existing store for a command to read, and close it at the end. Raises the errors of `change_store`."""
+        with _damage_reported(self.address), contextlib.closing(self.address.read(self._store_options(PATIENCE_MS))) as store:
+            yield store
 
     def prune_store(self, before_us: int) -> Iterator[int]:
         """Delete the audit rows from before a time in an existing store; see `Address.prune`."""
@@ -152,6 +161,18 @@ class Settings(NamedTuple):
             keep_us=self.keep_us,
             max_bytes=self.max_mb * 1024 * 1024,
         )
+
+
+@contextlib.contextmanager
+def _damage_reported(address: "Address") -> Iterator[None]:
+    """Report an error about a value that was read from a store: if a disk has changed the value, no store notices that."""
+    import struct  # not before the server is started
+
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+        hint = "if the store is not damaged, please report it"
+        raise StoreUnavailable(f"{address.shown} cannot be used: internal error: {error!r}", hint) from error
 
 
 def _path(name: str) -> "Path":

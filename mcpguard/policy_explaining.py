@@ -1,6 +1,5 @@
 """Explains one call by the policy and the counters, and finds rules that no call has matched."""
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -145,7 +144,7 @@ def explain(
     now_us, failure = 0, ""
     try:
         if settings.address.exists():
-            with contextlib.closing(settings.read_store()) as store:
+            with settings.read_store() as store:
                 key = store.args_key
                 call = call if server else call._replace(server=_server_of(store, settings.namespace, tool))
                 plan = _plan(policy, call, settings.namespace, arguments, key)
@@ -204,7 +203,7 @@ def never_matched(policy: Policy, settings: Settings) -> list[str]:
     try:
         if not settings.address.exists():
             return []
-        with contextlib.closing(settings.read_store()) as store:
+        with settings.read_store() as store:
             for _, record in store.newest():
                 rows += 1
                 is_call = all(key in record for key in AXES)

@@ -1,6 +1,5 @@
 """Suggests a policy from the audit log: reads the rows, and writes the suggested limits into the policy's text."""
 
-import contextlib
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,7 +69,7 @@ def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
         return context.get("namespace") == settings.namespace and all(axis in context for axis in AXES)
 
     wanted = Wanted(is_call, COUNTED | {"rate_limited"})
-    with contextlib.closing(settings.read_store()) as store:
+    with settings.read_store() as store:
         older = 0
         for _, record in store.newest(wanted=wanted):
             if int(str(record["time_us"])) < since_us:

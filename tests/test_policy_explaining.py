@@ -212,8 +212,9 @@ def beyond(home: Home, text: str, *tools: str) -> MemoryStore:
     session = Session(store, home.policy, namespace="default")
     for tool in tools:
         session.call(tool)
+    opened = contextlib.nullcontext(store)
     settings = SimpleNamespace(
-        namespace="default", jwt=None, address=SimpleNamespace(exists=lambda: True), read_store=lambda: store
+        namespace="default", jwt=None, address=SimpleNamespace(exists=lambda: True), read_store=lambda: opened
     )
     home.settings = lambda: settings  # type: ignore[method-assign, assignment, return-value]
     return store
@@ -272,7 +273,7 @@ def test_without_arguments_what_is_left_is_not_known(home: Home) -> None:
 
 def test_a_reader_of_a_store_knows_its_key(home: Home) -> None:
     home.call("echo")
-    with contextlib.closing(home.settings().open_store()) as store, contextlib.closing(home.settings().read_store()) as reader:
+    with contextlib.closing(home.settings().open_store()) as store, home.settings().read_store() as reader:
         assert len(reader.args_key) == 32
         assert reader.args_key == store.args_key
 

@@ -121,7 +121,7 @@ def _write_all(
 ) -> int:
     """Write all rows. Returns how many."""
     rows = 0
-    with contextlib.closing(settings.read_store()) as opened, _progress(opened, is_file=is_file) as advance:
+    with settings.read_store() as opened, _progress(opened, is_file=is_file) as advance:
         for page in opened.rows(wanted=wanted):
             rows += len(page)
             file.write(write(list(page)))

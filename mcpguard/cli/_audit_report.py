@@ -1,6 +1,5 @@
 """`mcpguard audit report`: writes an HTML page about a period."""
 
-import contextlib
 import os
 import shlex
 import sys
@@ -69,7 +68,7 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
     from mcpguard.report.gather import gather
     from mcpguard.report.page import page
 
-    with contextlib.closing(settings.read_store()) as readable:
+    with settings.read_store() as readable:
         rows = readable.rows(wanted=wanted._replace(since_us=since_us, until_us=until_us))
         findings = gather(rows, since_us, until_us)
     text = page(

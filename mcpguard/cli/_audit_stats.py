@@ -1,6 +1,5 @@
 """`mcpguard audit stats`: counts the calls in the audit log."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -46,7 +45,7 @@ def command(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
     found: list[Statistic] = []
     total = None
     if settings.address.exists():
-        with contextlib.closing(settings.read_store()) as opened:
+        with settings.read_store() as opened:
             found, total = statistics(opened.tally(wanted=wanted), by)
     if as_json:
         click.echo(json.dumps({"by": by, "rows": [one._asdict() for one in found]}))

@@ -1,6 +1,5 @@
 """Shows the newest rows of the audit log, and follows the log."""
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -119,11 +118,11 @@ class Tail:
             if not is_new:
                 return
         if not follow:
-            with contextlib.closing(self._settings.read_store()) as store:
+            with self._settings.read_store() as store:
                 self._show_newest(store, rows, follow=False)
             return
         while True:
-            with until_replaced(self._settings) as is_replaced, contextlib.closing(self._settings.read_store()) as store:
+            with until_replaced(self._settings) as is_replaced, self._settings.read_store() as store:
                 last_id = 0 if is_new else self._show_newest(store, rows, follow=True)
                 if not self._follow_until_replaced(store, is_replaced, last_id):
                     return

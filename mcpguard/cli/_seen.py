@@ -75,7 +75,7 @@ def _of_rows(settings: Any, key: str) -> Iterator[str]:
     if not settings.address.exists():
         return
     member = "roles" if key == "role" else key
-    with contextlib.closing(settings.read_store()) as store:
+    with settings.read_store() as store:
         for entry in islice(store.newest(), ROWS):
             value = entry.record.get(member)
             if entry.record["namespace"] == settings.namespace and value:

@@ -73,7 +73,7 @@ def show(
             while True:  # again if the store is replaced
                 while not settings.address.exists():
                     time.sleep(PERIOD_S)
-                with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
+                with until_replaced(settings) as is_replaced, settings.read_store() as store:
                     watcher = Watcher(store, file, policy, settings.namespace, is_selected)
                     try:
                         while not is_replaced():

@@ -1,6 +1,5 @@
 """`mcpguard audit`: reads the audit log."""
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -112,7 +111,7 @@ def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> N
     if not settings.address.exists():
         raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
     found, is_starter = load(settings.policy, named=settings.policy_named)
-    with contextlib.closing(settings.read_store()) as opened:
+    with settings.read_store() as opened:
         record = _audit_show.find(opened, settings.namespace, row_id)
         shown = _audit_show.explain(opened, found, record, policy_option=["--policy", policy] if policy else [])
     if as_json:

@@ -1,6 +1,5 @@
 """`mcpguard reset`: empty counters."""
 
-import contextlib
 import json
 import os
 import sys
@@ -41,7 +40,7 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
     if not settings.address.exists():
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
         return ExitStatus.OK
-    with contextlib.closing(settings.open_store(least_timeout_ms=config.PATIENCE_MS)) as store:
+    with settings.change_store() as store:
         found = [
             held
             for held in store.held()

@@ -1,6 +1,5 @@
 """`mcpguard usage`: shows how full each counter is."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -68,10 +67,10 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
 def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: int | None, *, as_json: bool) -> None:
     from mcpguard.report.usage import Limits
 
-    with contextlib.closing(settings.read_store()) as store:
+    with settings.read_store() as store:
         held = store.held()
         _, now_us = store.peek(())
-    found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
+        found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
     if not found and rows != 0 and not as_json:
         say("no counter holds calls" + (", or none matches" if held else ""))
     if as_json:

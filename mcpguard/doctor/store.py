@@ -45,7 +45,7 @@ def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
         return
     held = holders(path)
     try:
-        with contextlib.closing(settings.open_store(least_timeout_ms=PATIENCE_MS)) as store:
+        with settings.change_store() as store:
             store.append([])  # takes the lock that each call takes, and writes nothing
             oldest, warnings = _oldest(store), store.warnings
     except StoreUnavailable as error:
@@ -135,7 +135,7 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
 
     timeout_s = PATIENCE_MS / 1000
     try:
-        with contextlib.closing(settings.open_store(least_timeout_ms=PATIENCE_MS)) as store:
+        with settings.change_store() as store:
             oldest, warnings = _oldest(store), store.warnings
         deadline_s = time.monotonic() + timeout_s
         key = prefix(settings.namespace) + "meta"

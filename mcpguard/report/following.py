@@ -53,7 +53,7 @@ def follow(
             if is_over(wanted, outcome_s):
                 return
             sleep(POLL_S)
-        with until_replaced(settings) as is_replaced, contextlib.closing(settings.read_store()) as store:
+        with until_replaced(settings) as is_replaced, settings.read_store() as store:
             rows = _Rows(store, wanted, after, outcome_s)
             while True:
                 ends = is_over(wanted, outcome_s)

@@ -4,7 +4,6 @@ Rows are sent in order and in batches. A file keeps the id of the last row that 
 ends between the collector's answer and the writing of that file.
 """
 
-import contextlib
 import gzip
 import json
 import os
@@ -279,7 +278,7 @@ class Exporter:
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
         if not self._options.follow:
-            with contextlib.closing(self._settings.read_store()) as store:
+            with self._settings.read_store() as store:
                 for page in store.rows(after=self._begin(store), wanted=self._options.wanted):
                     self._send_all(page, store.args_key)
             return
@@ -298,7 +297,7 @@ class Exporter:
     def _follow(self) -> None:
         after = 0
         if self._settings.address.exists():
-            with contextlib.closing(self._settings.read_store()) as store:
+            with self._settings.read_store() as store:
                 after = self._begin(store)
         wanted = self._options.wanted
         for store, page in follow(self._settings, wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):

@@ -291,6 +291,30 @@ def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
     assert "hint: move it away" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "argv"),
+    [
+        ("fragment SET json = '{'", "audit tail"),
+        ("fragment SET json = '{'", "audit stats"),
+        ("fragment SET json = '{'", "audit export"),
+        ("fragment SET json = '{'", "policy suggest"),
+        ("audit SET time_us = 'x'", "audit report -o -"),
+        ("counter SET label = '{'", "usage"),
+        ("counter SET log = x'01'", "reset --yes"),
+    ],
+)
+def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_path: Path, change: str, argv: str) -> None:
+    policy(tmp_path, rule("5/1h", tool="echo"))
+    calls(tmp_path, "echo", 1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
+        db.execute(f"UPDATE {change}")
+    done = mcpguard(tmp_path, *argv.split())
+    assert (done.returncode, done.stdout) == (69, "")
+    message, hint = done.stderr.splitlines()
+    assert message.startswith(f"mcpguard: {tmp_path}/mcpguard.db cannot be used: internal error: ")
+    assert hint == "hint: if the store is not damaged, please report it"
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
 @pytest.mark.parametrize("closed", [".", "mcpguard.db", "mcpguard.db-calls"])
 def test_a_store_that_another_account_keeps_to_itself_is_unavailable_and_not_the_output(tmp_path: Path, closed: str) -> None:

@@ -1,5 +1,7 @@
+import contextlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +37,14 @@ def test_a_damaged_store_fails(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db").write_bytes(b"x" * 9000)
     found = only(doctor(tmp_path, status=1), "store")
     assert found.detail.startswith(f"{tmp_path}/mcpguard.db ")
+
+
+def test_a_store_with_a_damaged_value_fails(tmp_path: Path) -> None:
+    calls(tmp_path, "search", 1)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
+        db.execute("UPDATE fragment SET json = '{'")
+    found = only(doctor(tmp_path, status=1), "store")
+    assert found.detail.startswith(f"{tmp_path}/mcpguard.db cannot be used: internal error: ")
 
 
 def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path) -> None:

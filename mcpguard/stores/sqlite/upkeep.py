@@ -17,7 +17,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import DISORDER_US, Options
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity, log_lines
-from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog
+from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, damaged
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.owners import Owners
@@ -140,7 +140,7 @@ class Upkeep:
             wall_us: Wall-clock time.
 
         Raises:
-            StoreUnavailable: The database is damaged.
+            StoreUnavailable: The database is damaged, or the log before `end`.
             sqlite3.Error, OSError: The database or the log cannot be used.
             Lost: The log does not continue at the database's position.
         """
@@ -245,6 +245,8 @@ class Upkeep:
                     return False
         if batch:
             self._write(db, at, batch, last, pauses)
+        if end is not None and last.end < end:
+            raise damaged(self._log.path, "a record that is not yet in the database cannot be read")
         return True
 
     def _write(self, db: sqlite3.Connection, since: Position, batch: list[str], upto: Position, pauses: Pauses) -> None:

@@ -16,7 +16,7 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.core.client_agents import AgentNote
 from mcpguard.core.verdict import Verdict
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, reader, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
@@ -425,6 +425,24 @@ def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, mo
         other.one("x")
     assert one.decisions("x") == ["allowed"]
     assert used(open_store()) == [3]
+
+
+def test_a_record_that_was_damaged_before_it_was_drained_is_reported_when_the_log_is_drained(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
+    stores = open_store(), open_store()
+    one, other = (Session(store, MANY, session=letter * 16) for store, letter in zip(stores, "ab", strict=True))
+    drain(stores[0])
+    damaged_at = stores[0]._log.drained().end
+    assert [*one.decisions("x", 2), *other.decisions("x", 2)] == ["allowed"] * 4
+    with Path(log_path(path)).open("r+b") as log:
+        log.seek(4096 + damaged_at)
+        log.write(bytes(8))
+    assert one.decisions("x") == ["allowed"]  # it reads the end of the log alone
+    for store in stores:
+        with pytest.raises(StoreDamaged, match="a record that is not yet in the database cannot be read"):
+            store.tend()
 
 
 @pytest.mark.posix
