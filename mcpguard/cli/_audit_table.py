@@ -2,8 +2,8 @@
 
 import shutil
 import sys
+import time
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Final
 
 import click
@@ -90,9 +90,9 @@ class Table:
         return self._with_context(record, ended_us(record), cells)
 
     def _with_context(self, record: Mapping[str, object], time_us: int, cells: dict[str, str], style: str = "") -> list[str]:
-        at = datetime.fromtimestamp(time_us / 1_000_000).astimezone()
+        at = time.localtime(time_us // 1_000_000)  # unlike `datetime`, it takes any zone that TZ names
         name = {key: printable(str(record[key])) for key in ("id", "user", "agent", "server") if key in record}
-        cells = {"TIME": at.strftime("%H:%M:%S")} | {key.upper(): text for key, text in name.items()} | cells
+        cells = {"TIME": time.strftime("%H:%M:%S", at)} | {key.upper(): text for key, text in name.items()} | cells
         lines = self._row(cells, style)
         who = [
             name.get("user", ""),
@@ -103,7 +103,7 @@ class Table:
             whole = f"- {' '.join(who).strip()}"
             parts = [whole] if _cell_width(whole) <= self._width else [f"- {who[0]}", *(f"  {part}" for part in who[1:])]
             lines = [*(fit(part, self._width).rstrip() for part in parts), *lines]
-        day = at.strftime("%Y-%m-%d")
+        day = time.strftime("%Y-%m-%d", at)
         if day != self._day:
             self._day = day
             lines = [day, *lines]

@@ -96,8 +96,9 @@ def by_click(error: click.ClickException) -> tuple[str, str]:
     ctx: click.Context | None = getattr(error, "ctx", None)
     see = f"see {ctx.command_path if ctx else 'mcpguard'} --help"
     if isinstance(error, click.NoSuchOption):
-        near = closest_word(error.option_name, error.possibilities or ())
-        return f"no such option: {error.option_name}", f"did you mean {near}? {see}" if near else see
+        by_word = {name.lstrip("-"): name for name in error.possibilities or ()}
+        near = closest_word(error.option_name.lstrip("-"), by_word)  # the dashes would make short names alike
+        return f"no such option: {error.option_name}", f"did you mean {by_word[near]}? {see}" if near else see
     if isinstance(error, click.BadOptionUsage):
         return f"{error.option_name}: {_plain(error.message.partition(' ')[2].partition(' ')[2])}", see
     if isinstance(error, click.BadParameter) and not isinstance(error, click.MissingParameter) and error.param is not None:

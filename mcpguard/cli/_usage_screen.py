@@ -123,7 +123,7 @@ def screen(view: View, where: str, width: int, height: int, rows: int | None, *,
         rows: The most counters.
         coloured: Whether there are colours.
     """
-    now = datetime.now().astimezone().strftime("%H:%M:%S")
+    now = time.strftime("%H:%M:%S")
     head = [f"mcpguard usage  {now}  {printable(where)}", *([printable(view.trouble)] if view.trouble else []), ""]
     head += _rates(view, width)
     denials = [_denial(one, width) for one in view.denials[: min(DENIALS, max(1, height // 5))]] or ["none"]
@@ -153,7 +153,7 @@ def _rates(view: View, width: int) -> list[str]:
 
 
 def _denial(found: Mapping[str, object], width: int) -> str:
-    at = datetime.fromisoformat(str(found["time"])).astimezone().strftime("%H:%M:%S")
+    at = time.strftime("%H:%M:%S", time.localtime(datetime.fromisoformat(str(found["time"])).timestamp()))
     who = [printable(str(found[key])) for key in ("tool", "user", "agent", "server") if key in found]
     limit = short_limit(found) if "limit" in found else ""
     if width < NARROW:

@@ -17,7 +17,7 @@ from mcpguard.cli._command import Command
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
 from mcpguard.clients.entries import Entry
-from mcpguard.clients.installing import starts_mcpguard
+from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
 from mcpguard.clients.launcher import find, version_of
 from mcpguard.core.patterns import glob
 from mcpguard.core.redaction import redacted
@@ -134,7 +134,7 @@ def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
         if entry.guard:
             yield _guarded(source, entry, note, lookup)
         else:
-            note = "its own command starts mcpguard run" if not note and starts_mcpguard(entry) else note
+            note = OWN_COMMAND if not note and starts_mcpguard(entry) else note
             yield Row(source, entry.name, entry.words, note=note)
 
 

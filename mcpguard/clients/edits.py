@@ -48,9 +48,14 @@ def without_first(document: Document, array: Array, count: int) -> list[Splice]:
     return [without_child(document, array, [whole], 0)]
 
 
-def emptied_block(array: Array, member: Member) -> Splice:
-    """Replace a YAML block, which cannot be empty, by an empty array."""
-    return Splice(member.key_end, array.items[-1].end, ": []")
+def emptied_block(document: Document, array: Array, member: Member) -> Splice:
+    """Replace a YAML block, which cannot be empty, by an empty array. Comments stay."""
+    text = document.text
+    gaps = [text[member.key_end : array.leads[0]].partition(":")[2]]
+    gaps += [text[item.end : lead] for item, lead in zip(array.items, array.leads[1:], strict=False)]
+    beside, *below = [line.rstrip() for line in "".join(gaps).split("\n")]
+    comments = document.line_break(array.start).join([beside, *filter(None, below)])
+    return Splice(member.key_end, array.items[-1].end, f": []{comments}")
 
 
 def member_after(document: Document, holder: Object, member: Member, key: str, tokens: Sequence[str]) -> str:

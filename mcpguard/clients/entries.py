@@ -196,16 +196,16 @@ def _without_guard(document: Document, start: _Start, array: Array, key: str, *,
     member = start.holder.member(key)
     if start.guard < len(array.items) or member is None:
         return splices
-    (inside,) = splices
-    left = document.text[array.start + 1 : inside.start] + inside.text
-    beside = document.text[member.key_end : array.start].strip(" \t\r\n:=")
-    if (
-        drop_empty
-        and (array.is_block or not (beside + left).strip())
-        and (removal := without_member(document, start.holder, member))
-    ):
+    if array.is_block:
+        splices = [emptied_block(document, array, member)]
+        has_comments = "#" in splices[0].text
+    else:
+        (inside,) = splices
+        beside = document.text[member.key_end : array.start].strip(" \t\r\n:=")
+        has_comments = bool((beside + document.text[array.start + 1 : inside.start] + inside.text).strip())
+    if drop_empty and not has_comments and (removal := without_member(document, start.holder, member)):
         return [removal]
-    return [emptied_block(array, member)] if array.is_block else splices
+    return splices
 
 
 def _servers(document: Document, layout: Layout) -> list[tuple[str, Node]]:

@@ -23,6 +23,9 @@ _OTHER_GUARDS: Final = ("avakill-shim", "airlock-mcp", "mcp-proxy", "tollbooth",
 _STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:-cli)?(?:\.exe|[\[@=:]\S*)?['"]?\s+run(?:\s|$)""")
 """The program, or the package that `pipx run` and an image of a container name, perhaps with an extra or a version."""
 
+OWN_COMMAND: Final = "its own command starts mcpguard run"
+"""What is said of an entry that starts mcpguard through another program, which neither `install` nor `uninstall` changes."""
+
 _FOLDER: Final = re.compile(r"(?:--(?:directory|project|prefix|cwd)|-C)[\s=]\S+")
 """An option of a launcher for a folder, which can have the program's name: `uv --directory /src/mcpguard run server.py`."""
 
@@ -245,7 +248,7 @@ def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outc
     if not entry.name:
         return Outcome(source, entry.name, "leave", "it has no name")
     if starts_mcpguard(entry):
-        return Outcome(source, entry.name, "leave", "its own command starts mcpguard run")
+        return Outcome(source, entry.name, "leave", OWN_COMMAND)
     data = plan.content(source.file)
     if entry.is_sandboxed and not _may_write(data, source, plan.state):
         hint = f"add {plan.state} to sandbox.filesystem.allowWrite in this file, or remove sandboxEnabled"
@@ -292,6 +295,8 @@ def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outco
 
 def _unguard(plan: Plan, source: Source, entry: Entry) -> Outcome:
     if entry.guard is None:
+        if starts_mcpguard(entry):
+            return Outcome(source, entry.name, "leave", OWN_COMMAND)
         return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep")
     record = _record(source, entry.name)
     data, drops = plan.content(source.file), plan.holds(record)

@@ -24,8 +24,10 @@ def parse(text: str) -> Node:
         from ruamel.yaml.error import YAMLError
     except ImportError as error:
         raise Unreadable("YAML needs the extra mcpguard-cli[yaml], which is not installed", hint=installing("yaml")) from error
+    reader = YAML(typ="safe", pure=True)
+    reader.composer.warn_double_anchors = False  # YAML allows them, and the warning would show lines of the file
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
+        root = reader.compose(text)
     except YAMLError as error:
         raise _unreadable(text, error) from error
     return Object(0, 0, [], is_block=True) if root is None else _node(text, root)
@@ -34,6 +36,8 @@ def parse(text: str) -> Node:
 def _unreadable(text: str, error: Any) -> Unreadable:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or "this is not YAML"
+    if what.startswith("but "):  # the end of a sentence
+        what = f"{error.context}, {what}"
     if mark is not None:
         return Unreadable(what, mark.line + 1, mark.column + 1)
     return Unreadable(what, *place(text, getattr(error, "position", None) or 0))

@@ -1,6 +1,8 @@
-"""Fixtures: what a slower fixture made, a policy that a person wrote, and an account with clients."""
+"""Fixtures: what a slower fixture made, a policy that a person wrote, an account with clients, and a strange time zone."""
 
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,13 @@ def file(tmp_path: Path) -> Path:
     file = tmp_path / "policy.toml"
     file.write_text(BY_HAND)
     return file
+
+
+@pytest.fixture
+def a_day_ahead() -> Iterator[None]:
+    """A time zone that is a day ahead of UTC, which `datetime` does not allow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC-24")
+        time.tzset()
+        yield
+    time.tzset()

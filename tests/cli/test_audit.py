@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -481,6 +481,15 @@ def test_in_a_table_the_row_of_an_outcome_has_the_time_of_the_outcome() -> None:
     at = [datetime.fromtimestamp(us / 1_000_000).strftime("%H:%M:%S") for us in (WALL_US, WALL_US + 2_000_000)]  # noqa: DTZ006
     assert [line.split() for line in table.lines(talk.records[0])[2:]] == [[at[0], "allowed", "search"]]
     assert [line.split() for line in table.ended(record)] == [[at[1], "ended", "search", "ok"]]
+
+
+@pytest.mark.usefixtures("a_day_ahead")
+def test_the_table_has_the_times_of_any_zone() -> None:
+    talk = Talk("mode = 'enforce'")
+    talk.call("search")
+    tomorrow = datetime.fromtimestamp(WALL_US // 1_000_000 + 86_400, UTC)
+    date, _, row = Table(80, coloured=False).lines(talk.records[0])
+    assert [date, row.split()[0]] == tomorrow.strftime("%Y-%m-%d %H:%M:%S").split()
 
 
 def test_a_date_line_stands_at_each_change_of_the_date() -> None:

@@ -106,6 +106,7 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
             "no such option: --tol",
             "did you mean --tool? see mcpguard policy set --help",
         ),
+        (["policy", "set", "--json", "x", "1/1s"], "no such option: --json", None),
         (["--quick"], "no such option: --quick", "see mcpguard --help"),
     ],
 )

@@ -256,6 +256,10 @@ def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count
     assert (done.returncode, file.read_text()) == (0, text)
     assert "  a: not changed (its own command starts mcpguard run)" in done.stdout
     assert "  a: its own command starts mcpguard run: " in account.run("clients").stdout
+    done = account.run("uninstall", "--yes")
+    assert (done.returncode, done.stdout.splitlines()[1]) == (0, "  a: not changed (its own command starts mcpguard run)")
+    done = account.run("uninstall", "--yes", "--server", "a")
+    assert (done.returncode, done.stderr) == (1, "mcpguard: a: not changed: its own command starts mcpguard run\n")
 
 
 @pytest.mark.parametrize(

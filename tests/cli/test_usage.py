@@ -309,6 +309,13 @@ def test_the_screen_is_as_it_was_looked_at(columns: int, height: int) -> None:
     compare(f"watch-{columns}.txt", [re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", line) for line in lines])
 
 
+@pytest.mark.usefixtures("a_day_ahead")
+def test_the_screen_has_the_times_of_any_zone() -> None:
+    denial: dict[str, object] = {"time": "2026-01-01T12:34:56Z", "decision": "denied"}
+    lines = screen(View(pressed(), {}, {}, [denial], ""), "store", 80, 24, None, coloured=False)
+    assert lines[-1].split()[0] == "12:34:56"
+
+
 @pytest.mark.parametrize(("columns", "height"), [(40, 10), (80, 8), (80, 10)])
 def test_a_low_screen_shows_counters_rather_than_denials(columns: int, height: int) -> None:
     denial: dict[str, object] = {"time": "2026-01-01T00:00:00Z", "decision": "denied"}

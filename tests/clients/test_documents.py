@@ -62,6 +62,16 @@ def test_a_damaged_yaml_file_raises_with_its_place(text: str, line: int, column:
     assert "\n" not in caught.value.message
 
 
+def test_the_message_about_several_yaml_documents_is_a_sentence() -> None:
+    with pytest.raises(Unreadable, match=r"^expected a single document in the stream, but found another document$"):
+        read(b"a: 1\n---\nb: 2\n", Dialect.YAML)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_anchor_can_be_used_again_in_yaml() -> None:
+    assert plain(read(b"a: &x [1]\nb: &x [2]\nc: d\n", Dialect.YAML).root)["c"] == "d"
+
+
 def test_an_empty_yaml_file_is_an_empty_object() -> None:
     assert plain(read(b"# nothing\n", Dialect.YAML).root) == {}
 

@@ -250,6 +250,16 @@ def test_the_guard_is_removed_after_the_client_has_rewritten_the_file(
     assert values["mcpServers"]["crm"] == {"command": "npx", "timeout": 20, "env": {"A": "b"}} | expected
 
 
+@pytest.mark.parametrize("drop", [True, False])
+def test_comments_in_a_yaml_block_of_which_nothing_is_left_stay(drop: bool) -> None:
+    words = "    args:  # ours\n    - run\n    # where it ends\n    - --  # here\n\n    - npx # real\n    type: stdio\n"
+    data = f"mcpServers:\n  crm:\n    command: /x/mcpguard\n{words}".encode()
+    left = "    args: []  # ours\n    # where it ends\n      # here # real\n    type: stdio\n"
+    assert unguarded(data, SERVERS, Dialect.YAML, "crm", drop_empty_args=drop) == (
+        f"mcpServers:\n  crm:\n    command: npx\n{left}".encode()
+    )
+
+
 @pytest.mark.parametrize(
     "entry",
     [

@@ -74,7 +74,7 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
     if rule.counts != "cost" or not rule.rates:
         return []
     known = [cost for cost in costs if may_overlap(rule, cost.pattern)]
-    words = [f"{_what(cost.pattern)} costs {cost.units:,}" for cost in known]
+    words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
     if len(words) > _NAMED + 1:
         words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
     return [series(words)] if words else ["each call costs 1"]
@@ -118,7 +118,7 @@ def _closing(rule: Rule) -> str:
     what, who = _what(rule), _who(rule)
     if _agent_is_subject(rule) or _spread(rule, "user") != "one":
         who = who[0].lower() + who[1:]
-    is_many = what.startswith("tools")
+    is_many = _names_several(rule)
     what = f"all {what}" if is_many and not _matching(rule, "tool") else what
     if _spread(rule, "tool") != "one":  # the name of a tool stays as it is
         what = what[0].upper() + what[1:]
@@ -256,6 +256,11 @@ def _what(rule: Rule) -> str:
     if "server" in rule.selectors and _matching(rule, "server"):
         return f"{text} of servers{_matching(rule, 'server')}"
     return text
+
+
+def _names_several(rule: Rule) -> bool:
+    """Whether `_what` is a plural. The name of a tool can begin with `tools`, too."""
+    return _spread(rule, "tool") != "one" and _what(rule).startswith("tools")
 
 
 def _to_servers(rule: Rule) -> str:

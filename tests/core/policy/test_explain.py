@@ -201,6 +201,7 @@ def test_a_rule_with_a_limit_and_a_cap_has_one_sentence_about_both() -> None:
     [
         ("tool='t' server='crm' limit='3/1m'", "t of crm is closed for all users together after 3 errors in a minute."),
         ("tool='t' user='*' limit=['3/1m', '9/90m']", "after 3 errors in a minute or 9 errors in any 90 minutes."),
+        ("tool='tools_list' limit='3/1m'", "tools_list is closed for all users together after 3 errors in a minute."),
         ("tool='crm_*' user='Bob' limit='1/1h'", "Each tool matching crm_* of each server is closed for Bob after 1 error"),
         ("server='crm' limit='3/1m'", "All tools of crm are closed for all users together after 3 errors in a minute"),
         ("tool='t*' per=[] limit='3/1m'", "Tools matching t* are closed for all users together after 3 errors in a minute"),
@@ -221,7 +222,7 @@ def test_a_limit_on_cost_is_described_with_the_costs_that_it_can_meet() -> None:
     assert sentence(rule) == f"{begin}{together}; each call costs 1."
     texts = [f"[[cost]]\ntool='{tool}'\ncost={20 + at}" for at, tool in enumerate(("report_a", "search", "*_b"))]
     found = sentences(parse("[[rule]]\ntool='report*'\nlimit='9/1h'\ncount='cost'\n" + "\n".join(texts)))[0]
-    assert found.endswith("; report_a costs 20 and tools matching *_b costs 22.")
+    assert found.endswith("; report_a costs 20 and tools matching *_b cost 22.")
 
 
 def test_of_many_costs_a_sentence_names_the_first_three() -> None:
