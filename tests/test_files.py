@@ -48,8 +48,9 @@ def test_a_private_file_in_a_private_folder_is_not_exposed(file: Path) -> None:
     assert exposed([file]) == []
 
 
-def test_a_file_that_everybody_may_write_to_is_exposed(file: Path) -> None:
-    file.chmod(0o602)
+@pytest.mark.parametrize("mode", [0o602, 0o1602])  # the sticky bit protects what is in a folder, and does nothing for a file
+def test_a_file_that_everybody_may_write_to_is_exposed(file: Path, mode: int) -> None:
+    file.chmod(mode)
     assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by everybody"]
 
 
@@ -58,6 +59,12 @@ def test_a_folder_that_everybody_may_write_to_is_reported_once_for_all_its_files
     other = file.with_name("config.toml")  # which does not exist: it could be made
     folder = file.parent
     assert exposed([file, other]) == [f"other accounts may change {file}, {other}: {folder} may be written to by everybody"]
+
+
+def test_a_file_is_reported_once_however_many_ways_there_are_to_change_it(file: Path) -> None:
+    file.chmod(0o602)
+    file.parent.chmod(0o777)
+    assert exposed([file]) == [f"other accounts may change {file}: {file.parent} may be written to by everybody"]
 
 
 def test_a_private_file_in_a_sticky_folder_is_not_exposed(file: Path) -> None:
