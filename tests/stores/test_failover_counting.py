@@ -10,6 +10,7 @@ from tests.stores.moody import LIMIT_3, Place
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
+ERRORS_3 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "3/1h"\n'
 CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 MODES = ["local", "deny", "allow"]
 
@@ -99,12 +100,30 @@ def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_th
 
 def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_does_not_tell_them() -> None:
     place = Place(policy=EACH_TOOL_5)
+    place.call(1, "echo")
     place.break_down()
-    place.call(3, "echo")
+    place.call(2, "echo")
     place.mend()
     forget(place, "echo")
     place.break_down()
     assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
+
+
+@pytest.mark.parametrize("policy", [EACH_TOOL_5, EACH_TOOL_5 + ERRORS_3], ids=["calls", "calls and errors"])
+def test_a_call_that_no_limit_decided_leaves_its_counters_unused(policy: str) -> None:
+    place = Place(policy=policy)
+    (request,) = place.session.charges("echo")
+    request.decided = "unauthenticated"
+    place.store.decide([request], place.session.journal)
+    place.break_down()
+    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_a_call_that_ends_well_leaves_its_counter_of_errors_unused() -> None:
+    place = Place(policy=ERRORS_3)
+    place.stops(place.starts("echo"))
+    place.break_down()
+    assert place.call(1, "echo") == ["allowed"]
 
 
 def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_the_counter_since() -> None:
