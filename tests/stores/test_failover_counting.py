@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover import buffered_rows, local_counting
-from tests.stores.moody import LIMIT_3, Place
+from tests.stores.moody import LIMIT_3, Moody, Place
 
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
@@ -137,16 +138,29 @@ def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_th
     assert place.call(1, "echo") == ["unavailable"]
 
 
-def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "absent, so empty"])
+def test_a_counter_that_was_last_seen_empty_is_counted_from_zero(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Moody, "absent_are_empty", not is_told)
     place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
     (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
-    for counter in echo:
+    for counter in echo if is_told else []:
         place.memory.states.setdefault(counter.id, ())
         place.memory.counters[counter.id] = counter
     place.time.pass_s(60)
     place.break_down()
     assert place.call(1, "echo") == ["allowed"]
+
+
+def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_next() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    place.break_down()
+    place.call(5, "echo")
+    place.mend()
+    for key in place.memory.states:
+        place.memory.states[key] = ()
+    place.break_down()
+    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
 def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold_something(
@@ -176,6 +190,27 @@ def test_a_counter_is_not_counted_from_what_was_known_of_it_in_an_earlier_outage
     forget(place, "echo")
     place.break_down()
     assert place.call(1, "echo") == ["unavailable"]
+
+
+def test_a_used_counter_of_which_the_store_tells_no_more_is_counted_from_an_earlier_outage() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    place.call(1, "echo")
+    place.break_down()
+    place.call(1, "x")
+    place.mend()
+    forget(place, "echo")
+    place.break_down()
+    assert place.call(5, "echo") == ["allowed"] * 4 + ["rate_limited"]
+
+
+def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
+    other = Place(policy=EACH_TOOL_5)
+    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
+    for tool in ("a", "b"):
+        other.call(1, tool)
+    place.break_down()
+    assert place.call(1, "c") + place.call(1, "d") + place.call(1, "e") == ["allowed"] * 2 + ["unavailable"]
 
 
 def test_of_too_many_logs_those_that_were_charged_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +261,26 @@ def test_with_deny_a_free_retry_is_not_forwarded() -> None:
     request.decided = "continued"
     (verdict,) = place.store.decide([request], place.session.journal)
     assert (verdict.decision, request.detail["reason"]) == ("unavailable", "store_unavailable")
+
+
+@pytest.mark.parametrize(("hint", "told"), [("bring it back", "it is gone (bring it back)"), ("", "it is gone")])
+def test_a_call_that_needs_the_store_is_told_why_it_cannot_be_used(hint: str, told: str) -> None:
+    place = Place("deny")
+    place.failing = {"decide": StoreUnavailable("it is gone", hint)}
+    message = place.session.answer_to(place.one())["error"]["message"]
+    assert f"the store of counters is unavailable: {told}. Try again in a few seconds." in message
+
+
+def test_only_a_call_that_needs_the_store_is_said_to_lack_it() -> None:
+    place = Place()
+    place.break_down()
+    (request,) = place.session.charges("search")
+    request.decided, request.detail, request.why = "unavailable", {"reason": "policy_invalid"}, "no policy is in force"
+    place.store.decide([request], place.session.journal)
+    assert request.why == "no policy is in force"
+    place.call(1)
+    place.mend()
+    assert [record.get("reason") for record in place.records()] == ["policy_invalid", None]
 
 
 @pytest.mark.parametrize("mode", MODES)
