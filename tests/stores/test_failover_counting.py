@@ -30,9 +30,22 @@ def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_
     assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
     assert place.one("tool 0").decision == "rate_limited"
     place.time.pass_s(60)
-    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
+    assert [place.one(f"tool {at}").decision for at in range(12, 24)] == ["allowed"] * 10 + ["unavailable"] * 2
     place.mend()
     assert place.used() == [1] * 10
+
+
+def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 1)
+    place = Place(policy=EACH_TOOL_5)
+    place.break_down()
+    place.call(1, "echo")
+    place.time.pass_s(1800)
+    place.call(2, "echo")
+    place.time.pass_s(1800)
+    assert place.call(1, "other") + place.call(4, "echo") == ["unavailable"] + ["allowed"] * 3 + ["rate_limited"]
+    place.time.pass_s(3600)
+    assert place.call(1, "other") == ["allowed"]
 
 
 def test_the_number_of_known_logs_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +190,17 @@ def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold
     assert place.call(1, "echo") + place.call(1, "never seen") == ["unavailable"] * 2
     place.time.pass_s(3600)
     assert place.call(1, "echo") + place.call(1, "never seen") == ["allowed"] * 2
+
+
+def test_used_counters_are_forgotten_also_if_they_become_too_many_during_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
+    place = Place(policy=EACH_TOOL_5)
+    for at in range(90):
+        place.call(1, f"tool {at}")
+    place.forgotten.update(place.memory.states)
+    place.break_down()
+    assert [place.one(f"new {at}").decision for at in range(20)] == ["allowed"] * 11 + ["unavailable"] * 9
+    assert place.call(1, "tool 0") + place.call(1, "tool 89") == ["unavailable"] * 2
 
 
 def test_a_counter_is_not_counted_from_what_was_known_of_it_in_an_earlier_outage() -> None:
