@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from mcpguard.demo import beyond, story
-from mcpguard.demo.stage import last_line
+from mcpguard.demo.stage import Stage, last_line
 from mcpguard.errors import McpguardError
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
@@ -169,6 +170,34 @@ def test_a_missing_interpreter_is_reported_in_one_line(tmp_path: Path, monkeypat
     with pytest.raises(McpguardError, match=r"^the demo failed: .*nowhere"):
         story.run_demo(keep=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_takes_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(story, "_STORY_TIMEOUT_S", 0.0)
+    with pytest.raises(McpguardError, match=r"^the demo failed: it took too long$"):
+        story.run_demo(keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_place_for_temporary_files_it_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(McpguardError, match=r"^no temporary folder can be made: ") as failure:
+        story.run_demo(keep=False)
+    assert failure.value.hint.startswith("set TMPDIR ")
+
+
+def test_an_audit_log_that_cannot_be_shown_fails_the_demo_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "mcpguard.db").mkdir()
+    with pytest.raises(McpguardError, match=r"^the demo failed: mcpguard audit tail ended with status 69$") as failure:
+        anyio.run(Stage(tmp_path).audit_tail, 8, 80)
+    assert failure.value.hint == f"mcpguard: {tmp_path / 'mcpguard.db'} is a folder"
+
+
+def test_the_accounts_own_settings_do_not_reach_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCPGUARD_STORE", "redis://elsewhere/0")
+    found = Stage(tmp_path).environment()
+    assert {name: value for name, value in found.items() if name.startswith("MCPGUARD_")} == {"MCPGUARD_HOME": str(tmp_path)}
 
 
 def processes_with(folder: Path) -> list[int]:
