@@ -186,10 +186,25 @@ def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold
         place.call(1, f"tool {at}")
     assert len(place.store._local._expiry_us) <= 100
     place.forgotten.update(place.memory.states)
+    Place(policy=EACH_TOOL_5, other=place, session="00000000000000bb").call(1, "told")
     place.break_down()
     assert place.call(1, "echo") + place.call(1, "never seen") == ["unavailable"] * 2
+    assert place.call(5, "told") == ["allowed"] * 4 + ["rate_limited"]
     place.time.pass_s(3600)
     assert place.call(1, "echo") + place.call(1, "never seen") == ["allowed"] * 2
+
+
+def test_used_counters_whose_windows_have_passed_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
+    place = Place(policy=EACH_TOOL_5)
+    for at in range(90):
+        place.call(1, f"old {at}")
+    place.time.pass_s(3600)
+    for at in range(90):
+        place.call(1, f"new {at}")
+    place.forgotten.update(place.memory.states)
+    place.break_down()
+    assert [place.one(tool).decision for tool in ("new 0", "new 89", "old 0", "never seen")] == ["unavailable"] * 2 + ["allowed"] * 2
 
 
 def test_used_counters_are_forgotten_also_if_they_become_too_many_during_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
