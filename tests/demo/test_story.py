@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn, cast
 
 import anyio
 import pytest
+from mcp import Client, MCPError
 
+from mcpguard.core.denial import RATE_LIMITED, UNAVAILABLE
 from mcpguard.demo import beyond, story
-from mcpguard.demo.stage import Stage, last_line
+from mcpguard.demo.stage import ALICE, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
@@ -192,6 +195,24 @@ def test_an_audit_log_that_cannot_be_shown_fails_the_demo_with_the_reason(tmp_pa
     with pytest.raises(McpguardError, match=r"^the demo failed: mcpguard audit tail ended with status 69$") as failure:
         anyio.run(Stage(tmp_path).audit_tail, 8, 80)
     assert failure.value.hint == f"mcpguard: {tmp_path / 'mcpguard.db'} is a folder"
+
+
+class Refusing:
+    """A client whose calls are answered with an error."""
+
+    def __init__(self, code: int) -> None:
+        self.error = MCPError(code, "Tool x was not called", {"axis": "user"})
+
+    async def call_tool(self, *_: object) -> NoReturn:
+        raise self.error
+
+
+def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:
+    tally = Tally(ALICE, "search_customers")
+    anyio.run(tally.call, cast(Client, Refusing(RATE_LIMITED)))
+    with pytest.raises(MCPError, match="Tool x was not called"):
+        anyio.run(tally.call, cast(Client, Refusing(UNAVAILABLE)))
+    assert (tally.made, tally.denied) == (1, {"user": 1})
 
 
 def test_the_accounts_own_settings_do_not_reach_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,7 +204,9 @@ def test_used_counters_whose_windows_have_passed_are_forgotten_first(monkeypatch
         place.call(1, f"new {at}")
     place.forgotten.update(place.memory.states)
     place.break_down()
-    assert [place.one(tool).decision for tool in ("new 0", "new 89", "old 0", "never seen")] == ["unavailable"] * 2 + ["allowed"] * 2
+    assert [place.one(tool).decision for tool in ("new 0", "new 89", "old 0", "never seen")] == ["unavailable"] * 2 + [
+        "allowed"
+    ] * 2
 
 
 def test_used_counters_are_forgotten_also_if_they_become_too_many_during_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
