@@ -781,6 +781,18 @@ def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_sto
     assert "not kept" in str(next(iter(store.entries())).record["arguments"])
 
 
+def test_the_rows_of_a_batch_for_several_tools_are_numbered_in_order(open_store: Open) -> None:
+    store = open_store(clock=Time())
+    session = Session(store, '[[rule]]\ntool = "*"\nlimit = "60/1m"\n')
+    session.call("x")
+    session.call("y")
+    batch = [*session.charges("y"), *session.charges("x", 3), *session.charges("y")]
+    verdicts = [*store.decide(batch, session.journal), *session.call("x")]
+    assert [verdict.row_id for verdict in verdicts] == [3, 4, 5, 6, 7, 8]
+    shown = [(entry.row_id, entry.record["tool"]) for entry in open_store(clock=Time()).entries()]
+    assert shown == list(enumerate("xyyxxxyx", 1))
+
+
 def test_a_log_of_an_outage_that_an_earlier_version_wrote_is_merged(open_store: Open) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
