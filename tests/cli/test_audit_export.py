@@ -183,6 +183,18 @@ def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> 
         following.communicate()
 
 
+def test_follow_waits_for_a_store(tmp_path: Path) -> None:
+    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*")
+    try:
+        assert following.stderr
+        assert b"no audit log yet" in following.stderr.readline()
+        calls(tmp_path, "echo", 1)
+        assert json.loads(line_of(following))["tool"] == "echo"
+    finally:
+        following.kill()
+        following.communicate()
+
+
 def test_follow_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(home: Path) -> None:
     following = start(home, "audit", "export", "--follow")
     line_of(following)
