@@ -85,7 +85,8 @@ def test_it_keeps_its_folder_if_asked_to(
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
-def test_ctrl_c_ends_it_and_all_its_processes_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -94,10 +95,10 @@ def test_ctrl_c_ends_it_and_all_its_processes_quietly(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert any("caught in a loop" in line for line in process.stdout)
         assert len(processes_with(tmp_path)) == 1 + 2 * 3  # the demo; a guard and a server for each of three people
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
+        process.send_signal(number)
         assert process.stderr.read() == ""
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert processes_with(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
