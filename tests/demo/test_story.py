@@ -1,6 +1,7 @@
 """The demo as a user starts it: a process of its own, with real guards and servers behind it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from mcp import Client, MCPError
 
 from mcpguard.core.denial import RATE_LIMITED, UNAVAILABLE
 from mcpguard.demo import beyond, story
-from mcpguard.demo.stage import ALICE, Stage, Tally, last_line
+from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
@@ -44,6 +45,13 @@ def test_the_subagent_is_limited_by_the_agent_axis(run: Run) -> None:
 def test_it_shows_the_policy_that_is_in_force(run: Run) -> None:
     policy = "".join(f"  {line}\n" if line else "\n" for line in story.POLICY.splitlines())
     assert policy in run.out
+
+
+def test_it_shows_each_users_command_as_a_shell_takes_it(run: Run) -> None:
+    shown = run.out.partition("starts the CRM server behind mcpguard\n")[2].partition("\n\n")[0].replace("\\\n", "")
+    for person, line in zip((ALICE, BOB, CAROL), shown.splitlines(), strict=True):
+        expected = ["mcpguard", "run", "--server", "crm", *person.options, "--", "python", "-m", "mcpguard.demo.crm"]
+        assert shlex.split(line) == expected
 
 
 def test_it_shows_a_denial_as_the_client_received_it(run: Run) -> None:
@@ -124,6 +132,14 @@ def test_ctrl_c_during_imports_ends_it_quietly(tmp_path: Path) -> None:
     env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_during_imports_is_ignored_where_the_parent_process_had_it_ignored(tmp_path: Path) -> None:
+    went_on = INTERRUPTED.replace("signal.raise_signal(signal.SIGINT)", "signal.raise_signal(signal.SIGINT); os._exit(7)")
+    (tmp_path / "sitecustomize.py").write_text(f"import os\n{went_on}")
+    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    ignoring = ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *DEMO]
+    assert subprocess.run(ignoring, env=env, cwd=ROOT, check=False).returncode == 7
 
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
@@ -214,6 +230,16 @@ def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_den
     with pytest.raises(MCPError, match="Tool x was not called"):
         anyio.run(tally.call, cast(Client, Refusing(UNAVAILABLE)))
     assert (tally.made, tally.denied) == (1, {"user": 1})
+
+
+def test_a_bug_is_not_reported_as_a_failure_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def tell(*_: object) -> NoReturn:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(story, "_tell", tell)
+    with pytest.raises(KeyError, match="a bug"):
+        story.run_demo(keep=False)
 
 
 def test_the_accounts_own_settings_do_not_reach_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
