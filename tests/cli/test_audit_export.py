@@ -177,7 +177,8 @@ def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> 
         assert (found["tool"], found["outcome"]) == ("plain", "ok")
         assert "duration_ms" in found
         following.send_signal(signal.SIGINT)
-        assert following.wait(DEADLINE_S) == 130
+        assert following.communicate(timeout=DEADLINE_S) == (b"", b"")
+        assert following.returncode == 130
     finally:
         following.kill()
         following.communicate()
@@ -246,6 +247,27 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
     cut, row = file.read_text().splitlines()
     assert cut == '{"id": "a row of a full di'
     assert json.loads(row)["tool"] == "echo"
+
+
+def test_follow_to_a_file_goes_on_though_nobody_reads_stdout(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    file = tmp_path / "out.jsonl"
+    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file))
+    assert following.stdout
+    assert following.stderr
+    following.stdout.close()
+    try:
+        deadline_s = time.monotonic() + DEADLINE_S
+        for rows in (1, 2):
+            while not file.exists() or file.read_text().count("\n") < rows:
+                assert following.poll() is None
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+            calls(tmp_path, "plain", 1)
+    finally:
+        following.kill()
+        with following.stderr:
+            following.wait()
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
