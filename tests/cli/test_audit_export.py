@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -124,8 +125,9 @@ def test_it_ends_quietly_when_the_reader_leaves(home: Path) -> None:
 def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> None:
     status, shown = on_terminal(home, "audit", "export", "-o", str(tmp_path / "out"))
     assert status == 0
-    assert "exporting" in shown
-    assert shown.endswith(f"{len(lines_of(home))} rows written\n")
+    rows = f"{len(lines_of(home))} rows"
+    assert re.search(rf"exporting .*100%\S* {rows}\n", shown)
+    assert shown.endswith(f"{rows} written\n")
     assert "exporting" not in on_terminal(home, "audit", "export")[1]
 
 
