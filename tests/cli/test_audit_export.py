@@ -11,11 +11,11 @@ import time
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from mcpguard.cli import _command, _text
+from mcpguard.cli import _audit_export, _command, _text
 from mcpguard.core.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
@@ -45,8 +45,11 @@ def test_json_lines_are_the_records(home: Path) -> None:
     assert lines_of(home, "-o", "-", "--user", "nobody") == []
 
 
-def test_csv_has_a_heading_and_no_formula(home: Path) -> None:
-    heading, *rows = csv.reader(StringIO("\n".join(lines_of(home, "--format", "csv", "--tool", "*"))))
+def test_csv_has_a_heading_and_no_formula(home: Path, tmp_path: Path) -> None:
+    lines = lines_of(home, "--format", "csv", "--tool", "*")
+    mcpguard(home, "audit", "export", "--format", "csv", "--tool", "*", "-o", str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_text().splitlines() == lines
+    heading, *rows = csv.reader(StringIO("\n".join(lines)))
     assert heading == list(MEMBERS)
     assert [row[heading.index("tool")] for row in rows] == ["echo", "echo", "echo", "'=1+1"]
 
@@ -76,6 +79,23 @@ def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
     assert "exists, and is not replaced" in done.stderr
     assert file.read_text() == "mine"
     assert mcpguard(home, "audit", "export", "-o", "/dev/null").returncode == 0
+
+
+def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, really = tmp_path / "out", _audit_export._write_all
+
+    def write_all(*args: Any, **more: Any) -> int:
+        file.write_text("theirs")
+        return really(*args, **more)
+
+    monkeypatch.setattr(_audit_export, "_write_all", write_all)
+    done = mcpguard(home, "audit", "export", "-o", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
+    assert file.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
