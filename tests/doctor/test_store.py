@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mcpguard.doctor import store
 from mcpguard.doctor.store import holders
 from tests import redis_servers
 from tests.cli.command import BOUND, calls, process
@@ -24,6 +25,21 @@ def test_an_open_store_tells_its_size_its_oldest_row_and_who_holds_it_open(tmp_p
         assert host.end() == 0
     if Path("/proc/self").exists():
         assert only(doctor(tmp_path), "store").detail.endswith(", no process holds it open")
+
+
+def test_of_many_processes_that_hold_a_store_open_their_number_and_some_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls(tmp_path, "search", 1)
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    for pid in range(201, 206):
+        (proc / f"{pid}/fd").mkdir(parents=True)
+        (proc / f"{pid}/fd/3").symlink_to(tmp_path / ("mcpguard.db-open" if pid < 204 else "another.db-open"))
+    assert holders(tmp_path / "mcpguard.db", proc) == [201, 202, 203]
+    for pids, told in (([7, 8], "7 8"), ([*range(9)], "0 1 2 3 4 5 6 7 …")):
+        monkeypatch.setattr(store, "holders", lambda _, pids=pids: pids)
+        assert only(doctor(tmp_path), "store").detail.endswith(f", {len(pids)} processes hold it open ({told})")
 
 
 def test_a_system_without_a_table_of_processes_does_not_tell_who_holds_a_store_open(tmp_path: Path) -> None:
@@ -123,6 +139,8 @@ def test_a_redis_server_tells_its_rows_connections_and_memory(tmp_path: Path) ->
                 lambda: " s old, 1 other connection" in of(doctor(tmp_path, *options), "store")[0].detail, "one connection"
             )
             assert host.end() == 0
+        server.command("CONFIG", "SET", "maxmemory", "4gb")
+        assert only(doctor(tmp_path, *options), "space").detail.endswith(" of memory used of 4.3 GB")
         server.command("CONFIG", "SET", "maxmemory", "3mb")
         assert not only(doctor(tmp_path, *options, status=1), "space").ok
 
