@@ -548,9 +548,12 @@ def test_opening_on_a_network_file_system_creates_no_database(path: Path, monkey
 # Failures
 
 
-def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("counts", ["calls", "cost"])
+def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, counts: str
+) -> None:
     store = open_store(clock=Time())
-    session = Session(store, FIVE_A_MINUTE)
+    session = Session(store, f'{FIVE_A_MINUTE}count = "{counts}"\n')
     session.call("x", 2)
     seen = store.last_seen()
 
