@@ -17,7 +17,7 @@ from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import call_log, database, log_lines, memory, opening, reader, schema
+from mcpguard.stores.sqlite import call_log, database, log_lines, memory, opening, reader, schema, upkeep
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
@@ -467,6 +467,31 @@ def test_time_does_not_run_backwards_over_a_restart_with_a_clock_that_was_set_ba
     assert (denied.decision, denied.retry_after_us) == ("rate_limited", 60_000_000)
     machine.boot.now_us += 60_000_000
     assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has_the_newest_charge(
+    path: Path, machine: Machine, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each_tool = '[[rule]]\ntool = "*"\nlimit = "5/1m"\n'
+    first = open_store(wall=machine.wall)
+    session = Session(first, each_tool)
+    session.call("y")
+    machine.boot.pass_s(3600)
+    session.call("x", 5)
+
+    def full(*_: object, **__: object) -> NoReturn:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upkeep.Upkeep, "_write", full)
+        first.close()
+    assert ask(path, "SELECT count(*) FROM counter") == [(0,)]
+    machine.reboots()
+    machine.wall.pass_s(-86_400)
+    after = Session(open_store(wall=machine.wall), each_tool, session="b" * 16)
+    assert after.decisions("x") == ["rate_limited"]
+    machine.boot.pass_s(60)
+    assert after.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
 
 
 @pytest.mark.parametrize("ahead_s", [-86_400, -3600, 0, 3600, 86_400 * 365])
