@@ -809,6 +809,14 @@ def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_sto
     assert "not kept" in str(next(iter(store.entries())).record["arguments"])
 
 
+def test_calls_that_are_each_longer_than_a_record_usually_is_are_decided_and_kept(open_store: Open) -> None:
+    store = open_store(clock=Time())
+    session = Session(store, FIVE_A_MINUTE, arguments="full")
+    text = "x" * (log_lines.RECORD_CHARS + 1)
+    assert [verdict.decision for verdict in session.call("x", 2, arguments={"text": text})] == ["allowed"] * 2
+    assert [entry.record["arguments"] for entry in store.entries()] == [{"text": text}] * 2
+
+
 def test_the_rows_of_a_batch_for_several_tools_are_numbered_in_order(open_store: Open) -> None:
     store = open_store(clock=Time())
     session = Session(store, '[[rule]]\ntool = "*"\nlimit = "60/1m"\n')
