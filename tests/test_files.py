@@ -230,12 +230,34 @@ def test_what_the_system_does_not_tell_of_a_path_is_an_error_and_not_absence(
 def test_a_file_that_was_read_counts_although_the_system_reports_an_error_when_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = os.close
+    really, closed = os.close, []
 
     def fail(fd: int) -> None:
         really(fd)
+        closed.append(fd)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     (tmp_path / "a").write_bytes(b"text")
     monkeypatch.setattr(os, "close", fail)
+    assert read_at_once(tmp_path / "a") == b"text"
+    assert len(closed) == 1
+
+
+def test_only_the_first_bytes_of_a_file_are_read_if_no_more_are_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"text")
+    assert read_at_once(tmp_path / "a", 3) == b"tex"
+
+
+def test_a_file_whose_owner_alone_may_keep_its_times_as_they_are_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.open
+
+    def refuse(path: Path, flags: int) -> int:
+        if flags & getattr(os, "O_NOATIME", 0):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return really(path, flags)
+
+    (tmp_path / "a").write_bytes(b"text")
+    monkeypatch.setattr(os, "open", refuse)
     assert read_at_once(tmp_path / "a") == b"text"
