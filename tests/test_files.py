@@ -96,6 +96,19 @@ def test_a_file_that_a_group_may_write_to_is_exposed_unless_the_group_is_private
     assert bool(exposed([file])) is told
 
 
+def test_the_group_of_root_counts_as_private_whatever_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file to any group")
+    file.chmod(0o660)
+    os.chown(file, -1, 0)
+    monkeypatch.setattr(grp, "getgrgid", lambda group: grp.struct_group(("wheel", "x", group, ["root"])))
+    assert exposed([file]) == []
+    os.chown(file, -1, 4242)
+    assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by group 4242"]
+
+
 def test_a_file_that_a_nameless_group_may_write_to_is_exposed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import grp
 
