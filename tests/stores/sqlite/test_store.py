@@ -788,6 +788,27 @@ def test_a_counter_that_is_not_in_memory_is_found_however_much_the_log_holds(
     assert steps_of_first_call("b") < few + 200
 
 
+def test_a_counter_in_memory_is_charged_by_calls_of_others_whose_other_counters_are_not_in_memory(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "REMEMBERED", 0)
+    policy = FIVE_A_MINUTE + '[[rule]]\nuser = "*"\nlimit = "4/1m"\n'
+    first = open_store(clock=Time())
+    Session(first, policy).call("x")
+    first.close()
+    session = Session(open_store(clock=Time()), policy, session="b" * 16)
+    assert session.decisions("y") == ["allowed"]
+    Session(open_store(clock=Time()), policy, session="c" * 16).call("x")
+    assert session.decisions("y", 2) == ["allowed", "rate_limited"]
+
+
+def test_a_batch_that_no_limit_counts_is_followed_by_other_processes(open_store: Open) -> None:
+    first, other = open_store(clock=Time()), open_store(clock=Time())
+    Session(first, FIVE_A_MINUTE).call("y", 3)
+    assert Session(other, FIVE_A_MINUTE, session="b" * 16).decisions("x") == ["allowed"]
+    assert [(entry.row_id, entry.record["tool"]) for entry in other.entries()] == list(enumerate("yyyx", 1))
+
+
 def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> None:
     policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
     decided = []
