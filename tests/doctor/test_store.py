@@ -42,8 +42,13 @@ def test_of_many_processes_that_hold_a_store_open_their_number_and_some_are_told
         assert only(doctor(tmp_path), "store").detail.endswith(f", {len(pids)} processes hold it open ({told})")
 
 
-def test_a_system_without_a_table_of_processes_does_not_tell_who_holds_a_store_open(tmp_path: Path) -> None:
+def test_a_system_without_a_table_of_processes_does_not_tell_who_holds_a_store_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls(tmp_path, "search", 1)
     assert holders(tmp_path / "mcpguard.db", proc=tmp_path) is None
+    monkeypatch.setattr(store, "holders", lambda _: None)
+    assert only(doctor(tmp_path), "store").detail.endswith(" s old")
 
 
 def test_a_damaged_store_fails(tmp_path: Path) -> None:
@@ -93,6 +98,7 @@ def test_a_store_in_a_folder_that_cannot_be_written_to_fails(tmp_path: Path) -> 
     tmp_path.chmod(0o700)
     assert done.returncode == 1
     assert f"FAIL  store: {tmp_path} cannot be written to" in done.stdout
+    assert "ok    store" not in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
@@ -103,6 +109,13 @@ def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path) -> None:
     done = process(tmp_path, "doctor", under=BOUND)
     assert "FAIL  store" not in done.stdout
     assert f"ok    store: {tmp_path}/mcpguard.db: 8." in done.stdout
+
+
+def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp_path: Path) -> None:
+    checks = doctor(tmp_path, "--store", f"sqlite://{tmp_path}/state/deep/mcpguard.db")
+    assert only(checks, "store").detail == f"{tmp_path}/state/deep/mcpguard.db: not made yet; the first server makes it"
+    assert only(checks, "space").detail.endswith(f" free in {tmp_path}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:

@@ -392,6 +392,11 @@ def test_a_log_is_stored_in_the_documented_form() -> None:
     assert unpack(pack(state)) == state
 
 
+def test_a_sum_of_costs_above_four_bytes_is_stored_as_the_largest_that_they_hold() -> None:
+    us = 1_767_225_600_000_000
+    assert unpack(pack((us, us, 7, us + 1, 1 << 40))) == (us, us, 7, us + 1, (1 << 32) - 1)
+
+
 # Time
 
 
