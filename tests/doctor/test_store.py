@@ -1,5 +1,6 @@
 import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,12 @@ def test_an_open_store_tells_its_size_its_oldest_row_and_who_holds_it_open(tmp_p
         assert host.end() == 0
     if Path("/proc/self").exists():
         assert only(doctor(tmp_path), "store").detail.endswith(", no process holds it open")
+
+
+def test_the_age_of_the_oldest_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls(tmp_path, "search", 1)
+    monkeypatch.setattr(store, "time", SimpleNamespace(time=lambda: time.time() + 3 * 86_400))
+    assert ", oldest row 3 d old" in only(doctor(tmp_path), "store").detail
 
 
 def test_of_many_processes_that_hold_a_store_open_their_number_and_some_are_told(
