@@ -178,6 +178,7 @@ def test_the_table_fits_a_terminal_of_eighty_columns(home: Path) -> None:
     assert who == "- alice@acme.com as Claude Code::interactive::default on crm"
     assert re.fullmatch(r"\d\d:\d\d:\d\d allowed      user  echo +1 1/1h +ok", first)
     assert shown.count("\n- ") == 2
+    assert shown.count("DECISION") == 1
     assert [line for line in shown.splitlines() if len(line) >= 80] == []
     assert "\x1b[31mdenied" in on_terminal(home, "audit", "tail", "--tool", "*")[1]
 
@@ -448,6 +449,20 @@ def test_following_prints_the_object_of_a_row_again_with_its_outcome(tmp_path: P
         assert again == row | {"outcome": "cancelled", "duration_ms": again["duration_ms"]}
         assert list(again) == [member for member in MEMBERS if member in again]
         alice.end()
+    end(following)
+
+
+def test_following_begins_with_the_last_rows_of_the_wanted_outcome_whatever_is_still_in_flight(tmp_path: Path) -> None:
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+        alice.call(1, "echo")
+        alice.send(call(2, "hang"))
+        in_flight = followed(tmp_path, "--tool", "hang")
+        assert " tool=hang " in line_of(in_flight)
+        following = followed(tmp_path, "-n", "1", "--outcome", "ok")
+        assert " tool=echo " in line_of(following)
+        alice.send(CANCELS | {"params": {"requestId": 2}})
+        alice.end()
+    end(in_flight)
     end(following)
 
 
