@@ -1,3 +1,4 @@
+import itertools
 import os
 import shutil
 import time
@@ -150,6 +151,7 @@ def test_a_redis_server_tells_its_rows_connections_and_memory(tmp_path: Path) ->
         found, warning = of(checks, "store")
         assert f"{server.url}, namespace default: answers in " in found.detail
         assert found.detail.endswith(" ms, no rows yet, 0 other connections")
+        assert not found.is_advice
         assert "keeps nothing on disk" in warning.detail
         assert warning.is_advice
         assert only(checks, "space").detail.endswith(" of memory used, without a bound")
@@ -163,6 +165,15 @@ def test_a_redis_server_tells_its_rows_connections_and_memory(tmp_path: Path) ->
         assert only(doctor(tmp_path, *options), "space").detail.endswith(" of memory used of 4.3 GB")
         server.command("CONFIG", "SET", "maxmemory", "3mb")
         assert not only(doctor(tmp_path, *options, status=1), "space").ok
+
+
+def test_a_redis_server_that_is_slower_than_a_call_waits_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_servers.running(tmp_path / "server") as server:
+        times_s = itertools.count(time.monotonic(), 0.5)
+        monkeypatch.setattr(store, "time", SimpleNamespace(time=time.time, monotonic=lambda: next(times_s)))
+        found = of(doctor(tmp_path, "--store", server.url), "store")[0]
+    assert found.is_advice
+    assert ": answers in 500 ms, " in found.detail
 
 
 def test_a_redis_server_that_refuses_the_password_fails_without_showing_it(tmp_path: Path) -> None:
