@@ -32,10 +32,10 @@ POSIX = (
     "report/test_following.py",
     "relay",
     "stores/sqlite/test_processes.py",
-    "stores/test_files.py",
     *sorted(f"stores/{path.name}" for path in (TESTS / "stores").glob("test_redis*.py")),
     "auth",
     "test_config.py",
+    "test_files.py",
     "test_readme.py",
 )
 """The folders and modules whose tests need POSIX: signals, file modes, `sh`, terminals, Unix sockets, or POSIX paths in

@@ -48,8 +48,9 @@ def test_a_private_file_in_a_private_folder_is_not_exposed(file: Path) -> None:
     assert exposed([file]) == []
 
 
-def test_a_file_that_everybody_may_write_to_is_exposed(file: Path) -> None:
-    file.chmod(0o602)
+@pytest.mark.parametrize("mode", [0o602, 0o1602])  # the sticky bit protects what is in a folder, and does nothing for a file
+def test_a_file_that_everybody_may_write_to_is_exposed(file: Path, mode: int) -> None:
+    file.chmod(mode)
     assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by everybody"]
 
 
@@ -58,6 +59,12 @@ def test_a_folder_that_everybody_may_write_to_is_reported_once_for_all_its_files
     other = file.with_name("config.toml")  # which does not exist: it could be made
     folder = file.parent
     assert exposed([file, other]) == [f"other accounts may change {file}, {other}: {folder} may be written to by everybody"]
+
+
+def test_a_file_is_reported_once_however_many_ways_there_are_to_change_it(file: Path) -> None:
+    file.chmod(0o602)
+    file.parent.chmod(0o777)
+    assert exposed([file]) == [f"other accounts may change {file}: {file.parent} may be written to by everybody"]
 
 
 def test_a_private_file_in_a_sticky_folder_is_not_exposed(file: Path) -> None:
@@ -87,6 +94,19 @@ def test_a_file_that_a_group_may_write_to_is_exposed_unless_the_group_is_private
     file.chmod(0o660)
     with_group(file, monkeypatch, members=members, name=name)
     assert bool(exposed([file])) is told
+
+
+def test_the_group_of_root_counts_as_private_whatever_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a file to any group")
+    file.chmod(0o660)
+    os.chown(file, -1, 0)
+    monkeypatch.setattr(grp, "getgrgid", lambda group: grp.struct_group(("wheel", "x", group, ["root"])))
+    assert exposed([file]) == []
+    os.chown(file, -1, 4242)
+    assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by group 4242"]
 
 
 def test_a_file_that_a_nameless_group_may_write_to_is_exposed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,12 +243,34 @@ def test_what_the_system_does_not_tell_of_a_path_is_an_error_and_not_absence(
 def test_a_file_that_was_read_counts_although_the_system_reports_an_error_when_it_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = os.close
+    really, closed = os.close, []
 
     def fail(fd: int) -> None:
         really(fd)
+        closed.append(fd)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     (tmp_path / "a").write_bytes(b"text")
     monkeypatch.setattr(os, "close", fail)
+    assert read_at_once(tmp_path / "a") == b"text"
+    assert len(closed) == 1
+
+
+def test_only_the_first_bytes_of_a_file_are_read_if_no_more_are_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"text")
+    assert read_at_once(tmp_path / "a", 3) == b"tex"
+
+
+def test_a_file_whose_owner_alone_may_keep_its_times_as_they_are_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.open
+
+    def refuse(path: Path, flags: int) -> int:
+        if flags & getattr(os, "O_NOATIME", 0):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return really(path, flags)
+
+    (tmp_path / "a").write_bytes(b"text")
+    monkeypatch.setattr(os, "open", refuse)
     assert read_at_once(tmp_path / "a") == b"text"

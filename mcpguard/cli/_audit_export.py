@@ -127,7 +127,6 @@ def _write_all(
             file.write(write(list(page)))
             if page:
                 advance(page[-1].row_id, rows)
-        file.flush()
     return rows
 
 

@@ -167,13 +167,12 @@ def copilot(config_file: str | None, store: str | None) -> None:
 
 def _run(name: str, config_file: str | None, store: str | None) -> NoReturn:
     watchdog = threading.Timer(TIMEOUT_S, os._exit, (ExitStatus.OK,))
-    watchdog.daemon = True
     with contextlib.suppress(BaseException):  # no error of the hook may stop a call
         watchdog.start()
         output = _note(name, config_file, store)
         while output:
             output = output[os.write(1, output) :]
-    os._exit(ExitStatus.OK)  # at once, without waiting for a thread that waits for a lock
+    os._exit(ExitStatus.OK)  # at once: the end of the interpreter would wait for the watchdog
 
 
 def _note(name: str, config_file: str | None, store: str | None) -> bytes:

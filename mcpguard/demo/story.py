@@ -208,8 +208,8 @@ def _first_cause(error: Exception) -> Exception:
 
 
 def _explained(error: Exception, stage: Stage) -> Exception:
-    """The error to show the user. A bug is returned unchanged."""
-    if isinstance(error, McpguardError) or not isinstance(error, MCPError | OSError | anyio.BrokenResourceError):
+    """The error to show the user. An error of the demo, and a bug, are returned unchanged."""
+    if not isinstance(error, MCPError | OSError | anyio.BrokenResourceError):
         return error
     reason = "it took too long" if isinstance(error, TimeoutError) else str(error)
     said = last_line(stage.stderr.read_text("utf-8", "replace")) if stage.stderr.exists() else ""

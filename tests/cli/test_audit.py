@@ -178,6 +178,7 @@ def test_the_table_fits_a_terminal_of_eighty_columns(home: Path) -> None:
     assert who == "- alice@acme.com as Claude Code::interactive::default on crm"
     assert re.fullmatch(r"\d\d:\d\d:\d\d allowed      user  echo +1 1/1h +ok", first)
     assert shown.count("\n- ") == 2
+    assert shown.count("DECISION") == 1
     assert [line for line in shown.splitlines() if len(line) >= 80] == []
     assert "\x1b[31mdenied" in on_terminal(home, "audit", "tail", "--tool", "*")[1]
 
@@ -403,19 +404,21 @@ def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_
 def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path, *, is_replaced: bool) -> None:
     home, other = tmp_path / "home", tmp_path / "other"
     calls(home, "echo", 1)
-    following = followed(home, "--json", "--decision", "allowed")
+    following = followed(home, "--json", "--decision", "allowed", "-n", "1")
     assert json.loads(line_of(following))["tool"] == "echo"
     following.send_signal(signal.SIGSTOP)  # so that everything happens between two polls
     calls(home, "last_of_the_first", 1)
     for file in home.glob("mcpguard.db*"):
         file.unlink()
-    calls(other if is_replaced else home, "first_of_the_new", 1)
+    for tool in ("first_of_the_new", "second_of_the_new"):
+        calls(other if is_replaced else home, tool, 1)
     if is_replaced:
         for file in other.glob("mcpguard.db*"):  # the newest rows may be in the call log only
             file.rename(home / file.name)
     following.send_signal(signal.SIGCONT)
     assert json.loads(line_of(following))["tool"] == "last_of_the_first"
     assert json.loads(line_of(following))["tool"] == "first_of_the_new"
+    assert json.loads(line_of(following))["tool"] == "second_of_the_new"
     calls(home, "plain", 1)
     assert json.loads(line_of(following))["tool"] == "plain"
     following.terminate()
@@ -470,6 +473,44 @@ def test_following_prints_the_object_of_a_row_again_with_its_outcome(tmp_path: P
         assert again == row | {"outcome": "cancelled", "duration_ms": again["duration_ms"]}
         assert list(again) == [member for member in MEMBERS if member in again]
         alice.end()
+    end(following)
+
+
+def test_following_begins_with_the_last_rows_of_the_wanted_outcome_whatever_is_still_in_flight(tmp_path: Path) -> None:
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+        alice.call(1, "echo")
+        alice.send(call(2, "hang"))
+        in_flight = followed(tmp_path, "--tool", "hang")
+        assert " tool=hang " in line_of(in_flight)
+        following = followed(tmp_path, "-n", "1", "--outcome", "ok")
+        assert " tool=echo " in line_of(following)
+        alice.send(CANCELS | {"params": {"requestId": 2}})
+        alice.end()
+    end(in_flight)
+    end(following)
+
+
+def test_an_outcome_in_a_new_store_is_not_taken_for_that_of_a_call_in_the_removed_one(tmp_path: Path) -> None:
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
+        alice.send(call(1, "hang"))
+        following = followed(tmp_path, "--json", "--decision", "allowed")
+        assert json.loads(line_of(following))["tool"] == "hang"
+        following.send_signal(signal.SIGSTOP)
+        alice.process.kill()
+        for file in tmp_path.glob("mcpguard.db*"):
+            file.unlink()
+        calls(tmp_path, "plain", 1)
+        following.send_signal(signal.SIGCONT)
+        assert json.loads(line_of(following))["tool"] == "plain"
+    end(following)
+
+
+def test_following_shows_no_rows_of_the_policy_at_the_start(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    following = followed(tmp_path)
+    assert " tool=echo " in line_of(following)
+    calls(tmp_path, "plain", 1)
+    assert " tool=plain " in line_of(following)
     end(following)
 
 

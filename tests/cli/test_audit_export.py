@@ -2,6 +2,7 @@ import csv
 import errno
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -11,11 +12,11 @@ import time
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from mcpguard.cli import _command, _text
+from mcpguard.cli import _audit_export, _command, _text
 from mcpguard.core.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
@@ -45,8 +46,11 @@ def test_json_lines_are_the_records(home: Path) -> None:
     assert lines_of(home, "-o", "-", "--user", "nobody") == []
 
 
-def test_csv_has_a_heading_and_no_formula(home: Path) -> None:
-    heading, *rows = csv.reader(StringIO("\n".join(lines_of(home, "--format", "csv", "--tool", "*"))))
+def test_csv_has_a_heading_and_no_formula(home: Path, tmp_path: Path) -> None:
+    lines = lines_of(home, "--format", "csv", "--tool", "*")
+    mcpguard(home, "audit", "export", "--format", "csv", "--tool", "*", "-o", str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_text().splitlines() == lines
+    heading, *rows = csv.reader(StringIO("\n".join(lines)))
     assert heading == list(MEMBERS)
     assert [row[heading.index("tool")] for row in rows] == ["echo", "echo", "echo", "'=1+1"]
 
@@ -76,6 +80,23 @@ def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
     assert "exists, and is not replaced" in done.stderr
     assert file.read_text() == "mine"
     assert mcpguard(home, "audit", "export", "-o", "/dev/null").returncode == 0
+
+
+def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, really = tmp_path / "out", _audit_export._write_all
+
+    def write_all(*args: Any, **more: Any) -> int:
+        file.write_text("theirs")
+        return really(*args, **more)
+
+    monkeypatch.setattr(_audit_export, "_write_all", write_all)
+    done = mcpguard(home, "audit", "export", "-o", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
+    assert file.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +154,9 @@ def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: P
 def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> None:
     status, shown = on_terminal(home, "audit", "export", "-o", str(tmp_path / "out"))
     assert status == 0
-    assert "exporting" in shown
-    assert shown.endswith(f"{len(lines_of(home))} rows written\n")
+    rows = f"{len(lines_of(home))} rows"
+    assert re.search(rf"exporting .*100%\S* {rows}\n", shown)
+    assert shown.endswith(f"{rows} written\n")
     assert "exporting" not in on_terminal(home, "audit", "export")[1]
 
 
@@ -186,7 +208,20 @@ def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> 
         assert (found["tool"], found["outcome"]) == ("plain", "ok")
         assert "duration_ms" in found
         following.send_signal(signal.SIGINT)
-        assert following.wait(DEADLINE_S) == 130
+        assert following.communicate(timeout=DEADLINE_S) == (b"", b"")
+        assert following.returncode == 130
+    finally:
+        following.kill()
+        following.communicate()
+
+
+def test_follow_waits_for_a_store(tmp_path: Path) -> None:
+    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*")
+    try:
+        assert following.stderr
+        assert b"no audit log yet" in following.stderr.readline()
+        calls(tmp_path, "echo", 1)
+        assert json.loads(line_of(following))["tool"] == "echo"
     finally:
         following.kill()
         following.communicate()
@@ -243,6 +278,27 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
     cut, row = file.read_text().splitlines()
     assert cut == '{"id": "a row of a full di'
     assert json.loads(row)["tool"] == "echo"
+
+
+def test_follow_to_a_file_goes_on_though_nobody_reads_stdout(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1)
+    file = tmp_path / "out.jsonl"
+    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file))
+    assert following.stdout
+    assert following.stderr
+    following.stdout.close()
+    try:
+        deadline_s = time.monotonic() + DEADLINE_S
+        for rows in (1, 2):
+            while not file.exists() or file.read_text().count("\n") < rows:
+                assert following.poll() is None
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+            calls(tmp_path, "plain", 1)
+    finally:
+        following.kill()
+        with following.stderr:
+            following.wait()
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")

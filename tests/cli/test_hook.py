@@ -310,6 +310,12 @@ def test_a_usage_error_is_reported_and_does_not_block_the_call(home: Path, wrong
     assert done.stderr.startswith("mcpguard: ")
 
 
+def test_a_line_that_names_no_client_gets_the_help_and_does_not_block_the_call(home: Path) -> None:
+    done = mcpguard(home, "hook")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert " hook [OPTIONS] COMMAND" in done.stderr
+
+
 def settings_in_help(home: Path, client: str) -> Any:
     text = mcpguard(home, "hook", client, "--help").stdout
     return json.loads(text[text.index("    {") : text.rindex("    }") + 5])

@@ -257,6 +257,18 @@ def test_the_log_of_an_unknown_counter_can_be_adopted(place: Place) -> None:
     assert used(place) == {counter.label: 5}
 
 
+def test_calls_are_adopted_once_however_often_and_by_whomever_that_is_asked_with_one_id(place: Place) -> None:
+    first, other, write_back_id = place.open(), place.open(), token_hex()
+    (counter,) = Session(first, FIVE_A_MINUTE).charges("report")[0].plan.counters
+    for store in (first, first, other, place.open()):
+        store.adopt([(counter, (-1, -1, 2))], write_back_id)
+    place.close()
+    later = place.open()
+    later.adopt([(counter, (-1, -1, 2))], write_back_id)
+    assert used(place) == {counter.label: 2}
+    assert Session(later, FIVE_A_MINUTE).decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
+
+
 def test_calls_that_have_left_the_window_let_no_adopted_call_leave_it_later(place: Place) -> None:
     """With them, there would be more than 64 calls in the log, and calls would share entries."""
     session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "50/1m"\n')

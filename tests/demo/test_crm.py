@@ -70,7 +70,9 @@ def test_the_page_of_an_unknown_customer_is_refused() -> None:
 
 
 def test_orders_can_never_be_fetched() -> None:
-    assert call("sync_orders").is_error
+    result = call("sync_orders")
+    assert result.is_error
+    assert "the warehouse does not answer" in result.content[0].text
 
 
 def test_over_stdio_it_lists_its_tools_and_notes_the_calls_that_reach_it(tmp_path: Path) -> None:

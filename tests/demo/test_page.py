@@ -47,6 +47,7 @@ def test_in_a_pipe_there_are_no_escape_codes_even_if_colours_are_forced(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
     fill(Page())
     assert "\x1b" not in capsys.readouterr().out
 
@@ -58,9 +59,18 @@ def test_in_a_pipe_no_line_is_wider_than_eighty_columns_or_ends_in_blanks(capsys
     assert [line for line in lines if line != line.rstrip()] == []
 
 
-def test_a_long_message_is_wrapped_and_none_of_it_is_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    Page().denial(429, MESSAGE, None)
-    assert MESSAGE in " ".join(capsys.readouterr().out.split())
+def test_a_denial_is_shown_as_it_was_received_and_none_of_it_is_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    Page().denial(429, MESSAGE, {"axis": "user", "tool": "größe"})
+    assert capsys.readouterr().out.splitlines() == [
+        "  code     429",
+        "  message  Tool search_customers rate limit exceeded for user alice@acme.com:",
+        "           100 calls per 1h. Retry in 847 seconds. [bold]No markup[/bold] in it.",
+        "  data",
+        "    {",
+        '      "axis": "user",',
+        '      "tool": "größe"',
+        "    }",
+    ]
 
 
 def test_a_line_of_a_file_or_a_command_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +113,13 @@ def test_on_a_terminal_with_no_color_it_has_no_colours(monkeypatch: pytest.Monke
     assert not COLOUR.search(terminal.getvalue())
 
 
-def test_a_wide_terminal_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_is_filled_and_a_wide_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     use_terminal(monkeypatch)
-    monkeypatch.setenv("COLUMNS", "200")
+    for columns, width in (("60", 60), ("200", WIDTH)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert Page().width == width
+
+
+def test_in_a_pipe_lines_are_of_eighty_columns_whatever_the_terminal_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
     assert Page().width == WIDTH

@@ -1,15 +1,20 @@
 """The demo as a user starts it: a process of its own, with real guards and servers behind it."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn, cast
 
+import anyio
 import pytest
+from mcp import Client, MCPError
 
+from mcpguard.core.denial import RATE_LIMITED, UNAVAILABLE
 from mcpguard.demo import beyond, story
-from mcpguard.demo.stage import last_line
+from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
@@ -40,6 +45,13 @@ def test_the_subagent_is_limited_by_the_agent_axis(run: Run) -> None:
 def test_it_shows_the_policy_that_is_in_force(run: Run) -> None:
     policy = "".join(f"  {line}\n" if line else "\n" for line in story.POLICY.splitlines())
     assert policy in run.out
+
+
+def test_it_shows_each_users_command_as_a_shell_takes_it(run: Run) -> None:
+    shown = run.out.partition("starts the CRM server behind mcpguard\n")[2].partition("\n\n")[0].replace("\\\n", "")
+    for person, line in zip((ALICE, BOB, CAROL), shown.splitlines(), strict=True):
+        expected = ["mcpguard", "run", "--server", "crm", *person.options, "--", "python", "-m", "mcpguard.demo.crm"]
+        assert shlex.split(line) == expected
 
 
 def test_it_shows_a_denial_as_the_client_received_it(run: Run) -> None:
@@ -81,7 +93,8 @@ def test_it_keeps_its_folder_if_asked_to(
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
-def test_ctrl_c_ends_it_and_all_its_processes_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -90,10 +103,10 @@ def test_ctrl_c_ends_it_and_all_its_processes_quietly(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert any("caught in a loop" in line for line in process.stdout)
         assert len(processes_with(tmp_path)) == 1 + 2 * 3  # the demo; a guard and a server for each of three people
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
+        process.send_signal(number)
         assert process.stderr.read() == ""
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert processes_with(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -119,6 +132,14 @@ def test_ctrl_c_during_imports_ends_it_quietly(tmp_path: Path) -> None:
     env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_during_imports_is_ignored_where_the_parent_process_had_it_ignored(tmp_path: Path) -> None:
+    went_on = INTERRUPTED.replace("signal.raise_signal(signal.SIGINT)", "signal.raise_signal(signal.SIGINT); os._exit(7)")
+    (tmp_path / "sitecustomize.py").write_text(f"import os\n{went_on}")
+    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    ignoring = ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *DEMO]
+    assert subprocess.run(ignoring, env=env, cwd=ROOT, check=False).returncode == 7
 
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
@@ -169,6 +190,62 @@ def test_a_missing_interpreter_is_reported_in_one_line(tmp_path: Path, monkeypat
     with pytest.raises(McpguardError, match=r"^the demo failed: .*nowhere"):
         story.run_demo(keep=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_takes_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(story, "_STORY_TIMEOUT_S", 0.0)
+    with pytest.raises(McpguardError, match=r"^the demo failed: it took too long$"):
+        story.run_demo(keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_place_for_temporary_files_it_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(McpguardError, match=r"^no temporary folder can be made: ") as failure:
+        story.run_demo(keep=False)
+    assert failure.value.hint.startswith("set TMPDIR ")
+
+
+def test_an_audit_log_that_cannot_be_shown_fails_the_demo_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "mcpguard.db").mkdir()
+    with pytest.raises(McpguardError, match=r"^the demo failed: mcpguard audit tail ended with status 69$") as failure:
+        anyio.run(Stage(tmp_path).audit_tail, 8, 80)
+    assert failure.value.hint == f"mcpguard: {tmp_path / 'mcpguard.db'} is a folder"
+
+
+class Refusing:
+    """A client whose calls are answered with an error."""
+
+    def __init__(self, code: int) -> None:
+        self.error = MCPError(code, "Tool x was not called", {"axis": "user"})
+
+    async def call_tool(self, *_: object) -> NoReturn:
+        raise self.error
+
+
+def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:
+    tally = Tally(ALICE, "search_customers")
+    anyio.run(tally.call, cast(Client, Refusing(RATE_LIMITED)))
+    with pytest.raises(MCPError, match="Tool x was not called"):
+        anyio.run(tally.call, cast(Client, Refusing(UNAVAILABLE)))
+    assert (tally.made, tally.denied) == (1, {"user": 1})
+
+
+def test_a_bug_is_not_reported_as_a_failure_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def tell(*_: object) -> NoReturn:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(story, "_tell", tell)
+    with pytest.raises(KeyError, match="a bug"):
+        story.run_demo(keep=False)
+
+
+def test_the_accounts_own_settings_do_not_reach_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCPGUARD_STORE", "redis://elsewhere/0")
+    found = Stage(tmp_path).environment()
+    assert {name: value for name, value in found.items() if name.startswith("MCPGUARD_")} == {"MCPGUARD_HOME": str(tmp_path)}
 
 
 def processes_with(folder: Path) -> list[int]:

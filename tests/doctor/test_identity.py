@@ -1,6 +1,11 @@
 import time
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
+
+from mcpguard.auth import fetch
+from mcpguard.auth.keys import FETCH_S
 from tests import provider
 from tests.doctor.checks import doctor, of, only
 from tests.provider import ISSUER, KeyServer, settings, token, write_token
@@ -50,6 +55,15 @@ def test_the_key_server_is_asked_even_if_its_keys_are_cached(tmp_path: Path, key
     assert found.detail == f"{keys.url}: it answers with HTTP status 503"
     keys.status, keys.body = 200, b'{"keys": []}'
     assert "no key" in only(doctor(tmp_path, status=1), "keys").detail
+
+
+def test_a_key_server_that_does_not_answer_fails(tmp_path: Path, keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*_: object) -> NoReturn:
+        raise TimeoutError
+
+    write_token(settings(tmp_path, keys.url), token())
+    monkeypatch.setattr(fetch, "get", wait)
+    assert only(doctor(tmp_path, status=1), "keys").detail == f"{keys.url}: no answer in {FETCH_S:g} s"
 
 
 def test_a_file_of_keys_is_read(tmp_path: Path) -> None:

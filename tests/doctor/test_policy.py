@@ -31,6 +31,11 @@ def test_each_warning_of_policy_check_is_a_note(tmp_path: Path) -> None:
     assert "rule 2 (user=* agent=*::api::*) has matched none of the calls in the audit log" in told
 
 
+def test_a_rule_of_the_starter_policy_need_not_have_matched(tmp_path: Path) -> None:
+    calls(tmp_path, "x", 1)
+    assert not only(doctor(tmp_path), "policy").is_advice
+
+
 def test_a_tier_that_no_rule_matches_is_a_note(tmp_path: Path) -> None:
     _, warning = of(doctor(tmp_path, "--agent", "a::batch::b"), "policy")
     assert warning.is_advice

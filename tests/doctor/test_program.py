@@ -33,6 +33,8 @@ def test_a_link_to_the_own_command_is_the_own_command(tmp_path: Path) -> None:
     (tmp_path / "bin/mcpguard").symlink_to(own)
     (found,) = checks(own, tmp_path / "bin", tmp_path / "own")
     assert (found.detail, found.is_advice) == (f"{tmp_path}/bin/mcpguard, version {__version__}", False)
+    (tmp_path / "alias").symlink_to(tmp_path / "own")  # such as the folder of a virtual environment
+    assert checks(tmp_path / "alias/mcpguard", tmp_path / "own") == [Check("PATH", True, f"{own}, version {__version__}")]
 
 
 def test_the_own_command_is_the_first_one_though_its_folder_is_on_the_path_again_after_another_command(tmp_path: Path) -> None:
@@ -46,7 +48,8 @@ def test_a_command_that_is_not_on_the_path_is_noted_with_its_full_path(tmp_path:
     own = program(tmp_path / "own")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/mcpguard").write_text("not executable")
-    (found,) = checks(own, tmp_path / "bin")
+    (tmp_path / "sources/mcpguard").mkdir(parents=True)
+    (found,) = checks(own, tmp_path / "bin", tmp_path / "sources")
     assert found.is_advice
     assert found.hint.endswith(str(own))
 

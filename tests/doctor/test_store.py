@@ -1,12 +1,15 @@
 import contextlib
+import itertools
 import os
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from mcpguard.doctor import store
 from mcpguard.doctor.store import holders
 from tests import redis_servers
 from tests.cli.command import BOUND, calls, process
@@ -28,8 +31,34 @@ def test_an_open_store_tells_its_size_its_oldest_row_and_who_holds_it_open(tmp_p
         assert only(doctor(tmp_path), "store").detail.endswith(", no process holds it open")
 
 
-def test_a_system_without_a_table_of_processes_does_not_tell_who_holds_a_store_open(tmp_path: Path) -> None:
+def test_the_age_of_the_oldest_row_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls(tmp_path, "search", 1)
+    monkeypatch.setattr(store, "time", SimpleNamespace(time=lambda: time.time() + 3 * 86_400))
+    assert ", oldest row 3 d old" in only(doctor(tmp_path), "store").detail
+
+
+def test_of_many_processes_that_hold_a_store_open_their_number_and_some_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls(tmp_path, "search", 1)
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    for pid in range(201, 206):
+        (proc / f"{pid}/fd").mkdir(parents=True)
+        (proc / f"{pid}/fd/3").symlink_to(tmp_path / ("mcpguard.db-open" if pid < 204 else "another.db-open"))
+    assert holders(tmp_path / "mcpguard.db", proc) == [201, 202, 203]
+    for pids, told in (([7, 8], "7 8"), ([*range(9)], "0 1 2 3 4 5 6 7 …")):
+        monkeypatch.setattr(store, "holders", lambda _, pids=pids: pids)
+        assert only(doctor(tmp_path), "store").detail.endswith(f", {len(pids)} processes hold it open ({told})")
+
+
+def test_a_system_without_a_table_of_processes_does_not_tell_who_holds_a_store_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls(tmp_path, "search", 1)
     assert holders(tmp_path / "mcpguard.db", proc=tmp_path) is None
+    monkeypatch.setattr(store, "holders", lambda _: None)
+    assert only(doctor(tmp_path), "store").detail.endswith(" s old")
 
 
 def test_a_damaged_store_fails(tmp_path: Path) -> None:
@@ -87,6 +116,7 @@ def test_a_store_in_a_folder_that_cannot_be_written_to_fails(tmp_path: Path) -> 
     tmp_path.chmod(0o700)
     assert done.returncode == 1
     assert f"FAIL  store: {tmp_path} cannot be written to" in done.stdout
+    assert "ok    store" not in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
@@ -97,6 +127,13 @@ def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path) -> None:
     done = process(tmp_path, "doctor", under=BOUND)
     assert "FAIL  store" not in done.stdout
     assert f"ok    store: {tmp_path}/mcpguard.db: 8." in done.stdout
+
+
+def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp_path: Path) -> None:
+    checks = doctor(tmp_path, "--store", f"sqlite://{tmp_path}/state/deep/mcpguard.db")
+    assert only(checks, "store").detail == f"{tmp_path}/state/deep/mcpguard.db: not made yet; the first server makes it"
+    assert only(checks, "space").detail.endswith(f" free in {tmp_path}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:
@@ -135,6 +172,7 @@ def test_a_redis_server_tells_its_rows_connections_and_memory(tmp_path: Path) ->
         found, warning = of(checks, "store")
         assert f"{server.url}, namespace default: answers in " in found.detail
         assert found.detail.endswith(" ms, no rows yet, 0 other connections")
+        assert not found.is_advice
         assert "keeps nothing on disk" in warning.detail
         assert warning.is_advice
         assert only(checks, "space").detail.endswith(" of memory used, without a bound")
@@ -144,8 +182,19 @@ def test_a_redis_server_tells_its_rows_connections_and_memory(tmp_path: Path) ->
                 lambda: " s old, 1 other connection" in of(doctor(tmp_path, *options), "store")[0].detail, "one connection"
             )
             assert host.end() == 0
+        server.command("CONFIG", "SET", "maxmemory", "4gb")
+        assert only(doctor(tmp_path, *options), "space").detail.endswith(" of memory used of 4.3 GB")
         server.command("CONFIG", "SET", "maxmemory", "3mb")
         assert not only(doctor(tmp_path, *options, status=1), "space").ok
+
+
+def test_a_redis_server_that_is_slower_than_a_call_waits_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_servers.running(tmp_path / "server") as server:
+        times_s = itertools.count(time.monotonic(), 0.5)
+        monkeypatch.setattr(store, "time", SimpleNamespace(time=time.time, monotonic=lambda: next(times_s)))
+        found = of(doctor(tmp_path, "--store", server.url), "store")[0]
+    assert found.is_advice
+    assert ": answers in 500 ms, " in found.detail
 
 
 def test_a_redis_server_that_refuses_the_password_fails_without_showing_it(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import pytest
 
+from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover import buffered_rows, local_counting
-from tests.stores.moody import LIMIT_3, Place
+from tests.stores.moody import LIMIT_3, Moody, Place
 
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
+ERRORS_3 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "3/1h"\n'
 CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 MODES = ["local", "deny", "allow"]
 
@@ -28,9 +30,22 @@ def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_
     assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
     assert place.one("tool 0").decision == "rate_limited"
     place.time.pass_s(60)
-    assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
+    assert [place.one(f"tool {at}").decision for at in range(12, 24)] == ["allowed"] * 10 + ["unavailable"] * 2
     place.mend()
     assert place.used() == [1] * 10
+
+
+def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 1)
+    place = Place(policy=EACH_TOOL_5)
+    place.break_down()
+    place.call(1, "echo")
+    place.time.pass_s(1800)
+    place.call(2, "echo")
+    place.time.pass_s(1800)
+    assert place.call(1, "other") + place.call(4, "echo") == ["unavailable"] + ["allowed"] * 3 + ["rate_limited"]
+    place.time.pass_s(3600)
+    assert place.call(1, "other") == ["allowed"]
 
 
 def test_the_number_of_known_logs_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,12 +114,30 @@ def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_th
 
 def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_does_not_tell_them() -> None:
     place = Place(policy=EACH_TOOL_5)
+    place.call(1, "echo")
     place.break_down()
-    place.call(3, "echo")
+    place.call(2, "echo")
     place.mend()
     forget(place, "echo")
     place.break_down()
     assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
+
+
+@pytest.mark.parametrize("policy", [EACH_TOOL_5, EACH_TOOL_5 + ERRORS_3], ids=["calls", "calls and errors"])
+def test_a_call_that_no_limit_decided_leaves_its_counters_unused(policy: str) -> None:
+    place = Place(policy=policy)
+    (request,) = place.session.charges("echo")
+    request.decided = "unauthenticated"
+    place.store.decide([request], place.session.journal)
+    place.break_down()
+    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_a_call_that_ends_well_leaves_its_counter_of_errors_unused() -> None:
+    place = Place(policy=ERRORS_3)
+    place.stops(place.starts("echo"))
+    place.break_down()
+    assert place.call(1, "echo") == ["allowed"]
 
 
 def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_the_counter_since() -> None:
@@ -118,16 +151,29 @@ def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_th
     assert place.call(1, "echo") == ["unavailable"]
 
 
-def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
+@pytest.mark.parametrize("is_told", [True, False], ids=["told", "absent, so empty"])
+def test_a_counter_that_was_last_seen_empty_is_counted_from_zero(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Moody, "absent_are_empty", not is_told)
     place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
     (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
-    for counter in echo:
+    for counter in echo if is_told else []:
         place.memory.states.setdefault(counter.id, ())
         place.memory.counters[counter.id] = counter
     place.time.pass_s(60)
     place.break_down()
     assert place.call(1, "echo") == ["allowed"]
+
+
+def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_next() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    place.break_down()
+    place.call(5, "echo")
+    place.mend()
+    for key in place.memory.states:
+        place.memory.states[key] = ()
+    place.break_down()
+    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
 def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold_something(
@@ -140,10 +186,38 @@ def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold
         place.call(1, f"tool {at}")
     assert len(place.store._local._expiry_us) <= 100
     place.forgotten.update(place.memory.states)
+    Place(policy=EACH_TOOL_5, other=place, session="00000000000000bb").call(1, "told")
     place.break_down()
     assert place.call(1, "echo") + place.call(1, "never seen") == ["unavailable"] * 2
+    assert place.call(5, "told") == ["allowed"] * 4 + ["rate_limited"]
     place.time.pass_s(3600)
     assert place.call(1, "echo") + place.call(1, "never seen") == ["allowed"] * 2
+
+
+def test_used_counters_whose_windows_have_passed_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
+    place = Place(policy=EACH_TOOL_5)
+    for at in range(90):
+        place.call(1, f"old {at}")
+    place.time.pass_s(3600)
+    for at in range(90):
+        place.call(1, f"new {at}")
+    place.forgotten.update(place.memory.states)
+    place.break_down()
+    assert [place.one(tool).decision for tool in ("new 0", "new 89", "old 0", "never seen")] == ["unavailable"] * 2 + [
+        "allowed"
+    ] * 2
+
+
+def test_used_counters_are_forgotten_also_if_they_become_too_many_during_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
+    place = Place(policy=EACH_TOOL_5)
+    for at in range(90):
+        place.call(1, f"tool {at}")
+    place.forgotten.update(place.memory.states)
+    place.break_down()
+    assert [place.one(f"new {at}").decision for at in range(20)] == ["allowed"] * 11 + ["unavailable"] * 9
+    assert place.call(1, "tool 0") + place.call(1, "tool 89") == ["unavailable"] * 2
 
 
 def test_a_counter_is_not_counted_from_what_was_known_of_it_in_an_earlier_outage() -> None:
@@ -157,6 +231,27 @@ def test_a_counter_is_not_counted_from_what_was_known_of_it_in_an_earlier_outage
     forget(place, "echo")
     place.break_down()
     assert place.call(1, "echo") == ["unavailable"]
+
+
+def test_a_used_counter_of_which_the_store_tells_no_more_is_counted_from_an_earlier_outage() -> None:
+    place = Place(policy=EACH_TOOL_5)
+    place.call(1, "echo")
+    place.break_down()
+    place.call(1, "x")
+    place.mend()
+    forget(place, "echo")
+    place.break_down()
+    assert place.call(5, "echo") == ["allowed"] * 4 + ["rate_limited"]
+
+
+def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
+    other = Place(policy=EACH_TOOL_5)
+    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
+    for tool in ("a", "b"):
+        other.call(1, tool)
+    place.break_down()
+    assert place.call(1, "c") + place.call(1, "d") + place.call(1, "e") == ["allowed"] * 2 + ["unavailable"]
 
 
 def test_of_too_many_logs_those_that_were_charged_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +302,26 @@ def test_with_deny_a_free_retry_is_not_forwarded() -> None:
     request.decided = "continued"
     (verdict,) = place.store.decide([request], place.session.journal)
     assert (verdict.decision, request.detail["reason"]) == ("unavailable", "store_unavailable")
+
+
+@pytest.mark.parametrize(("hint", "told"), [("bring it back", "it is gone (bring it back)"), ("", "it is gone")])
+def test_a_call_that_needs_the_store_is_told_why_it_cannot_be_used(hint: str, told: str) -> None:
+    place = Place("deny")
+    place.failing = {"decide": StoreUnavailable("it is gone", hint)}
+    message = place.session.answer_to(place.one())["error"]["message"]
+    assert f"the store of counters is unavailable: {told}. Try again in a few seconds." in message
+
+
+def test_only_a_call_that_needs_the_store_is_said_to_lack_it() -> None:
+    place = Place()
+    place.break_down()
+    (request,) = place.session.charges("search")
+    request.decided, request.detail, request.why = "unavailable", {"reason": "policy_invalid"}, "no policy is in force"
+    place.store.decide([request], place.session.journal)
+    assert request.why == "no policy is in force"
+    place.call(1)
+    place.mend()
+    assert [record.get("reason") for record in place.records()] == ["policy_invalid", None]
 
 
 @pytest.mark.parametrize("mode", MODES)

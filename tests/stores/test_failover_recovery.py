@@ -50,6 +50,18 @@ def test_outcomes_are_joined_to_the_right_rows_among_denials(mode: str) -> None:
     assert told == [(allowed, "ok"), ("denied", None), (allowed, "rpc_error")]
 
 
+def test_a_call_leaves_the_window_of_a_small_limit_at_its_own_time_also_beside_a_large_one() -> None:
+    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "5/1h"\n' + MANY)
+    place.break_down()
+    begin_us = place.time.now_us
+    place.call(1)
+    place.time.pass_s(10)
+    place.call(4)
+    place.mend()
+    place.time.now_us = begin_us + 3600_000_000
+    assert place.call(2) == ["allowed", "rate_limited"]
+
+
 def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -125,17 +125,14 @@ class Memory:
         if kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
             self.notes[namespace, note.call_id] = (note.agent, noted_us)
-            return
-        if kind == log_lines.WRITTEN_BACK:
+        elif kind == log_lines.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
-            return
-        if kind in KINDS:
-            self.in_flight.follow(fields)
-        if kind not in _CHANGES:
-            return
-        if self.complete and kind == log_lines.MERGED and int(fields[1]) not in self.states:
-            self.remember(int(fields[1]), int(fields[2]), EMPTY)
-        change(self.states, fields)
+        else:
+            if kind in KINDS:
+                self.in_flight.follow(fields)
+            if self.complete and kind == log_lines.MERGED and int(fields[1]) not in self.states:
+                self.remember(int(fields[1]), int(fields[2]), EMPTY)
+            change(self.states, fields)
 
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""

@@ -17,7 +17,7 @@ from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import call_log, database, log_lines, memory, opening, reader, schema
+from mcpguard.stores.sqlite import call_log, database, log_lines, memory, opening, reader, schema, upkeep
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
@@ -392,6 +392,11 @@ def test_a_log_is_stored_in_the_documented_form() -> None:
     assert unpack(pack(state)) == state
 
 
+def test_a_sum_of_costs_above_four_bytes_is_stored_as_the_largest_that_they_hold() -> None:
+    us = 1_767_225_600_000_000
+    assert unpack(pack((us, us, 7, us + 1, 1 << 40))) == (us, us, 7, us + 1, (1 << 32) - 1)
+
+
 # Time
 
 
@@ -467,6 +472,31 @@ def test_time_does_not_run_backwards_over_a_restart_with_a_clock_that_was_set_ba
     assert (denied.decision, denied.retry_after_us) == ("rate_limited", 60_000_000)
     machine.boot.now_us += 60_000_000
     assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
+
+
+def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has_the_newest_charge(
+    path: Path, machine: Machine, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each_tool = '[[rule]]\ntool = "*"\nlimit = "5/1m"\n'
+    first = open_store(wall=machine.wall)
+    session = Session(first, each_tool)
+    session.call("y")
+    machine.boot.pass_s(3600)
+    session.call("x", 5)
+
+    def full(*_: object, **__: object) -> NoReturn:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upkeep.Upkeep, "_write", full)
+        first.close()
+    assert ask(path, "SELECT count(*) FROM counter") == [(0,)]
+    machine.reboots()
+    machine.wall.pass_s(-86_400)
+    after = Session(open_store(wall=machine.wall), each_tool, session="b" * 16)
+    assert after.decisions("x") == ["rate_limited"]
+    machine.boot.pass_s(60)
+    assert after.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
 
 
 @pytest.mark.parametrize("ahead_s", [-86_400, -3600, 0, 3600, 86_400 * 365])
@@ -548,9 +578,12 @@ def test_opening_on_a_network_file_system_creates_no_database(path: Path, monkey
 # Failures
 
 
-def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("counts", ["calls", "cost"])
+def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, counts: str
+) -> None:
     store = open_store(clock=Time())
-    session = Session(store, FIVE_A_MINUTE)
+    session = Session(store, f'{FIVE_A_MINUTE}count = "{counts}"\n')
     session.call("x", 2)
     seen = store.last_seen()
 
@@ -760,6 +793,27 @@ def test_a_counter_that_is_not_in_memory_is_found_however_much_the_log_holds(
     assert steps_of_first_call("b") < few + 200
 
 
+def test_a_counter_in_memory_is_charged_by_calls_of_others_whose_other_counters_are_not_in_memory(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "REMEMBERED", 0)
+    policy = FIVE_A_MINUTE + '[[rule]]\nuser = "*"\nlimit = "4/1m"\n'
+    first = open_store(clock=Time())
+    Session(first, policy).call("x")
+    first.close()
+    session = Session(open_store(clock=Time()), policy, session="b" * 16)
+    assert session.decisions("y") == ["allowed"]
+    Session(open_store(clock=Time()), policy, session="c" * 16).call("x")
+    assert session.decisions("y", 2) == ["allowed", "rate_limited"]
+
+
+def test_a_batch_that_no_limit_counts_is_followed_by_other_processes(open_store: Open) -> None:
+    first, other = open_store(clock=Time()), open_store(clock=Time())
+    Session(first, FIVE_A_MINUTE).call("y", 3)
+    assert Session(other, FIVE_A_MINUTE, session="b" * 16).decisions("x") == ["allowed"]
+    assert [(entry.row_id, entry.record["tool"]) for entry in other.entries()] == list(enumerate("yyyx", 1))
+
+
 def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> None:
     policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
     decided = []
@@ -779,6 +833,26 @@ def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_sto
     ]
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
     assert "not kept" in str(next(iter(store.entries())).record["arguments"])
+
+
+def test_calls_that_are_each_longer_than_a_record_usually_is_are_decided_and_kept(open_store: Open) -> None:
+    store = open_store(clock=Time())
+    session = Session(store, FIVE_A_MINUTE, arguments="full")
+    text = "x" * (log_lines.RECORD_CHARS + 1)
+    assert [verdict.decision for verdict in session.call("x", 2, arguments={"text": text})] == ["allowed"] * 2
+    assert [entry.record["arguments"] for entry in store.entries()] == [{"text": text}] * 2
+
+
+def test_the_rows_of_a_batch_for_several_tools_are_numbered_in_order(open_store: Open) -> None:
+    store = open_store(clock=Time())
+    session = Session(store, '[[rule]]\ntool = "*"\nlimit = "60/1m"\n')
+    session.call("x")
+    session.call("y")
+    batch = [*session.charges("y"), *session.charges("x", 3), *session.charges("y")]
+    verdicts = [*store.decide(batch, session.journal), *session.call("x")]
+    assert [verdict.row_id for verdict in verdicts] == [3, 4, 5, 6, 7, 8]
+    shown = [(entry.row_id, entry.record["tool"]) for entry in open_store(clock=Time()).entries()]
+    assert shown == list(enumerate("xyyxxxyx", 1))
 
 
 def test_a_log_of_an_outage_that_an_earlier_version_wrote_is_merged(open_store: Open) -> None:
