@@ -44,9 +44,8 @@ def require_names(given: Iterable[tuple[str, str | None]]) -> None:
     """
     for option, value in given:
         if value == "":
-            raise UsageError(
-                f"{option} is empty", "give a name" if option == "--tool" else "give a name, or leave the option out"
-            )
+            instead = "" if option == "--tool" else ", or leave the option out"
+            raise UsageError(f"{option} is empty", f"give a name{instead}")
         if value is not None and "*" in value:
             raise UsageError(f"{option}: {value!r} is a pattern", "a call has exact names; only rules have patterns")
         if value and option == "--agent":
