@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-WORK_S: Final = 0.0002
-"""How long to work before a pause. A call that comes in between waits as long."""
+WORK_S: Final = 0.0001
+"""How long to work before a pause. A call of this process that comes in between waits as long. A call of another process on the
+same CPU can wait so long three times: until each of the processes that it passes through has the CPU."""
 
 PAUSE_S: Final = 0.0001
 """A pause. `sleep(0)` would not do: the thread would take the interpreter's lock again before another one wakes up."""
