@@ -134,10 +134,11 @@ def _cell(found: Found, places: Sequence[tuple[str, str]], variant: str, unit: s
 
 
 def _rounded(value: float) -> str:
-    """Two digits of a large figure, since the rest differs from run to run.
+    """Two digits of a large figure, since the rest differs from run to run. An added time under 0 is chance.
 
-    >>> _rounded(26_412), _rounded(1_482), _rounded(98.4)
-    ('26,000', '1,500', '98')
+    >>> _rounded(26_412), _rounded(1_482), _rounded(98.4), _rounded(-3.6)
+    ('26,000', '1,500', '98', '0')
     """
+    value = max(0.0, value)
     step = 10 ** max(0, len(str(round(value))) - 2) if value >= 1000 else 1
     return f"{round(value / step) * step:,}"
