@@ -8,7 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from mcpguard.core.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from tests.cli.command import BOUND, calls, command, line_of, mcpguard, on_terminal, process, start
-from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
+from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, until
 
 
 @pytest.fixture(scope="module")
@@ -241,17 +241,17 @@ def test_follow_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(home
             assert following.stderr.read() == b""
 
 
+def has_lines(file: Path, lines: int) -> bool:
+    return file.exists() and file.read_text().count("\n") >= lines
+
+
 def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     file = tmp_path / "out.csv"
-    for _ in range(2):
-        before = file.stat().st_size if file.exists() else 0
+    for lines in (2, 3):
         following = start(tmp_path, "audit", "export", "--format", "csv", "--follow", "--tool", "*", "-o", str(file))
         try:
-            deadline_s = time.monotonic() + DEADLINE_S
-            while not file.exists() or file.stat().st_size <= max(before, len(",".join(MEMBERS)) + 1):
-                assert time.monotonic() < deadline_s
-                time.sleep(0.02)
+            until(partial(has_lines, file, lines), "a row is written")
         finally:
             following.kill()
             following.communicate()
@@ -268,10 +268,7 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
     file.write_text('{"id": "a row of a full di')
     following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file))
     try:
-        deadline_s = time.monotonic() + DEADLINE_S
-        while not file.read_text().endswith("\n"):
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
+        until(partial(has_lines, file, 2), "a row is written")
     finally:
         following.kill()
         following.communicate()
@@ -288,12 +285,8 @@ def test_follow_to_a_file_goes_on_though_nobody_reads_stdout(tmp_path: Path) -> 
     assert following.stderr
     following.stdout.close()
     try:
-        deadline_s = time.monotonic() + DEADLINE_S
-        for rows in (1, 2):
-            while not file.exists() or file.read_text().count("\n") < rows:
-                assert following.poll() is None
-                assert time.monotonic() < deadline_s
-                time.sleep(0.02)
+        for lines in (1, 2):
+            until(partial(has_lines, file, lines), "a row is written")
             calls(tmp_path, "plain", 1)
     finally:
         following.kill()
@@ -308,10 +301,7 @@ def test_follow_appends_to_a_file_that_may_be_written_but_not_read(tmp_path: Pat
     file.write_text("before\n")
     file.chmod(0o200)
     following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file), under=BOUND)
-    deadline_s = time.monotonic() + DEADLINE_S
-    while file.stat().st_size == len("before\n") and following.poll() is None:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    until(lambda: file.stat().st_size > len("before\n") or following.poll() is not None, "a row is written")
     following.kill()
     following.communicate()
     file.chmod(0o600)
