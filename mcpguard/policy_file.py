@@ -73,8 +73,11 @@ class PolicyFile:
         return None
 
     def _is_not_made_yet(self, content: bytes | str | None) -> bool:
-        """Whether the starter policy is in force. If the file is removed later, its last policy stays in force."""
-        return content is None and not self._named and not self._was_loaded
+        """Whether the starter policy is in force. If the file is removed later, its last policy stays in force.
+
+        A link whose target is missing is no such case: the policy is kept elsewhere, such as on a disk that is not mounted.
+        """
+        return content is None and not (self._named or self._was_loaded or os.path.islink(self._path))
 
     def _noted(self, found: Policy | PolicyError) -> Policy | PolicyError:
         self.is_starter = self._is_not_made_yet(self._file.content)
@@ -147,6 +150,9 @@ def load(path: StrPath, *, named: bool) -> tuple[Policy, bool]:
 
 def no_such_file(path: StrPath, *, named: bool) -> PolicyError:
     """The error for a policy file that does not exist. If an option or a variable names it, the name may be wrong."""
+    if os.path.islink(path):
+        what = f"{path} is a link to {os.readlink(path)}, which does not exist"
+        return PolicyError(what, "restore that file, or make it: mcpguard policy init")
     what = f"{path}: no such file"
     if not named:
         return PolicyError(what, "make one: mcpguard policy init")

@@ -205,6 +205,20 @@ def test_another_target_of_a_link_is_found_by_the_next_poll(path: Path, monkeypa
 
 
 @pytest.mark.posix
+@pytest.mark.parametrize("named", [False, True])
+def test_a_link_to_a_missing_file_is_an_error_until_the_file_is_there(path: Path, named: bool) -> None:
+    target = path.with_name("team.toml")
+    path.symlink_to(target)
+    file = PolicyFile(path, named=named)
+    error = file.begin()
+    assert isinstance(error, PolicyError)
+    assert error.message == f"{path} is a link to {target}, which does not exist"
+    assert not file.is_starter
+    target.write_text(rule("1/1h"))
+    assert limit(file.poll()) == "1/1h"
+
+
+@pytest.mark.posix
 def test_a_file_behind_a_link_is_followed(path: Path) -> None:
     target = path.with_name("team.toml")
     target.write_text(rule("1/1h"))
