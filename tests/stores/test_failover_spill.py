@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.core.text import amount
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.failover import spill, write_behind
@@ -696,6 +697,23 @@ def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: 
     assert "cannot be taken in and is left as it is" in place.said[0]
     assert not place.store.needs_tending
     assert place.call(1) == ["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "lines"),
+    [(lambda data: bytes(len(data)), 1), (lambda data: data[:-9], 1), (lambda data: data.replace(b'["row"', b"[\0row"), 3)],
+    ids=["zeros", "cut", "overwritten"],
+)
+def test_what_a_damaged_file_has_lost_is_told(tmp_path: Path, damage: Callable[[bytes], bytes], lines: int) -> None:
+    place = in_outage(tmp_path)
+    place.call(3)
+    place.kill()
+    (path,) = spill_files(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after.store.tend()
+    assert f"{path} had {amount(lines, 'damaged line')}: calls or audit rows are lost" in after.said
+    assert spill_files(tmp_path) == []
 
 
 def test_an_empty_file_of_a_killed_wrapper_is_removed(tmp_path: Path) -> None:

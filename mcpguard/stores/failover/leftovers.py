@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
+from mcpguard.core.text import amount
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.failover.spill import HEADER, SpillFile, SpillFolder, SpillLog
@@ -41,7 +42,7 @@ class Leftovers:
         folder: Where the files are; None for nowhere.
         clock: The clock of this wrapper's buffers.
         wall: Wall-clock time.
-        notify: Gets a line for each file that was taken in, and for each that cannot be taken in.
+        notify: Gets a line for each file that was taken in, that was damaged, or that cannot be taken in.
 
     Attributes:
         has_work: Whether `work` should be called soon.
@@ -71,9 +72,12 @@ class Leftovers:
         try:
             while current := self._current or self._open_next(self._folder, now_us):
                 self._current = current
-                if not self._take_in(current[1], with_store, until_us=now_us + WORK_US):
+                file, buffer = current
+                if not self._take_in(buffer, with_store, until_us=now_us + WORK_US):
                     self.has_work = True
                     return
+                if file.damaged:
+                    self._notify(f"{file.path} had {amount(file.damaged, 'damaged line')}: calls or audit rows are lost")
                 self._current = None
             self._next_us = now_us + LOOK_EVERY_US
         except StoreUnavailable:

@@ -73,10 +73,14 @@ class SpillFile:
     Args:
         fd: The descriptor, opened for appending.
         path: The path.
+
+    Attributes:
+        damaged: How many lines `read` found that are no records.
     """
 
     def __init__(self, fd: int, path: str) -> None:
         self.path = path
+        self.damaged = 0
         self._fd = fd
         self._bytes = os.fstat(fd).st_size
         self._is_torn = False
@@ -108,21 +112,23 @@ class SpillFile:
             self._is_torn = False
 
     def read(self) -> Iterator[list[Any]]:
-        """All records. Lines that are no records are skipped. A last line that a crash cut off is removed from the file.
+        """All records. Lines that are no records are counted. A last line that a crash cut off is removed from the file.
 
         Raises:
             OSError: The file cannot be read.
         """
         os.lseek(self._fd, 0, os.SEEK_SET)
-        self._bytes = 0
+        self._bytes = self.damaged = 0
         with open(self._fd, "rb", closefd=False) as file:
             for line in file:
                 if not line.endswith(b"\n"):
+                    self.damaged += 1
                     break
                 self._bytes += len(line)
-                with contextlib.suppress(ValueError):
-                    if isinstance(record := json.loads(line), list) and record:
-                        yield record
+                if record := _record(line):
+                    yield record
+                else:
+                    self.damaged += 1
         os.ftruncate(self._fd, self._bytes)
 
     def remove(self) -> None:
@@ -138,6 +144,14 @@ class SpillFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _record(line: bytes) -> list[Any] | None:
+    """The record in a line; None if it is none."""
+    with contextlib.suppress(ValueError):
+        if isinstance(record := json.loads(line), list) and record:
+            return record
+    return None
 
 
 class SpillFolder:
