@@ -20,7 +20,7 @@ def main() -> None:
             return  # whatever is broken: after another status than 0, a client may stop the call
         if not isinstance(error, ImportError | MemoryError | OSError):
             raise
-        # A part cannot be loaded. What prints other errors may be one, too
+        # A part of mcpguard cannot be loaded. It may be the part that prints errors
         what = str(error) or "no memory is left"
         sys.exit(f"mcpguard: cannot go on: {what}\nhint: look at ulimit -a; if a file of mcpguard is missing, install it again")
 

@@ -56,7 +56,7 @@ def _introduce(
     if isinstance(policy, Policy):
         observed = 0 if policy.observe else sum(rule.observe for rule in policy.rules)
         rules = plural(len(policy.rules), "rule") + (f", {observed} in observe mode" if observed else "")
-        mode = policy.mode
+        mode = policy.mode_text
     else:
         rules, mode = f"no policy: {policy.message}", "mode=closed (every call is denied)"
     names = {"server": identity.server, "user": user, "agent": identity.agent(None)[0]}

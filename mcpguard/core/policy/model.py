@@ -268,8 +268,8 @@ class Policy:
             self._places.setdefault(tuple(exact), {}).setdefault(tuple(exact.values()), []).append(at)
 
     @property
-    def mode(self) -> str:
-        """The mode as it is shown on stderr."""
+    def mode_text(self) -> str:
+        """The mode, in the words of the wrapper's messages."""
         return "mode=observe (nothing is denied)" if self.observe else "mode=enforce"
 
     def tier_warning(self, tier: str | None) -> str | None:

@@ -176,8 +176,8 @@ class Session:
         if isinstance(found, PolicyError):
             reason = f"not taken up: {found.message}"
             return [Log(f"policy {reason}", is_error=True), *self._write_policy_row(reason)]
-        has_turned = isinstance(before, PolicyError) or before.mode != found.mode
-        told = f"policy taken up: {found.mode}" if has_turned else "policy taken up"
+        is_new_mode = isinstance(before, PolicyError) or before.observe != found.observe
+        told = f"policy taken up: {found.mode_text}" if is_new_mode else "policy taken up"
         return [Log(told), *self._write_policy_row("taken up")]
 
     def _write_policy_row(self, reason: str) -> list[Command]:
