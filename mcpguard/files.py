@@ -229,4 +229,5 @@ def private_folder(folder: StrPath) -> None:
     private_folder(os.path.dirname(folder))
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-        os.chmod(folder, 0o700)
+        if os.lstat(folder).st_mode & 0o700 != 0o700:  # the umask took a right; else its name may lead somewhere else by now
+            os.chmod(folder, 0o700)

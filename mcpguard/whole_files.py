@@ -6,7 +6,6 @@ The new bytes go into an unfinished file beside the file, which takes its place 
 import contextlib
 import errno
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -16,6 +15,14 @@ from typing import IO, Final
 
 from mcpguard.errors import McpguardError
 from mcpguard.files import is_there
+
+_NO_LINK: Final = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+)
+"""Flags to open a file that is not a link. A pipe, in whose place a file was, must not make the command wait."""
+
+SWAPPED_HINT: Final = "check who else may write to its folder, then run this again"
+_USUAL_HINT: Final = "check that the file and its folder are writable and the disk is not full"
 
 LEFT_AFTER_S: Final = 3600.0
 """An unfinished file of this age was left by a command that was killed. Writing takes milliseconds."""
@@ -38,9 +45,9 @@ def reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        check = SWAPPED_HINT if error.errno == errno.ESTALE else _USUAL_HINT
         raise McpguardError(
-            f"{path}: cannot be written: {error.strerror or error}",
-            "the file is unchanged; check that the file and its folder are writable and the disk is not full",
+            f"{path}: cannot be written: {error.strerror or error}", f"the file is unchanged; {check}"
         ) from error
 
 
@@ -68,18 +75,66 @@ def replace(path: Path, data: bytes, *, must_keep_owner: bool = True, check: Cal
         check: Called right before the new file takes the place of the old one. If it raises, the file is left as it is.
 
     Raises:
-        OSError: The file cannot be written; it is unchanged.
+        OSError: The file cannot be written; it is unchanged. `ESTALE` if its name leads to another file by now.
     """
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
-    try:
-        _fill(fd, Path(name), path, data, must_keep_owner=must_keep_owner)
-        check()
-        os.replace(name, path)  # noqa: PTH105 - the tests stop the process at each function of `os`
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)  # noqa: PTH108
-        raise
+    with contextlib.ExitStack() as opened:
+        original = None if sys.platform == "win32" else _original(path, opened)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
+        try:
+            made = _fill(fd, original, data, must_keep_owner=must_keep_owner)
+            check()
+            if sys.platform != "win32":  # Windows has access lists, and replaces no open file
+                _require_same(path, None if original is None else _identity(os.fstat(original)))
+                _require_same(Path(name), made)
+            os.replace(name, path)  # noqa: PTH105 - the tests stop the process at each function of `os`
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)  # noqa: PTH108
+            raise
     sync_folder(path.parent)
+
+
+_STALE: Final = "its name leads to another file by now"
+
+
+def _original(path: Path, opened: contextlib.ExitStack) -> int | None:
+    """Open the file that is replaced, until `opened` closes; None if there is none."""
+    usual = os.O_RDONLY | _NO_LINK
+    try:
+        try:
+            fd = os.open(path, usual)
+        except PermissionError:
+            fd = os.open(path, usual | os.O_WRONLY)  # a file that may only be written
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # it was no link before
+            raise OSError(errno.ESTALE, _STALE, str(path)) from error
+        raise
+    opened.callback(os.close, fd)
+    return fd
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _require_same(path: Path, expected: tuple[int, int] | None) -> None:
+    """Refuse a name that leads to another file by now: somebody else may write to the folder, and has swapped it.
+
+    Args:
+        path: The name.
+        expected: The file that it led to; None if there was none.
+
+    Raises:
+        OSError: It leads to another file.
+    """
+    try:
+        found = _identity(os.lstat(path))
+    except FileNotFoundError:
+        found = None
+    if found != expected:
+        raise OSError(errno.ESTALE, _STALE, str(path))
 
 
 @contextlib.contextmanager
@@ -127,29 +182,50 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.mcpguard-"
 
 
-def _fill(fd: int, name: Path, path: Path, data: bytes, *, must_keep_owner: bool) -> None:
-    """Write the file that will replace `path`, onto the disk, with the mode, owner and attributes of `path`.
+def _fill(fd: int, original: int | None, data: bytes, *, must_keep_owner: bool) -> tuple[int, int]:
+    """Write the file that will replace another one, onto the disk, with the other's mode, owner and attributes.
+
+    Nothing is done by name: others may swap names in the folder.
+
+    Args:
+        fd: The new file. It is closed.
+        original: The file that will be replaced; None if there is none.
+        data: The content.
+        must_keep_owner: See `replace`.
+
+    Returns:
+        The identity of the new file.
 
     Raises:
-        OSError: The disk is full, or the file cannot have the owner of `path`.
+        OSError: The disk is full, or the file cannot have the owner of the original.
     """
     try:
         write_all(fd, data)
-        try:
-            found = os.stat(path)  # noqa: PTH116
-        except FileNotFoundError:
-            if sys.platform != "win32":
+        if sys.platform != "win32":
+            if original is None:
                 os.fchmod(fd, 0o600)  # whatever the umask is
-        else:
-            shutil.copystat(path, name)
-            if sys.platform != "win32" and (found.st_uid, found.st_gid) != _owner(fd):
-                with contextlib.nullcontext() if must_keep_owner else contextlib.suppress(OSError):
-                    os.fchown(fd, found.st_uid, found.st_gid)
-                os.fchmod(fd, found.st_mode & 0o7777)  # a change of owner clears some bits
-            os.utime(name)  # other programs look at the time to see the change
+            else:
+                _make_alike(fd, original, must_keep_owner=must_keep_owner)
         os.fsync(fd)
+        return _identity(os.fstat(fd))
     finally:
         os.close(fd)
+
+
+if sys.platform != "win32":
+
+    def _make_alike(fd: int, original: int, *, must_keep_owner: bool) -> None:
+        """Give a file the mode, the owner and the attributes of another one."""
+        found = os.fstat(original)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # the file system has no attributes
+                for attribute in os.listxattr(original):
+                    with contextlib.suppress(OSError):  # only root may set some of them
+                        os.setxattr(fd, attribute, os.getxattr(original, attribute))
+        if (found.st_uid, found.st_gid) != _owner(fd):
+            with contextlib.nullcontext() if must_keep_owner else contextlib.suppress(OSError):
+                os.fchown(fd, found.st_uid, found.st_gid)
+        os.fchmod(fd, found.st_mode & 0o7777)  # last, because a change of owner clears some bits
 
 
 def _owner(fd: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import exposed, is_there, open_private, place_to_make, read_at_once
+from mcpguard.files import exposed, is_there, open_private, place_to_make, private_folder, read_at_once
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 
@@ -274,3 +274,22 @@ def test_a_file_whose_owner_alone_may_keep_its_times_as_they_are_is_read(
     (tmp_path / "a").write_bytes(b"text")
     monkeypatch.setattr(os, "open", refuse)
     assert read_at_once(tmp_path / "a") == b"text"
+
+
+@pytest.mark.posix
+def test_a_new_folder_that_somebody_swaps_for_a_link_does_not_change_the_rights_of_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, public = tmp_path / "shared", tmp_path / "public"
+    public.mkdir(mode=0o755)
+    public.chmod(0o755)
+    mkdir = os.mkdir
+
+    def swapping(path: str, mode: int) -> None:
+        mkdir(path, mode)
+        shared.rmdir()
+        shared.symlink_to(public)
+
+    monkeypatch.setattr(os, "mkdir", swapping)
+    private_folder(shared)
+    assert stat.S_IMODE(public.stat().st_mode) == 0o755

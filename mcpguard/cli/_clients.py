@@ -1,8 +1,6 @@
 """What `install`, `uninstall` and `clients` have in common: their arguments, the diff, and what is printed at the end."""
 
-import difflib
 import os
-import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, readable_entries, sources
 from mcpguard.clients.installing import Change, Outcome, Plan
+from mcpguard.clients.preview import diff
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
@@ -24,9 +23,6 @@ from mcpguard.files import named_path
 from mcpguard.identity import configured_identity
 
 NO_SERVERS: Final = "no client with servers is found"
-
-_LONG: Final = 200
-"""A longer line that changes is shown in pieces, of which only those that change: some clients write a file in one line."""
 
 
 class Words(NamedTuple):
@@ -200,9 +196,9 @@ def _nothing_to_guard(chosen: Chosen) -> Iterator[Fault]:
         )
 
 
-def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]) -> Iterator[Fault]:
+def _unknown_servers(servers: Iterable[str], plan: Plan) -> Iterator[Fault]:
     """A fault for each of the named servers that no file has, or that cannot be changed."""
-    known = {entry.name for source in found for entry in readable_entries(source)}
+    known = plan.servers
     for server in dict.fromkeys(servers):
         outcomes = [outcome for outcome in plan.outcomes if outcome.server == server]
         if server not in known:
@@ -216,7 +212,7 @@ def _unknown_servers(servers: Iterable[str], plan: Plan, found: Iterable[Source]
 def carry_out(plan: Plan, chosen: Chosen, servers: Sequence[str], words: Words, *, dry_run: bool, yes: bool) -> int:
     """Show a plan, ask, change the files, and print what was done; return the exit status."""
     missing = _nothing_to_guard(chosen) if words is INSTALL else ()
-    status = _complain([*plan.faults, *missing, *_unknown_servers(servers, plan, chosen.sources)])
+    status = _complain([*plan.faults, *missing, *_unknown_servers(servers, plan)])
     changes = plan.changes
     if changes and not _agreed(changes, words, dry_run=dry_run, yes=yes):
         if dry_run:
@@ -252,7 +248,7 @@ def _agreed(changes: Sequence[Change], words: Words, *, dry_run: bool, yes: bool
         raise UsageError(f"{words.command} asks for confirmation, and there is no terminal", hint)
     for change in changes:
         for line in diff(change):
-            click.echo(_coloured(line), err=not dry_run)
+            click.echo(_coloured(printable(line)), err=not dry_run)
     if dry_run:
         return False
     what = f"{len(changes)} files" if len(changes) > 1 else str(changes[0].file)
@@ -264,30 +260,6 @@ def _coloured(line: str) -> str:
         return line
     colour = {"+": "green", "-": "red", "@": "cyan"}[line[0]]
     return click.style(line, fg=colour, bold=line.startswith(("+++", "---")) or None)
-
-
-def diff(change: Change) -> Iterator[str]:
-    """A unified diff without context: the lines around an entry's command may hold the server's keys."""
-    old, new = _in_pieces(_lines(change.old), _lines(change.new))
-    before, after = (str(change.file) if data is not None else os.devnull for data in (change.old, change.new))
-    for line in difflib.unified_diff(old, new, before, after, n=0, lineterm=""):
-        yield printable(line[0] + redacted(line[1:]))  # apart, because a "-" before a token would look like a part of it
-
-
-def _lines(data: bytes | None) -> list[str]:
-    return (data or b"").decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
-
-
-def _in_pieces(old: Sequence[str], new: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Cut lines that change into pieces if one of them is long: on both sides, so that equal pieces are not shown."""
-    shown: tuple[list[str], list[str]] = ([], [])
-    for tag, old_start, old_end, new_start, new_end in difflib.SequenceMatcher(None, old, new).get_opcodes():
-        sides = old[old_start:old_end], new[new_start:new_end]
-        is_cut = tag != "equal" and any(len(line) > _LONG for side in sides for line in side)
-        for pieces, side in zip(shown, sides, strict=True):
-            for line in side:
-                pieces += re.findall(r".+?[,{}\[\]]|.+", line) if is_cut else [line]
-    return shown
 
 
 def _report(plan: Plan, failed: Collection[str], words: Words) -> None:

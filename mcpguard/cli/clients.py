@@ -19,8 +19,8 @@ from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read,
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
 from mcpguard.clients.launcher import find, version_of
+from mcpguard.core.masking import masked_words
 from mcpguard.core.patterns import glob
-from mcpguard.core.redaction import redacted
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import McpguardError
 from mcpguard.policy_file import load
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     Attributes:
         source: The file, and the client that reads it.
         server: The server's name; None for a file that cannot be read.
-        command: The server's own command; empty if it has none.
+        command: The server's own command; empty if it has none. Its secrets are masked where it is shown.
         mcpguard: The mcpguard that starts it; None if it is not guarded.
         version: The version of that mcpguard; None if it does not say.
         limits: How many rules can match the server's calls, or why none can: `4 rules`. Empty if it is not guarded.
@@ -63,7 +63,7 @@ class Row(NamedTuple):
             "scope": self.source.scope,
             "project": self.source.project or None,
             "server": self.server,
-            "command": list(self.command) or None,
+            "command": masked_words(self.command) or None,
             "guarded": self.mcpguard is not None,
             "mcpguard": self.mcpguard,
             "version": self.version,
@@ -106,6 +106,7 @@ class _Lookup:
     """What several servers share, looked up once."""
 
     def __init__(self) -> None:
+        self.content = cache(read)  # one file can have the servers of many projects
         self.version = cache(version_of)
         self.server_patterns = cache(_server_patterns)
 
@@ -125,7 +126,7 @@ def _server_patterns(policy: str | None, file: str | None, variables: frozenset[
 
 def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
     try:
-        found = entries_of(source, read(source.file))
+        found = entries_of(source, lookup.content(source.file))
     except Fault as fault:
         yield Row(source, None, note=fault.message)
         return
@@ -162,7 +163,7 @@ def _limits(guard: Sequence[str], env: Mapping[str, str], lookup: _Lookup) -> st
 
 
 def _shown(row: Row) -> str:
-    return printable(redacted(shlex.join(row.command)))
+    return printable(shlex.join(masked_words(row.command)))
 
 
 def _print_plain(place: str, rows: list[Row]) -> None:

@@ -30,8 +30,8 @@ def command(
 
     \b
     Clients: claude-desktop, claude-code, codex, cursor, vscode, copilot,
-    windsurf, zed, gemini, opencode, cline, continue, goose, kiro, amazon-q,
-    lm-studio.
+    windsurf, zed, gemini, qwen, opencode, cline, continue, goose, kiro,
+    amazon-q, lm-studio.
 
     \b
     Examples:

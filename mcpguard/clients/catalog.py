@@ -196,6 +196,15 @@ CLIENTS: Final = (
         "enter /mcp reload, or restart Gemini CLI",
     ),
     Client(
+        "qwen",
+        "Qwen Code",
+        (
+            Place("user", ("{home}/.qwen/settings.json",), dialect=Dialect.JSON_WITH_COMMENTS),
+            Place(PROJECT, ("{project}/.qwen/settings.json",), dialect=Dialect.JSON_WITH_COMMENTS),
+        ),
+        "restart Qwen Code",
+    ),
+    Client(
         "opencode",
         "opencode",
         (
@@ -223,6 +232,7 @@ CLIENTS: Final = (
                 (
                     *(f"{{appdata}}/{app}/{_CLINE_FILE}" for app in ("Code", "Code - Insiders", "Cursor", "Windsurf")),
                     f"{{home}}/.vscode-server/data/{_CLINE_FILE}",
+                    "{home}/.cline/data/settings/cline_mcp_settings.json",
                     "{home}/.cline/mcp.json",
                 ),
                 _CLINE,

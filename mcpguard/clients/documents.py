@@ -2,6 +2,7 @@
 
 import codecs
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from enum import Enum
 from functools import lru_cache
@@ -47,12 +48,14 @@ class Document(NamedTuple):
         mark: The byte order mark, or nothing.
         dialect: How the text was parsed.
         root: The tree of nodes.
+        lines: Where each line begins.
     """
 
     text: str
     mark: bytes
     dialect: Dialect
     root: Node
+    lines: list[int]
 
     def after(self, splices: Iterable[Splice]) -> bytes:
         """The file after edits.
@@ -68,15 +71,12 @@ class Document(NamedTuple):
 
     def line_start(self, at: int) -> int:
         """The first character of the line in which a character is."""
-        return self.text.rfind("\n", 0, at) + 1
+        return self.lines[bisect_right(self.lines, at) - 1]
 
     def line_break(self, at: int) -> str:
         """The line break that ends the line before a character's line; the file's first one if there is no such line."""
-        start = self.line_start(at)
-        if start:
-            return "\r\n" if self.text.endswith("\r\n", 0, start) else "\n"
-        found = re.search(r"\r?\n", self.text)
-        return found[0] if found else "\n"
+        end = self.line_start(at) or (self.lines[1] if len(self.lines) > 1 else 0)
+        return "\r\n" if self.text.endswith("\r\n", 0, end) else "\n"
 
     def indentation(self, at: int) -> str:
         """The white space with which the line of a character begins."""
@@ -104,7 +104,7 @@ def read(data: bytes, dialect: Dialect) -> Document:
         before = body[: error.start].decode()
         raise Unreadable("the file is not UTF-8", *place(before, len(before))) from error
     try:
-        return Document(text, mark, dialect, _parse(text, dialect))
+        return Document(text, mark, dialect, _parse(text, dialect), [0, *(found.end() for found in re.finditer("\n", text))])
     except RecursionError as error:
         raise Unreadable("the file is nested too deeply") from error
 

@@ -72,8 +72,9 @@ def member_after(document: Document, holder: Object, member: Member, key: str, t
         column = member.start - start
         indentation = " " * column if document.dialect is Dialect.YAML else document.indentation(member.start)
         return f"{document.line_break(member.start)}{indentation}{name}{relation}{value}"
-    begins_line = not text[start : member.start].strip(" \t")
-    gap = document.line_break(member.start) + document.indentation(member.start) if begins_line else space
+    indentation = document.indentation(member.start)
+    begins_line = start + len(indentation) == member.start
+    gap = document.line_break(member.start) + indentation if begins_line else space
     return f",{gap}{name}{relation}{value}"
 
 

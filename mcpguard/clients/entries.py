@@ -1,18 +1,18 @@
-"""Reads and edits the servers in a client's file: an edit inserts `mcpguard run` before a server's command, or deletes it."""
+"""Reads the servers in a client's file."""
 
-import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from mcpguard import run_options
-from mcpguard.clients.documents import Dialect, Document, is_blank, quoted, read
-from mcpguard.clients.edits import emptied_block, member_after, prepended, without_first, without_member
-from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Splice, Unreadable, plain
+from mcpguard.clients.documents import Dialect, Document, is_blank, read
+from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, plain
 
 _URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
-_ENV: Final = ("env", "environment", "envs")
+ENV: Final = ("env", "environment", "envs")
+"""The members that have the variables of a server."""
+
 _STDIO: Final = ("", "stdio", "local")
 _BUNDLED: Final = ("builtin", "platform", "frontend", "inline_python")
 """Goose's types of extensions that run without a command."""
@@ -67,7 +67,7 @@ class Entry(NamedTuple):
     env_file: str = ""
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """The places of an entry's command.
 
     Attributes:
@@ -84,6 +84,12 @@ class _Start(NamedTuple):
     words: tuple[str, ...]
     guard: int
 
+    @property
+    def program(self) -> Node:
+        """The first word."""
+        node = self.command.node
+        return node.items[0] if isinstance(node, Array) else node
+
 
 def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
     """The servers in a file; none if the file is blank. If several have one name, the last counts, as for the client.
@@ -94,7 +100,7 @@ def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
     if is_blank(data):
         return []
     document = read(data, dialect)
-    servers = _servers(document, layout)
+    servers = servers_of(document, layout)
     last = dict(servers)
     return [
         _entry(document, layout, name, node)
@@ -105,110 +111,7 @@ def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
     ]
 
 
-def guarded(data: bytes, layout: Layout, dialect: Dialect, name: str, words: Sequence[str]) -> bytes:
-    """Make a server start through mcpguard. A guarded one stays as it is.
-
-    Args:
-        data: The file.
-        layout: Where the servers are.
-        dialect: What the client can read.
-        name: The server's name. It must be a stdio server.
-        words: The words that go before the server's command: mcpguard's path, `run`, options, and `--`.
-
-    Returns:
-        The file in which only the command and the arguments have changed. `unguarded` gives `data` back, with
-        `drop_empty_args` if the entry had no arguments.
-
-    Raises:
-        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
-        LookupError: There is no stdio server of this name.
-    """
-    document = read(data, dialect)
-    start = _start_of(document, layout, name)
-    if start.guard:
-        return data
-    tokens = [quoted(word) for word in words]
-    if layout.args is None and start.args is not None:
-        splices = [prepended(document, start.args, tokens)]
-    else:
-        node = start.command.node
-        moved = [*tokens[1:], document.text[node.start : node.end]]
-        if start.args is None:
-            added = member_after(document, start.holder, start.command, layout.args or "", moved)
-            splices = [Splice(node.start, node.end, tokens[0] + added)]
-        else:
-            splices = [Splice(node.start, node.end, tokens[0]), prepended(document, start.args, moved)]
-    new = _checked(document, layout, name, document.after(splices), (*words, *start.words))
-    if unguarded(new, layout, dialect, name, drop_empty_args=start.args is None) != data:
-        raise _uneditable(document, layout, name)
-    return new
-
-
-def unguarded(data: bytes, layout: Layout, dialect: Dialect, name: str, *, drop_empty_args: bool = False) -> bytes:
-    """Make a server start without mcpguard. A server that is not guarded stays as it is.
-
-    Args:
-        data: The file.
-        layout: Where the servers are.
-        dialect: What the client can read.
-        name: The server's name.
-        drop_empty_args: Whether to remove the member with the arguments if none is left.
-
-    Raises:
-        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
-        LookupError: There is no stdio server of this name.
-    """
-    document = read(data, dialect)
-    start = _start_of(document, layout, name)
-    array = start.args
-    if not start.guard or array is None:
-        return data
-    if layout.args is None:
-        splices = without_first(document, array, start.guard)
-    else:
-        old, moved = start.command.node, array.items[start.guard - 1]
-        splices = [Splice(old.start, old.end, document.text[moved.start : moved.end])]
-        splices += _without_guard(document, start, array, layout.args, drop_empty=drop_empty_args)
-    return _checked(document, layout, name, document.after(splices), start.words[start.guard :])
-
-
-def reguarded(data: bytes, layout: Layout, dialect: Dialect, name: str, program: str) -> bytes:
-    """Replace the path of mcpguard in a guarded entry. A server that is not guarded stays as it is.
-
-    Raises:
-        Unreadable: The file does not parse in this dialect, or cannot be edited in place.
-        LookupError: There is no stdio server of this name.
-    """
-    document = read(data, dialect)
-    start = _start_of(document, layout, name)
-    if not start.guard:
-        return data
-    node = start.command.node
-    if isinstance(node, Array):
-        node = node.items[0]
-    new = document.after([Splice(node.start, node.end, quoted(program))])
-    return _checked(document, layout, name, new, (program, *start.words[1:]))
-
-
-def _without_guard(document: Document, start: _Start, array: Array, key: str, *, drop_empty: bool) -> list[Splice]:
-    """Remove the guard and the server's program, which moves back to the command, from the arguments."""
-    splices = without_first(document, array, start.guard)
-    member = start.holder.member(key)
-    if start.guard < len(array.items) or member is None:
-        return splices
-    if array.is_block:
-        splices = [emptied_block(document, array, member)]
-        has_comments = "#" in splices[0].text
-    else:
-        (inside,) = splices
-        beside = document.text[member.key_end : array.start].strip(" \t\r\n:=")
-        has_comments = bool((beside + document.text[array.start + 1 : inside.start] + inside.text).strip())
-    if drop_empty and not has_comments and (removal := without_member(document, start.holder, member)):
-        return [removal]
-    return splices
-
-
-def _servers(document: Document, layout: Layout) -> list[tuple[str, Node]]:
+def servers_of(document: Document, layout: Layout) -> list[tuple[str, Node]]:
     """The servers and their names, which can occur twice."""
     node: Node | None = document.root
     for name in layout.path:
@@ -253,7 +156,7 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
     guard = None
     may_start = False
     if not kind:
-        start = _start(document, layout, node)
+        start = start_of(document, layout, node)
         if isinstance(start, str):
             kind, detail = "faulty", start
             may_start = not is_disabled and (detail == _OPAQUE or _names_command(holder, layout))
@@ -272,7 +175,7 @@ def _names_command(holder: Object, layout: Layout) -> bool:
 
 def _env(holder: Object) -> dict[str, str]:
     """The variables of an entry, under any of the names that clients use."""
-    tables = [holder.get(key) for key in _ENV]
+    tables = [holder.get(key) for key in ENV]
     members = [member for table in tables if isinstance(table, Object) for member in table.members]
     return {
         member.key: member.node.value
@@ -295,7 +198,7 @@ def _without_command(holder: Object, layout: Layout) -> tuple[str, str]:
     return "", ""
 
 
-def _start(document: Document, layout: Layout, node: Object) -> _Start | str:
+def start_of(document: Document, layout: Layout, node: Object) -> Start | str:
     """The places of an entry's command, or what is wrong with it."""
     holder = _holder(node, layout)
     command = holder.member(layout.command)
@@ -318,7 +221,7 @@ def _start(document: Document, layout: Layout, node: Object) -> _Start | str:
     guard = _guard(words)
     if guard == len(words):
         return "it starts mcpguard run without a server's command"
-    start = _Start(holder, command, array, words, guard)
+    start = Start(holder, command, array, words, guard)
     return _immovable(document, start, parts[guard]) or start
 
 
@@ -333,7 +236,7 @@ def _guard(words: Sequence[str]) -> int:
     return words.index("--") + 1 if "--" in words else len(words)  # options of another version
 
 
-def _immovable(document: Document, start: _Start, node: Node) -> str:
+def _immovable(document: Document, start: Start, node: Node) -> str:
     """Why a YAML token cannot be moved between the command and the arguments; empty if it can."""
     if document.dialect is not Dialect.YAML:
         return ""
@@ -344,42 +247,3 @@ def _immovable(document: Document, start: _Start, node: Node) -> str:
     if is_flow and token[0] not in "\"'" and re.search(r"[,\[\]{}]", token):
         return "its command has brackets or commas; put it in quotes"
     return ""
-
-
-def _start_of(document: Document, layout: Layout, name: str) -> _Start:
-    node = dict(_servers(document, layout)).get(name)
-    start = _start(document, layout, node) if isinstance(node, Object) else None
-    if not isinstance(start, _Start):
-        raise LookupError(name)
-    return start
-
-
-def _checked(document: Document, layout: Layout, name: str, new: bytes, words: Sequence[str]) -> bytes:
-    """Make sure that an edit has the intended effect and no other."""
-    with contextlib.suppress(Unreadable, LookupError):
-        after = read(new, document.dialect)
-        is_done = _start_of(after, layout, name).words == tuple(words)
-        if is_done and _rest(after, layout, name) == _rest(document, layout, name):
-            return new
-    raise _uneditable(document, layout, name)
-
-
-def _uneditable(document: Document, layout: Layout, name: str) -> Unreadable:
-    return document.unreadable(f"the server {name} cannot be edited in place", _start_of(document, layout, name).command.start)
-
-
-def _rest(document: Document, layout: Layout, name: str) -> Any:
-    """The values of a document without the command and the arguments of a server."""
-    root = plain(document.root)
-    servers = root
-    for step in layout.path:
-        servers = servers[step]
-    if layout.is_list:
-        entry = next(item for item in reversed(servers) if isinstance(item, dict) and item.get("name") == name)
-    else:
-        entry = servers[name]
-    nested = entry.get(layout.nested) if layout.nested else None
-    holder = nested if isinstance(nested, dict) else entry
-    holder.pop(layout.command, None)
-    holder.pop(layout.args, None)
-    return root

@@ -93,12 +93,11 @@ def without_hook(data: bytes, event: str) -> bytes:
     document = read(data, Dialect.JSON)
     if (rest := _after_new_file(document, event)) is not None:
         return rest
-    others = _others(document.root, event)
-    while hook := next(_hooks(document.root, event), None):
-        document = read(document.after([_removal(document, hook)]), Dialect.JSON)
-    if _others(document.root, event) != others:
+    new = document.after(_removals(document, list(_hooks(document.root, event))))
+    after = read(new, Dialect.JSON).root
+    if any(_hooks(after, event)) or _others(after, event) != _others(document.root, event):
         raise Unreadable("the hook cannot be removed in place")
-    return document.after([])
+    return new
 
 
 def _lines(node: Node | None) -> Iterator[Scalar]:
@@ -173,20 +172,40 @@ def _hooks(root: Node, event: str) -> Iterator[_Hook]:
             yield from (_Hook(command, [*around, (inner, place)]) for place, command in enumerate(commands) if command)
 
 
-def _removal(document: Document, hook: _Hook) -> Splice:
-    """Remove a hook, and each container around it that has nothing else and that `with_hook` has made."""
-    *outer, (container, at) = hook.chain
-    while outer and _is_made(document, container):
-        container, at = outer.pop()
-    return without_child(document, container, _spans(container), at)
+def _removals(document: Document, hooks: Sequence[_Hook]) -> Iterator[Splice]:
+    """Remove hooks, and each container around them that has nothing else and that `with_hook` has made."""
+    chains = {id(hook.chain[-1][0]): list(hook.chain) for hook in hooks}
+    removed: dict[int, set[int]] = {}
+    for hook in hooks:
+        container, at = hook.chain[-1]
+        removed.setdefault(id(container), set()).add(at)
+    for key, chain in chains.items():
+        container, _ = chain.pop()
+        places = removed[key]
+        while chain and _is_made(document, container, places):
+            container, at = chain.pop()
+            places = {at}
+        spans: list[tuple[int, int]] = []
+        gone: list[int] = []
+        for at, (start, end) in enumerate(_spans(container)):
+            if at in places and at - 1 in places:  # neighbours that are removed count as one
+                spans[-1] = (spans[-1][0], end)
+                continue
+            if at in places:
+                gone.append(len(spans))
+            spans.append((start, end))
+        yield from (without_child(document, container, spans, at) for at in gone)
 
 
-def _is_made(document: Document, container: Array | Object) -> bool:
-    """Whether `with_hook` has made a container and nothing was added. It puts white space after the bracket of such a one."""
+def _is_made(document: Document, container: Array | Object, places: set[int]) -> bool:
+    """Whether `with_hook` has made a container, of which it removes what is in these places, and nothing was added.
+
+    It puts white space after the bracket of such a one.
+    """
     spans = _spans(container)
     before = document.text[container.start + 1 : spans[0][0]]
     after = document.text[spans[-1][1] : container.end - 1]
-    return len(spans) == 1 and before != "" and not (before + after).strip()
+    return len(spans) == len(places) and before != "" and not (before + after).strip()
 
 
 def _spans(container: Array | Object) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from mcpguard.clients.catalog import Client, Hook
 from mcpguard.clients.discovery import Machine, hook_file, may_exist, read, unreadable
+from mcpguard.clients.documents import Dialect
 from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
 from mcpguard.clients.launcher import Launcher, find, may_vary, program_of, words_of
@@ -74,7 +75,7 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
             else:
                 entry = _entry(client.hook, launcher.hook(client.key))
                 new = with_hook(data, client.hook.event, entry, version=version)
-            plan.put(file, new)
+            plan.put(file, new, Dialect.JSON)
             if not data:
                 plan.note(_was_empty(file), holds=exists)
             text = "the hook's mcpguard is this one now" if mended else "the hook was added"
@@ -91,7 +92,7 @@ def plan_no_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], proje
             if commands_in(file, client.hook):
                 new = without_hook(plan.content(file), client.hook.event)
                 stays = plan.holds(_was_empty(file)) or file.is_symlink()
-                plan.put(file, new if new or stays else None)
+                plan.put(file, new if new or stays else None, Dialect.JSON)
                 plan.note(_was_empty(file), holds=False)
                 plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
 

@@ -8,7 +8,9 @@ from mcpguard.clients.nodes import Array, Member, Node, Object, Scalar, Unreadab
 
 _BLANK: Final = re.compile(r"[ \t\r\n]*")
 _BLANK_OR_COMMENT: Final = re.compile(r"(?:[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
-_STRING: Final = re.compile(r'"(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"')
+_STRING: Final = re.compile(
+    r'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
+)  # else a missing quote costs 2^n steps
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _WORD: Final = re.compile(r"true|false|null")
 

@@ -4,7 +4,7 @@ An edit replaces parts of the text and leaves the rest as it is, so nothing is e
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 
@@ -77,28 +77,37 @@ class Member(NamedTuple):
     node: "Node"
 
 
-class Object(NamedTuple):
+class Object:
     """An object: a mapping or a table.
 
-    Attributes:
+    Args:
         start: Its first character.
         end: The character after it. For a block, some character after its start.
         members: Its members in the order of the file. Names can occur twice.
         is_block: Whether it has no braces: a YAML block or a TOML table.
     """
 
-    start: int
-    end: int
-    members: list[Member]
-    is_block: bool = False
+    __slots__ = ("_last", "end", "is_block", "members", "start")
+
+    def __init__(self, start: int, end: int, members: Iterable[Member] = (), *, is_block: bool = False) -> None:
+        self.start = start
+        self.end = end
+        self.members = list(members)
+        self.is_block = is_block
+        self._last = {member.key: member for member in self.members}
+
+    def add(self, member: Member) -> None:
+        """Add a member after the others."""
+        self.members.append(member)
+        self._last[member.key] = member
 
     def member(self, key: str) -> Member | None:
         """The member of this name. If there are several, the last counts, as for parsers."""
-        return next((member for member in reversed(self.members) if member.key == key), None)
+        return self._last.get(key)
 
     def get(self, key: str) -> "Node | None":
         """The value of a member; None if there is none."""
-        member = self.member(key)
+        member = self._last.get(key)
         return member.node if member else None
 
 
@@ -121,12 +130,17 @@ class Opaque(NamedTuple):
 Node = Scalar | Array | Object | Opaque
 
 
-def plain(node: Node) -> Any:
-    """The value of a node, with dictionaries and lists."""
+def plain(node: Node, without: Collection[int] = ()) -> Any:
+    """The value of a node, with dictionaries and lists.
+
+    Args:
+        node: The node.
+        without: The `id` of each member that is left out.
+    """
     if isinstance(node, Object):
-        return {member.key: plain(member.node) for member in node.members}
+        return {member.key: plain(member.node, without) for member in node.members if id(member) not in without}
     if isinstance(node, Array):
-        return [plain(item) for item in node.items]
+        return [plain(item, without) for item in node.items]
     return node.value if isinstance(node, Scalar) else node.text
 
 
@@ -157,6 +171,8 @@ class Splice(NamedTuple):
 
 def spliced(text: str, splices: Iterable[Splice]) -> str:
     """A text after edits that do not overlap."""
-    for splice in sorted(splices, reverse=True):
-        text = text[: splice.start] + splice.text + text[splice.end :]
-    return text
+    parts, at = [], 0
+    for splice in sorted(splices):
+        parts += [text[at : splice.start], splice.text]
+        at = splice.end
+    return "".join([*parts, text[at:]])

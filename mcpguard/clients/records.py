@@ -1,7 +1,8 @@
 """What `install` notes for `uninstall`: what the files themselves do not tell.
 
 `installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`,
-and the files of hooks that were empty. Without it, `uninstall` leaves the entries an empty list, and removes the files.
+the files of hooks that were empty, and the folders that were made for files of hooks. Without it, `uninstall` leaves the
+entries an empty list, removes the files, and leaves the folders.
 """
 
 import json
@@ -17,11 +18,11 @@ NAME: Final = "installed.json"
 
 
 class Record(NamedTuple):
-    """An entry that had no `args`, or a file that was empty.
+    """An entry that had no `args`, a file that was empty, or a folder that was missing.
 
     Attributes:
-        file: The client's file.
-        keys: The path of the entry in the file; the server's name is the last key. Empty for a file.
+        file: The client's file; for a folder, its path with a separator at the end.
+        keys: The path of the entry in the file; the server's name is the last key. Empty for a file and a folder.
     """
 
     file: str

@@ -59,7 +59,7 @@ class _Locator:
         self.at = 0
 
     def document(self) -> Object:
-        root = table = Object(0, len(self.text), [], is_block=True)
+        root = table = Object(0, len(self.text), is_block=True)
         self.skip()
         while self.at < len(self.text):
             if self.text[self.at] == "[":
@@ -89,11 +89,11 @@ class _Locator:
         self.at += 2 if is_array else 1
         found = parent.get(name)
         if is_array:
-            table = Object(start, start, [], is_block=True)
+            table = Object(start, start, is_block=True)
             if isinstance(found, Array):
                 found.items.append(table)
             else:
-                parent.members.append(Member(name, start, key_start, key_end, Array(start, start, [table], [], is_block=True)))
+                parent.add(Member(name, start, key_start, key_end, Array(start, start, [table], [], is_block=True)))
             return table
         return _descended(parent, [name], start)
 
@@ -116,7 +116,7 @@ class _Locator:
         table = _descended(table, [part for part, _, _ in parents], start)
         self.at += 1  # =
         self.skip(_SPACE)
-        table.members.append(Member(name, start, key_start, key_end, self.value()))
+        table.add(Member(name, start, key_start, key_end, self.value()))
 
     def value(self) -> Node:
         start = self.at
@@ -126,11 +126,11 @@ class _Locator:
                 items.append(self.value())
             return Array(start, self.at, items, [item.start for item in items])
         if self.text[start] == "{":
-            members: list[Member] = []
-            table = Object(start, start, members)
+            table = Object(start, start)
             while self.opens_next("}"):
                 self.member(table)
-            return Object(start, self.at, members)
+            table.end = self.at
+            return table
         word = self.match(_SCALAR)
         return Scalar(start, self.at, _value(word))
 
@@ -151,8 +151,8 @@ def _descended(table: Object, names: list[str], start: int) -> Object:
     for name in names:
         found = table.get(name)
         if found is None:
-            found = Object(start, start, [], is_block=table.is_block)
-            table.members.append(Member(name, start, start, start, found))
+            found = Object(start, start, is_block=table.is_block)
+            table.add(Member(name, start, start, start, found))
         if isinstance(found, Array):
             found = found.items[-1]
         if not isinstance(found, Object):

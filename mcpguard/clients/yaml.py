@@ -30,7 +30,7 @@ def parse(text: str) -> Node:
         root = reader.compose(text)
     except YAMLError as error:
         raise _unreadable(text, error) from error
-    return Object(0, 0, [], is_block=True) if root is None else _node(text, root)
+    return Object(0, 0, is_block=True) if root is None else _node(text, root)
 
 
 def _unreadable(text: str, error: Any) -> Unreadable:

@@ -11,6 +11,7 @@ from mcpguard.errors import ConfigError
 CODEX: Final = "Codex"
 
 KNOWN_CLIENTS: Final = {
+    "@cline/core": "Cline",
     "@librechat/api-client": "LibreChat",
     "amp-mcp-client": "Amp",
     "antigravity-client": "Antigravity",
@@ -35,6 +36,7 @@ KNOWN_CLIENTS: Final = {
     "mcp-inspector": "MCP Inspector",
     "opencode": "OpenCode",
     "Q-DEV-CLI": "Amazon Q Developer CLI",
+    "qwen-cli-mcp-client": "Qwen Code",
     "Roo-Code": "Roo Code",
     "Visual Studio Code": "VS Code",
     "Visual Studio Code - Insiders": "VS Code",
@@ -47,6 +49,7 @@ KNOWN_CLIENTS: Final = {
 _KNOWN_BEGINNINGS: Final = {
     "gemini-cli-mcp-client-": "Gemini CLI",
     "local-agent-mode-": "Claude Desktop",
+    "qwen-cli-mcp-client-": "Qwen Code",
 }
 """Clients that append the server's name to their own name in `clientInfo`."""
 

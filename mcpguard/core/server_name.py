@@ -224,6 +224,9 @@ _LAUNCHERS: Final = {
 }
 """Launchers by name. Whether an option that is not listed takes a value is unknown."""
 
+_OF_PYTHON: Final = frozenset("pipx py pypy python pythonw uv uvx".split())
+"""Launchers of modules and packages of Python, which has no names that differ in hyphens and underscores alone."""
+
 _IS_FLAG: Final = re.compile(
     r"--(?:allow|deny|disable|enable|experimental|inspect|no|preserve-symlinks|throw|trace|unstable)(?:-[a-z0-9-]+)?"
 )
@@ -257,6 +260,8 @@ def server_name(command: Sequence[str]) -> str:
     'server-everything'
     >>> server_name(["node", "/srv/crm/dist/index.js"]), server_name(["docker", "run", "-i", "--rm", "mcp/git:latest"])
     ('crm', 'git')
+    >>> server_name(["python", "-m", "mcp_server_git"]), server_name(["uvx", "mcp-server-git==1.2"])
+    ('mcp-server-git', 'mcp-server-git')
     >>> server_name(["bash", "-ec", "exec crm --api-key 5ecret"]), server_name(["python", "-c", "import crm; crm.main()"])
     ('crm', 'crm')
     """
@@ -268,7 +273,10 @@ def server_name(command: Sequence[str]) -> str:
         words = rest
     # A launcher's argument with spaces can hold more than a path; the first word of the command cannot
     is_path = words and not (name and re.search(r"\s", words[0]))
-    return (_bare(words[0], folder) if is_path else "") or name or "server"
+    bare = _bare(words[0], folder) if is_path else ""
+    if name in _OF_PYTHON and bare and not re.search(r"[/\\]|\.py$", words[0]):
+        bare = bare.replace("_", "-")
+    return bare or name or "server"
 
 
 def _folder(words: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from mcpguard.errors import ConfigError, UsageError
 _FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\$(\w+)")
 """Variables that clients fill in from their environment: `${A}`, `${A:-default}`, `${env:A}`, `{env:A}`; some also `$A`."""
 
-_FILL_BARE: Final = ("copilot", "gemini")
+_FILL_BARE: Final = ("copilot", "gemini", "qwen")
 """The clients that also fill in `$A`."""
 
 _FILL_NOTHING: Final = ("claude-desktop", "codex", "zed", "goose")

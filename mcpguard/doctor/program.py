@@ -5,6 +5,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import mcpguard
 from mcpguard import __version__
 from mcpguard.clients.launcher import PROGRAM, version_of
 from mcpguard.doctor.check import Check, advice, failed, good
@@ -33,7 +34,9 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
         if os.access(place, os.X_OK) and place.is_file():
             found.setdefault(place.resolve(), place)
     if not found:
-        hint = f"clients need its full path: {own}"
+        hint = (
+            f"clients need its full path: {own}" if own.is_file() else "install it as a program: uv tool install mcpguard-cli"
+        )
         yield advice("PATH", f"mcpguard {__version__} is not on the PATH", hint)
         return
     first, *others = found.values()
@@ -42,11 +45,13 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
     else:
         version = version_of(first)
         said = f"version {version}" if version else "which does not say its version"
-        detail = f"{first} is another mcpguard, {said}; this one is {__version__} in {own}"
+        here = own if own.is_file() else Path(mcpguard.__file__).parent
+        detail = f"{first} is another mcpguard, {said}; this one is {__version__} in {here}"
         if version == __version__:
             yield advice("PATH", detail, "remove one of the two, so that it is clear which one clients start")
         else:
-            yield failed("PATH", detail, f"remove or upgrade {first}, or put {own.parent} before its folder in the PATH")
+            order = f", or put {own.parent} before its folder in the PATH" if own.is_file() else ""
+            yield failed("PATH", detail, f"remove or upgrade {first}{order}")
     if others:
         more = " ".join(map(str, others))
         yield advice("PATH", f"there are more of them: {more}", "remove them; a client whose PATH differs may start one")

@@ -11,7 +11,9 @@ import pytest
 from mcpguard.cli import _clients
 from mcpguard.clients import launcher
 from mcpguard.clients.catalog import BY_KEY
+from mcpguard.clients.documents import Dialect, read
 from mcpguard.clients.installing import Change
+from mcpguard.clients.preview import diff
 from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, guarded, servers
 from tests.clients.test_files import FOLDER
 
@@ -29,6 +31,7 @@ PLACES = {
     "goose.config.yaml": "home/.config/goose/config.yaml",
     "kiro.mcp.json": "home/.kiro/settings/mcp.json",
     "lmstudio.mcp.json": "home/.lmstudio/mcp.json",
+    "qwen.settings.json": "home/.qwen/settings.json",
     "opencode.jsonc": "home/.config/opencode/opencode.jsonc",
     "vscode.mcp.json": "home/.config/Code/User/mcp.json",
     "vscode.settings.json": "home/.config/Code/User/settings.json",
@@ -326,6 +329,22 @@ def test_an_entry_that_starts_nothing_is_no_failure(account: Account) -> None:
     assert "  a: not changed (remote: " in done.stdout
 
 
+def test_the_files_are_parsed_as_often_for_forty_servers_as_for_two(account: Account) -> None:
+    def parses(argv: list[str], count: int) -> int:
+        entries = {f"s{number}": {"command": "npx", "args": ["-y"]} for number in range(count)}
+        projects = {f"/p/{number}": {"mcpServers": {"a": {"command": "npx"}}} for number in range(count)}
+        account.cursor(json.dumps({"mcpServers": entries}))
+        account.write("home/.claude.json", json.dumps({"projects": projects, "mcpServers": entries}))
+        if argv[0] == "uninstall":
+            account.run("install", "--yes")
+        read.cache_clear()
+        assert account.run(*argv).returncode == 0
+        return read.cache_info().misses
+
+    for argv in (["install", "--yes"], ["uninstall", "--yes"], ["install", "--dry-run"], ["clients"]):
+        assert parses(argv, 40) == parses(argv, 2) <= 4
+
+
 # Projects and shared files
 
 
@@ -461,17 +480,32 @@ def test_the_diff_shows_no_line_around_a_change_and_no_token(account: Account) -
 
 
 def test_the_diff_shows_no_token_at_the_beginning_of_a_line_that_goes(tmp_path: Path) -> None:
-    old = b"eyJhbGciOiJSUzI1NiJ9.e30.c2ln, npx"
-    assert list(_clients.diff(Change(tmp_path, old, b"npx")))[-2:] == ["-(a token), npx", "+npx"]
+    old = b"eyJhbGciOiJSUzI1NiJ9.e30.c2ln: 1"
+    assert list(diff(Change(tmp_path, old, b"npx: 1", Dialect.YAML)))[-2:] == ["-(a token): 1", "+npx: 1"]
 
 
 def test_the_diff_of_a_file_in_one_line_shows_only_the_parts_that_change(account: Account) -> None:
     content = json.loads(CURSOR) | {"history": ["a long story"] * 100}
     account.cursor(json.dumps(content))
     done = account.run("install", "--dry-run", "--server", "crm")
-    assert '-"command": "npx",' in done.stdout.replace("- ", "-")
+    assert done.stdout.splitlines()[3] == '-…"command": "npx", "args": ["-y",…'
     assert "story" not in done.stdout
     assert "secret" not in done.stdout
+
+
+def test_the_diff_of_an_entry_on_one_line_shows_this_line_without_its_secrets(account: Account) -> None:
+    line = '"crm": { "command": "npx", "args": ["-y", "crm", "--api-key", "s3cret"], "env": { "CRM_KEY": "s3cret" } }'
+    account.cursor(f'{{ "mcpServers": {{\n{line}\n}} }}\n')
+    gone, come = account.run("install", "--dry-run").stdout.splitlines()[3:]
+    masked = line.replace("s3cret", "***")
+    assert gone == f"-{masked}"
+    assert come == "+" + masked.replace('"npx", "args": [', f'"{PROGRAM}", "args": ["run", "--server", "crm", "--", "npx", ')
+    account.run("install", "--yes")
+    assert "s3cret" not in account.run("uninstall", "--dry-run").stdout
+    for argv in (["clients"], ["clients", "--json"]):
+        shown = account.run(*argv).stdout
+        assert "s3cret" not in shown
+        assert "***" in shown
 
 
 def test_the_diff_of_a_line_that_only_becomes_long_shows_only_the_parts_that_change(account: Account) -> None:

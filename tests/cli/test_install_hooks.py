@@ -163,6 +163,39 @@ def test_an_empty_file_of_hooks_is_empty_again(account: Account) -> None:
     assert not hooks.exists()
 
 
+def folders(account: Account) -> set[str]:
+    return {str(path) for root in (account.home, account.project) for path in root.rglob("*") if path.is_dir()}
+
+
+def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -> None:
+    account.write("home/.claude.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    account.write("home/.copilot/mcp-config.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    (account.project / ".codex").mkdir()
+    before = folders(account)
+    for more in ([], ["--project", str(account.project)]):
+        account.run("install", "--hook", "--yes", *more)
+        account.run("install", "--hook", "--yes", *more)
+    assert folders(account) - before == {
+        str(account.home / ".claude"),
+        str(account.home / ".copilot/hooks"),
+        str(account.project / ".claude"),
+        str(account.project / ".github"),
+        str(account.project / ".github/hooks"),
+    }
+    for more in ([], ["--project", str(account.project)]):
+        account.run("uninstall", "--yes", *more)
+    assert folders(account) == before
+
+
+def test_a_folder_that_was_made_for_a_hook_stays_with_what_somebody_has_put_into_it(account: Account) -> None:
+    account.write("home/.claude.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    account.run("install", "--hook", "--yes")
+    mine = account.write("home/.claude/CLAUDE.md", "mine")
+    done = account.run("uninstall", "--yes")
+    assert (done.returncode, mine.read_text(), [path.name for path in mine.parent.iterdir()]) == (0, "mine", [mine.name])
+
+
 def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
     account.codex()
     target = account.write("home/dotfiles/hooks.json", "")

@@ -55,6 +55,7 @@ MAC_APPS = "~/Library/Application Support"
         ("windsurf", *["~/.codeium/windsurf/mcp_config.json"] * 3),
         ("zed", "~/.config/zed/settings.json", "~/.config/zed/settings.json", "~/Roaming/Zed/settings.json"),
         ("gemini", *["~/.gemini/settings.json"] * 3),
+        ("qwen", *["~/.qwen/settings.json"] * 3),
         ("opencode", *["~/.config/opencode/opencode.json"] * 3),
         ("goose", *["~/.config/goose/config.yaml"] * 2, "~/Roaming/Block/goose/config/config.yaml"),
         ("kiro", *["~/.kiro/settings/mcp.json"] * 3),
@@ -77,6 +78,12 @@ MAC_APPS = "~/Library/Application Support"
 )
 def test_each_client_has_its_file_on_each_system(key: str, linux: str, mac: str, windows: str) -> None:
     assert [paths(key, machine)[0] for machine in (LINUX, MAC, WINDOWS)] == [linux, mac, windows]
+
+
+def test_the_files_of_the_command_lines_of_cline_and_qwen_are_looked_for() -> None:
+    for machine in (LINUX, MAC, WINDOWS):
+        assert "~/.cline/data/settings/cline_mcp_settings.json" in paths("cline", machine)
+        assert paths("qwen", machine, Path("/p")) == ["/p/.qwen/settings.json"]
 
 
 def test_every_client_is_in_the_table_above() -> None:

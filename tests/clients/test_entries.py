@@ -8,8 +8,9 @@ import tomlkit
 from ruamel.yaml import YAML
 
 from mcpguard.clients.documents import Dialect
-from mcpguard.clients.entries import Entry, Layout, entries, guarded, reguarded, unguarded
+from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.nodes import Unreadable
+from tests.clients.single import guarded, reguarded, unguarded
 
 SERVERS = Layout(("mcpServers",))
 GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")

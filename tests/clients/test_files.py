@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 import pytest
 
 from mcpguard.clients.documents import Dialect
-from mcpguard.clients.entries import Entry, Layout, entries, guarded, unguarded
+from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.nodes import Unreadable
+from tests.clients.single import guarded, unguarded
 
 FOLDER: Final = Path(__file__).with_name("files")
 SERVERS: Final = Layout(("mcpServers",))
@@ -47,6 +48,7 @@ SAMPLES: Final = [
         {"postgres-context-server": "bundled", "old-form": "faulty"},
     ),
     Sample("gemini.settings.json", SERVERS, Dialect.JSON_WITH_COMMENTS, "crm", {"remote": "remote"}),
+    Sample("qwen.settings.json", SERVERS, Dialect.JSON_WITH_COMMENTS, "crm bare", {"remote": "remote"}),
     Sample("opencode.jsonc", Layout(("mcp",), args=None), Dialect.JSONC, "crm bun", {"jira": "remote", "off": "disabled"}),
     Sample(
         "cline_mcp_settings.json",

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpguard.clients.documents import Dialect, read
-from mcpguard.clients.entries import Entry, entries, guarded, reguarded, unguarded
+from mcpguard.clients.entries import Entry, entries
 from mcpguard.clients.nodes import Unreadable, plain
 from tests.clients.generated import File, file
+from tests.clients.single import guarded, reguarded, unguarded
 
 GUARD = ("/opt/Müller & Co\\x/mcpguard", "run", "--server", "crm", "--")
 few = settings(max_examples=25, deadline=None)

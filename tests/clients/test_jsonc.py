@@ -57,3 +57,8 @@ def test_an_error_has_a_message_a_line_and_a_column(text: str, message: str, lin
 def test_a_comment_without_an_end_is_named() -> None:
     with pytest.raises(Unreadable, match="the comment has no end"):
         parse("{} /* ", comments=True, trailing_commas=True)
+
+
+def test_a_missing_quotation_mark_after_a_long_text_is_found_at_once() -> None:
+    with pytest.raises(Unreadable, match="this string has no end"):  # with a backtracking pattern it takes 2^5000 steps
+        parse('{"' + "a" * 5000, comments=False, trailing_commas=False)

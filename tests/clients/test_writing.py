@@ -97,9 +97,10 @@ def test_a_file_that_another_program_changes_in_the_meantime_is_left(file: Path,
 def test_a_change_right_before_the_rename_is_noticed(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = whole_files._fill
 
-    def slow(*args: Any, **kwargs: Any) -> None:
-        fill(*args, **kwargs)
+    def slow(*args: Any, **kwargs: Any) -> tuple[int, int]:
+        made = fill(*args, **kwargs)
         file.write_bytes(b"the client's own")
+        return made
 
     monkeypatch.setattr(whole_files, "_fill", slow)
     with pytest.raises(NotWritten, match="another program has changed it"):
@@ -116,15 +117,35 @@ def test_a_link_that_leads_to_another_file_right_before_the_rename_is_noticed(
     other.write_bytes(OLD)
     fill = whole_files._fill
 
-    def slow(*args: Any, **kwargs: Any) -> None:
-        fill(*args, **kwargs)
+    def slow(*args: Any, **kwargs: Any) -> tuple[int, int]:
+        made = fill(*args, **kwargs)
         link.unlink()
         link.symlink_to(other)
+        return made
 
     monkeypatch.setattr(whole_files, "_fill", slow)
     with pytest.raises(NotWritten, match="another program has changed it"):
         replace(link, OLD, NEW, backups=backups)
     assert (file.read_bytes(), other.read_bytes()) == (OLD, OLD)
+
+
+@pytest.mark.posix
+def test_a_file_whose_name_is_swapped_right_before_the_rename_is_left_with_a_hint(
+    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill, other = whole_files._fill, file.with_name("other")
+    other.write_bytes(OLD)
+
+    def slow(*args: Any, **kwargs: Any) -> tuple[int, int]:
+        made = fill(*args, **kwargs)
+        other.replace(file)
+        return made
+
+    monkeypatch.setattr(whole_files, "_fill", slow)
+    with pytest.raises(NotWritten, match="not changed: its name leads to another file by now") as error:
+        replace(file, OLD, NEW, backups=backups)
+    assert error.value.hint == "check who else may write to its folder, then run this again"
+    assert (file.read_bytes(), names(file.parent)) == (OLD, ["mcp.json"])
 
 
 def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from mcpguard.core.masking import masked, masked_output, secrets_of
+from mcpguard.core.masking import masked, masked_output, masked_words, secrets_of
 from tests.core.test_redaction import TOKEN
 
 
@@ -41,3 +41,37 @@ def test_the_secrets_of_a_command_are_found_by_their_names() -> None:
     )
     environ = {"GITHUB_TOKEN": "fourth-s3cret", "HOME": "/home/alice", "AUTH": "yes"}
     assert sorted(secrets_of(command, environ)) == ["first-s3cret", "fourth-s3cret", "second-s3cret", "third-s3cret"]
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("npx -y @acme/crm@1.2 --port 8080 /home/alice", None),
+        ("crm --api-key s3cret --port 8080", "crm --api-key *** --port 8080"),
+        ("crm --no-auth --stdio", None),
+        ("crm --auth-token=s3cret --token on", "crm --auth-token=*** --token ***"),
+        ("docker run -e CRM_PASS=s3cret -e LOG=1 -e TOKEN crm", "docker run -e CRM_PASS=*** -e LOG=*** -e TOKEN crm"),
+        ("redis://u:s3cret@host/0", "redis://***@host/0"),
+        ("mcp-remote https://crm.acme.com/sse?key=s3cret&a=1", "mcp-remote https://crm.acme.com/sse?key=***&a=1"),
+        ("crm sk-proj-abcdefghijklmnopqrstuvwx1", "crm sk-proj-***"),
+        ("/opt/abcdefghijklmnopqrstuvwx1/crm", None),
+    ],
+)
+def test_secrets_in_the_words_of_a_command_are_masked(command: str, shown: str | None) -> None:
+    assert " ".join(masked_words(command.split())) == (shown or command)
+
+
+def test_secrets_in_a_word_with_spaces_are_masked() -> None:
+    code = "cd /srv && CRM_KEY=s3cret exec crm --token 's3cret' --port 1 -H 'Authorization: Bearer s3cret'"
+    assert masked_words(["sh", "-c", code, "-H", "X-Api-Key: s3cret"]) == [
+        "sh",
+        "-c",
+        "cd /srv && CRM_KEY=*** exec crm --token '***' --port 1 -H 'Authorization: ***'",
+        "-H",
+        "X-Api-Key: ***",
+    ]
+
+
+@pytest.mark.parametrize("text", ["a-" * 100_000, "token-" * 40_000, "A" * 200_000, "://" * 70_000, "--token " * 30_000])
+def test_the_time_is_proportional_to_the_length_of_a_word(text: str) -> None:
+    assert masked_words([text])  # patterns that look ahead from every place would need hours

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+import mcpguard
 from mcpguard import __version__
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.program import found_on
@@ -52,6 +53,19 @@ def test_a_command_that_is_not_on_the_path_is_noted_with_its_full_path(tmp_path:
     (found,) = checks(own, tmp_path / "bin", tmp_path / "sources")
     assert found.is_advice
     assert found.hint.endswith(str(own))
+
+
+def test_a_program_that_is_not_installed_is_not_named(tmp_path: Path) -> None:
+    own, other = tmp_path / "none/mcpguard", program(tmp_path / "other", "mcpguard 0.0.1")
+    (found,) = checks(own, tmp_path / "bin")
+    assert (found.detail, found.hint) == (
+        f"mcpguard {__version__} is not on the PATH",
+        "install it as a program: uv tool install mcpguard-cli",
+    )
+    (found,) = checks(own, tmp_path / "other")
+    assert str(own.parent) not in found.detail + found.hint
+    assert found.detail.endswith(f"this one is {__version__} in {Path(mcpguard.__file__).parent}")
+    assert found.hint == f"remove or upgrade {other}"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,194 @@
+"""Edits the servers in a client's file: inserts `mcpguard run` before a server's command, or deletes it.
+
+All edits of a file are made at once, and then checked at once.
+"""
+
+import contextlib
+from collections.abc import Collection, Mapping
+from typing import Any, Final, NamedTuple
+
+from mcpguard.clients.documents import Dialect, Document, quoted, read
+from mcpguard.clients.edits import emptied_block, member_after, prepended, without_first, without_member
+from mcpguard.clients.entries import Layout, Start, servers_of, start_of
+from mcpguard.clients.nodes import Array, Object, Splice, Unreadable, plain, spliced
+
+
+class Edit(NamedTuple):
+    """What the guard of a server becomes. It must be a stdio server.
+
+    Attributes:
+        layout: Where the servers are.
+        name: The server's name.
+        guard: The words that go before the server's command: mcpguard's path, `run`, options, and `--`. In a guarded entry,
+            only mcpguard's path is replaced. Empty to remove the words that are there.
+        drop_empty_args: Whether a removal also removes the member with the arguments if none is left.
+    """
+
+    layout: Layout
+    name: str
+    guard: tuple[str, ...] = ()
+    drop_empty_args: bool = False
+
+
+class Edited(NamedTuple):
+    """A file after edits.
+
+    Attributes:
+        data: The file. Only the commands and the arguments of the edited servers have changed.
+        done: The edits that were made. A removal of what an edit has inserted gives the old file back, with `drop_empty_args`
+            for the servers that had no arguments.
+        had_args: Of each server that was not guarded before: whether it had a member with arguments.
+        faults: Why the other edits were not made.
+    """
+
+    data: bytes
+    done: frozenset[Edit]
+    had_args: Mapping[Edit, bool]
+    faults: tuple[Unreadable, ...]
+
+
+_MAX_TRIES: Final = 24
+"""How many groups of edits are tried if not all can be made. To find one in a thousand takes 20, and each parses the file."""
+
+
+def edited(data: bytes, dialect: Dialect, edits: Collection[Edit]) -> Edited:
+    """Edit servers. The time is proportional to the size of the file.
+
+    Raises:
+        Unreadable: The file does not parse in this dialect.
+        LookupError: There is no stdio server of this name.
+    """
+    document = read(data, dialect)
+    starts = _starts(document, edits)
+    done: list[Edit] = []
+    faults: list[Unreadable] = []
+    waiting = [list(starts)]
+    for _ in range(_MAX_TRIES):
+        if not waiting:
+            break
+        group = waiting.pop()
+        half = len(group) // 2
+        fault = _fault(document, {edit: starts[edit] for edit in group})
+        if fault is None:
+            done += group
+        elif half:
+            waiting += [group[half:], group[:half]]
+        else:
+            faults.append(fault)
+    if rest := {edit: starts[edit] for group in waiting for edit in group}:
+        faults.append(_uneditable(document, rest))
+    made = {edit: starts[edit] for edit in done}
+    if faults and (fault := _fault(document, made)):  # groups that can be edited alone, but not together
+        return Edited(data, frozenset(), {}, (*faults, fault))
+    new = document.after(splice for edit, start in made.items() for splice in _splices(document, edit, start))
+    had_args = {edit: start.args is not None for edit, start in made.items() if not start.guard}
+    return Edited(new, frozenset(done), had_args, tuple(faults))
+
+
+def _splices(document: Document, edit: Edit, start: Start) -> list[Splice]:
+    if not edit.guard:
+        return _removal(document, start, edit.layout, drop_empty=edit.drop_empty_args)
+    if start.guard:
+        return [Splice(start.program.start, start.program.end, quoted(edit.guard[0]))]
+    tokens = [quoted(word) for word in edit.guard]
+    if edit.layout.args is None and start.args is not None:
+        return [prepended(document, start.args, tokens)]
+    node = start.command.node
+    moved = [*tokens[1:], document.text[node.start : node.end]]
+    if start.args is None:
+        added = member_after(document, start.holder, start.command, edit.layout.args or "", moved)
+        return [Splice(node.start, node.end, tokens[0] + added)]
+    return [Splice(node.start, node.end, tokens[0]), prepended(document, start.args, moved)]
+
+
+def _removal(document: Document, start: Start, layout: Layout, *, drop_empty: bool) -> list[Splice]:
+    array = start.args
+    if not start.guard or array is None:
+        return []
+    if layout.args is None:
+        return without_first(document, array, start.guard)
+    old, moved = start.command.node, array.items[start.guard - 1]
+    back = Splice(old.start, old.end, document.text[moved.start : moved.end])
+    return [back, *_without_guard(document, start, array, layout.args, drop_empty=drop_empty)]
+
+
+def _without_guard(document: Document, start: Start, array: Array, key: str, *, drop_empty: bool) -> list[Splice]:
+    """Remove the guard and the server's program, which moves back to the command, from the arguments."""
+    splices = without_first(document, array, start.guard)
+    member = start.holder.member(key)
+    if start.guard < len(array.items) or member is None:
+        return splices
+    if array.is_block:
+        splices = [emptied_block(document, array, member)]
+        has_comments = "#" in splices[0].text
+    else:
+        (inside,) = splices
+        beside = document.text[member.key_end : array.start].strip(" \t\r\n:=")
+        has_comments = bool((beside + document.text[array.start + 1 : inside.start] + inside.text).strip())
+    if drop_empty and not has_comments and (removal := without_member(document, start.holder, member)):
+        return [removal]
+    return splices
+
+
+def _starts(document: Document, edits: Collection[Edit]) -> dict[Edit, Start]:
+    """The places of the commands that are edited.
+
+    Raises:
+        LookupError: There is no stdio server of this name.
+    """
+    servers = {layout: dict(servers_of(document, layout)) for layout in {edit.layout for edit in edits}}
+    found: dict[Edit, Start] = {}
+    for edit in edits:
+        node = servers[edit.layout].get(edit.name)
+        start = start_of(document, edit.layout, node) if isinstance(node, Object) else None
+        if not isinstance(start, Start):
+            raise LookupError(edit.name)
+        found[edit] = start
+    return found
+
+
+def _fault(document: Document, starts: Mapping[Edit, Start]) -> Unreadable | None:
+    """Why edits would not have the intended effect, or have another one; None if all is well."""
+    try:
+        new = document.after(splice for edit, start in starts.items() for splice in _splices(document, edit, start))
+    except Unreadable as error:
+        return error
+    with contextlib.suppress(Unreadable, LookupError):
+        after = read(new, document.dialect)
+        now = _starts(after, starts)
+        is_done = all(now[edit].words == _words_after(edit, start) for edit, start in starts.items())
+        if is_done and _rest(after, now) == _rest(document, starts) and _can_be_undone(document, starts, after, now):
+            return None
+    return _uneditable(document, starts)
+
+
+def _words_after(edit: Edit, start: Start) -> tuple[str, ...]:
+    if edit.guard and start.guard:
+        return (edit.guard[0], *start.words[1:])
+    return (*edit.guard, *start.words[start.guard :])
+
+
+def _can_be_undone(document: Document, starts: Mapping[Edit, Start], after: Document, now: Mapping[Edit, Start]) -> bool:
+    """Whether the opposite edits give the old file back. A removal need not be undone."""
+    splices: list[Splice] = []
+    for edit, start in starts.items():
+        if not edit.guard:
+            return True
+        if start.guard:
+            old, new = start.program, now[edit].program
+            splices.append(Splice(new.start, new.end, document.text[old.start : old.end]))
+        else:
+            splices += _removal(after, now[edit], edit.layout, drop_empty=start.args is None)
+    return spliced(after.text, splices) == document.text
+
+
+def _uneditable(document: Document, starts: Mapping[Edit, Start]) -> Unreadable:
+    names = ", ".join(edit.name for edit in starts)
+    what = f"the server{'s' if len(starts) > 1 else ''} {names} cannot be edited in place"
+    return document.unreadable(what, min(start.command.start for start in starts.values()))
+
+
+def _rest(document: Document, starts: Mapping[Edit, Start]) -> Any:
+    """The values of a document without the commands and the arguments of servers."""
+    keys = [(start, key) for edit, start in starts.items() for key in (edit.layout.command, edit.layout.args) if key]
+    return plain(document.root, {id(start.holder.member(key)) for start, key in keys})

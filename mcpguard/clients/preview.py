@@ -1,0 +1,147 @@
+"""Shows a change of a client's file: the lines that change, with the values of variables and with secrets masked."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from mcpguard.clients.documents import Dialect, is_blank, quoted, read
+from mcpguard.clients.entries import ENV
+from mcpguard.clients.installing import Change
+from mcpguard.clients.nodes import Array, Node, Object, Opaque, Scalar, Splice, spliced
+from mcpguard.core.masking import MASK, masked_output, masked_words
+
+_LONG: Final = 200
+"""Of a longer line only the parts that change are shown: some clients write a file in one line."""
+
+_WINDOW: Final = 32
+"""How many lines may be inserted or removed in one place before the rest of a file is compared line by line."""
+
+_NEAR: Final = 4
+"""Parts of a long line with fewer pieces between them are shown as one."""
+
+_SHOWN: Final = ("args", "bash", "cmd", "command", "cwd", "matcher", "name", "powershell", "type")
+"""The members whose texts are shown. Any other text may be a secret."""
+
+Hunk = tuple[int, int, int, int]
+"""The old lines that go, from the first up to another one, and the new lines in their place."""
+
+
+def diff(change: Change) -> Iterator[str]:
+    """A unified diff without context: the lines that change, as they are in the file. Parts of long lines have `…` around them.
+
+    The time is proportional to the size of the file.
+    """
+    old, new = (_lines(data, change.dialect) for data in (change.old, change.new))
+    before, after = (str(change.file) if data is not None else os.devnull for data in (change.old, change.new))
+    yield f"--- {before}"
+    yield f"+++ {after}"
+    for hunk in _hunks(old, new):
+        gone, come = old[hunk[0] : hunk[1]], new[hunk[2] : hunk[3]]
+        yield f"@@ -{_range(*hunk[:2])} +{_range(*hunk[2:])} @@"
+        if any(len(line) > _LONG for line in (*gone, *come)):
+            yield from _excerpts("\n".join(gone), "\n".join(come))
+        else:
+            yield from _signed("-", gone)
+            yield from _signed("+", come)
+
+
+def _lines(data: bytes | None, dialect: Dialect) -> list[str]:
+    """The lines of a file, masked."""
+    if data is None or is_blank(data):
+        return []
+    document = read(data, dialect)
+    splices: list[Splice] = []
+    for splice in sorted(set(_masks(document.text, document.root))):
+        if not splices or splice.start >= splices[-1].end:  # an alias of YAML has the place of what it stands for
+            splices.append(splice)
+    text = spliced(document.text, splices).replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n")
+
+
+def _masks(text: str, node: Node, key: str = "", *, is_env: bool = False) -> Iterator[Splice]:
+    """Replace the texts of a document that may be secret.
+
+    Args:
+        text: The document.
+        node: A node of it.
+        key: The name of the member that the node is the value of, or a part of the value.
+        is_env: Whether the node is a variable, or a part of a table of variables.
+    """
+    if isinstance(node, Object):
+        for member in node.members:
+            yield from _masks(text, member.node, member.key, is_env=is_env or member.key in ENV)
+    elif isinstance(node, Array) and (is_env or key not in _SHOWN):
+        for item in node.items:
+            yield from _masks(text, item, key, is_env=is_env)
+    elif is_env or key not in _SHOWN or isinstance(node, Opaque):
+        value = node.value if isinstance(node, Scalar) else text
+        if value not in ("", None) and (is_env or isinstance(value, str)):
+            yield Splice(node.start, node.end, re.sub(r"[^\r\n]+", f'"{MASK}"', text[node.start : node.end]))
+    else:
+        items = node.items if isinstance(node, Array) else [node]
+        words = [str(item.value) if isinstance(item, Scalar) else "" for item in items]
+        for item, word, shown in zip(items, words, masked_words(words), strict=True):
+            if not isinstance(item, Scalar):
+                yield from _masks(text, item)
+            elif shown != word:
+                yield Splice(item.start, item.end, quoted(shown))
+
+
+def _hunks(old: Sequence[str], new: Sequence[str]) -> Iterator[Hunk]:
+    """The parts of two sequences that differ. Each is found in at most a window of the sequences."""
+    start, at = (0, 0), (0, 0)
+    while at[0] < len(old) or at[1] < len(new):
+        ahead = _next_equal(old, new, *at)
+        at = at[0] + ahead[0], at[1] + ahead[1]
+        is_equal = at[0] < len(old) and at[1] < len(new) and old[at[0]] == new[at[1]]
+        if (is_equal or at == (len(old), len(new))) and at != start:
+            yield start[0], at[0], start[1], at[1]
+        if is_equal:
+            at = at[0] + 1, at[1] + 1
+            start = at
+
+
+def _next_equal(old: Sequence[str], new: Sequence[str], first: int, second: int) -> tuple[int, int]:
+    """How many items to go on in both sequences, to equal ones or to both ends; one each if none is near."""
+    rest = len(old) - first, len(new) - second
+    for total in range(_WINDOW):
+        for ahead in range(max(0, total - rest[1]), min(total, rest[0]) + 1):
+            one, other = first + ahead, second + total - ahead
+            if old[one : one + 1] == new[other : other + 1]:
+                return ahead, total - ahead
+    return (1, 1) if all(rest) else rest
+
+
+def _range(start: int, end: int) -> str:
+    """Lines in the form of a unified diff."""
+    length = end - start
+    return f"{start + 1}" if length == 1 else f"{start + 1 if length else start},{length}"
+
+
+def _signed(sign: str, lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield sign + masked_output(line, ())
+
+
+def _excerpts(old: str, new: str) -> Iterator[str]:
+    """The parts of long lines that change."""
+    pieces = [re.findall(r"[^,{}\[\]\n]*(?:[,{}\[\]\n]|$)", text) for text in (old, new)]
+    merged: list[Hunk] = []
+    for hunk in _hunks(*pieces):
+        if merged and hunk[0] - merged[-1][1] < _NEAR:
+            merged[-1] = (merged[-1][0], hunk[1], merged[-1][2], hunk[3])
+        else:
+            merged.append(hunk)
+    for hunk in merged:
+        yield from _signed("-", _excerpt(pieces[0], *hunk[:2]))
+        yield from _signed("+", _excerpt(pieces[1], *hunk[2:]))
+
+
+def _excerpt(pieces: Sequence[str], start: int, end: int) -> list[str]:
+    lines = "".join(pieces[start:end]).strip("\n").split("\n")
+    if start:
+        lines[0] = f"…{lines[0]}"
+    if end < len(pieces):
+        lines[-1] = f"{lines[-1]}…"
+    return lines if start < end else []

@@ -1,0 +1,133 @@
+"""The preview of a change shows the lines of the file that change, and no secret in them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.clients import preview
+from mcpguard.clients.documents import Dialect
+from mcpguard.clients.editing import Edit, edited
+from mcpguard.clients.entries import Layout, entries
+from mcpguard.clients.installing import Change
+from tests.clients.test_editing import GUARD, SERVERS, calls, file, guards
+
+FILE = Path("mcp.json")
+SECRETS = ("s3cret1", "s3cret2", "s3cret3", "s3cret4", "4711")
+
+
+def diff(old: bytes | None, new: bytes | None, dialect: Dialect = Dialect.JSON) -> list[str]:
+    return list(preview.diff(Change(FILE, old, new, dialect)))
+
+
+def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]:
+    """The preview of guarding all servers of a file, without the names of the file."""
+    data = text.encode()
+    wanted = [Edit(layout, one.name, GUARD) for one in entries(data, layout, dialect) if one.kind == "stdio"]
+    there = diff(data, edited(data, dialect, wanted).data, dialect)
+    back = diff(edited(data, dialect, wanted).data, data, dialect)
+    opposite = str.maketrans("+-", "-+")
+    changed = [[line for line in lines[2:] if not line.startswith("@@")] for lines in (there, back)]
+    assert {line[0].translate(opposite) + line[1:] for line in changed[0]} == set(changed[1])
+    return there[2:]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "text"),
+    [
+        (
+            Dialect.JSON,
+            '{"mcpServers": {"a": {"command": "npx", "args": ["--api-key", "s3cret1"], "env": {"A": "s3cret2", "N": 4711}}}}',
+        ),
+        (Dialect.JSONC, '{"mcpServers": {"a": { "env": {"A": "s3cret1"}, "command": "npx" /* token: s3cret2 */ }, } }'),
+        (
+            Dialect.TOML,
+            "mcpServers.a = { env = { A = 's3cret1', N = 4711 }, command = 'npx', args = ['TOKEN=s3cret2'] } # token=s3cret3",
+        ),
+        (Dialect.YAML, "mcpServers: {a: {env: {A: s3cret1, N: 4711}, command: npx, args: [--token=s3cret2]}} # token=s3cret3"),
+        (Dialect.YAML, "mcpServers: {a: {env: &e {A: s3cret1}, command: npx, x: *e}}"),
+        (Dialect.YAML, "mcpServers: {a: {command: npx, b: !t [s3cret1]}}"),
+        (
+            Dialect.YAML,
+            "mcpServers: {a: {command: npx, env: {A: s3cret4}}, b: {command: !t s3cret1, args: [[s3cret2], {c: s3cret3}]}}",
+        ),
+        (
+            Dialect.JSON,
+            '{"mcpServers": {"a": {"command": "npx", "headers": {"X": "s3cret1"}, "list": [["s3cret2"]]}}, "x": "s3cret3"}',
+        ),
+    ],
+)
+def test_values_of_variables_and_secrets_on_the_line_of_a_command_are_masked(dialect: Dialect, text: str) -> None:
+    shown = guarding(text, dialect)
+    assert any("/x/mcpguard" in line for line in shown)
+    assert any("npx" in line and line.startswith("-") for line in shown)
+    assert [secret for secret in SECRETS if secret in "\n".join(shown)] == []
+    assert "***" in "\n".join(shown)
+
+
+def test_what_is_no_secret_is_shown_as_it_is_in_the_file() -> None:
+    text = (
+        '{"mcpServers": {\n  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "timeout": 20, "on": true }\n}}'
+    )
+    assert guarding(text, Dialect.JSON) == [
+        "@@ -2 +2 @@",
+        '-  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "timeout": 20, "on": true }',
+        '+  "a": { "type": "stdio",  "command": "/x/mcpguard", "args": ["run", "--server", "crm", "--", "npx", "-y", "a@1"], '
+        '"timeout": 20, "on": true }',
+    ]
+
+
+def test_of_a_long_line_the_parts_that_change_are_shown_with_marks_where_it_goes_on() -> None:
+    servers = {name: {"command": "npx", "args": ["-y", name], "env": {"K": "s3cret1"}} for name in "abc"}
+    text = json.dumps({"history": ["a long story"] * 100, "mcpServers": servers, "end": 1})
+    shown = guarding(text, Dialect.JSON)
+    assert shown[:3] == [
+        "@@ -1 +1 @@",
+        '-…"command": "npx", "args": ["-y",…',
+        '+…"command": "/x/mcpguard", "args": ["run", "--server", "crm", "--", "npx", "-y",…',
+    ]
+    assert len(shown) == 1 + 2 * 3
+    for line in shown[1:]:
+        if line.startswith("-"):
+            assert line.strip("-…") in text
+
+
+NUMBERS = st.lists(st.integers(0, 5), max_size=80)
+
+
+@given(NUMBERS, NUMBERS, NUMBERS)
+def test_a_preview_is_a_diff_that_leads_from_the_old_lines_to_the_new_ones(
+    old: list[int], same: list[int], new: list[int]
+) -> None:
+    before, after = (["[", *(f"{number}," for number in [*numbers, *same]), "0]"] for numbers in (old, new))
+    lines, at = [], 0
+    for line in diff("\n".join(before).encode(), "\n".join(after).encode())[2:]:
+        if match := re.fullmatch(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,\d+)? @@", line):
+            start = int(match[1]) - (match[2] != "0")
+            lines += before[at:start]
+            at = start
+        elif line.startswith("-"):
+            assert line == f"-{before[at]}"
+            at += 1
+        else:
+            lines.append(line[1:])
+    assert lines + before[at:] == after
+
+
+def test_a_file_that_is_made_or_removed_is_shown_as_a_whole() -> None:
+    text = b'{\n  "command": "mcpguard hook codex"\n}\n'
+    lines = ["{", '  "command": "mcpguard hook codex"', "}"]
+    assert diff(None, text) == ["--- /dev/null", "+++ mcp.json", "@@ -0,0 +1,3 @@", *(f"+{line}" for line in lines)]
+    assert diff(text, None) == ["--- mcp.json", "+++ /dev/null", "@@ -1,3 +0,0 @@", *(f"-{line}" for line in lines)]
+    assert diff(b"", text)[2:] == ["@@ -0,0 +1,3 @@", *(f"+{line}" for line in lines)]
+
+
+@pytest.mark.parametrize("between", ["\n", " "])
+def test_a_preview_of_eight_times_as_many_servers_is_eight_times_as_much_work(between: str) -> None:
+    few, many = (
+        (data, guards(data, Dialect.JSON, n)) for n, data in ((n, file(Dialect.JSON, n, between=between)) for n in (25, 200))
+    )
+    assert calls(lambda: diff(*many)) < 8.5 * calls(lambda: diff(*few))
