@@ -67,6 +67,9 @@ _SETTINGS: Final = frozenset({"store", "identity", "audit", "denials", "quiet", 
 
 _COST_SELECTORS: Final = ("tool", "server")
 _COST_KEYS: Final = (*_COST_SELECTORS, "cost")
+_LIKE_HEADER = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
+"""A line that is meant to be a header."""
+
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
 
 
@@ -223,12 +226,18 @@ def _not_toml(error: Exception, text: str) -> Problem:
     found = re.search(r"\(at line (\d+), column (\d+)\)", words)
     at = _offset(text, int(found[1]), int(found[2])) if found else len(text)
     reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
+    line = text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0]
     hint = 'put text in quotes: tool = "search", limit = "100/1h"'
     if isinstance(error, RecursionError):
         reason, hint = "nested too deeply", "only per, limit, role and scope can be lists, and only of text"
     elif reason.startswith("Cannot overwrite"):
         hint = "write each key once; begin each rule with a line [[rule]]"
         at = text.rfind("\n", 0, at) + 1  # tomllib points behind the value
+    elif reason == "Unclosed array" or (reason == "Invalid value" and _HEADER.match(line)):  # it began in a line before
+        hint = 'put commas between the items of a list, and ] at its end: limit = ["20/1m", "100/1h"]'
+    elif reason.startswith("Cannot declare") or _LIKE_HEADER.match(line):
+        name = "cost" if "cost" in line else "rule"
+        hint = f"begin each {name} with a line that has only [[{name}]]"
     return _problem(text, at, at + 1, f"not TOML: {reason}", hint)
 
 
