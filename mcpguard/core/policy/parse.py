@@ -26,30 +26,26 @@ from mcpguard.errors import PolicyError, Problem
 
 STARTER: Final = """\
 # Who can call which tools, and how often. `mcpguard policy show` describes each rule in a sentence.
-# These are the starter rules. Each user has one limit for all agents of a tier together.
+# These are the starter rules. They count each agent of each user. A narrower rule with user and agent overrides them.
 
 [[rule]]
 user = "*"
 agent = "*::interactive::*"
-per = ["user"]
 limit = "100/1m"
 
 [[rule]]
 user = "*"
 agent = "*::subagent::*"
-per = ["user"]
 limit = "60/1m"
 
 [[rule]]
 user = "*"
 agent = "*::background::*"
-per = ["user"]
 limit = "30/1m"
 
 [[rule]]
 user = "*"
 agent = "*::api::*"
-per = ["user"]
 limit = "30/1m"
 """
 """The policy in force if there is no file."""
@@ -124,6 +120,12 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     observe = observe or whole == "observe"
     return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us)
+
+
+def untouched(policy: Policy) -> set[int]:
+    """The indexes of the starter rules that are in a policy as they were, except for their `per`, which has changed once."""
+    starter = [(rule.selectors, rule.rates) for rule in parse(STARTER).rules]
+    return {at for at, rule in enumerate(policy.rules) if (rule.selectors, rule.rates) in starter}
 
 
 def _hint_at_top(key: str) -> str:
