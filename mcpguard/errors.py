@@ -155,8 +155,8 @@ def installing(extra: str) -> str:
     return f"install 'mcpguard-cli[{extra}]' {how}; name the extras that you use already, too, or uv removes them"
 
 
-def closest_word(word: str, known: Collection[str]) -> str | None:
-    """The known word that was probably meant, in any case; None if none is like `word`.
+def closest_word(word: str, known: Collection[str], *, least: float = 0.6) -> str | None:
+    """The known word that was probably meant, in any case; None if none is like `word` by at least `least`, from 0 to 1.
 
     >>> closest_word("LIMT", ("user", "limit"))
     'limit'
@@ -164,4 +164,4 @@ def closest_word(word: str, known: Collection[str]) -> str | None:
     import difflib  # loaded only for an error
 
     by_lower = {text.lower(): text for text in known}
-    return next((by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, 1, 0.6)), None)
+    return next((by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, 1, least)), None)

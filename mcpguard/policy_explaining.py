@@ -13,6 +13,7 @@ from mcpguard.core.limiter import EMPTY, State, decide
 from mcpguard.core.policy.lint import label
 from mcpguard.core.policy.match import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.core.policy.model import AXES, Call, Policy
+from mcpguard.core.policy.parse import untouched
 from mcpguard.core.policy.plan import Plan
 from mcpguard.core.verdict import Verdict, verdict
 from mcpguard.core.waiting import is_held
@@ -197,7 +198,10 @@ def _server_of(store: Readable, namespace: str, tool: str) -> str:
 
 
 def never_matched(policy: Policy, settings: Settings) -> list[str]:
-    """One warning for each rule that matched no call in the audit log, which has no scopes: rules on scopes are skipped."""
+    """One warning for each rule that matched no call in the audit log.
+
+    Rules on scopes are skipped, because the log has no scopes, and so are starter rules that nobody has edited.
+    """
     calls: set[Call] = set()
     rows = 0
     try:
@@ -216,9 +220,10 @@ def never_matched(policy: Policy, settings: Settings) -> list[str]:
     except StoreUnavailable:
         return []
     matched = {policy.parts[part][1] for call in calls for part in policy.matched(call)}
+    skipped = untouched(policy)
     since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
     return [
         f"{label(policy, at)} has matched none of {since} calls in the audit log"
         for at, rule in enumerate(policy.rules)
-        if calls and "scope" not in rule.selectors and at not in matched
+        if calls and "scope" not in rule.selectors and at not in matched | skipped
     ]

@@ -17,12 +17,11 @@ from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import sentence
 from mcpguard.core.policy.model import AXES, Call, Policy, Rule
 from mcpguard.core.policy.plan import Counter, Reported
-from mcpguard.core.policy.rule_text import rule_of_text
+from mcpguard.core.policy.rule_text import options_of, rule_of_text
 from mcpguard.core.policy.values import parse_limit
 from mcpguard.core.text import printable
 from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
-from mcpguard.report.limits import options_of
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")

@@ -10,7 +10,7 @@ import click
 from mcpguard.cli import _errors, _policy_show
 from mcpguard.cli._text import warn
 from mcpguard.core.policy.explain import series
-from mcpguard.core.policy.lint import warnings
+from mcpguard.core.policy.lint import still_capped, warnings
 from mcpguard.core.policy.model import Rule
 from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
@@ -90,7 +90,7 @@ def edit(path: Path, *, tiers: Collection[str]) -> int:
                 draft.save()
             unchanged = "" if draft.is_changed else " (unchanged)"
             click.echo(printable(f"{path}: OK, {_policy_show.counted(policy)}{unchanged}"))
-            for warning in warnings(policy, tiers=tiers):
+            for warning in [*warnings(policy, tiers=tiers), *still_capped(policy).warnings]:
                 warn(warning)
             return ExitStatus.OK
 

@@ -1,6 +1,8 @@
 """`mcpguard policy set` and `mcpguard policy unset`."""
 
 import os
+import shlex
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,12 +11,15 @@ from mcpguard import config
 from mcpguard.cli import _policy_edit, _policy_show
 from mcpguard.cli._command import Command
 from mcpguard.cli._options import cost_of, rule_of, rule_options, rule_table
+from mcpguard.cli._seen import unseen
 from mcpguard.cli._text import warn
 from mcpguard.config import Settings
 from mcpguard.core.limiter import Counts
-from mcpguard.core.policy.explain import cost_sentence, sentences
-from mcpguard.core.policy.lint import cost_label, counted_in_grains, warnings
-from mcpguard.core.policy.model import Rule
+from mcpguard.core.policy.explain import cost_sentence, sentences, series
+from mcpguard.core.policy.lint import cost_label, counted_in_grains, unset_command, warnings
+from mcpguard.core.policy.model import Policy, Rule
+from mcpguard.core.policy.rule_text import options_of
+from mcpguard.core.policy.tighter import Tightness
 from mcpguard.core.text import printable
 from mcpguard.errors import McpguardError, UsageError
 from mcpguard.identity import used_tiers
@@ -52,6 +57,7 @@ def set_(
     A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
     rule with the same selectors, --per and --count, its limit is replaced. The rule keeps its other values unless you give
     new ones, but deny removes its cap and its wait. Otherwise a rule is added. Comments and the order of the file are kept.
+    Names the rules that still cap the same calls more tightly, with the commands that drop them.
 
     \b
     Examples:
@@ -95,7 +101,35 @@ def set_(
             click.echo(consequence)
     if after.observe:
         click.echo(_policy_edit.OBSERVING)
-    _warn_of_new(edit, settings)
+    option = ["--policy", policy] if policy else []
+    _say_what_caps(after, at, option)
+    _warn(edit, settings, table, *_all_users_together(after, at, option))
+
+
+def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> None:
+    """Name the rules that still cap the calls of a rule more tightly, with the commands that drop them."""
+    others = Tightness(policy).capping(at)
+    if others:
+        numbers = series([str(other + 1) for other in others])
+        rules, them = (f"Rules {numbers} still cap", "them") if len(others) > 1 else (f"Rule {numbers} still caps", "it")
+        click.echo(f"{rules} some of these calls more tightly. To drop {them}:")
+    for other in others:
+        command = unset_command(policy, other, policy_option=policy_option)
+        click.echo(printable(f"  {policy.rules[other].parts[0].limits_text}: {command}"))
+
+
+def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -> Iterator[str]:
+    """Warn of a rule for agents whose author has probably forgotten that it counts all users together."""
+    rule = policy.rules[at]
+    if rule.agent and rule.parts[0].bounds and "user" not in rule.selectors and not rule.per_text:
+        words = [*policy_option, *options_of(rule._replace(selectors={"user": ("*",), **rule.selectors}))]
+        words += ["--count", rule.counts] if rule.counts != "calls" and rule.has_limit else []
+        words += ["--concurrent", str(rule.concurrent or "unlimited")] if rule.concurrent is not None else []
+        yield (
+            f"rule {at + 1} counts all users together; to count each user separately:"
+            f" {shlex.join(['mcpguard', 'policy', 'set', *words, *rule.limit_text.split()])};"
+            f" then drop this rule: {unset_command(policy, at, policy_option=policy_option)}"
+        )
 
 
 def _number(text: str | None) -> int | str | None:
@@ -116,7 +150,7 @@ def _set_cost(table: dict[str, Any], policy: str | None) -> None:
     done = "unchanged" if edit.is_unchanged else "added" if was is None else f"changed (it was {was:,})"
     click.echo(printable(f"{settings.policy}: {cost_label(cost._replace(line=0))}: {done}"))
     click.echo(printable(cost_sentence(cost)))
-    _warn_of_new(edit, settings)
+    _warn(edit, settings, table)
 
 
 def _require_cost_only(table: dict[str, Any]) -> None:
@@ -127,13 +161,13 @@ def _require_cost_only(table: dict[str, Any]) -> None:
         raise UsageError(f"--cost and {option} exclude each other", "a cost depends on --tool and --server only")
 
 
-def _warn_of_new(edit: "Edit", settings: Settings) -> None:
-    """Show the warnings that the policy did not have before an edit."""
+def _warn(edit: "Edit", settings: Settings, table: dict[str, Any], *more: str) -> None:
+    """Show `more` warnings, those that the policy did not have before an edit, and those of names that no call has."""
     tiers = used_tiers(settings)
     known = set(warnings(edit.before, tiers=tiers))
-    for warning in warnings(edit.after, tiers=tiers):
-        if warning not in known:
-            warn(warning)
+    new = [warning for warning in warnings(edit.after, tiers=tiers) if warning not in known]
+    for warning in [*more, *new, *unseen(settings, table, unlike=("tool", "server"))]:
+        warn(warning)
 
 
 @click.command("unset", Command, short_help="Remove a rule, a part of a rule, or a cost.")

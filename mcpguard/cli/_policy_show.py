@@ -119,7 +119,7 @@ def errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
         for one in error.problems
     ]
     whole = {"line": None, "column": None, "rule": None, "message": error.message, "hint": error.hint}
-    return {"file": str(path), "starter": False, "rules": None, "errors": problems or [whole], "warnings": []}
+    return {"file": str(path), "starter": False, "rules": None, "errors": problems or [whole], "warnings": [], "notes": []}
 
 
 def counted(policy: Policy) -> str:

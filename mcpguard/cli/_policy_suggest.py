@@ -46,6 +46,7 @@ def _suggestion_as_json(suggestion: Suggestion) -> dict[str, object]:
                 "peak_by": one.peak.who or None,
                 "peak_from": rfc3339(one.peak.begin_us) if one.peak.calls else None,
                 "reason": one.reason,
+                "burst": bool(one.burst),
             }
             for one in suggestion.limits
         ],
@@ -75,6 +76,11 @@ def print_summary(found: Suggested, path: Path, since: str) -> None:
             _say(f"{name}: {kept}{denied}")
         elif denied:
             _say(name + denied)
+        for limit in one.limits:
+            if limit.burst:
+                begin = rfc3339(limit.peak.begin_us)[:16].replace("T", " ")
+                calls = f"the {limit.peak.calls:,} calls from {begin} UTC on"
+                _say(f"warning: {name}: {limit.n}/{limit.window} is too high if {calls} were a loop: {limit.burst}")
     if findings.tools_left_out:
         _say(f"{plural(findings.tools_left_out, 'more tool')} with fewer calls: no new rules")
 

@@ -11,9 +11,9 @@ from mcpguard import config
 from mcpguard.cli import _policy_edit, _policy_set, _policy_show
 from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, store_option
-from mcpguard.cli._seen import files, seen
+from mcpguard.cli._seen import files, seen, unseen
 from mcpguard.cli._text import warn
-from mcpguard.core.policy.lint import warnings
+from mcpguard.core.policy.lint import still_capped, warnings
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import STARTER, parse
 from mcpguard.core.text import printable
@@ -143,6 +143,8 @@ def explain(
     who = caller(settings, user=user, agent=agent, token=token, roles=role, scopes=scope, notify=warn)
     places = {key: config.place(key, option, os.environ) for key, option in (("user", user), ("agent", agent))}
     called = server or os.environ.get("MCPGUARD_SERVER")
+    for note in unseen(settings, {"user": user, "agent": agent, "server": server, "tool": tool}):
+        warn(note)
     found = explained(settings, policy, who, tool=tool, server=called, arguments=given_arguments, places=places, notify=warn)
     if as_json:
         click.echo(json.dumps(_policy_explain.as_json(found, policy, settings.policy, is_starter=is_starter), indent=2))
@@ -160,7 +162,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
 
     The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. Shows every error with its line.
     Warns of rules and limits that can never have an effect, of rules that match none of the newest calls in the audit log, of
-    names that are probably wrong, and of other accounts that may change the policy, config.toml or the store.
+    names that are probably wrong, and of other accounts that may change the policy, config.toml or the store. Names the rules
+    that cap the calls of other rules more tightly, with the command that drops them.
 
     \b
     Examples:
@@ -173,7 +176,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
         named_path(file, where="FILE")
     from mcpguard.policy_explaining import never_matched
 
-    settings = config.load(os.environ, policy=file if policy is None else policy)
+    named = file if policy is None else policy
+    settings = config.load(os.environ, policy=named)
     try:
         found, is_starter = load(settings.policy, named=settings.policy_named)
     except PolicyError as error:
@@ -183,8 +187,10 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
         return error.exit_status
     unmatched = [] if is_starter else never_matched(found, settings)
     unlimited = found.tier_warning(configured_tier(settings))
+    capped = still_capped(found, policy_option=["--policy", named] if named else [])
     found_warnings = [
         *warnings(found, tiers=used_tiers(settings)),
+        *capped.warnings,
         *([unlimited] if unlimited else []),
         *unmatched,
         *exposed(settings.files),
@@ -196,6 +202,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
             "rules": len(found.rules),
             "errors": [],
             "warnings": found_warnings,
+            "notes": capped.notes,
         }
         click.echo(json.dumps(result, indent=2))
         return ExitStatus.OK
@@ -203,6 +210,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
     click.echo(printable(f"{source}: OK, {_policy_show.counted(found)}"))
     for warning in found_warnings:
         click.echo(printable(f"warning: {warning}"))
+    for note in capped.notes:
+        click.echo(printable(f"note: {note}"))
     return ExitStatus.OK
 
 
@@ -292,8 +301,8 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     """Suggest limits from the calls in the audit log, as a policy and as its difference from the policy in force.
 
     A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
-    reason beside it. Limits that fit, and rules that deny, stay. So do caps, limits on cost or errors, and limits that count
-    equal arguments separately. Nothing is written.
+    reason beside it. Warns of a limit that comes from a single burst, which may be a loop. Limits that fit, and rules that
+    deny, stay. So do caps, limits on cost or errors, and limits that count equal arguments separately. Nothing is written.
 
     \b
     Examples:

@@ -1,5 +1,6 @@
 """An agent: `client::tier::name`. No other module knows how the three parts are written as one text."""
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from mcpguard.core.patterns import glob
@@ -64,13 +65,21 @@ def agent_matches(pattern: str, text: str) -> bool:
     return len(patterns) == len(parts) == _PARTS and all(map(glob, patterns, parts))
 
 
-def nearest(text: str) -> Agent:
+def nearest(text: str, clients: Collection[str] = ()) -> Agent:
     """The agent pattern that a text without three parts was probably meant to be.
 
-    >>> str(nearest("subagent")), str(nearest("Cursor::"))
-    ('*::subagent::*', 'Cursor::*::*')
+    Args:
+        text: The text. A single word that is neither a tier nor a client is the name of an agent.
+        clients: Known clients.
+
+    >>> str(nearest("subagent")), str(nearest("Explore")), str(nearest("Cursor", ["Cursor"])), str(nearest("Cursor::"))
+    ('*::subagent::*', '*::*::Explore', 'Cursor::*::*', 'Cursor::*::*')
     """
     parts = [part or "*" for part in text.split(_SEPARATOR)]
     if parts[0] in TIERS:
         parts.insert(0, "*")
+    elif len(parts) == 1 and parts[0] not in clients:
+        parts = ["*", "*", *parts]
+    elif len(parts) == _PARTS - 1 and parts[1] not in (*TIERS, "*"):
+        parts.insert(1, "*")
     return Agent(*[*parts, "*", "*"][:_PARTS])

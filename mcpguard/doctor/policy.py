@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mcpguard.config import Settings
-from mcpguard.core.policy.lint import warnings
+from mcpguard.core.policy.lint import still_capped, warnings
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed_by, good
 from mcpguard.errors import PolicyError
@@ -29,7 +29,7 @@ def checks(settings: Settings) -> Iterator[Check]:
         yield advice("policy", f"{where}: no rules, so nothing is limited", "add one: mcpguard policy set --user '*' 100/1h")
     else:
         yield good("policy", f"{where}: {rules}")
-    for warning in warnings(policy, tiers=used_tiers(settings)):
+    for warning in [*warnings(policy, tiers=used_tiers(settings)), *still_capped(policy).warnings]:
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
     for warning in [] if file.is_starter else never_matched(policy, settings):
         yield advice("policy", warning, "is each name right? compare with mcpguard audit tail")

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mcpguard.core.policy.model import SELECTORS, Policy, Rate, Rule
+from mcpguard.core.policy.model import Policy, Rate, Rule
 from mcpguard.core.policy.plan import Reported
+from mcpguard.core.policy.rule_text import options_of
 from mcpguard.core.policy.suggest import with_headroom
 from mcpguard.report.gather import Use
 
@@ -55,9 +56,3 @@ def _command(rule: Rule, changed: Rate, n: int) -> str:
     """The command line that gives a rule another limit in place of one."""
     limits = [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
     return shlex.join(["mcpguard", "policy", "set", *options_of(rule), *limits])
-
-
-def options_of(rule: Rule) -> list[str]:
-    """The options of `policy set` for a rule's selectors and its `per`."""
-    words = [word for key in SELECTORS for pattern in rule.selectors.get(key, ()) for word in (f"--{key}", pattern)]
-    return words + (["--per", rule.per_text] if rule.per_text else [])

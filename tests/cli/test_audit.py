@@ -449,7 +449,7 @@ def test_following_shows_an_outcome_when_it_comes(tmp_path: Path) -> None:
         alice.call(2, "echo")
         before, after = followed(tmp_path, "--tool", "hang"), followed(tmp_path, "--tool", "hang", "--outcome", "cancelled")
         row = line_of(before)
-        assert " allowed axis=user server=crm " in row
+        assert " allowed axis=agent server=crm " in row
         assert "outcome" not in row
         alice.send(CANCELS)
         ended = re.sub("^time=[^ ]* ", "", line_of(before))

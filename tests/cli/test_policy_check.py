@@ -1,6 +1,8 @@
 """`mcpguard policy check`, and how each command shows the errors of a policy."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -130,7 +132,7 @@ def test_check_as_json_has_every_error(tmp_path: Path) -> None:
         "hint": 'did you mean "50/1s"? the shortest window is 1s (s m h d w; m is minutes)',
     }
     assert [one["line"] for one in found.pop("errors")] == [3, 5, 7]
-    assert found == {"file": str(file), "starter": False, "rules": None, "warnings": []}
+    assert found == {"file": str(file), "starter": False, "rules": None, "warnings": [], "notes": []}
     done = mcpguard(tmp_path, "policy", "check", "--json", "nowhere.toml")
     (error,) = json.loads(done.stdout)["errors"]
     assert (done.returncode, error["line"]) == (78, None)
@@ -170,7 +172,7 @@ def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path
     file.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "1/1m"\n')
     found = json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)
     (warning,) = found.pop("warnings")
-    assert found == {"file": str(file), "starter": False, "rules": 1, "errors": []}
+    assert found == {"file": str(file), "starter": False, "rules": 1, "errors": [], "notes": []}
     assert "mcp__crm__search" in warning
 
 
@@ -187,3 +189,26 @@ def test_check_warns_of_rules_that_matched_no_call(tmp_path: Path, file: Path) -
     done = mcpguard(tmp_path, "policy", "check")
     assert "rule 1 (user=* tool=search) has matched none of the calls in the audit log" in done.stdout
     assert "rule 2" not in done.stdout
+
+
+def test_an_untouched_starter_rule_need_not_have_matched(tmp_path: Path) -> None:
+    calls(tmp_path, "search", 1)
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "20/1m")
+    assert mcpguard(tmp_path, "policy", "check").stdout == f"{tmp_path / 'policy.toml'}: OK, 5 rules\n"
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "--agent", "*::api::*", "31/1m")
+    assert "rule 4 (user=* agent=*::api::*) has matched none" in mcpguard(tmp_path, "policy", "check").stdout
+
+
+def test_check_warns_of_a_limit_that_another_rule_defeats_and_notes_starter_rules_that_cap_bursts(tmp_path: Path) -> None:
+    mcpguard(tmp_path, "policy", "set", "--user", "*", "--agent", "*::background::*", "--per", "user", "10000/1h")
+    mcpguard(tmp_path, "policy", "set", "--user", "alice", "--tool", "search", "50/1h")
+    first, warning, note = mcpguard(tmp_path, "policy", "check").stdout.splitlines()
+    assert first.endswith("OK, 6 rules")
+    assert "rule 3 (user=* agent=*::background::*) still caps calls of rule 5 more tightly, at 30/1m; to drop it:" in warning
+    assert re.match(r"note: line \d+: rule 4 \(user=\* agent=\*::api::\*\) still caps calls of rule 6 more tightly", note)
+    found = json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)
+    assert ([warning], [note]) == ([f"warning: {one}" for one in found["warnings"]], [f"note: {one}" for one in found["notes"]])
+    file = tmp_path / "policy.toml"
+    drop = mcpguard(tmp_path, "policy", "check", str(file)).stdout.splitlines()[1].partition("to drop it: mcpguard ")[2]
+    assert "removed the rule for user=* agent=*::background::*" in mcpguard(tmp_path, *shlex.split(drop)).stdout
+    assert f"--policy {file}" in drop

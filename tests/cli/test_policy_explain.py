@@ -338,3 +338,17 @@ def test_a_rule_that_counts_arguments_needs_them(tmp_path: Path) -> None:
     for text in ("", "[]", "7", "{", '"x"', '{"q": NaN}', '{"q": [-Infinity]}'):
         done = mcpguard(tmp_path, *argv, "--arguments", text)
         assert (done.returncode, done.stderr.startswith("mcpguard: --arguments is not a JSON object\n")) == (2, True)
+
+
+def test_a_name_that_is_like_one_in_the_log_is_asked_about(home: Path) -> None:
+    done = mcpguard(home, "policy", "explain", "--user", "alice@acme.com", "--tool", "ehco")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    done = mcpguard(home, "policy", "explain", "--user", "alic@acme.com", "--tool", "ecoh", "--json")
+    assert done.stderr == (
+        "warning: none of the newest calls in the audit log has the user alic@acme.com; did you mean alice@acme.com?\n"
+    )
+    done = mcpguard(home, "policy", "explain", "--agent", "Claud Code::interactive::default", "--tool", "echos")
+    assert [line.rpartition("; ")[2] for line in done.stderr.splitlines()] == [
+        "did you mean echo?", "did you mean Claude Code?",
+    ]  # fmt: skip

@@ -1,7 +1,9 @@
 """`mcpguard policy set` and `unset`."""
 
 import os
+import re
 import resource
+import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.core.policy.parse import STARTER, parse
-from tests.cli.command import command, mcpguard, process
+from tests.cli.command import calls, command, mcpguard, process
 from tests.end_to_end.host import DEADLINE_S, environment
 from tests.test_policy_editing import BY_HAND
 
@@ -161,6 +163,82 @@ def test_set_warns_of_a_rule_that_can_never_admit(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith("warning: ")
     assert "rule 6 (user=* tool=x) can never admit" in done.stderr
+
+
+def test_the_commands_that_drop_a_tighter_rule_name_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "our team.toml"
+    said = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--user", "*", "200/1m").stdout
+    assert "\nRules 1, 2, 3 and 4 still cap some of these calls more tightly. To drop them:\n" in said
+    drop = said.splitlines()[-1].partition("30/1m: mcpguard ")[2]
+    assert drop == f"policy unset --policy '{file}' --user '*' --agent '*::api::*'"
+    assert "removed the rule" in mcpguard(tmp_path, *shlex.split(drop)).stdout
+
+
+def test_only_the_tighter_part_of_a_rule_is_dropped(tmp_path: Path, file: Path) -> None:
+    file.write_text('[[rule]]\nuser = "*"\nlimit = "5/1m"\nconcurrent = 2\n')
+    said = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "x", "9/1m").stdout
+    drop = said.partition("5/1m: mcpguard ")[2]
+    assert mcpguard(tmp_path, *shlex.split(drop)).returncode == 0
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["2-in-flight", "9/1m"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["--agent", "*::interactive::*", "50/1h"], "--user '*' --agent '*::interactive::*' 50/1h"),
+        (["--agent", "*::api::*", "--tool", "x", "--count", "errors", "5/1h"],
+         "--user '*' --agent '*::api::*' --tool x --count errors 5/1h"),
+        (["--agent", "a::b::c", "--concurrent", "2"], "--user '*' --agent a::b::c --concurrent 2"),
+    ],
+)  # fmt: skip
+def test_a_limit_for_agents_that_counts_all_users_together_is_warned_of_with_the_command_for_each_user(
+    tmp_path: Path, argv: list[str], command: str
+) -> None:
+    done = mcpguard(tmp_path, "policy", "set", *argv)
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("warning: rule 5 counts all users together; to count each user separately: mcpguard policy set ")
+    assert f" mcpguard policy set {command}; then drop this rule: mcpguard policy unset --agent" in first
+    for advised in re.findall(r": mcpguard ([^;]*)", first):
+        assert mcpguard(tmp_path, *shlex.split(advised)).returncode == 0
+    assert parse((tmp_path / "policy.toml").read_text()).rules[-1].selectors["user"] == ("*",)
+
+
+@pytest.mark.parametrize("argv", [["--user", "*"], ["--per", "agent"], ["--per", "none"], ["deny"]])
+def test_a_limit_for_agents_is_not_warned_of_if_its_author_says_what_it_counts(tmp_path: Path, argv: list[str]) -> None:
+    limit = [] if argv == ["deny"] else ["5/1h"]
+    assert mcpguard(tmp_path, "policy", "set", "--agent", "*::interactive::*", *argv, *limit).stderr == ""
+
+
+def test_a_name_that_no_call_has_is_warned_of_and_set_all_the_same(tmp_path: Path) -> None:
+    agent = ("--user", "alice@acme.com", "--server", "crm", "--agent", "Claude Code::subagent::Explore")
+    calls(tmp_path, "search_customers", 1, *agent)
+    none = "warning: none of the newest calls in the audit log has the "
+    for argv, warnings in (
+        (["--tool", "searh_customers"], ["tool searh_customers; did you mean search_customers?"]),
+        (["--tool", "Search_Customers"], ["tool Search_Customers; did you mean search_customers?"]),
+        (["--tool", "delete_user"], ["tool delete_user; is the name right? compare with mcpguard audit tail"]),
+        (["--server", "cmr"], ["server cmr; is the name right? compare with mcpguard audit tail"]),
+        (["--user", "alic@acme.com"], ["user alic@acme.com; did you mean alice@acme.com?"]),
+        (["--user", "alice@acme.org"], ["user alice@acme.org; did you mean alice@acme.com?"]),
+        (["--user", "*", "--agent", "*::*::Explor"], ["agent Explor; did you mean Explore?"]),
+        (["--user", "*", "--agent", "Cloud Code::*::*"], ["client Cloud Code; did you mean Claude Code?"]),
+        # Other users, other agents, patterns, and names that calls have
+        (["--user", "bob@acme.com"], []),
+        (["--user", "*", "--agent", "Cursor::background::nightly"], []),
+        (["--tool", "searh_*"], []),
+        (["--user", "alice@acme.com", "--agent", "Claude Code::subagent::Explore", "--tool", "search_customers"], []),
+    ):
+        done = mcpguard(tmp_path, "policy", "set", *argv, "1/1h")
+        assert done.stderr.splitlines() == [f"{none}{warning}" for warning in warnings]
+        assert "added rule" in done.stdout
+    assert (
+        "did you mean search_customers?"
+        in mcpguard(tmp_path, "policy", "set", "--tool", "searh_customers", "--cost", "2").stderr
+    )
+
+
+def test_without_calls_in_the_log_no_name_is_warned_of(tmp_path: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "set", "--tool", "searh_customers", "1/1h").stderr == ""
 
 
 def test_set_of_an_equal_rule_says_unchanged_and_writes_nothing(tmp_path: Path, file: Path) -> None:

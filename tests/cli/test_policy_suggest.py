@@ -109,7 +109,12 @@ def test_as_json_it_has_the_suggestions_their_reasons_and_both_texts(tmp_path: P
     subagent = found["rules"][1]
     assert (subagent["suggestion"], subagent["number"], subagent["calls"]) == ("change", 2, 111)
     (limit,) = subagent["limits"]
-    assert (limit["limit"], limit["was"], limit["peak"], limit["peak_by"]) == ("5/1m", "60/1m", 1, "bob")
+    assert (limit["limit"], limit["was"], limit["peak"], limit["peak_by"]) == (
+        "5/1m",
+        "60/1m",
+        1,
+        "bob Cursor::subagent::Explore",
+    )
     assert found["rules"][-1]["rule"] == {"user": "*", "tool": "search"}
     assert parse(found["toml"]).rules[1].limit_text == "5/1m"
     assert found["diff"].startswith(f"--- {tmp_path / 'policy.toml'}\n")
@@ -185,6 +190,18 @@ def test_little_history_is_said_plainly(tmp_path: Path, local: str) -> None:
     assert done.returncode == 0
     assert "warning: too little history: these limits may be too low" in done.stderr
     assert suggestion(tmp_path, local)["enough"] is False
+
+
+def test_a_limit_that_comes_from_a_single_burst_is_warned_of(tmp_path: Path, local: str) -> None:
+    fill(local, rows(100, HOUR_US, days_ago=6), rows(250, 1_000_000, user="bob"))
+    done = mcpguard(tmp_path, "policy", "suggest", "--store", local)
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 3  # a minute for the subagents, a minute and an hour for the tool
+    assert "rule 2 (user=* agent=*::subagent::*): 120/1m is too high if the 60 calls from 20" in warnings[0]
+    assert warnings[0].endswith(" UTC on were a loop: a single burst, at other times no minute has more than 1 call")
+    assert "x2, rounded up; a single burst, at other times no hour has more than 1 call\n" in done.stdout
+    found = suggestion(tmp_path, local)
+    assert [limit["burst"] for rule in found["rules"] for limit in rule["limits"] if limit["peak"]] == [True, True, True]
 
 
 def test_a_limit_that_stays_for_want_of_history_is_not_said_to_fit(tmp_path: Path, local: str) -> None:

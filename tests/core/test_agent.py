@@ -61,7 +61,9 @@ def test_a_star_in_a_pattern_does_not_cross_parts(pattern: str, agent: str, matc
     ("text", "meant"),
     [
         ("", "*::*::*"),
-        ("Cursor", "Cursor::*::*"),
+        ("Explore", "*::*::Explore"),
+        ("Cursor::Explore", "Cursor::*::Explore"),
+        ("Cursor::", "Cursor::*::*"),
         ("subagent", "*::subagent::*"),
         ("subagent::Explore", "*::subagent::Explore"),
         ("Cursor::api", "Cursor::api::*"),

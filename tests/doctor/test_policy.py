@@ -36,6 +36,13 @@ def test_a_rule_of_the_starter_policy_need_not_have_matched(tmp_path: Path) -> N
     assert not only(doctor(tmp_path), "policy").is_advice
 
 
+def test_a_limit_that_another_rule_defeats_is_a_note(tmp_path: Path) -> None:
+    policy(tmp_path, rule("30/1m", user="*") + rule("10000/1h", user="*", tool="x"))
+    _, warning = of(doctor(tmp_path), "policy")
+    assert warning.is_advice
+    assert "rule 1 (user=*) still caps calls of rule 2 more tightly, at 30/1m" in warning.detail
+
+
 def test_a_tier_that_no_rule_matches_is_a_note(tmp_path: Path) -> None:
     _, warning = of(doctor(tmp_path, "--agent", "a::batch::b"), "policy")
     assert warning.is_advice

@@ -294,7 +294,7 @@ def test_without_a_policy_the_starter_policy_is_in_force_until_there_is_one(tmp_
         host.send(lines([call(number, "search") for number in range(101)]))
         answers = [host.answer(number) for number in range(101)]
         assert ["result" in answer for answer in answers] == [True] * 100 + [False]
-        assert answers[100]["error"]["data"]["rule"] == "user=* agent=*::interactive::* per=user"
+        assert answers[100]["error"]["data"]["rule"] == "user=* agent=*::interactive::*"
         policy(tmp_path, rule("1/1h", tool="search"))
         assert "result" in host.call("new", "search")
         assert host.end() == 0

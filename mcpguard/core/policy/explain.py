@@ -16,8 +16,8 @@ _UNITS_US: Final = {
     "second": 1_000_000,
 }
 _EVERYBODY: Final = "all users together"
-_NAMED: Final = 3
-"""How many of the rules that override a rule its sentence names."""
+NAMED: Final = 3
+"""How many of several rules a sentence names."""
 
 
 def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
@@ -58,8 +58,8 @@ def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
     if not narrower:
         return text
     numbers = [str(at + 1) for at in narrower]
-    if len(numbers) > _NAMED + 1:
-        numbers = [*numbers[:_NAMED], f"{len(numbers) - _NAMED} more"]
+    if len(numbers) > NAMED + 1:
+        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
     return f"{text[:-1]}, unless a narrower rule says otherwise: rule{'s' if len(narrower) > 1 else ''} {series(numbers)}."
 
 
@@ -75,8 +75,8 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
         return []
     known = [cost for cost in costs if may_overlap(rule, cost.pattern)]
     words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
-    if len(words) > _NAMED + 1:
-        words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
+    if len(words) > NAMED + 1:
+        words = [*words[:NAMED], f"{len(words) - NAMED} more have a cost"]
     return [series(words)] if words else ["each call costs 1"]
 
 

@@ -1,16 +1,20 @@
 """Warns of probable mistakes in a valid policy."""
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from mcpguard.core.agent import TIERS
 from mcpguard.core.identity import known_client
-from mcpguard.core.limiter import EXACT, grain
+from mcpguard.core.limiter import EXACT
 from mcpguard.core.patterns import glob
-from mcpguard.core.policy.explain import series, span_text, window
+from mcpguard.core.policy.explain import NAMED, series, span_text, window
 from mcpguard.core.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.core.policy.overlap import may_overlap
+from mcpguard.core.policy.parse import untouched
+from mcpguard.core.policy.rule_text import options_of
+from mcpguard.core.policy.tighter import Tightness, admitted_at_most, can_deny_beside
 
 MAX_PATIENCE_US: Final = 60_000_000
 """How long clients usually wait for an answer, unless they take progress notifications into account."""
@@ -48,21 +52,68 @@ def label(policy: Policy, at: int) -> str:
     return f"{f'line {rule.line}: ' if rule.line else ''}rule {at + 1} ({rule.text})"
 
 
-def admitted_at_most(rate: Rate, window_us: int) -> int:
-    """The most calls that a limit admits in any window of this length.
+class Capped(NamedTuple):
+    """The rules that still cap calls of other rules more tightly, each in a line with the command that drops it.
 
-    >>> admitted_at_most(Rate(5, 60_000_000, "1m"), 3_600_000_000), admitted_at_most(Rate(5, 60_000_000, "1m"), 1_000_000)
-    (300, 5)
+    Attributes:
+        warnings: Those that keep the callers of another rule below its limit.
+        notes: Other starter rules.
     """
-    return rate.n * -(-window_us // rate.window_us)
+
+    warnings: list[str]
+    notes: list[str]
+
+
+def still_capped(policy: Policy, *, policy_option: Sequence[str] = ()) -> Capped:
+    """Find the rules that still cap calls of other rules more tightly.
+
+    Args:
+        policy: A policy.
+        policy_option: The option that names the policy file, for the commands; empty if none is needed.
+    """
+    tightness = Tightness(policy)
+    defeated: dict[int, list[int]] = {}  # by a rule: the rules whose calls it caps
+    for at, other in tightness.defeated():
+        defeated.setdefault(other, []).append(at)
+    noted: dict[int, list[int]] = {}
+    for at, rule in enumerate(policy.rules):
+        if rule.rates and at not in tightness.starter:
+            for other in tightness.capping(at, tightness.starter):
+                noted.setdefault(other, []).append(at)
+    noted = {other: ats for other, ats in noted.items() if other not in defeated}
+    return Capped(*([_still_caps(policy, *one, policy_option) for one in sorted(found.items())] for found in (defeated, noted)))
+
+
+def _still_caps(policy: Policy, other: int, ats: Sequence[int], policy_option: Sequence[str]) -> str:
+    numbers = [str(at + 1) for at in ats]
+    if len(numbers) > NAMED + 1:
+        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
+    return (
+        f"{label(policy, other)} still caps calls of rule{'s' if len(ats) > 1 else ''} {series(numbers)} more tightly,"
+        f" at {policy.rules[other].parts[0].limits_text};"
+        f" to drop it: {unset_command(policy, other, policy_option=policy_option)}"
+    )
+
+
+def unset_command(policy: Policy, at: int, *, policy_option: Sequence[str] = ()) -> str:
+    """The command that removes the limit of a rule.
+
+    Args:
+        policy: The policy.
+        at: The index of the rule.
+        policy_option: The option that names the policy file; empty if none is needed.
+    """
+    rule = policy.rules[at]
+    is_one_of_two = len(rule.parts) > 1 or sum(one.key[1:] == rule.key[1:] for one in policy.rules) > 1
+    count = ["--count", rule.parts[0].counts] if is_one_of_two else []
+    return shlex.join(["mcpguard", "policy", "unset", *policy_option, *options_of(rule), *count])
 
 
 def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
     """The limits of a rule that can never deny a call, each with another limit that denies earlier."""
     for rate in rates:
-        grain_us = grain(rate.n, rate.window_us)  # a call may count that much longer than the window
         for other in rates:
-            if other is not rate and admitted_at_most(other, rate.window_us + grain_us) <= rate.n:
+            if other is not rate and not can_deny_beside(rate, other):
                 yield rate, other
                 break
 
@@ -165,7 +216,10 @@ def _never_admitting(policy: Policy) -> Iterator[str]:
             near = min([named[name] for name in rule.exact.items()], key=len, default=range(len(policy.rules)))
             for closed in _closed_by(policy.rules, at, near):
                 shutters.setdefault(closed, at)
+    starter = untouched(policy)
     for at, shutter in sorted(shutters.items()):
+        if at in starter:  # its author does not expect it to admit anything
+            continue
         yield (
             f"{label(policy, at)} can never admit a call: {label(policy, shutter)} denies all of its calls;"
             f" {_remedy(policy.rules, at, shutter)}"

@@ -26,30 +26,26 @@ from mcpguard.errors import PolicyError, Problem
 
 STARTER: Final = """\
 # Who can call which tools, and how often. `mcpguard policy show` describes each rule in a sentence.
-# These are the starter rules. Each user has one limit for all agents of a tier together.
+# These are the starter rules. They count each agent of each user. A narrower rule with user and agent overrides them.
 
 [[rule]]
 user = "*"
 agent = "*::interactive::*"
-per = ["user"]
 limit = "100/1m"
 
 [[rule]]
 user = "*"
 agent = "*::subagent::*"
-per = ["user"]
 limit = "60/1m"
 
 [[rule]]
 user = "*"
 agent = "*::background::*"
-per = ["user"]
 limit = "30/1m"
 
 [[rule]]
 user = "*"
 agent = "*::api::*"
-per = ["user"]
 limit = "30/1m"
 """
 """The policy in force if there is no file."""
@@ -67,6 +63,9 @@ _SETTINGS: Final = frozenset({"store", "identity", "audit", "denials", "quiet", 
 
 _COST_SELECTORS: Final = ("tool", "server")
 _COST_KEYS: Final = (*_COST_SELECTORS, "cost")
+_LIKE_HEADER = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
+"""A line that is meant to be a header."""
+
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
 
 
@@ -121,6 +120,12 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     observe = observe or whole == "observe"
     return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us)
+
+
+def untouched(policy: Policy) -> set[int]:
+    """The indexes of the starter rules that are in a policy as they were, except for their `per`, which has changed once."""
+    starter = [(rule.selectors, rule.rates) for rule in parse(STARTER).rules]
+    return {at for at, rule in enumerate(policy.rules) if (rule.selectors, rule.rates) in starter}
 
 
 def _hint_at_top(key: str) -> str:
@@ -223,12 +228,18 @@ def _not_toml(error: Exception, text: str) -> Problem:
     found = re.search(r"\(at line (\d+), column (\d+)\)", words)
     at = _offset(text, int(found[1]), int(found[2])) if found else len(text)
     reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
+    line = text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0]
     hint = 'put text in quotes: tool = "search", limit = "100/1h"'
     if isinstance(error, RecursionError):
         reason, hint = "nested too deeply", "only per, limit, role and scope can be lists, and only of text"
     elif reason.startswith("Cannot overwrite"):
         hint = "write each key once; begin each rule with a line [[rule]]"
         at = text.rfind("\n", 0, at) + 1  # tomllib points behind the value
+    elif reason == "Unclosed array" or (reason == "Invalid value" and _HEADER.match(line)):  # it began in a line before
+        hint = 'put commas between the items of a list, and ] at its end: limit = ["20/1m", "100/1h"]'
+    elif reason.startswith("Cannot declare") or _LIKE_HEADER.match(line):
+        name = "cost" if "cost" in line else "rule"
+        hint = f"begin each {name} with a line that has only [[{name}]]"
     return _problem(text, at, at + 1, f"not TOML: {reason}", hint)
 
 

@@ -1,4 +1,4 @@
-"""Parses the text of a rule in reports and audit rows."""
+"""Parses the text of a rule in reports and audit rows, and writes a rule as options of a command."""
 
 import re
 from typing import Final
@@ -39,3 +39,9 @@ def _limit(limit: object, counts: Counts) -> dict[str, object]:
     if counts == "concurrent":
         return {"concurrent": limit}
     return {"limit": limit} if counts == "calls" else {"limit": limit, "count": counts}
+
+
+def options_of(rule: Rule) -> list[str]:
+    """The options of `policy set` for a rule's selectors and its `per`."""
+    words = [word for key in SELECTORS for pattern in rule.selectors.get(key, ()) for word in (f"--{key}", pattern)]
+    return words + (["--per", rule.per_text] if rule.per_text else [])

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Final, Literal, NamedTuple
 
-from mcpguard.core import limiter
 from mcpguard.core.agent import Agent
 from mcpguard.core.digest import MAX_NAME_BYTES
-from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.patterns import glob
+from mcpguard.core.policy.busiest import LEAST_CALLS, MAX_ENTRIES, Peak, Tracked
 from mcpguard.core.policy.explain import window
 from mcpguard.core.policy.lint import superfluous
 from mcpguard.core.policy.model import AXES, Call, Policy, Rate, Rule
@@ -32,9 +31,6 @@ FITS: Final = (1.5, 4)
 
 LEAST_LIMIT: Final = 5
 """A suggested limit is at least this: less would deny an ordinary burst."""
-
-LEAST_CALLS: Final = 20
-"""Fewer calls say too little about a rule to suggest a limit."""
 
 LEAST_HISTORY_US: Final = 86_400_000_000
 LEAST_HISTORY_CALLS: Final = 100
@@ -55,31 +51,11 @@ _NEW_WINDOWS: Final = (Rate(1, 60_000_000, "1m"), Rate(1, 3_600_000_000, "1h"))
 _MAX_TOOLS: Final = 1000
 """How many tools are counted for new rules. A client can make up any number of names."""
 
-_MAX_ENTRIES: Final = 4 * limiter.MAX_ENTRIES
-"""The entries of a log beyond which it is merged into grains. Up to this many calls in a window, the count is exact."""
-
 _MAX_CALLS: Final = 4096
 """How many different callers and tools are remembered with the rules that apply to them."""
 
-_MAX_LOGS: Final = 1024
-"""When a window has more logs than this, and twice as many as are in use, the empty ones are removed."""
-
 _STEPS: Final = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 """The first two digits of a rounded limit."""
-
-
-class Peak(NamedTuple):
-    """The busiest window of a rule.
-
-    Attributes:
-        calls: The calls in it. Beyond `_MAX_ENTRIES`, up to those of a 64th of a window are counted in addition.
-        who: The values that the rule counts, such as the user; empty if it counts all calls together.
-        begin_us: The wall-clock time of its first call.
-    """
-
-    calls: int = 0
-    who: str = ""
-    begin_us: int = 0
 
 
 class Suggested(NamedTuple):
@@ -92,6 +68,7 @@ class Suggested(NamedTuple):
         peak: The busiest window.
         busiest: The same in words; empty for a rule with too few calls.
         why: How the limit follows from it, or why it stays.
+        burst: If that window is a single burst, which may be a loop, in words; else empty.
     """
 
     n: int
@@ -100,11 +77,12 @@ class Suggested(NamedTuple):
     peak: Peak
     busiest: str
     why: str
+    burst: str = ""
 
     @property
     def reason(self) -> str:
         """Why the limit is suggested, or why it stays."""
-        return "; ".join(filter(None, (self.busiest, self.why)))
+        return "; ".join(filter(None, (self.busiest, self.why, self.burst)))
 
 
 class Suggestion(NamedTuple):
@@ -150,63 +128,6 @@ class Findings(NamedTuple):
         return self.calls >= LEAST_HISTORY_CALLS and self.last_us - self.first_us >= LEAST_HISTORY_US
 
 
-class _Tracked:
-    """A rule, and the busiest window of each of its limits.
-
-    Args:
-        rule: The rule.
-        rates: The windows.
-    """
-
-    def __init__(self, rule: Rule, rates: tuple[Rate, ...]) -> None:
-        self.rule = rule
-        self.calls = 0
-        self.rates = rates
-        self.peaks = [Peak() for _ in rates]
-        self._logs: list[dict[tuple[str, ...], State]] = [{} for _ in rates]
-        self._prune_at = [_MAX_LOGS for _ in rates]
-        self._axes = [axis for axis in AXES if axis in rule.per]
-        implied = {"server"} if "tool" in rule.per and "server" not in rule.selectors else set()
-        self._shown = [axis for axis in self._axes if axis not in rule.exact and axis not in implied]
-
-    def add(self, call: Call, time_us: int) -> None:
-        """Count a call. It is earlier than the calls before: the logs run backwards, on the negative time."""
-        self.calls += 1
-        key = tuple([getattr(call, axis) for axis in self._axes])
-        for at, rate in enumerate(self.rates):
-            logs = self._logs[at]
-            old = logs.get(key, EMPTY)
-            now_us = max(-time_us, old[-2]) if old else -time_us
-            log = _added(limiter.live(old, rate.window_us, now_us), rate.window_us, now_us)
-            logs[key] = log
-            calls = limiter.used(log)
-            if calls > self.peaks[at].calls:
-                who = [value for axis, value in zip(self._axes, key, strict=True) if axis in self._shown]
-                self.peaks[at] = Peak(calls, " ".join(who), -now_us)
-            if len(logs) > self._prune_at[at]:
-                live = {one: kept for one, kept in logs.items() if kept[-2] > now_us - rate.window_us}
-                self._logs[at] = live
-                self._prune_at[at] = max(_MAX_LOGS, 2 * len(live))
-
-
-def _added(log: State, window_us: int, now_us: int) -> State:
-    """A live log with a call. It keeps the time of each call as long as it can."""
-    log = (now_us, *log[1:], now_us, 1)
-    return _in_grains(log, -(-window_us // limiter.EXACT)) if len(log) > 2 * _MAX_ENTRIES else log
-
-
-def _in_grains(log: State, grain_us: int) -> State:
-    """A log with one entry for each grain. Grains have fixed times, so that merging a log again moves nothing."""
-    entries: list[int] = []
-    for at in range(1, len(log), 2):
-        if entries and entries[-2] // grain_us == log[at] // grain_us:
-            entries[-2] = log[at]
-            entries[-1] += log[at + 1]
-        else:
-            entries += (log[at], log[at + 1])
-    return (log[0], *entries)
-
-
 class Survey:
     """Counts the calls of audit rows as the rules of a policy would, and as new rules would.
 
@@ -219,11 +140,11 @@ class Survey:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._rules = {
-            at: _Tracked(rule, rule.rates) for at, rule in enumerate(policy.rules) if rule.rates and _can_be_surveyed(rule)
+            at: Tracked(rule, rule.rates) for at, rule in enumerate(policy.rules) if rule.rates and _can_be_surveyed(rule)
         }
-        self._tiers: dict[str, _Tracked] = {}
-        self._tools: dict[str, _Tracked] = {}
-        self._applying: dict[Call, list[_Tracked]] = {}
+        self._tiers: dict[str, Tracked] = {}
+        self._tools: dict[str, Tracked] = {}
+        self._applying: dict[Call, list[Tracked]] = {}
         self._denied: Counter[str] = Counter()
         self._calls = 0
         self._first_us = self._last_us = 0
@@ -250,17 +171,17 @@ class Survey:
             for tracked in self._applying[call]:
                 tracked.add(call, time_us)
 
-    def _counting(self, call: Call) -> list[_Tracked]:
+    def _counting(self, call: Call) -> list[Tracked]:
         """The rules in force and the possible new rules that count a call."""
         found = [self._rules[at] for part, at in self._policy.applying(call) if part.rates and at in self._rules]
         agent = Agent.split(call.agent)
         if agent and _can_be_exact(agent.tier) and not any(_limits_tier(rule, agent.tier) for rule in self._policy.rules):
             rule = Rule({"user": ("*",), "agent": (f"*::{agent.tier}::*",)}, frozenset({"user"}), "user")
-            found.append(self._tiers.setdefault(agent.tier, _Tracked(rule, _NEW_WINDOWS)))
+            found.append(self._tiers.setdefault(agent.tier, Tracked(rule, _NEW_WINDOWS)))
         if _can_be_exact(call.tool) and not any(_rules_tool(rule, call.tool) for rule in self._policy.rules):
             rule = Rule({"user": ("*",), "tool": (call.tool,)}, frozenset({"user", "tool", "server"}))
             if call.tool in self._tools or len(self._tools) < _MAX_TOOLS:
-                found.append(self._tools.setdefault(call.tool, _Tracked(rule, _NEW_WINDOWS)))
+                found.append(self._tools.setdefault(call.tool, Tracked(rule, _NEW_WINDOWS)))
         return found
 
     def findings(self) -> Findings:
@@ -272,7 +193,7 @@ class Survey:
         tiers = sorted(self._tiers.values(), key=lambda one: one.rule.text)
         tools = sorted(self._tools.values(), key=lambda one: (-one.calls, one.rule.text))
         tools = [one for one in tools if one.calls >= LEAST_CALLS]
-        suggestions += [_new(one) for one in [*tiers, *tools[:MAX_NEW_TOOLS]]]
+        suggestions += [_new(one, history_us) for one in [*tiers, *tools[:MAX_NEW_TOOLS]]]
         return Findings(self._calls, self._first_us, self._last_us, tuple(suggestions), max(0, len(tools) - MAX_NEW_TOOLS))
 
 
@@ -331,13 +252,13 @@ def _limits_calls(rule: Rule) -> bool:
     return rule.has_limit and rule.counts != "errors" and ARGUMENTS not in rule.per
 
 
-def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Suggestion:
+def _of_rule(tracked: Tracked, at: int, denied: int, history_us: int) -> Suggestion:
     """The suggestion for a rule in force."""
     rule = tracked.rule
     table: dict[str, object] = {key: texts[0] if len(texts) == 1 else list(texts) for key, texts in rule.selectors.items()}
     if rule.per_text:
         table["per"] = [axis for axis in rule.per_text.split(",") if axis != "none"]
-    limits = tuple([_for_rate(rate, peak, history_us) for rate, peak in zip(rule.rates, tracked.peaks, strict=True)])
+    limits = tuple([_for_rate(tracked, number, history_us) for number in range(len(rule.rates))])
     if tracked.calls < LEAST_CALLS:
         why = f"only {plural(tracked.calls, 'call')} seen"
         limits = tuple([one._replace(n=rate.n, busiest="", why=why) for one, rate in zip(limits, rule.rates, strict=True)])
@@ -346,7 +267,8 @@ def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Sugges
     return Suggestion("change" if is_changed else "keep", table, at, limits, tracked.calls, denied)
 
 
-def _for_rate(rate: Rate, peak: Peak, history_us: int) -> Suggested:
+def _for_rate(tracked: Tracked, at: int, history_us: int) -> Suggested:
+    rate, peak = tracked.rates[at], tracked.peaks[at]
     busiest = _busiest(rate, peak)
     low, high = FITS
     n, why = _raised(peak)
@@ -354,7 +276,8 @@ def _for_rate(rate: Rate, peak: Peak, history_us: int) -> Suggested:
         n, why = rate.n, "stays, the history is shorter than two windows"
     elif low * peak.calls <= rate.n <= max(LEAST_LIMIT, high * peak.calls):
         n, why = rate.n, "stays, it fits"
-    return Suggested(n, rate.text, rate.n, peak, busiest, why)
+    burst = tracked.burst(at, history_us) if n != rate.n else ""
+    return Suggested(n, rate.text, rate.n, peak, busiest, why, burst)
 
 
 def _raised(peak: Peak) -> tuple[int, str]:
@@ -363,7 +286,7 @@ def _raised(peak: Peak) -> tuple[int, str]:
     return with_headroom(peak.calls), f"x{HEADROOM}, {why}"
 
 
-def _new(tracked: _Tracked) -> Suggestion:
+def _new(tracked: Tracked, history_us: int) -> Suggestion:
     """The suggestion of a new rule. A limit that can never deny a call is left out."""
     rule = tracked.rule
     table: dict[str, object] = {key: texts[0] for key, texts in rule.selectors.items()}
@@ -374,8 +297,8 @@ def _new(tracked: _Tracked) -> Suggestion:
     rates = [rate._replace(n=_raised(peak)[0]) for rate, peak in zip(tracked.rates, tracked.peaks, strict=True)]
     idle = [rate for rate, _ in superfluous(rates)]
     limits = [
-        Suggested(rate.n, rate.text, None, peak, _busiest(rate, peak), _raised(peak)[1])
-        for rate, peak in zip(rates, tracked.peaks, strict=True)
+        Suggested(rate.n, rate.text, None, peak, _busiest(rate, peak), _raised(peak)[1], tracked.burst(at, history_us))
+        for at, (rate, peak) in enumerate(zip(rates, tracked.peaks, strict=True))
         if rate not in idle
     ]
     return Suggestion("add", table, -1, tuple(limits), tracked.calls, 0)
@@ -387,7 +310,7 @@ def _busiest(rate: Rate, peak: Peak) -> str:
     >>> _busiest(Rate(1, 3_600_000_000, "1h"), Peak(41, "alice"))
     'busiest hour of 41 calls by alice'
     """
-    about = "about " if peak.calls > _MAX_ENTRIES else ""
+    about = "about " if peak.calls > MAX_ENTRIES else ""
     by = f" by {peak.who}" if peak.who else ""
     return f"busiest {window(rate.window_us)} of {about}{plural(peak.calls, 'call')}{by}"
 

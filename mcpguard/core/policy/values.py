@@ -8,6 +8,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.core.agent import Agent, nearest
+from mcpguard.core.identity import KNOWN_CLIENTS, known_client
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.model import PER, SELECTORS, Rate
 from mcpguard.errors import closest_word
@@ -192,9 +193,14 @@ def _pattern(key: str, value: object, path: "Path", faults: list[Fault]) -> str:
     elif key == "agent" and value == "*":
         return "*::*::*"
     elif key == "agent" and Agent.parse(value) is None:
-        hint = f'an agent is client::tier::name; did you mean "{nearest(value)}"?'
+        hint = f'an agent is client::tier::name; did you mean "{_nearest_agent(value)}"?'
         faults.append(Fault(path, f"agent: {shown_value(value)} does not have three parts", hint))
     return value
+
+
+def _nearest_agent(text: str) -> Agent:
+    agent = nearest(text, {*KNOWN_CLIENTS, *KNOWN_CLIENTS.values()})
+    return agent._replace(client=known_client(agent.client))
 
 
 def parse_per(value: object, faults: list[Fault]) -> tuple[str, ...]:

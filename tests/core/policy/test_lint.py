@@ -47,11 +47,17 @@ def test_a_rule_whose_calls_another_rule_denies_is_warned_of() -> None:
         ("tool='t' limit='deny' mode='observe'", "user='*' tool='t' limit='5/1m'"),
         ("tool='t' limit='deny'", "user='*' tool='t' limit='deny'"),
         # the first of two that differ in roles only applies
-        ("tool='t' role='b' limit='1/1m'", "tool='t' role='a' limit='deny'", "user='*' tool='t' role=['a', 'b'] limit='5/1m'"),
+        ("tool='t' role='b' limit='9/1m'", "tool='t' role='a' limit='deny'", "user='*' tool='t' role=['a', 'b'] limit='5/1m'"),
     ],
 )
 def test_a_rule_that_can_admit_is_not_warned_of(texts: tuple[str, ...]) -> None:
     assert rules(*texts) == []
+
+
+def test_a_starter_rule_whose_calls_another_rule_denies_is_not_warned_of_unless_somebody_has_edited_it() -> None:
+    assert rules("agent='*::api::*' limit='deny'", head=STARTER) == []
+    (warning,) = rules("agent='*::api::*' limit='deny'", head=STARTER.replace("30/1m", "31/1m"))
+    assert "rule 4 (user=* agent=*::api::*) can never admit a call" in warning
 
 
 def test_a_rule_with_another_per_is_not_an_exception() -> None:

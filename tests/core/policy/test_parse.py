@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mcpguard.core.policy.explain import sentences
 from mcpguard.core.policy.lint import warnings
 from mcpguard.core.policy.model import Call, Rate, Rule
-from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable
+from mcpguard.core.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable, untouched
 from mcpguard.core.policy.plan import Plan, label_parts
 from mcpguard.errors import ExitStatus, PolicyError
 from tests.core.build import steps
@@ -55,13 +55,19 @@ def test_a_policy_can_have_a_mode_and_no_rules() -> None:
     assert parse('mode = "observe"').plan(ALICE) == Plan()
 
 
-def test_the_starter_policy_limits_each_user_by_tier() -> None:
+def test_the_starter_policy_limits_each_agent_of_each_user_by_tier() -> None:
     starter = parse(STARTER)
     for tier, limit in (("interactive", 100), ("subagent", 60), ("background", 30), ("api", 30)):
         plan = starter.plan(ALICE._replace(agent=f"X::{tier}::y"))
         assert [reported.limit for reported in plan.reported] == [limit]
-        assert label_parts(plan.counters[0].label).values == {"user": "alice"}
+        assert label_parts(plan.counters[0].label).values == {"user": "alice", "agent": f"X::{tier}::y"}
     assert starter.plan(ALICE._replace(agent="X::custom::y")) == Plan()
+
+
+def test_starter_rules_that_nobody_has_edited_are_known_even_as_earlier_versions_wrote_them() -> None:
+    assert untouched(parse(STARTER)) == {0, 1, 2, 3}
+    before = STARTER.replace('limit = "30/1m"', 'per = ["user"]\nlimit = "30/1m"').replace("100/1m", "50/1h")
+    assert untouched(parse(f'{before}\n[[rule]]\ntool = "x"\nlimit = "100/1m"\n')) == {1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,25 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("mode = 'observe'\nx y", "p.toml: line 2: not TOML: Expected '='", "in quotes"),
         ("\ufeff[[rule]]\nlimit = 'deny'", "p.toml: line 1: begins with a byte order mark", "without one"),
         ("[[rule]]\nlimit = [", "p.toml: line 2: not TOML: Invalid value", "in quotes"),
+        *(
+            (text, f"p.toml: line {line}: not TOML: ", hint)
+            for line, hint, text in (
+                (1, "begin each rule with a line that has only [[rule]]", "[[rule]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[rule]]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[[rule\nlimit = 'deny'"),
+                (1, "[[rule]]", "[[rule]]]\nlimit = 'deny'"),
+                (1, "[[rule]]", "rule]]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[ [rule] ]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[[rule]] limit = 'deny'"),
+                (3, "[[rule]]", "[rule]\nlimit = 'deny'\n[rule]\nlimit = 'deny'"),
+                (2, "[[cost]]", "mode = 'observe'\n[[cost]\ncost = 2"),
+                (2, "in quotes", "[[rule]]\nlimit = 5/1m"),
+                (2, "in quotes", "[[rule]]\ntool = search"),
+                (3, "at its end", "[[rule]]\nlimit = ['5/1m'\n[[rule]]\nlimit = 'deny'"),
+                (3, "at its end", "[[rule]]\nlimit = ['5/1m',\n[[rule]]\nlimit = 'deny'"),
+                (2, "commas", "[[rule]]\nlimit = ['5/1m' '6/1h']"),
+            )
+        ),
         ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "write each key once"),
         ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
         ("[[RULE]]\nlimit = 'deny'", "p.toml: line 1: unknown key 'RULE'", "'[[rule]]'"),
@@ -119,7 +144,9 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = 'deny'\nrole = ['a', 7]", "p.toml: line 3: rule 1: role: 7 is not text", 'role = "…"'),
         ("[[rule]]\nlimit = 'deny'\nrole = []", "p.toml: line 3: rule 1: role: an empty list", "leave role out"),
         ("[[rule]]\nlimit = 'deny'\ntool = ''", "p.toml: line 3: rule 1: tool: empty text", "leave tool out"),
-        ("[[rule]]\nlimit = 'deny'\nagent = 'x'", "p.toml: line 3: rule 1: agent: 'x' does not have three", '"x::*::*"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'x'", "p.toml: line 3: rule 1: agent: 'x' does not have three", '"*::*::x"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'Cursor'", "does not have three parts", '"Cursor::*::*"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'claude-code'", "does not have three parts", '"Claude Code::*::*"'),
         ("[[rule]]\nlimit = 'deny'\nagent = 'a::::b'", "agent: 'a::::b' does not have three parts", '"a::*::b"'),
         ("[[rule]]\nlimit = 'deny'\nagent = 'subagent'", "does not have three parts", '"*::subagent::*"'),
         ("[[rule]]\nlimit = 'deny'\nagent = 'api::x'", "does not have three parts", '"*::api::x"'),

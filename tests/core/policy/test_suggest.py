@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from mcpguard.core import limiter
 from mcpguard.core.limiter import EMPTY, State
+from mcpguard.core.policy.busiest import LEAST_CALLS, _Windows
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.parse import STARTER, parse, parse_rule
-from mcpguard.core.policy.suggest import HELD_ROWS, LEAST_CALLS, Findings, Suggestion, Survey, rounded_up
+from mcpguard.core.policy.suggest import HELD_ROWS, Findings, Suggestion, Survey, rounded_up
 
 SECOND_US, MINUTE_US, HOUR_US, DAY_US = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
 START_US = 1_767_225_600_000_000
@@ -75,6 +76,59 @@ def test_a_suggested_limit_is_at_least_five() -> None:
 def test_a_limit_between_one_and_a_half_and_four_times_the_busiest_window_stays(limit: str, kind: str) -> None:
     rows = calls(20, MINUTE_US) + calls(1, 1, begin_us=DAY_US)
     assert suggestions(SEARCH.format(f"'{limit}'"), rows)[0].kind == kind
+
+
+LOOP = calls(300, SECOND_US, begin_us=DAY_US, user="bob")
+WORK = calls(8 * 7, HOUR_US)
+"""A call an hour."""
+
+
+def test_a_limit_that_comes_from_a_single_burst_says_so() -> None:
+    for text in (NO_RULES, SEARCH.format("['1000/1m', '5000/1h']")):
+        minute, hour = suggestions(text, LOOP + WORK)[0].limits
+        assert (minute.n, hour.n) == (120, 600)
+        assert minute.burst == "a single burst, at other times no minute has more than 1 call"
+        assert minute.reason == f"busiest minute of 60 calls by bob; x2, rounded up; {minute.burst}"
+        assert hour.burst == "a single burst, at other times no hour has more than 1 call"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        calls(300, SECOND_US, begin_us=3 * DAY_US, user="alice"),  # twice
+        calls(16, SECOND_US, begin_us=3 * DAY_US),  # a quarter of it
+    ],
+)
+def test_a_busy_minute_that_comes_again_is_no_single_burst(more: list[dict[str, object]]) -> None:
+    minute = suggestions(NO_RULES, LOOP + WORK + more)[0].limits[0]
+    assert (minute.peak.calls, minute.burst) == (60, "")
+
+
+def test_few_calls_and_a_short_history_are_no_single_burst() -> None:
+    assert not any(limit.burst for one in suggestions(NO_RULES, LOOP) for limit in one.limits)
+    few = calls(19, SECOND_US, begin_us=DAY_US, user="bob") + WORK
+    assert not any(limit.burst for one in suggestions(NO_RULES, few) for limit in one.limits)
+
+
+def test_a_limit_that_stays_is_not_said_to_come_from_a_burst() -> None:
+    (search,) = suggestions(SEARCH.format("'120/1m'"), LOOP + WORK)[:1]
+    assert (search.kind, search.limits[0].burst) == ("keep", "")
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40)), min_size=1, max_size=40))
+def test_the_busiest_window_of_another_time_is_found_among_all_windows(seen: list[tuple[int, int]]) -> None:
+    windows, begin_us = _Windows(10), 1000
+    all_windows = []
+    for calls_in_it, earlier_us in seen:
+        begin_us -= earlier_us
+        windows.add(calls_in_it, begin_us)
+        all_windows.append((calls_in_it, begin_us))
+    _, busiest_us = max(all_windows)
+    found = windows.other_than(busiest_us)
+    others = [one for one, at_us in all_windows if abs(at_us - busiest_us) >= 10]
+    assert found <= max(others, default=0)
+    far = [one for one, at_us in all_windows if abs(at_us - busiest_us) >= 20]
+    assert found >= max(far, default=0)
 
 
 def test_a_limit_is_not_lowered_if_the_history_is_shorter_than_two_windows() -> None:

@@ -1,0 +1,113 @@
+"""Each command in `docs/limits-by-example.md` works as typed where there is no policy file, and says what the page says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mcpguard.core.agent import Agent
+from mcpguard.core.identity import Identity
+from tests.cli.command import mcpguard
+from tests.core.build import Talk, call_line
+
+PAGE = (Path(__file__).parents[1] / "docs/limits-by-example.md").read_text()
+EXAMPLES = re.findall(r"^```console\n\$ mcpguard (.*)\n```\n\n```text\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)
+COMMANDS = [command for command, _ in EXAMPLES]
+(ALICE, BOB, REPORT, EXPLORE, INTERACTIVE, BACKGROUND, PER_USER) = COMMANDS
+
+
+@pytest.mark.parametrize(("command", "said"), EXAMPLES, ids=COMMANDS)
+def test_each_command_says_what_the_page_says(tmp_path: Path, command: str, said: str) -> None:
+    done = mcpguard(tmp_path, *shlex.split(command))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line for line in done.stdout.splitlines() if not line.startswith(str(tmp_path))] == said.splitlines()
+
+
+def talks(home: Path, command: str, *callers: tuple[str, str]) -> list[Talk]:
+    """Conversations of users and agents that share a store, under the policy that a command makes from nothing."""
+    mcpguard(home, *shlex.split(command))
+    policy = (home / "policy.toml").read_text()
+    found = [Talk(policy, who=Identity(user, "config", "crm", Agent(*agent.split("::")))) for user, agent in callers]
+    for one in found:
+        one.store, one.time = found[0].store, found[0].time
+    return found
+
+
+def admitted(talk: Talk, tool: str, calls: int) -> int:
+    """How many of some calls at once go through."""
+    return sum("forwarded" in one for one in talk.client(*(call_line(tool, at) for at in range(calls))))
+
+
+@pytest.mark.parametrize(
+    ("command", "user", "agent", "tool", "limit"),
+    [
+        (ALICE, "alice", "Claude Code::interactive::default", "search_customers", 100),
+        (BOB, "bob", "Claude Code::interactive::default", "search_customers", 10),
+        (BOB, "bob", "Cursor::background::nightly", "search_customers", 10),
+        (BOB, "bob", "app::api::default", "search_customers", 10),
+        *(
+            (REPORT, "alice", f"a::{tier}::b", "generate_report", 5)
+            for tier in ("interactive", "subagent", "background", "api")
+        ),
+        (EXPLORE, "alice", "Claude Code::subagent::Explore", "search_customers", 500),
+        (EXPLORE, "alice", "Claude Code::subagent::Plan", "search_customers", 60),
+        (INTERACTIVE, "alice", "Claude Code::interactive::default", "search_customers", 50),
+        (BACKGROUND, "alice", "Cursor::background::nightly", "search_customers", 10_000),
+        (PER_USER, "alice", "Cursor::background::nightly", "search_customers", 30),
+    ],
+)
+def test_exactly_as_many_calls_go_through_as_the_command_says(
+    tmp_path: Path, command: str, user: str, agent: str, tool: str, limit: int
+) -> None:
+    (talk,) = talks(tmp_path, command, (user, agent))
+    assert admitted(talk, tool, limit + 40) == limit
+
+
+def test_alice_may_search_through_several_agents_and_bob_is_not_limited_by_her(tmp_path: Path) -> None:
+    alices, other, bobs = talks(
+        tmp_path, ALICE, ("alice", "a::interactive::b"), ("alice", "c::interactive::b"), ("bob", "a::interactive::b")
+    )
+    assert admitted(alices, "search_customers", 70) + admitted(other, "search_customers", 70) == 100
+    assert admitted(bobs, "search_customers", 100) == 100
+
+
+def test_a_background_agent_of_alice_may_search_100_times_an_hour_but_30_times_a_minute(tmp_path: Path) -> None:
+    (talk,) = talks(tmp_path, ALICE, ("alice", "Cursor::background::nightly"))
+    minutes = []
+    for _ in range(5):
+        minutes.append(admitted(talk, "search_customers", 40))
+        talk.time.pass_s(60)
+    assert minutes == [30, 30, 30, 10, 0]
+
+
+def test_a_report_is_counted_for_all_users_together(tmp_path: Path) -> None:
+    alices, bobs = talks(tmp_path, REPORT, ("alice", "a::interactive::b"), ("bob", "a::background::c"))
+    assert (admitted(alices, "generate_report", 3), admitted(bobs, "generate_report", 3)) == (3, 2)
+
+
+def test_interactive_calls_are_counted_for_each_user_in_each_client(tmp_path: Path) -> None:
+    callers = [
+        ("alice", "Cursor::interactive::default"),
+        ("alice", "Zed::interactive::default"),
+        ("bob", "Zed::interactive::x"),
+    ]
+    assert [admitted(talk, "search", 60) for talk in talks(tmp_path, INTERACTIVE, *callers)] == [50, 50, 50]
+    together = talks(tmp_path / "together", f"{INTERACTIVE} --per user", *callers)
+    assert [admitted(talk, "search", 60) for talk in together] == [50, 0, 50]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_that_drops_a_tighter_rule_works_and_then_no_rule_is_tighter(tmp_path: Path, command: str) -> None:
+    said = mcpguard(tmp_path, *shlex.split(command)).stdout
+    for drop in re.findall(r"  [0-9]+/1m: mcpguard (policy unset .*)", said):
+        done = mcpguard(tmp_path, *shlex.split(drop))
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "more tightly" not in mcpguard(tmp_path, *shlex.split(command)).stdout
+    assert mcpguard(tmp_path, "policy", "check").stdout.count("\n") == 1
+
+
+def test_without_the_user_the_interactive_limit_counts_all_users_together_and_says_so(tmp_path: Path) -> None:
+    said = mcpguard(tmp_path, *shlex.split(INTERACTIVE.replace("--user '*' ", ""))).stderr
+    assert said.startswith("warning: rule 5 counts all users together; to count each user separately: mcpguard ")
+    assert shlex.split(INTERACTIVE)[2:] == shlex.split(said.partition("mcpguard policy set ")[2].partition(";")[0])
