@@ -219,7 +219,7 @@ def changeable(path: StrPath) -> str:
                 place, who = here, _who_else_writes(found)
             if who:
                 return f"{here} {who}"
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # `ValueError`: no file can have this name
         with contextlib.suppress(OSError):  # the folder has just gone, too
             who = _who_else_writes(os.stat(place), new_files=True)
         return f"{place} {who}" if who else ""

@@ -311,4 +311,5 @@ def test_a_file_is_changeable_by_whoever_may_rename_a_folder_or_a_link_on_its_wa
     assert changeable(file) == ""
     assert changeable(shared / "none") == f"{shared} may be written to by everybody"
     assert changeable(tmp_path / "loop") == f"{tmp_path}/loop is a loop of links"
+    assert changeable(f"{shared}/\0") == f"{shared} may be written to by everybody"
     assert changeable("file") == "file depends on the working folder"

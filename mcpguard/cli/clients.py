@@ -147,14 +147,14 @@ def _guarded(source: Source, entry: Entry, note: str, lookup: _Lookup) -> Row:
     program, command = words[0], entry.words[len(words) :]
     guard = lookup.guards.of_entry(source, program)
     limits = _limits(words, entry.env, lookup) if guard.holds else ""
-    return Row(source, entry.name, command, program, guard.holds, guard.version, limits, _note(guard) or note)
+    return Row(source, entry.name, command, program, guard.holds, guard.version, limits, _note(guard, note))
 
 
-def _note(guard: Guard) -> str:
-    """What is wrong with a guard, or what is not known of it; empty for the usual."""
+def _note(guard: Guard, note: str) -> str:
+    """What is wrong with a guard; else `note`, or that its version is not known."""
     if guard.state == "missing":
         return "missing"
-    return guard.fault or ("" if guard.version else "version unknown")
+    return guard.fault or note or ("" if guard.version else "version unknown")
 
 
 def _limits(guard: Sequence[str], env: Mapping[str, str], lookup: _Lookup) -> str:

@@ -40,19 +40,25 @@ def commands_in(file: Path, hook: Hook) -> list[str]:
         raise unreadable(file, error) from error
 
 
-def guard_of(command: str, guards: Guards, *, is_of_project: bool) -> Guard:
+def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
     """The mcpguard of a hook's command line.
 
     A path with a variable is known only to the client. So is a name after another command, such as `uvx`, which finds it. A
-    project's command line is known only if a shell would start nothing else.
+    project's command line is not known if a shell could start something else, too.
+
+    Args:
+        command: The command line.
+        guards: Examines its mcpguard.
+        project: The project whose file has it; None for a file of the account.
     """
-    words = words_of(command)
     program = program_of(command)
-    before = list(itertools.takewhile(lambda word: word != program, words))
+    before = list(itertools.takewhile(lambda word: word != program, words_of(command)))
     is_found_by_another = os.path.basename(program) == program and any("=" not in word for word in before)  # noqa: PTH119
-    does_more = is_of_project and (before or not _ONE_COMMAND.fullmatch(command))
-    is_seen = not (is_found_by_another or may_vary(program) or does_more)
-    return guards.examine(os.path.expanduser(program), Path() if is_seen else None, is_of_project=is_of_project)  # noqa: PTH111
+    start = None if is_found_by_another or may_vary(program) else project or Path()
+    found = guards.examine(os.path.expanduser(program), start, is_of_project=project is not None)  # noqa: PTH111
+    if project and found.state == "known" and (before or not _ONE_COMMAND.fullmatch(command)):
+        return Guard("unseen", "its command line may start more than mcpguard")
+    return found
 
 
 def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher) -> None:
@@ -72,7 +78,7 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
         file = hook_file(machine, client.hook, project)
         with plan.noting_faults(file):
             commands = commands_in(file, client.hook)
-            found = {command: guard_of(command, guards, is_of_project=project is not None) for command in commands}
+            found = {command: guard_of(command, guards, project) for command in commands}
             mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
             if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
                 hint = f"write {launcher.program} in its place in the file"

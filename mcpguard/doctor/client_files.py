@@ -121,7 +121,7 @@ class Files:
             yield failed(name, fault.message, fault.hint or "correct the file")
             return
         for command in commands:
-            guard = guard_of(command, self._guards, is_of_project=project is not None)
+            guard = guard_of(command, self._guards, project)
             if guard.is_gone:
                 text = f"its mcpguard is missing: {command}" if guard.state == "missing" else guard.fault
                 yield failed(name, text, f"{_MEND} {client.key}{_option(project)} --hook")

@@ -114,6 +114,14 @@ def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Acco
     assert "varies: guarded by ${userHome}/mcpguard (version unknown), 4 rules: npx" in said
 
 
+def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> None:
+    program = impostor(account.home / "bin/mcpguard")
+    entry = {"command": program, "args": ["run", "--", "npx"], "disabled": True}
+    account.cursor(json.dumps({"mcpServers": {"off": entry}}))
+    (row,) = rows(account)
+    assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
+
+
 def test_a_mcpguard_in_a_container_is_neither_missing_nor_believed(account: Account) -> None:
     servers = {"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}
     text = json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}})

@@ -150,6 +150,15 @@ def test_a_hook_whose_mcpguard_another_command_finds_stays(account: Account, com
     assert hooks.read_bytes() == before
 
 
+def test_in_a_projects_file_too_only_the_program_of_a_hook_is_replaced(account: Account) -> None:
+    account.write("project/.mcp.json", "{}")
+    entry = {"hooks": [{"type": "command", "command": "/gone/mcpguard hook claude-code 2>/dev/null || true"}]}
+    hooks = account.write("project/.claude/settings.local.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    project = ["--project", str(account.project)]
+    assert account.run("install", "claude-code", *project, "--hook", "--yes").returncode == 0
+    assert f'"{PROGRAM} hook claude-code 2>/dev/null || true"' in hooks.read_text()
+
+
 def test_a_hook_whose_mcpguard_others_may_change_is_left_and_told(account: Account) -> None:
     account.codex()
     public = account.home / "public"

@@ -108,6 +108,8 @@ def test_a_missing_program_that_everybody_may_create_guards_nothing(shared: Path
     found = guard(f"{shared}/gone/mcpguard")
     assert (found.state, found.is_gone, found.holds) == ("unsafe", True, False)
     assert found.fault.startswith(f"other accounts may create its mcpguard {shared}/gone/mcpguard: ")
+    for name in ("/gone/mcpguard", "/\0/mcpguard", "/\ud800/mcpguard"):
+        assert guard(name).state == "missing"
     found = guard("/gone/mcpguard")
     assert (found.state, found.is_gone, found.holds) == ("missing", True, True)
 
