@@ -11,7 +11,7 @@ from mcpguard.clients.catalog import BY_KEY, CLIENTS
 from mcpguard.clients.discovery import Machine, Source, readable_entries, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
-from mcpguard.core.masking import masked_output, secrets_of
+from mcpguard.core.masking import masked_words
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
@@ -114,8 +114,7 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
         raise UsageError(f"--server: {start} {server} with different commands, folders or variables", hint)
     chosen = [one for one in found if not one.source.folder]
     if not chosen:
-        command = found[0].own[0]
-        shown = masked_output(shlex.join(command), secrets_of(command, {}))
+        shown = shlex.join(masked_words(found[0].own[0]))
         raise UsageError(
             f"--server: {found[0].source.file} is a project's file, and doctor starts nothing that it names",
             f"if you trust it, give its command: mcpguard doctor --server {shlex.quote(server)} -- {shown}",

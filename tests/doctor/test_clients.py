@@ -126,7 +126,7 @@ def test_a_server_that_only_a_projects_file_names_is_not_started(tmp_path: Path,
         first, second = done.stderr.splitlines()
         told = f"{project}/.mcp.json is a project's file, and doctor starts nothing that it names"
         assert first == f"mcpguard: --server: {told}"
-        given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path}/touched' --api-key ***"
+        given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path}/touched' --api-key '***'"
         assert second == f"hint: if you trust it, give its command: {given}"
     assert not (tmp_path / "touched").exists()
 
