@@ -188,18 +188,59 @@ def exposed(paths: Iterable[StrPath]) -> list[str]:
     return [f"other accounts may change {', '.join(names)}: {reason}" for reason, names in files.items()]
 
 
-def _who_else_writes(found: os.stat_result, *, new_files: bool = False) -> str:
+def changeable(path: StrPath) -> str:
+    """Why other accounts may change what a path leads to; empty if only this account and root may.
+
+    Unlike `exposed`, it looks at every folder and link on the way: whoever may rename one of them can put another file there.
+
+    Args:
+        path: A file, or a path at which there is none. The latter is changeable if others may put a file there.
+    """
+    if sys.platform == "win32":
+        return ""  # see `_who_else_writes`
+    if not os.path.isabs(path):
+        return f"{path} depends on the working folder"
+    place, names, links = os.sep, os.fspath(path).split(os.sep)[::-1], 0
+    who = ""
+    try:
+        while names:
+            name = names.pop()
+            here = os.path.dirname(place) if name == os.pardir else os.path.join(place, name) if name else place
+            found = os.lstat(here)
+            if stat.S_ISLNK(found.st_mode):
+                links += 1
+                if links > _MAX_LINKS:
+                    return f"{path} is a loop of links"
+                target = os.readlink(here)
+                names += target.split(os.sep)[::-1]
+                place = os.sep if target.startswith(os.sep) else place
+                who = _who_else_writes(found, is_link=True)
+            else:
+                place, who = here, _who_else_writes(found)
+            if who:
+                return f"{here} {who}"
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # `ValueError`: no file can have this name
+        with contextlib.suppress(OSError):  # the folder has just gone, too
+            who = _who_else_writes(os.stat(place), new_files=True)
+        return f"{place} {who}" if who else ""
+    except OSError as error:
+        return f"{path} cannot be examined: {error.strerror}"
+    return ""
+
+
+def _who_else_writes(found: os.stat_result, *, new_files: bool = False, is_link: bool = False) -> str:
     """Who else may write to a file or folder, as the end of a sentence; empty if only this account and root may.
 
     Args:
         found: The result of `stat`.
         new_files: Whether a sticky folder counts as writable. Others can put files into it, but change only their own.
+        is_link: Whether it is the result of `lstat` for a link, whose mode says nothing.
     """
     if sys.platform == "win32":
         return ""  # Windows has access lists instead
     if found.st_uid not in (0, os.geteuid()):
         return f"belongs to user {found.st_uid}"
-    if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX and not new_files:
+    if is_link or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX and not new_files):
         return ""
     if found.st_mode & stat.S_IWOTH:
         return "may be written to by everybody"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import exposed, is_there, open_private, place_to_make, private_folder, read_at_once
+from mcpguard.files import changeable, exposed, is_there, open_private, place_to_make, private_folder, read_at_once
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 
@@ -293,3 +293,23 @@ def test_a_new_folder_that_somebody_swaps_for_a_link_does_not_change_the_rights_
     monkeypatch.setattr(os, "mkdir", swapping)
     private_folder(shared)
     assert stat.S_IMODE(public.stat().st_mode) == 0o755
+
+
+def test_a_file_is_changeable_by_whoever_may_rename_a_folder_or_a_link_on_its_way(tmp_path: Path) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "shared/own"
+    own.mkdir(parents=True)
+    file = own / "file"
+    file.touch()
+    (tmp_path / "link").symlink_to("shared/own/../own/file")
+    (tmp_path / "loop").symlink_to("loop")
+    assert changeable(file) == changeable(tmp_path / "link") == ""
+    shared.chmod(0o777)
+    assert exposed([file]) == []
+    for path in (file, tmp_path / "link", own / "none", file / "none"):
+        assert changeable(path) == f"{shared} may be written to by everybody"
+    shared.chmod(0o1777)
+    assert changeable(file) == ""
+    assert changeable(shared / "none") == f"{shared} may be written to by everybody"
+    assert changeable(tmp_path / "loop") == f"{tmp_path}/loop is a loop of links"
+    assert changeable(f"{shared}/\0") == f"{shared} may be written to by everybody"
+    assert changeable("file") == "file depends on the working folder"

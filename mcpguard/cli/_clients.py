@@ -68,7 +68,7 @@ class Chosen(NamedTuple):
         return list(dict.fromkeys(source.client for source in self.sources))
 
 
-def _complete_clients(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_clients(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The clients that are found on this machine."""
     del ctx, param
     try:
@@ -94,7 +94,7 @@ project_option = click.option(
 )
 
 change_options = all_of(
-    click.argument("clients", nargs=-1, metavar="[CLIENT]...", shell_complete=_complete_clients),
+    click.argument("clients", nargs=-1, metavar="[CLIENT]...", shell_complete=complete_clients),
     click.option(
         "--server",
         "servers",
@@ -127,7 +127,7 @@ def project_folder(name: str | None) -> Path | None:
     return folder
 
 
-def _named_clients(keys: Sequence[str]) -> list[Client]:
+def named_clients(keys: Sequence[str]) -> list[Client]:
     """The clients with these keys; all clients without keys.
 
     Raises:
@@ -157,7 +157,7 @@ def chosen(keys: Sequence[str], project: str | None) -> Chosen:
     Raises:
         UsageError: There is no such client or no such folder.
     """
-    clients, machine, folder = _named_clients(keys), Machine.this(), project_folder(project)
+    clients, machine, folder = named_clients(keys), Machine.this(), project_folder(project)
     return Chosen(machine, clients, folder, sources(machine, clients, folder), is_named=bool(keys))
 
 

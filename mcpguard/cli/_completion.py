@@ -1,7 +1,8 @@
 """Completion for shells: the scripts that they load, and the values that they show.
 
 click finds what can be completed. Its scripts are replaced where they damage names with colons and spaces: bash breaks words at
-colons, and inserts a value without quoting it; click's script for zsh drops the words' quotation marks.
+colons, and inserts a value without quoting it; click's script for zsh drops the words' quotation marks. The scripts start the
+mcpguard on the PATH, whatever path the line begins with: `./mcpguard` may be anybody's, and a tab must not start it.
 """
 
 import os
@@ -28,7 +29,7 @@ _BASH: Final = """\
         fi
     done < <(
         %(complete_var)s=bash_complete _MCPGUARD_LINE="${COMP_LINE:0:COMP_POINT}" _MCPGUARD_BREAKS="$COMP_WORDBREAKS" \\
-            "$1" 2>/dev/null
+            %(prog_name)s 2>/dev/null
     )
 }
 complete -o nosort -F %(complete_func)s %(prog_name)s
@@ -42,7 +43,7 @@ _ZSH: Final = """\
     local type value help wants_files
     for type value help in ${(f)"$(
         %(complete_var)s=zsh_complete _MCPGUARD_WORDS="${(pj:\\n:)${(@Q)words[2,CURRENT-1]}}" _MCPGUARD_WORD="${(Q)PREFIX}" \\
-            ${words[1]} 2>/dev/null
+            %(prog_name)s 2>/dev/null
     )"}; do
         if [[ $type == file ]]; then
             wants_files=1

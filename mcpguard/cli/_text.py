@@ -27,7 +27,7 @@ _FILLER: Final = "\0"
 """Put after each character that is two columns wide, so that `textwrap` counts two. Printable text never contains it."""
 
 
-def paragraph(text: str, *, indent: str = "") -> None:
+def paragraph(text: str, *, indent: str = "", label: str = "") -> None:
     """Print a text, control characters escaped, in lines of at most `WIDTH` columns, or the width of a narrower terminal.
 
     Words longer than a line stay whole.
@@ -35,6 +35,7 @@ def paragraph(text: str, *, indent: str = "") -> None:
     Args:
         text: The text.
         indent: Put before each line. If it is empty, all lines except the first are indented by four spaces.
+        label: Put in place of the first line's indent. It may have colours, and has as many columns.
     """
     lines = textwrap.wrap(
         "".join(char + _FILLER if east_asian_width(char) in "WF" else char for char in printable(text)),
@@ -45,7 +46,8 @@ def paragraph(text: str, *, indent: str = "") -> None:
         break_on_hyphens=False,
         replace_whitespace=False,
     )
-    click.echo("\n".join(lines).replace(_FILLER, ""))
+    shown = "\n".join(lines).replace(_FILLER, "")
+    click.echo(label + shown[len(indent) :] if label else shown)
 
 
 def say(text: str) -> None:

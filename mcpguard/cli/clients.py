@@ -17,8 +17,8 @@ from mcpguard.cli._command import Command
 from mcpguard.cli._text import new_table, paragraph
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
 from mcpguard.clients.entries import Entry
+from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
-from mcpguard.clients.launcher import find, version_of
 from mcpguard.core.masking import masked_words
 from mcpguard.core.patterns import glob
 from mcpguard.core.text import plural, printable
@@ -33,8 +33,9 @@ class Row(NamedTuple):
         source: The file, and the client that reads it.
         server: The server's name; None for a file that cannot be read.
         command: The server's own command; empty if it has none. Its secrets are masked where it is shown.
-        mcpguard: The mcpguard that starts it; None if it is not guarded.
-        version: The version of that mcpguard; None if it does not say.
+        mcpguard: The mcpguard that its entry names; None if the entry does not begin with `mcpguard run`.
+        is_guarded: Whether that mcpguard guards it.
+        version: The version of that mcpguard; None if it is not known.
         limits: How many rules can match the server's calls, or why none can: `4 rules`. Empty if it is not guarded.
         note: What is wrong, or why it cannot be guarded; empty for the usual.
     """
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     server: str | None
     command: tuple[str, ...] = ()
     mcpguard: str | None = None
+    is_guarded: bool = False
     version: str | None = None
     limits: str = ""
     note: str = ""
@@ -50,8 +52,8 @@ class Row(NamedTuple):
     @property
     def state(self) -> str:
         """Whether the server is guarded, in a few words."""
-        if self.mcpguard is None:
-            return self.note or "not guarded"
+        if not self.is_guarded:
+            return f"not guarded: {self.note}" if self.mcpguard else self.note or "not guarded"
         by = f"mcpguard {self.version}" if self.version else self.mcpguard
         return f"guarded by {by}{f' ({self.note})' if self.note else ''}"
 
@@ -64,7 +66,7 @@ class Row(NamedTuple):
             "project": self.source.project or None,
             "server": self.server,
             "command": masked_words(self.command) or None,
-            "guarded": self.mcpguard is not None,
+            "guarded": self.is_guarded,
             "mcpguard": self.mcpguard,
             "version": self.version,
             "limits": self.limits or None,
@@ -78,8 +80,9 @@ class Row(NamedTuple):
 def command(project: str | None, as_json: bool) -> None:
     """List the clients on this machine and their servers: which are guarded, by which mcpguard, with how many rules.
 
-    A file that cannot be read is listed with its fault. If an entry names another mcpguard, that program is run to learn its
-    version.
+    A file that cannot be read is listed with its fault. A server is not guarded if other accounts may change the mcpguard that
+    its entry names, or if only the project has it. No program that an entry names is run: its version is the one that is
+    recorded beside it.
 
     \b
     Examples:
@@ -107,7 +110,7 @@ class _Lookup:
 
     def __init__(self) -> None:
         self.content = cache(read)  # one file can have the servers of many projects
-        self.version = cache(version_of)
+        self.guards = Guards(os.environ)
         self.server_patterns = cache(_server_patterns)
 
 
@@ -140,13 +143,18 @@ def _rows(source: Source, lookup: _Lookup) -> Iterator[Row]:
 
 
 def _guarded(source: Source, entry: Entry, note: str, lookup: _Lookup) -> Row:
-    guard = entry.guard or ()
-    program, command = guard[0], entry.words[len(guard) :]
-    found = find(program, os.environ, source.start) if source.tells_where(program) else None
-    version = lookup.version(found) if found and not source.may_have_brought(found) else None
-    if not found and source.tells_where(program):
-        note = "missing"
-    return Row(source, entry.name, command, program, version, _limits(guard, entry.env, lookup), note)
+    words = entry.guard or ()
+    program, command = words[0], entry.words[len(words) :]
+    guard = lookup.guards.of_entry(source, program)
+    limits = _limits(words, entry.env, lookup) if guard.holds else ""
+    return Row(source, entry.name, command, program, guard.holds, guard.version, limits, _note(guard, note))
+
+
+def _note(guard: Guard, note: str) -> str:
+    """What is wrong with a guard; else `note`, or that its version is not known."""
+    if guard.state == "missing":
+        return "missing"
+    return guard.fault or note or ("" if guard.version else "version unknown")
 
 
 def _limits(guard: Sequence[str], env: Mapping[str, str], lookup: _Lookup) -> str:
@@ -189,7 +197,8 @@ def _print_table(place: str, rows: list[Row]) -> None:
         if row.server is None:
             console.print(Text(printable(f"  {row.note}"), style="red"))
             continue
-        style = "red" if row.note == "missing" else "green" if row.mcpguard else ""
+        is_wrong = row.note == "missing" or (row.mcpguard and not row.is_guarded)
+        style = "red" if is_wrong else "green" if row.is_guarded else ""
         name = Text(printable(f"  {row.server}"))
         table.add_row(name, Text(printable(row.state), style=style), Text(row.limits), Text(_shown(row)))
     console.print(table)

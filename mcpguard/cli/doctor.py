@@ -11,10 +11,10 @@ import click
 
 from mcpguard import config, run_options
 from mcpguard.cli import run
-from mcpguard.cli._clients import complete_servers
+from mcpguard.cli._clients import complete_clients, complete_servers, named_clients
 from mcpguard.cli._command import Command
 from mcpguard.cli._seen import files
-from mcpguard.cli._text import is_coloured
+from mcpguard.cli._text import is_coloured, paragraph
 from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import checkup
@@ -30,15 +30,23 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
     shell_complete=complete_servers,
     help="The server. Without COMMAND, it is started as your client's file says.",
 )
+@click.option(
+    "--client",
+    metavar="CLIENT",
+    shell_complete=complete_clients,
+    help="The client whose file has the server, if several have one of this name.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
+def command(argv: tuple[str, ...], client: str | None, as_json: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
-    Also checks the files and hooks of your clients, and those of the project in the current folder.
+    Also checks the files and hooks of your clients, and those of the project in the current folder: how many servers are
+    guarded, and by which mcpguard. If none is, the check fails. Nothing that these files name is started.
 
     With --server or COMMAND, it also starts that server behind mcpguard as a client would, and lists its tools with the rules
-    that apply. No tool is called. It takes the options of `run`, so that you can paste the arguments of a client's entry.
+    that apply. No tool is called. For a server of a project's file, give the COMMAND. It takes the options of `run`, so that
+    you can paste the arguments of a client's entry.
 
     "ok" means that all is well, "note" that something could be better, "FAIL" that something is broken. If a check failed, the
     exit status is 1. Secrets are not shown.
@@ -48,13 +56,18 @@ def command(argv: tuple[str, ...], as_json: bool, **options: Any) -> int:
       mcpguard doctor
       mcpguard doctor --json | jq '.[] | select(.ok | not)'
       mcpguard doctor --server crm
+      mcpguard doctor --client cursor --server crm
       mcpguard doctor --server crm -- npx -y @acme/crm-server
     """
     folder = ""
+    if client is not None:
+        named_clients([client])
+        if argv or not options["server"]:
+            raise UsageError("--client: it says in which client's file --server is", "add --server NAME, and no command")
     if options["server"] and not argv:
         from mcpguard.doctor.clients import command_of
 
-        entry = command_of(options["server"], os.environ)
+        entry = command_of(options["server"], os.environ, client)
         try:
             os.environ.update(entry.env)
         except (OSError, ValueError) as error:
@@ -109,7 +122,7 @@ def _shown(found: Iterable[Check]) -> Iterator[Check]:
     for one in found:
         word = "note" if one.is_advice else "ok" if one.ok else "FAIL"
         label = click.style(f"{word:4}", fg=_STYLES[word]) if coloured else f"{word:4}"
-        click.echo(f"{label}  {printable(f'{one.check}: {one.detail}')}")
+        paragraph(f"{one.check}: {one.detail}", indent=" " * 6, label=f"{label}  ")
         if one.hint:
-            click.echo(f"      hint: {printable(one.hint)}")
+            paragraph(one.hint, indent=" " * 12, label="      hint: ")
         yield one

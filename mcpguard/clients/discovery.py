@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Place
 from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries
-from mcpguard.clients.launcher import may_vary
+from mcpguard.clients.launcher import is_relative, may_vary
 from mcpguard.clients.nodes import Unreadable
 from mcpguard.core.redaction import redacted
 from mcpguard.errors import ConfigError, McpguardError
@@ -111,21 +111,15 @@ class Source(NamedTuple):
     project: str = ""
     folder: Path | None = None
 
-    def may_have_brought(self, program: Path) -> bool:
-        """Whether a program is a file of the project. It must not be run then: the project may be somebody else's."""
-        return self.folder is not None and any(
-            Path(os.path.realpath(self.folder)) in path.parents
-            for path in (program.absolute(), Path(os.path.realpath(program)))
-        )
-
     @property
     def is_of_container(self) -> bool:
         """Whether its servers start in a dev container."""
         return self.layout == DEV_CONTAINER
 
     def tells_where(self, program: str) -> bool:
-        """Whether a program's path means the same here as to the client."""
-        return not (self.is_of_container or may_vary(program))
+        """Whether a program's path means the same here as to the client. A relative path needs to begin in a known folder."""
+        begins_anywhere = is_relative(program) and self.start == Path()
+        return not (self.is_of_container or may_vary(program) or begins_anywhere)
 
     @property
     def start(self) -> Path:

@@ -2,17 +2,19 @@
 
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from mcpguard.clients.catalog import Client, Hook
-from mcpguard.clients.discovery import Machine, hook_file, may_exist, read, unreadable
+from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
 from mcpguard.clients.documents import Dialect
+from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
 from mcpguard.clients.installing import HookOutcome, Plan
-from mcpguard.clients.launcher import Launcher, find, may_vary, program_of, words_of
+from mcpguard.clients.launcher import Launcher, may_vary, program_of, words_of
 from mcpguard.clients.nodes import Unreadable
 from mcpguard.clients.records import Record
 
@@ -20,6 +22,8 @@ TIMEOUT_S: Final = 5
 """The time limit that the client sets for the hook. The hook's own limit is a second."""
 
 _MATCHER: Final = "mcp__.*"
+_ONE_COMMAND: Final = re.compile(r"(?:& )?[^;|&`$()<>\n]*")
+"""A command line that starts one program. PowerShell needs the `&` for a path in quotes."""
 
 
 def commands_in(file: Path, hook: Hook) -> list[str]:
@@ -36,15 +40,25 @@ def commands_in(file: Path, hook: Hook) -> list[str]:
         raise unreadable(file, error) from error
 
 
-def is_gone(command: str) -> bool:
-    """Whether the mcpguard of a hook's command line does not exist.
+def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
+    """The mcpguard of a hook's command line.
 
-    A path with a variable counts as one that exists. So does a name after another command, such as `uvx`, which finds it.
+    A path with a variable is known only to the client. So is a name after another command, such as `uvx`, which finds it. A
+    project's command line is not known if a shell could start something else, too.
+
+    Args:
+        command: The command line.
+        guards: Examines its mcpguard.
+        project: The project whose file has it; None for a file of the account.
     """
     program = program_of(command)
-    before = itertools.takewhile(lambda word: word != program, words_of(command))
+    before = list(itertools.takewhile(lambda word: word != program, words_of(command)))
     is_found_by_another = os.path.basename(program) == program and any("=" not in word for word in before)  # noqa: PTH119
-    return not is_found_by_another and not may_vary(program) and find(os.path.expanduser(program), os.environ) is None  # noqa: PTH111
+    start = None if is_found_by_another or may_vary(program) else project or Path()
+    found = guards.examine(os.path.expanduser(program), start, is_of_project=project is not None)  # noqa: PTH111
+    if project and found.state == "known" and (before or not _ONE_COMMAND.fullmatch(command)):
+        return Guard("unseen", "its command line may start more than mcpguard")
+    return found
 
 
 def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher) -> None:
@@ -57,13 +71,18 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
         project: The project whose files are changed; None for the account's.
         launcher: The command to write.
     """
+    guards = Guards(os.environ)
     for client in clients:
         if client.hook is None:
             continue
         file = hook_file(machine, client.hook, project)
         with plan.noting_faults(file):
             commands = commands_in(file, client.hook)
-            mended = {command: launcher.hook(client.key, command) for command in commands if is_gone(command)}
+            found = {command: guard_of(command, guards, project) for command in commands}
+            mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
+            if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
+                hint = f"write {launcher.program} in its place in the file"
+                raise Fault(f"{file}: the hook is not changed: {unsafe[0].fault}", hint)
             if commands and not mended:
                 plan.hooks.append(HookOutcome(client, file, "the hook is there already"))
                 continue

@@ -14,7 +14,8 @@ from mcpguard.clients.documents import Dialect
 from mcpguard.clients.documents import read as parsed
 from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Entry
-from mcpguard.clients.launcher import Launcher, find
+from mcpguard.clients.guards import Guards
+from mcpguard.clients.launcher import Launcher
 from mcpguard.clients.nodes import Array, Node, Object, Scalar, Unreadable
 from mcpguard.clients.records import Record, load, save
 from mcpguard.clients.running import is_running
@@ -258,9 +259,10 @@ def plan_install(plan: Plan, sources: Iterable[Source], servers: frozenset[str],
         servers: The names of the servers; empty for all.
         launcher: The command to write.
     """
+    guards = Guards(os.environ)
 
     def step(source: Source, entry: Entry) -> Step:
-        return _guard(plan, source, entry, launcher) if entry.guard is None else _mend(plan, source, entry, launcher)
+        return _guard(plan, source, entry, launcher) if entry.guard is None else _mend(plan, source, entry, launcher, guards)
 
     _each(plan, sources, servers, step)
 
@@ -349,14 +351,18 @@ def _may_write(data: bytes, source: Source, state: Path) -> bool:
     return any(folder == state or folder in state.parents for folder in folders)
 
 
-def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Step:
-    """Replace the path of an mcpguard that is gone."""
+def _mend(plan: Plan, source: Source, entry: Entry, launcher: Launcher, guards: Guards) -> Step:
+    """Replace the path of an mcpguard that is gone. One that may be somebody else's is a fault: it guards nothing."""
     assert entry.guard  # noqa: S101 - see the caller
     program = entry.guard[0]
-    if not source.tells_where(program) or find(program, os.environ, source.start):
-        return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep"), None
-    edit = Edit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
-    return Outcome(source, entry.name, "mend", f"{program} is gone"), edit
+    guard = guards.of_entry(source, program)
+    if guard.is_gone:
+        edit = Edit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
+        return Outcome(source, entry.name, "mend", f"{program} is gone"), edit
+    if guard.state == "unsafe" and entry.kind == "stdio":
+        hint = f"write {launcher.program} in its place in the file"
+        raise Fault(f"{source.file}: {entry.name}: not changed: {guard.fault}", hint)
+    return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep"), None
 
 
 def _unguard(plan: Plan, source: Source, entry: Entry) -> Step:

@@ -21,9 +21,6 @@ from mcpguard.errors import McpguardError, UsageError
 from mcpguard.files import named_path
 from mcpguard.stores.address import has_password
 
-VERSION_TIMEOUT_S: Final = 5.0
-"""How long to wait for `PROGRAM --version`. It takes a tenth of a second."""
-
 PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
 """The name of mcpguard's program."""
 
@@ -102,12 +99,11 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
         UsageError: A variable holds a secret, which must not be written into a client's file.
         ConfigError: A variable is not valid.
     """
-    script = _script()
-    if script is None:
+    program = own_program(environ)
+    if program is None:
         raise McpguardError(
             f"there is no program mcpguard in the environment of {sys.executable}", "install it: uv tool install mcpguard-cli"
         )
-    program = stable(script, environ)
     warnings = [warning for warning in (_warning_of_place(program),) if warning]
     options = _chosen(environ)
     for name, hint in _WITHOUT_OPTION.items():
@@ -116,9 +112,17 @@ def launcher(environ: Mapping[str, str]) -> Launcher:
     return Launcher(str(program), tuple(options), tuple(warnings))
 
 
+def own_program(environ: Mapping[str, str]) -> Path | None:
+    """The path of this mcpguard that outlives upgrades; None if it is not installed as a program."""
+    script = _script()
+    return stable(script, environ) if script else None
+
+
 def _script() -> Path | None:
     """This environment's program."""
-    folders = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent, Path(sys.argv[0]).absolute().parent]
+    folders = [Path(sysconfig.get_path("scripts")), Path(sys.executable).parent]
+    if os.path.dirname(sys.argv[0]):  # noqa: PTH120 - not `-c`: the working folder may be somebody else's
+        folders.append(Path(sys.argv[0]).absolute().parent)
     return next((folder / PROGRAM for folder in folders if (folder / PROGRAM).is_file()), None)
 
 
@@ -196,26 +200,11 @@ def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Pat
     return Path(file) if found and os.path.isfile(file) else None  # noqa: PTH113 - `Path.is_file` raises without permission
 
 
+def is_relative(program: str) -> bool:
+    """Whether a program's path begins in a folder that somebody else chooses. A bare name is looked for on `PATH` instead."""
+    return not os.path.isabs(program) and os.path.basename(program) != program  # noqa: PTH117, PTH119
+
+
 def may_vary(program: str) -> bool:
     """Whether a program's path has a variable of the client, so that only the client knows the path."""
     return any(mark in program for mark in ("$", "{", "%"))
-
-
-def version_of(program: Path) -> str | None:
-    """The version of an mcpguard; None if it does not say. A program with another name is not run."""
-    if program.stem != "mcpguard":
-        return None
-    try:
-        done = subprocess.run(
-            [str(program), "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=VERSION_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired, ValueError):
-        return None
-    name, _, version = done.stdout.strip().partition(" ")
-    return version if name == "mcpguard" and version and version.isprintable() and len(version) < 40 else None

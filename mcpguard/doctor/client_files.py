@@ -1,104 +1,176 @@
-"""Checks the files of clients, and their hooks."""
+"""Checks the files of clients, and their hooks, and counts the servers that are guarded."""
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from mcpguard import __version__, run_options
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, hook_file, read, sources
-from mcpguard.clients.hooks import commands_in, is_gone
-from mcpguard.clients.launcher import Launcher, find, launcher, version_of
+from mcpguard.clients.entries import Entry
+from mcpguard.clients.guards import Guard, Guards
+from mcpguard.clients.hooks import commands_in, guard_of
+from mcpguard.clients.installing import starts_mcpguard
 from mcpguard.core.text import plural
-from mcpguard.doctor.check import Check, failed, good
-from mcpguard.errors import McpguardError
+from mcpguard.doctor.check import Check, advice, failed, good
 
 _MEND: Final = "mcpguard install"
+_GUARDED, _UNGUARDED, _UNCHECKED = "guarded", "not guarded", "not checked"
+_COUNTED: Final = (_GUARDED, _UNGUARDED, _UNCHECKED)
+"""What a stdio server can be that a client starts on this machine. Another server is not counted, and its kind is told."""
 
 
-def checks(machine: Machine, project: Path | None = None) -> Iterator[Check]:
-    """Check each client's file and hook. A client that is not found has no check.
+class Files:
+    """The files of an account's clients.
 
     Args:
         machine: The account.
-        project: Check the files of this project instead of the account's.
     """
-    try:
-        this = launcher({key: value for key, value in machine.environ.items() if not key.startswith("MCPGUARD_")})
-    except McpguardError:  # there is no program mcpguard in this environment
-        this = None
-    found = sources(machine, project=project)
-    for source in found:
-        yield from _file(source, this)
-    named = {source.client.key for source in found}
-    for client in CLIENTS:
-        if client.key in named and client.hook:
-            yield from _hook(client, hook_file(machine, client.hook, project), _option(project))
 
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._guards = Guards(machine.environ)
+        self._found = False  # whether there is a file of a client
+        self._states: dict[tuple[str, tuple[str, ...], str], str] = {}  # clients share files, and passes have files in common
+        self._mends: dict[str, None] = {}  # the commands that guard what is not guarded
 
-def _file(source: Source, this: Launcher | None) -> Iterator[Check]:
-    name = source.place
-    try:
-        found = entries_of(source, read(source.file))
-    except Fault as fault:
-        yield failed(name, fault.message, fault.hint or "correct the file")
-        return
-    programs: dict[str, list[str]] = {}
-    for entry in found:
-        if entry.guard:
-            programs.setdefault(entry.guard[0], []).append(entry.name)
-    are_ok = True
-    for program, servers in programs.items():
-        if wrong := _fault(program, this, source):
-            are_ok = False
-            yield failed(name, f"{', '.join(servers)}: {wrong[0]}", wrong[1])
-    for entry in found:
-        if entry.guard and run_options.parse([*entry.guard[1:], "command"]) is None:
-            are_ok = False
+    def checks(self, project: Path | None = None) -> Iterator[Check]:
+        """Check each client's file and hook. A client that is not found has no check.
+
+        Args:
+            project: Check the files of this project instead of the account's.
+        """
+        found = sources(self._machine, project=project)
+        self._found = self._found or bool(found)
+        for source in found:
+            yield from self._file(source)
+        named = {source.client.key for source in found}
+        for client in CLIENTS:
+            if client.key in named and client.hook:
+                yield from self._hook(client, hook_file(self._machine, client.hook, project), project)
+
+    def total(self) -> Check:
+        """How many of the servers in all files that were checked are guarded. It fails if none is, though some could be."""
+        if not self._found:
+            hint = "add a server in a client, then run mcpguard install; mcpguard install --help names the clients"
+            return advice("clients", "no client with servers is found on this machine", hint)
+        states = list(self._states.values())
+        text = _counted(states)
+        if _UNGUARDED in states:
+            result = advice if _GUARDED in states else failed
+            return result("servers guarded", text, "; ".join(self._mends) or "correct the entries that failed a check")
+        return good("servers guarded", text)
+
+    def _file(self, source: Source) -> Iterator[Check]:
+        name = source.place
+        try:
+            found = entries_of(source, read(source.file))
+        except Fault as fault:
+            yield failed(name, fault.message, fault.hint or "correct the file")
+            return
+        guards = {entry.guard[0]: self._guards.of_entry(source, entry.guard[0]) for entry in found if entry.guard}
+        states: dict[str, str] = {}
+        for entry in found:
+            guard = guards[entry.guard[0]] if entry.guard else None
+            states[entry.name] = self._states[_key(source, entry)] = _state(entry, guard)
+        are_ok = True
+        for program, guard in guards.items():
+            servers = ", ".join(entry.name for entry in found if entry.guard and entry.guard[0] == program)
+            for check in self._guard(name, servers, guard, source):
+                are_ok = are_ok and check.ok
+                yield check
+        for entry in found:
+            if entry.guard and run_options.parse([*entry.guard[1:], "command"]) is None:
+                are_ok = False
+                yield failed(
+                    name, f"{entry.name}: mcpguard run does not accept its options", "compare them with mcpguard run --help"
+                )
+        text = _counted(list(states.values()), [server for server, state in states.items() if state == _UNGUARDED])
+        if any(entry.guard is None and states[entry.name] == _UNGUARDED for entry in found):
+            self._mends[f"{_MEND}{_option(source.folder)}"] = None
+            yield advice(name, text, _mend(source))
+        elif found and are_ok:
+            yield good(name, text)
+
+    def _guard(self, name: str, servers: str, guard: Guard, source: Source) -> Iterator[Check]:
+        """What is wrong with the mcpguard of some entries; nothing if all is well."""
+        instead = self._instead()  # `uninstall` would remove options and hooks with it
+        if guard.is_gone:
+            yield failed(name, f"{servers}: {guard.fault}", _mend(source))
+        elif guard.state == "unsafe":
+            yield failed(name, f"{servers}: {guard.fault}", instead)
+        elif guard.state == "unseen":
+            hint = "run mcpguard doctor in the container" if source.is_of_container else instead
+            yield advice(name, f"{servers}: {guard.fault}", hint)
+        elif guard.file and guard.version is None:
+            yield advice(name, f"{servers}: {guard.file}, version unknown", f"if it is not {__version__}, {instead}")
+        elif guard.file and guard.version != __version__:
             yield failed(
-                name, f"{entry.name}: mcpguard run does not accept its options", "compare them with mcpguard run --help"
+                name, f"{servers}: {guard.file} is mcpguard {guard.version}; this is {__version__}", f"upgrade it, or {instead}"
             )
-    if found and are_ok:
-        guarded = sum(entry.guard is not None for entry in found)
-        yield good(name, f"{guarded} of {plural(len(found), 'server')} guarded")
+
+    def _hook(self, client: Client, file: Path, project: Path | None) -> Iterator[Check]:
+        assert client.hook  # noqa: S101 - see the caller
+        name = f"{client.title} (hook), {file}"
+        try:
+            commands = commands_in(file, client.hook)
+        except Fault as fault:
+            yield failed(name, fault.message, fault.hint or "correct the file")
+            return
+        for command in commands:
+            guard = guard_of(command, self._guards, project)
+            if guard.is_gone:
+                text = f"its mcpguard is missing: {command}" if guard.state == "missing" else guard.fault
+                yield failed(name, text, f"{_MEND} {client.key}{_option(project)} --hook")
+            elif guard.state == "unsafe":
+                yield failed(name, guard.fault, self._instead())
+            elif guard.state == "unseen":
+                yield advice(name, f"{_UNCHECKED}: {command}", "remove the hook from the file, if you do not know it")
+            else:
+                yield good(name, command)
+
+    def _instead(self) -> str:
+        return f"write {self._guards.own or 'the path of an installed mcpguard'} in its place in the file"
 
 
-def _fault(program: str, this: Launcher | None, source: Source) -> tuple[str, str] | None:
-    """What is wrong with the mcpguard of an entry, and a hint; None if nothing is."""
-    if not source.tells_where(program):
-        return None
-    path = find(program, os.environ, source.start)
-    if path is None:
-        return f"its mcpguard is missing: {program}", f"{_MEND} {source.client.key}{_option(source.folder)}"
-    if this is None or os.path.realpath(path) == os.path.realpath(this.program):
-        return None
-    if source.may_have_brought(path):
-        return f"its mcpguard is a file of the project: {path}", "use an installed one, if you do not know this file"
-    version = version_of(path)
-    if version == __version__:
-        return None
-    instead = f"write {this.program} in its place in the file"  # `uninstall` would remove options and hooks with it
-    if version is None:
-        return f"{path} does not say its version", instead
-    return f"{path} is mcpguard {version}; this is {__version__}", f"upgrade it, or {instead}"
+def _key(source: Source, entry: Entry) -> tuple[str, tuple[str, ...], str]:
+    return os.path.realpath(source.file), source.layout.path, entry.name
+
+
+def _state(entry: Entry, guard: Guard | None) -> str:
+    """What a server is: one of `_COUNTED`, or its kind."""
+    if entry.kind != "stdio" and not entry.may_start:
+        return entry.kind
+    if guard is not None:
+        return _GUARDED if guard.holds else _UNCHECKED if guard.state == "unseen" else _UNGUARDED
+    return _UNCHECKED if starts_mcpguard(entry) else _UNGUARDED
+
+
+def _counted(states: Sequence[str], names: Sequence[str] = ()) -> str:
+    """How many servers are guarded, and how many are not checked or not counted.
+
+    Args:
+        states: What each server is.
+        names: Those that are not guarded, if they are told.
+    """
+    counts = Counter(states)
+    servers = sum(counts[state] for state in _COUNTED)
+    parts = [f"{counts[_GUARDED]} of {plural(servers, 'server')} guarded" if servers else "no server to guard"]
+    if names:
+        parts.append(f"{_UNGUARDED}: {', '.join(names)}")
+    if counts[_UNCHECKED]:
+        parts.append(f"{_UNCHECKED}: {counts[_UNCHECKED]}")
+    if others := [f"{n} {kind}" for kind, n in sorted(counts.items()) if kind not in _COUNTED]:
+        parts.append(f"not counted: {', '.join(others)}")
+    return "; ".join(parts)
+
+
+def _mend(source: Source) -> str:
+    return f"{_MEND} {source.client.key}{_option(source.folder)}"
 
 
 def _option(project: Path | None) -> str:
     return f" --project {shlex.quote(str(project))}" if project else ""
-
-
-def _hook(client: Client, file: Path, option: str) -> Iterator[Check]:
-    assert client.hook  # noqa: S101 - see the caller
-    name = f"{client.title} (hook), {file}"
-    try:
-        commands = commands_in(file, client.hook)
-    except Fault as fault:
-        yield failed(name, fault.message, fault.hint or "correct the file")
-        return
-    for command in commands:
-        if is_gone(command):
-            yield failed(name, f"its mcpguard is missing: {command}", f"{_MEND} {client.key}{option} --hook")
-        else:
-            yield good(name, command)

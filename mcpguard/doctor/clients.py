@@ -2,13 +2,18 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.clients.discovery import Machine, readable_entries, sources
-from mcpguard.doctor import client_files
+from mcpguard.clients.catalog import BY_KEY, CLIENTS
+from mcpguard.clients.discovery import Machine, Source, readable_entries, sources
+from mcpguard.clients.entries import Entry
+from mcpguard.clients.guards import Guards
+from mcpguard.core.masking import masked_words
 from mcpguard.doctor.check import Check
+from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
 
 _FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\$(\w+)")
@@ -42,14 +47,28 @@ class Command(NamedTuple):
     is_guarded: bool
 
 
+class _Start(NamedTuple):
+    """An entry, and its file."""
+
+    source: Source
+    entry: Entry
+
+    @property
+    def own(self) -> tuple[tuple[str, ...], frozenset[tuple[str, str]], str]:
+        """The server's own command, its variables and its folder."""
+        return self.entry.words[len(self.entry.guard or ()) :], frozenset(self.entry.env.items()), self.entry.cwd
+
+
 def checks() -> Iterator[Check]:
-    """Check the files of the account's clients, and those of the project in the working folder."""
+    """Check the files of the account's clients, and those of the project in the working folder; count the guarded servers."""
     try:
         machine = Machine.this()
     except ConfigError:
         return  # without a home folder there are no clients
     project = _project(machine)
-    yield from dict.fromkeys([*client_files.checks(machine), *(client_files.checks(machine, project) if project else ())])
+    files = Files(machine)
+    yield from dict.fromkeys([*files.checks(), *(files.checks(project) if project else ())])
+    yield files.total()
 
 
 def _project(machine: Machine) -> Path | None:
@@ -61,33 +80,48 @@ def _project(machine: Machine) -> Path | None:
     return None if folder == Path(os.path.realpath(machine.home)) else folder
 
 
-def command_of(server: str, environ: Mapping[str, str]) -> Command:
-    """How the clients on this machine start a server.
+def command_of(server: str, environ: Mapping[str, str], client: str | None = None) -> Command:
+    """How the clients on this machine start a server. No command of a project's file is given: it may be somebody else's.
 
     Args:
         server: The server's name in the clients' files.
         environ: Fills in the variables of the clients.
+        client: The client; None for any client.
 
     Raises:
-        UsageError: No client has the server, they start it differently, or only the client knows a variable.
+        UsageError: No client has the server, they start it differently, only the client knows a variable, or other accounts
+            may change the mcpguard that it starts.
     """
     machine = Machine.this()
     project = _project(machine)
-    here = sources(machine, project=project) if project else []
-    known = [(source, entry) for source in (*sources(machine), *here) for entry in readable_entries(source) if entry.words]
-    found = [(source, entry) for source, entry in known if entry.name == server]
-    found = [one for one in found if one[1].kind != "disabled"] or found
-    found = [one for one in found if not one[0].project or one[0] in here] or found  # without those of other projects
-    again = f"give its command: mcpguard doctor --server {server} -- COMMAND"
+    clients = [BY_KEY[client]] if client else CLIENTS
+    here = sources(machine, clients, project) if project else []
+    files = (*sources(machine, clients), *here)
+    known = [_Start(source, entry) for source in files for entry in readable_entries(source) if entry.words]
+    found = [one for one in known if one.entry.name == server]
+    found = [one for one in found if one.entry.kind != "disabled"] or found
+    found = [one for one in found if not one.source.project or one.source in here] or found  # without those of other projects
+    again = f"give its command: mcpguard doctor --server {shlex.quote(server)} -- COMMAND"
     if not found:
-        names = " ".join(sorted({entry.name for _, entry in known}))
-        raise UsageError(f"--server: no client has a server {server} with a command", f"known: {names}" if names else again)
-    commands = {(entry.words[len(entry.guard or ()) :], frozenset(entry.env.items()), entry.cwd) for _, entry in found}
-    if len(commands) > 1:
-        titles = list(dict.fromkeys(source.client.title for source, _ in found))
-        start = f"{', '.join(titles)} {'start' if len(titles) > 1 else 'starts'}"
-        raise UsageError(f"--server: {start} {server} with different commands, folders or variables", again)
-    source, entry = next((one for one in found if one[1].guard), found[0])
+        who = BY_KEY[client].title if client else "no client"
+        names = " ".join(sorted({one.entry.name for one in known}))
+        text = f"--server: {who} has {'no' if client else 'a'} server {server} with a command"
+        raise UsageError(text, f"known: {names}" if names else again)
+    if len({one.own for one in found}) > 1:
+        titles = {one.source.client.key: one.source.client.title for one in found}
+        start = f"{', '.join(titles.values())} {'start' if len(titles) > 1 else 'starts'}"
+        hint = f"name one with --client: {' '.join(titles)}" if len(titles) > 1 else again
+        raise UsageError(f"--server: {start} {server} with different commands, folders or variables", hint)
+    chosen = [one for one in found if not one.source.folder]
+    if not chosen:
+        shown = shlex.join(masked_words(found[0].own[0]))
+        raise UsageError(
+            f"--server: {found[0].source.file} is a project's file, and doctor starts nothing that it names",
+            f"if you trust it, give its command: mcpguard doctor --server {shlex.quote(server)} -- {shown}",
+        )
+    source, entry = next((one for one in chosen if one.entry.guard), chosen[0])
+    if entry.guard and (guard := Guards(environ).of_entry(source, entry.guard[0])).state == "unsafe":
+        raise UsageError(f"--server: {server}: {guard.fault}", again)
     if entry.env_file:
         raise UsageError(f"--server: only the client reads the variables of {server} from {entry.env_file}", again)
     if source.client.key in _FILL_NOTHING:

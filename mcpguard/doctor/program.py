@@ -7,8 +7,10 @@ from pathlib import Path
 
 import mcpguard
 from mcpguard import __version__
-from mcpguard.clients.launcher import PROGRAM, version_of
+from mcpguard.clients.guards import version_of
+from mcpguard.clients.launcher import PROGRAM
 from mcpguard.doctor.check import Check, advice, failed, good
+from mcpguard.files import changeable
 
 
 def checks() -> Iterator[Check]:
@@ -42,12 +44,15 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
     first, *others = found.values()
     if first.resolve() == own.resolve():
         yield good("PATH", f"{first}, version {__version__}")
+    elif reason := changeable(first):
+        yield advice(
+            "PATH", f"{first} is found first, and other accounts may change it: {reason}", f"remove {first.parent} from it"
+        )
     else:
         version = version_of(first)
-        said = f"version {version}" if version else "which does not say its version"
         here = own if own.is_file() else Path(mcpguard.__file__).parent
-        detail = f"{first} is another mcpguard, {said}; this one is {__version__} in {here}"
-        if version == __version__:
+        detail = f"{first} is another mcpguard, version {version or 'unknown'}; this one is {__version__} in {here}"
+        if version in (None, __version__):
             yield advice("PATH", detail, "remove one of the two, so that it is clear which one clients start")
         else:
             order = f", or put {own.parent} before its folder in the PATH" if own.is_file() else ""

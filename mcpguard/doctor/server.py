@@ -173,7 +173,7 @@ def _failure(why: str, said: Sequence[str], secrets: Sequence[str]) -> Check:
 
 
 def _rules(settings: Settings, server: str, tools: Sequence[str]) -> Iterator[Check]:
-    """A line for each tool: the rules that apply to a call of it from here."""
+    """A line for each tool, or for tools to which the same rules apply: the rules that apply to a call of it from here."""
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
     if isinstance(policy, PolicyError):
         return  # the check of the policy reports it
@@ -181,8 +181,11 @@ def _rules(settings: Settings, server: str, tools: Sequence[str]) -> Iterator[Ch
         who = caller(settings, user=None, agent=None, token=None, roles=(), scopes=(), notify=lambda _: None)
     except McpguardError:
         return  # the check of the identity reports it
+    alike: dict[str, list[str]] = {}
     for tool in tools:
-        yield good(printable(f"tool {tool}"), printable(_applying(policy, who, server, tool)))
+        alike.setdefault(_applying(policy, who, server, tool), []).append(tool)
+    for rules, names in alike.items():
+        yield good(printable(f"tool{'s' if len(names) > 1 else ''} {', '.join(names)}"), printable(rules))
 
 
 def _applying(policy: Policy, who: Identity, server: str, tool: str) -> str:

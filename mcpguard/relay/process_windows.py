@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard.errors import CommandError, ExitStatus
 from mcpguard.relay.command import find_program
+from mcpguard.system_programs import output_of
 
 
 class ServerProcess:
@@ -58,9 +59,7 @@ class ServerProcess:
 
     def kill(self) -> None:
         """Kill it and the processes that it started."""
-        taskkill = ["taskkill", "/T", "/F", "/PID", str(self.pid)]
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(taskkill, capture_output=True, timeout=2, check=False)
+        output_of("taskkill", "/T", "/F", "/PID", str(self.pid), within_s=2)
         with contextlib.suppress(OSError):
             self._process.kill()
 

@@ -23,7 +23,7 @@ def home(used: Path, tmp_path: Path) -> Path:
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Account:
     """An account with clients, none of which runs. The machine that runs the tests may run Claude Desktop."""
     monkeypatch.setattr(running, "_name", lambda _: "")
-    monkeypatch.setattr(running, "_output", lambda *_: "")
+    monkeypatch.setattr(running, "output_of", lambda *_, **__: "")
     return Account(tmp_path)
 
 

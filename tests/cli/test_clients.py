@@ -11,6 +11,7 @@ import pytest
 from mcpguard import __version__
 from mcpguard.cli import commands
 from tests.cli.account import Account
+from tests.clients.installations import impostor, installed
 from tests.end_to_end.host import policy, rule
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
@@ -95,38 +96,74 @@ def test_the_limits_are_those_that_the_variables_of_the_entry_choose(account: Ac
 
 
 def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
-    old = account.write("old/mcpguard", "#!/bin/sh\necho mcpguard 0.0.9\n")
-    old.chmod(0o755)
-    programs = {"gone": "/gone/mcpguard", "old": str(old), "varies": "${userHome}/mcpguard"}
+    programs = {
+        "gone": "/gone/mcpguard",
+        "old": installed(account.home / "old", "0.0.9"),
+        "varies": "${userHome}/mcpguard",
+    }
     entries = {name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}
     account.cursor(json.dumps({"mcpServers": entries}))
     found = {row["server"]: (row["guarded"], row["version"], row["note"]) for row in rows(account)}
-    assert found == {"gone": (True, None, "missing"), "old": (True, "0.0.9", None), "varies": (True, None, None)}
-    assert "gone: guarded by /gone/mcpguard (missing), 4 rules: npx" in account.run("clients").stdout
+    assert found == {
+        "gone": (True, None, "missing"),
+        "old": (True, "0.0.9", None),
+        "varies": (True, None, "version unknown"),
+    }
+    said = account.run("clients").stdout
+    assert "gone: guarded by /gone/mcpguard (missing), 4 rules: npx" in said
+    assert "varies: guarded by ${userHome}/mcpguard (version unknown), 4 rules: npx" in said
 
 
-def test_a_mcpguard_in_a_container_is_not_told_to_be_missing_outside_it(account: Account) -> None:
+def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> None:
+    program = impostor(account.home / "bin/mcpguard")
+    entry = {"command": program, "args": ["run", "--", "npx"], "disabled": True}
+    account.cursor(json.dumps({"mcpServers": {"off": entry}}))
+    (row,) = rows(account)
+    assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
+
+
+def test_a_mcpguard_in_a_container_is_neither_missing_nor_believed(account: Account) -> None:
     servers = {"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}
     text = json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}})
     account.write("project/.devcontainer/devcontainer.json", text)
     (row,) = rows(account, "--project", str(account.project))
-    assert (row["guarded"], row["version"], row["note"]) == (True, None, None)
+    told = "its mcpguard is in the container, so it is not checked from here"
+    assert (row["guarded"], row["version"], row["note"], row["limits"]) == (False, None, told, None)
 
 
-def test_a_program_that_came_with_a_project_is_not_run(account: Account) -> None:
+def test_a_program_that_came_with_a_project_is_not_run_and_guards_nothing(account: Account) -> None:
     touched = account.home / "touched"
-    program = account.write("project/bin/mcpguard", f"#!/bin/sh\ntouch {touched}\necho mcpguard 1.0\n")
-    program.chmod(0o755)
-    entry = {"command": str(program), "args": ["run", "--", "npx"]}
+    program = impostor(account.project / "bin/mcpguard", touched)
+    entry = {"command": program, "args": ["run", "--", "npx"]}
     account.write("project/.mcp.json", json.dumps({"mcpServers": {"a": entry}}))
     account.write("project/.cursor/mcp.json", json.dumps({"mcpServers": {"a": entry}}))
     found = rows(account, "--project", str(account.project))
-    assert [(row["client"], row["version"]) for row in found] == [
-        ("claude-code", None),
-        ("cursor", None),
-        ("vscode", None),
-        ("copilot", None),
+    assert [(row["client"], row["guarded"], row["mcpguard"], row["version"]) for row in found] == [
+        ("claude-code", False, program, None),
+        ("cursor", False, program, None),
+        ("vscode", False, program, None),
+        ("copilot", False, program, None),
     ]
+    assert not touched.exists()
+
+
+def test_a_program_in_a_folder_that_everybody_may_write_to_gets_no_secrets_and_guards_nothing(account: Account) -> None:
+    public, touched = account.home / "public", account.home / "touched"
+    program = impostor(public / "mcpguard", touched)
+    public.chmod(0o777)
+    text = json.dumps({"mcpServers": {"a": {"command": program, "args": ["run", "--", "npx"]}}})
+    account.cursor(text)
+    account.write("project/.mcp.json", text)
+    secrets = {"MCPGUARD_TOKEN": "tango", "MCPGUARD_STORE_PASSWORD": "s3cret"}
+    told = f"not guarded: other accounts may change its mcpguard {program}: {public} may be written to by everybody"
+    for argv, expected in (
+        (["clients"], told),
+        (["clients", "--project", str(account.project)], told),
+        (["doctor"], "servers guarded: 0 of 1 server guarded"),
+    ):
+        said = " ".join(account.run(*argv, **secrets).stdout.split())
+        assert expected in said
+        assert " guarded by " not in said
     assert not touched.exists()
 
 

@@ -21,6 +21,7 @@ import pytest
 from mcpguard.cli import _seen, _typed
 from tests import redis_servers
 from tests.cli.command import calls, mcpguard
+from tests.clients.installations import impostor
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 from tests.missing import missing
 
@@ -155,6 +156,12 @@ def test_tab_completes_the_line(shell: Shell, typed: str, completed: str) -> Non
 )
 def test_without_a_value_the_line_stays(shell: Shell, typed: str) -> None:
     assert shell.completed(typed) == typed
+
+
+def test_tab_starts_no_program_that_the_line_names_by_its_path(shell: Shell, tmp_path: Path) -> None:
+    program = impostor(tmp_path / "mcpguard", tmp_path / "touched")
+    shell.completed(f"{program} aud")
+    assert not (tmp_path / "touched").exists()
 
 
 def offered(home: Path, line: str, breaks: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """The output of `mcpguard doctor`. What the checks find is in `tests/doctor`."""
 
 import json
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,25 @@ from tests.cli.command import mcpguard, on_terminal
 from tests.end_to_end.host import policy
 
 
+def unwrapped(shown: str) -> list[str]:
+    """The lines of checks and hints, each on one line."""
+    lines: list[str] = []
+    for line in shown.splitlines():
+        indent = len(line) - len(line.lstrip())
+        is_continued = indent == 12 or (indent == 6 and not line.lstrip().startswith("hint: "))
+        if is_continued:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return lines
+
+
 def test_each_check_is_one_line_and_each_failure_has_a_hint(tmp_path: Path) -> None:
     policy(tmp_path, 'mode = "enforce"\n')
     (tmp_path / "bin").mkdir()
     done = mcpguard(tmp_path, "doctor", "--agent", "a::b", PATH=str(tmp_path / "bin"), HOME=str(tmp_path))
     assert (done.returncode, done.stderr) == (1, "")
-    lines = done.stdout.splitlines()
+    lines = unwrapped(done.stdout)
     assert lines[0] == f"note  PATH: mcpguard {__version__} is not on the PATH"
     assert lines[1].startswith("      hint: clients need its full path: /")
     assert f"ok    config: no file at {tmp_path}/config.toml: the defaults apply; variables: MCPGUARD_HOME" in lines
@@ -23,13 +37,13 @@ def test_each_check_is_one_line_and_each_failure_has_a_hint(tmp_path: Path) -> N
     (failed,) = [at for at, line in enumerate(lines) if line.startswith("FAIL")]
     assert lines[failed].startswith("FAIL  identity: ")
     assert lines[failed + 1].startswith("      hint: ")
-    assert lines[-1] == "1 of 6 checks failed"
+    assert lines[-1] == "1 of 7 checks failed"
 
 
 def test_without_a_failure_the_status_is_0(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
     assert done.returncode == 0
-    assert done.stdout.endswith("\n6 checks, none failed\n")
+    assert done.stdout.endswith("\n7 checks, none failed\n")
 
 
 def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
@@ -37,8 +51,8 @@ def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "doctor", "--json", PATH="", HOME=str(tmp_path))
     assert done.returncode == 1
     found = json.loads(done.stdout)
-    assert [set(one) for one in found] == [{"check", "ok", "detail", "hint"}] * 2
-    assert [(one["check"], one["ok"]) for one in found] == [("PATH", True), ("config", False)]
+    assert [set(one) for one in found] == [{"check", "ok", "detail", "hint"}] * 3
+    assert [(one["check"], one["ok"]) for one in found] == [("PATH", True), ("clients", True), ("config", False)]
 
 
 @pytest.mark.parametrize("columns", [40, 80, 160])
@@ -49,10 +63,43 @@ def test_on_a_terminal_the_states_are_coloured_unless_no_color_is_set(tmp_path: 
     assert "\x1b[31mFAIL\x1b[0m" in shown
     _, plain = on_terminal(tmp_path, "doctor", columns=columns, HOME=str(tmp_path), NO_COLOR="1")
     assert "\x1b" not in plain
-    assert f"FAIL  config: {tmp_path}/config.toml: not TOML" in plain
+    assert f"FAIL config: {tmp_path}/config.toml: not TOML" in " ".join(plain.split())
+    paths = (str(tmp_path), str(Path(sysconfig.get_path("scripts"))))
+    lines = [line for line in plain.splitlines() if not any(path in line for path in paths)]
+    assert all(len(line) <= min(80, columns) for line in lines)
 
 
 def test_control_characters_of_a_setting_do_not_reach_the_terminal(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('[identity]\nuser = "a\\u001b[2Jb"\n')
     done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
-    assert "user a\\x1b[2Jb (config.toml)" in done.stdout
+    assert "user a\\x1b[2Jb (config.toml)" in " ".join(done.stdout.split())
+
+
+def test_a_line_of_more_than_80_columns_goes_on_below_its_text(tmp_path: Path) -> None:
+    file = tmp_path / ".cursor/mcp.json"
+    file.parent.mkdir()
+    names = [f"customers-{number}" for number in range(9)]
+    file.write_text(json.dumps({"mcpServers": {name: {"command": "npx"} for name in names}}))
+    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
+    lines = done.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if "/" not in line)
+    (at,) = [at for at, line in enumerate(lines) if line.startswith("note  Cursor (user scope),")]
+    (end,) = [at for at, line in enumerate(lines) if line == "      hint: mcpguard install cursor"]
+    assert all(line.startswith("      ") and line[6] != " " for line in lines[at + 1 : end])
+    told = f"Cursor (user scope), {file}: 0 of 9 servers guarded; not guarded: {', '.join(names)}"
+    assert f"note  {told}" in unwrapped(done.stdout)
+
+
+def test_the_check_of_all_servers_fails_if_none_is_guarded(tmp_path: Path) -> None:
+    file = tmp_path / ".cursor/mcp.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"mcpServers": {name: {"command": "npx"} for name in ("a", "b", "c")}}))
+    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "\nFAIL  servers guarded: 0 of 3 servers guarded\n      hint: mcpguard install\n" in done.stdout
+    assert done.stdout.endswith("\n1 of 8 checks failed\n")
+
+
+def test_on_a_machine_without_clients_the_command_says_so(tmp_path: Path) -> None:
+    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
+    assert "note  clients: no client with servers is found on this machine" in unwrapped(done.stdout)

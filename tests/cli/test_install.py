@@ -15,6 +15,7 @@ from mcpguard.clients.documents import Dialect, read
 from mcpguard.clients.installing import Change
 from mcpguard.clients.preview import diff
 from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, guarded, servers
+from tests.clients.installations import impostor
 from tests.clients.test_files import FOLDER
 
 PLACES = {
@@ -397,19 +398,35 @@ def test_who_follows_the_warning_of_a_program_that_will_not_stay_gets_the_path_o
     assert servers(file)["crm"]["command"] == str(staying)
 
 
-def test_a_relative_path_of_mcpguard_begins_in_the_project(account: Account) -> None:
-    account.write("project/tools/mcpguard", "")
+def test_a_mcpguard_that_a_relative_path_finds_in_the_project_is_left_and_told(account: Account) -> None:
+    brought = account.write("project/tools/mcpguard", "")
     text = '{"mcpServers": {"a": {"command": "./tools/mcpguard", "args": ["run", "--", "a"]}}}'
     file = account.write("project/.mcp.json", text)
     local = account.write("home/.claude.json", json.dumps({"projects": {str(account.project): json.loads(text)}}))
     before = account.files()
     done = account.run("install", "--project", str(account.project), "--yes")
-    assert account.files() == before
-    assert done.stdout.count("a: guarded already") == 4
+    assert (done.returncode, account.files()) == (1, before)
+    told = f"a: not changed: its mcpguard is neither this one nor on your PATH, so it may be the project's: {brought}"
+    hint = f"(hint: write {PROGRAM} in its place in the file)"
+    assert done.stderr.splitlines() == [f"mcpguard: {one}: {told} {hint}" for one in (local, file)]
     assert "missing" not in account.run("clients", "--project", str(account.project)).stdout
     (account.project / "tools/mcpguard").unlink()
     account.run("install", "--project", str(account.project), "--yes")
     assert all(PROGRAM in one.read_text() for one in (file, local))
+
+
+def test_a_mcpguard_that_others_may_change_is_not_said_to_guard(account: Account) -> None:
+    public = account.home / "public"
+    program = impostor(public / "mcpguard")
+    public.chmod(0o777)
+    text = json.dumps({"mcpServers": {"a": {"command": program, "args": ["run", "--", "npx"]}}})
+    file = account.cursor(text)
+    done = account.run("install", "--yes")
+    assert (done.returncode, done.stdout, file.read_text()) == (1, "", text)
+    assert f": a: not changed: other accounts may change its mcpguard {program}: " in done.stderr
+    (public / "mcpguard").unlink()
+    assert account.run("install", "--yes").returncode == 0
+    assert servers(file)["a"]["command"] == PROGRAM
 
 
 def test_one_edit_of_a_file_that_several_clients_read_serves_them_all(account: Account) -> None:

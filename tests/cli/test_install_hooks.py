@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.cli.account import CODEX, PROGRAM, Account
+from tests.clients.installations import impostor
 
 
 def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account: Account) -> None:
@@ -147,6 +148,28 @@ def test_a_hook_whose_mcpguard_another_command_finds_stays(account: Account, com
     before = hooks.read_bytes()
     assert "the hook is there already" in account.run("install", "--hook", "--yes", PATH="/usr/bin:/bin").stdout
     assert hooks.read_bytes() == before
+
+
+def test_in_a_projects_file_too_only_the_program_of_a_hook_is_replaced(account: Account) -> None:
+    account.write("project/.mcp.json", "{}")
+    entry = {"hooks": [{"type": "command", "command": "/gone/mcpguard hook claude-code 2>/dev/null || true"}]}
+    hooks = account.write("project/.claude/settings.local.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    project = ["--project", str(account.project)]
+    assert account.run("install", "claude-code", *project, "--hook", "--yes").returncode == 0
+    assert f'"{PROGRAM} hook claude-code 2>/dev/null || true"' in hooks.read_text()
+
+
+def test_a_hook_whose_mcpguard_others_may_change_is_left_and_told(account: Account) -> None:
+    account.codex()
+    public = account.home / "public"
+    program = impostor(public / "mcpguard")
+    public.chmod(0o777)
+    hook = {"type": "command", "command": f"{program} hook codex"}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
+    before = hooks.read_bytes()
+    done = account.run("install", "--hook", "--yes")
+    assert (done.returncode, hooks.read_bytes()) == (1, before)
+    assert f"{hooks}: the hook is not changed: other accounts may change its mcpguard {program}: " in done.stderr
 
 
 def test_an_empty_file_of_hooks_is_empty_again(account: Account) -> None:

@@ -39,6 +39,24 @@ def test_on_macos_and_windows_a_program_of_the_system_tells(
         assert running.is_running(DESKTOP) == is_running
 
 
+@pytest.mark.parametrize(("system", "program"), [("darwin", "/usr/bin/pgrep"), ("win32", r"D:\Win\System32\tasklist.exe")])
+def test_the_program_of_the_system_is_started_by_its_full_path_and_gets_no_secrets(
+    monkeypatch: pytest.MonkeyPatch, system: str, program: str
+) -> None:
+    started: list[tuple[str, dict[str, str]]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append((command[0], env))
+        return subprocess.CompletedProcess(command, 0, "")
+
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("SYSTEMROOT", r"D:\Win")
+    monkeypatch.setenv("MCPGUARD_TOKEN", "tango")
+    assert not running.is_running(DESKTOP)
+    assert started == [(program, {"SYSTEMROOT": r"D:\Win"} if system == "win32" else {})]
+
+
 def test_if_it_cannot_be_found_out_the_client_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise FileNotFoundError

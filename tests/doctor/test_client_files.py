@@ -10,9 +10,10 @@ import pytest
 
 from mcpguard import __version__
 from mcpguard.clients.discovery import Machine
-from mcpguard.doctor import client_files
 from mcpguard.doctor.check import Check
+from mcpguard.doctor.client_files import Files
 from mcpguard.errors import installing
+from tests.clients.installations import impostor, installed
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
 
@@ -30,15 +31,15 @@ def cursor(machine: Machine, **commands: str) -> Path:
     return file
 
 
-def program(path: Path, version: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\necho mcpguard {version}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
 def checks(machine: Machine, project: Path | None = None) -> list[Check]:
-    return list(client_files.checks(machine, project))
+    return list(Files(machine).checks(project))
+
+
+def total(machine: Machine, *projects: Path) -> Check:
+    files = Files(machine)
+    for project in (None, *projects):
+        list(files.checks(project))
+    return files.total()
 
 
 def test_a_client_that_is_not_found_has_no_check(machine: Machine) -> None:
@@ -46,8 +47,14 @@ def test_a_client_that_is_not_found_has_no_check(machine: Machine) -> None:
 
 
 def test_a_file_whose_servers_start_through_this_mcpguard_is_ok(machine: Machine) -> None:
-    file = cursor(machine, a=PROGRAM, b="npx")
-    assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, "1 of 2 servers guarded")]
+    file = cursor(machine, a=PROGRAM, b=PROGRAM)
+    assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, "2 of 2 servers guarded")]
+
+
+def test_servers_that_are_not_guarded_are_named_with_the_command_that_guards_them(machine: Machine) -> None:
+    file = cursor(machine, a=PROGRAM, b="npx", c="uvx")
+    told = "1 of 3 servers guarded; not guarded: b, c"
+    assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, told, "mcpguard install cursor")]
 
 
 def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
@@ -77,12 +84,18 @@ def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
     ]
 
 
-def test_a_mcpguard_in_a_container_need_not_exist_outside_it(machine: Machine) -> None:
+def test_a_mcpguard_in_a_container_is_neither_missing_nor_believed(machine: Machine) -> None:
     file = machine.home / "project/.devcontainer.json"
     file.parent.mkdir()
     servers = {"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}
     file.write_text(json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}}))
-    assert checks(machine, file.parent) == [Check(f"VS Code (project scope), {file}", True, "1 of 1 server guarded")]
+    name = f"VS Code (project scope), {file}"
+    told = "a: its mcpguard is in the container, so it is not checked from here"
+    assert checks(machine, file.parent) == [
+        Check(name, True, told, "run mcpguard doctor in the container"),
+        Check(name, True, "0 of 1 server guarded; not checked: 1"),
+    ]
+    assert total(machine, file.parent) == Check("servers guarded", True, "0 of 1 server guarded; not checked: 1")
 
 
 def test_an_entry_whose_options_mcpguard_run_does_not_accept_is_not_ok(machine: Machine) -> None:
@@ -94,18 +107,46 @@ def test_an_entry_whose_options_mcpguard_run_does_not_accept_is_not_ok(machine: 
 
 
 def test_a_mcpguard_of_another_version_is_not_ok_and_one_of_the_same_is(machine: Machine) -> None:
-    other, same = program(machine.home / "x/mcpguard", "0.0.1"), program(machine.home / "y/mcpguard", __version__)
-    mute = program(machine.home / "z/mcpguard", "")
-    cursor(machine, a=other, b=same, c=mute)
-    first, second = checks(machine)
-    assert first.detail == f"a: {other} is mcpguard 0.0.1; this is {__version__}"
-    assert first.hint == f"upgrade it, or write {PROGRAM} in its place in the file"
-    assert second.detail == f"c: {mute} does not say its version"
-    assert second.hint == f"write {PROGRAM} in its place in the file"
+    other, same = installed(machine.home / "x", "0.0.1"), installed(machine.home / "y", __version__)
+    cursor(machine, a=other, b=same)
+    (found,) = checks(machine)
+    assert (found.ok, found.detail) == (False, f"a: {other} is mcpguard 0.0.1; this is {__version__}")
+    assert found.hint == f"upgrade it, or write {PROGRAM} in its place in the file"
+
+
+def test_a_mcpguard_whose_version_is_unknown_is_noted_and_not_run(machine: Machine) -> None:
+    mute = impostor(machine.home / "z/mcpguard", machine.home / "touched")
+    cursor(machine, c=mute)
+    found, _ = checks(machine)
+    assert (found.is_advice, found.detail) == (True, f"c: {mute}, version unknown")
+    assert found.hint == f"if it is not {__version__}, write {PROGRAM} in its place in the file"
+    assert not (machine.home / "touched").exists()
+
+
+def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine: Machine) -> None:
+    public = machine.home / "public"
+    path = impostor(public / "mcpguard", machine.home / "touched", __version__)
+    public.chmod(0o777)
+    file = cursor(machine, a=path)
+    reason = f"{public} may be written to by everybody"
+    found = Check(
+        f"Cursor (user scope), {file}",
+        False,
+        f"a: other accounts may change its mcpguard {path}: {reason}",
+        f"write {PROGRAM} in its place in the file",
+    )
+    assert checks(machine) == [found]
+    hint = "correct the entries that failed a check"
+    assert total(machine) == Check("servers guarded", False, "0 of 1 server guarded", hint)
+    cursor(machine, a=path, b="npx")
+    note = Check(f"Cursor (user scope), {file}", True, "0 of 2 servers guarded; not guarded: a, b", "mcpguard install cursor")
+    assert checks(machine) == [found, note]
+    assert total(machine) == Check("servers guarded", False, "0 of 2 servers guarded", "mcpguard install")
+    assert not (machine.home / "touched").exists()
 
 
 def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machine: Machine) -> None:
-    other = program(machine.home / "x/mcpguard", "0.0.1")
+    other = installed(machine.home / "x", "0.0.1")
     file = cursor(machine, a=other)
     file.write_text(file.read_text().replace('"run", ', '"run", "--store", "redis://h/0", '))
     (found,) = checks(machine)
@@ -117,11 +158,27 @@ def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machi
 
 def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machine) -> None:
     project = machine.home / "project"
-    path = program(project / "bin/mcpguard", f"{__version__}; touch {project}/touched")
+    path = impostor(project / "bin/mcpguard", project / "touched", __version__)
     (project / ".mcp.json").write_text(json.dumps({"mcpServers": {"a": {"command": path, "args": ["run", "--", "npx"]}}}))
     found = checks(machine, project)
-    assert {check.detail for check in found} == {f"a: its mcpguard is a file of the project: {path}"}
+    told = f"a: its mcpguard is neither this one nor on your PATH, so it may be the project's: {path}"
+    assert {(check.ok, check.detail) for check in found} == {(False, told)}
+    assert total(machine, project).detail == "0 of 1 server guarded"  # though four clients read the file
     assert not (project / "touched").exists()
+
+
+def test_a_variable_of_the_client_in_a_projects_file_makes_no_server_guarded(machine: Machine) -> None:
+    project = machine.home / "project"
+    file = project / ".cursor/mcp.json"
+    file.parent.mkdir(parents=True)
+    entry = {"command": "${workspaceFolder}/mcpguard", "args": ["run", "--", "npx"]}
+    file.write_text(json.dumps({"mcpServers": {"a": entry}}))
+    found, counted = checks(machine, project)
+    assert (found.is_advice, found.detail) == (
+        True,
+        "a: only the client knows where its mcpguard is: ${workspaceFolder}/mcpguard",
+    )
+    assert counted.detail == "0 of 1 server guarded; not checked: 1"
 
 
 def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Machine) -> None:
@@ -170,9 +227,83 @@ def test_a_hook_of_a_project_is_mended_in_the_project(machine: Machine) -> None:
 
 def test_a_relative_path_of_mcpguard_begins_in_the_project(machine: Machine) -> None:
     project = machine.home / "project"
-    brought = program(project / "tools/mcpguard", __version__)
+    brought = impostor(project / "tools/mcpguard")
     entry = {"command": "./tools/mcpguard", "args": ["run", "--", "npx"]}
     (project / ".cursor").mkdir()
     (project / ".cursor/mcp.json").write_text(json.dumps({"mcpServers": {"a": entry}}))
     (check,) = checks(machine, project)
-    assert check.detail == f"a: its mcpguard is a file of the project: {brought}"
+    assert check.detail == f"a: its mcpguard is neither this one nor on your PATH, so it may be the project's: {brought}"
+
+
+def test_a_hook_whose_mcpguard_may_be_somebody_elses_is_not_ok(machine: Machine) -> None:
+    project, public = machine.home / "project", machine.home / "public"
+    shared = impostor(public / "mcpguard", machine.home / "touched")
+    public.chmod(0o777)
+    brought = impostor(project / "mcpguard", machine.home / "touched")
+    (project / ".claude").mkdir()
+    (project / ".mcp.json").write_text("{}")
+    hooks = project / ".claude/settings.local.json"
+
+    def hook(command: str) -> Check:
+        entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": f"{command} hook claude-code"}]}
+        hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
+        (check,) = checks(machine, project)
+        return check
+
+    for program in (shared, brought, f"{public}/gone/mcpguard"):
+        assert not hook(program).ok
+    for program in ("$PWD/mcpguard", "uvx mcpguard", f"sh {brought}; {PROGRAM}", f"A=$(sh {brought}) {PROGRAM}"):
+        assert hook(program).is_advice
+        assert hook(program).detail == f"not checked: {program} hook claude-code"
+    assert hook(PROGRAM) == Check(f"Claude Code (hook), {hooks}", True, f"{PROGRAM} hook claude-code")
+    assert not (machine.home / "touched").exists()
+
+
+def test_without_a_client_the_check_says_so(machine: Machine) -> None:
+    found = total(machine)
+    assert (found.check, found.is_advice) == ("clients", True)
+    assert found.detail == "no client with servers is found on this machine"
+    assert "mcpguard install" in found.hint
+
+
+def test_the_check_of_all_servers_fails_if_none_is_guarded(machine: Machine) -> None:
+    cursor(machine, a="npx", b="uvx", c="node")
+    assert total(machine) == Check("servers guarded", False, "0 of 3 servers guarded", "mcpguard install")
+    project = machine.home / "my project"
+    project.mkdir()
+    cursor(Machine(project, {}), d="npx")
+    hint = f"mcpguard install; mcpguard install --project '{project}'"
+    assert total(machine, project) == Check("servers guarded", False, "0 of 4 servers guarded", hint)
+
+
+def test_the_check_of_all_servers_is_a_note_if_some_are_guarded_and_ok_if_all_are(machine: Machine) -> None:
+    cursor(machine, a=PROGRAM, b="npx")
+    assert total(machine) == Check("servers guarded", True, "1 of 2 servers guarded", "mcpguard install")
+    cursor(machine, a=PROGRAM, b=PROGRAM)
+    assert total(machine) == Check("servers guarded", True, "2 of 2 servers guarded")
+
+
+def test_remote_and_disabled_servers_are_told_and_not_counted(machine: Machine) -> None:
+    file = cursor(machine)
+    off = {"command": "old", "disabled": True}
+    far = {"url": "https://acme.com"}
+    servers = {"a": {"command": PROGRAM, "args": ["run", "--", "npx"]}, "far": far, "away": far, "off": off}
+    file.write_text(json.dumps({"mcpServers": servers}))
+    told = "1 of 1 server guarded; not counted: 1 disabled, 2 remote"
+    assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, told)]
+    assert total(machine) == Check("servers guarded", True, told)
+    del servers["a"]
+    file.write_text(json.dumps({"mcpServers": servers}))
+    assert total(machine) == Check("servers guarded", True, "no server to guard; not counted: 1 disabled, 2 remote")
+
+
+def test_a_server_that_starts_mcpguard_through_another_program_is_not_checked(machine: Machine) -> None:
+    file = cursor(machine)
+    file.write_text(json.dumps({"mcpServers": {"a": {"command": "uvx", "args": ["mcpguard-cli", "run", "--", "npx"]}}}))
+    assert total(machine) == Check("servers guarded", True, "0 of 1 server guarded; not checked: 1")
+
+
+def test_a_server_that_its_client_can_start_and_mcpguard_cannot_edit_is_not_guarded(machine: Machine) -> None:
+    file = cursor(machine)
+    file.write_text(json.dumps({"mcpServers": {"a": {"command": "npx", "args": ["-p", 80]}}}))
+    assert not total(machine).ok

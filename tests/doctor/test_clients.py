@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import BOUND, mcpguard, process
+from tests.clients.installations import impostor
 from tests.doctor.checks import doctor, only
 from tests.end_to_end.host import policy, rule, script
 
 PYTHON, _, SDK = script("on_the_sdk")
 SERVER = {"command": PYTHON, "args": [SDK]}
+TOOLS = "search_customers, import_customers"
 
 
 def cursor(home: Path, **servers: object) -> Path:
@@ -33,7 +35,7 @@ def test_each_clients_file_is_checked(tmp_path: Path) -> None:
     good, broken = cursor(tmp_path, crm=SERVER), windsurf(tmp_path)
     broken.write_text("{")
     checks = doctor(tmp_path, status=1)
-    assert only(checks, f"Cursor (user scope), {good}").detail == "0 of 1 server guarded"
+    assert only(checks, f"Cursor (user scope), {good}").detail == "0 of 1 server guarded; not guarded: crm"
     assert not only(checks, f"Windsurf (user scope), {broken}").ok
 
 
@@ -42,7 +44,7 @@ def test_a_server_of_a_client_is_started_by_its_name(tmp_path: Path) -> None:
     cursor(tmp_path, crm=SERVER, erp={"command": "no-such-erp"})
     checks = doctor(tmp_path, "--server", "crm")
     assert only(checks, "server").detail.startswith("crm: crm, protocol ")
-    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=* server=crm)"
+    assert only(checks, f"tools {TOOLS}").detail == "7/1h by rule 1 (user=* server=crm)"
     assert only(doctor(tmp_path, "--server", "erp", status=1), "server").detail == "cannot run no-such-erp: no such command"
 
 
@@ -57,14 +59,14 @@ def test_the_options_and_variables_of_a_guarded_entry_are_used(tmp_path: Path) -
     assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
     assert "agent unknown::api::nightly (MCPGUARD_AGENT)" in only(checks, "identity").detail
     assert only(checks, "server").detail.startswith("customers: ")
-    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol server=customers)"
+    assert only(checks, f"tools {TOOLS}").detail == "7/1h by rule 1 (user=carol server=customers)"
 
 
 def test_the_arguments_of_an_entry_can_be_pasted_as_they_are(tmp_path: Path) -> None:
     policy(tmp_path, rule("7/1h", user="carol", server="crm"))
     checks = doctor(tmp_path, "run", "--server", "crm", "--user", "carol", "--", PYTHON, SDK)
     assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
-    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol server=crm)"
+    assert only(checks, f"tools {TOOLS}").detail == "7/1h by rule 1 (user=carol server=crm)"
 
 
 @pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "a\0b"}, {"A": "\ud800"}])
@@ -108,20 +110,71 @@ def test_a_folder_that_may_not_be_looked_into_is_a_failed_check(tmp_path: Path) 
     done = process(tmp_path, "doctor", "--server", "crm", under=BOUND, HOME=str(tmp_path / "account"))
     closed.chmod(0o700)
     assert (done.returncode, done.stderr) == (1, "")
-    assert f"FAIL  server: crm: there is no folder {closed}/crm\n" in done.stdout
+    assert f"FAIL server: crm: there is no folder {closed}/crm hint: " in " ".join(done.stdout.split())
 
 
-def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(
+def test_a_server_that_only_a_projects_file_names_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    command = ["sh", "-c", f"touch {tmp_path}/touched", "--api-key", "tango-s3cret"]
+    text = json.dumps({"mcpServers": {"crm": {"command": command[0], "args": command[1:]}}})
+    (project / ".mcp.json").write_text(text)
+    for argv in ([], ["--client", "claude-code"]):
+        done = mcpguard(tmp_path, "doctor", *argv, "--server", "crm", HOME=str(tmp_path / "account"))
+        assert (done.returncode, done.stdout) == (2, "")
+        first, second = done.stderr.splitlines()
+        told = f"{project}/.mcp.json is a project's file, and doctor starts nothing that it names"
+        assert first == f"mcpguard: --server: {told}"
+        given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path}/touched' --api-key '***'"
+        assert second == f"hint: if you trust it, give its command: {given}"
+    assert not (tmp_path / "touched").exists()
+
+
+def test_of_equal_entries_that_of_the_account_is_started_and_not_the_guarded_one_of_a_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "project/.vscode/mcp.json"
-    (file.parents[1] / "src").mkdir(parents=True)
-    file.parent.mkdir()
-    (file.parents[1] / "src/server").write_text(f'#!/bin/sh\nexec "{PYTHON}" "{SDK}"\n')
-    (file.parents[1] / "src/server").chmod(0o755)
-    file.write_text(json.dumps({"servers": {"crm": {"command": "./server", "cwd": "${workspaceFolder}/src"}}}))
-    monkeypatch.chdir(file.parents[1])
-    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    cursor(tmp_path, crm=SERVER)
+    guard = ["run", "--user", "mallory", "--", PYTHON, SDK]
+    (project / ".mcp.json").write_text(json.dumps({"mcpServers": {"crm": {"command": "mcpguard", "args": guard}}}))
+    checks = doctor(tmp_path, "--server", "crm", status=1)  # 1, because no mcpguard is on the PATH
+    assert only(checks, "server").ok
+    assert "mallory" not in only(checks, "identity").detail
+
+
+def test_an_entry_whose_mcpguard_others_may_change_is_not_started(tmp_path: Path) -> None:
+    public = tmp_path / "public"
+    program = impostor(public / "mcpguard", tmp_path / "touched")
+    public.chmod(0o777)
+    cursor(tmp_path, crm={"command": program, "args": ["run", "--option-of-its-own", "--", PYTHON, SDK]})
+    done = mcpguard(tmp_path, "doctor", "--server", "crm", HOME=str(tmp_path / "account"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"mcpguard: --server: crm: other accounts may change its mcpguard {program}: ")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_the_client_whose_server_is_started_can_be_named(tmp_path: Path) -> None:
+    cursor(tmp_path, crm=SERVER, erp=SERVER)
+    windsurf(tmp_path, crm={"command": "no-such-crm"})
+    account = {"HOME": str(tmp_path / "account")}
+    assert only(doctor(tmp_path, "--client", "cursor", "--server", "crm"), "server").ok
+    found = only(doctor(tmp_path, "--client", "windsurf", "--server", "crm", status=1), "server")
+    assert found.detail == "cannot run no-such-crm: no such command"
+    for argv, message, hint in (
+        (["--client", "windsurf", "--server", "erp"], "--server: Windsurf has no server erp with a command", "known: crm"),
+        (["--client", "curser", "--server", "crm"], "no such client: curser", "did you mean cursor?"),
+        (["--client", "cursor"], "--client: it says in which client's file --server is", "add --server NAME, and no command"),
+        (
+            ["--client", "cursor", "--server", "crm", "--", "npx"],
+            "--client: it says in which client's file --server is",
+            "add --server NAME, and no command",
+        ),
+    ):
+        done = mcpguard(tmp_path, "doctor", *argv, **account)
+        assert (done.returncode, done.stderr) == (2, f"mcpguard: {message}\nhint: {hint}\n")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +184,7 @@ def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(
         (
             "crm",
             "Cursor, Windsurf start crm with different commands, folders or variables",
-            "give its command: mcpguard doctor ",
+            "name one with --client: cursor windsurf",
         ),
         (
             "twice",
@@ -163,7 +216,10 @@ def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Pa
     monkeypatch.chdir(file.parent)
     checks = doctor(tmp_path)
     assert [one.ok for one in checks if str(file) in one.check][:1] == [True]
-    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
+    (found,) = [one for one in json.loads(mcpguard(tmp_path, "doctor", "--json", HOME=str(tmp_path / "account")).stdout)
+                if one["check"] == "servers guarded"]  # fmt: skip
+    assert (found["ok"], found["detail"]) == (False, "0 of 1 server guarded")
+    assert found["hint"] == f"mcpguard install --project {file.parent}"
 
 
 def test_what_a_shell_fills_in_stays_as_it_is_for_clients_that_fill_in_nothing(tmp_path: Path) -> None:

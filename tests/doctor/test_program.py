@@ -6,14 +6,11 @@ import mcpguard
 from mcpguard import __version__
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.program import found_on
+from tests.clients.installations import impostor, installed
 
 
-def program(folder: Path, said: str = f"mcpguard {__version__}") -> Path:
-    folder.mkdir()
-    file = folder / "mcpguard"
-    file.write_text(f"#!/bin/sh\necho '{said}'\n")
-    file.chmod(0o755)
-    return file
+def program(folder: Path) -> Path:
+    return Path(impostor(folder / "mcpguard", folder / "touched"))
 
 
 def checks(own: Path, *folders: Path) -> list[Check]:
@@ -39,7 +36,7 @@ def test_a_link_to_the_own_command_is_the_own_command(tmp_path: Path) -> None:
 
 
 def test_the_own_command_is_the_first_one_though_its_folder_is_on_the_path_again_after_another_command(tmp_path: Path) -> None:
-    own, other = program(tmp_path / "own"), program(tmp_path / "other", "mcpguard 0.0.1")
+    own, other = program(tmp_path / "own"), program(tmp_path / "other")
     found, more = checks(own, tmp_path / "own", tmp_path / "other", tmp_path / "own")
     assert found == Check("PATH", True, f"{own}, version {__version__}")
     assert more.detail == f"there are more of them: {other}"
@@ -56,38 +53,41 @@ def test_a_command_that_is_not_on_the_path_is_noted_with_its_full_path(tmp_path:
 
 
 def test_a_program_that_is_not_installed_is_not_named(tmp_path: Path) -> None:
-    own, other = tmp_path / "none/mcpguard", program(tmp_path / "other", "mcpguard 0.0.1")
+    own, other = tmp_path / "none/mcpguard", installed(tmp_path / "other", "0.0.1")
     (found,) = checks(own, tmp_path / "bin")
     assert (found.detail, found.hint) == (
         f"mcpguard {__version__} is not on the PATH",
         "install it as a program: uv tool install mcpguard-cli",
     )
-    (found,) = checks(own, tmp_path / "other")
+    (found,) = checks(own, tmp_path / "other/bin")
     assert str(own.parent) not in found.detail + found.hint
     assert found.detail.endswith(f"this one is {__version__} in {Path(mcpguard.__file__).parent}")
     assert found.hint == f"remove or upgrade {other}"
 
 
-@pytest.mark.parametrize(
-    ("said", "ok", "told"),
-    [
-        (f"mcpguard {__version__}", True, f"version {__version__}"),
-        ("mcpguard 0.0.1", False, "version 0.0.1"),
-        ("another program", False, "which does not say its version"),
-    ],
-)
-def test_another_command_before_the_own_one_is_told_with_its_version(tmp_path: Path, said: str, ok: bool, told: str) -> None:
-    own, other = program(tmp_path / "own"), program(tmp_path / "other", said)
-    found, more = checks(own, tmp_path / "other", tmp_path / "own")
+@pytest.mark.parametrize(("version", "ok"), [(__version__, True), ("0.0.1", False)])
+def test_another_command_before_the_own_one_is_told_with_its_version(tmp_path: Path, version: str, ok: bool) -> None:
+    own, other = program(tmp_path / "own"), installed(tmp_path / "other", version)
+    found, more = checks(own, tmp_path / "other/bin", tmp_path / "own")
     assert (found.ok, bool(found.hint)) == (ok, True)
-    assert found.detail == f"{other} is another mcpguard, {told}; this one is {__version__} in {own}"
+    assert found.detail == f"{other} is another mcpguard, version {version}; this one is {__version__} in {own}"
     assert more.is_advice
     assert more.detail == f"there are more of them: {own}"
 
 
-def test_a_command_that_cannot_be_executed_does_not_say_its_version(tmp_path: Path) -> None:
+def test_another_command_whose_version_is_unknown_is_noted_and_not_run(tmp_path: Path) -> None:
     own, other = program(tmp_path / "own"), program(tmp_path / "other")
-    other.write_text("#!/no/such/interpreter\n")
     (found,) = checks(own, tmp_path / "other")
-    assert not found.ok
-    assert "which does not say its version" in found.detail
+    assert found.is_advice
+    assert f"{other} is another mcpguard, version unknown; " in found.detail
+    assert not (tmp_path / "other/touched").exists()
+
+
+def test_another_command_that_others_may_change_is_noted(tmp_path: Path) -> None:
+    own, other = program(tmp_path / "own"), program(tmp_path / "other")
+    other.parent.chmod(0o777)
+    (found,) = checks(own, tmp_path / "other")
+    reason = f"{other.parent} may be written to by everybody"
+    told = f"{other} is found first, and other accounts may change it: {reason}"
+    assert found == Check("PATH", True, told, f"remove {other.parent} from it")
+    assert not (tmp_path / "other/touched").exists()

@@ -37,6 +37,28 @@ def test_the_tools_of_a_server_are_listed_with_the_rules_that_apply(tmp_path: Pa
     assert mcpguard(tmp_path, "audit", "tail", "--json", "--decision", "allowed").stdout == ""
 
 
+def test_tools_to_which_the_same_rules_apply_are_one_line(tmp_path: Path) -> None:
+    names = [f"tool_{number}" for number in range(14)]
+    code = f"""
+import json, sys
+info = {{"protocolVersion": "2024-11-05", "capabilities": {{}}, "serverInfo": {{"name": "many", "version": "1"}}}}
+tools = [{{"name": name, "inputSchema": {{"type": "object"}}}} for name in {names}]
+results = {{"initialize": info, "tools/list": {{"tools": tools}}}}
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" in message:
+        print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}}), flush=True)
+"""
+    policy(tmp_path, rule("5/1m", tool="tool_3"))
+    checks = doctor(tmp_path, "--server", "crm", "--", *python(code))
+    others = ", ".join(name for name in names if name != "tool_3")
+    found = [(one.check, one.detail) for one in checks if one.check.startswith("tool")]
+    assert found == [
+        (f"tools {others}", "no rule applies, so nothing limits it"),
+        ("tool tool_3", "5/1m by rule 1 (tool=tool_3)"),
+    ]
+
+
 def test_caps_and_limits_on_errors_are_listed_as_policy_show_lists_them(tmp_path: Path) -> None:
     cap = '[[rule]]\ntool = "search_customers"\nconcurrent = 2\n'
     errors = '[[rule]]\ntool = "import_customers"\nlimit = "3/1m"\ncount = "errors"\nconcurrent = 1\n'
@@ -52,7 +74,7 @@ def test_the_arguments_of_a_guarded_entry_are_understood(tmp_path: Path) -> None
     entry = ["/usr/local/bin/mcpguard", "run", "--server", "crm", "--user", "carol", "--quiet", "--", *SDK]
     checks = doctor(tmp_path, "--", *entry)
     assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
-    assert only(checks, "tool search_customers").detail == "7/1h by rule 1 (user=carol)"
+    assert only(checks, "tools search_customers, import_customers").detail == "7/1h by rule 1 (user=carol)"
 
 
 def test_what_mcpguard_does_not_accept_in_an_entry_is_told_with_its_hint(tmp_path: Path) -> None:
@@ -152,7 +174,7 @@ def test_a_broken_policy_or_a_missing_token_does_not_keep_the_tools_from_being_l
     policy(tmp_path, "broken")
     checks = doctor(tmp_path, "--", *SDK, status=1)
     assert only(checks, "server").ok
-    assert not [one for one in checks if one.check.startswith("tool ")]
+    assert not [one for one in checks if one.check.startswith("tool")]
 
 
 def test_a_check_with_a_hint_is_advice_only_if_it_is_ok() -> None:

@@ -105,7 +105,7 @@ def test_a_store_that_cannot_be_written_to_fails(tmp_path: Path, is_made: bool) 
     done = process(tmp_path, "doctor", under=BOUND)
     tmp_path.chmod(0o700)
     assert done.returncode == 1
-    assert f"FAIL  store: {tmp_path}/mcpguard.db" in done.stdout
+    assert f"FAIL store: {tmp_path}/mcpguard.db" in " ".join(done.stdout.split())
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
@@ -115,8 +115,8 @@ def test_a_store_in_a_folder_that_cannot_be_written_to_fails(tmp_path: Path) -> 
     done = process(tmp_path, "doctor", under=BOUND)
     tmp_path.chmod(0o700)
     assert done.returncode == 1
-    assert f"FAIL  store: {tmp_path} cannot be written to" in done.stdout
-    assert "ok    store" not in done.stdout
+    assert f"FAIL store: {tmp_path} cannot be written to" in " ".join(done.stdout.split())
+    assert "ok store" not in " ".join(done.stdout.split())
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
@@ -125,8 +125,8 @@ def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db.bak").write_bytes(bytes(90_000_000))
     (tmp_path / "mcpguard.db.bak").chmod(0o400)
     done = process(tmp_path, "doctor", under=BOUND)
-    assert "FAIL  store" not in done.stdout
-    assert f"ok    store: {tmp_path}/mcpguard.db: 8." in done.stdout
+    assert "FAIL store" not in " ".join(done.stdout.split())
+    assert f"ok store: {tmp_path}/mcpguard.db: 8." in " ".join(done.stdout.split())
 
 
 def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp_path: Path) -> None:

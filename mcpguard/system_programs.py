@@ -1,0 +1,35 @@
+"""Starts programs of the operating system."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+
+def output_of(name: str, *arguments: str, within_s: float) -> str:
+    """What a program of the system prints; empty if it cannot be started or takes too long.
+
+    It is started by its full path: Windows would look into the working folder first, which may be somebody else's project. It
+    gets nothing of the environment, which may hold secrets.
+
+    Args:
+        name: Its name, without the ending `.exe`.
+        arguments: Its arguments.
+        within_s: How long it may take.
+    """
+    windows = os.environ.get("SYSTEMROOT", r"C:\Windows")
+    is_windows = sys.platform == "win32"
+    program = rf"{windows}\System32\{name}.exe" if is_windows else f"/usr/bin/{name}"
+    environ = {"SYSTEMROOT": windows} if is_windows else {}  # without the variable Windows finds no DLLs
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            [program, *arguments],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=within_s,
+            check=False,
+        ).stdout
+    return ""
