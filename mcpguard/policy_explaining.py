@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.config import Settings
-from mcpguard.core.arguments import counted_hash
+from mcpguard.core.arguments import args_hash
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.core.limiter import EMPTY, State, decide
 from mcpguard.core.policy.lint import label
@@ -180,7 +180,7 @@ def _plan(policy: Policy, call: Call, namespace: str, arguments: object, key: by
     plan = policy.plan(call, namespace)
     if arguments is None or not plan.is_split:
         return plan
-    return plan.of_arguments(counted_hash({"arguments": arguments}, key))
+    return plan.of_arguments(args_hash(arguments, key).hex())
 
 
 def _agent_open(settings: Settings, who: Identity) -> str:

@@ -67,6 +67,7 @@ def examples() -> dict[str, dict[str, object]]:
     talk.answer(7, resultType="input_required", inputRequests={"when": {}}, requestState="s1")
     talk.client(call_line("book_meeting", 8, arguments={"with": "Smith"}, requestState="s1", inputResponses={"when": 1}))
     talk.client(b'{"jsonrpc":"2.0","id":9,"method":"tools/call","params":{"name":"search_customers","NAME":"delete_user"}}')
+    talk.calls = 9
     (request,) = talk.charges("search_customers", arguments={"name": "Smith"})
     talk.store.append(talk.journal.rows([request], [Verdict("allowed_unavailable")], WALL_US))
     talk.input_closes("the server exited with status 1")

@@ -12,7 +12,7 @@ import pytest
 
 from mcpguard import config
 from mcpguard.config import Settings
-from mcpguard.core.arguments import counted_hash
+from mcpguard.core.arguments import args_hash
 from mcpguard.core.identity import Identity
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.parse import parse
@@ -256,7 +256,7 @@ def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
     store = beyond(home, OF_ARGUMENTS)
     session = Session(store, home.policy, namespace="default")
     (request,) = session.charges("echo")
-    digest = counted_hash({"arguments": {"a": 1, "b": 2.0}}, store.args_key)
+    digest = args_hash({"a": 1, "b": 2.0}, store.args_key).hex()
     request.plan = home.policy.plan(request.call).of_arguments(digest)
     store.decide([request], session.journal)
     for arguments, used in (({"b": 2, "a": 1}, 1), ({"a": 1}, 0), ({}, 0)):

@@ -1,5 +1,6 @@
-"""The hashes that stand for a call's arguments: in the audit log, and in counters."""
+"""The hash that stands for a call's arguments: in the audit log, and in counters."""
 
+import re
 from typing import Final
 
 from mcpguard.core.digest import blake2b
@@ -9,38 +10,36 @@ from mcpguard.core.text import canonical
 _MAX_CHARS: Final = 64 * 1024
 """Numbers in longer arguments are not compared by value."""
 
+_STRING_OR_FLOAT: Final = r'"(?:[^"\\]++|\\.)*+"|-?[0-9]++(?:\.0(?![0-9])|[0-9.]*+e\+[0-9]++)'
+"""A string, or a float that is a whole number, in the text that `canonical` makes. Compiled when it is needed: few calls do."""
+
+
+NONE: Final[dict[str, object]] = {}
+"""The arguments of a call that has none; do not change them."""
+
 
 def args_hash(arguments: object, key: bytes) -> bytes:
-    """A keyed BLAKE2b of a call's arguments. Equal arguments have equal hashes; without the key a hash reveals nothing."""
-    text = arguments.text if isinstance(arguments, Unbuilt) else canonical(arguments)
+    """A keyed BLAKE2b of a call's arguments: equal arguments have equal hashes. Without the key a hash reveals nothing.
+
+    Arguments are equal if they are equal as JSON: the order of members does not matter, `1.0` is `1`, and missing arguments are
+    `{}`. But `true` is not `1`, and `"1"` is not `1`. In arguments of more than 64 KiB, `1.0` is not `1`. Arguments of a heavy
+    line are equal if their text is.
+
+    Args:
+        arguments: The arguments; `NONE` if they are missing.
+        key: The key.
+    """
+    text = arguments.text if isinstance(arguments, Unbuilt) else _text(arguments)
     return blake2b(text.encode(errors="surrogatepass"), key=key, digest_size=12).digest()
 
 
-def counted_hash(params: dict[str, object], key: bytes) -> str:
-    """The hash, in hexadecimal digits, by which a counter knows a call's arguments.
-
-    Arguments are equal if they are equal as JSON: the order of members does not matter, `1.0` is `1`, and missing arguments are
-    `{}`. But `true` is not `1`, and `"1"` is not `1`. Arguments of a heavy line are equal if their text is.
-    """
-    arguments = params.get("arguments", {})
-    if isinstance(arguments, Unbuilt):
-        return args_hash(arguments, key).hex()
+def _text(arguments: object) -> str:
+    """The text of arguments, in which whole numbers are integers. It is not built from values: these may be nested deeply."""
     text = canonical(arguments)
-    if len(text) <= _MAX_CHARS and any(sign in text for sign in _OF_FLOATS):
-        arguments = _with_integers(arguments)
-    return args_hash(arguments, key).hex()
+    if (".0" in text or "e+" in text) and len(text) <= _MAX_CHARS:
+        return re.sub(_STRING_OR_FLOAT, _as_integer, text)
+    return text
 
 
-_OF_FLOATS: Final = (".0", "e+")
-"""What the text of each float that is a whole number contains."""
-
-
-def _with_integers(value: object) -> object:
-    """A value in which floats that are whole numbers are integers."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_with_integers(one) for one in value]
-    if isinstance(value, dict):
-        return {key: _with_integers(one) for key, one in value.items()}
-    return value
+def _as_integer(match: re.Match[str]) -> str:
+    return match[0] if match[0][0] == '"' else str(int(float(match[0])))

@@ -75,7 +75,7 @@ class Downstream:
         If the store has to be told of the end of a call, it is told before the client can know of the end.
         """
         session = self._session
-        if self._unread.add(chunk, awaits_answers=session is None or bool(session.in_flight.by_id)):
+        if self._unread.add(chunk, awaits_answers=session is None or session.in_flight.awaits_answers):
             self._kept()
             if session is not None and session.in_flight.to_settle:
                 self._dispatcher.read_answers()

@@ -193,31 +193,53 @@ class Upstream:
                 self._dispatcher.post(events.PolicyChanged(policy))
             return self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
         except Exception as error:
-            self._console.internal_error(error)
-            return self._dispatcher.dispatch(events.Unjudged((), monotonic_us()))
+            return self._judge_one_by_one((), error)
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         if not lines:
             return
         try:
-            messages = self._reader.read(lines)
-            to_server = self._open(messages) if self._policy is None else None
-            if to_server is None:
-                if self._identity:
-                    self._poll_identity(for_call=any(map(_is_call, messages)))
-                if self._policy and (policy := self._policy.poll()) is not None:
-                    self._dispatcher.post(events.PolicyChanged(policy))
-                if self._is_input_closed:
-                    self.notice_client_end()
-                to_server = self._dispatcher.judge(messages, monotonic_us())
+            to_server = self._judge(lines)
         except Exception as error:  # the client would hang if this loop ended in silence
-            self._console.internal_error(error)
-            self._is_guarding.wait()
-            to_server = self._dispatcher.dispatch(events.Unjudged(lines, monotonic_us()))
+            to_server = self._judge_one_by_one(lines, error)
         if to_server:
             self._send(to_server)
         self._judged()
         self._output.await_room(self._client_has_ended)  # backpressure
+
+    def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
+        """Judge lines from the client; returns the frames for the server."""
+        messages = self._reader.read(lines)
+        to_server = self._open(messages) if self._policy is None else None
+        if to_server is None:
+            if self._identity:
+                self._poll_identity(for_call=any(map(_is_call, messages)))
+            if self._policy and (policy := self._policy.poll()) is not None:
+                self._dispatcher.post(events.PolicyChanged(policy))
+            if self._is_input_closed:
+                self.notice_client_end()
+            to_server = self._dispatcher.judge(messages, monotonic_us())
+        return to_server
+
+    def _judge_one_by_one(self, lines: Sequence[bytes | Refusal], error: Exception) -> bytes:
+        """After an internal error, judge held calls and lines one by one, so that it keeps no others from being judged."""
+        self._console.internal_error(error)
+        self._is_guarding.wait()
+        held = self._session.held_calls if self._session else 0
+        if len(lines) == 1 and not held:
+            return self._dispatcher.dispatch(events.Unjudged(lines, monotonic_us()))
+        to_server = [self._dispatcher.dispatch(events.Unjudged((), monotonic_us()))]
+        for line in [*[None] * held, *lines]:
+            try:
+                if line is None:
+                    to_server.append(self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us(), alone=True)))
+                else:
+                    to_server.append(self._judge([line]))
+            except Exception as again:
+                self._console.internal_error(again)
+                unjudged = () if line is None else (line,)
+                to_server.append(self._dispatcher.dispatch(events.Unjudged(unjudged, monotonic_us())))
+        return b"".join(to_server)
 
     def _open(self, messages: Sequence[Frame | Refusal]) -> bytes | None:
         """The frames for the server, of messages that need no session; None when there is a session that judges them."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mcpguard.core import limiter
-from mcpguard.core.arguments import counted_hash
+from mcpguard.core.arguments import NONE, args_hash
 from mcpguard.core.audit import ERRORS
 from mcpguard.core.limiter import EMPTY, State
 from mcpguard.core.policy.model import Call
@@ -81,7 +81,7 @@ def test_the_core_alone_decides_as_the_vector_says(vector: dict[str, Any]) -> No
         roles, scopes = tuple(step.get("roles", ())), tuple(step.get("scopes", ()))
         call = Call(step["user"], step["agent"], step["server"], step["tool"], roles, scopes)
         plan = policy.plan(call)
-        plan = plan.of_arguments(counted_hash(arguments_of(step), b"key"))
+        plan = plan.of_arguments(args_hash(arguments_of(step).get("arguments", NONE), b"key").hex())
         verdicts = []
         for _ in range(step["times"]):
             call_id += 1

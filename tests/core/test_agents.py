@@ -151,7 +151,7 @@ def test_a_hooks_note_names_the_subagent_of_a_recorded_call(recorded: Any, call_
     talk = Talk(who=UNNAMED)
     if recorded is CODEX:  # Copilot CLI names itself in each call
         talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
-    calls = [request("tools/call", at, **recorded[who]["params"]) for at, who in enumerate(("main", "subagent"))]
+    calls = [request("tools/call", at, **recorded[who]["params"]) for at, who in enumerate(("main", "subagent"), 1)]
     talk.client(*calls, noted={call_id: subagent})
     assert agents(talk) == [(main, "clientInfo"), (subagent, "hook")]
 
@@ -201,9 +201,9 @@ def test_any_client_info_gives_an_agent_of_three_parts_that_is_limited(info: obj
 def test_a_new_handshake_renames_the_client_and_a_calls_meta_only_for_that_call() -> None:
     talk = Talk(who=UNNAMED)
     info = {"_meta": {INFO: {"name": "zed"}}}
-    batch = b"[" + b",".join([called("a", **info), called("b"), request("initialize", 0, clientInfo={"name": "goose"})]) + b"]"
+    batch = b"[" + b",".join([called("a", **info), called("b"), request("initialize", 1, clientInfo={"name": "goose"})]) + b"]"
     talk.client(called("first", **info), request("initialize", 0, clientInfo={"name": "claude-ai"}), batch, called("c"))
-    talk.client(request("initialize", 0, capabilities={}), called("d"), called("e", **info), called("f"))
+    talk.client(request("initialize", 2, capabilities={}), called("d"), called("e", **info), called("f"))
     names = [str(agent).partition("::")[0] for agent, _ in agents(talk)]
     assert names == ["Zed", "Zed", "Claude Desktop", "Goose", "unknown", "Zed", "unknown"]
 

@@ -186,7 +186,7 @@ def called(request_id: int, name: object = None) -> bytes:
 
 
 def greeted(name: object) -> bytes:
-    return request("initialize", 0, clientInfo={"name": name, "version": "1"})
+    return request("initialize", f"hello {name}", clientInfo={"name": name, "version": "1"})
 
 
 NAMES = [

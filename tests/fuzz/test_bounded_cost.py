@@ -18,8 +18,13 @@ STEPS_FOR_EACH = 2
 """Functions that are called for each byte of a long line. Half as many brackets can open and close as there are bytes."""
 
 
-def _call(arguments: bytes) -> bytes:
-    return b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"t","arguments":%s}}' % arguments
+def _call(arguments: bytes, request_id: int = 1) -> bytes:
+    return b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"t","arguments":%s}}' % (request_id, arguments)
+
+
+def _calls(arguments: bytes, count: int) -> bytes:
+    """A batch of calls. Each has an id of its own: the others would be refused."""
+    return b"[" + b",".join(_call(arguments, at) for at in range(count)) + b"]"
 
 
 def _times(part: bytes, size: int) -> bytes:
@@ -73,10 +78,10 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
     "a batch of nothing": lambda size: b"[" + _times(b"0,", size) + b"0]",
     "a batch of empty objects": lambda size: b"[" + _times(b"{},", size) + b"{}]",
     "a batch of requests": lambda size: b"[" + _times(b'{"id":1,"method":"x"},', size) + b"{}]",
-    "a batch of calls": lambda size: b"[" + b",".join([_call(b"[" + _times(b"[[],{}],", size // 1024) + b"0]")] * 1024) + b"]",
-    "a batch of deep calls": lambda size: b"[" + b",".join([_call(b"[" * 400 + b"]" * 400)] * (size // 890)) + b"]",
+    "a batch of calls": lambda size: _calls(b"[" + _times(b"[[],{}],", size // 1024) + b"0]", 1024),
+    "a batch of deep calls": lambda size: _calls(b"[" * 400 + b"]" * 400, size // 890),
     "a batch of many keys": lambda size: b"[" + b",".join([b'{"method":"x",' + _keys(size // 1024) + b"}"] * 1024) + b"]",
-    "a batch of long calls": lambda size: b"[" + _call(b'"' + _times(b"x", size // 2) + b'"') * 2 + b"]",
+    "a batch of long calls": lambda size: _calls(b'"' + _times(b"x", size // 2) + b'"', 2),
 }
 
 

@@ -13,9 +13,11 @@ import pytest
 from mcpguard.core.audit import Outcome
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
+from mcpguard.core.jsonrpc.frames import Frame
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.policy.parse import parse
 from mcpguard.core.session import exchange
+from mcpguard.core.session.decision_requests import DecisionRequests
 from mcpguard.core.session.machine import Session
 from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
@@ -145,6 +147,11 @@ class Line:
         self.is_guarded = True
         self.traffic.guard(self.session, self.store, policy, who, self.policy)
 
+    def rows(self) -> dict[object, object]:
+        """The decisions in the audit, by request id."""
+        found = [entry.record for entry in self.store.entries()]
+        return {one["request_id"]: one["decision"] for one in found if "request_id" in one}
+
     def answer(self, request_id: int) -> None:
         """Let the server answer a request."""
         os.write(self.server_writes, json.dumps({"jsonrpc": "2.0", "id": request_id, "result": {}}).encode() + b"\n")
@@ -243,7 +250,7 @@ def test_the_session_is_told_what_passed_before_it_was_loaded(unguarded: Line) -
     unguarded.close_client()
     assert unguarded.client_ended.wait(30)
     unguarded.traffic._dispatcher.read_answers()
-    assert [*unguarded.session.in_flight.by_id] == ['"ping"']
+    assert [*unguarded.session.in_flight.by_id] == ["ping"]
 
 
 def test_a_message_that_the_server_does_not_take_before_the_policy_is_loaded_is_answered(
@@ -325,7 +332,7 @@ def test_calls_are_decided_in_portions(line: Line, monkeypatch: pytest.MonkeyPat
     line.server_has(2)
     line.client_has(5)
     assert line.store.together == [1, 3, 3, 1]  # the policy at the start, and the calls
-    line.send(*[call(number) | {"more": "x" * 2 * length} for number in range(1, 4)], call(4))
+    line.send(*[call(number) | {"more": "x" * 2 * length} for number in range(11, 14)], call(14))
     line.client_has(4)
     assert line.store.together[4:] == [1, 1, 2]
 
@@ -357,14 +364,59 @@ def test_while_the_store_fails_calls_are_denied_and_everything_else_passes(line:
     assert line.server_has() == [call(2)]
 
 
-def test_after_a_bug_requests_are_answered_the_bug_is_reported_and_nothing_is_forwarded(line: Line) -> None:
+def test_after_a_bug_the_calls_are_answered_the_bug_is_reported_and_everything_else_passes(line: Line) -> None:
     line.store.failure = ZeroDivisionError("a bug")
-    line.send(PING, call(1), {"jsonrpc": "2.0", "method": "notifications/x"})
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has(2)] == [("ping", 503), (1, 503)]
+    notification = {"jsonrpc": "2.0", "method": "notifications/x"}
+    line.send(PING, call(1), notification, call(2))
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has(2)] == [(1, 503), (2, 503)]
+    assert line.server_has(2) == [PING, notification]
     assert b"internal error, please report it: ZeroDivisionError('a bug')" in os.read(line.console, 4096)
     line.store.failure = None
-    line.send(call(2))
-    assert line.server_has() == [call(2)]
+    line.send(call(1))
+    assert line.server_has() == [call(1)]
+
+
+def fails_on(name: str, make: Callable[..., DecisionRequest]) -> Callable[..., DecisionRequest]:
+    """Like the function that makes the request for a call, but with a bug in it for one tool."""
+
+    def made(requests: DecisionRequests, frame: Frame, params: dict[str, Any], *rest: Any) -> DecisionRequest:
+        if params["name"] == name:
+            raise RecursionError("a bug")
+        return make(requests, frame, params, *rest)
+
+    return made
+
+
+def test_a_bug_in_judging_one_call_concerns_no_other_call_of_the_read_and_no_held_call(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line.policy.changed = parse('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
+    line.send(call(1), call(2))  # the second waits
+    assert line.server_has() == [call(1)]
+    with monkeypatch.context() as patched:
+        patched.setattr(DecisionRequests, "of_call", fails_on("odd", DecisionRequests.of_call))
+        odd, other = [call(at) | {"params": {"name": name, "arguments": {}}} for at, name in ((3, "odd"), (4, "other"))]
+        line.send(PING, odd, other, call(5))
+        assert [(one["id"], one["error"]["code"]) for one in line.client_has()] == [(3, 503)]
+        assert line.server_has(2) == [PING, other]
+    for ended, following in ((1, 2), (2, 5)):
+        line.answer(ended)
+        assert line.server_has() == [call(following)]
+    until(lambda: 3 in line.rows(), "the call that was not judged has a row")
+    assert line.rows() == {1: "allowed", 2: "allowed", 3: "unavailable", 4: "allowed", 5: "allowed"}
+
+
+def test_a_bug_in_deciding_a_held_call_drops_that_call_only(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.policy.changed = parse('[[rule]]\ntool = "*"\nper = []\nconcurrent = 1\nwait = "60s"\n')
+    odd = call(2) | {"params": {"name": "odd"}}
+    line.send(call(1), odd, call(3))
+    assert line.server_has() == [call(1)]
+    monkeypatch.setattr(DecisionRequests, "of_call", fails_on("odd", DecisionRequests.of_call))
+    line.answer(1)
+    assert [(one["id"], one.get("error", {}).get("code")) for one in line.client_has(2)] == [(1, None), (2, 503)]
+    assert line.server_has() == [call(3)]
+    until(lambda: 2 in line.rows(), "the dropped call has a row")
+    assert line.rows() == {1: "allowed", 2: "rate_limited", 3: "allowed"}
 
 
 def ask_for_input(line: Line) -> None:
@@ -636,7 +688,7 @@ def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes
     full.policy.changed = parse('mode = "enforce"')
     assert full.client_ended.wait(30)
     assert full.policy.changed is not None
-    assert [*full.session.in_flight.by_id] == ["1", '"ping"']
+    assert [*full.session.in_flight.by_id] == ["1", "ping"]
 
 
 def test_a_held_call_is_answered_when_the_server_has_closed_its_input(one_at_once: Line) -> None:

@@ -116,6 +116,28 @@ def test_arguments_have_no_hash_until_the_stores_key_is_known(door: Door) -> Non
     assert door.store.args_key == door.memory.args_key
 
 
+@pytest.mark.parametrize("before", range(6))
+def test_a_wrapper_that_started_without_its_store_admits_equal_calls_up_to_the_limit_and_no_more(
+    door: Door, before: int
+) -> None:
+    policy = '[[rule]]\nuser = "*"\nper = ["arguments"]\nlimit = "5/1h"\n[[rule]]\nuser = "*"\nlimit = "100/1h"\n'
+    session = Wrapper(door.store, policy, args_key=lambda: door.store.args_key)
+
+    def admitted(times: int) -> int:
+        return sum(session.call("x", arguments={"a": 1})[0].forwards for _ in range(times))
+
+    assert admitted(before) == before
+    door.go_on.set()
+    door.time.now_us += PROBE_US[1]
+    door.tend_until(lambda: not door.store.needs_tending)
+    assert admitted(8) == 5 - before
+    assert session.call("x", arguments={"a": 2})[0].forwards
+    other = Wrapper(door.store, policy, args_key=lambda: door.store.args_key, session="00000000000000bb")
+    assert sum(other.call("x", arguments={"a": 1})[0].forwards for _ in range(8)) == before, "those of the outage are apart"
+    door.time.now_us += 3600_000_000
+    assert admitted(8) == 5
+
+
 def test_a_store_that_opens_after_the_end_of_the_session_is_closed(door: Door) -> None:
     door.store.close()
     door.go_on.set()

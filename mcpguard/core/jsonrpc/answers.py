@@ -57,6 +57,9 @@ _BEGINNING = re.compile(rb"\s*\{\s*(?:" + _OTHER + rb",\s*)*+(?:" + _ANY_ID + rb
 _END = re.compile(rb",\s*" + _ANY_ID + rb"(?:,\s*" + _OTHER + rb")*+\}\s*$")
 # Requests and notifications, as every SDK writes them. The id of such a request is the server's
 _NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
+# Letters that are written as escapes. No SDK writes its keys so, but every parser reads such keys
+_ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")
+_ESCAPE = re.compile(rb"\\(?:u00([46][1-9a-fA-F]|[57][0-9aA])|.)", re.DOTALL)
 # Members of a result that is not simply `ok`
 _NEEDS_PARSING = re.compile(rb'"(?:isError"\s*:\s*true|input_required")')
 
@@ -71,6 +74,8 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
     Returns:
         The answer; None for a request, a notification, or anything else that is not a response.
     """
+    if _has_escaped_letter(frame, 0, len(frame)):
+        frame = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()) if match[1] else match[0], frame)
     if not whole:
         return _read_ends(frame)
     found = _shape(frame)
@@ -78,7 +83,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
         request_id, kind = found
         if kind == b"error":
             return Answer(request_id, "rpc_error")
-        # Without these bytes it is `ok` and needs no input, because no SDK writes its own keys with escapes
+        # Without these bytes it is `ok` and needs no input
         if not ((b"true" in frame or b"input_required" in frame) and _NEEDS_PARSING.search(frame)):
             return Answer(request_id, "ok")
     elif b'"id"' not in frame or _NO_ANSWER.match(frame):
@@ -91,6 +96,11 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
         return None
     answer_id = _id_text(message.get("id"))
     return None if answer_id is None else _answer(answer_id, message)
+
+
+def _has_escaped_letter(data: bytes, start: int, end: int) -> bool:
+    at = data.find(b"\\u00", start, end)  # in a tenth of the pattern's time
+    return at >= 0 and _ESCAPED_LETTER.search(data, at, end) is not None
 
 
 def _shape(frame: bytes) -> tuple[str, bytes] | None:
@@ -143,9 +153,9 @@ def read_batch(frame: bytes) -> list[Answer]:
     """
     try:
         messages = json.loads(frame)
+        found = [read_answer(json.dumps(message).encode()) for message in messages] if isinstance(messages, list) else []
     except (ValueError, RecursionError):
         return []
-    found = [read_answer(json.dumps(message).encode()) for message in messages] if isinstance(messages, list) else []
     return [answer for answer in found if answer is not None]
 
 
@@ -154,6 +164,10 @@ class Line(NamedTuple):
 
     frame: bytes
     whole: bool
+
+
+def _may_have_id(line: bytes) -> bool:
+    return b'"id"' in line or _has_escaped_letter(line, 0, len(line))
 
 
 class AnswerLines:
@@ -185,8 +199,8 @@ class AnswerLines:
         # A look at the start of a long line is cheaper than a search for an id through all of it
         while (end := chunk.find(b"\n", start) + 1) - start > _LONG_BYTES and _NO_ANSWER.match(chunk, start):
             start = end
-        if last > start and chunk.find(b'"id"', start, last) >= 0:
-            lines += [Line(line, True) for line in chunk[start:last].split(b"\n") if b'"id"' in line]
+        if last > start and (chunk.find(b'"id"', start, last) >= 0 or _has_escaped_letter(chunk, start, last)):
+            lines += [Line(line, True) for line in chunk[start:last].split(b"\n") if _may_have_id(line)]
         if last < len(chunk):
             self._hold(chunk[last:])
         return lines

@@ -133,13 +133,19 @@ class Plan:
         limit = self.limits[self.reported.index(reported)]
         return limit.n > 0 and _BY_ARGUMENTS in self.counters[limit.counter].label
 
-    def of_arguments(self, digest: str) -> "Plan":
+    def of_arguments(self, digest: str, earlier: str = "") -> "Plan":
         """The plan of a call with these arguments.
 
         Args:
             digest: The arguments' keyed hash, in hexadecimal digits: see `core.arguments`.
+            earlier: Their hash with a key that counted calls before; empty for none. The call must have room by either hash.
         """
-        return Plan(self.limits, self.reported, tuple([_of_arguments(counter, digest) for counter in self.counters]))
+        made = Plan(self.limits, self.reported, tuple([_of_arguments(counter, digest) for counter in self.counters]))
+        if not earlier:
+            return made
+        more = self.only(lambda limit: limit.n > 0 and self.counters[limit.counter].is_split).of_arguments(earlier)
+        limits = [limit._replace(counter=limit.counter + len(made.counters)) for limit in more.limits]
+        return Plan((*made.limits, *limits), made.reported + more.reported, made.counters + more.counters)
 
     def only(self, has: Callable[[Limit], bool]) -> "Plan":
         """The plan with only some of its limits, and their counters."""

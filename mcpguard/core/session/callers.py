@@ -35,13 +35,13 @@ class Caller(NamedTuple):
     context: str
     of_arguments: dict[str, Plan]
 
-    def plan_of(self, digest: str) -> Plan:
+    def plan_of(self, digest: str, earlier: str = "") -> Plan:
         """The plan of a call with these arguments; see `Plan.of_arguments`."""
-        found = self.of_arguments.get(digest)
+        found = self.of_arguments.get(digest + earlier)
         if found is None:
             if len(self.of_arguments) >= MAX_ARGUMENTS:
                 self.of_arguments.clear()
-            found = self.of_arguments[digest] = self.plan.of_arguments(digest)
+            found = self.of_arguments[digest + earlier] = self.plan.of_arguments(digest, earlier)
         return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from mcpguard.core import meta
-from mcpguard.core.arguments import args_hash, counted_hash
+from mcpguard.core.arguments import NONE, args_hash
 from mcpguard.core.client_agents import call_id, codex_tier
 from mcpguard.core.digest import cut
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
@@ -14,7 +14,7 @@ from mcpguard.core.jsonrpc.heavy import Unbuilt
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.callers import Caller, Callers
-from mcpguard.core.verdict import DecisionRequest
+from mcpguard.core.verdict import DecisionRequest, Verdict
 
 _REMEMBERED_BYTES: Final = 4096
 """The arguments of a longer call are not remembered."""
@@ -35,6 +35,7 @@ class DecisionRequests:
         self._callers = callers
         self._arguments = arguments
         self._args_key = args_key
+        self._has_own_key = False  # whether calls were counted by a key of this session, while the store's was not known
         # The last arguments, the key, and the hash: the next arguments may be the same object
         self._hashed: tuple[object, bytes, bytes] | None = None
 
@@ -64,7 +65,7 @@ class DecisionRequests:
         request.client_name = client_name
         if self._arguments == "hash":
             if key := self._args_key():
-                arguments = params.get("arguments")
+                arguments = params.get("arguments", NONE)
                 hashed = self._hashed
                 if hashed is None or arguments is not hashed[0] or key is not hashed[1]:
                     hashed = arguments, key, args_hash(arguments, key)
@@ -82,8 +83,13 @@ class DecisionRequests:
         """Add what only the requests of some plans have."""
         plan = caller.plan
         if plan.is_split:
-            key = self._args_key() or self._callers.session.encode()  # whoever can read the hash can read either key
-            request.plan = caller.plan_of(counted_hash(params, key))
+            key, arguments, earlier = self._args_key(), params.get("arguments", NONE), ""
+            if not key or self._has_own_key:
+                earlier = args_hash(
+                    arguments, self._callers.session.encode()
+                ).hex()  # whoever reads the hash can read either key
+                self._has_own_key = True
+            request.plan = caller.plan_of(args_hash(arguments, key).hex(), earlier) if key else caller.plan_of(earlier)
         if plan.cost is not None:
             request.detail = {**request.detail, "cost": plan.cost}
         if plan.waits:
@@ -101,6 +107,15 @@ class DecisionRequests:
             detail={"reason": refusal.message},
             decided="invalid",
         )
+
+    def of_unjudged(self, message: Frame | Refusal) -> tuple[DecisionRequest, Verdict]:
+        """The row, and its verdict, of a message that a bug kept from being judged."""
+        if isinstance(message, Refusal):
+            return self.of_refusal(message), Verdict("invalid")
+        tool = message.params["name"] if message.is_call and isinstance(message.params, dict) else None
+        request = self.of_refusal(Refusal(0, "internal_error", message.id or "null", tool=tool))
+        request.decided = "unavailable"
+        return request, Verdict("unavailable")
 
     def of_policy(self, reason: str) -> DecisionRequest:
         """The row that names the policy in force, and why the row is written."""

@@ -97,10 +97,10 @@ class StoreFailed:
 
 
 class Unjudged:
-    """A bug kept these lines from the client from being judged.
+    """A bug has stopped the exchange, and kept these lines from the client from being judged.
 
     Args:
-        lines: As `LineSplitter` returns them.
+        lines: As `LineSplitter` returns them; empty if those of the exchange are handed over again, one by one.
         now_us: A monotone clock's reading.
     """
 
@@ -183,12 +183,14 @@ class HeldCallsDue:
 
     Args:
         now_us: A monotone clock's reading.
+        alone: Whether only the first call that is due is decided: a bug has stopped an exchange with all of them.
     """
 
-    __slots__ = ("now_us",)
+    __slots__ = ("alone", "now_us")
 
-    def __init__(self, now_us: int) -> None:
+    def __init__(self, now_us: int, *, alone: bool = False) -> None:
         self.now_us = now_us
+        self.alone = alone
 
 
 class RecordingDue:

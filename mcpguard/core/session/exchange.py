@@ -1,11 +1,11 @@
 """One exchange: the messages of one read from the client, while they are judged."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Final
 
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.session.commands import Decide, ToClient, ToServer
+from mcpguard.core.session.held_calls import HeldCall
 from mcpguard.core.verdict import DecisionRequest, Verdict
 
 MAX_PORTION: Final = 256
@@ -26,12 +26,14 @@ class Exchange:
 
     Attributes:
         has_retry: Whether a call claims to be a retry that the server has asked for.
-        steps: In order, commands that need no decision, and requests for one.
+        steps: In order, commands that need no decision, requests for one, and cancellations of calls among these requests.
         requests: The requests among the steps.
         asked: The requests of the last `Decide`.
         verdicts: The verdicts so far, in the order of the requests.
         withdrawn: Requests that a later message of the exchange cancels.
+        ids: The `id_key` of each request among the messages; of calls with the request for a decision.
         agents: The agents that hooks noted for the calls, by call id.
+        due: The held calls that are decided anew.
     """
 
     agents = NO_AGENTS
@@ -40,25 +42,18 @@ class Exchange:
         self.messages = messages
         self.now_us = now_us
         self.has_retry = False
-        self.steps: list[DecisionRequest | ToServer | ToClient] = []
+        self.steps: list[DecisionRequest | ToServer | ToClient | Frame] = []
         self.requests: list[DecisionRequest] = []
         self.asked: Sequence[DecisionRequest] = ()
         self.verdicts: list[Verdict] = []
         self.withdrawn: set[DecisionRequest] = set()
+        self.ids: dict[str, DecisionRequest | None] = {}
+        self.due: Sequence[HeldCall] = ()
 
     def request(self, request: DecisionRequest) -> None:
         """Add a step that needs a decision."""
         self.steps.append(request)
         self.requests.append(request)
-
-    def is_used_again(self, request: DecisionRequest) -> bool:
-        """Whether a later message of the exchange has a call's id."""
-        last = self._last_by_id.get(request.request_id)
-        return last is not None and last is not request.frame
-
-    @cached_property
-    def _last_by_id(self) -> dict[str | None, Frame]:
-        return {message.id: message for message in self.messages if isinstance(message, Frame)}
 
     def ask(self) -> Decide:
         """Ask for the next portion of verdicts. A call that may be held is decided alone: others may have to wait for it."""

@@ -7,6 +7,7 @@ from mcpguard.core import limiter, meta
 from mcpguard.core.audit import Row
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc.frames import Frame, id_text
+from mcpguard.core.jsonrpc.ids import id_key
 from mcpguard.core.policy.plan import Plan
 from mcpguard.core.session.decision_requests import meta_of
 from mcpguard.core.session.retries import FreeRetries
@@ -77,7 +78,7 @@ class HeldCall:
 
 
 class HeldCalls:
-    """The held calls by request id, in the order of their arrival.
+    """The held calls by the key of their id, in the order of their arrival.
 
     A call is dropped if nobody waits for it any more. It is charged nothing, and has an audit row.
 
@@ -85,7 +86,7 @@ class HeldCalls:
         retries: The free retries. One that is dropped can be made again.
 
     Attributes:
-        calls: The calls; do not change them.
+        calls: The calls, by `id_key`; do not change them.
     """
 
     def __init__(self, retries: FreeRetries) -> None:
@@ -108,7 +109,7 @@ class HeldCalls:
 
     def get(self, request_id: str | None) -> HeldCall | None:
         """A held call; None if it is not held."""
-        return self.calls.get(request_id) if request_id is not None else None
+        return self.calls.get(id_key(request_id)) if request_id is not None else None
 
     def due(self, now_us: int) -> list[HeldCall]:
         """The calls that have to be decided anew."""
@@ -133,7 +134,8 @@ class HeldCalls:
         plan, frame = request.plan, request.frame
         assert frame is not None  # noqa: S101 - only calls are held
         assert frame.id is not None  # noqa: S101
-        call = self.calls.get(frame.id) or HeldCall(request, frame, agents, now_us)
+        key = id_key(frame.id)
+        call = self.calls.get(key) or HeldCall(request, frame, agents, now_us)
         waited_us = request.waited_us = call.waited_us(now_us)
         decision = limiter.decide(plan.limits, verdict.states, verdict.now_us)
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}
@@ -162,7 +164,7 @@ class HeldCalls:
         call.needs_only_places = all(one.counts == "concurrent" for one in limits)
         lost = call.waits_for.keys() - waits_for.keys()
         call.waits_for = waits_for
-        self.calls[frame.id] = call
+        self.calls[key] = call
         self._hurry_next(lost)
         return True
 
@@ -170,24 +172,24 @@ class HeldCalls:
         """Note that a request was decided and is not held, or not any more."""
         call = self.get(request.request_id)
         if call is not None and call.frame is request.frame:
-            self._remove(str(request.request_id))
+            self._remove(id_key(str(request.request_id)))
 
-    def drop(self, request_id: str, why: str, now_us: int) -> None:
-        """Drop a call that is held."""
-        self._drop(self._remove(request_id), why, now_us)
+    def drop(self, key: str, why: str, now_us: int) -> None:
+        """Drop a call that is held, by its `id_key`."""
+        self._drop(self._remove(key), why, now_us)
 
-    def _remove(self, request_id: str) -> HeldCall:
+    def _remove(self, key: str) -> HeldCall:
         """Forget a call and return it. The next call for each of its counters is due."""
-        call = self.calls.pop(request_id)
+        call = self.calls.pop(key)
         self._hurry_next(call.waits_for)
         return call
 
     def drop_all(self, why: str, now_us: int) -> list[str]:
-        """Drop all calls; returns their ids."""
+        """Drop all calls; returns their ids as JSON text."""
         calls, self.calls = self.calls, {}
         for call in calls.values():
             self._drop(call, why, now_us)
-        return [*calls]
+        return [str(call.frame.id) for call in calls.values()]
 
     def _drop(self, call: HeldCall, why: str, now_us: int) -> None:
         call.request.detail = {**call.request.detail, "waited_ms": call.waited_us(now_us) // 1000}
@@ -198,8 +200,12 @@ class HeldCalls:
         request.detail = {**request.detail, "reason": why}
         refused = verdict.copy()
         refused.decision, refused.states = "rate_limited", ()
-        self._dropped.append((request, refused))
+        self.note_row(request, refused)
         self._retries.give_back(request)
+
+    def note_row(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """Let a row be written that no `Decide` writes."""
+        self._dropped.append((request, verdict))
 
     @property
     def has_dropped(self) -> bool:

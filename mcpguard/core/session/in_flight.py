@@ -11,38 +11,42 @@ MAX_IN_FLIGHT: Final = 65_536
 MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
 """How many requests are remembered, and the length of their ids and tool names. Beyond either bound the oldest request is
 forgotten, because some are never answered. A forgotten request keeps its places until the server has ended or `MAX_IN_FLIGHT`
-others were forgotten, because the server may still be busy with it."""
+others were forgotten, because the server may still be busy with it. For limits on errors it has failed."""
 
 
 class InFlight(NamedTuple):
     """A request that was sent to the server and is not answered yet.
 
     Attributes:
+        id: Its id as JSON text.
         row_id: The store's id of its audit row; None if it has no row.
         since_us: When it was sent, by a monotone clock.
         tool: The tool that it calls; None if it is not a call.
         user: The caller.
         rounds: Its number among the free retries of one charge; 0 if it is not one.
         plan: Its plan, if the store has to be told of its end; else None. A request with a plan has a row.
-        has_outcome: Whether its outcome is kept already.
     """
 
+    id: str
     row_id: int | None
     since_us: int
     tool: str | None = None
     user: str = ""
     rounds: int = 0
     plan: Plan | None = None
-    has_outcome: bool = False
 
 
 class RequestsInFlight:
-    """The requests in flight, by id, and the outcomes that are not recorded yet.
+    """The requests in flight, by the key of their id, and the outcomes that are not recorded yet.
+
+    The server may have one request with an id at a time: the answers to two could not be distinguished. Whoever adds a request
+    asks `has_id` first. It is also true of a request that was cancelled or forgotten, until the server answers it after all.
 
     Attributes:
         endings: The calls that have ended and that the store has to be told of at once. Whoever tells it empties the list.
         to_settle: How many of the requests in flight are such calls.
-        by_id: The requests; do not change them.
+        by_id: The requests, by `id_key`; do not change them.
+        late: The keys of requests that have ended here, and that the server may still answer; do not change them.
     """
 
     def __init__(self) -> None:
@@ -51,87 +55,88 @@ class RequestsInFlight:
         self.by_id: dict[str, InFlight] = {}
         self._chars = 0
         self._outcomes: list[Outcome] = []
-        # Calls that still have places: by id those before a later request with the same id, and those that were forgotten
-        self._earlier: dict[str, list[Ending]] = {}
-        self._earlier_count = 0
-        self._forgotten: deque[Ending] = deque()
+        self.late: dict[str, None] = {}
+        self._forgotten: deque[Ending] = deque()  # calls that were forgotten and still have places
 
     @property
     def outcomes(self) -> int:
         """How many outcomes there are to be recorded."""
         return len(self._outcomes)
 
-    def add(self, request_id: str, request: InFlight) -> None:
-        """Remember a request that is being sent.
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether the server may answer a request."""
+        return bool(self.by_id or self.late)
 
-        An earlier request with the same id ends as `no_answer`, because the answers to the two cannot be distinguished. Its
-        places are freed when both are answered.
-        """
+    def has_id(self, key: str) -> bool:
+        """Whether the server may still answer a request with an id; see `id_key`."""
+        return key in self.by_id or key in self.late
+
+    def add(self, key: str, request: InFlight) -> None:
+        """Remember a request that is being sent, by the `id_key` of its id."""
         requests = self.by_id
-        if request_id in requests:
-            self._keep_places(request_id, self._remove(request_id, "no_answer", request.since_us))
-        requests[request_id] = request
+        requests[key] = request
         if request.plan is not None:
             self.to_settle += 1
-        self._chars += len(request_id) + len(request.tool or "")
+        self._chars += len(request.id) + len(request.tool or "")
         while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
             self._forget(next(iter(requests)), request.since_us)
 
-    def end(self, request_id: str, outcome: str, now_us: int) -> InFlight | None:
-        """Forget a request and return it; None if it is not in flight. Its outcome is kept if it has a row."""
-        request = self._remove(request_id, outcome, now_us)
-        if request is None:
+    def answered(self, key: str, outcome: str, now_us: int) -> InFlight | None:
+        """Note an answer: as `end`. The answer to a request that was cancelled or forgotten changes nothing."""
+        if key in self.late:
+            del self.late[key]
             return None
-        if request.plan is not None and request.row_id is not None:
+        return self.end(key, outcome, now_us)
+
+    def cancel(self, key: str, now_us: int) -> None:
+        """End a request that the client has cancelled, if it is in flight. The server may still answer it."""
+        if self.end(key, "cancelled", now_us):
+            self._expect_late_answer(key)
+
+    def end(self, key: str, outcome: str, now_us: int) -> InFlight | None:
+        """Forget a request and return it; None if it is not in flight. Its outcome is kept if it has a row."""
+        request = self._remove(key, outcome, now_us)
+        if request is not None and request.plan is not None and request.row_id is not None:
             self.endings.append(Ending(request.row_id, request.plan, failed=outcome in ERRORS))
-        if request_id in self._earlier:
-            self._expect_another_answer(request_id, now_us)
         return request
 
-    def _remove(self, request_id: str, outcome: str, now_us: int) -> InFlight | None:
+    def _remove(self, key: str, outcome: str, now_us: int) -> InFlight | None:
         """Remove a request and return it. Its outcome is kept if it has a row."""
-        request = self.by_id.pop(request_id, None)
+        request = self.by_id.pop(key, None)
         if request is None:
             return None
-        self._chars -= len(request_id) + len(request.tool or "")
-        if request.row_id is not None and not request.has_outcome:
+        self._chars -= len(request.id) + len(request.tool or "")
+        if request.row_id is not None:
             self._outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
         if request.plan is not None:
             self.to_settle -= 1
         return request
 
-    def _forget(self, request_id: str, now_us: int) -> None:
-        """Forget a request; its places stay taken."""
-        earlier = self._earlier.pop(request_id, [])
-        self._earlier_count -= len(earlier)
-        self._forgotten += [*earlier, *_places(self._remove(request_id, "no_answer", now_us))]
-        while len(self._forgotten) > MAX_IN_FLIGHT:
-            self.endings.append(self._forgotten.popleft())
+    def _forget(self, key: str, now_us: int) -> None:
+        """Forget a request. Its places stay taken."""
+        request = self._remove(key, "no_answer", now_us)
+        self._expect_late_answer(key)
+        if request is None or request.row_id is None or request.plan is None:
+            return
+        errors = request.plan.only(lambda limit: limit.counts == "errors")
+        if errors.settles:
+            self.endings.append(Ending(0, errors, failed=True))  # no call has this id, so no place is freed
+        if request.plan.caps:
+            self._forgotten.append(Ending(request.row_id, request.plan, failed=False))
+            if len(self._forgotten) > MAX_IN_FLIGHT:
+                self.endings.append(self._forgotten.popleft())
 
-    def _keep_places(self, request_id: str, request: InFlight | None) -> None:
-        """Keep the places of a call whose id a later request has."""
-        for ending in _places(request):
-            if self._earlier_count < MAX_IN_FLIGHT:
-                self._earlier.setdefault(request_id, []).append(ending)
-                self._earlier_count += 1
-            else:
-                self.endings.append(ending)
-
-    def _expect_another_answer(self, request_id: str, now_us: int) -> None:
-        """Let an earlier call with an id be in flight, after a later one has ended."""
-        earlier = self._earlier[request_id]
-        ending = earlier.pop()
-        self._earlier_count -= 1
-        if not earlier:
-            del self._earlier[request_id]
-        self.add(request_id, InFlight(ending.row_id, now_us, plan=ending.plan, has_outcome=True))
+    def _expect_late_answer(self, key: str) -> None:
+        self.late[key] = None
+        if len(self.late) > MAX_IN_FLIGHT:
+            del self.late[next(iter(self.late))]
 
     def end_all(self, outcome: str, now_us: int) -> list[str]:
-        """Forget all requests; returns their ids, oldest first."""
-        ids = list(self.by_id)
-        for request_id in ids:
-            while self.end(request_id, outcome, now_us):
-                pass
+        """Forget all requests; returns their ids as JSON text, oldest first."""
+        ids = [request.id for request in self.by_id.values()]
+        for key in list(self.by_id):
+            self.end(key, outcome, now_us)
         self.endings += self._forgotten
         self._forgotten.clear()
         return ids
@@ -157,10 +162,3 @@ def settled_plan(request: DecisionRequest, verdict: Verdict) -> Plan | None:
         full = {limit.rule for limit, _ in verdict.without_room(plan)}
         plan = plan.only(lambda limit: limit.counts != "errors" or limit.rule not in full)
     return plan if plan.settles else None
-
-
-def _places(request: InFlight | None) -> list[Ending]:
-    """The end of a call, if it has places."""
-    if request is None or request.row_id is None or request.plan is None or not request.plan.caps:
-        return []
-    return [Ending(request.row_id, request.plan, failed=False)]

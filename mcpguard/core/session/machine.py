@@ -26,8 +26,8 @@ looking up            `LookedUp`                          `Decide` if there is a
                                                           end of the exchange
 deciding              `Decided`, `StoreFailed`            `Decide` with the next portion of requests; after the last
                                                           portion the end of the exchange
-any                   `Unjudged`                          an error or a refusal for each request among the lines, and
-                                                          for each held call
+any                   `Unjudged`                          the end of the exchange, of which nothing is forwarded; an
+                                                          error or a refusal for each request among the lines
 ====================  ==================================  =========================================================
 
 At its end an exchange returns a `ToServer` or a `ToClient` for each message that is forwarded or answered, and is idle again.
@@ -47,11 +47,15 @@ Invariants
   counted.
 - Every request has exactly one answer, unless the client cancels it or leaves: a denial, a refusal, the server's answer, or an
   error because the server cannot answer. A request is in flight from its `ToServer` until its end.
+- The server has at most one unanswered request with an id, so that each answer is the answer to one request. A request with
+  the id of another is refused until the other is answered, even if that was cancelled.
+- The server gets no cancellation of a request that it did not get.
 - Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
   the client in that order, too.
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
 - Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries`, `held_calls` and `journal`.
-- `handle` raises nothing. An exception is a bug; the relay reports it and hands over `Unjudged`.
+- `handle` raises nothing. An exception is a bug. The relay reports it and hands over `Unjudged`; then, one by one, the held
+  calls that were due and the lines; and `Unjudged` for each that leads to an exception again.
 
 A call usually comes alone, and is allowed. `lone_call` and `forward` are a short cut for such a call, without an exchange. They
 lead to the same as the events.
@@ -59,6 +63,7 @@ lead to the same as the events.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Final
 
 from mcpguard.core import audit, meta
@@ -67,7 +72,8 @@ from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc import answers, frames
 from mcpguard.core.jsonrpc.answers import Answer
-from mcpguard.core.jsonrpc.frames import TOOLS_CALL, Frame, Refusal
+from mcpguard.core.jsonrpc.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal
+from mcpguard.core.jsonrpc.ids import id_key
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events, replies
 from mcpguard.core.session.callers import Callers
@@ -84,7 +90,11 @@ from mcpguard.errors import PolicyError
 MAX_OUTCOMES: Final = 64
 """Outcomes in one `Record`, or a 16th of all, if that is more: calls are not decided while the store writes it."""
 
+_MAX_UNSENT: Final = 1024
+"""How many requests are remembered that the server did not get: a client cancels one soon, or not at all."""
+
 _CANCELLED: Final = "notifications/cancelled"
+_USED_ID: Final = "a request with the id of another that is not answered yet"
 _INPUT_CLOSED: Final = "the server has closed its input"
 
 
@@ -124,6 +134,7 @@ class Session:
         self._endings = self.in_flight.endings
         self._retries = FreeRetries()
         self._held = HeldCalls(self._retries)
+        self._unsent: dict[str, None] = {}  # the keys of requests that the server did not get
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
@@ -146,6 +157,11 @@ class Session:
     def has_outcomes(self) -> bool:
         """Whether there are outcomes to be recorded, or rows of held calls that were dropped."""
         return self.in_flight.outcomes > 0 or self._held.has_dropped
+
+    @property
+    def held_calls(self) -> int:
+        """How many calls are held."""
+        return len(self._held.calls)
 
     @property
     def held_calls_due_us(self) -> int | None:
@@ -211,7 +227,9 @@ class Session:
         if callers.unauthenticated or not isinstance(callers.policy, Policy):
             return None
         assert isinstance(params, dict)  # noqa: S101 - `Frame.is_call` promises it
-        if request_id in self.in_flight.by_id or "requestState" in params or "inputResponses" in params:
+        assert request_id is not None  # noqa: S101
+        key, in_flight = id_key(request_id), self.in_flight
+        if key in in_flight.by_id or key in in_flight.late or "requestState" in params or "inputResponses" in params:
             return None
         call_meta = meta_of(params)
         if not meta.CALL_IDS.isdisjoint(call_meta) and not callers.identity.has_whole_agent:
@@ -225,14 +243,15 @@ class Session:
         assert frame is not None  # noqa: S101 - it is a call's request
         assert request_id is not None  # noqa: S101
         settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
-        flight = (verdict.row_id, now_us, call.tool, call.user, request.rounds, settled, False)
-        self.in_flight.add(request_id, tuple.__new__(InFlight, flight))  # half the time of `InFlight(…)`
+        flight = (request_id, verdict.row_id, now_us, call.tool, call.user, request.rounds, settled)
+        self.in_flight.add(id_key(request_id), tuple.__new__(InFlight, flight))  # half the time of `InFlight(…)`
         return frame.raw + b"\n"
 
     def resume(self, messages: Sequence[Frame | Refusal], request: DecisionRequest, now_us: int) -> None:
         """Go on with a call that came alone as if `Decide` had asked for its verdict: `Decided` or `StoreFailed` comes next."""
         self._exchange = exchange = Exchange(messages, now_us)
         exchange.request(request)
+        exchange.ids[id_key(str(request.request_id))] = request
         exchange.ask()
 
     # The exchange
@@ -247,12 +266,12 @@ class Session:
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
         """What the verdicts depend on and the session does not know; None if it knows everything."""
         ids: dict[str, None] = {}  # an ordered set
-        needs_answers, in_flight = False, self.in_flight.by_id
+        needs_answers, has_id = False, self.in_flight.has_id
         for message in exchange.messages:
             if isinstance(message, Refusal):
                 continue
             _, method, request_id, params = message
-            if request_id in in_flight:  # used again: its first request may be answered
+            if request_id is not None and has_id(id_key(request_id)):  # used again: the other request may be answered
                 needs_answers = True
             if method == TOOLS_CALL and isinstance(params, dict):
                 call_meta = meta_of(params)
@@ -260,7 +279,7 @@ class Session:
                     ids[one] = None
                 if "requestState" in params or "inputResponses" in params:
                     exchange.has_retry = needs_answers = True
-            elif method == _CANCELLED and isinstance(params, dict) and frames.id_text(params.get("requestId")) in in_flight:
+            elif method == _CANCELLED and (key := _cancelled_key(params)) is not None and has_id(key):
                 needs_answers = True  # the request may be answered: a client may cancel what it has the answer to
         return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
 
@@ -270,23 +289,35 @@ class Session:
     def _judge(self, agents: Mapping[str, str]) -> list[Command]:
         exchange, steps, held = self._exchange, self._exchange.steps, self._held.calls
         exchange.agents = agents
-        for message in exchange.messages:
-            if held and isinstance(message, Frame) and message.id in held:
-                # the answers to the two could not be distinguished
-                self._held.drop(message.id, "its id was used again", exchange.now_us)
+        for found in exchange.messages:
+            message = self._with_own_id(found)
             if isinstance(message, Refusal):
                 exchange.request(self._requests.of_refusal(message))
+                if message is found and message.id != "null":
+                    self._note_unsent(id_key(message.id))
                 if message.answered:
                     steps.append(replies.refused(message))
             elif message.method == TOOLS_CALL:
-                exchange.request(self._call(message, agents))
+                request = self._call(message, agents)
+                exchange.request(request)
+                exchange.ids[id_key(str(message.id))] = request
             elif not self._input_closed:
-                steps.append(self._passing(message))
+                steps += self._passing(message)
             elif message.id is not None and self._client_waits:
                 steps += replies.gone([message.id], self._input_closed)
         if held:
             self._add_due(exchange)
         return self._go_on()
+
+    def _with_own_id(self, message: Frame | Refusal) -> Frame | Refusal:
+        """The message; its refusal if it is a request with the id of one that is not answered yet."""
+        if isinstance(message, Refusal) or message.id is None:
+            return message
+        key = id_key(message.id)
+        if key in self._exchange.ids or key in self._held.calls or self.in_flight.has_id(key):
+            tool = str(message.params["name"]) if message.is_call and isinstance(message.params, dict) else None
+            return Refusal(INVALID_REQUEST, _USED_ID, message.id, tool=tool)
+        return message
 
     def _call(self, frame: Frame, agents: Mapping[str, str], rounds: int = 0) -> DecisionRequest:
         """The request for a call. `decided` is set if the decision does not depend on a limit.
@@ -325,28 +356,37 @@ class Session:
         if not (request.plan.caps or request.plan.is_closed):
             request.decided, request.waited_us = "continued", None
 
-    def _passing(self, frame: Frame) -> ToServer:
+    def _passing(self, frame: Frame) -> list[ToServer | Frame]:
         """Forward a message that is not a call, after looking for the client's name and for a cancellation."""
         if frame.id is not None:
-            self.in_flight.add(frame.id, InFlight(None, self._exchange.now_us))
-        params = frame.params
-        if isinstance(params, dict):
-            if frame.method == "initialize":
-                self._callers.client_name = name_in(params.get("clientInfo"))
-            elif frame.method == _CANCELLED and frame.id is None:  # servers do not take a request for a cancellation
-                self._cancelled(params.get("requestId"))
-        return ToServer(frame.raw + b"\n")
+            key = id_key(frame.id)
+            self._exchange.ids[key] = None
+            self.in_flight.add(key, InFlight(frame.id, None, self._exchange.now_us))
+        elif frame.method == _CANCELLED and (cancelled := _cancelled_key(frame.params)) is not None:
+            return self._cancelled(frame, cancelled)  # servers do not take a request for a cancellation
+        if frame.method == "initialize" and isinstance(frame.params, dict):
+            self._callers.client_name = name_in(frame.params.get("clientInfo"))
+        return [ToServer(frame.raw + b"\n")]
 
-    def _cancelled(self, request_id: object) -> None:
-        cancelled = frames.id_text(request_id)
-        if cancelled in self._held.calls:
-            self._held.drop(cancelled, "cancelled while it waited", self._exchange.now_us)
-        elif cancelled is not None:
-            unsent = [request for request in self._exchange.requests if request.request_id == cancelled]
-            if unsent:  # the request is in the same exchange; if an earlier one has its id, that one ends when it is sent
-                self._exchange.withdrawn.update(unsent)
-            else:
-                self.in_flight.end(cancelled, "cancelled", self._exchange.now_us)
+    def _cancelled(self, frame: Frame, key: str) -> list[ToServer | Frame]:
+        """Cancel a request; forward the cancellation if the server gets the request or may have got it."""
+        request = self._exchange.ids.get(key)
+        if key in self._held.calls:
+            self._held.drop(key, "cancelled while it waited", self._exchange.now_us)
+            self._note_unsent(key)
+        elif request is not None:  # it is not decided yet
+            self._exchange.withdrawn.add(request)
+            return [frame]
+        elif self.in_flight.has_id(key):
+            self.in_flight.cancel(key, self._exchange.now_us)
+            return [ToServer(frame.raw + b"\n")]
+        return [] if key in self._unsent else [ToServer(frame.raw + b"\n")]
+
+    def _note_unsent(self, key: str) -> None:
+        """Remember that the server did not get a request, in case that the client cancels it."""
+        self._unsent[key] = None
+        if len(self._unsent) > _MAX_UNSENT:
+            del self._unsent[next(iter(self._unsent))]
 
     def _go_on(self) -> list[Command]:
         """Ask for the next verdicts. When all have come, end the exchange: forward and answer its messages."""
@@ -356,13 +396,18 @@ class Session:
             if exchange.asked[0].waited_us is not None:
                 self._let_wait(exchange.asked[0])
             return [decide]
-        self._exchange = self._idle
         commands: list[Command] = []
         verdicts = iter(exchange.verdicts)
         for step in exchange.steps:
-            command = self._forward_or_deny(step, next(verdicts), exchange) if isinstance(step, DecisionRequest) else step
+            if isinstance(step, DecisionRequest):
+                command = self._forward_or_deny(step, next(verdicts), exchange)
+            elif isinstance(step, Frame):  # the cancellation of a call in this exchange
+                command = ToServer(step.raw + b"\n") if self.in_flight.has_id(str(_cancelled_key(step.params))) else None
+            else:
+                command = step
             if command is not None:
                 commands.append(command)
+        self._exchange = self._idle
         return commands
 
     def _forward_or_deny(self, request: DecisionRequest, verdict: Verdict, exchange: Exchange) -> ToServer | ToClient | None:
@@ -372,10 +417,11 @@ class Session:
         if verdict.decision in FORWARDED:
             data = self.forward(request, verdict, exchange.now_us)
             if exchange.withdrawn and request in exchange.withdrawn:
-                self.in_flight.end(request.request_id, "cancelled", exchange.now_us)
+                self.in_flight.cancel(id_key(request.request_id), exchange.now_us)
             return ToServer(data)
         if verdict.decision == "held":
             return None
+        self._note_unsent(id_key(request.request_id))
         self._retries.give_back(request)
         return self._denials.of(request.request_id, request, verdict, waits=self._client_waits)
 
@@ -383,7 +429,7 @@ class Session:
 
     def _let_wait(self, request: DecisionRequest) -> None:
         """Tell the store of a request whether it may be held, and whether an earlier call waits for one of its counters."""
-        if request.request_id not in self._held.calls and not (self._held.has_room and self._client_waits):
+        if self._held.get(request.request_id) is None and not (self._held.has_room and self._client_waits):
             request.waited_us = None
         else:
             request.is_behind = self._held.is_behind(request)
@@ -393,8 +439,6 @@ class Session:
         exchange = self._exchange
         if request in exchange.withdrawn:
             self._held.note_drop(request, verdict, "cancelled while it waited")
-        elif exchange.is_used_again(request):
-            self._held.note_drop(request, verdict, "its id was used again")
         elif not self._held.hold(request, verdict, exchange.agents, exchange.now_us):
             request.waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
             return False
@@ -402,14 +446,14 @@ class Session:
 
     def _held_calls_due(self, event: events.HeldCallsDue) -> list[Command]:
         self._exchange = exchange = Exchange((), event.now_us)
-        self._add_due(exchange)
+        self._add_due(exchange, alone=event.alone)
         return self._go_on()
 
-    def _add_due(self, exchange: Exchange) -> None:
+    def _add_due(self, exchange: Exchange, *, alone: bool = False) -> None:
         """Put the held calls that are due before everything else in an exchange, so that no later call passes them."""
         now_us = exchange.now_us
         steps: list[DecisionRequest | ToServer | ToClient] = []
-        due = self._held.due(now_us)
+        due = exchange.due = self._held.due(now_us)[: 1 if alone else None]
         for call in due:
             request = self._call(call.frame, call.agents, call.rounds)
             waited_us = call.waited_us(now_us)
@@ -449,26 +493,46 @@ class Session:
         return [log, *self._go_on()]
 
     def _unjudged(self, event: events.Unjudged) -> list[Command]:
-        self._exchange = self._idle
-        commands: list[Command] = []
+        commands = self._abandon(event.now_us)
         for line in event.lines:
-            with contextlib.suppress(Exception):  # the bug may be in the parser
-                for message in frames.read([line]):
-                    if isinstance(message, Refusal):
-                        commands += [replies.refused(message)] if message.answered else []
-                    elif message.id is not None:
-                        self.in_flight.end(message.id, "no_answer", event.now_us)
-                        commands += replies.unjudged([message.id])
-        held = self._held.drop_all("mcpguard failed to judge it", event.now_us)  # the bug may be in judging them
-        return commands + replies.unjudged(held)
+            messages: Sequence[Frame | Refusal] = (Frame(b"", None, "null", None),)  # if the bug is in the parser
+            with contextlib.suppress(Exception):
+                messages = frames.read([line])
+            for message in messages:
+                if isinstance(message, Refusal):
+                    commands += [replies.refused(message)] if message.answered else []
+                elif message.id is not None:
+                    commands += replies.unjudged([message.id])
+                with contextlib.suppress(Exception):  # the bug may be in making requests
+                    self._held.note_row(*self._requests.of_unjudged(message))
+        return commands
+
+    def _abandon(self, now_us: int) -> list[Command]:
+        """End an exchange that a bug has stopped, as if nothing of it were read. Calls that were charged stay charged."""
+        exchange, self._exchange = self._exchange, self._idle
+        calls = {request for request in exchange.ids.values() if request is not None}
+        for request, verdict in zip_longest(exchange.requests, exchange.verdicts):
+            if request in calls and (verdict is None or verdict.forwards):
+                self._retries.give_back(request)
+            if verdict is not None and verdict.forwards and request.request_id is not None:
+                key = id_key(request.request_id)
+                if not self.in_flight.has_id(key):
+                    self.forward(request, verdict, exchange.now_us)
+                self.in_flight.end(key, "no_answer", now_us)
+        for key in exchange.ids:
+            self.in_flight.end(key, "no_answer", now_us)
+        if len(exchange.due) == 1 and not exchange.messages and self._held.get(exchange.due[0].frame.id):
+            self._held.drop(id_key(str(exchange.due[0].frame.id)), "mcpguard failed to judge it", now_us)
+        gone = [str(call.frame.id) for call in exchange.due if not self._held.get(call.frame.id)]
+        return [*replies.unjudged(gone)]
 
     # The server, and the end
 
     def _server_wrote(self, event: events.ServerWrote) -> list[Command]:
         for line in event.lines:
-            if not self.in_flight.by_id:
+            if not self.in_flight.awaits_answers:
                 break
-            if line.frame.startswith(b"["):
+            if line.frame.lstrip().startswith(b"["):
                 for one in answers.read_batch(line.frame):
                     self._answered(one, event.now_us)
             elif answer := answers.read_answer(line.frame, whole=line.whole):
@@ -476,15 +540,13 @@ class Session:
         return []
 
     def _answered(self, answer: Answer, now_us: int) -> None:
-        request = self.in_flight.end(answer.id, answer.outcome, now_us)
-        if request is None:  # some servers answer the request 7 as "7", and the clients of both SDKs take that for its answer
-            request = self.in_flight.end(answer.id.strip('"'), answer.outcome, now_us)
+        request = self.in_flight.answered(id_key(answer.id), answer.outcome, now_us)
         if answer.wanted and request and request.tool is not None:
             self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
 
     def _undelivered(self, event: events.Undelivered) -> list[Command]:
         ids = replies.requests_in(event.data)
-        unanswered = [request_id for request_id in ids if self.in_flight.end(request_id, "no_answer", event.now_us)]
+        unanswered = [one for one in ids if self.in_flight.end(id_key(one), "no_answer", event.now_us)]
         return self._answer_all(unanswered, _INPUT_CLOSED)
 
     def _close_input(self, event: events.InputClosed) -> list[Command]:
@@ -543,3 +605,9 @@ _TRANSITIONS: Final[Mapping[type, Callable[[Session, Any], list[Command]]]] = {
     events.ClientLeft: Session._client_left,
     events.ServerExited: Session._exit,
 }
+
+
+def _cancelled_key(params: object) -> str | None:
+    """The key of the request that a cancellation names; None if it names none."""
+    request_id = frames.id_text(params.get("requestId")) if isinstance(params, dict) else None
+    return None if request_id is None else id_key(request_id)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
+from mcpguard.core.jsonrpc.ids import id_key
 from mcpguard.core.session.events import ClientWrote
 
 MAX_BYTES: Final = 64 * 1024
@@ -35,10 +36,13 @@ class Opening:
         """
         to_server = []
         for message in messages:
-            if isinstance(message, Refusal) or message.is_call or message.id in self._ids:
+            if isinstance(message, Refusal) or message.is_call:
                 return None
             if message.id is not None:
-                self._ids.add(message.id)
+                key = id_key(message.id)
+                if key in self._ids:
+                    return None
+                self._ids.add(key)
             to_server.append(message.raw + b"\n")
         data = b"".join(to_server)
         self._bytes += len(data)

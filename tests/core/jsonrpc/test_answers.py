@@ -70,7 +70,7 @@ def test_an_id_that_the_server_wrote_as_a_double_is_the_integer(order: str) -> N
 
 
 def test_keys_written_with_escapes_are_recognised() -> None:
-    assert read_answer(b'{"jsonrpc":"2.0","\\u0069d":7,"result":{}}') is None  # no id in sight: not looked into
+    assert read_answer(b'{"jsonrpc":"2.0","\\u0069d":7,"result":{}}') == Answer("7", "ok")
     assert read_answer(b'{"id":7,"\\u0072esult":{"isError":true}}') == Answer("7", "tool_error")
 
 
@@ -104,6 +104,27 @@ def test_every_answer_of_a_batch_is_read() -> None:
     batch = [{"id": 1, "result": {}}, {"method": "ping", "id": 5}, 7, {"id": "a", "result": {"isError": True}}]
     assert read_batch(json.dumps(batch).encode()) == [Answer("1", "ok"), Answer('"a"', "tool_error")]
     assert read_batch(b'[{"id":1,"result":{}}') == read_batch(b"[" * 100_000) == read_batch(b"[]") == []
+
+
+ID_KEYS = [r"\u0069d", r"i\u0064", r"\u0069\u0064"]
+
+
+@pytest.mark.parametrize("key", ID_KEYS)
+@pytest.mark.parametrize("order", ["id first", "id last"])
+def test_an_answer_is_found_however_the_key_of_its_id_is_spelled(key: str, order: str) -> None:
+    for body, outcome in (('"result":{"isE\\u0072ror":true}', "tool_error"), ('"\\u0065rror":{"code":1}', "rpc_error")):
+        frame = f'{{"{key}":7,{body}}}\n' if order == "id first" else f'{{{body},"{key}":7}}\n'
+        lines = AnswerLines().feed(b'{"method":"x"}\n' + frame.encode() + b'{"method":"x"}\n')
+        assert [read_answer(line.frame, whole=line.whole) for line in lines] == [Answer("7", outcome)]
+    large = json.dumps(LARGE)
+    frame = f'{{"{key}":7,"result":{large}}}\n' if order == "id first" else f'{{"result":{large},"{key}":7}}\n'
+    assert read_large(frame.encode()) == [Answer("7", "unparsed")]
+
+
+def test_text_that_only_looks_like_an_escape_stays_text() -> None:
+    for text in (r"\\u0069d", r"\\\\u0069d", r"\u00e9 \u003c \u0060 \\ \""):
+        assert read_answer(b'{"id":7,"result":{"text":"%b","isError":true}}' % text.encode()) == Answer("7", "tool_error")
+    assert read_answer(rb'{"\\u0069d":7,"result":{}}') is None
 
 
 def read_large(frame: bytes) -> list[Answer | None]:

@@ -1,11 +1,12 @@
 """Held calls: calls that wait until their limits have room."""
 
+import json
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from mcpguard.core.journal import Journal
-from mcpguard.core.session import events, held_calls, in_flight
+from mcpguard.core.session import held_calls, in_flight
 from mcpguard.core.session.events import HeldCallsDue
 from mcpguard.core.session.held_calls import LOOK_US
 from mcpguard.core.verdict import DecisionRequest, Verdict
@@ -45,13 +46,6 @@ def test_held_calls_go_first_come_first_served_and_other_calls_pass_them() -> No
     talk.time.pass_ms(1)
     assert talk.client(call_line("search", 5)) == ["forwarded 3"], "the new call must not take the room of the one that waits"
     assert talk.pass_ms(2000) == ["forwarded 4"]
-
-
-def test_a_call_of_another_tool_with_the_id_of_a_held_call_takes_its_place() -> None:
-    talk = Talk(RATE)
-    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
-    assert talk.client(call_line("other", 2)) == ["forwarded 2"]
-    assert talk.machine.held_calls_due_us is None
 
 
 def test_a_small_call_does_not_overtake_a_large_one_that_waits_for_the_same_counter() -> None:
@@ -126,7 +120,7 @@ def test_a_call_that_found_no_room_in_its_time_is_denied_as_ever() -> None:
 def test_a_held_call_is_charged_nothing_until_it_is_admitted() -> None:
     talk = Talk(RATE + '[[rule]]\nuser = "*"\nlimit = "2/1h"\n')
     assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
-    assert talk.client(cancel(2)) == ["forwarded notifications/cancelled"]
+    assert talk.client(cancel(2)) == []
     assert talk.client(call_line("other", 3)) == ["forwarded 3"]
 
 
@@ -136,7 +130,7 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     talk.client(call_line("search", 1))
     lines = [call_line("search", 2), cancel(2)]
     came_out = talk.client(*lines) if same_read else [*talk.client(lines[0]), *talk.client(lines[1])]
-    assert came_out == ["forwarded notifications/cancelled"]
+    assert came_out == [], "the server does not know the call"
     assert talk.pass_ms(5000) == []
     assert talk.machine.has_outcomes
     talk.record()
@@ -163,12 +157,10 @@ def test_a_dropped_call_shares_no_row_with_denials() -> None:
     ("drop", "why"),
     [
         (lambda talk: talk.client(cancel(2)), "cancelled while it waited"),
-        (lambda talk: talk.client(request("ping", 2)), "its id was used again"),
         (lambda talk: talk.client_leaves(), "the client left while it waited"),
         (lambda talk: talk.server_exits("server exited with status 1"), "the server ended while it waited"),
-        (lambda talk: talk.handle(events.Unjudged([], talk.time())), "mcpguard failed to judge it"),
     ],
-    ids=["cancelled", "id", "client", "server", "bug"],
+    ids=["cancelled", "client", "server"],
 )
 def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_to_wait(
     drop: Callable[[Talk], object], why: str
@@ -207,25 +199,14 @@ def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:
     assert talk.pass_ms(2000) == ["forwarded 3"]
 
 
-def test_a_call_that_uses_the_id_of_a_held_one_ends_that_one() -> None:
+@pytest.mark.parametrize("later", [call_line("other", 2), request("ping", 2), request("ping", "2")])
+@pytest.mark.parametrize("same_read", [True, False])
+def test_a_request_with_the_id_of_a_call_that_waits_is_refused_and_the_call_waits_on(later: bytes, *, same_read: bool) -> None:
     talk = Talk(RATE)
-    talk.client(call_line("search", 1), call_line("search", 2))
-    assert talk.client(request("ping", 2)) == ["forwarded 2"]
-    assert talk.pass_ms(5000) == []
-
-
-@pytest.mark.parametrize("later", [call_line("search", 2, arguments={"newer": 1}), request("ping", 2)], ids=["call", "ping"])
-def test_a_call_whose_id_is_used_again_in_the_same_read_is_not_held(later: bytes) -> None:
-    talk = Talk(RATE)
-    lines = [call_line("search", 1), call_line("search", 2), later, call_line("search", 3)]
-    is_call = later != request("ping", 2)
-    assert talk.client(*lines) == ["forwarded 1"] + ["forwarded 2"] * (not is_call)
-    assert talk.pass_ms(2000) == ["forwarded 2" if is_call else "forwarded 3"]
-    talk.record()
-    assert [(one["request_id"], one["reason"]) for one in talk.records if "reason" in one] == [(2, "its id was used again")]
-    if is_call:
-        assert talk.to_server[-1]["params"]["arguments"] == {"newer": 1}
-        assert talk.pass_ms(2000) == ["forwarded 3"], "it waits behind one call, and not behind two"
+    lines = [call_line("search", 1), call_line("search", 2)]
+    came_out = talk.client(*lines, later) if same_read else [*talk.client(*lines), *talk.client(later)]
+    assert came_out == ["forwarded 1", f"answered {json.loads(later)['id']}: -32600"]
+    assert talk.pass_ms(2000) == ["forwarded 2"]
 
 
 def test_a_refused_frame_with_the_id_of_a_held_call_does_not_end_it() -> None:
@@ -328,22 +309,6 @@ def test_a_batch_of_answers_frees_the_place_of_each_call() -> None:
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok", "tool_error"]
 
 
-@pytest.mark.parametrize("ids", [[0] * 30, [0, 1] * 15, [0, 0, 0, 0, 1, 1], [*range(5)] * 6])
-def test_calls_that_use_their_ids_again_without_end_can_still_be_answered(
-    monkeypatch: pytest.MonkeyPatch, ids: list[int]
-) -> None:
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
-    talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
-    for request_id in ids:
-        talk.client(call_line("browse", request_id))
-    assert sum(held.used for held in talk.store.held()) <= 9, "in flight, before those with the same ids, and forgotten"
-    for request_id in ids:
-        talk.answer(request_id)
-    assert not talk.awaits_answers
-    talk.server_exits("server exited with status 1")
-    assert talk.store.held() == []
-
-
 def test_a_client_that_asked_for_progress_is_told_each_second_that_its_call_waits() -> None:
     talk = Talk(RATE)
     talk.client(call_line("search", 1))
@@ -420,33 +385,6 @@ def test_a_place_is_free_when_its_call_is_answered_cancelled_or_cannot_be_answer
     assert talk.client(call_line("browse", 3)) == ["forwarded 3"]
 
 
-def test_calls_with_one_id_keep_their_places_until_there_is_an_answer_for_each() -> None:
-    talk = Talk(CAP.replace('concurrent = 1\nwait = "5s"', "concurrent = 2"))
-    assert [talk.client(call_line("browse", 1)) for _ in range(3)] == [["forwarded 1"], ["forwarded 1"], ["answered 1: 429"]]
-    talk.client(request("ping", 1))
-    talk.answer(1)
-    assert talk.client(call_line("browse", 2)) == ["answered 2: 429"], "it may have been the answer to the ping"
-    talk.answer(1)
-    assert talk.client(call_line("browse", 3)) == ["forwarded 3"]
-    assert talk.client(call_line("browse", 4)) == ["answered 4: 429"]
-    talk.client(cancel(1))
-    assert talk.client(call_line("browse", 5)) == ["forwarded 5"]
-    assert sorted((one.row_id, one.outcome) for one in talk.outcomes) == [(1, "no_answer"), (2, "no_answer")]
-    talk.server_exits("server exited with status 1")
-    assert talk.store.held() == []
-
-
-def test_ids_that_were_used_twice_and_answered_twice_do_not_count_as_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 2)
-    talk = Talk(CAP.replace('concurrent = 1\nwait = "5s"', "concurrent = 2"))
-    for _ in range(3):
-        assert talk.client(call_line("browse", 1)) + talk.client(call_line("browse", 1)) == ["forwarded 1"] * 2
-        talk.answer(1)
-        assert sum(held.used for held in talk.store.held()) == 1
-        talk.answer(1)
-        assert talk.store.held() == []
-
-
 def test_answers_have_to_be_read_first_only_while_a_call_is_in_flight_whose_end_the_store_is_told() -> None:
     talk = Talk(CAP)
     for request_id in (1, 2):
@@ -470,7 +408,7 @@ def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
     talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
     for at in range(20):
-        talk.client(call_line("browse", at % 2))
+        talk.client(call_line("browse", at))
     (held,) = talk.store.held()
     assert held.used <= 6, "three in flight, and three that were forgotten"
     talk.server_exits("server exited with status 1")
@@ -496,7 +434,7 @@ def test_a_free_retry_that_is_cancelled_while_it_waits_can_be_made_again() -> No
     talk.client(call_line("browse", 1))
     talk.answer(1, resultType="input_required", requestState="s", inputRequests={})
     assert talk.client(call_line("browse", 2), call_line("browse", 3, requestState="s")) == ["forwarded 2"]
-    assert talk.client(cancel(3)) == ["forwarded notifications/cancelled"]
+    assert talk.client(cancel(3)) == []
     talk.answer(2)
     assert talk.client(call_line("browse", 4, requestState="s")) == ["forwarded 4"]
 
@@ -622,9 +560,9 @@ def test_a_session_without_held_calls_asks_for_nothing() -> None:
 def test_a_call_behind_one_that_was_cancelled_for_another_counter_stays_where_it_is() -> None:
     talk = Talk(RATE + CAP)
     talk.client(call_line("search", 1), call_line("browse", 2), call_line("search", 3), call_line("browse", 4))
-    assert talk.client(cancel(3)) == ["forwarded notifications/cancelled"]
+    assert talk.client(cancel(3)) == []
     assert talk.attend() == []
-    assert talk.client(cancel(3), cancel("nobody")) == ["forwarded notifications/cancelled"] * 2
+    assert talk.client(cancel(3), cancel("nobody")) == ["forwarded notifications/cancelled"]
     talk.answer(2)
     assert talk.attend() == ["forwarded 4"]
 

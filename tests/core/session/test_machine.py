@@ -117,8 +117,8 @@ def test_requests_are_decided_in_portions(monkeypatch: pytest.MonkeyPatch) -> No
         "answered 7: 429",
     ]
     assert talk.together == [3, 3, 1]
-    long = [call_line("y", at, more="x" * 2 * length) for at in (1, 2, 3)]
-    talk.client(*long, call_line("y", 4))
+    long = [call_line("y", at, more="x" * 2 * length) for at in (11, 12, 13)]
+    talk.client(*long, call_line("y", 14))
     assert talk.together[3:] == [1, 1, 2]
 
 
@@ -494,7 +494,8 @@ def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pyt
         return parse_line(line)
 
     monkeypatch.setattr(frames, "parse", broken)
-    assert talk.handle(events.Unjudged([b'{"id":1,"method":"poison"}', request("ping", 2)], 0)) == ["answered 2: 503"]
+    lines = [b'{"id":1,"method":"poison"}', request("ping", 2)]
+    assert talk.handle(events.Unjudged(lines, 0)) == ["answered None: 503", "answered 2: 503"]
 
 
 # The end
@@ -503,7 +504,7 @@ def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pyt
 def test_before_the_id_of_a_request_in_flight_is_used_again_the_relay_is_told_to_read_answers() -> None:
     talk = Talk()
     talk.client(request("ping", 1), call_line("x", 2))
-    talk.client(request("ping", "1"), call_line("x", 3))
+    talk.client(request("ping", "a"), call_line("x", 3))
     assert talk.looked_up == []
     talk.client(call_line("x", 1))
     talk.answer(1)
