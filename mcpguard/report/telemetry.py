@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
+from mcpguard.auth.settings import is_loopback
 from mcpguard.config import Settings
 from mcpguard.core.digest import blake2b
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
@@ -97,10 +98,14 @@ class HttpCollector:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         import httpx2
 
+        # Headers may hold secrets, so what is plain HTTP on this machine never goes through a proxy
+        is_plain = urlsplit(url).scheme == "http" and is_loopback(urlsplit(url).hostname or "")
         own = {"content-type": "application/x-protobuf", "content-encoding": "gzip"}
         self._url = url.rstrip("/")
         self._errors = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
-        self._client = httpx2.Client(headers={**headers, **own}, timeout=TIMEOUT_S, follow_redirects=False)
+        self._client = httpx2.Client(
+            headers={**headers, **own}, timeout=TIMEOUT_S, follow_redirects=False, trust_env=not is_plain
+        )
 
     def send(self, path: str, message: Message) -> None:
         """See `Collector`. The errors do not repeat what the collector answers, which can hold anything."""
@@ -140,11 +145,15 @@ def checked_url(url: str) -> str:
     return url
 
 
-def headers(environ: Mapping[str, str]) -> dict[str, str]:
+def headers(environ: Mapping[str, str], url: str) -> dict[str, str]:
     """The headers in `OTEL_EXPORTER_OTLP_HEADERS`: `name=value,name=value`, percent-encoded.
 
+    Args:
+        environ: The environment.
+        url: The collector's URL. With headers it must be https, or http on this machine: they often hold an API key.
+
     Raises:
-        ConfigError: The variable has another form. The message does not repeat it.
+        ConfigError: The variable has another form, or the network could read the headers. The message does not repeat them.
     """
     found: dict[str, str] = {}
     for part in environ.get(HEADERS, "").split(","):
@@ -156,6 +165,9 @@ def headers(environ: Mapping[str, str]) -> dict[str, str]:
         if not sign or not is_name or not value.isascii() or not value.isprintable():
             raise ConfigError(f"{HEADERS}: not a list of name=value", "write api-key=…,other-name=…")
         found[name] = value
+    parts = urlsplit(url)
+    if found and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise ConfigError(f"--otlp: {url} would receive {HEADERS} unencrypted", f"write https://, or unset {HEADERS}")
     return found
 
 
