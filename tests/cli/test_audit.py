@@ -228,10 +228,10 @@ def test_the_time_offered_instead_of_since_is_that_of_the_newest_row(home: Path)
 
 
 def test_on_a_wide_terminal_each_row_has_user_and_agent(home: Path) -> None:
-    shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=150)[1].splitlines()
+    shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=180)[1].splitlines()
     assert shown[0].split()[3:7] == ["SERVER", "USER", "AGENT", "TOOL"]
     assert re.search(r"user  crm +alice@acme.com +Claude Code::interactive::default +echo ", shown[2])
-    assert [line for line in shown if len(line) >= 150 + len("\x1b[31m\x1b[0m")] == []
+    assert [line for line in shown if len(line) >= 180 + len("\x1b[31m\x1b[0m")] == []
 
 
 def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set(home: Path) -> None:
@@ -251,7 +251,7 @@ def test_long_and_wide_names_are_cut_to_fit(tmp_path: Path) -> None:
     policy(tmp_path, rule("1000000/999h", user="*", tool="*"))
     options = ("--server", "s" * 40, "--user", "客" * 60, "--agent", f"{'c' * 40}::{'t' * 40}::n")
     calls(tmp_path, "検索" * 30, 1, *options)
-    for columns in (80, 140):
+    for columns in (80, 160):
         shown = on_terminal(tmp_path, "audit", "tail", "--tool", "*", columns=columns, NO_COLOR="1")[1].splitlines()
         assert "…" in shown[2]
         cells = [sum(2 if ord(char) > 0x2E80 else 1 for char in line) for line in shown]

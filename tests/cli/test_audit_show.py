@@ -147,6 +147,23 @@ def test_the_command_names_the_policy_file_that_was_named(home: Path, tmp_path: 
     assert text.endswith(f"    mcpguard policy set --policy '{other}' --tool closed unlimited\n")
 
 
+def test_the_word_last_stands_for_the_newest_row_that_tail_shows(home: Path) -> None:
+    newest = mcpguard(home, "audit", "tail", "-n", "1").stdout.rpartition("id=")[2].strip()
+    assert f"id:          {newest}\n" in shown(home, "last")
+    with Host(home, *OBEDIENT, options=ALICE) as host:  # it writes a row that only names the policy
+        host.end()
+    assert f"id:          {newest}\n" in shown(home, "last")
+
+
+def test_the_last_row_of_an_empty_log_is_reported_as_missing(tmp_path: Path) -> None:
+    policy(tmp_path, POLICY)
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
+        host.end()
+    done = mcpguard(tmp_path, "audit", "show", "last")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("mcpguard: the audit log has no rows yet\nhint: call a tool of a server that mcpguard guards\n")
+
+
 def test_an_unknown_id_and_a_missing_store_are_reported(home: Path, tmp_path: Path) -> None:
     for row_id in ("nonsense", "0123456789abcdef-1"):
         done = mcpguard(home, "audit", "show", row_id)
