@@ -22,7 +22,7 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK_TIMEOUT_S: Final = 10.0
-"""How long to wait for other commands that edit the same file. Each takes some milliseconds."""
+"""How long to wait for other commands that edit the same file. Each takes a few milliseconds."""
 
 
 @contextlib.contextmanager

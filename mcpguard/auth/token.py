@@ -18,7 +18,7 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.followed_file import FollowedFile
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
-"""The longest token that is accepted. Tokens with hundreds of groups take some ten kilobytes."""
+"""The longest token that is accepted. Tokens with hundreds of groups take about ten kilobytes."""
 
 VARIABLE: Final = "MCPGUARD_TOKEN"
 

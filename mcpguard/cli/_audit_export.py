@@ -57,7 +57,7 @@ def command(
     A file appears under its name when it is complete, and only your account can read it. With --follow a row is written when
     its call has ended, or after ten seconds.
 
-    With --otlp rows become spans and metrics. The next command with the same store and URL goes on after the last row sent.
+    With --otlp rows become spans and metrics. The next command with the same store and URL continues after the last row sent.
     The first one with --follow begins with new rows unless --since is given. OTEL_EXPORTER_OTLP_HEADERS has the headers of
     requests, such as an API key.
 

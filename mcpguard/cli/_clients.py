@@ -42,7 +42,7 @@ class Words(NamedTuple):
 
 
 INSTALL: Final = Words("install", "guarded", "guarded already", "its mcpguard is this one now")
-UNINSTALL: Final = Words("uninstall", "not guarded any more", "not guarded")
+UNINSTALL: Final = Words("uninstall", "no longer guarded", "not guarded")
 
 
 class Chosen(NamedTuple):
@@ -90,7 +90,7 @@ def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 project_option = click.option(
-    "--project", metavar="DIR", help="Take the files of the project in DIR instead of your account's.", type=click.Path()
+    "--project", metavar="DIR", help="Use the files of the project in DIR instead of your account's.", type=click.Path()
 )
 
 change_options = all_of(
@@ -117,7 +117,7 @@ def project_folder(name: str | None) -> Path | None:
 
     Raises:
         UsageError: There is no such folder.
-        ConfigError: The working folder, to which the name is relative, does not exist any more.
+        ConfigError: The working folder, to which the name is relative, no longer exists.
     """
     if name is None:
         return None

@@ -130,7 +130,7 @@ class Group(_ShortHelp, click.Group):
 
 @contextlib.contextmanager
 def until_reader_leaves() -> Iterator[None]:
-    """End the command, without an error, when nobody reads stdout any more.
+    """End the command, without an error, when nobody still reads stdout.
 
     Raises:
         click.exceptions.Exit: The reader of stdout has gone away.
@@ -143,7 +143,7 @@ def until_reader_leaves() -> Iterator[None]:
         from mcpguard.cli._text import reader_leaves  # imported late: the hook is one of the commands
 
         if not reader_leaves(within_s=0):
-            raise McpguardError(f"cannot go on: {error.strerror or 'broken pipe'}") from error
+            raise McpguardError(f"cannot continue: {error.strerror or 'broken pipe'}") from error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
         raise click.exceptions.Exit(ExitStatus.OK) from error
 

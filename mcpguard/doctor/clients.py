@@ -53,7 +53,7 @@ def checks() -> Iterator[Check]:
 
 
 def _project(machine: Machine) -> Path | None:
-    """The working folder, unless it is the home folder or does not exist any more."""
+    """The working folder, unless it is the home folder or no longer exists."""
     try:
         folder = Path.cwd()
     except OSError:

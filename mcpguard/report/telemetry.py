@@ -1,4 +1,4 @@
-"""Sends the audit log to an OpenTelemetry collector, in a process of its own, and goes on where the last one stopped.
+"""Sends the audit log to an OpenTelemetry collector, in a process of its own, and continues where the last one stopped.
 
 Rows are sent in order and in batches. A file keeps the id of the last row that was sent. A row is sent again if this process
 ends between the collector's answer and the writing of that file.
@@ -193,7 +193,7 @@ class Position:
         self._lock = open_private(self.path.with_suffix(".lock"))
         if not try_lock(self._lock):
             os.close(self._lock)
-            raise McpguardError(f"another process sends this audit log to {url}", "let it go on, or end it first")
+            raise McpguardError(f"another process sends this audit log to {url}", "let it continue, or end it first")
 
     def read(self, key: bytes) -> int | None:
         """The id of the last row that was sent; None if there is none, 0 if it was of another store at the same address.

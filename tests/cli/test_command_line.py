@@ -195,7 +195,7 @@ def test_another_pipe_without_a_reader_is_an_error_with_a_message(
     monkeypatch.setattr(_policy_show, "print_plain", lambda _: os.write(unread, b"x"))
     monkeypatch.setattr(_text, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
     done = mcpguard(tmp_path, "policy", "show")
-    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot go on: Broken pipe\n")
+    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot continue: Broken pipe\n")
 
 
 def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_part_that_cannot_be_loaded_is_one_line_and_a_hint(tmp_path: Path, arg
     done = process(tmp_path, *argv, PYTHONPATH=path, MISSING=module)
     assert (done.returncode, done.stdout) == (1, "")
     told, hint = done.stderr.splitlines()
-    assert told == f"mcpguard: cannot go on: No module named '{module}'"
+    assert told == f"mcpguard: cannot continue: No module named '{module}'"
     assert hint.startswith("hint: ")
 
 

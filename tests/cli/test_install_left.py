@@ -21,7 +21,7 @@ def test_a_file_that_does_not_parse_is_left_and_the_other_clients_are_done(accou
     assert PROGRAM in codex.read_text()
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
     assert line.startswith(f"mcpguard: {cursor}:")
-    assert "hint: mend the file" in line
+    assert "hint: fix the file" in line
 
 
 def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Account) -> None:

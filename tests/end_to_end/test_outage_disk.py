@@ -162,7 +162,7 @@ def test_a_database_that_nobody_may_change_is_told_and_calls_are_counted_all_the
     try:
         with EagerHost(tmp_path, *script("obedient"), options=options) as host:
             assert codes(host, 6) == [200] * 3 + [429] * 3
-            wait_for(host, "calls go on as long as mcpguard.db-calls has room")
+            wait_for(host, "calls continue as long as mcpguard.db-calls has room")
             subprocess.run(["chattr", "-i", fixed], check=True)  # noqa: S607
             assert codes(host, 1) == [429]
             host.end()

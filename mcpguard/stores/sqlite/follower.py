@@ -20,7 +20,7 @@ TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
 
 CHUNKS_IN_TURN: Final = 8
-"""How much of the log is read in a turn, in chunks of some 15 records. While a process reads more, others may take turns."""
+"""How much of the log is read in a turn, in chunks of about 15 records. While a process reads more, others may take turns."""
 
 READ_AHEAD_CALLS: Final = 100
 """How many calls read the log before their turns, too, after there were records of others."""

@@ -26,7 +26,7 @@ def identity(path: StrPath) -> tuple[int, int]:
 
 
 def replaced(path: StrPath) -> StoreUnavailable:
-    """The error for a database that was open and is not at its path any more."""
+    """The error for a database that was open and is no longer at its path."""
     return StoreUnavailable(f"{path} was removed or replaced", "its counters are lost")
 
 
