@@ -72,7 +72,10 @@ def command(
     settings = config.load(os.environ, store=store)
     wanted = _filters.wanted(settings.namespace, **filters)
     if not settings.address.exists() and not follow:
-        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
+        raise McpguardError(
+            f"no audit log yet: there is no store at {settings.address.shown}",
+            "start a server with mcpguard run, which creates it",
+        )
     if collector is not None:
         if output is not None or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
             raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")

@@ -148,7 +148,7 @@ def find(store: AuditReader, namespace: str, row_id: str) -> dict[str, object]:
             if record["id"] == row_id:
                 return record
             if record["id"] == first_id:
-                hint = f"the denials before it have a row: mcpguard audit show {first_id}"
+                hint = f"look at the row of the denials before it: mcpguard audit show {first_id}"
     raise McpguardError(f"no row has the id {row_id}", hint)
 
 

@@ -111,7 +111,10 @@ def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> N
     """
     settings = config.load(os.environ, policy=policy, store=store)
     if not settings.address.exists():
-        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
+        raise McpguardError(
+            f"no audit log yet: there is no store at {settings.address.shown}",
+            "start a server with mcpguard run, which creates it",
+        )
     found, is_starter = load(settings.policy, named=settings.policy_named)
     with settings.read_store() as opened:
         record = _audit_show.find(opened, settings.namespace, row_id)

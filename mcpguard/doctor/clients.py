@@ -81,7 +81,9 @@ def command_of(server: str, environ: Mapping[str, str]) -> Command:
     again = f"give its command: mcpguard doctor --server {server} -- COMMAND"
     if not found:
         names = " ".join(sorted({entry.name for _, entry in known}))
-        raise UsageError(f"--server: no client has a server {server} with a command", f"known: {names}" if names else again)
+        raise UsageError(
+            f"--server: no client has a server {server} with a command", f"use one of: {names}" if names else again
+        )
     commands = {(entry.words[len(entry.guard or ()) :], frozenset(entry.env.items()), entry.cwd) for _, entry in found}
     if len(commands) > 1:
         titles = list(dict.fromkeys(source.client.title for source, _ in found))

@@ -157,7 +157,7 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {holds}"
     if took_ms > settings.timeout_ms:
         yield advice(
-            "store", detail, f"a call waits {settings.timeout_ms} ms at most: raise store.timeout_ms, or use a nearer server"
+            "store", detail, f"raise store.timeout_ms, or use a nearer server: a call waits {settings.timeout_ms} ms at most"
         )
     else:
         yield good("store", detail)

@@ -170,8 +170,8 @@ class CallStore(Protocol):
     def settle(self, endings: Sequence["Ending"]) -> None:
         """Free the places of calls in flight that have ended, and count those that failed as errors.
 
-        When this returns, all users of the store see it. A call that holds no place, or no longer holds one, is ignored; an error is
-        counted each time. The client gets the call's answer after this, so it takes no longer than a decision.
+        When this returns, all users of the store see it. A call that holds no place is ignored; an error is counted each
+        time. The client gets the call's answer after this, so it takes no longer than a decision.
         """
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:

@@ -82,7 +82,7 @@ def test_a_denial_that_shares_a_row_names_the_row_and_the_first_one_stands_in_fo
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
         f"mcpguard: no row has the id {first['id']}.9",
-        f"hint: the denials before it have a row: mcpguard audit show {first['id']}",
+        f"hint: look at the row of the denials before it: mcpguard audit show {first['id']}",
     ]
 
 
@@ -173,7 +173,7 @@ def test_an_unknown_id_and_a_missing_store_are_reported(home: Path, tmp_path: Pa
         )
     done = mcpguard(tmp_path / "empty", "audit", "show", "x-1")
     assert (done.returncode, done.stderr.startswith("mcpguard: no audit log yet: there is no store at ")) == (1, True)
-    assert done.stderr.endswith("\nhint: mcpguard run creates it\n")
+    assert done.stderr.endswith("\nhint: start a server with mcpguard run, which creates it\n")
 
 
 def test_names_reach_the_output_without_control_characters(tmp_path: Path) -> None:

@@ -78,11 +78,11 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
 @pytest.mark.parametrize(
     ("argv", "message", "hint"),
     [
-        (["help"], "no such command: help", "mcpguard --help"),
-        (["help", "policy"], "no such command: help", "mcpguard policy --help"),
-        (["policy", "help", "set"], "no such command: help", "mcpguard policy set --help"),
-        (["version"], "no such command: version", "mcpguard --version"),
-        (["policy", "version"], "no such command: version", "mcpguard --version"),
+        (["help"], "no such command: help", "run mcpguard --help"),
+        (["help", "policy"], "no such command: help", "run mcpguard policy --help"),
+        (["policy", "help", "set"], "no such command: help", "run mcpguard policy set --help"),
+        (["version"], "no such command: version", "run mcpguard --version"),
+        (["policy", "version"], "no such command: version", "run mcpguard --version"),
         (["policy", "list"], "no such command: list", "did you mean mcpguard policy show?"),
         (["policy", "remove", "--tool", "a"], "no such command: remove", "did you mean mcpguard policy unset?"),
         (["policy", "sett"], "no such command: sett", "did you mean mcpguard policy set?"),
@@ -121,7 +121,7 @@ def test_every_wrong_command_line_is_reported_in_one_form(
 
 def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path) -> None:
     hint = mcpguard(tmp_path, "policy", "zzz").stderr.splitlines()[1]
-    assert hint.startswith("hint: commands: ")
+    assert hint.startswith("hint: use one of: ")
     assert {"set", "show", "check"} <= set(hint.split())
 
 

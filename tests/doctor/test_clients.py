@@ -127,7 +127,7 @@ def test_a_server_of_a_project_starts_in_the_project_if_its_entry_says_so(
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("none", "no client has a server none with a command", "known: crm key twice"),
+        ("none", "no client has a server none with a command", "use one of: crm key twice"),
         (
             "crm",
             "Cursor, Windsurf start crm with different commands, folders or variables",

@@ -187,7 +187,7 @@ def test_a_store_that_is_no_database_is_reported_and_left_as_it_is(tmp_path: Pat
     with Host(tmp_path, *script("obedient")) as host:
         assert "result" in host.call(1, "search")
         assert host.end() == 0
-        assert f"{tmp_path}/mcpguard.db is not a store of mcpguard: file is not a database (is the path right?" in host.err
+        assert f"{tmp_path}/mcpguard.db is not a store of mcpguard: file is not a database (correct the path" in host.err
         assert "Traceback" not in host.err
     assert (tmp_path / "mcpguard.db").read_text() == "my holiday pictures " * 100
 

@@ -50,7 +50,7 @@ def test_a_file_that_may_grow_no_more_is_an_outage_that_ends_when_it_may(tmp_pat
         called_until(host, lambda: told(host, "store unavailable") > 0)
         assert codes(host, 4) == {"local": [200] * 3 + [429], "deny": [503] * 4, "allow": [200] * 4}[mode]
         assert codes(host, 1, "drop") == [403]
-        assert "is its disk full" in host.err
+        assert "check that its disk is not full" in host.err
         resource.prlimit(host.process.pid, SIZE, before)
         is_back(host)
         assert used(tmp_path) == [{"local": 5, "deny": 2, "allow": 2}[mode]]

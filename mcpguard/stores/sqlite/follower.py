@@ -97,7 +97,9 @@ class Follower:
             except OSError as error:
                 raise database.unavailable(self._path, error) from error
             if not is_held:
-                raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+                raise StoreUnavailable(
+                    f"{self._log.path} did not come free in time", "look for a stopped process that holds its lock"
+                )
             try:
                 if self._log.folder.may_have_changed():
                     self._log.check()
