@@ -14,6 +14,6 @@ test *arguments:
 bench *arguments:
     .ci/venv/bin/python -m tests.benchmarks {{ arguments }}
 
-# The demo, which takes some ten seconds
+# The demo, which takes about ten seconds
 demo:
     .ci/venv/bin/mcpguard demo

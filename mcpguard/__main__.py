@@ -22,7 +22,9 @@ def main() -> None:
             raise
         # A part of mcpguard cannot be loaded. It may be the part that prints errors
         what = str(error) or "no memory is left"
-        sys.exit(f"mcpguard: cannot go on: {what}\nhint: look at ulimit -a; if a file of mcpguard is missing, install it again")
+        sys.exit(
+            f"mcpguard: cannot continue: {what}\nhint: look at ulimit -a; if a file of mcpguard is missing, install it again"
+        )
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class Settings(NamedTuple):
         except ConfigError as error:
             where = self.places.get("store", "store")
             is_example = re.fullmatch(r"[a-z+]+://\S+", error.hint) is not None
-            hint = written(where, "url", error.hint) if is_example else error.hint
+            hint = f"write {written(where, 'url', error.hint)}" if is_example else error.hint
             raise ConfigError(error.message.replace("store: ", f"{where}: ", 1), hint) from error
 
     @property
@@ -171,7 +171,7 @@ def _damage_reported(address: "Address") -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
-        hint = "if the store is not damaged, please report it"
+        hint = "report it, unless the store is damaged"
         raise StoreUnavailable(f"{address.shown} cannot be used: internal error: {error!r}", hint) from error
 
 
@@ -252,7 +252,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         if given := options.get(key) or environ.get(f"MCPGUARD_{key.upper()}"):
             values[key] = given
     if any("\ud800" <= char <= "\udfff" for char in str(values.get("namespace", ""))):  # the bytes that are not UTF-8
-        raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "MCPGUARD_NAMESPACE=team")
+        raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "write MCPGUARD_NAMESPACE=team")
     if "denials" in values:
         _setting("denials", values["denials"], places["denials"])
     for key in SWITCHES:
@@ -262,7 +262,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     places["server"] = place("server", options.get("server"), environ)
     for key, name in {**values, "server": server}.items():
         if key in _NAMES and holds_token(str(name)):  # it would be in every audit row
-            hint = "to take users from tokens, configure [identity.jwt]"
+            hint = "configure [identity.jwt] to take users from tokens"
             raise ConfigError(f"{places[key]} holds a token where a name belongs", hint)
     policy = options.get("policy") or environ.get("MCPGUARD_POLICY")
     where = place("policy", options.get("policy"), environ)
@@ -288,7 +288,7 @@ def switch(name: str, environ: Mapping[str, str]) -> bool | None:
     if not word:
         return None
     if (found := _WORDS.get(word.lower())) is None:
-        raise ConfigError(f"{name}: {word!r} is neither 1 nor 0", f"{name}=1")
+        raise ConfigError(f"{name}: {word!r} is neither 1 nor 0", f"write {name}=1")
     return found
 
 
@@ -360,7 +360,7 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
             raise ConfigError(f"{where}: {file}: no such file", "give the name of a file that exists") from None
         return {}
     except OSError as error:
-        hint = "it must be a TOML file that this account may read"
+        hint = "name a TOML file that this account may read"
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", hint) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8", "save it as UTF-8") from error
@@ -373,19 +373,19 @@ def _setting(key: str, value: object, where: str) -> dict[str, object]:
         return {"keep_us": span_us(value, where=where)}
     if key in _CHOICES and value not in _CHOICES[key]:
         near = closest_word(str(value), _CHOICES[key])
-        hint = f"did you mean {written(where, key, near)}?" if near else f"known: {' '.join(_CHOICES[key])}"
+        hint = f"did you mean {written(where, key, near)}?" if near else f"use one of: {' '.join(_CHOICES[key])}"
         raise ConfigError(f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", hint)
     if key in _RANGES:
         low, high = _RANGES[key]
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             usual = Settings._field_defaults[key]
-            raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"{key} = {usual}")
+            raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"write {key} = {usual}")
     elif key in _BOOLEANS:
         if not isinstance(value, bool):
-            raise ConfigError(f"{where}: {value!r} is neither true nor false", f"{key} = false")
+            raise ConfigError(f"{where}: {value!r} is neither true nor false", f"write {key} = false")
     elif not isinstance(value, str) or not value:
         shown = "this" if key == "url" else repr(value)  # it may hold a password
-        raise ConfigError(f"{where}: {shown} is {'empty' if value == '' else 'not text'}", f'{key} = "…"')
+        raise ConfigError(f"{where}: {shown} is {'empty' if value == '' else 'not text'}", f'write {key} = "…"')
     return {"store" if key == "url" else key: value}
 
 
@@ -410,11 +410,11 @@ def span_us(text: object, *, where: str) -> int:
 
 def _hint_at_top(key: str, known: Sequence[str]) -> str:
     if key in {"rule", "cost", "mode", "wait"}:
-        return f"{key} is for policy.toml"
+        return f"write {key} into policy.toml"
     table = next((name for name, keys in _TABLES.items() if key in keys), "")
     return f"write {key} below a line [{table}]" if table else _nearest(key, known)
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     near = closest_word(word, known)
-    return f"did you mean {near}?" if near else f"known: {' '.join(known)}"
+    return f"did you mean {near}?" if near else f"use one of: {' '.join(known)}"

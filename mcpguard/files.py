@@ -108,7 +108,7 @@ def read_at_once(path: StrPath, max_bytes: int = -1) -> bytes:
 
 
 def close(fd: int) -> None:
-    """Close a file from which this process needs nothing any more.
+    """Close a file from which this process needs nothing further.
 
     The system closes it even if it reports an error, such as of a disk. What must be on the disk is forced to it before.
     """

@@ -91,7 +91,7 @@ def caller(
     if agent and not _is_part_of(agent, who):
         notify(f"--agent: a call has another one, {who.agent(None)[0]}, since the token names it")
     if (roles or scopes) and settings.jwt is None:
-        notify("no call has roles or scopes here: there is no [identity.jwt] in config.toml")
+        notify("no call has roles or scopes here: configure [identity.jwt] in config.toml")
     return who._replace(roles=tuple(roles) or who.roles, scopes=tuple(scopes) or who.scopes)
 
 
@@ -105,7 +105,7 @@ def _verified(settings: Settings, configured: Identity, file: Path | None, notif
     from mcpguard.auth.examining import examined  # loads PyJWT
 
     if settings.jwt is None:
-        raise ConfigError("no token names the user here", "there is no [identity.jwt] in config.toml")
+        raise ConfigError("no token names the user here", "configure [identity.jwt] in config.toml")
     found = examined(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=notify, file=file)[1]
     if found.identity is None:
         problem = found.problems[0]

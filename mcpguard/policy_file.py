@@ -158,4 +158,4 @@ def no_such_file(path: StrPath, *, named: bool) -> PolicyError:
         return PolicyError(what, "make one: mcpguard policy init")
     import shlex  # only for error messages
 
-    return PolicyError(what, f"is the name right? to make that file: mcpguard policy init --policy {shlex.quote(str(path))}")
+    return PolicyError(what, f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}")

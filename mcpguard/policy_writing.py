@@ -22,7 +22,7 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK_TIMEOUT_S: Final = 10.0
-"""How long to wait for other commands that edit the same file. Each takes some milliseconds."""
+"""How long to wait for other commands that edit the same file. Each takes a few milliseconds."""
 
 
 @contextlib.contextmanager
@@ -144,16 +144,18 @@ class Draft:
                 write(kept or target, content)
         except McpguardError as error:
             self.is_kept = True
-            raise McpguardError(error.message, f"the file is unchanged, and your text is in {self.file}") from error
+            raise McpguardError(error.message, f"look for your text in {self.file}; the file is unchanged") from error
         if kept:
-            raise McpguardError(f"{self._path}: another process has changed it while you edited", f"your text is in {kept}")
+            raise McpguardError(
+                f"{self._path}: another process has changed it while you edited", f"look for your text in {kept}"
+            )
 
     def _content(self) -> bytes:
         try:
             return self.file.read_bytes()
         except OSError as error:
             message = f"the text cannot be read after the editor: {error.strerror}"
-            raise McpguardError(message, f"{self._path} is unchanged") from error
+            raise McpguardError(message, f"edit again: {self._path} is unchanged") from error
 
 
 def _unused(path: Path) -> Path:

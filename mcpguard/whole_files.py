@@ -47,7 +47,7 @@ def reported(path: Path) -> Iterator[None]:
     except OSError as error:
         check = SWAPPED_HINT if error.errno == errno.ESTALE else _USUAL_HINT
         raise McpguardError(
-            f"{path}: cannot be written: {error.strerror or error}", f"the file is unchanged; {check}"
+            f"{path}: cannot be written: {error.strerror or error}", f"{check}; the file is unchanged"
         ) from error
 
 

@@ -141,7 +141,7 @@ def test_an_empty_variable_counts_as_not_set(tmp_path: Path, key: str) -> None:
 
 def test_a_namespace_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     error = refusal(tmp_path, environ={"MCPGUARD_NAMESPACE": "team\udcff"})  # so Python decodes a byte that is not UTF-8
-    assert (error.message, error.hint) == (r"MCPGUARD_NAMESPACE: 'team\udcff' is not UTF-8", "MCPGUARD_NAMESPACE=team")
+    assert (error.message, error.hint) == (r"MCPGUARD_NAMESPACE: 'team\udcff' is not UTF-8", "write MCPGUARD_NAMESPACE=team")
 
 
 def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> 
     assert loaded(tmp_path, denials="result").denials == "result"
     error = refusal(tmp_path, environ={"MCPGUARD_DENIALS": "both"})
     assert error.message == "MCPGUARD_DENIALS: 'both' is none of auto, error, result"
-    assert error.hint == "known: auto error result"
+    assert error.hint == "use one of: auto error result"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_variable_for_quiet_overrides_the_file(tmp_path: Path, word: str, quie
 def test_a_variable_that_neither_switches_on_nor_off_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({"MCPGUARD_HOME": str(tmp_path), name: "very"})
-    assert (caught.value.message, caught.value.hint) == (f"{name}: 'very' is neither 1 nor 0", f"{name}=1")
+    assert (caught.value.message, caught.value.hint) == (f"{name}: 'very' is neither 1 nor 0", f"write {name}=1")
 
 
 def test_a_named_policy_must_exist_and_is_found_from_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> N
     error = refusal(tmp_path, config=str(tmp_path))
     assert (error.message, error.hint) == (
         f"{tmp_path}: cannot be read: Is a directory",
-        "it must be a TOML file that this account may read",
+        "name a TOML file that this account may read",
     )
 
 
@@ -273,7 +273,8 @@ def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content:
     assert (error.message, error.hint) == (f"{tmp_path}/odd.toml: {what}", hint)
 
 
-OUTAGE = "known: local deny allow"
+OUTAGE = "use one of: local deny allow"
+FRAME = "write max_frame_bytes = 10485760"
 HASH = 'did you mean arguments = "hash"?'
 SPAN = 'write a number and one of s m h d w, such as "30d"'
 
@@ -283,31 +284,31 @@ SPAN = 'write a number and one of s m h d w, such as "30d"'
     [
         ("denial = 1", "denial", "unknown setting", "did you mean denials?"),
         ("[stor]", "stor", "unknown setting", "did you mean store?"),
-        ("zzz = 1", "zzz", "unknown setting", "known: store identity audit denials quiet max_frame_bytes"),
-        ("[[rule]]\nlimit = '5/1m'", "rule", "unknown setting", "rule is for policy.toml"),
-        ("mode = 'observe'", "mode", "unknown setting", "mode is for policy.toml"),
+        ("zzz = 1", "zzz", "unknown setting", "use one of: store identity audit denials quiet max_frame_bytes"),
+        ("[[rule]]\nlimit = '5/1m'", "rule", "unknown setting", "write rule into policy.toml"),
+        ("mode = 'observe'", "mode", "unknown setting", "write mode into policy.toml"),
         ("user = 'alice'", "user", "unknown setting", "write user below a line [identity]"),
         ("issuer = 'https://x'", "issuer", "unknown setting", "write issuer below a line [identity.jwt]"),
         ("[store]\ntimeout = 1", "store.timeout", "unknown setting", "did you mean timeout_ms?"),
-        ("[audit]\nqqq = 1", "audit.qqq", "unknown setting", "known: keep max_mb arguments"),
+        ("[audit]\nqqq = 1", "audit.qqq", "unknown setting", "use one of: keep max_mb arguments"),
         ("store = 'x'", "'store' is not a table", "", "write [store] above its settings"),
-        ("denials = 'x'", "denials", "'x' is none of auto, error, result", "known: auto error result"),
+        ("denials = 'x'", "denials", "'x' is none of auto, error, result", "use one of: auto error result"),
         ("denials = ['error']", "denials", "['error'] is none of auto, error, result", 'did you mean denials = "error"?'),
         ("[store]\non_unavailable = 7", "store.on_unavailable", "7 is none of local, deny, allow", OUTAGE),
         ("[store]\non_unavailable = 'open'", "store.on_unavailable", "'open' is none of local, deny, allow", OUTAGE),
-        ("[store]\ndurability = 1", "store.durability", "1 is none of normal, full", "known: normal full"),
+        ("[store]\ndurability = 1", "store.durability", "1 is none of normal, full", "use one of: normal full"),
         ("[audit]\narguments = 'hashs'", "audit.arguments", "'hashs' is none of hash, none, full", HASH),
-        ("[store]\ntimeout_ms = 0", "store.timeout_ms", "0 is not a number from 1 to 60000", "timeout_ms = 250"),
-        ("[store]\ntimeout_ms = 60001", "store.timeout_ms", "60001 is not a number from 1 to 60000", "timeout_ms = 250"),
-        ("[store]\ntimeout_ms = '5'", "store.timeout_ms", "'5' is not a number from 1 to 60000", "timeout_ms = 250"),
-        ("[store]\ntimeout_ms = true", "store.timeout_ms", "True is not a number from 1 to 60000", "timeout_ms = 250"),
-        ("[store]\ntimeout_ms = 1.5", "store.timeout_ms", "1.5 is not a number from 1 to 60000", "timeout_ms = 250"),
-        ("[audit]\nmax_mb = -1", "audit.max_mb", "-1 is not a number from 1 to 1000000", "max_mb = 256"),
-        ("max_frame_bytes = 10", "max_frame_bytes", "10 is not a number from 1024 to 1073741824", "max_frame_bytes = 10485760"),
-        ("[identity]\ntrust_meta = 1", "identity.trust_meta", "1 is neither true nor false", "trust_meta = false"),
-        ("[identity]\nuser = ''", "identity.user", "'' is empty", 'user = "…"'),
-        ("[identity]\nuser = 7", "identity.user", "7 is not text", 'user = "…"'),
-        ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'url = "…"'),
+        ("[store]\ntimeout_ms = 0", "store.timeout_ms", "0 is not a number from 1 to 60000", "write timeout_ms = 250"),
+        ("[store]\ntimeout_ms = 60001", "store.timeout_ms", "60001 is not a number from 1 to 60000", "write timeout_ms = 250"),
+        ("[store]\ntimeout_ms = '5'", "store.timeout_ms", "'5' is not a number from 1 to 60000", "write timeout_ms = 250"),
+        ("[store]\ntimeout_ms = true", "store.timeout_ms", "True is not a number from 1 to 60000", "write timeout_ms = 250"),
+        ("[store]\ntimeout_ms = 1.5", "store.timeout_ms", "1.5 is not a number from 1 to 60000", "write timeout_ms = 250"),
+        ("[audit]\nmax_mb = -1", "audit.max_mb", "-1 is not a number from 1 to 1000000", "write max_mb = 256"),
+        ("max_frame_bytes = 10", "max_frame_bytes", "10 is not a number from 1024 to 1073741824", FRAME),
+        ("[identity]\ntrust_meta = 1", "identity.trust_meta", "1 is neither true nor false", "write trust_meta = false"),
+        ("[identity]\nuser = ''", "identity.user", "'' is empty", 'write user = "…"'),
+        ("[identity]\nuser = 7", "identity.user", "7 is not text", 'write user = "…"'),
+        ("[store]\nurl = ['redis://u:secret@h']", "store.url", "this is not text", 'write url = "…"'),
         ("[audit]\nkeep = 30", "audit.keep", "30 is not a span of time", SPAN),
         ("[audit]\nkeep = '30'", "audit.keep", "'30' is not a span of time", SPAN),
         ("[audit]\nkeep = '0d'", "audit.keep", "'0d' is not a span of time", SPAN),
@@ -387,11 +388,11 @@ URL = "sqlite:///absolute/path.db"
 @pytest.mark.parametrize(
     ("given", "where", "hint", "status"),
     [
-        ({"option": "nonsense"}, "--store", f"--store {URL}", 2),
-        ({"variable": "nonsense"}, "MCPGUARD_STORE", f"MCPGUARD_STORE={URL}", 78),
-        ({"file": "nonsense"}, "{file}: store.url", f'url = "{URL}"', 78),
-        ({"option": "nonsense", "variable": URL, "file": URL}, "--store", f"--store {URL}", 2),
-        ({"variable": "nonsense", "file": URL}, "MCPGUARD_STORE", f"MCPGUARD_STORE={URL}", 78),
+        ({"option": "nonsense"}, "--store", f"write --store {URL}", 2),
+        ({"variable": "nonsense"}, "MCPGUARD_STORE", f"write MCPGUARD_STORE={URL}", 78),
+        ({"file": "nonsense"}, "{file}: store.url", f'write url = "{URL}"', 78),
+        ({"option": "nonsense", "variable": URL, "file": URL}, "--store", f"write --store {URL}", 2),
+        ({"variable": "nonsense", "file": URL}, "MCPGUARD_STORE", f"write MCPGUARD_STORE={URL}", 78),
     ],
 )
 def test_an_invalid_store_is_reported_with_its_place_and_a_hint_for_that_place(
@@ -511,7 +512,7 @@ def test_an_endless_device_is_no_file_of_settings(tmp_path: Path) -> None:
     error = refusal(tmp_path, config="/dev/zero")
     assert (error.message, error.hint) == (
         "/dev/zero: cannot be read: a device, not a file",
-        "it must be a TOML file that this account may read",
+        "name a TOML file that this account may read",
     )
 
 

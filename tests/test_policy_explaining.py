@@ -199,7 +199,7 @@ def test_the_places_of_what_is_configured_are_named(home: Home) -> None:
 def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
     home.policy = parse('[[rule]]\nagent = "*::interactive::*"\nlimit = "2/1h"\n')
     home.explain(who=identity(agent="a::interactve::b"))
-    assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; is it misspelt?"]
+    assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; check the spelling"]
 
 
 # Caps, cost, errors, arguments and waits
@@ -320,7 +320,7 @@ def test_what_can_name_the_agent_otherwise_is_told(home: Home) -> None:
 def test_roles_and_scopes_that_are_given_are_warned_of_where_no_token_names_any(home: Home) -> None:
     who = home.caller(roles=("a",), scopes=("s",))
     assert (who.roles, who.scopes) == (("a",), ("s",))
-    assert home.warnings == ["no call has roles or scopes here: there is no [identity.jwt] in config.toml"]
+    assert home.warnings == ["no call has roles or scopes here: configure [identity.jwt] in config.toml"]
 
 
 def test_without_verified_users_a_token_names_nobody(home: Home) -> None:

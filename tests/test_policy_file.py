@@ -310,7 +310,7 @@ def test_a_named_file_that_is_missing_is_an_error_until_it_exists(path: Path) ->
 def test_a_named_file_that_is_missing_asks_whether_its_name_is_right(path: Path) -> None:
     found = PolicyFile(path, named=True).begin()
     assert isinstance(found, PolicyError)
-    assert found.hint == f"is the name right? to make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
+    assert found.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
 
 
 def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path) -> None:

@@ -52,6 +52,24 @@ def test_each_recipe_says_what_the_problem_is_what_the_client_sees_and_how_to_lo
         assert "**Look at it:**" in text, title
 
 
+TOOLS = {
+    "filesystem": "read_file read_text_file read_media_file read_multiple_files write_file edit_file create_directory "
+    "list_directory list_directory_with_sizes directory_tree move_file search_files get_file_info list_allowed_directories",
+    "github": "get_file_contents search_code search_repositories push_files issue_read issue_write create_pull_request "
+    "merge_pull_request pull_request_read",
+    "playwright": "browser_close browser_click browser_navigate browser_run_code_unsafe browser_snapshot browser_type",
+}
+"""Tools that the servers in the versions that the page names listed, by the server's usual name."""
+
+
+def test_the_rules_for_servers_that_many_people_have_name_tools_of_these_servers() -> None:
+    section = PAGE.split("\n### Limit servers that many people have\n")[1]
+    (text,) = re.findall(r"```toml\n(.*?)```", section.split("\n## ")[0], re.DOTALL)
+    rules = tomllib.loads(text)["rule"]
+    assert {rule["server"] for rule in rules} == set(TOOLS)
+    assert [rule for rule in rules if rule["tool"] not in TOOLS[rule["server"]].split()] == []
+
+
 def test_an_expensive_report_takes_more_of_the_budget_than_a_search() -> None:
     one = talk("An expensive report")
     assert [one.client(call_line("generate_report", at)) for at in range(5)] == [[f"forwarded {at}"] for at in range(5)]

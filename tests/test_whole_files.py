@@ -139,7 +139,7 @@ def test_who_swaps_a_name_in_a_shared_folder_neither_changes_another_file_nor_ge
     swap(monkeypatch, lambda: file if swapped == "the file" else next(folder.glob(".policy*")), victim, at=at)
     with pytest.raises(McpguardError, match="cannot be written: its name leads to another file by now") as error:
         whole_files.write(file, b"new")
-    assert error.value.hint.endswith("check who else may write to its folder, then run this again")
+    assert error.value.hint.startswith("check who else may write to its folder, then run this again")
     after = victim.stat()
     assert (victim.read_bytes(), after.st_mode, after.st_mtime_ns) == (b"key", before.st_mode, before.st_mtime_ns)
     if swapped == "the unfinished file":

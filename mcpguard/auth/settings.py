@@ -16,9 +16,9 @@ ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 """The algorithms that the settings can allow. Never `none`, and never HMAC, whose verification key can also sign."""
 
 _HINTS: Final = {
-    "issuer": 'issuer = "https://idp.acme.com/", exactly as in the claim iss of the tokens',
-    "audience": 'audience = "crm-mcp", one of the values in the claim aud of the tokens',
-    "jwks": 'jwks = "https://idp.acme.com/.well-known/jwks.json", or a file',
+    "issuer": 'write issuer = "https://idp.acme.com/", exactly as in the claim iss of the tokens',
+    "audience": 'write audience = "crm-mcp", one of the values in the claim aud of the tokens',
+    "jwks": 'write jwks = "https://idp.acme.com/.well-known/jwks.json", or a file',
 }
 
 
@@ -60,7 +60,7 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
     algorithms = texts.get("algorithms", ("RS256",))
     for name in algorithms:
         if name not in ALGORITHMS:
-            raise ConfigError(f"{where}.algorithms: {name!r} is not allowed", f"known: {' '.join(ALGORITHMS)}")
+            raise ConfigError(f"{where}.algorithms: {name!r} is not allowed", f"use one of: {' '.join(ALGORITHMS)}")
     claims = {key: texts[key][0] for key in ("user_claim", "roles_claim", "agent_claim") if key in texts}
     jwks = texts["jwks"][0]
     if jwks.startswith("file:///"):
@@ -114,7 +114,7 @@ def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
         shown = "this" if where.endswith("jwks") else repr(value)  # a URL can hold a secret
         what = "empty" if all(isinstance(text, str) for text in values) else "not text"
-        raise ConfigError(f"{where}: {shown} is {what}", f'{where.rpartition(".")[2]} = "…"')
+        raise ConfigError(f"{where}: {shown} is {what}", f'write {where.rpartition(".")[2]} = "…"')
     return tuple(values)
 
 

@@ -18,11 +18,11 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.followed_file import FollowedFile
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
-"""The longest token that is accepted. Tokens with hundreds of groups take some ten kilobytes."""
+"""The longest token that is accepted. Tokens with hundreds of groups take about ten kilobytes."""
 
 VARIABLE: Final = "MCPGUARD_TOKEN"
 
-_NOT_A_JWT: Final = "a JWT has three parts with dots between them; an opaque access token cannot be verified"
+_NOT_A_JWT: Final = "get a JWT, which has three parts with dots between them: an opaque access token cannot be verified"
 
 
 class Examination(NamedTuple):
@@ -208,7 +208,7 @@ class TokenSource:
         if why is None:
             hint = f"log in, so that the file is written, or set {VARIABLE}; the next call uses the file, without a restart"
             return Unauthenticated(f"there is no token: {file} does not exist", hint)
-        return Unauthenticated(f"the token file {file} cannot be read: {why}", "the file must hold the token and nothing else")
+        return Unauthenticated(f"the token file {file} cannot be read: {why}", "write the token and nothing else into the file")
 
     def _signature_problem(self, token: bytes, header: dict[str, Any], where: str) -> Unauthenticated | None:
         """Why none of the known keys verifies the signature; None if one does."""
@@ -225,7 +225,7 @@ class TokenSource:
         hint = "get a new token, or check identity.jwt.jwks; later calls fetch the keys again"
         if keys:
             what = f"has a signature that is not {self._settings.expected.issuer}'s"
-            hint = "the token was changed, or somebody else signed it; get a new one"
+            hint = "get a new token: this one was changed, or somebody else signed it"
         elif kid is None:
             what = f"has no kid, and {self.keys.source} has no key for {algorithm}"
         elif self.keys.has(kid):

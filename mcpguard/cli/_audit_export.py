@@ -57,7 +57,7 @@ def command(
     A file appears under its name when it is complete, and only your account can read it. With --follow a row is written when
     its call has ended, or after ten seconds.
 
-    With --otlp rows become spans and metrics. The next command with the same store and URL goes on after the last row sent.
+    With --otlp rows become spans and metrics. The next command with the same store and URL continues after the last row sent.
     The first one with --follow begins with new rows unless --since is given. OTEL_EXPORTER_OTLP_HEADERS has the headers of
     requests, such as an API key.
 
@@ -72,7 +72,10 @@ def command(
     settings = config.load(os.environ, store=store)
     wanted = _filters.wanted(settings.namespace, **filters)
     if not settings.address.exists() and not follow:
-        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
+        raise McpguardError(
+            f"no audit log yet: there is no store at {settings.address.shown}",
+            "start a server with mcpguard run, which creates it",
+        )
     if collector is not None:
         if output is not None or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
             raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")

@@ -28,7 +28,7 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
     from mcpguard.report import telemetry
 
     url = telemetry.checked_url(url)
-    headers = telemetry.headers(os.environ)
+    headers = telemetry.headers(os.environ, url)
     options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
     try:
         position = telemetry.Position(state_folder(os.environ), settings.address.shown, settings.namespace, url)

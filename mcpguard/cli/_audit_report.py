@@ -64,7 +64,10 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
     with written_to(output):
         _check(output)
     if not settings.address.exists():
-        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
+        raise McpguardError(
+            f"no audit log yet: there is no store at {settings.address.shown}",
+            "start a server with mcpguard run, which creates it",
+        )
     from mcpguard.report.gather import gather
     from mcpguard.report.page import page
 

@@ -12,7 +12,7 @@ from mcpguard.cli._counters import counter_text
 from mcpguard.cli._policy_show import rule_as_json
 from mcpguard.cli._text import paragraph
 from mcpguard.core import limiter
-from mcpguard.core.audit import BY_RULES, MEMBERS
+from mcpguard.core.audit import BY_RULES, MEMBERS, POLICY_AT_START
 from mcpguard.core.limiter import Counts
 from mcpguard.core.policy.explain import sentence
 from mcpguard.core.policy.model import AXES, Call, Policy, Rule
@@ -26,6 +26,9 @@ from mcpguard.stores.api import AuditReader, Readable, Wanted
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that describe the limits that decided. They are shown with these limits, if the row names them."""
+
+LAST: Final = "last"
+"""In place of an id: the newest row that `audit tail` shows."""
 
 _SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
 """Members that are shown in one line with their sources, which are members, too."""
@@ -125,11 +128,17 @@ class Shown(NamedTuple):
 
 
 def find(store: AuditReader, namespace: str, row_id: str) -> dict[str, object]:
-    """The row with this id.
+    """The row with this id, or the one that `LAST` stands for.
 
     Raises:
         McpguardError: The namespace has no such row.
     """
+    if row_id == LAST:
+        newest = (record for _, record in store.newest(wanted=Wanted(partial(_is_of_namespace, namespace))))
+        found = next((record for record in newest if record.get("reason") != POLICY_AT_START), None)
+        if found is None:
+            raise McpguardError("the audit log has no rows yet", "call a tool of a server that mcpguard guards")
+        return found
     session, dash, _ = row_id.partition("-")
     first_id = row_id.partition(".")[0]
     hint = "look for it with mcpguard audit tail --json; old rows are deleted, see [audit] in config.toml"
@@ -139,12 +148,16 @@ def find(store: AuditReader, namespace: str, row_id: str) -> dict[str, object]:
             if record["id"] == row_id:
                 return record
             if record["id"] == first_id:
-                hint = f"the denials before it have a row: mcpguard audit show {first_id}"
+                hint = f"look at the row of the denials before it: mcpguard audit show {first_id}"
     raise McpguardError(f"no row has the id {row_id}", hint)
 
 
+def _is_of_namespace(namespace: str, context: Mapping[str, object]) -> bool:
+    return context["namespace"] == namespace
+
+
 def _is_of_session(namespace: str, session: str, context: Mapping[str, object]) -> bool:
-    return context["namespace"] == namespace and context.get("session") == session
+    return _is_of_namespace(namespace, context) and context.get("session") == session
 
 
 def explain(store: Readable, policy: Policy, record: dict[str, Any], *, policy_option: Sequence[str]) -> Shown:

@@ -12,12 +12,12 @@ from mcpguard.cli._text import is_coloured
 from mcpguard.core.text import printable
 from mcpguard.core.verdict import FORWARDED
 
-WIDE: Final = 130
+WITH_ID: Final = 120
+"""The width from which on each row has its id, which `audit show` takes."""
+
+WIDE: Final = 155
 """The width from which on each row has server, user and agent. In a narrower table they have lines of their own when they
 change."""
-
-WIDE_WITH_ID: Final = 180
-"""The width from which on each row has its id."""
 
 _LEAST_TOOL: Final = 8
 """The least width of a tool's name. If there is less room, each row has two lines."""
@@ -54,14 +54,14 @@ class Table:
     def _layout(self, width: int) -> list[list[tuple[str, int]]]:
         """The columns of a row, by line. A negative size aligns a column to the right."""
         begin, end = [("TIME", 8), ("DECISION", 12), ("AXIS", 5)], [("COUNT", -6), ("LIMIT", 9), ("OUTCOME", 11)]
-        ids = [("ID", 24)] if width >= WIDE_WITH_ID else []
+        ids = [("ID", 24)] if width >= WITH_ID else []
         spare = self._width - sum(abs(size) + 1 for _, size in begin + end + ids)
         if self._is_wide:
             server, user, agent = spare // 8, spare // 5, spare * 2 // 5
             names = [("SERVER", server), ("USER", user), ("AGENT", agent), ("TOOL", spare - server - user - agent - 3)]
             return [begin + names + end + ids]
         if spare >= _LEAST_TOOL:
-            return [[*begin, ("TOOL", spare), *end]]
+            return [[*begin, ("TOOL", spare), *end, *ids]]
         first = [("TIME", 8), ("DECISION", max(4, self._width - 27)), ("AXIS", 5), ("OUTCOME", 11)]
         return [first, [("", 1), ("TOOL", max(4, self._width - 19)), ("COUNT", -6), ("LIMIT", 9)]]
 

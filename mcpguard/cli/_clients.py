@@ -42,7 +42,7 @@ class Words(NamedTuple):
 
 
 INSTALL: Final = Words("install", "guarded", "guarded already", "its mcpguard is this one now")
-UNINSTALL: Final = Words("uninstall", "not guarded any more", "not guarded")
+UNINSTALL: Final = Words("uninstall", "no longer guarded", "not guarded")
 
 
 class Chosen(NamedTuple):
@@ -90,7 +90,7 @@ def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 project_option = click.option(
-    "--project", metavar="DIR", help="Take the files of the project in DIR instead of your account's.", type=click.Path()
+    "--project", metavar="DIR", help="Use the files of the project in DIR instead of your account's.", type=click.Path()
 )
 
 change_options = all_of(
@@ -117,7 +117,7 @@ def project_folder(name: str | None) -> Path | None:
 
     Raises:
         UsageError: There is no such folder.
-        ConfigError: The working folder, to which the name is relative, does not exist any more.
+        ConfigError: The working folder, to which the name is relative, no longer exists.
     """
     if name is None:
         return None
@@ -136,7 +136,7 @@ def named_clients(keys: Sequence[str]) -> list[Client]:
     for key in keys:
         if key not in BY_KEY:
             near = closest_word(key.lower().replace(" ", "-"), BY_KEY)
-            hint = f"did you mean {near}?" if near else f"clients: {' '.join(BY_KEY)}"
+            hint = f"did you mean {near}?" if near else f"use one of: {' '.join(BY_KEY)}"
             raise UsageError(f"no such client: {key}", hint)
     return [BY_KEY[key] for key in dict.fromkeys(keys)] or list(CLIENTS)
 
@@ -171,7 +171,7 @@ def without_hook(chosen: Chosen) -> list[Fault]:
     """A fault for each of the named clients that has no hook."""
     names = [client.title for client in chosen.clients if chosen.is_named and client.hook is None]
     able = ", ".join(client.key for client in CLIENTS if client.hook)
-    return [Fault(f"{name}: mcpguard has no hook for it", f"clients with a hook: {able}") for name in names]
+    return [Fault(f"{name}: mcpguard has no hook for it", f"use one of: {able}") for name in names]
 
 
 def _missing(chosen: Chosen) -> Iterator[Fault]:
@@ -203,7 +203,7 @@ def _unknown_servers(servers: Iterable[str], plan: Plan) -> Iterator[Fault]:
         outcomes = [outcome for outcome in plan.outcomes if outcome.server == server]
         if server not in known:
             near = closest_word(server, known)
-            hint = f"did you mean {near}?" if near else f"servers: {', '.join(sorted(known))}" if known else ""
+            hint = f"did you mean {near}?" if near else f"use one of: {', '.join(sorted(known))}" if known else ""
             yield Fault(f"no file has a server named {server}", hint)
         elif outcomes and all(outcome.action == "leave" for outcome in outcomes):
             yield Fault(f"{server}: not changed: {outcomes[0].detail}")

@@ -111,14 +111,14 @@ class Group(_ShortHelp, click.Group):
         """The hint for a command that does not exist."""
         path, names = ctx.command_path, self.list_commands(ctx)
         if word == "help":
-            return f"{' '.join([path, *(name for name in rest[:1] if name in names)])} --help"
+            return f"run {' '.join([path, *(name for name in rest[:1] if name in names)])} --help"
         if word == "version":
-            return f"{ctx.find_root().command_path} --version"
+            return f"run {ctx.find_root().command_path} --version"
         near = closest_word(word, names)
         for meant in [*(f"{name} {word}" for name in names), *_MEANT.get(word, ()), *([near] if near else [])]:
             if self._has(ctx, meant.split()):
                 return f"did you mean {path} {meant}?"
-        return f"commands: {' '.join(names)}"
+        return f"use one of: {' '.join(names)}"
 
     def _has(self, ctx: click.Context, names: list[str]) -> bool:
         """Whether there is a command of this name, or of this group and name."""
@@ -130,7 +130,7 @@ class Group(_ShortHelp, click.Group):
 
 @contextlib.contextmanager
 def until_reader_leaves() -> Iterator[None]:
-    """End the command, without an error, when nobody reads stdout any more.
+    """End the command, without an error, when nobody still reads stdout.
 
     Raises:
         click.exceptions.Exit: The reader of stdout has gone away.
@@ -143,7 +143,7 @@ def until_reader_leaves() -> Iterator[None]:
         from mcpguard.cli._text import reader_leaves  # imported late: the hook is one of the commands
 
         if not reader_leaves(within_s=0):
-            raise McpguardError(f"cannot go on: {error.strerror or 'broken pipe'}") from error
+            raise McpguardError(f"cannot continue: {error.strerror or 'broken pipe'}") from error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
         raise click.exceptions.Exit(ExitStatus.OK) from error
 

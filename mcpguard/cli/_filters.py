@@ -109,11 +109,11 @@ def wanted(
     if denied:
         decisions = REFUSED if decisions is None else decisions & REFUSED
         if not decisions:
-            raise UsageError("--denied and --decision exclude each other", f"denials are: {' '.join(sorted(REFUSED))}")
+            raise UsageError("--denied and --decision exclude each other", f"use one of: {' '.join(sorted(REFUSED))}")
     since_us = None if since is None else time_us("--since", since)
     until_us = None if until is None else time_us("--until", until)
     if since_us is not None and until_us is not None and since_us >= until_us:
-        raise UsageError(f"no time is since {since} and until {until}", "--since takes the earlier time")
+        raise UsageError(f"no time is since {since} and until {until}", "give --since the earlier time")
     patterns = {key: pattern for key, pattern in names.items() if pattern is not None}
     context = partial(_is_in_context, namespace, patterns)
     return Wanted(context, decisions, None if axis is None else partial(glob, axis), outcomes, since_us, until_us)
@@ -160,17 +160,17 @@ def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> s
         if not found:
             continue
         if key == "since":
-            return f"the newest row that matches without --since is of {found[0]['time']}"
+            return f"use an earlier --since: the newest row that matches without it is of {found[0]['time']}"
         if key == "until":
-            return "all rows that match without --until are later"
+            return "use a later --until: all rows that match without it are later"
         if key == "denied":
-            return "the rows that match without --denied are of calls that were forwarded"
+            return "leave out --denied: the rows that match without it are of calls that were forwarded"
         pattern = filters[key][0] if isinstance(filters[key], tuple) else filters[key]
         values = _by_likeness(pattern, {str(record[key]) for record in found if key in record})
         if values:
             tries = [f"--{key} {shlex.quote(_typable(value))}" for value in values[:MAX_OFFERED]]
             tries += ["--denied"] if key == "decision" and REFUSED & set(values) else []
-            return f"other filters find rows: {', '.join(tries)}"
+            return f"try filters that find rows: {', '.join(tries)}"
     return ""
 
 
@@ -203,7 +203,7 @@ def _among(option: str, patterns: tuple[str, ...] | list[str], known: tuple[str,
     for pattern in patterns:
         matched = [word for word in known if glob(pattern, word)]
         if not matched:
-            raise UsageError(f"{option}: {pattern!r} matches no known value", f"known values: {' '.join(known)}")
+            raise UsageError(f"{option}: {pattern!r} matches no known value", f"use one of: {' '.join(known)}")
         found.update(matched)
     return frozenset(found) if patterns else None
 

@@ -47,7 +47,7 @@ def require_names(given: Iterable[tuple[str, str | None]]) -> None:
             instead = "" if option == "--tool" else ", or leave the option out"
             raise UsageError(f"{option} is empty", f"give a name{instead}")
         if value is not None and "*" in value:
-            raise UsageError(f"{option}: {value!r} is a pattern", "a call has exact names; only rules have patterns")
+            raise UsageError(f"{option}: {value!r} is a pattern", "give an exact name: only rules have patterns")
         if value and option == "--agent":
             parse_agent(value, where=option)
 

@@ -158,7 +158,9 @@ def _require_cost_only(table: dict[str, Any]) -> None:
     more = next((key for key in table if key not in {"tool", "server", "cost"}), None)
     if more is not None:
         option = {"limit": "a LIMIT", "mode": "--observe or --enforce"}.get(more, f"--{more}")
-        raise UsageError(f"--cost and {option} exclude each other", "a cost depends on --tool and --server only")
+        raise UsageError(
+            f"--cost and {option} exclude each other", "use only --tool and --server: a cost depends on nothing else"
+        )
 
 
 def _warn(edit: "Edit", settings: Settings, table: dict[str, Any], *more: str) -> None:
@@ -233,4 +235,4 @@ def _nearest(rule: Rule, rules: tuple[Rule, ...]) -> str:
 
     texts = [other.text for other in rules]
     near = difflib.get_close_matches(rule.text, texts, 3, 0.3) or texts[:3]
-    return f"similar rules: {'; '.join(near)}" if near else "the file has no rules"
+    return f"look at similar rules: {'; '.join(near)}" if near else "add a rule first: the file has none"

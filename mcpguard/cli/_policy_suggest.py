@@ -61,7 +61,7 @@ def print_summary(found: Suggested, path: Path, since: str) -> None:
     if not findings.is_enough:
         _say(
             "warning: too little history: these limits may be too low for an ordinary day;"
-            " observe for some days (mcpguard policy mode observe), then ask again"
+            " observe for a few days (mcpguard policy mode observe), then ask again"
         )
     _say(f"limits are {HEADROOM} times the busiest window, rounded up; a limit of {low:g} to {high:g} times stays")
     if found.is_starter:

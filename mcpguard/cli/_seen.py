@@ -73,7 +73,7 @@ def unseen(settings: Settings, given: Mapping[str, str | None], *, unlike: tuple
             continue
         near = _nearest(value, names)
         if near or what in unlike:
-            hint = f"did you mean {near}?" if near else "is the name right? compare with mcpguard audit tail"
+            hint = f"did you mean {near}?" if near else "compare the name with mcpguard audit tail"
             yield f"none of the newest calls in the audit log has the {what} {value}; {hint}"
 
 

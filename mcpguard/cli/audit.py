@@ -100,16 +100,21 @@ def _say_none(settings: Settings, filters: Mapping[str, Any], store: Readable, *
 def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> None:
     """Show a row, the rule that decided, and what its counters held then and hold now.
 
-    ID is the audit_id of a denial, or the id of a row in `audit tail --json`. The last lines are a command that changes
-    the rule. For a denial, the rule would have admitted the call with the limits in this command.
+    ID is the audit_id of a denial, the id of a row of `audit tail` (on a terminal of at least 120 columns, or in a pipe), or
+    the word last, which stands for the newest row that `audit tail` shows. The last lines are a command that changes the
+    rule. For a denial, the rule would have admitted the call with the limits in this command.
 
     \b
-    Example:
+    Examples:
+      mcpguard audit show last
       mcpguard audit show 45732ae6c06cfb07-4
     """
     settings = config.load(os.environ, policy=policy, store=store)
     if not settings.address.exists():
-        raise McpguardError(f"no audit log yet: there is no store at {settings.address.shown}", "mcpguard run creates it")
+        raise McpguardError(
+            f"no audit log yet: there is no store at {settings.address.shown}",
+            "start a server with mcpguard run, which creates it",
+        )
     found, is_starter = load(settings.policy, named=settings.policy_named)
     with settings.read_store() as opened:
         record = _audit_show.find(opened, settings.namespace, row_id)

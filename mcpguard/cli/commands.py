@@ -58,7 +58,7 @@ class _Commands(Group):
 def cli() -> None:
     """Limit how often AI agents call MCP tools, by user, tool and agent.
 
-    `mcpguard install` puts `mcpguard run --` before the servers' commands in your clients' files.
+    `mcpguard install` puts mcpguard in front of the servers in your clients' files.
 
     \b
     Examples:

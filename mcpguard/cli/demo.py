@@ -19,7 +19,7 @@ def command(keep: bool) -> int:
     Starts a small CRM server behind mcpguard for three users. The agent of one user calls it 3,000 times. The demo prints how
     many calls reached the server, and what a denied client receives. Then it shows rules that let calls wait, cap calls in
     flight, close a failing tool, stop repeated calls and keep a budget. Last come the newest denials in the audit log. The demo
-    takes some ten seconds, works in a temporary folder, and does not touch your files.
+    takes about ten seconds, works in a temporary folder, and does not touch your files.
 
     Example: mcpguard demo
     """

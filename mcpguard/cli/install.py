@@ -21,7 +21,7 @@ def command(
 
     Without CLIENT, all clients that are found are changed; without --server, all their stdio servers. Only the command and the
     arguments of an entry are changed. Remote and disabled servers are left. mcpguard shows a diff and asks.
-    `mcpguard uninstall` gives every file back as it was.
+    `mcpguard uninstall` restores every file.
 
     If MCPGUARD_CONFIG, MCPGUARD_POLICY, MCPGUARD_STORE, MCPGUARD_USER, MCPGUARD_AGENT, MCPGUARD_DENIALS, MCPGUARD_OBSERVE or
     MCPGUARD_QUIET is set, it is written into each entry as an option. A guarded server stays as it is, unless its mcpguard no

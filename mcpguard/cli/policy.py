@@ -29,7 +29,7 @@ def command() -> None:
     """Show, check, explain and edit the policy, which limits how often tools may be called, and by whom.
 
     Running servers obey an edit from their next call on. A file over 16 KiB (about 200 rules) is parsed in the background, so
-    an edit of it applies some moments after that call.
+    an edit of it applies shortly after that call.
 
     \b
     Examples:
@@ -320,7 +320,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
         click.echo(json.dumps(_policy_suggest.as_json(found, settings.policy, since), indent=2))
         return ExitStatus.OK if found.findings.calls else ExitStatus.FAILURE
     if not found.findings.calls:
-        hint = "let servers run with mcpguard for some days; to deny nothing during that time: mcpguard policy mode observe"
+        hint = "let servers run with mcpguard for a few days; to deny nothing during that time: mcpguard policy mode observe"
         raise McpguardError(f"too little history: no calls in the last {since}", hint)
     _policy_suggest.print_summary(found, settings.policy, since)
     diff = found.diff(settings.policy)

@@ -27,7 +27,7 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
 
     --user alice matches the counters that count only alice's calls. It does not match a counter that users share, such as
     that of a limit on a tool for all users. Running servers count from zero from their next call on. After a reset, calls in
-    flight go on, but hold no place any more.
+    flight continue, but no longer hold a place.
 
     \b
     Examples:

@@ -47,7 +47,7 @@ def command(argv: tuple[str, ...], **options: Any) -> None:
       "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm-server"]
     """
     if not argv:
-        raise UsageError("no command to run", "mcpguard run -- npx -y @acme/crm-server")
+        raise UsageError("no command to run", "write mcpguard run -- npx -y @acme/crm-server")
     from mcpguard.cli.start import start
 
     start(list(argv), **options)

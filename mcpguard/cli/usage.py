@@ -43,7 +43,7 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
       mcpguard usage --watch
     """
     if watch and (as_json or not sys.stdout.isatty()):
-        raise UsageError("--watch shows a screen on a terminal", "for programs: mcpguard usage --json")
+        raise UsageError("--watch shows a screen on a terminal", "use mcpguard usage --json for programs")
     if watch and (kind := os.environ.get("TERM", "").lower()) in {"dumb", "unknown"}:  # for which `rich` draws nothing
         raise UsageError(f"--watch needs a terminal that can move its cursor, and TERM is {kind}", "leave out --watch")
     settings = config.load(os.environ, policy=policy, store=store)

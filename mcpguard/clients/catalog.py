@@ -1,4 +1,4 @@
-"""The clients: where each keeps its servers and its hooks, and how it takes up a change.
+"""The clients: where each keeps its servers and its hooks, and how it applies a change.
 
 A pattern of a path begins with a base in braces, see `discovery.Machine.base`. It may contain `*`. A pattern whose base does
 not exist on this system is skipped.
@@ -42,7 +42,7 @@ class Hook(NamedTuple):
         user: The file for all projects.
         project: The file of one project.
         event: The client's name for the event before a call.
-        after: What its user does so that the hook is taken up, if that is not what a change of a server needs.
+        after: What its user does so that the hook is used, if that is not what a change of a server needs.
         is_matched: Whether the client's form of a hook has a matcher. Copilot CLI's form has none.
     """
 
@@ -60,7 +60,7 @@ class Client(NamedTuple):
         key: Its name on the command line.
         title: Its usual name.
         places: The files with its servers.
-        after: What its user does so that a change is taken up.
+        after: What its user does so that a change applies.
         hook: Its hook; None if it has none that mcpguard can use.
         rewrites: Whether the client, while it runs, writes its own copy of the file back.
     """

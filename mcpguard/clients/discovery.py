@@ -143,7 +143,7 @@ def sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path
     Args:
         machine: The account.
         clients: The clients to look for.
-        project: Take the files of this project and the account's servers in this project, instead of the account's files.
+        project: Use the files of this project and the account's servers in this project, instead of the account's files.
     """
     found: list[Source] = []
     for client in clients:
@@ -255,4 +255,4 @@ def unreadable(file: Path, error: Unreadable) -> Fault:
     """The fault for a file that does not parse, or that cannot be edited."""
     if not error.line:
         return Fault(redacted(f"{file}: {error.message}"), error.hint)
-    return Fault(redacted(f"{file}:{error.line}:{error.column}: {error.message}"), "mend the file, then run this again")
+    return Fault(redacted(f"{file}:{error.line}:{error.column}: {error.message}"), "fix the file, then run this again")

@@ -1,4 +1,4 @@
-"""Adds a hook to a client's JSON file of hooks, and removes it, in place: a removal gives back what was there before."""
+"""Adds a hook to a client's JSON file of hooks, and removes it, in place: a removal restores what was there before."""
 
 import codecs
 import json

@@ -164,7 +164,7 @@ class Plan:
         return [change for change in self._changes.values() if change.old != change.new]
 
     def steps(self, changed: Collection[str]) -> dict[Client, str]:
-        """What the user does in each client so that it takes up the changes.
+        """What the user does in each client so that the changes apply.
 
         Args:
             changed: The files that were changed, with all links followed.

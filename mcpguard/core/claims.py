@@ -17,7 +17,7 @@ LEEWAY_S: Final = 30
 _LAST_TIME_S: Final = 253_402_300_799
 """The end of the year 9999. A larger number is not a time in seconds."""
 
-_SECONDS: Final = "the claim must be a number of seconds since 1970"
+_SECONDS: Final = "get a token with a number of seconds since 1970 in this claim"
 
 Claims = Mapping[str, Any]
 
@@ -60,7 +60,7 @@ def problems(claims: Claims, expected: Expected, *, where: str, renew: str, now_
         yield Unauthenticated(f"{where} is not for the audience {wanted}", hint)
     expires_s = time_of(claims, "exp")
     if claims.get("exp") is None:
-        yield Unauthenticated(f"{where} does not say when it expires", "only a token with a time in exp is accepted")
+        yield Unauthenticated(f"{where} does not say when it expires", "get a token with a time in exp")
     elif expires_s is None:
         yield Unauthenticated(f"{where} has no time in exp", _SECONDS)
     elif now_s >= expires_s + LEEWAY_S:
@@ -70,10 +70,10 @@ def problems(claims: Claims, expected: Expected, *, where: str, renew: str, now_
         if claims.get(claim) is not None and begins_s is None:
             yield Unauthenticated(f"{where} has no time in {claim}", _SECONDS)
         elif begins_s is not None and begins_s > now_s + LEEWAY_S:
-            hint = "it becomes valid at that time; if it should be valid now, check the clock of this machine"
+            hint = "wait until that time; if it should be valid now, check the clock of this machine"
             yield Unauthenticated(f"{where} {what} {utc(begins_s)}", hint)
     if not _is_name(claims.get("sub")):
-        yield Unauthenticated(f"{where} names no subject", "only a token with text in sub is accepted")
+        yield Unauthenticated(f"{where} names no subject", "get a token with text in sub")
     if expected.user_claim == "email" and not _is_verified(claims):
         yield Unauthenticated(
             f"{where} has an email that is not verified", "verify the address at the provider, or use another user_claim"

@@ -143,7 +143,7 @@ def _refusal(
 def _whose(call: Call, axis: str) -> str:
     if axis == "user":
         return f"user {printable(cut(call.user))}" if call.user else "a user without a name"
-    return f"agent {printable(cut(call.agent))}" if axis == "agent" else "everybody together"
+    return f"agent {printable(cut(call.agent))}" if axis == "agent" else "all users together"
 
 
 def _exceeded(verdict: Verdict) -> list[dict[str, object]]:

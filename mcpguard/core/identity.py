@@ -149,8 +149,8 @@ def parse_agent(text: str, *, where: str) -> Agent:
     if agent is None:
         raise ConfigError(
             f"{where}: {text!r} does not have three parts",
-            "an agent is client::tier::name; a part may be left empty: ::subagent::Explore",
+            "write client::tier::name; a part may be empty: ::subagent::Explore",
         )
     if "*" in text:
-        raise ConfigError(f"{where}: {text!r} is a pattern", "only rules have patterns; an agent has exact names")
+        raise ConfigError(f"{where}: {text!r} is a pattern", "use exact names: only rules have patterns")
     return agent

@@ -68,7 +68,7 @@ async def play(page: Page, stage: Stage, alice: Client, bob: Client, carol: Clie
     stage.put_policy(POLICY)
     page.heading("More than counting calls: the policy is replaced while the servers run")
     page.verbatim(POLICY)
-    page.heading(f"Bob's night job starts {NIGHT_JOB_CALLS} searches at once; the others go on meanwhile")
+    page.heading(f"Bob's night job starts {NIGHT_JOB_CALLS} searches at once; the others continue meanwhile")
     night_job = stage.tally(BOB, "search_customers")
     with page.progress("Bob's night job", NIGHT_JOB_CALLS, every=NIGHT_JOB_CALLS + 1) as show:
 

@@ -31,7 +31,7 @@ user  = "bob@acme.com"
 tool  = "search_customers"
 limit = "10/1h"
 
-# Five reports a minute, by everybody together.
+# Five reports a minute, by all users together.
 [[rule]]
 tool  = "generate_report"
 limit = "5/1m"
@@ -50,7 +50,7 @@ ALICE_REPORTS = 4
 AUDIT_ROWS = 8
 
 _STORY_TIMEOUT_S = 120.0
-"""The story takes some ten seconds. After this time the demo gives up."""
+"""The story takes about ten seconds. After this time the demo gives up."""
 
 
 def run_demo(*, keep: bool) -> int:

@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
 
 def good(check: str, detail: str) -> Check:
-    """A check that found nothing to mend."""
+    """A check that found nothing to fix."""
     return Check(check, ok=True, detail=masked(detail))
 
 

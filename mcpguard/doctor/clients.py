@@ -72,7 +72,7 @@ def checks() -> Iterator[Check]:
 
 
 def _project(machine: Machine) -> Path | None:
-    """The working folder, unless it is the home folder or does not exist any more."""
+    """The working folder, unless it is the home folder or no longer exists."""
     try:
         folder = Path.cwd()
     except OSError:
@@ -106,7 +106,7 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
         who = BY_KEY[client].title if client else "no client"
         names = " ".join(sorted({one.entry.name for one in known}))
         text = f"--server: {who} has {'no' if client else 'a'} server {server} with a command"
-        raise UsageError(text, f"known: {names}" if names else again)
+        raise UsageError(text, f"use one of: {names}" if names else again)
     if len({one.own for one in found}) > 1:
         titles = {one.source.client.key: one.source.client.title for one in found}
         start = f"{', '.join(titles.values())} {'start' if len(titles) > 1 else 'starts'}"

@@ -63,4 +63,4 @@ def _verified(
     if found.identity is not None and expires_s is not None:
         yield good("token", f"{source.where}: valid until {utc(expires_s)}, for {span(expires_s - time.time())}")
     for warning in warnings:
-        yield advice("token", warning.partition(": chmod")[0], f"chmod 600 {source.where}")
+        yield advice("token", warning.partition(": chmod")[0], f"run chmod 600 {source.where}")

@@ -22,9 +22,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     rules = plural(len(policy.rules), "rule")
     where = f"starter policy, no file at {settings.policy}" if file.is_starter else str(settings.policy)
     if policy.observe:
-        yield advice(
-            "policy", f"{where}: {rules}, observe mode denies nothing", 'to deny calls, write mode = "enforce" into it'
-        )
+        yield advice("policy", f"{where}: {rules}, observe mode denies nothing", 'write mode = "enforce" into it to deny calls')
     elif not policy.rules:
         yield advice("policy", f"{where}: no rules, so nothing is limited", "add one: mcpguard policy set --user '*' 100/1h")
     else:
@@ -32,7 +30,7 @@ def checks(settings: Settings) -> Iterator[Check]:
     for warning in [*warnings(policy, tiers=used_tiers(settings)), *still_capped(policy).warnings]:
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
     for warning in [] if file.is_starter else never_matched(policy, settings):
-        yield advice("policy", warning, "is each name right? compare with mcpguard audit tail")
+        yield advice("policy", warning, "compare each name with mcpguard audit tail")
     unlimited = policy.tier_warning(configured_tier(settings))
     if unlimited:
         yield advice("policy", unlimited, "change the tier of the agent, or add a rule for it")

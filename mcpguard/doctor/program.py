@@ -37,7 +37,7 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
             found.setdefault(place.resolve(), place)
     if not found:
         hint = (
-            f"clients need its full path: {own}" if own.is_file() else "install it as a program: uv tool install mcpguard-cli"
+            f"use its full path in clients: {own}" if own.is_file() else "install it as a program: uv tool install mcpguard-cli"
         )
         yield advice("PATH", f"mcpguard {__version__} is not on the PATH", hint)
         return
@@ -59,4 +59,4 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
             yield failed("PATH", detail, f"remove or upgrade {first}{order}")
     if others:
         more = " ".join(map(str, others))
-        yield advice("PATH", f"there are more of them: {more}", "remove them; a client whose PATH differs may start one")
+        yield advice("PATH", f"there are more of them: {more}", "remove them: a client whose PATH differs may start one")

@@ -18,6 +18,4 @@ def checks(settings: Settings) -> Iterator[Check]:
         what, _, hint = warning.partition(": ")
         yield advice("config", what, hint)
     for warning in exposed(settings.files):
-        yield advice(
-            "config", warning, "whoever can change one of these files can raise a limit: let only your account write to them"
-        )
+        yield advice("config", warning, "let only your account write to them: whoever can change one can raise a limit")

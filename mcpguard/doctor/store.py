@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mcpguard.auth.settings import is_loopback
 from mcpguard.config import PATIENCE_MS, Settings
 from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good
@@ -134,6 +135,9 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     from mcpguard.stores.redis.states import prefix
 
     timeout_s = PATIENCE_MS / 1000
+    if url.password and not url.is_tls and not all(is_loopback(host) for host, _ in url.hosts):
+        hint = "use rediss://, unless you trust everybody on the network between here and the server"
+        yield advice("store", f"{url.shown} receives the password unencrypted", hint)
     try:
         with settings.change_store() as store:
             oldest, warnings = _oldest(store), store.warnings
@@ -153,7 +157,7 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {holds}"
     if took_ms > settings.timeout_ms:
         yield advice(
-            "store", detail, f"a call waits {settings.timeout_ms} ms at most: raise store.timeout_ms, or use a nearer server"
+            "store", detail, f"raise store.timeout_ms, or use a nearer server: a call waits {settings.timeout_ms} ms at most"
         )
     else:
         yield good("store", detail)

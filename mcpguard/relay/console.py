@@ -56,7 +56,7 @@ class Console:
             self._write(text, kind)
 
     def error(self, text: str, *, kind: str = "") -> None:
-        """Write a line about a fault that somebody has to mend, or about its end, even if the console is quiet."""
+        """Write a line about a fault that somebody has to fix, or about its end, even if the console is quiet."""
         self._write(text, kind)
 
     def internal_error(self, error: Exception) -> None:

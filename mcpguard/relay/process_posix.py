@@ -51,7 +51,7 @@ class ServerProcess:
         self._devnull = os.open(os.devnull, os.O_WRONLY)  # opened early: later there may be no descriptor left
 
     def confirm(self) -> None:
-        """Wait until the program runs. That takes some milliseconds: load modules before you call this.
+        """Wait until the program runs. That takes a few milliseconds: load modules before you call this.
 
         Raises:
             CommandError: The system cannot run it.

@@ -235,7 +235,7 @@ else:
                     self._pipe[1].write(b"!")  # if the pipe is full, the wait will end anyway
 
         def close(self) -> None:
-            """Release the pipe. Nobody waits any more."""
+            """Release the pipe. Nobody waits now."""
             with self._waking:
                 pipe, self._pipe = self._pipe, None
             for end in pipe or ():

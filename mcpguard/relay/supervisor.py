@@ -144,7 +144,7 @@ class Supervisor:
         return bool(self._ended or self._signals)
 
     def _has_exited(self, server: ServerProcess) -> bool:
-        """Whether the server has exited; for a launcher, whether no process holds its output any more."""
+        """Whether the server has exited; for a launcher, whether no process still holds its output."""
         return "server" in self._ended if self._is_launcher else server.poll() is not None
 
     def at_most(self, most_s: float) -> float:

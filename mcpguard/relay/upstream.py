@@ -138,7 +138,7 @@ class Upstream:
                 self._is_judging = False
             self._take(self._splitter.finish())
         except OSError:
-            pass  # a broken stream counts as ended, and so does one whose server or client takes nothing any more
+            pass  # a broken stream counts as ended, and so does one whose server or client no longer takes anything
         finally:
             self._is_over = True
             self._dispatcher.post(events.ClientLeft(monotonic_us()))
@@ -175,7 +175,7 @@ class Upstream:
                 await_bytes(self._source)
 
     def _attend_held_calls(self, session: "Session") -> None:
-        """Until the client writes, or no call is held any more, decide the held calls that are due."""
+        """Until the client writes, or no call is still held, decide the held calls that are due."""
         while (due_us := session.held_calls_due_us) is not None:
             left_s = max(0.0, (due_us - monotonic_us()) / 1_000_000)
             if self._client_input.wait(min(left_s, LOOK_S)):

@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Final, Generic, TypeVar
 
 from mcpguard.core.audit import ERRORS, axis_of, members
@@ -157,13 +158,15 @@ class Findings:
     Args:
         since_us: The beginning of the period.
         until_us: Its end.
+        begin_us: Where charts begin; None for the beginning of the period.
     """
 
-    def __init__(self, since_us: int, until_us: int) -> None:
+    def __init__(self, since_us: int, until_us: int, begin_us: int | None = None) -> None:
         self.since_us = since_us
         self.until_us = until_us
-        self.slot_us = slot_us(until_us - since_us)
-        self.first_us = since_us // self.slot_us * self.slot_us
+        begin_us = since_us if begin_us is None else begin_us
+        self.slot_us = slot_us(until_us - begin_us)
+        self.first_us = begin_us // self.slot_us * self.slot_us
         self.slots = [Slot() for _ in range(-((self.first_us - until_us) // self.slot_us))]
         self.all = Figures()
         self.decisions: Counter[str] = Counter()
@@ -176,11 +179,9 @@ class Findings:
         self._names_of: dict[str, tuple[str, str, str, str]] = {}  # by the context's text in a row
 
     def add(self, stored: StoredRow) -> None:
-        """Count a row. Rows that stand for no call are ignored."""
+        """Count a row, which stands for at least one call."""
         row, outcome = stored.row, stored.outcome
         decision = row.decision
-        if decision == "policy":
-            return
         weight = row.repeats or 1
         duration = None if stored.duration_us is None else bucket(stored.duration_us)
         self.decisions[decision] += weight
@@ -259,15 +260,18 @@ def slot_us(period_us: int) -> int:
 
 
 def gather(pages: Iterable[Sequence[StoredRow]], since_us: int, until_us: int) -> Findings:
-    """The figures of a period.
+    """The figures of a period. Charts begin with its first call: a new log would otherwise show days before it existed.
 
     Args:
-        pages: The rows of the period, some at a time.
+        pages: The rows of the period, some at a time. Rows that stand for no call are ignored.
         since_us: The beginning of the period.
         until_us: Its end, which is later.
     """
-    findings = Findings(since_us, until_us)
-    for page in pages:
+    of_calls = ([stored for stored in page if stored.row.decision != "policy"] for page in pages)
+    first = next(filter(None, of_calls), [])
+    begin_us = min((stored.row.time_us for stored in first), default=since_us)
+    findings = Findings(since_us, until_us, min(max(since_us, begin_us), until_us - 1))
+    for page in chain([first], of_calls):
         for stored in page:
             findings.add(stored)
     return findings

@@ -54,6 +54,7 @@ def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: 
         filters=filters,
         since=_time(findings.since_us),
         until=_time(findings.until_us),
+        begin=_time(findings.first_us) if findings.first_us > findings.since_us else "",
         made=_time(made_us),
         slot=_span(findings.slot_us),
         total=findings.all,

@@ -1,4 +1,4 @@
-"""Sends the audit log to an OpenTelemetry collector, in a process of its own, and goes on where the last one stopped.
+"""Sends the audit log to an OpenTelemetry collector, in a process of its own, and continues where the last one stopped.
 
 Rows are sent in order and in batches. A file keeps the id of the last row that was sent. A row is sent again if this process
 ends between the collector's answer and the writing of that file.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
+from mcpguard.auth.settings import is_loopback
 from mcpguard.config import Settings
 from mcpguard.core.digest import blake2b
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
@@ -97,10 +98,14 @@ class HttpCollector:
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         import httpx2
 
+        # Headers may hold secrets, so what is plain HTTP on this machine never goes through a proxy
+        is_plain = urlsplit(url).scheme == "http" and is_loopback(urlsplit(url).hostname or "")
         own = {"content-type": "application/x-protobuf", "content-encoding": "gzip"}
         self._url = url.rstrip("/")
         self._errors = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
-        self._client = httpx2.Client(headers={**headers, **own}, timeout=TIMEOUT_S, follow_redirects=False)
+        self._client = httpx2.Client(
+            headers={**headers, **own}, timeout=TIMEOUT_S, follow_redirects=False, trust_env=not is_plain
+        )
 
     def send(self, path: str, message: Message) -> None:
         """See `Collector`. The errors do not repeat what the collector answers, which can hold anything."""
@@ -140,11 +145,15 @@ def checked_url(url: str) -> str:
     return url
 
 
-def headers(environ: Mapping[str, str]) -> dict[str, str]:
+def headers(environ: Mapping[str, str], url: str) -> dict[str, str]:
     """The headers in `OTEL_EXPORTER_OTLP_HEADERS`: `name=value,name=value`, percent-encoded.
 
+    Args:
+        environ: The environment.
+        url: The collector's URL. With headers it must be https, or http on this machine: they often hold an API key.
+
     Raises:
-        ConfigError: The variable has another form. The message does not repeat it.
+        ConfigError: The variable has another form, or the network could read the headers. The message does not repeat them.
     """
     found: dict[str, str] = {}
     for part in environ.get(HEADERS, "").split(","):
@@ -156,6 +165,9 @@ def headers(environ: Mapping[str, str]) -> dict[str, str]:
         if not sign or not is_name or not value.isascii() or not value.isprintable():
             raise ConfigError(f"{HEADERS}: not a list of name=value", "write api-key=…,other-name=…")
         found[name] = value
+    parts = urlsplit(url)
+    if found and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise ConfigError(f"--otlp: {url} would receive {HEADERS} unencrypted", f"write https://, or unset {HEADERS}")
     return found
 
 
@@ -181,7 +193,7 @@ class Position:
         self._lock = open_private(self.path.with_suffix(".lock"))
         if not try_lock(self._lock):
             os.close(self._lock)
-            raise McpguardError(f"another process sends this audit log to {url}", "let it go on, or end it first")
+            raise McpguardError(f"another process sends this audit log to {url}", "let it continue, or end it first")
 
     def read(self, key: bytes) -> int | None:
         """The id of the last row that was sent; None if there is none, 0 if it was of another store at the same address.

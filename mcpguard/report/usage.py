@@ -23,7 +23,7 @@ class Usage(NamedTuple):
         counter: What it counts: the value of each axis in `per`, and the text of the rule's other selectors. The value of
             `arguments` is their hash.
         window_us: The length of its window; 0 for calls in flight.
-        rule: The rule. None if the policy has no rule for the counter any more.
+        rule: The rule. None if the policy no longer has a rule for the counter.
         rate: The limit; None without a rule. Of a cap on calls in flight, the window is 0.
         used: How many calls, units or errors it counts, or how many calls are in flight.
         left: How many more the limit allows; None without a rule.

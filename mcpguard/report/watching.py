@@ -38,7 +38,7 @@ class View(NamedTuple):
         calls_per_s: Calls per second by axis.
         denials_per_s: Denials per second by axis.
         denials: The latest denials, the newest first.
-        trouble: Why the policy file could not be taken up; empty if it could.
+        trouble: Why the policy file could not be applied; empty if it could.
     """
 
     usages: list[Usage]

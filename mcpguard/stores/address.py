@@ -42,4 +42,4 @@ def address(url: str, password: str = "") -> Address:
     if scheme == "sqlite":
         raise ConfigError("store: this is not the URL of a file", _EXAMPLE)
     known = " ".join(f"{one}://" for one in ("sqlite", *SCHEMES))
-    raise ConfigError(f"store: {scheme}:// is not the URL of a store", f"known: {known}")
+    raise ConfigError(f"store: {scheme}:// is not the URL of a store", f"use one of: {known}")

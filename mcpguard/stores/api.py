@@ -170,8 +170,8 @@ class CallStore(Protocol):
     def settle(self, endings: Sequence["Ending"]) -> None:
         """Free the places of calls in flight that have ended, and count those that failed as errors.
 
-        When this returns, all users of the store see it. A call that holds no place, or none any more, is ignored; an error is
-        counted each time. The client gets the call's answer after this, so it takes no longer than a decision.
+        When this returns, all users of the store see it. A call that holds no place is ignored; an error is counted each
+        time. The client gets the call's answer after this, so it takes no longer than a decision.
         """
 
     def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
@@ -274,7 +274,7 @@ class Recoverable(CallStore, AuditReader, Protocol):
     """What failover needs of the store that it wraps: all that `run` needs, and more."""
 
     warnings: tuple[str, ...]
-    """Problems that the store's owner should mend, a line each. `tend` may change them."""
+    """Problems that the store's owner should fix, a line each. `tend` may change them."""
 
     def last_seen(self) -> tuple[dict[int, "State"], int]:
         """The logs that this store read or wrote last, by counter id, and the store's time. Does no I/O and does not fail.

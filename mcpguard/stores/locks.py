@@ -46,7 +46,7 @@ def _tried(fd: int, how: int) -> bool:
 
 
 QUICK_TRIES: Final = 25
-"""How often a process that waits tries again at once, in some 50 µs. Most decisions on another CPU end sooner, and after a
+"""How often a process that waits tries again at once, for about 50 µs. Most decisions on another CPU end sooner, and after a
 pause the caches have gone cold."""
 
 FIRST_PAUSE_S: Final = 0.0004
@@ -62,7 +62,7 @@ class FileLock:
     """A lock between processes.
 
     A blocking `flock` takes no timeout, and a process that waits in it has no advantage: when it wakes up, another process has
-    the lock again. So a process that waits tries some times at once, and then again and again, with pauses.
+    the lock again. So a process that waits tries a few times at once, and then again and again, with pauses.
 
     Args:
         fd: The open file. The lock closes it.

@@ -70,7 +70,7 @@ def test_a_missing_required_setting_is_an_error_with_an_example(tmp_path: Path, 
     text = "\n".join(line for line in LEAST.splitlines() if not line.startswith(missing))
     message, hint = refusal(tmp_path, text)
     assert message == f"{tmp_path}/config.toml: identity.jwt: no {missing}"
-    assert hint.startswith(f'{missing} = "')
+    assert hint.startswith(f'write {missing} = "')
 
 
 def test_an_empty_table_is_an_error(tmp_path: Path) -> None:
@@ -82,16 +82,16 @@ def test_an_empty_table_is_an_error(tmp_path: Path) -> None:
     [
         ("audiences = 1", "identity.jwt.audiences", "unknown setting", "did you mean audience?"),
         ("algorithm = 'ES256'", "identity.jwt.algorithm", "unknown setting", "did you mean algorithms?"),
-        ("leeway = 5", "identity.jwt.leeway", "unknown setting", "known: issuer audience jwks token_file algorithms"),
-        ("algorithms = ['none']", "identity.jwt.algorithms", "'none' is not allowed", f"known: {' '.join(ALGORITHMS)}"),
-        ("algorithms = ['HS256']", "identity.jwt.algorithms", "'HS256' is not allowed", f"known: {' '.join(ALGORITHMS)}"),
-        ("algorithms = ['RS256', 'HS512']", "identity.jwt.algorithms", "'HS512' is not allowed", "known: "),
-        ("algorithms = 'rs256'", "identity.jwt.algorithms", "'rs256' is not allowed", "known: "),
-        ("algorithms = []", "identity.jwt.algorithms", "[] is empty", 'algorithms = "…"'),
-        ("user_claim = ''", "identity.jwt.user_claim", "'' is empty", 'user_claim = "…"'),
-        ("roles_claim = ['a']", "identity.jwt.roles_claim", "['a'] is not text", 'roles_claim = "…"'),
-        ("token_file = 7", "identity.jwt.token_file", "7 is not text", 'token_file = "…"'),
-        ("agent_claim = ' '", "identity.jwt.agent_claim", "' ' is empty", 'agent_claim = "…"'),
+        ("leeway = 5", "identity.jwt.leeway", "unknown setting", "use one of: issuer audience jwks token_file algorithms"),
+        ("algorithms = ['none']", "identity.jwt.algorithms", "'none' is not allowed", f"use one of: {' '.join(ALGORITHMS)}"),
+        ("algorithms = ['HS256']", "identity.jwt.algorithms", "'HS256' is not allowed", f"use one of: {' '.join(ALGORITHMS)}"),
+        ("algorithms = ['RS256', 'HS512']", "identity.jwt.algorithms", "'HS512' is not allowed", "use one of: "),
+        ("algorithms = 'rs256'", "identity.jwt.algorithms", "'rs256' is not allowed", "use one of: "),
+        ("algorithms = []", "identity.jwt.algorithms", "[] is empty", 'write algorithms = "…"'),
+        ("user_claim = ''", "identity.jwt.user_claim", "'' is empty", 'write user_claim = "…"'),
+        ("roles_claim = ['a']", "identity.jwt.roles_claim", "['a'] is not text", 'write roles_claim = "…"'),
+        ("token_file = 7", "identity.jwt.token_file", "7 is not text", 'write token_file = "…"'),
+        ("agent_claim = ' '", "identity.jwt.agent_claim", "' ' is empty", 'write agent_claim = "…"'),
     ],
 )
 def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, line: str, where: str, what: str, hint: str) -> None:

@@ -237,7 +237,7 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
 
 
 def wait_for_upkeep(store: Path) -> None:
-    """Wait until a wrapper has moved its calls into the database, some two seconds after it did that last."""
+    """Wait until a wrapper has moved its calls into the database, about two seconds after it did that last."""
     until_s = time.monotonic() + PATIENCE_S
     with closing(CallLog(log_path(store), writable=False)) as log:
         while log.has_more(log.drained()):

@@ -126,7 +126,7 @@ class Session:
             raise self.failure(f"answered request {request_id} with {line[:300].decode(errors='replace')}")
 
     def widen_pipes(self) -> None:
-        """Let both pipes hold 1 MiB, some 5,000 calls."""
+        """Let both pipes hold 1 MiB, about 5,000 calls."""
         for fd in (self.stdin_fd, self.stdout_fd):
             with contextlib.suppress(OSError):
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)

@@ -140,7 +140,7 @@ def test_filters_choose_rows(home: Path, filters: list[str], expected: list[str]
         (["--since", "5y"], "90m"),
         (["--until", "soon"], "--until: 'soon'"),
         (["--outcome", "okay"], "ok tool_error rpc_error cancelled no_answer unparsed"),
-        (["--since", "1h", "--until", "2h"], "--since takes the earlier time"),
+        (["--since", "1h", "--until", "2h"], "give --since the earlier time"),
         (["--denied", "--decision", "allowed"], "denied invalid rate_limited unauthenticated unavailable"),
         (["-n", "-1"], ""),
     ],
@@ -198,21 +198,24 @@ def test_on_a_terminal_and_in_a_pipe_it_says_that_no_rows_match(home: Path, form
     [
         (
             ["--decision", "denied", "--user", "alice*"],
-            "other filters find rows: --decision rate_limited, --decision allowed, --denied",
+            "try filters that find rows: --decision rate_limited, --decision allowed, --denied",
         ),
-        (["--decision", "invalid", "--since", "1h", "--tool", "watched"], "other filters find rows: --decision would_deny"),
-        (["--user", ""], "other filters find rows: --user "),
-        (["--user", "alice"], "other filters find rows: --user alice@acme.com, --user bob"),
+        (["--decision", "invalid", "--since", "1h", "--tool", "watched"], "try filters that find rows: --decision would_deny"),
+        (["--user", ""], "try filters that find rows: --user "),
+        (["--user", "alice"], "try filters that find rows: --user alice@acme.com, --user bob"),
         (
             ["--agent", "Claude Code"],
-            "other filters find rows: --agent 'Claude Code::interactive::default', --agent Cursor::background::nightly",
+            "try filters that find rows: --agent 'Claude Code::interactive::default', --agent Cursor::background::nightly",
         ),
-        (["--denied", "--tool", "watched"], "other filters find rows: --tool closed, --tool echo"),
-        (["--denied", "--tool", "watched", "--user", "bob", "--axis", "tool"], "other filters find rows: --tool closed"),
-        (["--denied", "--outcome", "ok"], "the rows that match without --denied are of calls that were forwarded"),
-        (["--outcome", "cancelled"], "other filters find rows: --outcome ok"),
-        (["--since", "2999-01-01"], "the newest row that matches without --since is of 20"),
-        (["--until", "1h"], "all rows that match without --until are later"),
+        (["--denied", "--tool", "watched"], "try filters that find rows: --tool closed, --tool echo"),
+        (["--denied", "--tool", "watched", "--user", "bob", "--axis", "tool"], "try filters that find rows: --tool closed"),
+        (
+            ["--denied", "--outcome", "ok"],
+            "leave out --denied: the rows that match without it are of calls that were forwarded",
+        ),
+        (["--outcome", "cancelled"], "try filters that find rows: --outcome ok"),
+        (["--since", "2999-01-01"], "use an earlier --since: the newest row that matches without it is of 20"),
+        (["--until", "1h"], "use a later --until: all rows that match without it are later"),
     ],
 )
 def test_if_no_rows_match_the_nearest_filters_are_offered(home: Path, filters: list[str], hint: str) -> None:
@@ -224,14 +227,14 @@ def test_if_no_rows_match_the_nearest_filters_are_offered(home: Path, filters: l
 def test_the_time_offered_instead_of_since_is_that_of_the_newest_row(home: Path) -> None:
     newest = json.loads(mcpguard(home, "audit", "tail", "--tool", "echo", "-n", "1", "--json").stdout)
     done = mcpguard(home, "audit", "tail", "--tool", "echo", "--since", "2999-01-01")
-    assert done.stderr.endswith(f"without --since is of {newest['time']}\n")
+    assert done.stderr.endswith(f"without it is of {newest['time']}\n")
 
 
 def test_on_a_wide_terminal_each_row_has_user_and_agent(home: Path) -> None:
-    shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=150)[1].splitlines()
+    shown = on_terminal(home, "audit", "tail", "--tool", "*", columns=180)[1].splitlines()
     assert shown[0].split()[3:7] == ["SERVER", "USER", "AGENT", "TOOL"]
     assert re.search(r"user  crm +alice@acme.com +Claude Code::interactive::default +echo ", shown[2])
-    assert [line for line in shown if len(line) >= 150 + len("\x1b[31m\x1b[0m")] == []
+    assert [line for line in shown if len(line) >= 180 + len("\x1b[31m\x1b[0m")] == []
 
 
 def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set(home: Path) -> None:
@@ -251,7 +254,7 @@ def test_long_and_wide_names_are_cut_to_fit(tmp_path: Path) -> None:
     policy(tmp_path, rule("1000000/999h", user="*", tool="*"))
     options = ("--server", "s" * 40, "--user", "客" * 60, "--agent", f"{'c' * 40}::{'t' * 40}::n")
     calls(tmp_path, "検索" * 30, 1, *options)
-    for columns in (80, 140):
+    for columns in (80, 160):
         shown = on_terminal(tmp_path, "audit", "tail", "--tool", "*", columns=columns, NO_COLOR="1")[1].splitlines()
         assert "…" in shown[2]
         cells = [sum(2 if ord(char) > 0x2E80 else 1 for char in line) for line in shown]
@@ -271,7 +274,7 @@ def test_control_characters_in_names_do_not_reach_a_terminal_or_a_pipe(tmp_path:
 def test_an_offered_filter_finds_a_name_with_control_characters(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1, "--user", "bob\x1b[2J\u202e x", "--server", "crm")
     hint = mcpguard(tmp_path, "audit", "tail", "--user", "bob").stderr.splitlines()[-1]
-    offered = shlex.split(hint.removeprefix("hint: other filters find rows: "))
+    offered = shlex.split(hint.removeprefix("hint: try filters that find rows: "))
     assert offered == ["--user", "bob*[2J* x"]
     assert tools(mcpguard(tmp_path, "audit", "tail", "--json", *offered)) == ["echo"]
 
@@ -313,7 +316,7 @@ def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_p
     assert (done.returncode, done.stdout) == (69, "")
     message, hint = done.stderr.splitlines()
     assert message.startswith(f"mcpguard: {tmp_path}/mcpguard.db cannot be used: internal error: ")
-    assert hint == "hint: if the store is not damaged, please report it"
+    assert hint == "hint: report it, unless the store is damaged"
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
@@ -361,7 +364,7 @@ def test_a_mistyped_path_to_a_file_that_is_no_store_is_questioned_and_the_file_l
         assert (done.returncode, done.stdout) == (69, "")
         assert done.stderr.splitlines() == [
             f"mcpguard: {file} is not a store of mcpguard: {how}",
-            "hint: is the path right? if so, move the file away: a new one is made",
+            "hint: correct the path, or move the file away: a new one is made",
         ]
     with Host(tmp_path, *OBEDIENT, options=(*ALICE, "--store", f"sqlite://{file}")) as host:
         assert "result" in host.call(1, "echo")

@@ -313,7 +313,7 @@ def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "audit", "export")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no audit log yet: there is no store at" in done.stderr
-    assert done.stderr.endswith("\nhint: mcpguard run creates it\n")
+    assert done.stderr.endswith("\nhint: start a server with mcpguard run, which creates it\n")
 
 
 def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:

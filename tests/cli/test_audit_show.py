@@ -82,7 +82,7 @@ def test_a_denial_that_shares_a_row_names_the_row_and_the_first_one_stands_in_fo
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
         f"mcpguard: no row has the id {first['id']}.9",
-        f"hint: the denials before it have a row: mcpguard audit show {first['id']}",
+        f"hint: look at the row of the denials before it: mcpguard audit show {first['id']}",
     ]
 
 
@@ -147,6 +147,23 @@ def test_the_command_names_the_policy_file_that_was_named(home: Path, tmp_path: 
     assert text.endswith(f"    mcpguard policy set --policy '{other}' --tool closed unlimited\n")
 
 
+def test_the_word_last_stands_for_the_newest_row_that_tail_shows(home: Path) -> None:
+    newest = mcpguard(home, "audit", "tail", "-n", "1").stdout.rpartition("id=")[2].strip()
+    assert f"id:          {newest}\n" in shown(home, "last")
+    with Host(home, *OBEDIENT, options=ALICE) as host:  # it writes a row that only names the policy
+        host.end()
+    assert f"id:          {newest}\n" in shown(home, "last")
+
+
+def test_the_last_row_of_an_empty_log_is_reported_as_missing(tmp_path: Path) -> None:
+    policy(tmp_path, POLICY)
+    with Host(tmp_path, *OBEDIENT, options=ALICE) as host:
+        host.end()
+    done = mcpguard(tmp_path, "audit", "show", "last")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("mcpguard: the audit log has no rows yet\nhint: call a tool of a server that mcpguard guards\n")
+
+
 def test_an_unknown_id_and_a_missing_store_are_reported(home: Path, tmp_path: Path) -> None:
     for row_id in ("nonsense", "0123456789abcdef-1"):
         done = mcpguard(home, "audit", "show", row_id)
@@ -156,7 +173,7 @@ def test_an_unknown_id_and_a_missing_store_are_reported(home: Path, tmp_path: Pa
         )
     done = mcpguard(tmp_path / "empty", "audit", "show", "x-1")
     assert (done.returncode, done.stderr.startswith("mcpguard: no audit log yet: there is no store at ")) == (1, True)
-    assert done.stderr.endswith("\nhint: mcpguard run creates it\n")
+    assert done.stderr.endswith("\nhint: start a server with mcpguard run, which creates it\n")
 
 
 def test_names_reach_the_output_without_control_characters(tmp_path: Path) -> None:

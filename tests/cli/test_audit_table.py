@@ -25,6 +25,13 @@ def test_a_denial_shows_its_limit_and_when_to_come_back_or_why_nobody_knows(more
     assert line.endswith(end)
 
 
+@pytest.mark.parametrize(("width", "with_id"), [(119, False), (120, True), (154, True), (155, True), (200, True)])
+def test_a_table_of_at_least_120_columns_has_the_ids_that_audit_show_takes(width: int, with_id: bool) -> None:
+    lines = Table(width, coloured=False).lines(ROW | {"id": "45732ae6c06cfb07-4", "limit": 5, "window": "1m"})
+    assert ("45732ae6c06cfb07-4" in lines[-1]) == with_id
+    assert max(map(len, lines)) < width
+
+
 def test_an_allowed_call_shows_its_outcome() -> None:
     found = {**ROW, "decision": "allowed", "limit": 2, "counts": "concurrent", "outcome": "ok"}
     assert Table(80, coloured=False).lines(found)[-1].endswith("2 at once ok")

@@ -78,11 +78,11 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
 @pytest.mark.parametrize(
     ("argv", "message", "hint"),
     [
-        (["help"], "no such command: help", "mcpguard --help"),
-        (["help", "policy"], "no such command: help", "mcpguard policy --help"),
-        (["policy", "help", "set"], "no such command: help", "mcpguard policy set --help"),
-        (["version"], "no such command: version", "mcpguard --version"),
-        (["policy", "version"], "no such command: version", "mcpguard --version"),
+        (["help"], "no such command: help", "run mcpguard --help"),
+        (["help", "policy"], "no such command: help", "run mcpguard policy --help"),
+        (["policy", "help", "set"], "no such command: help", "run mcpguard policy set --help"),
+        (["version"], "no such command: version", "run mcpguard --version"),
+        (["policy", "version"], "no such command: version", "run mcpguard --version"),
         (["policy", "list"], "no such command: list", "did you mean mcpguard policy show?"),
         (["policy", "remove", "--tool", "a"], "no such command: remove", "did you mean mcpguard policy unset?"),
         (["policy", "sett"], "no such command: sett", "did you mean mcpguard policy set?"),
@@ -121,7 +121,7 @@ def test_every_wrong_command_line_is_reported_in_one_form(
 
 def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path) -> None:
     hint = mcpguard(tmp_path, "policy", "zzz").stderr.splitlines()[1]
-    assert hint.startswith("hint: commands: ")
+    assert hint.startswith("hint: use one of: ")
     assert {"set", "show", "check"} <= set(hint.split())
 
 
@@ -195,7 +195,7 @@ def test_another_pipe_without_a_reader_is_an_error_with_a_message(
     monkeypatch.setattr(_policy_show, "print_plain", lambda _: os.write(unread, b"x"))
     monkeypatch.setattr(_text, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
     done = mcpguard(tmp_path, "policy", "show")
-    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot go on: Broken pipe\n")
+    assert (done.returncode, done.stderr) == (1, "mcpguard: cannot continue: Broken pipe\n")
 
 
 def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_part_that_cannot_be_loaded_is_one_line_and_a_hint(tmp_path: Path, arg
     done = process(tmp_path, *argv, PYTHONPATH=path, MISSING=module)
     assert (done.returncode, done.stdout) == (1, "")
     told, hint = done.stderr.splitlines()
-    assert told == f"mcpguard: cannot go on: No module named '{module}'"
+    assert told == f"mcpguard: cannot continue: No module named '{module}'"
     assert hint.startswith("hint: ")
 
 

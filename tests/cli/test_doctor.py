@@ -31,7 +31,7 @@ def test_each_check_is_one_line_and_each_failure_has_a_hint(tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (1, "")
     lines = unwrapped(done.stdout)
     assert lines[0] == f"note  PATH: mcpguard {__version__} is not on the PATH"
-    assert lines[1].startswith("      hint: clients need its full path: /")
+    assert lines[1].startswith("      hint: use its full path in clients: /")
     assert f"ok    config: no file at {tmp_path}/config.toml: the defaults apply; variables: MCPGUARD_HOME" in lines
     assert f"note  policy: {tmp_path}/policy.toml: no rules, so nothing is limited" in lines
     (failed,) = [at for at, line in enumerate(lines) if line.startswith("FAIL")]

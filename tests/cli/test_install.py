@@ -99,7 +99,7 @@ def test_each_file_is_named_with_what_was_done_and_what_was_left_and_why(account
     ]
     assert "  Cursor: switch the server off and on in Cursor's settings, or restart Cursor" in done.stdout
     done = account.run("uninstall", "--yes")
-    assert "  crm: not guarded any more" in done.stdout
+    assert "  crm: no longer guarded" in done.stdout
     assert "  web: not guarded\n" in done.stdout
 
 

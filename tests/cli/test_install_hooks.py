@@ -249,7 +249,7 @@ def test_a_named_client_without_a_hook_is_a_failure(account: Account) -> None:
     account.cursor()
     done = account.run("install", "cursor", "--hook", "--yes")
     assert done.returncode == 1
-    hint = "(hint: clients with a hook: claude-code, codex, copilot)"
+    hint = "(hint: use one of: claude-code, codex, copilot)"
     assert done.stderr.endswith(f"mcpguard: Cursor: mcpguard has no hook for it {hint}\n")
 
 

@@ -21,7 +21,7 @@ def test_a_file_that_does_not_parse_is_left_and_the_other_clients_are_done(accou
     assert PROGRAM in codex.read_text()
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
     assert line.startswith(f"mcpguard: {cursor}:")
-    assert "hint: mend the file" in line
+    assert "hint: fix the file" in line
 
 
 def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Account) -> None:
@@ -177,7 +177,7 @@ def test_an_unknown_client_is_an_error_with_the_nearest_name(account: Account) -
     assert (done.returncode, done.stderr) == (2, "mcpguard: no such client: curser\nhint: did you mean cursor?\n")
     done = account.run("uninstall", "Claude Code")
     assert done.stderr.endswith("hint: did you mean claude-code?\n")
-    assert "hint: clients: claude-desktop claude-code" in account.run("install", "xyz").stderr
+    assert "hint: use one of: claude-desktop claude-code" in account.run("install", "xyz").stderr
 
 
 def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:

@@ -31,7 +31,7 @@ def test_a_folder_in_place_of_the_file_is_reported(tmp_path: Path, argv: list[st
     (tmp_path / "policy.toml").mkdir()
     done = mcpguard(tmp_path, "policy", *argv, EDITOR="true")
     assert (done.returncode, done.stdout) == (78, "")
-    assert "cannot be read: Is a directory\nhint: a policy is a file in TOML that this account may read\n" in done.stderr
+    assert "cannot be read: Is a directory\nhint: name a TOML file that this account may read\n" in done.stderr
     assert len(done.stderr.splitlines()) == 2
 
 
@@ -95,7 +95,7 @@ def test_the_mode_of_a_missing_file_that_is_named_cannot_be_set(tmp_path: Path, 
         mcpguard(tmp_path, "policy", "mode", mode, "--policy", str(file)),
     ):
         assert (named.returncode, named.stdout) == (78, "")
-        assert named.stderr.startswith(f"mcpguard: {file}: no such file\nhint: is the name right?")
+        assert named.stderr.startswith(f"mcpguard: {file}: no such file\nhint: correct the name, or make that file:")
     assert not file.exists()
 
 

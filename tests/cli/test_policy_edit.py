@@ -86,7 +86,7 @@ def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path
     assert "another process has changed it while you edited" in done.stderr
     assert file.read_text() == BY_HAND + "# other\n"
     kept = tmp_path / "policy.toml.edited"
-    assert f"your text is in {kept}" in done.stderr
+    assert f"look for your text in {kept}" in done.stderr
     assert kept.read_text() == BY_HAND.replace("100", "200")
 
 
@@ -95,9 +95,9 @@ def test_edit_keeps_each_text_that_it_could_not_save(tmp_path: Path, file: Path)
     editor.write_text(f'#!/bin/sh\ncat {file} > "$1"\necho "# mine" >> "$1"\necho "# other" >> {file}\n')
     editor.chmod(0o700)
     first, second = tmp_path / "policy.toml.edited", tmp_path / "policy.toml.edited.2"
-    assert f"your text is in {first}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
+    assert f"look for your text in {first}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
     text = first.read_text()
-    assert f"your text is in {second}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
+    assert f"look for your text in {second}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
     assert first.read_text() == text
     assert second.read_text() != text
 
@@ -111,7 +111,7 @@ def test_edit_keeps_the_text_if_another_process_removes_the_file(tmp_path: Path,
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
         f"mcpguard: {file}: another process has changed it while you edited",
-        f"hint: your text is in {kept}",
+        f"hint: look for your text in {kept}",
     ]
     assert kept.read_text() == BY_HAND.replace("100", "200")
     assert not file.exists()
@@ -128,7 +128,7 @@ def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file:
     (kept,) = drafts.glob("*/policy.toml")
     assert done.stderr.splitlines() == [
         f"mcpguard: {file}: cannot be written: Permission denied",
-        f"hint: the file is unchanged, and your text is in {kept}",
+        f"hint: look for your text in {kept}; the file is unchanged",
     ]
     assert (file.read_text(), kept.read_text()) == (BY_HAND, BY_HAND.replace("100", "200"))
 

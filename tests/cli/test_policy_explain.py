@@ -31,7 +31,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-NO_ROLES = "warning: no call has roles or scopes here: there is no [identity.jwt] in config.toml\n"
+NO_ROLES = "warning: no call has roles or scopes here: configure [identity.jwt] in config.toml\n"
 
 
 def explained(home: Path, *argv: str, **env: str) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def test_a_pattern_is_refused(home: Path, argv: tuple[str, ...]) -> None:
     assert done.stdout == ""
     first, hint = done.stderr.splitlines()
     assert first.endswith(" is a pattern")
-    assert hint == "hint: a call has exact names; only rules have patterns"
+    assert hint == "hint: give an exact name: only rules have patterns"
 
 
 def test_an_agent_of_two_parts_and_a_missing_tool_are_usage_errors(home: Path) -> None:

@@ -113,5 +113,5 @@ def test_a_user_and_a_token_together_are_a_usage_error(home: Path) -> None:
 def test_a_token_is_an_error_if_users_are_not_verified(tmp_path: Path) -> None:
     assert refused(tmp_path, "--token") == [
         "mcpguard: no token names the user here",
-        "hint: there is no [identity.jwt] in config.toml",
+        "hint: configure [identity.jwt] in config.toml",
     ]

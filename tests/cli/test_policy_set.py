@@ -76,7 +76,7 @@ def test_unset_of_a_missing_rule_names_similar_rules(tmp_path: Path, file: Path)
     done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule for tool=search"
-    assert "hint: similar rules:" in done.stderr
+    assert "hint: look at similar rules:" in done.stderr
     assert "user=* tool=search" in done.stderr
     assert file.read_text() == BY_HAND
 
@@ -216,8 +216,8 @@ def test_a_name_that_no_call_has_is_warned_of_and_set_all_the_same(tmp_path: Pat
     for argv, warnings in (
         (["--tool", "searh_customers"], ["tool searh_customers; did you mean search_customers?"]),
         (["--tool", "Search_Customers"], ["tool Search_Customers; did you mean search_customers?"]),
-        (["--tool", "delete_user"], ["tool delete_user; is the name right? compare with mcpguard audit tail"]),
-        (["--server", "cmr"], ["server cmr; is the name right? compare with mcpguard audit tail"]),
+        (["--tool", "delete_user"], ["tool delete_user; compare the name with mcpguard audit tail"]),
+        (["--server", "cmr"], ["server cmr; compare the name with mcpguard audit tail"]),
         (["--user", "alic@acme.com"], ["user alic@acme.com; did you mean alice@acme.com?"]),
         (["--user", "alice@acme.org"], ["user alice@acme.org; did you mean alice@acme.com?"]),
         (["--user", "*", "--agent", "*::*::Explor"], ["agent Explor; did you mean Explore?"]),

@@ -363,12 +363,12 @@ def test_a_broken_policy_is_an_error_in_the_policy(tmp_path: Path, home: Path) -
 def test_watch_needs_a_terminal(home: Path, argv: list[str]) -> None:
     done = mcpguard(home, "usage", *argv)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "hint: for programs: mcpguard usage --json" in done.stderr
+    assert "hint: use mcpguard usage --json for programs" in done.stderr
 
 
 def test_watch_shows_no_json_on_a_terminal_either(home: Path) -> None:
     status, shown = on_terminal(home, "usage", "--watch", "--json")
-    assert (status, shown.splitlines()[-1]) == (2, "hint: for programs: mcpguard usage --json")
+    assert (status, shown.splitlines()[-1]) == (2, "hint: use mcpguard usage --json for programs")
 
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:

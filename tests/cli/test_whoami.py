@@ -210,7 +210,7 @@ def test_invalid_settings_are_reported_in_one_line_and_a_hint(tmp_path: Path) ->
     assert (done.returncode, done.stdout) == (78, "")
     message, hint = done.stderr.splitlines()
     assert message.endswith("identity.jwt.jwks: only https is trusted, or http on this machine")
-    assert hint.startswith("hint: jwks = ")
+    assert hint.startswith("hint: write jwks = ")
 
 
 @pytest.mark.parametrize(

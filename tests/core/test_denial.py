@@ -87,7 +87,7 @@ def test_waits_are_rounded_up_and_up_again(wait_us: int, ms: int, seconds: int, 
 @pytest.mark.parametrize(
     ("reported", "words"),
     [
-        (Reported("tool", "tool=x", 1, "1m"), "exceeded for everybody together: 1 call per 1m."),
+        (Reported("tool", "tool=x", 1, "1m"), "exceeded for all users together: 1 call per 1m."),
         (Reported("agent", "agent=x", 5, "1m"), "for agent Claude Code::interactive::default: 5 calls per 1m."),
         (Reported("user", "user=x", 5, "1m"), "for user alice@acme.com: 5 calls per 1m."),
     ],
@@ -116,7 +116,7 @@ def test_a_denied_tool_is_403_without_a_retry_time() -> None:
     verdict = Verdict("denied", closed, exceeded=((HUNDRED, 1500), (closed, None)), audit_id="s-2")
     code, message, data = denial.describe(ALICE, verdict)
     assert code == 403
-    assert message == "Tool search_customers is denied by policy for everybody together. Waiting does not help."
+    assert message == "Tool search_customers is denied by policy for all users together. Waiting does not help."
     assert data == {
         "reason": "denied",
         "axis": "tool",

@@ -50,7 +50,7 @@ def test_six_pages_are_opened_two_at_a_time_by_two_wrappers(run: Run) -> None:
 def test_a_failing_tool_is_closed_after_three_errors(run: Run) -> None:
     said = part(run, "errors")
     assert "calls a failing tool 6 times: 3 failed, 3 denied." in said
-    assert "Tool sync_orders keeps failing for everybody together: 3 errors per 1m. Retry in 60 seconds." in said
+    assert "Tool sync_orders keeps failing for all users together: 3 errors per 1m. Retry in 60 seconds." in said
 
 
 def test_a_repeated_search_is_stopped_after_five_and_another_one_is_not(run: Run) -> None:

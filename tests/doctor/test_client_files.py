@@ -61,7 +61,7 @@ def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
     file = cursor(machine)
     file.write_text("{,")
     (check,) = checks(machine)
-    assert (check.ok, check.hint) == (False, "mend the file, then run this again")
+    assert (check.ok, check.hint) == (False, "fix the file, then run this again")
     assert check.detail.startswith(f"{file}:1:2: ")
     file.write_text("[" * 100_000)
     (check,) = checks(machine)

@@ -164,7 +164,7 @@ def test_the_client_whose_server_is_started_can_be_named(tmp_path: Path) -> None
     found = only(doctor(tmp_path, "--client", "windsurf", "--server", "crm", status=1), "server")
     assert found.detail == "cannot run no-such-crm: no such command"
     for argv, message, hint in (
-        (["--client", "windsurf", "--server", "erp"], "--server: Windsurf has no server erp with a command", "known: crm"),
+        (["--client", "windsurf", "--server", "erp"], "--server: Windsurf has no server erp with a command", "use one of: crm"),
         (["--client", "curser", "--server", "crm"], "no such client: curser", "did you mean cursor?"),
         (["--client", "cursor"], "--client: it says in which client's file --server is", "add --server NAME, and no command"),
         (
@@ -180,7 +180,7 @@ def test_the_client_whose_server_is_started_can_be_named(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("none", "no client has a server none with a command", "known: crm key twice"),
+        ("none", "no client has a server none with a command", "use one of: crm key twice"),
         (
             "crm",
             "Cursor, Windsurf start crm with different commands, folders or variables",

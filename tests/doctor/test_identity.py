@@ -31,7 +31,7 @@ def test_every_problem_of_a_token_fails(tmp_path: Path, keys: KeyServer) -> None
     issuer, expiry, mode = of(checks, "token")
     assert issuer.detail == f"the token in {file} is not from the issuer {ISSUER}"
     assert expiry.detail == f"the token in {file} expired at 1970-01-01T00:00:01Z"
-    assert (mode.hint, mode.is_advice) == (f"chmod 600 {file}", True)
+    assert (mode.hint, mode.is_advice) == (f"run chmod 600 {file}", True)
     assert mode.detail == f"others can read the token in {file} (mode 0644)"
     assert only(checks, "keys").ok
 

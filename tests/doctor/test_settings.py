@@ -36,6 +36,13 @@ def test_a_password_on_the_command_line_is_advised_against_and_not_shown(tmp_pat
     assert "s3cret" not in str(checks)
 
 
+@pytest.mark.parametrize(("url", "advised"), [("redis://:s3cret@0.0.0.0:1/0", True), ("rediss://:s3cret@0.0.0.0:1/0", False)])
+def test_a_password_that_the_network_could_read_is_advised_against(tmp_path: Path, url: str, advised: bool) -> None:
+    checks = of(doctor(tmp_path, status=1, MCPGUARD_STORE=url), "store")
+    assert ("redis://0.0.0.0:1/0 receives the password unencrypted" in [one.detail for one in checks]) == advised
+    assert "s3cret" not in str(checks)
+
+
 def test_a_file_that_others_may_change_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     (tmp_path / "config.toml").chmod(0o666)

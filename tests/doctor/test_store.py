@@ -90,7 +90,7 @@ def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_al
     with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), waits:
         found = only(doctor(tmp_path, status=1), "store")
     assert found.detail == f"{tmp_path}/mcpguard.db-calls did not come free in time"
-    assert found.hint == "another process holds its lock"
+    assert found.hint == "look for a stopped process that holds its lock"
     assert only(doctor(tmp_path), "store").ok
 
 

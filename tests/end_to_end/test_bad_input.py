@@ -187,7 +187,7 @@ def test_a_store_that_is_no_database_is_reported_and_left_as_it_is(tmp_path: Pat
     with Host(tmp_path, *script("obedient")) as host:
         assert "result" in host.call(1, "search")
         assert host.end() == 0
-        assert f"{tmp_path}/mcpguard.db is not a store of mcpguard: file is not a database (is the path right?" in host.err
+        assert f"{tmp_path}/mcpguard.db is not a store of mcpguard: file is not a database (correct the path" in host.err
         assert "Traceback" not in host.err
     assert (tmp_path / "mcpguard.db").read_text() == "my holiday pictures " * 100
 
@@ -208,7 +208,7 @@ def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -
         assert host.end() == 0
         notes = host.notes()
     assert len(notes) == len({row["policy"] for row in notes}) == 13
-    assert [row["reason"] for row in notes] == ["in force at the start"] + ["taken up"] * 12
+    assert [row["reason"] for row in notes] == ["in force at the start"] + ["applied"] * 12
 
 
 def test_an_edit_is_obeyed_by_calls_that_were_written_together_with_others(tmp_path: Path) -> None:
@@ -246,13 +246,13 @@ def test_a_large_edit_is_obeyed_within_moments_and_the_last_good_policy_until_th
         policy(tmp_path, many + rule("deny", tool="search"))
         until(lambda: calls(host) == 403, "the edit is obeyed")
         policy(tmp_path, many + "[[rule]]")
-        until(lambda: calls(host) == 403 and "policy not taken up" in host.err, "what is wrong with an edit is said")
+        until(lambda: calls(host) == 403 and "policy not applied" in host.err, "what is wrong with an edit is said")
         policy(tmp_path, many + rule("2/1h", tool="search"))
         until(lambda: calls(host) == 0, "the next edit is obeyed")
         assert host.end() == 0
         reasons = [row["reason"].partition(":")[0] for row in host.notes()]
     assert [code for code, before in zip(codes, [None, *codes], strict=False) if code != before] == [0, 429, 403, 0]
-    assert reasons == ["in force at the start", "taken up", "not taken up", "taken up"]
+    assert reasons == ["in force at the start", "applied", "not applied", "applied"]
 
 
 @pytest.mark.parametrize("broken", ["", "[[rule]\n", None], ids=["empty", "not TOML", "gone"])
@@ -269,11 +269,11 @@ def test_a_running_policy_that_is_broken_stays_in_force_and_is_reported_once(tmp
         policy(tmp_path, rule("3/1h", tool="search"))
         assert "result" in host.call(6, "search")
         assert host.end() == 0
-        assert host.err.count("policy not taken up: ") == 1
-        assert host.err.count("policy taken up") == 1
+        assert host.err.count("policy not applied: ") == 1
+        assert host.err.count("policy applied") == 1
         reasons = [row["reason"] for row in host.notes()]
-    assert reasons[1].startswith(f"not taken up: {file}: ")
-    assert [reasons[0], *reasons[2:]] == ["in force at the start", "taken up"]
+    assert reasons[1].startswith(f"not applied: {file}: ")
+    assert [reasons[0], *reasons[2:]] == ["in force at the start", "applied"]
 
 
 def test_a_policy_that_is_mended_opens_the_tools_without_a_restart(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
 
 
 def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(tmp_path: Path) -> None:
-    said = "no rule matches agents of the tier batch, so nothing limits their calls; is it misspelt?"
+    said = "no rule matches agents of the tier batch, so nothing limits their calls; check the spelling"
     for agent, times in (("Codex::batch::x", 1), ("Codex::background::x", 0), ("Codex::::", 0)):
         with Host(tmp_path, *script("obedient"), options=["--agent", agent]) as host:
             host.call(1, "search")

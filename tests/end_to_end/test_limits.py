@@ -174,7 +174,7 @@ def test_two_clients_at_once_share_what_is_meant_to_be_shared_and_nothing_else(t
         assert "result" in alice.call(3, "ours")
         denied = bob.call(3, "ours")["error"]
         assert (denied["code"], denied["data"]["axis"]) == (429, "tool")
-        assert "everybody together" in denied["message"]
+        assert "all users together" in denied["message"]
         assert (alice.end(), bob.end()) == (0, 0)
 
 

@@ -50,7 +50,7 @@ def test_a_file_that_may_grow_no_more_is_an_outage_that_ends_when_it_may(tmp_pat
         called_until(host, lambda: told(host, "store unavailable") > 0)
         assert codes(host, 4) == {"local": [200] * 3 + [429], "deny": [503] * 4, "allow": [200] * 4}[mode]
         assert codes(host, 1, "drop") == [403]
-        assert "is its disk full" in host.err
+        assert "check that its disk is not full" in host.err
         resource.prlimit(host.process.pid, SIZE, before)
         is_back(host)
         assert used(tmp_path) == [{"local": 5, "deny": 2, "allow": 2}[mode]]
@@ -162,7 +162,7 @@ def test_a_database_that_nobody_may_change_is_told_and_calls_are_counted_all_the
     try:
         with EagerHost(tmp_path, *script("obedient"), options=options) as host:
             assert codes(host, 6) == [200] * 3 + [429] * 3
-            wait_for(host, "calls go on as long as mcpguard.db-calls has room")
+            wait_for(host, "calls continue as long as mcpguard.db-calls has room")
             subprocess.run(["chattr", "-i", fixed], check=True)  # noqa: S607
             assert codes(host, 1) == [429]
             host.end()

@@ -313,7 +313,7 @@ def test_a_quiet_guard_says_what_has_to_be_mended(tmp_path: Path) -> None:
         said = host.err.splitlines()
     assert [str(file) in line for line in said] == [True, True, False]
     assert "no policy: " in said[0]
-    assert said[1].startswith("mcpguard: policy not taken up: ")
+    assert said[1].startswith("mcpguard: policy not applied: ")
     assert said[2] == "mcpguard: server exited with status 9"
 
 

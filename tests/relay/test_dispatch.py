@@ -157,7 +157,7 @@ def test_a_quiet_console_has_only_errors(scene: Scene) -> None:
     scene.dispatcher.post(events.PolicyChanged(parse("mode = 'observe'")))
     scene.dispatcher.post(events.PolicyChanged(PolicyError("broken")))
     scene.client(CALL)
-    assert os.read(scene.console, 4096) == b"mcpguard: policy not taken up: broken\n"
+    assert os.read(scene.console, 4096) == b"mcpguard: policy not applied: broken\n"
 
 
 def test_the_servers_output_is_read_before_it_is_checked_for_missing_answers(scene: Scene) -> None:

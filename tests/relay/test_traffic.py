@@ -345,11 +345,11 @@ def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) 
     line.send(call(2))
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(2, 403)]
     told = [(entry.record["decision"], entry.record.get("reason")) for entry in line.store.entries()]
-    assert told[:3] == [("policy", "in force at the start"), ("policy", "taken up"), ("denied", None)]
-    assert ("policy", "not taken up: line 3: broken") in told[3:]  # the second denial shares the first one's row
+    assert told[:3] == [("policy", "in force at the start"), ("policy", "applied"), ("denied", None)]
+    assert ("policy", "not applied: line 3: broken") in told[3:]  # the second denial shares the first one's row
     lines = os.read(line.console, 4096).decode().splitlines()
-    assert lines[0] == "mcpguard: policy taken up"
-    assert "mcpguard: policy not taken up: line 3: broken" in lines
+    assert lines[0] == "mcpguard: policy applied"
+    assert "mcpguard: policy not applied: line 3: broken" in lines
 
 
 def test_while_the_store_fails_calls_are_denied_and_everything_else_passes(line: Line) -> None:

@@ -113,6 +113,21 @@ def test_a_period_has_at_most_170_slots() -> None:
     assert slot_us(7 * 24 * HOUR_US) == HOUR_US
 
 
+def test_charts_begin_with_the_first_call_of_the_period() -> None:
+    before = stored(0, "policy")
+    calls = [stored(165 * HOUR_US + at, "allowed") for at in (7, 5, 60_000_000)]
+    found = gather([[before], [], calls], SINCE_US, UNTIL_US)
+    assert (found.since_us, found.until_us) == (SINCE_US, UNTIL_US)
+    assert found.first_us == SINCE_US + 165 * HOUR_US
+    assert found.slot_us == slot_us(3 * HOUR_US)
+    assert [slot.figures.calls for slot in found.slots[:2]] == [3, 0]
+    assert found.first_us + len(found.slots) * found.slot_us == UNTIL_US
+
+
+def test_charts_of_a_call_at_the_very_end_have_one_point() -> None:
+    assert [slot.figures.calls for slot in of(stored(UNTIL_US - SINCE_US - 1, "allowed")).slots] == [1]
+
+
 def test_the_figures_of_a_week_agree_with_each_other() -> None:
     found = gather([list(week())], SINCE_US, UNTIL_US)
     assert sum(slot.figures.calls for slot in found.slots) == found.all.calls == found.decisions.total()

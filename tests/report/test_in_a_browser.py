@@ -69,3 +69,17 @@ def test_a_browser_shows_the_page_without_an_error_or_a_request_in_both_themes_a
             backgrounds.add((theme, shown.evaluate("getComputedStyle(document.body).backgroundColor")))
             context.close()
     assert len(backgrounds) == len({colour for _, colour in backgrounds}) == 2
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_a_chart_begins_at_the_newest_calls_where_it_does_not_fit(browser: Any, width: int, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(pages()["week"], "utf-8")
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    shown = context.new_page()
+    shown.goto(file.as_uri())
+    beyond = "[...document.querySelectorAll('.chart .scroll')].map(box => box.firstElementChild.getBoundingClientRect().right"
+    ends = shown.evaluate(f"{beyond} - box.getBoundingClientRect().right)")
+    assert len(ends) == 5
+    assert all(abs(end) < 1 for end in ends)
+    context.close()

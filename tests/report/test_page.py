@@ -137,6 +137,11 @@ def test_at_most_eight_points_of_a_chart_are_labelled_with_their_hours_or_dates(
         assert label in page._time(SINCE_US + at * found.slot_us)
 
 
+def test_the_page_says_where_charts_begin_if_that_is_later_than_the_period(week_page: str) -> None:
+    assert "Charts begin with the first call, at 2026-01-07 03:00." in page_of(of(stored(51 * HOUR_US + 1, "allowed")))
+    assert "Charts begin" not in week_page
+
+
 @pytest.fixture(scope="module")
 def plain() -> Parsed:
     """A page of calls with usual names."""

@@ -498,7 +498,7 @@ def test_a_collector_that_does_not_listen_is_named_without_secrets(store: Sqlite
 
 
 def test_headers_come_from_the_environment(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    found = telemetry.headers({telemetry.HEADERS: " api-key=a%20b%3D , X-Scope=1 ,"})
+    found = telemetry.headers({telemetry.HEADERS: " api-key=a%20b%3D , X-Scope=1 ,"}, receiver.url)
     assert found == {"api-key": "a b=", "x-scope": "1"}
     add(store, "denied")
     export(tmp_path, receiver, headers=found)
@@ -509,8 +509,31 @@ def test_headers_come_from_the_environment(store: SqliteStore, tmp_path: Path, r
 @pytest.mark.parametrize("text", ["hunter2", "=hunter2", "na me=hunter2", "a=%0Ahunter2", "ä=hunter2"])
 def test_a_wrong_list_of_headers_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        telemetry.headers({telemetry.HEADERS: text})
+        telemetry.headers({telemetry.HEADERS: text}, "https://x")
     assert "hunter2" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["http://x", "http://10.0.0.7:4318", "http://127.0.0.1.x", "http://localhost.x"])
+def test_headers_are_not_sent_unencrypted_to_another_machine(url: str) -> None:
+    assert telemetry.headers({}, url) == {}
+    with pytest.raises(ConfigError, match=f"--otlp: {url} would receive {telemetry.HEADERS} unencrypted") as caught:
+        telemetry.headers({telemetry.HEADERS: "api-key=hunter2"}, url)
+    assert caught.value.hint == f"write https://, or unset {telemetry.HEADERS}"
+    assert "hunter2" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["https://x", "http://localhost:4318", "http://127.0.0.1", "http://[::1]:4318"])
+def test_headers_are_sent_over_tls_or_on_this_machine(url: str) -> None:
+    assert telemetry.headers({telemetry.HEADERS: "api-key=hunter2"}, url) == {"api-key": "hunter2"}
+
+
+def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    add(store, "denied")
+    assert export(tmp_path, receiver)[0] == 1
 
 
 @pytest.mark.parametrize(

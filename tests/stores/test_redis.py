@@ -649,7 +649,7 @@ def test_a_user_without_a_right_that_a_script_needs_is_told_which_one(tmp_path: 
         server.command("ACL", "SETUSER", "default", "-mget")
         with pytest.raises(StoreUnavailable, match="mget") as caught:
             session.call("report")
-        assert caught.value.hint == "docs/stores-and-fleets.md lists the rights that it needs"
+        assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
 
 
 @pytest.mark.parametrize("command", ["xadd", "set", "hset"])

@@ -112,14 +112,14 @@ def test_a_connection_is_encrypted_with_an_authority_and_a_certificate_of_its_ow
 def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files: list[str], word: str) -> None:
     with pytest.raises(StoreUnavailable, match=word) as caught:
         opened(tls_url(encrypted, host, *files))
-    assert caught.value.hint == "is it running, and are the address, ca_file, cert_file and key_file right?"
+    assert caught.value.hint == "check that it runs and that the address, ca_file, cert_file and key_file are right"
 
 
 def test_a_tls_url_never_falls_back_to_plain_text(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         words = refusal(server.url.replace("redis:", "rediss:"), "s3cret", timeout_ms=1000)
     assert "does not answer" in words
-    assert "does it use TLS? if not, the address begins with redis://" in words
+    assert "check that it uses TLS; if not, write redis://" in words
 
 
 def test_in_a_cluster_any_node_leads_to_the_one_that_owns_the_namespace(tmp_path: Path) -> None:

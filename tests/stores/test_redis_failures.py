@@ -214,7 +214,7 @@ def test_a_replica_refuses_and_the_hint_says_why(tmp_path: Path, server: Server)
         session.call("report")
     with pytest.raises(StoreUnavailable) as caught:
         opened(server)
-    assert caught.value.hint == "this is a replica: name the primary"
+    assert caught.value.hint == "name the primary: this is a replica"
     server.command("REPLICAOF", "NO", "ONE")
     assert used(server) == [1]
 

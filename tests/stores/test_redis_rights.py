@@ -128,7 +128,7 @@ def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_withou
     assert session.decisions("report") == ["allowed"]
     with pytest.raises(StoreUnavailable, match=r"refuses: .*zcount") as caught:
         session.one("busy")
-    assert caught.value.hint == "docs/stores-and-fleets.md lists the rights that it needs"
+    assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
     assert session.decisions("report") == ["allowed"]
     session.store.close()
     server.command(

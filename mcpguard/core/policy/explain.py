@@ -15,7 +15,6 @@ _UNITS_US: Final = {
     "minute": 60_000_000,
     "second": 1_000_000,
 }
-_EVERYBODY: Final = "all users together"
 NAMED: Final = 3
 """How many of several rules a sentence names."""
 
@@ -116,7 +115,7 @@ def _capping(rule: Rule) -> str:
 def _closing(rule: Rule) -> str:
     """What a limit on errors says."""
     what, who = _what(rule), _who(rule)
-    if _agent_is_subject(rule) or _spread(rule, "user") != "one":
+    if _spread(rule, "user") != "one":
         who = who[0].lower() + who[1:]
     is_many = _names_several(rule)
     what = f"all {what}" if is_many and not _matching(rule, "tool") else what
@@ -204,7 +203,7 @@ def _spread(rule: Rule, axis: str) -> str:
 
 
 def _who(rule: Rule, *, together: bool = True) -> str:
-    """The sentence's subject: users, or their agents. With `together`, it says who shares a counter."""
+    """The sentence's subject: users. With `together`, it says whether they share a counter."""
     users = _spread(rule, "user")
     badges = _badges(rule)
     narrowing = f"{_matching(rule, 'user')}{badges}"
@@ -215,15 +214,8 @@ def _who(rule: Rule, *, together: bool = True) -> str:
     elif narrowing:
         user = f"all users{narrowing} together"
     else:
-        user = _EVERYBODY if together else "everybody"
-    if together and _agent_is_subject(rule):
-        agent = f"Each agent{_matching(rule, 'agent')}"
-        return agent if user == _EVERYBODY else f"{agent} of {user.removesuffix(' together')}"
+        user = "all users together" if together else "all users"
     return user if users == "one" else user[0].upper() + user[1:]
-
-
-def _agent_is_subject(rule: Rule) -> bool:
-    return _is_counted(rule) and _spread(rule, "agent") == "each"
 
 
 def _badges(rule: Rule) -> str:
@@ -272,8 +264,8 @@ def _to_servers(rule: Rule) -> str:
 
 
 def _through(rule: Rule) -> str:
-    if _agent_is_subject(rule):
-        return ""
+    if _is_counted(rule) and _spread(rule, "agent") == "each":
+        return f" through each agent{_matching(rule, 'agent')}"
     patterns = rule.selectors.get("agent")
     if not patterns:
         return ""
@@ -281,11 +273,9 @@ def _through(rule: Rule) -> str:
 
 
 def _together(rule: Rule) -> str:
-    """What shares a counter, except the users if they are the subject."""
-    users, tools, servers = _spread(rule, "user"), _spread(rule, "tool"), _spread(rule, "server")
+    """What shares a counter, except the users, who are the subject."""
+    tools, servers = _spread(rule, "tool"), _spread(rule, "server")
     words = []
-    if _agent_is_subject(rule) and users in ("all", "any"):
-        words.append("these users" if _matching(rule, "user") or _badges(rule) else "all users")
     if tools in ("all", "any"):
         words.append("all tools" if not _matching(rule, "tool") else "these tools")
     if servers == "all" and _matching(rule, "server"):

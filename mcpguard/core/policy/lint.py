@@ -178,16 +178,16 @@ def _narrows(rule: Rule, other: Rule) -> bool:
 
 def _waits(policy: Policy) -> Iterator[str]:
     """Warn of waits without effect, and of waits for which clients have no patience."""
-    hint = "clients that ignore progress notifications give up after about a minute"
+    reason = "clients that ignore progress notifications give up after about a minute"
     if policy.wait_us > MAX_PATIENCE_US:
-        yield f"the wait of the policy is {span_text(policy.wait_us)}: {hint}"
+        yield f"the wait of the policy is {span_text(policy.wait_us)}: {reason}"
     for at, rule in enumerate(policy.rules):
         if not rule.wait_us:
             continue
         if not rule.rates and not rule.concurrent:
             yield f"{label(policy, at)}: its wait has no effect, because it never refuses a call"
         elif rule.wait_us > MAX_PATIENCE_US:
-            yield f"{label(policy, at)}: its wait is {span_text(rule.wait_us)}: {hint}"
+            yield f"{label(policy, at)}: its wait is {span_text(rule.wait_us)}: {reason}"
 
 
 def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
@@ -198,7 +198,7 @@ def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
         if any(glob(tier, one) for one in known):
             continue
         near = difflib.get_close_matches(tier, known, 1)
-        hint = f'did you mean "{near[0]}"?' if near else "is it misspelt?"
+        hint = f'did you mean "{near[0]}"?' if near else "check the spelling"
         yield f"{label(policy, at)} is for the tier {tier}, which is none of {' '.join(TIERS)}; {hint}"
 
 

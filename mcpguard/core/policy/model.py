@@ -277,7 +277,7 @@ class Policy:
         agents = [rule.agent for rule in self.rules]
         if not tier or not agents or any(agent is None or glob(agent.tier, tier) for agent in agents):
             return None
-        return f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?"
+        return f"no rule matches agents of the tier {tier}, so nothing limits their calls; check the spelling"
 
     def plan(self, call: Call, namespace: str = "default") -> Plan:
         """The plan of `call`. It takes long to make: cache it."""

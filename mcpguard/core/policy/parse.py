@@ -53,8 +53,8 @@ limit = "30/1m"
 _KEYS: Final = ("mode", "wait", "rule", "cost")
 _RULE_KEYS: Final = (*SELECTORS, "per", "limit", "concurrent", "count", "wait", "mode", "name")
 _ELSEWHERE: Final = {
-    "cost": 'what a call costs is a table of its own: [[cost]]; to count it write count = "cost"',
-    "arguments": 'rules do not select by arguments; to count equal arguments separately write per = ["user", "arguments"]',
+    "cost": 'write a table [[cost]] for what a call costs, and count = "cost" in a rule to count it',
+    "arguments": 'write per = ["user", "arguments"] to count equal arguments separately: rules do not select by arguments',
 }
 """Hints for keys that a rule does not have, although they are words of a policy."""
 
@@ -132,7 +132,7 @@ def _hint_at_top(key: str) -> str:
     if key in _RULE_KEYS:
         return f"write {key} below a line [[rule]]"
     if key in _SETTINGS:
-        return f"{key} is for config.toml"
+        return f"write {key} into config.toml"
     return nearest_word(key, ("mode", "wait", "[[rule]]", "[[cost]]"))
 
 
@@ -199,7 +199,7 @@ def _header_lines(text: str) -> dict[str, list[int]]:
 
 def unreadable(source: str, why: str | None) -> PolicyError:
     """The error for a file that the system does not let this account read."""
-    return PolicyError(f"{source}: cannot be read: {why}", "a policy is a file in TOML that this account may read")
+    return PolicyError(f"{source}: cannot be read: {why}", "name a TOML file that this account may read")
 
 
 def text_of(content: bytes, *, source: str) -> str:
@@ -309,7 +309,7 @@ def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | No
     per = parse_per(table["per"], faults) if given else tuple(axis for axis in AXES if axis in selectors)
     name = table.get("name", "")
     if not isinstance(name, str):
-        faults.append(Fault(("name",), f"name: {shown_value(name)} is not text", 'name = "search, everybody"'))
+        faults.append(Fault(("name",), f"name: {shown_value(name)} is not text", 'write name = "search, all users"'))
     mode = parse_mode(table.get("mode", "enforce"), faults)
     wait_us = parse_wait(table["wait"], faults) if "wait" in table else None
     if faults:
@@ -336,7 +336,7 @@ def _cost(table: dict[str, object], line: int, faults: list[Fault]) -> Cost | No
     for key in table:
         if key in _COST_KEYS:
             continue
-        hint = "costs depend on tool and server only" if key in SELECTORS else nearest_word(key, _COST_KEYS)
+        hint = "use only tool and server: a cost depends on nothing else" if key in SELECTORS else nearest_word(key, _COST_KEYS)
         faults.append(Fault((key,), f"unknown key {key!r}", hint, on_key=True))
     selectors: dict[str, tuple[str, ...]] = {
         key: parse_selector(key, table[key], faults) for key in _COST_SELECTORS if key in table

@@ -50,8 +50,8 @@ def parse_concurrent(value: object, faults: list[Fault]) -> int:
     """Parse a `concurrent`; 0 for `unlimited`."""
     if value == "unlimited":
         return 0
-    hint = f'a whole number from 1 to {MAX_CONCURRENT}, or "unlimited"'
-    zero = 'to close a tool write limit = "deny"'
+    hint = f'write a whole number from 1 to {MAX_CONCURRENT}, or "unlimited"'
+    zero = 'write limit = "deny" to close a tool'
     return _whole_number("concurrent", value, MAX_CONCURRENT, faults, what="a number of calls in flight", hint=hint, zero=zero)
 
 
@@ -72,7 +72,7 @@ def _whole_number(key: str, value: object, most: int, faults: list[Fault], *, wh
     if value == 0:
         hint = zero
     elif isinstance(value, str) and value.strip().isdecimal():
-        hint = f"without quotes: {key} = {value.strip()[:20]}"
+        hint = f"write it without quotes: {key} = {value.strip()[:20]}"
     faults.append(Fault((key,), f"{key}: {shown_value(value)} is not {what}", hint))
     return 0
 
@@ -83,7 +83,7 @@ def parse_count(table: dict[str, object], faults: list[Fault]) -> Counts:
     if value not in _COUNTS:
         hint = nearest_word(value if isinstance(value, str) else "", _COUNTS)
         if value == "concurrent":
-            hint = "to cap calls in flight write concurrent = 2"
+            hint = "write concurrent = 2 to cap calls in flight"
         faults.append(Fault(("count",), f"count: {shown_value(value)} cannot be counted", hint))
         return "calls"
     if value != "calls" and "limit" not in table:
@@ -96,7 +96,7 @@ def parse_wait(value: object, faults: list[Fault]) -> int:
     match = _WAIT.fullmatch(value) if isinstance(value, str) and len(value) <= 32 else None
     seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
     if match is None or seconds > MAX_WAIT_SECONDS:
-        hint = f'a wait is text, from "0s" to "{MAX_WAIT_SECONDS}s" (s m h): wait = "5s"'
+        hint = f'write text, from "0s" to "{MAX_WAIT_SECONDS}s" (s m h): wait = "5s"'
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_SECONDS:
             hint = f'did you mean "{value}s"?'
         what = "is not a time to wait" if match is None else "is too long"
@@ -106,8 +106,8 @@ def parse_wait(value: object, faults: list[Fault]) -> int:
 
 def parse_units(value: object, faults: list[Fault]) -> int:
     """Parse the `cost` of a `[[cost]]`; in units."""
-    hint = f"a whole number from 1 to {MAX_N}"
-    zero = 'for calls that cost nothing write a narrower rule with limit = "unlimited" and count = "cost"'
+    hint = f"write a whole number from 1 to {MAX_N}"
+    zero = 'write a narrower rule for calls that cost nothing, with limit = "unlimited" and count = "cost"'
     return _whole_number("cost", value, MAX_N, faults, what="a number of units", hint=hint, zero=zero)
 
 
@@ -115,7 +115,7 @@ def parse_limit(value: object, faults: list[Fault]) -> list[Rate]:
     """Parse the rates of a `limit`."""
     values = value if isinstance(value, list) else [value]
     if not values:
-        faults.append(Fault(("limit",), "limit: an empty list", 'limit = "100/1h", "deny" or "unlimited"'))
+        faults.append(Fault(("limit",), "limit: an empty list", 'write limit = "100/1h", "deny" or "unlimited"'))
     rates: list[Rate] = []
     for at, item in enumerate(values):
         path: Path = ("limit", at) if isinstance(value, list) else ("limit",)
@@ -138,20 +138,20 @@ def _rate(value: object) -> Rate | tuple[str, str]:
     Rate(n=100, window_us=5400000000, text='90m')
     """
     if not isinstance(value, str):
-        return f"{shown_value(value)} is not text", 'a limit is text in quotes: "100/1h"'
+        return f"{shown_value(value)} is not text", 'write text in quotes: "100/1h"'
     if value in ("deny", "unlimited"):
-        return f"{shown_value(value)} stands alone", f'limit = "{value}", without other limits'
+        return f"{shown_value(value)} stands alone", f'write limit = "{value}", without other limits'
     match = _RATE.fullmatch(value)
     if not match or len(value) > 32:
         return f"{value[:60]!r} is not a limit", _nearest_rate(value)
     n, count, unit = int(match[1]), int(match[2]), match[3]
     seconds = count * _UNIT_SECONDS[unit]
     if n == 0:
-        return f"{shown_value(value)} admits nothing", 'to close a tool write limit = "deny"'
+        return f"{shown_value(value)} admits nothing", 'write limit = "deny" to close a tool'
     if n > MAX_N:
-        return f"{shown_value(value)} is over {MAX_N} calls", 'for no limit write limit = "unlimited"'
+        return f"{shown_value(value)} is over {MAX_N} calls", 'write limit = "unlimited" for no limit'
     if not 0 < seconds <= MAX_WINDOW_SECONDS:
-        return f"{shown_value(value)} has a window out of bounds", "a window is from 1s to 3650d"
+        return f"{shown_value(value)} has a window out of bounds", "write a window from 1s to 3650d"
     return Rate(n, seconds * 1_000_000, f"{count}{unit}")
 
 
@@ -172,7 +172,7 @@ def _nearest_rate(text: str) -> str:
         return f"write each limit by itself: {' '.join(several)}"
     if near := closest_word(text.strip().lower(), ("deny", "unlimited")):
         return f'did you mean "{near}"?'
-    return 'a limit is a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
+    return 'write a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
 
 
 def parse_selector(key: str, value: object, faults: list[Fault]) -> tuple[str, ...]:
@@ -186,14 +186,14 @@ def parse_selector(key: str, value: object, faults: list[Fault]) -> tuple[str, .
 
 def _pattern(key: str, value: object, path: "Path", faults: list[Fault]) -> str:
     if not isinstance(value, str):
-        faults.append(Fault(path, f"{key}: {shown_value(value)} is not text", f'{key} = "…", with * for any text'))
+        faults.append(Fault(path, f"{key}: {shown_value(value)} is not text", f'write {key} = "…", with * for any text'))
         return ""
     if not value:
         faults.append(Fault(path, f"{key}: empty text matches nothing", f'leave {key} out to match any, or write "*"'))
     elif key == "agent" and value == "*":
         return "*::*::*"
     elif key == "agent" and Agent.parse(value) is None:
-        hint = f'an agent is client::tier::name; did you mean "{_nearest_agent(value)}"?'
+        hint = f'write client::tier::name; did you mean "{_nearest_agent(value)}"?'
         faults.append(Fault(path, f"agent: {shown_value(value)} does not have three parts", hint))
     return value
 
@@ -221,7 +221,9 @@ def parse_mode(value: object, faults: list[Fault]) -> str:
     if value not in ("enforce", "observe"):
         faults.append(
             Fault(
-                ("mode",), f"mode: {shown_value(value)} is neither enforce nor observe", 'mode = "enforce" or mode = "observe"'
+                ("mode",),
+                f"mode: {shown_value(value)} is neither enforce nor observe",
+                'write mode = "enforce" or mode = "observe"',
             )
         )
     return "observe" if value == "observe" else "enforce"
@@ -238,4 +240,4 @@ def shown_value(value: object) -> str:
 def nearest_word(word: str, known: Collection[str]) -> str:
     """A hint at the known word that is most like `word`, or at all of them."""
     near = closest_word(word, known)
-    return f"did you mean {near!r}?" if near else f"known: {' '.join(known)}"
+    return f"did you mean {near!r}?" if near else f"use one of: {' '.join(known)}"

@@ -11,7 +11,7 @@ from mcpguard.core.verdict import DecisionRequest, Verdict
 MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
 """How many requests are decided in one transaction, and how long their frames may be, because rows may hold the arguments. This
-takes some milliseconds, so that other wrappers get their turn."""
+takes a few milliseconds, so that other wrappers get their turn."""
 
 NO_AGENTS: Final[Mapping[str, str]] = {}
 """The agents of calls for which no hook has noted one."""

@@ -80,7 +80,7 @@ class HeldCall:
 class HeldCalls:
     """The held calls by the key of their id, in the order of their arrival.
 
-    A call is dropped if nobody waits for it any more. It is charged nothing, and has an audit row.
+    A call is dropped if nobody still waits for it. It is charged nothing, and has an audit row.
 
     Args:
         retries: The free retries. One that is dropped can be made again.
@@ -169,7 +169,7 @@ class HeldCalls:
         return True
 
     def decided(self, request: DecisionRequest) -> None:
-        """Note that a request was decided and is not held, or not any more."""
+        """Note that a request was decided and is not held, or no longer."""
         call = self.get(request.request_id)
         if call is not None and call.frame is request.frame:
             self._remove(id_key(str(request.request_id)))

@@ -190,11 +190,11 @@ class Session:
         self._callers.take_up(found)
         self._held.hurry()
         if isinstance(found, PolicyError):
-            reason = f"not taken up: {found.message}"
+            reason = f"not applied: {found.message}"
             return [Log(f"policy {reason}", is_error=True), *self._write_policy_row(reason)]
         is_new_mode = isinstance(before, PolicyError) or before.observe != found.observe
-        told = f"policy taken up: {found.mode_text}" if is_new_mode else "policy taken up"
-        return [Log(told), *self._write_policy_row("taken up")]
+        told = f"policy applied: {found.mode_text}" if is_new_mode else "policy applied"
+        return [Log(told), *self._write_policy_row("applied")]
 
     def _write_policy_row(self, reason: str) -> list[Command]:
         self._exchange = exchange = Exchange((), 0)
@@ -342,7 +342,7 @@ class Session:
         elif isinstance(policy, PolicyError):
             request.decided = "unavailable"
             request.detail = {**request.detail, "reason": "policy_invalid"}
-            request.why = f"no policy is in force. {policy.message}. Every tool is closed until it is mended."
+            request.why = f"no policy is in force. {policy.message}. Every tool is closed until it is fixed."
         elif rounds or (self._exchange.has_retry and frame.is_retry and not request.plan.is_closed):
             request.rounds = rounds or self._retries.redeem(request.call.user, request.call.tool, frame.params)
             if request.rounds:

@@ -82,4 +82,4 @@ def unavailable(error: Exception) -> StoreUnavailable:
     """The failure that the user is told. An exception that stores do not document is a bug, or damage that no check foresaw."""
     if isinstance(error, StoreUnavailable):
         return error
-    return StoreUnavailable(f"internal error: {error!r}", "if the store is not damaged, please report it")
+    return StoreUnavailable(f"internal error: {error!r}", "report it, unless the store is damaged")

@@ -33,7 +33,7 @@ MAX_WAITING: Final = 50_000
 
 RETRY_US: Final = 1_000_000
 RETRY_RECORDS: Final = 500
-"""How long after a failure writing is tried again, and how many records are then written: some milliseconds of work."""
+"""How long after a failure writing is tried again, and how many records are then written: a few milliseconds of work."""
 
 _TRIES: Final = 3
 

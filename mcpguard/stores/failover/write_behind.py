@@ -30,7 +30,7 @@ from mcpguard.stores.failover.buffered_rows import BufferedRows, chars
 from mcpguard.stores.failover.spill import SpillLog, row_of, row_values
 
 BATCH: Final = 100
-"""The most counters, rows and outcomes of one batch. It takes a store some milliseconds, for which a decision may have
+"""The most counters, rows and outcomes of one batch. It takes a store a few milliseconds, for which a decision may have
 to wait."""
 
 BATCH_CHARS: Final = 64 * 1024
@@ -151,7 +151,7 @@ class WriteBehindBuffer:
     def keep_outcomes(self, outcomes: Iterable[Outcome]) -> None:
         """Keep outcomes, on disk too if that is possible."""
         for outcome in outcomes:
-            row_id = self._row_ids.pop(outcome.row_id, outcome.row_id)  # the spill file may not have the mapping any more
+            row_id = self._row_ids.pop(outcome.row_id, outcome.row_id)  # the spill file may no longer have the mapping
             self._outcomes.append(outcome._replace(row_id=row_id))
             self.spill.note(("outcome", row_id, *outcome[1:]))
         self.spill.flush()
@@ -257,7 +257,7 @@ class WriteBehindBuffer:
             self.spill.note(("key", self._key))
 
     def leave(self) -> int:
-        """Leave the spill file to other wrappers; the buffer is not used any more. Returns how many rows the file has."""
+        """Leave the spill file to other wrappers; the buffer is no longer used. Returns how many rows the file has."""
         if self.is_empty and not self._outcomes:
             self.spill.clear()
             self.spill.sweep()

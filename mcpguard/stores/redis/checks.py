@@ -39,7 +39,7 @@ def check(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
     kind = "valkey" if "valkey_version" in found else "redis"
     version = found.get(f"{kind}_version", "")
     if version.split(".")[0].isdigit() and int(version.split(".")[0]) < LEAST[kind]:
-        raise StoreUnavailable(f"{shown} is {kind.title()} {version}, which is too old", "Redis 7 or Valkey 8, or later")
+        raise StoreUnavailable(f"{shown} is {kind.title()} {version}, which is too old", "use Redis 7 or Valkey 8, or later")
     warnings = []
     policy = found.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and found.get("maxmemory", "0") != "0":

@@ -35,14 +35,14 @@ _MAX_MOVES: Final = 3
 """How many nodes of a cluster are tried, each of which may name another one."""
 
 _HINTS: Final = (
-    ("LOADING", "it reads its data back after a start"),
-    ("OOM", "its memory is full: raise maxmemory, or lower [audit] max_mb"),
-    ("READONLY", "this is a replica: name the primary"),
-    ("MISCONF", "it cannot write its data to disk"),
-    ("NOAUTH", "it wants a password: MCPGUARD_STORE_PASSWORD, or ?password_file= in the URL"),
+    ("LOADING", "wait until it has read its data"),
+    ("OOM", "raise maxmemory, or lower [audit] max_mb: its memory is full"),
+    ("READONLY", "name the primary: this is a replica"),
+    ("MISCONF", "check its disk: it cannot write its data"),
+    ("NOAUTH", "give a password: MCPGUARD_STORE_PASSWORD, or ?password_file= in the URL"),
     ("WRONGPASS", "check the user and the password"),
-    ("NOPERM", "docs/stores-and-fleets.md lists the rights that it needs"),
-    ("CLUSTERDOWN", "a part of the cluster is down"),
+    ("NOPERM", "give its user the rights that docs/stores-and-fleets.md lists"),
+    ("CLUSTERDOWN", "check the cluster: a part of it is down"),
 )
 
 _MOVED: Final = "MOVED"
@@ -215,7 +215,7 @@ class Link:
                 raise self._unavailable(reply)
             named, _, told_port = rest.partition(" ")[2].rpartition(":")
             host, port = named or host, int(told_port)
-        raise StoreUnavailable(f"{self._address.shown}: no node owns our keys", "is the cluster being moved?")
+        raise StoreUnavailable(f"{self._address.shown}: no node owns our keys", "check whether the cluster is being moved")
 
     def _left_s(self, deadline_s: float) -> float:
         return min(self._timeout_s, deadline_s - monotonic())
@@ -243,7 +243,7 @@ class Link:
             connection: _Connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
-            late_hint = "does it use TLS? if not, the address begins with redis://" if kind is SSLConnection else ""
+            late_hint = "check that it uses TLS; if not, write redis://" if kind is SSLConnection else ""
             raise self._unavailable(error, late_hint) from error
         return _Wire(connection, self._timeout_s * LEAST_WAITED)
 
@@ -331,9 +331,9 @@ class Link:
         elif isinstance(error, TimedOut):
             what, hint = f"does not answer within {round(self._timeout_s * 1000)} ms", late_hint
         elif isinstance(error, ConnectionLost | OSError) and not hint:
-            hint = "is it running, and the address right?"
+            hint = "check that it runs and that the address is right"
             if self._address.is_tls:  # OpenSSL's message seldom names the cause
-                hint = "is it running, and are the address, ca_file, cert_file and key_file right?"
+                hint = "check that it runs and that the address, ca_file, cert_file and key_file are right"
         if self._address.password:
             what = what.replace(self._address.password, "***")
         return StoreUnavailable(f"{self._address.shown} {what}", hint)

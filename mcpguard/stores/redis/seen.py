@@ -58,7 +58,7 @@ class Seen:
             if counter.window_us:
                 self._values.pop(counter.id, None)
                 self._values[counter.id] = counter.window_us, value
-        if len(self._values) > MOST:  # takes some milliseconds, once for thousands of new counters
+        if len(self._values) > MOST:  # takes a few milliseconds, once for thousands of new counters
             alive = [
                 (key, (window_us, value))
                 for key, (window_us, value) in self._values.items()

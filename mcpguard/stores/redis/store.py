@@ -223,7 +223,7 @@ class RedisStore:
                 journal.rows(requests, verdicts, time_us)  # the script has written these rows
             return verdicts
         raise StoreUnavailable(
-            f"{self._shown} gave the call's place to another call each time", "is this process often stopped?"
+            f"{self._shown} gave the call's place to another call each time", "check whether this process is often stopped"
         )
 
     def _charge(

@@ -78,14 +78,18 @@ def parse(url: str, password: str = "") -> RedisUrl:
     username, _, given = who.partition(":")
     known = {"password_file", *({"db"} if scheme == "unix" else _FILES if scheme.startswith("rediss") else ())}
     if names.keys() & {*_FILES} and not known & {*_FILES}:
-        raise _wrong("ca_file, cert_file and key_file are for TLS", "rediss://, or rediss+cluster:// for a cluster")
+        raise _wrong("ca_file, cert_file and key_file are for TLS", "use rediss://, or rediss+cluster:// for a cluster")
     if split.fragment or not names.keys() <= known:  # the message does not repeat it: it may be the rest of a password
-        raise _wrong("the URL has a setting that is unknown", f"known: {' '.join(sorted(known))}; %23 and %3F for # and ?")
+        raise _wrong(
+            "the URL has a setting that is unknown", f"use one of: {' '.join(sorted(known))}; write %23 and %3F for # and ?"
+        )
     database = names.get("db", "0") if scheme == "unix" else split.path.strip("/") or "0"
     if not re.fullmatch(r"[0-9]{1,4}", database) or (scheme.endswith("cluster") and database != "0"):
         raise _wrong("the database is not a number" if not database.isdigit() else "a cluster has only database 0", EXAMPLE)
     if (scheme == "unix") != (not where) or (scheme == "unix" and not split.path.strip("/")):
-        raise _wrong("no server" if scheme != "unix" else "a unix:// URL is a path", "unix:///run/redis.sock or " + EXAMPLE)
+        raise _wrong(
+            "no server" if scheme != "unix" else "a unix:// URL is a path", "write unix:///run/redis.sock or " + EXAMPLE
+        )
     if scheme == "unix" and sys.platform == "win32":
         raise _wrong("unix:// is not for Windows", EXAMPLE)
     if any(importlib.util.find_spec(name) is None for name in ("redis", "hiredis")):
@@ -113,7 +117,7 @@ def _content(name: str) -> str:
         return read_at_once(named_path(name, where="store: password_file")).decode().strip("\r\n")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise _wrong(f"password_file {name} cannot be read: {why}", "it holds the password and nothing else") from error
+        raise _wrong(f"password_file {name} cannot be read: {why}", "write the password and nothing else into it") from error
 
 
 def _readable(name: str, setting: str) -> str:
@@ -121,7 +125,7 @@ def _readable(name: str, setting: str) -> str:
     try:
         read_at_once(path, 1)
     except OSError as error:
-        raise _wrong(f"{setting} {name} cannot be read: {error.strerror}", "it is a file in PEM format") from error
+        raise _wrong(f"{setting} {name} cannot be read: {error.strerror}", "name a file in PEM format") from error
     return str(path)
 
 

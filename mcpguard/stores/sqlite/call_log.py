@@ -171,7 +171,9 @@ class CallLog:
         if found != self._identity:
             if found[:2] == self._identity[:2]:
                 raise damaged(self.path, "it was cut")
-            raise StoreUnavailable(f"{self.path} was removed or replaced", "calls that it held are not counted any more")
+            raise StoreUnavailable(
+                f"{self.path} was removed or replaced", "leave it in place: calls that it held are no longer counted"
+            )
 
     def ends_at(self, at: Position) -> bool:
         """Whether the log ends at a position. If not, it has more there, or not the record that ends there."""

@@ -165,7 +165,7 @@ def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailab
     """The error for the user."""
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
-            return StoreUnavailable(f"{path} cannot be used: {error.strerror}", "is its disk full?")
+            return StoreUnavailable(f"{path} cannot be used: {error.strerror}", "check that its disk is not full")
         what = f"{error.filename or path} cannot be used: {error.strerror or error}"
         if error.errno in _NO_DESCRIPTOR:
             return StoreUnavailable(what, LOOK_AT_LIMITS)
@@ -182,5 +182,7 @@ def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailab
     if "unable to open" in words and os.path.isdir(path):
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:
-        return StoreUnavailable(f"{path} cannot be used: {words}", "another program holds its lock")
-    return StoreUnavailable(f"{path} cannot be used: {words}", "is its disk full, the file read-only, or another account's?")
+        return StoreUnavailable(f"{path} cannot be used: {words}", "end the program that holds its lock")
+    return StoreUnavailable(
+        f"{path} cannot be used: {words}", "check that its disk is not full, and that this account may write to it"
+    )

@@ -20,7 +20,7 @@ TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
 
 CHUNKS_IN_TURN: Final = 8
-"""How much of the log is read in a turn, in chunks of some 15 records. While a process reads more, others may take turns."""
+"""How much of the log is read in a turn, in chunks of about 15 records. While a process reads more, others may take turns."""
 
 READ_AHEAD_CALLS: Final = 100
 """How many calls read the log before their turns, too, after there were records of others."""
@@ -97,7 +97,9 @@ class Follower:
             except OSError as error:
                 raise database.unavailable(self._path, error) from error
             if not is_held:
-                raise StoreUnavailable(f"{self._log.path} did not come free in time", "another process holds its lock")
+                raise StoreUnavailable(
+                    f"{self._log.path} did not come free in time", "look for a stopped process that holds its lock"
+                )
             try:
                 if self._log.folder.may_have_changed():
                     self._log.check()

@@ -26,8 +26,8 @@ def identity(path: StrPath) -> tuple[int, int]:
 
 
 def replaced(path: StrPath) -> StoreUnavailable:
-    """The error for a database that was open and is not at its path any more."""
-    return StoreUnavailable(f"{path} was removed or replaced", "its counters are lost")
+    """The error for a database that was open and is no longer at its path."""
+    return StoreUnavailable(f"{path} was removed or replaced", "leave it in place: its counters are lost")
 
 
 def damaged(path: StrPath, how: str, condition: str = "") -> StoreDamaged:

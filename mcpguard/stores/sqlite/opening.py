@@ -254,7 +254,7 @@ def _time_base(path: str, log: CallLog, hold: SharedHold, begin_us: Clock) -> Cl
         if "time_base" in header and not hold.alone():  # a log without a time base was just created
             raise StoreUnavailable(
                 f"{path} is in use by another machine, or by a container with a clock of its own",
-                "counters that machines share belong in Redis; here, name a file of its own with --store",
+                "name a file of its own with --store, or use Redis to share counters between machines",
             )
         offset_us = begin_us() - clock.boot_us()
         header = {**header, "time_base": mine, "time_offset_us": offset_us}

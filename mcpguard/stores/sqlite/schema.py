@@ -63,7 +63,7 @@ OF_ANOTHER: Final = "another program made this database"
 def no_store(path: StrPath, how: str) -> StoreUnavailable:
     """The error for a file that is no store, probably because its path is mistyped."""
     return StoreUnavailable(
-        f"{path} is not a store of mcpguard: {how}", "is the path right? if so, move the file away: a new one is made"
+        f"{path} is not a store of mcpguard: {how}", "correct the path, or move the file away: a new one is made"
     )
 
 

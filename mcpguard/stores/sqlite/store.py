@@ -372,7 +372,9 @@ class SqliteStore:
             except StoreDamaged:
                 raise
             except StoreUnavailable as error:
-                trouble = f"{error.message} ({error.hint}); calls go on as long as {os.path.basename(self._log.path)} has room"
+                trouble = (
+                    f"{error.message} ({error.hint}); calls continue as long as {os.path.basename(self._log.path)} has room"
+                )
                 self.warnings = (*self._files.warnings, trouble)
             else:
                 self.warnings = self._files.warnings

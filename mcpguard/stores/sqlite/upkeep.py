@@ -349,7 +349,7 @@ def _size(db: sqlite3.Connection, namespace: int) -> int:
 def _drop_rows(
     db: sqlite3.Connection, namespace: int, found: list[tuple[int, int, int, int | None, int]], pauses: Pauses
 ) -> None:
-    """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses any more."""
+    """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses."""
     unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)
     db.executemany("DELETE FROM audit WHERE id = ?", pauses.between(one[:1] for one in found))
     db.executemany(_UNUSE, pauses.between((count, key) for key, count in unused.items()))

@@ -21,7 +21,7 @@ def said(*lines: str) -> str:
         ("per=['user']", "Each user may make 20 calls a minute and 100 an hour, counting all tools together."),
         (
             "user='*' agent='*::*::*'",
-            "Each agent of each user may make 20 calls a minute and 100 an hour, counting all tools together.",
+            "Each user may make 20 calls a minute and 100 an hour through each agent, counting all tools together.",
         ),
         (
             "user='*' agent='A::subagent::B'",
@@ -34,18 +34,18 @@ def said(*lines: str) -> str:
         ),
         (
             "agent='*::api::*'",
-            "Each agent matching *::api::* may make 20 calls a minute and 100 an hour,"
-            " counting all users and all tools together.",
+            "All users together may make 20 calls a minute and 100 an hour through each agent matching *::api::*,"
+            " counting all tools together.",
         ),
         (
             "user='*@x' agent='*::api::*' tool='t' per=['agent']",
-            "Each agent matching *::api::* of all users matching *@x may call t 20 times a minute and 100 times an hour,"
-            " counting these users and all servers together.",
+            "All users matching *@x together may call t 20 times a minute and 100 times an hour"
+            " through each agent matching *::api::*, counting all servers together.",
         ),
         (
             "role='dev' agent='*::api::*' tool='t'",
-            "Each agent matching *::api::* of all users with role dev may call t 20 times a minute and 100 times an hour,"
-            " counting these users together.",
+            "All users with role dev together may call t 20 times a minute and 100 times an hour"
+            " through each agent matching *::api::*.",
         ),
         (
             "user='*@acme.com' per=[]",
@@ -146,7 +146,7 @@ def test_a_denial_is_described_in_a_sentence(rule: str, words: str) -> None:
     ("rule", "words"),
     [
         ("user='bob' tool='t'", "bob may call t without limit, unless another rule applies."),
-        ("tool='t' server='s*'", "Everybody may call t of servers matching s* without limit, unless another rule applies."),
+        ("tool='t' server='s*'", "All users may call t of servers matching s* without limit, unless another rule applies."),
         (
             "user='*@x' agent='A::b::c'",
             "Each user matching *@x may call any tool through agent A::b::c without limit, unless another rule applies.",
@@ -173,7 +173,7 @@ def test_an_observed_rule_is_described_as_reporting_only() -> None:
         ("user='bob'", "bob may have at most 2 calls in flight at once, counting all tools together."),
         (
             "agent='*::api::*' tool='t'",
-            "Each agent matching *::api::* may have at most 2 calls of t in flight at once, counting all users together.",
+            "All users together may have at most 2 calls of t in flight at once through each agent matching *::api::*.",
         ),
     ],
 )
@@ -183,7 +183,7 @@ def test_a_cap_is_described_in_a_sentence(rule: str, words: str) -> None:
 
 def test_a_cap_of_one_and_no_cap_are_described() -> None:
     assert said("user='bob'", "concurrent=1").startswith("bob may have at most 1 call in flight at once")
-    words = "Everybody may have any number of calls of t in flight, unless another rule applies."
+    words = "All users may have any number of calls of t in flight, unless another rule applies."
     assert said("tool='t'", "concurrent='unlimited'") == words
 
 
@@ -207,7 +207,7 @@ def test_a_rule_with_a_limit_and_a_cap_has_one_sentence_about_both() -> None:
         ("tool='t*' per=[] limit='3/1m'", "Tools matching t* are closed for all users together after 3 errors in a minute"),
         (
             "agent='*::api::*' tool='t' limit='3/1m'",
-            "t is closed for each agent matching *::api::* after 3 errors in a minute, counting all users together.",
+            "t is closed for all users together through each agent matching *::api::* after 3 errors in a minute.",
         ),
     ],
 )
@@ -238,7 +238,7 @@ def test_a_cost_is_described_in_a_sentence() -> None:
 
 
 def test_an_exception_from_cost_or_errors_says_what_it_does_not_count() -> None:
-    begin = "Everybody may call t without limit"
+    begin = "All users may call t without limit"
     assert said("tool='t'", "limit='unlimited'", "count='cost'") == f"{begin} at any cost, unless another rule applies."
     assert said("tool='t'", "limit='unlimited'", "count='errors'") == f"{begin} on errors, unless another rule applies."
 

@@ -217,7 +217,7 @@ TIERS = [
 def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
     found = parse(text or "mode = 'enforce'").tier_warning(tier)
     assert found == (
-        f"no rule matches agents of the tier {tier}, so nothing limits their calls; is it misspelt?" if warned else None
+        f"no rule matches agents of the tier {tier}, so nothing limits their calls; check the spelling" if warned else None
     )
 
 
@@ -302,7 +302,7 @@ def test_a_tier_that_nobody_uses_is_warned_of() -> None:
         ' did you mean "subagent"?'
     )
     (warning,) = rules("agent='*::zzz*::*' limit='5/1m'")
-    assert warning.endswith("is it misspelt?")
+    assert warning.endswith("check the spelling")
 
 
 @pytest.mark.parametrize("agent", ["*", "*::*::*", "*::sub*::*", "*::api::nightly", "*::x::*"])

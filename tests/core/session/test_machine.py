@@ -354,7 +354,7 @@ def test_taking_up_a_policy_writes_a_line_and_a_row() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.take_up(ONE_A_MINUTE) == []
     assert talk.policy_records[0]["policy"] == parse(ONE_A_MINUTE).digest
-    assert (talk.policy_records[0]["reason"], talk.logged, talk.errors) == ("taken up", ["policy taken up"], [])
+    assert (talk.policy_records[0]["reason"], talk.logged, talk.errors) == ("applied", ["policy applied"], [])
 
 
 def test_the_line_of_a_policy_that_changes_the_mode_names_the_mode() -> None:
@@ -363,28 +363,28 @@ def test_the_line_of_a_policy_that_changes_the_mode_names_the_mode() -> None:
     for found in (ONE_A_MINUTE, observed, observed.replace("1/1m", "2/1m"), PolicyError("broken"), ONE_A_MINUTE):
         talk.take_up(found)
     assert talk.logged == [
-        "policy taken up: mode=enforce",
-        "policy taken up: mode=observe (nothing is denied)",
-        "policy taken up",
-        "policy not taken up: broken",
-        "policy taken up: mode=enforce",
+        "policy applied: mode=enforce",
+        "policy applied: mode=observe (nothing is denied)",
+        "policy applied",
+        "policy not applied: broken",
+        "policy applied: mode=enforce",
     ]
-    assert {one["reason"] for one in talk.policy_records} == {"taken up", "not taken up: broken"}
+    assert {one["reason"] for one in talk.policy_records} == {"applied", "not applied: broken"}
 
 
 def test_an_invalid_policy_writes_an_error_line_and_a_row_with_the_policy_in_force() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.take_up(PolicyError("line 1: broken")) == []
-    assert talk.errors == ["policy not taken up: line 1: broken"]
+    assert talk.errors == ["policy not applied: line 1: broken"]
     assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
-        (parse(ONE_A_MINUTE).digest, "not taken up: line 1: broken")
+        (parse(ONE_A_MINUTE).digest, "not applied: line 1: broken")
     ]
 
 
 def test_the_row_of_an_invalid_policy_at_the_start_has_no_policy() -> None:
     talk = Talk(PolicyError("x"))
     talk.take_up(PolicyError("y"))
-    assert [("policy" in one, one["reason"]) for one in talk.policy_records] == [(False, "not taken up: y")]
+    assert [("policy" in one, one["reason"]) for one in talk.policy_records] == [(False, "not applied: y")]
 
 
 # The store

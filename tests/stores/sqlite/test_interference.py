@@ -494,4 +494,4 @@ def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_ope
 
 def test_the_hint_for_a_file_that_cannot_be_opened_names_the_rights_on_it(tmp_path: Path) -> None:
     error = database.unavailable(tmp_path / "mcpguard.db", sqlite3.OperationalError("unable to open database file"))
-    assert error.hint == "is its disk full, the file read-only, or another account's?"
+    assert error.hint == "check that its disk is not full, and that this account may write to it"

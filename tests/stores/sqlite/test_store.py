@@ -209,7 +209,7 @@ def test_a_store_that_another_programs_database_replaced_is_not_read_as_one(path
         pytest.raises(StoreUnavailable, match="another program made this") as raised,
     ):
         list(reader.entries())
-    assert raised.value.hint.startswith("is the path right?")
+    assert raised.value.hint.startswith("correct the path, or move")
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
@@ -219,7 +219,7 @@ def test_without_a_call_log_a_file_that_is_no_database_is_taken_for_a_mistyped_p
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="is not a store of mcpguard") as raised:
             SqliteStore(path)
-        assert raised.value.hint.startswith("is the path right?")
+        assert raised.value.hint.startswith("correct the path, or move")
     assert [(one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size] == [(path.name, content)]
 
 
