@@ -115,7 +115,7 @@ class Traffic:
         self._downstream.begin(session, kept=bookkeeper.wake)
         self._dispatcher.post(events.IdentityChanged(identity))
         self._dispatcher.dispatch(events.Started(policy))
-        bookkeeper.wake()
+        bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
         self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
         self._upstream.guard(
             session,
