@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.relay.bookkeeper import Bookkeeper
     from mcpguard.stores.api import CallStore
 
-Ended = Literal["client", "server", "answers"]
-"""What has ended: the client's stream, the server's stream, or the last answers to the client."""
+Ended = Literal["input", "client", "server", "answers"]
+"""What has ended: what the client writes, the client, the server's stream, or the last answers to the client."""
 
 
 class Traffic:
@@ -83,7 +83,7 @@ class Traffic:
         Raises:
             McpguardError: The system has no thread left.
         """
-        self._threads.append(threads.start(lambda: self._upstream.run(lambda: self._ended("client")), "upstream"))
+        self._threads.append(threads.start(lambda: self._upstream.run(lambda: self._ended("input")), "upstream"))
         self._threads.append(threads.start(lambda: self._downstream.run(lambda: self._ended("server")), "downstream"))
 
     def guard(
