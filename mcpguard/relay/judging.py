@@ -1,12 +1,16 @@
 """Loads the policy and the verified identity, and begins to judge calls by them."""
 
+import contextlib
 import os
 from collections.abc import Callable
+from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.core.digest import cut
 from mcpguard.core.identity import Identity
+from mcpguard.core.journal import Journal
+from mcpguard.core.jsonrpc.frames import Reader
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session.machine import Session
 from mcpguard.core.text import plural, quoted
@@ -17,6 +21,8 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.traffic import Traffic
 from mcpguard.relay.upstream import IdentitySource
 from mcpguard.stores.api import CallStore
+
+_CALL: Final = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"none","arguments":{}}}'
 
 
 def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settings, console: Console) -> None:
@@ -44,6 +50,20 @@ def begin(traffic: Traffic, session: Session, store: CallStore, settings: Settin
     _introduce(tell, identity, policy, user=user, where=where, store=settings.address.shown)
     for line in (*settings.warnings, *exposed(settings.files)):
         console.error(line)
+    with contextlib.suppress(Exception):  # a bug is reported when a real call meets it
+        rehearse(identity, policy)
+
+
+def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:
+    """Judge a call that nobody has made, in a session of its own, so that the first real call finds everything in place.
+
+    What a process does for the first time, such as to compile a pattern, takes several times as long as later.
+
+    Args:
+        identity: Who calls.
+        policy: The policy.
+    """
+    Session(identity, policy, Journal("")).lone_call(Reader().read([_CALL]))
 
 
 def _introduce(

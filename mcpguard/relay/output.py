@@ -3,12 +3,11 @@
 import contextlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import LOOK_S, PAUSE_S, Readiness, await_room
+from mcpguard.relay.readiness import LOOK_S, Readiness, await_room, has_reader
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """If more bytes of replies are queued, mcpguard reads nothing from the client until the client has read some."""
@@ -95,28 +94,35 @@ class ClientOutput:
                     self._replier = replier
             self._changed.notify_all()
 
-    def await_room(self, client_has_ended: Callable[[], bool]) -> None:
+    def await_room(self, client_is_gone: Callable[[], bool]) -> None:
         """Backpressure: wait while more than `MAX_QUEUED_BYTES` are queued.
 
         Args:
-            client_has_ended: Tells whether the client has closed its side.
+            client_is_gone: Tells whether the client has closed both its ends.
 
         Raises:
-            ConnectionAbortedError: The client has closed its side, and has taken nothing for `PAUSE_S`.
+            ConnectionAbortedError: The client is gone.
         """
         if self._queued_bytes <= MAX_QUEUED_BYTES:
             if self._queued_bytes > _MUCH_QUEUED_BYTES:
                 with self._changed:
                     self._changed.wait(_GIVE_WAY_S)
             return
-        taken, since_s = -1, 0.0
         with self._changed:
             while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
-                if self.taken != taken or not client_has_ended():
-                    taken, since_s = self.taken, time.monotonic()
-                elif time.monotonic() - since_s > PAUSE_S:
+                if client_is_gone():
                     raise ConnectionAbortedError
                 self._changed.wait(LOOK_S)
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether the client, or somebody else, is known to hold its end."""
+        return has_reader(self._fd)
+
+    @property
+    def waits_for_reader(self) -> bool:
+        """Whether somebody holds the other end, and has left no room for more."""
+        return self.has_reader and not Readiness(self._fd)()
 
     @property
     def is_writing(self) -> bool:

@@ -18,6 +18,7 @@ from mcpguard.relay import strays
 from mcpguard.relay.command import cannot_start, find_program
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 
 _LIMITED: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.E2BIG, errno.EMFILE, errno.ENFILE})
 """Errors of a program that could run with higher limits."""
@@ -95,14 +96,18 @@ class ServerProcess:
         """
         if sys.platform == "linux":
             self._strays |= strays.find(self.pid, self._pipes)
+        self.pass_on(number)
+        for process in self._strays:
+            strays.send(process, number)
+
+    def pass_on(self, number: int) -> None:
+        """Send a signal to its process group only."""
         try:
             os.killpg(self.pid, number)
         except OSError:
             if self.status is None:  # it may have left its group
                 with contextlib.suppress(OSError):
                     os.kill(self.pid, number)
-        for process in self._strays:
-            strays.send(process, number)
 
     def kill(self) -> None:
         """Kill it and the processes that it started."""
@@ -116,6 +121,22 @@ class ServerProcess:
         """Remove the zombie: in a container, process 1 may not do it. From now on send no signal."""
         with contextlib.suppress(OSError):
             os.waitpid(self.pid, os.WNOHANG)
+
+
+def end_by(number: int) -> None:
+    """End this process by a signal, as the server has ended, so that the client sees it. Without a core dump of its own.
+
+    Returns if the signal does not end the process, such as process 1 of a container.
+    """
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    if sys.platform == "linux":
+        _prctl(_PR_SET_DUMPABLE, 0)  # a program that collects core dumps may not heed the limit
+    with contextlib.suppress(OSError):  # SIGKILL has no handler
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
 
 
 def _exit_code(pid: int) -> int | None:
@@ -182,8 +203,15 @@ def _become(
 
 def _die_with(parent: int) -> None:
     """Have the kernel kill this process when the parent ends in any way. With SIGKILL: a server may ignore other signals."""
-    arguments = (_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    try:  # what ctypes does, which takes 3 ms to load. In the new process only: it costs memory
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(ExitStatus.FAILURE)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux's `prctl`. In a new process, or at the end of this one: it costs memory."""
+    arguments = (option, int(value), 0, 0, 0)
+    try:  # what ctypes does, which takes 3 ms to load
         import _ctypes
 
         this_program: Any = None  # typeshed does not know that `dlopen` takes it
@@ -192,5 +220,3 @@ def _die_with(parent: int) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(*arguments)
-    if os.getppid() != parent:
-        os._exit(ExitStatus.FAILURE)

@@ -57,6 +57,9 @@ class ServerProcess:
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.CTRL_BREAK_EVENT)
 
+    def pass_on(self, number: int) -> None:
+        """Do nothing: Windows has no signals that end nothing."""
+
     def kill(self) -> None:
         """Kill it and the processes that it started."""
         output_of("taskkill", "/T", "/F", "/PID", str(self.pid), within_s=2)
@@ -99,3 +102,7 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
             ExitStatus.NOT_EXECUTABLE,
         ) from error
     return ServerProcess(process)
+
+
+def end_by(number: int) -> None:
+    """Do nothing: on Windows no signal ends a server."""

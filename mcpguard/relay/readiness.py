@@ -9,10 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 STUCK_S: Final = 2.0
-"""How long a server may take nothing after the client has left. Then the remaining bytes are discarded."""
-
-PAUSE_S: Final = 10.0
-"""How long a client that has closed its side, or whose server has exited, may take nothing. Then it counts as gone."""
+"""How long a server may take nothing after the client has gone. Then the remaining bytes are discarded."""
 
 LOOK_S: Final = 0.01
 """How often a thread that waits looks for other work, or for the end of the client."""
@@ -39,7 +36,7 @@ if sys.platform == "win32":
         def __init__(self, fd: int) -> None:
             del fd
 
-        def wait(self, client: int, work: Callable[[], bool]) -> None:
+        def wait(self, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
             """Return at once."""
 
     class ClientEnd:
@@ -97,6 +94,10 @@ if sys.platform == "win32":
     def await_room(fd: int) -> None:
         """Return at once: writes block on Windows."""
 
+    def has_reader(fd: int) -> bool:
+        """Whether somebody is known to hold the other end of the output: never, because Windows cannot tell."""
+        return False
+
 else:
     import contextlib
     import errno
@@ -148,27 +149,23 @@ else:
             self._fd = fd
             os.set_blocking(fd, False)
 
-        def wait(self, client: int, work: Callable[[], bool]) -> None:
+        def wait(self, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
             """Wait until the pipe takes bytes, or the server has closed it.
 
             Args:
-                client: The descriptor that the client writes to.
+                client_is_gone: Tells whether the client has closed both its ends.
                 work: Called while the pipe is full, and again at once if it returns True.
 
             Raises:
-                ConnectionAbortedError: The client has closed its end of `client`, and the server has not taken a byte for
-                    `STUCK_S` since.
+                ConnectionAbortedError: The client is gone, and the server has not taken a byte for `STUCK_S` since.
             """
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)
-            poll.register(client, _PEER_END)
             deadline = float("inf")
             while time.monotonic() < deadline:
-                ready = dict(events(poll, 0 if work() else LOOK_S * 1000))
-                if self._fd in ready:
+                if events(poll, 0 if work() else LOOK_S * 1000):
                     return
-                if client in ready:
-                    poll.unregister(client)
+                if deadline == float("inf") and client_is_gone():
                     deadline = time.monotonic() + STUCK_S
             raise ConnectionAbortedError
 
@@ -261,3 +258,20 @@ else:
         poll.register(fd, event)
         while not events(poll):
             pass
+
+    def watch_reader(poll: select.poll, fd: int) -> None:
+        """Have `poll` report that nobody reads from a descriptor any more. Only Linux does.
+
+        A pipe is reported when its last reader closes it, a terminal when it hangs up, a socket when its other side is closed,
+        a file and `/dev/null` never. A socket of which the other side has closed only the half that it writes has a reader.
+        """
+        if sys.platform == "linux":
+            poll.register(fd, 0)  # errors and the end are reported whatever is asked for
+
+    def has_reader(fd: int) -> bool:
+        """Whether somebody is known to hold the other end of the output; see `watch_reader`."""
+        if sys.platform != "linux":
+            return False
+        poll = select.poll()
+        watch_reader(poll, fd)
+        return not events(poll, 0)

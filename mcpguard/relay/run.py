@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import Settings
 from mcpguard.relay.command import cannot_start, environment
-from mcpguard.relay.process import spawn
+from mcpguard.relay.process import end_by, spawn
 from mcpguard.relay.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         server: The server's name; None to derive it from the command.
 
     Returns:
-        The exit status: the server's.
+        The exit status: the server's. If a signal ended the server, the same signal ends this process.
 
     Raises:
         CommandError: The server cannot be started.
@@ -72,6 +72,8 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     watchdog.dismiss()
     server_process.reap()
     guard.close(supervisor.at_most)
+    if server_process.was_killed:
+        end_by(status - 128)
     return status
 
 

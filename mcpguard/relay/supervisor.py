@@ -2,12 +2,16 @@
 
 The exit status is the server's. Every wait of a shutdown is bounded and named here.
 
-- **The server exits by itself.** mcpguard answers the requests in flight, if the client has not left. Processes that the server
-  started go on. If it exits with 0 while another process holds its output, as a launcher's child does, the session lasts as
-  long as that process.
+- **The server exits by itself.** mcpguard answers the requests in flight, if the client has not ended its input. Processes that
+  the server started go on. If it exits with 0 while another process holds its output, as a launcher's child does, the session
+  lasts as long as that process.
 - **A signal kills the server.** The same, but mcpguard kills the processes that the server started.
-- **The client closes its side, or mcpguard gets a signal.** The server has some time to exit. Then mcpguard ends it with all
-  processes that it started, and answers nothing in its place.
+- **The client ends its input.** The server's input ends, too. While somebody still reads, the server may take its time, as
+  without mcpguard. mcpguard answers nothing in its place.
+- **The client is gone, or mcpguard gets a signal that ends it.** The server has some time to exit. Then mcpguard ends it with
+  all processes that it started.
+
+Signals that do not tell mcpguard to end are passed on to the server's group.
 """
 
 import signal
@@ -19,7 +23,6 @@ from typing import TYPE_CHECKING, Final
 
 from mcpguard.errors import status_text
 from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.readiness import PAUSE_S
 from mcpguard.relay.wake import Wake
 
 if TYPE_CHECKING:  # loaded while the server boots; the supervisor is needed before it starts
@@ -27,7 +30,7 @@ if TYPE_CHECKING:  # loaded while the server boots; the supervisor is needed bef
     from mcpguard.relay.traffic import Ended, Traffic
 
 GRACE_AFTER_EOF_S: Final = 2.0
-"""After the client has closed its side: for the server's last answers and its exit. The clients of both SDKs wait as long."""
+"""After the client is gone: for the server's exit. The clients of both SDKs wait as long."""
 
 GRACE_AFTER_TERM_S: Final = 2.0
 """After SIGTERM, before SIGKILL."""
@@ -42,6 +45,9 @@ DRAIN_S: Final = 2.0
 DRAIN_AFTER_SIGNAL_S: Final = 0.3
 """After the server's exit, without and with a signal to mcpguard: how long the client may take none of the last answers."""
 
+PAUSE_S: Final = 10.0
+"""After the server's exit: how long the client may take nothing that the server wrote. Then it counts as gone."""
+
 QUIET_S: Final = 0.25
 """After the server's exit: how long a stream that another process holds open must be silent to count as ended."""
 
@@ -51,8 +57,13 @@ LAST_ROWS_S: Final = 0.5
 END_AFTER_SIGNAL_S: Final = 1.7
 """After a signal to mcpguard: for the whole shutdown. Clients wait two seconds, and the process takes a moment to end."""
 
-_NAMES: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
-_ENDING: Final = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+
+def _known(*names: str) -> tuple[signal.Signals, ...]:
+    return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+_ENDING: Final = _known("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+_PASSED_ON: Final = _known("SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
 _SIGKILL: Final = 9
 
 
@@ -63,19 +74,23 @@ class Supervisor:
 
     Args:
         store_s: How long the store may take. The last answers wait for that if a call just uses the store.
+        output: The descriptor that the client reads from.
     """
 
-    def __init__(self, store_s: float = 0.0) -> None:
+    def __init__(self, store_s: float = 0.0, *, output: int = 1) -> None:
         self._store_s = store_s
         self._ended: set[str] = set()
         self._signals: list[int] = []
         self._signalled_s = 0.0
         self._is_launcher = False  # whether the server exited with 0 before the client left
-        self._had_client_at_exit = False  # whether the client had not left when the server exited
-        self._woken = Wake()
-        for number in _ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+        self._had_client_at_exit = False  # whether the client had not ended its input when the server exited
+        self._woken = Wake(output)
+        self._server: ServerProcess | None = None  # gets the signals that are passed on
+        self._early: list[int] = []  # those that came before
+        for numbers, handler in ((_ENDING, self._on_signal), (_PASSED_ON, self._pass_on)):
+            for number in numbers:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, handler)
         if sys.platform != "win32":
             signal.signal(signal.SIGCHLD, self._on_exit)
 
@@ -89,6 +104,12 @@ class Supervisor:
             self._signalled_s = time.monotonic()
         self._signals.append(number)
         self._woken.set()
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        if self._server is None:
+            self._early.append(number)
+        else:
+            self._server.pass_on(number)
 
     def _on_exit(self, *_: object) -> None:
         self._had_client_at_exit = self._has_client
@@ -109,14 +130,17 @@ class Supervisor:
         if sys.platform == "win32":
             threading.Thread(target=server.wait, args=(self._on_exit,), daemon=True).start()
         else:  # a client may start mcpguard with blocked signals; the server has inherited that already
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING, *_PASSED_ON})
+        self._server = server
+        for number in self._early:
+            server.pass_on(number)
         traffic.start()
         guard()
-        self._wait(lambda: server.poll() is not None or self._is_ending)
+        self._wait(lambda: self._has_exited(server) or self._is_over(traffic))
         # Asked twice: the guard may have taken long to load, and the exit may be seen before its signal is handled
         if server.status == 0 and (self._had_client_at_exit or self._has_client):
             self._is_launcher = True  # a process that it started may have its pipes, and serve
-            self._wait(lambda: self._is_ending)
+            self._wait(lambda: self._has_exited(server) or self._is_over(traffic))
         is_ended_by_us = not self._has_exited(server) and self._end_server(server, traffic)
         if is_ended_by_us or server.was_killed:
             server.kill()
@@ -131,17 +155,26 @@ class Supervisor:
         traffic.answer_rest(how)
         self._drain_answers(traffic)
         traffic.finish(self.at_most(LAST_ROWS_S))
+        self._server = None  # another group may get its number
         return status
 
     @property
     def _has_client(self) -> bool:
-        """Whether the client has not left."""
-        return "client" not in self._ended
+        """Whether the client has not left: it has not ended its input, and has not stopped reading."""
+        return self._ended.isdisjoint(("input", "client"))
 
-    @property
-    def _is_ending(self) -> bool:
-        """Whether a stream has ended, or a signal has come."""
-        return bool(self._ended or self._signals)
+    def _is_over(self, traffic: "Traffic") -> bool:
+        """Whether a running server has to end: by a signal, because its client is gone, or because it has closed its output.
+
+        After the end of its input it may close its output long before it exits.
+        """
+        if self._signals or "client" in self._ended:
+            return True
+        return not traffic.output.has_reader if "input" in self._ended else "server" in self._ended
+
+    def _has_slow_reader(self, traffic: "Traffic") -> bool:
+        """Whether somebody reads, though perhaps slowly. A client that has not ended its input may wait only for the exit."""
+        return "input" in self._ended and traffic.output.waits_for_reader
 
     def _has_exited(self, server: ServerProcess) -> bool:
         """Whether the server has exited; for a launcher, whether no process still holds its output."""
@@ -197,37 +230,38 @@ class Supervisor:
 
         That is so when the server's stream ends. If another process holds the stream open, wait while bytes are passed on that
         the server can have written, and the client takes them. If the server exited with 0 and requests are in flight, a
-        process that holds its stream may answer them: it has `GRACE_AFTER_EOF_S` for that.
+        process that holds its stream may answer them: it has `GRACE_AFTER_EOF_S` for that, or as long as somebody reads.
         """
         began_s = time.monotonic()
         while server.status == 0 and not self._signals and traffic.awaits_answers():
             ended = self._wait(lambda: "server" in self._ended, QUIET_S, 0.0)
-            if ended or time.monotonic() - began_s >= GRACE_AFTER_EOF_S:
+            if ended or (time.monotonic() - began_s >= GRACE_AFTER_EOF_S and self._is_over(traffic)):
                 break
         traffic.end_stream()
         taken, idle_s = traffic.output.taken, 0.0
         while not self._wait(lambda: "server" in self._ended, QUIET_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, traffic.output.taken
             idle_s = idle_s + QUIET_S if taken == before else 0.0
-            if self._signals or not traffic.is_passing_on or idle_s >= PAUSE_S:
+            if self._signals or not traffic.is_passing_on or (idle_s >= PAUSE_S and not self._has_slow_reader(traffic)):
                 return
 
     def _drain_answers(self, traffic: "Traffic") -> None:
         """Wait until the client has received the last answers.
 
-        Give up after a signal, or when it takes none for `DRAIN_S` and the time that the store may take.
+        Give up after a signal, or when it takes none for `DRAIN_S` and the time that the store may take, unless it has ended
+        its input and may read later.
         """
         taken = traffic.output.taken
         while not self._wait(lambda: "answers" in self._ended, self._store_s + DRAIN_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, traffic.output.taken
-            if self._signals or taken == before:
+            if self._signals or (taken == before and not self._has_slow_reader(traffic)):
                 return
 
     def _wait(self, done: Callable[[], bool], timeout_s: float | None = None, after_signal_s: float | None = None) -> bool:
         """Wait until a condition is true; returns False if that took too long.
 
         Args:
-            done: The condition. Only a signal, or a call of `ended`, makes it true.
+            done: The condition. Only a signal, a call of `ended`, or the end of whoever reads the output makes it true.
             timeout_s: How long to wait; None for no limit.
             after_signal_s: How long to wait after a signal to mcpguard; None for as long as without a signal.
         """

@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.relay.bookkeeper import Bookkeeper
     from mcpguard.stores.api import CallStore
 
-Ended = Literal["client", "server", "answers"]
-"""What has ended: the client's stream, the server's stream, or the last answers to the client."""
+Ended = Literal["input", "client", "server", "answers"]
+"""What has ended: what the client writes, the client, the server's stream, or the last answers to the client."""
 
 
 class Traffic:
@@ -83,7 +83,7 @@ class Traffic:
         Raises:
             McpguardError: The system has no thread left.
         """
-        self._threads.append(threads.start(lambda: self._upstream.run(lambda: self._ended("client")), "upstream"))
+        self._threads.append(threads.start(lambda: self._upstream.run(lambda: self._ended("input")), "upstream"))
         self._threads.append(threads.start(lambda: self._downstream.run(lambda: self._ended("server")), "downstream"))
 
     def guard(
@@ -115,7 +115,7 @@ class Traffic:
         self._downstream.begin(session, kept=bookkeeper.wake)
         self._dispatcher.post(events.IdentityChanged(identity))
         self._dispatcher.dispatch(events.Started(policy))
-        bookkeeper.wake()
+        bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
         self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
         self._upstream.guard(
             session,

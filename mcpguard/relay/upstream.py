@@ -183,7 +183,7 @@ class Upstream:
             if to_server := self._decide_held_calls():
                 self._send(to_server)
             self._judged()
-            self._output.await_room(self._client_has_ended)
+            self._output.await_room(self._client_is_gone)
 
     def _decide_held_calls(self) -> bytes:
         """Decide the held calls that are due, by the newest identity and policy; returns the frames for the server."""
@@ -205,7 +205,7 @@ class Upstream:
         if to_server:
             self._send(to_server)
         self._judged()
-        self._output.await_room(self._client_has_ended)  # backpressure
+        self._output.await_room(self._client_is_gone)  # backpressure
 
     def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
         """Judge lines from the client; returns the frames for the server."""
@@ -258,20 +258,23 @@ class Upstream:
         """Write frames to the server; answer the requests that it does not take.
 
         Raises:
-            ConnectionAbortedError: The client has left, and the server takes nothing.
+            ConnectionAbortedError: The client is gone, and the server takes nothing.
         """
         written = 0
         while written < len(data):
             try:  # a pipe takes 64 KiB at a time: a slice of bytes would copy the rest each time
                 written += os.write(self._server.stdin, memoryview(data)[written:] if written else data)
             except BlockingIOError:
-                self._input.wait(self._source, self._work_meanwhile)
+                self._input.wait(self._client_is_gone, self._work_meanwhile)
                 data += b"".join(self._later)
                 self._later.clear()
             except OSError:
                 self.close_input("the server has closed its input")
                 self._answer_undelivered(data[data.rfind(b"\n", 0, written) + 1 :])  # from the frame that was cut off
                 return
+
+    def _client_is_gone(self) -> bool:
+        return self._client_has_ended() and not self._output.has_reader
 
     def _work_meanwhile(self) -> bool:
         """While the server takes no input, decide held calls that are due, and read ahead; returns whether it has read."""

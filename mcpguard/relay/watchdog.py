@@ -1,8 +1,7 @@
 """Ends the server's process group when mcpguard is killed.
 
 On Linux the kernel kills the server itself then, but not the processes that it has started. So a shell waits for the end of a
-pipe that only mcpguard holds, and then kills the group. It ignores the signals that all processes of a session may get when the
-session ends.
+pipe that only mcpguard holds, and then kills the group. It ignores the signals that all processes of a session may get.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ from typing import Final
 from mcpguard.files import close
 
 _SHELL: Final = "/bin/sh"
-_SCRIPT: Final = 'trap "" HUP INT TERM; read -r word; kill -s KILL -- "-$1"'
+_SCRIPT: Final = 'trap "" HUP INT QUIT TERM USR1 USR2; read -r word; kill -s KILL -- "-$1"'
 
 
 class Watchdog:

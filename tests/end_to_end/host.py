@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -89,6 +91,19 @@ def budget(home: Path, timeout_ms: int) -> None:
             new = home / f"config-{threading.get_ident()}.new"
             new.write_text(tomlkit.dumps(settings))
             new.replace(file)
+
+
+def ends(kind: str, folder: Path) -> tuple[int, int]:
+    """What a client may give as stdout: the end that it reads from, and the end that is written to."""
+    if kind == "pipe":
+        return os.pipe()
+    if kind == "terminal":
+        return pty.openpty()
+    if kind == "socket":
+        ours, theirs = socket.socketpair()
+        return theirs.detach(), ours.detach()
+    file = folder / "out" if kind == "file" else os.devnull
+    return os.open(file, os.O_RDONLY | os.O_CREAT), os.open(file, os.O_WRONLY)
 
 
 class Host:
@@ -256,6 +271,13 @@ class Host:
         """Close stdin, read everything, wait, and return the exit status."""
         self.stdin.close()
         self.rest()
+        return self.wait()
+
+    def leave(self) -> int:
+        """Close stdin and stdout, as a client that is gone; wait, and return the exit status."""
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+        self.stdout.close()
         return self.wait()
 
     def wait(self) -> int:

@@ -12,11 +12,13 @@ import pytest
 
 from mcpguard.relay import supervisor
 
-from .host import DEADLINE_S, Host, audit, budget, call, environment, lines, policy, program, request, rule, script, until
+from .host import DEADLINE_S, Host, audit, budget, call, ends, environment, lines, policy, program, request, rule, script, until
 
 pytestmark = pytest.mark.waits
 
 GONE = -32000
+NO_GRACE: Final = {f"mcpguard.relay.supervisor.{name}": 0.1 for name in ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S")}
+"""For tests of a server that may take its time: as soon as mcpguard ended it, the test would fail."""
 SHORT_MS: Final = 4000
 """A budget for the store in tests that wait for the end of it, which is still long for a busy machine."""
 
@@ -26,8 +28,8 @@ SHORT_MS: Final = 4000
     [
         ("exit 0", 0, "status 0"),
         ("exit 7", 7, "status 7"),
-        ("kill -KILL $$", 137, "status 137 (SIGKILL)"),
-        ("kill $$", 143, "status 143 (SIGTERM)"),
+        ("kill -KILL $$", -signal.SIGKILL, "status 137 (SIGKILL)"),
+        ("kill $$", -signal.SIGTERM, "status 143 (SIGTERM)"),
     ],
 )
 def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, status: int, told: str) -> None:
@@ -56,17 +58,21 @@ def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "status", "signal"),
-    [("leave", {"status": 0}, 0, ""), ("leave", {"status": 7}, 7, ""), ("die", {"signal": "SIGSEGV"}, 139, " (SIGSEGV)")],
+    ("tool", "arguments", "told", "status"),
+    [
+        ("leave", {"status": 0}, "status 0", 0),
+        ("leave", {"status": 7}, "status 7", 7),
+        ("die", {"signal": "SIGSEGV"}, "status 139 (SIGSEGV)", -signal.SIGSEGV),
+    ],
 )
 def test_requests_in_flight_are_answered_when_the_server_is_gone(
-    tmp_path: Path, tool: str, arguments: dict[str, object], status: int, signal: str
+    tmp_path: Path, tool: str, arguments: dict[str, object], told: str, status: int
 ) -> None:
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "hang"), call("two", "hang"), call(3, tool, arguments))
         for request_id in (1, "two", 3):
             error = host.answer(request_id)["error"]
-            assert (error["code"], error["message"]) == (GONE, f"server exited with status {status}{signal}")
+            assert (error["code"], error["message"]) == (GONE, f"server exited with {told}")
         assert host.line() == b""
         assert host.wait() == status
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"] * 3
@@ -88,7 +94,7 @@ def test_an_answer_that_a_dying_server_has_not_finished_is_none(tmp_path: Path) 
         host.send(call(1, "t"))
         assert host.line() == begins
         assert host.answer(1)["error"]["code"] == GONE
-        assert host.wait() == 137
+        assert host.wait() == -signal.SIGKILL
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
 
 
@@ -114,7 +120,7 @@ def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are
 def test_a_server_that_closes_its_output_and_does_not_listen_is_killed(tmp_path: Path) -> None:
     with Host(tmp_path, "sh", "-c", "exec >&-; sleep 1000") as host:
         assert host.rest() == b""
-        assert host.wait() == 128 + signal.SIGTERM
+        assert host.wait() == -signal.SIGTERM
         assert host.nobody_is_left()
 
 
@@ -126,7 +132,7 @@ def test_a_call_to_a_server_that_has_closed_its_input_is_answered_at_once(tmp_pa
             assert (error["code"], error["message"]) == (GONE, "the server has closed its input")
         assert host.ask(4, "tools/list")["error"]["code"] == GONE
         host.kill(signal.SIGTERM)
-        assert host.wait() == 128 + signal.SIGTERM
+        assert host.wait() == -signal.SIGTERM
     found = [(row["decision"], row.get("reason") or row["outcome"]) for row in audit(tmp_path)]
     assert found == [("allowed", "ok"), ("allowed", "no_answer"), ("unavailable", "server_gone")]
 
@@ -164,7 +170,7 @@ def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_
         host.notification("notifications/hanging")
         host.kill(number)
         assert host.rest() == b""
-        assert host.wait() == 128 + number
+        assert host.wait() == -number
         assert host.nobody_is_left()
         assert "Traceback" not in host.err
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
@@ -180,8 +186,10 @@ def test_a_client_that_leaves_with_a_call_in_flight_gets_nothing_that_the_server
         host.send(call(1, "hang"))
         assert host.message() == {}
         host.stdin.close()
+        if not heeds:
+            host.kill(signal.SIGTERM)
         assert host.rest() == b""
-        assert host.wait() == (0 if heeds else 128 + signal.SIGTERM)
+        assert host.wait() == (0 if heeds else -signal.SIGTERM)
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
 
 
@@ -212,7 +220,7 @@ def test_a_client_that_has_left_gets_no_answer_in_the_place_of_a_server_that_tak
 def test_a_signal_that_comes_before_the_guard_is_ready_ends_it_too(tmp_path: Path) -> None:
     with Host(tmp_path, "sh", "-c", "kill -TERM $PPID; cat >/dev/null; sleep 1000") as host:
         assert host.rest() == b""
-        assert host.wait() == 128 + signal.SIGTERM
+        assert host.wait() == -signal.SIGTERM
         assert host.nobody_is_left()
 
 
@@ -230,14 +238,26 @@ def test_a_signal_ends_a_server_that_heeds_nothing_and_all_that_it_started(tmp_p
     with Host(tmp_path, *script("stubborn")) as host:
         host.notification("notifications/ready")
         host.kill(number)
-        assert host.wait() == 128 + signal.SIGKILL
+        assert host.wait() == -signal.SIGKILL
         assert host.nobody_is_left()
 
 
-def test_the_end_of_the_clients_input_ends_a_server_that_heeds_nothing_and_all_that_it_started(tmp_path: Path) -> None:
+def test_the_end_of_the_client_ends_a_server_that_heeds_nothing_and_all_that_it_started(tmp_path: Path) -> None:
     with Host(tmp_path, *script("stubborn")) as host:
         host.notification("notifications/ready")
-        assert host.end() == 128 + signal.SIGKILL
+        assert host.leave() == -signal.SIGKILL
+        assert host.nobody_is_left()
+
+
+def test_a_client_that_ends_its_input_and_reads_on_ends_a_server_that_heeds_nothing_with_a_signal(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("stubborn"), tuned=NO_GRACE) as host:
+        host.notification("notifications/ready")
+        host.stdin.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            host.process.wait(1.0)
+        host.kill(signal.SIGTERM)
+        assert host.rest() == b""
+        assert host.wait() == -signal.SIGKILL
         assert host.nobody_is_left()
 
 
@@ -271,7 +291,7 @@ def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path:
         host.line()
         host.send(call(1, "die"))
         assert host.answer(1)["error"]["message"] == "server exited with status 139 (SIGSEGV)"
-        assert host.wait() == 139
+        assert host.wait() == -signal.SIGSEGV
         assert host.nobody_is_left()
 
 
@@ -312,9 +332,7 @@ def test_a_launchers_child_that_heeds_nothing_is_killed_when_the_session_ends(
         until(lambda: " store=" in host.err, "the guard is up")
         if number:
             host.kill(number)
-        else:
-            host.stdin.close()
-        assert host.wait() == 0
+        assert (host.wait() if number else host.leave()) == 0
         assert host.nobody_is_left()
 
 
@@ -325,9 +343,7 @@ def test_what_has_left_the_servers_group_is_killed_when_the_session_ends(tmp_pat
         assert host.line() == b"ready"
         if number:
             host.kill(number)
-        else:
-            host.stdin.close()
-        assert host.wait() == 128 + signal.SIGTERM
+        assert (host.wait() if number else host.leave()) == -signal.SIGTERM
         assert host.nobody_is_left()
 
 
@@ -357,7 +373,9 @@ def test_the_death_of_the_guards_whole_group_leaves_nothing_behind_either(tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks for a child in /proc")
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anything_behind(tmp_path: Path, number: int) -> None:
     with Host(tmp_path, *script("stubborn")) as host:
         host.notification("notifications/ready")
@@ -402,13 +420,29 @@ def test_a_client_that_dies_while_the_server_writes_leaves_nothing_behind(tmp_pa
         assert host.nobody_is_left()
 
 
-def test_a_client_that_does_not_read_and_ends_its_input_does_not_keep_the_guard_from_ending(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_and_goes_does_not_keep_the_guard_from_ending(tmp_path: Path) -> None:
     budget(tmp_path, SHORT_MS)
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "big", {"mib": 50}))
-        host.stdin.close()
-        host.wait()
+        host.leave()
         assert host.nobody_is_left()
+
+
+def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: Path) -> None:
+    soon = NO_GRACE | {f"mcpguard.relay.{name}": 0.1 for name in ("supervisor.PAUSE_S", "supervisor.DRAIN_S")}
+    policy(tmp_path, rule("deny", tool="closed"))
+    writes = "import os, sys; sys.stdin.read(); sys.stdout.write('x' * 150_000 + chr(10))"
+    calls = [call(number, "closed", {}) for number in range(1000)]
+    with Host(tmp_path, sys.executable, "-S", "-c", writes, tuned=soon) as host:
+        with host.sending(lines([*calls, request("last", "ping")])):
+            pass
+        host.stdin.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            host.process.wait(1.5)
+        answers = host.rest().splitlines()
+        assert len(answers) == len(calls) + 1
+        assert b"x" * 150_000 in answers
+        assert host.wait() == 0
 
 
 def test_a_signal_ends_a_session_whose_client_does_not_read(tmp_path: Path) -> None:
@@ -526,7 +560,7 @@ def test_a_server_that_joins_another_group_ends_with_a_signal(tmp_path: Path) ->
     with Host(tmp_path, sys.executable, "-S", "-c", moves, own_group=True) as host:
         assert host.line() == b"up"
         host.kill(signal.SIGTERM)
-        assert host.wait() == 128 + signal.SIGTERM
+        assert host.wait() == -signal.SIGTERM
         assert host.nobody_is_left()
 
 
@@ -556,8 +590,7 @@ def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_
     calls = lines([call(number, "t", {"text": "x" * 100}) for number in range(20_000)])
     with Host(tmp_path, "cat", tuned={"mcpguard.relay.output.MAX_QUEUED_BYTES": 4 << 20}) as host:
         host.send_until_stuck(calls)
-        host.stdin.close()
-        host.wait()
+        host.leave()
         assert host.nobody_is_left()
 
 
@@ -578,4 +611,80 @@ def test_a_server_that_reads_nothing_does_not_hide_that_the_client_has_gone(tmp_
     with Host(tmp_path, "sleep", "1000") as host:
         with host.sending(lines([request(number, "ping", {"text": "x" * 1000}) for number in range(170)])):
             pass
-        assert host.end() == 128 + signal.SIGTERM
+        assert host.leave() == -signal.SIGTERM
+
+
+def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(tmp_path: Path) -> None:
+    late = "import sys, time; sys.stdin.readline(); time.sleep(1.0); sys.stdout.write(str(len(sys.stdin.readlines())))"
+    tuned = NO_GRACE | {"mcpguard.relay.readiness.STUCK_S": 0.1}
+    with Host(tmp_path, sys.executable, "-S", "-c", late, tuned=tuned) as host:
+        until(lambda: " store=" in host.err, "the guard is up")
+        with host.sending(lines([request(number, "ping", {"text": "x" * 1000}) for number in range(170)])):
+            pass
+        host.stdin.close()
+        assert host.rest() == b"169"
+        assert host.wait() == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "file", "null device"])
+def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path: Path, kind: str) -> None:
+    late = "import sys, time; sys.stdin.read(); time.sleep(1.0); open('answered', 'w'); print('late'); sys.exit(5)"
+    read, write = ends(kind, tmp_path)
+    command, err = program("run", "--", sys.executable, "-S", "-c", late, tuned=NO_GRACE), tmp_path / "err"
+    with (
+        err.open("w") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=write, stderr=stderr, env=environment(tmp_path), cwd=tmp_path
+        ) as guard,
+    ):
+        until(lambda: " store=" in err.read_text(), "the guard is up")
+        guard.communicate(timeout=DEADLINE_S)
+    assert guard.returncode == 5
+    assert (tmp_path / "answered").exists()
+    assert kind == "null device" or os.read(read, 100).strip() == b"late"
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH])
+def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    tells = f"import os, signal; signal.signal({int(number)}, lambda *_: os.write(1, b'got\\n')); os.write(1, b'up\\n')"
+    with Host(tmp_path, sys.executable, "-S", "-c", f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
+        assert host.line() == b"up"
+        host.kill(number)
+        assert host.line() == b"got"
+        host.send(request(1, "ping"))
+        assert host.line() == b"read"
+        assert host.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGABRT, signal.SIGSEGV, signal.SIGUSR1, signal.SIGALRM])
+def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_without_a_core_dump(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "hang"), call(2, "die", {"signal": number.name}))
+        assert [host.answer(request_id)["error"]["code"] for request_id in (1, 2)] == [GONE, GONE]
+        assert host.rest() == b""
+        _, status = os.waitpid(host.process.pid, 0)
+        host.process.returncode = os.waitstatus_to_exitcode(status)
+        assert os.WTERMSIG(status) == number
+        assert not os.WCOREDUMP(status)
+    assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"] * 2
+
+
+def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
+    with Host(tmp_path, "cat", tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
+        until(lambda: bool(host.notes()), "the policy's row is in the store", 0.1)
+        assert host.end() == 0
+
+
+def test_the_first_call_imports_nothing(tmp_path: Path) -> None:
+    policy(tmp_path, rule("100/1h", tool="*"))
+    with Host(tmp_path, "cat", options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+        until(lambda: "mcpguard.core.policy.places" in host.err and bool(host.notes()), "everything is in place", 0.1)
+        imported = host.err
+        host.send(call(1, "search"))
+        assert host.message() == call(1, "search")
+        assert host.err == imported
+        assert host.end() == 0

@@ -203,5 +203,5 @@ def test_a_signal_ends_a_wrapper_whose_call_waits_for_the_store_long_before_the_
             before = pauses(host.process.pid)
             until(lambda: pauses(host.process.pid) > before + 100, "the call waits for the lock")
             host.kill(number)
-            assert host.wait() == 128 + number
+            assert host.wait() == -number
             assert "Traceback" not in host.err

@@ -52,6 +52,15 @@ def test_the_servers_bytes_need_not_be_json_lines(tmp_path: Path) -> None:
         assert host.wait() == 0
 
 
+@pytest.mark.parametrize("blank", [b"", b"\r\n"])
+def test_a_byte_order_mark_before_the_first_line_is_dropped(tmp_path: Path, blank: bytes) -> None:
+    with Host(tmp_path, "cat") as host:
+        for byte in b"\xef\xbb\xbf" + blank + lines([request(1, "ping")]):
+            host.send(bytes([byte]))
+        assert host.line() + b"\n" == lines([request(1, "ping")])
+        assert host.end() == 0
+
+
 def test_a_refused_line_is_answered_and_never_reaches_the_server(tmp_path: Path) -> None:
     refused = {
         b"{not json": (-32700, None),

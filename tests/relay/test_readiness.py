@@ -3,7 +3,9 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from mcpguard.relay import readiness
 from mcpguard.relay.readiness import ClientEnd, ClientInput, Readiness, ServerInput
 from mcpguard.relay.wake import Wake
+from tests.end_to_end.host import ends
 
 
 @pytest.fixture
@@ -41,9 +44,40 @@ def test_a_client_that_has_left_is_noticed_while_the_server_reads_nothing(
         theirs.shutdown(socket.SHUT_WR)
     assert ClientEnd(fd)()
     with pytest.raises(ConnectionAbortedError):
-        full.wait(fd, lambda: False)
+        full.wait(ClientEnd(fd), lambda: False)
     theirs.close()
     ours.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "socket"])
+def test_an_output_has_a_reader_until_the_last_one_closes_it(tmp_path: Path, kind: str) -> None:
+    read, write = ends(kind, tmp_path)
+    other = os.dup(read)
+    os.write(write, b"still to be read\n")
+    assert readiness.has_reader(write)
+    os.close(read)
+    assert readiness.has_reader(write)
+    os.close(other)
+    assert not readiness.has_reader(write)
+    os.close(write)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.parametrize("kind", ["file", "null device"])
+def test_a_file_always_counts_as_read(tmp_path: Path, kind: str) -> None:
+    read, write = ends(kind, tmp_path)
+    os.close(read)
+    assert readiness.has_reader(write)
+    os.close(write)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_socket_whose_other_side_has_ended_what_it_writes_has_a_reader() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.shutdown(socket.SHUT_WR)
+        assert readiness.has_reader(ours.fileno())
 
 
 def test_a_client_that_has_not_left_has_not_ended() -> None:
@@ -99,7 +133,7 @@ def test_the_main_thread_wakes_for_no_reason_if_the_system_has_no_memory_to_wait
     monkeypatch.setattr(time, "sleep", pauses.append)
     before = signal.set_wakeup_fd(-1)
     try:
-        Wake().wait(None)
+        Wake(1).wait(None)
     finally:
         signal.set_wakeup_fd(before)
     assert pauses == [readiness.LOOK_S]

@@ -11,25 +11,33 @@ import pytest
 from mcpguard.relay import supervisor
 from mcpguard.relay.console import Console
 from mcpguard.relay.process import ServerProcess, spawn
+from mcpguard.relay.readiness import has_reader
 from mcpguard.relay.supervisor import Supervisor
 from mcpguard.relay.traffic import Ended, Traffic
 from tests.end_to_end.host import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *PASSED_ON)
 IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
 
 class Output:
     """Stands for the client's side.
 
+    Args:
+        fd: The descriptor that the client reads from.
+
     Attributes:
         writes: How often `is_writing` is still true.
         takes: How often `taken` still grows.
+        late: How often `waits_for_reader` is still true.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.late = 0
         self.writes = 0
         self.takes = 0
         self._taken = 0
@@ -42,6 +50,15 @@ class Output:
         return self._taken
 
     @property
+    def has_reader(self) -> bool:
+        return has_reader(self._fd)
+
+    @property
+    def waits_for_reader(self) -> bool:
+        self.late -= 1
+        return self.late >= 0
+
+    @property
     def is_writing(self) -> bool:
         self.writes -= 1
         return self.writes >= 0
@@ -51,12 +68,12 @@ class FakeTraffic:
     """Stands for the traffic, and notes the reasons for which requests are answered.
 
     Attributes:
-        client_leaves: Whether the client leaves at the start.
-        client_waits: Whether it has not left.
+        client_leaves: Whether the client ends its input at the start.
+        client_waits: Whether it has not.
         unanswered: How often `awaits_answers` is still true.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
         self.supervisor: Supervisor | None = None
         self.child: ServerProcess | None = None
         self.finished: list[str] = []
@@ -64,13 +81,13 @@ class FakeTraffic:
         self.client_waits = True
         self.unanswered = 0
         self.answers_at_once = True
-        self.output = Output()
+        self.output = output
 
     def start(self) -> None:
         if self.client_leaves:
             assert self.supervisor
             assert self.child
-            self.supervisor.ended("client")
+            self.supervisor.ended("input")
             self.child.close_stdin()
 
     def client_left(self) -> None:
@@ -106,8 +123,9 @@ class Scene:
     """A supervisor, a real server, and stderr."""
 
     def __init__(self) -> None:
-        self.supervisor = Supervisor()
-        self.traffic = FakeTraffic()
+        self.client_reads, self.client_output = os.pipe()
+        self.supervisor = Supervisor(output=self.client_output)
+        self.traffic = FakeTraffic(Output(self.client_output))
         self.traffic.supervisor = self.supervisor
         self.read, self.write = os.pipe()
         self.children: list[ServerProcess] = []
@@ -133,6 +151,10 @@ class Scene:
         thread = threading.Thread(target=downstream)
         thread.start()
         return thread
+
+    def reader_leaves(self) -> None:
+        os.close(self.client_reads)
+        self.client_reads = -1
 
     def logged(self) -> str:
         os.close(self.write)
@@ -165,7 +187,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         child.signal(signal.SIGKILL)
         os.close(child.stdin)
         os.close(child.stdout)
-    for fd in (one.read, one.write):
+    for fd in (one.read, one.write, one.client_reads, one.client_output):
         if fd >= 0:
             os.close(fd)
 
@@ -191,6 +213,63 @@ def test_the_end_of_the_client_is_not_logged(scene: Scene) -> None:
     assert scene.traffic.finished == ["server exited with status 0"]
     assert scene.logged() == ""
     downstream.join()
+
+
+def test_a_server_has_all_time_after_the_clients_input_while_somebody_reads(scene: Scene) -> None:
+    outlasts_all_graces = "cat; exec >&-; sleep 0.5; exit 6"
+    downstream = scene.stream_ends_with(scene.server("sh", "-c", outlasts_all_graces))
+    scene.traffic.client_leaves = True
+    assert scene.supervise() == 6
+    assert scene.logged() == ""
+    downstream.join()
+
+
+@pytest.mark.parametrize("first", ["input", "reader"])
+def test_a_server_that_runs_on_gets_sigterm_when_input_and_reader_are_gone(scene: Scene, first: str) -> None:
+    scene.server("sleep", "1000")
+    if first == "input":
+        scene.supervisor.ended("input")
+        timer = threading.Timer(0.1, scene.reader_leaves)
+    else:
+        scene.reader_leaves()
+        timer = threading.Timer(0.1, scene.supervisor.ended, ["input"])
+    timer.start()
+    assert scene.supervise() == 128 + signal.SIGTERM
+    timer.join()
+
+
+def test_a_reader_that_is_gone_does_not_keep_the_main_thread_busy(scene: Scene) -> None:
+    scene.reader_leaves()
+    looks = 0
+
+    def never() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    assert not scene.supervisor._wait(never, 0.3)
+    assert looks < 10
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("number", PASSED_ON)
+def test_a_signal_that_does_not_tell_to_end_is_passed_on_and_ends_nothing(
+    scene: Scene, number: signal.Signals, *, early: bool
+) -> None:
+    tells = f"import os, signal; signal.signal({number}, lambda *_: os.write(1, b'got')); os.write(1, b'up')"
+    child = scene.server(sys.executable, "-S", "-c", f"{tells}\nwhile os.read(0, 1): pass\nos._exit(6)")
+    assert os.read(child.stdout, 2) == b"up"
+
+    def client() -> None:
+        if not early:
+            os.kill(os.getpid(), number)
+        assert os.read(child.stdout, 3) == b"got"
+        os.write(child.stdin, b"still there")
+        child.close_stdin()
+
+    if early:
+        os.kill(os.getpid(), number)
+    assert scene.supervise(threading.Thread(target=client).start) == 6
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
@@ -468,6 +547,13 @@ def test_a_client_that_takes_nothing_is_waited_for_a_bounded_time(scene: Scene) 
     scene.traffic.output.writes = 1000
     assert scene.supervise() == 1
     assert scene.traffic.output.writes > 990
+
+
+def test_a_reader_that_may_come_later_is_waited_for_after_the_end_of_the_clients_input(scene: Scene) -> None:
+    scene.server("false")
+    scene.traffic.client_leaves, scene.traffic.output.writes, scene.traffic.output.late = True, 1000, 3
+    assert scene.supervise() == 1
+    assert scene.traffic.output.late == -1
 
 
 def test_a_client_is_waited_for_while_it_takes_bytes(scene: Scene) -> None:

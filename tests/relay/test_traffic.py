@@ -118,7 +118,7 @@ class Line:
         self.console, console = os.pipe()
         self.client_ended, self.server_ended, self.answered = threading.Event(), threading.Event(), threading.Event()
         events: dict[Ended, threading.Event] = {
-            "client": self.client_ended,
+            "input": self.client_ended,
             "server": self.server_ended,
             "answers": self.answered,
         }
@@ -172,9 +172,11 @@ class Line:
         self._fds.remove(self.server_reads)
         self.store._server_reads = self.console  # instead of a closed descriptor
 
-    def close_client(self) -> None:
-        os.close(self.to_guard)
-        self._fds.remove(self.to_guard)
+    def close_client(self, *, reads: bool = True) -> None:
+        """End the client's input; unless it `reads` on, it is gone."""
+        for fd in [self.to_guard] if reads else [self.to_guard, self.from_guard]:
+            os.close(fd)
+            self._fds.remove(fd)
 
     def close(self) -> None:
         self.output.go_on.set()
@@ -530,13 +532,12 @@ def test_a_client_that_has_left_gets_no_answer_in_the_servers_place_though_its_m
     assert not select.select([unguarded.from_guard], [], [], 0)[0]
 
 
-def test_a_client_that_has_left_is_noticed_during_backpressure(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_is_gone_is_noticed_during_backpressure(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "MAX_QUEUED_BYTES", 1000)
-    monkeypatch.setattr(output, "PAUSE_S", 0.1)
     os.write(line.server_writes, b"an open frame")
     assert os.read(line.from_guard, 100) == b"an open frame"
     line.send(*(call(request_id) for request_id in range(10)))
-    line.close_client()
+    line.close_client(reads=False)
     assert line.client_ended.wait(30)
 
 
@@ -684,7 +685,7 @@ def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes
     full: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "STUCK_S", 0.3)
-    full.close_client()
+    full.close_client(reads=False)
     full.policy.changed = parse('mode = "enforce"')
     assert full.client_ended.wait(30)
     assert full.policy.changed is not None

@@ -19,6 +19,7 @@ from mcpguard.core.jsonrpc.frames import (
     Frame,
     LineSplitter,
     LongInteger,
+    Reader,
     Refusal,
     escape_line_separators,
     parse,
@@ -184,6 +185,27 @@ def test_any_json_is_allowed_inside_arguments_results_and_errors(place: str, ins
     assert frame(line).raw == line.encode()
     response = f'{{"id":1,"result":{inside}}}'
     assert frame(response).raw == response.encode()
+
+
+PING = b'{"id":1,"method":"ping"}'
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("first", [[MARK + PING], [MARK, PING], [MARK + b"\r", PING]])
+def test_a_byte_order_mark_before_the_first_line_is_dropped(first: list[bytes]) -> None:
+    (message,) = Reader().read(first)
+    assert message == frame(PING)
+
+
+@pytest.mark.parametrize(
+    "lines", [[PING, MARK + PING], [MARK + PING, MARK + PING], [Refusal(PARSE_ERROR, "long"), MARK + PING]]
+)
+def test_a_later_byte_order_mark_is_refused(lines: list[bytes | Refusal]) -> None:
+    assert Reader().read(lines)[1] == Refusal(PARSE_ERROR, "not valid JSON")
+
+
+def test_a_second_byte_order_mark_before_the_first_line_is_refused() -> None:
+    assert Reader().read([MARK + MARK + PING]) == [Refusal(PARSE_ERROR, "not valid JSON")]
 
 
 def test_a_method_written_with_escapes_is_recognised() -> None:
