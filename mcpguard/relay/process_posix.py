@@ -20,6 +20,9 @@ from mcpguard.relay.command import cannot_start, find_program
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 
+_OF_ONE_PROCESS: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
+"""Signals that somebody sends to one process. Other processes of the group may have no handler, and would end by them."""
+
 _LIMITED: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.E2BIG, errno.EMFILE, errno.ENFILE})
 """Errors of a program that could run with higher limits."""
 
@@ -96,12 +99,19 @@ class ServerProcess:
         """
         if sys.platform == "linux":
             self._strays |= strays.find(self.pid, self._pipes)
-        self.pass_on(number)
+        self._to_group(number)
         for process in self._strays:
             strays.send(process, number)
 
     def pass_on(self, number: int) -> None:
-        """Send a signal to its process group only."""
+        """Send it a signal that mcpguard got. Its group gets it, too, if it is one that a terminal sends to a whole group."""
+        if number in _OF_ONE_PROCESS:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, number)
+        else:
+            self._to_group(number)
+
+    def _to_group(self, number: int) -> None:
         try:
             os.killpg(self.pid, number)
         except OSError:

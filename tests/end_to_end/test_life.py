@@ -658,6 +658,26 @@ def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(
         assert host.end() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_for_one_process_leaves_the_servers_helpers_running(tmp_path: Path, number: signal.Signals) -> None:
+    server = f"""
+import os, signal, subprocess
+helper = subprocess.Popen(["sleep", "1000"])  # has no handler: the signal would end it
+signal.signal({int(number)}, lambda *_: os.write(1, f"{{helper.poll()}}\\n".encode()))
+os.write(1, b"up\\n")
+while os.read(0, 100):
+    os.write(1, f"{{helper.poll()}}\\n".encode())
+helper.kill()
+"""
+    with Host(tmp_path, sys.executable, "-S", "-c", server) as host:
+        assert host.line() == b"up"
+        host.kill(number)
+        assert host.line() == b"None"
+        host.send(request(1, "ping"))
+        assert host.line() == b"None"
+        assert host.end() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGABRT, signal.SIGSEGV, signal.SIGUSR1, signal.SIGALRM])
 def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_without_a_core_dump(
     tmp_path: Path, number: signal.Signals
