@@ -127,6 +127,15 @@ def test_text_that_only_looks_like_an_escape_stays_text() -> None:
     assert read_answer(rb'{"\\u0069d":7,"result":{}}') is None
 
 
+@pytest.mark.parametrize("member", ["1", "{}", "[]", '{"id":1}', '{"id":1,"result":{"isError":true}}'])
+def test_a_batch_of_any_number_of_members_is_parsed_once(monkeypatch: pytest.MonkeyPatch, member: str) -> None:
+    made: list[object] = []
+    for name in ("loads", "dumps"):
+        monkeypatch.setattr(json, name, lambda value, through=getattr(json, name): made.append(value) or through(value))
+    assert len(read_batch(f"[{','.join([member] * 1000)}]".encode())) == 1000 * ("id" in member)
+    assert len(made) == 1
+
+
 def read_large(frame: bytes) -> list[Answer | None]:
     """What is read of a line of a large answer, which comes in chunks."""
     reader = AnswerLines()
