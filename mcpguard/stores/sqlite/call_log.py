@@ -29,6 +29,8 @@ from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Charge, Position
 
 FORMAT: Final = 3
+"""The format of records and header. Only unreleased previews wrote another one. Whoever changes it after a release keeps reading
+the released one: opening a store then drains such a log, and replaces it by one of the new format."""
 
 RING_BYTES: Final = 8 * 1024 * 1024
 """Room for about 15,000 single calls, or 150,000 that come in batches: seconds of a storm, or hours of usual work."""
@@ -128,7 +130,7 @@ class CallLog:
         if header.get("format") != FORMAT:
             raise StoreUnavailable(
                 f"{self.path} has format {header.get('format')}, and this mcpguard knows format {FORMAT}",
-                "use the mcpguard that wrote it, or another file",
+                "use the mcpguard that wrote it, or another store",
             )
         if self._identity[2] != _HEADER_BYTES + RING_BYTES:
             raise damaged(self.path, "it does not have its size")

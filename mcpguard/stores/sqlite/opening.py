@@ -109,9 +109,13 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
             wait_s = JOIN_EVERY_S
         try:
             warnings: list[str] = []
-            with contextlib.closing(_database(path)) as db:
-                log = _call_log(path, db, warnings)
+            log = CallLog(log_path(path)) if is_there(log_path(path)) else None  # refused before anything is changed
+            if log is not None:
                 undo.callback(log.close)
+            with contextlib.closing(_database(path, log)) as db:
+                if log is None:
+                    log = _new_log(path, db, warnings)
+                    undo.callback(log.close)
                 _agree(path, db, log, hold, warnings)
             reader = Reader(path, log, timeout_s=timeout_s)
             undo.callback(reader.close)
@@ -169,17 +173,21 @@ def _held(turn: FileLock, log: CallLog, timeout_s: float) -> Iterator[None]:
         turn.release()
 
 
-def _database(path: str) -> sqlite3.Connection:
-    """The database, created if it is missing. An empty file beside a call log is damaged: it was truncated."""
+def _database(path: str, log: CallLog | None) -> sqlite3.Connection:
+    """The database, created if it is missing, and brought to the newest schema once it is known to belong to the call log.
+
+    An empty file beside a call log is damaged: it was truncated.
+    """
     if not is_there(path):
         os.close(open_private(path))
         is_new = True
     else:
-        is_new = not os.stat(path).st_size and not is_there(log_path(path))
+        is_new = not os.stat(path).st_size and log is None
     db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
     try:
         if not is_new:
             integrity.check_pages(db, path)
+            _refuse_another_log(path, db, log)
         migrate(db, path)
     except BaseException:
         db.close()
@@ -187,31 +195,32 @@ def _database(path: str) -> sqlite3.Connection:
     return db
 
 
-def _call_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
-    """The call log, created if it is missing."""
-    log_file = log_path(path)
-    if not is_there(log_file):
-        key, at = database.key(db), START
-        if key is not None:
-            warnings.append(f"{log_file} was removed: calls that only it held are no longer counted, and have no audit rows")
-            at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
-        with database.writing(db):  # first, so that a crash between the two leaves no log with another position
-            database.set_position(db, at)
-        call_log.create(log_file, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
+def _refuse_another_log(path: str, db: sqlite3.Connection, log: CallLog | None) -> None:
+    """Refuse a call log that belongs to another database."""
+    if require_schema(db, path) and log is not None and database.key(db) not in {None, log.key}:
+        hint = f"put the database that it belongs to back, or move {os.path.basename(log.path)} away"
+        raise StoreUnavailable(f"{log.path} belongs to another database than {path}", hint)
+
+
+def _new_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
+    """The call log, created because it is missing."""
+    log_file, key, at = log_path(path), database.key(db), START
+    if key is not None:
+        warnings.append(f"{log_file} was removed: calls that only it held are no longer counted, and have no audit rows")
+        at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
+    with database.writing(db):  # first, so that a crash between the two leaves no log with another position
+        database.set_position(db, at)
+    call_log.create(log_file, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
     return CallLog(log_file)
 
 
 def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:
-    """Check that log and database belong together, and that the log continues at the database's position."""
-    key = database.key(db)
-    if key is None:  # the database is new: it takes key and position from the log
+    """Let the log continue at the database's position, or the database go on where the log does."""
+    if database.key(db) is None:  # the database is new: it takes key and position from the log
         with database.writing(db):
             database.set_key(db, log.key)
             database.set_position(db, log.drained())
         return
-    if key != log.key:
-        hint = f"put the database that it belongs to back, or move {os.path.basename(log.path)} away"
-        raise StoreUnavailable(f"{log.path} belongs to another database than {path}", hint)
     at, drained = database.position(db), log.drained()
     if _continues(log, at):
         log.set_drained(at)

@@ -318,6 +318,56 @@ def test_a_file_of_an_unreleased_version_is_refused_and_unchanged(path: Path, op
     assert path.read_bytes() == before
 
 
+def contents(path: Path) -> dict[str, bytes]:
+    """What a store's files hold."""
+    return {one.name: one.read_bytes() for one in path.parent.iterdir() if one.stat().st_size}
+
+
+def to_earlier_schema(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DROP TABLE in_flight")
+        db.execute("PRAGMA user_version = 4")
+
+
+@pytest.mark.parametrize("log_format", [1, call_log.FORMAT - 1, call_log.FORMAT + 1])
+@pytest.mark.parametrize("has_database", [True, False])
+def test_a_log_of_another_format_is_refused_before_its_database_is_migrated_or_made(
+    path: Path, open_store: Open, log_format: int, *, has_database: bool
+) -> None:
+    decisions(open_store(), 3)
+    with contextlib.closing(call_log.CallLog(log_path(path))) as log:
+        log.write_header({**log.header, "format": log_format})
+    to_earlier_schema(path)
+    if not has_database:
+        path.unlink()
+    before = contents(path)
+    with pytest.raises(StoreUnavailable, match=f"has format {log_format}, and this mcpguard knows format") as raised:
+        SqliteStore(path)
+    assert raised.value.hint.startswith("use the mcpguard that wrote it")
+    assert contents(path) == before
+
+
+def test_a_log_of_another_database_is_refused_before_the_database_is_migrated(path: Path, open_store: Open) -> None:
+    open_store().close()
+    to_earlier_schema(path)
+    other = path.with_name("other.db")
+    SqliteStore(other).close()
+    Path(log_path(other)).replace(log_path(path))
+    before = contents(path)
+    with pytest.raises(StoreUnavailable, match="belongs to another database"):
+        SqliteStore(path)
+    assert contents(path) == before
+
+
+def test_calls_that_only_the_log_has_are_counted_in_a_store_of_an_earlier_schema(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 3)
+    to_earlier_schema(path)
+    with contextlib.closing(Reader(path)) as reader:
+        assert [held.used for held in reader.held()] == [3]
+    assert decisions(open_store(), 3, "b" * 16) == ["allowed"] * 2 + ["rate_limited"]
+
+
 def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db:
         schema.migrate(db, tmp_path / "x.db")
