@@ -56,6 +56,27 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+def test_a_store_with_an_older_log_is_read_by_every_command_and_good_to_doctor(tmp_path: Path) -> None:
+    """As after a power cut, or with `cp` of a store in use."""
+    policy(tmp_path, rule("9/1h", user="*", tool="echo"))
+    calls(tmp_path, "echo", 2)
+    log = tmp_path / "mcpguard.db-calls"
+    older = log.read_bytes()
+    calls(tmp_path, "echo", 3)
+    log.write_bytes(older)
+    told = f"mcpguard: {log} ends before its database does, as after a power cut: calls that only it held are lost\n"
+    done = mcpguard(tmp_path, "audit", "tail", "--tool", "echo", "--json")
+    assert (tools(done), done.stderr) == (["echo"] * 5, told)
+    done = mcpguard(tmp_path, "usage", "--json")
+    assert (json.loads(done.stdout)["used"], done.stderr) == (5, told)
+    done = mcpguard(tmp_path, "audit", "stats", "--json")
+    assert ([one["calls"] for one in json.loads(done.stdout)["rows"]], done.stderr) == ([5], told)
+    assert mcpguard(tmp_path, "audit", "export").stderr.startswith(told)
+    assert log.read_bytes() == older
+    assert "FAIL  store" not in mcpguard(tmp_path, "doctor").stdout
+    assert mcpguard(tmp_path, "audit", "tail").stderr == ""
+
+
 def test_in_a_pipe_each_row_is_a_line_of_keys_and_values(home: Path) -> None:
     done = mcpguard(home, "audit", "tail")
     assert (done.returncode, done.stderr) == (0, "")

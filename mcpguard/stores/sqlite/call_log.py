@@ -29,8 +29,8 @@ from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Charge, Position
 
 FORMAT: Final = 3
-"""The format of records and header. Only unreleased previews wrote another one. Whoever changes it after a release keeps reading
-the released one: opening a store then drains such a log, and replaces it by one of the new format."""
+"""The format of records and header. Only unreleased previews wrote another one. Whoever changes a released format keeps reading
+it: opening a store then drains such a log, and replaces it with one of the new format."""
 
 RING_BYTES: Final = 8 * 1024 * 1024
 """Room for about 15,000 single calls, or 150,000 that come in batches: seconds of a storm, or hours of usual work."""
@@ -195,6 +195,30 @@ class CallLog:
         if found[:CHECKSUM_BYTES] != at.checksum:
             raise Lost
         return found[CHECKSUM_BYTES:] == at.end.to_bytes(8, "little")
+
+    def resumed(self, at: Position, database: StrPath) -> tuple[Position | None, str]:
+        """Where to read on in a log whose database has it up to a position, and what is lost by that, for the store's owner.
+
+        Args:
+            at: The database's position: the result, in a whole store.
+            database: The database.
+
+        Returns:
+            The position, or None if nothing in the log comes after the database; and the message, or an empty text.
+        """
+        if self._continues(at):
+            return at, ""
+        drained = self.drained()
+        if drained.end > at.end and self._continues(drained):
+            return drained, f"{database} is older than its call log: what was counted and audited between them is lost"
+        return None, f"{self.path} ends before its database does, as after a power cut: calls that only it held are lost"
+
+    def _continues(self, at: Position) -> bool:
+        try:
+            self.has_more(at)
+        except Lost:
+            return False
+        return True
 
     def has_any(self, words: Collection[bytes], at: Position, end: int) -> bool:
         """Whether one of these words is in the records between two positions. To read the records takes ten times as long.
@@ -371,6 +395,11 @@ def beside(database: StrPath, suffix: str) -> str:
 def damaged(path: StrPath, how: str) -> StoreDamaged:
     """The error for a damaged log."""
     return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
+
+
+def removed(path: StrPath) -> str:
+    """The message that a database's log is missing."""
+    return f"{path} was removed: calls that only it held are no longer counted, and have no audit rows"
 
 
 def _header(header: Mapping[str, object]) -> bytes:

@@ -101,9 +101,11 @@ def key(db: sqlite3.Connection) -> bytes | None:
     return bytes(found[0]) if found else None
 
 
-def set_key(db: sqlite3.Connection, value: bytes) -> None:
-    """Store the store's key."""
-    db.execute("INSERT INTO meta VALUES ('key', ?)", (value,))
+def begin(db: sqlite3.Connection, value: bytes, at: Position) -> None:
+    """Store the key and the position of a call log in a new database."""
+    with writing(db):
+        db.execute("INSERT INTO meta VALUES ('key', ?)", (value,))
+        set_position(db, at)
 
 
 def count_counters(db: sqlite3.Connection, most: int) -> int:

@@ -206,7 +206,7 @@ def _new_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
     """The call log, created because it is missing."""
     log_file, key, at = log_path(path), database.key(db), START
     if key is not None:
-        warnings.append(f"{log_file} was removed: calls that only it held are no longer counted, and have no audit rows")
+        warnings.append(call_log.removed(log_file))
         at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
     with database.writing(db):  # first, so that a crash between the two leaves no log with another position
         database.set_position(db, at)
@@ -217,31 +217,20 @@ def _new_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
 def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:
     """Let the log continue at the database's position, or the database go on where the log does."""
     if database.key(db) is None:  # the database is new: it takes key and position from the log
-        with database.writing(db):
-            database.set_key(db, log.key)
-            database.set_position(db, log.drained())
+        database.begin(db, log.key, log.drained())
         return
-    at, drained = database.position(db), log.drained()
-    if _continues(log, at):
+    at = database.position(db)
+    resumed, warning = log.resumed(at, path)
+    if resumed == at:
         log.set_drained(at)
-    elif drained.end > at.end and _continues(log, drained):
-        warnings.append(f"{path} is older than its call log: what was counted and audited between them is lost")
+    elif resumed is not None:
         with database.writing(db):
-            database.set_position(db, drained)
+            database.set_position(db, resumed)
     elif hold.alone():
-        warnings.append(f"{log.path} ends before its database does, as after a power cut: calls that only it held are lost")
         log.begin_at(at)
     else:
         raise call_log.damaged(log.path, "it does not continue where the database is")
-
-
-def _continues(log: CallLog, at: Position) -> bool:
-    """Whether the log continues at a position."""
-    try:
-        log.has_more(at)
-    except Lost:
-        return False
-    return True
+    warnings += filter(None, [warning])
 
 
 def _time_base(path: str, log: CallLog, hold: SharedHold, begin_us: Clock) -> Clock:

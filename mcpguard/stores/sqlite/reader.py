@@ -20,14 +20,14 @@ from mcpguard.files import StrPath, is_there
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
-from mcpguard.stores.sqlite import database, integrity, log_lines
+from mcpguard.stores.sqlite import call_log, database, integrity, log_lines
 from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
-from mcpguard.stores.sqlite.log_records import Position
+from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.owners import Owners
-from mcpguard.stores.sqlite.schema import require_schema
+from mcpguard.stores.sqlite.schema import migrate, require_schema
 
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
@@ -65,8 +65,10 @@ class Reader:
 
     Args:
         path: The database.
-        log: The call log, which `close` does not close; None to open it as soon as it exists.
+        log: The call log, which `close` does not close; None to open it as soon as it exists. Then a store is read as it would
+            be after its repair by a wrapper.
         timeout_s: How long to wait for upkeep.
+        notify: Is told what is lost, once each.
 
     Attributes:
         clock: The store's time.
@@ -75,13 +77,23 @@ class Reader:
         StoreUnavailable: The store cannot be read.
     """
 
-    def __init__(self, path: StrPath, log: CallLog | None = None, *, timeout_s: float = database.BUSY_S) -> None:
+    def __init__(
+        self,
+        path: StrPath,
+        log: CallLog | None = None,
+        *,
+        timeout_s: float = database.BUSY_S,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.path = os.fspath(path)
+        self._told: set[str] = set()
+        self._notify = notify
         self._own_log: CallLog | None = None
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
             self._identity = integrity.identity(path)
-            self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
+            found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
+            self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
             require_schema(self._db, path)
             undo.pop_all()
@@ -110,14 +122,14 @@ class Reader:
         return self._log
 
     def _shared_clock(self) -> int:
-        """The store's time. On another machine, or after a restart of the machine, the time of the newest charge."""
+        """The store's time. On another machine, or after a restart of the machine, what a wrapper would begin with."""
         log = self._call_log()
         header = log.header if log else {}
         with database.reported(self.path):
             is_of_this_boot = header.get("time_base") == clock.base_id()
         if is_of_this_boot:
             return clock.boot_us() + int(str(header["time_offset_us"]))
-        return max((log[-2] for _, _, log in self.counters() if log), default=0)
+        return max([clock.wall_us(), *(log[-2] for _, _, log in self.counters() if log)])
 
     @property
     def args_key(self) -> bytes:
@@ -133,7 +145,7 @@ class Reader:
     def counters(self) -> list[tuple[str, int, State]]:
         """Each counter's label, window in µs and log."""
         question = "SELECT id, label, window_us, log FROM counter WHERE label != ?"
-        found, texts = self._with_log(lambda db: db.execute(question, (log_lines.NO_LABEL,)).fetchall())
+        found, (_, texts) = self._with_log(lambda db: db.execute(question, (log_lines.NO_LABEL,)).fetchall())
         states = {key: unpack(log) for key, _, _, log in found}
         names = {key: (label, window_us) for key, label, window_us, _ in found}
         for text in texts:
@@ -165,7 +177,7 @@ class Reader:
 
     def in_flight(self) -> InFlight:
         """The calls in flight, of processes that still run."""
-        found, texts = self._with_log(database.places)
+        found, (_, texts) = self._with_log(database.places)
         calls = InFlight(found)
         for text in texts:
             for line in text.split("\n"):
@@ -180,7 +192,7 @@ class Reader:
             Lost: The database is beyond that position.
         """
         names = [str(key).encode() for key in ids]
-        states, texts = self._with_log(lambda db: database.logs(db, ids), upto, naming=names)
+        states, (_, texts) = self._with_log(lambda db: database.logs(db, ids), upto, naming=names)
         for text in texts:
             replay(states, text)
         return [states[key] for key in ids]
@@ -265,7 +277,7 @@ class Reader:
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
-        known, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
+        known, (_, texts) = self._with_log(lambda db: database.outcomes(db, row_ids))
         known = _outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
@@ -320,8 +332,7 @@ class Reader:
     # both
 
     def _pending(self) -> Pending:
-        at, texts = self._with_log(database.position)
-        return Pending(at.row, texts)
+        return self._with_log(lambda _: None)[1]
 
     def _with_log(
         self,
@@ -329,7 +340,7 @@ class Reader:
         upto: Position | None = None,
         *,
         naming: Sequence[bytes] = (),
-    ) -> tuple[_Found, list[str]]:
+    ) -> tuple[_Found, Pending]:
         """The result of a query, and the log's records since then.
 
         Args:
@@ -338,6 +349,7 @@ class Reader:
             naming: With `upto`: leave the records out if none has one of these words.
         """
         for _ in range(_TRIES):
+            drained_end = self._drained_end()
             with self._asking(), database.reading(self._db):
                 at = database.position(self._db)
                 found = question(self._db)
@@ -345,19 +357,52 @@ class Reader:
                 raise Lost
             log = self._call_log()
             if log is None:
-                return found, []
+                if at.end > START.end:  # else another process is creating the store
+                    self._tell(call_log.removed(log_path(self.path)))
+                return found, Pending(at.row, [])
             with contextlib.suppress(Lost), database.reported(log.path):  # lost if upkeep has moved them since
                 if naming and upto and not log.has_any(naming, at, upto.end):
-                    return found, []
+                    return found, Pending(at.row, [])
                 records = log.records(at)
-                return found, [text for text, after in records if upto is None or after.end <= upto.end]
+                return found, Pending(at.row, [text for text, after in records if upto is None or after.end <= upto.end])
+            if log is self._own_log and (drained_end > at.end or self._drained_end() <= at.end):  # upkeep has not moved them
+                return found, self._repaired(log, at)
         raise damaged(log_path(self.path), "it does not continue where the database is")
+
+    def _drained_end(self) -> int:
+        """Up to where the log knows the database to have it: in a whole store, no further than the database has it."""
+        log = self._call_log()
+        with database.reported(log_path(self.path)):
+            return 0 if log is None else log.drained().end
+
+    def _repaired(self, log: CallLog, at: Position) -> Pending:
+        """What a wrapper would take in of a log that does not continue at the database's position."""
+        with database.reported(log.path):
+            log.check()
+            since, lost = log.resumed(at, self.path)
+            self._tell(lost)
+            return Pending(at.row, []) if since is None else Pending(since.row, [text for text, _ in log.records(since)])
+
+    def _tell(self, lost: str) -> None:
+        """Tell what is lost, if that was not told before."""
+        if lost not in self._told:
+            self._told.add(lost)
+            self._notify(lost)
 
     def close(self) -> None:
         """Close the files."""
         self._db.close()
         if self._own_log is not None:
             self._own_log.close()
+
+
+def _lost_database(path: StrPath) -> sqlite3.Connection:
+    """In place of a database that was removed, the one that a wrapper would make, with the key and the position of the log."""
+    with contextlib.closing(CallLog(log_path(path), writable=False)) as log:
+        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        migrate(db, path)
+        database.begin(db, log.key, log.drained())
+        return db
 
 
 def _numbers(ids: Iterable[int]) -> str:
