@@ -15,6 +15,7 @@ process (SIGBUS).
 import contextlib
 import json
 import os
+import stat
 import struct
 import sys
 import zlib
@@ -109,8 +110,10 @@ class CallLog:
     def __init__(self, path: StrPath, *, writable: bool = True) -> None:
         self.path = os.fspath(path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self.fd = open_unnoted(path, flags)
+        self.fd = open_unnoted(path, flags | getattr(os, "O_NONBLOCK", 0))  # to open a pipe might never end
         try:
+            if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+                raise damaged(self.path, "it is not a file")
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
             self.folder = FolderChanges(os.path.dirname(path))
@@ -166,8 +169,7 @@ class CallLog:
             StoreUnavailable: It was removed, replaced or truncated.
         """
         try:
-            stat = os.stat(self.path)
-            found = stat.st_dev, stat.st_ino, stat.st_size
+            found = _identity(os.stat(self.path))
         except FileNotFoundError:
             found = (0, 0, 0)
         if found != self._identity:

@@ -181,6 +181,8 @@ def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailab
         return integrity.damaged(path, f"{words}, or its disk cannot be read", "if its disk works, ")
     if "not a database" in words:
         return integrity.damaged(path, words)
+    if isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHORT_READ":
+        return integrity.damaged(path, f"its parts do not belong together ({words}): was it copied while it was in use?")
     if "unable to open" in words and os.path.isdir(path):
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:

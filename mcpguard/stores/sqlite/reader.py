@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, members
+from mcpguard.core.audit import Outcome, Row, whole_members
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
+from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, is_there
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
@@ -36,10 +37,15 @@ _ENTRIES: Final = 500
 """How many rows are read at once for records: a call may wait for that."""
 
 _IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
-_NEWEST_AMONG: Final = "SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256)"
+_NEWEST_AMONG: Final = """
+    SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256) WHERE typeof(time_us) = 'integer'
+"""
 
 _NAMED: Final = 10_000
 """The most contexts that a query names. SQLite limits the length of a query."""
+
+_NAMED_ROWS: Final = 100
+"""How many damaged rows are named."""
 
 _NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
 _NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
@@ -68,7 +74,7 @@ class Reader:
         log: The call log, which `close` does not close; None to open it as soon as it exists. Then a store is read as it would
             be after its repair by a wrapper.
         timeout_s: How long to wait for upkeep.
-        notify: Is told what is lost, once each.
+        notify: Is told what is lost, once each. Without it a damaged row is an error.
 
     Attributes:
         clock: The store's time.
@@ -83,7 +89,7 @@ class Reader:
         log: CallLog | None = None,
         *,
         timeout_s: float = database.BUSY_S,
-        notify: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         self.path = os.fspath(path)
         self._told: set[str] = set()
@@ -97,10 +103,21 @@ class Reader:
             self._db.execute("PRAGMA query_only = ON")
             require_schema(self._db, path)
             undo.pop_all()
-        self._archive = Archive(self._db)
+        self._archive = Archive(self._db, self._skipped)
         self._few = functools.partial(self._archive.page, most=_ENTRIES)
         self._log = log
         self.clock: Clock = self._shared_clock
+
+    def _ask_for_texts(self, ask: Callable[[], _Found]) -> _Found:
+        """The result of a query for texts. Those that are damaged so that they are not UTF-8 are bytes."""
+        with self._asking():
+            try:
+                return ask()
+            except sqlite3.OperationalError as error:
+                if "UTF-8" not in str(error):
+                    raise
+            self._db.text_factory = _text_or_bytes  # not always: it takes half as long again
+            return ask()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
@@ -264,15 +281,14 @@ class Reader:
         before = pending.first
         if after >= before - 1:
             return
+        condition = self._ask_for_texts(lambda: self._condition(wanted))
         with self._asking():
-            condition = self._condition(wanted)
             after = max(after, self._first_since(wanted.written_since_us if wanted else 0) - 1)
         if condition is None:
             return
         outcomes = _outcomes(pending.texts)
         while after < before - 1:
-            with self._asking():
-                found, after, before = read(after, before, condition, outcomes)
+            found, after, before = self._ask_for_texts(functools.partial(read, after, before, condition, outcomes))
             yield found, after
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
@@ -291,7 +307,8 @@ class Reader:
         if wanted.context is not None or wanted.axis is not None:
             every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
         if wanted.context is not None:
-            contexts = {key: at for key, text, at in every if at is not None and wanted.context(members(text))}
+            known = ((key, whole_members(text, "namespace"), at) for key, text, at in every if at is not None)
+            contexts = {key: at for key, one, at in known if one is None or wanted.context(one)}  # or the row is not named
             if not contexts:
                 return None
             is_few = len(contexts) <= _NAMED
@@ -301,7 +318,8 @@ class Reader:
         if wanted.decisions is not None:
             conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
         if wanted.axis is not None:
-            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(str(members(text)["axis"]))]
+            of_limits = ((key, whole_members(text, "axis")) for key, text, namespace in every if namespace is None)
+            limits = [key for key, one in of_limits if one is None or wanted.axis(str(one["axis"]))]
             # a denial that no limit made tells its axis itself
             conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
         if wanted.outcomes is not None:  # the outcome may be in the call log
@@ -323,7 +341,7 @@ class Reader:
         while low < end and written_us:
             middle = (low + end) // 2
             (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
-            if newest_us >= written_us:
+            if newest_us is None or newest_us >= written_us:
                 end = middle
             else:
                 low = middle + 1
@@ -383,9 +401,22 @@ class Reader:
             self._tell(lost)
             return Pending(at.row, []) if since is None else Pending(since.row, [text for text, _ in log.records(since)])
 
+    def _skipped(self, row_id: int | None) -> None:
+        """Tell that a row is damaged, and left out; without an id, that one is not counted.
+
+        Raises:
+            StoreUnavailable: Nobody is told.
+        """
+        row = "a row" if row_id is None else f"row {row_id}"
+        if self._notify is None:
+            raise StoreUnavailable(f"{row} of {self.path} is damaged", "mcpguard audit tail and export leave it out")
+        what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
+        if len(self._told) <= _NAMED_ROWS:
+            self._tell(f"{row} of {self.path} {what}, and {'not counted' if row_id is None else 'left out'}")
+
     def _tell(self, lost: str) -> None:
         """Tell what is lost, if that was not told before."""
-        if lost not in self._told:
+        if self._notify is not None and lost not in self._told:
             self._told.add(lost)
             self._notify(lost)
 
@@ -403,6 +434,13 @@ def _lost_database(path: StrPath) -> sqlite3.Connection:
         migrate(db, path)
         database.begin(db, log.key, log.drained())
         return db
+
+
+def _text_or_bytes(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _numbers(ids: Iterable[int]) -> str:

@@ -17,7 +17,8 @@ from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import call_log, database, log_lines, memory, opening, reader, schema, upkeep
+from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, memory, opening, reader, schema, upkeep
+from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
@@ -221,6 +222,18 @@ def test_without_a_call_log_a_file_that_is_no_database_is_taken_for_a_mistyped_p
             SqliteStore(path)
         assert raised.value.hint.startswith("is the path right?")
     assert [(one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size] == [(path.name, content)]
+
+
+def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, open_store: Open) -> None:
+    decisions(open_store(), 3)
+    store = open_store()
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        database.set_position(db, log_records.START)  # as before the rows were written
+    with pytest.raises(StoreUnavailable) as raised:
+        list(SqliteAddress(str(path)).prune(Options(), wall_us()))
+    assert "is damaged: its parts do not belong together (UNIQUE constraint failed" in raised.value.message
+    assert raised.value.hint.startswith("move it away")
 
 
 def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open) -> None:
