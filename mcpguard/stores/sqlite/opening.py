@@ -108,6 +108,10 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             wait_s = JOIN_EVERY_S
         try:
+            with contextlib.suppress(StoreUnavailable, Lost):
+                if readable := _join_locked(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock):
+                    undo.pop_all()
+                    return readable
             warnings: list[str] = []
             log = CallLog(log_path(path)) if is_there(log_path(path)) else None  # refused before anything is changed
             if log is not None:
@@ -134,8 +138,33 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
         return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
 
 
-def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
+def _join_locked(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files | None:
+    """Open a store whose database another program has locked. It can be read as long as that program changes nothing.
+
+    Returns:
+        None if it is not locked.
+
+    Raises:
+        StoreUnavailable, Lost: It cannot be read, or has to be repaired.
+    """
+    with database.reported(path):
+        if not (is_there(path) and database.is_locked(path)):
+            return None
+        return _join(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock, is_locked=True)
+
+
+def _join(
+    path: str,
+    lock: FileLock,
+    hold: SharedHold,
+    *,
+    timeout_s: float,
+    own_clock: Clock | None,
+    is_locked: bool = False,
+) -> Files:
     """Open a store that others have open, while one of them holds the store's lock for upkeep.
+
+    With `is_locked` the database is read without a lock.
 
     A process with the lock may repair the store while no other process has it open. So `hold` is shared last, when nothing is
     left to create or to repair.
@@ -146,14 +175,15 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
     with contextlib.ExitStack() as undo, database.reported(path):
         log = CallLog(log_path(path))
         undo.callback(log.close)
-        reader = Reader(path, log, timeout_s=timeout_s)
-        undo.callback(reader.close)
         turn = log.turn()
         undo.callback(turn.close)
-        with contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)) as db:
+        usual = contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s))
+        with usual as own, database.unlocked(path) if is_locked else contextlib.nullcontext(own) as db:
             belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
+            reader = Reader(path, log, timeout_s=timeout_s, unlocked=db)
+            undo.callback(reader.close)
+            memory, at = reader.memory(db)
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
-        memory, at = reader.memory()
         at = memory.read_on(log, at)
         if not (belongs and is_of_this_boot and hold.try_share()):
             raise StoreUnavailable(f"{path} is being opened by another process")

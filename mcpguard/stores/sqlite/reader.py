@@ -74,6 +74,7 @@ class Reader:
         log: The call log, which `close` does not close; None to open it as soon as it exists. Then a store is read as it would
             be after its repair by a wrapper.
         timeout_s: How long to wait for upkeep.
+        unlocked: See `database.unlocked`: what is asked of a locked database for the schema.
         notify: Is told what is lost, once each. Without it a damaged row is an error.
 
     Attributes:
@@ -89,6 +90,7 @@ class Reader:
         log: CallLog | None = None,
         *,
         timeout_s: float = database.BUSY_S,
+        unlocked: sqlite3.Connection | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self.path = os.fspath(path)
@@ -101,7 +103,7 @@ class Reader:
             found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
-            require_schema(self._db, path)
+            require_schema(unlocked or self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db, self._skipped)
         self._few = functools.partial(self._archive.page, most=_ENTRIES)
@@ -214,17 +216,18 @@ class Reader:
             replay(states, text)
         return [states[key] for key in ids]
 
-    def memory(self) -> tuple[Memory, Position]:
+    def memory(self, unlocked: sqlite3.Connection | None = None) -> tuple[Memory, Position]:
         """The database's counters and notes, and the position from which a process then follows the call log."""
-        with self._asking(), database.reading(self._db):
-            complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
-            memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
-            memory.in_flight = InFlight(database.places(self._db))
-            notes = self._db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
+        db = unlocked or self._db
+        with self._asking(), database.reading(db):
+            complete = database.count_counters(db, REMEMBERED + 1) <= REMEMBERED
+            memory = Memory(database.all_logs(db) if complete else (), complete=complete)
+            memory.in_flight = InFlight(database.places(db))
+            notes = db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
             memory.has_all_notes = len(notes) <= REMEMBERED_NOTES
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
-            memory.write_back_ids = {one for (one,) in self._db.execute("SELECT once FROM adopted")}
-            return memory, database.position(self._db)
+            memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
+            return memory, database.position(db)
 
     def latest_us(self) -> int:
         """The store time of the newest charge in the database; 0 if there is none."""
