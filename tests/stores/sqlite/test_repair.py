@@ -1,6 +1,7 @@
 """A reading command shows what a wrapper would take in when it repairs a store: after a power cut, or of copied files."""
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -152,3 +153,19 @@ def test_a_reader_that_follows_a_store_goes_on_when_a_wrapper_has_repaired_it(tm
         call(path, 2, "c", stays_in_the_log=True)
         assert [entry.record["session"] for entry in reader.entries(after=last)] == ["c" * 16] * 2
         assert [one.used for one in reader.held()] == [7]
+
+
+def test_a_backup_that_sqlite_makes_of_a_store_in_use_can_be_restored_without_a_log(tmp_path: Path) -> None:
+    path, backup = tmp_path / "mcpguard.db", tmp_path / "backup.db"
+    call(path, 3, "a")
+    with opened(path) as store:
+        Session(store, LIMIT, session="b" * 16).call("x", 1)  # only the log has it
+        with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(backup)) as copy:
+            source.backup(copy)
+    path.unlink()
+    Path(log_path(path)).unlink()
+    backup.rename(path)
+    call(path, 2, "c")
+    with opened(path) as store:
+        assert [str(entry.record["session"])[0] for entry in store.entries()] == ["a"] * 3 + ["c"] * 2
+        assert [one.used for one in store.held()] == [5]
