@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -143,8 +144,12 @@ class Settings(NamedTuple):
 
     @contextlib.contextmanager
     def read_store(self) -> "Iterator[Readable]":
-        """Open an existing store for a command to read, and close it at the end. Raises the errors of `change_store`."""
-        with _damage_reported(self.address), contextlib.closing(self.address.read(self._store_options(PATIENCE_MS))) as store:
+        """Open an existing store for a command to read, and close it at the end. Raises the errors of `change_store`.
+
+        What cannot be read while all else is, is told on stderr.
+        """
+        options = self._store_options(PATIENCE_MS)
+        with _damage_reported(self.address), contextlib.closing(self.address.read(options, _tell)) as store:
             yield store
 
     def prune_store(self, before_us: int) -> Iterator[int]:
@@ -161,6 +166,14 @@ class Settings(NamedTuple):
             keep_us=self.keep_us,
             max_bytes=self.max_mb * 1024 * 1024,
         )
+
+
+def _tell(text: str) -> None:
+    """Print a message of a command on stderr."""
+    from mcpguard.core.text import printable
+
+    with contextlib.suppress(OSError, AttributeError):  # nobody reads it
+        sys.stderr.write(printable(f"mcpguard: {text}") + "\n")
 
 
 @contextlib.contextmanager

@@ -117,6 +117,60 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
     )
 
 
+_NUMBER: Final = (int, type(None))
+_TEXT: Final = (str, type(None))
+_TYPES: Final = (
+    (int,),
+    (int,),
+    (str,),
+    (str,),
+    _TEXT,
+    _TEXT,
+    (bytes, type(None)),
+    _TEXT,
+    *[_NUMBER] * 4,
+    _TEXT,
+    _TEXT,
+    _NUMBER,
+)
+"""The types of a row's values, then of its outcome and its duration."""
+
+_END_OF_TIME_US: Final = 253_402_300_800_000_000
+"""The year 10000, which no time in a record can have."""
+
+
+def is_whole(row: Row, outcome: str | None, duration_us: int | None) -> bool:
+    """Whether a record can be made of what a store has of a row; not of one that a disk or another program has changed."""
+    return (
+        _are_right(tuple(map(type, (*row, outcome, duration_us))))
+        and 0 <= row.time_us < _END_OF_TIME_US
+        and whole_members(row.context, "namespace") is not None
+        and (row.reported is None or whole_members(row.reported, "axis") is not None)
+        and (row.detail is None or _is_object(row.detail))
+    )
+
+
+def whole_members(text: str, member: str) -> dict[str, object] | None:
+    """The `members` of a text that a store has; None if it is damaged, which it is without this member."""
+    try:
+        found: object = members(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and member in found else None
+
+
+@lru_cache(maxsize=512)
+def _are_right(types: tuple[type, ...]) -> bool:
+    return all(one in right for one, right in zip(types, _TYPES, strict=True))
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def audit_id(session: str, seq: int) -> str:
     """The id of a row in records and denials: its session and its number in the session."""
     return f"{session}-{seq}"

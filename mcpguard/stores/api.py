@@ -352,8 +352,12 @@ class Address(Protocol):
             StoreUnavailable: It cannot be used.
         """
 
-    def read(self, options: Options) -> Readable:
+    def read(self, options: Options, notify: Callable[[str], None]) -> Readable:
         """Open a store that exists for reading: if possible, without a lock and without the right to write.
+
+        Args:
+            options: How it is used.
+            notify: Is told what cannot be read while all else is, a line each.
 
         Raises:
             StoreUnavailable: It cannot be read.

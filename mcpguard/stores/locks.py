@@ -195,10 +195,14 @@ class LifeSign:
         _close_and_delete(self._fd, self._path)
 
 
+_LOOKS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How a file is opened whose lock is looked at. To open a pipe might never end."""
+
+
 def shows_life(path: StrPath) -> bool:
     """Whether a process keeps the file locked as a `LifeSign`. Of a file that may not be read nobody knows: then it is true."""
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(path, _LOOKS)
     except FileNotFoundError:
         return False
     except PermissionError:
@@ -212,7 +216,7 @@ def shows_life(path: StrPath) -> bool:
 def delete_if_dead(path: StrPath) -> None:
     """Delete a `LifeSign`'s file, unless its process still runs."""
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(path, _LOOKS)
         if _tried(fd, _TRY_SHARED):
             _close_and_delete(fd, path)
         else:

@@ -73,7 +73,7 @@ def test_a_store_with_a_damaged_value_fails(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
         db.execute("UPDATE fragment SET json = '{'")
     found = only(doctor(tmp_path, status=1), "store")
-    assert found.detail.startswith(f"{tmp_path}/mcpguard.db cannot be used: internal error: ")
+    assert found.detail == f"row 1 of {tmp_path}/mcpguard.db is damaged"
 
 
 def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path) -> None:

@@ -292,3 +292,11 @@ def test_looking_for_signs_of_life_leaves_no_file_open(tmp_path: Path) -> None:
     assert free() == before
     sign.end()
     assert free() < before
+
+
+@pytest.mark.posix
+def test_a_pipe_in_place_of_a_life_sign_is_looked_at_without_waiting_and_deleted(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "sign")
+    assert not shows_life(tmp_path / "sign")
+    delete_if_dead(tmp_path / "sign")
+    assert list(tmp_path.iterdir()) == []

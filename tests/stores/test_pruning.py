@@ -35,7 +35,7 @@ def prune(path: Path, hours: int, namespace: str = "default") -> list[int]:
 
 
 def hours(path: Path) -> list[int]:
-    with_store = SqliteAddress(str(path)).read(Options())
+    with_store = SqliteAddress(str(path)).read(Options(), print)
     found = [(int(str(one.record["time_us"])) - WALL_US) // 3_600_000_000 for one in with_store.entries()]
     with_store.close()
     return found

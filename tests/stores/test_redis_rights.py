@@ -75,7 +75,7 @@ def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: R
     assert session.decisions("report") == ["rate_limited"]
     store.append(session.journal.flush(wall_us(), all_of_them=True))
     assert [held.used for held in store.held()] == [6]
-    assert len(RedisAddress(user).read(OPTIONS).peek([counter])[0][0]) > 1
+    assert len(RedisAddress(user).read(OPTIONS, print).peek([counter])[0][0]) > 1
 
     RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
     RedisAddress(user).leave_note("crm", AgentNote("b", "Plan"), wall_us=wall_us(), timeout_s=5)

@@ -92,10 +92,7 @@ def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
         message = json.loads(frame)
     except (ValueError, RecursionError):
         return Answer(found[0], "unparsed") if found else None
-    if not isinstance(message, dict) or message.get("method") is not None:
-        return None
-    answer_id = _id_text(message.get("id"))
-    return None if answer_id is None else _answer(answer_id, message)
+    return _answer(message)
 
 
 def _has_escaped_letter(data: bytes, start: int, end: int) -> bool:
@@ -129,7 +126,13 @@ def _id_text(value: object) -> str | None:
     return str(int(value)) if type(value) is float and value.is_integer() else id_text(value)
 
 
-def _answer(request_id: str, message: dict[str, object]) -> Answer:
+def _answer(message: object) -> Answer | None:
+    """The answer in a parsed message; None if it is none."""
+    if not isinstance(message, dict) or message.get("method") is not None:
+        return None
+    request_id = _id_text(message.get("id"))
+    if request_id is None:
+        return None
     if message.get("error") is not None:
         return Answer(request_id, "rpc_error")
     result = message.get("result")
@@ -153,9 +156,9 @@ def read_batch(frame: bytes) -> list[Answer]:
     """
     try:
         messages = json.loads(frame)
-        found = [read_answer(json.dumps(message).encode()) for message in messages] if isinstance(messages, list) else []
     except (ValueError, RecursionError):
         return []
+    found = map(_answer, messages) if isinstance(messages, list) else ()
     return [answer for answer in found if answer is not None]
 
 

@@ -1,6 +1,6 @@
 """The address of a store on a Redis or Valkey server."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from mcpguard.stores.api import Options
@@ -35,7 +35,7 @@ class RedisAddress(NamedTuple):
 
         return RedisStore(self.url, options)
 
-    def read(self, options: Options) -> "RedisStore":
+    def read(self, options: Options, notify: Callable[[str], None]) -> "RedisStore":
         """See `Address`."""
         return self.open(options)
 

@@ -1,7 +1,7 @@
 """The address of an SQLite store, and how to open it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from mcpguard.files import is_there
@@ -42,11 +42,11 @@ class SqliteAddress(NamedTuple):
 
         return SqliteStore(self.path, options)
 
-    def read(self, options: Options) -> Readable:
+    def read(self, options: Options, notify: Callable[[str], None]) -> Readable:
         """See `Address`."""
         from mcpguard.stores.sqlite.reader import Reader
 
-        return Reader(self.path)
+        return Reader(self.path, notify=notify)
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
         """See `Address`."""

@@ -5,10 +5,10 @@ Each query reads a few rows and ends before they are used, so that upkeep does n
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from mcpguard.core.audit import Row, axis_of
+from mcpguard.core.audit import Row, axis_of, is_whole
 from mcpguard.core.verdict import REFUSED
 from mcpguard.stores.api import Group, StoredRow, Wanted
 from mcpguard.stores.groups import DIGITS, HOUR_US, rounded_us
@@ -40,7 +40,8 @@ def _rounded(column: str) -> str:
 _UNITS: Final = [(digits, 10 ** (digits - DIGITS)) for digits in range(DIGITS, 13)]
 _REFUSED: Final = ",".join(map(repr, sorted(REFUSED)))
 _COUNTED: Final = f"""
-    SELECT {_rounded("a.duration_us")}, a.context, a.reported, a.decision, a.outcome, a.time_us / {HOUR_US}, a.repeats,
+    SELECT {_rounded("a.duration_us")}, a.context, a.reported, a.decision, a.outcome,
+        CASE typeof(a.time_us) WHEN 'integer' THEN a.time_us / {HOUR_US} END, a.repeats,
         CASE WHEN a.reported IS NULL AND a.decision IN ({_REFUSED}) THEN a.detail END,
         CASE WHEN a.outcome IS NULL AND a.id IN (%s) THEN a.id END
     FROM audit a WHERE a.id > ? AND a.id < ? %s
@@ -64,10 +65,12 @@ class Archive:
 
     Args:
         db: A connection.
+        skipped: Is told the id of a row that is left out because it is damaged; None of rows that are only counted.
     """
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: sqlite3.Connection, skipped: Callable[[int | None], None]) -> None:
         self._db = db
+        self._skipped = skipped
         self._texts: dict[int | None, str] = {}
         self._groups: dict[tuple[Any, ...], Group] = {}
 
@@ -113,11 +116,10 @@ class Archive:
             outcome, duration_us = one[14:]
             if outcome is None and one[0] in outcomes:
                 outcome, duration_us = outcomes[one[0]]
-            context = texts.get(one[1])
-            if context is None:
-                continue
-            row = Row(one[3], one[4], one[5], context, texts.get(one[2]), *one[6:14])
-            if not condition.unsure or condition.unsure.admits_row(row, outcome):
+            row = Row(one[3], one[4], one[5], texts.get(one[1], ""), texts.get(one[2], one[2]), *one[6:14])
+            if not is_whole(row, outcome, duration_us):
+                self._skipped(one[0])
+            elif not condition.unsure or condition.unsure.admits_row(row, outcome):
                 rows.append(StoredRow(one[0], row, outcome, duration_us))
         return (rows, after, last) if newest_first else (rows, last, before)
 
@@ -140,34 +142,35 @@ class Archive:
                 if row_id is not None:
                     of_group[3], exact_us = outcomes[row_id]
                     duration_us = rounded_us(exact_us)
-                group = self._group(tuple(of_group), detail, condition)
-                place = places[kind] = ({} if group is None else calls.setdefault(group, {}), repeats or 1)
+                group = self._group(tuple(of_group), repeats, detail, condition)
+                place = places[kind] = ({}, 0) if group is None else (calls.setdefault(group, {}), repeats or 1)
             durations, times = place
             durations[duration_us] = durations.get(duration_us, 0) + rows * times
         return calls, until - 1, before
 
-    def _group(self, kind: tuple[Any, ...], detail: str | None, condition: Condition) -> Group | None:
+    def _group(self, kind: tuple[Any, ...], repeats: int | None, detail: str | None, condition: Condition) -> Group | None:
         """The group of rows.
 
         Args:
             kind: What they have in common: ids of `context` and `reported`, decision, outcome and hour.
+            repeats: See `Row`.
             detail: The detail of a refusal that no limit made.
-            condition: Which rows are wanted. None is returned for others.
+            condition: Which rows are wanted. None is returned for others, and for damaged ones.
         """
+        context, reported, decision, outcome, hour = kind
+        texts = self._texts
+        row = Row(hour and hour * HOUR_US, 0, decision, texts.get(context, ""), texts.get(reported, reported))
+        row = row._replace(repeats=repeats, detail=detail)
         group = self._groups.get(kind)
-        if group is None:
-            context_id, reported, decision, outcome, hour = kind
-            context = self._texts.get(context_id)
-            if context is None:
+        if group is None or repeats is not None:
+            if not is_whole(row, outcome, None):
+                self._skipped(None)
                 return None
-            axis = axis_of(decision, self._texts.get(reported), detail)
-            group = Group(context, axis, decision, outcome, hour)
+            group = Group(row.context, axis_of(decision, row.reported, detail), decision, outcome, hour)
             if detail is None:
                 self._groups[kind] = group
-        if condition.unsure:
-            row = Row(group.hour * HOUR_US, 0, group.decision, group.context, self._texts.get(kind[1]), detail=detail)
-            if not condition.unsure._replace(since_us=None, until_us=None).admits_row(row, group.outcome):
-                return None
+        if condition.unsure and not condition.unsure._replace(since_us=None, until_us=None).admits_row(row, group.outcome):
+            return None
         return group
 
     def _load(self, keys: Iterable[int | None]) -> None:

@@ -15,6 +15,7 @@ process (SIGBUS).
 import contextlib
 import json
 import os
+import stat
 import struct
 import sys
 import zlib
@@ -29,6 +30,8 @@ from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Charge, Position
 
 FORMAT: Final = 3
+"""The format of records and header. Only unreleased previews wrote another one. Whoever changes a released format keeps reading
+it: opening a store then drains such a log, and replaces it with one of the new format."""
 
 RING_BYTES: Final = 8 * 1024 * 1024
 """Room for about 15,000 single calls, or 150,000 that come in batches: seconds of a storm, or hours of usual work."""
@@ -107,8 +110,10 @@ class CallLog:
     def __init__(self, path: StrPath, *, writable: bool = True) -> None:
         self.path = os.fspath(path)
         flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self.fd = open_unnoted(path, flags)
+        self.fd = open_unnoted(path, flags | getattr(os, "O_NONBLOCK", 0))  # to open a pipe might never end
         try:
+            if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+                raise damaged(self.path, "it is not a file")
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
             self.folder = FolderChanges(os.path.dirname(path))
@@ -128,7 +133,7 @@ class CallLog:
         if header.get("format") != FORMAT:
             raise StoreUnavailable(
                 f"{self.path} has format {header.get('format')}, and this mcpguard knows format {FORMAT}",
-                "use the mcpguard that wrote it, or another file",
+                "use the mcpguard that wrote it, or another store",
             )
         if self._identity[2] != _HEADER_BYTES + RING_BYTES:
             raise damaged(self.path, "it does not have its size")
@@ -164,8 +169,7 @@ class CallLog:
             StoreUnavailable: It was removed, replaced or truncated.
         """
         try:
-            stat = os.stat(self.path)
-            found = stat.st_dev, stat.st_ino, stat.st_size
+            found = _identity(os.stat(self.path))
         except FileNotFoundError:
             found = (0, 0, 0)
         if found != self._identity:
@@ -195,6 +199,30 @@ class CallLog:
         if found[:CHECKSUM_BYTES] != at.checksum:
             raise Lost
         return found[CHECKSUM_BYTES:] == at.end.to_bytes(8, "little")
+
+    def resumed(self, at: Position, database: StrPath) -> tuple[Position | None, str]:
+        """Where to read on in a log whose database has it up to a position, and what is lost by that, for the store's owner.
+
+        Args:
+            at: The database's position: the result, in a whole store.
+            database: The database.
+
+        Returns:
+            The position, or None if nothing in the log comes after the database; and the message, or an empty text.
+        """
+        if self._continues(at):
+            return at, ""
+        drained = self.drained()
+        if drained.end > at.end and self._continues(drained):
+            return drained, f"{database} is older than its call log: what was counted and audited between them is lost"
+        return None, f"{self.path} ends before its database does, as after a power cut: calls that only it held are lost"
+
+    def _continues(self, at: Position) -> bool:
+        try:
+            self.has_more(at)
+        except Lost:
+            return False
+        return True
 
     def has_any(self, words: Collection[bytes], at: Position, end: int) -> bool:
         """Whether one of these words is in the records between two positions. To read the records takes ten times as long.
@@ -371,6 +399,11 @@ def beside(database: StrPath, suffix: str) -> str:
 def damaged(path: StrPath, how: str) -> StoreDamaged:
     """The error for a damaged log."""
     return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
+
+
+def removed(path: StrPath) -> str:
+    """The message that a database's log is missing."""
+    return f"{path} was removed: calls that only it held are no longer counted, and have no audit rows"
 
 
 def _header(header: Mapping[str, object]) -> bytes:

@@ -16,7 +16,7 @@ from mcpguard.core.limiter import EMPTY, State
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
 from mcpguard.stores.sqlite import integrity
-from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import unpack
@@ -24,6 +24,9 @@ from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
+
+_LOOK_S: Final = 0.05
+"""How long a look waits that tells whether a database is locked. A transaction of a usual program is shorter."""
 
 _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -46,6 +49,40 @@ def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.C
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db
+
+
+def is_locked(path: StrPath) -> bool:
+    """Whether another program keeps a database from being read."""
+    with contextlib.closing(connect(path, mode="rw", timeout_s=_LOOK_S)) as db:
+        try:
+            db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+        except sqlite3.OperationalError as error:
+            return "locked" in str(error)
+    return False
+
+
+@contextlib.contextmanager
+def unlocked(path: StrPath) -> Iterator[sqlite3.Connection]:
+    """A connection that takes no lock, for a database that another program has locked.
+
+    A program that changes the database makes a journal before, and changes the file's times.
+
+    Raises:
+        sqlite3.OperationalError: The database was being changed.
+    """
+    before = _unchanged(path)
+    with contextlib.closing(connect(path, mode="ro&immutable=1")) as db:
+        yield db
+    if before is None or before != _unchanged(path):
+        raise sqlite3.OperationalError("database is locked")
+
+
+def _unchanged(path: StrPath) -> tuple[int, int, int] | None:
+    """What tells whether a file was changed; None while it is being changed."""
+    if size_bytes(beside(path, "-journal")) or size_bytes(beside(path, "-wal")):
+        return None
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _uri(name: str) -> str:
@@ -101,9 +138,11 @@ def key(db: sqlite3.Connection) -> bytes | None:
     return bytes(found[0]) if found else None
 
 
-def set_key(db: sqlite3.Connection, value: bytes) -> None:
-    """Store the store's key."""
-    db.execute("INSERT INTO meta VALUES ('key', ?)", (value,))
+def begin(db: sqlite3.Connection, value: bytes, at: Position) -> None:
+    """Store the key and the position of a call log in a new database."""
+    with writing(db):
+        db.execute("INSERT INTO meta VALUES ('key', ?)", (value,))
+        set_position(db, at)
 
 
 def count_counters(db: sqlite3.Connection, most: int) -> int:
@@ -179,6 +218,8 @@ def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailab
         return integrity.damaged(path, f"{words}, or its disk cannot be read", "if its disk works, ")
     if "not a database" in words:
         return integrity.damaged(path, words)
+    if isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHORT_READ":
+        return integrity.damaged(path, f"its parts do not belong together ({words}): was it copied while it was in use?")
     if "unable to open" in words and os.path.isdir(path):
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:

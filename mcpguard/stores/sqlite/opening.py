@@ -108,10 +108,18 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
             wait_s = JOIN_EVERY_S
         try:
+            with contextlib.suppress(StoreUnavailable, Lost):
+                if readable := _join_locked(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock):
+                    undo.pop_all()
+                    return readable
             warnings: list[str] = []
-            with contextlib.closing(_database(path)) as db:
-                log = _call_log(path, db, warnings)
+            log = CallLog(log_path(path)) if is_there(log_path(path)) else None  # refused before anything is changed
+            if log is not None:
                 undo.callback(log.close)
+            with contextlib.closing(_database(path, log)) as db:
+                if log is None:
+                    log = _new_log(path, db, warnings)
+                    undo.callback(log.close)
                 _agree(path, db, log, hold, warnings)
             reader = Reader(path, log, timeout_s=timeout_s)
             undo.callback(reader.close)
@@ -130,8 +138,33 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
         return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
 
 
-def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
+def _join_locked(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files | None:
+    """Open a store whose database another program has locked. It can be read as long as that program changes nothing.
+
+    Returns:
+        None if it is not locked.
+
+    Raises:
+        StoreUnavailable, Lost: It cannot be read, or has to be repaired.
+    """
+    with database.reported(path):
+        if not (is_there(path) and database.is_locked(path)):
+            return None
+        return _join(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock, is_locked=True)
+
+
+def _join(
+    path: str,
+    lock: FileLock,
+    hold: SharedHold,
+    *,
+    timeout_s: float,
+    own_clock: Clock | None,
+    is_locked: bool = False,
+) -> Files:
     """Open a store that others have open, while one of them holds the store's lock for upkeep.
+
+    With `is_locked` the database is read without a lock.
 
     A process with the lock may repair the store while no other process has it open. So `hold` is shared last, when nothing is
     left to create or to repair.
@@ -142,14 +175,15 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
     with contextlib.ExitStack() as undo, database.reported(path):
         log = CallLog(log_path(path))
         undo.callback(log.close)
-        reader = Reader(path, log, timeout_s=timeout_s)
-        undo.callback(reader.close)
         turn = log.turn()
         undo.callback(turn.close)
-        with contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)) as db:
+        usual = contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s))
+        with usual as own, database.unlocked(path) if is_locked else contextlib.nullcontext(own) as db:
             belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
+            reader = Reader(path, log, timeout_s=timeout_s, unlocked=db)
+            undo.callback(reader.close)
+            memory, at = reader.memory(db)
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
-        memory, at = reader.memory()
         at = memory.read_on(log, at)
         if not (belongs and is_of_this_boot and hold.try_share()):
             raise StoreUnavailable(f"{path} is being opened by another process")
@@ -169,17 +203,21 @@ def _held(turn: FileLock, log: CallLog, timeout_s: float) -> Iterator[None]:
         turn.release()
 
 
-def _database(path: str) -> sqlite3.Connection:
-    """The database, created if it is missing. An empty file beside a call log is damaged: it was truncated."""
+def _database(path: str, log: CallLog | None) -> sqlite3.Connection:
+    """The database, created if it is missing, and brought to the newest schema once it is known to belong to the call log.
+
+    An empty file beside a call log is damaged: it was truncated.
+    """
     if not is_there(path):
         os.close(open_private(path))
         is_new = True
     else:
-        is_new = not os.stat(path).st_size and not is_there(log_path(path))
+        is_new = not os.stat(path).st_size and log is None
     db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
     try:
         if not is_new:
             integrity.check_pages(db, path)
+            _refuse_another_log(path, db, log)
         migrate(db, path)
     except BaseException:
         db.close()
@@ -187,52 +225,42 @@ def _database(path: str) -> sqlite3.Connection:
     return db
 
 
-def _call_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
-    """The call log, created if it is missing."""
-    log_file = log_path(path)
-    if not is_there(log_file):
-        key, at = database.key(db), START
-        if key is not None:
-            warnings.append(f"{log_file} was removed: calls that only it held are no longer counted, and have no audit rows")
-            at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
-        with database.writing(db):  # first, so that a crash between the two leaves no log with another position
-            database.set_position(db, at)
-        call_log.create(log_file, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
+def _refuse_another_log(path: str, db: sqlite3.Connection, log: CallLog | None) -> None:
+    """Refuse a call log that belongs to another database."""
+    if require_schema(db, path) and log is not None and database.key(db) not in {None, log.key}:
+        hint = f"put the database that it belongs to back, or move {os.path.basename(log.path)} away"
+        raise StoreUnavailable(f"{log.path} belongs to another database than {path}", hint)
+
+
+def _new_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
+    """The call log, created because it is missing."""
+    log_file, key, at = log_path(path), database.key(db), START
+    if key is not None:
+        warnings.append(call_log.removed(log_file))
+        at = at._replace(row=database.position(db).row + _ROWS_SKIPPED)
+    with database.writing(db):  # first, so that a crash between the two leaves no log with another position
+        database.set_position(db, at)
+    call_log.create(log_file, {"format": call_log.FORMAT, "key": (key or os.urandom(32)).hex()}, at)
     return CallLog(log_file)
 
 
 def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:
-    """Check that log and database belong together, and that the log continues at the database's position."""
-    key = database.key(db)
-    if key is None:  # the database is new: it takes key and position from the log
-        with database.writing(db):
-            database.set_key(db, log.key)
-            database.set_position(db, log.drained())
+    """Let the log continue at the database's position, or the database go on where the log does."""
+    if database.key(db) is None:  # the database is new: it takes key and position from the log
+        database.begin(db, log.key, log.drained())
         return
-    if key != log.key:
-        hint = f"put the database that it belongs to back, or move {os.path.basename(log.path)} away"
-        raise StoreUnavailable(f"{log.path} belongs to another database than {path}", hint)
-    at, drained = database.position(db), log.drained()
-    if _continues(log, at):
+    at = database.position(db)
+    resumed, warning = log.resumed(at, path)
+    if resumed == at:
         log.set_drained(at)
-    elif drained.end > at.end and _continues(log, drained):
-        warnings.append(f"{path} is older than its call log: what was counted and audited between them is lost")
+    elif resumed is not None:
         with database.writing(db):
-            database.set_position(db, drained)
+            database.set_position(db, resumed)
     elif hold.alone():
-        warnings.append(f"{log.path} ends before its database does, as after a power cut: calls that only it held are lost")
         log.begin_at(at)
     else:
         raise call_log.damaged(log.path, "it does not continue where the database is")
-
-
-def _continues(log: CallLog, at: Position) -> bool:
-    """Whether the log continues at a position."""
-    try:
-        log.has_more(at)
-    except Lost:
-        return False
-    return True
+    warnings += filter(None, [warning])
 
 
 def _time_base(path: str, log: CallLog, hold: SharedHold, begin_us: Clock) -> Clock:

@@ -48,21 +48,29 @@ class _Owner:
         name: Its name.
         sign: Its file.
         users: How many of the stores that this process has open use it.
+        removed: The file, if somebody has removed it while this process ran; else empty.
     """
 
     def __init__(self, owners: Owners) -> None:
         self.users = 0
-        self.renew(owners)
+        self.removed = ""
+        self._make(owners, os.urandom(8).hex())
 
-    def renew(self, owners: Owners) -> None:
-        """Take a new name."""
+    def _make(self, owners: Owners, name: str) -> None:
+        """Make the file of a name, or of another one if a process that looks for the dead is about to delete that."""
         while True:
-            self.name = os.urandom(8).hex()
             try:
-                self.sign = LifeSign(owners.file(self.name))
+                self.sign, self.name = LifeSign(owners.file(name)), name
             except BlockingIOError:
+                name = os.urandom(8).hex()
                 continue
             return
+
+    def check(self, owners: Owners) -> None:
+        """Make the file again if it was removed: the places of the process are its own again, unless others have freed them."""
+        if not self.sign.is_there():
+            self.removed = owners.file(self.name)
+            self._make(owners, self.name)
 
 
 _own: Final[dict[str, _Owner]] = {}
@@ -102,9 +110,20 @@ class Ownership:
                 self._owner = _own.get(self._key) or _Owner(self._owners)
                 self._owner.users += 1
                 _own[self._key] = self._owner
-            if not self._owner.sign.is_there():
-                self._owner.renew(self._owners)
+            self._owner.check(self._owners)
             return self._owner.name
+
+    def check(self) -> str:
+        """Make the owner's file again if it was removed. Returns the file, if that has ever happened; else an empty text.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        with _lock:
+            if self._owner is None:
+                return ""
+            self._owner.check(self._owners)
+            return self._owner.removed
 
     def close(self, *, has_places: bool) -> None:
         """End the owner, unless another store of this process uses it.

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import is_there
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
+from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.schema import require_schema
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
@@ -36,8 +38,8 @@ def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
     """
     with contextlib.ExitStack() as undo, database.reported(path):
         os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
-        with contextlib.closing(database.connect(path, mode="rw")) as db:
-            require_schema(db, path)
+        if not _is_whole(path):
+            open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us).close()
         lock = lock_file(beside(path, "-lock"))
         undo.callback(lock.close)
         log = CallLog(log_path(path))
@@ -57,3 +59,14 @@ def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
             if dropped:
                 yield dropped
             time.sleep(_PAUSE_S if more else 0)
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a store needs no repair, as a wrapper makes it when it opens the store."""
+    with contextlib.closing(database.connect(path, mode="rw")) as db:
+        require_schema(db, path)
+        if not is_there(log_path(path)):
+            return False
+        at = database.position(db)
+        with contextlib.closing(CallLog(log_path(path))) as log:
+            return log.resumed(at, path)[0] == at

@@ -13,21 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, members
+from mcpguard.core.audit import Outcome, Row, whole_members
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter
+from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, is_there
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
-from mcpguard.stores.sqlite import database, integrity, log_lines
+from mcpguard.stores.sqlite import call_log, database, integrity, log_lines
 from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
-from mcpguard.stores.sqlite.log_records import Position
+from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
 from mcpguard.stores.sqlite.owners import Owners
-from mcpguard.stores.sqlite.schema import require_schema
+from mcpguard.stores.sqlite.schema import migrate, require_schema
 
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
@@ -36,10 +37,15 @@ _ENTRIES: Final = 500
 """How many rows are read at once for records: a call may wait for that."""
 
 _IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
-_NEWEST_AMONG: Final = "SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256)"
+_NEWEST_AMONG: Final = """
+    SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256) WHERE typeof(time_us) = 'integer'
+"""
 
 _NAMED: Final = 10_000
 """The most contexts that a query names. SQLite limits the length of a query."""
+
+_NAMED_ROWS: Final = 100
+"""How many damaged rows are named."""
 
 _NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
 _NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
@@ -65,8 +71,11 @@ class Reader:
 
     Args:
         path: The database.
-        log: The call log, which `close` does not close; None to open it as soon as it exists.
+        log: The call log, which `close` does not close; None to open it as soon as it exists. Then a store is read as it would
+            be after its repair by a wrapper.
         timeout_s: How long to wait for upkeep.
+        unlocked: See `database.unlocked`: what is asked of a locked database for the schema.
+        notify: Is told what is lost, once each. Without it a damaged row is an error.
 
     Attributes:
         clock: The store's time.
@@ -75,20 +84,42 @@ class Reader:
         StoreUnavailable: The store cannot be read.
     """
 
-    def __init__(self, path: StrPath, log: CallLog | None = None, *, timeout_s: float = database.BUSY_S) -> None:
+    def __init__(
+        self,
+        path: StrPath,
+        log: CallLog | None = None,
+        *,
+        timeout_s: float = database.BUSY_S,
+        unlocked: sqlite3.Connection | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
         self.path = os.fspath(path)
+        self._told: set[str] = set()
+        self._notify = notify
         self._own_log: CallLog | None = None
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
             self._identity = integrity.identity(path)
-            self._db = undo.enter_context(contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)))
+            found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
+            self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
-            require_schema(self._db, path)
+            require_schema(unlocked or self._db, path)
             undo.pop_all()
-        self._archive = Archive(self._db)
+        self._archive = Archive(self._db, self._skipped)
         self._few = functools.partial(self._archive.page, most=_ENTRIES)
         self._log = log
         self.clock: Clock = self._shared_clock
+
+    def _ask_for_texts(self, ask: Callable[[], _Found]) -> _Found:
+        """The result of a query for texts. Those that are damaged so that they are not UTF-8 are bytes."""
+        with self._asking():
+            try:
+                return ask()
+            except sqlite3.OperationalError as error:
+                if "UTF-8" not in str(error):
+                    raise
+            self._db.text_factory = _text_or_bytes  # not always: it takes half as long again
+            return ask()
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
@@ -110,14 +141,14 @@ class Reader:
         return self._log
 
     def _shared_clock(self) -> int:
-        """The store's time. On another machine, or after a restart of the machine, the time of the newest charge."""
+        """The store's time. On another machine, or after a restart of the machine, what a wrapper would begin with."""
         log = self._call_log()
         header = log.header if log else {}
         with database.reported(self.path):
             is_of_this_boot = header.get("time_base") == clock.base_id()
         if is_of_this_boot:
             return clock.boot_us() + int(str(header["time_offset_us"]))
-        return max((log[-2] for _, _, log in self.counters() if log), default=0)
+        return max([clock.wall_us(), *(log[-2] for _, _, log in self.counters() if log)])
 
     @property
     def args_key(self) -> bytes:
@@ -133,7 +164,7 @@ class Reader:
     def counters(self) -> list[tuple[str, int, State]]:
         """Each counter's label, window in µs and log."""
         question = "SELECT id, label, window_us, log FROM counter WHERE label != ?"
-        found, texts = self._with_log(lambda db: db.execute(question, (log_lines.NO_LABEL,)).fetchall())
+        found, (_, texts) = self._with_log(lambda db: db.execute(question, (log_lines.NO_LABEL,)).fetchall())
         states = {key: unpack(log) for key, _, _, log in found}
         names = {key: (label, window_us) for key, label, window_us, _ in found}
         for text in texts:
@@ -165,7 +196,7 @@ class Reader:
 
     def in_flight(self) -> InFlight:
         """The calls in flight, of processes that still run."""
-        found, texts = self._with_log(database.places)
+        found, (_, texts) = self._with_log(database.places)
         calls = InFlight(found)
         for text in texts:
             for line in text.split("\n"):
@@ -180,22 +211,23 @@ class Reader:
             Lost: The database is beyond that position.
         """
         names = [str(key).encode() for key in ids]
-        states, texts = self._with_log(lambda db: database.logs(db, ids), upto, naming=names)
+        states, (_, texts) = self._with_log(lambda db: database.logs(db, ids), upto, naming=names)
         for text in texts:
             replay(states, text)
         return [states[key] for key in ids]
 
-    def memory(self) -> tuple[Memory, Position]:
+    def memory(self, unlocked: sqlite3.Connection | None = None) -> tuple[Memory, Position]:
         """The database's counters and notes, and the position from which a process then follows the call log."""
-        with self._asking(), database.reading(self._db):
-            complete = database.count_counters(self._db, REMEMBERED + 1) <= REMEMBERED
-            memory = Memory(database.all_logs(self._db) if complete else (), complete=complete)
-            memory.in_flight = InFlight(database.places(self._db))
-            notes = self._db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
+        db = unlocked or self._db
+        with self._asking(), database.reading(db):
+            complete = database.count_counters(db, REMEMBERED + 1) <= REMEMBERED
+            memory = Memory(database.all_logs(db) if complete else (), complete=complete)
+            memory.in_flight = InFlight(database.places(db))
+            notes = db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
             memory.has_all_notes = len(notes) <= REMEMBERED_NOTES
             memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
-            memory.write_back_ids = {one for (one,) in self._db.execute("SELECT once FROM adopted")}
-            return memory, database.position(self._db)
+            memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
+            return memory, database.position(db)
 
     def latest_us(self) -> int:
         """The store time of the newest charge in the database; 0 if there is none."""
@@ -252,20 +284,19 @@ class Reader:
         before = pending.first
         if after >= before - 1:
             return
+        condition = self._ask_for_texts(lambda: self._condition(wanted))
         with self._asking():
-            condition = self._condition(wanted)
             after = max(after, self._first_since(wanted.written_since_us if wanted else 0) - 1)
         if condition is None:
             return
         outcomes = _outcomes(pending.texts)
         while after < before - 1:
-            with self._asking():
-                found, after, before = read(after, before, condition, outcomes)
+            found, after, before = self._ask_for_texts(functools.partial(read, after, before, condition, outcomes))
             yield found, after
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
-        known, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
+        known, (_, texts) = self._with_log(lambda db: database.outcomes(db, row_ids))
         known = _outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
@@ -279,7 +310,8 @@ class Reader:
         if wanted.context is not None or wanted.axis is not None:
             every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
         if wanted.context is not None:
-            contexts = {key: at for key, text, at in every if at is not None and wanted.context(members(text))}
+            known = ((key, whole_members(text, "namespace"), at) for key, text, at in every if at is not None)
+            contexts = {key: at for key, one, at in known if one is None or wanted.context(one)}  # or the row is not named
             if not contexts:
                 return None
             is_few = len(contexts) <= _NAMED
@@ -289,7 +321,8 @@ class Reader:
         if wanted.decisions is not None:
             conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
         if wanted.axis is not None:
-            limits = [key for key, text, namespace in every if namespace is None and wanted.axis(str(members(text)["axis"]))]
+            of_limits = ((key, whole_members(text, "axis")) for key, text, namespace in every if namespace is None)
+            limits = [key for key, one in of_limits if one is None or wanted.axis(str(one["axis"]))]
             # a denial that no limit made tells its axis itself
             conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
         if wanted.outcomes is not None:  # the outcome may be in the call log
@@ -311,7 +344,7 @@ class Reader:
         while low < end and written_us:
             middle = (low + end) // 2
             (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
-            if newest_us >= written_us:
+            if newest_us is None or newest_us >= written_us:
                 end = middle
             else:
                 low = middle + 1
@@ -320,8 +353,7 @@ class Reader:
     # both
 
     def _pending(self) -> Pending:
-        at, texts = self._with_log(database.position)
-        return Pending(at.row, texts)
+        return self._with_log(lambda _: None)[1]
 
     def _with_log(
         self,
@@ -329,7 +361,7 @@ class Reader:
         upto: Position | None = None,
         *,
         naming: Sequence[bytes] = (),
-    ) -> tuple[_Found, list[str]]:
+    ) -> tuple[_Found, Pending]:
         """The result of a query, and the log's records since then.
 
         Args:
@@ -338,6 +370,7 @@ class Reader:
             naming: With `upto`: leave the records out if none has one of these words.
         """
         for _ in range(_TRIES):
+            drained_end = self._drained_end()
             with self._asking(), database.reading(self._db):
                 at = database.position(self._db)
                 found = question(self._db)
@@ -345,19 +378,72 @@ class Reader:
                 raise Lost
             log = self._call_log()
             if log is None:
-                return found, []
+                if at.end > START.end:  # else another process is creating the store
+                    self._tell(call_log.removed(log_path(self.path)))
+                return found, Pending(at.row, [])
             with contextlib.suppress(Lost), database.reported(log.path):  # lost if upkeep has moved them since
                 if naming and upto and not log.has_any(naming, at, upto.end):
-                    return found, []
+                    return found, Pending(at.row, [])
                 records = log.records(at)
-                return found, [text for text, after in records if upto is None or after.end <= upto.end]
+                return found, Pending(at.row, [text for text, after in records if upto is None or after.end <= upto.end])
+            if log is self._own_log and (drained_end > at.end or self._drained_end() <= at.end):  # upkeep has not moved them
+                return found, self._repaired(log, at)
         raise damaged(log_path(self.path), "it does not continue where the database is")
+
+    def _drained_end(self) -> int:
+        """Up to where the log knows the database to have it: in a whole store, no further than the database has it."""
+        log = self._call_log()
+        with database.reported(log_path(self.path)):
+            return 0 if log is None else log.drained().end
+
+    def _repaired(self, log: CallLog, at: Position) -> Pending:
+        """What a wrapper would take in of a log that does not continue at the database's position."""
+        with database.reported(log.path):
+            log.check()
+            since, lost = log.resumed(at, self.path)
+            self._tell(lost)
+            return Pending(at.row, []) if since is None else Pending(since.row, [text for text, _ in log.records(since)])
+
+    def _skipped(self, row_id: int | None) -> None:
+        """Tell that a row is damaged, and left out; without an id, that one is not counted.
+
+        Raises:
+            StoreUnavailable: Nobody is told.
+        """
+        row = "a row" if row_id is None else f"row {row_id}"
+        if self._notify is None:
+            raise StoreUnavailable(f"{row} of {self.path} is damaged", "mcpguard audit tail and export leave it out")
+        what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
+        if len(self._told) <= _NAMED_ROWS:
+            self._tell(f"{row} of {self.path} {what}, and {'not counted' if row_id is None else 'left out'}")
+
+    def _tell(self, lost: str) -> None:
+        """Tell what is lost, if that was not told before."""
+        if self._notify is not None and lost not in self._told:
+            self._told.add(lost)
+            self._notify(lost)
 
     def close(self) -> None:
         """Close the files."""
         self._db.close()
         if self._own_log is not None:
             self._own_log.close()
+
+
+def _lost_database(path: StrPath) -> sqlite3.Connection:
+    """In place of a database that was removed, the one that a wrapper would make, with the key and the position of the log."""
+    with contextlib.closing(CallLog(log_path(path), writable=False)) as log:
+        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        migrate(db, path)
+        database.begin(db, log.key, log.drained())
+        return db
+
+
+def _text_or_bytes(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _numbers(ids: Iterable[int]) -> str:

@@ -100,7 +100,7 @@ class SqliteStore:
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
         self.args_key = self._log.key
-        self.warnings = self._files.warnings
+        self.warnings = self._warnings = self._files.warnings
 
     # calls
 
@@ -300,6 +300,7 @@ class SqliteStore:
     def catch_up(self) -> bool:
         """See `CallStore`."""
         with database.reported(self.path):
+            self._check_owner()
             return self._follower.follow_some()
 
     def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]], endings: Sequence[Ending] = ()) -> int:
@@ -359,6 +360,7 @@ class SqliteStore:
         with database.reported(self.path):
             self._log.check()
             self._files.check_database()
+            self._check_owner()
             end = self._follower.at.end
             is_due = self._upkeep.is_due(end, self._clock())
         if is_due:
@@ -375,9 +377,17 @@ class SqliteStore:
                 trouble = (
                     f"{error.message} ({error.hint}); calls continue as long as {os.path.basename(self._log.path)} has room"
                 )
-                self.warnings = (*self._files.warnings, trouble)
+                self.warnings = (*self._warnings, trouble)
             else:
-                self.warnings = self._files.warnings
+                self.warnings = self._warnings
+
+    def _check_owner(self) -> None:
+        """Make the file by which others see that this process lives again, if somebody has removed it."""
+        if removed := self._owner.check():
+            told = f"{removed} was removed: other wrappers may have given places of calls that are in flight here to others"
+            if told not in self._warnings:
+                self._warnings += (told,)
+                self.warnings += (told,)
 
     def _with_lock(self, work: Callable[[], bool]) -> bool:
         """Run a function with the store's lock held, again while it returns True. Others can take the lock in between.

@@ -67,7 +67,8 @@ _SET_BOUNDS: Final = """
     ON CONFLICT (name) DO UPDATE SET keep_us = excluded.keep_us, max_bytes = excluded.max_bytes
 """
 _OLDEST: Final = """
-    SELECT id, time_us, context, reported, coalesce(length(detail), 0) + coalesce(length(request_id), 0)
+    SELECT id, CASE typeof(time_us) WHEN 'integer' THEN time_us END, context, reported,
+        coalesce(length(detail), 0) + coalesce(length(request_id), 0)
     FROM audit WHERE namespace = ? AND id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?
 """
 _ALL: Final = -1
@@ -297,7 +298,7 @@ def _prune_old(db: sqlite3.Connection, wall_us: int, pauses: Pauses) -> bool:
     more = False
     for namespace, keep_us in db.execute("SELECT id, keep_us FROM namespace WHERE keep_us IS NOT NULL").fetchall():
         oldest = pauses.between(db.execute(_OLDEST, (namespace, _PRUNED_AT_ONCE)))
-        found = [one for one in oldest if one[1] < wall_us - keep_us]
+        found = [one for one in oldest if one[1] is not None and one[1] < wall_us - keep_us]
         _drop_rows(db, namespace, found, pauses)
         more |= len(found) == _PRUNED_AT_ONCE
     return more
@@ -308,9 +309,10 @@ def _drop_before(db: sqlite3.Connection, name: str, before_us: int, pauses: Paus
     (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (name,)).fetchone() or (0,)
     found = []
     for one in db.execute(_OLDEST, (namespace, _ALL)):
-        if one[1] < before_us:
+        time_us = one[1] or 0  # a damaged row has none
+        if time_us < before_us:
             found.append(one)
-        if len(found) == _PRUNED_AT_ONCE or one[1] >= before_us + DISORDER_US:
+        if len(found) == _PRUNED_AT_ONCE or time_us >= before_us + DISORDER_US:
             break
     _drop_rows(db, namespace, found, pauses)
     return len(found), len(found) == _PRUNED_AT_ONCE
@@ -347,7 +349,7 @@ def _size(db: sqlite3.Connection, namespace: int) -> int:
 
 
 def _drop_rows(
-    db: sqlite3.Connection, namespace: int, found: list[tuple[int, int, int, int | None, int]], pauses: Pauses
+    db: sqlite3.Connection, namespace: int, found: list[tuple[int, int | None, int, int | None, int]], pauses: Pauses
 ) -> None:
     """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses."""
     unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)

@@ -4,6 +4,7 @@ import itertools
 import json
 import tracemalloc
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -125,6 +126,15 @@ def test_text_that_only_looks_like_an_escape_stays_text() -> None:
     for text in (r"\\u0069d", r"\\\\u0069d", r"\u00e9 \u003c \u0060 \\ \""):
         assert read_answer(b'{"id":7,"result":{"text":"%b","isError":true}}' % text.encode()) == Answer("7", "tool_error")
     assert read_answer(rb'{"\\u0069d":7,"result":{}}') is None
+
+
+@pytest.mark.parametrize("member", ["1", "{}", "[]", '{"id":1}', '{"id":1,"result":{"isError":true}}'])
+def test_a_batch_of_any_number_of_members_is_parsed_once(monkeypatch: pytest.MonkeyPatch, member: str) -> None:
+    calls = [Mock(wraps=json.loads), Mock(wraps=json.dumps)]
+    monkeypatch.setattr(json, "loads", calls[0])
+    monkeypatch.setattr(json, "dumps", calls[1])
+    assert len(read_batch(f"[{','.join([member] * 1000)}]".encode())) == 1000 * ("id" in member)
+    assert [one.call_count for one in calls] == [1, 0]
 
 
 def read_large(frame: bytes) -> list[Answer | None]:

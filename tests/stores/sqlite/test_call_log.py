@@ -193,6 +193,14 @@ def test_a_file_that_is_not_a_call_log_is_refused_and_unchanged(path: Path, cont
     assert path.read_bytes() == content
 
 
+@pytest.mark.posix
+def test_a_pipe_in_place_of_a_log_is_refused_at_once(tmp_path: Path, path: Path) -> None:
+    os.mkfifo(path)
+    for writable in (True, False):
+        with pytest.raises(StoreUnavailable, match="is damaged: it is not a file"):
+            CallLog(path, writable=writable)
+
+
 def test_a_later_format_is_refused(path: Path, log: CallLog) -> None:
     log.write_header({**HEADER, "format": call_log.FORMAT + 1})
     with pytest.raises(StoreUnavailable, match=f"has format {call_log.FORMAT + 1}"):

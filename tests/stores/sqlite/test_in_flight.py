@@ -271,16 +271,30 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     assert owner_files(path) == []
 
 
-def test_a_process_whose_file_was_deleted_makes_another_for_its_next_calls(path: Path, start: Start, open_store: Open) -> None:
+@pytest.mark.parametrize("notices", ["at its next call", "in its upkeep", "while it is idle"])
+def test_a_process_whose_file_was_deleted_makes_it_again_keeps_its_places_and_tells(
+    path: Path, start: Start, open_store: Open, notices: str
+) -> None:
     other = start("call_when_told", path)
     caller = Caller(open_store(), CAPPED)
     caller.decide("x")
-    for file in owner_files(path):
-        file.unlink()
-    assert caller.words("x") == ["allowed"]
-    assert ask(other, "call") == "allowed"
-    assert ask(other, "call") == "rate_limited"
+    (file,) = owner_files(path)
+    file.unlink()
+    taken = 1
+    if notices == "at its next call":
+        assert caller.words("x") == ["allowed"]
+        taken = 2
+    elif notices == "in its upkeep":
+        caller.store.tend()
+    else:
+        caller.store.catch_up()
+    assert owner_files(path)[0] == file
+    assert [ask(other, "call") for _ in range(2)] == ["allowed"] * (2 - taken) + ["rate_limited"] * taken
     assert caller.used == [2]
+    for _ in range(2):
+        caller.store.tend()
+    (told,) = caller.store.warnings
+    assert told.startswith(f"{file} was removed: ")
 
 
 def test_an_owner_that_takes_a_name_as_its_file_is_swept_takes_another_name(

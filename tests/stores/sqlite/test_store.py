@@ -17,7 +17,8 @@ from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import call_log, database, log_lines, memory, opening, reader, schema, upkeep
+from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, memory, opening, reader, schema, upkeep
+from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
@@ -223,6 +224,18 @@ def test_without_a_call_log_a_file_that_is_no_database_is_taken_for_a_mistyped_p
     assert [(one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size] == [(path.name, content)]
 
 
+def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, open_store: Open) -> None:
+    decisions(open_store(), 3)
+    store = open_store()
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        database.set_position(db, log_records.START)  # as before the rows were written
+    with pytest.raises(StoreUnavailable) as raised:
+        list(SqliteAddress(str(path)).prune(Options(), wall_us()))
+    assert "is damaged: its parts do not belong together (UNIQUE constraint failed" in raised.value.message
+    assert raised.value.hint.startswith("move it away")
+
+
 def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open) -> None:
     time = Time()
     store = open_store(clock=time)
@@ -316,6 +329,56 @@ def test_a_file_of_an_unreleased_version_is_refused_and_unchanged(path: Path, op
     with pytest.raises(StoreUnavailable, match="unreleased preview"):
         open_store()
     assert path.read_bytes() == before
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """What a store's files hold."""
+    return {one.name: one.read_bytes() for one in path.parent.iterdir() if one.stat().st_size}
+
+
+def to_earlier_schema(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("DROP TABLE in_flight")
+        db.execute("PRAGMA user_version = 4")
+
+
+@pytest.mark.parametrize("log_format", [1, call_log.FORMAT - 1, call_log.FORMAT + 1])
+@pytest.mark.parametrize("has_database", [True, False])
+def test_a_log_of_another_format_is_refused_before_its_database_is_migrated_or_made(
+    path: Path, open_store: Open, log_format: int, *, has_database: bool
+) -> None:
+    decisions(open_store(), 3)
+    with contextlib.closing(call_log.CallLog(log_path(path))) as log:
+        log.write_header({**log.header, "format": log_format})
+    to_earlier_schema(path)
+    if not has_database:
+        path.unlink()
+    before = contents(path)
+    with pytest.raises(StoreUnavailable, match=f"has format {log_format}, and this mcpguard knows format") as raised:
+        SqliteStore(path)
+    assert raised.value.hint.startswith("use the mcpguard that wrote it")
+    assert contents(path) == before
+
+
+def test_a_log_of_another_database_is_refused_before_the_database_is_migrated(path: Path, open_store: Open) -> None:
+    open_store().close()
+    to_earlier_schema(path)
+    other = path.with_name("other.db")
+    SqliteStore(other).close()
+    Path(log_path(other)).replace(log_path(path))
+    before = contents(path)
+    with pytest.raises(StoreUnavailable, match="belongs to another database"):
+        SqliteStore(path)
+    assert contents(path) == before
+
+
+def test_calls_that_only_the_log_has_are_counted_in_a_store_of_an_earlier_schema(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 3)
+    to_earlier_schema(path)
+    with contextlib.closing(Reader(path)) as reader:
+        assert [held.used for held in reader.held()] == [3]
+    assert decisions(open_store(), 3, "b" * 16) == ["allowed"] * 2 + ["rate_limited"]
 
 
 def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
