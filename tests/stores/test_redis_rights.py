@@ -79,7 +79,7 @@ def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: R
 
     RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
     RedisAddress(user).leave_note("crm", AgentNote("b", "Plan"), wall_us=wall_us(), timeout_s=5)
-    assert store.noted_agents("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
+    assert store.take_notes("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
 
     server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")
     store.tend()

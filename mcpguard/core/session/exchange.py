@@ -1,6 +1,6 @@
 """One exchange: the messages of one read from the client, while they are judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Final
 
@@ -12,9 +12,6 @@ MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
 """How many requests are decided in one transaction, and how long their frames may be, because rows may hold the arguments. This
 takes some milliseconds, so that other wrappers get their turn."""
-
-NO_AGENTS: Final[Mapping[str, str]] = {}
-"""The agents of calls for which no hook has noted one."""
 
 
 class Exchange:
@@ -31,10 +28,8 @@ class Exchange:
         asked: The requests of the last `Decide`.
         verdicts: The verdicts so far, in the order of the requests.
         withdrawn: Requests that a later message of the exchange cancels.
-        agents: The agents that hooks noted for the calls, by call id.
+        noted: The agents that hooks noted for the calls, by their requests.
     """
-
-    agents = NO_AGENTS
 
     def __init__(self, messages: Sequence[Frame | Refusal], now_us: int) -> None:
         self.messages = messages
@@ -45,6 +40,7 @@ class Exchange:
         self.asked: Sequence[DecisionRequest] = ()
         self.verdicts: list[Verdict] = []
         self.withdrawn: set[DecisionRequest] = set()
+        self.noted: dict[DecisionRequest, str] = {}
 
     def request(self, request: DecisionRequest) -> None:
         """Add a step that needs a decision."""
