@@ -168,7 +168,7 @@ def test_codexs_subagent_has_its_tier_without_the_hook_and_its_name_with_it(tmp_
             assert "result" in host.answer(f"noted {caller}")
         assert recorded_hook(tmp_path, "codex", CODEX["subagent"]["hook"]) == {}
         host.send(request("again", "tools/call", CODEX["subagent"]["params"]))
-        assert host.answer("again")["error"]["data"]["agent"] == explorer
+        assert host.answer("again")["result"]["_meta"]["mcpguard/denial"]["agent"] == explorer
         assert host.end() == 0
         main, unnamed = ("Codex::background::default", "meta"), ("Codex::subagent::default", "meta")
         noted = (explorer, "hook")
