@@ -134,6 +134,24 @@ def test_the_newest_of_many_notes_are_kept_in_memory_and_the_others_are_read_fro
     store.close()
 
 
+def test_a_note_that_another_process_takes_before_this_ones_turn_is_not_taken_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.db"
+    one, other = SqliteStore(path, wall=Time(WALL_US)), SqliteStore(path, wall=Time(WALL_US))
+    leave(path)
+    publish = other._publish
+
+    def late(lines: Callable[[], Sequence[str]]) -> int:
+        assert one.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
+        return publish(lines)
+
+    monkeypatch.setattr(other, "_publish", late)
+    assert other.take_notes("default", ["t1"]) == {}
+    one.close()
+    other.close()
+
+
 def test_a_note_is_found_as_soon_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     store = SqliteStore(path)
