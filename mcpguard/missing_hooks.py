@@ -15,7 +15,7 @@ from mcpguard.core.patterns import glob
 from mcpguard.core.policy.explain import series
 from mcpguard.core.policy.lint import label
 from mcpguard.core.policy.model import Policy
-from mcpguard.core.policy.parse import STARTER, parse
+from mcpguard.core.policy.parse import untouched
 from mcpguard.errors import ConfigError
 
 
@@ -43,11 +43,11 @@ def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> list
         policy: A policy.
         found: The clients to look at; None for all that have a file.
     """
-    written = {(rule.text, rule.limits_text) for rule in parse(STARTER).rules}
+    starter = untouched(policy)
     selecting = [
         (at, rule.agent)
         for at, rule in enumerate(policy.rules)
-        if rule.agent and _selects_subagents(rule.agent) and (rule.text, rule.limits_text) not in written
+        if rule.agent and _selects_subagents(rule.agent) and at not in starter
     ]
     clients = list(_without_hook(found)) if selecting else []
     missing = []
