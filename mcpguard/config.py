@@ -39,7 +39,7 @@ class Settings(NamedTuple):
         user: The configured user; None for the OS account.
         agent: The configured agent; None if there is none.
         jwt: How users are verified; None if they are not verified.
-        trust_client_info: Whether the client's own name fills an empty client part, and Codex's own tier an empty tier.
+        trust_client_info: Whether what the client tells of itself fills an empty client part and an empty tier.
         trust_meta: Whether a call may name its own agent.
         denials: `auto`, `error` or `result`.
         quiet: Whether `run` writes only errors to stderr.

@@ -1,10 +1,12 @@
 """The caller according to the settings of this machine."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from mcpguard.account import account_name
 from mcpguard.config import Settings
 from mcpguard.core.agent import Agent
+from mcpguard.core.client_agents import claude_session, claude_tier
 from mcpguard.core.identity import Identity, parse_agent
 from mcpguard.errors import ConfigError
 
@@ -14,8 +16,13 @@ SOURCES: Final = {"os": "the OS account", "jwt": "the token", "default": "a clie
 TOKEN_UNUSED: Final = "MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"  # noqa: S105 - not a token
 
 
-def configured_identity(settings: Settings, server: str) -> Identity:
+def configured_identity(settings: Settings, server: str, environ: Mapping[str, str] | None = None) -> Identity:
     """The caller as far as it is configured. If users are verified, the user is empty until a token names one.
+
+    Args:
+        settings: The settings.
+        server: The server's name.
+        environ: The environment in which the client starts the server; None if no client does.
 
     Raises:
         ConfigError: The configured agent does not have three parts, or is a pattern.
@@ -35,6 +42,8 @@ def configured_identity(settings: Settings, server: str) -> Identity:
         "config" if any(agent) else "default",
         trust_client_info=settings.trust_client_info,
         trust_meta=settings.trust_meta,
+        claude_session=claude_session(environ or {}),
+        claude_tier=claude_tier(environ or {}),
     )
 
 

@@ -1,7 +1,7 @@
 """Explains one call by the policy and the counters, and finds rules that no call has matched."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -197,10 +197,15 @@ def _server_of(store: Readable, namespace: str, tool: str) -> str:
     return ""
 
 
-def never_matched(policy: Policy, settings: Settings) -> list[str]:
+def never_matched(policy: Policy, settings: Settings, *, explained: Collection[int] = ()) -> list[str]:
     """One warning for each rule that matched no call in the audit log.
 
     Rules on scopes are skipped, because the log has no scopes, and so are starter rules that nobody has edited.
+
+    Args:
+        policy: The policy.
+        settings: The settings.
+        explained: The indexes of rules that are left out, because another warning says why they match nothing.
     """
     calls: set[Call] = set()
     rows = 0
@@ -225,5 +230,5 @@ def never_matched(policy: Policy, settings: Settings) -> list[str]:
     return [
         f"{label(policy, at)} has matched none of {since} calls in the audit log"
         for at, rule in enumerate(policy.rules)
-        if calls and "scope" not in rule.selectors and at not in matched | skipped
+        if calls and "scope" not in rule.selectors and at not in matched | skipped | {*explained}
     ]

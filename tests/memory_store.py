@@ -29,7 +29,7 @@ class Memory:
 
     def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int) -> None:
         """See `Address`."""
-        self.notes[namespace, note.call_id] = (note.agent, wall_us)
+        self.notes[namespace, note.key] = (note.agent, wall_us)
 
 
 class MemoryStore:
@@ -188,11 +188,11 @@ class MemoryStore:
         """See `Store`."""
         return [self._memory.states.get(counter.id, EMPTY) for counter in counters], self._clock()
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         self._drop_old_notes()
-        notes = self._memory.notes
-        return {one: notes[namespace, one][0] for one in call_ids if (namespace, one) in notes}
+        taken = {one: self._memory.notes.pop((namespace, one), ("", 0))[0] for one in dict.fromkeys(keys)}
+        return {one: agent for one, agent in taken.items() if agent}
 
     def _drop_old_notes(self) -> None:
         wall_us = self._wall()

@@ -24,7 +24,7 @@ CLIENTS = [(row[0], re.findall("`(.*?)`", row[1])[0], row[4]) for row in ROWS if
 
 @pytest.mark.parametrize(("client", "name", "form"), CLIENTS)
 def test_each_client_gets_the_form_that_its_row_names(client: str, name: str, form: str) -> None:
-    assert denial.form("auto", name) == form
+    assert denial.form("auto", name, "crm") == form
 
 
 def test_each_name_that_gets_the_result_has_a_row() -> None:

@@ -31,6 +31,15 @@ LAST: Final = "last"
 """In place of an id: the newest row that `audit tail` shows."""
 
 _SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
+_SOURCE_WORDS: Final = {
+    "jwt": "the token",
+    "os": "the OS account",
+    "hook": "the client's hook",
+    "clientInfo": "what the client tells of itself",
+    "meta": "the call's _meta",
+    "default": "not known",
+}
+"""Where a user or an agent comes from. For `config` a row does not tell which of three places it was."""
 """Members that are shown in one line with their sources, which are members, too."""
 
 
@@ -364,6 +373,13 @@ def _now_as_json(now: CounterNow) -> dict[str, object]:
     }
 
 
+def _source_of(key: str, record: Mapping[str, Any]) -> str:
+    """Where the user or the agent of a row comes from, in brackets; empty for another member."""
+    word = record.get(_SOURCES.get(key, ""))
+    words = f"--{key}, MCPGUARD_{key.upper()} or config.toml" if word == "config" else _SOURCE_WORDS.get(str(word), word)
+    return f" ({words})" if words else ""
+
+
 def print_all(shown: Shown, policy: Policy, file: str) -> None:
     """Print a row, its rules, its counters, and the commands that change the rules."""
     record = shown.record
@@ -372,8 +388,7 @@ def print_all(shown: Shown, policy: Policy, file: str) -> None:
         if key in record and key not in elsewhere:
             value = record[key]
             text = value if isinstance(value, str) else json.dumps(value)
-            source = f" ({record[_SOURCES[key]]})" if key in _SOURCES and _SOURCES[key] in record else ""
-            paragraph(f"{key + ':':13}{text}{source}")
+            paragraph(f"{key + ':':13}{text}{_source_of(key, record)}")
     if not shown.limits:
         click.echo("\nSeveral limits decided. The row does not tell which." if shown.was_refused else "\nNo rule decided.")
         return

@@ -11,16 +11,18 @@ from click.shell_completion import CompletionItem
 
 from mcpguard import config
 from mcpguard.cli._options import all_of
-from mcpguard.cli._text import is_coloured, paragraph
+from mcpguard.cli._text import is_coloured, paragraph, warn
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, readable_entries, sources
 from mcpguard.clients.installing import Change, Outcome, Plan
 from mcpguard.clients.preview import diff
+from mcpguard.core.policy.model import Policy
 from mcpguard.core.redaction import redacted
 from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
 from mcpguard.files import named_path
 from mcpguard.identity import configured_identity
+from mcpguard.policy_file import PolicyFile
 
 NO_SERVERS: Final = "no client with servers is found"
 
@@ -159,6 +161,17 @@ def chosen(keys: Sequence[str], project: str | None) -> Chosen:
     """
     clients, machine, folder = named_clients(keys), Machine.this(), project_folder(project)
     return Chosen(machine, clients, folder, sources(machine, clients, folder), is_named=bool(keys))
+
+
+def warn_of_missing_hooks(chosen: Chosen) -> None:
+    """Warn of the policy's rules for subagents of the chosen clients, if these have no hook."""
+    from mcpguard.missing_hooks import missing_hooks
+
+    settings = config.load(os.environ)
+    policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
+    if isinstance(policy, Policy):
+        for one in missing_hooks(policy, chosen.present):
+            warn(str(one))
 
 
 def with_servers(clients: Iterable[Client], plan: Plan, servers: Sequence[str]) -> list[Client]:

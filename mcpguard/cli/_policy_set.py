@@ -165,9 +165,11 @@ def _require_cost_only(table: dict[str, Any]) -> None:
 
 def _warn(edit: "Edit", settings: Settings, table: dict[str, Any], *more: str) -> None:
     """Show `more` warnings, those that the policy did not have before an edit, and those of names that no call has."""
+    from mcpguard.missing_hooks import missing_hooks
+
     tiers = used_tiers(settings)
-    known = set(warnings(edit.before, tiers=tiers))
-    new = [warning for warning in warnings(edit.after, tiers=tiers) if warning not in known]
+    before, after = ([*warnings(policy, tiers=tiers), *map(str, missing_hooks(policy))] for policy in (edit.before, edit.after))
+    new = [warning for warning in after if warning not in before]
     for warning in [*more, *new, *unseen(settings, table, unlike=("tool", "server"))]:
         warn(warning)
 

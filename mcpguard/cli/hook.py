@@ -184,7 +184,7 @@ def _note(name: str, config_file: str | None, store: str | None) -> bytes:
     from mcpguard.core.client_agents import HOOKS, agent_note, meta_with_id
 
     hook_input = json.loads(_input())
-    note = agent_note(HOOKS[name], hook_input)
+    note = agent_note(HOOKS[name], hook_input, os.environ)
     if note is None:
         return b""
     from mcpguard import config
@@ -192,7 +192,7 @@ def _note(name: str, config_file: str | None, store: str | None) -> bytes:
     settings = config.load(os.environ, config=config_file, store=store)
     wall_us, timeout_s = time.time_ns() // 1000, settings.timeout_ms / 1000
     settings.address.leave_note(settings.namespace, note, wall_us=wall_us, timeout_s=timeout_s)
-    call_meta = meta_with_id(hook_input, note.call_id) if HOOKS[name].adds_id else None
+    call_meta = meta_with_id(hook_input, note.key) if HOOKS[name].adds_id else None
     return b"" if call_meta is None else json.dumps({"metaToUse": call_meta}, allow_nan=False).encode() + b"\n"
 
 

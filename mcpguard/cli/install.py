@@ -55,4 +55,7 @@ def command(
         plan.faults += _clients.without_hook(chosen)
     for warning in start.warnings if plan.changes else ():
         warn(warning)
-    return _clients.carry_out(plan, chosen, servers, _clients.INSTALL, dry_run=dry_run, yes=yes)
+    status = _clients.carry_out(plan, chosen, servers, _clients.INSTALL, dry_run=dry_run, yes=yes)
+    if not hook:
+        _clients.warn_of_missing_hooks(chosen)
+    return status

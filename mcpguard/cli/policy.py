@@ -174,6 +174,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
         raise UsageError("FILE and --policy both name the policy", "give only one of them")
     if file is not None:
         named_path(file, where="FILE")
+    from mcpguard.missing_hooks import missing_hooks
     from mcpguard.policy_explaining import never_matched
 
     named = file if policy is None else policy
@@ -185,13 +186,15 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
             raise
         click.echo(json.dumps(_policy_show.errors_as_json(error, settings.policy), indent=2))
         return error.exit_status
-    unmatched = [] if is_starter else never_matched(found, settings)
+    missing = missing_hooks(found)
+    unmatched = [] if is_starter else never_matched(found, settings, explained={one.at for one in missing})
     unlimited = found.tier_warning(configured_tier(settings))
     capped = still_capped(found, policy_option=["--policy", named] if named else [])
     found_warnings = [
         *warnings(found, tiers=used_tiers(settings)),
         *capped.warnings,
         *([unlimited] if unlimited else []),
+        *map(str, missing),
         *unmatched,
         *exposed(settings.files),
     ]

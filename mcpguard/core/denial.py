@@ -18,20 +18,24 @@ UNAVAILABLE: Final = 503
 SERVER_GONE: Final = -32000
 """`Connection closed` in both SDKs."""
 
-RESULT_CLIENTS: Final = frozenset({"fastmcp", "mcp"})
+RESULT_CLIENTS: Final = frozenset({"codex-mcp-client", "fastmcp", "mcp"})
 RESULT_CLIENT_BEGINNINGS: Final = ("qwen-cli-mcp-client-", "stdio: ")
-"""Names, and beginnings of names, of clients that receive a tool result if the form is `auto`. All others receive the error.
+"""Names, and beginnings of names, of clients that receive a tool result if the form is `auto`. So do clients that call
+themselves as the server. All others receive the error.
 
 `mcp` (the Python SDK), `fastmcp` (FastMCP) and `stdio: COMMAND` (the OpenAI Agents SDK for TypeScript) are the names that a
 library uses for a program that gives no name. Agent frameworks are built on these libraries: in some an error ends the run, in
 others it reaches the model without its reason, and others retry the call. Qwen Code 0.15 retries, too. The text of a result
 reaches the model in all of them except one, which shows the model neither form.
 
+Programs with the OpenAI Agents SDK for TypeScript or with Mastra may name their servers. The client then gives the
+server's name as its own. Codex's model gets the error's data as well, and a stack trace if the user has switched that on.
+
 Source: docs/clients.md, for which each client was sent both forms.
 """
 
 
-def form(denials: str, client_name: str | None) -> str:
+def form(denials: str, client_name: str | None, server: str) -> str:
     """The form of a denial: `error` or `result`.
 
     A client without a name receives the error. The SDKs always send a name, so such a client was written by hand. It may ignore
@@ -42,11 +46,13 @@ def form(denials: str, client_name: str | None) -> str:
     Args:
         denials: The configured form: `error`, `result`, or `auto`, which depends on the client's name.
         client_name: The client's name; None if it gave none.
+        server: The server's name.
     """
     if denials != "auto":
         return denials
     name = client_name or ""
-    return "result" if name in RESULT_CLIENTS or name.startswith(RESULT_CLIENT_BEGINNINGS) else "error"
+    is_listed = name in RESULT_CLIENTS or name.startswith(RESULT_CLIENT_BEGINNINGS)
+    return "result" if is_listed or (name and name == server) else "error"
 
 
 def error(request_id: str, code: int, message: str, data: dict[str, object] | None = None) -> bytes:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from mcpguard.core.agent import DEFAULT, Agent, escape_part
 from mcpguard.errors import ConfigError
 
+CLAUDE_CODE: Final = "Claude Code"
 CODEX: Final = "Codex"
 
 KNOWN_CLIENTS: Final = {
@@ -16,7 +17,7 @@ KNOWN_CLIENTS: Final = {
     "amp-mcp-client": "Amp",
     "antigravity-client": "Antigravity",
     "claude-ai": "Claude Desktop",
-    "claude-code": "Claude Code",
+    "claude-code": CLAUDE_CODE,
     "codex-mcp-client": CODEX,
     "com.raycast.macos": "Raycast",
     "continue-cli-client": "Continue",
@@ -67,8 +68,10 @@ class Identity(NamedTuple):
         scopes: The verified token's scopes.
         email: The verified token's e-mail address.
         act: The verified token's actors, first delegator first, the caller last.
-        trust_client_info: Whether the client's name is taken from `clientInfo`, and Codex's tier from a call's `_meta`.
+        trust_client_info: Whether the client's name is taken from `clientInfo`, and the tier from what the client tells.
         trust_meta: Whether the agent is taken from a call's `_meta`.
+        claude_session: The session of Claude Code that the calls belong to, if the client is Claude Code; empty if not known.
+        claude_tier: The tier of Claude Code's main agent; empty if not known.
     """
 
     user: str
@@ -82,6 +85,8 @@ class Identity(NamedTuple):
     trust_meta: bool = False
     email: str | None = None
     act: tuple[str, ...] = ()
+    claude_session: str = ""
+    claude_tier: str = ""
 
     @property
     def has_whole_agent(self) -> bool:
@@ -97,8 +102,8 @@ class Identity(NamedTuple):
     ) -> tuple[str, str]:
         """The agent of one call as `client::tier::name`, and its source.
 
-        Configured parts stay. A hook's note fills all other parts. Without a note `clientInfo` fills the client, and Codex's
-        `_meta` fills the tier.
+        Configured parts stay. A hook's note fills the parts that it names. Then `clientInfo` fills the client, and Codex and
+        Claude Code fill their own tier.
 
         Args:
             client_name: The client's name in `clientInfo`; None if it gave none.
@@ -112,15 +117,17 @@ class Identity(NamedTuple):
         if meta_agent is not None and self.trust_meta and self.agent_source != "jwt" and Agent.parse(meta_agent):
             return meta_agent, "meta"
         agent, source = self.agent_parts, self.agent_source
-        note = Agent.parse(noted) if noted is not None and not self.has_whole_agent else None
-        if note is not None:
+        note = Agent.split(noted) if noted and not self.has_whole_agent else None
+        if note and note.client and note.name:
             agent, source = agent.or_else(note), "hook"
-        elif client_name and self.trust_client_info:
+        if client_name and self.trust_client_info:
             client = known_client(client_name)
+            told = {CODEX: (codex_tier, "meta"), CLAUDE_CODE: (self.claude_tier, "clientInfo")}
+            tier, tier_source = told.get(client, (None, ""))
             if not agent.client:
                 agent, source = agent._replace(client=escape_part(client)), "clientInfo"
-            if not agent.tier and codex_tier and client == CODEX:
-                agent, source = agent._replace(tier=codex_tier), "meta"
+            if not agent.tier and tier:
+                agent, source = agent._replace(tier=tier), "hook" if source == "hook" else tier_source
         return str(agent.or_else(DEFAULT)), source
 
 

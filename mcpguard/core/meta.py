@@ -14,7 +14,13 @@ CODEX_TURN: Final = "x-codex-turn-metadata"
 COPILOT_CALL_ID: Final = "mcpguard/toolCallId"
 """Copilot CLI's id of the call. Copilot CLI sends no id itself, so mcpguard's hook adds it."""
 
-CALL_IDS: Final = frozenset({"claudecode/toolUseId", "callId", COPILOT_CALL_ID})
+CLAUDE_CALL_ID: Final = "claudecode/toolUseId"
+"""Claude Code's id of the call."""
+
+CODEX_SESSION: Final = "sessionId"
+"""Codex's id of the session, in each call."""
+
+CALL_IDS: Final = frozenset({CLAUDE_CALL_ID, "callId", COPILOT_CALL_ID})
 """The id of the call, in calls of Claude Code, Codex and Copilot CLI. The client's hook receives the same id."""
 
 TRACEPARENT: Final = "traceparent"
@@ -26,4 +32,4 @@ PROGRESS_TOKEN: Final = "progressToken"  # noqa: S105 - no secret
 OF_CALLER: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT}) | CALL_IDS
 """The members that tell who calls, or in which trace."""
 
-READ: Final = OF_CALLER | {PROGRESS_TOKEN}
+READ: Final = OF_CALLER | {CODEX_SESSION, PROGRESS_TOKEN}

@@ -8,6 +8,7 @@ from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed_by, good
 from mcpguard.errors import PolicyError
 from mcpguard.identity import configured_tier, used_tiers
+from mcpguard.missing_hooks import missing_hooks
 from mcpguard.policy_explaining import never_matched
 from mcpguard.policy_file import PolicyFile
 
@@ -29,7 +30,11 @@ def checks(settings: Settings) -> Iterator[Check]:
         yield good("policy", f"{where}: {rules}")
     for warning in [*warnings(policy, tiers=used_tiers(settings)), *still_capped(policy).warnings]:
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
-    for warning in [] if file.is_starter else never_matched(policy, settings):
+    missing = missing_hooks(policy)
+    for one in missing:
+        yield advice("policy", one.warning, one.command)
+    explained = {one.at for one in missing}
+    for warning in [] if file.is_starter else never_matched(policy, settings, explained=explained):
         yield advice("policy", warning, "compare each name with mcpguard audit tail")
     unlimited = policy.tier_warning(configured_tier(settings))
     if unlimited:

@@ -204,9 +204,9 @@ class Dispatcher:
         if command.answers:
             self._read_answers()
         agents: dict[str, str] = {}
-        if command.call_ids:
+        if command.notes:
             with contextlib.suppress(StoreUnavailable):
-                agents = self._store.noted_agents(self._session.namespace, command.call_ids)
+                agents = self._store.take_notes(self._session.namespace, command.notes)
         return events.LookedUp(agents)
 
     def _record(self, command: Record) -> events.Recorded | events.RecordingFailed:

@@ -65,7 +65,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         from mcpguard.identity import configured_identity  # while the client's first messages pass
         from mcpguard.relay.assembly import Guard
 
-        identity = configured_identity(settings, server or _derived_name(argv))
+        identity = configured_identity(settings, server or _derived_name(argv), os.environ)
         guard = Guard(traffic, identity, settings, console)
 
     status = supervisor.supervise(server_process, traffic, console, begin)

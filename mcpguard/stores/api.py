@@ -174,10 +174,17 @@ class CallStore(Protocol):
         time. The client gets the call's answer after this, so it takes no longer than a decision.
         """
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
-        """The agents that hooks noted for these calls, by id. Ids without a note, or with an expired one, are absent.
+    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
+        """Remove notes that hooks have left. Of all users of the store, one gets a note.
 
-        A call waits for this, so it is one read that takes no lock and changes nothing. A note can be read any number of times.
+        A call waits for this. Without a note, as for most calls, it is one read that takes no lock and changes nothing.
+
+        Args:
+            namespace: The namespace.
+            keys: The keys of the notes.
+
+        Returns:
+            The agents, by key. Keys without a note, or with an expired one, are absent.
         """
 
     def tend(self) -> None:
@@ -382,8 +389,9 @@ class Address(Protocol):
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """Note which agent makes a call, for all wrappers of the namespace, as a hook does. Does not open the whole store.
 
-        A second note of the same call replaces the first. Notes expire after `NOTE_KEPT_US`. A note that cannot be written in
-        time may be dropped without an error, because a hook has nobody to report it to.
+        A second note with the same key replaces the first; a note without an agent removes it. Notes expire after
+        `NOTE_KEPT_US`. A note that cannot be written in time may be dropped without an error, because a hook has nobody to
+        report it to.
 
         Raises:
             Exception: It could not be written.

@@ -54,7 +54,7 @@ def test_a_denial_is_shown_with_its_rule_its_counter_then_and_now_and_the_comman
     denial = row(home, "echo", 1)
     lines = shown(home, denial["id"]).splitlines()
     assert lines[:2] == [f"id:          {denial['id']}", f"time:        {denial['time']}"]
-    assert "user:        alice@acme.com (config)" in lines
+    assert "user:        alice@acme.com (--user, MCPGUARD_USER or config.toml)" in lines
     assert "decision:    rate_limited" in lines
     rest = lines[lines.index("Rule user=* tool=echo (axis user):") :]
     at = rest.index("    1/1h for user=alice@acme.com tool=echo server=crm")

@@ -21,7 +21,7 @@ from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard
-from tests.core.test_client_agents import EXPLORE, without
+from tests.core.test_client_agents import CODEX_SESSION, EXPLORE, without
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, until
 from tests.end_to_end.outages import root_only
 from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
@@ -66,10 +66,10 @@ def hook(
     return done.stdout
 
 
-def noted(path: Path, namespace: str = "default", call_id: str = "toolu_01ABC") -> str | None:
+def noted(path: Path, namespace: str = "default", key: str = "abc123 toolu_01ABC") -> str | None:
     store = SqliteStore(path)
     try:
-        return store.noted_agents(namespace, [call_id]).get(call_id)
+        return store.take_notes(namespace, [key]).get(key)
     finally:
         store.close()
 
@@ -83,10 +83,9 @@ def home(tmp_path: Path) -> Path:
 def test_a_subagents_call_is_noted(home: Path) -> None:
     def is_noted() -> bool:
         hook(home, EXPLORE)  # it may time out on a busy machine, so it is run again
-        return noted(home / "mcpguard.db") is not None
+        return noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
 
     until(is_noted, "a note")
-    assert noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
 
 
 def test_it_uses_the_store_and_the_namespace_of_the_settings(home: Path, tmp_path: Path) -> None:
@@ -127,23 +126,29 @@ def test_input_without_a_subagent_is_ignored(home: Path, given: bytes | dict[str
 
 
 @pytest.mark.parametrize(
-    ("client", "recorded", "call_id", "agent"),
+    ("client", "recorded", "key", "agent"),
     [
-        ("codex", CODEX, "call_58_sub", "Codex::subagent::explorer"),
+        ("codex", CODEX, f"{CODEX_SESSION} call_58_sub", "Codex::subagent::explorer"),
         ("copilot", COPILOT, "call_68_sub", "GitHub Copilot CLI::subagent::general-purpose"),
     ],
 )
 def test_a_recorded_subagents_call_is_noted_and_the_main_agents_is_not(
-    home: Path, client: str, recorded: Any, call_id: str, agent: str
+    home: Path, client: str, recorded: Any, key: str, agent: str
 ) -> None:
     note(home, recorded["subagent"]["hook"], client=client)
-    assert noted(home / "mcpguard.db", call_id=call_id) == agent
     assert note(home, recorded["main"]["hook"], client=client) == b""
     with contextlib.closing(SqliteStore(home / "mcpguard.db")) as store:
-        ids = [recorded[who]["params"]["_meta"] for who in ("main", "subagent")]
-        assert store.noted_agents("default", [str(one.get("callId") or one["mcpguard/toolCallId"]) for one in ids]) == {
-            call_id: agent
-        }
+        assert store.take_notes("default", [key, f"{CODEX_SESSION} call_54_main", "call_66_main"]) == {key: agent}
+
+
+def test_the_main_agents_call_removes_a_note_that_an_earlier_call_with_its_id_has_left(home: Path) -> None:
+    note(home, EXPLORE)
+    note(home, without("agent_id", "agent_type", tool_use_id="another"))
+    note(home, without("agent_id", "agent_type", session_id="another"))
+    with contextlib.closing(SqliteStore(home / "mcpguard.db")) as store:
+        assert ("default", "abc123 toolu_01ABC") in store._follower.memory.notes
+    note(home, without("agent_id", "agent_type"))
+    assert noted(home / "mcpguard.db") is None
 
 
 def test_copilots_hook_prints_the_meta_that_it_is_given_and_the_calls_id(home: Path) -> None:
@@ -202,7 +207,7 @@ def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path)
     with contextlib.suppress(BrokenPipeError):  # the hook need not read all of its input
         subprocess.run(command("hook", "claude-code"), input=huge, env=environment(home), timeout=DEADLINE_S, check=True)
     assert time.monotonic() - begin < IN_TIME_S
-    assert not noted(home / "mcpguard.db", call_id="huge")
+    assert not noted(home / "mcpguard.db", key="abc123 huge")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +251,7 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
     waits: list[float] = []
 
     def leave_note(_: object, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> None:
-        assert (namespace, note.call_id, wall_us > 0) == ("default", "toolu_01ABC", True)
+        assert (namespace, note.key, wall_us > 0) == ("default", "abc123 toolu_01ABC", True)
         waits.append(timeout_s)
 
     monkeypatch.setenv("MCPGUARD_HOME", str(home))

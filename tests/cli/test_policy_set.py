@@ -337,7 +337,7 @@ def test_a_cap_joins_the_limit_of_its_rule_and_each_is_changed_by_itself(tmp_pat
         (["--concurrent", "2"], "100/1h 2-in-flight", f"changed rule 1 (it was 100/1h)\n{begin} 100 times an hour; at most 2"),
         (["50/1h"], "50/1h 2-in-flight", "changed rule 1 (it was 100/1h 2-in-flight)"),
         (["--concurrent", "3", "--wait", "5s"], "50/1h 3-in-flight", "2-in-flight and without a wait)"),
-        (["--wait", "1m", "--concurrent", "3"], "50/1h 3-in-flight", "(it was with a wait of 5s)"),
+        (["--wait", "4s", "--concurrent", "3"], "50/1h 3-in-flight", "(it was with a wait of 5s)"),
         (["--concurrent", "3"], "50/1h 3-in-flight", "rule 1 is unchanged"),
         (["60/1h", "--concurrent", "unlimited"], "60/1h unlimited-in-flight", "any number of calls may be in flight"),
     ):

@@ -1,5 +1,7 @@
 """Notes of which agent makes a call, and reading counters with `peek`."""
 
+import threading
+
 import pytest
 
 from mcpguard.core import limiter
@@ -14,50 +16,93 @@ PLAN = "Claude Code::subagent::Plan"
 KEPT_MS = NOTE_KEPT_US // 1000
 
 
-def test_a_note_can_be_read_by_every_handle_and_any_number_of_times(place: Place) -> None:
+def test_a_note_is_taken_once_by_one_of_all_handles(place: Place) -> None:
     one, other = place.open(), place.open()
-    place.note(place.namespace, "t1", EXPLORE)
-    for _ in range(2):
-        assert one.noted_agents(place.namespace, ["t1"]) == other.noted_agents(place.namespace, ["t1"]) == {"t1": EXPLORE}
+    place.note(place.namespace, "s t1", EXPLORE)
+    place.note(place.namespace, "s t2", PLAN)
+    assert other.take_notes(place.namespace, ["s t1", "s t1"]) == {"s t1": EXPLORE}
+    for store in (one, other, place.open()):
+        assert store.take_notes(place.namespace, ["s t1"]) == {}
+    assert one.take_notes(place.namespace, ["s t1", "s t2"]) == {"s t2": PLAN}
+    place.note(place.namespace, "s t1", PLAN)
+    assert one.take_notes(place.namespace, ["s t1"]) == {"s t1": PLAN}
+
+
+def test_a_note_that_was_taken_stays_taken_after_upkeep(place: Place) -> None:
+    store = place.open()
+    place.note(place.namespace, "s t1", EXPLORE)
+    store.tend()
+    assert store.take_notes(place.namespace, ["s t1"]) == {"s t1": EXPLORE}
+    store.tend()
+    store.close()
+    assert place.open().take_notes(place.namespace, ["s t1"]) == {}
+
+
+def test_of_handles_that_take_notes_at_the_same_time_each_gets_others(place: Place) -> None:
+    stores = [place.open(), place.open()]
+    keys = [f"s t{at}" for at in range(40)]
+    for key in keys:
+        place.note(place.namespace, key, EXPLORE)
+    taken: list[list[str]] = [[], []]
+
+    def take(at: int) -> None:
+        for key in keys[:: 1 - 2 * at]:
+            taken[at] += stores[at].take_notes(place.namespace, [key])
+
+    threads = [threading.Thread(target=take, args=(at,)) for at in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken[0] + taken[1]) == sorted(keys)
+
+
+def test_a_note_without_an_agent_removes_the_one_that_is_there(place: Place) -> None:
+    store = place.open()
+    place.note(place.namespace, "s t1", EXPLORE)
+    place.note(place.namespace, "s t1", "")
+    place.note(place.namespace, "s t2", "")
+    assert store.take_notes(place.namespace, ["s t1", "s t2"]) == {}
 
 
 def test_calls_without_a_note_are_absent(place: Place) -> None:
     store = place.open()
-    assert store.noted_agents(place.namespace, []) == {}
-    assert store.noted_agents(place.namespace, ["t1", "t2"]) == {}
+    assert store.take_notes(place.namespace, []) == {}
+    assert store.take_notes(place.namespace, ["t1", "t2"]) == {}
     place.note(place.namespace, "t2", EXPLORE)
-    assert store.noted_agents(place.namespace, ["t1", "t2", "t2"]) == {"t2": EXPLORE}
+    assert store.take_notes(place.namespace, ["t1", "t2", "t2"]) == {"t2": EXPLORE}
 
 
 def test_a_second_note_of_a_call_replaces_the_first(place: Place) -> None:
     store = place.open()
     place.note(place.namespace, "t1", EXPLORE)
     place.note(place.namespace, "t1", PLAN)
-    assert store.noted_agents(place.namespace, ["t1"]) == {"t1": PLAN}
+    assert store.take_notes(place.namespace, ["t1"]) == {"t1": PLAN}
 
 
 def test_notes_are_not_visible_in_another_namespace(place: Place) -> None:
     store = place.open()
     place.note(place.namespace + "-one", "t1", EXPLORE)
-    assert store.noted_agents(place.namespace + "-two", ["t1"]) == {}
+    assert store.take_notes(place.namespace + "-two", ["t1"]) == {}
     place.note(place.namespace + "-two", "t1", PLAN)
-    assert store.noted_agents(place.namespace + "-one", ["t1"]) == {"t1": EXPLORE}
+    assert store.take_notes(place.namespace + "-one", ["t1"]) == {"t1": EXPLORE}
 
 
 def test_a_note_expires(place: Place) -> None:
     store = place.open()
     place.note(place.namespace, "t1", EXPLORE)
+    place.note(place.namespace, "t2", EXPLORE)
     place.pass_ms(KEPT_MS)
-    assert store.noted_agents(place.namespace, ["t1"]) == {"t1": EXPLORE}
+    assert store.take_notes(place.namespace, ["t1"]) == {"t1": EXPLORE}
     place.pass_ms(1)
-    assert store.noted_agents(place.namespace, ["t1"]) == {}
+    assert store.take_notes(place.namespace, ["t2"]) == {}
 
 
 def test_many_notes_are_read_at_once(place: Place) -> None:
     store = place.open()
     for at in range(300):
         place.note(place.namespace, f"t{at}", f"a::b::{at}")
-    found = store.noted_agents(place.namespace, [f"t{at}" for at in range(2000)])
+    found = store.take_notes(place.namespace, [f"t{at}" for at in range(2000)])
     assert found == {f"t{at}": f"a::b::{at}" for at in range(300)}
 
 
@@ -65,7 +110,7 @@ def test_many_notes_are_read_at_once(place: Place) -> None:
 def test_an_agent_of_any_name_is_read_as_it_was_noted(place: Place, name: str) -> None:
     store = place.open()
     place.note("a'b", "t'1", f"a::b::{name}")
-    assert store.noted_agents("a'b", ["t'1"]) == {"t'1": f"a::b::{name}"}
+    assert store.take_notes("a'b", ["t'1"]) == {"t'1": f"a::b::{name}"}
 
 
 def test_a_note_changes_no_counter_and_writes_no_audit_row(place: Place) -> None:

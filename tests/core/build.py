@@ -175,7 +175,7 @@ class Talk(Session):
         self.to_client: list[Any] = []
         self.forwarded_bytes: list[bytes] = []
         self.logs: list[Log] = []
-        self.looked_up: list[tuple[Sequence[str], bool]] = []  # ids of calls, and whether the answers are needed
+        self.looked_up: list[tuple[Sequence[str], bool]] = []  # keys of notes, and whether the answers are needed
         self.together: list[int] = []  # how many requests were decided at once
         self.verdicts: list[Verdict] = []
         self.recorded: list[int] = []  # how many outcomes were recorded at once
@@ -211,8 +211,8 @@ class Talk(Session):
 
     def _do(self, command: Decide | LookUp | Record) -> events.Event:
         if isinstance(command, LookUp):
-            self.looked_up.append((command.call_ids, command.answers))
-            return events.LookedUp({one: self.noted[one] for one in command.call_ids if one in self.noted})
+            self.looked_up.append((command.notes, command.answers))
+            return events.LookedUp({one: self.noted[one] for one in command.notes if one in self.noted})
         if isinstance(command, Decide):
             if self.store_failure or len(self.together) == self.fails_after:
                 return events.StoreFailed(self.store_failure)

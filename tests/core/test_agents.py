@@ -15,7 +15,7 @@ from mcpguard.core.policy.parse import parse
 from tests.core.build import Talk, call_line, request
 from tests.recorded_hooks import CODEX, COPILOT
 
-UNNAMED = Identity("alice", "os", "crm")
+UNNAMED = Identity("alice", "os", "crm", claude_session="s")
 INFO = "io.modelcontextprotocol/clientInfo"
 EXPLORE = "Claude Code::subagent::Explore"
 ONE_FOR_EXPLORE = f'[[rule]]\nagent = "{EXPLORE}"\nlimit = "1/1m"\n'
@@ -36,7 +36,7 @@ def agents(talk: Talk) -> list[tuple[object, object]]:
 def test_a_hooks_note_names_the_agent_of_its_call_only() -> None:
     talk = Talk(ONE_FOR_EXPLORE, who=UNNAMED)
     talk.client(request("initialize", 0, clientInfo={"name": "claude-code"}))
-    noted = {"t1": EXPLORE, "t2": EXPLORE}
+    noted = {"s t1": EXPLORE, "s t2": EXPLORE}
     talk.client(called("a", **by_id("t1")), called("b", **by_id("t2")), called("c", **by_id("t3")), called("d"), noted=noted)
     assert [reply["id"] for reply in talk.to_client] == ["b"]
     main = ("Claude Code::interactive::default", "clientInfo")
@@ -45,7 +45,7 @@ def test_a_hooks_note_names_the_agent_of_its_call_only() -> None:
 
 def test_only_the_id_in_the_calls_meta_is_used() -> None:
     talk = Talk(ONE_FOR_EXPLORE, who=UNNAMED)
-    noted = {"t1": EXPLORE}
+    noted = {"s t1": EXPLORE}
     talk.client(called("a", arguments={"_meta": {"claudecode/toolUseId": "t1"}}), noted=noted)
     talk.client(called("b", arguments={"claudecode/toolUseId": "t1"}, _meta={"x": {"claudecode/toolUseId": "t1"}}), noted=noted)
     assert agents(talk) == [("unknown::interactive::default", "default")] * 2
@@ -54,7 +54,7 @@ def test_only_the_id_in_the_calls_meta_is_used() -> None:
 @pytest.mark.parametrize("odd", [None, 7, "", [], {}, "x" * 300, "\ud800", "t 1"])
 def test_an_invalid_id_is_joined_with_no_note(odd: object) -> None:
     talk = Talk(who=UNNAMED)
-    talk.client(called("a", **by_id(odd)), noted={"t 1": EXPLORE, "x" * 300: EXPLORE})
+    talk.client(called("a", **by_id(odd)), noted={"s t 1": EXPLORE, "s " + "x" * 300: EXPLORE})
     assert agents(talk) == [("unknown::interactive::default", "default")]
 
 
@@ -80,20 +80,20 @@ def test_the_note_of_a_call_is_looked_up_by_its_id_in_any_spelling(line: str, he
     if heavy:
         line = line.replace('"method"', '"more":[%s0],"method"' % ("[]," * HEAVY_PARTS))
     talk = Talk(who=UNNAMED)
-    talk.client(line.encode(), noted={"t1": EXPLORE, "t2": "a::b::c"})
-    assert talk.looked_up == [(("t1",), False)]
+    talk.client(line.encode(), noted={"s t1": EXPLORE, "s t2": "a::b::c"})
+    assert talk.looked_up == [(("s t1",), False)]
     assert agents(talk) == [(EXPLORE, "hook")]
 
 
 def test_each_of_many_calls_has_the_agent_of_its_own_note() -> None:
     talk = Talk(who=UNNAMED)
-    noted = {f"t{at}": f"a::b::{at}" for at in range(900)}
+    noted = {f"s t{at}": f"a::b::{at}" for at in range(900)}
     decoys = {"decoys": [{"_meta": {"claudecode/toolUseId": f"decoy{at}"}} for at in range(1000)]}
     batch = b"[" + b",".join(called(f"b{at}", **by_id(f"t{at}")) for at in range(600)) + b"]"
     single = [called(f"s{at}", arguments=decoys, **by_id(f"t{at}")) for at in range(600, 620)]
     lines = [called("first", arguments=decoys), batch, *single, called("last", **by_id("t899"))]
     talk.client(*lines, noted=noted)
-    assert talk.looked_up == [(tuple(f"t{at}" for at in (*range(620), 899)), False)]
+    assert talk.looked_up == [(tuple(f"s t{at}" for at in (*range(620), 899)), False)]
     named = [str(agent).rpartition("::")[2] for agent, _ in agents(talk)]
     assert named == ["default", *map(str, range(620)), "899"]
 
@@ -105,13 +105,50 @@ def test_no_note_is_looked_up_without_an_id_or_if_the_agent_is_configured() -> N
     assert talk.client(*calls[:2]) == forwarded[:2]
     assert talk.looked_up == []
     assert talk.client(*calls[2:]) == forwarded[2:]
-    assert talk.looked_up == [(("t1",), False)]
+    assert talk.looked_up == [(("s t1",), False)]
     configured = Talk()  # all of its agent
     assert configured.client(*calls) == forwarded
     assert configured.looked_up == []
 
 
-CODEX_MAIN = ("Codex::interactive::default", "clientInfo")
+def test_a_note_counts_for_one_call_though_two_have_its_id() -> None:
+    talk = Talk(who=UNNAMED)
+    talk.client(called("a", **by_id("t1")), called("b", **by_id("t1")), noted={"s t1": EXPLORE})
+    assert agents(talk) == [(EXPLORE, "hook"), ("unknown::interactive::default", "default")]
+
+
+def test_a_held_call_stays_its_subagents() -> None:
+    talk = Talk(ONE_FOR_EXPLORE.replace("limit", "wait = '1m'\nlimit"), who=UNNAMED)
+    talk.client(called("a", **by_id("t1")), called("b", **by_id("t2")), noted={"s t1": EXPLORE, "s t2": EXPLORE})
+    assert talk.pass_ms(60_000)[-1] == "forwarded b"
+    assert agents(talk) == [(EXPLORE, "hook"), (EXPLORE, "hook")]
+
+
+def test_a_call_of_claude_code_has_no_note_if_its_session_is_not_known() -> None:
+    talk = Talk(who=UNNAMED._replace(claude_session=""))
+    talk.client(called("a", **by_id("t1")), noted={"t1": EXPLORE, " t1": EXPLORE})
+    assert talk.looked_up == []
+
+
+@pytest.mark.parametrize("told", [{"thread_source": "user"}, {"thread_source": "subagent"}, {"turn_trigger": "exec"}])
+def test_codexs_meta_from_another_client_changes_nothing(told: dict[str, str]) -> None:
+    talk = Talk(who=UNNAMED)
+    talk.client(request("initialize", 0, clientInfo={"name": "claude-code"}))
+    turn = {"x-codex-turn-metadata": told}
+    talk.client(called("a", **by_id("t1", **turn)), called("b", **by_id("t2", **turn)), noted={"s t1": EXPLORE})
+    assert agents(talk) == [(EXPLORE, "hook"), ("Claude Code::interactive::default", "clientInfo")]
+
+
+def test_codexs_main_agent_has_no_note_whatever_one_says() -> None:
+    talk = Talk(who=UNNAMED)
+    talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
+    stale = {f"{CODEX_SESSION} call_54_main": "Codex::subagent::explorer"}
+    talk.client(request("tools/call", 1, **CODEX["main"]["params"]), noted=stale)
+    assert (talk.looked_up, agents(talk)) == ([], [CODEX_MAIN])
+
+
+CODEX_SESSION = "01a21980-a1a1-7341-8cf2-a8366b38779c"
+CODEX_MAIN = ("Codex::background::default", "meta")
 CODEX_SUBAGENT = ("Codex::subagent::default", "meta")
 
 
@@ -129,7 +166,7 @@ def codex(*, heavy: bool) -> Talk:
 def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> None:
     talk = codex(heavy=heavy)
     assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
-    assert talk.looked_up == [(("call_58_sub",), False)]  # no note of the main agent's calls
+    assert talk.looked_up == [((f"{CODEX_SESSION} call_58_sub",), False)]  # no note of the main agent's calls
 
 
 def test_another_client_does_not_get_a_tier_by_codexs_meta() -> None:
@@ -140,20 +177,27 @@ def test_another_client_does_not_get_a_tier_by_codexs_meta() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recorded", "call_id", "main", "subagent"),
+    ("recorded", "key", "main", "subagent"),
     [
-        (CODEX, "call_58_sub", "Codex::interactive::default", "Codex::subagent::explorer"),
-        (COPILOT, "call_68_sub", "GitHub Copilot CLI::interactive::default", "GitHub Copilot CLI::subagent::general-purpose"),
+        (CODEX, f"{CODEX_SESSION} call_58_sub", CODEX_MAIN, "Codex::subagent::explorer"),
+        (
+            COPILOT,
+            "call_68_sub",
+            ("GitHub Copilot CLI::interactive::default", "clientInfo"),
+            "GitHub Copilot CLI::subagent::general-purpose",
+        ),
     ],
     ids=["codex", "copilot"],
 )
-def test_a_hooks_note_names_the_subagent_of_a_recorded_call(recorded: Any, call_id: str, main: str, subagent: str) -> None:
+def test_a_hooks_note_names_the_subagent_of_a_recorded_call(
+    recorded: Any, key: str, main: tuple[str, str], subagent: str
+) -> None:
     talk = Talk(who=UNNAMED)
     if recorded is CODEX:  # Copilot CLI names itself in each call
         talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
     calls = [request("tools/call", at, **recorded[who]["params"]) for at, who in enumerate(("main", "subagent"), 1)]
-    talk.client(*calls, noted={call_id: subagent})
-    assert agents(talk) == [(main, "clientInfo"), (subagent, "hook")]
+    talk.client(*calls, noted={key: subagent})
+    assert agents(talk) == [main, (subagent, "hook")]
 
 
 HOSTILE: list[object] = [

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.core import meta
-from mcpguard.core.client_agents import HOOKS, NOTE_KEPT_US, AgentNote, agent_note, call_id, codex_tier, meta_with_id
+from mcpguard.core.client_agents import (
+    HOOKS,
+    NOTE_KEPT_US,
+    AgentNote,
+    agent_note,
+    claude_session,
+    claude_tier,
+    codex_tier,
+    meta_with_id,
+    note_key,
+)
 from mcpguard.core.identity import KNOWN_CLIENTS
 from tests.core.build import TESTS
 from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
@@ -38,12 +48,16 @@ def without(*names: str, **more: object) -> dict[str, Any]:
     return {key: value for key, value in EXPLORE.items() if key not in names} | more
 
 
-def noted(hook_input: object, *, client: str = "claude-code") -> AgentNote | None:
-    return agent_note(HOOKS[client], hook_input)
+KEY = "abc123 toolu_01ABC"
+CODEX_SESSION = "01a21980-a1a1-7341-8cf2-a8366b38779c"
+
+
+def noted(hook_input: object, *, client: str = "claude-code", **environ: str) -> AgentNote | None:
+    return agent_note(HOOKS[client], hook_input, environ)
 
 
 def test_a_subagents_call_is_noted_with_its_type() -> None:
-    assert noted(EXPLORE) == AgentNote("toolu_01ABC", "Claude Code::subagent::Explore")
+    assert noted(EXPLORE) == AgentNote(KEY, "Claude Code::subagent::Explore")
 
 
 def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
@@ -51,17 +65,46 @@ def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
     assert f"note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
 
 
-def test_a_main_agents_call_is_not_noted() -> None:
-    assert noted(without("agent_id", "agent_type")) is None
+def test_a_main_agents_call_removes_the_note_of_an_earlier_call_with_its_id() -> None:
+    assert noted(without("agent_id", "agent_type")) == AgentNote(KEY, "")
+    assert noted(CODEX["main"]["hook"], client="codex") == AgentNote(f"{CODEX_SESSION} call_54_main", "")
+    assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
 
 
-def test_a_session_started_as_a_named_agent_is_interactive() -> None:
-    assert noted(without("agent_id")) == AgentNote("toolu_01ABC", "Claude Code::interactive::Explore")
+def test_of_a_session_started_as_a_named_agent_the_hook_tells_the_name_and_no_tier() -> None:
+    assert noted(without("agent_id")) == AgentNote(KEY, "Claude Code::::Explore")
+
+
+def test_hook_and_server_of_a_process_of_claude_code_meet_in_whatever_session_it_is_now() -> None:
+    begun = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/\udcff7.sock", "CLAUDE_CODE_SESSION_ID": "first"}
+    note = noted(without(session_id="second"), **begun)  # after /clear
+    assert note is not None
+    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(begun)) == note.key
+    other = begun | {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/8.sock"}
+    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(other)) not in {None, note.key}
+
+
+def test_without_a_process_they_meet_in_the_session() -> None:
+    note, call_meta = noted(EXPLORE), {"claudecode/toolUseId": "toolu_01ABC"}
+    assert note is not None
+    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc123"})) == note.key
+    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc124"})) != note.key
+    assert note_key(call_meta, claude_session({})) is None
+
+
+def test_the_process_of_claude_code_is_not_that_of_a_codex_inside_it() -> None:
+    inside = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc-socks/7.sock", "CLAUDE_CODE_SESSION_ID": "first"}
+    assert noted(CODEX["subagent"]["hook"], client="codex", **inside) == CLIENTS["codex"][1]
+
+
+@pytest.mark.parametrize(("entrypoint", "tier"), [("sdk-cli", "background"), ("cli", ""), ("", ""), ("sdk-py", "")])
+def test_claude_code_without_a_person_is_in_the_background(entrypoint: str, tier: str) -> None:
+    assert claude_tier({"CLAUDE_CODE_ENTRYPOINT": entrypoint}) == tier
 
 
 @pytest.mark.parametrize("kind", [None, "", 7, ["Explore"], {}])
 def test_a_subagent_without_a_type_is_still_a_subagent(kind: object) -> None:
-    assert noted(without(agent_type=kind)) == AgentNote("toolu_01ABC", "Claude Code::subagent::default")
+    assert noted(without(agent_type=kind)) == AgentNote(KEY, "Claude Code::subagent::default")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +117,9 @@ def test_a_subagent_without_a_type_is_still_a_subagent(kind: object) -> None:
         without("hook_event_name"),
         without(hook_event_name="PostToolUse"),
         without("tool_use_id"),
+        without("session_id"),
+        without(session_id="a b"),
+        without(session_id=["abc123"]),
         without(tool_use_id=""),
         without(tool_use_id=7),
         without(tool_use_id="x" * 257),
@@ -93,8 +139,8 @@ def test_only_mcp_calls_with_an_id_are_noted(odd: object) -> None:
 
 
 def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
-    assert noted(without(agent_type="api::x")) == AgentNote("toolu_01ABC", "Claude Code::subagent::api:\\:\\x")
-    assert noted(without(agent_type="plugin:reviewer")) == AgentNote("toolu_01ABC", "Claude Code::subagent::plugin:reviewer")
+    assert noted(without(agent_type="api::x")) == AgentNote(KEY, "Claude Code::subagent::api:\\:\\x")
+    assert noted(without(agent_type="plugin:reviewer")) == AgentNote(KEY, "Claude Code::subagent::plugin:reviewer")
 
 
 @given(st.text())
@@ -121,10 +167,10 @@ def test_types_with_long_names_that_differ_only_at_the_end_stay_different() -> N
 @given(st.dictionaries(st.sampled_from([*EXPLORE]), json_values))
 def test_any_input_gives_a_note_or_none(members: dict[str, object]) -> None:
     note = noted(EXPLORE | members)
-    assert note is None or note.agent.startswith("Claude Code::")
+    assert note is None or note.agent.startswith("Claude Code::") or not note.agent
 
 
-CLIENTS = {"codex": (CODEX, AgentNote("call_58_sub", "Codex::subagent::explorer"))}
+CLIENTS = {"codex": (CODEX, AgentNote(f"{CODEX_SESSION} call_58_sub", "Codex::subagent::explorer"))}
 CLIENTS["copilot"] = (COPILOT, AgentNote("call_68_sub", "GitHub Copilot CLI::subagent::general-purpose"))
 
 
@@ -132,8 +178,7 @@ CLIENTS["copilot"] = (COPILOT, AgentNote("call_68_sub", "GitHub Copilot CLI::sub
 def test_a_recorded_subagents_call_is_joined_with_the_note_of_its_hook(client: str) -> None:
     recorded, note = CLIENTS[client]
     assert noted(recorded["subagent"]["hook"], client=client) == note
-    assert call_id(recorded["subagent"]["params"]["_meta"]) == note.call_id
-    assert noted(recorded["main"]["hook"], client=client) is None
+    assert note_key(recorded["subagent"]["params"]["_meta"], "") == note.key
 
 
 @pytest.mark.parametrize("member", ["hook_event_name", "tool_name", "tool_use_id"])
@@ -159,27 +204,23 @@ def test_each_clients_name_is_the_one_that_its_client_info_gives() -> None:
 # The id of a call
 
 
-@pytest.mark.parametrize("member", sorted(meta.CALL_IDS))
 @given(ids)
-def test_the_id_of_a_call_is_read_from_its_meta(member: str, one: str) -> None:
-    assert call_id({"progressToken": 2, member: one}) == one
+def test_the_key_of_a_calls_note_has_the_session_and_the_id(one: str) -> None:
+    assert note_key({"progressToken": 2, meta.CLAUDE_CALL_ID: one}, "s") == f"s {one}"
+    assert note_key({"callId": one, "sessionId": "of Codex".replace(" ", "-")}, "s") == f"of-Codex {one}"
+    assert note_key({meta.COPILOT_CALL_ID: one}, "s") == one
 
 
 @pytest.mark.parametrize("value", [None, 7, "", "x" * 257, "a b", {"x": 1}, ["x"]])
 def test_an_invalid_id_is_ignored(value: object) -> None:
-    assert call_id({"claudecode/toolUseId": value}) is None
-    assert call_id({"callId": value}) is None
-    assert call_id({}) is None
-
-
-def test_a_call_of_codexs_main_agent_is_joined_with_no_note() -> None:
-    call_meta = CODEX["main"]["params"]["_meta"]
-    assert call_id(call_meta) is None
-    assert call_id({"callId": call_meta["callId"]}) == call_meta["callId"]
+    for member in meta.CALL_IDS:
+        assert note_key({member: value, "sessionId": "s"}, "s") is None
+    assert note_key({"callId": "c", "sessionId": value}, "s") is None
+    assert note_key({"callId": "c"}, "s") is note_key({}, "s") is None
 
 
 def test_a_call_with_two_ids_is_joined_with_no_note() -> None:
-    assert call_id({"claudecode/toolUseId": "a", "callId": "b"}) is None
+    assert note_key({"claudecode/toolUseId": "a", "callId": "b", "sessionId": "s"}, "s") is None
 
 
 def test_the_id_is_added_to_the_meta_that_the_hook_is_given() -> None:
@@ -197,9 +238,10 @@ def test_a_meta_that_is_not_an_object_stays_as_it_is(odd: object) -> None:
 # Codex's tier
 
 
-def test_codex_reports_the_tier_of_a_subagents_call_and_none_for_the_main_agents() -> None:
-    assert codex_tier(CODEX["subagent"]["params"]["_meta"]) == "subagent"
-    assert codex_tier(CODEX["main"]["params"]["_meta"]) is None
+def test_codex_reports_the_tier_of_a_subagents_call_and_of_codex_exec() -> None:
+    assert codex_tier(CODEX["subagent"]["params"]["_meta"]) == "subagent"  # of `codex exec`, too
+    assert codex_tier(CODEX["main"]["params"]["_meta"]) == "background"
+    assert codex_tier({"x-codex-turn-metadata": {"thread_source": "user", "turn_trigger": "user"}}) is None
 
 
 @pytest.mark.parametrize(
@@ -214,6 +256,7 @@ def test_codex_reports_the_tier_of_a_subagents_call_and_none_for_the_main_agents
         {},
         {"thread_source": None},
         {"thread_source": "api"},
+        {"turn_trigger": ["exec"]},
     ],
 )
 def test_an_odd_report_of_a_tier_is_ignored(odd: object) -> None:

@@ -191,7 +191,7 @@ def greeted(name: object) -> bytes:
 
 NAMES = [
     *(("mcp", "result"), ("fastmcp", "result"), ("stdio: npx", "result"), ("qwen-cli-mcp-client-crm", "result")),
-    *(("claude-code", "error"), ("codex-mcp-client", "error"), ("my-own", "error"), ("MCP", "error"), ("mcp ", "error")),
+    *(("claude-code", "error"), ("codex-mcp-client", "result"), ("my-own", "error"), ("MCP", "error"), ("mcp ", "error")),
 ]
 
 
@@ -236,6 +236,24 @@ def test_without_trust_in_client_info_the_name_still_selects_the_form() -> None:
     talk.client(greeted("mcp"), called(1), called(2), called(3, "zed"))
     assert forms(talk) == ["result", "error"]
     assert {record["agent"] for record in talk.records} == {"unknown::interactive::default"}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("codex-mcp-client", "result"), ("crm", "result"), ("CRM", "error"), ("erp", "error"), ("fastmcp", "result")],
+)
+def test_each_of_several_denials_in_a_row_has_the_form_for_the_client(name: str, form: str) -> None:
+    talk = Talk(POLICY, who=Identity("alice", "os", "crm"))
+    talk.client(greeted(name), called(1), called(2))
+    talk.client(called(3))
+    talk.client(called(4, name))
+    assert forms(talk) == [form] * 3
+
+
+def test_a_client_without_a_name_does_not_call_itself_as_a_server_without_one() -> None:
+    talk = Talk(POLICY, who=Identity("alice", "os", ""))
+    talk.client(greeted(""), called(1), called(2))
+    assert forms(talk) == ["error"]
 
 
 @pytest.mark.parametrize("reason", ["rate_limited", "denied", "unauthenticated", "policy_invalid"])

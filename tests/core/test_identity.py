@@ -119,7 +119,24 @@ def test_only_the_tier_that_codex_reports_is_used_and_only_with_trust_in_client_
     )
 
 
-@pytest.mark.parametrize("noted", ["", "a", "a::b", "a::::c", "::b::c", "a::b::c::d"])
+def test_without_a_person_the_main_agent_is_a_background_one_and_a_subagent_stays_a_subagent() -> None:
+    who = Identity("u", "os", "s", claude_tier="background")
+    assert who.agent("claude-code") == ("Claude Code::background::default", "clientInfo")
+    assert who.agent("claude-code", noted="Claude Code::::reviewer") == ("Claude Code::background::reviewer", "hook")
+    assert who.agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
+    for name in ("cursor-vscode", None):
+        assert who.agent(name) == Identity("u", "os", "s").agent(name)
+    assert who._replace(trust_client_info=False).agent("claude-code") == ("unknown::interactive::default", "default")
+    configured = who._replace(agent_parts=Agent(tier="api"), agent_source="config")
+    assert configured.agent("claude-code") == ("Claude Code::api::default", "clientInfo")
+
+
+def test_a_named_main_agent_is_interactive_if_nothing_else_is_known() -> None:
+    noted = "Claude Code::::reviewer"
+    assert Identity("u", "os", "s").agent("claude-code", noted=noted) == ("Claude Code::interactive::reviewer", "hook")
+
+
+@pytest.mark.parametrize("noted", ["", "a", "a::b", "a::b::", "::b::c", "a::b::c::d"])
 def test_a_note_without_a_valid_agent_is_ignored(noted: str) -> None:
     assert Identity("u", "os", "s").agent("claude-code", noted=noted) == ("Claude Code::interactive::default", "clientInfo")
 

@@ -41,7 +41,9 @@ OUTPUT = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_") and key not in OUTPUT}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MCPGUARD_", "CLAUDE")) and key not in OUTPUT
+    }
     return kept | {"MCPGUARD_HOME": str(home), "PYTHONPATH": str(ROOT)} | more
 
 

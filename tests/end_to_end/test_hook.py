@@ -25,11 +25,23 @@ EXPLORE = "Claude Code::subagent::Explore"
 MAIN = "Claude Code::interactive::default"
 
 
-def hook(home: Path, tool_use_id: str, *, agent: str | None = "Explore", options: tuple[str, ...] = (), **env: str) -> None:
+SESSION = {"CLAUDE_CODE_SESSION_ID": "abc123", "CLAUDE_CODE_ENTRYPOINT": "cli"}
+"""What Claude Code tells the servers that it starts in a session."""
+
+
+def hook(
+    home: Path,
+    tool_use_id: str,
+    *,
+    agent: str | None = "Explore",
+    session: str = "abc123",
+    options: tuple[str, ...] = (),
+    **env: str,
+) -> None:
     """What Claude Code does before a call, with all the time that a busy machine may need for it."""
     budget(home, PATIENT_MS)
     told: dict[str, Any] = {
-        "session_id": "abc123",
+        "session_id": session,
         "hook_event_name": "PreToolUse",
         "tool_name": "mcp__crm__search",
         "tool_input": {"query": "x"},
@@ -85,7 +97,7 @@ def who(rows: list[Message]) -> list[tuple[str, str]]:
 def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", agent=EXPLORE))
     create_store(tmp_path)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
         hello(host)
         hook(tmp_path, "t1")
         hook(tmp_path, "t2")
@@ -98,10 +110,54 @@ def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path
         assert who(host.audit()) == [(EXPLORE, "hook"), (EXPLORE, "hook"), (MAIN, "clientInfo"), (MAIN, "clientInfo")]
 
 
+def test_a_note_is_no_later_calls_and_no_other_sessions(tmp_path: Path) -> None:
+    create_store(tmp_path)
+    with Host(tmp_path, *script("obedient"), env=SESSION) as host:
+        hello(host)
+        hook(tmp_path, "t1")
+        call(host, "t1")
+        host.call("again", "search", _meta={"claudecode/toolUseId": "t1"})
+        hook(tmp_path, "t2", session="another")
+        call(host, "t2")
+        hook(tmp_path, "t3")  # the user refuses this call, and the model's gateway counts from 3 again
+        hook(tmp_path, "t3", agent=None)
+        call(host, "t3")
+        assert host.end() == 0
+        main = (MAIN, "clientInfo")
+        assert who(host.audit()) == [(EXPLORE, "hook"), main, main, main]
+
+
+def test_after_clear_the_notes_of_the_new_session_count_in_the_same_process(tmp_path: Path) -> None:
+    create_store(tmp_path)
+    process = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc-socks/4711.sock"}
+    with Host(tmp_path, *script("obedient"), env=SESSION | process) as host:
+        hello(host)
+        hook(tmp_path, "t1", session="begun-by-clear", CLAUDE_CODE_MESSAGING_SOCKET=process["CLAUDE_CODE_MESSAGING_SOCKET"])
+        call(host, "t1")
+        hook(tmp_path, "t2", session="abc123", CLAUDE_CODE_MESSAGING_SOCKET="/tmp/cc-socks/1147.sock")
+        call(host, "t2")
+        assert host.end() == 0
+        assert who(host.audit()) == [(EXPLORE, "hook"), (MAIN, "clientInfo")]
+
+
+def test_claude_code_without_a_person_is_in_the_background_and_its_subagents_are_subagents(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", agent="*::background::*"))
+    create_store(tmp_path)
+    with Host(tmp_path, *script("obedient"), env=SESSION | {"CLAUDE_CODE_ENTRYPOINT": "sdk-cli"}) as host:
+        hello(host)
+        hook(tmp_path, "t1")
+        assert "result" in call(host, "t1")
+        assert "result" in call(host, "t2")
+        assert call(host, "t3")["error"]["data"]["agent"] == "Claude Code::background::default"
+        assert host.end() == 0
+        background = ("Claude Code::background::default", "clientInfo")
+        assert who(host.audit()) == [(EXPLORE, "hook"), background, background]
+
+
 def test_codexs_subagent_has_its_tier_without_the_hook_and_its_name_with_it(tmp_path: Path) -> None:
     subagents, explorer = "Codex::subagent::*", "Codex::subagent::explorer"
     policy(tmp_path, rule("2/1h", user="*", agent=subagents) + rule("1/1h", user="*", agent=explorer))
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
         hello(host, "codex-mcp-client")
         for caller in ("main", "subagent"):
             host.send(request(caller, "tools/call", CODEX[caller]["params"]))
@@ -110,16 +166,17 @@ def test_codexs_subagent_has_its_tier_without_the_hook_and_its_name_with_it(tmp_
             assert recorded_hook(tmp_path, "codex", CODEX[caller]["hook"]) == {}
             host.send(request(f"noted {caller}", "tools/call", CODEX[caller]["params"]))
             assert "result" in host.answer(f"noted {caller}")
+        assert recorded_hook(tmp_path, "codex", CODEX["subagent"]["hook"]) == {}
         host.send(request("again", "tools/call", CODEX["subagent"]["params"]))
-        assert host.answer("again")["error"]["data"]["agent"] == explorer
+        assert host.answer("again")["result"]["_meta"]["mcpguard/denial"]["agent"] == explorer
         assert host.end() == 0
-        main = ("Codex::interactive::default", "clientInfo")
+        main, unnamed = ("Codex::background::default", "meta"), ("Codex::subagent::default", "meta")
         noted = (explorer, "hook")
-        assert who(host.audit()) == [main, ("Codex::subagent::default", "meta"), main, noted, noted]
+        assert who(host.audit()) == [main, unnamed, main, noted, noted]
 
 
 def test_copilots_subagent_has_its_name_if_the_call_has_the_meta_that_the_hook_prints(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
         for caller in ("main", "subagent"):
             params = json.loads(json.dumps(COPILOT[caller]["params"]))
             del params["_meta"]["mcpguard/toolCallId"]
@@ -136,7 +193,7 @@ def test_copilots_subagent_has_its_name_if_the_call_has_the_meta_that_the_hook_p
 
 def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path) -> None:
     create_store(tmp_path)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
         hello(host)
         for at in range(3):
             hook(tmp_path, f"t{at}", agent=f"agent {at}")
@@ -152,7 +209,7 @@ def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path
 
 def test_an_agent_that_is_configured_is_not_a_hooks_to_change(tmp_path: Path) -> None:
     create_store(tmp_path)
-    with Host(tmp_path, *script("obedient"), options=["--agent", "Mine::background::job"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--agent", "Mine::background::job"], env=SESSION) as host:
         hook(tmp_path, "t1")
         assert "result" in call(host, "t1")
         assert host.end() == 0
@@ -168,7 +225,7 @@ def test_hook_and_wrapper_meet_in_the_namespace_and_the_store_that_both_are_give
         ((), {"MCPGUARD_CONFIG": str(settings)}),
         (("--store", url), {"MCPGUARD_NAMESPACE": "team"}),
     ]
-    with Host(tmp_path, *script("obedient"), options=["--config", str(settings)]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--config", str(settings)], env=SESSION) as host:
         assert "result" in call(host, "before")
         for at, (options, env) in enumerate(ways):
             hook(tmp_path, f"t{at}", agent=f"agent {at}", options=options, **env)
@@ -187,7 +244,7 @@ def test_hook_and_wrapper_meet_in_the_namespace_and_the_store_that_both_are_give
 
 def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_path: Path) -> None:
     budget(tmp_path, BUDGET_MS)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
         hello(host)
         assert "result" in call(host, "before")
         with contextlib.closing(lock_file(tmp_path / "mcpguard.db-calls")) as lock:
@@ -204,7 +261,7 @@ def test_while_a_stopped_process_has_the_stores_lock_the_hook_ends_and_the_call_
     tmp_path: Path, what: str, file: str
 ) -> None:
     budget(tmp_path, BUDGET_MS)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
         hello(host)
         assert "result" in call(host, "before")
         with stopped_holder(what, tmp_path / file):
@@ -232,7 +289,7 @@ def rows_in(server: Server, namespace: str = "default") -> list[Message]:
 def test_with_redis_hook_and_wrapper_meet_on_the_server_in_their_namespace(tmp_path: Path, server: Server) -> None:
     policy(tmp_path, rule("1/1h", user="*", agent=EXPLORE))
     team = {"MCPGUARD_STORE": server.url, "MCPGUARD_NAMESPACE": "team"}
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=team) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=team | SESSION) as host:
         hello(host)
         hook(tmp_path / "elsewhere", "t1", MCPGUARD_STORE=server.url, MCPGUARD_NAMESPACE="team")
         hook(tmp_path, "t2", options=("--store", server.url), MCPGUARD_NAMESPACE="team")
@@ -247,7 +304,7 @@ def test_with_redis_hook_and_wrapper_meet_on_the_server_in_their_namespace(tmp_p
 
 def test_while_redis_hangs_or_is_gone_the_hook_ends_and_the_call_goes_on(tmp_path: Path, server: Server) -> None:
     budget(tmp_path, BUDGET_MS)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env={"MCPGUARD_STORE": server.url}) as host:
+    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env={"MCPGUARD_STORE": server.url} | SESSION) as host:
         hello(host)
         assert "result" in call(host, "before")
         server.signal(signal.SIGSTOP)

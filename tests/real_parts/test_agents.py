@@ -101,7 +101,7 @@ def test_codexs_subagent_is_told_apart(tmp_path: Path, parts: Parts, with_hook: 
             (settings / "hooks.json").write_text(json.dumps({"hooks": hooks}))
         options = ["--skip-git-repo-check", "--dangerously-bypass-hook-trust", "--sandbox", "read-only"]
         agents = run(tmp_path, codex, "exec", *options, MAIN_PROMPT)
-    assert agents == [("Codex::interactive::default", "clientInfo"), subagent]
+    assert agents == [("Codex::background::default", "meta"), subagent]  # `codex exec` runs without a person
 
 
 def test_copilots_subagent_is_told_apart_with_the_hook(tmp_path: Path, parts: Parts) -> None:

@@ -32,10 +32,10 @@ class Store(MemoryStore):
 
     failure: StoreUnavailable | None = None
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         if self.failure:
             raise self.failure
-        return super().noted_agents(namespace, call_ids)
+        return super().take_notes(namespace, call_ids)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         if self.failure:
@@ -224,7 +224,7 @@ def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
 
 def test_a_call_is_judged_without_its_note_if_the_store_fails(scene: Scene) -> None:
     scene.store.failure = StoreUnavailable("it is away")
-    assert scene.client(call_line("x", 1, _meta={"claudecode/toolUseId": "t1"}))
+    assert scene.client(call_line("x", 1, _meta={"callId": "t1", "sessionId": "s"}))
     assert [entry.record["agent"] for entry in scene.store.entries()] == ["unknown::interactive::default"]
 
 
@@ -262,7 +262,7 @@ limit = "deny"
 ASKING = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","requestState":"s","inputRequests":{"a":{}}}}\n'
 META = {
     "progress": {"progressToken": 1},
-    "named": {"claudecode/toolUseId": "t1"},
+    "named": {"callId": "t1", "sessionId": "s"},
     "traced": {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "io.modelcontextprotocol/clientInfo": {"name": "cursor-vscode"}},
 }
 

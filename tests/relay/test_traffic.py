@@ -83,9 +83,9 @@ class Store(MemoryStore):
             raise self.failure
         return super().decide(requests, journal)
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         self.asked.append([*call_ids])
-        return super().noted_agents(namespace, call_ids)
+        return super().take_notes(namespace, call_ids)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         super().record(outcomes)
@@ -446,9 +446,9 @@ def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line) -> N
     line.send(call(1), call(2) | {"params": {"name": "x", "arguments": {"_meta": {"claudecode/toolUseId": "t0"}}}}, PING)
     line.server_has()
     assert line.store.asked == []
-    line.send(*(call(at) | {"params": {"name": "x", "_meta": {"claudecode/toolUseId": f"t{at}"}}} for at in (3, 4)))
+    line.send(*(call(at) | {"params": {"name": "x", "_meta": {"callId": f"t{at}", "sessionId": "s"}}} for at in (3, 4)))
     line.client_has()
-    assert line.store.asked == [["t3", "t4"]]
+    assert line.store.asked == [["s t3", "s t4"]]
 
 
 def test_a_retry_is_recognised_if_its_key_is_written_with_an_escape(line: Line) -> None:

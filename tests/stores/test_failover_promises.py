@@ -157,13 +157,13 @@ def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(place.opened[0], name, watched)
 
-    names = ["decide", "settle", "record", "append", "noted_agents", "catch_up", "close"]
+    names = ["decide", "settle", "record", "append", "take_notes", "catch_up", "close"]
     for name in names:
         watch(name)
     place.stops(place.starts())
     place.store.record([])
     place.store.append([])
-    place.store.noted_agents("default", ["x"])
+    place.store.take_notes("default", ["x"])
     place.store.catch_up()
     place.store.close()
     assert used == [(name, True) for name in names]

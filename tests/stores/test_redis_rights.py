@@ -79,7 +79,7 @@ def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: R
 
     RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
     RedisAddress(user).leave_note("crm", AgentNote("b", "Plan"), wall_us=wall_us(), timeout_s=5)
-    assert store.noted_agents("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
+    assert store.take_notes("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
 
     server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")
     store.tend()
@@ -141,10 +141,12 @@ def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, se
     (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
     where, password = url(server), PASSWORD
     variables = {"MCPGUARD_STORE": where, "MCPGUARD_STORE_PASSWORD": password}
+    session = {"CLAUDE_CODE_SESSION_ID": "abc123"}
     hook = subprocess.run(
         command("hook", "claude-code", tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
         input=json.dumps(
             {
+                "session_id": "abc123",
                 "hook_event_name": "PreToolUse",
                 "tool_name": "mcp__crm__search",
                 "tool_use_id": "toolu_1",
@@ -165,7 +167,7 @@ def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, se
         stderr=subprocess.PIPE,
         bufsize=0,
     )
-    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables) as host:
+    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables | session) as host:
         assert "result" in host.call(1, "search", _meta={"claudecode/toolUseId": "toolu_1"})
         first = json.loads(line_of(following))
         assert "result" in host.call(2, "search")

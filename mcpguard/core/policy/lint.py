@@ -16,8 +16,11 @@ from mcpguard.core.policy.parse import untouched
 from mcpguard.core.policy.rule_text import options_of
 from mcpguard.core.policy.tighter import Tightness, admitted_at_most, can_deny_beside
 
-MAX_PATIENCE_US: Final = 60_000_000
-"""How long clients usually wait for an answer, unless they take progress notifications into account."""
+MAX_PATIENCE_US: Final = 5_000_000
+"""How long every known client waits for an answer. Progress notifications extend that in few of them.
+
+Source: docs/policy.md#waiting.
+"""
 
 _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
@@ -178,16 +181,16 @@ def _narrows(rule: Rule, other: Rule) -> bool:
 
 def _waits(policy: Policy) -> Iterator[str]:
     """Warn of waits without effect, and of waits for which clients have no patience."""
-    reason = "clients that ignore progress notifications give up after about a minute"
+    hint = "some clients give up earlier (the OpenAI Agents SDK for Python after 5 seconds)"
     if policy.wait_us > MAX_PATIENCE_US:
-        yield f"the wait of the policy is {span_text(policy.wait_us)}: {reason}"
+        yield f"the wait of the policy is {span_text(policy.wait_us)}, but {hint}"
     for at, rule in enumerate(policy.rules):
         if not rule.wait_us:
             continue
         if not rule.rates and not rule.concurrent:
             yield f"{label(policy, at)}: its wait has no effect, because it never refuses a call"
         elif rule.wait_us > MAX_PATIENCE_US:
-            yield f"{label(policy, at)}: its wait is {span_text(rule.wait_us)}: {reason}"
+            yield f"{label(policy, at)}: its wait is {span_text(rule.wait_us)}, but {hint}"
 
 
 def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:

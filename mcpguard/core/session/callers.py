@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from mcpguard.core import client_agents, meta
 from mcpguard.core.digest import cut
-from mcpguard.core.identity import Identity
+from mcpguard.core.identity import CODEX, Identity, known_client
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.plan import Plan
 from mcpguard.core.text import compact
@@ -88,6 +89,21 @@ class Callers:
             self.policy = policy
             self.known.clear()
 
+    def note_key(self, call_meta: Mapping[str, object]) -> str | None:
+        """The key of the note that a hook may have left for a call; None if no note can count.
+
+        Args:
+            call_meta: The call's `_meta`.
+        """
+        identity = self.identity
+        if identity.has_whole_agent or meta.CALL_IDS.isdisjoint(call_meta):
+            return None
+        if client_agents.is_codexs_main_agent(call_meta) and identity.trust_client_info:
+            name = name_in(call_meta.get(meta.CLIENT_INFO)) or self.client_name
+            if name and known_client(name) == CODEX:
+                return None
+        return client_agents.note_key(call_meta, identity.claude_session)
+
     def new(
         self, client_name: str | None, meta_agent: str | None, noted: str | None, codex_tier: str | None, tool: str
     ) -> Caller:
@@ -123,3 +139,9 @@ class Callers:
             if identity.email:
                 context["email"] = cut(identity.email)
         return compact({**context, **members})
+
+
+def name_in(client_info: object) -> str | None:
+    """The client's name in a `clientInfo`; None if there is none."""
+    name = client_info.get("name") if isinstance(client_info, dict) else None
+    return name if isinstance(name, str) and name else None

@@ -34,16 +34,16 @@ class LookUp:
     """Look up what the verdicts depend on, then answer with `LookedUp`.
 
     Args:
-        call_ids: The calls whose agents a hook may have noted in the store, each once.
+        notes: The keys of the notes that hooks may have left in the store for the calls, each once.
         answers: Whether to first hand over everything that the server has written, as `ServerWrote`. It is needed if a call
             claims to be a retry that the server has asked for, or if a request has the id of one in flight, or a cancellation
             names one, which the server may have answered.
     """
 
-    __slots__ = ("answers", "call_ids")
+    __slots__ = ("answers", "notes")
 
-    def __init__(self, call_ids: Sequence[str], *, answers: bool) -> None:
-        self.call_ids = call_ids
+    def __init__(self, notes: Sequence[str], *, answers: bool) -> None:
+        self.notes = notes
         self.answers = answers
 
 

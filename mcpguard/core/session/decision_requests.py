@@ -2,18 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from mcpguard.core import meta
 from mcpguard.core.arguments import NONE, args_hash
-from mcpguard.core.client_agents import call_id, codex_tier
+from mcpguard.core.client_agents import codex_tier
 from mcpguard.core.digest import cut
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
 from mcpguard.core.jsonrpc.heavy import Unbuilt
 from mcpguard.core.policy.model import Call, Policy
 from mcpguard.core.policy.plan import Plan
-from mcpguard.core.session.callers import Caller, Callers
+from mcpguard.core.session.callers import Caller, Callers, name_in
 from mcpguard.core.verdict import DecisionRequest, Verdict
 
 _REMEMBERED_BYTES: Final = 4096
@@ -39,23 +39,20 @@ class DecisionRequests:
         # The last arguments, the key, and the hash: the next arguments may be the same object
         self._hashed: tuple[object, bytes, bytes] | None = None
 
-    def of_call(
-        self, frame: Frame, params: dict[str, Any], call_meta: dict[str, object], agents: Mapping[str, str]
-    ) -> DecisionRequest:
+    def of_call(self, frame: Frame, params: dict[str, Any], call_meta: dict[str, object], noted: str | None) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
 
         Args:
             frame: The call.
             params: Its `params`.
             call_meta: Its `_meta`; see `meta_of`.
-            agents: The agents that hooks noted, by call id.
+            noted: The agent that a hook noted for it; None if no hook did.
         """
-        client_name, meta_agent, noted, tier, trace = self._callers.client_name, None, None, None, None
+        client_name, meta_agent, tier, trace = self._callers.client_name, None, None, None
         if not meta.OF_CALLER.isdisjoint(call_meta):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None
-            noted = agents.get(call_id(call_meta) or "") if agents else None
             tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
         names = (client_name, meta_agent, noted, tier, params["name"])
@@ -130,12 +127,6 @@ def meta_of(params: object) -> dict[str, object]:
     """The `_meta` in a call's `params`; empty if it is not an object."""
     found = params.get("_meta") if isinstance(params, dict) else None
     return found if isinstance(found, dict) else {}
-
-
-def name_in(client_info: object) -> str | None:
-    """The client's name in a `clientInfo`; None if there is none."""
-    name = client_info.get("name") if isinstance(client_info, dict) else None
-    return name if isinstance(name, str) and name else None
 
 
 def _in_full(arguments: object) -> object:

@@ -65,7 +65,7 @@ class LookedUp:
     """The answer to `LookUp`.
 
     Args:
-        agents: The noted agents by `call_id`. Calls without a note are absent.
+        agents: The noted agents, by the keys of the notes.
     """
 
     __slots__ = ("agents",)

@@ -1,6 +1,6 @@
 """One exchange: the messages of one read from the client, while they are judged."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from mcpguard.core.jsonrpc.frames import Frame, Refusal
@@ -12,9 +12,6 @@ MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
 """How many requests are decided in one transaction, and how long their frames may be, because rows may hold the arguments. This
 takes a few milliseconds, so that other wrappers get their turn."""
-
-NO_AGENTS: Final[Mapping[str, str]] = {}
-"""The agents of calls for which no hook has noted one."""
 
 
 class Exchange:
@@ -32,11 +29,9 @@ class Exchange:
         verdicts: The verdicts so far, in the order of the requests.
         withdrawn: Requests that a later message of the exchange cancels.
         ids: The `id_key` of each request among the messages; of calls with the request for a decision.
-        agents: The agents that hooks noted for the calls, by call id.
+        noted: The agents that hooks noted for the calls, by their requests.
         due: The held calls that are decided anew.
     """
-
-    agents = NO_AGENTS
 
     def __init__(self, messages: Sequence[Frame | Refusal], now_us: int) -> None:
         self.messages = messages
@@ -48,6 +43,7 @@ class Exchange:
         self.verdicts: list[Verdict] = []
         self.withdrawn: set[DecisionRequest] = set()
         self.ids: dict[str, DecisionRequest | None] = {}
+        self.noted: dict[DecisionRequest, str] = {}
         self.due: Sequence[HeldCall] = ()
 
     def request(self, request: DecisionRequest) -> None:

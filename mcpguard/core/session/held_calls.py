@@ -1,6 +1,6 @@
 """The calls that are held until their limits have room: who is next, and when."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from mcpguard.core import limiter, meta
@@ -30,7 +30,7 @@ class HeldCall:
 
     Attributes:
         frame: The call.
-        agents: The agent that a hook noted for it, by call id.
+        noted: The agent that a hook noted for it; None if no hook did.
         rounds: Its number among the free retries of one charge; 0 if it is not one.
         request: The request of the last decision.
         verdict: The verdict of the last decision.
@@ -41,9 +41,9 @@ class HeldCall:
         needs_only_places: Whether all of them count calls in flight.
     """
 
-    def __init__(self, request: DecisionRequest, frame: Frame, agents: Mapping[str, str], arrived_us: int) -> None:
+    def __init__(self, request: DecisionRequest, frame: Frame, noted: str | None, arrived_us: int) -> None:
         self.frame = frame
-        self.agents = agents
+        self.noted = noted
         self.rounds = request.rounds
         self.request = request
         self.verdict = Verdict("held")
@@ -119,13 +119,13 @@ class HeldCalls:
         """Whether an earlier call waits for a counter of this one that the call may wait for, too."""
         return any(True for _ in self._contested(request))
 
-    def hold(self, request: DecisionRequest, verdict: Verdict, agents: Mapping[str, str], now_us: int) -> bool:
+    def hold(self, request: DecisionRequest, verdict: Verdict, noted: str | None, now_us: int) -> bool:
         """Hold a call, or hold it on.
 
         Args:
             request: The request of the last decision.
             verdict: The verdict: `held`.
-            agents: See `HeldCall`.
+            noted: See `HeldCall`.
             now_us: When it was decided.
 
         Returns:
@@ -135,7 +135,7 @@ class HeldCalls:
         assert frame is not None  # noqa: S101 - only calls are held
         assert frame.id is not None  # noqa: S101
         key = id_key(frame.id)
-        call = self.calls.get(key) or HeldCall(request, frame, agents, now_us)
+        call = self.calls.get(key) or HeldCall(request, frame, noted, now_us)
         waited_us = request.waited_us = call.waited_us(now_us)
         decision = limiter.decide(plan.limits, verdict.states, verdict.now_us)
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}

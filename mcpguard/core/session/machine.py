@@ -67,7 +67,6 @@ from itertools import zip_longest
 from typing import Any, Final
 
 from mcpguard.core import audit, meta
-from mcpguard.core.client_agents import call_id
 from mcpguard.core.identity import Identity
 from mcpguard.core.journal import Journal
 from mcpguard.core.jsonrpc import answers, frames
@@ -76,10 +75,10 @@ from mcpguard.core.jsonrpc.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Ref
 from mcpguard.core.jsonrpc.ids import id_key
 from mcpguard.core.policy.model import Policy
 from mcpguard.core.session import events, replies
-from mcpguard.core.session.callers import Callers
+from mcpguard.core.session.callers import Callers, name_in
 from mcpguard.core.session.commands import Command, Log, LookUp, Record, Settle, ToClient, ToServer
-from mcpguard.core.session.decision_requests import DecisionRequests, meta_of, name_in
-from mcpguard.core.session.exchange import NO_AGENTS, Exchange
+from mcpguard.core.session.decision_requests import DecisionRequests, meta_of
+from mcpguard.core.session.exchange import Exchange
 from mcpguard.core.session.held_calls import HeldCalls
 from mcpguard.core.session.in_flight import InFlight, RequestsInFlight, settled_plan
 from mcpguard.core.session.replies import Denials
@@ -232,9 +231,9 @@ class Session:
         if key in in_flight.by_id or key in in_flight.late or "requestState" in params or "inputResponses" in params:
             return None
         call_meta = meta_of(params)
-        if not meta.CALL_IDS.isdisjoint(call_meta) and not callers.identity.has_whole_agent:
+        if not meta.CALL_IDS.isdisjoint(call_meta) and callers.note_key(call_meta):
             return None
-        request = self._requests.of_call(frame, params, call_meta, NO_AGENTS)
+        request = self._requests.of_call(frame, params, call_meta, None)
         return request if request.waited_us is None else None
 
     def forward(self, request: DecisionRequest, verdict: Verdict, now_us: int) -> bytes:
@@ -261,11 +260,11 @@ class Session:
             return []
         self._exchange = exchange = Exchange(event.messages, event.now_us)
         look_up = self._to_look_up(exchange)
-        return [look_up] if look_up else self._judge(NO_AGENTS)
+        return [look_up] if look_up else self._judge({})
 
     def _to_look_up(self, exchange: Exchange) -> LookUp | None:
         """What the verdicts depend on and the session does not know; None if it knows everything."""
-        ids: dict[str, None] = {}  # an ordered set
+        notes: dict[str, None] = {}  # an ordered set
         needs_answers, has_id = False, self.in_flight.has_id
         for message in exchange.messages:
             if isinstance(message, Refusal):
@@ -275,20 +274,20 @@ class Session:
                 needs_answers = True
             if method == TOOLS_CALL and isinstance(params, dict):
                 call_meta = meta_of(params)
-                if call_meta and (one := call_id(call_meta)) and not self._callers.identity.has_whole_agent:
-                    ids[one] = None
+                if call_meta and (key := self._callers.note_key(call_meta)):
+                    notes[key] = None
                 if "requestState" in params or "inputResponses" in params:
                     exchange.has_retry = needs_answers = True
             elif method == _CANCELLED and (key := _cancelled_key(params)) is not None and has_id(key):
                 needs_answers = True  # the request may be answered: a client may cancel what it has the answer to
-        return LookUp(tuple(ids), answers=needs_answers) if ids or needs_answers else None
+        return LookUp(tuple(notes), answers=needs_answers) if notes or needs_answers else None
 
     def _looked_up(self, event: events.LookedUp) -> list[Command]:
         return self._judge(event.agents)
 
     def _judge(self, agents: Mapping[str, str]) -> list[Command]:
         exchange, steps, held = self._exchange, self._exchange.steps, self._held.calls
-        exchange.agents = agents
+        left = dict(agents)
         for found in exchange.messages:
             message = self._with_own_id(found)
             if isinstance(message, Refusal):
@@ -298,9 +297,13 @@ class Session:
                 if message.answered:
                     steps.append(replies.refused(message))
             elif message.method == TOOLS_CALL:
-                request = self._call(message, agents)
+                key = self._callers.note_key(meta_of(message.params)) if left else None
+                noted = left.pop(key, None) if key else None
+                request = self._call(message, noted)
                 exchange.request(request)
                 exchange.ids[id_key(str(message.id))] = request
+                if noted is not None:
+                    exchange.noted[request] = noted
             elif not self._input_closed:
                 steps += self._passing(message)
             elif message.id is not None and self._client_waits:
@@ -319,16 +322,16 @@ class Session:
             return Refusal(INVALID_REQUEST, _USED_ID, message.id, tool=tool)
         return message
 
-    def _call(self, frame: Frame, agents: Mapping[str, str], rounds: int = 0) -> DecisionRequest:
+    def _call(self, frame: Frame, noted: str | None, rounds: int = 0) -> DecisionRequest:
         """The request for a call. `decided` is set if the decision does not depend on a limit.
 
         Args:
             frame: The call.
-            agents: The agents that hooks noted, by call id.
+            noted: The agent that a hook noted for it; None if no hook did.
             rounds: The call's number among the free retries of one charge, if that is known already; else 0.
         """
         assert isinstance(frame.params, dict)  # noqa: S101 - `Frame.is_call` promises it
-        request = self._requests.of_call(frame, frame.params, meta_of(frame.params), agents)
+        request = self._requests.of_call(frame, frame.params, meta_of(frame.params), noted)
         unauthenticated, policy = self._callers.unauthenticated, self._callers.policy
         if self._input_closed:
             request.decided = "unavailable"
@@ -439,7 +442,7 @@ class Session:
         exchange = self._exchange
         if request in exchange.withdrawn:
             self._held.note_drop(request, verdict, "cancelled while it waited")
-        elif not self._held.hold(request, verdict, exchange.agents, exchange.now_us):
+        elif not self._held.hold(request, verdict, exchange.noted.get(request), exchange.now_us):
             request.waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
             return False
         return True
@@ -455,7 +458,7 @@ class Session:
         steps: list[DecisionRequest | ToServer | ToClient] = []
         due = exchange.due = self._held.due(now_us)[: 1 if alone else None]
         for call in due:
-            request = self._call(call.frame, call.agents, call.rounds)
+            request = self._call(call.frame, call.noted, call.rounds)
             waited_us = call.waited_us(now_us)
             request.detail = {**request.detail, "waited_ms": waited_us // 1000}
             request.waited_us = None if request.waited_us is None else waited_us

@@ -44,7 +44,7 @@ class Denials:
         last = self._last
         if verdict.exceeded and verdict.exceeded is last.exceeded and verdict.audit_id == last.audit_id:
             return ToClient(_ID + request_id.encode() + self._rest)
-        frame = _denial(request_id, request, verdict, denial.form(self._form, request.client_name))
+        frame = _denial(request_id, request, verdict, denial.form(self._form, request.client_name, request.call.server))
         self._last, self._rest = verdict, frame[len(_ID) + len(request_id) :]
         return ToClient(frame)
 

@@ -172,13 +172,13 @@ class FailoverStore:
             self._in_flight.end_without_store(endings)
             self._local.count_failures(endings, self._clock())
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `CallStore`. While the store cannot be used there are no notes."""
         self._await_opening()
         with self._lock:
             if self._store is not None:
                 try:
-                    return self._store.noted_agents(namespace, call_ids)
+                    return self._store.take_notes(namespace, keys)
                 except Exception as error:
                     self._fail(error)
             return {}

@@ -1,4 +1,4 @@
-"""Writes and reads the notes of which agent makes a call. The server deletes them when they expire."""
+"""Writes, reads and removes the notes of which agent makes a call. The server deletes them when they expire."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ def leave(address: RedisUrl, namespace: str, note: AgentNote, *, wall_us: int, t
     Args:
         address: The server.
         namespace: Only wrappers of this namespace see the note.
-        note: The note.
+        note: The note; without an agent it removes the one that is there.
         wall_us: Wall-clock time.
         timeout_s: How long connecting and writing may take together.
 
@@ -24,26 +24,34 @@ def leave(address: RedisUrl, namespace: str, note: AgentNote, *, wall_us: int, t
         StoreUnavailable: It could not be written.
     """
     deadline_s = time.monotonic() + timeout_s
-    key = _key(namespace, note.call_id)
-    command = ("SET", key, f"{wall_us} {note.agent}", "PX", NOTE_KEPT_US // 1000)
+    key = _key(namespace, note.key)
+    command: Command = ("SET", key, f"{wall_us} {note.agent}", "PX", NOTE_KEPT_US // 1000) if note.agent else ("DEL", key)
     with contextlib.closing(Link(address, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
         link.checked(link.ask([command], deadline_s=deadline_s)[0])
 
 
-def reading(namespace: str, call_ids: Sequence[str]) -> Command:
-    """The command that reads the notes of one call or more."""
-    return ("MGET", *(_key(namespace, one) for one in call_ids))
+def reading(namespace: str, keys: Sequence[str]) -> Command:
+    """The command that reads one note or more. Its reply is a list of values."""
+    return ("MGET", *(_key(namespace, one) for one in keys))
 
 
-def read(call_ids: Sequence[str], values: Sequence[bytes | None], *, wall_us: int) -> dict[str, str]:
-    """The agents in the reply to `reading`, by id. Expired notes are left out."""
+def taking(namespace: str, keys: Sequence[str]) -> list[Command]:
+    """The commands that remove notes, one for each. Their replies are the values.
+
+    `GETDEL` would do the same, but is not among the rights that the manual has always asked for.
+    """
+    return [("SET", _key(namespace, one), "", "XX", "GET", "PX", 1) for one in keys]
+
+
+def read(keys: Sequence[str], values: Sequence[bytes | None], *, wall_us: int) -> dict[str, str]:
+    """The agents in these values of notes, by key. Expired notes are left out."""
     found: dict[str, str] = {}
-    for one, value in zip(call_ids, values, strict=True):
+    for one, value in zip(keys, values, strict=True):
         noted_us, _, agent = (value or b"").decode().partition(" ")
         if agent and abs(wall_us - int(noted_us)) <= NOTE_KEPT_US:
             found[one] = agent
     return found
 
 
-def _key(namespace: str, call_id: str) -> str:
-    return f"{prefix(namespace)}note:{call_id}"
+def _key(namespace: str, key: str) -> str:
+    return f"{prefix(namespace)}note:{key}"

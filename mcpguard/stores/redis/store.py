@@ -431,12 +431,13 @@ class RedisStore:
             self._seen.forget(ids)
         return gone
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
-        if not call_ids:
+        if not keys:
             return {}
-        values = self._ask(notes.reading(namespace, call_ids))[0]
-        return notes.read(call_ids, values, wall_us=self._wall())
+        wall_us = self._wall()
+        found = [*notes.read(keys, self._ask(notes.reading(namespace, keys))[0], wall_us=wall_us)]
+        return notes.read(found, self._ask(*notes.taking(namespace, found)), wall_us=wall_us) if found else {}
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`. Does nothing: a call is in the server when it is decided."""

@@ -156,7 +156,10 @@ class Drain:
             self._changes.append(fields)
         elif kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
-            self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
+            if note.agent:
+                self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
+            else:
+                self._db.execute("DELETE FROM agent_note WHERE namespace = ? AND tool_use_id = ?", (namespace, note.key))
         elif kind == log_lines.WRITTEN_BACK:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 

@@ -47,7 +47,8 @@ class Memory:
         states: The logs, by counter id.
         complete: Whether every counter without a log here is empty.
         in_flight: The calls in flight, always all of them.
-        notes: Agent and wall-clock time of each note, by namespace and call id.
+        notes: Agent and wall-clock time of each note, by namespace and key. A note that was removed may be there without its
+            agent.
         has_all_notes: Whether these are all notes.
         write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
     """
@@ -124,7 +125,10 @@ class Memory:
         kind = fields[0]
         if kind == notes.KIND:
             namespace, note, noted_us = notes.read(fields)
-            self.notes[namespace, note.call_id] = (note.agent, noted_us)
+            if note.agent or not self.has_all_notes:  # the database may have what was removed until the log is drained
+                self.notes[namespace, note.key] = (note.agent, noted_us)
+            else:
+                self.notes.pop((namespace, note.key), None)
         elif kind == log_lines.WRITTEN_BACK:
             self.write_back_ids.add(fields[1])
         else:

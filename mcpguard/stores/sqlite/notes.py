@@ -13,18 +13,21 @@ from mcpguard.files import StrPath
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged, log_path
 
 KIND: Final = "n"
-"""The kind of a note's line in the call log: namespace as JSON, the call's id, agent as JSON, wall-clock time."""
+"""The kind of a note's line in the call log: namespace as JSON, key, agent as JSON, wall-clock time.
+
+Without an agent it removes the note with this key.
+"""
 
 
 def line(namespace: str, note: AgentNote, wall_us: int) -> str:
     """The line of a note."""
-    return f"{KIND}\t{json.dumps(namespace)}\t{note.call_id}\t{json.dumps(note.agent)}\t{wall_us}"
+    return f"{KIND}\t{json.dumps(namespace)}\t{note.key}\t{json.dumps(note.agent)}\t{wall_us}"
 
 
 def read(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
     """The namespace, the note and its wall-clock time in a line's fields."""
-    _, namespace, call_id, agent, wall_us = fields
-    return json.loads(namespace), AgentNote(call_id, json.loads(agent)), int(wall_us)
+    _, namespace, key, agent, wall_us = fields
+    return json.loads(namespace), AgentNote(key, json.loads(agent)), int(wall_us)
 
 
 def leave(path: StrPath, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:

@@ -225,7 +225,7 @@ class Reader:
             memory.in_flight = InFlight(database.places(db))
             notes = db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
             memory.has_all_notes = len(notes) <= REMEMBERED_NOTES
-            memory.notes = {(namespace, call): (agent, noted_us) for namespace, call, agent, noted_us in reversed(notes)}
+            memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in reversed(notes)}
             memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
             return memory, database.position(db)
 
@@ -234,13 +234,13 @@ class Reader:
         with self._asking():
             return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
 
-    def notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
-        """Agent and wall-clock time of these calls' notes in the database, by call id."""
+    def notes(self, namespace: str, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Agent and wall-clock time of these notes in the database, by key."""
         found: dict[str, tuple[str, int]] = {}
         with self._asking():
-            for some in database.batches(call_ids):
+            for some in database.batches(keys):
                 question = f"{_NOTES_OF} ({database.marks(some)})"
-                found |= {call: (agent, us) for call, agent, us in self._db.execute(question, (namespace, *some))}
+                found |= {key: (agent, us) for key, agent, us in self._db.execute(question, (namespace, *some))}
         return found
 
     # audit

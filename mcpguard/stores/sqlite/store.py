@@ -20,7 +20,7 @@ from typing import Final
 
 from mcpguard.core import limiter
 from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.client_agents import NOTE_KEPT_US
+from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.core.journal import Journal
 from mcpguard.core.limiter import State
 from mcpguard.core.policy.plan import Counter, Plan, counter_id
@@ -30,7 +30,7 @@ from mcpguard.files import StrPath
 from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.stores.sqlite import database, log_lines, log_records
+from mcpguard.stores.sqlite import database, log_lines, log_records, notes
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.log_lines import PlanTexts
@@ -278,16 +278,30 @@ class SqliteStore:
             self._publish(lines)
         return len(held & set(labels))
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
         with database.reported(self.path):
             self._follower.follow()
+        found = self._noted_agents(namespace, keys)
+        if not found:
+            return {}
+        taken: dict[str, str] = {}
+
+        def lines() -> list[str]:
+            taken.update(self._noted_agents(namespace, [*found]))  # others may have taken some since
+            return [notes.line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
+
+        self._publish(lines)
+        return taken
+
+    def _noted_agents(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
+        """The agents in these notes, by key, as far as this process has read the log."""
         memory, wall_us = self._follower.memory, self._wall()
-        noted = {one: memory.notes[namespace, one] for one in call_ids if (namespace, one) in memory.notes}
-        unknown = [] if memory.has_all_notes else [one for one in call_ids if one not in noted]
+        noted = {one: memory.notes[namespace, one] for one in keys if (namespace, one) in memory.notes}
+        unknown = [] if memory.has_all_notes else [one for one in keys if one not in noted]
         if unknown:
             noted |= self._reader.notes(namespace, unknown)
-        return {one: agent for one, (agent, noted_us) in noted.items() if abs(wall_us - noted_us) <= NOTE_KEPT_US}
+        return {one: agent for one, (agent, noted_us) in noted.items() if agent and abs(wall_us - noted_us) <= NOTE_KEPT_US}
 
     # the call log
 

@@ -365,11 +365,11 @@ def test_a_cost_above_a_limit_is_not_warned_of_where_a_narrower_cost_or_rule_app
 
 
 def test_a_wait_that_clients_do_not_sit_out_is_warned_of() -> None:
-    (warning,) = rules("tool='t' limit='5/1m' wait='61s'")
-    assert warning.startswith("line 1: rule 1 (tool=t): its wait is 61 seconds: clients that ignore progress notifications")
+    (warning,) = rules("tool='t' limit='5/1m' wait='6s'")
+    assert warning.startswith("line 1: rule 1 (tool=t): its wait is 6 seconds, but some clients give up earlier")
     (warning,) = rules("tool='t' limit='5/1m'", head="wait = '2m'\n")
     assert warning.startswith("the wait of the policy is 2 minutes")
-    assert rules("tool='t' limit='5/1m' wait='60s'", head="wait = '1m'\n") == []
+    assert rules("tool='t' limit='5/1m' wait='5s'", head="wait = '5s'\n") == []
 
 
 def test_a_wait_of_a_rule_that_refuses_nothing_is_warned_of() -> None:

@@ -41,7 +41,7 @@ def test_the_servers_answers_are_read_before_a_retry_is_judged() -> None:
     messages = read([request("ping", 2), call_line("x", 3, requestState="s1")])
     (look_up,) = talk.machine.handle(events.ClientWrote(messages, 0))
     assert isinstance(look_up, LookUp)
-    assert (look_up.call_ids, look_up.answers) == ((), True)
+    assert (look_up.notes, look_up.answers) == ((), True)
     asks_for_input(talk, 1, "s1")
     assert talk.handle(events.LookedUp({})) == ["forwarded 2", "forwarded 3"]
     assert decisions(talk) == ["allowed", "continued"]

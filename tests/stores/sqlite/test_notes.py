@@ -37,7 +37,7 @@ def test_an_open_store_reads_a_note_of_another_process(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     store = SqliteStore(path, wall=Time(WALL_US))
     assert leave(path)
-    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
     store.close()
 
 
@@ -63,7 +63,7 @@ def test_a_note_that_was_written_counts_although_the_system_reports_an_error_whe
     with monkeypatch.context() as patched:
         patched.setattr(os, "close", fail)
         assert leave(path)
-    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
     store.close()
 
 
@@ -101,8 +101,8 @@ def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(tmp_path: P
     leave(path, AgentNote("old", "a::b::c"), wall=WALL_US - NOTE_KEPT_US - 1)
     leave(path, AgentNote("late", "a::b::c"), wall=WALL_US + 100 * NOTE_KEPT_US)
     leave(path, AgentNote("new", "a::b::c"), wall=WALL_US)
-    assert store.noted_agents("default", ["old", "late", "new"]) == {"new": "a::b::c"}
-    store.noted_agents("default", [])
+    assert store.take_notes("default", ["old", "late"]) == {}
+    store.take_notes("default", [])
     store.tend()
     assert rows(path) == [("new",)]
     wall.now_us += NOTE_KEPT_US + 1
@@ -125,15 +125,38 @@ def test_the_newest_of_many_notes_are_kept_in_memory_and_the_others_are_read_fro
         Session(store, "mode = 'enforce'").call("x")
     store.tend()
     assert len(store._follower.memory.notes) <= 6
-    assert store.noted_agents("default", names) == {name: name for name in names}
+    assert store.take_notes("default", names) == {name: name for name in names}
+    assert store.take_notes("default", names) == {}
+    clock.pass_s(60)
+    store.tend()
+    assert rows(tmp_path / "a.db") == []
+    assert store.take_notes("default", names) == {}
     store.close()
+
+
+def test_a_note_that_another_process_takes_before_this_ones_turn_is_not_taken_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.db"
+    one, other = SqliteStore(path, wall=Time(WALL_US)), SqliteStore(path, wall=Time(WALL_US))
+    leave(path)
+    publish = other._publish
+
+    def late(lines: Callable[[], Sequence[str]]) -> int:
+        assert one.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
+        return publish(lines)
+
+    monkeypatch.setattr(other, "_publish", late)
+    assert other.take_notes("default", ["t1"]) == {}
+    one.close()
+    other.close()
 
 
 def test_a_note_is_found_as_soon_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     store = SqliteStore(path)
     assert leave(path, wall=wall_us())
-    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
     store.close()
 
 
@@ -142,7 +165,7 @@ class Gone(MemoryStore):
 
     asked = 0
 
-    def noted_agents(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
+    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
         self.asked += 1
         raise StoreUnavailable("it is gone")
 
@@ -151,7 +174,7 @@ def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_
     gone, said = Gone(), list[str]()
     store = FailoverStore(lambda: gone, mode="local", notify=said.append, timeout_ms=30_000)
     for _ in range(3):
-        assert store.noted_agents("default", ["t1"]) == {}
+        assert store.take_notes("default", ["t1"]) == {}
     assert gone.asked == 1
     assert len(said) == 1
     assert Wrapper(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
@@ -161,5 +184,5 @@ def test_failover_returns_the_notes_of_a_store_that_works(tmp_path: Path) -> Non
     store = FailoverStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None, timeout_ms=30_000)
     assert store.args_key  # it has been opened
     assert leave(tmp_path / "a.db", wall=wall_us())
-    assert store.noted_agents("default", ["t1"]) == {"t1": NOTE.agent}
+    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
     store.close()
