@@ -6,15 +6,15 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mcpguard.account import folders
-from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError, StoreUnavailable, closest_word
 from mcpguard.files import absolute, read_at_once
+from mcpguard.identity.account import folders
+from mcpguard.text.redaction import holds_token
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
     from pathlib import Path
 
-    from mcpguard.auth.settings import JwtSettings
+    from mcpguard.identity.jwt_settings import JwtSettings
     from mcpguard.stores.api import Address, Options, Readable, Store
 else:
     JwtSettings = object  # a `NamedTuple` compiles annotations in quotes, and the first such compilation takes 2 ms
@@ -170,7 +170,7 @@ class Settings(NamedTuple):
 
 def _tell(text: str) -> None:
     """Print a message of a command on stderr."""
-    from mcpguard.core.text import printable
+    from mcpguard.text.printing import printable
 
     with contextlib.suppress(OSError, AttributeError):  # nobody reads it
         sys.stderr.write(printable(f"mcpguard: {text}") + "\n")
@@ -343,7 +343,7 @@ def _read(file: str, state: str, *, where: str) -> dict[str, object]:
                 inner = ["jwt"] if name == "identity" else []
                 raise ConfigError(f"{prefix}{key}: unknown setting", _nearest(key, [*_TABLES[name], *inner]))
         if name == "identity.jwt":
-            from mcpguard.auth import settings as jwt_settings
+            from mcpguard.identity import jwt_settings as jwt_settings
 
             values["jwt"] = jwt_settings.read(table, file=_path(file), state=_path(state))
         else:

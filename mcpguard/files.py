@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from mcpguard.core.redaction import holds_token
 from mcpguard.errors import ConfigError, McpguardError
+from mcpguard.text.redaction import holds_token
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Final
 
-from mcpguard.core.agent import Agent
-from mcpguard.core.audit import DECISIONS, Outcome
-from mcpguard.core.identity import Identity
-from mcpguard.core.session.events import Started
-from mcpguard.core.verdict import Verdict
 from mcpguard.errors import Unauthenticated
-from tests.core.build import WALL_US, Talk, call_line
+from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Identity
+from mcpguard.session.audit import DECISIONS, Outcome
+from mcpguard.session.events import Started
+from mcpguard.session.verdict import Verdict
+from tests.build import WALL_US, Talk, call_line
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "audit.md"
 HEADING: Final = "## An example of each decision\n"

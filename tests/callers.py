@@ -1,9 +1,9 @@
 """Wrappers that know which of their calls are in flight."""
 
-from mcpguard.core.policy.plan import Plan
-from mcpguard.core.verdict import Ending, Verdict
+from mcpguard.limiter.plan import Plan
+from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.api import Store
-from tests.core.build import Session
+from tests.build import Session
 
 
 class Caller(Session):

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 
-from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, record
-from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.plan import Counter
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
+from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.session.audit import Outcome, Row, record
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_one
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.groups import tally
@@ -75,7 +75,7 @@ class MemoryStore:
                     states[key] = release(states[key], ending.row_id)
             if ending.failed:
                 logs = [states.get(counter.id, EMPTY) for counter in counters]
-                after, charged = limiter.fail(ending.plan.limits, logs, now_us)
+                after, charged = sliding.fail(ending.plan.limits, logs, now_us)
                 for limit in charged:
                     counter = counters[limit.counter]
                     states[counter.id], self._memory.counters[counter.id] = after[limit.counter], counter
@@ -112,7 +112,7 @@ class MemoryStore:
         now_us = self._clock()
         for key, state in list(self._memory.states.items()):
             window_us = self._memory.counters[key].window_us
-            if not (limiter.live(state, window_us, now_us) if window_us else state):
+            if not (sliding.live(state, window_us, now_us) if window_us else state):
                 del self._memory.states[key]
 
     def last_seen(self) -> tuple[dict[int, State], int]:
@@ -133,8 +133,8 @@ class MemoryStore:
         now_us = self._clock()
         for counter, log in logs:
             self._memory.counters[counter.id] = counter
-            before = limiter.live(self._memory.states.get(counter.id, EMPTY), counter.window_us, now_us)
-            self._memory.states[counter.id] = limiter.merge(before, limiter.shift(log, now_us), counter.window_us)
+            before = sliding.live(self._memory.states.get(counter.id, EMPTY), counter.window_us, now_us)
+            self._memory.states[counter.id] = sliding.merge(before, sliding.shift(log, now_us), counter.window_us)
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
@@ -173,8 +173,8 @@ class MemoryStore:
         for key, counter in self._memory.counters.items():
             state = self._memory.states.get(key, EMPTY)
             if counter.window_us:
-                log = limiter.live(state, counter.window_us, now_us)
-                found.append(Held(counter.label, limiter.used(log), log))
+                log = sliding.live(state, counter.window_us, now_us)
+                found.append(Held(counter.label, sliding.used(log), log))
             else:
                 found.append(Held(counter.label, len(state), EMPTY))
         return [one for one in found if one.used]

@@ -3,8 +3,8 @@
 import json
 import re
 
-from mcpguard.core.audit import DECISIONS, MEMBERS
-from mcpguard.core.verdict import FORWARDED
+from mcpguard.session.audit import DECISIONS, MEMBERS
+from mcpguard.session.verdict import FORWARDED
 from tests.audit_examples import HEADING, PAGE, examples, section
 
 TEXT, _, EXAMPLES = PAGE.read_text().partition(HEADING)

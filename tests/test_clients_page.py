@@ -7,7 +7,7 @@ import pytest
 
 from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.discovery import Machine, client_paths, hook_file
-from mcpguard.core import denial
+from mcpguard.session import denial
 
 PAGE = (Path(__file__).parents[1] / "docs" / "clients.md").read_text()
 INSTALL, MEASURED = PAGE.split("### What was measured")

@@ -8,10 +8,10 @@ import pytest
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
 
-from mcpguard.account import account_name, folders
 from mcpguard.config import Settings, load, span_us
+from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import ConfigError
-from mcpguard.identity import configured_identity
+from mcpguard.identity.account import account_name, folders
 from mcpguard.stores.address import has_password
 from mcpguard.stores.sqlite.address import SqliteAddress
 

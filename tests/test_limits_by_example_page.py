@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.agent import Agent
-from mcpguard.core.identity import Identity
+from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Identity
+from tests.build import Talk, call_line
 from tests.cli.command import mcpguard
-from tests.core.build import Talk, call_line
 
 PAGE = (Path(__file__).parents[1] / "docs/limits-by-example.md").read_text()
 EXAMPLES = re.findall(r"^```console\n\$ mcpguard (.*)\n```\n\n```text\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)

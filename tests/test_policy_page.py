@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.policy.plan import Plan
-from mcpguard.core.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
-from mcpguard.core.session.held_calls import LOOK_US
-from mcpguard.core.waiting import MAX_WAITING
-from tests.core.build import Talk, call_line
+from mcpguard.limiter.plan import Plan
+from mcpguard.limiter.waiting import MAX_WAITING
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse
+from mcpguard.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
+from mcpguard.session.held_calls import LOOK_US
+from tests.build import Talk, call_line
 
 PAGE = (Path(__file__).parents[1] / "docs/policy.md").read_text()
 

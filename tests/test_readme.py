@@ -18,19 +18,19 @@ import click
 import pytest
 
 from mcpguard import config
-from mcpguard.account import folders
 from mcpguard.cli import commands
-from mcpguard.core.agent import Agent
-from mcpguard.core.client_agents import HOOKS
-from mcpguard.core.identity import Identity
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.parse import parse, parse_rule
-from mcpguard.core.session.commands import ToClient
-from mcpguard.core.session.events import Decided
 from mcpguard.errors import ExitStatus
+from mcpguard.identity.account import folders
+from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Identity
+from mcpguard.identity.client_agents import HOOKS
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse, parse_rule
+from mcpguard.session.commands import ToClient
+from mcpguard.session.events import Decided
 from mcpguard.stores.address import address
 from mcpguard.stores.redis.url import SCHEMES
-from tests.core.build import Session
+from tests.build import Session
 from tests.demo.conftest import shared_run
 from tests.end_to_end.host import environment, program
 from tests.memory_store import MemoryStore

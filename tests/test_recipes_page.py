@@ -4,9 +4,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from mcpguard.core.agent import Agent
-from mcpguard.core.identity import Identity
-from tests.core.build import Talk, call_line
+from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Identity
+from tests.build import Talk, call_line
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/recipes.md").read_text()

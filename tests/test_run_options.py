@@ -53,8 +53,8 @@ HEAVY = {
     "jwt",
     "logging",
     "mcp",
-    "mcpguard.core.jsonrpc.skim",
-    "mcpguard.core.policy.lint",
+    "mcpguard.wire.skim",
+    "mcpguard.policy.lint",
     "pathlib",
     "redis",
     "rich",
@@ -70,10 +70,10 @@ LATER = {
     "datetime",
     "lzma",
     "math",
-    "mcpguard.core.jsonrpc.form",
-    "mcpguard.core.policy.model",
-    "mcpguard.core.server_name",
-    "mcpguard.core.session.machine",
+    "mcpguard.wire.form",
+    "mcpguard.policy.model",
+    "mcpguard.identity.server_name",
+    "mcpguard.session.machine",
     "mcpguard.relay.bookkeeper",
     "mcpguard.stores.api",
     "platformdirs",
@@ -127,7 +127,7 @@ def test_run_loads_what_only_calls_need_after_the_traffic_has_started(tmp_path: 
 
 
 def test_run_loads_at_its_start_what_later_calls_and_policies_need_since_an_upgrade_may_replace_it(tmp_path: Path) -> None:
-    assert {"mcpguard.core.jsonrpc.form", "mcpguard.core.policy.places"} <= set(modules_loaded_by_run(tmp_path))
+    assert {"mcpguard.wire.form", "mcpguard.policy.places"} <= set(modules_loaded_by_run(tmp_path))
 
 
 COMPILES: Final = """

@@ -20,11 +20,11 @@ from mcpguard.cli._options import store_option
 from mcpguard.cli._seen import files
 from mcpguard.cli._text import reader_leaves, say, written_to
 from mcpguard.config import Settings
-from mcpguard.core.text import amount
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
-from mcpguard.report.export import FORMATS, Writer
-from mcpguard.report.following import follow as follow_rows
+from mcpguard.reading.export import FORMATS, Writer
+from mcpguard.reading.following import follow as follow_rows
 from mcpguard.stores.api import Readable, StoredRow, Wanted
+from mcpguard.text.printing import amount
 
 _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is appended to."
 

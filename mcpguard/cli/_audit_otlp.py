@@ -5,13 +5,13 @@ import os
 
 import click
 
-from mcpguard.account import state_folder
 from mcpguard.cli._text import say
 from mcpguard.config import Settings
-from mcpguard.core.text import plural
 from mcpguard.errors import ExitStatus, McpguardError
-from mcpguard.report.extras import require
+from mcpguard.identity.account import state_folder
+from mcpguard.reading.extras import require
 from mcpguard.stores.api import Wanted
+from mcpguard.text.printing import plural
 
 
 def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> int:
@@ -25,7 +25,7 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
         follow: Whether to wait for further rows.
     """
     require("audit export --otlp", "otel", "google.protobuf", "opentelemetry.proto")
-    from mcpguard.report import telemetry
+    from mcpguard.reading import telemetry
 
     url = telemetry.checked_url(url)
     headers = telemetry.headers(os.environ, url)

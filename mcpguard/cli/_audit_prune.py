@@ -10,8 +10,8 @@ from mcpguard import config
 from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import time_us
 from mcpguard.cli._options import store_option
-from mcpguard.core.text import amount, printable
 from mcpguard.errors import ExitStatus, UsageError
+from mcpguard.text.printing import amount, printable
 
 
 @click.command("prune", Command, short_help="Delete old rows.")

@@ -15,13 +15,13 @@ from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import policy_option, store_option
 from mcpguard.cli._text import written_to
 from mcpguard.config import Settings
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
 from mcpguard.files import is_there
-from mcpguard.policy_file import PolicyFile
-from mcpguard.report.extras import require
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.model import Policy
+from mcpguard.reading.extras import require
 from mcpguard.stores.clock import wall_us
+from mcpguard.text.printing import plural, printable
 
 PERIOD_US: Final = 7 * 86_400_000_000
 """The period without `--since`."""

@@ -11,18 +11,18 @@ import click
 from mcpguard.cli._counters import counter_text
 from mcpguard.cli._policy_show import rule_as_json
 from mcpguard.cli._text import paragraph
-from mcpguard.core import limiter
-from mcpguard.core.audit import BY_RULES, MEMBERS, POLICY_AT_START
-from mcpguard.core.limiter import Counts
-from mcpguard.core.policy.explain import sentence
-from mcpguard.core.policy.model import AXES, Call, Policy, Rule
-from mcpguard.core.policy.plan import Counter, Reported
-from mcpguard.core.policy.rule_text import options_of, rule_of_text
-from mcpguard.core.policy.values import parse_limit
-from mcpguard.core.text import printable
-from mcpguard.core.times import ms_up
 from mcpguard.errors import McpguardError
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter, Reported
+from mcpguard.limiter.sliding import Counts
+from mcpguard.policy.explain import sentence
+from mcpguard.policy.model import AXES, Call, Policy, Rule
+from mcpguard.policy.rule_text import options_of, rule_of_text
+from mcpguard.policy.values import parse_limit
+from mcpguard.session.audit import BY_RULES, MEMBERS, POLICY_AT_START
 from mcpguard.stores.api import AuditReader, Readable, Wanted
+from mcpguard.text.printing import printable
+from mcpguard.text.times import ms_up
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that describe the limits that decided. They are shown with these limits, if the row names them."""
@@ -229,9 +229,9 @@ def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: Lim
     in_force = counter.window_us in rates
     if not counter.window_us:
         return CounterNow(counter, n, in_force, len(state), 0 if len(state) < n else None)
-    log = limiter.live(state, counter.window_us, now_us)
-    wait_us = limiter.retry_after(log, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
-    return CounterNow(counter, n, in_force, limiter.used(log), wait_us)
+    log = sliding.live(state, counter.window_us, now_us)
+    wait_us = sliding.retry_after(log, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
+    return CounterNow(counter, n, in_force, sliding.used(log), wait_us)
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:

@@ -15,9 +15,9 @@ from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, store_option
 from mcpguard.cli._text import say
-from mcpguard.core.text import printable, quoted
 from mcpguard.errors import ExitStatus
-from mcpguard.report.statistics import KEYS, Statistic, statistics
+from mcpguard.reading.statistics import KEYS, Statistic, statistics
+from mcpguard.text.printing import printable, quoted
 
 _MEMBERS = ("calls", "allowed", "denied", "would_deny", "errors", "p50_ms", "p95_ms", "p99_ms")
 

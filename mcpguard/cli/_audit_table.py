@@ -9,8 +9,8 @@ from typing import Final
 import click
 
 from mcpguard.cli._text import is_coloured
-from mcpguard.core.text import printable
-from mcpguard.core.verdict import FORWARDED
+from mcpguard.session.verdict import FORWARDED
+from mcpguard.text.printing import printable
 
 WITH_ID: Final = 120
 """The width from which on each row has its id, which `audit show` takes."""

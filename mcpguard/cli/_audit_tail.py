@@ -10,11 +10,11 @@ import click
 from mcpguard.cli import _audit_table
 from mcpguard.cli._text import reader_leaves, say
 from mcpguard.config import Settings
-from mcpguard.core.audit import POLICY_AT_START, line, with_outcome
-from mcpguard.core.times import rfc3339
-from mcpguard.core.verdict import FORWARDED
-from mcpguard.report.following import is_over, until_replaced
+from mcpguard.reading.following import is_over, until_replaced
+from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
+from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.api import Entry, Readable, Wanted
+from mcpguard.text.times import rfc3339
 
 POLL_S: Final = 0.25
 """How often new rows and outcomes are looked for."""

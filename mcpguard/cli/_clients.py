@@ -16,13 +16,13 @@ from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, readable_entries, sources
 from mcpguard.clients.installing import Change, Outcome, Plan
 from mcpguard.clients.preview import diff
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.redaction import redacted
-from mcpguard.core.text import printable
+from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
 from mcpguard.files import named_path
-from mcpguard.identity import configured_identity
-from mcpguard.policy_file import PolicyFile
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.model import Policy
+from mcpguard.text.printing import printable
+from mcpguard.text.redaction import redacted
 
 NO_SERVERS: Final = "no client with servers is found"
 
@@ -165,7 +165,7 @@ def chosen(keys: Sequence[str], project: str | None) -> Chosen:
 
 def warn_of_missing_hooks(chosen: Chosen) -> None:
     """Warn of the policy's rules for subagents of the chosen clients, if these have no hook."""
-    from mcpguard.missing_hooks import missing_hooks
+    from mcpguard.clients.missing_hooks import missing_hooks
 
     settings = config.load(os.environ)
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()

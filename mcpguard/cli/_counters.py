@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from mcpguard.cli._filters import selects
-from mcpguard.core.policy.explain import window
-from mcpguard.core.policy.model import SELECTORS
-from mcpguard.core.policy.plan import ARGUMENTS, Label, label_parts
-from mcpguard.core.text import amount, quoted
+from mcpguard.limiter.plan import ARGUMENTS, Label, label_parts
+from mcpguard.policy.explain import window
+from mcpguard.policy.model import SELECTORS
 from mcpguard.stores.api import Held
+from mcpguard.text.printing import amount, quoted
 
 _SHOWN: Final = 8
 """How many digits of an arguments' hash people see."""

@@ -9,9 +9,9 @@ from unicodedata import east_asian_width
 import click
 
 from mcpguard.cli._text import WIDTH
-from mcpguard.core.redaction import redacted
-from mcpguard.core.text import printable
 from mcpguard.errors import McpguardError, PolicyError, Problem, closest_word
+from mcpguard.text.printing import printable
+from mcpguard.text.redaction import redacted
 
 SHOWN: Final = 20
 """How many errors of a policy are printed."""

@@ -14,14 +14,14 @@ import click
 from mcpguard.cli._options import all_of
 from mcpguard.cli._seen import seen, words
 from mcpguard.config import span_us
-from mcpguard.core.agent import Agent, agent_matches
-from mcpguard.core.audit import DECISIONS, OUTCOMES
-from mcpguard.core.patterns import glob
-from mcpguard.core.policy.model import AXES
-from mcpguard.core.verdict import REFUSED
 from mcpguard.errors import ConfigError, UsageError
+from mcpguard.identity.agent import Agent, agent_matches
+from mcpguard.policy.model import AXES
+from mcpguard.session.audit import DECISIONS, OUTCOMES
+from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import AuditReader, Wanted
 from mcpguard.stores.clock import wall_us
+from mcpguard.text.patterns import glob
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -6,9 +6,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from mcpguard.cli._seen import files, seen, words
-from mcpguard.core.policy.model import PER, Cost, Rule
-from mcpguard.core.policy.parse import parse_cost, parse_rule
 from mcpguard.errors import PolicyError, UsageError
+from mcpguard.policy.model import PER, Cost, Rule
+from mcpguard.policy.parse import parse_cost, parse_rule
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")

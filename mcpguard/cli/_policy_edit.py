@@ -9,15 +9,15 @@ import click
 
 from mcpguard.cli import _errors, _policy_show
 from mcpguard.cli._text import warn
-from mcpguard.core.policy.explain import series
-from mcpguard.core.policy.lint import still_capped, warnings
-from mcpguard.core.policy.model import Rule
-from mcpguard.core.text import plural, printable
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
+from mcpguard.policy.explain import series
+from mcpguard.policy.lint import still_capped, warnings
+from mcpguard.policy.model import Rule
+from mcpguard.text.printing import plural, printable
 
 if TYPE_CHECKING:  # loads tomlkit
-    from mcpguard.policy_editing import Edit
-    from mcpguard.policy_writing import Draft
+    from mcpguard.policy.editing import Edit
+    from mcpguard.policy.writing import Draft
 
 OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce"
 """Printed after a rule was set."""
@@ -69,7 +69,7 @@ def edit(path: Path, *, tiers: Collection[str]) -> int:
         PolicyError: The text is not valid, and there is no terminal to ask.
         McpguardError: The editor cannot be started, or the file cannot be written.
     """
-    from mcpguard.policy_writing import draft_of
+    from mcpguard.policy.writing import draft_of
 
     with draft_of(path) as draft:
         while True:

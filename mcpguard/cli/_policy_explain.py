@@ -11,15 +11,15 @@ import click
 from mcpguard.cli._counters import counter_text
 from mcpguard.cli._policy_show import named, observed, rule_as_json, source_as_json
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.identity import parse_agent
-from mcpguard.core.jsonrpc.frames import refuse_constant
-from mcpguard.core.policy.match import Headroom, RuleMatch
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.text import printable
-from mcpguard.core.times import ms_up
-from mcpguard.core.verdict import Verdict
 from mcpguard.errors import UsageError
-from mcpguard.policy_explaining import Explanation
+from mcpguard.identity.caller import parse_agent
+from mcpguard.policy.match import Headroom, RuleMatch
+from mcpguard.policy.model import Policy
+from mcpguard.reading.explaining import Explanation
+from mcpguard.session.verdict import Verdict
+from mcpguard.text.printing import printable
+from mcpguard.text.times import ms_up
+from mcpguard.wire.frames import refuse_constant
 
 _SOURCES: Final = {
     "os": "the OS account",

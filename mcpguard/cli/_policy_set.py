@@ -14,19 +14,19 @@ from mcpguard.cli._options import cost_of, rule_of, rule_options, rule_table
 from mcpguard.cli._seen import unseen
 from mcpguard.cli._text import warn
 from mcpguard.config import Settings
-from mcpguard.core.limiter import Counts
-from mcpguard.core.policy.explain import cost_sentence, sentences, series
-from mcpguard.core.policy.lint import cost_label, counted_in_grains, unset_command, warnings
-from mcpguard.core.policy.model import Policy, Rule
-from mcpguard.core.policy.rule_text import options_of
-from mcpguard.core.policy.tighter import Tightness
-from mcpguard.core.text import printable
+from mcpguard.configured_identity import used_tiers
 from mcpguard.errors import McpguardError, UsageError
-from mcpguard.identity import used_tiers
-from mcpguard.policy_file import load
+from mcpguard.limiter.sliding import Counts
+from mcpguard.policy.explain import cost_sentence, sentences, series
+from mcpguard.policy.file import load
+from mcpguard.policy.lint import cost_label, counted_in_grains, unset_command, warnings
+from mcpguard.policy.model import Policy, Rule
+from mcpguard.policy.rule_text import options_of
+from mcpguard.policy.tighter import Tightness
+from mcpguard.text.printing import printable
 
 if TYPE_CHECKING:  # loads tomlkit
-    from mcpguard.policy_editing import Edit
+    from mcpguard.policy.editing import Edit
 
 
 @click.command("set", Command, short_help="Set a limit, a cap on calls in flight, or a cost.")
@@ -88,7 +88,7 @@ def set_(
     if not limits and concurrent is None:
         raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
     rule_of(table)
-    from mcpguard.policy_editing import put
+    from mcpguard.policy.editing import put
 
     settings = config.load(os.environ, policy=policy)
     edit, at = put(settings.policy, table)
@@ -140,7 +140,7 @@ def _number(text: str | None) -> int | str | None:
 def _set_cost(table: dict[str, Any], policy: str | None) -> None:
     _require_cost_only(table)
     cost_of(table)
-    from mcpguard.policy_editing import put_cost
+    from mcpguard.policy.editing import put_cost
 
     settings = config.load(os.environ, policy=policy)
     edit, at = put_cost(settings.policy, table)
@@ -165,7 +165,7 @@ def _require_cost_only(table: dict[str, Any]) -> None:
 
 def _warn(edit: "Edit", settings: Settings, table: dict[str, Any], *more: str) -> None:
     """Show `more` warnings, those that the policy did not have before an edit, and those of names that no call has."""
-    from mcpguard.missing_hooks import missing_hooks
+    from mcpguard.clients.missing_hooks import missing_hooks
 
     tiers = used_tiers(settings)
     before, after = ([*warnings(policy, tiers=tiers), *map(str, missing_hooks(policy))] for policy in (edit.before, edit.after))
@@ -199,7 +199,7 @@ def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool
         _unset_cost(table | {"cost": 1}, policy)
         return
     rule = rule_of(table | {"limit": "unlimited"})
-    from mcpguard.policy_editing import take_out
+    from mcpguard.policy.editing import take_out
 
     settings = config.load(os.environ, policy=policy)
     part: Counts | None = "concurrent" if concurrent else count
@@ -222,7 +222,7 @@ def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool
 def _unset_cost(table: dict[str, Any], policy: str | None) -> None:
     _require_cost_only(table)
     cost = cost_of(table)
-    from mcpguard.policy_editing import take_out_cost
+    from mcpguard.policy.editing import take_out_cost
 
     settings = config.load(os.environ, policy=policy)
     found = take_out_cost(settings.policy, cost, named=settings.policy_named)

@@ -6,10 +6,10 @@ from typing import Final
 import click
 
 from mcpguard.cli._text import new_table, paragraph
-from mcpguard.core.policy.explain import cost_sentence, sentences
-from mcpguard.core.policy.model import PER, Cost, Policy, Rule
-from mcpguard.core.text import plural, printable
 from mcpguard.errors import PolicyError
+from mcpguard.policy.explain import cost_sentence, sentences
+from mcpguard.policy.model import PER, Cost, Policy, Rule
+from mcpguard.text.printing import plural, printable
 
 NO_RULES: Final = "no rules: nothing is limited"
 """Printed for a policy without rules."""

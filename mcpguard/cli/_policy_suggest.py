@@ -6,10 +6,10 @@ from pathlib import Path
 import click
 
 from mcpguard.cli._text import is_coloured
-from mcpguard.core.policy.suggest import FITS, HEADROOM, Suggestion
-from mcpguard.core.text import amount, plural, printable
-from mcpguard.core.times import rfc3339
-from mcpguard.policy_suggesting import Suggested
+from mcpguard.policy.suggest import FITS, HEADROOM, Suggestion
+from mcpguard.reading.suggesting import Suggested
+from mcpguard.text.printing import amount, plural, printable
+from mcpguard.text.times import rfc3339
 
 
 def as_json(found: Suggested, path: Path, since: str) -> dict[str, object]:

@@ -12,9 +12,9 @@ from click.shell_completion import CompletionItem
 
 from mcpguard import config
 from mcpguard.config import Settings
-from mcpguard.core.agent import Agent
-from mcpguard.core.policy.model import AXES
 from mcpguard.errors import closest_word
+from mcpguard.identity.agent import Agent
+from mcpguard.policy.model import AXES
 
 LOOK_S: Final = 1.0
 """How long the store is read at most. What was found until then is shown."""
@@ -124,7 +124,7 @@ def _look(key: str, given: dict[str, Any], found: dict[str, None]) -> None:
 
 
 def _of_rules(settings: Settings, key: str) -> Iterator[str]:
-    from mcpguard.policy_file import load
+    from mcpguard.policy.file import load
 
     policy, _ = load(settings.policy, named=settings.policy_named)
     for rule in policy.rules:

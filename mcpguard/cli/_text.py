@@ -13,8 +13,8 @@ from unicodedata import east_asian_width
 
 import click
 
-from mcpguard.core.text import printable
 from mcpguard.errors import McpguardError
+from mcpguard.text.printing import printable
 
 if TYPE_CHECKING:  # loaded where there is a terminal
     from rich.console import Console

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 from mcpguard.cli._audit_table import fit, short_limit
 from mcpguard.cli._usage_table import NARROW, Table
 from mcpguard.config import Settings
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.text import printable
-from mcpguard.policy_file import PolicyFile
-from mcpguard.report.following import until_replaced
-from mcpguard.report.watching import DENIALS, NO_AXIS, View, Watcher
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.model import Policy
+from mcpguard.reading.following import until_replaced
+from mcpguard.reading.watching import DENIALS, NO_AXIS, View, Watcher
+from mcpguard.text.printing import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

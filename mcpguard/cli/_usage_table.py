@@ -8,10 +8,10 @@ import click
 
 from mcpguard.cli._audit_table import fit, short_limit
 from mcpguard.cli._counters import arguments_text
-from mcpguard.core.policy.model import SELECTORS
-from mcpguard.core.policy.plan import ARGUMENTS, Reported
-from mcpguard.core.text import quoted
-from mcpguard.report.usage import Usage
+from mcpguard.limiter.plan import ARGUMENTS, Reported
+from mcpguard.policy.model import SELECTORS
+from mcpguard.reading.usage import Usage
+from mcpguard.text.printing import quoted
 
 NARROW: Final = 64
 """The width below which a counter has a line of its own."""

@@ -16,10 +16,10 @@ from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._text import say
 from mcpguard.config import Settings
-from mcpguard.core.text import printable
 from mcpguard.errors import ExitStatus, McpguardError
-from mcpguard.policy_file import load
+from mcpguard.policy.file import load
 from mcpguard.stores.api import Readable
+from mcpguard.text.printing import printable
 
 ROWS: Final = 10
 """How many rows `tail` shows without `-n` and `--since`."""

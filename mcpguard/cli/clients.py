@@ -19,11 +19,11 @@ from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read,
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
-from mcpguard.core.masking import masked_words
-from mcpguard.core.patterns import glob
-from mcpguard.core.text import plural, printable
 from mcpguard.errors import McpguardError
-from mcpguard.policy_file import load
+from mcpguard.policy.file import load
+from mcpguard.text.masking import masked_words
+from mcpguard.text.patterns import glob
+from mcpguard.text.printing import plural, printable
 
 
 class Row(NamedTuple):

@@ -15,10 +15,10 @@ from mcpguard.cli._clients import complete_clients, complete_servers, named_clie
 from mcpguard.cli._command import Command
 from mcpguard.cli._seen import files
 from mcpguard.cli._text import is_coloured, paragraph
-from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import checkup
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
+from mcpguard.text.printing import plural, printable
 
 _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 

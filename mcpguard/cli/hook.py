@@ -181,7 +181,7 @@ def _note(name: str, config_file: str | None, store: str | None) -> bytes:
     Raises:
         Exception: The input is not JSON, or the note could not be written.
     """
-    from mcpguard.core.client_agents import HOOKS, agent_note, meta_with_id
+    from mcpguard.identity.client_agents import HOOKS, agent_note, meta_with_id
 
     hook_input = json.loads(_input())
     note = agent_note(HOOKS[name], hook_input, os.environ)

@@ -4,10 +4,10 @@ import os
 
 import click
 
-from mcpguard.account import state_folder
 from mcpguard.cli import _clients
 from mcpguard.cli._command import Command
 from mcpguard.cli._text import warn
+from mcpguard.identity.account import state_folder
 
 
 @click.command("install", Command)

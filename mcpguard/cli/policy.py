@@ -13,15 +13,15 @@ from mcpguard.cli._command import Group
 from mcpguard.cli._options import json_option, policy_option, store_option
 from mcpguard.cli._seen import files, seen, unseen
 from mcpguard.cli._text import warn
-from mcpguard.core.policy.lint import still_capped, warnings
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.policy.parse import STARTER, parse
-from mcpguard.core.text import printable
+from mcpguard.configured_identity import configured_tier, used_tiers
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
-from mcpguard.identity import configured_tier, used_tiers
-from mcpguard.policy_file import load
+from mcpguard.policy.file import load
+from mcpguard.policy.lint import still_capped, warnings
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import STARTER, parse
 from mcpguard.stores.clock import wall_us
+from mcpguard.text.printing import printable
 
 
 @click.group("policy", Group)
@@ -130,8 +130,8 @@ def explain(
       mcpguard policy explain --token --tool delete_user
     """
     from mcpguard.cli import _policy_explain
-    from mcpguard.policy_explaining import caller
-    from mcpguard.policy_explaining import explain as explained
+    from mcpguard.reading.explaining import caller
+    from mcpguard.reading.explaining import explain as explained
 
     if token is not None and user is not None:
         raise UsageError("--user and --token both name the user", "give only one of them")
@@ -174,8 +174,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
         raise UsageError("FILE and --policy both name the policy", "give only one of them")
     if file is not None:
         named_path(file, where="FILE")
-    from mcpguard.missing_hooks import missing_hooks
-    from mcpguard.policy_explaining import never_matched
+    from mcpguard.clients.missing_hooks import missing_hooks
+    from mcpguard.reading.explaining import never_matched
 
     named = file if policy is None else policy
     settings = config.load(os.environ, policy=named)
@@ -228,7 +228,7 @@ def init(policy: str | None) -> None:
       mcpguard policy init
     """
     path = config.load(os.environ, policy=policy).policy
-    from mcpguard.policy_writing import begin
+    from mcpguard.policy.writing import begin
 
     if not begin(path):
         raise McpguardError(f"{path} already exists", "change it with mcpguard policy set or mcpguard policy edit")
@@ -277,7 +277,7 @@ def mode(policy: str | None, mode: str) -> None:
       mcpguard audit tail --decision would_deny --since 7d
       mcpguard policy mode enforce
     """
-    from mcpguard.policy_editing import set_mode
+    from mcpguard.policy.editing import set_mode
 
     settings = config.load(os.environ, policy=policy)
     path = settings.policy
@@ -314,7 +314,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
       mcpguard policy suggest --diff | patch "$(mcpguard policy path)"
     """
     from mcpguard.cli import _policy_suggest
-    from mcpguard.policy_suggesting import suggest as suggested
+    from mcpguard.reading.suggesting import suggest as suggested
 
     since_us = wall_us() - config.span_us(since, where="--since")
     settings = config.load(os.environ, policy=policy, store=store)

@@ -11,10 +11,10 @@ from mcpguard.cli._command import Command
 from mcpguard.cli._counters import counter_text, is_selected, used_text
 from mcpguard.cli._filters import given, name_filters
 from mcpguard.cli._options import store_option
-from mcpguard.core.policy.plan import label_parts
-from mcpguard.core.text import amount, printable
 from mcpguard.errors import ExitStatus, UsageError
+from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.api import Held
+from mcpguard.text.printing import amount, printable
 
 
 @click.command("reset", Command)

@@ -4,9 +4,9 @@ import os
 
 import click
 
-from mcpguard.account import state_folder
 from mcpguard.cli import _clients
 from mcpguard.cli._command import Command
+from mcpguard.identity.account import state_folder
 
 
 @click.command("uninstall", Command)

@@ -15,9 +15,9 @@ from mcpguard.cli._command import Command, give_way
 from mcpguard.cli._filters import all_match, given, name_filters
 from mcpguard.cli._options import policy_option, store_option
 from mcpguard.cli._text import is_coloured, say
-from mcpguard.core.policy.model import Policy
 from mcpguard.errors import ExitStatus, PolicyError, UsageError
-from mcpguard.policy_file import PolicyFile
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.model import Policy
 
 
 @click.command("usage", Command)
@@ -65,7 +65,7 @@ def command(watch: bool, rows: int | None, policy: str | None, store: str | None
 
 
 def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: int | None, *, as_json: bool) -> None:
-    from mcpguard.report.usage import Limits
+    from mcpguard.reading.usage import Limits
 
     with settings.read_store() as store:
         held = store.held()

@@ -16,15 +16,15 @@ from mcpguard.cli._options import json_option
 from mcpguard.cli._seen import files
 from mcpguard.cli._text import new_table
 from mcpguard.config import Settings
-from mcpguard.core.identity import Identity
-from mcpguard.core.server_name import server_name
-from mcpguard.core.text import printable
+from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
 from mcpguard.errors import ExitStatus, PolicyError
-from mcpguard.identity import SOURCES, TOKEN_UNUSED, configured_identity
-from mcpguard.policy_file import PolicyFile
+from mcpguard.identity.caller import Identity
+from mcpguard.identity.server_name import server_name
+from mcpguard.policy.file import PolicyFile
+from mcpguard.text.printing import printable
 
 if TYPE_CHECKING:
-    from mcpguard.auth.settings import JwtSettings
+    from mcpguard.identity.jwt_settings import JwtSettings
 
 Report = dict[str, Any]
 
@@ -83,8 +83,8 @@ def _caller(settings: Settings, identity: Identity) -> Report:
 
 def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:
     """The report if a token names the user: also the token's claims, the provider's keys and every problem."""
-    from mcpguard.auth.examining import examined
-    from mcpguard.core.claims import time_of, utc
+    from mcpguard.identity.claims import time_of, utc
+    from mcpguard.identity.examining import examined
 
     warnings: list[str] = []
     source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)

@@ -13,9 +13,9 @@ from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import is_relative, may_vary
 from mcpguard.clients.nodes import Unreadable
-from mcpguard.core.redaction import redacted
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once
+from mcpguard.text.redaction import redacted
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 """The largest file that is read. Claude Code's file, with the history of its projects, has some megabytes."""

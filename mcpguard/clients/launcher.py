@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.config import SWITCHES, switch
-from mcpguard.core.redaction import holds_token
 from mcpguard.errors import McpguardError, UsageError
 from mcpguard.files import named_path
 from mcpguard.stores.address import has_password
+from mcpguard.text.redaction import holds_token
 
 PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
 """The name of mcpguard's program."""

@@ -9,7 +9,7 @@ from mcpguard.clients.documents import Dialect, is_blank, quoted, read
 from mcpguard.clients.entries import ENV
 from mcpguard.clients.installing import Change
 from mcpguard.clients.nodes import Array, Node, Object, Opaque, Scalar, Splice, spliced
-from mcpguard.core.masking import MASK, masked_output, masked_words
+from mcpguard.text.masking import MASK, masked_output, masked_words
 
 _LONG: Final = 200
 """Of a longer line only the parts that change are shown: some clients write a file in one line."""

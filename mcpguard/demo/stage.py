@@ -15,10 +15,10 @@ from typing import Any, Final
 import anyio
 from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
 
-from mcpguard.core.denial import RATE_LIMITED
 from mcpguard.demo.crm import CALL_LOG_VARIABLE
 from mcpguard.errors import McpguardError, status_text
 from mcpguard.files import no_temporary_folder
+from mcpguard.session.denial import RATE_LIMITED
 
 _CALL_TIMEOUT_S = 30.0
 """A call takes about a millisecond. After this time the demo gives up."""

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from mcpguard.core.masking import masked
 from mcpguard.errors import McpguardError
+from mcpguard.text.masking import masked
 
 
 class Check(NamedTuple):

@@ -14,8 +14,8 @@ from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.hooks import commands_in, guard_of
 from mcpguard.clients.installing import starts_mcpguard
-from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed, good
+from mcpguard.text.printing import plural
 
 _MEND: Final = "mcpguard install"
 _GUARDED, _UNGUARDED, _UNCHECKED = "guarded", "not guarded", "not checked"

@@ -11,10 +11,10 @@ from mcpguard.clients.catalog import BY_KEY, CLIENTS
 from mcpguard.clients.discovery import Machine, Source, readable_entries, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
-from mcpguard.core.masking import masked_words
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
+from mcpguard.text.masking import masked_words
 
 _FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\$(\w+)")
 """Variables that clients fill in from their environment: `${A}`, `${A:-default}`, `${env:A}`, `{env:A}`; some also `$A`."""

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from mcpguard.config import Settings, place
-from mcpguard.core.identity import Identity
+from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good
 from mcpguard.doctor.quantities import span
 from mcpguard.errors import ConfigError
-from mcpguard.identity import SOURCES, TOKEN_UNUSED, configured_identity
+from mcpguard.identity.caller import Identity
 
 if TYPE_CHECKING:
-    from mcpguard.auth.settings import JwtSettings
+    from mcpguard.identity.jwt_settings import JwtSettings
 
 
 def checks(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Check]:
@@ -48,8 +48,8 @@ def _told(who: Identity, options: Mapping[str, str | None]) -> str:
 def _verified(
     settings: Settings, jwt: "JwtSettings", configured: Identity, options: Mapping[str, str | None]
 ) -> Iterator[Check]:
-    from mcpguard.auth.examining import examined  # loads PyJWT
-    from mcpguard.core.claims import time_of, utc
+    from mcpguard.identity.claims import time_of, utc
+    from mcpguard.identity.examining import examined  # loads PyJWT
 
     warnings: list[str] = []
     source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Final
 
 from mcpguard.config import Settings
-from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, failed, good
 from mcpguard.files import read_at_once
+from mcpguard.text.printing import plural
 
 _HINT: Final = "check identity.jwt.jwks in config.toml, and that the provider can be reached from here"
 
@@ -16,8 +16,8 @@ def checks(settings: Settings) -> Iterator[Check]:
     """Fetch the keys, if users are verified."""
     if settings.jwt is None:
         return
-    from mcpguard.auth import keys  # loads what verifies tokens
-    from mcpguard.auth.settings import shown_url
+    from mcpguard.identity import keys  # loads what verifies tokens
+    from mcpguard.identity.jwt_settings import shown_url
 
     jwks = settings.jwt.jwks
     where = str(jwks) if isinstance(jwks, Path) else shown_url(jwks)
@@ -32,7 +32,7 @@ def checks(settings: Settings) -> Iterator[Check]:
 
 
 def _read(jwks: str | Path) -> bytes:
-    from mcpguard.auth import fetch, keys
+    from mcpguard.identity import fetch, keys
 
     if isinstance(jwks, Path):
         return read_at_once(jwks, keys.MAX_BYTES)

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
+from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings
-from mcpguard.core.policy.lint import still_capped, warnings
-from mcpguard.core.text import plural
+from mcpguard.configured_identity import configured_tier, used_tiers
 from mcpguard.doctor.check import Check, advice, failed_by, good
 from mcpguard.errors import PolicyError
-from mcpguard.identity import configured_tier, used_tiers
-from mcpguard.missing_hooks import missing_hooks
-from mcpguard.policy_explaining import never_matched
-from mcpguard.policy_file import PolicyFile
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.lint import still_capped, warnings
+from mcpguard.reading.explaining import never_matched
+from mcpguard.text.printing import plural
 
 
 def checks(settings: Settings) -> Iterator[Check]:

@@ -16,18 +16,18 @@ from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_c
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.identity import Identity
-from mcpguard.core.masking import masked_output, secrets_of
-from mcpguard.core.policy.match import rule_matches
-from mcpguard.core.policy.model import Call, Policy
-from mcpguard.core.server_name import server_name
-from mcpguard.core.text import plural, printable
 from mcpguard.doctor.check import Check, failed, failed_by, good
 from mcpguard.errors import CommandError, McpguardError, PolicyError
 from mcpguard.files import no_temporary_folder
-from mcpguard.policy_explaining import caller
-from mcpguard.policy_file import PolicyFile
+from mcpguard.identity.caller import Identity
+from mcpguard.identity.server_name import server_name
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.match import rule_matches
+from mcpguard.policy.model import Call, Policy
+from mcpguard.reading.explaining import caller
 from mcpguard.relay.command import find_program
+from mcpguard.text.masking import masked_output, secrets_of
+from mcpguard.text.printing import plural, printable
 
 ANSWER_S: Final = 30.0
 """How long a server may take to start and list its tools. A launcher may have to fetch it first."""

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mcpguard.auth.settings import is_loopback
 from mcpguard.config import PATIENCE_MS, Settings
-from mcpguard.core.text import plural
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good
 from mcpguard.doctor.quantities import size, span
 from mcpguard.errors import StoreUnavailable
+from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.stores.api import AuditReader
 from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.text.printing import plural
 
 if TYPE_CHECKING:
     from mcpguard.stores.redis.url import RedisUrl

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from typing import Final
 
 from mcpguard.config import Settings
-from mcpguard.core.audit import summary
-from mcpguard.core.digest import blake2b
-from mcpguard.core.identity import Identity
-from mcpguard.core.journal import Journal
-from mcpguard.core.session.machine import Session
 from mcpguard.errors import PolicyError
+from mcpguard.identity.caller import Identity
 from mcpguard.relay import judging, threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.traffic import Traffic
+from mcpguard.session.audit import summary
+from mcpguard.session.journal import Journal
+from mcpguard.session.machine import Session
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
 from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.text.digest import blake2b
 
 CLOSE_S: Final = LAST_TRY_S + 0.5
 """How long the store may take to close. A store that hangs is left open."""
@@ -50,8 +50,6 @@ class Guard:
         )
         judging.begin(traffic, session, self._store, settings, console)
         # What a later call or a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
-        import mcpguard.core.jsonrpc.form
-        import mcpguard.core.policy.places  # noqa: F401
 
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()

@@ -4,12 +4,12 @@ import threading
 import time
 from typing import Final
 
-from mcpguard.core.session import events
-from mcpguard.core.session.machine import MAX_OUTCOMES, Session
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
+from mcpguard.session import events
+from mcpguard.session.machine import MAX_OUTCOMES, Session
 from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import GIVE_WAY_S, PAUSE_S, QUIET_S

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.core.text import printable
 from mcpguard.relay.readiness import Readiness
+from mcpguard.text.printing import printable
 
 AT_ONCE: Final = 10
 """How many lines of one kind may be written in a burst. After that, one is written every `EVERY_S`."""

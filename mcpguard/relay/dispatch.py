@@ -6,17 +6,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from mcpguard.core.jsonrpc.frames import Frame, Refusal
-from mcpguard.core.session import events
-from mcpguard.core.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
-from mcpguard.core.session.opening import Opening
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
+from mcpguard.session import events
+from mcpguard.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
+from mcpguard.session.opening import Opening
 from mcpguard.stores.clock import monotonic_us
+from mcpguard.wire.frames import Frame, Refusal
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
-    from mcpguard.core.session.machine import Session
+    from mcpguard.session.machine import Session
     from mcpguard.stores.api import CallStore
 
 BUSY_S: Final = 0.1

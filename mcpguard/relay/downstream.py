@@ -9,7 +9,7 @@ from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 
 if TYPE_CHECKING:  # the first answers pass before it is loaded
-    from mcpguard.core.session.machine import Session
+    from mcpguard.session.machine import Session
 
 MUCH_UNREAD_BYTES: Final = 128 * 1024
 """If more is unread, this loop reads twice as much as it passes on, if no other thread uses the session. Usually the bookkeeper

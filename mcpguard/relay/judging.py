@@ -7,20 +7,20 @@ from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.core.digest import cut
-from mcpguard.core.identity import Identity
-from mcpguard.core.journal import Journal
-from mcpguard.core.jsonrpc.frames import Reader
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.session.machine import Session
-from mcpguard.core.text import plural, quoted
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
-from mcpguard.policy_file import PolicyFile
+from mcpguard.identity.caller import Identity
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.model import Policy
 from mcpguard.relay.console import Console
 from mcpguard.relay.traffic import Traffic
 from mcpguard.relay.upstream import IdentitySource
+from mcpguard.session.journal import Journal
+from mcpguard.session.machine import Session
 from mcpguard.stores.api import CallStore
+from mcpguard.text.digest import cut
+from mcpguard.text.printing import plural, quoted
+from mcpguard.wire.frames import Reader
 
 _CALL: Final = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"none","arguments":{}}}'
 
@@ -89,7 +89,7 @@ def _introduce(
 
 def _verified(configured: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
     """The source of the token's identity, and the identity now."""
-    from mcpguard.auth.token import TokenSource  # loads PyJWT: only if it is needed
+    from mcpguard.identity.token import TokenSource  # loads PyJWT: only if it is needed
 
     assert settings.jwt is not None  # noqa: S101 - the caller has checked it
     source = TokenSource(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=console.error)

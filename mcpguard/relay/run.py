@@ -36,7 +36,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         McpguardError: The system has no thread left.
     """
     if settings.agent:
-        from mcpguard.core.identity import parse_agent
+        from mcpguard.identity.caller import parse_agent
 
         parse_agent(settings.agent, where=settings.places["agent"])  # raises before anything is started
     if settings.store:
@@ -62,7 +62,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     def begin() -> None:
         nonlocal guard, watchdog
         watchdog = Watchdog(server_process.pid)
-        from mcpguard.identity import configured_identity  # while the client's first messages pass
+        from mcpguard.configured_identity import configured_identity  # while the client's first messages pass
         from mcpguard.relay.assembly import Guard
 
         identity = configured_identity(settings, server or _derived_name(argv), os.environ)
@@ -78,6 +78,6 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
 
 
 def _derived_name(argv: Sequence[str]) -> str:
-    from mcpguard.core.server_name import server_name  # only if it is needed: `mcpguard install` names each server
+    from mcpguard.identity.server_name import server_name  # only if it is needed: `mcpguard install` names each server
 
     return server_name(argv)

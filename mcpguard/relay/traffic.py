@@ -4,8 +4,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from mcpguard.core.jsonrpc import frames
-from mcpguard.core.session import events
 from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -16,14 +14,16 @@ from mcpguard.relay.readiness import ClientInput
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
+from mcpguard.session import events
 from mcpguard.stores.clock import monotonic_us
+from mcpguard.wire import frames
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
-    from mcpguard.core.identity import Identity
-    from mcpguard.core.policy.model import Policy
-    from mcpguard.core.session.machine import Session
     from mcpguard.errors import PolicyError, Unauthenticated
+    from mcpguard.identity.caller import Identity
+    from mcpguard.policy.model import Policy
     from mcpguard.relay.bookkeeper import Bookkeeper
+    from mcpguard.session.machine import Session
     from mcpguard.stores.api import CallStore
 
 Ended = Literal["input", "client", "server", "answers"]

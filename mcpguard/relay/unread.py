@@ -4,11 +4,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mcpguard.core.session.events import ServerWrote
+from mcpguard.session.events import ServerWrote
 from mcpguard.stores.clock import monotonic_us
 
 if TYPE_CHECKING:
-    from mcpguard.core.jsonrpc.answers import AnswerLines
+    from mcpguard.wire.answers import AnswerLines
 
 
 class Unread:
@@ -58,7 +58,7 @@ class Unread:
 
     def _answer_lines(self) -> "AnswerLines":
         if self._lines is None:
-            from mcpguard.core.jsonrpc.answers import AnswerLines  # the first answer passes before it is loaded
+            from mcpguard.wire.answers import AnswerLines  # the first answer passes before it is loaded
 
             self._lines = AnswerLines()
         return self._lines

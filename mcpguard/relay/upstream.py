@@ -6,22 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-from mcpguard.core.jsonrpc import frames
-from mcpguard.core.jsonrpc.frames import Frame, LineSplitter, Reader, Refusal
-from mcpguard.core.session import events
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes, has_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES
+from mcpguard.session import events
 from mcpguard.stores.clock import monotonic_us
+from mcpguard.wire import frames
+from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
-    from mcpguard.core.identity import Identity
-    from mcpguard.core.policy.model import Policy
-    from mcpguard.core.session.machine import Session
     from mcpguard.errors import PolicyError, Unauthenticated
+    from mcpguard.identity.caller import Identity
+    from mcpguard.policy.model import Policy
+    from mcpguard.session.machine import Session
 
 LOOK_S: Final = 0.2
 """How often the policy and the identity are looked at while calls are held."""

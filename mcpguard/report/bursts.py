@@ -3,7 +3,7 @@
 import heapq
 from typing import Final, NamedTuple
 
-from mcpguard.core.policy.plan import Reported
+from mcpguard.limiter.plan import Reported
 
 GAP_US: Final = 60 * 1_000_000
 """Denials of one kind within this time are in one burst."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Final, Generic, TypeVar
 
-from mcpguard.core.audit import ERRORS, axis_of, members
-from mcpguard.core.policy.plan import Reported
-from mcpguard.core.verdict import REFUSED
+from mcpguard.limiter.plan import Reported
 from mcpguard.report.bursts import Burst, Bursts
+from mcpguard.session.audit import ERRORS, axis_of, members
+from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
 
 AXES: Final = ("user", "agent", "tool", "none")

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mcpguard.core.policy.model import Policy, Rate, Rule
-from mcpguard.core.policy.plan import Reported
-from mcpguard.core.policy.rule_text import options_of
-from mcpguard.core.policy.suggest import with_headroom
+from mcpguard.limiter.plan import Reported
+from mcpguard.policy.model import Policy, Rate, Rule
+from mcpguard.policy.rule_text import options_of
+from mcpguard.policy.suggest import with_headroom
 from mcpguard.report.gather import Use
 
 

@@ -7,14 +7,14 @@ from importlib.resources import files
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard import __version__
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.policy.plan import Reported
-from mcpguard.core.text import plural, printable
+from mcpguard.limiter.plan import Reported
+from mcpguard.policy.model import Policy
 from mcpguard.report import charts
 from mcpguard.report.bursts import Burst
 from mcpguard.report.charts import Series
 from mcpguard.report.gather import AXES, Figures, Findings, Named
 from mcpguard.report.limits import unreached
+from mcpguard.text.printing import plural, printable
 
 TOP: Final = 10
 """How many names a table has."""

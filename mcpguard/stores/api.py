@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
-    from mcpguard.core.audit import Outcome, Row
-    from mcpguard.core.client_agents import AgentNote
-    from mcpguard.core.journal import Journal
-    from mcpguard.core.limiter import State
-    from mcpguard.core.policy.plan import Counter
-    from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
+    from mcpguard.identity.client_agents import AgentNote
+    from mcpguard.limiter.plan import Counter
+    from mcpguard.limiter.sliding import State
+    from mcpguard.session.audit import Outcome, Row
+    from mcpguard.session.journal import Journal
+    from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 
 Clock = Callable[[], int]
 """Returns microseconds."""
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class StoredRow(NamedTuple):
-    """An audit row in the form in which stores keep it, with its outcome. `core.audit.record` makes a record of it.
+    """An audit row in the form in which stores keep it, with its outcome. `session.audit.record` makes a record of it.
 
     Attributes:
         row_id: See `Entry`.
@@ -49,7 +49,7 @@ class StoredRow(NamedTuple):
     @property
     def entry(self) -> Entry:
         """The row as it is read."""
-        from mcpguard.core.audit import record
+        from mcpguard.session.audit import record
 
         return Entry(self.row_id, record(self.row, outcome=self.outcome, duration_us=self.duration_us))
 
@@ -132,7 +132,7 @@ class Wanted(NamedTuple):
 
     def admits_row(self, row: "Row", outcome: str | None) -> bool:
         """Whether a row passes the filter."""
-        from mcpguard.core.audit import axis_of, members
+        from mcpguard.session.audit import axis_of, members
 
         found = {"time_us": row.time_us, "decision": row.decision, "outcome": outcome}
         axis = axis_of(row.decision, row.reported, row.detail)

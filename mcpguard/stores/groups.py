@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Final
 
-from mcpguard.core.audit import axis_of
+from mcpguard.session.audit import axis_of
 from mcpguard.stores.api import Group, StoredRow, Tally
 
 HOUR_US: Final = 3600 * 1_000_000

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from mcpguard.core import limiter
-from mcpguard.core.digest import number
-from mcpguard.core.policy.model import Call, Policy
-from mcpguard.core.policy.plan import counter_id
-from mcpguard.core.text import compact
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import counter_id
+from mcpguard.policy.model import Call, Policy
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.draining import fragment_bytes, row_bytes
 from mcpguard.stores.sqlite.memory import pack
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
+from mcpguard.text.digest import number
+from mcpguard.text.printing import compact
 
 NAMESPACE = "default"
 CONTEXTS = 500
@@ -55,9 +55,9 @@ def fill_counters(path: Path, policy: Policy, users: int, tools: int) -> None:
     (limit,) = policy.plan(call, NAMESPACE).limits
     with closing(Reader(path)) as reader:
         now_us = reader.clock()
-    log = limiter.EMPTY
+    log = sliding.EMPTY
     for charge in range(CHARGES, 0, -1):
-        log = limiter.charge(log, limit.n, limit.window_us, now_us - charge * CHARGE_EVERY_US)
+        log = sliding.charge(log, limit.n, limit.window_us, now_us - charge * CHARGE_EVERY_US)
     packed = pack(log)
     labels = (
         counter.label.replace(f'"{call.user}"', f'"{user_name(user)}"').replace(f'"{call.tool}"', f'"{tool_name(tool)}"')

@@ -13,14 +13,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mcpguard.core.journal import Journal
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
+from mcpguard.text.printing import compact
 
 from .calls import SETTLE, WARM_UP, cpus, ping_pong
 from .chart import Panel, svg

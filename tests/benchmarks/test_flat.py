@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mcpguard.core.journal import Journal
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.verdict import DecisionRequest
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from mcpguard.core.audit import Outcome
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.build import WALL_US, Session, Time, identity
 from tests.cli.command import on_terminal
-from tests.core.build import WALL_US, Session, Time, identity
 
 SCREENS: Final = Path(__file__).parent / "screens"
 WIDTHS: Final = (40, 80, 160)

@@ -9,7 +9,7 @@ import pytest
 
 from mcpguard.clients import running
 from tests.cli.account import Account
-from tests.test_policy_editing import BY_HAND
+from tests.policy.test_editing import BY_HAND
 
 
 @pytest.fixture

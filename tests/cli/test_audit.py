@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from mcpguard.cli._audit_table import Table
-from mcpguard.core.audit import MEMBERS, Outcome, line, with_outcome
+from mcpguard.session.audit import MEMBERS, Outcome, line, with_outcome
+from tests.build import WALL_US, Talk
 from tests.cli.command import ALICE, BOB, BOUND, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, process, start
-from tests.core.build import WALL_US, Talk
 from tests.end_to_end.host import DEADLINE_S, Host, audit, call, environment, policy, rule
 
 

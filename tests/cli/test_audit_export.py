@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import pytest
 
 from mcpguard.cli import _audit_export, _command, _text
-from mcpguard.core.audit import MEMBERS
+from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from tests.cli.command import BOUND, calls, command, line_of, mcpguard, on_terminal, process, start

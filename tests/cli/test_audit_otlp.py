@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 
-from mcpguard.report.telemetry import HEADERS, SERVICE
+from mcpguard.reading.telemetry import HEADERS, SERVICE
 from tests.cli.command import calls, mcpguard, process, start
 from tests.end_to_end.host import DEADLINE_S, policy, rule
 from tests.report.receiver import Receiver, receiving, values
@@ -107,7 +107,7 @@ def test_a_collector_that_refuses_rows_ends_the_export_with_an_error(home: Path,
 def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path) -> None:
     with (
         patch.dict(sys.modules, {"opentelemetry": None}),
-        patch("mcpguard.report.extras.find_spec", lambda name: name.startswith("google") or None),
+        patch("mcpguard.reading.extras.find_spec", lambda name: name.startswith("google") or None),
     ):
         done = mcpguard(home, "audit", "export", "--otlp", "http://x")
     assert done.returncode == 1

@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_written_is_named_with_a_hint(home: Path, tmp_path
 def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path, module: str) -> None:
     with (
         patch.dict(sys.modules, {module: None}),
-        patch("mcpguard.report.extras.find_spec", lambda name: None if name == module else 1),
+        patch("mcpguard.reading.extras.find_spec", lambda name: None if name == module else 1),
     ):
         done = mcpguard(home, "audit", "report", "-o", "-")
     assert done.returncode == 1

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from mcpguard.cli import _audit_show
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.verdict import Ending
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import parse
+from mcpguard.session.verdict import Ending
+from tests.build import WALL_US, Session, Time, identity
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
-from tests.core.build import WALL_US, Session, Time, identity
 from tests.end_to_end.host import Host, audit, policy, rule
 from tests.memory_store import MemoryStore
 

@@ -5,7 +5,7 @@ import pytest
 from rich.cells import cell_len
 
 from mcpguard.cli._audit_stats import _table
-from mcpguard.report.statistics import KEYS, Statistic, statistics
+from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.stores.api import Group, Tally
 from tests.cli.command import BOB, calls, mcpguard, on_terminal
 from tests.cli.test_usage import compare

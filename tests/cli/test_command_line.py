@@ -272,7 +272,7 @@ def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path
         (["run", "--", "cat"], "mcpguard.errors"),
         (["policy", "show"], "click"),
         (["policy", "show"], "mcpguard.cli._errors"),
-        (["usage"], "mcpguard.policy_file"),
+        (["usage"], "mcpguard.policy.file"),
     ],
 )
 def test_a_part_that_cannot_be_loaded_is_one_line_and_a_hint(tmp_path: Path, argv: list[str], module: str) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
-from mcpguard.core.client_agents import HOOKS, AgentNote
+from mcpguard.identity.client_agents import HOOKS, AgentNote
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard
-from tests.core.test_client_agents import CODEX_SESSION, EXPLORE, without
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, until
 from tests.end_to_end.outages import root_only
+from tests.identity.test_client_agents import CODEX_SESSION, EXPLORE, without
 from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
 
 IN_TIME_S = TIMEOUT_S + 20
@@ -363,8 +363,8 @@ def test_it_loads_only_what_it_needs(home: Path) -> None:
             "tomlkit",
             "logging",
             "mcpguard.stores.sqlite.store",
-            "mcpguard.core.policy.model",
-            "mcpguard.core.policy.plan",
+            "mcpguard.policy.model",
+            "mcpguard.limiter.plan",
         }
         & loaded
     )

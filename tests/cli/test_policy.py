@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.parse import STARTER, parse
+from mcpguard.policy.parse import STARTER, parse
 from tests.cli.command import ALICE, BOUND, OBEDIENT, mcpguard, process
 from tests.end_to_end.host import Host
-from tests.test_policy_editing import BY_HAND
+from tests.policy.test_editing import BY_HAND
 
 
 @pytest.mark.parametrize(

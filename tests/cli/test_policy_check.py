@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mcpguard.cli import _errors
-from mcpguard.core.policy.parse import parse
 from mcpguard.errors import PolicyError
+from mcpguard.policy.parse import parse
 from tests.cli.command import calls, mcpguard, on_terminal
 
 

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard.core.policy.parse import STARTER
+from mcpguard.policy.parse import STARTER
 from tests.cli.command import BOUND, mcpguard, on_terminal, process
-from tests.test_policy_editing import BY_HAND
+from tests.policy.test_editing import BY_HAND
 
 
 def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> None:

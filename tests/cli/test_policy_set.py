@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.parse import STARTER, parse
+from mcpguard.policy.parse import STARTER, parse
 from tests.cli.command import calls, command, mcpguard, process
 from tests.end_to_end.host import DEADLINE_S, environment
-from tests.test_policy_editing import BY_HAND
+from tests.policy.test_editing import BY_HAND
 
 
 def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.cli.command import mcpguard, on_terminal, process
 from tests.cli.test_policy_set import BEYOND
-from tests.test_policy_editing import BY_HAND
+from tests.policy.test_editing import BY_HAND
 
 
 def test_show_says_that_the_starter_policy_is_in_force(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Row
-from mcpguard.core.policy.parse import STARTER, parse
-from mcpguard.core.text import compact
+from mcpguard.policy.parse import STARTER, parse
+from mcpguard.session.audit import Row
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options
+from mcpguard.text.printing import compact
 from tests.cli.command import mcpguard, on_terminal
 from tests.end_to_end.host import rule
 from tests.redis_servers import running

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from mcpguard.cli._counters import counter_text, is_selected, used_text
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.policy.plan import label_parts
+from mcpguard.limiter.plan import label_parts
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse
 from mcpguard.stores.api import Held
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import ALICE, BOB, OBEDIENT, calls, mcpguard, on_terminal

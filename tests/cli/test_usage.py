@@ -22,12 +22,12 @@ from mcpguard.cli import _usage_screen
 from mcpguard.cli._usage_screen import screen
 from mcpguard.cli._usage_table import Table, as_json, limit_text, plain
 from mcpguard.config import Settings
-from mcpguard.core.limiter import EMPTY, charge
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.parse import parse
 from mcpguard.errors import StoreUnavailable
-from mcpguard.report.usage import Limits, Usage
-from mcpguard.report.watching import View
+from mcpguard.limiter.sliding import EMPTY, charge
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse
+from mcpguard.reading.usage import Limits, Usage
+from mcpguard.reading.watching import View
 from mcpguard.stores.api import Held
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import BOB, calls, command, mcpguard, on_terminal, process

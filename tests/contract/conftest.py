@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import pytest
 
-from mcpguard.core.client_agents import AgentNote
+from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.api import Options, Readable, Store
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Time
+from tests.build import WALL_US, Time
 from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import SERVERS, Server, running
 

@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from mcpguard.core import limiter
-from mcpguard.core.client_agents import NOTE_KEPT_US
-from mcpguard.core.limiter import EMPTY
-from mcpguard.core.policy.plan import Counter
+from mcpguard.identity.client_agents import NOTE_KEPT_US
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import EMPTY
+from tests.build import Session
 from tests.contract.conftest import Place
-from tests.core.build import Session
 
 EXPLORE = "Claude Code::subagent::Explore"
 PLAN = "Claude Code::subagent::Plan"
@@ -130,12 +130,12 @@ def test_peek_reads_counters_without_changing_them(place: Place) -> None:
     session.call("x", 2)
     for _ in range(2):
         states, now_us = other.peek([*counters, Counter(7, "unknown", 1)])
-        assert [limiter.used(state) for state in states] == [2, 2, 0]
-        assert limiter.retry_after(states[0], 2, 60_000_000, now_us) == 60_000_000
+        assert [sliding.used(state) for state in states] == [2, 2, 0]
+        assert sliding.retry_after(states[0], 2, 60_000_000, now_us) == 60_000_000
     place.pass_ms(60_000)
     states, now_us = other.peek(counters)
     assert [
-        limiter.used(limiter.live(state, counter.window_us, now_us)) for state, counter in zip(states, counters, strict=True)
+        sliding.used(sliding.live(state, counter.window_us, now_us)) for state, counter in zip(states, counters, strict=True)
     ] == [
         0,
         2,

@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 
-from mcpguard.core.audit import Outcome
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import DISORDER_US, Wanted
+from tests.build import WALL_US, Session, identity
 from tests.contract.conftest import Place
-from tests.core.build import WALL_US, Session, identity
 
 POLICY = """
 [[rule]]

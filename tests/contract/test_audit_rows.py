@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.digest import cut
-from mcpguard.core.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
-from mcpguard.core.session.events import IdentityChanged
-from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import Unauthenticated
+from mcpguard.session.audit import Outcome
+from mcpguard.session.events import IdentityChanged
+from mcpguard.session.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
+from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.text.digest import cut
+from tests.build import Session, call_line, identity
 from tests.contract.conftest import Place
-from tests.core.build import Session, call_line, identity
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mcpguard.core.limiter import MAX_ENTRIES, live
-from mcpguard.core.verdict import Ending, Verdict
+from mcpguard.limiter.sliding import MAX_ENTRIES, live
+from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.sqlite import call_log, upkeep
 from tests.callers import Caller
 from tests.contract.conftest import STORES, Place

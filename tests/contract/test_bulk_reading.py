@@ -4,11 +4,11 @@ from collections import Counter
 
 import pytest
 
-from mcpguard.core.audit import Outcome, record
+from mcpguard.session.audit import Outcome, record
 from mcpguard.stores.api import Readable, Wanted
 from mcpguard.stores.groups import HOUR_US, rounded_us
+from tests.build import WALL_US, Session, identity
 from tests.contract.conftest import Place
-from tests.core.build import WALL_US, Session, identity
 
 POLICY = '[[rule]]\nuser = "*"\ntool = "report"\nlimit = "2/1m"\n\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
 ANY = Wanted(lambda _: True)

@@ -5,9 +5,9 @@ from secrets import token_hex
 
 import pytest
 
-from mcpguard.core.policy.plan import Counter
+from mcpguard.limiter.plan import Counter
+from tests.build import Session, identity
 from tests.contract.conftest import Place
-from tests.core.build import Session, identity
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "report"\nlimit = "5/1m"\n'
 THREE_AXES = """

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core import limiter
-from mcpguard.core.arguments import NONE, args_hash
-from mcpguard.core.audit import ERRORS
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.policy.plan import Plan
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, decide_one
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Plan
+from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse
+from mcpguard.session.audit import ERRORS
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_one
+from mcpguard.wire.arguments import NONE, args_hash
+from tests.build import START_US, TESTS, Session, identity
 from tests.contract.conftest import Place
-from tests.core.build import START_US, TESTS, Session, identity
 from tests.memory_store import release
 
 VECTORS: list[dict[str, Any]] = [
@@ -72,7 +72,7 @@ def test_the_core_alone_decides_as_the_vector_says(vector: dict[str, Any]) -> No
         for outcome in step.get("end", ()):
             ended, plan = in_flight.pop(0)
             held = [states.get(counter.id, EMPTY) for counter in plan.counters]
-            after = limiter.fail(plan.limits, held, now_us)[0] if outcome in ERRORS else held
+            after = sliding.fail(plan.limits, held, now_us)[0] if outcome in ERRORS else held
             caps = {limit.counter for limit in plan.limits if limit.counts == "concurrent"}
             for at, (counter, state) in enumerate(zip(plan.counters, after, strict=True)):
                 states[counter.id] = release(state, ended) if at in caps else state

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.parse import parse
 from mcpguard.demo import beyond
 from mcpguard.demo.stage import ALICE, BOB, Stage
 from mcpguard.errors import McpguardError
+from mcpguard.policy.parse import parse
 from tests.demo.conftest import ROOT, SHORT_DEMO, Run, environment
 
 

@@ -12,10 +12,10 @@ import anyio
 import pytest
 from mcp import Client, MCPError
 
-from mcpguard.core.denial import RATE_LIMITED, UNAVAILABLE
 from mcpguard.demo import beyond, story
 from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
+from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
 

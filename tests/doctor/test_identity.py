@@ -4,8 +4,8 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard.auth import fetch
-from mcpguard.auth.keys import FETCH_S
+from mcpguard.identity import fetch
+from mcpguard.identity.keys import FETCH_S
 from tests import provider
 from tests.doctor.checks import doctor, of, only
 from tests.provider import ISSUER, KeyServer, settings, token, write_token

@@ -48,7 +48,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def program(*argv: str, tuned: Mapping[str, object] | None = None) -> list[str]:
-    """The command line of mcpguard. `tuned` gives constants, such as `mcpguard.auth.keys.FETCH_S`, other values."""
+    """The command line of mcpguard. `tuned` gives constants, such as `mcpguard.identity.keys.FETCH_S`, other values."""
     if not tuned:
         return [sys.executable, "-m", "mcpguard", *argv]
     lines = ["import importlib"]

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from mcpguard.auth.keys import REFRESH_S
-from mcpguard.core.claims import LEEWAY_S
+from mcpguard.identity.claims import LEEWAY_S
+from mcpguard.identity.keys import REFRESH_S
 from tests import provider
 from tests.provider import KeyServer, settings, token, write_token
 
 from .host import DEADLINE_S, Host, Message, budget, call, policy, rule, script
 
 OBEDIENT = script("obedient")
-PATIENT = {"mcpguard.auth.keys.FETCH_S": DEADLINE_S}
+PATIENT = {"mcpguard.identity.keys.FETCH_S": DEADLINE_S}
 """Waits for keys as long as a busy machine takes to send them."""
 
 
@@ -301,7 +301,7 @@ def test_jwt_is_loaded_only_if_tokens_are_verified(tmp_path: Path) -> None:
     with Host(tmp_path, *OBEDIENT, env=loud) as host:
         assert "result" in host.call(1, "search")
         assert host.end() == 0
-        assert not {"httpx2", "jwt", "ssl", "mcpguard.auth.token", "mcpguard.auth.settings"} & {
+        assert not {"httpx2", "jwt", "ssl", "mcpguard.identity.token", "mcpguard.identity.jwt_settings"} & {
             line.rpartition("|")[2].strip() for line in host.err.splitlines()
         }
 
@@ -319,4 +319,4 @@ def test_the_http_client_is_loaded_only_if_keys_are_fetched(tmp_path: Path, keys
         assert host.end() == 0
         loaded = {line.rpartition("|")[2].strip() for line in host.err.splitlines()}
     assert "jwt" in loaded
-    assert {"mcpguard.auth.fetch" in loaded, "httpx2" in loaded} == {loads}
+    assert {"mcpguard.identity.fetch" in loaded, "httpx2" in loaded} == {loads}

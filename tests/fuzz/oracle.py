@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from mcpguard.core import audit
-from mcpguard.core.digest import cut
-from mcpguard.core.jsonrpc.answers import AnswerLines
-from mcpguard.core.jsonrpc.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
-from mcpguard.core.session import events
-from mcpguard.core.session.commands import Decide, LookUp, ToClient, ToServer
-from tests.core.build import Session
+from mcpguard.session import audit, events
+from mcpguard.session.commands import Decide, LookUp, ToClient, ToServer
+from mcpguard.text.digest import cut
+from mcpguard.wire.answers import AnswerLines
+from mcpguard.wire.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
+from tests.build import Session
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value
 from tests.memory_store import MemoryStore

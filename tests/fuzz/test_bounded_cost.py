@@ -7,8 +7,8 @@ from types import FrameType
 
 import pytest
 
-from mcpguard.core.jsonrpc import heavy
-from mcpguard.core.jsonrpc.frames import MAX_FRAME_BYTES
+from mcpguard.wire import heavy
+from mcpguard.wire.frames import MAX_FRAME_BYTES
 from tests.fuzz.oracle import Wire
 
 BYTES_FOR_EACH = 20

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.core.jsonrpc import frames
+from mcpguard.wire import frames
 from tests.fuzz.attacks import COUNTED, EXPOSED, HIDDEN
 from tests.fuzz.grammar import ATTACKS, Draw, stream
 from tests.fuzz.oracle import check

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.session.events import ServerExited
+from mcpguard.session.events import ServerExited
 from tests.fuzz.oracle import Wire, check, honest
 
 CORPUS = sorted((Path(__file__).parent.parent / "corpus").glob("*.jsonl"))

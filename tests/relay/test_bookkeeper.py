@@ -8,21 +8,21 @@ from itertools import pairwise
 
 import pytest
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.identity import Identity
-from mcpguard.core.journal import Journal
-from mcpguard.core.jsonrpc.frames import read
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.session import events
-from mcpguard.core.session.machine import Session
 from mcpguard.errors import StoreUnavailable
+from mcpguard.identity.caller import Identity
+from mcpguard.policy.parse import parse
 from mcpguard.relay import bookkeeper
 from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.unread import Unread
+from mcpguard.session import events
+from mcpguard.session.audit import Outcome
+from mcpguard.session.journal import Journal
+from mcpguard.session.machine import Session
 from mcpguard.stores.pauses import QUIET_S
-from tests.core.build import call_line
+from mcpguard.wire.frames import read
+from tests.build import call_line
 from tests.memory_store import MemoryStore
 
 

@@ -6,21 +6,21 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.identity import Identity
-from mcpguard.core.journal import Journal
-from mcpguard.core.jsonrpc import answers
-from mcpguard.core.jsonrpc.frames import read
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.session import events
-from mcpguard.core.session.in_flight import InFlight
-from mcpguard.core.session.machine import Session
-from mcpguard.core.session.opening import Opening
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
+from mcpguard.identity.caller import Identity
+from mcpguard.policy.parse import parse
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.unread import Unread
-from tests.core.build import call_line, request
+from mcpguard.session import events
+from mcpguard.session.audit import Outcome
+from mcpguard.session.in_flight import InFlight
+from mcpguard.session.journal import Journal
+from mcpguard.session.machine import Session
+from mcpguard.session.opening import Opening
+from mcpguard.wire import answers
+from mcpguard.wire.frames import read
+from tests.build import call_line, request
 from tests.memory_store import Memory, MemoryStore
 
 CALL = call_line("x", 1)

@@ -2,13 +2,13 @@ import re
 
 import pytest
 
-from mcpguard.core.identity import Identity
-from mcpguard.core.journal import Journal
-from mcpguard.core.jsonrpc.frames import Reader
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.session.machine import Session
 from mcpguard.errors import PolicyError
+from mcpguard.identity.caller import Identity
+from mcpguard.policy.parse import parse
 from mcpguard.relay import judging
+from mcpguard.session.journal import Journal
+from mcpguard.session.machine import Session
+from mcpguard.wire.frames import Reader
 
 ALICE = Identity("alice", "config", "crm")
 CALL = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"search","arguments":{"query":"x"}}}'

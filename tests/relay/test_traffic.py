@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.identity import Identity
-from mcpguard.core.journal import Journal
-from mcpguard.core.jsonrpc.frames import Frame
-from mcpguard.core.policy.model import Policy
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.session import exchange
-from mcpguard.core.session.decision_requests import DecisionRequests
-from mcpguard.core.session.machine import Session
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
+from mcpguard.identity.caller import Identity
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import parse
 from mcpguard.relay import output, readiness, upstream
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.traffic import Ended, Traffic
+from mcpguard.session import exchange
+from mcpguard.session.audit import Outcome
+from mcpguard.session.decision_requests import DecisionRequests
+from mcpguard.session.journal import Journal
+from mcpguard.session.machine import Session
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.wire.frames import Frame
 from tests.end_to_end.host import until
 from tests.memory_store import MemoryStore
 

@@ -1,7 +1,7 @@
 import pytest
 
-from mcpguard.core.jsonrpc.answers import Line
 from mcpguard.relay.unread import Unread
+from mcpguard.wire.answers import Line
 
 ANSWER = b'{"id":1,"result":{}}\n'
 

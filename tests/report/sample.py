@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mcpguard.core.policy.parse import parse
+from mcpguard.policy.parse import parse
 from mcpguard.report.gather import gather
 from mcpguard.report.page import page
 from tests.report.week import POLICY, SINCE_US, UNTIL_US, week

@@ -1,9 +1,9 @@
 import json
 
-from mcpguard.core.audit import Row
-from mcpguard.core.policy.plan import Reported
+from mcpguard.limiter.plan import Reported
 from mcpguard.report.bursts import GAP_US, LEAST, WORST
 from mcpguard.report.gather import MAX_SLOTS, NAMES, SLOTS_US, Durations, Findings, bucket, gather, slot_us
+from mcpguard.session.audit import Row
 from mcpguard.stores.api import StoredRow
 from tests.report.week import HOUR_US, SINCE_US, UNTIL_US, week
 

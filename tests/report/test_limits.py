@@ -1,7 +1,7 @@
 import json
 
-from mcpguard.core.policy.parse import parse
-from mcpguard.core.policy.suggest import with_headroom
+from mcpguard.policy.parse import parse
+from mcpguard.policy.suggest import with_headroom
 from mcpguard.report.limits import unreached
 from mcpguard.report.page import page
 from mcpguard.stores.api import StoredRow

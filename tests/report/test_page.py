@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mcpguard.core.policy.parse import parse
+from mcpguard.policy.parse import parse
 from mcpguard.report import gather, page
 from tests.report.test_gather import of, stored
 from tests.report.week import HOUR_US, POLICY, SINCE_US, UNTIL_US, week

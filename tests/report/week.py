@@ -5,10 +5,10 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.policy.parse import parse
+from mcpguard.policy.parse import parse
+from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.api import Store, StoredRow
-from tests.core.build import WALL_US
+from tests.build import WALL_US
 
 HOUR_US: Final = 3600 * 1_000_000
 WEEK_US: Final = 7 * 24 * HOUR_US

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.build import TESTS
+from tests.build import TESTS
 from tests.redis_servers import Server, running
 
 Worker = subprocess.Popen[str]

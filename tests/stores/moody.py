@@ -4,16 +4,16 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import State
+from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.spill import SpillFolder
 from mcpguard.stores.failover.store import FailoverStore
-from tests.core.build import WALL_US, Time, Wrapper
+from tests.build import WALL_US, Time, Wrapper
 from tests.memory_store import Memory, MemoryStore
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'

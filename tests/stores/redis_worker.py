@@ -8,11 +8,11 @@ import os
 import sys
 import threading
 
-from mcpguard.core.verdict import Ending
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import parse
-from tests.core.build import Session
+from tests.build import Session
 
 POLICY = '[[rule]]\ntool = "x"\nconcurrent = 1\n'
 

@@ -4,7 +4,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.failover.breaker import NOT_IN_TIME, PROBE_US, CircuitBreaker
-from tests.core.build import Time
+from tests.build import Time
 
 GONE = StoreUnavailable("it is gone")
 FULL = StoreUnavailable("the disk is full")

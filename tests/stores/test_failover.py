@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.verdict import Verdict
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Time, Wrapper
+from tests.build import Time, Wrapper
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.plan import label_parts
+from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.failover import local_counting
 from mcpguard.stores.failover.spill import SpillFile
-from tests.core.build import START_US
+from tests.build import START_US
 from tests.memory_store import Memory
 from tests.stores.moody import LIMIT_3, Place
 

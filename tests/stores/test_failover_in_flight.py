@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.plan import Counter
-from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import Counter
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.failover import local_counting
 from tests.memory_store import Memory
 from tests.stores.moody import Moody, Place

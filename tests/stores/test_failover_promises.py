@@ -12,8 +12,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mcpguard.core.policy.plan import label_parts
-from mcpguard.core.verdict import Ending
+from mcpguard.limiter.plan import label_parts
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.failover import write_behind
 from tests.memory_store import Memory, MemoryStore
 from tests.stores.moody import Place

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from mcpguard.core.audit import Row
-from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import State
+from mcpguard.session.audit import Row
 from mcpguard.stores.failover import store as failover_store
 from mcpguard.stores.failover import write_behind
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
-from tests.core.build import START_US
+from tests.build import START_US
 from tests.memory_store import Memory
 from tests.stores.moody import LIMIT_3, Moody, Place
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.text import amount
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.failover import spill, write_behind
@@ -20,7 +19,8 @@ from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import START_US, Time, Wrapper
+from mcpguard.text.printing import amount
+from tests.build import START_US, Time, Wrapper
 from tests.memory_store import Memory
 from tests.redis_servers import running
 from tests.stores.moody import LIMIT_3, Moody, Place

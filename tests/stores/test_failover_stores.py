@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.policy.plan import label_parts
-from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import label_parts
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Time, Wrapper
+from tests.build import Time, Wrapper
 from tests.redis_servers import running
 
 POLICY = """

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from mcpguard.core.audit import Outcome, Row
 from mcpguard.errors import StoreUnavailable
+from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.failover.breaker import PROBE_US
 from mcpguard.stores.failover.connector import STEP_S, Connector
 from mcpguard.stores.failover.store import FailoverStore
-from tests.core.build import Time, Wrapper
+from tests.build import Time, Wrapper
 from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import wait_for
 from tests.stores.moody import LIMIT_3, Place

@@ -11,7 +11,7 @@ from mcpguard.stores.sqlite import pruning, upkeep
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Session, Time, identity
+from tests.build import WALL_US, Session, Time, identity
 
 POLICY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 

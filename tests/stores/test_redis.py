@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.journal import Journal
-from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis import rows, upkeep
 from mcpguard.stores.redis.duplicates import NEARBY_US
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.store import RedisStore
-from tests.core.build import Session, Time
+from mcpguard.text.printing import compact
+from tests.build import Session, Time
 from tests.redis_servers import Server, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'

@@ -8,13 +8,13 @@ from secrets import token_hex
 
 import pytest
 
-from mcpguard.core.audit import Outcome
 from mcpguard.errors import ConfigError, StoreUnavailable, installing
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress
-from tests.core.build import Session
+from tests.build import Session
 from tests.redis_servers import Server, certificates, cluster, running
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'

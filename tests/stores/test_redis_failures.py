@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import boot_us
 from mcpguard.stores.redis import checks, request
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import parse
-from tests.core.build import Session
+from tests.build import Session
 from tests.redis_servers import ENOUGH_S, Server, free_port, running, wait_for
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'

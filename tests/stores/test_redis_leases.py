@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.policy.plan import Counter
-from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import Counter
+from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
-from tests.core.build import WALL_US, Session, Time, Wrapper
+from tests.build import WALL_US, Session, Time, Wrapper
 from tests.redis_servers import Server, running, wait_for
 from tests.stores.conftest import Worker
 

@@ -10,11 +10,11 @@ from secrets import token_hex
 
 import pytest
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.client_agents import AgentNote
-from mcpguard.core.journal import Journal
-from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.identity.client_agents import AgentNote
+from mcpguard.session.audit import Outcome
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress
@@ -22,8 +22,8 @@ from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import RedisUrl, parse
+from tests.build import TESTS, Session, Time
 from tests.cli.command import command, line_of, mcpguard
-from tests.core.build import TESTS, Session, Time
 from tests.end_to_end.host import DEADLINE_S, Host, environment, policy, rule, script
 from tests.redis_servers import ENOUGH_S, Server, running
 

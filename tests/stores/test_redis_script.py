@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.core import limiter
-from mcpguard.core.audit import Row
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, Counts, Limit, State
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.plan import Counter, Plan, Reported
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter, Plan, Reported
+from mcpguard.limiter.sliding import EMPTY, Counts, Limit, State
+from mcpguard.policy.model import Call
+from mcpguard.session.audit import Row
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.scripts import PARTS, script
 from mcpguard.stores.redis.store import RedisStore
-from tests.core.build import WALL_US, Time
+from tests.build import WALL_US, Time
 from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import Server
 
@@ -318,17 +318,17 @@ def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(server: S
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
     small, large = (
-        Plan((Limit(n, 1_000_000, 0),), (Reported("tool", "r", n, "1s"),), (counter,)) for n in (limiter.EXACT, 1000)
+        Plan((Limit(n, 1_000_000, 0),), (Reported("tool", "r", n, "1s"),), (counter,)) for n in (sliding.EXACT, 1000)
     )
-    grain_us = 1_000_000 // limiter.EXACT
-    for plan, pass_us, times in ((small, 100, limiter.EXACT), (large, grain_us + 1, 20)):
+    grain_us = 1_000_000 // sliding.EXACT
+    for plan, pass_us, times in ((small, 100, sliding.EXACT), (large, grain_us + 1, 20)):
         for _ in range(times):
             pair.take(Step(pass_us, [Made()]), [plan])
             assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
     pair.store.close()
 
 
-@pytest.mark.parametrize("entries", [limiter.EXACT - 1, limiter.EXACT, limiter.EXACT + 1])
+@pytest.mark.parametrize("entries", [sliding.EXACT - 1, sliding.EXACT, sliding.EXACT + 1])
 def test_a_merged_log_is_coalesced_only_if_it_is_longer_than_an_exact_one(server: Server, entries: int) -> None:
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
@@ -352,11 +352,11 @@ def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
     for pairs in (first, second):
         if not pairs:
             continue
-        log = limiter.merge(EMPTY, (pairs[-1][0], *[part for one in pairs for part in one]), window_us)
+        log = sliding.merge(EMPTY, (pairs[-1][0], *[part for one in pairs for part in one]), window_us)
         for store in (pair.store, pair.reference):
             store.adopt([(counter, log)], token_hex())
         alive = [
-            limiter.live(one, window_us, NOW_US) for one in (logs_in(pair.store, [counter])[0], pair.memory.states[counter.id])
+            sliding.live(one, window_us, NOW_US) for one in (logs_in(pair.store, [counter])[0], pair.memory.states[counter.id])
         ]
         assert alive[0] == alive[1]
     pair.store.close()
@@ -366,8 +366,8 @@ def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
 def test_entries_a_grain_apart_stay_separate_and_closer_ones_are_merged(server: Server) -> None:
     pair = Pair(server)
     counter = Counter(1, "[1000000]", 1_000_000)
-    grain_us = 1_000_000 // limiter.EXACT
-    for entries, apart_us in ((limiter.EXACT + 1, grain_us), (limiter.EXACT + 1, grain_us - 1)):
+    grain_us = 1_000_000 // sliding.EXACT
+    for entries, apart_us in ((sliding.EXACT + 1, grain_us), (sliding.EXACT + 1, grain_us - 1)):
         log = (-1, *[part for at in range(-entries, 0) for part in (at * apart_us, 1)])
         for store in (pair.store, pair.reference):
             store.adopt([(counter, log)], token_hex())

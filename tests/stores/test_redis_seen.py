@@ -4,14 +4,14 @@ import struct
 
 import pytest
 
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.plan import Counter
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis import seen
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.states import log
 from mcpguard.stores.redis.store import RedisStore
-from tests.core.build import Session
+from tests.build import Session
 from tests.redis_servers import Server
 
 NOW_US = 10_000_000

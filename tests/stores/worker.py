@@ -13,8 +13,8 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Options
 from mcpguard.stores.locks import lock_file, try_lock
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.build import Session, Time
 from tests.callers import Caller
-from tests.core.build import Session, Time
 
 QUICK = 20
 """How many times quicker the workers' time passes, so that a test of seconds sees a minute of windows."""

@@ -2,11 +2,11 @@
 
 from typing import Final, NamedTuple
 
-from mcpguard.core import limiter
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.explain import window
-from mcpguard.core.policy.model import AXES, Call, Rate, Rule
-from mcpguard.core.text import plural
+from mcpguard.limiter import sliding
+from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.policy.explain import window
+from mcpguard.policy.model import AXES, Call, Rate, Rule
+from mcpguard.text.printing import plural
 
 LEAST_CALLS: Final = 20
 """Fewer calls say too little about a rule."""
@@ -20,7 +20,7 @@ _BURST_US: Final = 3_600_000_000
 _BURST_HISTORY: Final = 5
 """A history of less than this many such times has no single burst: there is nothing to compare it with."""
 
-MAX_ENTRIES: Final = 4 * limiter.MAX_ENTRIES
+MAX_ENTRIES: Final = 4 * sliding.MAX_ENTRIES
 """The entries of a log beyond which it is merged into grains. Up to this many calls in a window, the count is exact."""
 
 _MAX_LOGS: Final = 1024
@@ -100,9 +100,9 @@ class Tracked:
             logs = self._logs[at]
             old = logs.get(key, EMPTY)
             now_us = max(-time_us, old[-2]) if old else -time_us
-            log = _added(limiter.live(old, rate.window_us, now_us), rate.window_us, now_us)
+            log = _added(sliding.live(old, rate.window_us, now_us), rate.window_us, now_us)
             logs[key] = log
-            calls = limiter.used(log)
+            calls = sliding.used(log)
             self._windows[at].add(calls, -now_us)
             if calls > self.peaks[at].calls:
                 who = [value for axis, value in zip(self._axes, key, strict=True) if axis in self._shown]
@@ -128,7 +128,7 @@ def _apart_us(rate: Rate) -> int:
 def _added(log: State, window_us: int, now_us: int) -> State:
     """A live log with a call. It keeps the time of each call as long as it can."""
     log = (now_us, *log[1:], now_us, 1)
-    return _in_grains(log, -(-window_us // limiter.EXACT)) if len(log) > 2 * MAX_ENTRIES else log
+    return _in_grains(log, -(-window_us // sliding.EXACT)) if len(log) > 2 * MAX_ENTRIES else log
 
 
 def _in_grains(log: State, grain_us: int) -> State:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final
 
-from mcpguard.core.audit import Row
-from mcpguard.core.verdict import FORWARDED
+from mcpguard.session.audit import Row
+from mcpguard.session.verdict import FORWARDED
 
 MAX_ROWS: Final = 10_000
 """How many rows of forwarded calls are kept, and how many other rows."""

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.verdict import Verdict
+from mcpguard.session.audit import Outcome
+from mcpguard.session.verdict import Verdict
 
 _ROW_ID_BITS: Final = 128
 """Row ids of all stores are below 2 to this power. The bits above it are the number of the store: 0 for the first one."""

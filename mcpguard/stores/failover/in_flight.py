@@ -13,10 +13,10 @@ import os
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter, Plan
-from mcpguard.core.verdict import Ending, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.sliding import State
+from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.failover.generations import Generations
 

@@ -9,12 +9,12 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol, TypeVar
 
-from mcpguard.core.text import amount
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.failover.spill import HEADER, SpillFile, SpillFolder, SpillLog
 from mcpguard.stores.failover.write_back import newest_row_id, put_back_on_failure, write
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer
+from mcpguard.text.printing import amount
 
 LOOK_EVERY_US: Final = 60_000_000
 """How often the folder is searched. It is also searched whenever a store can be used again."""

@@ -18,12 +18,12 @@ A counter of calls in flight has no log. It is counted from this wrapper's own c
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from mcpguard.core import limiter
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, EXACT, Limit, State
-from mcpguard.core.policy.plan import Counter, Plan
-from mcpguard.core.verdict import FORWARDED, DecisionRequest, Ending, Verdict, decide_one, verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.sliding import EMPTY, EXACT, Limit, State
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import FORWARDED, DecisionRequest, Ending, Verdict, decide_one, verdict
 from mcpguard.stores.failover.in_flight import CallsInFlight, new_id
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer
 
@@ -226,7 +226,7 @@ class LocalCounting:
         self._buffer.spill.flush()
 
     def _count_failure(self, plan: Plan, now_us: int) -> None:
-        after, charged = limiter.fail(plan.limits, [self._log_of(one.id) for one in plan.counters], now_us)
+        after, charged = sliding.fail(plan.limits, [self._log_of(one.id) for one in plan.counters], now_us)
         for limit in charged:
             self._write_behind(plan, limit, now_us)
             counter = plan.counters[limit.counter]
@@ -282,7 +282,7 @@ def _most_recent(logs: dict[int, State]) -> dict[int, State]:
 def _uncounted(plan: Plan) -> Verdict:
     """The verdict of the limits that need no counter: a closed tool is denied, every other call is allowed."""
     closing = plan.only(lambda limit: not limit.n)
-    return verdict(closing, limiter.decide(closing.limits, (), 0))
+    return verdict(closing, sliding.decide(closing.limits, (), 0))
 
 
 def _refused(plan: Plan) -> Verdict:

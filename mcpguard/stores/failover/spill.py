@@ -14,14 +14,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Row
-from mcpguard.core.text import compact
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, private_folder, size_bytes
+from mcpguard.session.audit import Row
 from mcpguard.stores.api import Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import try_lock
+from mcpguard.text.printing import compact
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024

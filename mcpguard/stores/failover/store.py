@@ -14,12 +14,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.journal import Journal
-from mcpguard.core.text import plural
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter import sliding
+from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.failover.breaker import NOT_IN_TIME, CircuitBreaker
@@ -31,6 +30,7 @@ from mcpguard.stores.failover.local_counting import LocalCounting
 from mcpguard.stores.failover.spill import SpillFolder, SpillLog
 from mcpguard.stores.failover.write_back import WriteBack, newest_row_id
 from mcpguard.stores.failover.write_behind import WriteBehindBuffer
+from mcpguard.text.printing import plural
 
 LAST_TRY_S: Final = 0.5
 """How long `close` may take to write the buffer to a store that can be used again."""
@@ -248,7 +248,7 @@ class FailoverStore:
         if self._store is not None:
             logs, store_now_us = self._store.last_seen()
             ahead_us = self._clock() - store_now_us
-            shifted = {key: limiter.shift(log, ahead_us) for key, log in logs.items()}
+            shifted = {key: sliding.shift(log, ahead_us) for key, log in logs.items()}
             self._local.learn(shifted, absent_are_empty=self._store.absent_are_empty)
             self._in_flight.lose_store()
             self._failed, self._store = self._store, None

@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 
-from mcpguard.core import limiter
+from mcpguard.limiter import sliding
 from mcpguard.stores.api import AuditReader, Clock, Recoverable
 from mcpguard.stores.failover.breaker import NOT_IN_TIME
 from mcpguard.stores.failover.in_flight import TOO_SLOW
@@ -33,8 +33,8 @@ def write(store: Recoverable, batch: Batch, clock: Clock, *, patience_us: int | 
         StoreUnavailable: The rest of the batch was not written, or its success is unknown.
     """
     now_us = clock()
-    logs = [(counter, limiter.live(log, counter.window_us, now_us)) for counter, log in batch.logs]
-    if counted := [(counter, limiter.shift(log, -now_us)) for counter, log in logs if log]:
+    logs = [(counter, sliding.live(log, counter.window_us, now_us)) for counter, log in batch.logs]
+    if counted := [(counter, sliding.shift(log, -now_us)) for counter, log in logs if log]:
         store.adopt(counted, batch.write_back_id)
     batch.logs_counted = True
     if not batch.rows:

@@ -19,15 +19,15 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, session_of
-from mcpguard.core.digest import blake2b
-from mcpguard.core.limiter import EMPTY, EXACT, State
-from mcpguard.core.policy.plan import Counter, counter_id, label_parts
-from mcpguard.core.text import compact, plural
-from mcpguard.core.verdict import FORWARDED
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter, counter_id, label_parts
+from mcpguard.limiter.sliding import EMPTY, EXACT, State
+from mcpguard.session.audit import Outcome, Row, session_of
+from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.failover.buffered_rows import BufferedRows, chars
 from mcpguard.stores.failover.spill import SpillLog, row_of, row_values
+from mcpguard.text.digest import blake2b
+from mcpguard.text.printing import compact, plural
 
 BATCH: Final = 100
 """The most counters, rows and outcomes of one batch. It takes a store a few milliseconds, for which a decision may have
@@ -125,8 +125,8 @@ class WriteBehindBuffer:
             cost: What was charged.
             is_exact: Whether each charge has an entry of its own in the log, as it has for limits up to `EXACT`.
         """
-        log = limiter.live(self._log(counter), counter.window_us, now_us)
-        log = limiter.charge(log, EXACT if is_exact else EXACT + 1, counter.window_us, now_us, cost)
+        log = sliding.live(self._log(counter), counter.window_us, now_us)
+        log = sliding.charge(log, EXACT if is_exact else EXACT + 1, counter.window_us, now_us, cost)
         self._pending[counter.id] = (counter, log)
         self.spill.note(("log", counter.label, now_us) if cost == 1 else ("log", counter.label, now_us, cost))
 
@@ -135,7 +135,7 @@ class WriteBehindBuffer:
 
     def forget_expired(self, now_us: int) -> None:
         """Forget charges whose windows have passed."""
-        for key in [key for key, (counter, log) in self._pending.items() if not limiter.live(log, counter.window_us, now_us)]:
+        for key in [key for key, (counter, log) in self._pending.items() if not sliding.live(log, counter.window_us, now_us)]:
             del self._pending[key]
 
     def keep(self, rows: Sequence[Row]) -> list[int]:
@@ -307,8 +307,8 @@ class WriteBehindBuffer:
                     self._in_doubt.difference_update(written)
 
     def _merge(self, counter: Counter, log: State) -> None:
-        before = limiter.live(self._log(counter), counter.window_us, log[-2])
-        self._pending[counter.id] = (counter, limiter.merge(before, log, counter.window_us))
+        before = sliding.live(self._log(counter), counter.window_us, log[-2])
+        self._pending[counter.id] = (counter, sliding.merge(before, log, counter.window_us))
 
     @property
     def in_doubt(self) -> dict[tuple[str, int], int]:

@@ -7,7 +7,7 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.redis.url import RedisUrl
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
-    from mcpguard.core.client_agents import AgentNote
+    from mcpguard.identity.client_agents import AgentNote
     from mcpguard.stores.redis.store import RedisStore
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from mcpguard.core import limiter
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.plan import Counter, window_of
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter, window_of
+from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.api import Clock, Held
 from mcpguard.stores.redis.link import Command, scan
 from mcpguard.stores.redis.states import counter_key, state
@@ -38,8 +38,8 @@ class Counters:
             some = counters[at : at + _BATCH]
             found, now_us = self.peek(some)
             for (_, label, window_us), found_state in zip(some, found, strict=True):
-                live = limiter.live(found_state, window_us, now_us) if window_us else EMPTY
-                used = limiter.used(live) if window_us else len(found_state)
+                live = sliding.live(found_state, window_us, now_us) if window_us else EMPTY
+                used = sliding.used(live) if window_us else len(found_state)
                 held += [Held(label, used, live)] if used else []
         return held
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Row, session_of
+from mcpguard.session.audit import Row, session_of
 from mcpguard.stores.redis import rows
 
 SEARCHED_ROWS: Final = 20_000

@@ -1,4 +1,4 @@
--- Logs of counters: core/limiter.py in Lua, with `live.lua` and `count.lua`. Each function does what the function of the same name
+-- Logs of counters: limiter/sliding.py in Lua, with `live.lua` and `count.lua`. Each function does what the function of the same name
 -- does there.
 --
 -- A log is {opened, newest, cost, total, closed}, as `values.lua` describes it. `closed` is packed. nil is an empty log.

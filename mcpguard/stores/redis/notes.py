@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
+from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.redis.link import Command, Link
 from mcpguard.stores.redis.states import prefix
 from mcpguard.stores.redis.url import RedisUrl

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
-from mcpguard.core.audit import Outcome
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
 from mcpguard.stores.redis import rows

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from mcpguard.core.audit import MAX_DENIED_CHARS, fragment, shortened
-from mcpguard.core.journal import BURST_BYTES, ROW_BYTES, Journal
-from mcpguard.core.policy.plan import Counter, Plan
-from mcpguard.core.text import compact
-from mcpguard.core.verdict import Decided, DecisionRequest, Verdict
+from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.session.audit import MAX_DENIED_CHARS, fragment, shortened
+from mcpguard.session.journal import BURST_BYTES, ROW_BYTES, Journal
+from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.redis import rows, states
+from mcpguard.text.printing import compact
 
 _RESULTS: Final = 6
 """How many values the script returns for each request, not counting the limits that had no room."""

@@ -4,8 +4,8 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.core.audit import Outcome, Row, cut_id
-from mcpguard.core.verdict import REFUSED, DecisionRequest
+from mcpguard.session.audit import Outcome, Row, cut_id
+from mcpguard.session.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import StoredRow
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")

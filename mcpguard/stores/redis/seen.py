@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import State
 from mcpguard.stores.redis import states
 from mcpguard.stores.redis.request import USUAL_REPLY, time_in
 

@@ -4,7 +4,7 @@ import struct
 from typing import Any, Final
 from urllib.parse import quote
 
-from mcpguard.core.limiter import EMPTY, State
+from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.redis import rows
 
 

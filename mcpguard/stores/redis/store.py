@@ -1,7 +1,7 @@
 """Stores counters and audit log on a server that many machines share.
 
 A decision is one script, which runs by the server's clock. It reads the counters of all calls, decides, and writes counters and
-audit rows. It is a second implementation of `core/limiter.py`, and is tested against that step by step. All keys of a
+audit rows. It is a second implementation of `limiter/sliding.py`, and is tested against that step by step. All keys of a
 namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a row also makes room for it.
 """
 
@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
-from mcpguard.core.audit import Outcome, Row, session_of
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter, counter_id
-from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import Counter, counter_id
+from mcpguard.limiter.sliding import State
+from mcpguard.session.audit import Outcome, Row, session_of
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.redis import checks, notes, rows, states
@@ -42,6 +41,7 @@ from mcpguard.stores.redis.scripts import LEASE_US, script
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
 from mcpguard.stores.redis.url import RedisUrl
+from mcpguard.text.printing import compact
 
 SCHEMA: Final = 1
 """The version of the keys' layout. A layout that was released only gets additions."""

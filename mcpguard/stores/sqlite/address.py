@@ -8,7 +8,7 @@ from mcpguard.files import is_there
 from mcpguard.stores.api import Options, Readable, Store
 
 if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
-    from mcpguard.core.client_agents import AgentNote
+    from mcpguard.identity.client_agents import AgentNote
 
 
 class SqliteAddress(NamedTuple):

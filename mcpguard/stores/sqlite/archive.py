@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from mcpguard.core.audit import Row, axis_of, is_whole
-from mcpguard.core.verdict import REFUSED
+from mcpguard.session.audit import Row, axis_of, is_whole
+from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Group, StoredRow, Wanted
 from mcpguard.stores.groups import DIGITS, HOUR_US, rounded_us
 from mcpguard.stores.sqlite import database

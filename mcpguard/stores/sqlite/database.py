@@ -12,9 +12,9 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, TypeVar
 
-from mcpguard.core.limiter import EMPTY, State
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
+from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.sqlite import integrity
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.in_flight import Place

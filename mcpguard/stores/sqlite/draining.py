@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from mcpguard.core.digest import number
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.log_lines import Run
 from mcpguard.stores.sqlite.memory import LineChange, add_charges, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
+from mcpguard.text.digest import number
 
 _ROW_BYTES: Final = 160
 _FRAGMENT_BYTES: Final = 100

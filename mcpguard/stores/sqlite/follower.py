@@ -8,10 +8,10 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
-from mcpguard.core.limiter import EMPTY, State
-from mcpguard.core.policy.plan import Counter
-from mcpguard.core.verdict import DecisionRequest, Ending
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.session.verdict import DecisionRequest, Ending
 from mcpguard.stores.sqlite import database, log_lines
 from mcpguard.stores.sqlite.call_log import Lost, damaged
 from mcpguard.stores.sqlite.opening import Files

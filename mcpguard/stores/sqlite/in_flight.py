@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from mcpguard.core.limiter import State
+from mcpguard.limiter.sliding import State
 from mcpguard.stores.sqlite import log_lines
 
 KINDS: Final = frozenset({log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED})

@@ -25,12 +25,12 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Final, NamedTuple, Self
 
-from mcpguard.core.audit import Outcome, Row, cut_id, fragment
-from mcpguard.core.limiter import Decision, Limit, State, fail
-from mcpguard.core.policy.plan import Counter, Plan
-from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.sliding import Decision, Limit, State, fail
+from mcpguard.session.audit import Outcome, Row, cut_id, fragment
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, Charge
+from mcpguard.text.printing import compact
 
 ROW: Final = "+"
 RUN: Final = "*"

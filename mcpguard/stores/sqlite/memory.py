@@ -11,9 +11,9 @@ from collections.abc import Collection, Iterable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Final
 
-from mcpguard.core import limiter
-from mcpguard.core.limiter import EMPTY, Decision, State
-from mcpguard.core.policy.plan import Counter
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import EMPTY, Decision, State
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines, notes
 from mcpguard.stores.sqlite.call_log import CallLog
@@ -163,7 +163,7 @@ class Memory:
         oldest = sorted(itertools.islice(self.states, 2 * _DROPPED_AT_ONCE), key=lambda key: _charged_us(self.states[key]))
         for key in oldest[:_DROPPED_AT_ONCE]:
             log, window_us = self.states.pop(key), self._windows.pop(key)
-            if limiter.live(log, window_us, now_us):
+            if sliding.live(log, window_us, now_us):
                 self.complete = False
         for key in oldest[_DROPPED_AT_ONCE:]:
             self.states[key] = self.states.pop(key)
@@ -231,10 +231,10 @@ def charge(states: MutableMapping[int, State], charges: Charges, windows: Mutabl
         left = calls
         while left and (not log or last_us - log[0] >= grain_us):
             now_us = times_us[-left]
-            log = limiter.charge(limiter.live(log, window_us, now_us), n, window_us, now_us, cost)
+            log = sliding.charge(sliding.live(log, window_us, now_us), n, window_us, now_us, cost)
             left -= 1
         if left:  # they share the newest entry
-            log = limiter.live((*log[:-2], last_us, log[-1] + cost * left), window_us, last_us)
+            log = sliding.live((*log[:-2], last_us, log[-1] + cost * left), window_us, last_us)
         states[key] = log
 
 
@@ -253,7 +253,7 @@ def _charges(charged: str) -> list[tuple[int, int, int, int, int]]:
 def _limit(text: str) -> tuple[int, int, int, int]:
     """Window in µs, n, grain in µs and cost of a counter in such a text. The counters of many users share a few."""
     window_us, n, cost = log_lines.read_limit(text)
-    return window_us, n, limiter.grain(n, window_us), cost
+    return window_us, n, sliding.grain(n, window_us), cost
 
 
 def windows(changes: Iterable[Charges]) -> dict[int, int]:
@@ -271,7 +271,7 @@ def change(states: MutableMapping[int, State], fields: list[str]) -> None:
     else:
         window_us, log = int(fields[2]), tuple(map(int, fields[3].split(",")))
         now_us = int(fields[4]) if len(fields) > 4 else log[-2]  # an earlier version did not write it
-        states[key] = limiter.merge(limiter.live(states[key], window_us, now_us), log, window_us)
+        states[key] = sliding.merge(sliding.live(states[key], window_us, now_us), log, window_us)
 
 
 def change_all(states: MutableMapping[int, State], changes: Iterable[LineChange]) -> None:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.core.client_agents import AgentNote
 from mcpguard.files import StrPath
+from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged, log_path
 
 KIND: Final = "n"

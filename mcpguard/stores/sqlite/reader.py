@@ -12,12 +12,12 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row, whole_members
-from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, is_there
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import State
+from mcpguard.session.audit import Outcome, Row, whole_members
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
@@ -172,17 +172,17 @@ class Reader:
                 if line[0] == log_lines.COUNTER:
                     _, key, window_us, label = line.split("\t")
                     names[int(key)] = (label, int(window_us))
-            states |= dict.fromkeys(touched(text) - states.keys(), limiter.EMPTY)
+            states |= dict.fromkeys(touched(text) - states.keys(), sliding.EMPTY)
             replay(states, text)
         return [(*names[key], log) for key, log in states.items() if key in names]
 
     def held(self) -> list[Held]:
         """See `Readable`."""
         now_us = self.clock()
-        logs = [(label, limiter.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
+        logs = [(label, sliding.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
         in_flight = collections.Counter(place.label for place in self.in_flight())
-        return [Held(label, limiter.used(log), log) for label, log in logs if log] + [
-            Held(label, calls, limiter.EMPTY) for label, calls in in_flight.items()
+        return [Held(label, sliding.used(log), log) for label, log in logs if log] + [
+            Held(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
         ]
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:

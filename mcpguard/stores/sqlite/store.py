@@ -18,15 +18,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from mcpguard.core import limiter
-from mcpguard.core.audit import Outcome, Row
-from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import State
-from mcpguard.core.policy.plan import Counter, Plan, counter_id
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath
+from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter, Plan, counter_id
+from mcpguard.limiter.sliding import State
+from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, admit
 from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
@@ -260,7 +260,7 @@ class SqliteStore:
                 return []
             now_us = self._clock()
             lines = [log_lines.counter_line(counter) for counter, _ in logs]
-            lines += [log_lines.merged_line(counter, limiter.shift(log, now_us), now_us) for counter, log in logs]
+            lines += [log_lines.merged_line(counter, sliding.shift(log, now_us), now_us) for counter, log in logs]
             return ["\n".join([*lines, log_lines.written_back_line(write_back_id, self._wall())])]
 
         self._publish(lines)

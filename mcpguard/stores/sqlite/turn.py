@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from mcpguard.core.journal import Journal
-from mcpguard.core.limiter import EMPTY, Decision, State
-from mcpguard.core.policy.plan import Counter
-from mcpguard.core.verdict import DecisionRequest, Verdict, admit_some, decide_one, runs
+from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.sliding import EMPTY, Decision, State
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Verdict, admit_some, decide_one, runs
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.in_flight import InFlight

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from mcpguard.core.client_agents import NOTE_KEPT_US
 from mcpguard.errors import StoreUnavailable
+from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.stores.api import DISORDER_US, Options
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, integrity, log_lines

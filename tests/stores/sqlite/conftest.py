@@ -10,7 +10,7 @@ import pytest
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.sqlite import upkeep
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Time
+from tests.build import WALL_US, Time
 
 Open = Callable[..., SqliteStore]
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.audit import Row
-from mcpguard.core.text import compact
+from mcpguard.session.audit import Row
 from mcpguard.stores.api import Options, StoredRow, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.groups import rounded_us
@@ -14,6 +13,7 @@ from mcpguard.stores.sqlite import archive, reader
 from mcpguard.stores.sqlite.archive import _rounded
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
+from mcpguard.text.printing import compact
 
 
 @pytest.fixture

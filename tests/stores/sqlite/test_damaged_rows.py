@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.audit import Outcome
 from mcpguard.errors import StoreUnavailable
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import upkeep
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Session, identity
+from tests.build import Session, identity
 
 LIMIT = '[[rule]]\ntool = "x"\nlimit = "2/1h"\n'
 NOT_UTF8 = "CAST(x'ff' AS TEXT)"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.verdict import Ending
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
+from mcpguard.session.verdict import Ending
 from mcpguard.stores import locks
 from mcpguard.stores.locks import shows_life
 from mcpguard.stores.sqlite import call_log, log_lines, memory, owners, schema
@@ -23,8 +23,8 @@ from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.build import Time
 from tests.callers import Caller
-from tests.core.build import Time
 from tests.stores.conftest import ENOUGH_S, Worker, heard
 from tests.stores.sqlite.conftest import Open
 from tests.stores.worker import CAPPED, SEATS

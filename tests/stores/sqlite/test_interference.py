@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.client_agents import AgentNote
-from mcpguard.core.verdict import Verdict
 from mcpguard.errors import StoreDamaged, StoreUnavailable
+from mcpguard.identity.client_agents import AgentNote
+from mcpguard.session.audit import Outcome
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, reader, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Session, identity
+from tests.build import Session, identity
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 

@@ -17,7 +17,7 @@ from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
-from tests.core.build import Session
+from tests.build import Session
 
 FIVE = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
 

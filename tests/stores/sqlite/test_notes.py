@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.core.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.errors import StoreUnavailable
+from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Session, Time, Wrapper
+from tests.build import WALL_US, Session, Time, Wrapper
 from tests.memory_store import MemoryStore
 from tests.stores.conftest import Worker, heard, tell
 

@@ -14,7 +14,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Session
+from tests.build import Session
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 Start = Callable[[str, Path], Worker]

@@ -16,7 +16,7 @@ from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
-from tests.core.build import Session, Time
+from tests.build import Session, Time
 
 LIMIT = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 

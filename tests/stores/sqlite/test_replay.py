@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.core import audit, limiter
-from mcpguard.core.limiter import EMPTY, Limit, State
-from mcpguard.core.policy.model import Call
-from mcpguard.core.policy.plan import Counter, Plan, Reported
-from mcpguard.core.text import compact
-from mcpguard.core.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.errors import StoreUnavailable
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import Counter, Plan, Reported
+from mcpguard.limiter.sliding import EMPTY, Limit, State
+from mcpguard.policy.model import Call
+from mcpguard.session import audit
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Store
 from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import START_US, WALL_US, Session, Time
+from mcpguard.text.printing import compact
+from tests.build import START_US, WALL_US, Session, Time
 from tests.memory_store import Memory, MemoryStore, release
 
 MIXED = """
@@ -121,10 +122,10 @@ class Pair:
         now_us = self.time()
         store = self.files[0].store
         assert isinstance(store, SqliteStore)
-        logs = {label: limiter.live(log, window_us, now_us) for label, window_us, log in store._reader.counters()}
+        logs = {label: sliding.live(log, window_us, now_us) for label, window_us, log in store._reader.counters()}
         windows = {key: counter.window_us for key, counter in self.memory.counters.items()}
         expected = {
-            self.memory.counters[key].label: limiter.live(log, windows[key], now_us) for key, log in self.memory.states.items()
+            self.memory.counters[key].label: sliding.live(log, windows[key], now_us) for key, log in self.memory.states.items()
         }
         assert {label: log for label, log in logs.items() if log} == {label: log for label, log in expected.items() if log}
         assert {held.label: held.used for held in store.held()} == {
@@ -182,14 +183,14 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
     for call_id, (pause_us, times, fails) in enumerate(steps):
         now_us += pause_us
         for _ in range(times):
-            decision = limiter.decide(limits, states, now_us, call_id)
+            decision = sliding.decide(limits, states, now_us, call_id)
             states = list(decision.states)
             if decision.charged:
                 row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
                 rows.append(log_lines.decision_lines(row, named, decision, call_id, "me"))
         if fails:
             rows.append(log_lines.ending_lines(Ending(call_id, plan, True), states, now_us))
-            states = list(limiter.fail(limits, states, now_us)[0])
+            states = list(sliding.fail(limits, states, now_us)[0])
             states[4] = release(states[4], call_id)
     drained_at %= len(rows) + 1
     replayed = dict.fromkeys(range(4), EMPTY)
@@ -226,13 +227,13 @@ def test_charges_that_are_made_together_count_as_those_made_one_after_another(
 
 
 def test_a_reader_charges_the_calls_of_a_run_together_also_if_they_begin_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    charge, steps = limiter.charge, []
+    charge, steps = sliding.charge, []
 
     def counted(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> State:
         steps.append(now_us)
         return charge(log, n, window_us, now_us, cost)
 
-    monkeypatch.setattr(limiter, "charge", counted)
+    monkeypatch.setattr(sliding, "charge", counted)
     follower = memory.Memory([(1, 60_000_000, (5, 5, 7))])
     follower.apply(['*\t1024\t17\t4\t{"namespace":"x"}\t\t\t\t1000005\t[[1,60000000,5000,2]]\t[]\t'])
     assert follower.states[1] == (1_000_005, 5, 7, 1_000_005, 2048)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from mcpguard.core.audit import Outcome
-from mcpguard.core.client_agents import AgentNote
 from mcpguard.errors import StoreUnavailable
+from mcpguard.identity.client_agents import AgentNote
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
@@ -26,8 +26,8 @@ from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.build import WALL_US, Session
 from tests.callers import Caller
-from tests.core.build import WALL_US, Session
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 ALL_KINDS = """

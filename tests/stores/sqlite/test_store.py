@@ -23,7 +23,7 @@ from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import WALL_US, Session, Time, call_line, identity, steps
+from tests.build import WALL_US, Session, Time, call_line, identity, steps
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
 

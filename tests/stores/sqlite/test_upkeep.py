@@ -14,14 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from mcpguard.core.audit import Outcome
+from mcpguard.session.audit import Outcome
 from mcpguard.stores import pauses
 from mcpguard.stores.api import Wanted
 from mcpguard.stores.sqlite import call_log, database, draining, pace, upkeep
 from mcpguard.stores.sqlite.call_log import beside
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.core.build import Session, Time, identity
+from tests.build import Session, Time, identity
 from tests.stores.sqlite.conftest import Open
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'

@@ -1,1 +1,0 @@
-"""The verified token that names the user: its file, the keys that verify it, and the settings of `[identity.jwt]`."""

@@ -1,0 +1,95 @@
+"""Finds rules for subagents that match nothing because a client on this machine has no hook of mcpguard."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mcpguard.clients.catalog import Client, Hook
+from mcpguard.clients.discovery import Fault, Machine, hook_file, sources
+from mcpguard.clients.hooks import commands_in
+from mcpguard.errors import ConfigError
+from mcpguard.identity.agent import DEFAULT, Agent
+from mcpguard.identity.caller import CODEX
+from mcpguard.identity.client_agents import HOOKS, SUBAGENT
+from mcpguard.policy.explain import series
+from mcpguard.policy.lint import label
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import untouched
+from mcpguard.text.patterns import glob
+
+
+class MissingHook(NamedTuple):
+    """A rule that selects subagents of clients without a hook.
+
+    Attributes:
+        at: The rule's index.
+        warning: What is wrong.
+        command: The command that adds the hooks.
+    """
+
+    at: int
+    warning: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.warning}; run {self.command}"
+
+
+def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> list[MissingHook]:
+    """The rules that match no subagent of some client on this machine. The starter policy's own rules are left out.
+
+    Args:
+        policy: A policy.
+        found: The clients to look at; None for all that have a file.
+    """
+    starter = untouched(policy)
+    selecting = [
+        (at, rule.agent)
+        for at, rule in enumerate(policy.rules)
+        if rule.agent and _selects_subagents(rule.agent) and at not in starter
+    ]
+    clients = list(_without_hook(found)) if selecting else []
+    missing = []
+    for at, agent in selecting:
+        lacking = [client for client in clients if _needs_hook(agent, HOOKS[client.key].client)]
+        if lacking:
+            titles = series([client.title for client in lacking])
+            which = "its hook is" if len(lacking) == 1 else "their hooks are"
+            keys = " ".join(client.key for client in lacking)
+            warning = f"{label(policy, at)} matches no subagent of {titles}, because {which} not installed"
+            missing.append(MissingHook(at, warning, f"mcpguard install {keys} --hook"))
+    return missing
+
+
+def _selects_subagents(agent: Agent) -> bool:
+    """Whether an agent pattern matches subagents, and not every agent of its client."""
+    return glob(agent.tier, SUBAGENT) and not (glob(agent.tier, DEFAULT.tier) and glob(agent.name, DEFAULT.name))
+
+
+def _needs_hook(agent: Agent, client: str) -> bool:
+    """Whether an agent pattern matches the client's subagents only with its hook. Codex tells their tier without it."""
+    return glob(agent.client, client) and not (client == CODEX and glob(agent.name, DEFAULT.name))
+
+
+def _without_hook(found: Iterable[Client] | None) -> Iterator[Client]:
+    """The clients that have no hook of mcpguard, neither for the account nor for the project in the working folder."""
+    try:
+        machine = Machine.this()
+    except ConfigError:  # without a home folder there are no clients
+        return
+    for client in dict.fromkeys([source.client for source in sources(machine)] if found is None else found):
+        if client.hook and not _has_hook(machine, client.hook):
+            yield client
+
+
+def _has_hook(machine: Machine, hook: Hook) -> bool:
+    """Whether a hook is there. A file that cannot be read counts as one that has it: `doctor` reports it."""
+    try:
+        projects = [None, Path(os.getcwd())]  # noqa: PTH109 - `Path.cwd` is the same
+    except OSError:
+        projects = [None]
+    try:
+        return any(commands_in(hook_file(machine, hook, project), hook) for project in projects)
+    except Fault:
+        return True

@@ -1,0 +1,1 @@
+"""Who is calling: user, agent, server; tokens and keys."""

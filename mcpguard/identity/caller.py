@@ -1,0 +1,163 @@
+"""The caller: the user, the agent, and the server that is called.
+
+A missing identity never skips a limit, because every part has a value. The audit log has the sources of the values.
+"""
+
+from typing import Final, NamedTuple
+
+from mcpguard.errors import ConfigError
+from mcpguard.identity.agent import DEFAULT, Agent, escape_part
+
+CLAUDE_CODE: Final = "Claude Code"
+CODEX: Final = "Codex"
+
+KNOWN_CLIENTS: Final = {
+    "@cline/core": "Cline",
+    "@librechat/api-client": "LibreChat",
+    "amp-mcp-client": "Amp",
+    "antigravity-client": "Antigravity",
+    "claude-ai": "Claude Desktop",
+    "claude-code": CLAUDE_CODE,
+    "codex-mcp-client": CODEX,
+    "com.raycast.macos": "Raycast",
+    "continue-cli-client": "Continue",
+    "continue-client": "Continue",
+    "copilot-cli": "GitHub Copilot CLI",
+    "crush": "Crush",
+    "cursor-vscode": "Cursor",
+    "factory-cli": "Factory CLI",
+    "gemini-cli-mcp-client": "Gemini CLI",
+    "github-copilot-developer": "GitHub Copilot CLI",
+    "goose": "Goose",
+    "goose-cli": "Goose",
+    "inspector-cli": "MCP Inspector",
+    "inspector-client": "MCP Inspector",
+    "jetbrains-ai-assistant-client": "JetBrains AI Assistant",
+    "Kilo-Code": "Kilo Code",
+    "mcp-inspector": "MCP Inspector",
+    "opencode": "OpenCode",
+    "Q-DEV-CLI": "Amazon Q Developer CLI",
+    "qwen-cli-mcp-client": "Qwen Code",
+    "Roo-Code": "Roo Code",
+    "Visual Studio Code": "VS Code",
+    "Visual Studio Code - Insiders": "VS Code",
+    "warp": "Warp",
+    "windsurf-client": "Windsurf",
+    "zed": "Zed",
+}
+"""The names of clients in `clientInfo`, and their product names. Other names are used unchanged."""
+
+_KNOWN_BEGINNINGS: Final = {
+    "gemini-cli-mcp-client-": "Gemini CLI",
+    "local-agent-mode-": "Claude Desktop",
+    "qwen-cli-mcp-client-": "Qwen Code",
+}
+"""Clients that append the server's name to their own name in `clientInfo`."""
+
+
+class Identity(NamedTuple):
+    """What is known about the caller before a call.
+
+    Attributes:
+        user: The user's name.
+        user_source: The source of the user: `jwt`, `config` or `os`.
+        server: The server's name.
+        agent_parts: The agent. A hook's note, what the client says of itself, or a default fills its empty parts.
+        agent_source: `jwt` if the verified token names a part, else `config` if a part is configured, else `default`.
+        roles: The verified token's roles.
+        scopes: The verified token's scopes.
+        email: The verified token's e-mail address.
+        act: The verified token's actors, first delegator first, the caller last.
+        trust_client_info: Whether the client's name is taken from `clientInfo`, and the tier from what the client tells.
+        trust_meta: Whether the agent is taken from a call's `_meta`.
+        claude_session: The session of Claude Code that the calls belong to, if the client is Claude Code; empty if not known.
+        claude_tier: The tier of Claude Code's main agent; empty if not known.
+    """
+
+    user: str
+    user_source: str
+    server: str
+    agent_parts: Agent = Agent()
+    agent_source: str = "default"
+    roles: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    trust_client_info: bool = True
+    trust_meta: bool = False
+    email: str | None = None
+    act: tuple[str, ...] = ()
+    claude_session: str = ""
+    claude_tier: str = ""
+
+    @property
+    def has_whole_agent(self) -> bool:
+        """Whether every part of the agent is known, so that neither `clientInfo` nor a hook can fill one."""
+        return all(self.agent_parts)
+
+    def agent(
+        self,
+        client_name: str | None,
+        meta_agent: str | None = None,
+        noted: str | None = None,
+        codex_tier: str | None = None,
+    ) -> tuple[str, str]:
+        """The agent of one call as `client::tier::name`, and its source.
+
+        Configured parts stay. A hook's note fills the parts that it names. Then `clientInfo` fills the client, and Codex and
+        Claude Code fill their own tier.
+
+        Args:
+            client_name: The client's name in `clientInfo`; None if it gave none.
+            meta_agent: The agent in the call's `_meta["mcpguard/agent"]`; None if there is none.
+            noted: The agent that a hook noted for this call; None if no hook did.
+            codex_tier: The tier in the call's `_meta` if the client is Codex; None if there is none.
+
+        Returns:
+            The agent, and the last source that filled a part: `jwt`, `config`, `clientInfo`, `meta`, `hook` or `default`.
+        """
+        if meta_agent is not None and self.trust_meta and self.agent_source != "jwt" and Agent.parse(meta_agent):
+            return meta_agent, "meta"
+        agent, source = self.agent_parts, self.agent_source
+        note = Agent.split(noted) if noted and not self.has_whole_agent else None
+        if note and note.client and note.name:
+            agent, source = agent.or_else(note), "hook"
+        if client_name and self.trust_client_info:
+            client = known_client(client_name)
+            told = {CODEX: (codex_tier, "meta"), CLAUDE_CODE: (self.claude_tier, "clientInfo")}
+            tier, tier_source = told.get(client, (None, ""))
+            if not agent.client:
+                agent, source = agent._replace(client=escape_part(client)), "clientInfo"
+            if not agent.tier and tier:
+                agent, source = agent._replace(tier=tier), "hook" if source == "hook" else tier_source
+        return str(agent.or_else(DEFAULT)), source
+
+
+def known_client(name: str) -> str:
+    """The product name of the client that calls itself `name`.
+
+    >>> known_client("claude-ai"), known_client("gemini-cli-mcp-client-crm"), known_client("my-own")
+    ('Claude Desktop', 'Gemini CLI', 'my-own')
+    """
+    if name in KNOWN_CLIENTS:
+        return KNOWN_CLIENTS[name]
+    return next((known for beginning, known in _KNOWN_BEGINNINGS.items() if name.startswith(beginning)), name)
+
+
+def parse_agent(text: str, *, where: str) -> Agent:
+    """Parse the configured agent.
+
+    Args:
+        text: `client::tier::name`. A part that is not configured is empty.
+        where: How an error names the place.
+
+    Raises:
+        ConfigError: The text does not have three parts, or has a `*` in one.
+    """
+    agent = Agent.split(text)
+    if agent is None:
+        raise ConfigError(
+            f"{where}: {text!r} does not have three parts",
+            "write client::tier::name; a part may be empty: ::subagent::Explore",
+        )
+    if "*" in text:
+        raise ConfigError(f"{where}: {text!r} is a pattern", "use exact names: only rules have patterns")
+    return agent

@@ -1,0 +1,219 @@
+"""How a client tells which of its agents makes a call: by a hook, or in the call's `_meta`.
+
+All agents of a client may use one connection, and a call does not name its agent. But before each call the client runs a hook.
+The hook receives the agent and the call's id, and leaves a note. The call has the same id in its `_meta`, so the note is joined
+to the call.
+
+Call ids may repeat: some model gateways count them. So a note belongs to a session of the client and counts for one call, and
+the main agent's next call with its id removes it. Claude Code sends no session with a call. Its variables tell a server the
+session, but only the one in which the server was started: `/clear` begins another. They also tell the process, which stays.
+
+Sources: for Claude Code the hooks reference at code.claude.com/docs/en/hooks; for Codex 0.171.0 and Copilot CLI 1.0.102 what
+they gave their hooks and sent in calls, see `tests/recorded_hooks`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple, TypeGuard
+
+from mcpguard.identity.agent import DEFAULT, Agent, escape_part
+from mcpguard.identity.caller import CLAUDE_CODE, CODEX
+from mcpguard.text.digest import blake2b, cut
+from mcpguard.wire import meta
+
+NOTE_KEPT_US: Final = 3600 * 1_000_000
+"""A note is kept for an hour, because a call may wait that long for the user's permission."""
+
+SUBAGENT: Final = "subagent"
+"""The tier of a subagent."""
+
+BACKGROUND: Final = "background"
+"""The tier of a client that runs without a person."""
+
+_CLAUDE_PROCESS: Final = "CLAUDE_CODE_MESSAGING_SOCKET"
+"""The variable that names Claude Code's process to its hooks and servers. Seen in 2.1.332."""
+
+_CLAUDE_SESSION: Final = "CLAUDE_CODE_SESSION_ID"
+"""The variable that names the session to the servers that Claude Code starts in it, from 2.1.154 on."""
+
+
+class AgentHook(NamedTuple):
+    """A client's hook: the members of its input.
+
+    Attributes:
+        client: The client's name in agents.
+        mcp_call: In the input before a call of an MCP tool, these members are strings that begin so.
+        session: The member with the client's session; empty if the client's calls do not tell it.
+        call_id: The member with the call's id.
+        agent_id: The member that only a subagent has.
+        agent_type: The member with the agent's name.
+        adds_id: Whether the hook adds the call's id to the call's `_meta`, because the client sends no id. It adds none to the
+            main agent's calls.
+        process: The variable that names the client's process to its hooks and servers; empty if there is none.
+    """
+
+    client: str
+    mcp_call: Mapping[str, str]
+    session: str
+    call_id: str
+    agent_id: str
+    agent_type: str
+    adds_id: bool = False
+    process: str = ""
+
+
+_PRE_TOOL_USE: Final = {"hook_event_name": "PreToolUse", "tool_name": "mcp__"}
+
+HOOKS: Final = {
+    "claude-code": AgentHook(
+        CLAUDE_CODE, _PRE_TOOL_USE, "session_id", "tool_use_id", "agent_id", "agent_type", process=_CLAUDE_PROCESS
+    ),
+    "codex": AgentHook(CODEX, _PRE_TOOL_USE, "session_id", "tool_use_id", "agent_id", "agent_type"),
+    "copilot": AgentHook(
+        "GitHub Copilot CLI",
+        {"serverName": "", "toolName": ""},
+        session="",
+        call_id="toolCallId",
+        agent_id="agentId",
+        agent_type="agentType",
+        adds_id=True,
+    ),
+}
+"""The hooks by the name of their command, `mcpguard hook NAME`."""
+
+_IS_ID = re.compile(r"[!#-\[\]-~]{1,256}")  # printable ASCII, and nothing that JSON escapes
+
+
+class AgentNote(NamedTuple):
+    """Which agent makes a call.
+
+    Attributes:
+        key: Names the session and the call.
+        agent: `client::tier::name`. The tier is empty if the hook does not tell it. All of it is empty for a call of the main
+            agent: such a note removes one that an earlier call with the same id has left.
+    """
+
+    key: str
+    agent: str
+
+
+def agent_note(hook: AgentHook, hook_input: object, environ: Mapping[str, str]) -> AgentNote | None:
+    """The note from a hook's input.
+
+    Args:
+        hook: The hook.
+        hook_input: The JSON value that the hook received. Members of an unexpected type count as missing.
+        environ: The hook's environment.
+
+    Returns:
+        A note if the client calls an MCP tool. None for the input of another client or another event, if the session or the
+        call has no valid id, and for a main agent's call to which the hook adds no id.
+    """
+    if not isinstance(hook_input, dict):
+        return None
+    for member, beginning in hook.mcp_call.items():
+        value = hook_input.get(member)
+        if not (isinstance(value, str) and value.startswith(beginning)):
+            return None
+    key = hook_input.get(hook.call_id)
+    if hook.session:
+        key = _joined(_process(environ, hook.process) or hook_input.get(hook.session), key)
+    elif not _is_id(key):
+        key = None
+    kind = hook_input.get(hook.agent_type)
+    name = cut(escape_part(_storable(kind))) if isinstance(kind, str) and kind else DEFAULT.name
+    tier = SUBAGENT if hook_input.get(hook.agent_id) else ""
+    is_main = not tier and name == DEFAULT.name
+    if key is None or (is_main and hook.adds_id):
+        return None
+    return AgentNote(key, "" if is_main else str(Agent(hook.client, tier, name)))
+
+
+def meta_with_id(hook_input: Mapping[str, object], one: str) -> dict[str, object] | None:
+    """The call's `_meta` with the call's id added, for a hook that adds it.
+
+    Args:
+        hook_input: The object that the hook received. It has the call's `_meta`, unless that is empty.
+        one: The call's id.
+
+    Returns:
+        The `_meta`; None if the given one is not an object, because the hook must not change it then.
+    """
+    given = hook_input.get("_meta")
+    if given is None:
+        return {meta.COPILOT_CALL_ID: one}
+    return {**given, meta.COPILOT_CALL_ID: one} if isinstance(given, dict) else None
+
+
+def note_key(call_meta: Mapping[str, object], claude_session: str) -> str | None:
+    """The key of the note that a hook may have left for a call.
+
+    Args:
+        call_meta: The call's `_meta`.
+        claude_session: See `claude_session`.
+
+    Returns:
+        None if the call or its session has no valid id, or if the call has more than one id.
+    """
+    members = [member for member in meta.CALL_IDS if member in call_meta]
+    if len(members) != 1:
+        return None
+    one = call_meta[members[0]]
+    if members[0] == meta.COPILOT_CALL_ID:  # only calls of subagents have it
+        return one if _is_id(one) else None
+    return _joined(claude_session if members[0] == meta.CLAUDE_CALL_ID else call_meta.get(meta.CODEX_SESSION), one)
+
+
+def claude_session(environ: Mapping[str, str]) -> str:
+    """What a server knows of the session of Claude Code that has started it; empty if it knows nothing.
+
+    Args:
+        environ: The server's environment.
+    """
+    return _process(environ, _CLAUDE_PROCESS) or environ.get(_CLAUDE_SESSION, "")
+
+
+def claude_tier(environ: Mapping[str, str]) -> str:
+    """The tier of the main agent if Claude Code has started the server: `background` for `claude -p`; empty if not known.
+
+    Args:
+        environ: The server's environment.
+    """
+    return BACKGROUND if environ.get("CLAUDE_CODE_ENTRYPOINT") == "sdk-cli" else ""
+
+
+def codex_tier(call_meta: Mapping[str, object]) -> str | None:
+    """The tier that Codex reports in a call's `_meta`: `subagent`, or else `background` for `codex exec`; None for neither."""
+    if _of_turn(call_meta, "thread_source") == "subagent":
+        return SUBAGENT
+    return BACKGROUND if _of_turn(call_meta, "turn_trigger") == "exec" else None
+
+
+def is_codexs_main_agent(call_meta: Mapping[str, object]) -> bool:
+    """Whether Codex reports in a call's `_meta` that its main agent makes the call."""
+    return _of_turn(call_meta, "thread_source") == "user"
+
+
+def _of_turn(call_meta: Mapping[str, object], member: str) -> object:
+    turn = call_meta.get(meta.CODEX_TURN)
+    return turn.get(member) if isinstance(turn, dict) else None
+
+
+def _joined(session: object, call_id: object) -> str | None:
+    """The key of a call's note; None unless both ids are valid. They have no spaces."""
+    return f"{session} {call_id}" if _is_id(session) and _is_id(call_id) else None
+
+
+def _process(environ: Mapping[str, str], variable: str) -> str:
+    """A client's process in the form of an id; empty if it is not known. The variable is a path."""
+    value = environ.get(variable, "")
+    return blake2b(value.encode(errors="surrogateescape"), digest_size=16).hexdigest() if value else ""
+
+
+def _storable(text: str) -> str:
+    """A text with its lone surrogates escaped, because no store can hold a note with one."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _is_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and _IS_ID.fullmatch(value) is not None

@@ -1,0 +1,1 @@
+"""The sliding-window log, what a call is counted on, and waiting. Pure functions."""

@@ -1,0 +1,296 @@
+"""Describes rules in sentences."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from mcpguard.limiter.plan import ARGUMENTS
+from mcpguard.policy.model import Cost, Policy, Rate, Rule
+from mcpguard.policy.overlap import may_overlap
+from mcpguard.text.printing import amount
+
+_UNITS_US: Final = {
+    "week": 604_800_000_000,
+    "day": 86_400_000_000,
+    "hour": 3_600_000_000,
+    "minute": 60_000_000,
+    "second": 1_000_000,
+}
+NAMED: Final = 3
+"""How many of several rules a sentence names."""
+
+
+def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
+    """Describe what a rule limits and how it counts, in one sentence.
+
+    Args:
+        rule: The rule.
+        costs: What calls cost by the policy, for a rule that counts cost.
+
+    Returns:
+        English text. It contains names and patterns unescaped: pass it through `printable` before you show it.
+    """
+    first, *cap = rule.parts
+    clauses = [_clause(first)]
+    if cap:
+        calls = f"at most {amount(rule.concurrent, 'call')}" if rule.concurrent else "any number of calls"
+        clauses.append(f"{calls} may be in flight at once")
+    if ARGUMENTS in rule.per and any(_is_counted(part) for part in rule.parts):
+        clauses.append("calls with different arguments are counted separately")
+    clauses += _prices(rule, costs)
+    if rule.wait_us is not None:
+        clauses.append(
+            f"a refused call waits up to {span_text(rule.wait_us)}" if rule.wait_us else "a refused call never waits"
+        )
+    text = "; ".join(clauses)
+    return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
+
+
+def sentences(policy: Policy) -> list[str]:
+    """The sentence of each rule. If narrower rules override a rule, its sentence says so and names them by number."""
+    return [
+        _with_exceptions(sentence(rule, policy.costs), narrower)
+        for rule, narrower in zip(policy.rules, policy.overriding(), strict=True)
+    ]
+
+
+def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
+    if not narrower:
+        return text
+    numbers = [str(at + 1) for at in narrower]
+    if len(numbers) > NAMED + 1:
+        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
+    return f"{text[:-1]}, unless a narrower rule says otherwise: rule{'s' if len(narrower) > 1 else ''} {series(numbers)}."
+
+
+def cost_sentence(cost: Cost) -> str:
+    """Describe a `[[cost]]` in one sentence; see `sentence`."""
+    what = _what(cost.pattern)
+    return f"A call of {what} takes {amount(cost.units, 'unit')} of each limit that counts cost."
+
+
+def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
+    """What the calls cost that a rule counts, as clauses."""
+    if rule.counts != "cost" or not rule.rates:
+        return []
+    known = [cost for cost in costs if may_overlap(rule, cost.pattern)]
+    words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
+    if len(words) > NAMED + 1:
+        words = [*words[:NAMED], f"{len(words) - NAMED} more have a cost"]
+    return [series(words)] if words else ["each call costs 1"]
+
+
+def _clause(rule: Rule) -> str:
+    """What one part of a rule limits."""
+    if rule.deny:
+        return _denying(rule)
+    if rule.counts == "concurrent":
+        return _capping(rule)
+    if not rule.rates:
+        counted = {"cost": " at any cost", "errors": " on errors"}.get(rule.counts, "")
+        who = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)}"
+        return f"{who} without limit{counted}, unless another rule applies"
+    if rule.counts == "errors":
+        return _closing(rule)
+    if rule.counts == "cost":
+        units = [f"{amount(rate.n, 'unit')} {span(rate)}" for rate in rule.rates]
+        return f"{_who(rule)} may spend {series(units)} on {_what(rule)}{_through(rule)}{_together(rule)}"
+    if _names_tools(rule):
+        times = series([_times(rate) for rate in rule.rates])
+        return f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
+    first, *more = rule.rates
+    calls = [f"{amount(first.n, 'call')} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
+    return f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
+
+
+def _capping(rule: Rule) -> str:
+    """What a cap on calls in flight says."""
+    if not rule.concurrent:
+        who = f"{_who(rule, together=False)} may have any number of calls of {_what(rule)} in flight{_through(rule)}"
+        return f"{who}, unless another rule applies"
+    what = f" of {_what(rule)}" if _names_tools(rule) else _to_servers(rule)
+    calls = amount(rule.concurrent, "call")
+    return f"{_who(rule)} may have at most {calls}{what} in flight at once{_through(rule)}{_together(rule)}"
+
+
+def _closing(rule: Rule) -> str:
+    """What a limit on errors says."""
+    what, who = _what(rule), _who(rule)
+    if _spread(rule, "user") != "one":
+        who = who[0].lower() + who[1:]
+    is_many = _names_several(rule)
+    what = f"all {what}" if is_many and not _matching(rule, "tool") else what
+    if _spread(rule, "tool") != "one":  # the name of a tool stays as it is
+        what = what[0].upper() + what[1:]
+    errors = [f"{amount(rate.n, 'error')} {_within(rate)}" for rate in rule.rates]
+    closed = f"{what} {'are' if is_many else 'is'} closed for {who}{_through(rule)} after {' or '.join(errors)}"
+    return f"{closed}{_together(rule)}"
+
+
+def _within(rate: Rate) -> str:
+    text = span(rate)
+    return text if text.startswith("in ") else f"in {text}"
+
+
+def _names_tools(rule: Rule) -> bool:
+    return "tool" in rule.selectors or "tool" in rule.per
+
+
+def _is_counted(rule: Rule) -> bool:
+    """Whether a part of a rule counts anything."""
+    return bool(rule.rates or rule.concurrent)
+
+
+def span_text(span_us: int) -> str:
+    """A time span in words.
+
+    >>> span_text(5_000_000), span_text(1_000_000), span_text(5_400_000_000)
+    ('5 seconds', '1 second', '90 minutes')
+    """
+    text = window(span_us)
+    return text if text[0].isdigit() else f"1 {text}"
+
+
+def span(rate: Rate) -> str:
+    """A limit's window as an adverbial.
+
+    >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
+    ('an hour', 'in any 90 minutes')
+    """
+    text = window(rate.window_us)
+    if text[0].isdigit():
+        return f"in any {text}"
+    return f"{'an' if text == 'hour' else 'a'} {text}"
+
+
+def window(window_us: int) -> str:
+    """The length of a window in words.
+
+    >>> window(3_600_000_000), window(5_400_000_000)
+    ('hour', '90 minutes')
+    """
+    word, us = next((word, us) for word, us in _UNITS_US.items() if window_us % us == 0)
+    count = window_us // us
+    return f"{count:,} {word}s" if count > 1 else word
+
+
+def _times(rate: Rate) -> str:
+    return f"once {span(rate)}" if rate.n == 1 else f"{rate.n:,} times {span(rate)}"
+
+
+def series(words: Sequence[str]) -> str:
+    """Join words with commas and `and`.
+
+    >>> series(["a"]), series(["a", "b"]), series(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _matching(rule: Rule, selector: str) -> str:
+    """` matching PATTERN`; empty for a pattern that matches everything."""
+    pattern = rule.selectors.get(selector, ("*",))[0]
+    return "" if pattern in ("*", "*::*::*") else f" matching {pattern}"
+
+
+def _spread(rule: Rule, axis: str) -> str:
+    """How a rule counts on an axis: `one` value, `each` value by itself, `all` selected values or `any` values together."""
+    if axis in rule.exact:
+        return "one"
+    if axis in rule.per:
+        return "each"
+    return "all" if axis in rule.selectors else "any"
+
+
+def _who(rule: Rule, *, together: bool = True) -> str:
+    """The sentence's subject: users. With `together`, it says whether they share a counter."""
+    users = _spread(rule, "user")
+    badges = _badges(rule)
+    narrowing = f"{_matching(rule, 'user')}{badges}"
+    if users == "one":
+        user = rule.selectors["user"][0] + badges
+    elif users == "each" or (narrowing and not together):
+        user = f"each user{narrowing}"
+    elif narrowing:
+        user = f"all users{narrowing} together"
+    else:
+        user = "all users together" if together else "all users"
+    return user if users == "one" else user[0].upper() + user[1:]
+
+
+def _badges(rule: Rule) -> str:
+    """The roles and scopes that the caller must have."""
+    words = []
+    for key in ("role", "scope"):
+        names = rule.selectors.get(key, ())
+        plain = [name for name in names if "*" not in name]
+        if plain:
+            words.append(f"{key}{'s' if len(plain) > 1 else ''} {series(plain)}")
+        words += [f"a {key} matching {name}" for name in names if "*" in name]
+    return f" with {series(words)}" if words else ""
+
+
+def _what(rule: Rule) -> str:
+    counted = _is_counted(rule)
+    tools, servers = _spread(rule, "tool"), _spread(rule, "server")
+    if tools == "one":
+        text = rule.selectors["tool"][0]
+    elif tools == "each" and counted:
+        text = f"each tool{_matching(rule, 'tool')}"
+    elif "tool" in rule.selectors and _matching(rule, "tool"):
+        text = f"tools{_matching(rule, 'tool')}"
+    else:
+        text = "tools" if counted else "any tool"
+    if servers == "one":
+        return f"{text} of {rule.selectors['server'][0]}"
+    if servers == "each" and counted and (tools != "one" or "server" in rule.selectors):
+        return f"{text} of each server{_matching(rule, 'server')}"
+    if "server" in rule.selectors and _matching(rule, "server"):
+        return f"{text} of servers{_matching(rule, 'server')}"
+    return text
+
+
+def _names_several(rule: Rule) -> bool:
+    """Whether `_what` is a plural. The name of a tool can begin with `tools`, too."""
+    return _spread(rule, "tool") != "one" and _what(rule).startswith("tools")
+
+
+def _to_servers(rule: Rule) -> str:
+    """The servers of a rule that does not distinguish tools."""
+    spread = _spread(rule, "server")
+    if spread == "one":
+        return f" to server {rule.selectors['server'][0]}"
+    return {"each": " to each server", "all": " to servers", "any": ""}[spread] + _matching(rule, "server")
+
+
+def _through(rule: Rule) -> str:
+    if _is_counted(rule) and _spread(rule, "agent") == "each":
+        return f" through each agent{_matching(rule, 'agent')}"
+    patterns = rule.selectors.get("agent")
+    if not patterns:
+        return ""
+    return f" through {'agent' if '*' not in patterns[0] else 'agents'} {patterns[0]}"
+
+
+def _together(rule: Rule) -> str:
+    """What shares a counter, except the users, who are the subject."""
+    tools, servers = _spread(rule, "tool"), _spread(rule, "server")
+    words = []
+    if tools in ("all", "any"):
+        words.append("all tools" if not _matching(rule, "tool") else "these tools")
+    if servers == "all" and _matching(rule, "server"):
+        words.append("these servers")
+    elif servers == "all" or (servers == "any" and tools != "any"):
+        words.append("all servers")
+    if _spread(rule, "agent") == "all":
+        words.append("these agents")
+    return f", counting {series(words)} together" if words else ""
+
+
+def _denying(rule: Rule) -> str:
+    what = f"{_what(rule)}{_through(rule)}"
+    badges = _badges(rule)
+    if _spread(rule, "user") == "one":
+        return f"{rule.selectors['user'][0]}{badges} may not call {what}"
+    narrowing = f"{_matching(rule, 'user')}{badges}"
+    return f"No user{narrowing} may call {what}" if narrowing else f"Nobody may call {what}"

@@ -1,0 +1,161 @@
+"""Loads the policy file, and follows its changes in a running wrapper."""
+
+import contextlib
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from mcpguard.errors import PolicyError
+from mcpguard.files import StrPath
+from mcpguard.followed_file import FollowedFile
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import STARTER, parse, text_of, unreadable
+from mcpguard.text.redaction import redacted
+
+AT_ONCE_BYTES: Final = 16 * 1024
+"""A larger file is parsed in a thread. One of this size, about 200 rules, delays the call that finds it by milliseconds."""
+
+
+class PolicyFile:
+    """The policy file and its changes.
+
+    Args:
+        path: The file.
+        named: Whether an option or a variable names the file. Then it must exist. Else the starter policy is in force until it
+            exists.
+        observe: Use observe mode, whatever `mode` the file has.
+    """
+
+    def __init__(self, path: StrPath, *, named: bool = False, observe: bool = False) -> None:
+        self._path = os.fspath(path)
+        self.is_starter = False
+        self._named = named
+        self._observe = observe
+        self._file = FollowedFile(path)
+        self._was_loaded = False
+        self._has_changed = False
+        self._parsing: _Parsing | None = None
+
+    def begin(self) -> Policy | PolicyError:
+        """The policy at the start, or why there is none: the file is missing or broken. Then every call is denied."""
+        self._file.look()
+        return self._noted(self._parsed(self._file.content))
+
+    def poll(self) -> Policy | PolicyError | None:
+        """The new policy, or the error in the file's new content; None if the file has not changed, which is usual.
+
+        A file over `AT_ONCE_BYTES` is parsed in a thread. The first `poll` after that returns the result.
+        """
+        if self._file.look():
+            self._has_changed = True
+        if not self._has_changed:
+            return None
+        content = self._file.content
+        large = isinstance(content, bytes) and len(content) > AT_ONCE_BYTES
+        found = self._parsed_in_thread(content) if large else self._parsed(content)
+        if found is None:
+            return None
+        self._has_changed = False
+        return self._noted(found)
+
+    def _parsed_in_thread(self, content: bytes | str | None) -> Policy | PolicyError | None:
+        """The result of parsing a content in a thread; None until it is there. Only one thread parses at a time."""
+        parsing = self._parsing
+        if parsing and parsing.found is None:
+            return None
+        self._parsing = None
+        if parsing and parsing.content == content:
+            return parsing.found
+        with contextlib.suppress(RuntimeError):  # the system has no thread now: the next `poll` tries again
+            self._parsing = _Parsing(content, self._parsed)
+        return None
+
+    def _is_not_made_yet(self, content: bytes | str | None) -> bool:
+        """Whether the starter policy is in force. If the file is removed later, its last policy stays in force.
+
+        A link whose target is missing is no such case: the policy is kept elsewhere, such as on a disk that is not mounted.
+        """
+        return content is None and not (self._named or self._was_loaded or os.path.islink(self._path))
+
+    def _noted(self, found: Policy | PolicyError) -> Policy | PolicyError:
+        self.is_starter = self._is_not_made_yet(self._file.content)
+        self._was_loaded = self._was_loaded or (isinstance(found, Policy) and not self.is_starter)
+        return found
+
+    def _parsed(self, content: bytes | str | None) -> Policy | PolicyError:
+        try:
+            if self._is_not_made_yet(content):
+                return parse(STARTER, source="starter policy", observe=self._observe)
+            if content is None:
+                return no_such_file(self._path, named=self._named)
+            if isinstance(content, str):
+                return unreadable(self._path, content)
+            return parse(text_of(content, source=self._path), source=self._path, observe=self._observe)
+        except PolicyError as error:
+            message, hint = redacted(error.message), redacted(error.hint)  # the answer to every call contains the message
+            return PolicyError(message, hint, source=error.source, problems=error.problems)
+
+
+class _Parsing:
+    """A thread that parses a content.
+
+    Attributes:
+        content: The content.
+        found: The policy or the error; None until the thread has finished.
+    """
+
+    def __init__(
+        self, content: bytes | str | None, parse_content: Callable[[bytes | str | None], Policy | PolicyError]
+    ) -> None:
+        self.content = content
+        self.found: Policy | PolicyError | None = None
+        self._parse_content = parse_content
+        threading.Thread(target=self._parse, name="mcpguard-policy", daemon=True).start()
+
+    def _parse(self) -> None:
+        try:
+            with _without_collections():
+                found = self._parse_content(self.content)
+        except Exception as error:  # else `found` would stay None for ever
+            found = PolicyError(f"internal error, please report it: {error!r}")
+        self.found = found
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collect no garbage for some time: no other thread can run during a collection, and each new rule is looked at again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def load(path: StrPath, *, named: bool) -> tuple[Policy, bool]:
+    """Load the policy from a file, and tell whether it is the starter policy because there is no file.
+
+    Raises:
+        PolicyError: The file is broken, or missing although `named`.
+    """
+    file = PolicyFile(path, named=named)
+    policy = file.begin()
+    if isinstance(policy, PolicyError):
+        raise policy
+    return policy, file.is_starter
+
+
+def no_such_file(path: StrPath, *, named: bool) -> PolicyError:
+    """The error for a policy file that does not exist. If an option or a variable names it, the name may be wrong."""
+    if os.path.islink(path):
+        what = f"{path} is a link to {os.readlink(path)}, which does not exist"
+        return PolicyError(what, "restore that file, or make it: mcpguard policy init")
+    what = f"{path}: no such file"
+    if not named:
+        return PolicyError(what, "make one: mcpguard policy init")
+    import shlex  # only for error messages
+
+    return PolicyError(what, f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}")

@@ -1,0 +1,321 @@
+"""Warns of probable mistakes in a valid policy."""
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from mcpguard.identity.agent import TIERS
+from mcpguard.identity.caller import known_client
+from mcpguard.limiter.sliding import EXACT
+from mcpguard.policy.explain import NAMED, series, span_text, window
+from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
+from mcpguard.policy.overlap import may_overlap
+from mcpguard.policy.parse import untouched
+from mcpguard.policy.rule_text import options_of
+from mcpguard.policy.tighter import Tightness, admitted_at_most, can_deny_beside
+from mcpguard.text.patterns import glob
+
+MAX_PATIENCE_US: Final = 5_000_000
+"""How long every known client waits for an answer. Progress notifications extend that in few of them.
+
+Source: docs/policy.md#waiting.
+"""
+
+_CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
+
+
+def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
+    """Find what the author of a policy probably does not mean.
+
+    Args:
+        policy: A policy.
+        tiers: Tiers that are used here beside the usual ones.
+
+    Returns:
+        A line for each rule that can never admit, because another rule denies all of its calls; for each limit that another
+        limit of its rule makes superfluous; for each cost that no limit counts, or that is more than a whole limit; for each
+        wait without effect, or so long that clients give up; for each tool that has its name in Claude Code; for each client
+        that has its name in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
+    """
+    return [
+        *_never_admitting(policy),
+        *_never_binding(policy),
+        *_costs(policy),
+        *_waits(policy),
+        *_foreign_names(policy),
+        *_own_names(policy),
+        *_unknown_tiers(policy, {*TIERS, *tiers}),
+    ]
+
+
+def label(policy: Policy, at: int) -> str:
+    """A rule in a warning: its line if it is known, its number and its text."""
+    rule = policy.rules[at]
+    return f"{f'line {rule.line}: ' if rule.line else ''}rule {at + 1} ({rule.text})"
+
+
+class Capped(NamedTuple):
+    """The rules that still cap calls of other rules more tightly, each in a line with the command that drops it.
+
+    Attributes:
+        warnings: Those that keep the callers of another rule below its limit.
+        notes: Other starter rules.
+    """
+
+    warnings: list[str]
+    notes: list[str]
+
+
+def still_capped(policy: Policy, *, policy_option: Sequence[str] = ()) -> Capped:
+    """Find the rules that still cap calls of other rules more tightly.
+
+    Args:
+        policy: A policy.
+        policy_option: The option that names the policy file, for the commands; empty if none is needed.
+    """
+    tightness = Tightness(policy)
+    defeated: dict[int, list[int]] = {}  # by a rule: the rules whose calls it caps
+    for at, other in tightness.defeated():
+        defeated.setdefault(other, []).append(at)
+    noted: dict[int, list[int]] = {}
+    for at, rule in enumerate(policy.rules):
+        if rule.rates and at not in tightness.starter:
+            for other in tightness.capping(at, tightness.starter):
+                noted.setdefault(other, []).append(at)
+    noted = {other: ats for other, ats in noted.items() if other not in defeated}
+    return Capped(*([_still_caps(policy, *one, policy_option) for one in sorted(found.items())] for found in (defeated, noted)))
+
+
+def _still_caps(policy: Policy, other: int, ats: Sequence[int], policy_option: Sequence[str]) -> str:
+    numbers = [str(at + 1) for at in ats]
+    if len(numbers) > NAMED + 1:
+        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
+    return (
+        f"{label(policy, other)} still caps calls of rule{'s' if len(ats) > 1 else ''} {series(numbers)} more tightly,"
+        f" at {policy.rules[other].parts[0].limits_text};"
+        f" to drop it: {unset_command(policy, other, policy_option=policy_option)}"
+    )
+
+
+def unset_command(policy: Policy, at: int, *, policy_option: Sequence[str] = ()) -> str:
+    """The command that removes the limit of a rule.
+
+    Args:
+        policy: The policy.
+        at: The index of the rule.
+        policy_option: The option that names the policy file; empty if none is needed.
+    """
+    rule = policy.rules[at]
+    is_one_of_two = len(rule.parts) > 1 or sum(one.key[1:] == rule.key[1:] for one in policy.rules) > 1
+    count = ["--count", rule.parts[0].counts] if is_one_of_two else []
+    return shlex.join(["mcpguard", "policy", "unset", *policy_option, *options_of(rule), *count])
+
+
+def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
+    """The limits of a rule that can never deny a call, each with another limit that denies earlier."""
+    for rate in rates:
+        for other in rates:
+            if other is not rate and not can_deny_beside(rate, other):
+                yield rate, other
+                break
+
+
+def _never_binding(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        if rule.counts == "errors":  # calls in flight can exceed the smaller limit
+            continue
+        for rate, other in superfluous(rule.rates):
+            most = admitted_at_most(other, rate.window_us)
+            yield (
+                f"{label(policy, at)}: the limit {rate.n}/{rate.text} can never deny a call, because {other.n}/{other.text}"
+                f" admits at most {most} in any {window(rate.window_us)}; remove one of them"
+            )
+
+
+def _costs(policy: Policy) -> Iterator[str]:
+    """Warn of costs that nothing counts, and of costs above a whole limit."""
+    counting = [(rule, at) for rule, at in policy.parts if rule.counts == "cost" and rule.rates]
+    for cost in policy.costs:
+        meeting = [(rule, at) for rule, at in counting if may_overlap(rule, cost.pattern)]
+        if not meeting:
+            hint = 'write count = "cost" in a rule, or remove it'
+            yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
+        for rule, at in meeting:
+            least = min(rule.rates)
+            if cost.units <= least.n or policy.observe or rule.observe or _is_replaced(policy, rule, cost):
+                continue
+            yield (
+                f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
+                f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
+            )
+
+
+def cost_label(cost: Cost) -> str:
+    """A `[[cost]]` in a warning: its line if it is known, and its text."""
+    where = cost.pattern.text
+    return f"{f'line {cost.line}: ' if cost.line else ''}the cost of {where if cost.selectors else 'any call'}"
+
+
+def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
+    """Whether a narrower cost, or a narrower rule, applies to all calls of a rule that have this cost."""
+    selectors = {key: rule.selectors.get(key, ()) for key in ("tool", "server")}
+    of_rule = Rule({key: patterns for key, patterns in selectors.items() if patterns}, frozenset())
+    wide = cost.pattern
+    for other in policy.costs:
+        one = other.pattern
+        if wide.covers_all_of(one) and not one.covers_all_of(wide) and one.covers_all_of(of_rule):
+            return True
+    return any(
+        rule.is_overridden_by(other)
+        and all(other.covers(wide, key) for key in ("tool", "server"))
+        and not _narrows(other, rule)
+        for other, _ in policy.parts
+    )
+
+
+def _narrows(rule: Rule, other: Rule) -> bool:
+    """Whether a rule is narrower than another one in who calls."""
+    return not all(rule.covers(other, key) for key in ("user", "agent", "role", "scope"))
+
+
+def _waits(policy: Policy) -> Iterator[str]:
+    """Warn of waits without effect, and of waits for which clients have no patience."""
+    hint = "some clients give up earlier (the OpenAI Agents SDK for Python after 5 seconds)"
+    if policy.wait_us > MAX_PATIENCE_US:
+        yield f"the wait of the policy is {span_text(policy.wait_us)}, but {hint}"
+    for at, rule in enumerate(policy.rules):
+        if not rule.wait_us:
+            continue
+        if not rule.rates and not rule.concurrent:
+            yield f"{label(policy, at)}: its wait has no effect, because it never refuses a call"
+        elif rule.wait_us > MAX_PATIENCE_US:
+            yield f"{label(policy, at)}: its wait is {span_text(rule.wait_us)}, but {hint}"
+
+
+def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
+    import difflib  # only for warnings
+
+    for at, rule in enumerate(policy.rules):
+        tier = rule.agent.tier if rule.agent else "*"
+        if any(glob(tier, one) for one in known):
+            continue
+        near = difflib.get_close_matches(tier, known, 1)
+        hint = f'did you mean "{near[0]}"?' if near else "check the spelling"
+        yield f"{label(policy, at)} is for the tier {tier}, which is none of {' '.join(TIERS)}; {hint}"
+
+
+def _never_admitting(policy: Policy) -> Iterator[str]:
+    if policy.observe:
+        return
+    named: dict[tuple[str, str], list[int]] = {}  # by a name that rules select by: these rules
+    for at, rule in enumerate(policy.rules):
+        for name in rule.exact.items():
+            named.setdefault(name, []).append(at)
+    shutters: dict[int, int] = {}
+    for at, rule in enumerate(policy.rules):
+        if rule.deny and not rule.observe:
+            # each rule that it covers has the same names
+            near = min([named[name] for name in rule.exact.items()], key=len, default=range(len(policy.rules)))
+            for closed in _closed_by(policy.rules, at, near):
+                shutters.setdefault(closed, at)
+    starter = untouched(policy)
+    for at, shutter in sorted(shutters.items()):
+        if at in starter:  # its author does not expect it to admit anything
+            continue
+        yield (
+            f"{label(policy, at)} can never admit a call: {label(policy, shutter)} denies all of its calls;"
+            f" {_remedy(policy.rules, at, shutter)}"
+        )
+
+
+def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
+    """How to make a rule an exception from the rule that denies its calls."""
+    rule, deny = rules[at], rules[shutter]
+    added = [key for key in COMPETING if key in rule.selectors and key not in deny.selectors]
+    any_of = {key: ("*::*::*" if key == "agent" else "*",) for key in added}
+    wider = deny._replace(selectors=deny.selectors | any_of, per=rule.per)
+    if not any(part.counts == "calls" for part in rule.parts):
+        return f"an exception from rule {shutter + 1} is a narrower rule that limits calls"
+    if not wider.is_overridden_by(rule.parts[0]):
+        return f"only a rule that is narrower than rule {shutter + 1} can be an exception from it"
+    steps = [f'{key} = "*"' for key in added]
+    per = deny.per if deny.per_text else deny.per.union(added, ["server"] if "tool" in added else [])
+    if per != rule.per:
+        steps.append("per = [" + ", ".join(f'"{axis}"' for axis in PER if axis in rule.per) + "]")
+    return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
+
+
+def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
+    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
+
+    Args:
+        rules: All rules.
+        closing: The index of the rule that denies.
+        near: The indexes of the rules that it may cover.
+    """
+    deny = rules[closing]
+    axis = next((axis for axis in AXES if axis in deny.selectors), "")
+    exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
+    for at in near:
+        if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts):
+            exceptions.setdefault(rules[at].exact.get(axis, ""), []).append(at)
+    every = {at for some in exceptions.values() for at in some}
+    for at in near:
+        rule = rules[at]
+        if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
+            continue
+        name = rule.exact.get(axis)
+        meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
+        if not any(may_overlap(rule, rules[other]) for other in meeting):
+            yield at
+
+
+def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
+    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence for each window.
+
+    Args:
+        rule: The rule with the new limits.
+        before: The rules that may have counted in the same counters.
+    """
+    larger = {
+        rate.window_us
+        for other in before
+        if other.counts == rule.counts and other.per == rule.per and other.shared == rule.shared and may_overlap(rule, other)
+        for rate in other.rates
+        if rate.n > EXACT
+    }
+    what = {"cost": "Units taken", "errors": "Errors counted"}.get(rule.counts, "Calls made")
+    return [
+        f"{what} before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
+        f" a limit above {EXACT} has counted them in groups, without the time of each call."
+        for rate in rule.rates
+        if rate.n <= EXACT and rate.window_us in larger
+    ]
+
+
+def _short(span_us: int) -> str:
+    """A time span in whole seconds, rounded up.
+
+    >>> _short(1_350_000_000), _short(3_600_000_001)
+    ('22m 30s', '1h 1s')
+    """
+    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
+
+
+def _foreign_names(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        match = _CLAUDE_CODE_NAME.fullmatch(rule.selectors.get("tool", ("",))[0])
+        if match:
+            names = f'tool = "{match[2]}", server = "{match[1]}"'
+            yield f"{label(policy, at)} names a tool by its name in Claude Code; did you mean {names}?"
+
+
+def _own_names(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        own = rule.agent
+        if own and known_client(own.client) != own.client:
+            agent = own._replace(client=known_client(own.client))
+            yield f'{label(policy, at)} names a client by its name in clientInfo; did you mean agent = "{agent}"?'

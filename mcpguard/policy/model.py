@@ -1,0 +1,397 @@
+"""Rules, and which of them apply to a call.
+
+A rule selects calls and limits them. Of the rules that match a call, narrower rules override wider ones. The others apply: they
+make the call's plan (see `plan`). `parse` parses rules, `explain` describes them, and `match` explains how they match a call.
+
+A rule with limits and with a cap on calls in flight has two parts, which are overridden by the same parts of other rules.
+"""
+
+from collections.abc import Iterator, Sequence
+from operator import and_
+from typing import Final, NamedTuple
+
+from mcpguard.identity.agent import Agent, agent_matches
+from mcpguard.limiter.plan import ARGUMENTS, Counter, Label, Plan, Reported, counter_id
+from mcpguard.limiter.sliding import Counts, Limit
+from mcpguard.text.digest import cut
+from mcpguard.text.patterns import coverage, glob
+
+SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
+"""The selectors, in the order of a rule's text."""
+
+AXES: Final = ("user", "agent", "tool", "server")
+"""The parts of a call that every call has."""
+
+PER: Final = (*AXES, ARGUMENTS)
+"""The allowed values in `per`."""
+
+COMPETING: Final = ("user", "agent", "tool")
+"""Two rules compete only if each of these selectors is in both rules or in neither."""
+
+
+class Call(NamedTuple):
+    """The parts of a `tools/call` that rules select by.
+
+    Attributes:
+        user: The user; empty if unknown.
+        agent: `client::tier::name`.
+        server: The server's name.
+        tool: The tool's name as the server knows it.
+        roles: The verified token's roles.
+        scopes: The verified token's scopes.
+    """
+
+    user: str
+    agent: str
+    server: str
+    tool: str
+    roles: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+
+
+class Rate(NamedTuple):
+    """At most `n` calls per window. `text` is the window in the policy's form: `90m`."""
+
+    n: int
+    window_us: int
+    text: str
+
+
+class Rule(NamedTuple):
+    """One `[[rule]]`.
+
+    Attributes:
+        selectors: Patterns by selector. Only `role` and `scope` can have more than one; all of them must match.
+        per: The axes for whose values there are separate counters. `tool` implies `server`, and `arguments` implies `tool`.
+        per_text: `per` as the file writes it; empty if the file leaves it out.
+        rates: The limits; none for `deny` and `unlimited`.
+        deny: Whether the rule denies every call that it selects.
+        observe: Whether the rule only reports.
+        name: The rule's `name`; empty if it has none.
+        line: Its line in the file, from 1; 0 if unknown.
+        counts: What the limits count: `calls`, `cost` or `errors`. `concurrent` for a part that has only the cap.
+        concurrent: The cap: the most calls in flight; 0 for `unlimited`; None if the rule has none.
+        has_limit: Whether the rule has `limit`. If not, it has `concurrent`.
+        wait_us: How long a call that the rule refuses may be held; None for the policy's `wait`.
+    """
+
+    selectors: dict[str, tuple[str, ...]]
+    per: frozenset[str]
+    per_text: str = ""
+    rates: tuple[Rate, ...] = ()
+    deny: bool = False
+    observe: bool = False
+    name: str = ""
+    line: int = 0
+    counts: Counts = "calls"
+    concurrent: int | None = None
+    has_limit: bool = True
+    wait_us: int | None = None
+
+    @property
+    def parts(self) -> tuple["Rule", ...]:
+        """The rule; or, if it has both limits and a cap on calls in flight, a rule with the limits and one with the cap."""
+        if self.concurrent is None:
+            return (self,)
+        cap = self._replace(counts="concurrent", rates=(), deny=False, has_limit=False)
+        return (self._replace(concurrent=None), cap) if self.has_limit else (cap,)
+
+    @property
+    def text(self) -> str:
+        """The rule in reports: its selectors, and `per=` if the file has it."""
+        words = [f"{key}={','.join(self.selectors[key])}" for key in SELECTORS if key in self.selectors]
+        if self.per_text:
+            words.append(f"per={self.per_text}")
+        return " ".join(words) or "every call"
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """The selectors, `per`, and what is counted: what identifies a rule within a policy."""
+        return self.counts, self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
+
+    @property
+    def agent(self) -> Agent | None:
+        """The agent selector; None if the rule has none."""
+        patterns = self.selectors.get("agent")
+        return Agent.split(patterns[0]) if patterns else None
+
+    @property
+    def exact(self) -> dict[str, str]:
+        """The selectors for `AXES` that are names, and not patterns with `*`."""
+        return {axis: self.selectors[axis][0] for axis in AXES if "*" not in self.selectors.get(axis, ("*",))[0]}
+
+    @property
+    def shared(self) -> dict[str, list[str]]:
+        """The selectors that are not in `per`: the calls that they select share counters."""
+        return {key: sorted(set(texts)) for key, texts in sorted(self.selectors.items()) if key not in self.per}
+
+    @property
+    def limit_text(self) -> str:
+        """The limit as a policy file writes it: `20/1m 100/1h`, `deny` or `unlimited`; empty if the rule has none."""
+        if self.deny:
+            return "deny"
+        return " ".join(f"{rate.n}/{rate.text}" for rate in self.rates) or ("unlimited" if self.has_limit else "")
+
+    @property
+    def bounds(self) -> tuple[Rate, ...]:
+        """Of a part: its limits; or its cap as a limit whose window is 0."""
+        return (Rate(self.concurrent, 0, ""),) if self.concurrent else self.rates
+
+    @property
+    def reported(self) -> tuple[Reported, ...]:
+        """How reports name the rule's limits and its cap, in the order of the file; for `deny`, one without a limit."""
+        counts = None if self.counts == "calls" else self.counts
+        found = [Reported(self.axis, self.text, rate.n, rate.text, counts) for rate in self.rates]
+        if self.deny:
+            found.append(Reported(self.axis, self.text, None, None))
+        if self.concurrent:
+            found.append(Reported(self.axis, self.text, self.concurrent, None, "concurrent"))
+        return tuple(found)
+
+    @property
+    def limits_text(self) -> str:
+        """All that the rule limits, as reports write it: `20/1m 100/1h 2-in-flight`, `3-errors/1m`, `deny` or `unlimited`."""
+        words = [one.limit_text for one in self.reported]
+        if self.has_limit and not self.rates and not self.deny:
+            words.insert(0, "unlimited")
+        if self.concurrent == 0:
+            words.append("unlimited-in-flight")
+        return " ".join(words)
+
+    @property
+    def axis(self) -> str:
+        """The axis that reports name for the rule's limits."""
+        stated = self.per_text.split(",") if ARGUMENTS in self.per else self.per
+        for axis in ("agent", "user", "tool"):
+            if axis in stated:
+                return axis
+        return next((axis for axis in ("tool", "agent", "user") if axis in self.selectors), "tool")
+
+    def matches(self, call: Call) -> bool:
+        """Whether every selector of the rule matches the call."""
+        for key, patterns in self.selectors.items():
+            if key in {"role", "scope"}:
+                values = call.roles if key == "role" else call.scopes
+                if not all(_one_matches(pattern, values) for pattern in patterns):
+                    return False
+            elif not _MATCH[key](patterns[0], getattr(call, key)):
+                return False
+        return True
+
+    def covers(self, other: "Rule", selector: str) -> bool:
+        """Whether the rule is at least as wide as `other` in one selector.
+
+        A pattern covers a pattern whose text it matches. A missing selector covers every pattern. A list of roles or scopes
+        covers a longer list with the same roles or scopes.
+        """
+        mine, theirs = self.selectors.get(selector), other.selectors.get(selector)
+        if mine is None or theirs is None:
+            return mine is None
+        match = _MATCH.get(selector, glob)
+        return all(any(match(pattern, text) for text in theirs) for pattern in mine)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for rules that compete. Only competing rules can override each other."""
+        return self.counts, self.per, *(key in self.selectors for key in COMPETING)
+
+    @property
+    def reach(self) -> tuple[object, ...]:
+        """Equal for rules that differ only in role or scope."""
+        return self.counts, self.per, *(self.selectors.get(key) for key in AXES)
+
+    def covers_all_of(self, other: "Rule") -> bool:
+        """Whether the rule is at least as wide as `other` in every selector."""
+        return all(self.covers(other, key) for key in SELECTORS)
+
+    def is_overridden_by(self, other: "Rule") -> bool:
+        """Whether `other` overrides this rule for the calls that both match.
+
+        It does if it competes with this rule, is narrower in at least one selector, and is wider in none. Of two patterns,
+        neither of which covers the other, neither is narrower: both rules apply.
+        """
+        return self.kind == other.kind and self.covers_all_of(other) and not other.covers_all_of(self)
+
+
+class Cost(NamedTuple):
+    """One `[[cost]]`: what the calls of some tools take of limits that count cost.
+
+    Attributes:
+        selectors: Patterns for `tool` and `server`, as in `Rule`.
+        units: 1 or more.
+        line: Its line in the file, from 1; 0 if unknown.
+    """
+
+    selectors: dict[str, tuple[str, ...]]
+    units: int
+    line: int = 0
+
+    @property
+    def pattern(self) -> Rule:
+        """A rule with the same selectors."""
+        return Rule(self.selectors, frozenset())
+
+
+class Policy:
+    """A policy in force.
+
+    Args:
+        rules: The rules, in the order of the file.
+        digest: A hash of the file's text, for the audit log.
+        observe: Whether all rules only report.
+        costs: What calls cost, in the order of the file.
+        wait_us: How long a call may be held if the rules that refuse it have no `wait` of their own; 0 for not at all.
+
+    Attributes:
+        parts: The parts of the rules, in order, each with the index of its rule.
+    """
+
+    def __init__(
+        self,
+        rules: tuple[Rule, ...],
+        digest: str = "",
+        *,
+        observe: bool = False,
+        costs: tuple[Cost, ...] = (),
+        wait_us: int = 0,
+    ) -> None:
+        self.rules = rules
+        self.digest = digest
+        self.observe = observe
+        self.costs = costs
+        self.wait_us = wait_us
+        self.parts = tuple([(part, at) for at, rule in enumerate(rules) for part in rule.parts])
+        # The indexes of the parts, by the axes on which they have a selector without `*`, and then by these selectors
+        self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
+        for at, (rule, _) in enumerate(self.parts):
+            exact = rule.exact
+            self._places.setdefault(tuple(exact), {}).setdefault(tuple(exact.values()), []).append(at)
+
+    @property
+    def mode_text(self) -> str:
+        """The mode, in the words of the wrapper's messages."""
+        return "mode=observe (nothing is denied)" if self.observe else "mode=enforce"
+
+    def tier_warning(self, tier: str | None) -> str | None:
+        """Warn of a tier that no rule can match, because it may be misspelt; None if a rule can, or if there is no tier."""
+        agents = [rule.agent for rule in self.rules]
+        if not tier or not agents or any(agent is None or glob(agent.tier, tier) for agent in agents):
+            return None
+        return f"no rule matches agents of the tier {tier}, so nothing limits their calls; check the spelling"
+
+    def plan(self, call: Call, namespace: str = "default") -> Plan:
+        """The plan of `call`. It takes long to make: cache it."""
+        return _plan(self.applying(call), call, namespace, self)
+
+    def cost(self, call: Call) -> int:
+        """What a call takes of limits that count cost: by the narrowest `[[cost]]`, else 1.
+
+        Of several, none of which is narrower than another, the highest applies.
+        """
+        matching = [one for one in self.costs if one.pattern.matches(call)]
+        patterns = [one.pattern for one in matching]
+        return max(
+            (
+                one.units
+                for one in matching
+                if not any(one.pattern.covers_all_of(other) and not other.covers_all_of(one.pattern) for other in patterns)
+            ),
+            default=1,
+        )
+
+    def applying(self, call: Call) -> list[tuple[Rule, int]]:
+        """The parts of rules that apply to `call`, each with the index of its rule."""
+        return [self.parts[at] for at, winner in self.matching(call) if winner is None]
+
+    def matched(self, call: Call) -> list[int]:
+        """The indexes of the parts whose rules match `call`, in order."""
+        places: list[int] = []
+        for axes, named in self._places.items():
+            places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
+        return [at for at in sorted(places) if self.parts[at][0].matches(call)]
+
+    def matching(self, call: Call) -> list[tuple[int, int | None]]:
+        """The indexes of the parts whose rules match `call`, each with the index of the part that overrides it, or None."""
+        matched = self.matched(call)
+        rules = [self.parts[at][0] for at in matched]
+        firsts: dict[tuple[object, ...], int] = {}  # of rules that differ only in role or scope, the first
+        result: list[tuple[int, int | None]] = []
+        for at, rule, narrower in zip(matched, rules, _narrower(rules, meet=True), strict=True):
+            winner = matched[_lowest(narrower)] if narrower else firsts.setdefault(rule.reach, at)
+            result.append((at, winner if winner != at else None))
+        return result
+
+    def overriding(self) -> list[list[int]]:
+        """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
+        found: list[set[int]] = [set() for _ in self.rules]
+        for (_, at), bits in zip(self.parts, _narrower([part for part, _ in self.parts], meet=False), strict=True):
+            found[at].update(self.parts[other][1] for other in _indexes(bits))
+        return [sorted(others) for others in found]
+
+
+def _narrower(rules: Sequence[Rule], *, meet: bool) -> list[int]:
+    """For each of some rules, the rules that override it, as a set of bits.
+
+    It is `Rule.is_overridden_by` for all pairs, in time that does not grow with the square of their number. If all rules match
+    one call, `meet` makes it faster.
+    """
+    kinds: dict[tuple[object, ...], int] = {}
+    for at, rule in enumerate(rules):
+        kinds[rule.kind] = kinds.get(rule.kind, 0) | 1 << at
+    covered = [kinds[rule.kind] for rule in rules]
+    for key in SELECTORS:
+        columns = [[rule.selectors.get(key, ()) for rule in rules]]
+        if key == "agent":  # each part is a pattern of its own
+            agents = [rule.agent or () for rule in rules]
+            columns = [[agent[part : part + 1] for agent in agents] for part in range(3)]
+        for column in columns:
+            covered = [*map(and_, covered, coverage(column, meet=meet and key in AXES))]
+    alike: dict[int, int] = {}  # rules that cover the same rules are equally wide: neither overrides the other
+    for at, bits in enumerate(covered):
+        alike[bits] = alike.get(bits, 0) | 1 << at
+    return [bits & ~alike[bits] for bits in covered]
+
+
+def _indexes(bits: int) -> Iterator[int]:
+    """The numbers of the bits in a set, in order."""
+    while bits:
+        yield _lowest(bits)
+        bits &= bits - 1
+
+
+def _lowest(bits: int) -> int:
+    """The number of the lowest bit of a set that is not empty."""
+    return (bits & -bits).bit_length() - 1
+
+
+def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy: Policy) -> Plan:
+    limits: list[Limit] = []
+    reported: list[Reported] = []
+    counters: dict[str, tuple[int, Counter]] = {}
+    for rule, at in parts:
+        observed = policy.observe or rule.observe
+        wait_us = policy.wait_us if rule.wait_us is None else rule.wait_us
+        reported += rule.reported
+        if rule.deny:
+            limits.append(Limit(0, 0, -1, at, observed))
+        cost = policy.cost(call) if rule.counts == "cost" else 1
+        for rate in rule.bounds:
+            label = _label(rule, call, namespace, rate.window_us)
+            if label not in counters:
+                counters[label] = (len(counters), Counter(counter_id(label), label, rate.window_us))
+            limits.append(Limit(rate.n, rate.window_us, counters[label][0], at, observed, rule.counts, cost, wait_us))
+    return Plan(tuple(limits), tuple(reported), tuple(counter for _, counter in counters.values()))
+
+
+def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
+    values: dict[str, str] = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
+    if ARGUMENTS in rule.per:
+        values[ARGUMENTS] = ""
+    return Label(namespace, values, rule.shared, rule.counts, window_us).text
+
+
+def _one_matches(pattern: str, values: Sequence[str]) -> bool:
+    return pattern in values or ("*" in pattern and any(glob(pattern, value) for value in values))
+
+
+_MATCH: Final = {"user": glob, "agent": agent_matches, "tool": glob, "server": glob}

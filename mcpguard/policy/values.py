@@ -1,0 +1,243 @@
+"""Parses the values of a policy's keys.
+
+Each function adds a fault for a value that is wrong, with a hint at the right form. What it returns then is not used.
+"""
+
+import re
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mcpguard.errors import closest_word
+from mcpguard.identity.agent import Agent, nearest
+from mcpguard.identity.caller import KNOWN_CLIENTS, known_client
+from mcpguard.limiter.sliding import Counts
+from mcpguard.policy.model import PER, SELECTORS, Rate
+
+if TYPE_CHECKING:
+    from mcpguard.policy.places import Path
+
+MAX_N: Final = 1_000_000_000
+"""The largest limit. A larger one never denies in practice; `unlimited` states that."""
+
+MAX_CONCURRENT: Final = 10_000
+"""The largest cap on calls in flight. A store keeps an entry for each of them."""
+
+MAX_WINDOW_SECONDS: Final = 3650 * 86400
+"""The longest window, ten years. It keeps store times exact in the doubles of a Redis script."""
+
+MAX_WAIT_SECONDS: Final = 3600
+"""The longest `wait`. Few clients wait even for a minute, unless they get progress notifications."""
+
+_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_COUNTS: Final[tuple[Counts, ...]] = ("calls", "cost", "errors")
+_WAIT = re.compile(r"([0-9]+)([smh])")
+_RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
+_LOOSE_RATE = r"(?i)\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*"  # compiled only for an error
+_MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
+_UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "hr": "h", "day": "d", "week": "w"}
+
+
+class Fault(NamedTuple):
+    """What is wrong at a path in a policy. `on_key` tells whether the key is meant and not its value."""
+
+    path: "Path"
+    message: str
+    hint: str
+    on_key: bool = False
+
+
+def parse_concurrent(value: object, faults: list[Fault]) -> int:
+    """Parse a `concurrent`; 0 for `unlimited`."""
+    if value == "unlimited":
+        return 0
+    hint = f'write a whole number from 1 to {MAX_CONCURRENT}, or "unlimited"'
+    zero = 'write limit = "deny" to close a tool'
+    return _whole_number("concurrent", value, MAX_CONCURRENT, faults, what="a number of calls in flight", hint=hint, zero=zero)
+
+
+def _whole_number(key: str, value: object, most: int, faults: list[Fault], *, what: str, hint: str, zero: str) -> int:
+    """Parse a whole number from 1 to `most`; 0 if it is none.
+
+    Args:
+        key: Its key.
+        value: Its value.
+        most: The largest.
+        faults: Receives the error.
+        what: What the number is.
+        hint: The hint for most errors.
+        zero: The hint for 0.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most:
+        return value
+    if value == 0:
+        hint = zero
+    elif isinstance(value, str) and value.strip().isdecimal():
+        hint = f"write it without quotes: {key} = {value.strip()[:20]}"
+    faults.append(Fault((key,), f"{key}: {shown_value(value)} is not {what}", hint))
+    return 0
+
+
+def parse_count(table: dict[str, object], faults: list[Fault]) -> Counts:
+    """Parse the `count` of a rule: what its limits count."""
+    value = table.get("count", "calls")
+    if value not in _COUNTS:
+        hint = nearest_word(value if isinstance(value, str) else "", _COUNTS)
+        if value == "concurrent":
+            hint = "write concurrent = 2 to cap calls in flight"
+        faults.append(Fault(("count",), f"count: {shown_value(value)} cannot be counted", hint))
+        return "calls"
+    if value != "calls" and "limit" not in table:
+        faults.append(Fault(("count",), f"count: no limit that counts {value}", 'add one: limit = "100/1h"'))
+    return next(one for one in _COUNTS if one == value)
+
+
+def parse_wait(value: object, faults: list[Fault]) -> int:
+    """Parse a `wait`; in microseconds."""
+    match = _WAIT.fullmatch(value) if isinstance(value, str) and len(value) <= 32 else None
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
+    if match is None or seconds > MAX_WAIT_SECONDS:
+        hint = f'write text, from "0s" to "{MAX_WAIT_SECONDS}s" (s m h): wait = "5s"'
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_SECONDS:
+            hint = f'did you mean "{value}s"?'
+        what = "is not a time to wait" if match is None else "is too long"
+        faults.append(Fault(("wait",), f"wait: {shown_value(value)} {what}", hint))
+    return seconds * 1_000_000
+
+
+def parse_units(value: object, faults: list[Fault]) -> int:
+    """Parse the `cost` of a `[[cost]]`; in units."""
+    hint = f"write a whole number from 1 to {MAX_N}"
+    zero = 'write a narrower rule for calls that cost nothing, with limit = "unlimited" and count = "cost"'
+    return _whole_number("cost", value, MAX_N, faults, what="a number of units", hint=hint, zero=zero)
+
+
+def parse_limit(value: object, faults: list[Fault]) -> list[Rate]:
+    """Parse the rates of a `limit`."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        faults.append(Fault(("limit",), "limit: an empty list", 'write limit = "100/1h", "deny" or "unlimited"'))
+    rates: list[Rate] = []
+    for at, item in enumerate(values):
+        path: Path = ("limit", at) if isinstance(value, list) else ("limit",)
+        rate = _rate(item)
+        if not isinstance(rate, Rate):
+            faults.append(Fault(path, f"limit: {rate[0]}", rate[1]))
+            continue
+        twin = next((other for other in rates if other.window_us == rate.window_us), None)
+        if twin is not None:
+            both = f"{twin.n}/{twin.text} and {rate.n}/{rate.text}"
+            faults.append(Fault(path, f"limit: two limits for one window: {both}", "keep one of them"))
+        rates.append(rate)
+    return rates
+
+
+def _rate(value: object) -> Rate | tuple[str, str]:
+    """A limit `N/W`, or what is wrong with it and a hint.
+
+    >>> _rate("100/90m")
+    Rate(n=100, window_us=5400000000, text='90m')
+    """
+    if not isinstance(value, str):
+        return f"{shown_value(value)} is not text", 'write text in quotes: "100/1h"'
+    if value in ("deny", "unlimited"):
+        return f"{shown_value(value)} stands alone", f'write limit = "{value}", without other limits'
+    match = _RATE.fullmatch(value)
+    if not match or len(value) > 32:
+        return f"{value[:60]!r} is not a limit", _nearest_rate(value)
+    n, count, unit = int(match[1]), int(match[2]), match[3]
+    seconds = count * _UNIT_SECONDS[unit]
+    if n == 0:
+        return f"{shown_value(value)} admits nothing", 'write limit = "deny" to close a tool'
+    if n > MAX_N:
+        return f"{shown_value(value)} is over {MAX_N} calls", 'write limit = "unlimited" for no limit'
+    if not 0 < seconds <= MAX_WINDOW_SECONDS:
+        return f"{shown_value(value)} has a window out of bounds", "write a window from 1s to 3650d"
+    return Rate(n, seconds * 1_000_000, f"{count}{unit}")
+
+
+def _nearest_rate(text: str) -> str:
+    match = re.fullmatch(_LOOSE_RATE, text)
+    if match and len(text) <= 64:
+        word = match[3].lower()
+        if word in _MILLISECONDS:
+            n, window_ms = int(match[1]), int(match[2] or 1)
+            per_second = n * 1000 // window_ms if 0 < window_ms < 1000 else 0
+            meant = f'did you mean "{per_second}/1s"? ' if per_second else ""
+            return f"{meant}the shortest window is 1s (s m h d w; m is minutes)"
+        unit = word if word in _UNIT_SECONDS else _UNITS.get(word)
+        if unit:
+            return f'did you mean "{int(match[1])}/{int(match[2] or 1)}{unit}"?'
+    several = re.split(r"[\s,;]+", text.strip())
+    if len(several) > 1 and all(_RATE.fullmatch(one) for one in several):
+        return f"write each limit by itself: {' '.join(several)}"
+    if near := closest_word(text.strip().lower(), ("deny", "unlimited")):
+        return f'did you mean "{near}"?'
+    return 'write a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
+
+
+def parse_selector(key: str, value: object, faults: list[Fault]) -> tuple[str, ...]:
+    """Parse the patterns of a selector."""
+    is_list = key in {"role", "scope"} and isinstance(value, list)
+    values = value if is_list and isinstance(value, list) else [value]
+    if not values:
+        faults.append(Fault((key,), f"{key}: an empty list", f"leave {key} out to match any"))
+    return tuple([_pattern(key, item, (key, at) if is_list else (key,), faults) for at, item in enumerate(values)])
+
+
+def _pattern(key: str, value: object, path: "Path", faults: list[Fault]) -> str:
+    if not isinstance(value, str):
+        faults.append(Fault(path, f"{key}: {shown_value(value)} is not text", f'write {key} = "…", with * for any text'))
+        return ""
+    if not value:
+        faults.append(Fault(path, f"{key}: empty text matches nothing", f'leave {key} out to match any, or write "*"'))
+    elif key == "agent" and value == "*":
+        return "*::*::*"
+    elif key == "agent" and Agent.parse(value) is None:
+        hint = f'write client::tier::name; did you mean "{_nearest_agent(value)}"?'
+        faults.append(Fault(path, f"agent: {shown_value(value)} does not have three parts", hint))
+    return value
+
+
+def _nearest_agent(text: str) -> Agent:
+    agent = nearest(text, {*KNOWN_CLIENTS, *KNOWN_CLIENTS.values()})
+    return agent._replace(client=known_client(agent.client))
+
+
+def parse_per(value: object, faults: list[Fault]) -> tuple[str, ...]:
+    """Parse a `per`; in the order of `PER`."""
+    if not isinstance(value, list):
+        hint = "per = []" if value in ("", "none") else f'per = ["{value if isinstance(value, str) else "user"}"]'
+        faults.append(Fault(("per",), f"per: {shown_value(value)} is not a list", f"write {hint}"))
+        return ()
+    for at, axis in enumerate(value):
+        if axis not in PER:
+            meant = axis if isinstance(axis, str) and axis not in SELECTORS else ""  # role is not a misspelt tool
+            faults.append(Fault(("per", at), f"per: unknown axis {shown_value(axis)}", nearest_word(meant, PER)))
+    return tuple(axis for axis in PER if axis in value)
+
+
+def parse_mode(value: object, faults: list[Fault]) -> str:
+    """Parse a `mode`."""
+    if value not in ("enforce", "observe"):
+        faults.append(
+            Fault(
+                ("mode",),
+                f"mode: {shown_value(value)} is neither enforce nor observe",
+                'write mode = "enforce" or mode = "observe"',
+            )
+        )
+    return "observe" if value == "observe" else "enforce"
+
+
+def shown_value(value: object) -> str:
+    """A value in a message: as in Python, but not long."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # a hexadecimal number with more digits than Python converts to decimal ones
+        return "this number"
+
+
+def nearest_word(word: str, known: Collection[str]) -> str:
+    """A hint at the known word that is most like `word`, or at all of them."""
+    near = closest_word(word, known)
+    return f"did you mean {near!r}?" if near else f"use one of: {' '.join(known)}"

@@ -1,0 +1,95 @@
+"""Suggests a policy from the audit log: reads the rows, and writes the suggested limits into the policy's text."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from mcpguard.config import Settings
+from mcpguard.policy.file import no_such_file
+from mcpguard.policy.model import AXES, Policy
+from mcpguard.policy.parse import STARTER, parse
+from mcpguard.policy.suggest import COUNTED, HELD_ROWS, Findings, Survey
+from mcpguard.policy.text import appended, ended_alike, lines_of, with_limits
+from mcpguard.policy.writing import read
+from mcpguard.stores.api import Wanted
+from mcpguard.text.printing import printable
+
+
+class Suggested(NamedTuple):
+    """A suggested policy.
+
+    Attributes:
+        findings: What was found in the audit log.
+        before: The text of the policy in force.
+        after: The suggested text, with the reasons as comments.
+        policy: The policy in force.
+        is_starter: Whether that is the starter policy, because there is no file.
+    """
+
+    findings: Findings
+    before: str
+    after: str
+    policy: Policy
+    is_starter: bool
+
+    def diff(self, path: Path) -> str:
+        """The change as a unified diff; empty if there is none."""
+        found = difflib.unified_diff(lines_of(self.before), lines_of(self.after), str(path), f"{path} (suggested)")
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
+
+
+def suggest(settings: Settings, *, since_us: int) -> Suggested:
+    """Suggest limits from the calls since a time.
+
+    Args:
+        settings: The settings of this machine.
+        since_us: The wall-clock time.
+
+    Raises:
+        PolicyError: The policy in force is not valid.
+        StoreUnavailable: The audit log cannot be read.
+    """
+    text = read(settings.policy)
+    if text is None and settings.policy_named:
+        raise no_such_file(settings.policy, named=True)
+    before = STARTER if text is None else text
+    policy = parse(before, source=str(settings.policy))
+    survey = Survey(policy)
+    if settings.address.exists():
+        survey.add(_rows(settings, since_us))
+    findings = survey.findings()
+    return Suggested(findings, before, _rewritten(before, policy, findings), policy, text is None)
+
+
+def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
+    """The rows of calls since a time, newest first."""
+
+    def is_call(context: Mapping[str, object]) -> bool:
+        return context.get("namespace") == settings.namespace and all(axis in context for axis in AXES)
+
+    wanted = Wanted(is_call, COUNTED | {"rate_limited"})
+    with settings.read_store() as store:
+        older = 0
+        for _, record in store.newest(wanted=wanted):
+            if int(str(record["time_us"])) < since_us:
+                older += 1
+                if older == HELD_ROWS:  # rows of an outage are older than the rows before them
+                    return
+                continue
+            older = 0
+            if wanted.admits(record):
+                yield record
+
+
+def _rewritten(text: str, policy: Policy, findings: Findings) -> str:
+    """The policy's text with the suggested limits, each with its reason in a comment."""
+    new = text
+    # From the last rule, so that the lines before stay where they are; new rules, which have no place yet, come at the end
+    for suggestion in sorted(findings.suggestions, key=lambda one: -one.at):
+        limits = [(f"{one.n}/{one.window}", printable(one.reason)) for one in suggestion.limits]
+        if suggestion.kind == "change":
+            new = with_limits(new, policy, suggestion.at, limits)
+        elif suggestion.kind == "add":
+            new = appended(new, suggestion.table | {"limit": [limit for limit, _ in limits]}, reasons=dict(limits))
+    return ended_alike(text, new)

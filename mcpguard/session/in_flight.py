@@ -1,0 +1,164 @@
+"""Requests in flight: sent to the server and not answered yet; and the outcomes of those that have ended."""
+
+from collections import deque
+from typing import Final, NamedTuple
+
+from mcpguard.limiter.plan import Plan
+from mcpguard.session.audit import ERRORS, Outcome
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+
+MAX_IN_FLIGHT: Final = 65_536
+MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
+"""How many requests are remembered, and the length of their ids and tool names. Beyond either bound the oldest request is
+forgotten, because some are never answered. A forgotten request keeps its places until the server has ended or `MAX_IN_FLIGHT`
+others were forgotten, because the server may still be busy with it. For limits on errors it has failed."""
+
+
+class InFlight(NamedTuple):
+    """A request that was sent to the server and is not answered yet.
+
+    Attributes:
+        id: Its id as JSON text.
+        row_id: The store's id of its audit row; None if it has no row.
+        since_us: When it was sent, by a monotone clock.
+        tool: The tool that it calls; None if it is not a call.
+        user: The caller.
+        rounds: Its number among the free retries of one charge; 0 if it is not one.
+        plan: Its plan, if the store has to be told of its end; else None. A request with a plan has a row.
+    """
+
+    id: str
+    row_id: int | None
+    since_us: int
+    tool: str | None = None
+    user: str = ""
+    rounds: int = 0
+    plan: Plan | None = None
+
+
+class RequestsInFlight:
+    """The requests in flight, by the key of their id, and the outcomes that are not recorded yet.
+
+    The server may have one request with an id at a time: the answers to two could not be distinguished. Whoever adds a request
+    asks `has_id` first. It is also true of a request that was cancelled or forgotten, until the server answers it after all.
+
+    Attributes:
+        endings: The calls that have ended and that the store has to be told of at once. Whoever tells it empties the list.
+        to_settle: How many of the requests in flight are such calls.
+        by_id: The requests, by `id_key`; do not change them.
+        late: The keys of requests that have ended here, and that the server may still answer; do not change them.
+    """
+
+    def __init__(self) -> None:
+        self.endings: list[Ending] = []
+        self.to_settle = 0
+        self.by_id: dict[str, InFlight] = {}
+        self._chars = 0
+        self._outcomes: list[Outcome] = []
+        self.late: dict[str, None] = {}
+        self._forgotten: deque[Ending] = deque()  # calls that were forgotten and still have places
+
+    @property
+    def outcomes(self) -> int:
+        """How many outcomes there are to be recorded."""
+        return len(self._outcomes)
+
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether the server may answer a request."""
+        return bool(self.by_id or self.late)
+
+    def has_id(self, key: str) -> bool:
+        """Whether the server may still answer a request with an id; see `id_key`."""
+        return key in self.by_id or key in self.late
+
+    def add(self, key: str, request: InFlight) -> None:
+        """Remember a request that is being sent, by the `id_key` of its id."""
+        requests = self.by_id
+        requests[key] = request
+        if request.plan is not None:
+            self.to_settle += 1
+        self._chars += len(request.id) + len(request.tool or "")
+        while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
+            self._forget(next(iter(requests)), request.since_us)
+
+    def answered(self, key: str, outcome: str, now_us: int) -> InFlight | None:
+        """Note an answer: as `end`. The answer to a request that was cancelled or forgotten changes nothing."""
+        if key in self.late:
+            del self.late[key]
+            return None
+        return self.end(key, outcome, now_us)
+
+    def cancel(self, key: str, now_us: int) -> None:
+        """End a request that the client has cancelled, if it is in flight. The server may still answer it."""
+        if self.end(key, "cancelled", now_us):
+            self._expect_late_answer(key)
+
+    def end(self, key: str, outcome: str, now_us: int) -> InFlight | None:
+        """Forget a request and return it; None if it is not in flight. Its outcome is kept if it has a row."""
+        request = self._remove(key, outcome, now_us)
+        if request is not None and request.plan is not None and request.row_id is not None:
+            self.endings.append(Ending(request.row_id, request.plan, failed=outcome in ERRORS))
+        return request
+
+    def _remove(self, key: str, outcome: str, now_us: int) -> InFlight | None:
+        """Remove a request and return it. Its outcome is kept if it has a row."""
+        request = self.by_id.pop(key, None)
+        if request is None:
+            return None
+        self._chars -= len(request.id) + len(request.tool or "")
+        if request.row_id is not None:
+            self._outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
+        if request.plan is not None:
+            self.to_settle -= 1
+        return request
+
+    def _forget(self, key: str, now_us: int) -> None:
+        """Forget a request. Its places stay taken."""
+        request = self._remove(key, "no_answer", now_us)
+        self._expect_late_answer(key)
+        if request is None or request.row_id is None or request.plan is None:
+            return
+        errors = request.plan.only(lambda limit: limit.counts == "errors")
+        if errors.settles:
+            self.endings.append(Ending(0, errors, failed=True))  # no call has this id, so no place is freed
+        if request.plan.caps:
+            self._forgotten.append(Ending(request.row_id, request.plan, failed=False))
+            if len(self._forgotten) > MAX_IN_FLIGHT:
+                self.endings.append(self._forgotten.popleft())
+
+    def _expect_late_answer(self, key: str) -> None:
+        self.late[key] = None
+        if len(self.late) > MAX_IN_FLIGHT:
+            del self.late[next(iter(self.late))]
+
+    def end_all(self, outcome: str, now_us: int) -> list[str]:
+        """Forget all requests; returns their ids as JSON text, oldest first."""
+        ids = [request.id for request in self.by_id.values()]
+        for key in list(self.by_id):
+            self.end(key, outcome, now_us)
+        self.endings += self._forgotten
+        self._forgotten.clear()
+        return ids
+
+    def take_outcomes(self, most: int) -> list[Outcome]:
+        """Remove and return the oldest outcomes, at most `most`."""
+        taken, self._outcomes = self._outcomes[:most], self._outcomes[most:]
+        return taken
+
+    def drop_outcomes(self) -> None:
+        """Forget all outcomes that are not recorded."""
+        self._outcomes.clear()
+
+
+def settled_plan(request: DecisionRequest, verdict: Verdict) -> Plan | None:
+    """The plan of a forwarded call, if the store has to be told of the call's end; else None.
+
+    A free retry counts as an error if it fails, although it need not pass the limits on errors. An observed rule whose limit on
+    errors had no room does not count the call, as if it had denied it.
+    """
+    plan = request.whole_plan or request.plan
+    if verdict.decision == "would_deny":
+        full = {limit.rule for limit, _ in verdict.without_room(plan)}
+        plan = plan.only(lambda limit: limit.counts != "errors" or limit.rule not in full)
+    return plan if plan.settles else None

@@ -1,0 +1,414 @@
+"""The journal of a session: which denials share an audit row, and how many calls a loop has made."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeGuard
+
+from mcpguard.limiter.plan import Plan
+from mcpguard.session.audit import Row, audit_id, fragment, named, row, sum_of, summed
+from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
+
+STORM_US: Final = 1_000_000
+"""Equal denials within this time share a row. So do denials of one kind, once the kind's budget is spent."""
+
+BURST_BYTES: Final = 64 * 1024
+REFILL_BYTES_PER_S: Final = 2 * 1024
+"""A kind's budget: the bytes that the rows of its denials may take at once, and the bytes that are added each second.
+
+The first is about a hundred rows, which show what a flood consists of. The second is three rows of the usual size, so that each
+of three loops at once has a row each second. Once its budget is spent, a kind has one row a second, which sums it up. So a
+client that makes up a name for every call needs about a day to fill the audit's 256 MB. Without budgets it needs half a minute.
+A storm's last row may put its kind in debt, which the next seconds pay off.
+"""
+
+ROW_BYTES: Final = 256
+"""What a row takes beside its context, its detail and the request's id: for numbers, the limit and the entry in an index."""
+
+_MAX_STORMS: Final = 1024
+"""Storms that a session remembers. While it has as many, further denials are summed up by kind. If `flush` is called each
+second, the budgets prevent that."""
+
+_MAX_DENIALS: Final = 4096
+"""Counters whose denials a session counts. If there are more, all are counted anew."""
+
+_Key = tuple[str, str, str | None]
+"""What equal denials have in common: their context, their decision, and the limit as a row names it. A call that was dropped
+while it waited is not equal to a denial: for such calls the reason follows the limit."""
+
+_Kind = tuple[str, str]
+"""What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
+
+
+_ALLOWED: Final[_Kind] = ("allowed", "")
+
+
+class _Storm(NamedTuple):
+    """Denials that share rows.
+
+    Attributes:
+        kind: Their kind.
+        since_us: When their newest row was written.
+        first_id: The id of their first row.
+        shared: How many rows they have after that.
+        waiting: How many denials wait for the next row.
+        last: The last of these denials, or what they have in common.
+    """
+
+    kind: _Kind
+    since_us: int
+    first_id: str
+    shared: int = 0
+    waiting: int = 0
+    last: Row | None = None
+
+    @property
+    def next_id(self) -> str:
+        """The id of the next row. It is known before the row has a number, so that a denial can name the row that counts it."""
+        return f"{self.first_id}.{self.shared + 1}"
+
+
+class _Budget(NamedTuple):
+    """What was left of a kind's budget at a time. Less than nothing is a debt."""
+
+    left_bytes: int
+    at_us: int
+
+
+class Journal:
+    """What a session remembers in order to write its audit rows, in bounded memory whatever names a client makes up.
+
+    - The number of its newest row.
+    - Its storms: equal denials, which share a row.
+    - What is left of each kind's budget. Once it is spent, denials of the kind share a row even if they differ in names.
+    - Its denials on each counter since the last admission, which show how many calls a loop has made.
+
+    Args:
+        session: 16 hex digits that no other session has.
+
+    Attributes:
+        seq: The number of the newest row.
+        tally: The number of calls by decision and axis.
+    """
+
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self.seq = 0
+        self.tally: Counter[tuple[str, str]] = Counter()
+        self._storms: dict[_Key, _Storm] = {}
+        self._sums: dict[_Kind, _Storm] = {}  # the denials beyond each kind's budget
+        self._budgets: dict[_Kind, _Budget] = {}  # budgets that are not here are full
+        self._denials: dict[int, int] = {}  # by counter, since the last admission
+        self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
+        self._seq_before = 0
+        self._keeps_new_storms = True
+
+    def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
+        """The rows to write for requests that were just decided. Completes the verdicts.
+
+        Args:
+            requests: The requests.
+            verdicts: Their verdicts; see `row`.
+            time_us: Wall-clock time.
+
+        Returns:
+            In order, a row for each verdict except held calls, and denials that wait for a shared row.
+        """
+        self.begin()
+        found = [self.row(request, verdict, time_us) for request, verdict in zip(requests, verdicts, strict=True)]
+        return [one for one in found if one is not None]
+
+    def begin(self) -> None:
+        """Begin the rows of a transaction, which `take_back` undoes."""
+        self._before.clear()
+        self._seq_before = self.seq
+        self._keeps_new_storms = len(self._storms) < _MAX_STORMS
+
+    def row(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row | None:
+        """The row to write for a request that was just decided; None for a denial that waits for a shared row, or a held call.
+
+        Completes the verdict: sets `audit_id`, `has_own_row` and a denial's `count`. `rows` does this for several requests.
+        """
+        if verdict.decision == "held":
+            return None
+        self._count(request, verdict)
+        one = row(request, verdict, time_us, self.seq + 1)
+        if verdict.decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
+            return None
+        self._number(verdict)
+        return one
+
+    def wrote(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """Note that the store has written the row of a forwarded call, with the number `seq + 1`.
+
+        For a store that knows the verdict only after it has written the row. `rows` does the same for each row that it returns.
+        """
+        self._before.clear()
+        self._seq_before = self.seq
+        if verdict.decision == "allowed" and not self._denials:
+            self.tally[_ALLOWED] += 1
+        else:
+            self._count(request, verdict)
+        self.seq += 1
+        verdict.has_own_row = True
+        verdict.audit_id = audit_id(self.session, self.seq)
+
+    def admitted(self, plan: Plan, first: Verdict, calls: int) -> list[Verdict]:
+        """Note that rows are written of calls that were admitted together, with the numbers from `seq + 1` on.
+
+        Args:
+            plan: Their plan.
+            first: The verdict of the first call; see `verdict.admit_some`.
+            calls: How many they are.
+
+        Returns:
+            Their verdicts, completed.
+        """
+        self._set(self.tally, _ALLOWED, self.tally[_ALLOWED] + calls)
+        if self._denials:
+            self._forget_denials(plan, range(len(plan.counters)))
+        verdicts = [first, *[first.copy() for _ in range(calls - 1)]]
+        for at, verdict in enumerate(verdicts):
+            if verdict.count is not None and verdict.remaining is not None:
+                verdict.count += at
+                verdict.remaining -= at
+            self._number(verdict)
+        return verdicts
+
+    def repeated(self, request: DecisionRequest, verdict: Verdict, others: Sequence[DecisionRequest]) -> list[Verdict]:
+        """Note that calls were denied like one for which `row` has just returned None.
+
+        Args:
+            request: That call.
+            verdict: Its verdict.
+            others: Calls of the same run, denied at the same time.
+
+        Returns:
+            Their verdicts, completed; empty if such denials share their rows with others, since `row` has to see each then.
+        """
+        key = request.context, verdict.decision, fragment(verdict.reported) if verdict.reported else None
+        storm = self._storms.get(key)
+        if not others or storm is None or storm.last is None:
+            return []
+        calls = len(others)
+        self._set(self.tally, storm.kind, self.tally[storm.kind] + calls)
+        counters = _without_room(request.plan, verdict) if verdict.decision == "rate_limited" else {}
+        for counter_id in counters:
+            self._set(self._denials, counter_id, self._denials[counter_id] + calls)
+        more = sum(counters.values())
+        verdicts = [verdict]
+        for _ in others:
+            one = verdicts[-1].copy()
+            if one.count is not None:
+                one.count += more
+            verdicts.append(one)
+        del verdicts[0]
+        other = others[-1]
+        last = storm.last._replace(request_id=other.request_id, args_hash=other.args_hash, counted=verdicts[-1].count)
+        self._set(self._storms, key, storm._replace(waiting=storm.waiting + calls, last=last))
+        return verdicts
+
+    def _number(self, verdict: Verdict) -> None:
+        """Give a verdict's row the next number."""
+        self.seq += 1
+        verdict.has_own_row = True
+        verdict.audit_id = audit_id(self.session, self.seq)
+
+    def take_back(self) -> None:
+        """Undo the last call of `rows`, because the transaction with its rows has failed."""
+        self.seq = self._seq_before
+        while self._before:
+            mapping, key, value = self._before.pop()
+            if value is None:
+                del mapping[key]
+            else:
+                mapping[key] = value
+
+    def _set(self, mapping: dict[Any, Any], key: object, value: object) -> None:
+        """Set a member, or remove it with None, so that it can be taken back."""
+        self._before.append((mapping, key, mapping.get(key)))
+        if value is None:
+            del mapping[key]
+        else:
+            mapping[key] = value
+
+    def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
+        """The rows of storms whose newest row is a second old, or of all storms. Each has the time of its last denial.
+
+        A storm whose row its kind's budget does not allow ends with this row, and the kind is in debt for it.
+        """
+        rows: list[Row] = []
+        for key, storm in self._due(self._storms, time_us, all_of_them=all_of_them):
+            del self._storms[key]
+            if storm.last:
+                rows.append(self._shared(storm, storm.last))
+                if self._pay(storm.kind, rows[-1], time_us, may_owe=True):
+                    self._storms[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
+        for kind, storm in self._due(self._sums, time_us, all_of_them=all_of_them):
+            del self._sums[kind]
+            if storm.last:
+                rows.append(self._shared(storm, sum_of(storm.last)))
+                self._sums[kind] = _Storm(kind, time_us, storm.first_id, storm.shared + 1)
+        for kind in list(self._budgets):
+            if self._left(kind, time_us) == BURST_BYTES:
+                del self._budgets[kind]
+        return rows
+
+    def _due(self, storms: dict[Any, _Storm], time_us: int, *, all_of_them: bool) -> list[tuple[Any, _Storm]]:
+        return [one for one in storms.items() if all_of_them or not 0 <= time_us - one[1].since_us < STORM_US]
+
+    def _shared(self, storm: _Storm, last: Row) -> Row:
+        """The row of the denials that wait in a storm."""
+        self.seq += 1
+        return named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether `remembered` and `allowance` have nothing to return."""
+        return not (self._storms or self._denials or self._sums or self._budgets)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `flush` has rows to return, or something to forget, now or later."""
+        return bool(self._storms or self._sums or self._budgets)
+
+    def remembered(self, request: DecisionRequest, time_us: int) -> tuple[list[bool], list[int]] | None:
+        """What `rows` would look up for a request, for a store that decides and writes rows in a script.
+
+        Returns:
+            For each limit, whether a denial by it would share a row; and for each limit, the denials on its counter so far. If
+            the request is decided already, whether its row would be shared, and nothing. None if there is nothing to look up.
+        """
+        if not (self._storms or self._denials):
+            return None
+        plan = request.plan
+        if request.decided is not None:
+            return [_goes_on(self._storms.get((request.context, request.decided, None)), time_us)], []
+        words = ["rate_limited" if limit.n else "denied" for limit in plan.limits]
+        return (
+            [
+                _goes_on(self._storms.get((request.context, word, fragment(reported))), time_us)
+                for word, reported in zip(words, plan.reported, strict=True)
+            ],
+            [self._denials.get(plan.counters[limit.counter].id, 0) if limit.n else 0 for limit in plan.limits],
+        )
+
+    def allowance(self, time_us: int) -> tuple[int, int, dict[str, int], dict[str, bool]] | None:
+        """The budgets, for a store that decides and writes rows in a script.
+
+        Returns:
+            The bytes that a row takes beside its texts; a full budget; what is left of the budgets that are not full; and the
+            kinds whose denials beyond their budget would share an existing row. A kind is named by decision and axis. None if
+            nothing has been denied that the journal remembers.
+        """
+        if not self.is_waiting:
+            return None
+        is_full = len(self._storms) >= _MAX_STORMS
+        left = {} if is_full else {" ".join(kind): self._left(kind, time_us) for kind in self._budgets}
+        sums = {" ".join(kind): True for kind, storm in self._sums.items() if _goes_on(storm, time_us)}
+        return ROW_BYTES, 0 if is_full else BURST_BYTES, left, sums
+
+    def _gets_own_row(self, one: Row, verdict: Verdict, reason: object) -> bool:
+        """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind.
+
+        Args:
+            one: Its row.
+            verdict: Its verdict.
+            reason: The reason in its request. If a limit refused the call, it is the reason why the call was dropped.
+        """
+        kind = one.decision, verdict.reported.axis if verdict.reported else ""
+        key = one.context, one.decision, f"{one.reported} {reason}" if one.reported and reason else one.reported
+        storm = self._storms.get(key)
+        if _goes_on(storm, one.time_us):
+            self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))
+        elif self._keeps_new_storms and self._pay(kind, one, one.time_us):
+            self._set(self._storms, key, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
+            return True
+        else:
+            storm = self._sums.get(kind)
+            if not _goes_on(storm, one.time_us):
+                self._set(self._sums, kind, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
+                return True
+            self._set(self._sums, kind, storm._replace(waiting=storm.waiting + 1, last=summed(storm.last or one, one)))
+        verdict.audit_id = storm.next_id
+        return False
+
+    def _pay(self, kind: _Kind, one: Row, time_us: int, *, may_owe: bool = False) -> bool:
+        """Take a row's bytes from its kind's budget. Returns whether they were left.
+
+        Args:
+            kind: The kind.
+            one: The row.
+            time_us: Wall-clock time.
+            may_owe: Whether bytes that are not left are taken, too.
+        """
+        texts = f"{one.context}{one.detail or ''}{one.request_id or ''}"
+        left = self._left(kind, time_us) - ROW_BYTES - len(texts.encode())
+        if left >= 0 or may_owe:
+            self._set(self._budgets, kind, _Budget(left, time_us))
+        return left >= 0
+
+    def _left(self, kind: _Kind, time_us: int) -> int:
+        """What is left of a kind's budget, which is full again if the clock was set back."""
+        budget = self._budgets.get(kind)
+        if budget is None or time_us < budget.at_us:
+            return BURST_BYTES
+        return min(BURST_BYTES, budget.left_bytes + (time_us - budget.at_us) * REFILL_BYTES_PER_S // 1_000_000)
+
+    def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
+        decision = verdict.decision
+        if decision == "allowed":
+            kind = _ALLOWED
+        elif verdict.reported:
+            kind = decision, verdict.reported.axis
+        else:
+            kind = decision, str(request.detail.get("axis", ""))  # set in a denial that no limit made
+        self._set(self.tally, kind, self.tally[kind] + 1)
+        if decision in {"rate_limited", "would_deny"}:
+            self._count_denial(request.plan, verdict)
+        elif decision == "allowed" and self._denials:
+            self._forget_denials(request.plan, range(len(request.plan.counters)))
+
+    def _forget_denials(self, plan: Plan, charged: Iterable[int]) -> None:
+        """Forget the denials on counters that were charged."""
+        for counter in charged:
+            counter_id = plan.counters[counter].id
+            if counter_id in self._denials:
+                self._set(self._denials, counter_id, None)
+
+    def _count_denial(self, plan: Plan, verdict: Verdict) -> None:
+        """Count a denial on each counter without room, and add the denials on the reported counter to the verdict's count.
+
+        A call that only rules in observe mode would deny is an admission on the counters that it was charged on. On the others
+        without room it counts as a denial.
+        """
+        if len(self._denials) > _MAX_DENIALS:
+            for counter_id in list(self._denials):
+                self._set(self._denials, counter_id, None)
+        charged: set[int] = set()
+        if verdict.decision == "would_deny":
+            full = verdict.without_room(plan)
+            without_room = {limit.rule for limit, _ in full}
+            charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
+            self._forget_denials(plan, charged)
+            if verdict.count is not None and any(one == verdict.reported and limit.counter in charged for limit, one in full):
+                verdict.count += 1
+        for counter_id, is_reported in _without_room(plan, verdict, charged).items():
+            self._set(self._denials, counter_id, self._denials.get(counter_id, 0) + 1)
+            if is_reported and verdict.count is not None:
+                verdict.count += self._denials[counter_id]
+
+
+def _without_room(plan: Plan, verdict: Verdict, charged: Collection[int] = ()) -> dict[int, bool]:
+    """The counters without room that were not charged, by id; and whether the limit that decided has the counter."""
+    exceeded = [reported for reported, _ in verdict.exceeded]
+    found: dict[int, bool] = {}  # several limits may have the same counter
+    for limit, reported in zip(plan.limits, plan.reported, strict=True):  # as `Verdict.without_room`, in less time
+        if reported in exceeded and limit.n and limit.counter not in charged:
+            counter_id = plan.counters[limit.counter].id
+            found[counter_id] = found.get(counter_id, False) or reported == verdict.reported
+    return found
+
+
+def _goes_on(storm: _Storm | None, time_us: int) -> TypeGuard[_Storm]:
+    """Whether a denial would wait for the next row of a storm."""
+    return storm is not None and (storm.waiting > 0 or time_us - storm.since_us < STORM_US)

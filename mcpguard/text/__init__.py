@@ -1,0 +1,1 @@
+"""How values are written, matched and masked: plain functions on text."""

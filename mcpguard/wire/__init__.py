@@ -1,0 +1,1 @@
+"""Bytes to messages, strictly; and outcomes off the answers."""

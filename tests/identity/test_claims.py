@@ -1,0 +1,216 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.identity.agent import Agent
+from mcpguard.identity.caller import Identity
+from mcpguard.identity.claims import LEEWAY_S, Expected, claim_at, identity, problems, time_of
+
+NOW_S = 1_767_225_600
+EXPECTED = Expected("https://idp.acme.com/", ("crm-mcp", "crm"))
+GOOD: dict[str, Any] = {"iss": "https://idp.acme.com/", "aud": "crm-mcp", "sub": "alice", "exp": NOW_S + 60}
+CONFIGURED = Identity("", "jwt", "crm", Agent("Mine", "api"), agent_source="config")
+
+
+def why(more: dict[str, Any] | None = None, expected: Expected = EXPECTED, *, now_s: float = NOW_S) -> list[str]:
+    said = {name: value for name, value in (GOOD | (more or {})).items() if value is not ...}
+    return [problem.message for problem in problems(said, expected, where="the token", renew="get a new one", now_s=now_s)]
+
+
+def who(more: dict[str, Any] | None = None, **expected: Any) -> Identity:
+    return identity(GOOD | (more or {}), Expected("i", ("a",), **expected), CONFIGURED)
+
+
+def test_valid_claims_have_no_problem() -> None:
+    assert why() == []
+    assert why({"aud": ["other", "crm"], "nbf": NOW_S, "iat": NOW_S - 5.5, "exp": NOW_S + 0.5}) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"iss": ...}, "the token is not from the issuer https://idp.acme.com/"),
+        ({"iss": "https://idp.acme.com"}, "the token is not from the issuer https://idp.acme.com/"),
+        ({"iss": ["https://idp.acme.com/"]}, "the token is not from the issuer https://idp.acme.com/"),
+        ({"aud": ...}, "the token is not for the audience crm-mcp or crm"),
+        ({"aud": "crm-mcp "}, "the token is not for the audience crm-mcp or crm"),
+        ({"aud": ["CRM", 7, ["crm"]]}, "the token is not for the audience crm-mcp or crm"),
+        ({"aud": {"crm": 1}}, "the token is not for the audience crm-mcp or crm"),
+        ({"exp": ...}, "the token does not say when it expires"),
+        ({"exp": str(NOW_S + 60)}, "the token has no time in exp"),
+        ({"exp": True}, "the token has no time in exp"),
+        ({"exp": (NOW_S + 60) * 1000}, "the token has no time in exp"),
+        ({"exp": float("inf")}, "the token has no time in exp"),
+        ({"exp": float("nan")}, "the token has no time in exp"),
+        ({"exp": 10**400}, "the token has no time in exp"),
+        ({"exp": NOW_S - LEEWAY_S}, "the token expired at 2025-12-31T23:59:30Z"),
+        ({"exp": 0}, "the token expired at 1970-01-01T00:00:00Z"),
+        ({"nbf": NOW_S + LEEWAY_S + 1}, "the token is not valid before 2026-01-01T00:00:31Z"),
+        ({"nbf": "now"}, "the token has no time in nbf"),
+        ({"iat": NOW_S + LEEWAY_S + 1}, "the token was issued in the future: 2026-01-01T00:00:31Z"),
+        ({"iat": -1}, "the token has no time in iat"),
+        ({"sub": ...}, "the token names no subject"),
+        ({"sub": ""}, "the token names no subject"),
+        ({"sub": " "}, "the token names no subject"),
+        ({"sub": 7}, "the token names no subject"),
+    ],
+    ids=repr,
+)
+def test_each_unexpected_claim_is_a_problem(more: dict[str, Any], message: str) -> None:
+    assert why(more) == [message]
+
+
+def test_the_leeway_is_exact() -> None:
+    assert why({"exp": NOW_S}, now_s=NOW_S + LEEWAY_S - 0.001) == []
+    assert len(why({"exp": NOW_S}, now_s=NOW_S + LEEWAY_S)) == 1
+    assert why({"nbf": NOW_S, "iat": NOW_S}, now_s=NOW_S - LEEWAY_S) == []
+    assert len(why({"nbf": NOW_S, "iat": NOW_S}, now_s=NOW_S - LEEWAY_S - 0.001)) == 2
+
+
+def test_all_problems_are_reported_each_with_a_hint() -> None:
+    bad = {"email_verified": False, "exp": 1}
+    found = list(problems(bad, Expected("i", ("a",), "email"), where="the token", renew="get a new one", now_s=NOW_S))
+    assert len(found) == 5
+    assert all(problem.hint for problem in found)
+
+
+@pytest.mark.parametrize("email_verified", [False, "false", "False", 0])
+def test_an_unverified_email_address_is_rejected(email_verified: object) -> None:
+    said = {"email": "ceo@acme.com", "email_verified": email_verified}
+    assert why(said, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == ["the token has an email that is not verified"]
+    assert who(said).email is None
+    assert why(said) == []
+
+
+@pytest.mark.parametrize("more", [{}, {"email_verified": True}, {"email_verified": "true"}])
+def test_the_user_can_be_named_by_the_email_address(more: dict[str, Any]) -> None:
+    said = {"email": "alice@acme.com", **more}
+    assert why(said, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == []
+    assert (who(said, user_claim="email").user, who(said, user_claim="email").email) == ("alice@acme.com", "alice@acme.com")
+
+
+@pytest.mark.parametrize("said", [{}, {"name": ""}, {"name": 7}, {"name": ["alice"]}])
+def test_a_token_without_the_users_claim_is_rejected(said: dict[str, Any]) -> None:
+    expected = Expected(EXPECTED.issuer, EXPECTED.audience, "name")
+    assert why(said, expected) == ["the token has no text in its claim name"]
+    assert why({"email": 7}, Expected(EXPECTED.issuer, EXPECTED.audience, "email")) == [
+        "the token has no text in its claim email"
+    ]
+
+
+def test_a_subject_is_required_whatever_claim_names_the_user() -> None:
+    assert why({"name": "alice", "sub": ...}, Expected(EXPECTED.issuer, EXPECTED.audience, "name")) == [
+        "the token names no subject"
+    ]
+
+
+def test_the_caller_is_named_by_the_claims_and_then_by_the_configuration() -> None:
+    assert who() == Identity("alice", "jwt", "crm", Agent("Mine", "api"), agent_source="config")
+    assert who({"ext": {"user": "al"}}, user_claim="ext.user").user == "al"
+    assert who({"email": 7}).email is None
+
+
+@pytest.mark.parametrize(
+    ("said", "roles"),
+    [
+        ({"roles": ["dev", "ops"]}, ("dev", "ops")),
+        ({"roles": "dev ops"}, ("dev ops",)),
+        ({"roles": ["dev", 7, None, ""]}, ("dev",)),
+        ({"roles": {"dev": 1}}, ()),
+        ({}, ()),
+    ],
+)
+def test_roles_are_read_from_a_text_or_a_list(said: dict[str, Any], roles: tuple[str, ...]) -> None:
+    assert who(said).roles == roles
+
+
+def test_a_claim_is_found_by_its_name_or_by_its_dotted_path() -> None:
+    assert who({"realm_access": {"roles": ["dev"]}}, roles_claim="realm_access.roles").roles == ("dev",)
+    assert who({"https://acme.com/roles": ["dev"]}, roles_claim="https://acme.com/roles").roles == ("dev",)
+    assert claim_at({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
+    assert claim_at({"a": "text"}, "a.b") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "scopes"),
+    [
+        ({"scope": "a b"}, ("a", "b")),
+        ({"scope": ["a", "b c"]}, ("a", "b", "c")),
+        ({"scp": ["a", "b"]}, ("a", "b")),
+        ({"scp": "a b"}, ("a", "b")),
+        ({"scope": "a b", "scp": "b c"}, ("a", "b", "c")),
+        ({"scope": 7, "scp": None}, ()),
+    ],
+)
+def test_scopes_are_the_words_in_scope_and_scp(said: dict[str, Any], scopes: tuple[str, ...]) -> None:
+    assert who(said).scopes == scopes
+
+
+@pytest.mark.parametrize(
+    ("claim", "agent", "source"),
+    [
+        ("Batch::background::nightly", "Batch::background::nightly", "jwt"),
+        ("::background::", "Mine::background::default", "jwt"),
+        ("nightly", "Mine::api::nightly", "jwt"),
+        ("a::b", "Mine::api::a:\\:\\b", "jwt"),
+        ("a::b::c::d", "Mine::api::a:\\:\\b:\\:\\c:\\:\\d", "jwt"),
+        ("::::", "Mine::api::default", "config"),
+        ("", "Mine::api::default", "config"),
+        (7, "Mine::api::default", "config"),
+        (None, "Mine::api::default", "config"),
+    ],
+)
+def test_a_claim_names_the_whole_agent_or_parts_of_it(claim: object, agent: str, source: str) -> None:
+    found = who({"agent": claim}, agent_claim="agent")
+    assert found.agent("claude-code", "x::y::z") == (agent, source)
+
+
+def test_a_verified_agent_is_not_replaced_by_the_calls_meta() -> None:
+    trusting = Identity("", "jwt", "crm", trust_meta=True)
+    found = identity(GOOD | {"agent": "a::b::c"}, Expected("i", ("a",), agent_claim="agent"), trusting)
+    assert found.agent("claude-code", "x::y::z") == ("a::b::c", "jwt")
+    assert identity(GOOD, Expected("i", ("a",)), trusting).agent("claude-code", "x::y::z") == ("x::y::z", "meta")
+
+
+@pytest.mark.parametrize(
+    ("act", "actors"),
+    [
+        ({"sub": "b", "act": {"sub": "a"}}, ("a", "b")),
+        ({"sub": "c", "act": {"sub": "b", "act": {"sub": "a", "iss": "x"}}}, ("a", "b", "c")),
+        ({"client_id": "b", "act": {"iss": "a"}}, ("a", "b")),
+        ({"act": {"sub": 7}}, ("unknown", "unknown")),
+        ("b", ()),
+        (None, ()),
+    ],
+)
+def test_the_chain_of_actors_begins_with_the_innermost(act: object, actors: tuple[str, ...]) -> None:
+    assert who({"act": act}).act == actors
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda of: st.lists(of) | st.dictionaries(st.text(), of),
+    max_leaves=10,
+)
+NAMES = st.sampled_from(
+    ["iss", "aud", "exp", "nbf", "iat", "sub", "email", "email_verified", "roles", "scope", "scp", "act", "agent", "a"]
+)
+
+
+@given(st.dictionaries(NAMES, JSON), st.sampled_from(["sub", "email", "a.b"]))
+def test_any_claims_give_problems_or_a_user_with_a_name(said: dict[str, Any], user_claim: str) -> None:
+    expected = Expected(EXPECTED.issuer, EXPECTED.audience, user_claim, agent_claim="agent")
+    for more in ({}, GOOD, GOOD | {"email": "a@b.c"}):
+        whole = more | said
+        if not list(problems(whole, expected, where="the token", renew="", now_s=NOW_S)):
+            found = identity(whole, expected, CONFIGURED)
+            assert found.user.strip()
+            assert found.agent(None)[0].count("::") >= 2
+
+
+@given(JSON)
+def test_a_time_is_a_number_from_year_1970_to_9999(value: object) -> None:
+    found = time_of({"exp": value}, "exp")
+    assert found is None or 0 <= found <= 253_402_300_799

@@ -1,0 +1,264 @@
+"""What clients' hooks and calls tell of their agents, and how a call is joined with a note."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.identity.caller import KNOWN_CLIENTS
+from mcpguard.identity.client_agents import (
+    HOOKS,
+    NOTE_KEPT_US,
+    AgentNote,
+    agent_note,
+    claude_session,
+    claude_tier,
+    codex_tier,
+    meta_with_id,
+    note_key,
+)
+from mcpguard.wire import meta
+from tests.build import TESTS
+from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
+
+EXPLORE: dict[str, Any] = {
+    "session_id": "abc123",
+    "transcript_path": "/home/alice/.claude/projects/x/abc123.jsonl",
+    "cwd": "/home/alice",
+    "permission_mode": "default",
+    "hook_event_name": "PreToolUse",
+    "tool_name": "mcp__crm__search_customers",
+    "tool_input": {"query": "x"},
+    "tool_use_id": "toolu_01ABC",
+    "agent_id": "a315cca28b4992124",
+    "agent_type": "Explore",
+}
+"""An input of Claude Code's hook inside a subagent, with the members that are documented."""
+
+ids = st.text("toolu_-09AZ", min_size=1, max_size=30)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def without(*names: str, **more: object) -> dict[str, Any]:
+    return {key: value for key, value in EXPLORE.items() if key not in names} | more
+
+
+KEY = "abc123 toolu_01ABC"
+CODEX_SESSION = "01a21980-a1a1-7341-8cf2-a8366b38779c"
+
+
+def noted(hook_input: object, *, client: str = "claude-code", **environ: str) -> AgentNote | None:
+    return agent_note(HOOKS[client], hook_input, environ)
+
+
+def test_a_subagents_call_is_noted_with_its_type() -> None:
+    assert noted(EXPLORE) == AgentNote(KEY, "Claude Code::subagent::Explore")
+
+
+def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
+    page = " ".join((TESTS.parent / "docs/identity-and-agents.md").read_text().split())  # however it is wrapped
+    assert f"note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
+
+
+def test_a_main_agents_call_removes_the_note_of_an_earlier_call_with_its_id() -> None:
+    assert noted(without("agent_id", "agent_type")) == AgentNote(KEY, "")
+    assert noted(CODEX["main"]["hook"], client="codex") == AgentNote(f"{CODEX_SESSION} call_54_main", "")
+    assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
+
+
+def test_of_a_session_started_as_a_named_agent_the_hook_tells_the_name_and_no_tier() -> None:
+    assert noted(without("agent_id")) == AgentNote(KEY, "Claude Code::::Explore")
+
+
+def test_hook_and_server_of_a_process_of_claude_code_meet_in_whatever_session_it_is_now() -> None:
+    begun = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/\udcff7.sock", "CLAUDE_CODE_SESSION_ID": "first"}
+    note = noted(without(session_id="second"), **begun)  # after /clear
+    assert note is not None
+    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(begun)) == note.key
+    other = begun | {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/8.sock"}
+    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(other)) not in {None, note.key}
+
+
+def test_without_a_process_they_meet_in_the_session() -> None:
+    note, call_meta = noted(EXPLORE), {"claudecode/toolUseId": "toolu_01ABC"}
+    assert note is not None
+    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc123"})) == note.key
+    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc124"})) != note.key
+    assert note_key(call_meta, claude_session({})) is None
+
+
+def test_the_process_of_claude_code_is_not_that_of_a_codex_inside_it() -> None:
+    inside = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc-socks/7.sock", "CLAUDE_CODE_SESSION_ID": "first"}
+    assert noted(CODEX["subagent"]["hook"], client="codex", **inside) == CLIENTS["codex"][1]
+
+
+@pytest.mark.parametrize(("entrypoint", "tier"), [("sdk-cli", "background"), ("cli", ""), ("", ""), ("sdk-py", "")])
+def test_claude_code_without_a_person_is_in_the_background(entrypoint: str, tier: str) -> None:
+    assert claude_tier({"CLAUDE_CODE_ENTRYPOINT": entrypoint}) == tier
+
+
+@pytest.mark.parametrize("kind", [None, "", 7, ["Explore"], {}])
+def test_a_subagent_without_a_type_is_still_a_subagent(kind: object) -> None:
+    assert noted(without(agent_type=kind)) == AgentNote(KEY, "Claude Code::subagent::default")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        without("tool_name"),
+        without(tool_name="Bash"),
+        without(tool_name="mcp_crm"),
+        without(tool_name=None),
+        without("hook_event_name"),
+        without(hook_event_name="PostToolUse"),
+        without("tool_use_id"),
+        without("session_id"),
+        without(session_id="a b"),
+        without(session_id=["abc123"]),
+        without(tool_use_id=""),
+        without(tool_use_id=7),
+        without(tool_use_id="x" * 257),
+        without(tool_use_id='a"b'),
+        without(tool_use_id="a\\b"),
+        without(tool_use_id="a\x1b"),
+        without(tool_use_id="ü"),
+        without(tool_use_id="\ud800"),
+        None,
+        [],
+        "mcp__",
+        {},
+    ],
+)
+def test_only_mcp_calls_with_an_id_are_noted(odd: object) -> None:
+    assert noted(odd) is None
+
+
+def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
+    assert noted(without(agent_type="api::x")) == AgentNote(KEY, "Claude Code::subagent::api:\\:\\x")
+    assert noted(without(agent_type="plugin:reviewer")) == AgentNote(KEY, "Claude Code::subagent::plugin:reviewer")
+
+
+@given(st.text())
+def test_a_note_of_any_type_can_be_stored_as_utf_8(kind: str) -> None:
+    note = noted(without(agent_type="\ud800" + kind))
+    assert note is not None
+    assert note.agent.encode()
+
+
+@given(st.text())
+def test_a_note_has_three_parts_of_bounded_length_for_any_type(kind: str) -> None:
+    note = noted(without(agent_type=kind))
+    assert note is not None
+    assert note.agent.split("::")[:2] == ["Claude Code", "subagent"]
+    assert len(note.agent.split("::")) == 3
+    assert len(note.agent.encode(errors="surrogatepass")) < 300
+
+
+def test_types_with_long_names_that_differ_only_at_the_end_stay_different() -> None:
+    notes = {noted(without(agent_type="x" * 10_000 + end)) for end in ("a", "b", "::c")}
+    assert len(notes) == 3
+
+
+@given(st.dictionaries(st.sampled_from([*EXPLORE]), json_values))
+def test_any_input_gives_a_note_or_none(members: dict[str, object]) -> None:
+    note = noted(EXPLORE | members)
+    assert note is None or note.agent.startswith("Claude Code::") or not note.agent
+
+
+CLIENTS = {"codex": (CODEX, AgentNote(f"{CODEX_SESSION} call_58_sub", "Codex::subagent::explorer"))}
+CLIENTS["copilot"] = (COPILOT, AgentNote("call_68_sub", "GitHub Copilot CLI::subagent::general-purpose"))
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_a_recorded_subagents_call_is_joined_with_the_note_of_its_hook(client: str) -> None:
+    recorded, note = CLIENTS[client]
+    assert noted(recorded["subagent"]["hook"], client=client) == note
+    assert note_key(recorded["subagent"]["params"]["_meta"], "") == note.key
+
+
+@pytest.mark.parametrize("member", ["hook_event_name", "tool_name", "tool_use_id"])
+def test_an_input_of_codex_without_a_member_gives_no_note(member: str) -> None:
+    assert noted({key: value for key, value in CODEX["subagent"]["hook"].items() if key != member}, client="codex") is None
+
+
+@pytest.mark.parametrize("member", ["serverName", "toolName", "toolCallId"])
+@pytest.mark.parametrize("odd", [None, 7, [], {}])
+def test_an_input_of_copilot_with_an_odd_member_gives_no_note(member: str, odd: object) -> None:
+    assert noted(COPILOT["subagent"]["hook"] | {member: odd}, client="copilot") is None
+
+
+@pytest.mark.parametrize(("program", "told"), ELSEWHERE, ids=[program for program, _ in ELSEWHERE])
+def test_claude_codes_hook_notes_nothing_in_another_program(program: str, told: dict[str, Any]) -> None:
+    assert noted(told) is None
+
+
+def test_each_clients_name_is_the_one_that_its_client_info_gives() -> None:
+    assert {hook.client for hook in HOOKS.values()} <= {*KNOWN_CLIENTS.values()}
+
+
+# The id of a call
+
+
+@given(ids)
+def test_the_key_of_a_calls_note_has_the_session_and_the_id(one: str) -> None:
+    assert note_key({"progressToken": 2, meta.CLAUDE_CALL_ID: one}, "s") == f"s {one}"
+    assert note_key({"callId": one, "sessionId": "of Codex".replace(" ", "-")}, "s") == f"of-Codex {one}"
+    assert note_key({meta.COPILOT_CALL_ID: one}, "s") == one
+
+
+@pytest.mark.parametrize("value", [None, 7, "", "x" * 257, "a b", {"x": 1}, ["x"]])
+def test_an_invalid_id_is_ignored(value: object) -> None:
+    for member in meta.CALL_IDS:
+        assert note_key({member: value, "sessionId": "s"}, "s") is None
+    assert note_key({"callId": "c", "sessionId": value}, "s") is None
+    assert note_key({"callId": "c"}, "s") is note_key({}, "s") is None
+
+
+def test_a_call_with_two_ids_is_joined_with_no_note() -> None:
+    assert note_key({"claudecode/toolUseId": "a", "callId": "b", "sessionId": "s"}, "s") is None
+
+
+def test_the_id_is_added_to_the_meta_that_the_hook_is_given() -> None:
+    given_meta = {"progressToken": 7, "vendor/x": {"y": [1.5, None]}}
+    assert meta_with_id({"_meta": given_meta}, "c1") == {**given_meta, "mcpguard/toolCallId": "c1"}
+    assert meta_with_id({"_meta": {"mcpguard/toolCallId": "old"}}, "c1") == {"mcpguard/toolCallId": "c1"}
+    assert meta_with_id({"_meta": None}, "c1") == meta_with_id({}, "c1") == {"mcpguard/toolCallId": "c1"}
+
+
+@pytest.mark.parametrize("odd", [7, "x", [], False])
+def test_a_meta_that_is_not_an_object_stays_as_it_is(odd: object) -> None:
+    assert meta_with_id({"_meta": odd}, "c1") is None
+
+
+# Codex's tier
+
+
+def test_codex_reports_the_tier_of_a_subagents_call_and_of_codex_exec() -> None:
+    assert codex_tier(CODEX["subagent"]["params"]["_meta"]) == "subagent"  # of `codex exec`, too
+    assert codex_tier(CODEX["main"]["params"]["_meta"]) == "background"
+    assert codex_tier({"x-codex-turn-metadata": {"thread_source": "user", "turn_trigger": "user"}}) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        7,
+        "subagent",
+        '{"thread_source":"subagent"}',
+        [],
+        ["subagent"],
+        {},
+        {"thread_source": None},
+        {"thread_source": "api"},
+        {"turn_trigger": ["exec"]},
+    ],
+)
+def test_an_odd_report_of_a_tier_is_ignored(odd: object) -> None:
+    assert codex_tier({"x-codex-turn-metadata": odd}) is None
+    assert codex_tier({}) is None

@@ -1,0 +1,413 @@
+"""Fetching small documents from servers and proxies that misbehave."""
+
+import contextlib
+import datetime
+import gzip
+import ipaddress
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from mcpguard.identity.fetch import FetchError, get
+from tests import provider
+from tests.provider import KeyServer, key
+
+TIMEOUT_S = 0.3
+AT_MOST_S = 5.0
+"""Far above the timeout, and far below the time that the server would take."""
+
+
+def fails(url: str, timeout_s: float = 30) -> str:
+    with pytest.raises(FetchError) as caught:
+        get(url, timeout_s, 1 << 20)
+    return str(caught.value)
+
+
+@contextlib.contextmanager
+def silent(host: str, port: int = 0) -> Iterator[int]:
+    """A port whose queue of connections is full: the next client waits."""
+    with socket.create_server((host, port), backlog=0) as full, contextlib.ExitStack() as held:
+        for _ in range(4):
+            client = held.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let every name have these addresses."""
+
+    def found(_: object, port: int, *__: object, **___: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def times_out(url: str) -> None:
+    began_s = time.monotonic()
+    with pytest.raises(TimeoutError):
+        get(url, TIMEOUT_S, 1 << 20)
+    assert time.monotonic() - began_s < AT_MOST_S
+
+
+def times_out_and_disconnects(url: str, listener: socket.socket, begin: bytes, ended: threading.Event) -> None:
+    """Check that a fetch gives up, and disconnects from a server that sends some bytes and then one byte at a time."""
+    is_connected = threading.Event()
+
+    def drip() -> None:
+        client, _ = listener.accept()
+        is_connected.set()
+        with client, contextlib.suppress(OSError):
+            client.recv(65536)
+            client.sendall(begin)
+            while not ended.wait(0.02):
+                client.sendall(b"\0")
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    until_s = time.monotonic() + 30
+    while not is_connected.is_set() and time.monotonic() < until_s:  # under load the time may be over before it connects
+        times_out(url)
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_get_returns_the_bytes_that_the_server_sends(server: KeyServer) -> None:
+    assert get(server.url, 30, 1 << 20) == server.body
+
+
+@pytest.mark.parametrize("status", [204, 401, 404, 500, 503])
+def test_a_status_other_than_200_is_an_error_that_names_it(server: KeyServer, status: int) -> None:
+    server.status = status
+    server.body = b""
+    assert fails(server.url) == f"it answers with HTTP status {status}"
+
+
+def test_reading_stops_when_a_document_exceeds_the_size_limit(server: KeyServer) -> None:
+    server.body = b"x" * (10 << 20)
+    assert fails(server.url) == f"its answer is longer than {1 << 20} bytes"
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        while not server.ended.is_set():
+            handler.wfile.write(b"x" * 65536)
+
+    server.behaviour = endless
+    assert fails(server.url) == f"its answer is longer than {1 << 20} bytes"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "br", "x"])
+def test_a_compressed_document_is_refused_and_never_expanded(server: KeyServer, encoding: str) -> None:
+    server.headers = {"Content-Encoding": encoding}
+    server.body = gzip.compress(gzip.compress(b"\0" * (10 << 20)))
+    assert fails(server.url) == "its answer is compressed, although it was asked for an uncompressed one"
+
+
+def test_a_truncated_document_is_an_error(server: KeyServer) -> None:
+    server.behaviour = lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + server.body[:9])
+    assert fails(server.url) == "it does not speak HTTP"
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"", b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["status", "header", "body"]
+)
+def test_a_server_that_sends_byte_by_byte_times_out(server: KeyServer, beginning: bytes) -> None:
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(beginning)
+        while not server.ended.wait(0.02):
+            handler.wfile.write(b"H")
+
+    server.behaviour = drip
+    times_out(server.url)
+
+
+def test_a_server_that_sends_nothing_times_out(server: KeyServer) -> None:
+    server.behaviour = lambda _: server.pause()
+    times_out(server.url)
+
+
+def test_a_server_that_does_not_accept_connections_times_out() -> None:
+    with silent("127.0.0.1") as port:
+        times_out(f"http://127.0.0.1:{port}/")
+
+
+def test_garbage_and_a_refused_connection_are_one_line_errors(server: KeyServer) -> None:
+    server.behaviour = lambda handler: handler.wfile.write(b"\x00\xff" * 99)
+    assert fails(server.url) == "it does not speak HTTP"
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert fails(f"http://127.0.0.1:{port}/") == "connection refused"
+
+
+def test_redirects_on_this_machine_are_followed_at_most_three_times(server: KeyServer) -> None:
+    with provider.serving() as other:
+        other.status, other.headers, other.body = 302, {"Location": server.url}, b""
+        assert get(other.url, 30, 1 << 20) == server.body
+        other.headers = {"Location": "/again"}
+        assert fails(other.url) == "it redirects too often"
+        assert other.asked == 5
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://idp.acme.com/keys",
+        "http://127.0.0.1.acme.com/",
+        "ftp://127.0.0.1/",
+        "file:///etc/passwd",
+        "https://a:b@acme.com/",
+    ],
+)
+def test_a_redirect_to_an_untrusted_url_is_not_followed(server: KeyServer, target: str) -> None:
+    server.status, server.headers, server.body = 301, {"Location": target}, b""
+    assert fails(server.url) == "it redirects to an address that is not trusted: only https is"
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for this machine, with its key."""
+    private = key("ES256", 0)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    made = (
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    file.write_bytes(made.public_bytes(Encoding.PEM) + private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return file
+
+
+@pytest.fixture
+def secure(server: KeyServer, certificate: Path) -> KeyServer:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
+    server.url = server.url.replace("http:", "https:")
+    return server
+
+
+def test_a_certificate_must_be_trusted(secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fails(secure.url).startswith("its certificate is not trusted: self")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert get(secure.url, 30, 1 << 20) == secure.body
+
+
+def test_a_certificate_for_another_name_is_an_error_without_a_full_stop(
+    secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    without_proxy(monkeypatch)
+    resolve_to(monkeypatch, "127.0.0.1")
+    error = fails(secure.url.replace("127.0.0.1", "idp.test"))
+    assert error.startswith("its certificate is not trusted: ")
+    assert error.endswith("certificate is not valid for 'idp.test'")
+
+
+def test_a_server_without_tls_at_an_https_url_is_a_one_line_error(server: KeyServer) -> None:
+    assert fails(server.url.replace("http:", "https:")).startswith("the TLS handshake fails: ")
+
+
+def test_certificates_that_cannot_be_read_are_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read"
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing"))
+    assert fails("https://127.0.0.1:1/") == why
+    (tmp_path / "missing").write_text("no certificate")
+    assert fails("https://127.0.0.1:1/") == why
+
+
+def test_a_redirect_from_https_to_http_is_not_followed(
+    secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with provider.serving() as plain:
+        secure.status, secure.headers, secure.body = 302, {"Location": plain.url}, b""
+        assert fails(secure.url) == "it redirects to an address that is not trusted: only https is"
+        assert plain.asked == 0
+
+
+def test_redirects_from_https_to_https_are_followed(
+    secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    secure.status, secure.headers, secure.body = 302, {"Location": "/again"}, b""
+    assert fails(secure.url) == "it redirects too often"
+    assert secure.asked == 4
+
+
+def test_a_server_that_never_starts_the_tls_handshake_times_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        times_out(f"https://127.0.0.1:{silent.getsockname()[1]}/")
+
+
+def test_a_proxy_that_sends_byte_by_byte_times_out_and_is_disconnected(
+    server: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        without_proxy(monkeypatch)
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        times_out_and_disconnects("https://idp.acme.com/keys", proxy, b"HTTP/1.1 200 OK\r\nX-Long: ", server.ended)
+
+
+def test_a_tls_handshake_byte_by_byte_times_out_and_is_disconnected(server: KeyServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+        handshake = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"
+        times_out_and_disconnects(f"https://127.0.0.1:{slow.getsockname()[1]}/", slow, handshake, server.ended)
+
+
+def test_all_addresses_of_a_host_share_one_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent("127.0.0.1") as port:
+        resolve_to(monkeypatch, *["127.0.0.1"] * 40)
+        times_out(f"http://localhost:{port}/")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
+def test_the_next_address_is_tried_while_the_first_one_is_silent(server: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = server.server.server_port
+    with silent("127.0.0.2", port):
+        resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1")
+        assert get(f"http://localhost:{port}/", 30, 1 << 20) == server.body
+
+
+def test_a_name_server_that_does_not_answer_times_out_and_keeps_no_process_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    asked = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def hang(*_: object, **__: object) -> object:
+        threads.append(threading.current_thread())
+        asked.set()
+        ended.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "too late")
+
+    without_proxy(monkeypatch)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    times_out("https://idp.acme.com/keys")
+    assert asked.wait(30)
+    assert [thread.daemon for thread in threads] == [True]
+    ended.set()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+
+
+def test_proxy_settings_of_the_system_that_hang_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("mcpguard.identity.fetch.proxy_bypass", lambda _: ended.wait())
+    times_out("https://idp.acme.com/keys")
+    ended.set()
+
+
+@pytest.mark.parametrize("host", ["idp.acme.com", "a" * 64 + ".com"])
+def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    def unknown(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    without_proxy(monkeypatch)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert fails(f"https://{host}/keys") == "its name cannot be resolved"
+
+
+def test_a_redirect_from_this_machine_may_lead_to_https(server: KeyServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    server.status, server.headers, server.body = 307, {"Location": f"https://127.0.0.1:{port}/"}, b""
+    assert fails(server.url) == "connection refused"
+    server.headers = {}
+    assert fails(server.url) == "it answers with HTTP status 307"
+    server.headers = {"Location": "http://[::1"}
+    assert fails(server.url) == "it does not speak HTTP"
+
+
+def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        asked: list[bytes] = []
+
+        def answer() -> None:
+            client, _ = proxy.accept()
+            with client:
+                asked.append(client.recv(65536))
+                client.sendall(b"HTTP/1.1 407 s3cret\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        without_proxy(monkeypatch)
+        monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.getsockname()[1]}")
+        said = fails("https://idp.acme.com/keys")
+        thread.join(30)
+    assert asked[0].startswith(b"CONNECT idp.acme.com:443 HTTP/1.")
+    assert b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n" in asked[0]
+    assert said == "the proxy refuses the connection"
+
+
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
+def test_an_https_proxy_that_is_not_an_http_proxy_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    without_proxy(monkeypatch)
+    monkeypatch.setenv("https_proxy", proxy)
+    assert fails("https://idp.acme.com/keys") == "the proxy that https_proxy names is not an HTTP proxy"
+
+
+def test_no_proxy_exempts_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    without_proxy(monkeypatch)
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "acme.com")
+    resolve_to(monkeypatch, "127.0.0.1")
+    assert fails(f"https://idp.acme.com:{port}/keys") == "connection refused"
+
+
+def test_this_machine_is_reached_without_any_proxy(server: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:1")
+    assert get(server.url, 30, 1 << 20) == server.body
+
+
+# What is sent
+
+
+def test_neither_cookies_nor_passwords_from_netrc_are_sent(
+    server: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("default login alice password s3cret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(netrc))
+    received: list[dict[str, str]] = []
+
+    def redirect(handler: BaseHTTPRequestHandler) -> None:
+        received.append({name.lower(): value for name, value in handler.headers.items()})
+        handler.send_response(302)
+        handler.send_header("Set-Cookie", "session=s3cret; Path=/")
+        handler.send_header("Location", "/again")
+        handler.end_headers()
+
+    server.behaviour = redirect
+    assert fails(server.url) == "it redirects too often"
+    assert len(received) == 4
+    assert not any({"cookie", "authorization"} & set(headers) for headers in received)
+    assert {headers["accept-encoding"] for headers in received} == {"identity"}

@@ -1,0 +1,348 @@
+"""The keys of a provider: which are accepted, how they are cached, and how often they are fetched."""
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import given
+from hypothesis import strategies as st
+from jwt.algorithms import RSAAlgorithm
+
+from mcpguard.identity.keys import FETCH_S, MAX_AGE_S, REFRESH_S, FileKeys, RemoteKeys, find, parse_keys
+from tests.end_to_end.host import until
+from tests.provider import KeyServer, jwk, key, key_set
+
+URL = "https://idp.acme.com/keys"
+
+
+class Provider:
+    """A provider, with clocks and answers that the test sets."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.now_s = 1_767_225_600.0
+        self.answer: bytes | Exception = key_set(jwk())
+        self.asked = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def fetch(self, url: str, timeout_s: float, max_bytes: int) -> bytes:
+        assert (url, timeout_s, max_bytes) == (URL, FETCH_S, 1 << 20)
+        self.asked += 1
+        self.meanwhile()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def keys(self) -> RemoteKeys:
+        found = RemoteKeys(URL, self.home / "state", clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
+        found.wait(30)
+        return found
+
+    def seek(self, keys: RemoteKeys) -> int:
+        """Seek, and wait for the fetch. Returns how often the provider has been asked."""
+        keys.seek()
+        keys.wait(30)
+        until(lambda: not keys.is_fetching, "the end of a fetch")
+        return self.asked
+
+
+@pytest.fixture
+def idp(tmp_path: Path) -> Provider:
+    return Provider(tmp_path)
+
+
+def knows(keys: RemoteKeys | FileKeys, number: int = 0) -> bool:
+    return len(keys.find(f"RS256-{number}", "RS256")) == 1
+
+
+# Parsing and finding keys
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        jwk(use="enc"),
+        jwk(use=None),
+        jwk(key_ops=["sign"]),
+        jwk(key_ops="verify"),
+        jwk(key_ops=7),
+        jwk(kty="oct"),
+        jwk(kty=None),
+        jwk(n=""),
+        jwk(n=7),
+        jwk(n="é" * 400),
+        {"kty": "oct", "k": "c2VjcmV0", "kid": "RS256-0", "alg": "HS256"},
+        json.loads(RSAAlgorithm.to_jwk(rsa.generate_private_key(65537, 1024).public_key())),  # noqa: S505 - just that
+        "text",
+        None,
+    ],
+    ids=range(14),
+)
+def test_a_key_that_is_too_weak_or_not_for_signatures_is_ignored(entry: Any) -> None:
+    with pytest.raises(ValueError, match="no key in it that verifies"):
+        parse_keys(key_set(entry))
+    assert len(parse_keys(key_set(entry, jwk(number=1)))) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"keys":7}', b'{"keys":{}}', b"\xff", b"[" * 99999, b"<html>"])
+def test_data_that_is_not_a_key_set_is_an_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="this is not a key set"):
+        parse_keys(data)
+
+
+@given(st.binary(max_size=200) | st.text().map(str.encode))
+def test_any_data_that_is_not_a_key_set_is_a_one_line_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"this is not a key set|there is no key in it"):
+        parse_keys(data)
+
+
+def test_private_members_of_a_key_are_dropped() -> None:
+    private = json.loads(RSAAlgorithm.to_jwk(key("RS256", 0)))
+    (taken,) = parse_keys(key_set({**private, "key_ops": ["verify", "sign"], "x5c": ["…"]}))
+    assert taken == {"kty": "RSA", "n": private["n"], "e": private["e"]}
+
+
+def test_a_key_is_found_by_kid_only_for_its_own_algorithm() -> None:
+    keys = parse_keys(key_set(jwk("RS256"), jwk("PS256"), jwk("ES256"), jwk("ES384"), jwk("EdDSA")))
+    for algorithm in ("RS256", "PS256", "ES256", "ES384", "EdDSA"):
+        (found,) = find(keys, f"{algorithm}-0", algorithm)
+        assert found["alg"] == algorithm
+        assert [find(keys, f"{algorithm}-0", other) for other in ("RS512", "ES512")] == [(), ()]
+        assert find(keys, None, algorithm) == (found,)
+    bare = parse_keys(key_set(*({**jwk(name), "alg": None} for name in ("RS256", "ES256", "EdDSA"))))
+    assert find(bare, "ES256-0", "ES384") == ()
+    assert find(bare, "RS256-0", "EdDSA") == ()
+    assert len(find(bare, "RS256-0", "PS512")) == 1
+
+
+def test_without_a_kid_up_to_sixteen_fitting_keys_are_found() -> None:
+    three = parse_keys(key_set(jwk("ES256"), *(jwk(kid=f"k{number}") for number in range(3))))
+    assert [key["kid"] for key in find(three, None, "RS256")] == ["k0", "k1", "k2"]
+    many = parse_keys(key_set(*(jwk(kid=f"k{number}") for number in range(99))))
+    assert len(find(many, None, "RS256")) == 16
+    assert len(find(many, "k98", "RS256")) == 1
+
+
+# Fetching
+
+
+def test_keys_are_fetched_at_the_start_and_then_at_most_every_thirty_seconds(idp: Provider) -> None:
+    keys = idp.keys()
+    assert (idp.asked, knows(keys), keys.revision) == (1, True, 1)
+    idp.answer = key_set(jwk(number=1))
+    assert idp.seek(keys) == 2  # the first load is not counted
+    assert (knows(keys), knows(keys, 1)) == (False, True)
+    idp.now_s += REFRESH_S - 0.1
+    assert idp.seek(keys) == 2
+    idp.now_s += 0.1
+    assert [idp.seek(keys), idp.seek(keys)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "answer", [ValueError("it answers with HTTP status 500"), b"<html>", key_set(), TimeoutError(), KeyError("x")]
+)
+def test_a_failed_fetch_leaves_the_keys_in_use(idp: Provider, answer: bytes | Exception) -> None:
+    keys = idp.keys()
+    idp.answer = answer
+    idp.seek(keys)
+    assert knows(keys)
+    assert keys.problem
+    assert (keys.revision, keys.is_fetching) == (1, False)
+    idp.now_s += REFRESH_S
+    idp.answer = key_set(jwk(number=1))
+    idp.seek(keys)
+    assert (knows(keys, 1), keys.problem, keys.revision) == (True, "", 2)
+
+
+def test_a_first_fetch_that_fails_is_repeated_by_the_next_call_and_then_at_most_every_thirty_seconds(idp: Provider) -> None:
+    idp.answer = ValueError("connection refused")
+    keys = idp.keys()
+    assert (knows(keys), keys.problem) == (False, "connection refused")
+    assert [idp.seek(keys), idp.seek(keys), idp.seek(keys)] == [2, 2, 2]
+
+
+def test_a_fetch_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one(
+    idp: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        keys = idp.keys()
+        assert (keys.problem, keys.is_fetching) == ("can't start new thread", False)
+    assert idp.seek(keys) == 1
+    assert (knows(keys), keys.problem) == (True, "")
+
+
+def test_keys_that_arrive_after_the_timeout_are_discarded(idp: Provider) -> None:
+    go_on = threading.Event()
+    keys = idp.keys()
+    idp.answer = key_set(jwk(number=1))
+    idp.meanwhile = lambda: go_on.wait(30)
+    keys.seek()
+    assert keys.is_fetching
+    idp.now_s += FETCH_S
+    assert (keys.is_fetching, keys.problem) == (False, "no answer in 2 s")
+    keys.wait(30)  # not for them
+    idp.now_s += REFRESH_S
+    keys.seek()
+    go_on.set()
+    until(lambda: keys._idle.is_set(), "the end of a fetch")
+    assert (idp.asked, knows(keys, 1), knows(keys), keys.problem) == (2, False, True, "no answer in 2 s")
+
+
+def test_old_keys_are_stale_although_none_is_missing(idp: Provider) -> None:
+    keys = idp.keys()
+    assert keys.stale_s == idp.now_s + MAX_AGE_S
+    idp.now_s -= 10_000  # a clock that was set back tells no age
+    assert keys.stale_s < idp.now_s
+
+
+# The cache
+
+
+def test_keys_are_cached_for_the_next_start_and_others_cannot_read_the_cache(idp: Provider) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    idp.now_s += 100
+    idp.answer = ValueError("down")
+    keys = idp.keys()
+    assert (idp.asked, knows(keys), keys.fetched_s) == (1, True, idp.now_s - 100)
+
+
+def test_cached_keys_of_another_url_are_ignored(idp: Provider, tmp_path: Path) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    file.write_text(file.read_text().replace(URL, "https://other.com/keys"))
+    idp.keys()
+    assert idp.asked == 2
+
+
+@pytest.mark.parametrize(
+    "fetched_s",
+    [
+        "Infinity",
+        "-Infinity",
+        "NaN",
+        "1e999",
+        "-1",
+        "0",
+        "1e300",
+        "1" + "0" * 400,
+        "1" * 5000,
+        '"1"',
+        "true",
+        "null",
+        "[1]",
+        "{}",
+    ],
+)
+def test_cached_keys_with_an_invalid_time_are_ignored(idp: Provider, fetched_s: str) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    text = file.read_text().replace(f'"fetched_s": {idp.now_s}', f'"fetched_s": {fetched_s}')
+    assert fetched_s in text
+    file.write_text(text)
+    keys = idp.keys()
+    assert (idp.asked, knows(keys), keys.fetched_s) == (2, True, idp.now_s)
+
+
+@pytest.mark.parametrize(
+    "entries", ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":NaN}]', '["a"]', "null"]
+)
+def test_invalid_keys_in_the_cache_are_ignored(idp: Provider, entries: str) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    file.write_text(f'{{"url": "{URL}", "fetched_s": {idp.now_s}, "keys": {entries}}}')
+    keys = idp.keys()
+    assert (idp.asked, knows(keys)) == (2, True)
+
+
+def test_a_secret_in_the_urls_query_reaches_only_the_provider(server: KeyServer, tmp_path: Path) -> None:
+    paths: list[str] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        paths.append(handler.path)
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(server.body)
+
+    server.behaviour = answer
+    keys = RemoteKeys(f"{server.url}?code=s3cret#s3cret", tmp_path)
+    keys.wait(30)
+    assert knows(keys)
+    assert paths == ["/jwks.json?code=s3cret"]
+    (file,) = tmp_path.iterdir()
+    assert "s3cret" not in keys.source + file.name + file.read_text()
+    assert keys.source == server.url
+    server.behaviour = lambda _: server.pause()  # what is known is what was kept
+    assert RemoteKeys(f"{server.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), os.mkdir, os.mkfifo]
+)
+def test_a_broken_cache_is_ignored(idp: Provider, content: bytes | Callable[[Path], None]) -> None:
+    idp.keys()
+    (file,) = (idp.home / "state").iterdir()
+    if not isinstance(content, bytes):
+        file.unlink()
+        content(file)
+    else:
+        file.write_bytes(content)
+    keys = idp.keys()
+    assert (idp.asked, knows(keys)) == (2, True)
+
+
+def test_without_a_writable_cache_the_next_start_fetches_the_keys(idp: Provider) -> None:
+    (idp.home / "state").write_text("a file")
+    for asked in (1, 2):
+        assert knows(idp.keys())
+        assert idp.asked == asked
+
+
+# A file of keys
+
+
+def test_a_file_of_keys_is_read_again_on_seek_and_its_last_good_keys_stay(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    keys = FileKeys(file)
+    assert (knows(keys), keys.problem, keys.fetched_s) == (False, "no such file", None)
+    file.write_bytes(key_set(jwk()))
+    keys.seek()
+    assert (knows(keys), keys.problem, keys.revision) == (True, "", 1)
+    file.write_bytes(b"{")
+    keys.seek()
+    assert (knows(keys), keys.problem, keys.revision) == (True, "this is not a key set", 1)
+    file.unlink()
+    file.mkdir()
+    keys.seek()
+    assert (knows(keys), keys.problem) == (True, "Is a directory")
+
+
+# With a real server
+
+
+def test_keys_come_from_a_real_server(server: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcpguard.identity.keys.FETCH_S", 30.0)
+    keys = RemoteKeys(server.url, tmp_path)
+    keys.wait(30)
+    assert knows(keys)
+
+
+def test_waiting_for_keys_ends_at_the_timeout(idp: Provider) -> None:
+    keys = idp.keys()
+    go_on = threading.Event()
+    idp.meanwhile = go_on.wait  # for ever, if nobody gives up
+    keys.seek()
+    keys.wait(0.05)
+    assert keys.is_fetching
+    go_on.set()

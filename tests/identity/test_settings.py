@@ -1,0 +1,241 @@
+from pathlib import Path
+
+import pytest
+
+from mcpguard.config import Settings, load
+from mcpguard.errors import ConfigError
+from mcpguard.identity.claims import Expected
+from mcpguard.identity.jwt_settings import ALGORITHMS, JwtSettings, shown_url, url_problem
+from tests.provider import token
+
+LEAST = """
+[identity.jwt]
+issuer = "https://idp.acme.com/"
+audience = "crm-mcp"
+jwks = "https://idp.acme.com/.well-known/jwks.json"
+"""
+
+
+def loaded(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> Settings:
+    (home / "config.toml").write_text(text)
+    return load({"MCPGUARD_HOME": str(home)} | (environ or {}), **options)
+
+
+def refusal(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> tuple[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        loaded(home, text, environ, **options)
+    assert "\n" not in caught.value.message
+    assert caught.value.exit_status == (2 if caught.value.message.startswith("--") else 78)
+    return caught.value.message, caught.value.hint
+
+
+def test_users_are_verified_only_if_that_is_configured(tmp_path: Path) -> None:
+    assert loaded(tmp_path, '[identity]\nuser = "alice"').jwt is None
+
+
+def test_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
+    assert loaded(tmp_path, LEAST).jwt == JwtSettings(
+        Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None),
+        "https://idp.acme.com/.well-known/jwks.json",
+        ("RS256",),
+        None,
+        tmp_path,
+    )
+
+
+def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    text = """
+        [identity.jwt]
+        issuer = "https://idp.acme.com/realms/acme"
+        audience = ["crm", "erp"]
+        jwks = "keys.json"
+        token_file = "~/token"
+        algorithms = ["ES256", "EdDSA"]
+        user_claim = "email"
+        roles_claim = "realm_access.roles"
+        agent_claim = "agent"
+    """
+    assert loaded(tmp_path, text).jwt == JwtSettings(
+        Expected("https://idp.acme.com/realms/acme", ("crm", "erp"), "email", "realm_access.roles", "agent"),
+        tmp_path / "keys.json",
+        ("ES256", "EdDSA"),
+        Path("/home/alice/token"),
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("missing", ["issuer", "audience", "jwks"])
+def test_a_missing_required_setting_is_an_error_with_an_example(tmp_path: Path, missing: str) -> None:
+    text = "\n".join(line for line in LEAST.splitlines() if not line.startswith(missing))
+    message, hint = refusal(tmp_path, text)
+    assert message == f"{tmp_path}/config.toml: identity.jwt: no {missing}"
+    assert hint.startswith(f'write {missing} = "')
+
+
+def test_an_empty_table_is_an_error(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "[identity.jwt]")[0] == f"{tmp_path}/config.toml: identity.jwt: no issuer"
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "what", "hint"),
+    [
+        ("audiences = 1", "identity.jwt.audiences", "unknown setting", "did you mean audience?"),
+        ("algorithm = 'ES256'", "identity.jwt.algorithm", "unknown setting", "did you mean algorithms?"),
+        ("leeway = 5", "identity.jwt.leeway", "unknown setting", "use one of: issuer audience jwks token_file algorithms"),
+        ("algorithms = ['none']", "identity.jwt.algorithms", "'none' is not allowed", f"use one of: {' '.join(ALGORITHMS)}"),
+        ("algorithms = ['HS256']", "identity.jwt.algorithms", "'HS256' is not allowed", f"use one of: {' '.join(ALGORITHMS)}"),
+        ("algorithms = ['RS256', 'HS512']", "identity.jwt.algorithms", "'HS512' is not allowed", "use one of: "),
+        ("algorithms = 'rs256'", "identity.jwt.algorithms", "'rs256' is not allowed", "use one of: "),
+        ("algorithms = []", "identity.jwt.algorithms", "[] is empty", 'write algorithms = "…"'),
+        ("user_claim = ''", "identity.jwt.user_claim", "'' is empty", 'write user_claim = "…"'),
+        ("roles_claim = ['a']", "identity.jwt.roles_claim", "['a'] is not text", 'write roles_claim = "…"'),
+        ("token_file = 7", "identity.jwt.token_file", "7 is not text", 'write token_file = "…"'),
+        ("agent_claim = ' '", "identity.jwt.agent_claim", "' ' is empty", 'write agent_claim = "…"'),
+    ],
+)
+def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, line: str, where: str, what: str, hint: str) -> None:
+    message, told = refusal(tmp_path, f"{LEAST}{line}\n")
+    assert message == f"{tmp_path}/config.toml: {where}: {what}"
+    assert told.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("audience", "[]"), ("audience", '["crm", 7]'), ("issuer", "7"), ("issuer", '["a"]')]
+)
+def test_a_required_setting_must_be_text(tmp_path: Path, key: str, value: str) -> None:
+    lines = [f"{key} = {value}" if line.startswith(key) else line for line in LEAST.splitlines()]
+    assert f"identity.jwt.{key}: " in refusal(tmp_path, "\n".join(lines))[0]
+
+
+@pytest.mark.parametrize(("text", "table"), [("[identity]\njwt = 'x'", "identity.jwt"), ("identity = 7", "identity")])
+def test_a_value_in_place_of_the_table_is_an_error(tmp_path: Path, text: str, table: str) -> None:
+    message, hint = refusal(tmp_path, text)
+    assert (message, hint) == (f"{tmp_path}/config.toml: '{table}' is not a table", f"write [{table}] above its settings")
+
+
+def test_a_table_whose_quoted_name_contains_a_dot_is_another_table(tmp_path: Path) -> None:
+    message, hint = refusal(tmp_path, LEAST.replace("[identity.jwt]", '["identity.jwt"]'))
+    assert (message, hint) == (f"{tmp_path}/config.toml: identity.jwt: unknown setting", "did you mean identity?")
+
+
+def test_a_misspelt_table_is_an_unknown_table(tmp_path: Path) -> None:
+    message, hint = refusal(tmp_path, "[identity.jtw]")
+    assert (message, hint) == (f"{tmp_path}/config.toml: identity.jtw: unknown setting", "did you mean jwt?")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://idp.acme.com/keys",
+        "https://idp.acme.com:8443/keys?a=b",
+        "http://127.0.0.1:8080/keys",
+        "http://localhost/keys",
+        "http://[::1]/",
+    ],
+)
+def test_keys_are_fetched_only_by_https_or_on_this_machine(url: str) -> None:
+    assert url_problem(url) == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://idp.acme.com/keys", "only https is trusted, or http on this machine"),
+        ("http://127.0.0.1.acme.com/keys", "only https is trusted, or http on this machine"),
+        ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
+        ("http://127.1/", "only https is trusted, or http on this machine"),
+        ("ftp://127.0.0.1/keys", "this is neither an https URL nor a file"),
+        ("file://host/keys.json", "this is neither an https URL nor a file"),
+        ("https://", "this is not a URL"),
+        ("https://a:99999/", "this is not a URL"),
+        ("https://[::1", "this is not a URL"),
+        ("https://idp.acme.com/a b", "this is not a URL"),
+        ("https://idp.acme.com/\x00", "this is not a URL"),
+        ("https://idp.acme.com/ké", "this is not a URL"),
+        ("https://user:s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
+        ("https://s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
+    ],
+)
+def test_an_untrusted_url_is_refused_and_its_password_not_repeated(tmp_path: Path, url: str, why: str) -> None:
+    assert url_problem(url) == why
+    if url.isprintable():
+        lines = [f'jwks = "{url}"' if line.startswith("jwks") else line for line in LEAST.splitlines()]
+        message, _ = refusal(tmp_path, "\n".join(lines))
+        assert message == f"{tmp_path}/config.toml: identity.jwt.jwks: {why}"
+        assert "s3cret" not in message
+
+
+@pytest.mark.parametrize("jwks", ["/etc/my keys.json", "file:///etc/my%20keys.json"])
+def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str) -> None:
+    lines = [f'jwks = "{jwks}"' if line.startswith("jwks") else line for line in LEAST.splitlines()]
+    found = loaded(tmp_path, "\n".join(lines)).jwt
+    assert found
+    assert found.jwks == Path("/etc/my keys.json")
+
+
+def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    hint = f"leave it out, or remove [identity.jwt] from {file}"
+    for place, text, environ, options in (
+        ("--user", LEAST, {"MCPGUARD_USER": "bob"}, {"user": "alice"}),
+        ("MCPGUARD_USER", LEAST, {"MCPGUARD_USER": "bob"}, {}),
+        (f"{file}: identity.user", f'[identity]\nuser = "alice"\n{LEAST}', {}, {}),
+    ):
+        assert refusal(tmp_path, text, environ, **options) == (f"{place}: only a verified token may name the user here", hint)
+    assert loaded(tmp_path, LEAST, {"MCPGUARD_USER": ""}).user is None
+
+
+@pytest.mark.parametrize("key", ["token_file", "jwks", "issuer", "audience", "algorithms", "user_claim"])
+@pytest.mark.parametrize("form", ['"{}"', '"Bearer {}"', '"~/{}"', '"""{}\n"""', '["{}"]', '{{token = "{}"}}'])
+@pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "cut"])
+def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
+    tmp_path: Path, key: str, form: str, *, is_cut: bool
+) -> None:
+    text = token()
+    if is_cut:
+        text = text[: text.rindex(".") - 9]
+    rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
+    message, hint = refusal(tmp_path, f"{rest}\n{key} = {form.format(text)}\n")
+    place = "a path" if key in {"token_file", "jwks"} else "none"
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key} holds a token where {place} belongs"
+    assert not [part for part in text.split(".") if part in message + hint]
+
+
+@pytest.mark.parametrize(
+    "name", ["my.token.file", "a.b.c", "eyJhbGciOiJSUzI1NiJ9", "alice@idp.acme.com", "~/.config/acme/to.ken"]
+)
+def test_a_path_with_dots_is_not_taken_for_a_token(tmp_path: Path, name: str) -> None:
+    found = loaded(tmp_path, f'{LEAST}token_file = "{name}"\n').jwt
+    assert found
+    assert found.token_file
+
+
+def test_the_repr_of_settings_has_no_url(tmp_path: Path) -> None:
+    assert "idp.acme.com/.well-known" not in repr(loaded(tmp_path, LEAST).jwt)
+
+
+@pytest.mark.parametrize("value", ['["https://idp.acme.com/?k=s3cret"]', '{ url = "https://idp.acme.com/?k=s3cret" }'])
+def test_a_jwks_setting_that_is_not_text_is_not_repeated(tmp_path: Path, value: str) -> None:
+    lines = [f"jwks = {value}" if line.startswith("jwks") else line for line in LEAST.splitlines()]
+    assert refusal(tmp_path, "\n".join(lines))[0] == f"{tmp_path}/config.toml: identity.jwt.jwks: this is not text"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://idp.acme.com/keys", "https://idp.acme.com/keys"),
+        ("https://idp.acme.com:8443/a/b?k=s3cret#s3cret", "https://idp.acme.com:8443/a/b"),
+        ("https://u:s3cret@idp.acme.com/", "https://idp.acme.com/"),
+        ("http://[::1]:80", "http://[::1]:80"),
+    ],
+)
+def test_a_shown_url_has_scheme_host_and_path_only(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize("key", ["token_file", "jwks"])
+def test_an_unknown_home_folder_is_an_error(tmp_path: Path, key: str) -> None:
+    rest = "\n".join(line for line in LEAST.splitlines() if not line.startswith(key))
+    message, _ = refusal(tmp_path, f'{rest}\n{key} = "~nosuchuser/x"\n')
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key}: the home or working folder for ~nosuchuser/x does not exist"

@@ -1,0 +1,340 @@
+"""Tokens of every kind, with real signatures: which are accepted, and why others are rejected."""
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.identity.jwt_settings import JwtSettings
+from mcpguard.identity.token import MAX_TOKEN_BYTES, TokenSource
+from tests.identity.token_holder import CONFIGURED, Wrapper, told
+from tests.provider import AUDIENCE, ISSUER, claims, jwk, key, part, token
+
+NOT_A_JWT = "is not a signed JWT"
+UNSUPPORTED = "has an unsupported kid or crit in its header"
+NOT_THEIRS = f"has a signature that is not {ISSUER}'s"
+
+
+# Signatures
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+)
+def test_only_tokens_signed_with_an_allowed_algorithm_are_accepted(tmp_path: Path, algorithm: str) -> None:
+    assert Wrapper(tmp_path, jwk(algorithm), algorithms=(algorithm,)).has(token(algorithm)) == "alice"
+    allowed = "ES256" if algorithm == "RS256" else "RS256"
+    refusing = Wrapper(tmp_path, jwk(algorithm), algorithms=(allowed,))
+    assert refusing.has(token(algorithm)) == f"the token in {refusing.file} is not signed with {allowed}"
+
+
+def test_a_key_without_alg_verifies_all_algorithms_of_its_type(tmp_path: Path) -> None:
+    bare = {name: value for name, value in jwk("RS256").items() if name not in {"alg", "use", "kid"}}
+    both = Wrapper(tmp_path, bare, algorithms=("RS256", "PS256"))
+    assert both.has(token()) != "alice"  # it names a key, and this one has no name
+    assert both.has(token(headers={"kid": None})) == "alice"
+    assert both.has(jwt.encode(claims(), key("RS256", 0), "PS256")) == "alice"
+
+
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256"])
+def test_a_token_without_a_kid_is_verified_with_each_fitting_key(tmp_path: Path, algorithm: str) -> None:
+    others = (jwk("EdDSA"), jwk("ES384"), jwk(algorithm, 1), jwk(algorithm, 2, kid=None))
+    wrapper = Wrapper(tmp_path, *others, jwk(algorithm), algorithms=(algorithm, "PS256"))
+    assert wrapper.has(token(algorithm, headers={"kid": None})) == "alice"
+    assert wrapper.has(token(algorithm, 2, headers={"kid": None})) == "alice"
+    assert NOT_THEIRS in wrapper.has(token(algorithm, 3, headers={"kid": None}))
+    assert f"has no kid, and {wrapper.jwks} has no key for PS256" in wrapper.has(token("PS256", headers={"kid": None}))
+
+
+def test_a_key_is_found_by_its_kid_and_its_algorithm(tmp_path: Path) -> None:
+    wrapper = Wrapper(tmp_path, jwk("ES256", kid="one"), jwk("RS256", kid="one"), jwk("RS256", 1, kid="one"))
+    assert wrapper.has(token(headers={"kid": "one"})) == "alice"
+    assert wrapper.has(token(number=1, headers={"kid": "one"})) == "alice"
+    other = Wrapper(tmp_path, jwk("RS256"), algorithms=("RS256", "RS512"))
+    why = "is signed with RS512, but the key with its kid is for another algorithm"
+    assert why in other.has(token("RS512", headers={"kid": "RS256-0"}))
+
+
+def unsigned(header: dict[str, Any] | bytes, said: dict[str, Any] | None = None, signature: bytes = b"") -> str:
+    return f"{part(header)}.{part(said or claims())}.{part(signature)}"
+
+
+def with_hmac(algorithm: str, secret: bytes) -> str:
+    """A token that is accepted if the token may choose the algorithm: the HMAC secret is the public key, which all know."""
+    signed = f"{part({'alg': algorithm, 'kid': 'RS256-0', 'typ': 'JWT'})}.{part(claims())}"
+    return f"{signed}.{part(hmac.new(secret, signed.encode(), hashlib.sha256).digest())}"
+
+
+def edited(text: str, **more: object) -> str:
+    header, _, signature = text.split(".")
+    return f"{header}.{part(claims(**more))}.{signature}"
+
+
+def pem() -> bytes:
+    public: bytes = key("RS256", 0).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return public
+
+
+FORGED: dict[str, tuple[Callable[[], str], str]] = {
+    "none": (lambda: unsigned({"alg": "none"}), "is not signed with RS256"),
+    "None": (lambda: unsigned({"alg": "None", "kid": "RS256-0"}), "is not signed with RS256"),
+    "no algorithm": (lambda: unsigned({"kid": "RS256-0"}), "is not signed with RS256"),
+    "a list of algorithms": (lambda: unsigned({"alg": ["RS256"]}), "is not signed with RS256"),
+    "hmac with the public key as PEM": (lambda: with_hmac("HS256", pem()), "is not signed with RS256"),
+    "hmac with the public key as JSON": (lambda: with_hmac("HS256", json.dumps(jwk()).encode()), "is not signed with RS256"),
+    "hmac that says RS256": (lambda: with_hmac("RS256", pem()), NOT_THEIRS),
+    "no signature": (lambda: unsigned({"alg": "RS256", "kid": "RS256-0"}), NOT_THEIRS),
+    "another key under a known name": (lambda: token(number=1, headers={"kid": "RS256-0"}), NOT_THEIRS),
+    "another algorithm's signature": (lambda: token("PS256", headers={"alg": "RS256", "kid": "RS256-0"}), NOT_THEIRS),
+    "edited payload": (lambda: edited(token(), sub="root"), NOT_THEIRS),
+    "another header": (lambda: ".".join([part({"alg": "RS256", "kid": "RS256-0"}), *token().split(".")[1:]]), NOT_THEIRS),
+    "an unknown key": (lambda: token(number=1), "is signed with a key that"),
+    "its own key": (lambda: token(number=1, headers={"jwk": jwk(number=1)}), "is signed with a key that"),
+    "its own key under a known name": (lambda: token(number=1, headers={"jwk": jwk(number=1), "kid": "RS256-0"}), NOT_THEIRS),
+    "a URL of keys": (lambda: token(number=1, headers={"jku": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
+    "a URL of a certificate": (lambda: token(number=1, headers={"x5u": "http://127.0.0.1:9/", "kid": "RS256-0"}), NOT_THEIRS),
+    "a path for a key": (lambda: token(number=1, headers={"kid": "../../../../dev/null"}), "is signed with a key that"),
+    "a critical extension": (lambda: token(headers={"crit": ["exp"], "exp": 1}), UNSUPPORTED),
+    "an extension that detaches the payload": (lambda: unsigned({"alg": "RS256", "b64": False, "crit": ["b64"]}), NOT_A_JWT),
+    "a detached payload": (lambda: token().replace(token().split(".")[1], ""), NOT_A_JWT),
+    "a key's name that is none": (lambda: unsigned({"alg": "RS256", "kid": 7}), UNSUPPORTED),
+    "an algorithm twice": (lambda: unsigned(b'{"alg":"none","alg":"RS256","kid":"RS256-0"}'), NOT_THEIRS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_token_that_the_provider_did_not_sign_is_rejected(wrapper: Wrapper, forged: str) -> None:
+    make, why = FORGED[forged]
+    text = make()
+    message = wrapper.has(text)
+    assert message.startswith(f"the token in {wrapper.file} ")
+    assert why in message
+    assert not any(piece in message for piece in text.split(".") if piece)
+
+
+def test_keys_that_a_token_carries_or_points_to_are_ignored(wrapper: Wrapper) -> None:
+    assert (
+        wrapper.has(token(headers={"jwk": jwk(number=1), "jku": "http://127.0.0.1:9/", "x5u": "http://127.0.0.1:9/"}))
+        == "alice"
+    )
+
+
+# Claims
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"iss": "https://evil.com/"}, f"is not from the issuer {ISSUER}"),
+        ({"aud": "other"}, f"is not for the audience {AUDIENCE}"),
+        ({"exp": None}, "does not say when it expires"),
+        ({"exp": "4102444800"}, "has no time in exp"),
+        ({"exp": True}, "has no time in exp"),
+        ({"exp": 1e300}, "has no time in exp"),
+        ({"exp": 10**400}, "has no time in exp"),
+        ({"nbf": -1}, "has no time in nbf"),
+        ({"iat": [1]}, "has no time in iat"),
+        ({"exp": 1_767_225_600}, "expired at 2026-01-01T00:00:00Z"),
+        ({"nbf": 4_102_444_800}, "is not valid before 2100-01-01T00:00:00Z"),
+        ({"iat": 4_102_444_800}, "was issued in the future: 2100-01-01T00:00:00Z"),
+        ({"sub": None}, "names no subject"),
+        ({"sub": 7}, "names no subject"),
+        ({"sub": ["root"]}, "names no subject"),
+    ],
+)
+def test_a_signed_token_with_an_unexpected_claim_is_rejected(wrapper: Wrapper, more: dict[str, Any], why: str) -> None:
+    assert wrapper.has(token(**more)) == f"the token in {wrapper.file} {why}"
+
+
+def signed(payload: bytes) -> str:
+    """A token with this payload, in which `%s` stands for the claims of a good token but `sub`."""
+    usual = json.dumps({name: value for name, value in claims().items() if name != "sub"}).encode()[1:-1]
+    return jwt.PyJWS().encode(payload.replace(b"%s", usual), key("RS256", 0), "RS256", {"kid": "RS256-0"})
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (b'{"sub":"alice","sub":"bob",%s}', "bob"),
+        (b'{"sub":"alice",%s,"exp":NaN}', NOT_A_JWT),
+        (b'{"sub":"alice",%s,"exp":-Infinity}', NOT_A_JWT),
+        (b'{"sub":"alice",%s,"exp":1e999}', NOT_A_JWT),
+        (b'{"sub":"alice",%s,"exp":1' + b"0" * 4000 + b"}", "has no time in exp"),
+        (b'{"sub":"alice",%s,"exp":1' + b"0" * 9000 + b"}", NOT_A_JWT),
+        (rb'{"sub":"\ud800",%s}', NOT_A_JWT),
+        (rb'{"sub":"alice",%s,"roles":["\ud800"]}', NOT_A_JWT),
+    ],
+    ids=range(8),
+)
+def test_signed_claims_in_odd_json_name_the_user_or_are_refused_in_one_line(
+    wrapper: Wrapper, payload: bytes, message: str
+) -> None:
+    said = wrapper.has(signed(payload))
+    assert said.endswith(message)
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"act":', b"}")])
+def test_signed_claims_that_are_nested_deeply_do_not_crash(wrapper: Wrapper, opening: bytes, closing: bytes) -> None:
+    """How deep is too deep for the JSON parser depends on the version of Python."""
+    payload = b'{"sub":"alice",%s,"act":' + opening * 5_000 + b"1" + closing * 5_000 + b"}"
+    assert wrapper.has(signed(payload)).endswith((NOT_A_JWT, "alice"))
+
+
+def test_the_message_about_a_forged_token_has_none_of_its_claims(wrapper: Wrapper) -> None:
+    assert (
+        wrapper.has(token(number=1, headers={"kid": "RS256-0"}, exp=1, aud="s3cret"))
+        == f"the token in {wrapper.file} {NOT_THEIRS}"
+    )
+    examined = wrapper.source.examine()
+    assert [problem.message.partition(str(wrapper.file))[2] for problem in examined.problems] == [
+        f" {NOT_THEIRS}",
+        f" is not for the audience {AUDIENCE}",
+        " expired at 1970-01-01T00:00:01Z",
+    ]
+    assert (examined.identity, examined.is_verified) == (None, False)
+
+
+def test_an_algorithm_that_is_not_allowed_is_reported_beside_the_problems_of_the_claims(wrapper: Wrapper) -> None:
+    wrapper.has(unsigned({"alg": "none"}, claims(sub=None)))
+    assert [problem.message.partition(str(wrapper.file))[2] for problem in wrapper.source.examine().problems] == [
+        " is not signed with RS256",
+        " names no subject",
+    ]
+
+
+def test_keys_that_cannot_be_fetched_are_reported_beside_the_tokens_problem(wrapper: Wrapper) -> None:
+    wrapper.jwks.unlink()
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
+    keys = f"keys cannot be fetched from {wrapper.jwks}: no such file"
+    for content, why in (
+        (None, f"there is no token: {wrapper.file} does not exist"),
+        ("opaque", f"the token in {wrapper.file} {NOT_A_JWT}"),
+        (unsigned({"alg": "none"}), f"the token in {wrapper.file} is not signed with RS256"),
+    ):
+        if content:
+            wrapper.file.write_text(content)
+        assert [problem.message for problem in source.examine().problems] == [why, keys]
+    wrapper.file.write_text(token())
+    assert [problem.message for problem in source.examine().problems] == [keys]
+
+
+# Not a token
+
+
+def said(payload: bytes) -> bytes:
+    return f"{part({'alg': 'RS256'})}.{part(payload)}.".encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"opaque-access-token", NOT_A_JWT),
+        (b"a.b", NOT_A_JWT),
+        (b"..", NOT_A_JWT),
+        (b"a.b.c.d.e", NOT_A_JWT),
+        (b"\xff\xfe\x00t\x00o", NOT_A_JWT),
+        ("tökén".encode(), NOT_A_JWT),
+        (b"\x00" * 100, NOT_A_JWT),
+        (f"{part([])}.{part({})}.x".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part([])}.".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part(b'{')}.".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part(b'9' * 5000)}.".encode(), NOT_A_JWT),
+        (f"{part({'alg': 'RS256'})}.{part(b'[' * 40_000)}.".encode(), NOT_A_JWT),
+        (f"{part(b'[' * 40_000)}.{part({})}.".encode(), NOT_A_JWT),
+        (said(b'{"exp":NaN}'), NOT_A_JWT),
+        (said(b'{"exp":-Infinity}'), NOT_A_JWT),
+        (said(b'{"exp":1e999}'), NOT_A_JWT),
+        (said(rb'{"sub":"\ud800"}'), NOT_A_JWT),
+        (os.urandom(1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
+        (b"a" * (1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
+    ],
+    ids=range(21),
+)  # fmt: skip
+def test_a_text_that_is_not_a_jwt_is_rejected(wrapper: Wrapper, content: bytes, why: str) -> None:
+    assert wrapper.has(content) == f"the token in {wrapper.file} {why}"
+
+
+def test_a_token_after_the_word_bearer_is_rejected(wrapper: Wrapper) -> None:
+    assert wrapper.has(f"Bearer {token()}") == f"the token in {wrapper.file} {NOT_A_JWT}"
+
+
+def test_a_long_token_with_line_ends_around_it_is_accepted(wrapper: Wrapper) -> None:
+    assert wrapper.has(f"\n{token(groups=['group'] * 4000)}\r\n") == "alice"
+
+
+def test_a_token_file_that_cannot_be_read_is_rejected_with_the_reason(wrapper: Wrapper) -> None:
+    assert told(wrapper.source.begin()) == f"there is no token: {wrapper.file} does not exist"
+    wrapper.file.mkdir()
+    assert wrapper.polls() == f"the token file {wrapper.file} cannot be read: Is a directory"
+    wrapper.file.rmdir()
+    os.mkfifo(wrapper.file)
+    assert wrapper.polls() == f"the token file {wrapper.file} cannot be read: not a regular file"
+    wrapper.file.unlink()
+    wrapper.file.symlink_to(wrapper.file)
+    assert "cannot be read: Too many levels" in wrapper.polls()
+
+
+def test_a_token_file_without_permission_is_rejected_with_the_reason(wrapper: Wrapper) -> None:
+    wrapper.has(token())
+    wrapper.file.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)  # who may not even enter the folder
+    try:
+        message = wrapper.polls()
+    finally:
+        if root:
+            os.seteuid(0)
+    assert message == f"the token file {wrapper.file} cannot be read: Permission denied"
+
+
+def test_without_a_token_file_in_the_settings_the_message_names_the_variable(tmp_path: Path) -> None:
+    settings = Wrapper(tmp_path).settings
+    bare = JwtSettings(settings.expected, settings.jwks, settings.algorithms, None, tmp_path)
+    source = TokenSource(bare, CONFIGURED, {"MCPGUARD_TOKEN": ""}, budget_ms=1, notify=print)
+    assert told(source.begin()) == "there is no token: MCPGUARD_TOKEN is not set"
+    source = TokenSource(bare, CONFIGURED, {"MCPGUARD_TOKEN": token()}, budget_ms=1, notify=print)
+    assert told(source.begin()) == "alice"
+
+
+def test_a_token_in_the_environment_takes_precedence_over_the_file(tmp_path: Path) -> None:
+    both = Wrapper(tmp_path, MCPGUARD_TOKEN=token(sub="bob"))
+    assert both.has(token()) == "bob"
+    assert Wrapper(tmp_path, MCPGUARD_TOKEN="\udcff").has(token()) == f"the token in MCPGUARD_TOKEN {NOT_A_JWT}"
+
+
+def test_the_hint_for_an_expired_token_depends_on_its_place(tmp_path: Path) -> None:
+    filed = Wrapper(tmp_path)
+    filed.has(token(exp=1))
+    assert filed.source.examine().problems[0].hint == "get a new token; the next call uses it, without a restart"
+    given_ = Wrapper(tmp_path, MCPGUARD_TOKEN=token(exp=1))
+    assert "restart the server" in given_.source.examine().problems[0].hint
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(alphabet="ey.J-_=0", max_size=99).map(str.encode)))
+def test_any_other_content_is_rejected_and_not_repeated(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    refusing = Wrapper(tmp_path_factory.mktemp("home"))
+    message = refusing.has(content)
+    assert message.startswith(f"the token in {refusing.file} is ")
+
+
+@given(st.data())
+def test_no_changed_character_leaves_a_token_acceptable(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    text = token(exp=4_000_000_000, iat=None)
+    at = data.draw(st.integers(0, len(text) - 2))  # four bits of the last character are no part of the signature
+    other = data.draw(st.sampled_from("AZaz09-_.= \x00é").filter(lambda char: char != text[at]))
+    message = Wrapper(tmp_path_factory.mktemp("home")).has(text[:at] + other + text[at + 1 :])
+    assert message != "alice"
+    assert not any(piece in message for piece in text.split("."))

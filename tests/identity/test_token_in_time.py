@@ -1,0 +1,329 @@
+"""A token and its keys while they change and time passes."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from mcpguard import followed_file
+from mcpguard.identity.keys import MAX_AGE_S, REFRESH_S, RemoteKeys
+from mcpguard.identity.token import TokenSource
+from tests.end_to_end.host import until
+from tests.identity.token_holder import CONFIGURED, Wrapper, told
+from tests.provider import jwk, key_set, token, write_token
+
+NOT_THEIRS = "has a signature that is not "
+
+
+def test_an_unchanged_token_is_not_verified_again(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapper.has(token())
+    os.utime(wrapper.file, (1, 1))
+    monkeypatch.setattr(time, "time_ns", lambda: (int(wrapper.now_s) + 1000) * 10**9)
+    assert wrapper.polls() == "nothing new"
+    monkeypatch.setattr(followed_file, "read_at_once", None)
+    monkeypatch.setattr(TokenSource, "examine", None)
+    assert wrapper.polls() == "nothing new"
+
+
+def test_a_token_is_verified_once_although_its_young_file_is_read_again(
+    wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapper.has(token())
+    monkeypatch.setattr(TokenSource, "examine", None)
+    assert wrapper.polls() == "nothing new"
+
+
+def test_a_new_token_is_used_at_once_and_its_expiry_is_noticed(wrapper: Wrapper) -> None:
+    now_s = int(wrapper.now_s)
+    wrapper.has(token(exp=now_s + 10))
+    wrapper.now_s = now_s + 39.9
+    assert wrapper.polls() == "nothing new"
+    wrapper.now_s = now_s + 40
+    assert "expired at" in wrapper.polls()
+    assert wrapper.polls() == "nothing new"
+    write_token(wrapper.file, token(exp=now_s + 100))
+    assert wrapper.polls() == "alice"
+    write_token(wrapper.file, token(exp=now_s + 200))
+    assert wrapper.polls() == "nothing new"  # the same user
+    write_token(wrapper.file, token(sub="bob", exp=now_s + 200))
+    assert wrapper.polls() == "bob"
+    assert [line.partition(str(wrapper.file))[0] for line in wrapper.lines] == [
+        "unauthenticated: the token in ",
+        "user alice, verified",
+        "user bob, verified",
+    ]
+
+
+def test_a_token_that_is_not_valid_yet_is_accepted_from_its_time_on(wrapper: Wrapper) -> None:
+    begins_s = int(wrapper.now_s) + 100
+    assert "is not valid before" in wrapper.has(token(nbf=begins_s, iat=begins_s))
+    wrapper.now_s = begins_s - 30.1
+    assert wrapper.polls() == "nothing new"
+    wrapper.now_s = begins_s - 30
+    assert wrapper.polls() == "alice"
+
+
+def test_a_key_added_to_the_file_is_used_at_once_and_a_removed_key_is_dropped_soon(wrapper: Wrapper) -> None:
+    assert "is signed with a key that" in wrapper.has(token(number=1))
+    wrapper.jwks.write_bytes(key_set(jwk(), jwk(number=1)))
+    assert wrapper.polls() == "alice"
+    wrapper.jwks.write_bytes(key_set(jwk()))
+    wrapper.now_s += 61
+    assert "is signed with a key that" in wrapper.polls()
+
+
+def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(wrapper: Wrapper) -> None:
+    published = [key_set(jwk()), key_set(jwk(number=1))]
+    go_on = threading.Event()
+    go_on.set()
+    now: dict[str, float] = {"now_s": wrapper.now_s}
+
+    def fetch(*_: object) -> bytes:
+        assert go_on.wait(30)
+        return published.pop(0)
+
+    keys = RemoteKeys(
+        "https://idp.acme.com/keys", wrapper.home, clock=lambda: now["now_s"], wall=lambda: now["now_s"], fetch=fetch
+    )
+    keys.wait(30)
+    wrapper.file.write_text(token(exp=int(wrapper.now_s) + 9999))
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys, clock=lambda: now["now_s"])
+    assert told(source.begin()) == "alice"
+    go_on.clear()
+    now["now_s"] += MAX_AGE_S
+    assert told(source.poll()) == "nothing new"
+    assert keys.is_fetching
+    go_on.set()
+    keys.wait(30)
+    assert "is signed with a key that https://idp.acme.com/keys does not have" in told(source.poll())
+
+
+def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
+    wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
+    wrapper.keys.seek()
+    assert NOT_THEIRS in wrapper.has(token())
+    assert wrapper.polls() == "nothing new"
+    wrapper.jwks.write_bytes(key_set(jwk()))
+    assert wrapper.polls() == "alice"
+
+
+def test_a_token_that_neither_the_old_keys_nor_the_new_ones_verify_is_rejected(wrapper: Wrapper) -> None:
+    wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
+    assert NOT_THEIRS in wrapper.has(token(number=2, headers={"kid": "RS256-0"}))
+    assert wrapper.has(token(number=1, headers={"kid": "RS256-0"})) == "alice"
+
+
+class Remote:
+    """A wrapper with keys at a URL, and with clocks and answers that the test sets."""
+
+    def __init__(self, wrapper: Wrapper, *answers: bytes | Exception) -> None:
+        self.now_s = wrapper.now_s
+        self.answers = list(answers)
+        self.asked = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.file = wrapper.file
+        self.lines: list[str] = []
+        clocks = {"clock": lambda: self.now_s, "wall": lambda: self.now_s}
+        self.keys = RemoteKeys("https://idp.acme.com/keys?k=s3cret", wrapper.home, **clocks, fetch=self.fetch)
+        self.keys.wait(30)
+        self.source = TokenSource(
+            wrapper.settings,
+            CONFIGURED,
+            {},
+            budget_ms=30_000,
+            notify=self.lines.append,
+            keys=self.keys,
+            clock=lambda: self.now_s,
+        )
+
+    def fetch(self, *_: object) -> bytes:
+        self.asked += 1
+        assert self.go_on.wait(30)
+        answer = self.answers[min(self.asked, len(self.answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def begins(self, text: str) -> str:
+        write_token(self.file, text)
+        return told(self.source.begin())
+
+    def polls(self) -> str:
+        found = told(self.source.poll(for_call=True))
+        until(lambda: not self.keys.is_fetching, "the end of a fetch")
+        return found
+
+
+@pytest.mark.parametrize("kid", ["RS256-0", None])
+def test_a_signature_that_no_known_key_verifies_fetches_keys_and_the_call_waits_for_them(
+    wrapper: Wrapper, kid: str | None
+) -> None:
+    remote = Remote(wrapper, key_set(jwk(number=1, kid="RS256-0")), key_set(jwk()))
+    remote.begins(token(number=1, headers={"kid": "RS256-0"}))
+    remote.go_on.clear()
+    write_token(remote.file, token(headers={"kid": kid}))
+    said = told(remote.source.poll(for_call=False))
+    assert NOT_THEIRS in said
+    assert said.endswith("; newer keys are being fetched")
+    remote.go_on.set()
+    assert remote.polls() == "alice"
+    assert remote.asked == 2
+
+
+def test_a_bad_signature_fetches_keys_at_most_every_thirty_seconds(wrapper: Wrapper) -> None:
+    remote = Remote(wrapper, key_set(jwk()))
+    remote.begins(token(number=1, headers={"kid": "RS256-0"}, exp=int(wrapper.now_s) + 9999))
+    for _ in range(5):
+        remote.polls()
+    assert remote.asked == 2
+    remote.now_s += REFRESH_S - 0.1
+    remote.polls()
+    assert remote.asked == 2
+    remote.now_s += 0.1
+    for _ in range(5):
+        remote.polls()
+    assert remote.asked == 3
+
+
+def test_a_bad_signature_is_verified_once_and_not_for_every_call(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(wrapper, key_set(jwk()))
+    remote.begins(token(number=1, headers={"kid": "RS256-0"}))
+    for _ in range(3):
+        remote.polls()
+    monkeypatch.setattr(TokenSource, "examine", None)
+    assert remote.polls() == "nothing new"
+
+
+@pytest.mark.parametrize(
+    ("kid", "what"),
+    [
+        ("RS256-1", "is signed with a key that https://idp.acme.com/keys does not have"),
+        ("RS256-0", f"{NOT_THEIRS}https://idp.acme.com/'s"),
+    ],
+)
+def test_while_the_provider_is_down_the_message_says_so_without_the_urls_secret(wrapper: Wrapper, kid: str, what: str) -> None:
+    remote = Remote(
+        wrapper, key_set(jwk()), ValueError("connection refused"), key_set(jwk(number=1), jwk(number=1, kid="RS256-0"))
+    )
+    remote.begins(token(number=1, headers={"kid": kid}))
+    end = "newer keys cannot be fetched from https://idp.acme.com/keys: connection refused"
+    until(lambda: not remote.keys.is_fetching, "the end of a fetch")
+    assert told(remote.source.begin()) == f"the token in {remote.file} {what}; {end}"
+    remote.now_s += REFRESH_S
+    remote.polls()
+    assert told(remote.source.begin()) == "alice"
+    assert "s3cret" not in " ".join([*remote.lines, *(file.read_text() for file in wrapper.home.glob("jwks-*"))])
+
+
+@pytest.mark.parametrize("published", [(), (key_set(jwk(number=1)),)])
+def test_after_repeated_failures_no_message_says_that_keys_are_being_fetched(
+    wrapper: Wrapper, published: tuple[bytes, ...]
+) -> None:
+    remote = Remote(wrapper, *published, ValueError("connection refused"))
+    if published:
+        remote.keys.seek()
+        remote.keys.wait(30)
+        remote.now_s += REFRESH_S
+    remote.go_on.clear()
+    assert "keys are being fetched" in remote.begins(token(exp=int(wrapper.now_s) + 9999))
+    remote.go_on.set()
+    remote.keys.wait(30)
+    assert remote.polls().endswith("keys cannot be fetched from https://idp.acme.com/keys: connection refused")
+
+
+def test_a_clock_that_is_set_back_extends_neither_a_token_nor_keys(wrapper: Wrapper) -> None:
+    remote = Remote(wrapper, key_set(jwk()), key_set(jwk(number=1)))
+    exp = int(wrapper.now_s) + 9999
+    assert remote.begins(token(exp=exp, iat=None)) == "alice"
+    remote.go_on.clear()
+    remote.now_s -= 86400
+    assert told(remote.source.poll()) == "nothing new"
+    assert remote.keys.is_fetching
+    remote.go_on.set()
+    remote.keys.wait(30)
+    assert "is signed with a key that" in remote.polls()
+
+
+def test_cached_keys_with_a_future_time_are_fetched_again(wrapper: Wrapper) -> None:
+    Remote(wrapper, key_set(jwk()))
+    (kept,) = wrapper.home.glob("jwks-*")
+    kept.write_text(kept.read_text().replace(f'"fetched_s": {wrapper.now_s}', f'"fetched_s": {wrapper.now_s + 86400}'))
+    assert str(wrapper.now_s + 86400) in kept.read_text()
+    asked = threading.Event()
+
+    def fetch(*_: object) -> bytes:
+        asked.set()
+        return key_set(jwk())
+
+    keys = RemoteKeys("https://idp.acme.com/keys?k=s3cret", wrapper.home, fetch=fetch)
+    wrapper.file.write_text(token())
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys)
+    assert told(source.begin()) == "alice"
+    assert asked.wait(30)
+
+
+def test_keys_that_cannot_be_read_are_reported(wrapper: Wrapper) -> None:
+    wrapper.jwks.unlink()
+    wrapper.file.write_text(token())
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
+    assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: no such file"
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o666, True)])
+def test_a_token_file_that_others_can_read_is_warned_of_once(wrapper: Wrapper, mode: int, warned: bool) -> None:
+    wrapper.file.write_text(token())
+    wrapper.file.chmod(mode)
+    wrapper.source.begin()
+    wrapper.source.examine()
+    assert wrapper.lines == (
+        [f"others can read the token in {wrapper.file} (mode {mode:04o}): chmod 600 {wrapper.file}"] * warned
+    )
+
+
+def test_a_replaced_token_file_is_not_warned_of_again(wrapper: Wrapper) -> None:
+    for mode in (0o644, 0o600, 0o666, 0o644):
+        new = wrapper.home / "new"
+        new.write_text(token(sub=f"user {mode}"))
+        new.chmod(mode)
+        new.replace(wrapper.file)
+        wrapper.source.poll()
+    assert len([line for line in wrapper.lines if line.startswith("others can read")]) == 1
+
+
+def test_a_token_file_that_becomes_readable_for_others_is_warned_of_although_the_token_is_the_same(wrapper: Wrapper) -> None:
+    wrapper.has(token())
+    wrapper.file.chmod(0o644)
+    wrapper.source.poll()
+    assert len(wrapper.lines) == 1
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o644, 1)])
+def test_the_permissions_of_a_links_target_are_checked(wrapper: Wrapper, mode: int, warned: int) -> None:
+    target = wrapper.home / "target"
+    target.write_text(token())
+    target.chmod(mode)
+    wrapper.file.symlink_to(target)
+    assert wrapper.file.lstat().st_mode & 0o777 == 0o777
+    wrapper.source.begin()
+    assert len(wrapper.lines) == warned
+
+
+def test_only_a_call_waits_for_a_fetch_of_keys(wrapper: Wrapper) -> None:
+    waits: list[float] = []
+
+    class Slow(RemoteKeys):
+        def wait(self, timeout_s: float) -> None:
+            waits.append(timeout_s)
+
+    ended = threading.Event()
+    keys = Slow("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: bytes(ended.wait(30)))
+    wrapper.file.write_text(token())
+    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=250, notify=print, keys=keys)
+    assert told(source.begin()) == "keys are being fetched from https://idp.acme.com/keys"
+    source.poll(for_call=False)
+    assert waits == []
+    source.poll(for_call=True)
+    assert waits == [0.25]
+    ended.set()

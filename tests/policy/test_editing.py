@@ -1,0 +1,741 @@
+"""Edits of a policy file: what changes in it, and what stays."""
+
+import contextlib
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.errors import ExitStatus, McpguardError, PolicyError
+from mcpguard.policy.editing import put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
+from mcpguard.policy.text import appended
+from mcpguard.policy.writing import LOCK_TIMEOUT_S, begin
+from tests.end_to_end.host import DEADLINE_S
+
+if sys.platform != "win32":
+    import fcntl
+
+BY_HAND = """\
+# Our policy. Ask Ines before you change it.
+
+mode = "enforce"  # for real
+
+# Searches are dear.
+[[rule]]
+tool  = "search"      # the slow one
+user  = "*"
+limit = "100/1h"      # agreed in May
+
+# Reports
+[[rule]]
+tool = "report"
+limit = [ "5/1m" ]
+# last words
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "policy.toml"
+    file.write_text(BY_HAND)
+    return file
+
+
+def remove(file: Path, **selectors: Any) -> str | None:
+    """Remove a rule; the limit that it had, None if there was no such rule."""
+    found = take_out(file, parse_rule({**selectors, "limit": "unlimited"}, where="test"), named=True)
+    return found[0].limit_text if found else None
+
+
+def rules(file: Path) -> list[tuple[str, str]]:
+    return [(rule.text, rule.limit_text) for rule in parse(file.read_text()).rules]
+
+
+MIXED = """\
+# Ours
+wait = "5s"  # for all
+
+# Reports
+[[rule]]
+tool = "report"
+limit = "5/1m"  # agreed
+# after the limit
+
+# Dear
+[[cost]]
+tool = "report"  # a tool
+cost = 20  # units
+
+# Everything
+[[rule]]
+limit = "100/1h"
+count = "cost"
+
+[[cost]]
+cost = 2
+
+# Syncs
+[[rule]]
+tool = "sync"
+concurrent = 2
+# last words
+"""
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    file = tmp_path / "mixed.toml"
+    file.write_text(MIXED)
+    return file
+
+
+# Setting a rule
+
+
+def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "policy.toml"
+    (before, after, _), at = put(file, {"user": "*", "tool": "search", "limit": ["20/1m", "100/1h"]})
+    assert (before.rules, at) == (parse(STARTER).rules, 4)
+    assert after.rules == parse(file.read_text()).rules
+    assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_a_rule_that_the_starter_policy_has_already_makes_the_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    found = parse(STARTER).rules[0]
+    edit, at = put(
+        file, {"user": "*", "agent": found.selectors["agent"][0], "per": sorted(found.per), "limit": found.limit_text}
+    )
+    assert (edit.is_new_file, edit.is_unchanged, at) == (True, False, 0)
+    assert file.read_text() == STARTER
+
+
+def test_the_rule_with_the_same_selectors_gets_the_new_limit_and_all_else_stays(file: Path) -> None:
+    (before, after, _), at = put(file, {"user": "*", "tool": "search", "limit": "50/1h"})
+    assert (at, before.rules[at].limit_text, after.rules[at].limit_text) == (0, "100/1h", "50/1h")
+    assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
+
+
+def test_a_new_rule_is_added_at_the_end_and_all_else_stays(file: Path) -> None:
+    put(file, {"tool": "search", "role": ["a", "b"], "per": [], "limit": "deny"})
+    rule = '\n[[rule]]\ntool = "search"\nrole = ["a", "b"]\nper = []\nlimit = "deny"\n'
+    assert file.read_text() == BY_HAND + rule
+
+
+def test_the_same_selectors_with_another_per_are_another_rule(file: Path) -> None:
+    put(file, {"user": "*", "tool": "search", "per": ["user", "tool"], "limit": "1/1h"})
+    assert len(rules(file)) == 2
+    put(file, {"user": "*", "tool": "search", "per": ["tool"], "limit": "1/1h"})
+    assert len(rules(file)) == 3
+
+
+def test_a_name_that_is_given_later_is_written_into_its_own_rule(file: Path) -> None:
+    put(file, {"user": "*", "tool": "search", "name": 'the "dear" one', "limit": "50/1h"})
+    changed = BY_HAND.replace('"100/1h"', '"50/1h"').replace("[[rule]]\n", "[[rule]]\nname = 'the \"dear\" one'\n", 1)
+    assert tomllib.loads(file.read_text()) == tomllib.loads(changed)
+    assert "# Reports\n[[rule]]" in file.read_text()
+    put(file, {"user": "*", "tool": "search", "name": "renamed", "limit": "50/1h"})
+    assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
+def test_an_empty_name_removes_the_name_and_adds_none_to_a_new_rule(tmp_path: Path, *, inline: bool) -> None:
+    file = tmp_path / "policy.toml"
+    unnamed = 'rule = [{tool = "a", limit = "5/1m"}]\n' if inline else '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
+    file.write_text(unnamed)
+    put(file, {"tool": "a", "limit": "5/1m", "name": "ours"})
+    assert parse(file.read_text()).rules[0].name == "ours"
+    put(file, {"tool": "a", "limit": "5/1m", "name": ""})
+    assert file.read_text().replace(" }", "}") == unnamed
+    put(file, {"tool": "a", "limit": "5/1m", "name": ""})
+    put(file, {"tool": "b", "limit": "5/1m", "name": ""})
+    assert "name" not in file.read_text()
+    assert rules(file) == [("tool=a", "5/1m"), ("tool=b", "5/1m")]
+
+
+COMMENTED = """\
+[[ rule ]]  # spaced
+tool = "a"
+limit = [
+  "20/1m",   # short bursts
+  # and the long run
+  "100/1h",  # per hour
+]
+
+[[rule]]  # not spaced
+tool = "b"
+limit = "5/1m"  # five
+"""
+
+
+@pytest.mark.parametrize(
+    ("limits", "before", "after"),
+    [
+        (["10/1m", "100/1h"], '"20/1m",', '"10/1m",'),
+        ("20/1m", '  "100/1h",  # per hour\n', ""),
+        ("90/1h", '  "20/1m",   # short bursts\n  # and the long run\n  "100', '  # and the long run\n  "90'),
+        (["20/1m", "100/1h", "500/1d"], "# per hour\n", '# per hour\n  "500/1d",\n'),
+        ("deny", COMMENTED[40:116], '"deny" # short bursts; and the long run; per hour'),
+    ],
+)
+def test_the_comments_in_a_list_of_limits_stay_with_their_limits(
+    tmp_path: Path, limits: str | list[str], before: str, after: str
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(COMMENTED)
+    put(file, {"tool": "a", "limit": limits})
+    assert file.read_text() == COMMENTED.replace(before, after)
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        '[\n  "5/1m"\n  # "9/1h" was too few\n]',
+        '[ "5/1m" # "9/1h" was too few\n]',
+        '[ # "9/1h" was too few\n  "5/1d", "5/1w"]',
+    ],
+    ids=["below", "beside", "above"],
+)
+def test_a_comment_that_has_no_limit_of_its_own_stays_above_the_new_limits(tmp_path: Path, old: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(f'[[rule]]\ntool = "a"\nlimit = {old}\n')
+    put(file, {"tool": "a", "limit": ["6/1m", "60/1h"]})
+    assert file.read_text() == ('[[rule]]\ntool = "a"\nlimit = [\n  # "9/1h" was too few\n  "6/1m",\n  "60/1h",\n]\n')
+
+
+def test_a_comment_behind_a_list_of_limits_stays_behind_the_word_that_replaces_the_list(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\ntool = "a"\nlimit = [\n  "5/1m", # short\n] # agreed in May\n')
+    put(file, {"tool": "a", "limit": "unlimited"})
+    assert file.read_text() == '[[rule]]\ntool = "a"\nlimit = "unlimited" # short; agreed in May\n'
+
+
+def test_an_edit_changes_no_other_rule(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(COMMENTED)
+    put(file, {"tool": "b", "limit": "6/1m"})
+    assert file.read_text() == COMMENTED.replace("5/1m", "6/1m")
+
+
+def test_rules_in_an_inline_list_can_be_edited(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('rule = [{tool = "a", limit = "5/1m"}, {tool = "b", limit = "5/1m"}]  # terse\n')
+    put(file, {"tool": "b", "limit": "6/1m", "name": "n"})
+    put(file, {"tool": "c", "limit": "7/1m"})
+    assert remove(file, tool="a") == "5/1m"
+    assert rules(file) == [("tool=b", "6/1m"), ("tool=c", "7/1m")]
+    assert "# terse" in file.read_text()
+
+
+# Line ends
+
+
+def test_the_line_ends_of_windows_stay(file: Path) -> None:
+    file.write_bytes(BY_HAND.replace("\n", "\r\n").encode())
+    put(file, {"tool": "x", "limit": "5/1m", "name": "n"})
+    put(file, {"tool": "report", "limit": "6/1m", "name": "n"})
+    content = file.read_bytes()
+    assert content.count(b"\n") == content.count(b"\r\n") == BY_HAND.count("\n") + 6
+
+
+def test_lines_that_an_edit_adds_end_like_the_lines_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b'[[rule]]\r\ntool = "c"\r\nlimit = [\r\n  "7/1d", # x\r\n]\r\n')
+    put(file, {"tool": "c", "limit": ["9/1m", "10/1h"]})
+    content = file.read_bytes()
+    assert parse(content.decode()).rules[0].limit_text == "9/1m 10/1h"
+    assert content.count(b"\n") == content.count(b"\r\n") > 5
+
+
+@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85"])
+def test_characters_that_end_a_line_for_python_but_not_for_toml_stay(tmp_path: Path, char: str) -> None:
+    file = tmp_path / "policy.toml"
+    first = f'# a{char}b\n\n[[rule]]\nname = "c{char}d"\ntool = "a"\nlimit = "5/1m"\n\n'
+    text = first + f'[[rule]]\ntool = "b"\nlimit = "5/1m"\n# z{char}'
+    file.write_text(text)
+    for tool in ("a", "b"):
+        put(file, {"tool": tool, "limit": "6/1m"})
+    assert file.read_text() == text.replace("5/1m", "6/1m")
+    put(file, {"tool": "c", "limit": "7/1m"})
+    assert file.read_text().startswith(text.replace("5/1m", "6/1m") + "\n\n[[rule]]\n")
+
+
+# Removing a rule
+
+
+def test_a_rule_is_removed_with_the_comment_right_above_it_and_all_else_stays(file: Path) -> None:
+    assert remove(file, user="*", tool="search") == "100/1h"
+    start, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
+    assert file.read_text() == BY_HAND[:start] + BY_HAND[end:]
+
+
+def test_without_its_last_rule_a_file_holds_a_policy_that_allows_everything(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('# ours\n[[rule]]\ntool = "a"\nlimit = "5/1m"\n')
+    assert remove(file, tool="a") == "5/1m"
+    assert rules(file) == []
+    assert file.read_text() == '# ours\n\nmode = "enforce"\n'
+    put(file, {"tool": "b", "limit": "5/1m"})
+    assert remove(file, tool="b") == "5/1m"
+
+
+@pytest.mark.parametrize("above", ['# ours\n[[rule]]\ntool = "b"\nlimit = "5/1m"', "# ours", 'mode = "observe" # ours'])
+def test_a_last_rule_whose_last_line_has_no_end_is_removed_from_a_file_with_the_line_ends_of_windows(
+    tmp_path: Path, above: str
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(f'{above}\n\n[[rule]]\ntool = "a"\nlimit = "5/1m"'.replace("\n", "\r\n").encode())
+    assert remove(file, tool="a") == "5/1m"
+    left = f'{above}\n\nmode = "enforce"\n' if above == "# ours" else above
+    assert file.read_bytes() == left.replace("\n", "\r\n").encode()
+
+
+def test_removing_a_rule_that_is_not_there_writes_nothing(file: Path) -> None:
+    before = file.stat()
+    assert remove(file, tool="search") is None
+    assert (file.stat().st_ino, file.stat().st_mtime_ns, file.read_text()) == (before.st_ino, before.st_mtime_ns, BY_HAND)
+
+
+def test_removing_a_rule_from_a_missing_file_is_an_error_and_makes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="no such file"):
+        remove(tmp_path / "policy.toml", tool="search")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Files that cannot be edited
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"# nothing\n", b'[[rule]]\ntool = "a\n', b"\xff\xfe", b"[[rule]]\ntool = 'a'\nlimt = '5/1m'\n"]
+)
+def test_a_file_that_is_not_a_policy_is_an_error_with_its_line_and_stays(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(content)
+    for edit in (lambda: put(file, {"tool": "x", "limit": "5/1m"}), lambda: remove(file, tool="x")):
+        with pytest.raises(PolicyError) as raised:
+            edit()
+        assert raised.value.message.startswith(f"{file}: line ")
+        assert raised.value.hint
+        assert file.read_bytes() == content
+
+
+def test_a_file_in_another_encoding_is_an_error_with_its_line(file: Path) -> None:
+    for text, line in ((BY_HAND.replace("Ask Ines", "Ask Inés"), 1), (BY_HAND.replace("in May", "in März"), 9)):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(PolicyError) as raised:
+            put(file, {"tool": "search", "limit": "1/1h"})
+        assert raised.value.message == f"{file}: line {line}: not UTF-8"
+        assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+@pytest.mark.posix
+def test_no_edit_waits_for_a_pipe_in_place_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    os.mkfifo(file)
+    for edit in (lambda: put(file, {"tool": "search", "limit": "1/1h"}), lambda: remove(file, tool="search")):
+        with pytest.raises(PolicyError) as raised:
+            edit()
+        assert raised.value.message == f"{file}: cannot be read: not a regular file"
+        assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+def test_an_edit_that_would_change_more_than_its_rule_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mcpguard.policy.editing.appended", lambda text, _: text.replace("100/1h", "9/1h"))
+    with pytest.raises(McpguardError, match="would change more than it should"):
+        put(file, {"tool": "x", "limit": "5/1m"})
+    assert file.read_text() == BY_HAND
+
+
+def test_an_edit_that_would_break_a_valid_file_does_not_report_the_file_as_invalid(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    valid = 'rule = [\n  {tool = "a", limit = "5/1m"}\n  # more to come\n]\n'
+    file.write_text(valid)
+    with pytest.raises(McpguardError) as raised:
+        put(file, {"tool": "b", "limit": "6/1m"})
+    assert raised.value.message == f"{file}: this edit would change more than it should"
+    assert raised.value.exit_status == ExitStatus.FAILURE
+    assert file.read_text() == valid
+
+
+def test_an_error_while_writing_leaves_the_file_and_nothing_beside_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(McpguardError, match="cannot be written: No space left on device"):
+        put(file, {"tool": "x", "limit": "5/1m"})
+    assert file.read_text() == BY_HAND
+    assert list(file.parent.iterdir()) == [file]
+
+
+# The file itself
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(file: Path) -> None:
+    with file.open() as old:
+        put(file, {"tool": "x", "limit": "5/1m"})
+        assert old.read() == BY_HAND
+    assert ("tool=x", "5/1m") in rules(file)
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_mode_of_a_file_stays(file: Path) -> None:
+    file.chmod(0o644)
+    put(file, {"tool": "x", "limit": "5/1m"})
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
+def test_a_link_stays_and_its_target_is_edited(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    target = tmp_path / "team" / "limits.toml"
+    target.write_text(BY_HAND)
+    link = tmp_path / "policy.toml"
+    link.symlink_to("team/limits.toml")
+    put(link, {"tool": "x", "limit": "5/1m"})
+    assert link.is_symlink()
+    assert target.read_text() == BY_HAND + '\n[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
+    target.unlink()
+    assert begin(link) is True
+    assert target.read_text() == STARTER
+
+
+def test_the_starter_policy_is_written_only_where_there_is_no_file(file: Path) -> None:
+    assert begin(file) is False
+    assert file.read_text() == BY_HAND
+    file.unlink()
+    assert begin(file) is True
+    assert file.read_text() == STARTER
+
+
+KILLED_BEFORE_THE_END = """
+import os, signal, sys
+from pathlib import Path
+from mcpguard.policy import editing
+os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+editing.put(Path(sys.argv[1]), {"tool": "x", "limit": "5/1m"})
+"""
+
+
+@pytest.mark.posix
+def test_an_edit_that_is_killed_leaves_the_file_and_the_next_edit_removes_the_unfinished_one(file: Path) -> None:
+    backup = file.parent / ".policy.toml.20261126"
+    backup.write_text("mine")
+    done = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_END, file], check=False, timeout=DEADLINE_S)
+    assert done.returncode == -signal.SIGKILL
+    assert file.read_text() == BY_HAND
+    assert len(list(file.parent.iterdir())) == 3
+    put(file, {"tool": "x", "limit": "5/1m"})
+    assert sorted(file.parent.iterdir()) == [backup, file]
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(("age_s", "left"), [(60, True), (7200, False)])
+def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
+    file: Path, age_s: float, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    leftover = file.parent / ".policy.toml.mcpguard-abc"
+    leftover.touch()
+    now = leftover.stat().st_mtime
+    monkeypatch.setattr(time, "time", lambda: now + age_s)
+    put(file, {"tool": "x", "limit": "5/1m"})
+    assert leftover.exists() is left
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(("freed", "written"), [(True, True), (False, False)])
+def test_an_edit_waits_for_another_one_for_some_time_and_then_gives_up(
+    file: Path, monkeypatch: pytest.MonkeyPatch, freed: bool, written: bool
+) -> None:
+    other = os.open(file.parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        if freed and now_s > LOCK_TIMEOUT_S / 2:
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "monotonic", lambda: now_s)
+        patched.setattr(time, "sleep", sleep)
+        with contextlib.nullcontext() if written else pytest.raises(McpguardError, match="locked by another process"):
+            put(file, {"tool": "x", "limit": "5/1m"})
+    os.close(other)
+    assert (file.read_text() != BY_HAND) is written
+
+
+# The mode
+
+RULE = '[[rule]]\ntool = "a"\nlimit = "5/1m"\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (RULE, f'mode = "observe"\n\n{RULE}'),
+        (f"# about us\n\n{RULE}", f'# about us\n\nmode = "observe"\n\n{RULE}'),
+        (f"# about the rule\n{RULE}", f'mode = "observe"\n\n# about the rule\n{RULE}'),
+        (f"mode = 'enforce'   # why\n{RULE}", f'mode = "observe"   # why\n{RULE}'),
+        (f"# about us\r\n\r\n{RULE}", f'# about us\r\n\r\nmode = "observe"\r\n\r\n{RULE}'),
+        ("rule = []\nmode = 'enforce' # why\n", 'rule = []\nmode = "observe" # why\n'),
+        ("rule = [{tool = 'a', limit = 'deny'}]\n", "mode = \"observe\"\n\nrule = [{tool = 'a', limit = 'deny'}]\n"),
+        ('[[rule]]\nmode = "observe"\nlimit = "deny"\n', 'mode = "observe"\n\n[[rule]]\nmode = "observe"\nlimit = "deny"\n'),
+    ],
+)
+def test_the_mode_is_changed_or_added_where_it_belongs_and_all_else_stays(tmp_path: Path, before: str, after: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(before.encode())
+    assert set_mode(file, "enforce").is_unchanged
+    assert file.read_bytes().decode() == before
+    edit = set_mode(file, "observe")
+    assert (edit.before.observe, edit.after.observe, edit.is_new_file) == (False, True, False)
+    assert file.read_bytes().decode() == after
+    set_mode(file, "enforce")
+    policy = parse(file.read_text())
+    assert not policy.observe
+    assert [rule.text for rule in policy.rules] == [rule.text for rule in parse(before).rules]
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
+def test_a_rules_own_mode_is_set_and_kept(tmp_path: Path, *, inline: bool) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('rule = [{tool = "a", limit = "5/1m"}]\n' if inline else RULE)
+
+    def modes(**more: str) -> list[bool]:
+        put(file, {"tool": "a", "limit": "5/1m", **more})
+        return [rule.observe for rule in parse(file.read_text()).rules]
+
+    assert modes(mode="enforce") == [False]
+    assert "mode" not in file.read_text()
+    assert modes(mode="observe") == [True]
+    assert modes() == [True]
+    assert modes(mode="enforce") == [False]
+    assert modes(mode="observe", name="a") == [True]
+
+
+def test_a_named_file_gets_the_mode_but_is_not_made_for_it(file: Path) -> None:
+    assert set_mode(file, "observe", named=True).after.observe
+    file.unlink()
+    with pytest.raises(PolicyError, match="no such file"):
+        set_mode(file, "enforce", named=True)
+    assert not file.exists()
+
+
+def test_setting_an_equal_rule_changes_nothing(file: Path) -> None:
+    edit, at = put(file, {"user": "*", "tool": "search", "limit": ["100/1h"]})
+    assert (edit.is_unchanged, at) == (True, 0)
+    assert file.read_text() == BY_HAND
+
+
+# Caps, costs and waits
+
+
+@pytest.mark.parametrize(
+    ("table", "before", "after"),
+    [
+        ({"tool": "report", "limit": "6/1m"}, '"5/1m"', '"6/1m"'),
+        ({"tool": "report", "concurrent": 3}, "# agreed\n", "# agreed\nconcurrent = 3\n"),
+        ({"tool": "report", "limit": "6/1m", "wait": "9s"}, '"5/1m"  # agreed\n', '"6/1m"  # agreed\nwait = "9s"\n'),
+        (
+            {"tool": "report", "limit": "5/1m", "name": "r"},
+            '[[rule]]\ntool = "report"',
+            '[[rule]]\nname = "r"\ntool = "report"',
+        ),
+        ({"tool": "sync", "concurrent": 3}, "concurrent = 2", "concurrent = 3"),
+        ({"tool": "sync", "limit": "3/1m"}, "concurrent = 2\n", 'concurrent = 2\nlimit = "3/1m"\n'),
+        (
+            {"tool": "sync", "limit": "3/1m", "count": "errors", "concurrent": 1},
+            "concurrent = 2\n",
+            'concurrent = 1\nlimit = "3/1m"\ncount = "errors"\n',
+        ),
+        (
+            {"limit": "9/1h", "count": "cost", "mode": "observe"},
+            '[[rule]]\nlimit = "100/1h"',
+            '[[rule]]\nmode = "observe"\nlimit = "9/1h"',
+        ),
+        ({"limit": "9/1h"}, "# last words\n", '# last words\n\n[[rule]]\nlimit = "9/1h"\n'),
+        ({"tool": "sync", "limit": "deny"}, "# last words\n", '# last words\n\n[[rule]]\ntool = "sync"\nlimit = "deny"\n'),
+        (
+            {"tool": "sync", "limit": "3/1m", "mode": "observe"},
+            "# last words\n",
+            '# last words\n\n[[rule]]\ntool = "sync"\nlimit = "3/1m"\nmode = "observe"\n',
+        ),
+    ],
+)
+def test_an_edit_among_rules_and_costs_changes_its_place_only(
+    mixed: Path, table: dict[str, Any], before: str, after: str
+) -> None:
+    put(mixed, table)
+    assert mixed.read_text() == MIXED.replace(before, after, 1)
+    text = mixed.read_text()
+    edit, _ = put(mixed, table)
+    assert (edit.is_unchanged, mixed.read_text()) == (True, text)
+
+
+def test_closing_a_rule_removes_what_a_closed_rule_cannot_have(mixed: Path) -> None:
+    put(mixed, {"tool": "report", "limit": "5/1m", "concurrent": 3, "wait": "9s", "count": "calls"})
+    put(mixed, {"tool": "report", "limit": "deny"})
+    assert mixed.read_text() == MIXED.replace('"5/1m"', '"deny"')
+
+
+@pytest.mark.parametrize(("key", "value", "other"), [("name", "a", "b"), ("mode", "observe", "enforce"), ("wait", "5s", "6s")])
+def test_a_cap_joins_the_rule_of_a_limit_unless_its_name_mode_or_wait_is_another_one(
+    tmp_path: Path, key: str, value: str, other: str
+) -> None:
+    file = tmp_path / "policy.toml"
+    for cap, rules_then in ((value, 1), (other, 2)):
+        file.write_text(f'[[rule]]\ntool = "x"\nlimit = "5/1m"\n{key} = "{value}"\n')
+        put(file, {"tool": "x", "concurrent": 2, key: cap})
+        assert len(parse(file.read_text()).rules) == rules_then
+
+
+def test_a_limit_and_a_cap_in_two_rules_are_not_set_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    text = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n[[rule]]\ntool = "x"\nconcurrent = 2\n'
+    file.write_text(text)
+    with pytest.raises(McpguardError, match="rules 1 and 2 have these selectors"):
+        put(file, {"tool": "x", "limit": "6/1m", "concurrent": 3})
+    assert file.read_text() == text
+    put(file, {"tool": "x", "limit": "6/1m"})
+    put(file, {"tool": "x", "concurrent": 3})
+    assert file.read_text() == text.replace("5/1m", "6/1m").replace("= 2", "= 3")
+
+
+@pytest.mark.parametrize(
+    ("count", "table"),
+    [
+        ("calls", {"count": "errors"}),
+        ("errors", {"count": "calls"}),
+        ("cost", {}),
+    ],
+)
+def test_a_limit_that_counts_something_else_is_not_replaced_because_it_shares_its_rule_with_a_cap(
+    tmp_path: Path, count: str, table: dict[str, Any]
+) -> None:
+    file = tmp_path / "policy.toml"
+    text = f'[[rule]]\ntool = "x"\nlimit = "20/1m"\ncount = "{count}"\nconcurrent = 2\n'
+    file.write_text(text)
+    with pytest.raises(McpguardError, match=f"rule 1 has these selectors, but its limit counts {count}, not ") as error:
+        put(file, {"tool": "x", "limit": "3/1m", "concurrent": 4, **table})
+    assert error.value.hint == "set the limit and the cap one after the other"
+    assert file.read_text() == text
+    put(file, {"tool": "x", "limit": "3/1m", **table})
+    put(file, {"tool": "x", "concurrent": 4})
+    assert parse(file.read_text()).rules[0].limit_text == "20/1m"
+    assert [rule.concurrent for rule in parse(file.read_text()).rules] == [4, None]
+
+
+@pytest.mark.parametrize(
+    ("table", "before", "after"),
+    [
+        ({"tool": "report", "cost": 30}, "cost = 20  # units", "cost = 30  # units"),
+        ({"cost": 3}, "cost = 2\n", "cost = 3\n"),
+        ({"server": "crm", "cost": 3}, "# last words\n", '# last words\n\n[[cost]]\nserver = "crm"\ncost = 3\n'),
+    ],
+)
+def test_setting_a_cost_changes_its_place_only(mixed: Path, table: dict[str, Any], before: str, after: str) -> None:
+    put_cost(mixed, table)
+    assert mixed.read_text() == MIXED.replace(before, after, 1)
+    edit, _ = put_cost(mixed, table)
+    assert edit.is_unchanged
+
+
+def test_rules_and_costs_are_removed_with_their_comments(mixed: Path) -> None:
+    def costs(**table: Any) -> None:
+        assert take_out_cost(mixed, parse_cost(table | {"cost": 1}, where="test"), named=True) is not None
+
+    costs(tool="report")
+    text = MIXED.replace('# Dear\n[[cost]]\ntool = "report"  # a tool\ncost = 20  # units\n\n', "")
+    assert mixed.read_text() == text
+    remove(mixed, tool="report")
+    text = text.replace('# Reports\n[[rule]]\ntool = "report"\nlimit = "5/1m"  # agreed\n# after the limit\n\n', "")
+    assert "after the limit" in mixed.read_text()  # it could be about what follows
+    costs()
+    assert "cost = 2\n" not in mixed.read_text()
+    assert [rule.limits_text for rule in parse(mixed.read_text()).rules] == ["100-units/1h", "2-in-flight"]
+    assert take_out_cost(mixed, parse_cost({"cost": 1}, where="test"), named=True) is None
+
+
+def test_a_policy_of_costs_only_keeps_them_without_its_last_rule(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nlimit = "5/1m"\n\n[[cost]]\ncost = 2\n')
+    remove(file)
+    assert file.read_text() == "[[cost]]\ncost = 2\n"
+    take_out_cost(file, parse_cost({"cost": 1}, where="test"), named=True)
+    assert file.read_text() == 'mode = "enforce"\n'
+
+
+def test_a_part_of_a_rule_is_removed(mixed: Path) -> None:
+    put(mixed, {"tool": "sync", "limit": "3/1m", "count": "errors"})
+    rule = parse_rule({"tool": "sync", "limit": "unlimited"}, where="test")
+    text = mixed.read_text()
+    for part, kept, gone in (("errors", "2-in-flight", "3-errors/1m"), ("concurrent", "3-errors/1m", "2-in-flight")):
+        mixed.write_text(text)
+        found = take_out(mixed, rule, named=True, part=part)  # type: ignore[arg-type]
+        assert found is not None
+        assert (found.gone.limits_text, found.after.rules[2].limits_text, found.at) == (gone, kept, 2)
+    assert take_out(mixed, rule, named=True, part="cost") is None
+
+
+def test_the_mode_is_added_above_the_first_table(mixed: Path) -> None:
+    set_mode(mixed, "observe")
+    text = MIXED.replace("# Ours\n", 'mode = "observe"\n\n# Ours\n')
+    assert mixed.read_text() == text
+
+
+def test_costs_and_caps_in_inline_lists_can_be_edited(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    text = 'cost = [{tool = "a", cost = 2}]  # dear\nrule = [{tool = "a", limit = "5/1m", concurrent = 2}]  # ours\n'
+    file.write_text(text)
+    put(file, {"tool": "a", "concurrent": 3})
+    put_cost(file, {"tool": "a", "cost": 4})
+    put_cost(file, {"cost": 5})
+    assert file.read_text() == (
+        'cost = [{tool = "a", cost = 4}, {cost = 5}]  # dear\nrule = [{tool = "a", limit = "5/1m", concurrent = 3}]  # ours\n'
+    )
+    take_out_cost(file, parse_cost({"tool": "a", "cost": 1}, where="test"), named=True)
+    take_out(file, parse_rule({"tool": "a", "limit": "unlimited"}, where="test"), named=True, part="calls")
+    assert tomllib.loads(file.read_text()) == {"cost": [{"cost": 5}], "rule": [{"tool": "a", "concurrent": 3}]}
+
+
+def test_the_line_ends_of_windows_stay_when_keys_are_added(mixed: Path) -> None:
+    mixed.write_bytes(MIXED.replace("\n", "\r\n").encode())
+    put(mixed, {"tool": "report", "concurrent": 3})
+    put_cost(mixed, {"tool": "report", "cost": 30})
+    expected = MIXED.replace("# agreed\n", "# agreed\nconcurrent = 3\n").replace("cost = 20", "cost = 30")
+    assert mixed.read_bytes() == expected.replace("\n", "\r\n").encode()
+
+
+def test_a_key_is_added_to_a_last_line_without_an_end(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nlimit = "5/1m"')
+    put(file, {"concurrent": 3})
+    assert file.read_text() == '[[rule]]\nlimit = "5/1m"\nconcurrent = 3\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('wait = "5s"', 'wait = "6s"'), ("cost = 20", "cost = 21"), ("concurrent = 2", "concurrent = 3")]
+)
+def test_an_edit_that_would_change_a_wait_a_cost_or_a_cap_besides_is_refused(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    monkeypatch.setattr("mcpguard.policy.editing.appended", lambda text, table: appended(text, table).replace(old, new))
+    with pytest.raises(McpguardError, match="would change more than it should"):
+        put(mixed, {"tool": "another", "limit": "1/1h"})
+    assert mixed.read_text() == MIXED

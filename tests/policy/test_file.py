@@ -1,0 +1,529 @@
+import errno
+import gc
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mcpguard import followed_file
+from mcpguard.errors import PolicyError
+from mcpguard.followed_file import HELD_S
+from mcpguard.policy import file
+from mcpguard.policy.file import AT_ONCE_BYTES, PolicyFile
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import parse
+
+
+def rule(limit: str) -> str:
+    return f'[[rule]]\ntool = "search"\nlimit = "{limit}"\n'
+
+
+def limit(found: Policy | PolicyError | None) -> str:
+    """The only limit of the policy that was loaded, or why none was loaded."""
+    if isinstance(found, PolicyError):
+        return found.message
+    if found is None:
+        return "nothing new"
+    (one,) = found.rules
+    return "deny" if one.deny else f"{one.rates[0].n}/{one.rates[0].text}"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "policy.toml"
+
+
+@pytest.fixture
+def running(path: Path) -> PolicyFile:
+    """A file with one rule, which has been loaded."""
+    path.write_text(rule("1/1h"))
+    file = PolicyFile(path)
+    assert limit(file.begin()) == "1/1h"
+    return file
+
+
+def settle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a minute pass."""
+    later = max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) + 60_000_000_000
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+
+
+def test_an_unchanged_file_changes_nothing(running: PolicyFile) -> None:
+    assert [running.poll() for _ in range(3)] == [None] * 3
+
+
+def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(path, monkeypatch)
+    assert running.poll() is None
+    monkeypatch.setattr(followed_file, "read_at_once", None)
+    assert running.poll() is None
+
+
+def test_an_edit_is_loaded_by_the_next_poll(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(path, monkeypatch)
+    running.poll()
+    path.write_text(rule("22/1h"))
+    assert limit(running.poll()) == "22/1h"
+    assert running.poll() is None
+
+
+def test_two_edits_with_one_time_stamp_are_both_loaded(running: PolicyFile, path: Path) -> None:
+    for n in (2, 3, 4):  # of the same size, in the same file, and with the same time
+        stamp = path.stat()
+        path.write_text(rule(f"{n}/1h"))
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert limit(running.poll()) == f"{n}/1h"
+
+
+@pytest.mark.posix
+def test_an_edit_that_keeps_the_time_and_size_is_found_by_the_time_of_the_change(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(path, monkeypatch)
+    running.poll()
+    stamp = path.stat()
+    path.write_text(rule("2/1h"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert limit(running.poll()) == "2/1h"
+
+
+def test_a_file_that_replaces_the_old_one_is_loaded(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle(path, monkeypatch)
+    running.poll()
+    other = path.with_suffix(".new")
+    other.write_text(rule("2/1h"))
+    other.replace(path)
+    assert limit(running.poll()) == "2/1h"
+
+
+def edit(path: Path) -> None:
+    path.write_text(rule("2/1h"))
+
+
+def edit_and_keep_the_time(path: Path) -> None:
+    stamp = path.stat()
+    path.write_text(rule("2/1h"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def replace(path: Path) -> None:
+    other = path.with_suffix(".new")
+    other.write_text(rule("2/1h"))
+    other.replace(path)
+
+
+def rename_and_make_anew(path: Path) -> None:
+    path.rename(path.with_suffix(".old"))
+    path.write_text(rule("2/1h"))
+
+
+def remove_and_make_anew(path: Path) -> None:
+    path.unlink()
+    path.write_text(rule("2/1h"))
+
+
+@pytest.fixture
+def held(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyFile:
+    """The file, kept open: a look at it no longer goes by its path."""
+    settle(path, monkeypatch)
+    assert [running.poll() for _ in range(2)] == [None] * 2
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", None)
+    assert running.poll() is None
+    monkeypatch.setattr(os, "stat", stat)
+    return running
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("change", [edit, edit_and_keep_the_time, replace, rename_and_make_anew, remove_and_make_anew])
+def test_every_change_of_a_file_that_is_kept_open_is_found_by_the_next_poll(
+    held: PolicyFile, path: Path, change: Callable[[Path], None]
+) -> None:
+    change(path)
+    assert limit(held.poll()) == "2/1h"
+    assert held.poll() is None
+
+
+@pytest.mark.posix
+def test_the_removal_of_a_file_that_is_kept_open_is_found_by_the_next_poll(held: PolicyFile, path: Path) -> None:
+    path.unlink()
+    assert limit(held.poll()) == f"{path}: no such file"
+
+
+@pytest.mark.posix
+def test_a_file_that_was_kept_open_and_cannot_be_examined_any_more_is_looked_for_by_its_path(
+    held: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(rule("2/1h"))
+    fstat, asked = os.fstat, []
+
+    def stale_at_first(fd: int) -> os.stat_result:
+        asked.append(fd)
+        if len(asked) == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return fstat(fd)
+
+    monkeypatch.setattr(os, "fstat", stale_at_first)
+    assert limit(held.poll()) == "2/1h"
+
+
+@pytest.mark.posix
+def test_a_folder_in_the_place_of_the_files_folder_is_found_after_a_second(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    file = path.parent / "team" / "policy.toml"
+    for folder, text in ("team", "1/1h"), ("other", "2/1h"):
+        (path.parent / folder).mkdir()
+        (path.parent / folder / "policy.toml").write_text(rule(text))
+    running = PolicyFile(file)
+    running.begin()
+    settle(file, monkeypatch)
+    assert [running.poll() for _ in range(3)] == [None] * 3
+    file.parent.rename(path.parent / "before")
+    (path.parent / "other").rename(file.parent)
+    assert running.poll() is None
+    now_s += HELD_S
+    assert limit(running.poll()) == "2/1h"
+
+
+@pytest.mark.posix
+def test_another_target_of_a_link_is_found_by_the_next_poll(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = [path.with_name(f"{n}.toml") for n in (1, 2)]
+    for n, target in enumerate(targets, 1):
+        target.write_text(rule(f"{n}/1h"))
+    path.symlink_to(targets[0])
+    file = PolicyFile(path)
+    file.begin()
+    settle(targets[1], monkeypatch)
+    assert [file.poll() for _ in range(3)] == [None] * 3
+    path.unlink()
+    path.symlink_to(targets[1])
+    assert limit(file.poll()) == "2/1h"
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("named", [False, True])
+def test_a_link_to_a_missing_file_is_an_error_until_the_file_is_there(path: Path, named: bool) -> None:
+    target = path.with_name("team.toml")
+    path.symlink_to(target)
+    file = PolicyFile(path, named=named)
+    error = file.begin()
+    assert isinstance(error, PolicyError)
+    assert error.message == f"{path} is a link to {target}, which does not exist"
+    assert not file.is_starter
+    target.write_text(rule("1/1h"))
+    assert limit(file.poll()) == "1/1h"
+
+
+@pytest.mark.posix
+def test_a_file_behind_a_link_is_followed(path: Path) -> None:
+    target = path.with_name("team.toml")
+    target.write_text(rule("1/1h"))
+    path.symlink_to(target)
+    file = PolicyFile(path)
+    assert limit(file.begin()) == "1/1h"
+    target.write_text(rule("2/1h"))
+    assert limit(file.poll()) == "2/1h"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "line 1: the file is empty"),
+        (b"# nothing\n", "line 1: the file is empty"),
+        (b"[[rule]\n", "line 1: not TOML"),
+        (b'[[rule]]\nlimit = "\xff"\n', "line 2: not UTF-8"),
+        (b"\xef\xbb\xbf" + b'[[rule]]\nlimit = "1/1h"\n', "line 1: begins with a byte order mark"),
+        (b"[[rule]]\n", "line 1: rule 1: no limit"),
+    ],
+)
+def test_a_broken_file_is_reported_once_and_loaded_again_when_it_is_corrected(
+    running: PolicyFile, path: Path, content: bytes, words: str
+) -> None:
+    path.write_bytes(content)
+    assert f"{path}: {words}" in limit(running.poll())
+    assert running.poll() is None
+    path.write_bytes(content)
+    assert running.poll() is None
+    path.write_text(rule("1/1h"))
+    assert limit(running.poll()) == "1/1h"
+
+
+def test_a_removed_file_is_reported_once_and_loaded_again_when_it_is_back(running: PolicyFile, path: Path) -> None:
+    path.unlink()
+    assert limit(running.poll()) == f"{path}: no such file"
+    assert running.poll() is None
+    assert not running.is_starter
+    path.write_text(rule("1/1h"))
+    assert limit(running.poll()) == "1/1h"
+
+
+def test_the_starter_policy_does_not_replace_a_file_that_is_broken_and_then_removed(running: PolicyFile, path: Path) -> None:
+    path.write_text("[[rule]")
+    assert f"{path}: line 1: not TOML" in limit(running.poll())
+    path.unlink()
+    assert limit(running.poll()) == f"{path}: no such file"
+    assert not running.is_starter
+
+
+def test_a_new_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in_force(path: Path) -> None:
+    file = PolicyFile(path)
+    file.begin()
+    path.write_text("[[rule]")
+    assert f"{path}: line 1: not TOML" in limit(file.poll())
+    path.unlink()
+    found = file.poll()
+    assert isinstance(found, Policy)
+    assert len(found.rules) == 4
+    assert file.is_starter
+
+
+@pytest.mark.posix
+def test_a_file_that_becomes_a_folder_is_reported_once(running: PolicyFile, path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    assert limit(running.poll()) == f"{path}: cannot be read: Is a directory"
+    assert running.poll() is None
+
+
+def test_a_file_that_is_broken_at_the_start_is_an_error_until_it_is_corrected(path: Path) -> None:
+    path.write_text("[[rule]")
+    file = PolicyFile(path)
+    assert f"{path}: line 1: not TOML" in limit(file.begin())
+    assert file.poll() is None
+    path.write_text(rule("1/1h"))
+    assert limit(file.poll()) == "1/1h"
+
+
+def test_a_named_file_that_is_missing_is_an_error_until_it_exists(path: Path) -> None:
+    file = PolicyFile(path, named=True)
+    assert limit(file.begin()) == f"{path}: no such file"
+    assert not file.is_starter
+    assert file.poll() is None
+    path.write_text(rule("1/1h"))
+    assert limit(file.poll()) == "1/1h"
+
+
+def test_a_named_file_that_is_missing_asks_whether_its_name_is_right(path: Path) -> None:
+    found = PolicyFile(path, named=True).begin()
+    assert isinstance(found, PolicyError)
+    assert found.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
+
+
+def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path) -> None:
+    file = PolicyFile(path)
+    starter = file.begin()
+    assert isinstance(starter, Policy)
+    assert len(starter.rules) == 4
+    assert file.is_starter
+    assert file.poll() is None
+    path.write_text(rule("1/1h"))
+    assert limit(file.poll()) == "1/1h"
+    assert not file.is_starter
+
+
+@pytest.mark.parametrize("content", [None, rule("1/1h")], ids=["starter", "file"])
+def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path, content: str | None) -> None:
+    if content:
+        path.write_text(content)
+    file = PolicyFile(path, observe=True)
+    first = file.begin()
+    path.write_text('mode = "enforce"\n' + rule("2/1h"))
+    second = file.poll()
+    assert isinstance(first, Policy)
+    assert isinstance(second, Policy)
+    assert first.observe
+    assert second.observe
+
+
+@pytest.mark.posix
+def test_a_file_that_cannot_be_examined_is_not_taken_for_missing(path: Path) -> None:
+    path.symlink_to(path)
+    file = PolicyFile(path)
+    assert limit(file.begin()) == f"{path}: cannot be read: Too many levels of symbolic links"
+    assert not file.is_starter
+    assert file.poll() is None
+    path.unlink()
+    path.write_text(rule("1/1h"))
+    assert limit(file.poll()) == "1/1h"
+
+
+@pytest.mark.posix
+def test_a_file_that_cannot_be_examined_and_then_is_missing_is_noticed(path: Path) -> None:
+    path.symlink_to(path)
+    file = PolicyFile(path)
+    assert "cannot be read" in limit(file.begin())
+    path.unlink()
+    assert isinstance(file.poll(), Policy)
+    assert file.is_starter
+
+
+@pytest.mark.parametrize("when", ["at the start", "after an edit"])
+def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_by_the_next_poll(
+    path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    path.write_text(rule("1/1h"))
+    file = PolicyFile(path)
+    if when == "after an edit":
+        assert isinstance(file.begin(), Policy)
+        path.write_text(rule("22/1h"))
+    settle(path, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(followed_file, "read_at_once", refuse)
+        found = file.begin() if when == "at the start" else file.poll()
+        assert isinstance(found, PolicyError)
+        assert file.poll() is None  # it is reported once
+    assert isinstance(file.poll(), Policy)
+
+
+def test_a_token_pasted_into_the_policy_is_not_repeated_in_the_error(path: Path) -> None:
+    path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
+    assert "(a token)" in limit(PolicyFile(path).begin())
+
+
+# Files that are too large to be parsed while a call waits
+
+
+def large(limit: str) -> str:
+    return rule(limit) + "#" * AT_ONCE_BYTES
+
+
+class Parser:
+    """Parses in threads once it may."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.threads: list[str] = []
+        self.may = threading.Event()
+
+    def __call__(self, text: str, **options: object) -> Policy:
+        self.asked.append(text.split('"')[-2] if '"' in text else "")
+        self.threads.append(threading.current_thread().name)
+        if threading.current_thread() is not threading.main_thread():
+            assert self.may.wait(30)
+        return parse(text, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def parser(running: PolicyFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Parser]:
+    found = Parser()
+    monkeypatch.setattr(file, "parse", found)
+    yield found
+    found.may.set()
+    for thread in threading.enumerate():
+        if thread.name == "mcpguard-policy":
+            thread.join(30)
+
+
+def without_threads(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def next_of(file: PolicyFile) -> str:
+    """What is taken up next."""
+    deadline = time.monotonic() + 30
+    while (found := file.poll()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return limit(found)
+
+
+def test_a_large_file_is_loaded_once_by_the_first_poll_after_parsing(running: PolicyFile, path: Path, parser: Parser) -> None:
+    path.write_text(large("2/1h"))
+    assert [running.poll() for _ in range(3)] == [None] * 3
+    parser.may.set()
+    assert next_of(running) == "2/1h"
+    assert running.poll() is None
+    assert parser.threads == ["mcpguard-policy"]
+
+
+def test_a_large_file_is_loaded_later_if_the_system_has_no_thread_to_parse_it(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(large("2/1h"))
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", without_threads)
+        assert [running.poll() for _ in range(3)] == [None] * 3
+    assert next_of(running) == "2/1h"
+
+
+def test_a_file_that_is_not_large_is_loaded_at_once(running: PolicyFile, path: Path, parser: Parser) -> None:
+    path.write_text(large("2/1h")[:AT_ONCE_BYTES])
+    assert limit(running.poll()) == "2/1h"
+
+
+def test_a_large_broken_file_is_reported_once(running: PolicyFile, path: Path, parser: Parser) -> None:
+    parser.may.set()
+    path.write_text(large("0/1h"))
+    assert next_of(running).startswith(f"{path}: line 3: rule 1: limit: '0/1h' admits nothing")
+    assert running.poll() is None
+    path.write_text(large("2/1h"))
+    assert next_of(running) == "2/1h"
+
+
+def test_a_small_edit_replaces_a_large_one_that_is_still_being_parsed(running: PolicyFile, path: Path, parser: Parser) -> None:
+    path.write_text(large("2/1h"))
+    assert running.poll() is None
+    path.write_text(rule("3/1h"))
+    assert limit(running.poll()) == "3/1h"
+    parser.may.set()
+    path.write_text(large("4/1h"))
+    assert next_of(running) == "4/1h"
+    assert running.poll() is None
+
+
+def test_the_last_of_several_large_edits_is_loaded(running: PolicyFile, path: Path, parser: Parser) -> None:
+    for n in (2, 3, 4):
+        path.write_text(large(f"{n}/1h"))
+        assert running.poll() is None
+    assert len(parser.threads) <= 1
+    parser.may.set()
+    assert next_of(running) == "4/1h"
+    assert parser.asked == ["2/1h", "4/1h"]
+
+
+def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_loaded(running: PolicyFile, path: Path, parser: Parser) -> None:
+    path.write_text(large("2/1h"))
+    assert running.poll() is None
+    path.unlink()
+    assert limit(running.poll()) == f"{path}: no such file"
+    parser.may.set()
+    assert running.poll() is None
+
+
+def test_a_large_file_is_parsed_in_a_thread_without_collections(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(text: str, **options: object) -> Policy:
+        seen.append((threading.current_thread().name, gc.isenabled()))
+        return parse(text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(file, "parse", look)
+    path.write_text(large("2/1h"))
+    assert next_of(running) == "2/1h"
+    assert seen == [("mcpguard-policy", False)]
+    assert gc.isenabled()
+
+
+def test_an_internal_error_while_parsing_is_reported_once(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(text: str, **options: object) -> Policy:
+        raise ZeroDivisionError(text[:8])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file, "parse", fail)
+        path.write_text(large("2/1h"))
+        assert next_of(running) == "internal error, please report it: ZeroDivisionError('[[rule]]')"
+        assert running.poll() is None
+    path.write_text(large("3/1h"))
+    assert next_of(running) == "3/1h"

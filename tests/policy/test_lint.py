@@ -1,0 +1,391 @@
+"""Warnings of probable mistakes in valid policies."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.limiter import sliding
+from mcpguard.limiter.sliding import EMPTY, Limit
+from mcpguard.policy.explain import series
+from mcpguard.policy.lint import counted_in_grains, superfluous, warnings
+from mcpguard.policy.model import SELECTORS, Call, Policy, Rate, Rule
+from mcpguard.policy.parse import STARTER, parse
+from tests.build import steps
+
+
+def keys(text: str) -> list[str]:
+    """The lines of a rule that stands on one."""
+    return re.split(r"(?<=['\]]) ", text)
+
+
+def rules(*texts: str, head: str = "") -> list[str]:
+    policy = parse(head + "".join("\n".join(["[[rule]]", *keys(text), ""]) for text in texts))
+    return warnings(policy, tiers=("x", "z", "b"))
+
+
+def test_ordinary_policies_have_no_warnings() -> None:
+    assert warnings(parse(STARTER)) == []
+    assert rules("tool='t' limit='deny'", "tool='u' limit='5/1m'") == []
+
+
+def test_a_rule_whose_calls_another_rule_denies_is_warned_of() -> None:
+    (warning,) = rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'")
+    assert warning.startswith("line 4: rule 2 (user=* tool=t) can never admit a call: line 1: rule 1 (tool=t) denies all")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("tool='*' limit='deny'", "tool='t' limit='5/1m'"),  # it yields to the exception
+        ("tool='t' limit='deny'", "tool='t' scope='admin' limit='5/1m'"),
+        ("tool='t*' limit='deny'", "user='*' tool='t' limit='5/1m'", "tool='t' limit='9/1m'"),  # and there to a third
+        ("tool='t*' limit='deny'", "user='*' tool='*x' limit='5/1m'"),  # it covers a part
+        ("tool='t' limit='deny' mode='observe'", "user='*' tool='t' limit='5/1m'"),
+        ("tool='t' limit='deny'", "user='*' tool='t' limit='deny'"),
+        # the first of two that differ in roles only applies
+        ("tool='t' role='b' limit='9/1m'", "tool='t' role='a' limit='deny'", "user='*' tool='t' role=['a', 'b'] limit='5/1m'"),
+    ],
+)
+def test_a_rule_that_can_admit_is_not_warned_of(texts: tuple[str, ...]) -> None:
+    assert rules(*texts) == []
+
+
+def test_a_starter_rule_whose_calls_another_rule_denies_is_not_warned_of_unless_somebody_has_edited_it() -> None:
+    assert rules("agent='*::api::*' limit='deny'", head=STARTER) == []
+    (warning,) = rules("agent='*::api::*' limit='deny'", head=STARTER.replace("30/1m", "31/1m"))
+    assert "rule 4 (user=* agent=*::api::*) can never admit a call" in warning
+
+
+def test_a_rule_with_another_per_is_not_an_exception() -> None:
+    (warning,) = rules("tool='t' role='a' limit='5/1m'", "tool='t' limit='deny' per=['user']")
+    assert warning.endswith('if it is meant to be an exception, write per = ["tool", "server"] in rule 2')
+    assert rules("tool='t' role='a' limit='5/1m'", "tool='t' limit='deny' per=['tool', 'server']") == []
+
+
+@pytest.mark.parametrize(
+    ("deny", "exception", "remedy"),
+    [
+        ("tool='t'", "user='bob' tool='t'", "user='*'"),
+        ("server='s'", "agent='A::b::c' tool='t' server='s'", "agent='*' tool='*'"),
+        ("tool='t'", "user='bob' tool='t' per=['user']", "user='*' per=['user']"),
+        ("server='s'", "user='bob' server='s' per=[]", "user='*' per=[]"),
+        ("server='s' per=['server']", "tool='t' server='s'", "tool='*' per=['tool', 'server']"),
+    ],
+)
+def test_the_warning_says_how_to_make_the_rule_an_exception(deny: str, exception: str, remedy: str) -> None:
+    exception += " limit='5/1m'"
+    (warning,) = rules(f"{deny} limit='deny'", exception)
+    steps = series([key.replace("=", " = ").replace("'", '"') for key in keys(remedy)])
+    assert warning.endswith(f"if it is meant to be an exception, write {steps} in rule 1")
+    kept = " ".join(key for key in keys(deny) if not ("per=" in key and "per=" in remedy))
+    assert rules(f"{kept} {remedy} limit='deny'", exception) == []
+
+
+def test_an_exception_must_be_narrower_than_the_rule_that_denies() -> None:
+    (warning,) = rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'")
+    assert warning.endswith("only a rule that is narrower than rule 1 can be an exception from it")
+
+
+def test_a_rule_on_any_tool_can_never_admit_beside_a_denial_of_any_tool() -> None:
+    assert len(rules("server='s' limit='deny'", "user='*' server='s' limit='5/1m'", "user='*' tool='t' limit='5/1m'")) == 1
+    assert rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='s' limit='5/1m'") == []
+    assert len(rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='t' limit='5/1m'")) == 1
+
+
+def test_exceptions_for_other_calls_do_not_hide_the_warning() -> None:
+    closed, other = "agent='A*::*::*' tool='t*' limit='deny'", "user='*' agent='A::x::y' tool='t1' limit='5/1m'"
+    assert len(rules(closed, other)) == 1
+    assert len(rules(closed, other, "agent='A::z::*' tool='t*' limit='5/1m'")) == 1
+    assert len(rules(closed, other, "agent='A*::x::*' tool='t2*' limit='5/1m'")) == 1
+    assert rules(closed, other, "agent='A*::*x::*' tool='t*' limit='5/1m'") == []
+    some = "user='*' agent='A*::*::*' tool='t1*' limit='5/1m'"
+    assert len(rules(closed, some, "agent='A*::*::*' tool='t2' limit='5/1m'")) == 1
+    assert rules(closed, some, "agent='A*::*::*' tool='t12' limit='5/1m'") == []
+    wide = "user='*' agent='A*::*::*' tool='t*2' limit='5/1m'"
+    assert len(rules(closed, wide, "agent='A*::*::*' tool='t*3' limit='5/1m'")) == 1
+    assert rules(closed, wide, "agent='A*::*::*' tool='t3*' limit='5/1m'") == []
+
+
+names = st.sampled_from(["a", "ab", "b", "*", "a*", "ab*"])
+calls = [
+    Call(user, "x::y::z", "s", tool, ("a", "b"))
+    for user in ("a", "ab", "abc", "b", "c")
+    for tool in ("a", "ab", "abc", "b", "c")
+]
+kinds: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [
+        {"deny": True},
+        {"deny": True},
+        {},
+        {},
+        {"counts": "cost"},
+        {"counts": "errors", "concurrent": 2},
+        {"concurrent": 2},
+        {"concurrent": 2, "has_limit": False},
+    ]
+)
+closing_rules = st.builds(
+    lambda selectors, per, observe, kind: Rule(selectors, per, observe=observe, **kind),
+    st.fixed_dictionaries(
+        {}, optional={key: names.map(lambda name: (name,)) for key in ("user", "tool")} | {"role": st.just(("a",))}
+    ),
+    st.sampled_from([frozenset[str](), frozenset({"user"})]),
+    st.sampled_from([False, False, True]),
+    kinds,
+)
+
+
+def closed(rules: Sequence[Rule]) -> list[tuple[int, int]]:
+    """The rules that can never admit, each with the first that closes it: each is compared with each other."""
+    found: dict[int, int] = {}
+    for closing, deny in enumerate(rules):
+        instead = [
+            other
+            for at, other in enumerate(rules)
+            if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in other.parts)
+        ]
+        for at, rule in enumerate(rules):
+            covered = deny.deny and not deny.observe and not rule.deny and all(deny.covers(rule, key) for key in SELECTORS)
+            if covered and not any(rule.matches(call) and other.matches(call) for other in instead for call in calls):
+                found.setdefault(at, closing)
+    return sorted(found.items())
+
+
+@given(st.lists(closing_rules, max_size=8))
+def test_rules_that_never_admit_are_those_of_comparing_all_pairs(rules: list[Rule]) -> None:
+    found = [warning for warning in warnings(Policy(tuple(rules))) if "can never admit" in warning]
+    told = [re.findall(r"(?:^|: )rule (\d+) ", warning) for warning in found]
+    assert [(int(at) - 1, int(shutter) - 1) for at, shutter in told] == closed(rules)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("", "tool='t{}' limit='1/1s'"),
+        ("", "user='u{}' tool='x' limit='1/1s'"),
+        ("user='u{}' tool='t' limit='deny'", "user='u{}' server='s' tool='t' limit='1/1s'"),
+        ("tool='t{}' limit='deny'", "user='u' tool='t{}' limit='1/1s'"),
+    ],
+)
+@pytest.mark.no_cover
+def test_finding_rules_that_never_admit_takes_time_linear_in_the_number_of_rules(texts: tuple[str, str]) -> None:
+    def of(rules: int) -> int:
+        bodies = [text.replace("{}", str(at)) for at in range(rules) for text in texts if text]
+        tables = "".join("\n".join(["[[rule]]", *keys(text), ""]) for text in ["tool='*' limit='deny'", *bodies])
+        policy = parse(tables)
+        return steps(lambda: warnings(policy))
+
+    assert of(400) <= 4.5 * of(100)
+
+
+def test_an_observed_policy_has_no_warnings_of_rules_that_never_admit() -> None:
+    assert rules("tool='t' limit='deny'", "user='*' tool='t' limit='5/1m'", head="mode='observe'\n") == []
+
+
+def test_a_tool_with_the_name_that_claude_code_shows_is_warned_of_with_its_real_name() -> None:
+    (warning,) = rules("tool='mcp__crm__search_*' limit='5/1m'")
+    assert warning.endswith('did you mean tool = "search_*", server = "crm"?')
+    assert rules("tool='mcp__' limit='5/1m'", "tool='mcp_crm' limit='5/1m'") == []
+
+
+def test_a_client_with_its_name_from_client_info_is_warned_of_with_its_product_name() -> None:
+    (warning,) = rules("agent='claude-code::subagent::*' limit='5/1m'")
+    assert warning.endswith('names a client by its name in clientInfo; did you mean agent = "Claude Code::subagent::*"?')
+    assert (
+        rules("agent='Claude Code::*::*' limit='5/1m'", "agent='*::*::*' limit='5/1m'", "agent='goos*::*::*' limit='5/1m'")
+        == []
+    )
+
+
+TIERS = [
+    ("", "batch", False),
+    (STARTER, None, False),
+    (STARTER, "batch", True),
+    (STARTER, "Interactive", True),
+    (STARTER, "subagent", False),
+    (STARTER, "*", True),
+    ('[[rule]]\nagent = "*::ba*::x"\nlimit = "deny"\n', "batch", False),
+    ('[[rule]]\nagent = "*::api::*"\nlimit = "1/1m"\n[[rule]]\ntool = "x"\nlimit = "1/1m"\n', "batch", False),
+]
+
+
+@pytest.mark.parametrize(("text", "tier", "warned"), TIERS)
+def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: str | None, warned: bool) -> None:
+    found = parse(text or "mode = 'enforce'").tier_warning(tier)
+    assert found == (
+        f"no rule matches agents of the tier {tier}, so nothing limits their calls; check the spelling" if warned else None
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "spans"),
+    [
+        ("user='*' limit='64/1w'", "user='*' limit='65/7d'", ["2h 37m 30s"]),
+        ("user='*' limit='64/1m'", "user='*' limit='64/1m'", []),
+        ("user='*' limit='65/1m'", "user='*' limit='99/1m'", []),
+        ("user='*' limit=['1/1m', '2/1h']", "user='*' limit=['99/1m', '999/1h']", ["1s", "57s"]),
+        ("user='bob' limit='1/1m'", "user='ann' limit='99/1m'", []),
+        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m'", ["1s"]),
+        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m' per=['tool']", []),
+        ("user='bob' limit='1/1m' per=['tool']", "user='b*' limit='99/1m' per=['tool']", []),
+        ("user='*' role='a' limit='1/1m'", "user='*' limit='99/1m'", []),
+        ("user='*' limit='deny'", "user='*' limit='99/1m'", []),
+    ],
+)
+def test_calls_counted_by_a_limit_above_64_count_longer_for_a_limit_of_64_or_less(
+    rule: str, before: str, spans: list[str]
+) -> None:
+    now, then = (parse("\n".join(["[[rule]]", *keys(text)])).rules[0] for text in (rule, before))
+    assert [text.split(" longer")[0].rpartition("up to ")[2] for text in counted_in_grains(now, [then])] == spans
+
+
+# Limits that never deny
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (
+            "['5/1m', '1000/1h']",
+            "the limit 1000/1h can never deny a call, because 5/1m admits at most 300 in any hour; remove one of them",
+        ),
+        (
+            "['10/1m', '5/1h']",
+            "the limit 10/1m can never deny a call, because 5/1h admits at most 5 in any minute; remove one of them",
+        ),
+        (
+            "['5/40s', '10/1m']",
+            "the limit 10/1m can never deny a call, because 5/40s admits at most 10 in any minute; remove one of them",
+        ),
+        ("['20/1m', '100/1h']", ""),
+        ("['5/1m', '299/1h']", ""),
+        ("'5/1m'", ""),
+    ],
+)
+def test_a_limit_that_another_limit_of_its_rule_makes_superfluous_is_warned_of(limit: str, told: str) -> None:
+    found = rules(f"tool='t' limit={limit}")
+    assert found == ([f"line 1: rule 1 (tool=t): {told}"] if told else [])
+
+
+rates = st.lists(
+    st.builds(Rate, st.integers(1, 140), st.integers(1, 40).map(lambda s: s * 1_000_000), st.just("")), min_size=2, max_size=3
+)
+
+
+@given(rates, st.lists(st.integers(0, 30_000_000), max_size=300))
+def test_a_limit_that_is_called_superfluous_denies_no_call_that_the_others_admit(
+    all_rates: list[Rate], gaps: list[int]
+) -> None:
+    idle = [all_rates.index(rate) for rate, _ in superfluous(all_rates)]
+    limits = [Limit(rate.n, rate.window_us, at) for at, rate in enumerate(all_rates)]
+    states = tuple(EMPTY for _ in limits)
+    now_us = 0
+    for gap in gaps:
+        now_us += gap % 1_000_000
+        decision = sliding.decide(limits, states, now_us)
+        states = decision.states
+        if not decision.admitted:
+            assert {exceeded.limit for exceeded in decision.exceeded} - {*idle}
+
+
+# Tiers
+
+
+def test_a_tier_that_nobody_uses_is_warned_of() -> None:
+    (warning,) = rules("agent='*::subagnt::*' limit='5/1m'")
+    assert warning == (
+        "line 1: rule 1 (agent=*::subagnt::*) is for the tier subagnt, which is none of interactive subagent background api;"
+        ' did you mean "subagent"?'
+    )
+    (warning,) = rules("agent='*::zzz*::*' limit='5/1m'")
+    assert warning.endswith("check the spelling")
+
+
+@pytest.mark.parametrize("agent", ["*", "*::*::*", "*::sub*::*", "*::api::nightly", "*::x::*"])
+def test_a_tier_that_is_usual_or_used_here_is_not_warned_of(agent: str) -> None:
+    assert rules(f"agent='{agent}' limit='5/1m'") == []
+
+
+def test_a_cap_is_no_exception_from_a_rule_that_denies() -> None:
+    (warning,) = rules("user='*' tool='t' limit='deny'", "user='bob' tool='t' concurrent=2")
+    assert warning == (
+        "line 5: rule 2 (user=bob tool=t) can never admit a call: line 1: rule 1 (user=* tool=t) denies all of its calls;"
+        " an exception from rule 1 is a narrower rule that limits calls"
+    )
+    for count in ("cost", "errors"):
+        assert len(rules("user='*' tool='t' limit='deny'", f"user='bob' tool='t' limit='5/1m' count='{count}'")) == 1
+
+
+def test_a_rule_with_a_limit_and_a_cap_is_an_exception_by_its_limit() -> None:
+    text = "[[rule]]\nuser='*'\ntool='t'\nlimit='deny'\n[[rule]]\nuser='bob'\ntool='t'\nlimit='5/1m'\nconcurrent=2\n"
+    assert warnings(parse(text)) == []
+
+
+def cost_warnings(text: str, *, head: str = "") -> list[str]:
+    return [one for one in warnings(parse(head + text)) if "cost" in one]
+
+
+def test_a_cost_that_no_rule_counts_is_warned_of() -> None:
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    (warning,) = cost_warnings("[[rule]]\ntool='report'\nlimit='5/1m'\n" + cost)
+    assert warning.startswith("line 4: the cost of tool=report has no effect, because no rule that counts cost applies")
+    for rule in ("tool='search'\nlimit='50/1h'", "limit='unlimited'"):
+        assert len(cost_warnings(f"[[rule]]\n{rule}\ncount='cost'\n{cost}")) == 1
+    for rule in ("tool='report'", "tool='re*'", "user='bob'", "server='crm'"):
+        assert cost_warnings(f"[[rule]]\n{rule}\nlimit='50/1h'\ncount='cost'\n{cost}") == []
+
+
+def test_a_cost_above_a_whole_limit_is_warned_of() -> None:
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    rule = "[[rule]]\nuser='*'\nlimit=['50/1h', '19/1m']\ncount='cost'\n"
+    (warning,) = cost_warnings(rule + cost)
+    assert warning == (
+        "line 5: the cost of tool=report: line 1: rule 1 (user=*) never admits such a call, because it costs 20 and the whole"
+        " limit is 19/1m; raise the limit or lower the cost"
+    )
+    assert cost_warnings(rule.replace("19/1m", "20/1m") + cost) == []
+    assert cost_warnings(rule + cost, head='mode = "observe"\n') == []
+    assert cost_warnings(rule + "mode='observe'\n" + cost) == []
+
+
+def test_a_cost_above_a_limit_is_not_warned_of_where_a_narrower_cost_or_rule_applies() -> None:
+    wide, narrow = "[[cost]]\ntool='*'\ncost=20\n", "[[cost]]\ntool='report'\ncost=5\n"
+    rule = "[[rule]]\ntool='report'\nlimit='10/1h'\ncount='cost'\n"
+    assert len(cost_warnings(rule + wide)) == 1
+    assert cost_warnings(rule + wide + narrow) == []
+    of_all = "[[rule]]\nuser='*'\ntool='*'\nlimit='10/1h'\ncount='cost'\n"
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    exception = "[[rule]]\nuser='*'\ntool='report'\nlimit='90/1h'\ncount='cost'\n"
+    assert cost_warnings(of_all + exception + cost) == []
+    assert len(cost_warnings(of_all + exception.replace("'*'", "'bob'") + cost)) == 1
+
+
+def test_a_wait_that_clients_do_not_sit_out_is_warned_of() -> None:
+    (warning,) = rules("tool='t' limit='5/1m' wait='6s'")
+    assert warning.startswith("line 1: rule 1 (tool=t): its wait is 6 seconds, but some clients give up earlier")
+    (warning,) = rules("tool='t' limit='5/1m'", head="wait = '2m'\n")
+    assert warning.startswith("the wait of the policy is 2 minutes")
+    assert rules("tool='t' limit='5/1m' wait='5s'", head="wait = '5s'\n") == []
+
+
+def test_a_wait_of_a_rule_that_refuses_nothing_is_warned_of() -> None:
+    (warning,) = rules("tool='t' limit='unlimited' wait='5s'")
+    assert warning.endswith("its wait has no effect, because it never refuses a call")
+    assert rules("tool='t' concurrent=2 wait='5s'".replace("=2 ", "=2\n")) == []
+    assert rules("tool='t' limit='unlimited' wait='0s'") == []
+
+
+def test_a_larger_limit_on_errors_is_not_called_superfluous() -> None:
+    assert rules("tool='t' limit=['5/1m', '9/1s'] count='errors'") == []
+    assert len(rules("tool='t' limit=['5/1m', '9/1s'] count='cost'")) == 1
+
+
+def test_units_counted_in_groups_count_longer_for_a_smaller_limit() -> None:
+    old, new = (parse(f"[[rule]]\ntool='t'\nlimit='{n}/1h'\ncount='cost'").rules[0] for n in (100, 50))
+    (told,) = counted_in_grains(new, [old])
+    assert told.startswith("Units taken before this edit may count up to 57s longer than 1h")
+    assert counted_in_grains(new._replace(counts="calls"), [old]) == []

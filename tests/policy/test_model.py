@@ -1,0 +1,392 @@
+"""Rules: which match, which are overridden, and their counters, as far as the vectors do not test it."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.limiter.plan import Label, Plan, Reported, label_parts, window_of
+from mcpguard.policy.model import Call, Policy, Rule
+from mcpguard.policy.parse import parse
+from tests.build import steps
+
+ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
+
+
+def policy(*rules: str) -> Policy:
+    """A policy from rules in a short form: `user=* tool=search limit=5/1m`. A comma makes a list."""
+    lines = []
+    for text in rules:
+        lines.append("[[rule]]")
+        for word in text.split():
+            key, value = word.split("=", 1)
+            values = [one for one in value.split(",") if one]
+            lines.append(f"{key} = {json.dumps(values if len(values) > 1 or key == 'per' else value)}")
+    return parse("\n".join(lines))
+
+
+def applying(*rules: str, call: Call = ALICE) -> list[int]:
+    return [place for _, place in policy(*rules).applying(call)]
+
+
+def label(plan: Plan, at: int = 0) -> list[object]:
+    return list(json.loads(plan.counters[at].label))
+
+
+# Matching and yielding
+
+
+@pytest.mark.parametrize(
+    ("rule", "matches"),
+    [
+        ("limit=1/1s", True),
+        ("user=alice limit=1/1s", True),
+        ("user=ali* limit=1/1s", True),
+        ("user=bob limit=1/1s", False),
+        ("server=crm tool=search limit=1/1s", True),
+        ("server=other tool=search limit=1/1s", False),
+        ("agent=*::interactive::* limit=1/1s", True),
+        ("role=admin limit=1/1s", True),
+        ("role=admin,dev limit=1/1s", True),
+        ("role=admin,ops limit=1/1s", False),
+        ("role=* limit=1/1s", True),
+        ("scope=crm.* limit=1/1s", True),
+        ("scope=mail.* limit=1/1s", False),
+        ("scope=admin limit=1/1s", False),
+    ],
+)
+def test_a_rule_matches_if_every_selector_matches(rule: str, matches: bool) -> None:
+    call = ALICE._replace(roles=("admin", "dev"), scopes=("crm.read",))
+    assert bool(applying(rule, call=call)) is matches
+
+
+def test_a_call_without_roles_matches_no_rule_on_roles() -> None:
+    assert applying("role=* limit=1/1s") == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "apply"),
+    [
+        (("user=* limit=1/1s", "user=alice limit=2/1s"), [1]),
+        (("user=alice limit=2/1s", "user=* limit=1/1s"), [0]),
+        (("user=* limit=1/1s", "user=a* limit=2/1s", "user=al* limit=3/1s"), [2]),
+        (("user=a* limit=1/1s", "user=*e limit=2/1s"), [0, 1]),
+        (("user=a* limit=1/1s", "user=*e limit=2/1s", "user=alice limit=3/1s"), [2]),
+        (("user=* limit=1/1s", "user=alice tool=* limit=2/1s"), [0, 1]),
+        (("tool=search limit=1/1s", "server=crm tool=search limit=2/1s"), [1]),
+        (("user=* limit=1/1s", "user=alice per= limit=2/1s"), [0, 1]),
+        (("user=* limit=1/1s", "user=* role=admin limit=2/1s"), [1]),
+        (("user=* role=admin limit=1/1s", "user=* role=admin,dev limit=2/1s"), [1]),
+        (("user=* role=admin limit=1/1s", "user=* role=dev limit=2/1s"), [0]),
+        (("user=* role=dev limit=1/1s", "user=* role=admin limit=2/1s"), [0]),
+        (("user=* role=admin limit=1/1s", "user=* scope=crm limit=2/1s"), [0]),
+        (("user=alice limit=1/1s", "user=* role=admin limit=2/1s"), [0, 1]),
+        (("role=admin limit=1/1s", "scope=crm limit=2/1s", "role=dev limit=3/1s"), [0]),
+        (("user=* limit=1/1s", "user=bob limit=2/1s"), [0]),
+        (("user=a* role=admin limit=1/1s", "user=*e role=admin limit=2/1s"), [0, 1]),
+    ],
+)
+def test_the_narrower_of_competing_rules_applies_and_all_other_rules_apply(rules: tuple[str, ...], apply: list[int]) -> None:
+    call = ALICE._replace(roles=("admin", "dev"), scopes=("crm",))
+    assert applying(*rules, call=call) == apply
+
+
+def test_matching_names_the_rule_that_overrides_each_rule() -> None:
+    chosen = policy("user=* limit=1/1s", "user=alice limit=2/1s", "user=bob limit=3/1s", "tool=* limit=4/1s")
+    assert chosen.matching(ALICE) == [(0, 1), (1, None), (3, None)]
+
+
+def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
+    """`Policy.matching` by comparing all pairs of matching rules."""
+    matched = [at for at, rule in enumerate(rules) if rule.matches(call)]
+    narrower = {at: next((other for other in matched if rules[at].is_overridden_by(rules[other])), None) for at in matched}
+    standing = [at for at in matched if narrower[at] is None]
+    firsts = {at: next(other for other in standing if rules[other].reach == rules[at].reach) for at in standing}
+    return [(at, narrower[at] if at not in firsts or firsts[at] == at else firsts[at]) for at in matched]
+
+
+few = st.text("ab*", min_size=1, max_size=4)
+names = st.text("ab", min_size=1, max_size=4)
+selectors = st.fixed_dictionaries(
+    {},
+    optional={
+        "user": few.map(lambda text: (text,)),
+        "agent": st.tuples(few, few, few).map(lambda parts: ("::".join(parts),)),
+        "tool": few.map(lambda text: (text,)),
+        "server": few.map(lambda text: (text,)),
+        "role": st.lists(few, min_size=1, max_size=2).map(tuple),
+        "scope": st.lists(few, min_size=1, max_size=2).map(tuple),
+    },
+)
+pers = st.sampled_from([frozenset[str](), frozenset({"user"}), frozenset({"tool", "server"})])
+some_rules = st.builds(
+    lambda selectors, per, counts: Rule(selectors, per, counts=counts),
+    selectors,
+    pers,
+    st.sampled_from(["calls", "calls", "cost", "errors"]),
+)
+calls = st.builds(
+    Call,
+    names,
+    st.tuples(names, names, names).map("::".join),
+    names,
+    names,
+    st.lists(names, max_size=3).map(tuple),
+    st.lists(names, max_size=2).map(tuple),
+)
+
+
+@given(st.lists(some_rules, max_size=25), calls)
+def test_matches_and_overrides_are_those_of_comparing_all_pairs(rules: list[Rule], call: Call) -> None:
+    assert Policy(tuple(rules)).matching(call) == matching(rules, call)
+
+
+@given(st.lists(some_rules, max_size=12))
+def test_the_rules_that_override_a_rule_are_those_of_comparing_all_pairs(rules: list[Rule]) -> None:
+    expected = [[at for at, other in enumerate(rules) if rule.is_overridden_by(other)] for rule in rules]
+    assert Policy(tuple(rules)).overriding() == expected
+
+
+@given(st.lists(few, min_size=1, max_size=25, unique=True), st.lists(few, min_size=1, max_size=3), names)
+def test_overrides_among_many_rules_are_those_of_comparing_all_pairs(users: list[str], tools: list[str], name: str) -> None:
+    rules = [Rule({"user": (user,), "tool": (tool,)}, frozenset()) for user in users for tool in tools]
+    call = Call(name, "a::b::c", name, name)
+    assert Policy(tuple(rules)).matching(call) == matching(rules, call)
+
+
+# Counters
+
+
+def test_a_counter_is_identified_by_its_per_values_the_other_selectors_and_the_window() -> None:
+    plan = policy("user=* tool=sea* role=dev limit=5/1m,9/1h").plan(ALICE._replace(roles=("dev",)), "team")
+    expected = ["team", {"server": "crm", "tool": "search", "user": "alice"}, {"role": ["dev"]}]
+    assert [label(plan, 0), label(plan, 1)] == [[*expected, 60_000_000], [*expected, 3_600_000_000]]
+    assert all(0 < counter.id < 1 << 63 for counter in plan.counters)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("user=* limit=5/1m", "user=alice limit=9/1m", True),
+        ("user=* limit=5/1m", "user=* limit=9/60s", True),
+        ("user=* limit=5/1m", "user=* limit=5/2m", False),
+        ("user=* limit=5/1m", "tool=* limit=5/1m", False),
+        ("tool=search limit=5/1m", "tool=search server=crm limit=5/1m", True),
+        ("user=* per= limit=5/1m", "user=a* per= limit=5/1m", False),
+        ("user=* role=a,b limit=5/1m", "user=* role=b,a limit=5/1m", True),
+        ("user=* role=a limit=5/1m", "user=* limit=5/1m", False),
+    ],
+)
+def test_rules_that_count_the_same_share_a_counter(one: str, other: str, same: bool) -> None:
+    call = ALICE._replace(roles=("a", "b"))
+    first, second = (policy(rule).plan(call).counters[0] for rule in (one, other))
+    assert (first.id == second.id) is same is (first.label == second.label)
+
+
+def test_two_rules_with_one_counter_have_two_limits_on_it() -> None:
+    plan = policy("user=a* limit=1/1s", "user=*e limit=2/1s").plan(ALICE)
+    assert ([limit.counter for limit in plan.limits], len(plan.counters)) == ([0, 0], 1)
+
+
+def test_names_cannot_forge_another_counter() -> None:
+    rule = policy("user=* tool=* limit=1/1s")
+    names = ["a", 'a","tool":"b', "a\\", "", "*", "é", "\ud800"]
+    counters = {rule.plan(Call(user, "x::y::z", "s", tool)).counters[0].id for user in names for tool in names}
+    assert len(counters) == len(names) ** 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "axis"),
+    [
+        ("user=* tool=x agent=*::*::* limit=1/1s", "agent"),
+        ("user=* tool=x limit=1/1s", "user"),
+        ("tool=x limit=1/1s", "tool"),
+        ("server=x limit=1/1s", "tool"),
+        ("limit=1/1s", "tool"),
+        ("user=* agent=*::*::* per=user limit=1/1s", "user"),
+        ("user=* tool=* agent=*::*::* per= limit=1/1s", "tool"),
+        ("user=* agent=*::*::* per= limit=1/1s", "agent"),
+        ("user=* per= limit=1/1s", "user"),
+        ("user=* per=server limit=1/1s", "user"),
+    ],
+)
+def test_the_axis_of_a_limit_follows_from_per_and_the_selectors(rule: str, axis: str) -> None:
+    assert policy(rule).rules[0].axis == axis
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "limit_text"),
+    [
+        ("tool=x user=* limit=5/1m,9/1h", "user=* tool=x", "5/1m 9/1h"),
+        ("scope=a,b role=c limit=deny", "role=c scope=a,b", "deny"),
+        ("per= limit=unlimited", "per=none", "unlimited"),
+        ("tool=x per=tool,user limit=1/1s", "tool=x per=user,tool", "1/1s"),
+        ("limit=1/1s", "every call", "1/1s"),
+    ],
+)
+def test_the_text_of_a_rule_is_its_selectors_and_per(rule: str, text: str, limit_text: str) -> None:
+    parsed = policy(rule).rules[0]
+    assert (parsed.text, parsed.limit_text) == (text, limit_text)
+
+
+def test_unlimited_counts_nothing_and_deny_has_no_counter() -> None:
+    assert policy("limit=unlimited").plan(ALICE) == Plan()
+    plan = policy("limit=deny").plan(ALICE)
+    assert (plan.limits[0].n, plan.counters) == (0, ())
+    assert plan.reported[0].members() == {"axis": "tool", "rule": "every call"}
+
+
+def test_observe_mode_is_set_by_the_rule_or_the_policy() -> None:
+    text = '[[rule]]\nlimit = "1/1s"\nmode = "observe"\n[[rule]]\ntool = "*"\nlimit = "1/1s"\n'
+    assert [limit.observe for limit in parse(text).plan(ALICE).limits] == [True, False]
+    assert [limit.observe for limit in parse('mode = "observe"\n' + text).plan(ALICE).limits] == [True, True]
+    assert [limit.observe for limit in parse(text, observe=True).plan(ALICE).limits] == [True, True]
+
+
+# Caps, cost, errors, arguments and waits
+
+
+def written(*rules: str, head: str = "") -> Policy:
+    """A policy from rules whose lines are separated by semicolons."""
+    return parse(head + "".join("[[rule]]\n" + text.replace("; ", "\n") + "\n" for text in rules))
+
+
+def test_a_rule_with_a_limit_and_a_cap_has_two_parts() -> None:
+    (both,) = written("tool = 't'; limit = ['5/1m', '9/1h']; count = 'cost'; concurrent = 2").rules
+    limit, cap = both.parts
+    assert (limit.limits_text, limit.counts, cap.limits_text, cap.counts) == (
+        "5-units/1m 9-units/1h",
+        "cost",
+        "2-in-flight",
+        "concurrent",
+    )
+    assert both.limits_text == "5-units/1m 9-units/1h 2-in-flight"
+    (cap,) = written("concurrent = 2").rules
+    assert [part.counts for part in cap.parts] == ["concurrent"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ("limit = 'deny'", "deny"),
+        ("limit = 'unlimited'", "unlimited"),
+        ("limit = 'unlimited'; concurrent = 2", "unlimited 2-in-flight"),
+        ("limit = '5/1m'; concurrent = 'unlimited'", "5/1m unlimited-in-flight"),
+        ("concurrent = 'unlimited'", "unlimited-in-flight"),
+        ("limit = ['5/1m', '9/1h']; count = 'errors'", "5-errors/1m 9-errors/1h"),
+    ],
+)
+def test_the_limits_of_a_rule_are_written_as_in_reports(rule: str, text: str) -> None:
+    assert written(rule).rules[0].limits_text == text
+
+
+def test_the_limits_of_a_plan_are_reported_as_those_of_their_rules() -> None:
+    found = written(
+        "limit = ['5/1m', '9/1h']; concurrent = 2",
+        "user = 'alice'; limit = '7/1h'; count = 'errors'",
+        "tool = 'search'; limit = 'deny'",
+    )
+    assert found.plan(ALICE).reported == tuple(one for rule in found.rules for one in rule.reported)
+    for one in found.plan(ALICE).reported:
+        assert Reported.of({**one.members(), "other": 7}) == one
+
+
+def test_parts_are_overridden_by_the_same_parts_only() -> None:
+    both = "limit = '5/1m'; concurrent = 2"
+    found = written(
+        f"user = '*'; {both}",
+        "user = 'alice'; limit = '9/1m'",
+        "user = 'a*'; concurrent = 3",
+        "user = 'al*'; limit = '7/1m'; count = 'errors'",
+    )
+    assert [(rule.limits_text, at) for rule, at in found.applying(ALICE)] == [
+        ("9/1m", 1),
+        ("3-in-flight", 2),
+        ("7-errors/1m", 3),
+    ]
+    assert found.overriding() == [[1, 2], [], [], []]
+
+
+def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:
+    found = written("user = '*'; concurrent = 2", "user = 'alice'; concurrent = 'unlimited'")
+    assert found.plan(ALICE) == Plan()
+    assert found.plan(ALICE._replace(user="bob")).caps
+
+
+def test_the_label_of_a_counter_tells_what_it_counts() -> None:
+    rules = ("concurrent = 2", "limit = '5/1m'; count = 'errors'", "limit = '5/1m'; count = 'cost'", "limit = '5/1m'")
+    plan = written(*(f"user = '*'; {rule}" for rule in rules)).plan(ALICE, "team")
+    assert [label_parts(counter.label) for counter in plan.counters] == [
+        Label("team", {"user": "alice"}, {}, "concurrent", 0),
+        Label("team", {"user": "alice"}, {}, "errors", 60_000_000),
+        Label("team", {"user": "alice"}, {}, "cost", 60_000_000),
+        Label("team", {"user": "alice"}, {}, "calls", 60_000_000),
+    ]
+    assert [window_of(counter.label) for counter in plan.counters] == [0, *[60_000_000] * 3]
+    assert len({counter.id for counter in plan.counters}) == 4
+
+
+def test_calls_with_different_arguments_have_counters_of_their_own() -> None:
+    plan = written("user = '*'; per = ['user', 'arguments']; limit = '5/1m'", "user = '*'; limit = '9/1m'").plan(ALICE)
+    assert (plan.is_split, [counter.is_split for counter in plan.counters]) == (True, [True, False])
+    one, other = plan.of_arguments("00"), plan.of_arguments("01")
+    assert (one.is_split, one.counters[1]) == (False, plan.counters[1])
+    values = {"user": "alice", "tool": "search", "server": "crm", "arguments": "00"}
+    assert label_parts(one.counters[0].label).values == values
+    assert one.counters[0].id != other.counters[0].id != plan.counters[0].id
+
+
+def test_a_user_named_like_the_mark_of_arguments_is_not_taken_for_it() -> None:
+    plan = written("user = '*'; limit = '5/1m'").plan(ALICE._replace(user='"arguments":""'))
+    assert not plan.is_split
+    assert plan.of_arguments("00") == plan
+
+
+def test_a_call_costs_what_the_narrowest_cost_says() -> None:
+    def cost(*tables: str) -> int:
+        return parse("".join("[[cost]]\n" + text.replace("; ", "\n") + "\n" for text in tables)).cost(ALICE)
+
+    assert cost("tool = 'other'; cost = 9") == 1
+    assert cost("cost = 2", "tool = 's*'; cost = 3", "tool = 'search'; cost = 4") == 4
+    assert cost("tool = 'search'; cost = 4", "tool = 'search'; server = 'crm'; cost = 3") == 3
+    assert cost("tool = 's*'; cost = 4", "tool = '*h'; cost = 5") == 5
+    assert cost("tool = 'search'; cost = 4", "server = 'crm'; cost = 5") == 5
+
+
+def test_only_limits_on_cost_take_what_a_call_costs() -> None:
+    text = "[[cost]]\ncost = 20\n"
+    plan = parse(
+        "[[rule]]\nlimit = '50/1h'\ncount = 'cost'\nconcurrent = 2\n[[rule]]\nuser = '*'\nlimit = '5/1h'\n" + text
+    ).plan(ALICE)
+    assert [(limit.counts, limit.cost) for limit in plan.limits] == [("cost", 20), ("concurrent", 1), ("calls", 1)]
+    assert plan.cost == 20
+    assert written("limit = '5/1h'", head=text).plan(ALICE).cost is None
+
+
+def test_a_rule_has_the_wait_of_the_policy_unless_it_has_its_own() -> None:
+    rules = ("limit = '5/1m'", "user = '*'; limit = '5/1m'; wait = '2m'", "tool = '*'; limit = '5/1m'; wait = '0s'")
+    assert [limit.wait_us for limit in written(*rules).plan(ALICE).limits] == [0, 120_000_000, 0]
+    assert [limit.wait_us for limit in written(*rules, head="wait = '5s'\n").plan(ALICE).limits] == [5_000_000, 120_000_000, 0]
+
+
+@pytest.mark.parametrize("selector", ["user = '{}*'", "user = '*{}'", "user = '*'\nscope = '{}'", "user = '{}*'\ntool = '*{}'"])
+def test_matching_takes_time_linear_in_the_number_of_matching_rules(selector: str) -> None:
+    def of(rules: int) -> int:
+        names = ["a" * at for at in range(1, rules + 1)]
+        text = "".join(f"[[rule]]\n{selector.replace('{}', name)}\nper = []\nlimit = '1/1s'\n" for name in names)
+        policy, call = parse(text), Call(names[-1], "a::b::c", "crm", names[-1], (), tuple(names))
+        assert len(policy.matching(call)) == rules
+        return steps(lambda: policy.plan(call))
+
+    assert of(400) <= 4.5 * of(100)
+
+
+def test_rules_that_name_other_users_or_tools_cost_a_call_nothing() -> None:
+    def of(rules: int) -> int:
+        text = "".join(f"[[rule]]\nuser = 'u{at}'\ntool = 't{at}'\nlimit = '1/1s'\n" for at in range(rules))
+        policy = parse(text)
+        return steps(lambda: policy.plan(Call("u7", "a::b::c", "crm", "t7")))
+
+    assert of(1000) == of(10)

@@ -1,0 +1,446 @@
+"""What a policy file means, and the errors of one that is wrong."""
+
+from typing import Any, SupportsIndex
+
+import pytest
+import tomlkit
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.errors import ExitStatus, PolicyError
+from mcpguard.limiter.plan import Plan, label_parts
+from mcpguard.policy.explain import sentences
+from mcpguard.policy.lint import warnings
+from mcpguard.policy.model import Call, Rate, Rule
+from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable, untouched
+from tests.build import steps
+
+ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
+
+
+def test_a_rule_is_parsed_with_all_its_keys() -> None:
+    text = """
+# a comment
+mode = "enforce"
+
+[[rule]]
+user = "*"
+tool = "search"
+server = "crm"
+role = ["a", "b"]
+scope = "c"
+per = ["user", "user"]
+limit = ["20/1m", "100/90m"]
+mode = "observe"
+name = "search"
+"""
+    (rule,) = parse(text).rules
+    assert rule == Rule(
+        selectors={"user": ("*",), "tool": ("search",), "server": ("crm",), "role": ("a", "b"), "scope": ("c",)},
+        per=frozenset({"user"}),
+        per_text="user",
+        rates=(Rate(20, 60_000_000, "1m"), Rate(100, 5_400_000_000, "90m")),
+        observe=True,
+        name="search",
+        line=5,
+    )
+
+
+def test_the_digest_is_of_the_text() -> None:
+    text = '[[rule]]\nlimit = "1/1s"\n'
+    assert parse(text).digest == parse(text).digest != parse(text + " ").digest
+
+
+def test_a_policy_can_have_a_mode_and_no_rules() -> None:
+    assert parse('mode = "observe"').plan(ALICE) == Plan()
+
+
+def test_the_starter_policy_limits_each_agent_of_each_user_by_tier() -> None:
+    starter = parse(STARTER)
+    for tier, limit in (("interactive", 100), ("subagent", 60), ("background", 30), ("api", 30)):
+        plan = starter.plan(ALICE._replace(agent=f"X::{tier}::y"))
+        assert [reported.limit for reported in plan.reported] == [limit]
+        assert label_parts(plan.counters[0].label).values == {"user": "alice", "agent": f"X::{tier}::y"}
+    assert starter.plan(ALICE._replace(agent="X::custom::y")) == Plan()
+
+
+def test_starter_rules_that_nobody_has_edited_are_known_even_as_earlier_versions_wrote_them() -> None:
+    assert untouched(parse(STARTER)) == {0, 1, 2, 3}
+    before = STARTER.replace('limit = "30/1m"', 'per = ["user"]\nlimit = "30/1m"').replace("100/1m", "50/1h")
+    assert untouched(parse(f'{before}\n[[rule]]\ntool = "x"\nlimit = "100/1m"\n')) == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1/1s", Rate(1, 1_000_000, "1s")),
+        ("5/1m", Rate(5, 60_000_000, "1m")),
+        ("007/01h", Rate(7, 3_600_000_000, "1h")),
+        ("1/1d", Rate(1, 86_400_000_000, "1d")),
+        ("1/2w", Rate(1, 1_209_600_000_000, "2w")),
+        ("1000000000/3650d", Rate(10**9, 315_360_000_000_000, "3650d")),
+    ],
+)
+def test_a_limit_is_a_number_of_calls_per_window(text: str, rate: Rate) -> None:
+    assert parse_rule({"limit": text}, where="test").rates == (rate,)
+    assert parse_rule({"limit": [text]}, where="test").rates == (rate,)
+
+
+def test_the_largest_cap_wait_and_cost_are_accepted() -> None:
+    policy = parse('[[rule]]\ntool = "x"\nconcurrent = 10000\nwait = "3600s"\n[[cost]]\ntool = "x"\ncost = 1000000000\n')
+    assert (policy.rules[0].concurrent, policy.rules[0].wait_us, policy.costs[0].units) == (10_000, 3_600_000_000, 10**9)
+
+
+HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("", "p.toml: line 1: the file is empty", "remove it"),
+        ("# only a comment", "p.toml: line 1: the file is empty", "write rules"),
+        ("mode = 'observe'\nx y", "p.toml: line 2: not TOML: Expected '='", "in quotes"),
+        ("\ufeff[[rule]]\nlimit = 'deny'", "p.toml: line 1: begins with a byte order mark", "without one"),
+        ("[[rule]]\nlimit = [", "p.toml: line 2: not TOML: Invalid value", "in quotes"),
+        *(
+            (text, f"p.toml: line {line}: not TOML: ", hint)
+            for line, hint, text in (
+                (1, "begin each rule with a line that has only [[rule]]", "[[rule]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[rule]]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[[rule\nlimit = 'deny'"),
+                (1, "[[rule]]", "[[rule]]]\nlimit = 'deny'"),
+                (1, "[[rule]]", "rule]]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[ [rule] ]\nlimit = 'deny'"),
+                (1, "[[rule]]", "[[rule]] limit = 'deny'"),
+                (3, "[[rule]]", "[rule]\nlimit = 'deny'\n[rule]\nlimit = 'deny'"),
+                (2, "[[cost]]", "mode = 'observe'\n[[cost]\ncost = 2"),
+                (2, "in quotes", "[[rule]]\nlimit = 5/1m"),
+                (2, "in quotes", "[[rule]]\ntool = search"),
+                (3, "at its end", "[[rule]]\nlimit = ['5/1m'\n[[rule]]\nlimit = 'deny'"),
+                (3, "at its end", "[[rule]]\nlimit = ['5/1m',\n[[rule]]\nlimit = 'deny'"),
+                (2, "commas", "[[rule]]\nlimit = ['5/1m' '6/1h']"),
+            )
+        ),
+        ("[[rule]]\nlimit = 'x'\nlimit = 'x'", "p.toml: line 3: not TOML: Cannot overwrite a value", "write each key once"),
+        ("rules = []", "p.toml: line 1: unknown key 'rules'", "'[[rule]]'"),
+        ("[[RULE]]\nlimit = 'deny'", "p.toml: line 1: unknown key 'RULE'", "'[[rule]]'"),
+        ("MODE = 'enforce'", "p.toml: line 1: unknown key 'MODE'", "'mode'"),
+        ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
+        ("[store]\nurl = 'x'", "p.toml: line 1: unknown key 'store'", "write store into config.toml"),
+        ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "use one of: mode wait [[rule]] [[cost]]"),
+        ("mode = 'on'", "p.toml: line 1: mode: 'on' is neither", 'write mode = "enforce" or mode = "observe"'),
+        ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
+        ("rule = [7]", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
+        ("[rule]\nlimit = '1/1s'", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
+        ("rule = [{tool = 'x'}]", "p.toml: line 1: rule 1: no limit", "100/1h"),
+        (HEAD + "[[rule]]\ntool = 'y'", "p.toml: line 5: rule 2: no limit", "100/1h"),
+        (HEAD + "[[rule]]\ntol = 'y'\nlimit = 'deny'", "p.toml: line 6: rule 2: unknown key 'tol'", "'tool'"),
+        (
+            HEAD + "[[rule]]\nqqq = 'y'\nlimit = 'deny'",
+            "p.toml: line 6: rule 2: unknown key 'qqq'",
+            "use one of: user agent tool",
+        ),
+        (HEAD + HEAD, "p.toml: line 5: rule 2: the same selectors and per as rule 1: tool=x", "several limits"),
+        ("[[rule]]\nlimit = 'deny'\nname = 7", "p.toml: line 3: rule 1: name: 7 is not text", "name ="),
+        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 3: rule 1: mode: 'off' is neither", "observe"),
+        ("[[rule]]\nlimit = 'deny'\nuser = 7", "p.toml: line 3: rule 1: user: 7 is not text", 'user = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nuser = ['a']", "p.toml: line 3: rule 1: user: ['a'] is not text", 'user = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nrole = ['a', 7]", "p.toml: line 3: rule 1: role: 7 is not text", 'role = "…"'),
+        ("[[rule]]\nlimit = 'deny'\nrole = []", "p.toml: line 3: rule 1: role: an empty list", "leave role out"),
+        ("[[rule]]\nlimit = 'deny'\ntool = ''", "p.toml: line 3: rule 1: tool: empty text", "leave tool out"),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'x'", "p.toml: line 3: rule 1: agent: 'x' does not have three", '"*::*::x"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'Cursor'", "does not have three parts", '"Cursor::*::*"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'claude-code'", "does not have three parts", '"Claude Code::*::*"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'a::::b'", "agent: 'a::::b' does not have three parts", '"a::*::b"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'subagent'", "does not have three parts", '"*::subagent::*"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'api::x'", "does not have three parts", '"*::api::x"'),
+        ("[[rule]]\nlimit = 'deny'\nagent = 'a::b::c::d'", "does not have three parts", '"a::b::c"'),
+        ("[[rule]]\nlimit = 'deny'\nper = 'user'", "p.toml: line 3: rule 1: per: 'user' is not a list", 'per = ["user"]'),
+        ("[[rule]]\nlimit = 'deny'\nper = 'none'", "per: 'none' is not a list", "write per = []"),
+        ("[[rule]]\nlimit = 'deny'\nper = ''", "per: '' is not a list", "write per = []"),
+        ("[[rule]]\nlimit = 'deny'\nper = ['usr']", "rule 1: per: unknown axis 'usr'", "'user'"),
+        ("[[rule]]\nlimit = 'deny'\nper = ['role']", "rule 1: per: unknown axis 'role'", "use one of: user agent tool server"),
+        ("[[rule]]\nlimit = 'deny'\nper = [[]]", "rule 1: per: unknown axis []", "use one of: user agent tool server"),
+        ("a = 1\nb = " + "9" * 5000, "p.toml: line 2: not TOML", "in quotes"),
+        ("a = " + "[" * 5000, "p.toml: line 1: not TOML: nested too deeply", "can be lists"),
+        ("[[rule]]\nlimit = 7", "p.toml: line 2: rule 1: limit: 7 is not text", '"100/1h"'),
+        ("[[rule]]\nlimit = []", "p.toml: line 2: rule 1: limit: an empty list", '"unlimited"'),
+        ("[[rule]]\nlimit = {}", "p.toml: line 2: rule 1: limit: {} is not text", '"100/1h"'),
+        ("[[rule]]\nlimit = ['deny']", "rule 1: limit: 'deny' stands alone", 'limit = "deny", without'),
+        ("[[rule]]\nlimit = ['5/1m', 'unlimited']", "limit: 'unlimited' stands alone", 'limit = "unlimited"'),
+        ("[[rule]]\nlimit = ['5/1m', '9/60s']", "rule 1: limit: two limits for one window: 5/1m and 9/60s", "keep one of them"),
+        ("[[rule]]\nlimit = '0/1m'", "rule 1: limit: '0/1m' admits nothing", '"deny"'),
+        ("[[rule]]\nlimit = '1000000001/1m'", "'1000000001/1m' is over 1000000000 calls", '"unlimited"'),
+        ("[[rule]]\nlimit = '5/0m'", "'5/0m' has a window out of bounds", "from 1s to 3650d"),
+        ("[[rule]]\nlimit = '5/3651d'", "'5/3651d' has a window out of bounds", "from 1s to 3650d"),
+        ("[[rule]]\nlimit = '5/m'", "'5/m' is not a limit", 'did you mean "5/1m"?'),
+        ("[[rule]]\nlimit = '5 per hour'", "'5 per hour' is not a limit", 'did you mean "5/1h"?'),
+        ("[[rule]]\nlimit = '5 every 10 Minutes'", "is not a limit", 'did you mean "5/10m"?'),
+        ("[[rule]]\nlimit = '5/1M'", "'5/1M' is not a limit", 'did you mean "5/1m"?'),
+        ("[[rule]]\nlimit = 'DENY'", "'DENY' is not a limit", 'did you mean "deny"?'),
+        ("[[rule]]\nlimit = 'unlimitd'", "'unlimitd' is not a limit", 'did you mean "unlimited"?'),
+        ("[[rule]]\nlimit = '5/1m, 10/1h'", "is not a limit", "write each limit by itself: 5/1m 10/1h"),
+        ("[[rule]]\nlimit = '5/100ms'", "'5/100ms' is not a limit", 'did you mean "50/1s"? the shortest window is 1s'),
+        ("[[rule]]\nlimit = '5 per msec'", "is not a limit", 'did you mean "5000/1s"?'),
+        ("[[rule]]\nlimit = '0/100ms'", "is not a limit", "the shortest window is 1s"),
+        ("[[rule]]\nlimit = '5/0ms'", "is not a limit", "the shortest window is 1s"),
+        ("[[rule]]\nlimit = '5/1y'", "'5/1y' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = 'five/1m'", "'five/1m' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = '-5/1m'", "'-5/1m' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = '٥/1m'", "'٥/1m' is not a limit", "calls per window"),
+        ("[[rule]]\nlimit = '5/1m\\n'", "is not a limit", "calls per window"),
+        (f"[[rule]]\nlimit = '{'1' * 40}/1m'", "is not a limit", ""),
+        ("concurrent = 2", "p.toml: line 1: unknown key 'concurrent'", "write concurrent below a line [[rule]]"),
+        ("wait = 5", "p.toml: line 1: wait: 5 is not a time to wait", 'did you mean "5s"?'),
+        ("wait = true", "p.toml: line 1: wait: True is not a time to wait", 'wait = "5s"'),
+        ("wait = '2h'", "p.toml: line 1: wait: '2h' is too long", 'from "0s" to "3600s"'),
+        (HEAD + "wait = '5'", "p.toml: line 5: rule 1: wait: '5' is not a time to wait", 'wait = "5s"'),
+        (HEAD + "wait = ['5s']", "p.toml: line 5: rule 1: wait: ['5s'] is not a time to wait", "text"),
+        (HEAD + "wait = '5ms'", "wait: '5ms' is not a time to wait", "(s m h)"),
+        (HEAD + "wait = '٥s'", "wait: '٥s' is not a time to wait", "(s m h)"),
+        (HEAD + f"wait = '{'9' * 5000}s'", f"wait: '{'9' * 59} is not a time to wait", "(s m h)"),
+        (HEAD + "concurrent = '2'", "p.toml: line 5: rule 1: concurrent: '2' is not a number of", "quotes: concurrent = 2"),
+        (HEAD + "concurrent = 0", "rule 1: concurrent: 0 is not a number of calls in flight", 'limit = "deny"'),
+        (HEAD + "concurrent = -1", "rule 1: concurrent: -1 is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = 10001", "rule 1: concurrent: 10001 is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = 2.0", "rule 1: concurrent: 2.0 is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = true", "rule 1: concurrent: True is not a number of calls in flight", "from 1 to 10000"),
+        (HEAD + "concurrent = [2]", "rule 1: concurrent: [2] is not a number of calls in flight", '"unlimited"'),
+        (HEAD + "concurrent = 'deny'", "rule 1: concurrent: 'deny' is not a number of calls in flight", '"unlimited"'),
+        (HEAD + f"concurrent = 0x{'f' * 5000}", "rule 1: concurrent: this number is not a number of", "from 1 to"),
+        (HEAD + "count = 'error'", "p.toml: line 5: rule 1: count: 'error' cannot be counted", "did you mean 'errors'?"),
+        (HEAD + "count = 'concurrent'", "rule 1: count: 'concurrent' cannot be counted", "write concurrent = 2"),
+        (HEAD + "count = ['cost']", "rule 1: count: ['cost'] cannot be counted", "use one of: calls cost errors"),
+        ("[[rule]]\nconcurrent = 2\ncount = 'cost'", "rule 1: count: no limit that counts cost", 'limit = "100/1h"'),
+        ("[[rule]]\nlimit = 'deny'\nconcurrent = 2", "rule 1: concurrent: this rule denies", "leave concurrent out"),
+        ("[[rule]]\nlimit = 'deny'\ncount = 'cost'", "rule 1: count: this rule denies every call", "leave count out"),
+        ("[[rule]]\nlimit = 'deny'\nwait = '5s'", "rule 1: wait: this rule denies every call", "leave wait out"),
+        (HEAD + "cost = 20", "p.toml: line 5: rule 1: unknown key 'cost'", "write a table [[cost]]"),
+        (HEAD + "[[rule.cost]]\ncost = 20", "p.toml: line 5: rule 1: unknown key 'cost'", "write a table [[cost]]"),
+        (HEAD + "arguments = 'x'", "rule 1: unknown key 'arguments'", 'per = ["user", "arguments"]'),
+        (HEAD + "per = ['args']", "rule 1: per: unknown axis 'args'", "did you mean 'arguments'?"),
+        (
+            HEAD + "concurrent = 2\n" + HEAD.replace("limit = '1/1s'", "concurrent = 3"),
+            "the same selectors and per as rule",
+            "",
+        ),
+        ("cost = 20", "p.toml: line 1: 'cost' is not a list of tables", "begin each cost with a line [[cost]]"),
+        ("[cost]\ntool = 'a'\ncost = 20", "p.toml: line 1: 'cost' is not a list of tables", "[[cost]]"),
+        ("cost = [20]", "p.toml: line 1: 'cost' is not a list of tables", "[[cost]]"),
+        ("[[costs]]\ncost = 20", "p.toml: line 1: unknown key 'costs'", "'[[cost]]'"),
+        (HEAD + "[[cost]]\ntool = 'a'", "p.toml: line 5: cost 1: no cost", "cost = 20"),
+        (HEAD + "[[cost]]\ncost = 0", "p.toml: line 6: cost 1: cost: 0 is not a number of units", 'count = "cost"'),
+        (HEAD + "[[cost]]\ncost = '20'", "cost 1: cost: '20' is not a number of units", "without quotes: cost = 20"),
+        (HEAD + "[[cost]]\ncost = 1.5", "cost 1: cost: 1.5 is not a number of units", "from 1 to 1000000000"),
+        (HEAD + "[[cost]]\ncost = true", "cost 1: cost: True is not a number of units", "from 1 to 1000000000"),
+        (HEAD + "[[cost]]\ncost = 1000000001", "cost 1: cost: 1000000001 is not a number of units", "to 1000000000"),
+        (HEAD + "[[cost]]\ncost = 2\nuser = 'a'", "p.toml: line 7: cost 1: unknown key 'user'", "use only tool and server"),
+        (HEAD + "[[cost]]\ncost = 2\nlimit = '5/1m'", "cost 1: unknown key 'limit'", "use one of: tool server cost"),
+        (HEAD + "[[cost]]\ncost = 2\ntool = ['a']", "cost 1: tool: ['a'] is not text", 'tool = "…"'),
+        (
+            HEAD + "[[cost]]\ntool = 'a'\ncost = 2\n" + HEAD.replace('"x"', '"z"') + "[[cost]]\ntool = 'a'\ncost = 3",
+            "p.toml: line 12: cost 2: the same selectors as cost 1: tool=a",
+            "keep one of them",
+        ),
+        (f"mode = 0x{'f' * 5000}", "mode: this number is neither enforce nor observe", "observe"),
+        (f"[[rule]]\nlimit = 0x{'f' * 5000}", "limit: this number is not text", '"100/1h"'),
+        (f"[[rule]]\nlimit = 'deny'\nper = 0x{'f' * 5000}", "per: this number is not a list", 'per = ["user"]'),
+        (f"[[rule]]\nlimit = 'deny'\nper = [0x{'f' * 5000}]", "per: unknown axis this number", "use one of: user"),
+        (f"[[rule]]\nlimit = '5/{'1' * 5000}m'", "is not a limit", ""),
+    ],
+)
+def test_an_error_names_file_rule_and_field_and_hints_at_the_right_form(text: str, message: str, hint: str) -> None:
+    with pytest.raises(PolicyError) as raised:
+        parse(text, source="p.toml")
+    assert raised.value.message.startswith("p.toml: ")
+    assert message in raised.value.message
+    assert hint in raised.value.hint
+    assert "\n" not in raised.value.message + raised.value.hint
+    assert raised.value.exit_status == ExitStatus.CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("role = ['a', 'b']", "role = ['b', 'a']"),
+        ("role = 'a'", "role = ['a', 'a']"),
+        ("tool = 'x'", "tool = 'x'\nper = ['tool']"),
+        ("tool = 'x'\nname = 'one'", "tool = 'x'\nname = 'two'\nmode = 'observe'"),
+    ],
+)
+def test_rules_with_the_same_selectors_and_per_have_the_same_key(first: str, second: str) -> None:
+    with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
+        parse(f"[[rule]]\n{first}\nlimit = '1/1s'\n[[rule]]\n{second}\nlimit = '2/1s'")
+
+
+def test_every_error_is_found_at_once_with_its_line_its_column_and_its_rule() -> None:
+    text = """\
+moed = "observe"
+
+[[rule]]
+tol   = "search"
+limit = ["5/100ms", "9/1h", "8/60m", 7]
+[[rule]]
+agent = "subagent"
+per   = ["user", "usr"]
+role  = ["a", ""]
+mode  = "off"
+name  = 7
+"""
+    with pytest.raises(PolicyError) as raised:
+        parse(text, source="p.toml")
+    found = [
+        (one.line, one.column, one.width, one.rule, one.text[one.column - 1 :][: one.width]) for one in raised.value.problems
+    ]
+    assert found == [
+        (1, 1, 4, 0, "moed"),
+        (4, 1, 3, 1, "tol"),
+        (5, 10, 9, 1, '"5/100ms"'),
+        (5, 29, 7, 1, '"8/60m"'),
+        (5, 38, 1, 1, "7"),
+        (6, 1, 8, 2, "[[rule]]"),
+        (7, 9, 10, 2, '"subagent"'),
+        (8, 18, 5, 2, '"usr"'),
+        (9, 15, 2, 2, '""'),
+        (10, 9, 5, 2, '"off"'),
+        (11, 9, 1, 2, "7"),
+    ]
+    assert raised.value.problems[5].message == "rule 2: no limit"
+    assert raised.value.message == "p.toml: line 1: unknown key 'moed' (and 10 more errors)"
+    assert raised.value.hint == raised.value.problems[0].hint == "did you mean 'mode'?"
+
+
+def test_the_error_of_an_unreadable_file_names_the_file_and_says_why() -> None:
+    assert unreadable("p.toml", "Permission denied").message == "p.toml: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("mode = 'observe'\nx y", (2, 3, 1, "x y")),
+        ("[[rule]]\ntool = 'a\nlimit = 'deny'", (2, 10, 1, "tool = 'a")),
+        ("[[rule]]\nlimit = 'x'\nlimit = 'x'", (3, 1, 1, "limit = 'x'")),
+        ("[[rule]]\r\nlimit = [\r\n", (3, 1, 1, "")),
+        ("rule = [\n {},\n {limit = 'x', tool = 'y'}\n]", (2, 2, 2, " {},")),
+        ('[[rule]]\nlimit = """\n5"""', (2, 9, 3, 'limit = """')),
+        ("# nothing", (1, 1, 1, "# nothing")),
+        ("[[rule]]\nlimit = '1/1s'\n[[cost]]\ntool = 'a'  # x\ncost =  '2'  # y", (5, 9, 3, "cost =  '2'  # y")),
+        ("cost = [\n {cost = 2},\n {cost = 0x0}\n]", (3, 10, 3, " {cost = 0x0}")),
+        ("[[cost]]\ncost = 2\n\n[[rule]]\nconcurrent = [\n 2]", (5, 14, 1, "concurrent = [")),
+    ],
+)
+def test_an_error_has_the_text_of_its_line(text: str, at: tuple[int, int, int, str]) -> None:
+    with pytest.raises(PolicyError) as raised:
+        parse(text)
+    first = raised.value.problems[0]
+    assert (first.line, first.column, first.width, first.text) == at
+
+
+def test_bytes_that_are_not_utf8_are_named_by_their_line() -> None:
+    assert text_of("# é\n".encode(), source="p.toml") == "# é\n"
+    with pytest.raises(PolicyError, match=r"^p\.toml: line 2: not UTF-8$"):
+        text_of("#\n# é\n".encode("latin-1"), source="p.toml")
+
+
+def test_parsing_takes_time_linear_in_the_number_of_rules() -> None:
+    def of(rules: int) -> int:
+        text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(rules))
+        return steps(lambda: parse(text).plan(ALICE))
+
+    assert of(400) <= 4.5 * of(100)
+
+
+class Scanned(str):
+    """A text that counts the characters that were searched for lines."""
+
+    characters = 0
+
+    def count(self, text: str, start: SupportsIndex | None = 0, end: SupportsIndex | None = None, /) -> int:
+        first, last, _ = slice(start, end).indices(len(self))
+        self.characters += last - first
+        return super().count(text, start, end)
+
+
+def test_the_lines_of_all_errors_are_found_in_one_pass() -> None:
+    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '0/1s'\n" for at in range(100)))
+    with pytest.raises(PolicyError) as raised:
+        parse(text)
+    assert [problem.line for problem in raised.value.problems] == list(range(3, 301, 3))
+    assert text.characters <= 3 * len(text)
+
+
+def test_the_lines_of_all_rules_are_found_in_one_pass() -> None:
+    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(100)))
+    assert [rule.line for rule in parse(text).rules] == list(range(1, 300, 3))
+    assert text.characters <= 3 * len(text)
+
+
+def test_an_error_in_a_single_rule_begins_with_the_given_place() -> None:
+    with pytest.raises(PolicyError, match=r"^policy set: limit: '5' is not a limit$"):
+        parse_rule({"limit": "5"}, where="policy set")
+    assert parse_rule({"limit": "5/1m"}, where="policy set").line == 0
+    with pytest.raises(PolicyError, match=r"^policy set: limit: 5 is not text$"):
+        parse_rule({"limit": 5}, where="policy set")
+
+
+def test_an_error_in_a_single_cost_begins_with_the_given_place() -> None:
+    assert parse_cost({"tool": "report", "cost": 20}, where="policy set").units == 20
+    with pytest.raises(PolicyError, match=r"^policy set: cost: 0 is not a number of units$"):
+        parse_cost({"tool": "report", "cost": 0}, where="policy set")
+
+
+def test_rules_have_no_line_if_tables_and_headers_do_not_correspond() -> None:
+    text = "note = '''\n[[rule]]\n'''\n"
+    with pytest.raises(PolicyError, match=r"^p.toml: line 1: unknown key 'note'$"):
+        parse(text, source="p.toml")
+    with pytest.raises(PolicyError, match=r"^p.toml: line 1: rule 1: no limit$"):
+        parse("[[rule]]\nname = '''\n[[rule]]\n'''", source="p.toml")
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_policy_or_a_policy_error(text: str) -> None:
+    try:
+        parse(text)
+    except PolicyError as error:
+        assert error.message  # noqa: PT017 - what else it is, is not told
+
+
+values = st.recursive(
+    st.one_of(
+        st.integers(-2, 20_000),
+        st.booleans(),
+        st.floats(allow_nan=True),
+        st.sampled_from(
+            ["", "5/1m", "deny", "unlimited", "cost", "errors", "calls", "5s", "2h", "user", "arguments", "a::b::c", "*"]
+        ),
+    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["tool", "cost", "x"]), inner, max_size=2),
+    max_leaves=3,
+)
+words = ["tool", "per", "limit", "count", "concurrent", "wait", "cost", "mode", "user", "name", "x"]
+tables = st.dictionaries(st.sampled_from(words), values, max_size=5)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={"wait": values, "mode": values, "rule": st.lists(tables, max_size=3), "cost": st.lists(tables, max_size=3)},
+    )
+)
+def test_any_tables_are_a_policy_or_have_errors_at_their_places(data: dict[str, Any]) -> None:
+    text = tomlkit.dumps(data)
+    try:
+        found = parse(text)
+        found.plan(ALICE)
+        assert len(sentences(found)) == len(found.rules)
+        warnings(found)
+    except PolicyError as error:
+        lines = text.split("\n")
+        for problem in error.problems:
+            assert problem.text == lines[problem.line - 1]
+            assert 1 <= problem.column <= len(problem.text) + 1
+
+
+def test_an_agent_of_one_star_is_any_agent() -> None:
+    (rule,) = parse("[[rule]]\nagent = '*'\nlimit = '5/1m'").rules
+    assert rule.text == "agent=*::*::*"

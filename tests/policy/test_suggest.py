@@ -1,0 +1,359 @@
+"""Limits that are suggested from the calls that were seen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.core.policy.busiest import LEAST_CALLS, _Windows
+from mcpguard.limiter import sliding
+from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.policy.model import Call, Policy
+from mcpguard.policy.parse import STARTER, parse, parse_rule
+from mcpguard.policy.suggest import HELD_ROWS, Findings, Suggestion, Survey, rounded_up
+
+SECOND_US, MINUTE_US, HOUR_US, DAY_US = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
+START_US = 1_767_225_600_000_000
+
+
+def row(time_us: int, *, user: str = "alice", tool: str = "search", **more: Any) -> dict[str, object]:
+    agent = "Cursor::interactive::default"
+    return {"time_us": time_us, "user": user, "agent": agent, "tool": tool, "server": "crm", "decision": "allowed", **more}
+
+
+def calls(times: int, every_us: int, *, begin_us: int = 0, **more: Any) -> list[dict[str, object]]:
+    return [row(START_US + begin_us + at * every_us, **more) for at in range(times)]
+
+
+def findings(policy: str, rows: Sequence[dict[str, object]]) -> Findings:
+    survey = Survey(parse(policy))
+    survey.add(sorted(rows, key=lambda one: -int(str(one["time_us"]))))
+    return survey.findings()
+
+
+def suggestions(policy: str, rows: Sequence[dict[str, object]]) -> list[Suggestion]:
+    return list(findings(policy, rows).suggestions)
+
+
+def limits(suggestion: Suggestion) -> list[str]:
+    return [f"{one.n}/{one.window}" for one in suggestion.limits]
+
+
+NO_RULES = "mode = 'observe'"
+SEARCH = "[[rule]]\nuser = '*'\ntool = 'search'\nlimit = {}\n"
+
+
+def test_a_suggested_limit_is_twice_the_busiest_window_rounded_up_and_says_whose_it_was() -> None:
+    rows = calls(41, MINUTE_US, user="alice") + calls(30, 2 * MINUTE_US, user="bob", begin_us=DAY_US)
+    (search,) = suggestions(SEARCH.format("'1000/1h'"), rows)[:1]
+    (limit,) = search.limits
+    assert (search.kind, search.at, search.calls, limit.was) == ("change", 0, 71, 1000)
+    assert (limit.n, limit.window, limit.reason) == (100, "1h", "busiest hour of 41 calls by alice; x2, rounded up")
+    assert (limit.peak.calls, limit.peak.who, limit.peak.begin_us) == (41, "alice", START_US)
+
+
+def test_the_busiest_window_slides() -> None:
+    rows = calls(20, SECOND_US, begin_us=50 * SECOND_US) + calls(40, 10 * MINUTE_US, begin_us=DAY_US)  # over a full minute
+    (search,) = suggestions(SEARCH.format("'1000/1m'"), rows)[:1]
+    assert search.limits[0].peak.calls == 20
+
+
+def test_calls_exactly_one_window_apart_are_never_in_one_window() -> None:
+    (search,) = suggestions(SEARCH.format("'50/1m'"), calls(30, MINUTE_US))[:1]
+    assert search.limits[0].peak.calls == 1
+
+
+def test_a_suggested_limit_is_at_least_five() -> None:
+    rows = calls(30, HOUR_US)
+    (search,) = suggestions(SEARCH.format("'100/1h'"), rows)[:1]
+    assert (limits(search), search.limits[0].reason) == (["5/1h"], "busiest hour of 1 call by alice; x2, and at least 5")
+    assert suggestions(SEARCH.format("'5/1h'"), rows)[0].kind == "keep"
+
+
+@pytest.mark.parametrize(("limit", "kind"), [("29/1h", "change"), ("30/1h", "keep"), ("80/1h", "keep"), ("81/1h", "change")])
+def test_a_limit_between_one_and_a_half_and_four_times_the_busiest_window_stays(limit: str, kind: str) -> None:
+    rows = calls(20, MINUTE_US) + calls(1, 1, begin_us=DAY_US)
+    assert suggestions(SEARCH.format(f"'{limit}'"), rows)[0].kind == kind
+
+
+LOOP = calls(300, SECOND_US, begin_us=DAY_US, user="bob")
+WORK = calls(8 * 7, HOUR_US)
+"""A call an hour."""
+
+
+def test_a_limit_that_comes_from_a_single_burst_says_so() -> None:
+    for text in (NO_RULES, SEARCH.format("['1000/1m', '5000/1h']")):
+        minute, hour = suggestions(text, LOOP + WORK)[0].limits
+        assert (minute.n, hour.n) == (120, 600)
+        assert minute.burst == "a single burst, at other times no minute has more than 1 call"
+        assert minute.reason == f"busiest minute of 60 calls by bob; x2, rounded up; {minute.burst}"
+        assert hour.burst == "a single burst, at other times no hour has more than 1 call"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        calls(300, SECOND_US, begin_us=3 * DAY_US, user="alice"),  # twice
+        calls(16, SECOND_US, begin_us=3 * DAY_US),  # a quarter of it
+    ],
+)
+def test_a_busy_minute_that_comes_again_is_no_single_burst(more: list[dict[str, object]]) -> None:
+    minute = suggestions(NO_RULES, LOOP + WORK + more)[0].limits[0]
+    assert (minute.peak.calls, minute.burst) == (60, "")
+
+
+def test_few_calls_and_a_short_history_are_no_single_burst() -> None:
+    assert not any(limit.burst for one in suggestions(NO_RULES, LOOP) for limit in one.limits)
+    few = calls(19, SECOND_US, begin_us=DAY_US, user="bob") + WORK
+    assert not any(limit.burst for one in suggestions(NO_RULES, few) for limit in one.limits)
+
+
+def test_a_limit_that_stays_is_not_said_to_come_from_a_burst() -> None:
+    (search,) = suggestions(SEARCH.format("'120/1m'"), LOOP + WORK)[:1]
+    assert (search.kind, search.limits[0].burst) == ("keep", "")
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 40)), min_size=1, max_size=40))
+def test_the_busiest_window_of_another_time_is_found_among_all_windows(seen: list[tuple[int, int]]) -> None:
+    windows, begin_us = _Windows(10), 1000
+    all_windows = []
+    for calls_in_it, earlier_us in seen:
+        begin_us -= earlier_us
+        windows.add(calls_in_it, begin_us)
+        all_windows.append((calls_in_it, begin_us))
+    _, busiest_us = max(all_windows)
+    found = windows.other_than(busiest_us)
+    others = [one for one, at_us in all_windows if abs(at_us - busiest_us) >= 10]
+    assert found <= max(others, default=0)
+    far = [one for one, at_us in all_windows if abs(at_us - busiest_us) >= 20]
+    assert found >= max(far, default=0)
+
+
+def test_a_limit_is_not_lowered_if_the_history_is_shorter_than_two_windows() -> None:
+    rows = calls(40, HOUR_US)
+    (search,) = suggestions(SEARCH.format("['500/1d', '500/1h']"), rows)[:1]
+    assert limits(search) == ["500/1d", "5/1h"]
+    assert search.limits[0].reason == "busiest day of 24 calls by alice; stays, the history is shorter than two windows"
+    (search,) = suggestions(SEARCH.format("'30/1d'"), rows)[:1]
+    assert limits(search) == ["50/1d"]  # but raised
+
+
+def test_with_few_calls_a_rule_stays() -> None:
+    (search,) = suggestions(SEARCH.format("'1/1m'"), calls(LEAST_CALLS - 1, SECOND_US))[:1]
+    assert (search.kind, limits(search), search.limits[0].reason) == ("few", ["1/1m"], f"only {LEAST_CALLS - 1} calls seen")
+
+
+def test_calls_that_did_not_reach_the_server_count_only_as_denied() -> None:
+    rule: dict[str, Any] = {"rule": "user=* tool=search"}
+    rows = [
+        *calls(10, SECOND_US, decision="would_deny"),
+        *calls(5, SECOND_US, decision="allowed_unavailable", begin_us=MINUTE_US // 2),
+        *calls(5, SECOND_US),
+        *calls(3, SECOND_US, decision="rate_limited", **rule),
+        *calls(1, SECOND_US, decision="rate_limited", repeats=500, **rule),
+    ]
+    (search,) = suggestions(SEARCH.format("'7/1m'"), rows)[:1]
+    assert (search.calls, search.denied, search.limits[0].peak.calls) == (20, 503, 20)
+
+
+def test_an_overridden_rule_does_not_count_the_calls_of_its_exception() -> None:
+    text = SEARCH.format("'5/1h'") + "[[rule]]\nuser = 'alice'\ntool = 'search'\nlimit = '5/1h'\n"
+    rows = calls(60, SECOND_US) + calls(25, SECOND_US, user="bob")
+    everybody, alice = suggestions(text, rows)[:2]
+    assert [everybody.limits[0].peak.calls, alice.limits[0].peak.calls] == [25, 60]
+
+
+def test_a_denied_tool_and_an_unlimited_one_get_no_rule() -> None:
+    text = "[[rule]]\ntool = 'search'\nlimit = 'deny'\n[[rule]]\ntool = 'list*'\nlimit = 'unlimited'\n"
+    rows = calls(50, SECOND_US) + calls(50, SECOND_US, tool="lists")
+    assert [one.table for one in suggestions(text, rows)] == [{"user": "*", "agent": "*::interactive::*", "per": ["user"]}]
+
+
+def test_a_rule_for_one_user_does_not_stand_for_all() -> None:
+    text = "[[rule]]\nuser = 'bob'\ntool = 'search'\nlimit = 'unlimited'\n"
+    assert {"user": "*", "tool": "search"} in [one.table for one in suggestions(text, calls(50, SECOND_US))]
+
+
+def test_a_rule_on_scopes_stays_because_the_audit_has_no_scopes() -> None:
+    text = "[[rule]]\ntool = 'search'\nscope = 'a'\nlimit = '1/1h'\n"
+    assert [one.at for one in suggestions(text, calls(50, SECOND_US))] == [-1, -1]
+
+
+def test_a_rule_on_roles_counts_calls_with_the_role() -> None:
+    text = "[[rule]]\nrole = ['a', 'b']\nper = []\nlimit = '1/1h'\n"
+    first = suggestions(text, calls(30, SECOND_US, roles=["a", "b"]) + calls(30, SECOND_US, roles=["a"]))[0]
+    assert (first.table, limits(first)) == ({"role": ["a", "b"], "per": []}, ["60/1h"])
+    assert first.limits[0].reason.startswith("busiest hour of 30 calls; ")
+
+
+def test_new_rules_are_for_each_tier_and_for_each_tool_that_no_rule_limits() -> None:
+    rows = calls(40, SECOND_US) + calls(90, 40 * SECOND_US, tool="report") + calls(5, SECOND_US, tool="rare")
+    found = suggestions(NO_RULES, rows)
+    assert [(one.kind, one.table) for one in found] == [
+        ("add", {"user": "*", "agent": "*::interactive::*", "per": ["user"]}),
+        ("add", {"user": "*", "tool": "report"}),
+        ("add", {"user": "*", "tool": "search"}),
+    ]
+    assert [limits(one) for one in found] == [["100/1m", "300/1h"], ["5/1m", "200/1h"], ["80/1h"]]
+
+
+def test_of_new_limits_one_that_can_never_deny_is_left_out() -> None:
+    (tier, tool) = suggestions(NO_RULES, calls(40, SECOND_US))
+    assert limits(tier) == limits(tool) == ["80/1h"]
+
+
+def test_a_tier_with_few_calls_gets_no_limit() -> None:
+    (tier,) = suggestions(NO_RULES, calls(3, SECOND_US))
+    assert (tier.kind, tier.limits, tier.calls) == ("few", (), 3)
+
+
+def test_the_starter_rules_are_adjusted_and_not_repeated() -> None:
+    found = suggestions(STARTER, calls(40, SECOND_US))
+    assert [(one.kind, one.at) for one in found] == [("keep", 0), ("few", 1), ("few", 2), ("few", 3), ("add", -1)]
+
+
+@pytest.mark.parametrize("tool", ["a*", "x" * 300, "a\nb", ""])
+def test_a_tool_that_a_rule_cannot_name_gets_none(tool: str) -> None:
+    assert [one.table.get("tool") for one in suggestions(NO_RULES, calls(40, SECOND_US, tool=tool))] == [None]
+
+
+def test_an_agent_without_three_parts_has_no_tier() -> None:
+    assert [one.table for one in suggestions(NO_RULES, calls(40, SECOND_US, agent="odd"))] == [{"user": "*", "tool": "search"}]
+
+
+def test_only_the_most_called_tools_get_new_rules() -> None:
+    rows = [one for at in range(25) for one in calls(20 + at, SECOND_US, tool=f"tool{at}")]
+    found = findings(NO_RULES, rows)
+    tools = [one.table["tool"] for one in found.suggestions if "tool" in one.table]
+    assert tools == [f"tool{at}" for at in range(24, 4, -1)]
+    assert found.tools_left_out == 5
+
+
+def test_names_that_a_client_makes_up_are_counted_in_bounded_memory() -> None:
+    rows = [row(START_US + at * MINUTE_US, tool=f"tool{at}", user=f"user{at}") for at in range(6000)]
+    survey = Survey(parse(STARTER))
+    survey.add(reversed(rows))
+    assert len(survey._tools) == 1000
+    assert len(survey._applying) <= 4096
+    assert all(len(logs) <= 1025 for tracked in survey._rules.values() for logs in tracked._logs)
+    assert survey.findings().suggestions[0].limits[0].peak.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "enough"),
+    [(calls(100, 15 * MINUTE_US), True), (calls(99, 15 * MINUTE_US), False), (calls(100, MINUTE_US), False), ([], False)],
+)
+def test_a_day_and_a_hundred_calls_are_enough_history(rows: list[dict[str, object]], enough: bool) -> None:
+    assert findings(NO_RULES, rows).is_enough is enough
+
+
+def test_without_calls_there_is_nothing_to_suggest() -> None:
+    found = findings(NO_RULES, [])
+    assert (found.calls, found.first_us, found.last_us, found.suggestions) == (0, 0, 0, ())
+
+
+def test_rows_that_are_out_of_order_count_at_their_own_time() -> None:
+    rows = calls(HELD_ROWS, 10 * SECOND_US)
+    rows.sort(key=lambda one: int(str(one["time_us"])) * 7919 % 4093)
+    survey = Survey(parse(SEARCH.format("'100/1m'")))
+    survey.add(rows)
+    assert survey.findings().suggestions[0].limits[0].peak.calls == 6
+
+
+def test_a_row_that_comes_too_late_counts_at_the_time_of_the_rows_before() -> None:
+    rows = calls(HELD_ROWS + 100, SECOND_US)[::-1]
+    survey = Survey(parse(SEARCH.format("'100/1m'")))
+    survey.add([*rows[1:], rows[0]])
+    assert survey.findings().calls == HELD_ROWS + 100
+    assert survey.findings().suggestions[0].limits[0].peak.calls == 61
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 7200), st.sampled_from(["alice", "bob"]), st.sampled_from("ab")), min_size=40, max_size=150
+    ),
+    st.sampled_from([NO_RULES, STARTER, SEARCH.format("['9/1m', '30/1h']"), "[[rule]]\ntool = 'a'\nlimit = '400/7m'\n"]),
+)
+def test_no_suggested_limit_would_have_denied_a_call_that_was_seen(seen: list[tuple[int, str, str]], text: str) -> None:
+    rows = [row(START_US + at * SECOND_US, user=user, tool=tool) for at, user, tool in sorted(seen)]
+    for suggestion in suggestions(text, rows):
+        if suggestion.kind == "few":
+            continue
+        rule = parse_rule({**suggestion.table, "limit": limits(suggestion)}, where="test")
+        policy = Policy((rule,))
+        pairs = {(user, tool) for _, user, tool in seen}
+        plans = {pair: policy.plan(Call(pair[0], "Cursor::interactive::default", "crm", pair[1])) for pair in pairs}
+        states: dict[int, State] = {}
+        for at, user, tool in sorted(seen):
+            plan = plans[user, tool]
+            held = [states.get(counter.id, EMPTY) for counter in plan.counters]
+            decision = sliding.decide(plan.limits, held, START_US + at * SECOND_US)
+            assert decision.admitted
+            states.update(zip([counter.id for counter in plan.counters], decision.states, strict=True))
+
+
+def busiest(times: Sequence[int], window_us: int) -> int:
+    """The most calls in any window, by comparing all pairs."""
+    return max((sum(begin <= time < begin + window_us for time in times) for begin in times), default=0)
+
+
+@given(st.lists(st.integers(0, 200), min_size=20, max_size=120), st.integers(1, 90))
+def test_the_busiest_window_is_that_of_comparing_all_windows(seconds: list[int], window_s: int) -> None:
+    rows = [row(START_US + second * SECOND_US) for second in seconds]
+    (search,) = suggestions(SEARCH.format(f"'1/{window_s}s'"), rows)[:1]
+    assert search.limits[0].peak.calls == busiest(seconds, window_s)
+
+
+@pytest.mark.no_cover
+def test_many_calls_in_a_window_are_counted_with_a_64th_of_a_window_more_at_most() -> None:
+    times = sorted(at * 7_919_000_033 % (4 * HOUR_US) for at in range(2400))
+    rows = [row(START_US + time) for time in times]
+    (search,) = suggestions(SEARCH.format("'1/1h'"), rows)[:1]
+    assert busiest(times, HOUR_US) <= search.limits[0].peak.calls <= busiest(times, HOUR_US + HOUR_US // 64 + 1)
+    assert search.limits[0].reason.startswith("busiest hour of about 6")
+
+
+@given(st.integers(0, 10**9))
+def test_a_rounded_limit_is_not_below_and_at_most_a_third_above(n: int) -> None:
+    assert max(1, n) <= rounded_up(n) <= max(1, n * 4 / 3)
+
+
+MANY = calls(41, MINUTE_US)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "tool = 'search'\nconcurrent = 2",
+        "tool = 'search'\nlimit = '900/1h'\ncount = 'errors'",
+        "tool = 'search'\nlimit = '900/1h'\nper = ['user', 'arguments']",
+    ],
+)
+def test_what_does_not_limit_calls_stays_and_does_not_stand_in_for_a_new_rule(rule: str) -> None:
+    found = [one for one in suggestions(f"[[rule]]\n{rule}\n", MANY) if "tool" in one.table]
+    assert [(one.kind, one.at, one.table.get("tool")) for one in found] == [("add", -1, "search")]
+
+
+def test_a_limit_on_the_cost_of_a_tool_stays_and_stands_in_for_a_new_rule() -> None:
+    rule = "[[rule]]\ntool = 'search'\nlimit = '900/1h'\ncount = 'cost'\n"
+    assert [one for one in suggestions(rule, MANY) if "tool" in one.table] == []
+
+
+def test_a_limit_beside_a_cap_is_changed_by_the_calls_that_it_counts() -> None:
+    rule = SEARCH.format("'1000/1m'") + "concurrent = 2\n"
+    override = "[[rule]]\nuser = 'alice'\ntool = 'search'\n{} = {}\n"
+    (search, *_) = suggestions(rule, MANY)
+    assert (search.kind, search.calls, limits(search)) == ("change", 41, ["5/1m"])
+    (search, *_) = suggestions(rule + override.format("concurrent", 9), MANY)
+    assert (search.at, search.calls) == (0, 41)
+    (search, *_) = suggestions(rule + override.format("limit", "'unlimited'"), MANY)
+    assert (search.at, search.calls) == (0, 0)
+
+
+def test_only_denials_by_limits_on_calls_count_as_denials_of_a_rule() -> None:
+    rule = SEARCH.format("'1000/1h'") + "concurrent = 2\n"
+    denial = {"decision": "rate_limited", "rule": "user=* tool=search"}
+    rows = [*MANY, row(START_US, **denial), row(START_US, **denial, counts="concurrent", repeats=7)]
+    assert suggestions(rule, rows)[0].denied == 1

@@ -1,0 +1,187 @@
+"""Rules that still cap the calls of another rule more tightly."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mcpguard.errors import PolicyError
+from mcpguard.policy.lint import Capped, still_capped
+from mcpguard.policy.model import Call, Policy, Rate
+from mcpguard.policy.parse import STARTER, parse
+from mcpguard.policy.tighter import Tightness, can_deny_beside
+from tests.build import Talk, call_line, identity, steps
+
+
+def policy(*texts: str, head: str = "") -> Policy:
+    """Rules, each as the text of its keys, after those of `head`."""
+    return parse(head + "".join("[[rule]]\n" + re.sub(r"(?<=['\]]) ", "\n", text) + "\n\n" for text in texts))
+
+
+def capping(*texts: str, head: str = "") -> list[int]:
+    """The numbers of the rules that cap the calls of the last one more tightly."""
+    found = policy(*texts, head=head)
+    return [at + 1 for at in Tightness(found).capping(len(found.rules) - 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("user='*' agent='*::background::x' limit='10000/1h'", []),  # it overrides
+        ("user='*' agent='*::subagent::Explore' limit='500/1h'", []),
+        ("user='*' agent='*::*::Explore' limit='500/1h'", [1, 2, 3, 4]),  # neither is narrower
+        ("user='*' agent='*::background::*' per=['user'] limit='10000/1h'", [3]),
+        ("agent='*::background::*' limit='10000/1h'", [3]),
+        ("user='alice' tool='search' limit='100/1h'", [2, 3, 4]),  # 100/1m has room for all of them
+        ("user='alice' tool='search' limit='101/1h'", [1, 2, 3, 4]),
+        ("user='alice' tool='search' limit='10/1h'", []),
+        ("user='alice' tool='search' limit=['20/1m', '10000/1d']", []),
+        ("tool='report' limit='5/1m'", []),
+        ("tool='report' limit='5/1s'", [1, 2, 3, 4]),
+        ("user='alice' limit='unlimited'", [1, 2, 3, 4]),
+        ("user='alice' limit='deny'", []),
+        ("user='*' limit='30/1m' count='cost'", []),
+        ("user='*' concurrent=9", []),
+    ],
+)
+def test_the_starter_rules_that_cap_the_calls_of_a_rule_more_tightly_are_found(text: str, numbers: list[int]) -> None:
+    assert capping(text, head=STARTER) == numbers
+
+
+@pytest.mark.parametrize(
+    ("texts", "numbers"),
+    [
+        (("user='*' limit='10/1h'", "user='*' tool='a' limit='20/1h'"), [1]),
+        (("limit='10/1h' per=[]", "user='*' limit='20/1h'"), [1]),
+        (("user='*' limit='10/1h' count='cost'", "user='*' tool='a' limit='20/1h'"), [1]),  # a call costs at least 1
+        (("user='bob' limit='10/1h'", "tool='a' limit='20/1h'"), [1]),
+        # Rules for a part of the tools
+        (("tool='a' limit='10/1h'", "user='*' limit='20/1h'"), []),
+        (("server='a' limit='10/1h'", "user='*' limit='20/1h'"), []),
+        # Exceptions, other users, what is only reported, and what counts something else
+        (("user='bob' limit='10/1h'", "user='*' limit='20/1h'"), []),
+        (("user='bob' limit='10/1h'", "user='alice' tool='a' limit='20/1h'"), []),
+        (("user='*' limit='10/1h' mode='observe'", "user='*' tool='a' limit='20/1h'"), []),
+        (("user='*' limit='10/1h' count='errors'", "user='*' tool='a' limit='20/1h'"), []),
+        (("user='*' per=['user', 'arguments'] limit='1/1h'", "user='*' tool='a' limit='20/1h'"), []),
+        # A third rule overrides it for all of these calls, or for some
+        (("user='*' limit='10/1h'", "user='bob' limit='50/1h'", "user='bob' tool='a' limit='20/1h'"), []),
+        (("user='*' limit='10/1h'", "user='bob' limit='50/1h'", "user='*' tool='a' limit='20/1h'"), [1]),
+    ],
+)
+def test_a_rule_is_only_found_if_it_denies_some_callers_earlier(texts: tuple[str, ...], numbers: list[int]) -> None:
+    assert capping(*texts) == numbers
+
+
+def warned(*texts: str, head: str = "") -> list[str]:
+    return still_capped(policy(*texts, head=head)).warnings
+
+
+def test_a_rule_that_cannot_be_exhausted_is_warned_of_with_the_command_that_drops_the_other() -> None:
+    (warning,) = warned("user='*' agent='*::background::*' per=['user'] limit='10000/1h'", head=STARTER)
+    assert warning == (
+        "line 14: rule 3 (user=* agent=*::background::*) still caps calls of rule 5 more tightly, at 30/1m;"
+        " to drop it: mcpguard policy unset --user '*' --agent '*::background::*'"
+    )
+    both = "user='*' per=['user'] limit='10/1h' concurrent=2", "user='*' tool='a' limit='20/1h'"
+    assert warned(*both)[0].endswith("mcpguard policy unset --user '*' --per user --count calls")
+    errors = "user='*' limit='10/1h'", "user='*' limit='3/1h' count='errors'", "user='*' tool='a' limit='20/1h'"
+    assert warned(*errors)[0].endswith("mcpguard policy unset --user '*' --count calls")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        # Limits for each user and for all together, for a burst and for an hour, for a tool and for all tools
+        ("user='*' tool='a' limit='10/1h'", "tool='a' limit='100/1h'"),
+        ("user='*' limit='60/1m'", "user='*' tool='a' limit='500/1h'"),
+        ("user='*' limit='100/1h'", "user='*' tool='a' limit='20/1m'"),
+        ("user='bob' limit='10/1h'", "tool='a' limit='20/1h'"),
+        # For some callers there is an exception
+        ("user='*' limit='10/1h'", "user='bob' limit='50/1h'", "user='*' tool='a' limit='20/1h'"),
+    ],
+)
+def test_limits_that_belong_together_are_not_warned_of(texts: tuple[str, ...]) -> None:
+    assert still_capped(policy(*texts)) == Capped([], [])
+
+
+def test_an_untouched_starter_rule_is_warned_of_if_it_is_slower_and_noted_if_it_only_caps_bursts() -> None:
+    assert [text[:15] for text in warned("tool='a' limit='10/1s'", head=STARTER)] == [
+        "line 4: rule 1 ", "line 9: rule 2 ", "line 14: rule 3", "line 19: rule 4",
+    ]  # fmt: skip
+    assert still_capped(policy("tool='a' limit='10/1s'", head=STARTER)).notes == []
+    texts = "user='alice' tool='a' limit='100/1h'", "user='bob' tool='a' limit='50/1h'"
+    assert warned(*texts, head=STARTER) == []
+    assert [
+        re.sub(r".*(rule . ).*(calls of .*);.*", r"\1\2", note) for note in still_capped(policy(*texts, head=STARTER)).notes
+    ] == [
+        "rule 2 calls of rule 5 more tightly, at 60/1m",
+        "rule 3 calls of rules 5 and 6 more tightly, at 30/1m",
+        "rule 4 calls of rules 5 and 6 more tightly, at 30/1m",
+    ]
+
+
+def test_a_tighter_rule_of_the_user_makes_no_starter_rule_a_mistake() -> None:
+    assert warned("user='*' per=['user'] limit='5/1h'", head=STARTER) == []
+    assert still_capped(policy("user='*' per=['user'] limit='5/1h'", head=STARTER)).notes == []
+
+
+LIMITS = st.builds(lambda n, seconds: Rate(n, seconds * 1_000_000, f"{seconds}s"), st.integers(1, 100), st.integers(1, 100))
+
+
+@given(LIMITS, LIMITS)
+def test_a_limit_that_cannot_deny_beside_another_one_denies_no_call_that_the_other_admits(rate: Rate, other: Rate) -> None:
+    if can_deny_beside(rate, other):
+        return
+    talk = Talk(
+        f"[[rule]]\nuser='*'\nlimit='{other.n}/{other.text}'\n[[rule]]\nuser='*'\nper=['user', 'tool']\ntool='a'\n"
+        f"limit='{rate.n}/{rate.text}'\n",
+        who=identity(),
+    )
+    for turn in range(4):
+        talk.client(*(call_line("a", 1000 * turn + at) for at in range(other.n + 1)))
+        talk.time.pass_s(other.window_us // 1_000_000)
+    denied = [error["error"]["data"] for error in talk.to_client if "error" in error]
+    assert all("user=*" in {one["rule"] for one in data["exceeded"]} for data in denied)
+
+
+RULES = st.lists(
+    st.tuples(
+        st.sampled_from(["", "user='*' ", "user='u' "]),
+        st.sampled_from(["", "agent='*::api::*' ", "agent='c::api::n' "]),
+        st.sampled_from(["", "tool='*' ", "tool='t' "]),
+        st.sampled_from(["", "per=['user'] ", "per=[] "]),
+        st.sampled_from(["1/1m", "5/1m", "20/1h", "300/1h"]),
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda one: one[:4],
+)
+
+
+@given(RULES)
+def test_the_rules_that_cap_a_call_more_tightly_are_those_that_apply_to_it_and_can_deny_it_first(
+    seen: list[tuple[str, ...]],
+) -> None:
+    texts = ["".join(keys) + f"limit='{limit}'" for *keys, limit in seen]
+    try:
+        found = policy(*texts)
+    except PolicyError:  # two say the same in other words
+        return
+    last = len(texts) - 1
+    applying = {at: rule.rates[0] for rule, at in found.applying(Call("u", "c::api::n", "s", "t"))}
+    if last in applying:
+        is_for_all = [not found.rules[at].exact.get("tool") or "tool" in found.rules[last].exact for at in range(last)]
+        first = {at for at in applying.keys() - {last} if can_deny_beside(applying[at], applying[last]) and is_for_all[at]}
+        assert {*Tightness(found).capping(last)} & applying.keys() == first
+
+
+@pytest.mark.parametrize("text", ["tool='t{}' limit='1/1s'", "user='u{}' tool='x' limit='1/1s'"])
+@pytest.mark.no_cover
+def test_finding_tighter_rules_takes_time_linear_in_the_number_of_rules(text: str) -> None:
+    def of(rules: int) -> int:
+        found = policy(*[text.replace("{}", str(at)) for at in range(rules)], head=STARTER)
+        return steps(lambda: still_capped(found))
+
+    assert of(400) <= 4.5 * of(100)

@@ -1,0 +1,471 @@
+"""Explaining a call: who calls, what each rule is to the call, and what the counters still allow."""
+
+import contextlib
+import getpass
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mcpguard import config
+from mcpguard.config import Settings
+from mcpguard.errors import ConfigError, Unauthenticated
+from mcpguard.identity.caller import Identity
+from mcpguard.policy.model import Call, Policy
+from mcpguard.policy.parse import parse
+from mcpguard.reading.explaining import CALLS_LOOKED_AT, Explanation, caller, explain, never_matched
+from mcpguard.wire.arguments import args_hash
+from tests import provider
+from tests.build import Session, call_line, identity
+from tests.memory_store import MemoryStore
+from tests.provider import jwk, key_set, token, write_token
+
+RULES = """
+[[rule]]
+user  = "*"
+tool  = "echo"
+limit = "100/1h"
+
+[[rule]]
+user  = "alice@acme.com"
+tool  = "echo"
+limit = "3/1h"
+
+[[rule]]
+tool  = "echo"
+limit = "50/90m"
+
+[[rule]]
+tool  = "report"
+limit = "5/1m"
+
+[[rule]]
+name  = "all agents"
+agent = "*::interactive::*"
+limit = "2/1h"
+mode  = "observe"
+"""
+
+
+class Home:
+    """A folder with settings, a policy and a store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.policy = parse(RULES)
+        self.warnings: list[str] = []
+
+    def settings(self) -> Settings:
+        return config.load({"MCPGUARD_HOME": str(self.folder)})
+
+    def configure(self, text: str) -> None:
+        (self.folder / "config.toml").write_text(text)
+
+    def call(self, tool: str, times: int = 1, who: Identity | None = None) -> list[str]:
+        """Let a wrapper decide calls; the decisions."""
+        settings = self.settings()
+        with contextlib.closing(settings.open_store()) as store:
+            session = Session(store, self.policy, who=who, namespace=settings.namespace)
+            return session.decisions(tool, times)
+
+    def caller(self, **more: Any) -> Identity:
+        given: dict[str, Any] = {"user": None, "agent": None, "token": None, "roles": (), "scopes": ()}
+        return caller(self.settings(), **given | more, notify=self.warnings.append)
+
+    def explain(
+        self, tool: str = "echo", who: Identity | None = None, server: str | None = "crm", arguments: object = None
+    ) -> Explanation:
+        return explain(
+            self.settings(),
+            self.policy,
+            who or identity(),
+            tool=tool,
+            server=server,
+            arguments=arguments,
+            places={"user": "--user", "agent": "config.toml"},
+            notify=self.warnings.append,
+        )
+
+    def never_matched(self, policy: Policy | None = None) -> list[str]:
+        return never_matched(policy or self.policy, self.settings())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def counts(found: Explanation) -> set[int]:
+    return {room.used for rooms in found.headrooms.values() for room in rooms}
+
+
+# A call
+
+
+def test_each_rule_applies_is_overridden_or_does_not_match(home: Home) -> None:
+    found = home.explain()
+    assert [one.status for one in found.matches] == ["overridden", "applies", "applies", "no match", "applies"]
+    assert (found.matches[0].winner, found.matches[0].narrower_in) == (1, ("user",))
+    assert found.matches[3].reason == "the tool is not report"
+    assert found.call == Call("alice@acme.com", "Claude Code::interactive::default", "crm", "echo")
+
+
+def test_the_limits_of_the_rules_that_apply_show_what_the_counters_hold(home: Home) -> None:
+    home.call("echo", 2)
+    found = home.explain()
+    assert sorted(found.headrooms) == [1, 2, 4]
+    ((left,),) = [found.headrooms[1]]
+    assert (left.reported.limit, left.reported.window, left.used, left.remaining, left.retry_after_us) == (3, "1h", 2, 1, 0)
+    ((observed,),) = [found.headrooms[4]]
+    assert (observed.used, observed.remaining) == (2, 0)
+    assert observed.retry_after_us is not None
+    assert 0 < observed.retry_after_us <= 3600 * 1_000_000
+
+
+def test_explaining_says_what_the_next_call_gets_and_counts_nothing(home: Home) -> None:
+    home.call("echo", 2)
+    for _ in range(3):
+        verdict = home.explain().verdict
+        assert verdict is not None
+        assert verdict.decision == "would_deny"
+    assert home.call("echo", 2) == ["would_deny", "rate_limited"]
+    verdict = home.explain().verdict
+    assert verdict is not None
+    assert verdict.reported is not None
+    assert (verdict.decision, verdict.reported.limit, verdict.reported.axis) == ("rate_limited", 3, "user")
+
+
+def test_without_a_store_all_counters_are_empty_and_no_store_is_made(home: Home) -> None:
+    found = home.explain()
+    assert (counts(found), found.failure) == ({0}, "")
+    assert found.verdict is not None
+    assert found.verdict.decision == "allowed"
+    assert list(home.folder.iterdir()) == []
+
+
+def test_a_damaged_store_is_reported_and_the_rules_are_explained_all_the_same(home: Home) -> None:
+    home.call("echo", 2)
+    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
+    found = home.explain()
+    assert (bool(found.failure), found.verdict) == (True, None)
+    assert [one.status for one in found.matches] == ["overridden", "applies", "applies", "no match", "applies"]
+
+
+def test_a_locked_store_is_reported_and_the_rules_are_explained_all_the_same(home: Home) -> None:
+    home.call("echo", 2)
+    with contextlib.closing(sqlite3.connect(home.settings().database_path, isolation_level=None)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        found = home.explain()
+    assert (bool(found.failure), found.verdict) == (True, None)
+    assert found.matches[1].status == "applies"
+
+
+def test_the_counters_of_another_namespace_are_not_read(home: Home) -> None:
+    home.call("echo", 2)
+    home.configure('[store]\nnamespace = "other"\n')
+    assert counts(home.explain()) == {0}
+    assert home.explain(server=None).call.server == ""
+
+
+def test_a_server_that_is_not_given_is_the_one_that_had_the_last_call_of_the_tool(home: Home) -> None:
+    for server in ("crm", "erp"):
+        home.call("echo", who=identity(server=server))
+    home.call("report", who=identity(server="files"))
+    found = home.explain(server=None)
+    assert (found.call.server, found.sources["server"]) == ("erp", "audit")
+    assert home.explain("nothing", server=None).sources["server"] == "unknown"
+    assert home.explain(server="crm").sources["server"] == "config"
+
+
+def test_rules_for_scopes_see_the_scopes_of_the_caller(home: Home) -> None:
+    home.policy = parse('[[rule]]\ntool = "d"\nlimit = "deny"\n[[rule]]\ntool = "d"\nscope = "admin.users"\nlimit = "20/1h"\n')
+    for scopes, decision in (((), "denied"), (("admin.users",), "allowed")):
+        verdict = home.explain("d", identity(scopes=scopes)).verdict
+        assert verdict is not None
+        assert verdict.decision == decision
+
+
+def test_the_places_of_what_is_configured_are_named(home: Home) -> None:
+    sources = home.explain().sources
+    assert (sources["user_from"], sources["agent_from"]) == ("--user", "config.toml")
+    sources = home.explain(who=Identity("alice", "os", "crm")).sources
+    assert (sources["user"], sources["agent"]) == ("os", "default")
+    assert not {"user_from", "agent_from"} & set(sources)
+
+
+def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
+    home.policy = parse('[[rule]]\nagent = "*::interactive::*"\nlimit = "2/1h"\n')
+    home.explain(who=identity(agent="a::interactve::b"))
+    assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; check the spelling"]
+
+
+# Caps, cost, errors, arguments and waits
+
+
+def beyond(home: Home, text: str, *tools: str) -> MemoryStore:
+    """Let a store in memory, which `explain` reads, decide calls, which stay in flight."""
+    home.policy = parse(text)
+    store = MemoryStore()
+    session = Session(store, home.policy, namespace="default")
+    for tool in tools:
+        session.call(tool)
+    opened = contextlib.nullcontext(store)
+    settings = SimpleNamespace(
+        namespace="default", jwt=None, address=SimpleNamespace(exists=lambda: True), read_store=lambda: opened
+    )
+    home.settings = lambda: settings  # type: ignore[method-assign, assignment, return-value]
+    return store
+
+
+def test_the_limits_of_a_rule_are_those_of_its_place_in_the_policy(home: Home) -> None:
+    text = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "4/1h"\nconcurrent = 2\n'
+    beyond(home, text, "echo", "echo", "echo")
+    found = home.explain()
+    assert [(room.reported.limit_text, room.used, room.remaining) for room in found.headrooms[1]] == [
+        ("4/1h", 2, 2),
+        ("2-in-flight", 2, 0),
+    ]
+    assert found.verdict is not None
+    assert (found.verdict.decision, found.verdict.reason, found.is_held) == ("rate_limited", "concurrent", False)
+
+
+def test_a_call_that_would_wait_for_room_is_told(home: Home) -> None:
+    cap = '[[rule]]\ntool = "echo"\nconcurrent = 1\nwait = "5s"\n'
+    beyond(home, cap, "echo")
+    assert home.explain().is_held
+    assert not home.explain("other").is_held
+    beyond(home, cap + '[[rule]]\ntool = "echo"\nlimit = "1/1h"\n', "echo")
+    assert not home.explain().is_held
+
+
+def test_a_call_that_costs_more_than_a_limit_never_has_room(home: Home) -> None:
+    beyond(home, '[[rule]]\nlimit = "9/1h"\ncount = "cost"\nwait = "1h"\n[[cost]]\ntool = "echo"\ncost = 10\n')
+    found = home.explain()
+    assert found.headrooms[0][0].is_too_costly
+    assert found.verdict is not None
+    assert (found.verdict.reason, found.is_held) == ("too_costly", False)
+
+
+OF_ARGUMENTS = '[[rule]]\ntool = "echo"\nper = ["user", "arguments"]\nlimit = "2/1h"\n'
+
+
+def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
+    store = beyond(home, OF_ARGUMENTS)
+    session = Session(store, home.policy, namespace="default")
+    (request,) = session.charges("echo")
+    digest = args_hash({"a": 1, "b": 2.0}, store.args_key).hex()
+    request.plan = home.policy.plan(request.call).of_arguments(digest)
+    store.decide([request], session.journal)
+    for arguments, used in (({"b": 2, "a": 1}, 1), ({"a": 1}, 0), ({}, 0)):
+        found = home.explain(arguments=arguments)
+        ((left,),) = found.headrooms.values()
+        assert (left.is_known, left.used, found.verdict is None) == (True, used, False)
+
+
+def test_without_arguments_what_is_left_is_not_known(home: Home) -> None:
+    beyond(home, OF_ARGUMENTS)
+    found = home.explain()
+    assert ([room.is_known for room in found.headrooms[0]], found.verdict) == ([False], None)
+
+
+def test_a_reader_of_a_store_knows_its_key(home: Home) -> None:
+    home.call("echo")
+    with contextlib.closing(home.settings().open_store()) as store, home.settings().read_store() as reader:
+        assert len(reader.args_key) == 32
+        assert reader.args_key == store.args_key
+
+
+def test_a_rule_that_matches_by_one_of_its_parts_has_matched(home: Home) -> None:
+    home.call("echo")
+    both = '[[rule]]\ntool = "{}"\nlimit = "1/1h"\nconcurrent = 2\n'
+    policy = parse(both.format("echo") + both.format("nothing") + both.format("ech*"))
+    (warning,) = home.never_matched(policy)
+    assert warning.startswith("line 5: rule 2 (tool=nothing) has matched none")
+
+
+# Who calls
+
+
+def test_the_caller_is_who_a_wrapper_here_would_serve(home: Home) -> None:
+    who = home.caller()
+    assert (who.user, who.user_source, *who.agent(None)) == (
+        getpass.getuser(),
+        "os",
+        "unknown::interactive::default",
+        "default",
+    )
+    home.configure('[identity]\nuser = "carol"\nagent = "A::b::c"\n')
+    who = home.caller()
+    assert (who.user, who.user_source, *who.agent(None)) == ("carol", "config", "A::b::c", "config")
+    assert home.warnings == []
+
+
+def test_a_user_and_an_agent_that_are_given_replace_those_that_are_configured(home: Home) -> None:
+    home.configure('[identity]\nuser = "carol"\nagent = "A::b::c"\n')
+    who = home.caller(user="bob", agent="::api::")
+    assert (who.user, *who.agent(None)) == ("bob", "unknown::api::default", "config")
+
+
+def test_what_can_name_the_agent_otherwise_is_told(home: Home) -> None:
+    open_ = "a client fills in its own name"
+    assert home.explain(who=home.caller(agent="::api::")).agent_open == open_
+    assert home.explain(who=home.caller(agent="A::b::c")).agent_open == ""
+    home.configure("[identity]\ntrust_client_info = false\n")
+    assert home.explain(who=home.caller()).agent_open == ""
+
+
+def test_roles_and_scopes_that_are_given_are_warned_of_where_no_token_names_any(home: Home) -> None:
+    who = home.caller(roles=("a",), scopes=("s",))
+    assert (who.roles, who.scopes) == (("a",), ("s",))
+    assert home.warnings == ["no call has roles or scopes here: configure [identity.jwt] in config.toml"]
+
+
+def test_without_verified_users_a_token_names_nobody(home: Home) -> None:
+    with pytest.raises(ConfigError, match="no token names the user here"):
+        home.caller(token="")
+
+
+# Where a token names the user
+
+
+@pytest.fixture
+def verified(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Writes a token of alice with more claims, in a home where tokens name the users."""
+    monkeypatch.delenv("MCPGUARD_TOKEN", raising=False)
+    keys = home.folder / "keys.json"
+    keys.write_bytes(key_set(jwk()))
+    file = provider.settings(home.folder, keys, agent_claim="agent")
+
+    def write(**claims: Any) -> None:
+        write_token(file, token(**claims))
+
+    write(scope="admin.users", agent="Claude Code::api::nightly")
+    return write
+
+
+@pytest.mark.parametrize("option", [None, ""], ids=["usual", "asked for"])
+def test_the_user_the_scopes_and_the_agent_are_those_of_the_token(
+    home: Home, verified: Callable[..., None], option: str | None
+) -> None:
+    who = home.caller(token=option)
+    assert (who.user, who.user_source, who.scopes) == ("alice", "jwt", ("admin.users",))
+    assert who.agent(None) == ("Claude Code::api::nightly", "jwt")
+
+
+def test_an_agent_that_the_token_names_cannot_be_replaced(home: Home, verified: Callable[..., None]) -> None:
+    who = home.caller(agent="Claude Code::subagent::Explore")
+    assert who.agent(None)[0] == "Claude Code::api::nightly"
+    assert home.warnings == ["--agent: a call has another one, Claude Code::api::nightly, since the token names it"]
+    home.warnings.clear()
+    home.caller(agent="::api::nightly")
+    assert home.warnings == []
+
+
+def test_the_parts_of_the_agent_that_the_token_does_not_name_are_those_that_are_given(
+    home: Home, verified: Callable[..., None]
+) -> None:
+    verified(agent="nightly")
+    assert home.caller(agent="Codex::background::x").agent(None)[0] == "Codex::background::nightly"
+    assert len(home.warnings) == 1
+    verified()
+    assert home.caller(agent="Codex::background::x").agent(None)[0] == "Codex::background::x"
+    assert len(home.warnings) == 1
+
+
+def test_no_token_is_read_for_a_user_that_is_given(home: Home, verified: Callable[..., None]) -> None:
+    who = home.caller(user="bob")
+    assert (who.user, who.user_source, who.scopes) == ("bob", "config", ())
+    assert home.caller(user="bob", scopes=("admin.users",)).scopes == ("admin.users",)
+    assert home.explain(who=who).agent_open == "the user's token may name another in agent"
+
+
+def test_scopes_that_are_given_replace_those_of_the_token(home: Home, verified: Callable[..., None]) -> None:
+    assert home.caller(scopes=("read",)).scopes == ("read",)
+    assert home.warnings == []
+
+
+def test_another_token_file_replaces_the_configured_one_and_the_environments_token(
+    home: Home, verified: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = home.folder / "other"
+    write_token(other, token(sub="bob"))
+    monkeypatch.setenv("MCPGUARD_TOKEN", token(sub="carol"))
+    bob = home.caller(token=str(other))
+    assert (bob.user, bob.scopes) == ("bob", ())
+    assert home.caller().user == "carol"
+
+
+def test_a_token_that_names_nobody_is_the_error_that_a_call_would_get(home: Home, verified: Callable[..., None]) -> None:
+    verified(exp=1000)
+    with pytest.raises(Unauthenticated) as raised:
+        home.caller()
+    file = home.folder / "token"
+    assert raised.value.message == f"every call is denied with 401: the token in {file} expired at 1970-01-01T00:16:40Z"
+    assert raised.value.hint == "get a new token; the next call uses it, without a restart"
+
+
+def test_a_token_in_place_of_its_file_is_not_repeated(home: Home, verified: Callable[..., None]) -> None:
+    text = token()
+    with pytest.raises(ConfigError, match="--token holds a token where a path belongs") as raised:
+        home.caller(token=text)
+    assert text not in raised.value.message + raised.value.hint
+
+
+# Rules that no call has matched
+
+
+def test_rules_that_matched_no_call_in_the_audit_are_named(home: Home) -> None:
+    home.policy = parse('[[rule]]\nuser = "*"\ntool = "search"\nlimit = "1/1h"\n[[rule]]\ntool = "report"\nlimit = "5/1m"\n')
+    assert home.never_matched() == []
+    home.call("report")
+    assert home.never_matched() == ["line 1: rule 1 (user=* tool=search) has matched none of the calls in the audit log"]
+    home.call("search")
+    assert home.never_matched() == []
+
+
+def test_rows_that_are_not_calls_match_no_rule(home: Home) -> None:
+    home.policy = parse('[[rule]]\nuser = "*"\ntool = "search"\nlimit = "1/1h"\n[[rule]]\ntool = "report"\nlimit = "5/1m"\n')
+    home.call("report")
+    with contextlib.closing(home.settings().open_store()) as store:
+        session = Session(store, home.policy)
+        requests = session.requests(call_line("search", None))
+        assert [one.decided for one in requests] == ["invalid"]
+        store.decide(requests, session.journal)
+    assert home.never_matched() == ["line 1: rule 1 (user=* tool=search) has matched none of the calls in the audit log"]
+
+
+def test_rules_for_roles_are_compared_with_the_roles_of_the_calls(home: Home) -> None:
+    policy = parse('[[rule]]\nrole = "dev"\nlimit = "1/1h"\n[[rule]]\nrole = "admin"\nlimit = "5/1m"\n')
+    home.call("search", who=identity(roles=("dev",)))
+    assert home.never_matched(policy) == ["line 4: rule 2 (role=admin) has matched none of the calls in the audit log"]
+
+
+def test_rules_for_scopes_are_never_named_since_the_audit_has_no_scopes(home: Home) -> None:
+    home.call("search")
+    assert home.never_matched(parse('[[rule]]\nscope = "admin"\nlimit = "1/1h"\n')) == []
+
+
+def test_calls_of_another_namespace_match_no_rule(home: Home) -> None:
+    home.call("report")
+    home.configure('[store]\nnamespace = "other"\n')
+    home.call("echo")
+    assert [line.partition(" (")[2].partition(")")[0] for line in home.never_matched()] == ["tool=report"]
+
+
+def test_a_store_that_cannot_be_read_names_no_rule(home: Home) -> None:
+    home.call("report")
+    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
+    assert home.never_matched() == []
+
+
+def test_only_the_newest_calls_are_looked_at(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CALLS_LOOKED_AT == 20_000
+    monkeypatch.setattr("mcpguard.reading.explaining.CALLS_LOOKED_AT", 2)
+    home.call("report")
+    home.call("echo", 2)
+    assert [line.rpartition(" has ")[2] for line in home.never_matched()] == [
+        "matched none of the newest 2 calls in the audit log"
+    ]

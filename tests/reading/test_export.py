@@ -1,0 +1,154 @@
+"""The lines of an export are those of the records, whether a template makes them or not."""
+
+import csv
+import json
+from io import StringIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.reading.export import FORMATS, Writer, ocsf_event
+from mcpguard.session.audit import MEMBERS, OUTCOMES, Row, record
+from mcpguard.stores.api import StoredRow
+from mcpguard.text.printing import compact
+from tests.audit_examples import examples
+
+names = st.text(min_size=1, max_size=8) | st.sampled_from(["=1+1", "%s", "100%", 'a"b,c', "\x1b[2J", "+", "@x", "-1", "\tx"])
+small = st.none() | st.integers(0, 5)
+contexts = st.builds(
+    lambda user, tool, rest: compact(
+        {"session": "00000000000000aa", "namespace": "default", "user": user, "agent": "Cursor::api::x", **rest}
+        | ({"tool": tool} if tool else {})
+    ),
+    names,
+    st.none() | names,
+    st.fixed_dictionaries({}, optional={"server": names, "roles": st.lists(names, max_size=2)}),
+)
+limits = st.sampled_from(
+    [
+        None,
+        '{"axis":"user","rule":"user=* tool=%","limit":5,"window":"1h"}',
+        '{"axis":"user","rule":"user=*","limit":5,"window":"1h","counts":"cost"}',
+        '{"axis":"user","rule":"user=*","limit":5,"window":"1h","counts":"errors"}',
+        '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}',
+        '{"axis":"tool","rule":"tool=x"}',
+    ]
+)
+rows = st.builds(
+    Row,
+    st.integers(0, 10**16),
+    st.integers(1, 10**6),
+    st.sampled_from(["allowed", "rate_limited", "denied", "would_deny", "continued"]),
+    contexts,
+    limits,
+    st.none() | (st.integers(-3, 10**20) | names).map(json.dumps) | st.just('"cut …'),
+    st.none() | st.binary(min_size=12, max_size=12),
+    st.none() | st.just("f" * 32),
+    small,
+    small,
+    small,
+    small,
+    st.none() | st.sampled_from(['{"reason":"x"}', '{"act":["a","b"]}', '{"in_flight":2,"cost":20,"waited_ms":5}']),
+)
+stored = st.builds(StoredRow, st.just(1), rows, st.none() | st.sampled_from(OUTCOMES), st.none() | st.integers(0, 10**9))
+
+
+def plain(one: StoredRow) -> dict[str, object]:
+    return record(one.row, outcome=one.outcome, duration_us=one.duration_us)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(found=st.lists(stored, max_size=3))
+@settings(max_examples=40)
+def test_each_line_is_that_of_the_record(name: str, found: list[StoredRow]) -> None:
+    form = FORMATS[name]
+    again = [one._replace(row=one.row._replace(seq=one.row.seq + 1, time_us=one.row.time_us + 1)) for one in found]
+    expected = "".join(form.line(plain(one)) + "\n" for one in [*found, *again])
+    assert Writer(form).lines([*found, *again]) == expected
+
+
+@given(stored)
+def test_a_csv_line_has_a_cell_for_each_member_and_no_cell_is_a_formula(one: StoredRow) -> None:
+    (cells,) = csv.reader(StringIO(Writer(FORMATS["csv"]).lines([one])), strict=True)
+    found = plain(one)
+    assert len(cells) == len(MEMBERS)
+    for member, cell in zip(MEMBERS, cells, strict=True):
+        value = found.get(member)
+        assert all(char.isprintable() for char in cell)
+        if isinstance(value, str):
+            assert cell[:1] not in {"=", "+", "-", "@", "\t", "\r"}
+        elif value is not None:
+            assert json.loads(cell) == value
+
+
+def test_csv_begins_with_the_names_of_the_members() -> None:
+    assert FORMATS["csv"].heading.split(",") == list(MEMBERS)
+
+
+REQUIRED = {
+    "activity_id",
+    "actor",
+    "api",
+    "category_uid",
+    "class_uid",
+    "metadata",
+    "severity_id",
+    "src_endpoint",
+    "time",
+    "type_uid",
+}
+"""The attributes that OCSF 1.9 requires of an event of API Activity."""
+
+
+@pytest.mark.parametrize(("decision", "found"), [one for one in examples().items() if one[0] != "policy"])
+def test_an_ocsf_event_has_all_that_its_class_requires(decision: str, found: dict[str, object]) -> None:
+    event = ocsf_event(found)
+    assert event.keys() >= REQUIRED
+    assert event["type_uid"] == event["class_uid"] * 100 + event["activity_id"]  # type: ignore[operator]
+    assert event["metadata"]["profiles"] == ["ai_operation", "security_control"]  # type: ignore[index]
+    actions = {"allowed": 1, "continued": 1, "allowed_unavailable": 1, "would_deny": 3}
+    assert event["action_id"] == actions.get(decision, 2)
+    assert (event["status"] == "Failure") == (event["action"] == "Denied")
+
+
+def test_an_ocsf_event_of_a_denial_names_user_agent_tool_and_rule() -> None:
+    event = json.loads(json.dumps(ocsf_event(examples()["rate_limited"])))
+    assert event["actor"]["user"] == {"name": "alice@acme.com"}
+    assert event["ai_agent"]["name"] == "Claude Code::interactive::default"
+    assert event["api"] == {"operation": "search_customers", "service": {"name": "crm"}, "request": {"uid": "3"}}
+    assert event["policy"] == {"name": "user=* tool=search_customers"}
+    assert (event["action"], event["disposition"], event["time"]) == ("Denied", "Blocked", 1767225600000)
+    assert event["unmapped"]["retry_after_ms"] == 3600000
+    assert event["status_code"] == "rate_limited"
+    assert event["message"] == "rate_limited search_customers for alice@acme.com by user=* tool=search_customers"
+
+
+def test_an_ocsf_event_of_a_call_without_a_limit_has_its_outcome_and_no_policy() -> None:
+    context = '{"session":"aa","namespace":"default","tool":"x","user":"alice"}'
+    event = ocsf_event(record(Row(0, 1, "allowed", context), outcome="tool_error", duration_us=5))
+    assert (event["status_code"], event["status"], event["message"]) == ("tool_error", "Failure", "allowed x for alice")
+    assert not event.keys() & {"policy", "dst_endpoint", "message_context", "ai_agent", "count"}
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("ok", "Success"), ("rpc_error", "Failure"), (None, "Unknown")])
+def test_an_ocsf_event_of_an_admitted_call_has_the_status_of_its_outcome(outcome: str | None, status: str) -> None:
+    event = ocsf_event(record(Row(0, 1, "allowed", '{"session":"aa","namespace":"default","tool":"x"}'), outcome=outcome))
+    assert (event["status"], event["action"], event["severity"]) == (status, "Allowed", "Informational")
+
+
+def test_an_ocsf_event_tells_what_a_cap_counts_and_how_long_a_call_waited() -> None:
+    reported = '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}'
+    detail = '{"in_flight":2,"cost":20,"waited_ms":5}'
+    row = Row(0, 1, "rate_limited", '{"session":"aa","namespace":"default","tool":"x"}', reported, detail=detail)
+    event = ocsf_event(record(row))
+    assert event["status_detail"] == "concurrent"
+    unmapped = event["unmapped"]
+    assert isinstance(unmapped, dict)
+    assert [unmapped[key] for key in ("limit", "counts", "in_flight", "cost", "waited_ms")] == [2, "concurrent", 2, 20, 5]
+
+
+def test_ocsf_leaves_out_rows_that_are_no_calls() -> None:
+    row = Row(0, 1, "policy", '{"session":"aa","namespace":"default","server":"crm"}', detail='{"reason":"x"}')
+    assert Writer(FORMATS["ocsf"]).lines([StoredRow(1, row, None, None)]) == ""
+    assert json.loads(Writer(FORMATS["jsonl"]).lines([StoredRow(1, row, None, None)]))["decision"] == "policy"

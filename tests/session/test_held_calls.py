@@ -1,0 +1,683 @@
+"""Held calls: calls that wait until their limits have room."""
+
+import json
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from mcpguard.errors import Unauthenticated
+from mcpguard.limiter.waiting import MAX_WAITING
+from mcpguard.session import held_calls, in_flight
+from mcpguard.session.events import HeldCallsDue
+from mcpguard.session.held_calls import LOOK_US
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import DecisionRequest, Verdict
+from tests.build import Talk, call_line, cancel, request
+from tests.callers import Caller
+
+RATE = '[[rule]]\ntool = "search"\nlimit = "1/2s"\nwait = "5s"\n'
+CAP = '[[rule]]\ntool = "browse"\nconcurrent = 1\nwait = "5s"\n'
+BATCH = '[[rule]]\ntool = "search"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "search"\ncost = 2\n'
+
+
+def decisions(talk: Talk) -> list[tuple[object, object]]:
+    return [(record["request_id"], record["decision"]) for record in talk.records]
+
+
+def test_a_refused_call_is_held_and_forwarded_when_there_is_room() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    talk.time.pass_ms(500)
+    assert talk.client(call_line("search", 2)) == []
+    assert talk.pass_ms(1499) == []
+    assert talk.pass_ms(1) == ["forwarded 2"]
+    assert decisions(talk) == [(1, "allowed"), (2, "allowed")]
+    assert "waited_ms" not in talk.records[0]
+    assert talk.records[1]["waited_ms"] == 1500
+
+
+def test_held_calls_go_first_come_first_served_and_other_calls_pass_them() -> None:
+    talk = Talk(RATE)
+    assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1"]
+    assert talk.client(call_line("other", 9)) == ["forwarded 9"]
+    assert talk.pass_ms(2000) == ["forwarded 2"]
+    talk.time.pass_ms(1999)
+    assert talk.client(call_line("search", 4)) == []
+    talk.time.pass_ms(1)
+    assert talk.client(call_line("search", 5)) == ["forwarded 3"], "the new call must not take the room of the one that waits"
+    assert talk.pass_ms(2000) == ["forwarded 4"]
+
+
+def test_a_small_call_does_not_overtake_a_large_one_that_waits_for_the_same_counter() -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "large"\ncost = 3\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("large", 1), call_line("large", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("small", 3)) == [], "there is room for it, but the large call was first"
+    assert talk.pass_ms(2000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_a_small_call_does_not_overtake_a_large_one_although_it_will_have_no_room_in_time_after_that() -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "3/2s"\ncount = "cost"\nwait = "3s"\n[[cost]]\ntool = "large"\ncost = 3\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("small", 1), call_line("large", 2), call_line("small", 3)) == ["forwarded 1"]
+    assert talk.pass_ms(2000) == ["forwarded 2", "answered 3: 429"]
+
+
+def test_a_wait_that_cannot_be_enough_is_not_begun() -> None:
+    talk = Talk(RATE)
+    assert talk.client(*(call_line("search", at) for at in range(1, 5))) == ["forwarded 1", "answered 4: 429"]
+    assert talk.to_client[-1]["error"]["data"]["retry_after_ms"] == 2000
+    assert talk.pass_ms(5000) == ["forwarded 2", "forwarded 3"]
+    longer = Talk('[[rule]]\ntool = "search"\nlimit = "1/6s"\nwait = "5s"\n')
+    assert longer.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1", "answered 2: 429"]
+    longer.time.pass_ms(1000)
+    assert longer.client(call_line("search", 3)) == []
+    assert longer.pass_ms(5000) == ["forwarded 3"]
+
+
+def test_a_call_that_is_about_to_be_denied_takes_no_room_of_the_calls_before_it() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/5s"\nwait = "5s"\n')
+    talk.client(call_line("search", 1), call_line("search", 2))
+    talk.time.pass_ms(4999)
+    decide = talk.store.decide
+
+    def decide_slowly(requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        verdicts = decide(requests, journal)
+        talk.time.pass_ms(1)  # so room comes between the first decision on call 3 and the second
+        return verdicts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(talk.store, "decide", decide_slowly)
+        assert talk.client(call_line("search", 3)) == []
+    assert talk.attend() == ["forwarded 2", "answered 3: 429"]
+
+
+def test_a_call_is_held_only_if_every_limit_that_refuses_it_lets_it_wait() -> None:
+    talk = Talk(RATE + '[[rule]]\nuser = "*"\nlimit = "1/2s"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1", "answered 2: 429"]
+
+
+def test_a_wait_at_the_top_is_for_all_rules_and_a_rule_may_have_another() -> None:
+    talk = Talk('wait = "5s"\n[[rule]]\ntool = "a"\nlimit = "1/2s"\n[[rule]]\ntool = "b"\nlimit = "1/2s"\nwait = "0s"\n')
+    assert talk.client(call_line("a", 1), call_line("a", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("b", 3), call_line("b", 4)) == ["forwarded 3", "answered 4: 429"]
+
+
+def test_a_call_that_found_no_room_in_its_time_is_denied_as_ever() -> None:
+    talk, other = Talk(RATE), Talk(RATE, session="00000000000000bb")
+    other.store, other.time = talk.store, talk.time
+    talk.client(call_line("search", 1))
+    assert talk.client(call_line("search", 2)) == []
+    for at in range(1, 3):
+        talk.time.pass_ms(2000)
+        assert other.client(call_line("search", at)) == [f"forwarded {at}"]
+        assert talk.attend() == ([] if at == 1 else ["answered 2: 429"])
+    assert talk.to_client[-1]["error"]["data"]["retry_after_ms"] == 2000
+    (denial,) = [record for record in talk.records if record["decision"] == "rate_limited"]
+    assert (denial["waited_ms"], denial["retry_after_ms"]) == (4000, 2000)
+
+
+def test_a_held_call_is_charged_nothing_until_it_is_admitted() -> None:
+    talk = Talk(RATE + '[[rule]]\nuser = "*"\nlimit = "2/1h"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    assert talk.client(cancel(2)) == []
+    assert talk.client(call_line("other", 3)) == ["forwarded 3"]
+
+
+@pytest.mark.parametrize("same_read", [True, False])
+def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(same_read: bool) -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1))
+    lines = [call_line("search", 2), cancel(2)]
+    came_out = talk.client(*lines) if same_read else [*talk.client(lines[0]), *talk.client(lines[1])]
+    assert came_out == [], "the server does not know the call"
+    assert talk.pass_ms(5000) == []
+    assert talk.machine.has_outcomes
+    talk.record()
+    record = talk.records[-1]
+    assert (record["request_id"], record["decision"], record["reason"]) == (2, "rate_limited", "cancelled while it waited")
+
+
+def test_a_dropped_call_shares_no_row_with_denials() -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 6)))  # two wait, and two would have to wait too long
+    talk.client(cancel(2), cancel(3))
+    talk.record()
+    talk.client(*(call_line("search", at) for at in range(6, 9)))  # the same
+    talk.client(cancel(6))
+    talk.record()
+    talk.wall.pass_s(1)
+    talk.record()
+    found = [(one["request_id"], one.get("reason"), one.get("repeats")) for one in talk.records]
+    dropped = "cancelled while it waited"
+    assert found == [(1, None, None), (4, None, None), (2, dropped, None), (8, None, 2), (6, dropped, 2)]
+
+
+@pytest.mark.parametrize(
+    ("drop", "why"),
+    [
+        (lambda talk: talk.client(cancel(2)), "cancelled while it waited"),
+        (lambda talk: talk.client_leaves(), "the client left while it waited"),
+        (lambda talk: talk.server_exits("server exited with status 1"), "the server ended while it waited"),
+    ],
+    ids=["cancelled", "client", "server"],
+)
+def test_the_row_of_a_dropped_call_tells_how_long_it_has_waited_and_would_have_to_wait(
+    drop: Callable[[Talk], object], why: str
+) -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 3)))
+    talk.pass_ms(1500)
+    drop(talk)
+    talk.record()
+    (record,) = [one for one in talk.records if one["request_id"] == 2]
+    assert (record["reason"], record["waited_ms"]) == (why, 1500)
+    assert record["retry_after_ms"] == 500
+
+
+@pytest.mark.parametrize(("passed_ms", "left_ms"), [(20, 1980), (2500, 0)])
+def test_the_row_of_a_dropped_call_tells_the_wait_for_each_limit_which_nobody_knows_of_a_cap(
+    passed_ms: int, left_ms: int
+) -> None:
+    talk = Talk(RATE + "concurrent = 1\n")
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.time.pass_ms(passed_ms)
+    talk.client(cancel(2))
+    talk.record()
+    record = talk.records[-1]
+    assert record["exceeded"] == [
+        {"axis": "tool", "rule": "tool=search", "limit": 1, "window": "2s", "retry_after_ms": left_ms},
+        {"axis": "tool", "rule": "tool=search", "limit": 1, "counts": "concurrent"},
+    ]
+    assert "retry_after_ms" not in record
+
+
+def test_the_next_call_takes_the_turn_of_one_that_was_cancelled() -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 4)))
+    talk.client(cancel(2))
+    assert talk.pass_ms(2000) == ["forwarded 3"]
+
+
+@pytest.mark.parametrize("later", [call_line("other", 2), request("ping", 2), request("ping", "2")])
+@pytest.mark.parametrize("same_read", [True, False])
+def test_a_request_with_the_id_of_a_call_that_waits_is_refused_and_the_call_waits_on(later: bytes, *, same_read: bool) -> None:
+    talk = Talk(RATE)
+    lines = [call_line("search", 1), call_line("search", 2)]
+    came_out = talk.client(*lines, later) if same_read else [*talk.client(*lines), *talk.client(later)]
+    assert came_out == ["forwarded 1", f"answered {json.loads(later)['id']}: -32600"]
+    assert talk.pass_ms(2000) == ["forwarded 2"]
+
+
+def test_a_refused_frame_with_the_id_of_a_held_call_does_not_end_it() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    assert talk.client(b'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":1}}') == ["answered 2: -32602"]
+    assert talk.pass_ms(2000) == ["forwarded 2"]
+
+
+def test_held_calls_end_with_their_client() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    assert talk.client_leaves() == []
+    assert talk.pass_ms(5000) == []
+    talk.record()
+    assert talk.records[-1]["reason"] == "the client left while it waited"
+    assert talk.client(call_line("search", 3), call_line("search", 4))[-1:] == ["answered 4: 429"], "nobody waits any more"
+
+
+def test_held_calls_go_on_as_soon_as_calls_are_forwarded_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 4)))
+    monkeypatch.setattr(talk.store, "decide", lambda requests, _: [Verdict("allowed_unavailable") for _ in requests])
+    assert talk.client(call_line("search", 4)) == ["forwarded 4"]
+    assert talk.attend() == ["forwarded 2", "forwarded 3"]
+
+
+@pytest.mark.parametrize("exits", [True, False])
+def test_held_calls_end_with_their_server(exits: bool) -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    assert talk.input_closes("the server has closed its input") == []
+    came_out = talk.server_exits("server exited with status 1") if exits else talk.attend()
+    assert "answered 2: -32000" in came_out
+    why = "server exited with status 1" if exits else "the server has closed its input"
+    assert talk.to_client[-1]["error"]["message"] == why
+    assert talk.pass_ms(5000) == []
+
+
+def test_held_calls_end_with_a_policy_that_closes_the_tool_and_go_with_one_that_raises_the_limit() -> None:
+    talk = Talk(RATE)
+    talk.client(*(call_line("search", at) for at in range(1, 4)))
+    talk.take_up('[[rule]]\ntool = "search"\nlimit = "deny"\n')
+    assert talk.attend() == ["answered 2: 403", "answered 3: 403"]
+    talk.take_up(RATE)
+    assert talk.client(call_line("search", 4)) == []
+    talk.take_up(RATE.replace("1/2s", "2/2s"))
+    assert talk.attend() == ["forwarded 4"]
+
+
+def test_a_held_call_whose_user_is_no_longer_verified_is_denied() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1), call_line("search", 2))
+    talk.identify(Unauthenticated("the token has expired", "get a new one"))
+    assert talk.attend() == ["answered 2: 401"]
+
+
+def test_at_most_64_calls_are_held() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
+    lines = [call_line("search", at) for at in range(MAX_WAITING + 2)]
+    assert talk.client(*lines) == ["forwarded 0", f"answered {MAX_WAITING + 1}: 429"]
+
+
+def test_a_call_that_is_decided_anew_keeps_its_place_among_as_many_as_can_be_held() -> None:
+    talk = Talk(CAP)
+    assert talk.client(*(call_line("browse", at) for at in range(MAX_WAITING + 1))) == ["forwarded 0"]
+    assert talk.pass_ms(1000) == []
+    talk.answer(0)
+    assert talk.attend() == ["forwarded 1"]
+
+
+def test_a_call_that_was_read_together_with_one_that_cannot_be_held_is_charged_once() -> None:
+    talk = Talk(RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
+    assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1"]
+    assert talk.client(call_line("search", 4), call_line("other", 5)) == ["answered 4: 429", "forwarded 5"]
+    assert [held.used for held in talk.store.held()] == [1, 1]
+
+
+def test_a_held_call_is_answered_once_if_the_store_fails() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.store_failure = "it is away"
+    assert talk.pass_ms(2000) == ["answered 2: 503"]
+    talk.store_failure = ""
+    assert talk.pass_ms(5000) == []
+
+
+def test_calls_that_are_long_together_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_calls, "MAX_WAITING_BYTES", 3000)
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "1h"\n')
+    lines = [call_line("search", at, arguments={"q": "x" * 1000}) for at in range(5)]
+    assert talk.client(*lines) == ["forwarded 0", "answered 4: 429"]
+
+
+def test_a_batch_of_answers_frees_the_place_of_each_call() -> None:
+    talk = Talk(CAP.replace("concurrent = 1", "concurrent = 2"))
+    assert talk.client(*(call_line("browse", at) for at in range(1, 5))) == ["forwarded 1", "forwarded 2"]
+    talk.server([{"jsonrpc": "2.0", "id": 1, "result": {}}, {"jsonrpc": "2.0", "id": 2, "result": {"isError": True}}])
+    assert talk.attend() == ["forwarded 3", "forwarded 4"]
+    assert [outcome.outcome for outcome in talk.outcomes] == ["ok", "tool_error"]
+
+
+def test_a_client_that_asked_for_progress_is_told_each_second_that_its_call_waits() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1))
+    assert talk.client(call_line("search", 2, _meta={"progressToken": "t"}), call_line("search", 3)) == []
+    assert talk.pass_ms(999) == []
+    assert talk.pass_ms(1) == ["told t: waiting for a rate limit, 1 s"]
+    assert talk.pass_ms(999) == []
+    assert talk.pass_ms(1) == ["forwarded 2"]
+    slow = Talk(CAP)
+    slow.client(call_line("browse", 1))
+    slow.client(call_line("browse", 2, _meta={"progressToken": 7}))
+    told = slow.pass_ms(4999)
+    assert told == [f"told 7: waiting for another call to end, {seconds} s" for seconds in range(1, 5)]
+    values = [message["params"]["progress"] for message in slow.to_client]
+    assert values == sorted(set(values))
+    assert slow.pass_ms(1) == ["answered 2: 429"]
+    assert slow.to_client[-1]["error"]["data"]["reason"] == "concurrent"
+
+
+def test_a_client_is_told_once_a_second_that_its_call_waits_however_much_it_writes_meanwhile() -> None:
+    talk = Talk(RATE.replace("2s", "3s"))
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    talk.pass_ms(500)
+    assert talk.client(call_line("search", 2, _meta={"progressToken": 7})) == []
+    for at, told in enumerate([[], ["told 7: waiting for a rate limit, 1 s"], ["told 7: waiting for a rate limit, 2 s"]]):
+        assert talk.client(request("ping", 3 * at + 3)) == [*told, f"forwarded {3 * at + 3}"]
+        assert talk.client(request("ping", 3 * at + 4)) == [f"forwarded {3 * at + 4}"]
+        assert talk.pass_ms(999 if at < 2 else 499) == []
+        talk.time.pass_ms(1)
+    assert talk.attend() == ["forwarded 2"]
+
+
+def test_a_call_that_waits_for_a_place_is_forwarded_when_the_call_before_it_is_answered() -> None:
+    talk = Talk(CAP)
+    assert talk.client(*(call_line("browse", at) for at in range(1, 4))) == ["forwarded 1"]
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 2"]
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 3"]
+
+
+def test_of_the_calls_that_wait_for_a_place_only_the_first_is_decided_anew_all_the_time() -> None:
+    talk = Talk(CAP)
+    talk.client(*(call_line("browse", at) for at in range(1, 5)))
+    talk.together.clear()
+    talk.pass_ms(1000)
+    assert len(talk.together) == 1_000_000 // LOOK_US
+
+
+def test_a_call_that_waits_for_a_place_soon_finds_one_that_another_session_has_freed() -> None:
+    talk, other = Talk(CAP), Talk(CAP, session="00000000000000bb")
+    other.store, other.time = talk.store, talk.time
+    other.client(call_line("browse", 1))
+    assert talk.client(call_line("browse", 1)) == []
+    assert talk.pass_ms(1000) == []
+    other.answer(1)
+    assert talk.pass_ms(LOOK_US // 1000) == ["forwarded 1"]
+
+
+@pytest.mark.parametrize("outcome", ["result", "error", "cancelled", "gone"])
+def test_a_place_is_free_when_its_call_is_answered_cancelled_or_cannot_be_answered(outcome: str) -> None:
+    talk = Talk(CAP.replace('wait = "5s"\n', ""))
+    assert talk.client(call_line("browse", 1), call_line("browse", 2)) == ["forwarded 1", "answered 2: 429"]
+    if outcome == "gone":
+        talk.server_exits("server exited with status 1")
+        assert talk.store.held() == []
+        return
+    if outcome == "result":
+        talk.answer(1)
+    elif outcome == "error":
+        talk.server({"jsonrpc": "2.0", "id": 1, "error": {"code": 1, "message": "no"}})
+    else:
+        talk.client(cancel(1))
+    assert talk.client(call_line("browse", 3)) == ["forwarded 3"]
+
+
+def test_answers_have_to_be_read_first_only_while_a_call_is_in_flight_whose_end_the_store_is_told() -> None:
+    talk = Talk(CAP)
+    for request_id in (1, 2):
+        talk.client(call_line("browse", request_id), call_line("other", 9))
+        assert talk.machine.in_flight.to_settle == 1
+        talk.answer(request_id)
+        assert talk.machine.in_flight.to_settle == 0
+
+
+def test_a_request_with_a_very_long_id_frees_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT_CHARS", 100)
+    talk = Talk(CAP.replace('wait = "5s"\n', ""))
+    assert talk.client(call_line("browse", 1)) == ["forwarded 1"]
+    talk.client(request("ping", "a" * 101))
+    assert talk.client(call_line("browse", 2)) == ["answered 2: 429"], "the server may still work for the first call"
+    talk.server_exits("server exited with status 1")
+    assert talk.store.held() == []
+
+
+def test_places_of_calls_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
+    talk = Talk(CAP.replace("concurrent = 1", "concurrent = 100"))
+    for at in range(20):
+        talk.client(call_line("browse", at))
+    (held,) = talk.store.held()
+    assert held.used <= 6, "three in flight, and three that were forgotten"
+    talk.server_exits("server exited with status 1")
+    assert talk.store.held() == []
+
+
+def test_a_free_retry_takes_a_place_and_waits_for_one_but_is_not_charged() -> None:
+    talk = Talk(CAP + '[[rule]]\ntool = "browse"\nper = []\nlimit = "2/1h"\n')
+    talk.client(call_line("browse", 1))
+    talk.server(
+        {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s", "inputRequests": {}}}
+    )
+    assert talk.client(call_line("browse", 2)) == ["forwarded 2"]
+    assert talk.client(call_line("browse", 3, requestState="s")) == []
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 3"]
+    assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "continued"]
+    assert talk.client(call_line("browse", 4)) == ["answered 4: 429"], "the retry holds the place"
+
+
+def test_a_free_retry_that_is_cancelled_while_it_waits_can_be_made_again() -> None:
+    talk = Talk(CAP + 'limit = "2/1h"\n')
+    talk.client(call_line("browse", 1))
+    talk.answer(1, resultType="input_required", requestState="s", inputRequests={})
+    assert talk.client(call_line("browse", 2), call_line("browse", 3, requestState="s")) == ["forwarded 2"]
+    assert talk.client(cancel(3)) == []
+    talk.answer(2)
+    assert talk.client(call_line("browse", 4, requestState="s")) == ["forwarded 4"]
+
+
+def test_a_free_retry_that_waits_is_denied_when_the_tool_is_closed_and_can_be_made_again() -> None:
+    talk = Talk(CAP)
+    talk.client(call_line("browse", 1))
+    talk.server(
+        {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "input_required", "requestState": "s", "inputRequests": {}}}
+    )
+    assert talk.client(call_line("browse", 2), call_line("browse", 3, requestState="s")) == ["forwarded 2"]
+    talk.take_up('[[rule]]\ntool = "browse"\nlimit = "deny"\n')
+    assert talk.attend() == ["answered 3: 403"]
+    talk.take_up('[[rule]]\ntool = "browse"\nlimit = "1/1h"\n')
+    assert talk.client(call_line("browse", 4, requestState="s"), call_line("browse", 5)) == ["forwarded 4", "forwarded 5"]
+    assert [record["decision"] for record in talk.records[-2:]] == ["continued", "allowed"]
+
+
+def test_a_tool_that_fails_is_closed_until_the_errors_have_left_the_window() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "2/1m"\n')
+    for at in range(1, 5):
+        assert talk.client(call_line("flaky", at)) == [f"forwarded {at}"]
+    talk.answer(1)
+    talk.answer(2, isError=True)
+    talk.server({"jsonrpc": "2.0", "id": 3, "error": {"code": 1, "message": "no"}})
+    talk.time.pass_ms(1000)
+    assert talk.client(call_line("flaky", 5)) == ["answered 5: 429"]
+    data = talk.to_client[-1]["error"]["data"]
+    assert (data["reason"], data["retry_after_ms"]) == ("failing", 59_000)
+    talk.answer(4)
+    talk.time.pass_ms(59_000)
+    assert talk.client(call_line("flaky", 6)) == ["forwarded 6"]
+
+
+def test_calls_that_wait_for_errors_to_leave_the_window_take_no_room_from_each_other() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "1/2s"\nwait = "3s"\n')
+    talk.client(call_line("flaky", 1))
+    talk.answer(1, isError=True)
+    assert talk.client(call_line("flaky", 2), call_line("flaky", 3)) == []
+    assert talk.pass_ms(2000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_many_calls_that_wait_for_the_first_of_many_errors_to_leave_the_window_wait_equally_long() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "64/100s"\nwait = "36s"\n')
+    for at in range(64):
+        talk.client(call_line("flaky", at))
+        talk.answer(at, isError=True)
+        talk.time.pass_ms(1000)
+    ids = range(100, 120)
+    assert talk.client(*(call_line("flaky", at) for at in ids)) == []
+    assert talk.pass_ms(36_000) == [f"forwarded {at}" for at in ids]
+
+
+def test_a_free_retry_that_fails_is_counted_as_an_error() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "1/1m"\n')
+    talk.client(call_line("flaky", 1), call_line("flaky", 2))
+    for at in (1, 2):
+        asked = {"resultType": "input_required", "requestState": f"s{at}", "inputRequests": {}}
+        talk.server({"jsonrpc": "2.0", "id": at, "result": asked})
+    assert talk.client(call_line("flaky", 3, requestState="s1")) == ["forwarded 3"]
+    talk.answer(3, isError=True)
+    assert talk.client(call_line("flaky", 4)) == ["answered 4: 429"]
+    assert talk.client(call_line("flaky", 5, requestState="s2")) == ["forwarded 5"], "its call was in flight already"
+
+
+def test_an_observed_limit_on_errors_counts_only_calls_for_which_it_had_room() -> None:
+    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "2/1m"\nmode = "observe"\n')
+    for at in range(4):
+        talk.client(call_line("flaky", at))
+        talk.answer(at, isError=True)
+        talk.time.pass_ms(10_000)
+    assert [record["decision"] for record in talk.records] == ["allowed", "allowed", "would_deny", "would_deny"]
+    assert [held.used for held in talk.store.held()] == [2]
+    talk.time.pass_ms(20_000)
+    talk.client(call_line("flaky", 5))
+    assert talk.records[-1]["decision"] == "allowed", "an enforced limit has room then, too"
+
+
+def test_an_enforced_limit_on_errors_counts_a_call_that_an_observed_rule_would_deny() -> None:
+    talk = Talk(
+        '[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "9/1m"\n'
+        '[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "1/1m"\nmode = "observe"\n'
+    )
+    for at in range(3):
+        talk.client(call_line("flaky", at))
+        talk.answer(at, isError=True)
+    assert decisions(talk) == [(0, "allowed"), (1, "would_deny"), (2, "would_deny")]
+    assert sorted(held.used for held in talk.store.held()) == [1, 3]
+
+
+def test_calls_with_equal_arguments_are_counted_apart_for_each_tool() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
+    same = [{"q": 1, "r": 2}, {"r": 2.0, "q": 1}, {"q": 1.0, "r": 2}]
+    assert talk.client(*(call_line("search", at, arguments=one) for at, one in enumerate(same))) == [
+        "forwarded 0", "forwarded 1", "answered 2: 429",
+    ]  # fmt: skip
+    assert talk.to_client[-1]["error"]["data"]["axis"] == "user"
+    different = [{"q": True, "r": 2}, {"q": "1", "r": 2}, {"q": 1, "r": 2, "s": None}, {}]
+    assert len(talk.client(*(call_line("search", 10 + at, arguments=one) for at, one in enumerate(different)))) == 4
+    assert talk.client(call_line("search", 20)) == ["forwarded 20"], "missing arguments are {}"
+    assert talk.client(call_line("search", 21)) == ["answered 21: 429"]
+    assert talk.client(call_line("other", 22)) == ["forwarded 22"]
+
+
+def test_a_costly_call_is_charged_its_cost_and_one_that_costs_more_than_the_limit_is_never_admitted() -> None:
+    talk = Talk(BATCH + '[[cost]]\ntool = "search"\nserver = "crm"\ncost = 3\n')
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    assert talk.records[0]["cost"] == 3
+    assert (talk.records[0]["count"], talk.records[0]["remaining"]) == (3, 1)
+    never = Talk(BATCH.replace("cost = 2", "cost = 5"))
+    assert never.client(call_line("search", 1)) == ["answered 1: 429"]
+    data = never.to_client[-1]["error"]["data"]
+    assert (data["reason"], data["cost"], "retry_after_ms" in data) == ("too_costly", 5, False)
+
+
+def test_a_session_without_held_calls_asks_for_nothing() -> None:
+    talk = Talk(RATE)
+    talk.client(call_line("search", 1))
+    assert talk.machine.held_calls_due_us is None
+    assert not talk.machine.in_flight.to_settle
+
+
+def test_a_call_behind_one_that_was_cancelled_for_another_counter_stays_where_it_is() -> None:
+    talk = Talk(RATE + CAP)
+    talk.client(call_line("search", 1), call_line("browse", 2), call_line("search", 3), call_line("browse", 4))
+    assert talk.client(cancel(3)) == []
+    assert talk.attend() == []
+    assert talk.client(cancel(3), cancel("nobody")) == ["forwarded notifications/cancelled"]
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 4"]
+
+
+def test_a_call_waits_behind_another_only_for_limits_that_let_it_wait() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "5s"\n[[rule]]\ntool = "b"\nper = ["user"]\nlimit = "9/2s"\n')
+    assert talk.client(call_line("a", 1), call_line("b", 2), call_line("b", 3)) == ["forwarded 1"]
+    assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+
+
+def test_a_call_that_waits_for_its_turn_waits_for_no_observed_rule() -> None:
+    talk = Talk(
+        '[[rule]]\nuser = "*"\nlimit = "4/2s"\ncount = "cost"\nwait = "5s"\n[[cost]]\ntool = "a"\ncost = 4\n'
+        '[[rule]]\ntool = "b"\nlimit = "1/1h"\nmode = "observe"\n'
+    )
+    assert talk.client(call_line("b", 1), call_line("a", 2), call_line("b", 3)) == ["forwarded 1"]
+    assert talk.pass_ms(4000) == ["forwarded 2", "forwarded 3"]
+    assert decisions(talk) == [(1, "allowed"), (2, "allowed"), (3, "would_deny")]
+
+
+def test_a_call_that_waits_for_a_place_too_is_denied_at_once_if_its_turn_under_a_limit_comes_too_late() -> None:
+    talk = Talk(CAP + '[[rule]]\nuser = "*"\nlimit = "1/3s"\nwait = "5s"\n')
+    assert talk.client(*(call_line("browse", at) for at in range(1, 4))) == ["forwarded 1", "answered 3: 429"]
+    assert talk.to_client[-1]["error"]["data"]["reason"] == "concurrent"
+
+
+def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_common_counter_has_room() -> None:
+    policy = 'wait = "30s"\n[[rule]]\nuser = "*"\nlimit = "2/2s"\n[[rule]]\ntool = "report"\nlimit = "1/10s"\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("report", 1), call_line("search", 2)) == ["forwarded 1", "forwarded 2"]
+    assert talk.client(call_line("report", 3), call_line("search", 4)) == []
+    assert talk.pass_ms(1999) == []
+    talk.time.pass_ms(1)
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 4"]
+    assert talk.machine.held_calls_due_us == talk.time() + 8_000_000, "call 3 is decided anew only when there is room for it"
+    assert talk.pass_ms(8000) == ["forwarded 3"]
+
+
+def test_a_wait_is_begun_that_is_enough_if_the_call_passes_one_that_waits_for_another_counter() -> None:
+    policy = '[[rule]]\nuser = "*"\nlimit = "1/2s"\nwait = "3s"\n[[rule]]\ntool = "report"\nlimit = "1/9s"\nwait = "20s"\n'
+    talk = Talk(policy)
+    assert talk.client(call_line("report", 1), call_line("report", 2)) == ["forwarded 1"]
+    assert talk.client(call_line("search", 3), call_line("search", 4)) == ["answered 4: 429"]
+    assert talk.pass_ms(2000) == ["forwarded 3"]
+    assert talk.pass_ms(7000) == ["forwarded 2"]
+
+
+def test_a_freed_place_goes_to_the_next_call_if_the_first_waits_for_another_place_as_well() -> None:
+    talk = Talk('wait = "30s"\n[[rule]]\nuser = "*"\nconcurrent = 2\n[[rule]]\ntool = "browse"\nconcurrent = 1\n')
+    assert talk.client(call_line("browse", 1), call_line("search", 2)) == ["forwarded 1", "forwarded 2"]
+    assert talk.client(call_line("browse", 3), call_line("search", 4)) == []
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 4"]
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 3"]
+
+
+def test_a_place_that_another_session_frees_is_seen_although_the_first_call_waits_longer_for_another_limit() -> None:
+    caps = 'wait = "30s"\n[[rule]]\nuser = "*"\nconcurrent = 1\n'
+    talk = Talk(caps + '[[rule]]\ntool = "report"\nlimit = "1/10s"\n')
+    other = Caller(talk.store, caps, session="b" * 16)
+    assert talk.client(call_line("report", 1)) == ["forwarded 1"]
+    talk.answer(1)
+    assert other.words("search") == ["allowed"]
+    assert talk.client(call_line("report", 2), call_line("search", 3)) == []
+    other.end()
+    assert talk.pass_ms(LOOK_US // 1000) == ["forwarded 3"]
+
+
+def test_when_a_counter_was_reset_a_new_call_lets_those_go_that_wait_for_it() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "2/2s"\nwait = "5s"\n')
+    assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1", "forwarded 2"]
+    talk.store.reset([held.label for held in talk.store.held()])
+    assert talk.client(call_line("search", 4)) == []
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 3"]
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 4"]
+
+
+def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_though_that_leaves_no_room_for_itself() -> None:
+    talk = Talk(RATE)
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.store.reset([held.label for held in talk.store.held()])
+    assert talk.client(call_line("search", 3)) == []
+    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 2"]
+    assert talk.handle(HeldCallsDue(talk.time())) == []
+    assert talk.pass_ms(2000) == ["forwarded 3"]
+
+
+def test_a_call_behind_others_does_not_wait_for_a_limit_beyond_the_wait_of_its_rule() -> None:
+    talk = Talk(
+        '[[rule]]\ntool = "crm_*"\nconcurrent = 1\nwait = "20s"\n[[rule]]\ntool = "*_read"\nconcurrent = 3\nwait = "5s"\n'
+    )
+    assert talk.client(*(call_line("crm_read", at) for at in range(1, 4))) == ["forwarded 1"]
+    assert talk.pass_ms(4999) == []
+    talk.time.pass_ms(1)
+    assert talk.handle(HeldCallsDue(talk.time())) == []
+    assert (talk.machine.held_calls_due_us or 0) > talk.time()
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 2"]
+
+
+def test_the_denial_of_a_repeated_call_says_that_only_equal_calls_are_denied() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "1/10m"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1", "answered 2: 429"]
+    assert "1 call with these arguments per 10m" in talk.to_client[-1]["error"]["message"]
+    many = [call_line("search", 10 + at, arguments={"at": at}) for at in range(200)]
+    assert talk.client(*many) == [f"forwarded {10 + at}" for at in range(200)]
+    assert talk.client(call_line("search", 3)) == ["answered 3: 429"], "its counter is not forgotten"
+
+
+def test_the_denial_of_a_costly_call_names_its_cost_and_the_record_its_reason() -> None:
+    talk = Talk(BATCH)
+    assert talk.client(*(call_line("search", at) for at in range(3)))[:2] == ["forwarded 0", "forwarded 1"]
+    short = Talk(BATCH.replace('wait = "5s"\n', ""))
+    short.client(*(call_line("search", at) for at in range(3)))
+    message = short.to_client[-1]["error"]["message"]
+    assert message.endswith("4 units per 2s. This call costs 2 units. Retry in 2 seconds.")
+    assert "reason" not in short.records[-1], "a call over a rate limit has no other reason"

@@ -1,0 +1,374 @@
+"""A session's journal: floods of denials have few rows, and a failed transaction leaves no trace."""
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpguard.limiter.plan import Plan, Reported
+from mcpguard.policy.model import Call
+from mcpguard.session.audit import Row, record
+from mcpguard.session.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
+from mcpguard.session.verdict import REFUSED, Decided, DecisionRequest, Verdict
+from mcpguard.text.printing import compact
+from tests.build import WALL_US, Talk
+
+POLICY = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
+
+
+def everything(journal: Journal) -> list[object]:
+    tables: tuple[Mapping[Any, object], ...] = (journal._storms, journal._sums, journal._budgets, journal._denials)
+    return [journal.seq, dict(journal.tally), *map(dict, tables)]
+
+
+def decided(talk: Talk, tool: str, times: int) -> tuple[list[DecisionRequest], list[Verdict]]:
+    requests = talk.charges(tool, times)
+    return requests, talk.store.decide(requests, Journal("elsewhere"))
+
+
+def test_taking_back_undoes_everything_that_a_failed_transaction_did_to_the_journal() -> None:
+    chance = random.Random(20260101)  # noqa: S311 - it only chooses what is called
+    talk = Talk(POLICY)
+    time_us = WALL_US
+    for _ in range(500):
+        requests, verdicts = decided(talk, chance.choice(["a", "b", "closed"]), chance.randint(1, 4))
+        time_us += chance.choice([0, 300_000, 1_500_000])
+        talk.time.pass_ms(chance.choice([0, 20_000]))
+        before = everything(talk.journal)
+        rows = talk.journal.rows(requests, [*map(copied, verdicts)], time_us)
+        after = everything(talk.journal)
+        assert after != before
+        talk.journal.take_back()
+        assert everything(talk.journal) == before
+        assert talk.journal.rows(requests, verdicts, time_us) == rows
+        assert everything(talk.journal) == after
+        if chance.random() < 0.2:
+            talk.journal.flush(time_us)
+
+
+def copied(verdict: Verdict) -> Verdict:
+    twin = copy(verdict)
+    twin.audit_id, twin.has_own_row = "", False
+    return twin
+
+
+@pytest.mark.no_cover
+def test_taking_back_restores_what_was_forgotten_to_bound_memory() -> None:
+    talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
+    for at in range(4100):
+        talk.call(f"tool {at}", 2)
+    requests, verdicts = decided(talk, "another", 2)
+    before = everything(talk.journal)
+    talk.journal.rows(requests, verdicts, WALL_US)
+    assert len(talk.journal._denials) < 10
+    talk.journal.take_back()
+    assert everything(talk.journal) == before
+
+
+def test_denials_of_a_run_that_are_noted_together_are_noted_as_one_after_another() -> None:
+    chance = random.Random(20260102)  # noqa: S311 - it only chooses what is called
+    talk = Talk(POLICY)
+    one_by_one, together = Journal("0" * 16), Journal("0" * 16)
+    time_us, noted = WALL_US, 0
+    for _ in range(300):
+        tool = chance.choice(["a", "a", "b", "closed", f"made up {chance.randint(1, 400)}"])
+        requests, verdicts = decided(talk, tool, chance.randint(1, 6))
+        denials = [at for at, verdict in enumerate(verdicts) if verdict.decision in REFUSED]
+        requests, verdicts = [requests[at] for at in denials], [copied(verdicts[at]) for at in denials]
+        time_us += chance.choice([0, 300_000, 1_500_000])
+        talk.time.pass_ms(chance.choice([0, 20_000]))
+        for verdict in verdicts:
+            verdict.count, verdict.row_id = None if verdict.count is None else 2, None  # as `decide_one` returns it
+        twins = [*map(copied, verdicts)]
+        one_by_one.begin()
+        for request, verdict in zip(requests, verdicts, strict=True):
+            one_by_one.row(request, verdict, time_us)
+        together.begin()
+        found: list[Verdict] = []
+        while len(found) < len(requests):
+            at = len(found)
+            found.append(twins[at])
+            if together.row(requests[at], twins[at], time_us) is None:
+                repeated = together.repeated(requests[at], twins[at], requests[at + 1 :])
+                noted += len(repeated)
+                found += repeated
+        assert [*map(vars, found)] == [*map(vars, verdicts)]
+        assert everything(together) == everything(one_by_one)
+        if chance.random() < 0.1:
+            assert together.flush(time_us) == one_by_one.flush(time_us)
+    assert noted > 100
+
+
+def test_calls_that_are_admitted_together_are_noted_as_one_after_another() -> None:
+    talk = Talk('[[rule]]\ntool = "*"\nlimit = "5/1m"\n')
+    one_by_one, together, alone = Journal("0" * 16), Journal("0" * 16), Journal("0" * 16)
+    requests, verdicts = decided(talk, "a", 7)
+    for journal in (one_by_one, together, alone):
+        journal.rows(requests, [*map(copied, verdicts)], WALL_US)
+    talk.pass_ms(60_000)
+    requests, verdicts = decided(talk, "a", 4)
+    first = copied(verdicts[0])
+    before = everything(together)
+    together.begin()
+    found = together.admitted(requests[0].plan, first, 4)
+    for request, verdict in zip(requests, verdicts, strict=True):
+        alone.wrote(request, copied(verdict))
+    one_by_one.rows(requests, verdicts, WALL_US)
+    assert everything(alone) == everything(one_by_one)
+    assert [(one.audit_id, one.count, one.remaining, one.has_own_row) for one in found] == [
+        (one.audit_id, one.count, one.remaining, one.has_own_row) for one in verdicts
+    ]
+    assert everything(together) == everything(one_by_one)
+    together.take_back()
+    assert everything(together) == before
+
+
+def test_taking_back_a_second_time_does_nothing() -> None:
+    talk = Talk(POLICY)
+    talk.call("a")
+    before = everything(talk.journal)
+    talk.journal.rows(*decided(talk, "a", 1), WALL_US)
+    talk.journal.take_back()
+    talk.journal.take_back()
+    assert everything(talk.journal) == before
+
+
+# Floods
+
+
+BY_USER, BY_TOOL = Reported("user", "user=*", 5, "1h"), Reported("tool", "tool=*", None, None)
+KINDS: list[tuple[Decided, Reported | None]] = [
+    ("rate_limited", BY_USER),
+    ("denied", BY_USER),
+    ("denied", BY_TOOL),
+    ("unauthenticated", None),
+    ("invalid", None),
+    ("unavailable", None),
+    ("allowed", BY_USER),
+    ("would_deny", BY_TOOL),
+    ("continued", None),
+    ("policy", None),
+]
+
+
+def charge(name: str, decided: Decided, reported: Reported | None, request_id: int = 1) -> tuple[DecisionRequest, Verdict]:
+    context = compact({"session": "s", "user": "alice", "tool": name})
+    detail: dict[str, object] = {} if reported else {"reason": "x"}
+    one = DecisionRequest(Call("alice", "a::b::c", "crm", name), Plan(), context, request_id=str(request_id), detail=detail)
+    return one, Verdict(decided, reported)
+
+
+def kind_of(row: Row) -> tuple[str, str | None]:
+    return row.decision, row.reported and row.reported[:12]  # the axis comes first
+
+
+@cache
+def id_of(row: Row) -> str:
+    return str(record(row)["id"])
+
+
+def size_of(row: Row) -> int:
+    return ROW_BYTES + len(row.context) + len(row.detail or "") + len(row.request_id or "")
+
+
+@dataclass
+class Step:
+    """Time passes, calls are decided together, perhaps after a transaction that fails, and rows are flushed."""
+
+    pass_us: int
+    calls: list[tuple[int, int]]
+    fails: bool
+    flushes: bool
+
+
+@dataclass
+class Flood:
+    """A journal, with all its rows and verdicts."""
+
+    journal: Journal = field(default_factory=lambda: Journal("s"))
+    time_us: int = WALL_US
+    rows: list[Row] = field(default_factory=list)
+    written_us: dict[str, int] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+
+    def take(self, step: Step, pad: str) -> None:
+        self.time_us += step.pass_us
+        asked = [charge(f"{name} {pad}", *KINDS[kind], len(self.verdicts)) for kind, name in step.calls]
+        requests, verdicts = [one for one, _ in asked], [one for _, one in asked]
+        if step.fails:
+            before = everything(self.journal)
+            self.journal.rows(requests, [*map(copied, verdicts)], self.time_us)
+            self.journal.take_back()
+            assert everything(self.journal) == before
+        rows = self.journal.rows(requests, verdicts, self.time_us)
+        assert [id_of(one) for one in rows] == [one.audit_id for one in verdicts if one.has_own_row]
+        assert all(one.has_own_row for one in verdicts if one.forwards)
+        self.add(rows)
+        self.verdicts += verdicts
+        if step.flushes:
+            self.flush()
+
+    def flush(self, *, all_of_them: bool = False) -> None:
+        self.add(self.journal.flush(self.time_us, all_of_them=all_of_them))
+
+    def add(self, rows: list[Row]) -> None:
+        self.rows += rows
+        self.written_us |= {id_of(one): self.time_us for one in rows}
+
+
+CALLS = st.one_of(
+    st.lists(st.tuples(st.integers(0, len(KINDS) - 1), st.integers(0, 300)), max_size=6),
+    st.tuples(st.integers(0, 5), st.integers(0, 300)).map(lambda one: [(one[0], one[1] + at) for at in range(40)]),
+)
+PASSING = st.one_of(st.sampled_from([0, 200_000, 999_999, 1_000_000, 5_000_000, 3_600_000_000]), st.integers(0, 3_000_000))
+
+
+def steps(passing: st.SearchStrategy[int]) -> st.SearchStrategy[list[Step]]:
+    return st.lists(st.builds(Step, passing, CALLS, st.booleans(), st.booleans()), max_size=25)
+
+
+@given(steps(PASSING | st.sampled_from([-1, -5_000_000])), st.sampled_from(["", "x" * 200, "x" * 1500]))
+@settings(max_examples=150)
+def test_every_denial_is_counted_in_exactly_one_row_which_it_names(steps: list[Step], pad: str) -> None:
+    flood = Flood()
+    for step in steps:
+        flood.take(step, pad)
+        kinds = {(one.decision, one.reported) for one in flood.verdicts}
+        assert max(len(flood.journal._sums), len(flood.journal._budgets)) <= len(kinds)
+    flood.flush(all_of_them=True)
+    assert [one.seq for one in flood.rows] == list(range(1, len(flood.rows) + 1))
+    told: Counter[str] = Counter()
+    for one in flood.rows:
+        told[one.decision] += one.repeats or 1
+    assert told == Counter(one.decision for one in flood.verdicts)
+    assert Counter(one.audit_id for one in flood.verdicts) == {id_of(one): one.repeats or 1 for one in flood.rows}
+    tallied: Counter[str] = Counter()
+    for (word, _), times in flood.journal.tally.items():
+        tallied[word] += times
+    assert told == tallied
+
+
+@given(steps(PASSING), st.sampled_from(["x" * 200, "x" * 1500]))
+@settings(max_examples=150)
+def test_rows_of_a_kind_exceed_its_budget_in_no_period_but_for_the_last_row_of_each_storm(steps: list[Step], pad: str) -> None:
+    flood = Flood()
+    for step in steps:
+        flood.take(step, pad)
+    last = {begin: id_of(one) for one in flood.rows for begin, dot, _ in [id_of(one).partition(".")] if dot}
+    bounded = [one for one in flood.rows if one.decision in REFUSED and id_of(one) not in last.values()]
+    refused = sorted(bounded, key=lambda one: str(kind_of(one)))
+    for _, found in groupby(refused, kind_of):
+        rows = list(found)
+        longest = max(map(size_of, rows))
+        level, since_us = (
+            0.0,
+            flood.written_us[id_of(rows[0])],
+        )  # of the worst period that ends with a row: what is more than was added in it
+        for one in rows:
+            passed_us = flood.written_us[id_of(one)] - since_us
+            added = passed_us / 1_000_000 * (REFILL_BYTES_PER_S + longest)  # and a row a second sums up
+            level, since_us = max(0.0, level - added) + size_of(one), since_us + passed_us
+            assert level <= BURST_BYTES + longest
+
+
+@pytest.mark.no_cover
+def test_a_flood_of_new_names_has_a_hundred_rows_and_then_a_few_a_second() -> None:
+    flood = Flood()
+    for at in range(2000):
+        flood.take(Step(35_000, [(4, 10 * at + one) for one in range(10)], fails=False, flushes=at % 6 == 0), "x" * 200)
+    at_once = sum(one.time_us - WALL_US < 2_000_000 for one in flood.rows)
+    assert 100 < at_once < 150
+    assert (len(flood.rows) - at_once) / 70 < 6
+    sums = [one for one in flood.rows if one.repeats]
+    assert sum(map(size_of, flood.rows)) < 300_000
+    assert {one.context for one in sums} == {'{"session":"s","user":"alice"}'}
+    assert max(len(flood.journal._storms), len(sums)) < 200
+
+
+def test_a_flood_of_one_kind_does_not_use_up_the_budget_of_another() -> None:
+    flood = Flood()
+    flood.take(Step(0, [(2, name) for name in range(500)], fails=False, flushes=False), "")
+    before = len(flood.rows)
+    flood.take(Step(0, [(kind, name) for kind in (0, 1, 3, 4, 5) for name in range(3)], fails=False, flushes=False), "")
+    assert len(flood.rows) - before == 15
+
+
+@pytest.mark.no_cover
+def test_three_loops_at_once_keep_their_row_a_second_all_day() -> None:
+    flood = Flood()
+    for _ in range(1200):
+        flood.take(
+            Step(200_000, [(0, name) for name in range(3) for _ in range(5)], fails=False, flushes=True), "search_customers"
+        )
+    assert 3 * 239 <= len(flood.rows) <= 3 * 241
+    assert {one.context for one in flood.rows} == {
+        charge(f"{name} search_customers", *KINDS[0])[0].context for name in range(3)
+    }
+
+
+def test_loops_beyond_the_budget_are_summed_up_without_losing_a_denial() -> None:
+    flood = Flood()
+    names = range(80)
+    for _ in range(50):
+        flood.take(Step(200_000, [(0, name) for name in names for _ in range(2)], fails=False, flushes=True), "x" * 300)
+    flood.flush(all_of_them=True)
+    sums = [one for one in flood.rows if '"tool"' not in one.context]
+    assert len(sums) >= 5
+    assert len(flood.rows) < 250
+    assert sum(one.repeats or 1 for one in flood.rows) == 50 * 160
+
+
+@pytest.mark.no_cover
+def test_a_journal_that_is_never_flushed_remembers_a_bounded_number_of_storms() -> None:
+    flood = Flood()
+    for at in range(60):
+        flood.take(Step(40_000_000, [(4, 200 * at + name) for name in range(200)], fails=False, flushes=False), "")
+        assert len(flood.journal._storms) < 1400
+    allowance = flood.journal.allowance(flood.time_us)
+    assert allowance == (ROW_BYTES, 0, {}, {"invalid ": True})
+    flood.flush(all_of_them=True)
+    assert sum(one.repeats or 1 for one in flood.rows) == 60 * 200
+
+
+def test_setting_the_clock_back_refills_the_budget() -> None:
+    flood = Flood()
+    flood.take(Step(0, [(4, name) for name in range(1000)], fails=False, flushes=False), "")
+    before = len(flood.rows)
+    flood.take(Step(-3_600_000_000, [(4, 2000 + name) for name in range(3)], fails=False, flushes=True), "")
+    assert len(flood.rows) >= before + 3
+
+
+def test_a_journal_exports_its_budgets_until_a_flood_is_forgotten() -> None:
+    flood = Flood()
+    assert flood.journal.allowance(WALL_US) is None
+    flood.take(Step(0, [(1, name) for name in range(1000)], fails=False, flushes=False), "")
+    row_bytes, whole, left, sums = flood.journal.allowance(WALL_US) or pytest.fail("it has a budget that is not whole")
+    assert (row_bytes, whole, sums) == (ROW_BYTES, BURST_BYTES, {"denied user": True})
+    assert list(left) == ["denied user"]
+    assert left["denied user"] < 1000
+    flood.time_us += 1_000_000
+    flood.flush()
+    assert flood.journal.allowance(flood.time_us + 999_999) == (
+        ROW_BYTES,
+        BURST_BYTES,
+        {"denied user": left["denied user"] + REFILL_BYTES_PER_S * 2 - 1},
+        {"denied user": True},
+    )
+    assert flood.journal.allowance(flood.time_us + 1_000_000) == (
+        ROW_BYTES,
+        BURST_BYTES,
+        {"denied user": left["denied user"] + REFILL_BYTES_PER_S * 2},
+        {},
+    )
+    assert flood.journal.is_waiting
+    flood.time_us += 33_000_000
+    flood.flush()
+    assert not flood.journal.is_waiting

@@ -1,0 +1,602 @@
+"""A session as a conversation: what the client and the server write, and what comes out, in order."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from mcpguard.errors import PolicyError
+from mcpguard.identity.caller import Identity
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import parse
+from mcpguard.session import callers, events, exchange
+from mcpguard.session import machine as session
+from mcpguard.session.audit import Outcome
+from mcpguard.session.commands import Decide
+from mcpguard.text.digest import cut
+from mcpguard.wire import frames
+from mcpguard.wire.arguments import args_hash
+from mcpguard.wire.frames import Refusal
+from tests.build import WALL_US, Talk, call_line, identity, request
+
+ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
+CLOSED = '[[rule]]\ntool = "x"\nlimit = "deny"\n'
+ANYTHING = "mode = 'enforce'"
+UNNAMED = Identity("alice", "os", "crm")
+INFO = "io.modelcontextprotocol/clientInfo"
+NOTIFICATION = b'{"jsonrpc":"2.0","method":"notifications/x"}'
+RESPONSE = b'{"jsonrpc":"2.0","id":9,"result":{}}'
+
+
+def test_every_event_has_its_transition() -> None:
+    """The table is untyped: this sees that each method takes the event that it is called for."""
+    takes = {get_type_hints(method)[parameter_of(method)]: method for method in session._TRANSITIONS.values()}
+    assert takes == session._TRANSITIONS
+    assert set(takes) == set(get_args(events.Event))
+
+
+def parameter_of(method: Callable[..., object]) -> str:
+    return list(inspect.signature(method).parameters)[1]
+
+
+# Judging
+
+
+def test_only_calls_are_limited() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    for at in range(3):
+        assert talk.client(request("tools/list", f"list{at}"), request("prompts/get", f"get{at}", name="x")) == [
+            f"forwarded list{at}",
+            f"forwarded get{at}",
+        ]
+        assert talk.client(NOTIFICATION, RESPONSE) == ["forwarded notifications/x", "forwarded answer 9"]
+    assert (len(talk.to_server), talk.to_client, talk.records) == (12, [], [])
+    assert talk.client(call_line("x", 1), call_line("x", 2), call_line("y", 3)) == [
+        "forwarded 1",
+        "answered 2: 429",
+        "forwarded 3",
+    ]
+
+
+def test_a_message_is_forwarded_as_it_came() -> None:
+    line = '{"jsonrpc":"2.0", "id":1,\r"method":"tools/call","params":{"name":"x","arguments":{"a":"\u2028"}}}\r'.encode()
+    talk = Talk(ANYTHING)
+    assert talk.client(line) == ["forwarded 1"]
+    assert talk.forwarded_bytes == [line.replace(b"\r", b" ").replace("\u2028".encode(), b"\\u2028") + b"\n"]
+
+
+def test_a_call_behind_a_lone_cr_is_not_forwarded_as_a_line_of_its_own() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    hidden = call_line("x").decode()
+    inside = f'{{"jsonrpc":"2.0","method":"n","params":{{"x":"\r{hidden}\r"}}}}'
+    behind = f'{{"jsonrpc":"2.0","method":"n"}}\r{hidden}'
+    assert talk.client(inside.encode()) == ["answered None: -32700"]
+    assert talk.client(behind.encode()) == ["answered None: -32700"]
+
+
+def test_the_members_of_a_batch_are_decided_separately() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    members = [call_line("x", 1), call_line("x", 2), request("ping", 3), b"7", call_line("y", 4)]
+    assert talk.client(b"[" + b",".join(members) + b"]") == [
+        "forwarded 1",
+        "answered 2: 429",
+        "forwarded 3",
+        "answered None: -32600",
+        "forwarded 4",
+    ]
+
+
+def test_commands_are_in_the_order_of_the_messages() -> None:
+    talk = Talk(ANYTHING)
+    assert talk.client(request("a", 1), call_line("x", 2), b"{", request("b", 3), call_line("y", 4)) == [
+        "forwarded 1",
+        "forwarded 2",
+        "answered None: -32700",
+        "forwarded 3",
+        "forwarded 4",
+    ]
+
+
+def test_no_message_of_a_read_is_forwarded_before_all_are_decided() -> None:
+    talk = Talk(ANYTHING)
+    messages = frames.read([request("ping", 1), call_line("x", 2), NOTIFICATION])
+    (decide,) = talk.machine.handle(events.ClientWrote(messages, 0))
+    assert isinstance(decide, Decide)
+    assert [one.request_id for one in decide.requests] == ["2"]
+
+
+def test_requests_are_decided_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    length = len(call_line("x", 1))
+    monkeypatch.setattr(exchange, "MAX_PORTION", 3)
+    monkeypatch.setattr(exchange, "MAX_PORTION_BYTES", 5 * length)
+    talk = Talk('[[rule]]\ntool = "*"\nlimit = "5/1m"\n')
+    assert talk.client(*[call_line("x", at) for at in range(1, 8)]) == [
+        *(f"forwarded {at}" for at in range(1, 6)),
+        "answered 6: 429",
+        "answered 7: 429",
+    ]
+    assert talk.together == [3, 3, 1]
+    long = [call_line("y", at, more="x" * 2 * length) for at in (11, 12, 13)]
+    talk.client(*long, call_line("y", 14))
+    assert talk.together[3:] == [1, 1, 2]
+
+
+def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
+    talk = Talk(ANYTHING)
+    two_names = b'{"id":5,"method":"tools/call","params":{"name":"x","Name":"y"}}'
+    assert talk.client(b"not json", two_names, Refusal(-32700, "too long")) == [
+        "answered None: -32700",
+        "answered 5: -32602",
+        "answered None: -32700",
+    ]
+    assert talk.to_client[0]["error"]["message"] == "Refused: not valid JSON"
+    told = [(one["decision"], one.get("request_id"), one.get("tool"), one["reason"]) for one in talk.records]
+    assert told == [
+        ("invalid", None, None, "not valid JSON"),
+        ("invalid", 5, "x", "two keys that differ only by case in params"),
+    ]
+    assert [verdict.has_own_row for verdict in talk.verdicts] == [True, True, False]
+
+
+def test_a_refused_notification_is_not_answered() -> None:
+    talk = Talk(ANYTHING)
+    assert talk.client(b'{"method":"tools/call","params":{"name":"x"}}', b'{"id":1,"result":1,"result":2}') == []
+    assert [one["decision"] for one in talk.records] == ["invalid", "invalid"]
+
+
+def test_a_denial_has_the_id_as_the_client_wrote_it() -> None:
+    talk = Talk(CLOSED)
+    talk.client(call_line("x", "é\ud800"), call_line("x", -5), call_line("x", 10**30))
+    assert [one["id"] for one in talk.to_client] == ["é\ud800", -5, 10**30]
+
+
+def test_each_denial_and_refusal_with_a_row_of_its_own_is_logged() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(call_line("x", 1), call_line("x", 2), call_line("x", 3), b"not json")
+    assert [line.split()[0] for line in talk.logged] == ["rate_limited", "invalid"]
+    assert talk.log_kinds == ["rate_limited tool", "invalid "]
+
+
+# Who is calling
+
+
+def test_the_handshake_names_the_client_of_later_calls() -> None:
+    talk = Talk(ANYTHING, who=UNNAMED)
+    talk.client(call_line("x", 1))
+    talk.client(request("initialize", 2, clientInfo={"name": "claude-ai", "version": "1"}), call_line("x", 3))
+    told = [(one["agent"], one["agent_source"]) for one in talk.records]
+    assert told == [("unknown::interactive::default", "default"), ("Claude Desktop::interactive::default", "clientInfo")]
+    assert talk.machine.agent == "Claude Desktop::interactive::default"
+    assert talk.machine.identity == UNNAMED
+
+
+def test_without_a_handshake_each_call_names_its_client() -> None:
+    talk = Talk(ANYTHING, who=UNNAMED)
+    talk.client(call_line("x", 1, _meta={INFO: {"name": "codex-mcp-client"}}), call_line("x", 2))
+    assert [one["agent"] for one in talk.records] == ["Codex::interactive::default", "unknown::interactive::default"]
+    talk.client(request("initialize", 3, clientInfo={"name": "claude-ai"}))
+    talk.client(call_line("x", 4, _meta={INFO: {"name": "codex-mcp-client"}}))
+    assert talk.records[-1]["agent"] == "Codex::interactive::default"
+
+
+@pytest.mark.parametrize("info", [None, 7, [], {}, {"name": 7}, {"name": ""}, {"name": None}])
+def test_an_invalid_client_info_names_no_client(info: object) -> None:
+    talk = Talk(ANYTHING, who=UNNAMED)
+    talk.client(request("initialize", 1, clientInfo=info), call_line("x", 2, _meta={INFO: info}), call_line("x", 3, _meta=7))
+    talk.client(b'{"jsonrpc":"2.0","id":4,"method":"initialize","params":[]}')
+    assert {one["agent"] for one in talk.records} == {"unknown::interactive::default"}
+    assert len(talk.to_server) == 4
+
+
+def test_a_client_counts_in_the_counter_of_its_agent() -> None:
+    talk = Talk('[[rule]]\nagent = "*::*::*"\nlimit = "1/1m"\n', who=UNNAMED)
+    came_out = []
+    for at, name in enumerate(["a", "b", "a", "x::background::y", "a:", ":a", "a:"]):
+        came_out += talk.client(call_line("x", at, _meta={INFO: {"name": name}}))
+    assert [line for line in came_out if line.startswith("answered")] == ["answered 2: 429", "answered 6: 429"]
+
+
+@pytest.mark.parametrize("name", ["x:", "x::", ":", "::", "x\\", "x\\:", "::subagent::y", "*"])
+def test_no_client_name_evades_a_rule_on_the_tier(name: str) -> None:
+    talk = Talk('[[rule]]\nagent = "*::interactive::*"\nlimit = "deny"\n', who=UNNAMED)
+    assert talk.client(call_line("x", 1, _meta={INFO: {"name": name}})) == ["answered 1: 403"]
+
+
+def test_the_agent_in_a_calls_meta_counts_only_if_meta_is_trusted() -> None:
+    meta = {"mcpguard/agent": "a::b::c"}
+    trusting = Talk(ANYTHING, who=Identity("alice", "os", "crm", trust_meta=True))
+    wary = Talk(ANYTHING, who=UNNAMED)
+    for talk in (trusting, wary):
+        talk.client(call_line("x", 1, _meta=meta), call_line("x", 2, _meta={"mcpguard/agent": 7}))
+    assert next((one["agent"], one["agent_source"]) for one in trusting.records) == ("a::b::c", "meta")
+    assert {one["agent"] for one in wary.records} == {"unknown::interactive::default"}
+
+
+def test_roles_and_the_users_source_are_in_the_audit() -> None:
+    talk = Talk(ANYTHING, who=identity(roles=("dev", "ops")))
+    talk.client(call_line("x"))
+    assert (talk.records[0]["roles"], talk.records[0]["user_source"]) == (["dev", "ops"], "config")
+
+
+def test_memory_for_callers_is_bounded() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(*[call_line(f"tool{at}", at) for at in range(3000)])
+    assert len(talk.machine._callers) <= 1024
+    assert len(talk.to_server) == 3000
+
+
+@pytest.mark.no_cover
+def test_equal_calls_share_a_plan_and_the_number_of_plans_is_bounded() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
+    first, second = talk.charges("search", 2)
+    assert first.plan is second.plan
+    for number in range(3000):
+        talk.charges(f"tool {number}")
+    assert len(talk.machine._callers) <= callers.MAX_CALLERS
+
+
+def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
+    talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
+    name = "x" * 5000
+    assert talk.client(call_line(name, 1), call_line(name, 2), call_line(name + "y", 3)) == [
+        "forwarded 1",
+        "answered 2: 429",
+        "forwarded 3",
+    ]
+    assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "rate_limited", "allowed"]
+    assert not talk.machine._callers
+    assert all(len(held.label) < 600 for held in talk.store.held())
+
+
+def test_all_names_in_a_row_are_cut() -> None:
+    talk = Talk(ANYTHING, who=identity("u" * 300, f"{'a' * 300}::b::c", "s" * 300))
+    talk.client(call_line("t" * 300))
+    (record,) = talk.records
+    for member, name in {"user": "u" * 300, "agent": f"{'a' * 300}::b::c", "server": "s" * 300, "tool": "t" * 300}.items():
+        assert record[member] == cut(name) != name
+
+
+def test_a_valid_traceparent_gives_the_trace_id() -> None:
+    talk = Talk(ANYTHING)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    parents: list[object] = [f"00-{trace}-b7ad6b7169203331-01", f"00-{trace}-b7ad6b7169203331", 7, "x" * 100]
+    talk.client(*[call_line("x", at, _meta={"traceparent": parent}) for at, parent in enumerate(parents)])
+    assert [one["trace_id"] == trace for one in talk.records] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ],
+)
+def test_a_traceparent_with_zeroes_or_a_forbidden_version_gives_no_trace_id(parent: str) -> None:
+    """W3C Trace Context has them ignored, and a collector drops spans whose trace id is zero."""
+    talk = Talk(ANYTHING, session="00000000000000aa")
+    talk.client(call_line("x", _meta={"traceparent": parent}))
+    assert talk.records[0]["trace_id"] == f"00000000000000aa{1:016x}"
+
+
+def test_each_row_has_the_hash_of_its_calls_own_arguments() -> None:
+    talk = Talk(ANYTHING, args_key=lambda: b"k")
+    values = [1, 2, 2, 1]
+    talk.client(*(call_line("x", at, arguments={"q": value}) for at, value in enumerate(values)))
+    assert [one["args_hash"] for one in talk.records] == [args_hash({"q": value}, b"k").hex() for value in values]
+
+
+def test_plans_for_other_arguments_are_bounded() -> None:
+    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
+    talk.client(*(call_line("x", at, arguments={"q": at}) for at in range(200)))
+    (caller,) = talk.machine._callers.known.values()
+    assert len(caller.of_arguments) <= callers.MAX_ARGUMENTS
+    assert talk.client(call_line("x", 200, arguments={"q": 0}), call_line("x", 201, arguments={"q": 0})) == [
+        "forwarded 200", "answered 201: 429",
+    ]  # fmt: skip
+
+
+def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() -> None:
+    talk = Talk(ANYTHING, arguments="full")
+    talk.client(b'{"id":1,"method":"tools/call","params":{"name":"t","arguments":{"n":1e400}}}')
+    assert talk.records[0]["arguments"] == '{"n": Infinity}'
+
+
+# The policy
+
+
+def test_a_session_begins_with_the_row_of_its_policy() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.handle(events.Started()) == []
+    assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
+        (parse(ONE_A_MINUTE).digest, "in force at the start")
+    ]
+    assert talk.logged == []
+
+
+@pytest.mark.parametrize("loaded", [parse(ONE_A_MINUTE), PolicyError("policy.toml: line 1: broken")], ids=["policy", "error"])
+def test_a_policy_that_was_loaded_after_the_session_was_made_is_in_force_from_the_start(loaded: Policy | PolicyError) -> None:
+    talk = Talk(PolicyError("the policy is being loaded"))
+    assert talk.handle(events.Started(loaded)) == []
+    digest = loaded.digest if isinstance(loaded, Policy) else None
+    assert [(one.get("policy"), one["reason"]) for one in talk.policy_records] == [(digest, "in force at the start")]
+    assert talk.machine._callers.policy is loaded
+    assert talk.logged == []
+
+
+def test_an_invalid_policy_at_the_start_closes_every_tool_until_it_is_mended() -> None:
+    talk = Talk(PolicyError("policy.toml: line 1: broken"))
+    assert talk.client(call_line("x", 1), request("tools/list", 2)) == ["answered 1: 503", "forwarded 2"]
+    assert talk.take_up(PolicyError("policy.toml: line 2: broken still")) == []
+    assert talk.client(call_line("x", 3)) == ["answered 3: 503"]
+    assert "line 2: broken still" in talk.to_client[-1]["error"]["message"]
+    assert talk.take_up(ONE_A_MINUTE) == []
+    assert talk.client(call_line("x", 4), call_line("x", 5)) == ["forwarded 4", "answered 5: 429"]
+    assert [one["decision"] for one in talk.records] == ["unavailable", "allowed", "rate_limited"]
+
+
+def test_an_invalid_edit_leaves_the_last_valid_policy_in_force() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.client(call_line("x", 1)) == ["forwarded 1"]
+    talk.take_up(PolicyError("broken"))
+    assert talk.client(call_line("x", 2), call_line("y", 3)) == ["answered 2: 429", "forwarded 3"]
+
+
+def test_an_edit_applies_to_the_next_call_and_keeps_the_counters() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.client(call_line("x", 1), call_line("x", 2)) == ["forwarded 1", "answered 2: 429"]
+    talk.take_up(ONE_A_MINUTE.replace("1/1m", "2/1m"))
+    assert talk.client(call_line("x", 3), call_line("x", 4)) == ["forwarded 3", "answered 4: 429"]
+
+
+def test_taking_up_a_policy_writes_a_line_and_a_row() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.take_up(ONE_A_MINUTE) == []
+    assert talk.policy_records[0]["policy"] == parse(ONE_A_MINUTE).digest
+    assert (talk.policy_records[0]["reason"], talk.logged, talk.errors) == ("applied", ["policy applied"], [])
+
+
+def test_the_line_of_a_policy_that_changes_the_mode_names_the_mode() -> None:
+    observed = f'mode = "observe"\n{ONE_A_MINUTE}'
+    talk = Talk(PolicyError("broken"))
+    for found in (ONE_A_MINUTE, observed, observed.replace("1/1m", "2/1m"), PolicyError("broken"), ONE_A_MINUTE):
+        talk.take_up(found)
+    assert talk.logged == [
+        "policy applied: mode=enforce",
+        "policy applied: mode=observe (nothing is denied)",
+        "policy applied",
+        "policy not applied: broken",
+        "policy applied: mode=enforce",
+    ]
+    assert {one["reason"] for one in talk.policy_records} == {"applied", "not applied: broken"}
+
+
+def test_an_invalid_policy_writes_an_error_line_and_a_row_with_the_policy_in_force() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    assert talk.take_up(PolicyError("line 1: broken")) == []
+    assert talk.errors == ["policy not applied: line 1: broken"]
+    assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
+        (parse(ONE_A_MINUTE).digest, "not applied: line 1: broken")
+    ]
+
+
+def test_the_row_of_an_invalid_policy_at_the_start_has_no_policy() -> None:
+    talk = Talk(PolicyError("x"))
+    talk.take_up(PolicyError("y"))
+    assert [("policy" in one, one["reason"]) for one in talk.policy_records] == [(False, "not applied: y")]
+
+
+# The store
+
+
+def test_if_the_store_fails_calls_are_denied_and_everything_else_passes() -> None:
+    talk = Talk(ANYTHING)
+    talk.store_failure = "the disk is full"
+    assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == [
+        "answered 1: 503",
+        "forwarded 2",
+        "answered None: -32700",
+    ]
+    error = talk.to_client[0]["error"]
+    assert error["data"]["reason"] == "store_unavailable"
+    assert error["message"] == "Tool x was not called: the store of counters is unavailable (the disk is full)."
+    assert (talk.errors, talk.log_kinds) == (["store unavailable: the disk is full"], ["store unavailable"])
+    talk.store_failure = ""
+    assert talk.client(call_line("x", 3)) == ["forwarded 3"]
+
+
+def test_if_the_store_fails_for_a_portion_only_its_calls_are_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MAX_PORTION", 2)
+    talk = Talk(ANYTHING)
+    talk.fails_after = 1
+    assert talk.client(*[call_line("x", at) for at in range(4)]) == [
+        "forwarded 0",
+        "forwarded 1",
+        "answered 2: 503",
+        "answered 3: 503",
+    ]
+
+
+def test_outcomes_that_cannot_be_recorded_are_dropped_and_later_ones_are_recorded() -> None:
+    talk = Talk(ANYTHING)
+    talk.client(*[call_line("x", at) for at in range(150)])
+    talk.store_failure = "it is away"
+    answers = b"".join(b'{"id":%d,"result":{}}\n' % at for at in range(149))
+    talk.handle(events.ServerWrote(talk.lines.feed(answers), talk.time()))
+    talk.handle(events.RecordingDue(talk.wall()))
+    assert not talk.machine.has_outcomes
+    talk.store_failure = ""
+    talk.answer(149)
+    assert talk.outcomes == [Outcome(150, "ok", 0)]
+
+
+def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "MAX_OUTCOMES", 2)
+    talk = Talk(ANYTHING)
+    talk.client(*[call_line("x", at) for at in range(5)])
+    talk.server(*[{"id": at, "result": {}} for at in range(5)])
+    assert talk.outcomes == [Outcome(at, "ok", 0) for at in range(1, 6)]
+    assert talk.recorded == [2, 2, 1]
+
+
+def test_rows_that_sum_up_denials_are_recorded_and_logged() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(*[call_line("x", at) for at in range(5)])
+    assert (talk.record(), len(talk.logged)) == ([], 1)
+    talk.wall.pass_s(1)
+    assert talk.record() == []
+    assert (talk.records[-1]["decision"], talk.records[-1]["repeats"]) == ("rate_limited", 3)
+    assert "repeats=3" in talk.logged[1]
+    assert talk.log_kinds == ["rate_limited tool"] * 2
+
+
+def test_at_the_end_of_a_session_all_denials_are_in_rows() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.client(*[call_line("x", at) for at in range(3)])
+    assert talk.handle(events.RecordingDue(WALL_US, everything=True)) == []
+    assert talk.records[-1]["repeats"] == 1
+
+
+# A bug
+
+
+def test_after_a_bug_every_request_is_answered_and_none_is_forwarded() -> None:
+    talk = Talk(ANYTHING)
+    lines: list[bytes | Refusal] = [
+        request("ping", 1),
+        call_line("x", 2),
+        NOTIFICATION,
+        b'{"id":4,"method":7}',
+        b'{"id":5,"result":{},"ID":5}',
+        b"not json",
+        Refusal(-32700, "too long"),
+    ]
+    talk.machine.handle(events.ClientWrote(frames.read(lines), 0))  # the store breaks down here
+    assert talk.handle(events.Unjudged(lines, 0)) == [
+        "answered 1: 503",
+        "answered 2: 503",
+        "answered 4: -32600",
+        "answered None: -32700",
+        "answered None: -32700",
+    ]
+    assert {one["error"]["data"]["reason"] for one in talk.to_client[:2]} == {"internal_error"}
+    assert talk.client(call_line("x", 3)) == ["forwarded 3"]
+    assert talk.server_exits("over") == ["answered 3: -32000"]
+
+
+def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(ANYTHING)
+    parse_line = frames.parse
+
+    def broken(line: bytes) -> Any:
+        assert b"poison" not in line
+        return parse_line(line)
+
+    monkeypatch.setattr(frames, "parse", broken)
+    lines = [b'{"id":1,"method":"poison"}', request("ping", 2)]
+    assert talk.handle(events.Unjudged(lines, 0)) == ["answered None: 503", "answered 2: 503"]
+
+
+# The end
+
+
+def test_before_the_id_of_a_request_in_flight_is_used_again_the_relay_is_told_to_read_answers() -> None:
+    talk = Talk()
+    talk.client(request("ping", 1), call_line("x", 2))
+    talk.client(request("ping", "a"), call_line("x", 3))
+    assert talk.looked_up == []
+    talk.client(call_line("x", 1))
+    talk.answer(1)
+    talk.client(call_line("x", 1))
+    assert talk.looked_up == [((), True)]
+
+
+def test_before_a_request_in_flight_is_cancelled_the_relay_is_told_to_read_answers() -> None:
+    talk = Talk()
+    talk.client(b'{"method":"notifications/cancelled","params":{"requestId":1}}', call_line("x", 1))
+    talk.client(b'{"method":"notifications/cancelled","params":[1]}')
+    assert talk.looked_up == []
+    talk.client(b'{"method":"notifications/cancelled","params":{"requestId":1}}')
+    assert talk.looked_up == [((), True)]
+
+
+def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
+    talk = Talk(ANYTHING)
+    for line in (call_line("x", 1), request("ping", "two"), call_line("x", 3), call_line("x", 4)):
+        talk.client(line)
+    talk.answer(3)
+    talk.client(b'{"method":"notifications/cancelled","params":{"requestId":4}}')
+    talk.time.pass_ms(2)
+    assert talk.server_exits("server exited with status 7") == ["answered 1: -32000", "answered two: -32000"]
+    assert talk.to_client == [
+        {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "server exited with status 7"}},
+        {"jsonrpc": "2.0", "id": "two", "error": {"code": -32000, "message": "server exited with status 7"}},
+    ]
+    assert talk.outcomes[1:] == [Outcome(3, "cancelled", 0), Outcome(1, "no_answer", 2000)]
+    assert talk.server_exits("again") == []
+    assert len(talk.outcomes) == 3
+    assert not talk.awaits_answers
+
+
+def test_messages_after_the_servers_exit_are_discarded() -> None:
+    talk = Talk(ANYTHING)
+    assert talk.server_exits("over") == []
+    assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == []
+    assert talk.records == []
+
+
+@pytest.mark.parametrize("denials", ["error", "result"])
+def test_messages_after_the_end_of_the_servers_input_are_answered_and_audited_but_not_charged(
+    denials: str,
+) -> None:
+    talk = Talk(ONE_A_MINUTE, denials=denials)
+    assert talk.input_closes("the server has closed its input") == []
+    assert talk.input_closes("server exited with status 1") == []  # the first reason counts
+    assert talk.client(call_line("x", 1), request("tools/list", 2), NOTIFICATION, b"not json") == [
+        "answered 1: -32000",
+        "answered 2: -32000",
+        "answered None: -32700",
+    ]
+    assert talk.to_client[0]["error"]["message"] == "the server has closed its input"
+    assert [(one["decision"], one["reason"]) for one in talk.records] == [
+        ("unavailable", "server_gone"),
+        ("invalid", "not valid JSON"),
+    ]
+    assert not talk.store.held()
+
+
+def test_a_call_that_comes_alone_is_not_charged_after_the_end_of_the_servers_input_either() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    talk.input_closes("the server has closed its input")
+    assert talk.client(call_line("x", 1)) == ["answered 1: -32000"]
+    assert talk.server_exits("over") == []
+    assert talk.client(call_line("x", 2)) == []
+    gone = Talk(ONE_A_MINUTE)
+    gone.server_exits("over")
+    assert gone.client(call_line("x", 1)) == []
+    assert talk.store.held() == gone.store.held() == []
+
+
+def test_requests_that_the_server_did_not_take_are_answered() -> None:
+    talk = Talk(ANYTHING)
+    lines = [call_line("x", 1), request("ping", 2), b'{"method":"n"}', RESPONSE]
+    assert talk.client(*lines) == ["forwarded 1", "forwarded 2", "forwarded n", "forwarded answer 9"]
+    assert talk.server_does_not_take(*lines, b"", call_line("x", 77)) == ["answered 1: -32000", "answered 2: -32000"]
+    assert talk.record() == []
+    assert talk.outcomes == [Outcome(1, "no_answer", 0)]
+    assert not talk.awaits_answers
+
+
+def test_after_the_client_has_left_only_denials_and_refusals_are_answered() -> None:
+    talk = Talk(ONE_A_MINUTE)
+    lines = [call_line("x", 1), request("ping", 2)]
+    assert talk.client(*lines) == ["forwarded 1", "forwarded 2"]
+    assert talk.client_leaves() == []
+    assert talk.client(call_line("x", 3), b"not json") == ["answered 3: 429", "answered None: -32700"]
+    assert talk.server_does_not_take(lines[1]) == []
+    talk.input_closes("the server has closed its input")
+    assert talk.client(call_line("x", 4), request("ping", 5)) == []
+    assert talk.server_exits("over") == []
+    assert talk.outcomes == [Outcome(1, "no_answer", 0)]
+    assert [one["decision"] for one in talk.records] == ["allowed", "rate_limited", "invalid", "unavailable"]
