@@ -23,7 +23,7 @@ from mcpguard.wire.answers import AnswerLines
 from mcpguard.wire.frames import Refusal, read
 from tests.memory_store import MemoryStore
 
-TESTS = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 START_US = 1_000_000_000_000
 """The start of the tests' store time. It is not 0, so that a clock that was never set is noticed."""
 

@@ -38,8 +38,7 @@ def test_every_decision_has_an_example_as_it_is_written() -> None:
 def test_the_outcomes_described_are_those_of_the_program() -> None:
     root = PAGE.parents[1]
     text = "".join(
-        (root / "mcpguard/core" / name).read_text()
-        for name in ("jsonrpc/answers.py", "session/in_flight.py", "session/machine.py")
+        (root / "mcpguard" / name).read_text() for name in ("wire/answers.py", "session/in_flight.py", "session/machine.py")
     )
     outcomes = first_cells("Outcomes")
     assert {"ok", "tool_error", "rpc_error", "cancelled", "no_answer", "unparsed"} == set(outcomes)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Final, Literal, NamedTuple
 
-from mcpguard.core.policy.busiest import LEAST_CALLS, MAX_ENTRIES, Peak, Tracked
 from mcpguard.identity.agent import Agent
 from mcpguard.limiter.plan import ARGUMENTS
+from mcpguard.policy.busiest import LEAST_CALLS, MAX_ENTRIES, Peak, Tracked
 from mcpguard.policy.explain import window
 from mcpguard.policy.lint import superfluous
 from mcpguard.policy.model import AXES, Call, Policy, Rate, Rule

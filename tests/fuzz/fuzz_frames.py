@@ -12,7 +12,9 @@ from typing import Any
 
 atheris: Any = importlib.import_module("atheris")
 
-with atheris.instrument_imports(include=["mcpguard.core", "json.decoder", "json.scanner"]):
+with atheris.instrument_imports(
+    include=["mcpguard.wire", "mcpguard.session", "mcpguard.limiter", "mcpguard.policy", "json.decoder", "json.scanner"]
+):
     from tests.fuzz.grammar import ATTACKS, Draw, stream
     from tests.fuzz.oracle import check
 

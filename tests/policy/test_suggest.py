@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.core.policy.busiest import LEAST_CALLS, _Windows
 from mcpguard.limiter import sliding
 from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.policy.busiest import LEAST_CALLS, _Windows
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import STARTER, parse, parse_rule
 from mcpguard.policy.suggest import HELD_ROWS, Findings, Suggestion, Survey, rounded_up

@@ -1,1 +1,0 @@
-"""The guard's decisions: pure, synchronous, without I/O or a clock."""
