@@ -1,5 +1,6 @@
 """Each command in `docs/limits-by-example.md` works as typed where there is no policy file, and says what the page says."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -15,6 +16,7 @@ PAGE = (Path(__file__).parents[1] / "docs/limits-by-example.md").read_text()
 EXAMPLES = re.findall(r"^```console\n\$ mcpguard (.*)\n```\n\n```text\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)
 COMMANDS = [command for command, _ in EXAMPLES]
 (ALICE, BOB, REPORT, EXPLORE, INTERACTIVE, BACKGROUND, PER_USER) = COMMANDS
+IDS = itertools.count()
 
 
 @pytest.mark.parametrize(("command", "said"), EXAMPLES, ids=COMMANDS)
@@ -36,7 +38,7 @@ def talks(home: Path, command: str, *callers: tuple[str, str]) -> list[Talk]:
 
 def admitted(talk: Talk, tool: str, calls: int) -> int:
     """How many of some calls at once go through."""
-    return sum("forwarded" in one for one in talk.client(*(call_line(tool, at) for at in range(calls))))
+    return sum("forwarded" in one for one in talk.client(*(call_line(tool, next(IDS)) for _ in range(calls))))
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_every_setting_and_every_variable_is_documented() -> None:
     page = DOCS["configuration.md"]
     settings = {key for keys in config._TABLES.values() for key in keys}
     assert {key for key in settings if not re.search(rf"\b{key}\b", page)} == set()
-    code = "".join((ROOT / "mcpguard" / name).read_text() for name in ("config.py", "account.py"))
+    code = "".join((ROOT / "mcpguard" / name).read_text() for name in ("config.py", "identity/account.py"))
     variables = set(re.findall(r"MCPGUARD_[A-Z_]+[A-Z]", code))
     assert {name for name in variables if f"`{name}`" not in page} == set()
 
@@ -276,8 +276,8 @@ def test_the_shown_denial_is_what_a_client_receives() -> None:
     who = Identity("alice@acme.com", "config", "crm", Agent(client="Claude Code"))
     session = Session(store, policy, session="45732ae6c06cfb07", who=who)
     replies: list[ToClient] = []
-    for _ in range(101):
-        line = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"search_customers"}}'
+    for request_id in range(107, 6, -1):
+        line = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"search_customers"}}' % request_id
         (verdict,) = store.decide(session.requests(line), session.journal)
         replies = [one for one in session.machine.handle(Decided([verdict])) if isinstance(one, ToClient)]
         now_us = 3600_000_000 - 846_213_000

@@ -66,7 +66,7 @@ YARDSTICK = Variant("yard", (*_BARE_PYTHON, str(PROGRAMS / "yardstick.py")))
 CAT = Variant("cat", ("/bin/sh", "-c", '"$@" | cat', "sh"))
 GUARD = Variant(
     "mcpguard",
-    (sys.executable, "-m", "mcpguard", "run", "--server", "bench", "--"),
+    (sys.executable, "-m", "mcpguard", "run", "--server", "bench", "--denials", "error", "--"),
     {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
 )
 

@@ -9,7 +9,7 @@ import pytest
 from tests.cli.command import line_of, mcpguard, start
 
 from .host import Host, policy, rule, script
-from .test_hook import EXPLORE, call, hook
+from .test_hook import EXPLORE, SESSION, call, hook
 
 ONE: dict[str, str] = {}
 TWO = {"MCPGUARD_NAMESPACE": "two"}
@@ -95,7 +95,7 @@ def test_explaining_and_checking_see_the_calls_of_their_own(home: Path) -> None:
 
 def test_a_hook_notes_for_its_own(home: Path) -> None:
     for noted, seen, agent in ((ONE, TWO, "unknown::interactive::default"), (TWO, TWO, EXPLORE)):
-        with Host(home, *script("obedient"), options=WHO, env=seen) as host:
+        with Host(home, *script("obedient"), options=WHO, env=SESSION | seen) as host:
             hook(home, "t1", agent="Explore", options=(), **noted)
             call(host, "t1")
             assert host.end() == 0

@@ -343,7 +343,7 @@ def test_a_process_whose_upkeep_fails_does_not_wait_for_it(open_store: Open, mon
         patched.setattr(draining, "_INSERT_ROW", "INSERT INTO missing")
         session.call("free", _meta=ALONE)
         store.tend()
-    assert "calls go on" in store.warnings[0]
+    assert "calls continue" in store.warnings[0]
     for _ in range(461):
         session.call("free", _meta=ALONE)
         store.keep_pace(lambda: None)
