@@ -32,7 +32,7 @@ def test_calls_in_flight_never_exceed_their_cap(tmp_path: Path, store: Mapping[s
         tmp_path, lambda chance: ("work", {"ms": chance.randrange(1, 30)}), at_once=2, kills=kills, env=store, tuned=tuned
     )
     calls = load.run(150)
-    assert most_at_once(calls) == 3
+    assert most_at_once(calls) <= 3
     assert {one.reason for one in calls} == {"", "concurrent"}
 
 
