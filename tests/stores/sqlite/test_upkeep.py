@@ -40,6 +40,8 @@ def tend(times: tuple[Time, Time]) -> Callable[..., None]:
         for store in stores:
             store.tend()
             while store.needs_tending:
+                for time in times:
+                    time.pass_s(1)  # after a drain that took long, upkeep rests
                 store.tend()
 
     return do
