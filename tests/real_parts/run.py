@@ -1,14 +1,17 @@
 """Real clients with real servers through the real guard: `python -m tests.real_parts.run`.
 
-Installs them into a cache folder, works through every pair, and prints a table a client. Exit status 1 if anything failed.
+Installs them into a cache folder, works through every pair, and prints a table a client. What it is doing goes to stderr, since it
+takes half an hour. Exit status 1 if anything failed.
 """
 
 import argparse
+import functools
+import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import platformdirs
@@ -41,11 +44,34 @@ def selected(only: Sequence[str]) -> list[tuple[Client, Server]]:
     return [(client, server) for client in CLIENTS for server in SERVERS if wanted(client, server)]
 
 
+def tell(text: str) -> None:
+    """Say on stderr what is being done."""
+    sys.stderr.write(text + "\n")
+
+
+def run_pairs(pool: Executor, pairs: Sequence[Pair], tell: Callable[[str], None]) -> list[Future[Outcome]]:
+    """Start all pairs, and tell of each that has ended."""
+    ended = itertools.count(1)
+
+    def tell_of(pair: Pair, run: Future[Outcome]) -> None:
+        failed = run.exception() or run.result().failed
+        missing = not failed and run.result().missing
+        result = "FAILED" if failed else "not here" if missing else "ok"
+        tell(f"{next(ended)} of {len(pairs)}: {pair.client.label} with {pair.server.name}: {result}")
+
+    runs = []
+    for pair in pairs:
+        runs.append(pool.submit(pair.run))
+        runs[-1].add_done_callback(functools.partial(tell_of, pair))
+    return runs
+
+
 def install(parts: Parts, say: Callable[[str], None]) -> None:
     """Install everything first, so that what is missing is told once."""
     wanted: list[tuple[str, Callable[[str], object]]] = [(name, parts.python) for name in VENVS]
     wanted += [(name, parts.npm) for name in PREFIXES]
     for name, get in wanted:
+        tell(f"installing {name}")
         try:
             get(name)
         except MissingError as error:
@@ -80,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="real-parts-") as folder, ThreadPoolExecutor(max(1, options.jobs)) as pool:
         homes = [Path(folder).resolve() / str(number) for number in range(len(pairs))]
-        runs = [pool.submit(Pair(client, server, parts, home).run) for (client, server), home in zip(pairs, homes, strict=True)]
+        todo = [Pair(client, server, parts, home) for (client, server), home in zip(pairs, homes, strict=True)]
+        runs = run_pairs(pool, todo, tell)
         for client in CLIENTS:
             mine = [run.result() for run, pair in zip(runs, pairs, strict=True) if pair[0] is client]
             if mine:

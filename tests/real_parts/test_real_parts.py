@@ -1,5 +1,6 @@
 """Some of the matrix: what installs in seconds. All of it: `python -m tests.real_parts.run`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from . import parts as module
 from .matrix import CHECKS, CLIENTS, SERVERS
 from .pair import Outcome, Pair
 from .parts import MissingError, Parts
-from .run import table
+from .run import run_pairs, table
 
 PAIRS = (
     ("python-sdk-1, legacy", "py1-lowlevel"),
@@ -62,3 +63,17 @@ def test_what_cannot_be_installed_is_missing_for_a_reason_and_is_not_taken_for_i
 def test_the_table_fits_into_100_columns() -> None:
     outcomes = [Outcome(CLIENTS[0], server, "2026-07-28", dict.fromkeys(CHECKS, "FAILED")) for server in SERVERS]
     assert max(map(len, table(outcomes).splitlines())) <= 100
+
+
+def test_each_pair_is_told_of_when_it_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("npm", FAILING), ("node", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    client = next(one for one in CLIENTS if one.label == "typescript-sdk-2, auto")
+    servers = [one for one in SERVERS if one.name in {"everything", "memory"}]
+    told: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        pairs = [Pair(client, one, Parts(tmp_path / "cache"), tmp_path / one.name) for one in servers]
+        run_pairs(pool, pairs, told.append)
+    assert told == [f"{at} of 2: {client.label} with {one.name}: not here" for at, one in enumerate(servers, 1)]
