@@ -1,7 +1,7 @@
 """Real clients with real servers through the real guard: `python -m tests.real_parts.run`.
 
-Installs them into a cache folder, works through every pair, and prints a table a client. What it is doing goes to stderr, since it
-takes half an hour. Exit status 1 if anything failed.
+Installs them into a cache folder, works through every pair, and prints a table a client. Exit status 1 if anything failed.
+It takes half an hour: what is being done goes to stderr.
 """
 
 import argparse
