@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from hypothesis import strategies as st
 
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Layout
+from mcpguard.documents.document import Dialect
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.clients.hook_entries import hook_commands, with_hook, without_hook
-from mcpguard.clients.nodes import Unreadable
+from mcpguard.clients.hooks import hook_commands, with_hook, without_hook
+from mcpguard.documents.model import Unreadable
 
 EVENT = "PreToolUse"
 COMMAND = "'/opt/a b/mcpguard' hook claude-code"
