@@ -109,9 +109,14 @@ def read(data: bytes, dialect: Dialect) -> Document:
         before = body[: error.start].decode()
         raise Unreadable("the file is not UTF-8", *line_and_column(before, len(before))) from error
     try:
-        return Document(text, mark, dialect, _parse(text, dialect), [0, *(found.end() for found in re.finditer("\n", text))])
+        return with_lines(text, mark, dialect, _parse(text, dialect))
     except RecursionError as error:
         raise Unreadable("the file is nested too deeply") from error
+
+
+def with_lines(text: str, mark: bytes, dialect: Dialect, root: Node) -> Document:
+    """A document of which the tree is known."""
+    return Document(text, mark, dialect, root, [0, *(found.end() for found in re.finditer("\n", text))])
 
 
 def _parse(text: str, dialect: Dialect) -> Node:

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.documents.document import Dialect, read
+from mcpguard.documents.document import Dialect, with_lines
 from mcpguard.documents.edits import appended, without
-from mcpguard.documents.model import Array, Child, Object, Splice, Unreadable, plain, spliced
-from mcpguard.errors import McpguardError
+from mcpguard.documents.model import Array, Child, Object, Splice, plain, spliced
+from mcpguard.documents.toml import located
 
 _BLANK: Final = " \t\r\n"
 """White space in TOML. Python knows more characters of that kind."""
@@ -34,18 +34,12 @@ class PolicyText:
     text, a number, a list of texts, or for `limit` a list of limits that each have a comment.
 
     Args:
-        text: The text.
-
-    Raises:
-        McpguardError: The text cannot be edited.
+        text: The text of a valid policy.
     """
 
     def __init__(self, text: str) -> None:
-        try:
-            self._document = read(text.encode(), Dialect.TOML)
-        except Unreadable as error:
-            what = f"this file can only be edited by hand: {error.message}"
-            raise McpguardError(what, "use mcpguard policy edit") from error
+        self._root = located(text)
+        self._document = with_lines(text, b"", Dialect.TOML, self._root)
         self._text = text
         self._splices: list[Splice] = []
         self._new: dict[str, list[list[str]]] = {}
@@ -131,12 +125,6 @@ class PolicyText:
             return new
         above = new.rstrip(_BLANK)
         return above + (f"\n{end}" if above else end.lstrip("\n")).replace("\n", line_break)
-
-    @property
-    def _root(self) -> Object:
-        root = self._document.root
-        assert isinstance(root, Object)  # noqa: S101 - a file of TOML is a table
-        return root
 
     def _tables(self, kind: str) -> Array:
         tables = self._root.get(kind)
