@@ -5,7 +5,6 @@ An edit replaces parts of the text and leaves the rest as it is, so nothing is e
 
 import re
 from collections.abc import Collection, Iterable
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 
@@ -191,9 +190,9 @@ class Splice(NamedTuple):
 
 
 def spliced(text: str, splices: Iterable[Splice]) -> str:
-    """A text after edits that do not overlap. Of insertions in one place the first comes first."""
+    """A text after edits that do not overlap."""
     parts, at = [], 0
-    for splice in sorted(splices, key=itemgetter(0, 1)):
+    for splice in sorted(splices):
         parts += [text[at : splice.start], splice.text]
         at = splice.end
     return "".join([*parts, text[at:]])

@@ -142,6 +142,12 @@ def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again
     account.run("uninstall", "--yes", "--server", "b")
     assert file.read_bytes() == before
     account.run("install", "--yes")
+    file.write_bytes(file.read_bytes().replace(PROGRAM.encode(), b"/gone/mcpguard"))
+    account.run("install", "--yes")
+    assert PROGRAM in file.read_text()
+    account.run("uninstall", "--yes")
+    assert file.read_bytes() == before
+    account.run("install", "--yes")
     (account.state / "installed.json").unlink()  # without the record an empty list is left
     account.run("uninstall", "--yes")
     assert servers(file) == {"a": {"command": "a", "args": []}, "b": {"command": "b", "args": []}}

@@ -177,7 +177,7 @@ def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -
     account.write("home/.claude.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     account.write("home/.copilot/mcp-config.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
-    (account.project / ".codex").mkdir()
+    (account.project / ".github").mkdir()
     before = folders(account)
     for more in ([], ["--project", str(account.project)]):
         account.run("install", "--hook", "--yes", *more)
@@ -186,7 +186,6 @@ def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -
         str(account.home / ".claude"),
         str(account.home / ".copilot/hooks"),
         str(account.project / ".claude"),
-        str(account.project / ".github"),
         str(account.project / ".github/hooks"),
     }
     for more in ([], ["--project", str(account.project)]):
