@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.entries import Layout, Start, servers_of, start_of
-from mcpguard.documents.document import Dialect, Document, quoted, read
+from mcpguard.documents.document import Dialect, Document, Splice, quoted, read, spliced
 from mcpguard.documents.edits import emptied_block, member_after, prepended, without, without_member
-from mcpguard.documents.model import Array, Object, Splice, Unreadable, plain, spliced
+from mcpguard.documents.model import Array, Object, Unreadable, plain
 
 
 class Edit(NamedTuple):

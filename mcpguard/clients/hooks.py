@@ -15,10 +15,10 @@ from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, rea
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.launcher import Launcher, may_vary, program_of, words_of
 from mcpguard.clients.plan import HookOutcome, Plan, Record, real
-from mcpguard.documents.document import Dialect, Document, encoded, is_blank, quoted
+from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.edits import appended, removed
-from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Splice, Unreadable, plain
+from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
 
 TIMEOUT_S: Final = 5
 """The time limit that the client sets for the hook. The hook's own limit is a second."""

@@ -7,8 +7,8 @@ from typing import Final
 
 from mcpguard.clients.entries import ENV
 from mcpguard.clients.plan import Change
-from mcpguard.documents.document import Dialect, is_blank, quoted, read
-from mcpguard.documents.model import Array, Node, Object, Opaque, Scalar, Splice, plain, spliced
+from mcpguard.documents.document import Dialect, Splice, is_blank, quoted, read, spliced
+from mcpguard.documents.model import Array, Node, Object, Opaque, Scalar, plain
 from mcpguard.text.masking import MASK, masked_output, masked_words
 
 _LONG: Final = 200

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mcpguard.documents import jsonc, toml, yaml
-from mcpguard.documents.model import Node, Splice, Unreadable, line_and_column, spliced
+from mcpguard.documents.model import Node, Unreadable, line_and_column
 
 
 class Dialect(Enum):
@@ -38,6 +38,23 @@ def encoded(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise Unreadable("not changed: the server's name, an option or the path of mcpguard is not UTF-8") from None
+
+
+class Splice(NamedTuple):
+    """An edit: the characters from `start` up to `end` are replaced."""
+
+    start: int
+    end: int
+    text: str
+
+
+def spliced(text: str, splices: Iterable[Splice]) -> str:
+    """A text after edits that do not overlap."""
+    parts, at = [], 0
+    for splice in sorted(splices):
+        parts += [text[at : splice.start], splice.text]
+        at = splice.end
+    return "".join([*parts, text[at:]])
 
 
 class Document(NamedTuple):

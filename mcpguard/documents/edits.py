@@ -5,8 +5,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from mcpguard.documents.document import Dialect, Document, read
-from mcpguard.documents.model import Array, Child, Container, Node, Object, Splice, Unreadable, plain
+from mcpguard.documents.document import Dialect, Document, Splice, read
+from mcpguard.documents.model import Array, Child, Container, Node, Object, Unreadable, plain
 
 _COMMA: Final = re.compile(r"((?>[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/|#[^\n]*)*+),", re.DOTALL)
 """The next comma that is not in a comment. Comments of one dialect cannot begin where another dialect's can."""

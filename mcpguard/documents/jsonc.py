@@ -4,7 +4,8 @@ import json
 import re
 from typing import Final
 
-from mcpguard.documents.model import Array, Child, Node, Object, Scalar, Unreadable, line_and_column
+from mcpguard.documents.model import Child, Node, Object, Scalar, Unreadable
+from mcpguard.documents.reading import Reader
 
 _BLANK: Final = re.compile(r"[ \t\r\n]*")
 _BLANK_OR_COMMENT: Final = re.compile(r"(?:[ \t\r\n]+|//[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
@@ -25,7 +26,7 @@ def parse(text: str, *, comments: bool, trailing_commas: bool) -> Node:
     Raises:
         Unreadable: The text is not a document of this dialect.
     """
-    reader = Reader(text, _BLANK_OR_COMMENT if comments else _BLANK, trailing_commas=trailing_commas)
+    reader = _Reader(text, _BLANK_OR_COMMENT if comments else _BLANK, trailing_commas=trailing_commas)
     reader.skip()
     node = reader.value()
     reader.skip()
@@ -34,77 +35,17 @@ def parse(text: str, *, comments: bool, trailing_commas: bool) -> Node:
     return node
 
 
-class Reader:
-    """Reads a text from its beginning to its end. Arrays and inline tables of TOML are read alike.
-
-    Args:
-        text: The text.
-        skipped: White space, and comments if they are allowed.
-        trailing_commas: Whether a comma may follow the last item or member.
-
-    Attributes:
-        at: The next character.
-    """
-
-    def __init__(self, text: str, skipped: re.Pattern[str], *, trailing_commas: bool) -> None:
-        self.text = text
-        self.at = 0
-        self._skipped = skipped
-        self._trailing_commas = trailing_commas
-
-    def skip(self) -> None:
-        """Go past white space and comments."""
-        match = self._skipped.match(self.text, self.at)
-        self.at = match.end() if match else self.at
-
-    def next(self) -> str:
-        """The next character; empty at the end."""
-        return self.text[self.at : self.at + 1]
-
-    def take(self, char: str, what: str) -> None:
-        """Go past a character."""
-        if self.next() != char:
-            raise self.error(what)
-        self.at += 1
-
+class _Reader(Reader):
     def error(self, what: str) -> Unreadable:
-        """The error for what is here."""
-        if self._skipped is _BLANK and self.text.startswith(("//", "/*"), self.at):
+        if self.skipped is _BLANK and self.text.startswith(("//", "/*"), self.at):
             what = "this client does not allow comments"
         elif self.text.startswith("/*", self.at):
             what = "the comment has no end"
         elif self.at == len(self.text):
             what += ", but the file ends"
-        return Unreadable(what, *line_and_column(self.text, self.at))
-
-    def value(self) -> Node:
-        """Read a value."""
-        start, opening = self.at, self.next()
-        if opening not in ("{", "["):
-            return self.scalar()
-        node: Object | Array = Object(start) if opening == "{" else Array(start)
-        closing = "}" if opening == "{" else "]"
-        self.at += 1
-        self.skip()
-        more = self.next() != closing
-        while more:
-            if isinstance(node, Object):
-                self.member(node)
-            else:
-                node.add(Child(self.at, self.value()))
-            self.skip()
-            if more := self.next() == ",":
-                self.at += 1
-                self.skip()
-                more = self.next() != closing
-                if not (more or self._trailing_commas):
-                    raise self.error(f"this client does not allow a comma before {closing}")
-        self.take(closing, f"expected a comma or {closing}")
-        node.end = self.at
-        return node
+        return super().error(what)
 
     def scalar(self) -> Scalar:
-        """Read a value without brackets."""
         start = self.at
         if self.next() == '"':
             value = self._string()
@@ -116,7 +57,6 @@ class Reader:
         return Scalar(start, self.at, float(match[0]) if match["number"] else json.loads(match[0]))
 
     def member(self, holder: Object) -> None:
-        """Read a member of an object."""
         start = self.at
         key, key_end = self._string(), self.at
         self.skip()

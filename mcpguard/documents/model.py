@@ -4,7 +4,7 @@ An edit replaces parts of the text and leaves the rest as it is, so nothing is e
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 
@@ -172,27 +172,7 @@ def span(node: Node, path: Path, *, of_key: bool = False) -> Span:
     return found
 
 
-_LINE_BREAK = re.compile(r"\r\n|\n|\r")
-
-
 def line_and_column(text: str, at: int) -> tuple[int, int]:
     """The line and the column of a character, both from 1."""
-    breaks = [match.end() for match in _LINE_BREAK.finditer(text, 0, at)]
+    breaks = [match.end() for match in re.finditer(r"\r\n|\n|\r", text[:at])]
     return len(breaks) + 1, at - (breaks[-1] if breaks else 0) + 1
-
-
-class Splice(NamedTuple):
-    """An edit: the characters from `start` up to `end` are replaced."""
-
-    start: int
-    end: int
-    text: str
-
-
-def spliced(text: str, splices: Iterable[Splice]) -> str:
-    """A text after edits that do not overlap."""
-    parts, at = [], 0
-    for splice in sorted(splices):
-        parts += [text[at : splice.start], splice.text]
-        at = splice.end
-    return "".join([*parts, text[at:]])

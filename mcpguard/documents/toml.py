@@ -4,10 +4,10 @@ import re
 import tomllib
 from typing import Any, Final
 
-from mcpguard.documents.jsonc import Reader
 from mcpguard.documents.model import Array, Child, Object, Scalar, Unreadable, line_and_column, plain
+from mcpguard.documents.reading import Reader
 
-_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_PLACE: Final = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"  # compiled only for an error
 _NOT_FOUND: Final = "mcpguard cannot find the places of values in this file"
 _BLANK_OR_COMMENT: Final = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _KEY: Final = re.compile(r"""[ \t]*(?P<key>[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*')[ \t]*(?P<dot>\.?)""")
@@ -44,7 +44,7 @@ def parse(text: str) -> Object:
 
 
 def _unreadable(text: str, message: str) -> Unreadable:
-    match = _PLACE.search(message)
+    match = re.search(_PLACE, message)
     if match is None:  # a number with thousands of digits
         return Unreadable(message)
     what = message[:1].lower() + message[1 : match.start()]

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.documents.document import Dialect, with_lines
+from mcpguard.documents.document import Dialect, Splice, spliced, with_lines
 from mcpguard.documents.edits import appended, without
-from mcpguard.documents.model import Array, Child, Object, Splice, plain, spliced
+from mcpguard.documents.model import Array, Child, Object, plain
 from mcpguard.documents.toml import located
 
 _BLANK: Final = " \t\r\n"
