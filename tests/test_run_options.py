@@ -58,7 +58,7 @@ HEAVY = {
     "pathlib",
     "redis",
     "rich",
-    "tomlkit",
+    "tomli_w",
 }
 
 
@@ -127,7 +127,7 @@ def test_run_loads_what_only_calls_need_after_the_traffic_has_started(tmp_path: 
 
 
 def test_run_loads_at_its_start_what_later_calls_and_policies_need_since_an_upgrade_may_replace_it(tmp_path: Path) -> None:
-    assert {"mcpguard.wire.form", "mcpguard.policy.places"} <= set(modules_loaded_by_run(tmp_path))
+    assert {"mcpguard.wire.form", "mcpguard.documents.toml"} <= set(modules_loaded_by_run(tmp_path))
 
 
 COMPILES: Final = """

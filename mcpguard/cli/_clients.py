@@ -14,7 +14,7 @@ from mcpguard.cli._options import all_of
 from mcpguard.cli._text import is_coloured, paragraph, warn
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, readable_entries, sources
-from mcpguard.clients.installing import Change, Outcome, Plan
+from mcpguard.clients.plan import Change, Outcome, Plan
 from mcpguard.clients.preview import diff
 from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word

@@ -15,7 +15,7 @@ from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.policy.model import Rule
 from mcpguard.text.printing import plural, printable
 
-if TYPE_CHECKING:  # loads tomlkit
+if TYPE_CHECKING:  # loads tomli_w
     from mcpguard.policy.editing import Edit
     from mcpguard.policy.writing import Draft
 

@@ -25,7 +25,7 @@ from mcpguard.policy.rule_text import options_of
 from mcpguard.policy.tighter import Tightness
 from mcpguard.text.printing import printable
 
-if TYPE_CHECKING:  # loads tomlkit
+if TYPE_CHECKING:  # loads tomli_w
     from mcpguard.policy.editing import Edit
 
 

@@ -31,7 +31,7 @@ def command(
     \b
     Clients: claude-desktop, claude-code, codex, cursor, vscode, copilot,
     windsurf, zed, gemini, qwen, opencode, cline, continue, goose, kiro,
-    amazon-q, lm-studio.
+    lm-studio.
 
     \b
     Examples:
@@ -41,14 +41,15 @@ def command(
       mcpguard install --project . --yes
     """
     from mcpguard.clients.hooks import plan_hooks
-    from mcpguard.clients.installing import Plan, plan_install
+    from mcpguard.clients.installing import plan_servers
     from mcpguard.clients.launcher import launcher
+    from mcpguard.clients.plan import Plan
 
     chosen = _clients.chosen(clients, project)
     start = launcher(os.environ)
     _clients.check_settings()
     plan = Plan(state_folder(os.environ), chosen.machine)
-    plan_install(plan, chosen.sources, frozenset(servers), start)
+    plan_servers(plan, chosen.sources, frozenset(servers), start)
     if hook:
         clients_with_hooks = _clients.with_servers(chosen.present, plan, servers)
         plan_hooks(plan, chosen.machine, clients_with_hooks, chosen.project, start)

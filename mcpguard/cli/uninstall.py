@@ -26,13 +26,14 @@ def command(
       mcpguard uninstall --dry-run
       mcpguard uninstall cursor --server crm
     """
-    from mcpguard.clients.hooks import plan_no_hooks
-    from mcpguard.clients.installing import Plan, plan_uninstall
+    from mcpguard.clients.hooks import plan_hooks
+    from mcpguard.clients.installing import plan_servers
+    from mcpguard.clients.plan import Plan
 
     chosen = _clients.chosen(clients, project)
     plan = Plan(state_folder(os.environ), chosen.machine)
-    plan_uninstall(plan, chosen.sources, frozenset(servers))
+    plan_servers(plan, chosen.sources, frozenset(servers), None)
     if hook or not servers:
         clients_with_hooks = _clients.with_servers(chosen.clients, plan, servers)
-        plan_no_hooks(plan, chosen.machine, clients_with_hooks, chosen.project)
+        plan_hooks(plan, chosen.machine, clients_with_hooks, chosen.project, None)
     return _clients.carry_out(plan, chosen, servers, _clients.UNINSTALL, dry_run=dry_run, yes=yes)

@@ -6,8 +6,8 @@ not exist on this system is skipped.
 
 from typing import Final, NamedTuple
 
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Layout
+from mcpguard.documents.document import Dialect
 
 PROJECT: Final = "project"
 LOCAL: Final = "local"
@@ -19,20 +19,20 @@ DEV_CONTAINER: Final = Layout(("customizations", "vscode", "mcp", "servers"))
 """In a dev container's file. Its servers start in the container, so the programs that it names need not be on this machine."""
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Files in which a client keeps servers.
 
     Attributes:
+        pattern: Their path. All files that exist are used.
         scope: `user`, `project`, or another word for who uses the servers.
-        patterns: The paths. All files that exist are used.
         layout: Where the entries are in a file.
         dialect: What the client can read.
     """
 
+    pattern: str
     scope: str
-    patterns: tuple[str, ...]
-    layout: Layout = _SERVERS
-    dialect: Dialect = Dialect.JSON
+    layout: Layout
+    dialect: Dialect
 
 
 class Hook(NamedTuple):
@@ -59,60 +59,59 @@ class Client(NamedTuple):
     Attributes:
         key: Its name on the command line.
         title: Its usual name.
-        places: The files with its servers.
+        locations: The files with its servers.
         after: What its user does so that a change applies.
         hook: Its hook; None if it has none that mcpguard can use.
-        rewrites: Whether the client, while it runs, writes its own copy of the file back.
+        processes: The names of its processes on Linux, macOS and Windows, if it writes its own copy of the file back while it
+            runs. Else empty.
     """
 
     key: str
     title: str
-    places: tuple[Place, ...]
+    locations: tuple[Location, ...]
     after: str
     hook: Hook | None = None
-    rewrites: bool = False
+    processes: tuple[str, ...] = ()
 
 
-_VSCODE_FOLDERS: Final = ("{appdata}/Code/User", "{home}/.vscode-server/data/User")
-_INSIDERS_FOLDERS: Final = ("{appdata}/Code - Insiders/User", "{home}/.vscode-server-insiders/data/User")
-_CLINE_FILE: Final = "User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json"
-_CLINE: Final = Layout(("mcpServers",), nested="transport")
-_CONTINUE: Final = Layout(("mcpServers",), is_list=True)
-_OPENCODE: Final = Layout(("mcp",), args=None)
-
-
-def _vscode(scope: str, *folders: str) -> tuple[Place, Place]:
-    """The places of a VS Code profile: `mcp.json`, and the settings that held the servers before it."""
-    files, settings = (tuple(f"{folder}/{name}" for folder in folders) for name in ("mcp.json", "settings.json"))
-    return (
-        Place(scope, files, Layout(("servers",)), Dialect.JSONC),
-        Place(scope, settings, Layout(("mcp", "servers")), Dialect.JSONC),
+def _files(
+    *patterns: str, layout: Layout = _SERVERS, dialect: Dialect = Dialect.JSON, scope: str = "user"
+) -> tuple[Location, ...]:
+    """Files of one form. Those in a project are of its scope."""
+    return tuple(
+        Location(pattern, PROJECT if pattern.startswith("{project}/") else scope, layout, dialect) for pattern in patterns
     )
 
+
+def _vscode(scope: str, folder: str) -> tuple[Location, ...]:
+    """The files of a VS Code profile: `mcp.json`, and the settings that held the servers before it."""
+    return (
+        *_files(f"{folder}/mcp.json", layout=Layout(("servers",)), dialect=Dialect.JSONC, scope=scope),
+        *_files(f"{folder}/settings.json", layout=Layout(("mcp", "servers")), dialect=Dialect.JSONC, scope=scope),
+    )
+
+
+_CLINE_FILE: Final = "User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json"
+_CONTINUE: Final = Layout(("mcpServers",), is_list=True)
 
 CLIENTS: Final = (
     Client(
         "claude-desktop",
         "Claude Desktop",
-        (
-            Place(
-                "user",
-                (
-                    "{appdata}/Claude/claude_desktop_config.json",
-                    "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/claude_desktop_config.json",
-                ),
-            ),
+        _files(
+            "{appdata}/Claude/claude_desktop_config.json",
+            "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/claude_desktop_config.json",
         ),
         "start Claude Desktop",
-        rewrites=True,
+        processes=("claude-desktop", "Claude", "Claude.exe"),  # Claude Code's is `claude`
     ),
     Client(
         "claude-code",
         "Claude Code",
         (
-            Place("user", ("{claude}/.claude.json",)),
-            Place(LOCAL, ("{claude}/.claude.json",)),
-            Place(PROJECT, ("{project}/.mcp.json",)),
+            *_files("{claude}/.claude.json"),
+            *_files("{claude}/.claude.json", scope=LOCAL),
+            *_files("{project}/.mcp.json"),
         ),
         "start a new session; Claude Code may ask you to approve a changed server of a project",
         Hook("{claude_folder}/settings.json", "{project}/.claude/settings.local.json", "PreToolUse"),
@@ -120,10 +119,7 @@ CLIENTS: Final = (
     Client(
         "codex",
         "Codex",
-        (
-            Place("user", ("{codex}/config.toml",), Layout(("mcp_servers",)), Dialect.TOML),
-            Place(PROJECT, ("{project}/.codex/config.toml",), Layout(("mcp_servers",)), Dialect.TOML),
-        ),
+        _files("{codex}/config.toml", "{project}/.codex/config.toml", layout=Layout(("mcp_servers",)), dialect=Dialect.TOML),
         "start a new session",
         Hook(
             "{codex}/hooks.json",
@@ -135,108 +131,93 @@ CLIENTS: Final = (
     Client(
         "cursor",
         "Cursor",
-        (Place("user", ("{home}/.cursor/mcp.json",)), Place(PROJECT, ("{project}/.cursor/mcp.json",))),
+        _files("{home}/.cursor/mcp.json", "{project}/.cursor/mcp.json"),
         "switch the server off and on in Cursor's settings, or restart Cursor",
     ),
     Client(
         "vscode",
         "VS Code",
         (
-            *_vscode("user", *_VSCODE_FOLDERS),
-            *_vscode("profile", *(f"{folder}/profiles/*" for folder in _VSCODE_FOLDERS)),
-            *_vscode("insiders", *_INSIDERS_FOLDERS, *(f"{folder}/profiles/*" for folder in _INSIDERS_FOLDERS)),
+            *_vscode("user", "{appdata}/Code/User"),
+            *_vscode("user", "{home}/.vscode-server/data/User"),
+            *_vscode("profile", "{appdata}/Code/User/profiles/*"),
+            *_vscode("profile", "{home}/.vscode-server/data/User/profiles/*"),
+            *_vscode("insiders", "{appdata}/Code - Insiders/User"),
+            *_vscode("insiders", "{home}/.vscode-server-insiders/data/User"),
+            *_vscode("insiders", "{appdata}/Code - Insiders/User/profiles/*"),
+            *_vscode("insiders", "{home}/.vscode-server-insiders/data/User/profiles/*"),
             *_vscode(PROJECT, "{project}/.vscode"),
-            Place(
-                PROJECT,
-                ("{project}/.devcontainer/devcontainer.json", "{project}/.devcontainer.json"),
-                DEV_CONTAINER,
-                Dialect.JSONC,
+            *_files(
+                "{project}/.devcontainer/devcontainer.json",
+                "{project}/.devcontainer.json",
+                layout=DEV_CONTAINER,
+                dialect=Dialect.JSONC,
             ),
-            Place(PROJECT, ("{project}/.mcp.json",), dialect=Dialect.JSONC),
+            *_files("{project}/.mcp.json", dialect=Dialect.JSONC),
         ),
         "restart the server (MCP: List Servers), and trust it again when VS Code asks",
     ),
     Client(
         "copilot",
         "Copilot CLI",
-        (
-            Place("user", ("{copilot}/mcp-config.json",), dialect=Dialect.JSONC),
-            Place(PROJECT, ("{project}/.mcp.json", "{project}/.github/mcp.json"), dialect=Dialect.JSONC),
-        ),
+        _files("{copilot}/mcp-config.json", "{project}/.mcp.json", "{project}/.github/mcp.json", dialect=Dialect.JSONC),
         "start a new session",
         Hook("{copilot}/hooks/mcpguard.json", "{project}/.github/hooks/mcpguard.json", "preMcpToolCall", is_matched=False),
     ),
     Client(
         "windsurf",
         "Windsurf",
-        (Place("user", ("{home}/.codeium/windsurf/mcp_config.json", "{home}/.codeium/mcp_config.json")),),
+        _files("{home}/.codeium/windsurf/mcp_config.json", "{home}/.codeium/mcp_config.json"),
         "press Refresh in the list of MCP servers",
     ),
     Client(
         "zed",
         "Zed",
-        (
-            Place(
-                "user",
-                ("{dotconfig}/zed/settings.json", "{roaming}/Zed/settings.json"),
-                Layout(("context_servers",)),
-                Dialect.JSONC,
-            ),
-            Place(PROJECT, ("{project}/.zed/settings.json",), Layout(("context_servers",)), Dialect.JSONC),
+        _files(
+            "{dotconfig}/zed/settings.json",
+            "{roaming}/Zed/settings.json",
+            "{project}/.zed/settings.json",
+            layout=Layout(("context_servers",)),
+            dialect=Dialect.JSONC,
         ),
         "nothing: Zed restarts a changed server by itself",
     ),
     Client(
         "gemini",
         "Gemini CLI",
-        (
-            Place("user", ("{home}/.gemini/settings.json",), dialect=Dialect.JSON_WITH_COMMENTS),
-            Place(PROJECT, ("{project}/.gemini/settings.json",), dialect=Dialect.JSON_WITH_COMMENTS),
-        ),
+        _files("{home}/.gemini/settings.json", "{project}/.gemini/settings.json", dialect=Dialect.JSON_WITH_COMMENTS),
         "enter /mcp reload, or restart Gemini CLI",
     ),
     Client(
         "qwen",
         "Qwen Code",
-        (
-            Place("user", ("{home}/.qwen/settings.json",), dialect=Dialect.JSON_WITH_COMMENTS),
-            Place(PROJECT, ("{project}/.qwen/settings.json",), dialect=Dialect.JSON_WITH_COMMENTS),
-        ),
+        _files("{home}/.qwen/settings.json", "{project}/.qwen/settings.json", dialect=Dialect.JSON_WITH_COMMENTS),
         "restart Qwen Code",
     ),
     Client(
         "opencode",
         "opencode",
-        (
-            Place("user", ("{xdg}/opencode/opencode.json", "{xdg}/opencode/opencode.jsonc"), _OPENCODE, Dialect.JSONC),
-            Place(
-                PROJECT,
-                (
-                    "{project}/opencode.json",
-                    "{project}/opencode.jsonc",
-                    "{project}/.opencode/opencode.json",
-                    "{project}/.opencode/opencode.jsonc",
-                ),
-                _OPENCODE,
-                Dialect.JSONC,
-            ),
+        _files(
+            "{xdg}/opencode/opencode.json",
+            "{xdg}/opencode/opencode.jsonc",
+            "{project}/opencode.json",
+            "{project}/opencode.jsonc",
+            "{project}/.opencode/opencode.json",
+            "{project}/.opencode/opencode.jsonc",
+            layout=Layout(("mcp",), args=None),
+            dialect=Dialect.JSONC,
         ),
         "restart opencode",
     ),
     Client(
         "cline",
         "Cline",
-        (
-            Place(
-                "user",
-                (
-                    *(f"{{appdata}}/{app}/{_CLINE_FILE}" for app in ("Code", "Code - Insiders", "Cursor", "Windsurf")),
-                    f"{{home}}/.vscode-server/data/{_CLINE_FILE}",
-                    "{home}/.cline/data/settings/cline_mcp_settings.json",
-                    "{home}/.cline/mcp.json",
-                ),
-                _CLINE,
-            ),
+        _files(
+            *(f"{{appdata}}/{app}/{_CLINE_FILE}" for app in ("Code", "Code - Insiders", "Cursor", "Windsurf")),
+            f"{{home}}/.vscode-server/data/{_CLINE_FILE}",
+            "{home}/.cline/data/settings/cline_mcp_settings.json",
+            "{home}/.cline/mcp.json",
+            layout=Layout(("mcpServers",), nested="transport"),
         ),
         "nothing: Cline reconnects by itself",
     ),
@@ -244,46 +225,38 @@ CLIENTS: Final = (
         "continue",
         "Continue",
         (
-            Place("user", ("{home}/.continue/config.yaml",), _CONTINUE, Dialect.YAML),
-            Place("user", ("{home}/.continue/mcpServers/*.json",)),
-            Place("user", ("{home}/.continue/mcpServers/*.y*ml",), _CONTINUE, Dialect.YAML),
-            Place(PROJECT, ("{project}/.continue/mcpServers/*.json",)),
-            Place(PROJECT, ("{project}/.continue/mcpServers/*.y*ml",), _CONTINUE, Dialect.YAML),
+            *_files("{home}/.continue/config.yaml", layout=_CONTINUE, dialect=Dialect.YAML),
+            *_files("{home}/.continue/mcpServers/*.json", "{project}/.continue/mcpServers/*.json"),
+            *_files(
+                "{home}/.continue/mcpServers/*.y*ml",
+                "{project}/.continue/mcpServers/*.y*ml",
+                layout=_CONTINUE,
+                dialect=Dialect.YAML,
+            ),
         ),
         "nothing: Continue reads the file when it changes",
     ),
     Client(
         "goose",
         "Goose",
-        (
-            Place(
-                "user",
-                ("{dotconfig}/goose/config.yaml", "{roaming}/Block/goose/config/config.yaml"),
-                Layout(("extensions",), command="cmd"),
-                Dialect.YAML,
-            ),
+        _files(
+            "{dotconfig}/goose/config.yaml",
+            "{roaming}/Block/goose/config/config.yaml",
+            layout=Layout(("extensions",), command="cmd"),
+            dialect=Dialect.YAML,
         ),
         "restart Goose",
     ),
     Client(
         "kiro",
         "Kiro",
-        (Place("user", ("{home}/.kiro/settings/mcp.json",)), Place(PROJECT, ("{project}/.kiro/settings/mcp.json",))),
+        _files("{home}/.kiro/settings/mcp.json", "{project}/.kiro/settings/mcp.json"),
         "nothing: Kiro reconnects by itself",
-    ),
-    Client(
-        "amazon-q",
-        "Amazon Q",
-        (
-            Place("user", ("{home}/.aws/amazonq/mcp.json", "{home}/.aws/amazonq/agents/default.json")),
-            Place(PROJECT, ("{project}/.amazonq/mcp.json",)),
-        ),
-        "start a new session",
     ),
     Client(
         "lm-studio",
         "LM Studio",
-        (Place("user", ("{home}/.lmstudio/mcp.json",)),),
+        _files("{home}/.lmstudio/mcp.json"),
         "nothing: LM Studio reads the file when it changes",
     ),
 )

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Place
-from mcpguard.clients.documents import Dialect
+from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import is_relative, may_vary
-from mcpguard.clients.nodes import Unreadable
+from mcpguard.documents.document import Dialect
+from mcpguard.documents.model import Unreadable
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once
 from mcpguard.text.redaction import redacted
@@ -95,7 +95,7 @@ class Source(NamedTuple):
 
     Attributes:
         client: The client.
-        scope: Who uses the servers: see `Place`.
+        scope: Who uses the servers: see `Location`.
         file: The file.
         layout: Where the entries are.
         dialect: What the client can read.
@@ -147,20 +147,17 @@ def sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path
     """
     found: list[Source] = []
     for client in clients:
-        for place in client.places:
-            for file in _files(machine, place, project):
-                if place.scope == LOCAL:
-                    found += _local(client, place, file, project)
-                else:
-                    found.append(Source(client, place.scope, file, place.layout, place.dialect, folder=project))
+        for location in client.locations:
+            for file in _files(machine, location, project):
+                source = Source(client, location.scope, file, location.layout, location.dialect, folder=project)
+                found += _local(source) if location.scope == LOCAL else [source]
     return found
 
 
-def _files(machine: Machine, place: Place, project: Path | None) -> list[Path]:
-    if (place.scope == PROJECT) != (project is not None) and place.scope != LOCAL:
+def _files(machine: Machine, location: Location, project: Path | None) -> list[Path]:
+    if (location.scope == PROJECT) != (project is not None) and location.scope != LOCAL:
         return []
-    paths = [path for pattern in place.patterns for path in machine.paths(pattern, project)]
-    return [path for path in dict.fromkeys(paths) if os.path.lexists(path)]
+    return [path for path in machine.paths(location.pattern, project) if os.path.lexists(path)]
 
 
 def may_exist(file: Path) -> bool:
@@ -174,16 +171,16 @@ def may_exist(file: Path) -> bool:
     return True
 
 
-def _local(client: Client, place: Place, file: Path, project: Path | None) -> Iterator[Source]:
+def _local(source: Source) -> Iterator[Source]:
     """The projects in Claude Code's own file that have servers."""
     try:
-        projects = json.loads(read_at_once(file, MAX_BYTES).decode("utf-8-sig"))["projects"]
+        projects = json.loads(read_at_once(source.file, MAX_BYTES).decode("utf-8-sig"))["projects"]
         named = [key for key, value in projects.items() if isinstance(value, dict) and value.get("mcpServers")]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return  # the same file in the user's scope is reported, if it cannot be read
     for key in named:
-        if project is None or _is_same(key, project):
-            yield Source(client, place.scope, file, Layout(("projects", key, "mcpServers")), place.dialect, key)
+        if source.folder is None or _is_same(key, source.folder):
+            yield source._replace(layout=Layout(("projects", key, "mcpServers")), project=key, folder=None)
 
 
 def _is_same(key: str, project: Path) -> bool:
@@ -195,10 +192,9 @@ def _is_same(key: str, project: Path) -> bool:
 
 def client_paths(machine: Machine, client: Client, project: Path | None = None) -> Iterator[Path]:
     """Where a client's files would be, whether they exist or not."""
-    for place in client.places:
-        if (place.scope == PROJECT) == (project is not None):
-            for pattern in place.patterns:
-                yield from machine.paths(pattern, project)
+    for location in client.locations:
+        if (location.scope == PROJECT) == (project is not None):
+            yield from machine.paths(location.pattern, project)
 
 
 def hook_file(machine: Machine, hook: Hook, project: Path | None) -> Path:

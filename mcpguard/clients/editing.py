@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
-from mcpguard.clients.documents import Dialect, Document, quoted, read
-from mcpguard.clients.edits import emptied_block, member_after, prepended, without_first, without_member
 from mcpguard.clients.entries import Layout, Start, servers_of, start_of
-from mcpguard.clients.nodes import Array, Object, Splice, Unreadable, plain, spliced
+from mcpguard.documents.document import Dialect, Document, Splice, quoted, read, spliced
+from mcpguard.documents.edits import emptied_block, member_after, prepended, without, without_member
+from mcpguard.documents.model import Array, Object, Unreadable, plain
 
 
 class Edit(NamedTuple):
@@ -21,7 +21,7 @@ class Edit(NamedTuple):
         name: The server's name.
         guard: The words that go before the server's command: mcpguard's path, `run`, options, and `--`. In a guarded entry,
             only mcpguard's path is replaced. Empty to remove the words that are there.
-        drop_empty_args: Whether a removal also removes the member with the arguments if none is left.
+        drop_empty_args: Whether the member with the arguments is not the user's: a removal also removes it if none is left.
     """
 
     layout: Layout
@@ -36,14 +36,12 @@ class Edited(NamedTuple):
     Attributes:
         data: The file. Only the commands and the arguments of the edited servers have changed.
         done: The edits that were made. A removal of what an edit has inserted gives the old file back, with `drop_empty_args`
-            for the servers that had no arguments.
-        had_args: Of each server that was not guarded before: whether it had a member with arguments.
+            for the servers that had no arguments: see `Entry.has_args`.
         faults: Why the other edits were not made.
     """
 
     data: bytes
     done: frozenset[Edit]
-    had_args: Mapping[Edit, bool]
     faults: tuple[Unreadable, ...]
 
 
@@ -79,10 +77,12 @@ def edited(data: bytes, dialect: Dialect, edits: Collection[Edit]) -> Edited:
         faults.append(_uneditable(document, rest))
     made = {edit: starts[edit] for edit in done}
     if faults and (fault := _fault(document, made)):  # groups that can be edited alone, but not together
-        return Edited(data, frozenset(), {}, (*faults, fault))
-    new = document.after(splice for edit, start in made.items() for splice in _splices(document, edit, start))
-    had_args = {edit: start.args is not None for edit, start in made.items() if not start.guard}
-    return Edited(new, frozenset(done), had_args, tuple(faults))
+        return Edited(data, frozenset(), (*faults, fault))
+    return Edited(_after(document, made), frozenset(done), tuple(faults))
+
+
+def _after(document: Document, starts: Mapping[Edit, Start]) -> bytes:
+    return document.after(splice for edit, start in starts.items() for splice in _splices(document, edit, start))
 
 
 def _splices(document: Document, edit: Edit, start: Start) -> list[Splice]:
@@ -106,28 +106,25 @@ def _removal(document: Document, start: Start, layout: Layout, *, drop_empty: bo
     if not start.guard or array is None:
         return []
     if layout.args is None:
-        return without_first(document, array, start.guard)
-    old, moved = start.command.node, array.items[start.guard - 1]
+        return without(document, array, range(start.guard))
+    old, moved = start.command.node, array.children[start.guard - 1].node
     back = Splice(old.start, old.end, document.text[moved.start : moved.end])
     return [back, *_without_guard(document, start, array, layout.args, drop_empty=drop_empty)]
 
 
 def _without_guard(document: Document, start: Start, array: Array, key: str, *, drop_empty: bool) -> list[Splice]:
     """Remove the guard and the server's program, which moves back to the command, from the arguments."""
-    splices = without_first(document, array, start.guard)
     member = start.holder.member(key)
-    if start.guard < len(array.items) or member is None:
-        return splices
+    if start.guard < len(array.children) or member is None:
+        return without(document, array, range(start.guard))
     if array.is_block:
-        splices = [emptied_block(document, array, member)]
-        has_comments = "#" in splices[0].text
+        splice = emptied_block(document, array, member)
+        has_comments = "#" in splice.text
     else:
-        (inside,) = splices
+        (splice,) = without(document, array, range(start.guard))
         beside = document.text[member.key_end : array.start].strip(" \t\r\n:=")
-        has_comments = bool((beside + document.text[array.start + 1 : inside.start] + inside.text).strip())
-    if drop_empty and not has_comments and (removal := without_member(document, start.holder, member)):
-        return [removal]
-    return splices
+        has_comments = bool((beside + document.text[array.start + 1 : splice.start] + splice.text).strip())
+    return (drop_empty and not has_comments and without_member(document, start.holder, member)) or [splice]
 
 
 def _starts(document: Document, edits: Collection[Edit]) -> dict[Edit, Start]:
@@ -150,7 +147,7 @@ def _starts(document: Document, edits: Collection[Edit]) -> dict[Edit, Start]:
 def _fault(document: Document, starts: Mapping[Edit, Start]) -> Unreadable | None:
     """Why edits would not have the intended effect, or have another one; None if all is well."""
     try:
-        new = document.after(splice for edit, start in starts.items() for splice in _splices(document, edit, start))
+        new = _after(document, starts)
     except Unreadable as error:
         return error
     with contextlib.suppress(Unreadable, LookupError):

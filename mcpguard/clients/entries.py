@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mcpguard import run_options
-from mcpguard.clients.documents import Dialect, Document, is_blank, read
-from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, plain
+from mcpguard.documents.document import Dialect, Document, is_blank, read
+from mcpguard.documents.model import Array, Child, Node, Object, Opaque, Scalar, plain
 
 _URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
 ENV: Final = ("env", "environment", "envs")
@@ -53,6 +53,7 @@ class Entry(NamedTuple):
         cwd: The folder in which it starts; empty for the client's choice.
         may_start: Whether a faulty entry has a command, which its client may be able to start.
         env_file: A file with more variables, which its client reads; empty if there is none.
+        has_args: Whether its arguments have a member, if it has a command.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Entry(NamedTuple):
     cwd: str = ""
     may_start: bool = False
     env_file: str = ""
+    has_args: bool = True
 
 
 class Start(NamedTuple):
@@ -79,7 +81,7 @@ class Start(NamedTuple):
     """
 
     holder: Object
-    command: Member
+    command: Child
     args: Array | None
     words: tuple[str, ...]
     guard: int
@@ -88,7 +90,7 @@ class Start(NamedTuple):
     def program(self) -> Node:
         """The first word."""
         node = self.command.node
-        return node.items[0] if isinstance(node, Array) else node
+        return node.children[0].node if isinstance(node, Array) else node
 
 
 def entries(data: bytes, layout: Layout, dialect: Dialect) -> list[Entry]:
@@ -119,23 +121,15 @@ def servers_of(document: Document, layout: Layout) -> list[tuple[str, Node]]:
         if isinstance(node, Opaque):
             raise document.unreadable(f"{name}: {_OPAQUE}", node.start)
     if layout.is_list:
-        return [(_name(item), item) for item in node.items] if isinstance(node, Array) else []
-    return [(member.key, member.node) for member in node.members] if isinstance(node, Object) else []
+        items = node.children if isinstance(node, Array) else []
+        return [(_text(plain(child.node), "name"), child.node) for child in items]
+    return [(child.key, child.node) for child in node.children] if isinstance(node, Object) else []
 
 
-def _name(item: Node) -> str:
-    return _text(item, "name") if isinstance(item, Object) else ""
-
-
-def _text(node: Object, key: str) -> str:
+def _text(value: Any, key: str) -> str:
     """A member that is a text; empty if there is none."""
-    found = node.get(key)
-    return found.value if isinstance(found, Scalar) and isinstance(found.value, str) else ""
-
-
-def _says(node: Object, key: str, value: bool) -> bool:
-    found = node.get(key)
-    return isinstance(found, Scalar) and found.value is value
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def _holder(node: Object, layout: Layout) -> Object:
@@ -148,50 +142,44 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
         if isinstance(node, Opaque):
             return Entry(name, "faulty", detail=_OPAQUE, may_start=True)
         return Entry(name, "faulty", detail="it is not an object")
-    holder = _holder(node, layout)
-    is_sandboxed = _says(node, "sandboxEnabled", True)
-    is_disabled = _says(node, "disabled", True) or _says(node, "enabled", False)
-    kind, detail = _without_command(holder, layout)
+    whole, values = plain(node), plain(_holder(node, layout))
+    is_disabled = whole.get("disabled") is True or whole.get("enabled") is False
+    kind, detail = _without_command(values, layout)
     words: tuple[str, ...] = ()
     guard = None
-    may_start = False
+    may_start, has_args = False, True
     if not kind:
         start = start_of(document, layout, node)
         if isinstance(start, str):
             kind, detail = "faulty", start
-            may_start = not is_disabled and (detail == _OPAQUE or _names_command(holder, layout))
+            may_start = not is_disabled and (detail == _OPAQUE or bool(values.get(layout.command)))
         else:
-            kind, words = "stdio", start.words
+            kind, words, has_args = "stdio", start.words, start.args is not None
             guard = words[: start.guard] if start.guard else None
-    kind, env, cwd = "disabled" if is_disabled else kind, _env(holder), _text(holder, "cwd")
-    return Entry(name, kind, words, guard, is_sandboxed, detail, env, cwd, may_start, _text(holder, "envFile"))
+    tables = [table for table in (values.get(key) for key in ENV) if isinstance(table, dict)]
+    return Entry(
+        name,
+        "disabled" if is_disabled else kind,
+        words,
+        guard,
+        is_sandboxed=whole.get("sandboxEnabled") is True,
+        detail=detail,
+        env={key: value for table in tables for key, value in table.items() if isinstance(value, str)},
+        cwd=_text(values, "cwd"),
+        may_start=may_start,
+        env_file=_text(values, "envFile"),
+        has_args=has_args,
+    )
 
 
-def _names_command(holder: Object, layout: Layout) -> bool:
-    """Whether an entry has a command that is neither empty nor null."""
-    command = holder.get(layout.command)
-    return command is not None and bool(plain(command))
-
-
-def _env(holder: Object) -> dict[str, str]:
-    """The variables of an entry, under any of the names that clients use."""
-    tables = [holder.get(key) for key in ENV]
-    members = [member for table in tables if isinstance(table, Object) for member in table.members]
-    return {
-        member.key: member.node.value
-        for member in members
-        if isinstance(member.node, Scalar) and isinstance(member.node.value, str)
-    }
-
-
-def _without_command(holder: Object, layout: Layout) -> tuple[str, str]:
+def _without_command(values: Mapping[str, Any], layout: Layout) -> tuple[str, str]:
     """The kind and the detail of an entry that starts no command; empty for all others."""
-    url = next((url for url in (_text(holder, key) for key in _URLS) if url), "")
-    kind = _text(holder, "type")
-    if not _names_command(holder, layout):
+    url = next((url for url in (_text(values, key) for key in _URLS) if url), "")
+    kind = _text(values, "type")
+    if not values.get(layout.command):
         if url:
             return "remote", url
-        if kind in _BUNDLED or _text(holder, "source") == "extension" or holder.member("settings"):
+        if kind in _BUNDLED or _text(values, "source") == "extension" or "settings" in values:
             return "bundled", ""
     elif url and kind not in _STDIO:
         return "remote", url
@@ -209,7 +197,7 @@ def start_of(document: Document, layout: Layout, node: Object) -> Start | str:
     array = command.node if layout.args is None else args
     parts = [command.node] if layout.args else []
     if isinstance(array, Array):
-        parts += array.items
+        parts += [child.node for child in array.children]
     elif array is not None:
         return _OPAQUE if isinstance(array, Opaque) else f"its {layout.args or layout.command} is not an array"
     words = tuple(part.value for part in parts if isinstance(part, Scalar) and isinstance(part.value, str))

@@ -1,22 +1,24 @@
-"""Plans what `install --hook` and `uninstall` change in clients' files of hooks."""
+"""The hooks of clients: what `install --hook` adds to a JSON file of hooks in place, and how a removal restores the file."""
 
+import codecs
 import itertools
+import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from mcpguard.clients.catalog import Client, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.guards import Guard, Guards
-from mcpguard.clients.hook_entries import hook_commands, with_commands, with_hook, without_hook
-from mcpguard.clients.installing import HookOutcome, Plan
 from mcpguard.clients.launcher import Launcher, may_vary, program_of, words_of
-from mcpguard.clients.nodes import Unreadable
-from mcpguard.clients.records import Record
+from mcpguard.clients.plan import HookOutcome, Plan, Record, real
+from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
+from mcpguard.documents.document import read as parsed
+from mcpguard.documents.edits import appended, removed
+from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
 
 TIMEOUT_S: Final = 5
 """The time limit that the client sets for the hook. The hook's own limit is a second."""
@@ -24,6 +26,10 @@ TIMEOUT_S: Final = 5
 _MATCHER: Final = "mcp__.*"
 _ONE_COMMAND: Final = re.compile(r"(?:& )?[^;|&`$()<>\n]*")
 """A command line that starts one program. PowerShell needs the `&` for a path in quotes."""
+
+_OURS: Final = re.compile(r"""(?:^|[\\/\s"'])mcpguard(?:\.exe)?["']?\s+hook(?:\s|$)""", re.IGNORECASE)
+_COMMANDS: Final = ("command", "bash", "powershell")
+"""The members of a hook that can have its command line."""
 
 
 def commands_in(file: Path, hook: Hook) -> list[str]:
@@ -61,15 +67,19 @@ def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
     return found
 
 
-def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher) -> None:
-    """Plan to add the hooks of clients. A hook that is there stays. If its mcpguard is gone, it gets the path of this one.
+def plan_hooks(
+    plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher | None
+) -> None:
+    """Plan to add the hooks of clients, or to remove them, with files that hold nothing else.
+
+    A hook that is there stays. If its mcpguard is gone, it gets the path of this one.
 
     Args:
         plan: The plan.
         machine: The account.
         clients: The clients. A client without a hook is ignored.
         project: The project whose files are changed; None for the account's.
-        launcher: The command to write.
+        launcher: The command to write; None to remove hooks.
     """
     guards = Guards(os.environ)
     for client in clients:
@@ -77,48 +87,42 @@ def plan_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project:
             continue
         file = hook_file(machine, client.hook, project)
         with plan.noting_faults(file):
-            commands = commands_in(file, client.hook)
-            found = {command: guard_of(command, guards, project) for command in commands}
-            mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
-            if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
-                hint = f"write {launcher.program} in its place in the file"
-                raise Fault(f"{file}: the hook is not changed: {unsafe[0].fault}", hint)
-            if commands and not mended:
-                plan.hooks.append(HookOutcome(client, file, "the hook is there already"))
-                continue
-            version = None if client.hook.is_matched else 1
-            exists = may_exist(file)
-            data = plan.content(file) if exists else b""
-            if mended:
-                new = with_commands(data, client.hook.event, mended)
-            else:
-                entry = _entry(client.hook, launcher.hook(client.key))
-                new = with_hook(data, client.hook.event, entry, version=version)
-            plan.put(file, new, Dialect.JSON)
-            if not data:
-                plan.note(_was_empty(file), holds=exists)
-            text = "the hook's mcpguard is this one now" if mended else "the hook was added"
-            plan.hooks.append(HookOutcome(client, file, text, client.hook.after or client.after))
-
-
-def plan_no_hooks(plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None) -> None:
-    """Plan to remove the hooks of clients, and files that hold nothing else: see `plan_hooks`."""
-    for client in clients:
-        if client.hook is None:
-            continue
-        file = hook_file(machine, client.hook, project)
-        with plan.noting_faults(file):
-            if commands_in(file, client.hook):
+            commands = hook_commands(plan.content(file), client.hook.event)
+            outcome = HookOutcome(client, file, "the hook was removed", client.after)
+            if launcher is not None:
+                found = {command: guard_of(command, guards, project) for command in commands}
+                outcome = _add(plan, client, client.hook, file, found, launcher)
+            elif commands:
                 new = without_hook(plan.content(file), client.hook.event)
                 stays = plan.holds(_was_empty(file)) or file.is_symlink()
                 plan.put(file, new if new or stays else None, Dialect.JSON)
                 plan.note(_was_empty(file), holds=False)
-                plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
+            if launcher or commands:
+                plan.hooks.append(outcome)
+
+
+def _add(plan: Plan, client: Client, hook: Hook, file: Path, found: Mapping[str, Guard], launcher: Launcher) -> HookOutcome:
+    data, exists = plan.content(file), may_exist(file)
+    mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
+    if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
+        hint = f"write {launcher.program} in its place in the file"
+        raise Fault(f"{file}: the hook is not changed: {unsafe[0].fault}", hint)
+    if found and not mended:
+        return HookOutcome(client, file, "the hook is there already")
+    if mended:
+        new = with_commands(data, hook.event, mended)
+    else:
+        new = with_hook(data, hook.event, _entry(hook, launcher.hook(client.key)), version=None if hook.is_matched else 1)
+    plan.put(file, new, Dialect.JSON)
+    if not data:
+        plan.note(_was_empty(file), holds=exists)
+    text = "the hook's mcpguard is this one now" if mended else "the hook was added"
+    return HookOutcome(client, file, text, hook.after or client.after)
 
 
 def _was_empty(file: Path) -> Record:
     """The record of a file that was there and had no content."""
-    return Record(os.path.realpath(file), ())
+    return Record(real(file))
 
 
 def _entry(hook: Hook, command: str) -> dict[str, Any]:
@@ -126,3 +130,135 @@ def _entry(hook: Hook, command: str) -> dict[str, Any]:
     if hook.is_matched:
         return {"matcher": _MATCHER, "hooks": [{"type": "command", "command": command, "timeout": TIMEOUT_S}]}
     return {"type": "command", "powershell" if sys.platform == "win32" else "bash": command, "timeoutSec": TIMEOUT_S}
+
+
+def hook_commands(data: bytes, event: str) -> list[str]:
+    """The command lines of mcpguard's hooks for an event.
+
+    Raises:
+        Unreadable: The file is not JSON.
+    """
+    return [] if is_blank(data) else [str(lines[0].value) for _, lines in _hooks(parsed(data, Dialect.JSON).root, event)]
+
+
+def with_hook(data: bytes, event: str, entry: Mapping[str, Any], *, version: int | None = None) -> bytes:
+    """Add a hook of mcpguard, in place of the one that is there. `without_hook` removes it.
+
+    Args:
+        data: The file; empty if it does not exist.
+        event: The client's name for the event.
+        entry: The hook: for Claude Code and Codex a matcher with a list of hooks, for Copilot CLI the hook itself.
+        version: The `version` that a new file gets; None for a file that has none.
+
+    Raises:
+        Unreadable: The file is not JSON, or cannot be edited in place.
+    """
+    data = without_hook(data, event)
+    if is_blank(data):
+        head = {} if version is None else {"version": version}
+        made = encoded(_new_file(head | {"hooks": {event: [dict(entry)]}}))
+        mark = data[: len(data) - len(data.removeprefix(codecs.BOM_UTF8))]
+        return mark + made + data.removeprefix(mark)
+    document = parsed(data, Dialect.JSON)
+    new = document.after([_added(document, event, dict(entry))])
+    if without_hook(new, event) != data:
+        raise Unreadable("the hook cannot be added in place")
+    return new
+
+
+def with_commands(data: bytes, event: str, new: Mapping[str, str]) -> bytes:
+    """Replace command lines of hooks. Everything else in the file stays as it is.
+
+    Args:
+        data: The file.
+        event: The client's name for the event.
+        new: The new command line for each one that is replaced.
+
+    Raises:
+        Unreadable: The file is not JSON.
+    """
+    document = parsed(data, Dialect.JSON)
+    lines = [line for _, lines in _hooks(document.root, event) for line in lines]
+    return document.after(Splice(line.start, line.end, quoted(new[text])) for line in lines if (text := str(line.value)) in new)
+
+
+def without_hook(data: bytes, event: str) -> bytes:
+    """Remove the hooks of mcpguard for an event, and what `with_hook` has added for them.
+
+    Returns:
+        The file; empty if `with_hook` has made it.
+
+    Raises:
+        Unreadable: The file is not JSON, or cannot be edited in place.
+    """
+    if is_blank(data):
+        return data
+    document = parsed(data, Dialect.JSON)
+    hooks = [hook for hook, _ in _hooks(document.root, event)]
+    if hooks and (rest := _after_new_file(document, event, hooks)) is not None:
+        return rest
+    return removed(document, hooks)
+
+
+def _entries(root: Node, event: str) -> Node | None:
+    return root.get("hooks", event) if isinstance(root, Object) else None
+
+
+def _hooks(root: Node, event: str) -> Iterator[tuple[Node, list[Scalar]]]:
+    """The hooks of mcpguard, each with its command lines. An entry in which all hooks are mcpguard's counts as one."""
+    entries = _entries(root, event)
+    for entry in entries.children if isinstance(entries, Array) else ():
+        inner = entry.node.get("hooks") if isinstance(entry.node, Object) else None
+        hooks = inner.children if isinstance(inner, Array) else []
+        ours = [(hook.node, lines) for hook in hooks if (lines := _lines(hook.node))]
+        whole = _lines(entry.node) or [line for _, lines in ours for line in lines if len(ours) == len(hooks)]
+        yield from [(entry.node, whole)] if whole else ours
+
+
+def _lines(hook: Node) -> list[Scalar]:
+    """The command lines of a hook of mcpguard; none of all other hooks."""
+    texts = [hook.get(key) for key in _COMMANDS] if isinstance(hook, Object) else []
+    return [text for text in texts if isinstance(text, Scalar) and isinstance(text.value, str) and _OURS.search(text.value)]
+
+
+def _added(document: Document, event: str, entry: dict[str, Any]) -> Splice:
+    """Insert a hook, with the containers that are missing."""
+    node, missing = document.root, ["hooks", event]
+    while missing and isinstance(node, Object) and (found := node.get(missing[0])):
+        node = found
+        missing.pop(0)
+    if not isinstance(node, Object if missing else Array):
+        what = ("the file", "hooks", event)[2 - len(missing)]
+        raise document.unreadable(f"{what} is not an {'object' if missing else 'array'}", node.start)
+    assert isinstance(node, Container)  # noqa: S101 - see above
+    value: Any = {event: [entry]} if len(missing) == 2 else [entry] if missing else entry
+    name = f"{json.dumps(missing[0])}: " if missing else ""
+    long = name + json.dumps(value, indent=_unit(document), ensure_ascii=False)
+    return appended(document, node, [re.sub(r"\n\s*", " ", long)], long)
+
+
+def _unit(document: Document) -> str:
+    """The indentation of the file's first member."""
+    root = document.root
+    first = root.children[0].start if isinstance(root, Object) and root.children else 0
+    return document.indentation(first) or "  "
+
+
+def _new_file(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _after_new_file(document: Document, event: str, hooks: list[Node]) -> bytes | None:
+    """What follows a file that `with_hook` has made; None if it has not made this one, or if somebody has edited it."""
+    root = document.root
+    value, entries = plain(root), _entries(root, event)
+    is_ours = isinstance(entries, Array) and [child.node for child in entries.children] == hooks
+    if not is_ours or value.keys() - {"version", "hooks"} or value["hooks"].keys() != {event}:
+        return None
+    try:
+        value = json.loads(document.text)  # unlike `plain`, it leaves integers as they are
+    except ValueError:
+        return None
+    whole = _new_file(value)
+    rest = document.text.removeprefix(whole)
+    return document.mark + rest.encode() if document.text.startswith(whole) and not rest.strip() else None

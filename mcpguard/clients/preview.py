@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from mcpguard.clients.documents import Dialect, is_blank, quoted, read
 from mcpguard.clients.entries import ENV
-from mcpguard.clients.installing import Change
-from mcpguard.clients.nodes import Array, Node, Object, Opaque, Scalar, Splice, spliced
+from mcpguard.clients.plan import Change
+from mcpguard.documents.document import Dialect, Splice, is_blank, quoted, read, spliced
+from mcpguard.documents.model import Array, Node, Object, Opaque, Scalar, plain
 from mcpguard.text.masking import MASK, masked_output, masked_words
 
 _LONG: Final = 200
@@ -69,20 +69,20 @@ def _masks(text: str, node: Node, key: str = "", *, is_env: bool = False) -> Ite
         is_env: Whether the node is a variable, or a part of a table of variables.
     """
     if isinstance(node, Object):
-        for member in node.members:
-            yield from _masks(text, member.node, member.key, is_env=is_env or member.key in ENV)
+        for child in node.children:
+            yield from _masks(text, child.node, child.key, is_env=is_env or child.key in ENV)
     elif isinstance(node, Array) and (is_env or key not in _SHOWN):
-        for item in node.items:
-            yield from _masks(text, item, key, is_env=is_env)
+        for child in node.children:
+            yield from _masks(text, child.node, key, is_env=is_env)
     elif is_env or key not in _SHOWN or isinstance(node, Opaque):
-        value = node.value if isinstance(node, Scalar) else text
+        value = text if isinstance(node, Opaque) else plain(node)
         if value not in ("", None) and (is_env or isinstance(value, str)):
             yield Splice(node.start, node.end, re.sub(r"[^\r\n]+", f'"{MASK}"', text[node.start : node.end]))
     else:
-        items = node.items if isinstance(node, Array) else [node]
-        words = [str(item.value) if isinstance(item, Scalar) else "" for item in items]
+        items = [child.node for child in node.children] if isinstance(node, Array) else [node]
+        words = [str(item.value) if type(item) is Scalar else "" for item in items]
         for item, word, shown in zip(items, words, masked_words(words), strict=True):
-            if not isinstance(item, Scalar):
+            if type(item) is not Scalar:
                 yield from _masks(text, item)
             elif shown != word:
                 yield Splice(item.start, item.end, quoted(shown))

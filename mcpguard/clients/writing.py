@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,6 @@ from typing import Final
 from mcpguard import whole_files
 from mcpguard.errors import McpguardError
 from mcpguard.files import private_folder, read_at_once
-
-_BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 class NotWritten(McpguardError):
@@ -109,23 +108,10 @@ def _save(path: Path, data: bytes, backups: Path) -> None:
     Raises:
         NotWritten: The file cannot be saved.
     """
-    try:
-        _save_in(path, data, backups)
-    except OSError as error:
-        what = f"{path}: not changed, because no copy of it can be saved in {backups}: {error.strerror or error}"
-        raise NotWritten(what, "check that this folder can be written to, and that the disk is not full") from error
-
-
-def _save_in(path: Path, data: bytes, backups: Path) -> None:
-    private_folder(backups)
-    when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     where = re.sub(r"[^\w.-]+", "-", str(path)).strip("-")[-150:]
-    for number in range(1000):
-        name = backups / (f"{when}-{where}" if not number else f"{when}-{number}-{where}")
-        try:
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o600)
-        except FileExistsError:
-            continue
+    try:
+        private_folder(backups)
+        fd, name = tempfile.mkstemp(f"-{where}", time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()), backups)
         try:
             whole_files.write_all(fd, data)
             os.fsync(fd)
@@ -135,5 +121,6 @@ def _save_in(path: Path, data: bytes, backups: Path) -> None:
             raise
         finally:
             os.close(fd)
-        return
-    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(backups))
+    except OSError as error:
+        what = f"{path}: not changed, because no copy of it can be saved in {backups}: {error.strerror or error}"
+        raise NotWritten(what, "check that this folder can be written to, and that the disk is not full") from error

@@ -1,6 +1,7 @@
 """Edits a policy file and keeps its comments, order and mode. A failed edit leaves the file unchanged."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -9,9 +10,12 @@ from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import Cost, Policy, Rule
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
-from mcpguard.policy.text import appended, ended_alike, removed, replaced, with_cost, with_mode
+from mcpguard.policy.text import PolicyText
 from mcpguard.policy.writing import locked, read
 from mcpguard.whole_files import write
+
+_EDITED: Final = ("limit", "count", "concurrent", "wait", "name", "mode")
+"""The keys of a rule that an edit changes. The other keys identify the rule."""
 
 _ONE_BY_ONE: Final = "set the limit and the cap one after the other"
 """The hint for an edit of a limit and a cap that are not in one rule."""
@@ -34,6 +38,88 @@ class Edit(NamedTuple):
     def is_unchanged(self) -> bool:
         """Whether the policy was already as wanted. Then nothing was written."""
         return self.after is self.before
+
+
+class _Open:
+    """A policy file that is being edited.
+
+    Args:
+        path: The file, as the user names it.
+        target: The file; if `path` is a link, its target.
+        text: Its text; None if it does not exist. Then the starter rules are edited.
+
+    Attributes:
+        before: The policy before.
+        text: The text to edit.
+    """
+
+    def __init__(self, path: Path, target: Path, text: str | None) -> None:
+        self._path = path
+        self._target = target
+        self._is_new = text is None
+        old = STARTER if text is None else text
+        self.before = parse(old, source=str(path))
+        self.text = PolicyText(old)
+
+    def save(
+        self, *, rules: Sequence[Rule] | None = None, costs: Sequence[Cost] | None = None, observe: bool | None = None
+    ) -> Edit:
+        """Write the edited text, if the edit changed nothing else.
+
+        Args:
+            rules: The rules that the policy must have now; None for those before, and so on.
+            costs: The costs.
+            observe: Whether it only observes.
+
+        Raises:
+            McpguardError: The edit changed something else, or the file cannot be written.
+        """
+        before = self.before
+        expected = _content(
+            Policy(
+                before.rules if rules is None else tuple(rules),
+                observe=before.observe if observe is None else observe,
+                costs=before.costs if costs is None else tuple(costs),
+                wait_us=before.wait_us,
+            )
+        )
+        if expected == _content(before) and not self._is_new:
+            return Edit(before, before, is_new_file=False)
+        what = f"{self._path}: this edit would change more than it should"
+        refusal = McpguardError(what, "edit the file by hand: mcpguard policy edit")
+        new = self.text.edited()
+        try:
+            after = parse(new, source=str(self._path))
+        except PolicyError as error:  # about a text that the user has never seen
+            raise refusal from error
+        if _content(after) != expected:
+            raise refusal
+        write(self._target, new.encode())
+        return Edit(before, after, is_new_file=self._is_new)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, missing: PolicyError | None = None) -> Iterator[_Open]:
+    """Lock and read a policy file.
+
+    Args:
+        path: The file.
+        missing: The error if it does not exist; None to make it.
+
+    Raises:
+        PolicyError: The file is missing, or not a valid policy.
+    """
+    with locked(path) as target:
+        text = read(target)
+        if text is None and missing:
+            raise missing
+        yield _Open(path, target, text)
+
+
+def _content(policy: Policy) -> tuple[object, ...]:
+    """What a policy says, without where it says it."""
+    rules = [rule._replace(rates=tuple(sorted(rule.rates)), line=0) for rule in policy.rules]
+    return policy.observe, policy.wait_us, rules, [cost[:2] for cost in policy.costs]
 
 
 def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
@@ -94,24 +180,20 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
         PolicyError: The file is not a valid policy; it is unchanged.
         McpguardError: The file cannot be written; it is unchanged.
     """
-    with locked(path) as target:
-        text = read(target)
-        old = STARTER if text is None else text
-        before = parse(old, source=str(path))
+    with _opened(path) as file:
+        before = file.before
         rule = parse_rule(table, where=str(path))
         at = _place(before, rule, table)
         rules = list(before.rules)
         if at is None:
+            at = len(rules)
             rules.append(rule)
-            new = appended(old, table)
+            file.text.append("rule", table)
         else:
-            rules[at] = _changed(rules[at], rule, table)
-            if _content(rules[at]) == _content(before.rules[at]) and text is not None:
-                return Edit(before, before, is_new_file=False), at
             cleared = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
-            new = replaced(old, before, at, cleared | table)
-        after = _write(path, target, old, new, before, rules=rules)
-    return Edit(before, after, is_new_file=text is None), len(rules) - 1 if at is None else at
+            edited = file.text.set("rule", at, cleared | {key: table[key] for key in _EDITED if key in table})
+            rules[at] = parse_rule(edited, where=str(path))
+        return file.save(rules=rules), at
 
 
 def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
@@ -128,24 +210,18 @@ def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
         PolicyError: The file is not a valid policy; it is unchanged.
         McpguardError: The file cannot be written; it is unchanged.
     """
-    with locked(path) as target:
-        text = read(target)
-        old = STARTER if text is None else text
-        before = parse(old, source=str(path))
+    with _opened(path) as file:
         cost = parse_cost(table, where=str(path))
-        at = _place_of_cost(before, cost)
-        costs = list(before.costs)
+        at = _place_of_cost(file.before, cost)
+        costs = list(file.before.costs)
         if at is None:
             at = len(costs)
             costs.append(cost)
-            new = appended(old, table, name="cost")
+            file.text.append("cost", table)
         else:
-            if costs[at].units == cost.units:
-                return Edit(before, before, is_new_file=False), at
             costs[at] = cost
-            new = with_cost(old, before, at, cost.units)
-        after = _write(path, target, old, new, before, costs=costs)
-    return Edit(before, after, is_new_file=text is None), at
+            file.text.set("cost", at, {"cost": cost.units})
+        return file.save(costs=costs), at
 
 
 def _place_of_cost(policy: Policy, cost: Cost) -> int | None:
@@ -164,17 +240,12 @@ def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
         PolicyError: The file does not exist although `named`, or is not a valid policy; it is unchanged.
         McpguardError: The file cannot be written; it is unchanged.
     """
-    with locked(path) as target:
-        text = read(target)
-        if text is None and named:
-            raise no_such_file(path, named=True)
-        old = STARTER if text is None else text
-        before = parse(old, source=str(path))
+    with _opened(path, missing=no_such_file(path, named=True) if named else None) as file:
         observe = mode == "observe"
-        if before.observe == observe:
-            return Edit(before, before, is_new_file=False)
-        after = _write(path, target, old, with_mode(old, before, mode), before, observe=observe)
-    return Edit(before, after, is_new_file=text is None)
+        if file.before.observe == observe:
+            return Edit(file.before, file.before, is_new_file=False)
+        file.text.set_mode(mode)
+        return file.save(observe=observe)
 
 
 class TakenOut(NamedTuple):
@@ -207,8 +278,8 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
         PolicyError: The file does not exist or is not a valid policy; it is unchanged.
         McpguardError: The file cannot be written, or several rules have these selectors; it is unchanged.
     """
-    with locked(path) as target:
-        text, before = _read_policy(path, target, named=named)
+    with _opened(path, missing=no_such_file(path, named=named)) as file:
+        before = file.before
         found = [
             at
             for at, other in enumerate(before.rules)
@@ -225,97 +296,20 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
         old = before.rules[at]
         rules = list(before.rules)
         if part is None or len(old.parts) == 1:
-            gone = rules.pop(at)
-            new = removed(text, before, at)
-        else:
-            gone = next(one for one in old.parts if one.counts == part)
-            if part == "concurrent":
-                rules[at], keys = old._replace(concurrent=None), ["concurrent"]
-            else:
-                rules[at] = old._replace(rates=(), counts="calls", has_limit=False)
-                keys = ["limit", "count"]
-            new = replaced(text, before, at, dict.fromkeys(keys))
-        after = _write(path, target, text, new, before, rules=rules)
-        return TakenOut(gone, after, at if len(rules) == len(before.rules) else None)
+            file.text.remove("rule", at)
+            return TakenOut(rules.pop(at), file.save(rules=rules).after)
+        edited = file.text.set("rule", at, dict.fromkeys(["concurrent"] if part == "concurrent" else ["limit", "count"]))
+        rules[at] = parse_rule(edited, where=str(path))
+        gone = next(one for one in old.parts if one.counts == part)
+        return TakenOut(gone, file.save(rules=rules).after, at)
 
 
 def take_out_cost(path: Path, cost: Cost, *, named: bool) -> tuple[Cost, Policy] | None:
     """Remove the cost with the same selectors from a policy file; see `take_out`."""
-    with locked(path) as target:
-        text, before = _read_policy(path, target, named=named)
-        at = _place_of_cost(before, cost)
+    with _opened(path, missing=no_such_file(path, named=named)) as file:
+        costs = list(file.before.costs)
+        at = _place_of_cost(file.before, cost)
         if at is None:
             return None
-        costs = [*before.costs[:at], *before.costs[at + 1 :]]
-        after = _write(path, target, text, removed(text, before, at, name="cost"), before, costs=costs)
-        return before.costs[at], after
-
-
-def _read_policy(path: Path, target: Path, *, named: bool) -> tuple[str, Policy]:
-    """The text of a policy file that exists, and the policy."""
-    text = read(target)
-    if text is None:
-        raise no_such_file(path, named=named)
-    return text, parse(text, source=str(path))
-
-
-def _changed(old: Rule, new: Rule, table: dict[str, Any]) -> Rule:
-    """A rule with the limit and the cap that an edit has, and with its name, mode and wait if the table has them."""
-    name, observe = table.get("name", old.name), new.observe if "mode" in table else old.observe
-    found = old._replace(name=name, observe=observe, wait_us=new.wait_us if "wait" in table else old.wait_us)
-    if new.has_limit:
-        found = found._replace(rates=new.rates, deny=new.deny, counts=new.counts, has_limit=True)
-    if new.deny:
-        return found._replace(concurrent=None, wait_us=None)
-    return found if new.concurrent is None else found._replace(concurrent=new.concurrent)
-
-
-def _write(
-    path: Path,
-    target: Path,
-    old: str,
-    new: str,
-    before: Policy,
-    *,
-    rules: Sequence[Rule] | None = None,
-    costs: Sequence[Cost] | None = None,
-    observe: bool | None = None,
-) -> Policy:
-    """Write an edited text with the line ends of the old one, if the edit changed nothing else. Returns the policy now.
-
-    Args:
-        path: The file.
-        target: The file; if `path` is a link, its target.
-        old: Its text.
-        new: Its new text.
-        before: The policy before.
-        rules: The rules that it must have now; None for those before, and so on.
-        costs: The costs.
-        observe: Whether it only observes.
-
-    Raises:
-        McpguardError: The edit changed something else, or the file cannot be written.
-    """
-    new = ended_alike(old, new)
-    refusal = McpguardError(
-        f"{path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
-    )
-    try:
-        policy = parse(new, source=str(path))
-    except PolicyError as error:  # about a text that the user has never seen
-        raise refusal from error
-    expected = (
-        before.observe if observe is None else observe,
-        before.wait_us,
-        [_content(rule) for rule in (before.rules if rules is None else rules)],
-        [cost[:2] for cost in (before.costs if costs is None else costs)],
-    )
-    found = policy.observe, policy.wait_us, [_content(rule) for rule in policy.rules], [cost[:2] for cost in policy.costs]
-    if found != expected:
-        raise refusal
-    write(target, new.encode())
-    return policy
-
-
-def _content(rule: Rule) -> tuple[object, ...]:
-    return rule._replace(rates=tuple(sorted(rule.rates)), line=0)
+        file.text.remove("cost", at)
+        return costs.pop(at), file.save(costs=costs).after

@@ -159,12 +159,11 @@ def _error(source: str, problems: Sequence[Problem]) -> PolicyError:
 
 def _located(faults: Sequence[Fault], text: str) -> list[Problem]:
     """The problems at the places of faults, in the order of the text."""
-    from mcpguard.policy.places import places  # only for error messages
+    from mcpguard.documents.model import span  # only for error messages
+    from mcpguard.documents.toml import located
 
-    keys, values = places(text)
-    spans = [
-        (keys if fault.on_key else values).get(fault.path) or keys.get(fault.path) or values[fault.path] for fault in faults
-    ]
+    root = located(text)
+    spans = [span(root, fault.path, of_key=fault.on_key) for fault in faults]
     found = []
     line, counted = 1, 0
     for (begin, end), (path, message, hint, _) in sorted(zip(spans, faults, strict=True), key=itemgetter(0)):

@@ -14,7 +14,7 @@ from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.model import PER, SELECTORS, Rate
 
 if TYPE_CHECKING:
-    from mcpguard.policy.places import Path
+    from mcpguard.documents.model import Path
 
 MAX_N: Final = 1_000_000_000
 """The largest limit. A larger one never denies in practice; `unlimited` states that."""

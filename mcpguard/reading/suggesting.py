@@ -1,6 +1,7 @@
 """Suggests a policy from the audit log: reads the rows, and writes the suggested limits into the policy's text."""
 
 import difflib
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import AXES, Policy
 from mcpguard.policy.parse import STARTER, parse
 from mcpguard.policy.suggest import COUNTED, HELD_ROWS, Findings, Survey
-from mcpguard.policy.text import appended, ended_alike, lines_of, with_limits
+from mcpguard.policy.text import PolicyText
 from mcpguard.policy.writing import read
 from mcpguard.stores.api import Wanted
 from mcpguard.text.printing import printable
@@ -35,7 +36,8 @@ class Suggested(NamedTuple):
 
     def diff(self, path: Path) -> str:
         """The change as a unified diff; empty if there is none."""
-        found = difflib.unified_diff(lines_of(self.before), lines_of(self.after), str(path), f"{path} (suggested)")
+        old, new = (io.StringIO(text, newline="\n").readlines() for text in (self.before, self.after))  # by the rules of TOML
+        found = difflib.unified_diff(old, new, str(path), f"{path} (suggested)")
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
 
 
@@ -59,7 +61,7 @@ def suggest(settings: Settings, *, since_us: int) -> Suggested:
     if settings.address.exists():
         survey.add(_rows(settings, since_us))
     findings = survey.findings()
-    return Suggested(findings, before, _rewritten(before, policy, findings), policy, text is None)
+    return Suggested(findings, before, _rewritten(before, findings), policy, text is None)
 
 
 def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
@@ -82,14 +84,13 @@ def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
                 yield record
 
 
-def _rewritten(text: str, policy: Policy, findings: Findings) -> str:
+def _rewritten(text: str, findings: Findings) -> str:
     """The policy's text with the suggested limits, each with its reason in a comment."""
-    new = text
-    # From the last rule, so that the lines before stay where they are; new rules, which have no place yet, come at the end
-    for suggestion in sorted(findings.suggestions, key=lambda one: -one.at):
-        limits = [(f"{one.n}/{one.window}", printable(one.reason)) for one in suggestion.limits]
+    new = PolicyText(text)
+    for suggestion in findings.suggestions:
+        limits = {"limit": [(f"{one.n}/{one.window}", printable(one.reason)) for one in suggestion.limits]}
         if suggestion.kind == "change":
-            new = with_limits(new, policy, suggestion.at, limits)
+            new.set("rule", suggestion.at, limits)
         elif suggestion.kind == "add":
-            new = appended(new, suggestion.table | {"limit": [limit for limit, _ in limits]}, reasons=dict(limits))
-    return ended_alike(text, new)
+            new.append("rule", suggestion.table | limits)
+    return new.edited()

@@ -50,7 +50,7 @@ class Guard:
         )
         judging.begin(traffic, session, self._store, settings, console)
         # What a later call or a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
-        import mcpguard.policy.places
+        import mcpguard.documents.toml
         import mcpguard.wire.form  # noqa: F401
 
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it

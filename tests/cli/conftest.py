@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.clients import running
+from mcpguard.clients import plan
 from tests.cli.account import Account
 from tests.policy.test_editing import BY_HAND
 
@@ -22,8 +22,7 @@ def home(used: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Account:
     """An account with clients, none of which runs. The machine that runs the tests may run Claude Desktop."""
-    monkeypatch.setattr(running, "_name", lambda _: "")
-    monkeypatch.setattr(running, "output_of", lambda *_, **__: "")
+    monkeypatch.setattr(plan, "is_running", lambda _: False)
     return Account(tmp_path)
 
 

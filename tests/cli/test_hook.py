@@ -360,7 +360,7 @@ def test_it_loads_only_what_it_needs(home: Path) -> None:
             "rich",
             "anyio",
             "asyncio",
-            "tomlkit",
+            "tomli_w",
             "logging",
             "mcpguard.stores.sqlite.store",
             "mcpguard.policy.model",

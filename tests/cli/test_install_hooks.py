@@ -73,18 +73,10 @@ def test_with_a_server_only_the_hooks_of_clients_that_have_it_are_added_and_remo
     assert account.files() == before
 
 
-def test_a_hook_whose_mcpguard_is_gone_is_replaced(account: Account) -> None:
-    account.codex()
-    entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook codex"}]}
-    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
-    account.run("install", "--hook", "--yes")
-    (group,) = json.loads(hooks.read_bytes())["hooks"]["PreToolUse"]
-    assert group["hooks"][0]["command"] == f"{PROGRAM} hook codex"
-
-
 @pytest.mark.parametrize(
     ("command", "mended"),
     [
+        ("/gone/mcpguard hook codex", f"{PROGRAM} hook codex"),
         ("/gone/mcpguard hook codex --store redis://h/0", f"{PROGRAM} hook codex --store redis://h/0"),
         ("MCPGUARD_STORE=redis://h/0 /gone/mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
         ("env A=b /gone/mcpguard hook codex", f"env A=b {PROGRAM} hook codex"),
@@ -121,28 +113,19 @@ def test_a_hook_whose_mcpguard_is_gone_keeps_its_matcher_its_time_limit_and_its_
 
 
 @pytest.mark.parametrize(
-    "command", [f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex", "$TOOLS/mcpguard hook codex", "~/tools/mcpguard hook codex"]
-)
-def test_a_hook_whose_mcpguard_a_shell_finds_stays(account: Account, command: str) -> None:
-    account.codex()
-    account.write("home/tools/mcpguard", "")
-    hook = {"type": "command", "command": command}
-    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
-    before = hooks.read_bytes()
-    assert "the hook is there already" in account.run("install", "--hook", "--yes").stdout
-    assert hooks.read_bytes() == before
-
-
-@pytest.mark.parametrize(
     "command",
     [
+        f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex",
+        "$TOOLS/mcpguard hook codex",
+        "~/tools/mcpguard hook codex",
         "uvx --from mcpguard-cli mcpguard hook codex",
         "python3 -m mcpguard hook codex",
         "command -v mcpguard >/dev/null && mcpguard hook codex",
     ],
 )
-def test_a_hook_whose_mcpguard_another_command_finds_stays(account: Account, command: str) -> None:
+def test_a_hook_whose_mcpguard_a_shell_or_another_command_finds_stays(account: Account, command: str) -> None:
     account.codex()
+    account.write("home/tools/mcpguard", "")
     hook = {"type": "command", "command": command}
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [{"hooks": [hook]}]}}))
     before = hooks.read_bytes()
@@ -194,7 +177,7 @@ def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -
     account.write("home/.claude.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     account.write("home/.copilot/mcp-config.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
-    (account.project / ".codex").mkdir()
+    (account.project / ".github").mkdir()
     before = folders(account)
     for more in ([], ["--project", str(account.project)]):
         account.run("install", "--hook", "--yes", *more)
@@ -203,7 +186,6 @@ def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -
         str(account.home / ".claude"),
         str(account.home / ".copilot/hooks"),
         str(account.project / ".claude"),
-        str(account.project / ".github"),
         str(account.project / ".github/hooks"),
     }
     for more in ([], ["--project", str(account.project)]):

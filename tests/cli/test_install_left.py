@@ -1,13 +1,12 @@
 """What `mcpguard install` and `uninstall` leave as it is, and what they do not find."""
 
-import errno
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from mcpguard.clients import installing
+from mcpguard.clients import plan
 from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, servers
 from tests.cli.command import BOUND
 
@@ -47,30 +46,6 @@ def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_lin
     assert f"mcpguard: {cursor}: not changed: Permission denied" in done.stderr
 
 
-def test_a_folder_that_cannot_be_written_to_leaves_its_file(account: Account) -> None:
-    cursor = account.cursor()
-    cursor.parent.chmod(0o555)
-    done = account.in_process("install", "--yes", under=BOUND)
-    cursor.parent.chmod(0o755)
-    assert done.returncode == 1
-    assert cursor.read_text() == CURSOR
-    assert "not changed: Permission denied" in done.stderr
-
-
-def test_a_file_without_space_for_its_backup_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    cursor = account.cursor()
-
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("mcpguard.clients.writing._save_in", refuse)
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
-    assert cursor.read_text() == CURSOR
-    where = account.state / "backups"
-    assert f"no copy of it can be saved in {where}: No space left on device (hint: check that this folder" in done.stderr
-
-
 def test_without_a_writable_state_folder_no_file_is_changed(account: Account) -> None:
     cursor, codex = account.cursor(), account.codex()
     account.state.chmod(0o555)
@@ -85,14 +60,14 @@ def test_without_a_writable_state_folder_no_file_is_changed(account: Account) ->
 
 def test_a_file_that_changes_while_the_user_reads_the_diff_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     cursor, codex = account.cursor(), account.codex()
-    write = installing._write
+    write = plan._write
 
-    def late(change: installing.Change, backups: Path) -> None:
+    def late(change: plan.Change, backups: Path) -> None:
         if change.file == cursor:
             cursor.write_text("{}")
         write(change, backups)
 
-    monkeypatch.setattr(installing, "_write", late)
+    monkeypatch.setattr(plan, "_write", late)
     done = account.run("install", "--yes")
     assert done.returncode == 1
     assert cursor.read_text() == "{}"
@@ -128,13 +103,13 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
 ) -> None:
     desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
     codex = account.codex()
-    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
     done = account.run("install", "--yes")
     assert done.returncode == 1
     assert desktop.read_text() == CURSOR
     assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
     assert PROGRAM in codex.read_text()
-    monkeypatch.setattr(installing, "is_running", lambda _: False)
+    monkeypatch.setattr(plan, "is_running", lambda _: False)
     done = account.run("install", "--yes")
     assert done.returncode == 0
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
@@ -151,7 +126,7 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
     if argv[0] == "uninstall":
         account.run("install", "--yes")
     before = desktop.read_bytes()
-    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
     done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
     assert f"{link}: not changed: Claude Desktop is running" in done.stderr
@@ -164,7 +139,7 @@ def test_claude_desktop_may_run_if_nothing_is_to_be_written(
     account.write("home/.config/Claude/claude_desktop_config.json", content)
     account.codex()
     assert account.run("install", "--yes").returncode == 0
-    monkeypatch.setattr(installing, "is_running", lambda client: client.key == "claude-desktop")
+    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
     again = account.run("install", "--yes")
     assert (again.returncode, again.stderr) == (0, "")
 

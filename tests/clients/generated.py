@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from hypothesis import strategies as st
 
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Layout
+from mcpguard.documents.document import Dialect
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -77,7 +77,7 @@ def _some(draw: Draw, *choices: str) -> str:
     return str(draw(st.sampled_from(choices)))
 
 
-class _Json:
+class Json:
     """Writes values with random gaps and spellings."""
 
     def __init__(self, draw: Draw, dialect: Dialect) -> None:
@@ -123,7 +123,7 @@ JSON_LAYOUTS: Final = [
 @st.composite
 def json_files(draw: Draw, dialect: Dialect) -> File:
     """Files of one of the dialects of JSON."""
-    write = _Json(draw, dialect)
+    write = Json(draw, dialect)
     layout = draw(st.sampled_from(JSON_LAYOUTS))
     program, args = draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
     words = (program, *(args or ()))

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Layout, entries
+from mcpguard.documents.document import Dialect
 
 
 def guarded(data: bytes, layout: Layout, dialect: Dialect, name: str, words: Sequence[str]) -> bytes:

@@ -8,9 +8,10 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client, Place
+from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, may_exist, read, sources
-from mcpguard.clients.documents import Dialect
+from mcpguard.clients.entries import Layout
+from mcpguard.documents.document import Dialect
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,6 @@ MAC_APPS = "~/Library/Application Support"
         ("opencode", *["~/.config/opencode/opencode.json"] * 3),
         ("goose", *["~/.config/goose/config.yaml"] * 2, "~/Roaming/Block/goose/config/config.yaml"),
         ("kiro", *["~/.kiro/settings/mcp.json"] * 3),
-        ("amazon-q", *["~/.aws/amazonq/mcp.json"] * 3),
         ("lm-studio", *["~/.lmstudio/mcp.json"] * 3),
         ("continue", *["~/.continue/config.yaml"] * 3),
         (
@@ -134,41 +134,35 @@ SAMPLES = {
 }
 
 
-def sample(place: Place) -> str:
+def sample(layout: Layout, dialect: Dialect) -> str:
     """A file with a server, in the client's own form."""
-    command, args, nested = place.layout.command, place.layout.args, place.layout.nested
-    if place.dialect is Dialect.TOML:
-        return f'[{".".join(place.layout.path)}.crm]\n{command} = "npx"\nargs = ["-y"]\n'
-    if place.dialect is Dialect.YAML:
-        (top,) = place.layout.path
-        if place.layout.is_list:
-            return f"{top}:\n  - name: crm\n    {command}: npx\n    args:\n      - -y\n"
-        return f"{top}:\n  crm:\n    {command}: npx\n    args: [-y]\n"
-    content: object = {command: "npx", args: ["-y"]} if args else {command: ["npx", "-y"]}
-    content = {nested: content} if nested else content
-    content = {"crm": content}
-    for key in reversed(place.layout.path):
+    if dialect is Dialect.TOML:
+        return f'[{".".join(layout.path)}.crm]\n{layout.command} = "npx"\nargs = ["-y"]\n'
+    if dialect is Dialect.YAML:
+        (top,) = layout.path
+        if layout.is_list:
+            return f"{top}:\n  - name: crm\n    {layout.command}: npx\n    args:\n      - -y\n"
+        return f"{top}:\n  crm:\n    {layout.command}: npx\n    args: [-y]\n"
+    content: object = {layout.command: "npx", layout.args: ["-y"]} if layout.args else {layout.command: ["npx", "-y"]}
+    for key in filter(None, (layout.nested, "crm", *reversed(layout.path))):
         content = {key: content}
-    return SAMPLES[place.dialect](content)
+    return SAMPLES[dialect](content)
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=[client.key for client in CLIENTS])
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_the_servers_of_each_place_are_found_and_read(tmp_path: Path, client: Client, end: str) -> None:
+def test_the_servers_of_each_location_are_found_and_read(tmp_path: Path, client: Client, end: str) -> None:
     machine, project = Machine(tmp_path / "home", {}, "linux"), tmp_path / "project"
-    for place in client.places:
-        if place.scope == LOCAL:
-            continue
-        for pattern in place.patterns:
-            where = pattern.replace("*.", "one.").replace("y*ml", "yaml").replace("profiles/*", "profiles/one")
-            for file in machine.paths(where, project):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(sample(place).replace("\n", end).encode())
-                found = sources(machine, [client], project if place.scope == PROJECT else None)
-                mine = [one for one in found if one.file == file and one.layout == place.layout]
-                (entry,) = [entry for one in mine for entry in entries_of(one, read(file))]
-                assert (entry.name, entry.kind, entry.words) == ("crm", "stdio", ("npx", "-y")), file
-                file.unlink()
+    for pattern, scope, layout, dialect in client.locations:
+        where = pattern.replace("*.", "one.").replace("y*ml", "yaml").replace("profiles/*", "profiles/one")
+        for file in machine.paths(where, project) if scope != LOCAL else ():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(sample(layout, dialect).replace("\n", end).encode())
+            found = sources(machine, [client], project if scope == PROJECT else None)
+            mine = [one for one in found if one.file == file and one.layout == layout]
+            (entry,) = [entry for one in mine for entry in entries_of(one, read(file))]
+            assert (entry.name, entry.kind, entry.words) == ("crm", "stdio", ("npx", "-y")), file
+            file.unlink()
 
 
 def test_claude_codes_servers_of_a_project_are_found_in_the_accounts_file(tmp_path: Path) -> None:
@@ -202,10 +196,7 @@ def test_a_project_of_claude_code_in_another_form_hides_no_other_project(tmp_pat
 
 def test_a_file_without_servers_or_without_content_has_none(tmp_path: Path) -> None:
     for content in (b"", b"\xef\xbb\xbf\r\n", b"{}", b'{"mcpServers": {}}', b'{"mcpServers": null}', b"[]"):
-        assert (
-            entries_of(Source(BY_KEY["cursor"], "user", tmp_path, BY_KEY["cursor"].places[0].layout, Dialect.JSON), content)
-            == []
-        )
+        assert entries_of(Source(BY_KEY["cursor"], "user", tmp_path, Layout(("mcpServers",)), Dialect.JSON), content) == []
 
 
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.clients.documents import Dialect, read
 from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Layout, entries
-from mcpguard.clients.hook_entries import without_hook
+from mcpguard.clients.hooks import without_hook
+from mcpguard.documents.document import Dialect, read
 from tests.clients import generated
 from tests.clients.single import guarded, unguarded
 
@@ -154,16 +154,8 @@ def test_all_servers_of_a_generated_file_are_guarded_at_once_and_given_back_byte
     assert [one.words for one in entries(new.data, made.layout, dialect) if one.guard == GUARD] == [
         (*GUARD, *one.words) for one in before if one.name in names and one.kind == "stdio"
     ]
-    removals = [Edit(edit.layout, edit.name, drop_empty_args=not had) for edit, had in new.had_args.items()]
+    removals = [Edit(made.layout, one.name, drop_empty_args=not one.has_args) for one in before if one.name in names]
     assert edited(new.data, dialect, removals).data == made.data
-
-
-def test_an_edit_tells_which_servers_had_no_arguments() -> None:
-    data = b'{"mcpServers": {"a": {"command": "a"}, "b": {"command": "b", "args": []}, "c": {"command": "/x/mcpguard", "args": '
-    data += b'["run", "--", "c"]}}}'
-    wanted = {name: Edit(SERVERS, name, GUARD) for name in "abc"}
-    made = edited(data, Dialect.JSON, list(wanted.values()))
-    assert made.had_args == {wanted["a"]: False, wanted["b"]: True}
 
 
 def test_many_hooks_are_removed_with_one_parse_before_and_one_after() -> None:

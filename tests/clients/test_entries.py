@@ -1,15 +1,16 @@
 import json
+import tomllib
 from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
 import pytest
-import tomlkit
+import tomli_w
 from ruamel.yaml import YAML
 
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries
-from mcpguard.clients.nodes import Unreadable
+from mcpguard.documents.document import Dialect
+from mcpguard.documents.model import Unreadable
 from tests.clients.single import guarded, reguarded, unguarded
 
 SERVERS = Layout(("mcpServers",))
@@ -165,38 +166,29 @@ def test_a_program_with_another_name_cannot_be_recognised_again_and_is_not_writt
         guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", ("/x/python", "-m", "mcpguard", "run", "--"))
 
 
-def test_a_comment_that_somebody_put_among_the_inserted_words_stays() -> None:
-    data = b'{"mcpServers": {"crm": {"command": "npx", "args": [\n  "-y"\n]}}}'
-    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
-    new = new.replace(b'"--server",', b'"--server" /* a, b */, // the name\n').replace(b'"--",', b'"--", // the end\n')
-    old = unguarded(new, SERVERS, Dialect.JSONC, "crm")
-    assert [comment in old for comment in (b"/* a, b */", b"// the name", b"// the end")] == [True] * 3
-    assert entries(old, SERVERS, Dialect.JSONC)[0].words == ("npx", "-y")
+LIST = '["run", "--server", "crm", "--", "npx"]'
 
 
-def test_a_comment_that_somebody_put_among_the_only_words_stays_in_an_empty_list() -> None:
-    data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
-    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
-    new = new.replace(b'"--server",', b'"--server", /* a, b */').replace(b'"--",', b'"--", // the end\n')
-    new = new.replace(b'"npx"]', b'"npx",]')
-    old = unguarded(new, SERVERS, Dialect.JSONC, "crm", drop_empty_args=True)
-    assert old == b'{"mcpServers": {"crm": {"command": "npx", "args": [ /* a, b */  // the end\n ]}}}'
-
-
-def test_a_comment_that_somebody_put_after_the_only_words_stays_in_an_empty_list() -> None:
-    data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
-    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
-    new = new.replace(b'"--server",', b'"--server", // the name\n').replace(b'"npx"]', b'"npx" // the program\n]')
-    old = unguarded(new, SERVERS, Dialect.JSONC, "crm", drop_empty_args=True)
-    assert old == b'{"mcpServers": {"crm": {"command": "npx", "args": [ // the name\n  // the program\n]}}}'
-
-
-@pytest.mark.parametrize("noted", ['"args" /* why */: [', '"args": /* why */ ['])
-def test_a_comment_that_somebody_put_before_the_list_stays_with_an_empty_list(noted: str) -> None:
-    data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
-    new = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD).replace(b'"args": [', noted.encode())
-    old = unguarded(new, SERVERS, Dialect.JSONC, "crm", drop_empty_args=True)
-    assert old == data.replace(b'"npx"', f'"npx", {noted}]'.encode())
+@pytest.mark.parametrize(
+    ("args", "noted", "left"),
+    [
+        (
+            '["-y"]',
+            '["run", "--server" /* a, b */, // the name\n "crm", "--", // the end\n "npx", "-y"]',
+            '[ /* a, b */ // the name\n  // the end\n "-y"]',
+        ),
+        ("", LIST.replace('"--server",', '"--server", /* a, b */').replace('"npx"', '// it\n"npx",'), "[ /* a, b */  // it\n]"),
+        ("", LIST.replace('"--server",', '"--server", // the name\n').replace("]", " // it\n]"), "[ // the name\n  // it\n]"),
+        ("", f"/* why */ {LIST}", "/* why */ []"),
+    ],
+    ids=["among", "among the only words", "after", "before"],
+)
+def test_a_comment_that_somebody_put_among_the_inserted_words_stays(args: str, noted: str, left: str) -> None:
+    data = '{"mcpServers": {"crm": {"command": "npx"%s}}}'
+    new = guarded((data % (args and f', "args": {args}')).encode(), SERVERS, Dialect.JSONC, "crm", GUARD).decode()
+    before, words, after = new.partition(LIST if not args else LIST[:-1] + ', "-y"]')
+    old = unguarded((before + noted + after).encode(), SERVERS, Dialect.JSONC, "crm", drop_empty_args=True)
+    assert (words != "", old.decode()) == (True, data % f', "args": {left}')
 
 
 def test_arguments_that_somebody_added_after_ours_keep_a_list_that_was_missing() -> None:
@@ -206,21 +198,12 @@ def test_arguments_that_somebody_added_after_ours_keep_a_list_that_was_missing()
     assert unguarded(new, SERVERS, Dialect.JSON, "crm", drop_empty_args=True) == servers(crm={"command": "npx", "args": ["-y"]})
 
 
-def test_without_a_record_an_empty_list_stays() -> None:
-    new = guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", GUARD)
-    assert unguarded(new, SERVERS, Dialect.JSON, "crm") == servers(crm={"command": "npx", "args": []})
-
-
-def by_json(data: bytes, indent: int | None) -> bytes:
-    return json.dumps(json.loads(data), indent=indent, sort_keys=True).encode()
-
-
-def by_yaml(data: bytes, *, flow: bool) -> bytes:
+def by_yaml(values: Any, *, flow: bool) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = flow
     out = StringIO()
-    writer.dump(YAML(typ="safe", pure=True).load(data), out)
-    return out.getvalue().encode()
+    writer.dump(values, out)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("args", [None, [], ["-y", "it's"]])
@@ -228,27 +211,28 @@ def by_yaml(data: bytes, *, flow: bool) -> bytes:
 @pytest.mark.parametrize(
     ("dialect", "rewritten"),
     [
-        (Dialect.JSON, lambda data: by_json(data, 2)),
-        (Dialect.JSON, lambda data: by_json(data, None)),
-        (Dialect.TOML, lambda data: tomlkit.dumps(tomlkit.parse(data.decode()).unwrap()).encode()),
-        (Dialect.TOML, lambda data: tomlkit.dumps(tomlkit.parse(data.decode()).unwrap(), sort_keys=True).encode()),
-        (Dialect.YAML, lambda data: by_yaml(data, flow=False)),
-        (Dialect.YAML, lambda data: by_yaml(data, flow=True)),
+        (Dialect.JSON, lambda values: json.dumps(values, indent=2, sort_keys=True)),
+        (Dialect.JSON, json.dumps),
+        (Dialect.TOML, tomli_w.dumps),
+        (Dialect.TOML, lambda values: tomli_w.dumps(json.loads(json.dumps(values, sort_keys=True)))),
+        (Dialect.YAML, lambda values: by_yaml(values, flow=False)),
+        (Dialect.YAML, lambda values: by_yaml(values, flow=True)),
     ],
 )
 def test_the_guard_is_removed_after_the_client_has_rewritten_the_file(
-    dialect: Dialect, rewritten: Callable[[bytes], bytes], args: list[str] | None, drop: bool
+    dialect: Dialect, rewritten: Callable[[Any], str], args: list[str] | None, drop: bool
 ) -> None:
     entry = {"command": "npx", "timeout": 20, "env": {"A": "b"}} | ({} if args is None else {"args": args})
-    plain = servers(z={"url": "https://x"}, crm=entry)
-    if dialect is Dialect.TOML:
-        plain = tomlkit.dumps(json.loads(plain)).encode()
-    new = rewritten(guarded(plain, SERVERS, dialect, "crm", GUARD))
+    values = {"mcpServers": {"z": {"url": "https://x"}, "crm": entry}}
+    plain = (tomli_w.dumps if dialect is Dialect.TOML else json.dumps)(values).encode()
+    load: Callable[[str], Any] = tomllib.loads if dialect is Dialect.TOML else YAML(typ="safe").load
+    new = rewritten(load(guarded(plain, SERVERS, dialect, "crm", GUARD).decode())).encode()
     assert next(entry.guard for entry in entries(new, SERVERS, dialect) if entry.name == "crm") == GUARD
-    old = unguarded(new, SERVERS, dialect, "crm", drop_empty_args=drop)
+    text = unguarded(new, SERVERS, dialect, "crm", drop_empty_args=drop).decode()
+    old = load(text)
+    assert args or drop or '"args": []' in text or dialect is not Dialect.JSON
     expected = {} if not args and drop else {"args": args or []}
-    values = YAML(typ="safe").load(old) if dialect is not Dialect.TOML else tomlkit.parse(old.decode()).unwrap()
-    assert values["mcpServers"]["crm"] == {"command": "npx", "timeout": 20, "env": {"A": "b"}} | expected
+    assert old["mcpServers"]["crm"] == {"command": "npx", "timeout": 20, "env": {"A": "b"}} | expected
 
 
 @pytest.mark.parametrize("drop", [True, False])
@@ -288,12 +272,6 @@ def test_servers_under_a_yaml_anchor_raise() -> None:
     assert (caught.value.line, caught.value.column) == (2, 13)
 
 
-def test_an_alias_in_another_part_of_a_yaml_entry_does_no_harm() -> None:
-    data = b"a: &env {A: b}\nextensions:\n crm:\n  cmd: x\n  envs: *env\n  args: [y]\n"
-    layout = Layout(("extensions",), command="cmd")
-    assert unguarded(guarded(data, layout, Dialect.YAML, "crm", GUARD), layout, Dialect.YAML, "crm") == data
-
-
 @pytest.mark.parametrize(
     ("entry", "detail"),
     [
@@ -312,23 +290,10 @@ def test_a_yaml_command_that_cannot_be_moved_as_it_is_written_is_refused(entry: 
     assert [(found.kind, found.detail) for found in yaml(f"extensions:\n crm:{entry}\n")] == [("faulty", detail)]
 
 
-def test_yaml_without_a_space_after_the_colon_gets_arguments_with_one() -> None:
-    data = b'extensions: {crm: {"cmd":x}}'
-    layout = Layout(("extensions",), command="cmd")
-    new = guarded(data, layout, Dialect.YAML, "crm", GUARD)
-    assert new == b'extensions: {crm: {"cmd":"/x/mcpguard", args: ["run", "--server", "crm", "--", x]}}'
-    assert unguarded(new, layout, Dialect.YAML, "crm", drop_empty_args=True) == data
-
-
 def test_a_yaml_form_that_cannot_get_arguments_raises_with_its_place() -> None:
     with pytest.raises(Unreadable, match="the server crm cannot be edited in place") as caught:
         guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
     assert (caught.value.line, caught.value.column) == (3, 5)
-
-
-def test_a_guarded_server_is_not_guarded_again() -> None:
-    data = guarded(servers(crm={"command": "npx"}), SERVERS, Dialect.JSON, "crm", GUARD)
-    assert guarded(data, SERVERS, Dialect.JSON, "crm", ("/y/mcpguard", "run", "--")) == data
 
 
 def test_the_path_of_mcpguard_is_replaced_in_a_command_and_in_an_array_of_all_words() -> None:
@@ -339,43 +304,43 @@ def test_the_path_of_mcpguard_is_replaced_in_a_command_and_in_an_array_of_all_wo
     assert reguarded(data, layout, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
 
 
-def test_a_server_that_is_not_guarded_has_no_path_to_replace() -> None:
-    data = servers(crm={"command": "npx"})
-    assert reguarded(data, SERVERS, Dialect.JSON, "crm", "/y/mcpguard") == data
+COMMAND = Layout(("extensions",), command="cmd")
+LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncommand = 'y'\n[m.env]\nA = 'b'\n"
 
 
-def test_a_yaml_block_that_begins_after_a_colon_is_continued_in_its_column() -> None:
-    data = b"extensions:\n crm:\n  ? cmd\n  : x\n  ? args\n  : - y\n"
-    layout = Layout(("extensions",), command="cmd")
-    new = guarded(data, layout, Dialect.YAML, "crm", ("/x/mcpguard", "run", "--"))
-    assert new.endswith(b'  ? args\n  : - "run"\n    - "--"\n    - x\n    - y\n')
-    assert unguarded(new, layout, Dialect.YAML, "crm") == data
-
-
-def test_a_yaml_command_with_commas_moves_into_a_block() -> None:
-    data = b"extensions:\n crm:\n  cmd: x,y\n  args:\n  - a\n"
-    layout = Layout(("extensions",), command="cmd")
-    new = guarded(data, layout, Dialect.YAML, "crm", GUARD)
-    assert b"- x,y\n" in new
-    assert unguarded(new, layout, Dialect.YAML, "crm") == data
-
-
-def test_the_list_of_toml_tables_is_a_list_of_servers() -> None:
-    layout = Layout(("mcp_servers",), is_list=True)
-    data = b"[[mcp_servers]]\nname = 'a'\ncommand = 'x'\n\n"
-    data += b"[[mcp_servers]]\nname = 'crm'\ncommand = 'y'\n[mcp_servers.env]\nA = 'b'\n"
-    assert [entry.name for entry in entries(data, layout, Dialect.TOML)] == ["a", "crm"]
-    new = guarded(data, layout, Dialect.TOML, "crm", GUARD)
-    assert b"""command = "/x/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n[mcp_servers.env]""" in new
-    assert unguarded(new, layout, Dialect.TOML, "crm", drop_empty_args=True) == data
-
-
-def test_a_dotted_nested_command_of_an_inline_table_gets_dotted_arguments() -> None:
-    layout = Layout(("m",), nested="transport")
-    data = b"m = { crm = { transport.command = 'x' } }\n"
-    new = guarded(data, layout, Dialect.TOML, "crm", GUARD)
-    assert b"""transport.args = ["run", "--server", "crm", "--", 'x']""" in new
-    assert unguarded(new, layout, Dialect.TOML, "crm", drop_empty_args=True) == data
+@pytest.mark.parametrize(
+    ("dialect", "layout", "text", "written"),
+    [
+        (Dialect.YAML, COMMAND, "a: &env {A: b}\nextensions:\n crm:\n  cmd: x\n  envs: *env\n  args: [y]\n", '"--", x, y]'),
+        (
+            Dialect.YAML,
+            COMMAND,
+            'extensions: {crm: {"cmd":x}}',
+            '"cmd":"/x/mcpguard", args: ["run", "--server", "crm", "--", x]}',
+        ),
+        (Dialect.YAML, COMMAND, "extensions:\n crm:\n  ? cmd\n  : x\n  ? args\n  : - y\n", '  : - "run"\n    - "--server"\n'),
+        (Dialect.YAML, COMMAND, "extensions:\n crm:\n  cmd: x,y\n  args:\n  - a\n", "- x,y\n"),
+        (
+            Dialect.TOML,
+            Layout(("m",), is_list=True),
+            LIST_OF_TABLES,
+            """/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n""",
+        ),
+        (
+            Dialect.TOML,
+            Layout(("m",), nested="transport"),
+            "m = { crm = { transport.command = 'x' } }\n",
+            """transport.args = ["run", "--server", "crm", "--", 'x']""",
+        ),
+    ],
+    ids=["alias elsewhere", "no space", "after a colon", "commas in a block", "list of tables", "dotted"],
+)
+def test_a_guard_is_written_in_the_style_of_the_entry_and_removed_byte_for_byte(
+    dialect: Dialect, layout: Layout, text: str, written: str
+) -> None:
+    new = guarded(text.encode(), layout, dialect, "crm", GUARD)
+    assert written in new.decode()
+    assert unguarded(new, layout, dialect, "crm", drop_empty_args="args" not in text) == text.encode()
 
 
 def test_words_keep_their_characters_in_every_dialect() -> None:

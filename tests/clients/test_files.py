@@ -6,10 +6,9 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.entries import Entry, Layout, entries
-from mcpguard.clients.nodes import Unreadable
-from tests.clients.single import guarded, unguarded
+from mcpguard.documents.document import Dialect
+from tests.clients.single import guarded
 
 FOLDER: Final = Path(__file__).with_name("files")
 SERVERS: Final = Layout(("mcpServers",))
@@ -72,7 +71,6 @@ SAMPLES: Final = [
         {"developer": "bundled", "shared": "faulty", "tagged": "faulty", "web": "remote", "off": "disabled"},
     ),
     Sample("kiro.mcp.json", SERVERS, Dialect.JSON, "aws-docs", {}),
-    Sample("amazonq.mcp.json", SERVERS, Dialect.JSON, "crm bare", {}),
     Sample("lmstudio.mcp.json", SERVERS, Dialect.JSON, "crm", {"hf-mcp-server": "remote"}),
 ]
 
@@ -106,27 +104,6 @@ def test_the_kind_of_each_server_is_found(sample: Sample) -> None:
 
 
 @every_sample
-def test_all_servers_are_guarded_and_unguarded_in_turn_and_the_file_is_as_before(sample: Sample) -> None:
-    for data in variants(sample):
-        before = by_name(data, sample)
-        new = data
-        without_args = set()
-        for name in names(sample):
-            step = guarded(new, sample.layout, sample.dialect, name, words_for(name))
-            if unguarded(step, sample.layout, sample.dialect, name) != new:
-                without_args.add(name)
-            new = step
-        after = by_name(new, sample)
-        for name, entry in after.items():
-            is_stdio = name in names(sample)
-            expected = (*words_for(name), *before[name].words), words_for(name)
-            assert (entry.words, entry.guard) == (expected if is_stdio else (before[name].words, None))
-        for name in names(sample):  # the first server first: not the order in which they were guarded, backwards
-            new = unguarded(new, sample.layout, sample.dialect, name, drop_empty_args=name in without_args)
-        assert new == data
-
-
-@every_sample
 def test_new_lines_end_as_the_files_lines_do(sample: Sample) -> None:
     data = (FOLDER / sample.file).read_bytes()
     for name in names(sample):
@@ -142,22 +119,6 @@ def test_only_the_lines_of_the_command_and_the_arguments_change(sample: Sample) 
         new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
         old_lines, new_lines = data.splitlines(), new.splitlines()
         assert len([line for line in old_lines if line not in new_lines]) <= 2
-
-
-@every_sample
-def test_a_file_that_ends_early_raises_with_a_line(sample: Sample) -> None:
-    data = (FOLDER / sample.file).read_bytes()
-    broken = data.rstrip()[:-1] if sample.dialect.is_json else data + b'\n"'
-    for function in (
-        lambda: entries(broken, sample.layout, sample.dialect),
-        lambda: guarded(broken, sample.layout, sample.dialect, names(sample)[0], words_for("x")),
-        lambda: unguarded(broken, sample.layout, sample.dialect, names(sample)[0]),
-    ):
-        with pytest.raises(Unreadable) as caught:
-            function()
-        assert caught.value.line >= data.count(b"\n")
-        assert caught.value.column >= 1
-        assert caught.value.message
 
 
 def test_the_look_of_guarded_entries_is_the_files_own() -> None:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.clients.documents import Dialect, read
 from mcpguard.clients.entries import Entry, entries
-from mcpguard.clients.nodes import Unreadable, plain
+from mcpguard.documents.document import Dialect, read
+from mcpguard.documents.model import Unreadable, plain
 from tests.clients.generated import File, file
 from tests.clients.single import guarded, reguarded, unguarded
 
@@ -45,15 +45,6 @@ def parted(data: bytes, made: File) -> tuple[list[str], Any]:
     holder = entry.get("transport", entry)
     command, args = holder.pop(made.layout.command), holder.pop("args", [])
     return (command if isinstance(command, list) else [command, *args]), root
-
-
-@every_dialect
-@few
-@given(st.data())
-def test_a_generated_file_has_the_server(dialect: Dialect, data: st.DataObject) -> None:
-    made = data.draw(file(dialect))
-    entry = crm(made.data, made)
-    assert entry._replace(env={}) == Entry("crm", "stdio", made.words, None, False, "", {})
 
 
 @every_dialect

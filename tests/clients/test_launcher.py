@@ -42,16 +42,12 @@ def test_the_link_in_the_folder_of_uv_or_pipx_is_taken(tmp_path: Path, venv: Pat
 
 
 def test_the_link_in_the_accounts_folder_of_programs_or_on_the_path_is_taken(tmp_path: Path, venv: Path) -> None:
+    too_long = f"{tmp_path}/{'x' * 300}"  # it cannot be looked into
     on_path = link(tmp_path / "brew/mcpguard", venv / "bin/mcpguard")
-    assert stable(venv / "bin/mcpguard", {"PATH": f"{venv}/bin:{tmp_path}/brew"}) == on_path
+    environ = {"PATH": f"{too_long}:{venv}/bin:{tmp_path}/brew"}
+    assert stable(venv / "bin/mcpguard", environ) == on_path
     usual = link(tmp_path / "home/.local/bin/mcpguard", venv / "bin/mcpguard")
-    assert stable(venv / "bin/mcpguard", {"PATH": f"{venv}/bin:{tmp_path}/brew"}) == usual
-
-
-def test_folders_on_the_path_that_cannot_be_looked_into_are_passed_over(tmp_path: Path, venv: Path) -> None:
-    too_long = f"{tmp_path}/{'x' * 300}"
-    on_path = link(tmp_path / "brew/mcpguard", venv / "bin/mcpguard")
-    assert stable(venv / "bin/mcpguard", {"PATH": f"{too_long}:{tmp_path}/brew"}) == on_path
+    assert stable(venv / "bin/mcpguard", environ) == usual
     assert find(f"{too_long}/mcpguard", {}) is None
 
 
@@ -158,7 +154,8 @@ def test_a_bare_name_is_looked_for_on_the_path(tmp_path: Path) -> None:
     assert find(str(tmp_path), os.environ) is None
 
 
-def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client() -> None:
-    assert may_vary("${userHome}/bin/mcpguard")
-    assert may_vary("{env:HOME}/bin/mcpguard")
-    assert not may_vary("/usr/bin/mcpguard")
+@pytest.mark.parametrize(
+    ("path", "varies"), [("${userHome}/bin/mcpguard", True), ("{env:HOME}/bin/mcpguard", True), ("/usr/bin/mcpguard", False)]
+)
+def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client(path: str, varies: bool) -> None:
+    assert may_vary(path) is varies

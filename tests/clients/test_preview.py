@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.clients import preview
-from mcpguard.clients.documents import Dialect
 from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Layout, entries
-from mcpguard.clients.installing import Change
+from mcpguard.clients.plan import Change
+from mcpguard.documents.document import Dialect
 from tests.clients.test_editing import GUARD, SERVERS, calls, file, guards
 
 FILE = Path("mcp.json")
@@ -115,6 +115,18 @@ def test_a_preview_is_a_diff_that_leads_from_the_old_lines_to_the_new_ones(
         else:
             lines.append(line[1:])
     assert lines + before[at:] == after
+
+
+def test_of_a_line_that_only_becomes_long_the_parts_that_change_are_shown() -> None:
+    entry = {"env": {"K": "s3cret1"}, "command": "npx", "args": ["-y", "@acme/" + "x" * 80]}
+    shown = guarding(json.dumps({"mcpServers": {"crm": entry}}), Dialect.JSON)
+    assert any("/x/mcpguard" in line for line in shown)
+    assert "s3cret1" not in "".join(shown)
+
+
+def test_no_token_at_the_beginning_of_a_line_that_goes_is_shown() -> None:
+    shown = diff(b"eyJhbGciOiJSUzI1NiJ9.e30.c2ln: 1", b"npx: 1", Dialect.YAML)
+    assert shown[-2:] == ["-(a token): 1", "+npx: 1"]
 
 
 def test_a_file_that_is_made_or_removed_is_shown_as_a_whole() -> None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,65 +88,53 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(file: Path, backups: Pat
     assert file.read_bytes() == NEW
 
 
-def test_a_file_that_another_program_changes_in_the_meantime_is_left(file: Path, backups: Path) -> None:
-    with pytest.raises(NotWritten, match="another program has changed it"):
-        replace(file, b"something else", NEW, backups=backups)
-    assert file.read_bytes() == OLD
-    assert names(file.parent) == ["mcp.json"]
-
-
-def test_a_change_right_before_the_rename_is_noticed(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = whole_files._fill
-
-    def slow(*args: Any, **kwargs: Any) -> tuple[int, int]:
-        made = fill(*args, **kwargs)
-        file.write_bytes(b"the client's own")
-        return made
-
-    monkeypatch.setattr(whole_files, "_fill", slow)
-    with pytest.raises(NotWritten, match="another program has changed it"):
-        replace(file, OLD, NEW, backups=backups)
-    assert file.read_bytes() == b"the client's own"
-    assert names(file.parent) == ["mcp.json"]
-
-
-def test_a_link_that_leads_to_another_file_right_before_the_rename_is_noticed(
-    file: Path, backups: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("swap", "what", "hint", "content"),
+    [
+        (lambda file, other: file.write_bytes(b"theirs"), "another program has changed it", "run this again", b"theirs"),
+        (lambda file, other: relinked(file.parent / "link", other), "another program has changed it", "run this again", OLD),
+        pytest.param(
+            *(
+                lambda file, other: other.replace(file),
+                "its name leads to another file by now",
+                "check who else may write",
+                OLD,
+            ),
+            marks=pytest.mark.posix,
+        ),
+    ],
+    ids=["content", "link", "name"],
+)
+def test_a_file_that_changes_right_before_the_rename_is_left_with_a_hint(
+    file: Path,
+    backups: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    swap: Callable[[Path, Path], object],
+    what: str,
+    hint: str,
+    content: bytes,
 ) -> None:
-    link, other = tmp_path / "mcp.json", tmp_path / "other.json"
+    link, other = file.parent / "link", file.with_name("other")
     link.symlink_to(file)
     other.write_bytes(OLD)
     fill = whole_files._fill
 
     def slow(*args: Any, **kwargs: Any) -> tuple[int, int]:
         made = fill(*args, **kwargs)
-        link.unlink()
-        link.symlink_to(other)
+        swap(file, other)
         return made
 
     monkeypatch.setattr(whole_files, "_fill", slow)
-    with pytest.raises(NotWritten, match="another program has changed it"):
+    with pytest.raises(NotWritten, match=f"not changed.* {what}") as error:
         replace(link, OLD, NEW, backups=backups)
-    assert (file.read_bytes(), other.read_bytes()) == (OLD, OLD)
+    assert error.value.hint.startswith(hint)
+    assert file.read_bytes() == content
+    assert set(names(file.parent)) <= {"link", "mcp.json", "other"}
 
 
-@pytest.mark.posix
-def test_a_file_whose_name_is_swapped_right_before_the_rename_is_left_with_a_hint(
-    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill, other = whole_files._fill, file.with_name("other")
-    other.write_bytes(OLD)
-
-    def slow(*args: Any, **kwargs: Any) -> tuple[int, int]:
-        made = fill(*args, **kwargs)
-        other.replace(file)
-        return made
-
-    monkeypatch.setattr(whole_files, "_fill", slow)
-    with pytest.raises(NotWritten, match="not changed: its name leads to another file by now") as error:
-        replace(file, OLD, NEW, backups=backups)
-    assert error.value.hint == "check who else may write to its folder, then run this again"
-    assert (file.read_bytes(), names(file.parent)) == (OLD, ["mcp.json"])
+def relinked(link: Path, target: Path) -> None:
+    link.unlink()
+    link.symlink_to(target)
 
 
 def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,29 +155,25 @@ def test_a_file_that_cannot_be_read_right_after_the_rename_is_not_said_to_be_unc
     assert file.read_bytes() == NEW
 
 
-def test_a_file_that_has_gone_is_not_made_again(file: Path, backups: Path) -> None:
-    file.unlink()
-    with pytest.raises(NotWritten):
-        replace(file, OLD, NEW, backups=backups)
-    assert names(file.parent) == []
-
-
-def test_a_missing_file_is_made_with_its_folder_and_nobody_elses_is_overwritten(file: Path, backups: Path) -> None:
+def test_a_missing_file_is_made_with_its_folder(file: Path, backups: Path) -> None:
     new = file.parent / "hooks" / "mcpguard.json"
     replace(new, None, NEW, backups=backups)
     assert new.read_bytes() == NEW
-    with pytest.raises(NotWritten, match="another program"):
-        replace(file, None, NEW, backups=backups)
-    assert file.read_bytes() == OLD
 
 
-def test_a_file_is_removed_with_a_backup_unless_it_has_changed(file: Path, backups: Path) -> None:
+@pytest.mark.parametrize("old", [None, b"something else"])
+def test_a_file_that_is_not_as_expected_is_neither_replaced_nor_removed(file: Path, backups: Path, old: bytes | None) -> None:
+    with pytest.raises(NotWritten, match="another program has changed it"):
+        replace(file, old, NEW, backups=backups)
     with pytest.raises(NotWritten):
         remove(file, b"something else", backups=backups)
-    assert file.read_bytes() == OLD
+    assert (file.read_bytes(), names(file.parent)) == (OLD, ["mcp.json"])
     remove(file, OLD, backups=backups)
     assert names(file.parent) == []
     assert OLD in [path.read_bytes() for path in backups.iterdir()]
+    with pytest.raises(NotWritten):  # it is not made again
+        replace(file, OLD, NEW, backups=backups)
+    assert names(file.parent) == []
 
 
 def test_a_file_that_cannot_be_removed_is_left_with_a_hint(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,27 +225,13 @@ def test_a_file_is_left_if_the_disk_refuses(
         patched.setattr(os, step, refuse)
         with pytest.raises(NotWritten) as error:
             replace(file, OLD, NEW, backups=backups)
+    assert ("no copy of it can be saved in" in error.value.message) == (step != "replace")
+    assert step == "replace" or not backups.exists() or names(backups) == []
     assert os.strerror(code) in error.value.message
     assert error.value.message.startswith(f"{file}: not changed")
     assert error.value.hint
     assert file.read_bytes() == OLD
     assert names(file.parent) == ["mcp.json"]
-
-
-def test_a_file_is_left_if_its_backup_does_not_reach_the_disk(
-    file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync = os.fsync
-
-    def refuse_once(_: int) -> None:
-        monkeypatch.setattr(os, "fsync", fsync)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", refuse_once)
-    with pytest.raises(NotWritten, match=r"not changed, because no copy of it can be saved in .*: No space left on device"):
-        replace(file, OLD, NEW, backups=backups)
-    assert file.read_bytes() == OLD
-    assert (names(file.parent), names(backups)) == (["mcp.json"], [])
 
 
 def test_neither_the_owner_nor_the_group_of_a_file_ever_changes(

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import tomlkit
+import tomli_w
 
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -86,12 +87,12 @@ def budget(home: Path, timeout_ms: int) -> None:
     home.mkdir(exist_ok=True, parents=True)
     file = home / "config.toml"
     with contextlib.suppress(ValueError, RecursionError):  # a test has written a broken file
-        settings = tomlkit.parse(file.read_text() if file.exists() else "")
+        settings = tomllib.loads(file.read_text() if file.exists() else "")
         store = settings.setdefault("store", {})
         if "timeout_ms" not in store:
             store["timeout_ms"] = timeout_ms
             new = home / f"config-{threading.get_ident()}.new"
-            new.write_text(tomlkit.dumps(settings))
+            new.write_text(tomli_w.dumps(settings))
             new.replace(file)
 
 

@@ -13,9 +13,8 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from mcpguard import __version__
-from mcpguard.clients import documents
-from mcpguard.clients.documents import Dialect
-from mcpguard.clients.nodes import plain
+from mcpguard.documents.document import Dialect, read
+from mcpguard.documents.model import plain
 from tests.cli.account import Account
 
 from .host import ROOT, SERVERS, audit, policy, rule
@@ -80,7 +79,7 @@ FILES: Mapping[str, tuple[str, str, Read]] = {
     "JSONC": (
         ".config/opencode/opencode.jsonc",
         JSONC,
-        lambda data: plain(documents.read(data, Dialect.JSONC).root)["mcp"]["crm"]["command"],
+        lambda data: plain(read(data, Dialect.JSONC).root)["mcp"]["crm"]["command"],
     ),
     "TOML": (".codex/config.toml", TOML, lambda data: _words(tomllib.loads(data.decode())["mcp_servers"]["crm"])),
     "YAML": (".config/goose/config.yaml", YAML, lambda data: _words(_yaml(data)["extensions"]["crm"])),

@@ -702,7 +702,7 @@ def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
 def test_the_first_call_imports_nothing(tmp_path: Path) -> None:
     policy(tmp_path, rule("100/1h", tool="*"))
     with Host(tmp_path, "cat", options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
-        until(lambda: "mcpguard.policy.places" in host.err and bool(host.notes()), "everything is in place", 0.1)
+        until(lambda: "mcpguard.documents.toml" in host.err and bool(host.notes()), "everything is in place", 0.1)
         imported = host.err
         host.send(call(1, "search"))
         assert host.message() == call(1, "search")

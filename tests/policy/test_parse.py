@@ -3,7 +3,7 @@
 from typing import Any, SupportsIndex
 
 import pytest
-import tomlkit
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -428,7 +428,7 @@ tables = st.dictionaries(st.sampled_from(words), values, max_size=5)
     )
 )
 def test_any_tables_are_a_policy_or_have_errors_at_their_places(data: dict[str, Any]) -> None:
-    text = tomlkit.dumps(data)
+    text = tomli_w.dumps(data)
     try:
         found = parse(text)
         found.plan(ALICE)

@@ -3,9 +3,9 @@ from typing import Final
 
 import pytest
 
-from mcpguard.clients.jsonc import parse
-from mcpguard.clients.nodes import Unreadable, plain
-from tests.clients.jsonc_verdicts import FILE
+from mcpguard.documents.jsonc import parse
+from mcpguard.documents.model import Unreadable, plain
+from tests.documents.jsonc_verdicts import FILE
 
 DIALECTS: Final = [(False, False), (True, False), (True, True)]
 """Comments and trailing commas, in the order of the recorded verdicts."""

@@ -1,6 +1,6 @@
 """Records which documents Microsoft's jsonc-parser accepts in each dialect, and what it reads in them.
 
-`python -m tests.clients.jsonc_verdicts` renews the file. It needs node and npm; it installs the parser into a temporary
+`python -m tests.documents.jsonc_verdicts` renews the file. It needs node and npm; it installs the parser into a temporary
 folder.
 """
 

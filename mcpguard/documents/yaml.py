@@ -1,9 +1,9 @@
-"""Finds the places of values in a YAML file, with ruamel.yaml."""
+"""Finds the spans of values in a YAML text, with ruamel.yaml."""
 
 import re
 from typing import Any, Final
 
-from mcpguard.clients.nodes import Array, Member, Node, Object, Opaque, Scalar, Unreadable, place
+from mcpguard.documents.model import Array, Child, Node, Object, Opaque, Scalar, Unreadable, line_and_column
 from mcpguard.errors import installing
 
 _BLANK_OR_COMMENT: Final = re.compile(r"(?:[ \t\r\n]+|#[^\r\n]*)*")
@@ -30,7 +30,7 @@ def parse(text: str) -> Node:
         root = reader.compose(text)
     except YAMLError as error:
         raise _unreadable(text, error) from error
-    return Object(0, 0, is_block=True) if root is None else _node(text, root)
+    return Object(0, is_block=True) if root is None else _node(text, root)
 
 
 def _unreadable(text: str, error: Any) -> Unreadable:
@@ -40,28 +40,37 @@ def _unreadable(text: str, error: Any) -> Unreadable:
         what = f"{error.context}, {what}"
     if mark is not None:
         return Unreadable(what, mark.line + 1, mark.column + 1)
-    return Unreadable(what, *place(text, getattr(error, "position", None) or 0))
+    return Unreadable(what, *line_and_column(text, getattr(error, "position", None) or 0))
 
 
 def _node(text: str, node: Any) -> Node:
     start, end = node.start_mark.index, node.end_mark.index
     merges = node.id == "mapping" and any(str(key.tag) == f"{_TAG}merge" for key, _ in node.value)
     if merges or text[start:end].startswith(("&", "!")):
-        return Opaque(start, end, text[start:end])
+        return Opaque(start, end, ("", text[start:end]))
     if node.id == "mapping":
-        members = [_member(text, key, value) for key, value in node.value]
-        return Object(start, end, members, is_block=not node.flow_style)
+        table = Object(start, end, is_block=not node.flow_style)
+        for key, value in node.value:
+            key_start, key_end = key.start_mark.index, key.end_mark.index
+            name = key.value if key.id == "scalar" else text[key_start:key_end]
+            table.add(Child(key_start, _node(text, value), name, key_start, key_end))
+        return table
     if node.id == "sequence":
-        items = [_node(text, item) for item in node.value]
-        leads = _dashes(text, start, items) if not node.flow_style else [item.start for item in items]
-        return Array(start, end, items, leads, is_block=not node.flow_style)
+        return _array(text, Array(start, end, is_block=not node.flow_style), [_node(text, item) for item in node.value])
     return Scalar(start, end, _value(node))
 
 
-def _member(text: str, key: Any, value: Any) -> Member:
-    start, end = key.start_mark.index, key.end_mark.index
-    name = key.value if key.id == "scalar" else text[start:end]
-    return Member(name, start, start, end, _node(text, value))
+def _array(text: str, array: Array, items: list[Node]) -> Array:
+    """An array with items, which in a block begin at their dashes. Behind an alias they do not, but no such array is edited."""
+    at = array.start
+    for item in items:
+        if not array.is_block:
+            at = item.start
+        elif blank := _BLANK_OR_COMMENT.match(text, at):
+            at = blank.end()
+        array.add(Child(at, item))
+        at = item.end
+    return array
 
 
 def _value(node: Any) -> object:
@@ -71,16 +80,3 @@ def _value(node: Any) -> object:
     if kind == "null":
         return None
     return node.value if kind == "str" else (kind, node.value)
-
-
-def _dashes(text: str, start: int, items: list[Node]) -> list[int]:
-    """The places of the dashes before the items of a block; none if an alias hides where an item ends."""
-    dashes: list[int] = []
-    for item in items:
-        blank = _BLANK_OR_COMMENT.match(text, start)
-        start = blank.end() if blank else start
-        if isinstance(item, Opaque) or not text.startswith("-", start):
-            return []
-        dashes.append(start)
-        start = item.end
-    return dashes

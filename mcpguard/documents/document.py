@@ -1,4 +1,4 @@
-"""The dialects of clients' files, and a file as a document that can be edited in place."""
+"""The dialects of files, and a file as a document that can be edited in place."""
 
 import codecs
 import re
@@ -8,12 +8,12 @@ from enum import Enum
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from mcpguard.clients import jsonc, toml, yaml
-from mcpguard.clients.nodes import Node, Splice, Unreadable, place, spliced
+from mcpguard.documents import jsonc, toml, yaml
+from mcpguard.documents.model import Node, Unreadable, line_and_column
 
 
 class Dialect(Enum):
-    """What a client can read."""
+    """What the reader of a file accepts."""
 
     JSON = "JSON"
     JSON_WITH_COMMENTS = "JSON with comments"
@@ -38,6 +38,23 @@ def encoded(text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError:
         raise Unreadable("not changed: the server's name, an option or the path of mcpguard is not UTF-8") from None
+
+
+class Splice(NamedTuple):
+    """An edit: the characters from `start` up to `end` are replaced."""
+
+    start: int
+    end: int
+    text: str
+
+
+def spliced(text: str, splices: Iterable[Splice]) -> str:
+    """A text after edits that do not overlap."""
+    parts, at = [], 0
+    for splice in sorted(splices):
+        parts += [text[at : splice.start], splice.text]
+        at = splice.end
+    return "".join([*parts, text[at:]])
 
 
 class Document(NamedTuple):
@@ -67,11 +84,16 @@ class Document(NamedTuple):
 
     def unreadable(self, message: str, at: int) -> Unreadable:
         """The error for a form that cannot be edited."""
-        return Unreadable(message, *place(self.text, at))
+        return Unreadable(message, *line_and_column(self.text, at))
 
     def line_start(self, at: int) -> int:
         """The first character of the line in which a character is."""
         return self.lines[bisect_right(self.lines, at) - 1]
+
+    def line_end(self, at: int) -> int:
+        """The first character of the line after that in which a character is, or the end of the file."""
+        line = bisect_right(self.lines, at)
+        return self.lines[line] if line < len(self.lines) else len(self.text)
 
     def line_break(self, at: int) -> str:
         """The line break that ends the line before a character's line; the file's first one if there is no such line."""
@@ -102,11 +124,16 @@ def read(data: bytes, dialect: Dialect) -> Document:
         text = body.decode()
     except UnicodeDecodeError as error:
         before = body[: error.start].decode()
-        raise Unreadable("the file is not UTF-8", *place(before, len(before))) from error
+        raise Unreadable("the file is not UTF-8", *line_and_column(before, len(before))) from error
     try:
-        return Document(text, mark, dialect, _parse(text, dialect), [0, *(found.end() for found in re.finditer("\n", text))])
+        return with_lines(text, mark, dialect, _parse(text, dialect))
     except RecursionError as error:
         raise Unreadable("the file is nested too deeply") from error
+
+
+def with_lines(text: str, mark: bytes, dialect: Dialect, root: Node) -> Document:
+    """A document of which the tree is known."""
+    return Document(text, mark, dialect, root, [0, *(found.end() for found in re.finditer("\n", text))])
 
 
 def _parse(text: str, dialect: Dialect) -> Node:

@@ -1,0 +1,297 @@
+"""Changes of clients' files: planned first, so that they can be shown, and then written.
+
+`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: what the files do not tell. It
+has the entries that had no `args`, the files of hooks that were empty, and the folders that were made for files of hooks.
+Without it, `uninstall` leaves the entries an empty list, removes the files, and leaves the folders.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence, Set
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from mcpguard.clients.catalog import CLIENTS, Client
+from mcpguard.clients.discovery import Fault, Machine, Source, may_exist, read, sources, unreadable
+from mcpguard.clients.writing import NotWritten, remove, replace
+from mcpguard.documents.document import Dialect
+from mcpguard.documents.model import Unreadable
+from mcpguard.errors import McpguardError
+from mcpguard.files import is_there, private_folder, read_at_once
+from mcpguard.system_programs import output_of
+
+NAME: Final = "installed.json"
+
+TIMEOUT_S: Final = 5.0
+"""How long to wait for the system's list of processes."""
+
+real: Final = os.path.realpath
+
+
+class Outcome(NamedTuple):
+    """What happens to a server.
+
+    Attributes:
+        source: Where its entry is.
+        server: Its name.
+        action: `guard`, `mend`, `unguard`, `keep` or `leave`.
+        detail: What the user should know; empty for the usual.
+    """
+
+    source: Source
+    server: str
+    action: str
+    detail: str = ""
+
+
+class HookOutcome(NamedTuple):
+    """What happens to a client's hook.
+
+    Attributes:
+        client: The client.
+        file: The file that holds the hook.
+        text: What was done.
+        step: What the user does so that the client takes the change up; empty if nothing changes.
+    """
+
+    client: Client
+    file: Path
+    text: str
+    step: str = ""
+
+
+class Change(NamedTuple):
+    """A file that changes.
+
+    Attributes:
+        file: The file.
+        old: Its content; None if it does not exist.
+        new: Its new content; None to remove it.
+        dialect: What the client can read.
+    """
+
+    file: Path
+    old: bytes | None
+    new: bytes | None
+    dialect: Dialect = Dialect.JSON
+
+
+class Record(NamedTuple):
+    """An entry that had no `args`, a file that was empty, or a folder that was missing.
+
+    Attributes:
+        file: The client's file; for a folder, its path with a separator at the end.
+        keys: The path of the entry in the file; the server's name is the last key. Empty for a file and a folder.
+    """
+
+    file: str
+    keys: tuple[str, ...] = ()
+
+
+def load(state: Path) -> set[Record]:
+    """The records. A missing or damaged file has none."""
+    try:
+        return _records(read_at_once(state / NAME))
+    except OSError:
+        return set()
+
+
+def save(state: Path, *, added: Set[Record] = frozenset(), dropped: Set[Record] = frozenset()) -> None:
+    """Add records and drop records. The others stay, also those that another command has added meanwhile.
+
+    Raises:
+        McpguardError: The file cannot be written.
+    """
+    path = state / NAME
+    known = load(state)
+    if added <= known and not dropped & known:
+        return
+    try:
+        private_folder(state)
+        old = read_at_once(path) if is_there(path) else None
+    except OSError as error:
+        raise McpguardError(f"{path}: cannot be written: {error.strerror}", "check who may write to the folder") from error
+    records = (_records(old or b"") | added) - dropped
+    replace(path, old, json.dumps([one._asdict() for one in sorted(records)], indent=1).encode() + b"\n", backups=None)
+
+
+def _records(data: bytes) -> set[Record]:
+    try:
+        return {Record(str(one["file"]), tuple(map(str, one["keys"]))) for one in json.loads(data)}
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return set()
+
+
+class Plan:
+    """Changes of files that are not written yet.
+
+    Args:
+        state: mcpguard's state folder.
+        machine: The account.
+
+    Attributes:
+        state: mcpguard's state folder.
+        outcomes: What happens to each server.
+        hooks: What happens to hooks.
+        faults: What could not be done.
+        servers: The names of all servers in the files, also of those that do not change.
+    """
+
+    def __init__(self, state: Path, machine: Machine) -> None:
+        self.outcomes: list[Outcome] = []
+        self.hooks: list[HookOutcome] = []
+        self.faults: list[McpguardError] = []
+        self.servers: set[str] = set()
+        self.state = state
+        rewritten = sources(machine, [client for client in CLIENTS if client.processes])
+        self._rewriters = {real(source.file): source.client for source in rewritten}  # others may read the file through a link
+        self._files: dict[str, Change] = {}
+        self._records = load(state)
+        self._notes: dict[Record, bool] = {}
+        self._edited: dict[Record, str] = {}
+        self._told: set[str] = set()
+
+    def content(self, file: Path) -> bytes:
+        """A file's content with the changes so far. It is read once. A missing file has none.
+
+        Raises:
+            Fault: The file cannot be read.
+        """
+        key = real(file)
+        if key not in self._files:
+            data = read(file) if may_exist(file) else None
+            self._files[key] = Change(file, data, data)
+        return self._files[key].new or b""
+
+    def put(self, file: Path, new: bytes | None, dialect: Dialect) -> None:
+        """Change a file, create it, or with None remove it. Folders that are made for it are removed with it.
+
+        Raises:
+            Fault: A client is running that would undo the change.
+        """
+        key = real(file)
+        client = self._rewriters.get(key)
+        if client and is_running(client):
+            hint = f"quit {client.title}, also in the tray, then run this again"
+            raise Fault(f"{file}: not changed: {client.title} is running, and would write its own copy back", hint)
+        self.content(file)
+        self._files[key] = change = self._files[key]._replace(new=new, dialect=dialect)
+        for folder in _folders(file) if change.old is None or new is None else ():
+            record = _was_missing(folder)
+            if self.holds(record) if new is None else not os.path.isdir(folder):  # noqa: PTH112 - `Path` raises without permission
+                self.note(record, holds=new is not None)
+
+    def add(self, outcome: Outcome) -> None:
+        """Add what happens to a server."""
+        self.outcomes.append(outcome)
+        if outcome.action != "keep":
+            self._edited.setdefault(record_of(outcome.source, outcome.server), outcome.action)
+
+    def was_edited(self, source: Source, server: str) -> str:
+        """What the plan has done with an entry for another client that reads the same file; empty if nothing."""
+        return self._edited.get(record_of(source, server), "")
+
+    @property
+    def changes(self) -> list[Change]:
+        """The files that change."""
+        return [change for change in self._files.values() if change.old != change.new]
+
+    def steps(self, changed: Collection[str]) -> dict[Client, str]:
+        """What the user does in each client so that the changes apply.
+
+        Args:
+            changed: The files that were changed, with all links followed.
+        """
+        touched = {one.source.client: one.source.client.after for one in self.outcomes if real(one.source.file) in changed}
+        return touched | {hook.client: hook.step for hook in self.hooks if hook.step and real(hook.file) in changed}
+
+    @contextlib.contextmanager
+    def noting_faults(self, file: Path) -> Iterator[None]:
+        """Note what the block could not do with a file, once for all clients and scopes that share the file."""
+        try:
+            yield
+        except (Unreadable, Fault) as error:
+            fault = unreadable(file, error) if isinstance(error, Unreadable) else error
+            if fault.message not in self._told:
+                self._told.add(fault.message)
+                self.faults.append(fault)
+
+    def note(self, record: Record, *, holds: bool) -> None:
+        """Keep a record, or drop it once the files are written."""
+        self._notes[record] = holds
+
+    def holds(self, record: Record) -> bool:
+        """Whether there is a record."""
+        return record in self._records
+
+    def apply(self) -> Iterator[tuple[Change, NotWritten | None]]:
+        """Change the files, one after the other. A file that cannot be changed is left as it is.
+
+        Raises:
+            McpguardError: mcpguard's own folder cannot be written to. No file was changed.
+        """
+        added = {record for record, holds in self._notes.items() if holds}
+        save(self.state, added=added)  # first, so that a command that is killed leaves too many, not too few
+        failed = False
+        for change in self.changes:
+            try:
+                _write(change, self.state / "backups")
+            except NotWritten as error:
+                failed = True
+                yield change, error
+            else:
+                if change.new is None:
+                    self._remove_folders(change.file)
+                yield change, None
+        if not failed:
+            with contextlib.suppress(McpguardError):  # a record too many does no harm
+                save(self.state, dropped=self._notes.keys() - added)
+
+    def _remove_folders(self, file: Path) -> None:
+        """Remove the folders that were made for a file, unless there is something else in them."""
+        with contextlib.suppress(OSError):
+            for folder in itertools.takewhile(lambda one: self.holds(_was_missing(one)), _folders(file)):
+                folder.rmdir()
+
+
+def record_of(source: Source, server: str) -> Record:
+    """The record of an entry that had no `args`."""
+    return Record(real(source.file), (*source.layout.path, server))
+
+
+def _folders(file: Path) -> Sequence[Path]:
+    """The folders around a file, from the innermost."""
+    return Path(real(file)).parents
+
+
+def _was_missing(folder: Path) -> Record:
+    """The record of a folder that was made for a file."""
+    return Record(os.path.join(folder, ""))  # noqa: PTH118 - `Path` drops the separator at the end
+
+
+def _write(change: Change, backups: Path) -> None:
+    if change.new is not None:
+        replace(change.file, change.old, change.new, backups=backups)
+    elif change.old is not None:
+        remove(change.file, change.old, backups=backups)
+
+
+def is_running(client: Client) -> bool:
+    """Whether the client is running; False if that cannot be found out."""
+    if not client.processes:
+        return False
+    on_linux, on_mac, on_windows = client.processes
+    if sys.platform == "win32":
+        return on_windows in output_of("tasklist", "/FI", f"IMAGENAME eq {on_windows}", within_s=TIMEOUT_S)
+    if sys.platform == "darwin":
+        return bool(output_of("pgrep", "-x", on_mac, within_s=TIMEOUT_S).strip())
+    return any(_name(process) == on_linux for process in Path("/proc").glob("[0-9]*"))
+
+
+def _name(process: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):  # it has ended, or belongs to another account
+        return (process / "comm").read_text("utf-8", "replace").strip()
+    return ""

@@ -1,0 +1,102 @@
+"""What `install` notes for `uninstall`, and whether a client runs that would undo a change."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mcpguard.clients.catalog import BY_KEY
+from mcpguard.clients.plan import NAME, Record, is_running, load, save
+from mcpguard.errors import McpguardError
+
+ONE, TWO = Record("/a.json", ("mcpServers", "crm")), Record("/b.json")
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "state"
+
+
+@pytest.mark.posix
+def test_only_this_account_can_read_the_notes_and_their_folder(state: Path) -> None:
+    save(state, added={ONE})
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (state.parent, state, state / NAME)]
+    assert modes == [0o700, 0o700, 0o600]
+
+
+def test_notes_are_added_and_dropped_beside_those_of_another_command_and_nothing_is_written_without_a_new_one(
+    state: Path,
+) -> None:
+    save(state, dropped={ONE})
+    assert not state.exists()
+    save(state, added={ONE})
+    save(state, added={TWO})
+    assert load(state) == {ONE, TWO}
+    save(state, dropped={ONE})
+    assert load(state) == {TWO}
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"{", b"1", b'[{"file": "/a.json"}]', b"[1]", b"[" * 100_000])
+def test_a_damaged_file_of_notes_has_none_and_is_replaced(state: Path, data: bytes) -> None:
+    state.mkdir(parents=True)
+    (state / NAME).write_bytes(data)
+    assert load(state) == set()
+    save(state, added={ONE})
+    assert load(state) == {ONE}
+
+
+@pytest.mark.posix
+def test_a_file_in_place_of_the_folder_is_reported(state: Path) -> None:
+    state.parent.write_bytes(b"")
+    assert load(state) == set()
+    with pytest.raises(McpguardError, match="cannot be written: Not a directory"):
+        save(state, added={ONE})
+
+
+DESKTOP = BY_KEY["claude-desktop"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_on_linux_the_names_of_processes_are_read() -> None:
+    own = Path("/proc/self/comm").read_text().strip()
+    assert is_running(DESKTOP._replace(processes=(own, "", "")))
+    assert not is_running(DESKTOP._replace(processes=("no such program", "", "")))
+    assert not is_running(DESKTOP._replace(processes=()))
+
+
+@pytest.mark.parametrize(("system", "program"), [("darwin", "/usr/bin/pgrep"), ("win32", r"D:\Win\System32\tasklist.exe")])
+def test_the_program_of_the_system_is_started_by_its_full_path_and_gets_no_secrets(
+    monkeypatch: pytest.MonkeyPatch, system: str, program: str
+) -> None:
+    started: list[tuple[str, dict[str, str]]] = []
+
+    def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append((command[0], env))
+        return subprocess.CompletedProcess(command, 0, "")
+
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("SYSTEMROOT", r"D:\Win")
+    monkeypatch.setenv("MCPGUARD_TOKEN", "tango")
+    assert not is_running(DESKTOP)
+    assert started == [(program, {"SYSTEMROOT": r"D:\Win"} if system == "win32" else {})]
+
+
+@pytest.mark.parametrize(
+    ("system", "found", "other"),
+    [("darwin", "4711\n", ""), ("win32", "Claude.exe    4711 Console", "INFO: No tasks are running")],
+)
+def test_on_macos_and_windows_a_program_of_the_system_tells_and_without_it_the_client_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, system: str, found: str, other: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(sys, "platform", system)
+    for output, runs in ((found, True), (other, False)):
+        monkeypatch.setattr(subprocess, "run", lambda *_, output=output, **__: subprocess.CompletedProcess([], 0, output))
+        assert is_running(DESKTOP) == runs
+    monkeypatch.setattr(subprocess, "run", fail)
+    assert not is_running(DESKTOP)
