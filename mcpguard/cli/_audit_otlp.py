@@ -24,19 +24,15 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
         with_user: Whether spans and metrics name users.
         follow: Whether to wait for further rows.
     """
-    require("audit export --otlp", "otel", "google.protobuf", "opentelemetry.proto")
+    require("audit export --otlp", "otel", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
     from mcpguard.reading import telemetry
 
-    url = telemetry.checked_url(url)
-    headers = telemetry.headers(os.environ, url)
+    url = telemetry.checked_url(url, os.environ)
     options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
     try:
         position = telemetry.Position(state_folder(os.environ), settings.address.shown, settings.namespace, url)
-        with (
-            contextlib.closing(position),
-            contextlib.closing(telemetry.HttpCollector(url, headers)) as collector,
-        ):
-            exporter = telemetry.Exporter(settings, collector, position, options, say)
+        with contextlib.closing(position):
+            exporter = telemetry.Exporter(settings, telemetry.Collector(url), position, options, say)
             exporter.run()
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED

@@ -107,12 +107,12 @@ def test_a_collector_that_refuses_rows_ends_the_export_with_an_error(home: Path,
 def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path) -> None:
     with (
         patch.dict(sys.modules, {"opentelemetry": None}),
-        patch("mcpguard.reading.extras.find_spec", lambda name: name.startswith("google") or None),
+        patch("mcpguard.reading.extras.find_spec", lambda _: None),
     ):
         done = mcpguard(home, "audit", "export", "--otlp", "http://x")
     assert done.returncode == 1
     assert done.stderr == (
-        "mcpguard: audit export --otlp needs opentelemetry-proto, which is not installed\n"
+        "mcpguard: audit export --otlp needs opentelemetry-sdk, which is not installed\n"
         "hint: install 'mcpguard-cli[otel]' with uv tool install, pipx install --force or pip install; "
         "name the extras that you use already, too, or uv removes them\n"
     )

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +10,11 @@ import pytest
 
 from mcpguard import __version__, config
 from mcpguard.errors import ConfigError, McpguardError
-from mcpguard.reading import otlp, telemetry
-from mcpguard.reading.telemetry import Exporter, HttpCollector, Options, Position, Rejected, Unreached
+from mcpguard.reading import telemetry
+from mcpguard.reading.telemetry import Collector, Exporter, Options, Position, Rejected, Telemetry, Unreached
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.api import Options as StoreOptions
-from mcpguard.stores.api import Store, Wanted
+from mcpguard.stores.api import Store, StoredRow, Wanted
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -24,6 +25,13 @@ from tests.report.test_gather import stored
 ANY = Wanted(lambda _: True)
 SESSION = "00000000000000ab"
 KEY = bytes(32)
+
+PATIENCE_S = 0.7
+"""Less than the first wait of OpenTelemetry's exporter, so that it sends again only at once (`Retry-After: 0`)."""
+
+MAX_SERIES = 2000
+
+AT_ONCE = {"Retry-After": "0"}
 
 
 class Ended(Exception):
@@ -77,7 +85,6 @@ def export(
     wanted: Wanted = ANY,
     with_user: bool = False,
     sleep: Callable[[float], None] | None = None,
-    headers: dict[str, str] | None = None,
     store: str = "",
 ) -> tuple[int, list[str], list[float]]:
     """Send the rows of the store in a folder. Returns how many, what was said, and the waits."""
@@ -90,12 +97,9 @@ def export(
         if sleep:
             sleep(seconds)
 
-    with (
-        contextlib.closing(Position(folder, settings.address.shown, "default", receiver.url)) as position,
-        contextlib.closing(HttpCollector(receiver.url, headers or {})) as collector,
-    ):
+    with contextlib.closing(Position(folder, settings.address.shown, "default", receiver.url)) as position:
         options = Options(wanted, with_user=with_user, follow=follow)
-        exporter = Exporter(settings, collector, position, options, said.append, wait)
+        exporter = Exporter(settings, Collector(receiver.url, PATIENCE_S), position, options, said.append, wait)
         with contextlib.suppress(Ended):
             exporter.run()
     return exporter.sent, said, waits
@@ -212,8 +216,8 @@ def test_metrics_count_decisions_and_durations(store: SqliteStore, tmp_path: Pat
     durations = receiver.metrics["mcp.server.operation.duration"]
     assert durations.unit == "s"
     (point,) = durations.histogram.data_points
-    assert (point.count, point.sum, list(point.explicit_bounds)) == (2, 0.5, list(otlp.BOUNDS_S))
-    assert point.bucket_counts[otlp.BOUNDS_S.index(0.5)] == 2
+    assert (point.count, point.sum, list(point.explicit_bounds)) == (2, 0.5, list(telemetry.BOUNDS_S))
+    assert point.bucket_counts[telemetry.BOUNDS_S.index(0.5)] == 2
     assert values(point.attributes) == {
         "mcp.method.name": "tools/call",
         "gen_ai.operation.name": "execute_tool",
@@ -433,50 +437,41 @@ def test_rows_are_sent_in_batches(store: SqliteStore, tmp_path: Path, receiver: 
     assert receiver.batches == [512, 512, 176]
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_request_that_fails_for_now_is_sent_again(
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_request_that_fails_for_now_is_sent_again_when_the_collector_asks_for_it(
     store: SqliteStore, tmp_path: Path, receiver: Receiver, status: int
 ) -> None:
     add(store, "denied")
-    receiver.answers = [(status, {}), (status, {})]
-    sent, said, waits = export(tmp_path, receiver)
-    assert (sent, len(receiver.spans)) == (1, 1)
-    assert said == [f"{receiver.url}/v1/traces: status {status}; trying again", "the collector takes rows again"]
-    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
+    receiver.answers = [(status, AT_ONCE), (status, AT_ONCE)]
+    assert export(tmp_path, receiver) == (1, [], [])
+    assert len(receiver.spans) == 1
 
 
-def test_the_wait_that_the_collector_asks_for_is_kept_up_to_a_minute(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
-    add(store, "denied")
-    receiver.answers = [(429, {"Retry-After": "17"}), (429, {"Retry-After": "99999999"}), (429, {"Retry-After": "soon"})]
-    waits = export(tmp_path, receiver)[2]
-    assert waits[:2] == [17, telemetry.LONGEST_WAIT_S]
-    assert waits[2] <= 4
-
-
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_without_following_the_export_gives_up_and_keeps_its_position(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, status: int
 ) -> None:
     add(store, "denied")
-    receiver.answers = [(503, {})] * telemetry.TRIES
-    with pytest.raises(Unreached, match="status 503"):
+    receiver.answers = [(status, {})]
+    with pytest.raises(Unreached, match=f"/v1/traces: status {status}$"):
         export(tmp_path, receiver)
     assert export(tmp_path, receiver)[0] == 1
 
 
-def test_following_never_gives_up(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_following_never_gives_up_and_tells_of_an_outage_once(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, status: int
+) -> None:
     add(store, "denied")
-    receiver.answers = [(503, {})] * 50
-    waits: list[float] = []
+    receiver.answers = [(status, {"Retry-After": "99999999"})] * 9
 
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
+    def wait(_: float) -> None:
         if receiver.spans:
             raise Ended
 
-    assert export(tmp_path, receiver, follow=True, wanted=ANY._replace(since_us=1), sleep=wait)[0] == 1
-    assert max(waits) <= telemetry.LONGEST_WAIT_S
+    sent, said, waits = export(tmp_path, receiver, follow=True, wanted=ANY._replace(since_us=1), sleep=wait)
+    assert (sent, len(receiver.spans), waits[:9]) == (1, 1, [telemetry.AGAIN_S] * 9)
+    assert said == [f"{receiver.url}/v1/traces: status {status}; trying again", "the collector takes rows again"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 307])
@@ -489,42 +484,53 @@ def test_a_request_that_the_collector_refuses_ends_the_export(
         export(tmp_path, receiver, follow=True, wanted=ANY._replace(since_us=1))
 
 
-def test_a_collector_that_does_not_listen_is_named_without_secrets(store: SqliteStore, tmp_path: Path) -> None:
+def test_a_collector_that_does_not_listen_is_named_without_secrets(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(telemetry.HEADERS, "api-key=hunter2")
     add(store, "denied")
-    nowhere = Receiver(1)
-    with pytest.raises(Unreached, match=r"http://127\.0\.0\.1:1/v1/traces: ConnectError") as caught:
-        export(tmp_path, nowhere, headers={"api-key": "hunter2"})
+    with pytest.raises(Unreached, match=r"http://127\.0\.0\.1:1/v1/traces: no answer") as caught:
+        export(tmp_path, Receiver(1))
     assert "hunter2" not in str(caught.value) + caught.value.hint
+    assert capfd.readouterr() == ("", "")
 
 
-def test_headers_come_from_the_environment(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    found = telemetry.headers({telemetry.HEADERS: " api-key=a%20b%3D , X-Scope=1 ,"}, receiver.url)
-    assert found == {"api-key": "a b=", "x-scope": "1"}
+def test_headers_come_from_the_environment(
+    store: SqliteStore, tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(telemetry.HEADERS, " api-key=a%20b%3D , X-Scope=1 ,")
+    (tmp_path / ".netrc").write_text("default login alice password hunter2\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    assert telemetry.checked_url(receiver.url, os.environ) == receiver.url
     add(store, "denied")
-    export(tmp_path, receiver, headers=found)
-    assert all(one["api-key"] == "a b=" for one in receiver.headers)
+    export(tmp_path, receiver)
+    assert {one["api-key"] + one["x-scope"] for one in receiver.headers} == {"a b=1"}
     assert {one["content-type"] for one in receiver.headers} == {"application/x-protobuf"}
+    assert not any("authorization" in one for one in receiver.headers)
 
 
-@pytest.mark.parametrize("text", ["hunter2", "=hunter2", "na me=hunter2", "a=%0Ahunter2", "ä=hunter2"])
-def test_a_wrong_list_of_headers_is_refused_and_not_repeated(text: str) -> None:
+@pytest.mark.parametrize("text", ["hunter2", "=hunter2", "na me=hunter2", "a=x%0Ahunter2", "ä=hunter2", "a=b,hunter2"])
+def test_a_wrong_list_of_headers_is_refused_and_not_repeated(text: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        telemetry.headers({telemetry.HEADERS: text}, "https://x")
+        telemetry.checked_url("https://x", {telemetry.HEADERS: text})
     assert "hunter2" not in caught.value.message + caught.value.hint
+    assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS"])
 @pytest.mark.parametrize("url", ["http://x", "http://10.0.0.7:4318", "http://127.0.0.1.x", "http://localhost.x"])
-def test_headers_are_not_sent_unencrypted_to_another_machine(url: str) -> None:
-    assert telemetry.headers({}, url) == {}
-    with pytest.raises(ConfigError, match=f"--otlp: {url} would receive {telemetry.HEADERS} unencrypted") as caught:
-        telemetry.headers({telemetry.HEADERS: "api-key=hunter2"}, url)
-    assert caught.value.hint == f"write https://, or unset {telemetry.HEADERS}"
+def test_headers_are_not_sent_unencrypted_to_another_machine(url: str, name: str) -> None:
+    assert telemetry.checked_url(url, {}) == url
+    with pytest.raises(ConfigError, match=f"--otlp: {url} would receive {name} unencrypted") as caught:
+        telemetry.checked_url(url, {name: "api-key=hunter2"})
+    assert caught.value.hint == f"write https://, or unset {name}"
     assert "hunter2" not in caught.value.message + caught.value.hint
 
 
 @pytest.mark.parametrize("url", ["https://x", "http://localhost:4318", "http://127.0.0.1", "http://[::1]:4318"])
 def test_headers_are_sent_over_tls_or_on_this_machine(url: str) -> None:
-    assert telemetry.headers({telemetry.HEADERS: "api-key=hunter2"}, url) == {"api-key": "hunter2"}
+    assert telemetry.checked_url(url, {telemetry.HEADERS: "api-key=hunter2"}) == url
 
 
 def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(
@@ -541,40 +547,46 @@ def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(
 )
 def test_a_url_that_is_none_of_a_collector_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="not an http or https URL"):
-        telemetry.checked_url(url)
+        telemetry.checked_url(url, {})
 
 
 @pytest.mark.parametrize("url", ["https://me:hunter2@x", "https://x/?key=hunter2", "https://x/#hunter2"])
 def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        telemetry.checked_url(url)
+        telemetry.checked_url(url, {})
     assert "hunter2" not in caught.value.message + caught.value.hint
     assert telemetry.HEADERS in caught.value.hint
 
 
-def test_the_number_of_series_is_bounded_and_known_ones_count_on() -> None:
-    metrics = otlp.Metrics(0, with_user=False)
-    metrics.add([stored(0, "allowed", tool=f"tool {at}", outcome="ok") for at in range(otlp.MAX_SERIES + 50)])
-    metrics.add([stored(0, "allowed", tool="tool 0", outcome="ok")])
-    message = metrics.message(otlp.resource("s", "n"), 1)
-    (decisions, durations) = message.resource_metrics[0].scope_metrics[0].metrics
+def sent(receiver: Receiver, telemetry_: Telemetry, *rows: StoredRow) -> None:
+    """Send the metrics of rows."""
+    message = telemetry_.metrics(rows)
+    assert message
+    Collector(receiver.url, PATIENCE_S).send(message)
+
+
+def test_the_number_of_series_is_bounded_and_known_ones_count_on(receiver: Receiver) -> None:
+    made = Telemetry("s", "n", with_user=False)
+    made.metrics([stored(0, "allowed", tool=f"tool {at}", outcome="ok") for at in range(MAX_SERIES + 50)])
+    sent(receiver, made, stored(0, "allowed", tool="tool 0", outcome="ok"))
+    (decisions, durations) = receiver.metrics.values()
     assert (decisions.sum.data_points[0].as_int, durations.histogram.data_points[0].count) == (2, 2)
-    assert len(decisions.sum.data_points) == len(durations.histogram.data_points) == otlp.MAX_SERIES + 1
-    assert values(decisions.sum.data_points[-1].attributes) == {"otel.metric.overflow": True}
-    assert decisions.sum.data_points[-1].as_int == 50
+    assert len(decisions.sum.data_points) == len(durations.histogram.data_points) == MAX_SERIES + 1
+    overflow = next(one for one in decisions.sum.data_points if values(one.attributes) == {"otel.metric.overflow": True})
+    assert overflow.as_int == 50
 
 
-def test_a_duration_is_counted_up_to_its_bound_and_a_longer_one_than_all_bounds_in_the_last_bucket() -> None:
-    metrics = otlp.Metrics(0, with_user=False)
-    metrics.add([stored(0, "allowed", outcome="ok")._replace(duration_us=one) for one in (0, 10_000, 10_001, 300_000_001)])
-    (_, durations) = metrics.message(otlp.resource("s", "n"), 1).resource_metrics[0].scope_metrics[0].metrics
-    (point,) = durations.histogram.data_points
-    assert list(point.bucket_counts) == [2, 1] + [0] * (len(otlp.BOUNDS_S) - 2) + [1]
+def test_a_duration_is_counted_up_to_its_bound_and_a_longer_one_than_all_bounds_in_the_last_bucket(receiver: Receiver) -> None:
+    rows = [stored(0, "allowed", outcome="ok")._replace(duration_us=one) for one in (0, 10_000, 10_001, 300_000_001)]
+    sent(receiver, Telemetry("s", "n", with_user=False), *rows)
+    (point,) = receiver.metrics["mcp.server.operation.duration"].histogram.data_points
+    assert list(point.bucket_counts) == [2, 1] + [0] * (len(telemetry.BOUNDS_S) - 2) + [1]
 
 
-def test_a_name_that_is_not_unicode_can_be_sent() -> None:
+def test_a_name_that_is_not_unicode_can_be_sent(receiver: Receiver) -> None:
     one = stored(0, "denied", user="\ud800", tool="\ud800", trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
-    assert otlp.spans([one], otlp.resource("\ud800", "n"), with_user=True).SerializeToString()
-    metrics = otlp.Metrics(0, with_user=True)
-    metrics.add([one])
-    assert metrics.message(otlp.resource("s", "n"), 1).SerializeToString()
+    made = Telemetry("\ud800", "n", with_user=True)
+    Collector(receiver.url, PATIENCE_S).send(made.spans([one]))
+    sent(receiver, made, one)
+    assert [span.name for span in receiver.spans] == ["tools/call ?"]
+    assert receiver.counts("user.name") == {("?",): 1}
