@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from mcpguard import config
-from mcpguard.doctor import clients, identity, keys, policy, program, settings, store
+from mcpguard.doctor import clients, identity, policy, program, settings, store
 from mcpguard.doctor.check import Check, failed_by
 from mcpguard.errors import ConfigError
 
@@ -27,4 +27,3 @@ def checkup(environ: Mapping[str, str], **options: str | None) -> Iterator[Check
     yield from policy.checks(found)
     yield from store.checks(found)
     yield from identity.checks(found, options)
-    yield from keys.checks(found)

@@ -125,8 +125,8 @@ class Remote:
         self.go_on.set()
         self.file = wrapper.file
         self.lines: list[str] = []
-        clocks = {"clock": lambda: self.now_s, "wall": lambda: self.now_s}
-        self.keys = RemoteKeys("https://idp.acme.com/keys?k=s3cret", wrapper.home, **clocks, fetch=self.fetch)
+        url = "https://idp.acme.com/keys?k=s3cret"
+        self.keys = RemoteKeys(url, wrapper.home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
         self.keys.wait(30)
         self.source = TokenSource(
             wrapper.settings,
