@@ -1,6 +1,5 @@
 """The bundled CRM server, called in-process and over stdio."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
-from mcpguard.demo.crm import CALL_LOG_VARIABLE, PAGE_S, server
+from mcpguard.demo.crm import CALL_LOG_VARIABLE, server
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,11 +89,4 @@ def test_over_stdio_it_lists_its_tools_and_notes_the_calls_that_reach_it(tmp_pat
             return [tool.name for tool in tools]
 
     assert anyio.run(run) == ["search_customers", "generate_report", "open_page", "sync_orders"]
-    *entries, page = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    assert entries == [
-        {"tool": "search_customers", "arguments": {"query": "pune"}},
-        {"tool": "generate_report", "arguments": {"month": "2026-08"}},
-        {"tool": "open_page", "arguments": {"customer_id": "C-1001"}},
-    ]
-    begun_us, ended_us = page["page_us"]
-    assert ended_us - begun_us >= PAGE_S * 1_000_000
+    assert log.read_text("utf-8").split() == ["search_customers", "generate_report", "open_page"]

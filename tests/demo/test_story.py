@@ -12,7 +12,7 @@ import anyio
 import pytest
 from mcp import Client, MCPError
 
-from mcpguard.demo import beyond, story
+from mcpguard.demo import story
 from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
@@ -55,7 +55,8 @@ def test_it_shows_each_users_command_as_a_shell_takes_it(run: Run) -> None:
 
 
 def test_it_shows_a_denial_as_the_client_received_it(run: Run) -> None:
-    assert "code     429" in run.out
+    message = "  code     429\n  message  Tool search_customers rate limit exceeded for user alice@acme.com:\n"
+    assert f"{message}           100 calls per 1h. Retry in 3600 seconds.\n  data\n    {{\n" in run.out
     assert '"axis": "user",' in run.out
     assert '"retry_after_ms": ' in run.out
     assert "rate limit exceeded for user alice@acme.com" in " ".join(run.out.split())
@@ -89,7 +90,7 @@ def test_it_keeps_its_folder_if_asked_to(
     assert story.run_demo(keep=True) == 0
     (folder,) = tmp_path.iterdir()
     assert capsys.readouterr().out.splitlines()[-1].strip() == str(folder)
-    assert (folder / "policy.toml").read_text("utf-8") == beyond.POLICY
+    assert (folder / "policy.toml").read_text("utf-8") == story.POLICY
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
@@ -156,14 +157,15 @@ def test_it_runs_without_a_stdout(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_ends_quietly_when_the_reader_goes_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["mcpguard demo", "caught in a loop"])
+def test_it_ends_quietly_when_the_reader_goes_away(tmp_path: Path, last: str) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdout.readline()
+        assert any(last in line for line in process.stdout)
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
@@ -222,6 +224,15 @@ class Refusing:
 
     async def call_tool(self, *_: object) -> NoReturn:
         raise self.error
+
+
+def test_a_call_that_did_not_reach_the_server_but_was_answered_fails_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "calls-alice").write_text("search_customers\nsearch_customers\ngenerate_report\n")
+    tally = Tally(ALICE, "search_customers", took_s=[0.1, 0.1])
+    Stage(tmp_path).check([tally])
+    tally.took_s.append(0.1)
+    with pytest.raises(McpguardError, match="3 calls of search_customers by alice were answered, but 2 reached the server"):
+        Stage(tmp_path).check([tally])
 
 
 def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:
