@@ -7,9 +7,8 @@ import click
 
 from mcpguard.cli._text import say
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.errors import ExitStatus, McpguardError, require
 from mcpguard.identity.account import state_folder
-from mcpguard.reading.extras import require
 from mcpguard.stores.api import Wanted
 from mcpguard.text.printing import plural
 

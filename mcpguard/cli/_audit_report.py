@@ -15,11 +15,10 @@ from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import policy_option, store_option
 from mcpguard.cli._text import written_to
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.errors import ExitStatus, McpguardError, UsageError, require
 from mcpguard.files import is_there
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
-from mcpguard.reading.extras import require
 from mcpguard.stores.clock import wall_us
 from mcpguard.text.printing import plural, printable
 

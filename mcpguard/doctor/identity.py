@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from mcpguard.config import Settings, place
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
-from mcpguard.doctor.check import Check, advice, failed, failed_by, good
-from mcpguard.doctor.quantities import span
+from mcpguard.doctor.check import Check, advice, failed, failed_by, good, span
 from mcpguard.errors import ConfigError
 from mcpguard.identity.caller import Identity
 from mcpguard.text.printing import plural

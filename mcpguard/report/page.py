@@ -1,5 +1,6 @@
 """Makes the page of a report: one HTML file that asks no other place for anything."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -8,12 +9,12 @@ from typing import Final, NamedTuple, TypeVar
 
 from mcpguard import __version__
 from mcpguard.limiter.plan import Reported
-from mcpguard.policy.model import Policy
+from mcpguard.policy.model import Policy, Rate, Rule
+from mcpguard.policy.rule_text import options_of
+from mcpguard.policy.suggest import with_headroom
 from mcpguard.report import charts
-from mcpguard.report.bursts import Burst
 from mcpguard.report.charts import Series
-from mcpguard.report.gather import AXES, Figures, Findings, Named
-from mcpguard.report.limits import unreached
+from mcpguard.report.gather import AXES, Burst, Figures, Findings, Named, Use
 from mcpguard.text.printing import plural, printable
 
 TOP: Final = 10
@@ -64,7 +65,7 @@ def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: 
         charts=_charts(findings),
         slots=_slot_rows(findings),
         has_would=findings.all.would_deny > 0,
-        bursts=[_burst(one) for one in findings.worst_bursts],
+        bursts=[_burst(one) for one in findings.bursts.worst()],
         tops=[
             ("Users", "user", _top(findings.users)),
             ("Agents", "agent", _top(findings.agents)),
@@ -198,6 +199,53 @@ def _fired(findings: Findings) -> list[tuple[Reported, int, int]]:
     fired = [(limit, use.denied, use.would_deny) for limit, use in findings.limits.items()]
     fired = [one for one in fired if one[1] + one[2]]
     return sorted(fired, key=lambda one: -one[1] - one[2])[:_LIMITS]
+
+
+class Unreached(NamedTuple):
+    """A limit of the policy that had room for every call of the period, as far as rows tell.
+
+    Attributes:
+        rule: Its rule.
+        rate: The limit. Of a cap on calls in flight, the window is 0.
+        limit: How reports name it.
+        peak: The most that one counter held, as far as rows tell; 0 if no row names the limit.
+        suggested: A lower limit that leaves room above `peak`; None if there is none.
+        command: The command line that sets the suggested limit; empty without a suggestion.
+    """
+
+    rule: Rule
+    rate: Rate
+    limit: Reported
+    peak: int
+    suggested: int | None
+    command: str
+
+
+def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
+    """The limits that were never reached, in the order of the policy.
+
+    Args:
+        policy: The policy in force.
+        uses: The use of limits in the period.
+    """
+    found = []
+    for rule, _ in policy.parts:
+        for rate, limit in zip(rule.bounds, rule.reported, strict=False):  # `deny` has no rate
+            use = uses.get(limit, Use())
+            if use.denied or use.would_deny or use.was_full:
+                continue
+            lower = with_headroom(use.peak) if use.peak and rule.counts == "calls" else rate.n
+            if lower < rate.n:
+                found.append(Unreached(rule, rate, limit, use.peak, lower, _command(rule, rate, lower)))
+            else:
+                found.append(Unreached(rule, rate, limit, use.peak, None, ""))
+    return found
+
+
+def _command(rule: Rule, changed: Rate, n: int) -> str:
+    """The command line that gives a rule another limit in place of one."""
+    limits = [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
+    return shlex.join(["mcpguard", "policy", "set", *options_of(rule), *limits])
 
 
 def _burst(burst: Burst) -> Mapping[str, object]:

@@ -105,10 +105,7 @@ def test_a_collector_that_refuses_rows_ends_the_export_with_an_error(home: Path,
 
 
 def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path) -> None:
-    with (
-        patch.dict(sys.modules, {"opentelemetry": None}),
-        patch("mcpguard.reading.extras.find_spec", lambda _: None),
-    ):
+    with patch.dict(sys.modules, {"opentelemetry.sdk": None}):
         done = mcpguard(home, "audit", "export", "--otlp", "http://x")
     assert done.returncode == 1
     assert done.stderr == (
