@@ -9,7 +9,8 @@ from itertools import chain
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from mcpguard.limiter.plan import Reported
-from mcpguard.session.audit import ERRORS, axis_of, members
+from mcpguard.reading.statistics import Figures
+from mcpguard.session.audit import axis_of, members
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
 
@@ -40,76 +41,9 @@ _BUCKETS: Final = 24
 """How many buckets a power of ten has, in which durations are counted. A bucket is 10 % wide."""
 
 
-def bucket(duration_us: int) -> int:
-    """The bucket of a duration."""
-    return round(_BUCKETS * math.log10(max(1, duration_us)))
-
-
-class Durations:
-    """Durations, counted in buckets. A quantile is at most 5 % off."""
-
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
-
-    def add(self, bucket: int) -> None:
-        """Count a duration; see `bucket`."""
-        self._buckets[bucket] += 1
-
-    def quantile_us(self, share: float) -> float | None:
-        """The duration that this share of all durations does not exceed; None without durations."""
-        rest = share * self._buckets.total()
-        for bucket, n in sorted(self._buckets.items()):
-            rest -= n
-            if rest <= 0:
-                return float(10 ** (bucket / _BUCKETS))
-        return None
-
-
-class Figures:
-    """Calls, counted by what became of them.
-
-    Attributes:
-        calls: All calls.
-        denied: The calls that were not forwarded.
-        would_deny: The calls that were forwarded only because a rule observes.
-        outcomes: The calls by outcome.
-        durations: The durations of calls with an outcome.
-    """
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.denied = 0
-        self.would_deny = 0
-        self.outcomes: Counter[str] = Counter()
-        self.durations = Durations()
-
-    def add(self, decision: str, weight: int, outcome: str | None, duration: int | None) -> None:
-        """Count the calls of a row. `duration` is the bucket of its duration."""
-        self.calls += weight
-        if decision in REFUSED:
-            self.denied += weight
-        elif decision == "would_deny":
-            self.would_deny += weight
-        if outcome is not None:
-            self.outcomes[outcome] += 1
-            if duration is not None:
-                self.durations.add(duration)
-
-    @property
-    def allowed(self) -> int:
-        """The calls that were forwarded and would also have been with all rules enforced."""
-        return self.calls - self.denied - self.would_deny
-
-    @property
-    def errors(self) -> int:
-        """The calls with an outcome in `ERRORS`."""
-        return sum(self.outcomes[word] for word in ERRORS)
-
-    @property
-    def error_share(self) -> float | None:
-        """The share of errors among calls with an outcome; None without such calls."""
-        ended = self.outcomes.total()
-        return self.errors / ended if ended else None
+def rounded_us(duration_us: int) -> int:
+    """A duration, rounded to the middle of its bucket. It is at most 5 % off."""
+    return round(10 ** (round(_BUCKETS * math.log10(max(1, duration_us))) / _BUCKETS))
 
 
 _Name = TypeVar("_Name", str, tuple[str, str])
@@ -258,7 +192,7 @@ class Findings:
         row, outcome = stored.row, stored.outcome
         decision = row.decision
         weight = row.repeats or 1
-        duration = None if stored.duration_us is None else bucket(stored.duration_us)
+        duration = None if stored.duration_us is None else rounded_us(stored.duration_us)
         self.decisions[decision] += weight
         slot = self.slots[min(len(self.slots) - 1, max(0, (row.time_us - self.first_us) // self.slot_us))]
         user, agent, server, tool = self._names(row.context)

@@ -12,9 +12,10 @@ from mcpguard.limiter.plan import Reported
 from mcpguard.policy.model import Policy, Rate, Rule
 from mcpguard.policy.rule_text import options_of
 from mcpguard.policy.suggest import with_headroom
+from mcpguard.reading.statistics import Figures
 from mcpguard.report import charts
 from mcpguard.report.charts import Series
-from mcpguard.report.gather import AXES, Burst, Figures, Findings, Named, Use
+from mcpguard.report.gather import AXES, Burst, Findings, Named, Use
 from mcpguard.text.printing import plural, printable
 
 TOP: Final = 10
@@ -61,7 +62,7 @@ def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: 
         total=findings.all,
         decisions=findings.decisions.most_common(),
         outcomes=findings.all.outcomes.most_common(),
-        quantiles=_quantiles(findings.all),
+        quantiles=findings.all.percentiles_ms(),
         charts=_charts(findings),
         slots=_slot_rows(findings),
         has_would=findings.all.would_deny > 0,
@@ -131,9 +132,10 @@ def _charts(findings: Findings) -> list[Chart]:
     for title, what, series in counted:
         if shown := [one for one in series if any(one.values)]:
             found.append(Chart(title, what, _legend(shown), charts.stacked(len(found), labels, shown)))
+    percentiles = [slot.figures.percentiles_ms() for slot in slots]
     durations = [
-        Series(name, colour, [_milliseconds(slot.figures, share) for slot in slots])
-        for name, colour, share in (("p99", "violet", 0.99), ("p95", "orange", 0.95), ("p50", "blue", 0.5))
+        Series(name, colour, [one[at] for one in percentiles])
+        for name, colour, at in (("p99", "violet", 2), ("p95", "orange", 1), ("p50", "blue", 0))
     ]
     if any(durations[0].values):
         what = f"Milliseconds from the call to its answer, per {each}. The scale is logarithmic."
@@ -174,7 +176,7 @@ def _slot_rows(findings: Findings) -> list[dict[str, object]]:
                     "figures": figures,
                     "denied": [slot.denied[axis] for axis in AXES],
                     "would_deny": [slot.would_deny[axis] for axis in AXES],
-                    "quantiles": _quantiles(figures),
+                    "quantiles": figures.percentiles_ms(),
                 }
             )
     return rows
@@ -190,7 +192,7 @@ def _top(named: Named[_Name]) -> list[tuple[_Name, Figures, float]]:
 def _tools(named: Named[tuple[str, str]]) -> list[dict[str, object]]:
     rows = []
     for (server, tool), figures, width in _top(named):
-        rows.append({"server": server, "tool": tool, "figures": figures, "width": width, "quantiles": _quantiles(figures)})
+        rows.append({"server": server, "tool": tool, "figures": figures, "width": width, "quantiles": figures.percentiles_ms()})
     return rows
 
 
@@ -263,15 +265,6 @@ def _burst(burst: Burst) -> Mapping[str, object]:
     }
 
 
-def _quantiles(figures: Figures) -> Sequence[float | None]:
-    return [figures.durations.quantile_us(share) for share in (0.5, 0.95, 0.99)]
-
-
-def _milliseconds(figures: Figures, share: float) -> float | None:
-    duration_us = figures.durations.quantile_us(share)
-    return None if duration_us is None else duration_us / 1000
-
-
 def _time(time_us: int, *, seconds: bool = False) -> str:
     """A time in UTC, to the minute or the second."""
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
@@ -315,17 +308,17 @@ def _share(share: float | None) -> str:
     return f"{100 * share:.1f} %".replace(".0 %", " %")
 
 
-def _ms(duration_us: float | None) -> str:
+def _ms(duration_ms: float | None) -> str:
     """A duration with three digits, or in whole seconds.
 
-    >>> _ms(1234.0), _ms(2_500_000.0), _ms(80.0), _ms(1_800_000_000.0)
+    >>> _ms(1.234), _ms(2_500.0), _ms(0.08), _ms(1_800_000.0)
     ('1.23 ms', '2.5 s', '0.08 ms', '1\u202f800 s')
     """
-    if duration_us is None:
+    if duration_ms is None:
         return "–"
-    if duration_us >= 1e8:
-        return f"{_number(round(duration_us / 1e6))} s"
-    return f"{duration_us / 1e6:.3g} s" if duration_us >= 1e6 else f"{duration_us / 1000:.3g} ms"
+    if duration_ms >= 1e5:
+        return f"{_number(round(duration_ms / 1e3))} s"
+    return f"{duration_ms / 1e3:.3g} s" if duration_ms >= 1e3 else f"{duration_ms:.3g} ms"
 
 
 def _name(text: object) -> str:

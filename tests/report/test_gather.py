@@ -1,7 +1,8 @@
 import json
 
 from mcpguard.limiter.plan import Reported
-from mcpguard.report.gather import GAP_US, MAX_SLOTS, NAMES, SLOTS_US, WORST, Durations, Findings, bucket, gather, slot_us
+from mcpguard.reading.statistics import Figures
+from mcpguard.report.gather import GAP_US, MAX_SLOTS, NAMES, SLOTS_US, WORST, Findings, gather, rounded_us, slot_us
 from mcpguard.report.gather import LEAST_BURST as LEAST
 from mcpguard.session.audit import Row
 from mcpguard.stores.api import StoredRow
@@ -57,14 +58,13 @@ def test_an_error_is_a_share_of_the_calls_that_have_ended() -> None:
     assert of(stored(0, "rate_limited")).all.error_share is None
 
 
-def test_a_quantile_is_off_by_five_percent_at_most() -> None:
-    durations = Durations()
+def test_a_percentile_is_off_by_five_percent_at_most() -> None:
+    figures = Figures()
     for duration_us in range(1, 100_001):
-        durations.add(bucket(duration_us))
-    for share in (0.5, 0.95, 0.99):
-        found = durations.quantile_us(share)
+        figures.add("allowed", 1, "ok", rounded_us(duration_us))
+    for share, found in zip((50, 95, 99), figures.percentiles_ms(), strict=True):
         assert found is not None
-        assert abs(found / (share * 100_000) - 1) < 0.05
+        assert abs(found / share - 1) < 0.05
 
 
 def test_memory_does_not_grow_with_the_number_of_names_and_the_most_called_stay() -> None:

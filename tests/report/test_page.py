@@ -110,7 +110,7 @@ def test_every_number_of_the_charts_is_in_a_table(week_page: str) -> None:
         assert [int(value.replace("\u202f", "")) for value in values[7:11]] == would_deny
         errors = [slot.figures.outcomes[word] for word in ("tool_error", "rpc_error")]
         assert [int(value.replace("\u202f", "")) for value in values[12:14]] == errors
-        assert values[14:] == [page._ms(slot.figures.durations.quantile_us(share)) for share in (0.5, 0.95, 0.99)]
+        assert values[14:] == [page._ms(one) for one in slot.figures.percentiles_ms()]
 
 
 def test_the_styles_of_a_chart_apply_to_that_chart_alone(week_page: str) -> None:
