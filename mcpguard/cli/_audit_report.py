@@ -52,7 +52,7 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
       mcpguard audit report --since 30d --server crm -o crm.html
     """
     give_way()
-    require("audit report", "report", "pygal", "jinja2")
+    require("audit report", "report", "jinja2")
     settings = config.load(os.environ, store=store, policy=policy)
     wanted = _filters.wanted(settings.namespace, **filters)
     now_us = wall_us()

@@ -131,7 +131,7 @@ def _charts(findings: Findings) -> list[Chart]:
     found: list[Chart] = []
     for title, what, series in counted:
         if shown := [one for one in series if any(one.values)]:
-            found.append(Chart(title, what, _legend(shown), charts.stacked(len(found), labels, shown)))
+            found.append(Chart(title, what, _legend(shown), charts.stacked(labels, shown)))
     percentiles = [slot.figures.percentiles_ms() for slot in slots]
     durations = [
         Series(name, colour, [one[at] for one in percentiles])
@@ -139,7 +139,7 @@ def _charts(findings: Findings) -> list[Chart]:
     ]
     if any(durations[0].values):
         what = f"Milliseconds from the call to its answer, per {each}. The scale is logarithmic."
-        found.append(Chart("Durations", what, _legend(durations), charts.lines(len(found), labels, durations)))
+        found.append(Chart("Durations", what, _legend(durations), charts.lines(labels, durations)))
     return found
 
 
