@@ -19,26 +19,17 @@ from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
 
-def test_it_ends_with_status_0_and_an_empty_stderr(run: Run) -> None:
-    assert (run.status, run.err) == (0, "")
+def test_it_ends_well_and_leaves_nothing_behind(run: Run) -> None:
+    assert (run.status, run.err, run.left_behind) == (0, "", [])
 
 
-def test_exactly_a_hundred_of_alices_three_thousand_calls_reach_the_server(run: Run) -> None:
+def test_each_limit_holds_and_bob_is_never_denied(run: Run) -> None:
     assert "Of Alice's 3,000 searches, 100 reached the server and 2,900 were denied." in run.out
-    assert run.row("alice", "search_customers") == ["3,000", "100", "2,900", "-", "-"]
-
-
-def test_bob_is_never_denied(run: Run) -> None:
     assert "Bob's 10 searches during the loop: 10 answered, 0 denied" in run.out
+    assert run.row("alice", "search_customers") == ["3,000", "100", "2,900", "-", "-"]
     assert run.row("bob", "search_customers") == ["10", "10", "-", "-", "-"]
     assert run.row("bob", "generate_report") == ["2", "2", "-", "-", "-"]
-
-
-def test_all_users_share_the_five_reports_a_minute(run: Run) -> None:
     assert run.row("alice", "generate_report") == ["4", "3", "-", "1", "-"]
-
-
-def test_the_subagent_is_limited_by_the_agent_axis(run: Run) -> None:
     assert run.row("carol", "search_customers") == ["30", "20", "-", "-", "10"]
 
 
@@ -77,10 +68,6 @@ def test_in_a_pipe_it_is_plain_text_of_eighty_columns(run: Run) -> None:
     assert [line for line in run.out.splitlines() if len(line) > 80] == []
 
 
-def test_it_leaves_nothing_behind(run: Run) -> None:
-    assert run.left_behind == []
-
-
 def test_it_keeps_its_folder_if_asked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,13 +100,14 @@ def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: 
 
 
 INTERRUPTED = """\
-import signal, sys
+import os, signal, sys
 
 class Interrupted:
     def find_spec(name, path, target):
         if name == "mcp.client":
             try:
                 signal.raise_signal(signal.SIGINT)
+                os._exit(7)
             except KeyboardInterrupt as error:
                 raise ValueError("no schema") from error
 
@@ -128,19 +116,15 @@ sys.meta_path.insert(0, Interrupted)
 """Is loaded by the interpreter's start: Ctrl-C while mcp is imported, and an import that makes another error of it."""
 
 
-def test_ctrl_c_during_imports_ends_it_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("trap", "status"), [("true", 130), ("trap '' INT", 7)])
+def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_ignored(
+    tmp_path: Path, trap: str, status: int
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
     env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
-
-
-def test_ctrl_c_during_imports_is_ignored_where_the_parent_process_had_it_ignored(tmp_path: Path) -> None:
-    went_on = INTERRUPTED.replace("signal.raise_signal(signal.SIGINT)", "signal.raise_signal(signal.SIGINT); os._exit(7)")
-    (tmp_path / "sitecustomize.py").write_text(f"import os\n{went_on}")
-    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    ignoring = ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *DEMO]
-    assert subprocess.run(ignoring, env=env, cwd=ROOT, check=False).returncode == 7
+    argv = ["/bin/sh", "-c", f'{trap}; exec "$@"', "sh", *DEMO]
+    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:

@@ -233,22 +233,7 @@ def test_cached_keys_of_another_url_are_ignored(idp: Provider, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "fetched_s",
-    [
-        "Infinity",
-        "-Infinity",
-        "NaN",
-        "1e999",
-        "-1",
-        "0",
-        "1e300",
-        "1" + "0" * 400,
-        "1" * 5000,
-        '"1"',
-        "true",
-        "null",
-        "[1]",
-        "{}",
-    ],
+    ["Infinity", "NaN", "1e999", "-1", "0", "1" + "0" * 400, "1" * 5000, '"1"', "true", "[1]"],
 )
 def test_cached_keys_with_an_invalid_time_are_ignored(idp: Provider, fetched_s: str) -> None:
     idp.keys()
@@ -258,17 +243,6 @@ def test_cached_keys_with_an_invalid_time_are_ignored(idp: Provider, fetched_s: 
     file.write_text(text)
     keys = idp.keys()
     assert (idp.asked, knows(keys), keys.fetched_s) == (2, True, idp.now_s)
-
-
-@pytest.mark.parametrize(
-    "entries", ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":NaN}]', '["a"]', "null"]
-)
-def test_invalid_keys_in_the_cache_are_ignored(idp: Provider, entries: str) -> None:
-    idp.keys()
-    (file,) = (idp.home / "state").iterdir()
-    file.write_text(f'{{"url": "{URL}", "fetched_s": {idp.now_s}, "keys": {entries}}}')
-    keys = idp.keys()
-    assert (idp.asked, knows(keys)) == (2, True)
 
 
 def test_a_secret_in_the_urls_query_reaches_only_the_provider(server: KeyServer, tmp_path: Path) -> None:
@@ -292,17 +266,25 @@ def test_a_secret_in_the_urls_query_reaches_only_the_provider(server: KeyServer,
     assert RemoteKeys(f"{server.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
 
 
+ENTRIES = ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":NaN}]', '["a"]', "null"]
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), os.mkdir, os.mkfifo]
+    "content",
+    [
+        *(f'{{"url": "{URL}", "fetched_s": 1, "keys": {entries}}}'.encode() for entries in ENTRIES),
+        *(b"", b"{", b"[]", b"{}", b"\xff", b"[" * 99999, b'{"url":"%s"}' % URL.encode(), os.mkdir, os.mkfifo),
+    ],
+    ids=range(16),
 )
 def test_a_broken_cache_is_ignored(idp: Provider, content: bytes | Callable[[Path], None]) -> None:
     idp.keys()
     (file,) = (idp.home / "state").iterdir()
-    if not isinstance(content, bytes):
-        file.unlink()
-        content(file)
-    else:
+    file.unlink()
+    if isinstance(content, bytes):
         file.write_bytes(content)
+    else:
+        content(file)
     keys = idp.keys()
     assert (idp.asked, knows(keys)) == (2, True)
 
@@ -333,12 +315,11 @@ def test_a_file_of_keys_is_read_again_on_seek_and_its_last_good_keys_stay(tmp_pa
     assert (knows(keys), keys.problem) == (True, "Is a directory")
 
 
-# With a real server
+# With a real server and real time
 
 
-def test_keys_come_from_a_real_server(server: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mcpguard.identity.keys.FETCH_S", 30.0)
-    keys = RemoteKeys(server.url, tmp_path)
+def test_keys_come_from_a_real_server(server: KeyServer, tmp_path: Path) -> None:
+    keys = RemoteKeys(server.url, tmp_path, fetch_s=30)
     keys.wait(30)
     assert knows(keys)
 
