@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from statistics import median
 from typing import Final, NoReturn
 
@@ -153,7 +153,8 @@ async def _tell(page: Page, stage: Stage) -> None:
     page.heading("Each user's client starts the CRM server behind mcpguard")
     for person in (ALICE, BOB, CAROL):
         page.verbatim(_command_line(person))
-    async with _connected(stage, ALICE, BOB, CAROL) as (alice, bob, carol):
+    async with AsyncExitStack() as connected:
+        alice, bob, carol = [await connected.enter_async_context(stage.connect(one)) for one in (ALICE, BOB, CAROL)]
         tallies = await _act(page, alice, bob, carol)
         stage.check(tallies)
         _show(page, stage, tallies)
@@ -228,16 +229,6 @@ def _show(page: Page, stage: Stage, tallies: Sequence[Tally]) -> None:
         page.verbatim(message)
         page.verbatim("data")
         page.verbatim(json.dumps(loop.first_denial.data, indent=2, ensure_ascii=False), indent="    ")
-
-
-@asynccontextmanager
-async def _connected(stage: Stage, *people: Person) -> AsyncIterator[list[Client]]:
-    """Connect the client of each user."""
-    if not people:
-        yield []
-        return
-    async with stage.connect(people[0]) as client, _connected(stage, *people[1:]) as others:
-        yield [client, *others]
 
 
 def _command_line(person: Person) -> str:
