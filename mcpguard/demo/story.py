@@ -71,9 +71,9 @@ class Page(Console):
 
     def __init__(self) -> None:
         terminal = sys.stdout.isatty()
+        width = min(Console().width, WIDTH) if terminal else WIDTH
         # In a pipe neither COLUMNS nor FORCE_COLOR changes the text
-        super().__init__(force_terminal=None if terminal else False, highlight=False)
-        self.width = min(self.width, WIDTH) if terminal else WIDTH
+        super().__init__(width=width, force_terminal=None if terminal else False, highlight=False)
 
     def on_broken_pipe(self) -> NoReturn:
         """Let the interpreter, which flushes the buffer at exit, write to nothing."""
