@@ -11,7 +11,7 @@ from typing import Final
 from mcpguard.text.redaction import holds_token
 
 _NPX: Final = "exec run dlx x -- -y --yes -q --quiet -p= --package="
-_PYTHON: Final = "run tool -m -u -I -B -q --quiet -p= --directory= --project= --from= --with= --python="
+_PYTHON: Final = "run tool -m -u -B -E -I -S -q --quiet -p= -W= -X= --directory= --project= --from= --with= --python="
 _DOCKER: Final = """compose container exec run -i -t -it -T --interactive --tty --rm --init
     -e= --env= -v= --volume= --mount= --name= --network="""
 
