@@ -8,7 +8,7 @@ import pytest
 from mcpguard.reading.telemetry import HEADERS, SERVICE
 from tests.cli.command import calls, mcpguard, process, start
 from tests.end_to_end.host import DEADLINE_S, policy, rule
-from tests.report.receiver import Receiver, receiving, values
+from tests.reading.receiver import Receiver, receiving, values
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from mcpguard.stores.api import Store, StoredRow, Wanted
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.reading.receiver import Receiver, receiving, values
 from tests.redis_servers import running as redis_running
-from tests.report.receiver import Receiver, receiving, values
 from tests.report.test_gather import stored
 
 ANY = Wanted(lambda _: True)
