@@ -149,6 +149,28 @@ class CommandError(McpguardError):
         self.exit_status = exit_status
 
 
+def require(what: str, extra: str, *modules: str) -> None:
+    """Check that modules are there which `pip install mcpguard-cli` leaves out.
+
+    Args:
+        what: What needs them, for the message.
+        extra: The extra that installs them.
+        modules: Their names.
+
+    Raises:
+        McpguardError: One is not installed.
+    """
+    from importlib.util import find_spec
+
+    for module in modules:
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:  # a package that the module is in
+            found = None
+        if found is None:
+            raise McpguardError(f"{what} needs {module.replace('.', '-')}, which is not installed", installing(extra))
+
+
 def installing(extra: str) -> str:
     """The hint that names the commands that install an extra."""
     how = "with uv tool install, pipx install --force or pip install"

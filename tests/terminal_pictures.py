@@ -59,7 +59,6 @@ def shown(*, rows: int = 12, loop_calls: int = story.LOOP_CALLS) -> dict[str, Te
         demo = on_a_terminal("demo", "--keep", env=env, tuned={"mcpguard.demo.story.LOOP_CALLS": loop_calls})
         (home,) = Path(folder).glob("mcpguard-demo-*")
         env["MCPGUARD_HOME"] = str(home)
-        (home / "policy.toml").write_text(story.POLICY)  # the demo has replaced it
         policy = on_a_terminal("policy", "show", env=env).replace(str(home), "~/.config/mcpguard")
         audit = on_a_terminal("audit", "tail", "-n", str(rows), env=env)
     lines = demo.splitlines()

@@ -21,7 +21,7 @@ from mcpguard.cli._seen import files
 from mcpguard.cli._text import reader_leaves, say, written_to
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
-from mcpguard.reading.export import FORMATS, Writer
+from mcpguard.reading.export import FORMATS
 from mcpguard.reading.following import follow as follow_rows
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.text.printing import amount
@@ -90,7 +90,7 @@ def command(
             heading = FORMATS[form].heading
             if heading and is_empty:
                 file.write(heading + "\n")
-            write = Writer(FORMATS[form]).lines
+            write = FORMATS[form].lines
             if follow:
                 sleep = _wait_for_reader if file is sys.stdout else time.sleep
                 for _, page in follow_rows(settings, wanted, say, sleep):

@@ -7,9 +7,8 @@ import click
 
 from mcpguard.cli._text import say
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.errors import ExitStatus, McpguardError, require
 from mcpguard.identity.account import state_folder
-from mcpguard.reading.extras import require
 from mcpguard.stores.api import Wanted
 from mcpguard.text.printing import plural
 
@@ -24,19 +23,15 @@ def send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follo
         with_user: Whether spans and metrics name users.
         follow: Whether to wait for further rows.
     """
-    require("audit export --otlp", "otel", "google.protobuf", "opentelemetry.proto")
+    require("audit export --otlp", "otel", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
     from mcpguard.reading import telemetry
 
-    url = telemetry.checked_url(url)
-    headers = telemetry.headers(os.environ, url)
+    url = telemetry.checked_url(url, os.environ)
     options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
     try:
         position = telemetry.Position(state_folder(os.environ), settings.address.shown, settings.namespace, url)
-        with (
-            contextlib.closing(position),
-            contextlib.closing(telemetry.HttpCollector(url, headers)) as collector,
-        ):
-            exporter = telemetry.Exporter(settings, collector, position, options, say)
+        with contextlib.closing(position):
+            exporter = telemetry.Exporter(settings, telemetry.Collector(url), position, options, say)
             exporter.run()
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED

@@ -15,11 +15,10 @@ from mcpguard.cli._filters import row_filters
 from mcpguard.cli._options import policy_option, store_option
 from mcpguard.cli._text import written_to
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.errors import ExitStatus, McpguardError, UsageError, require
 from mcpguard.files import is_there
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
-from mcpguard.reading.extras import require
 from mcpguard.stores.clock import wall_us
 from mcpguard.text.printing import plural, printable
 
@@ -53,7 +52,7 @@ def command(output: Path, policy: str | None, store: str | None, **filters: Any)
       mcpguard audit report --since 30d --server crm -o crm.html
     """
     give_way()
-    require("audit report", "report", "pygal", "jinja2")
+    require("audit report", "report", "jinja2")
     settings = config.load(os.environ, store=store, policy=policy)
     wanted = _filters.wanted(settings.namespace, **filters)
     now_us = wall_us()

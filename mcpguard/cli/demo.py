@@ -17,9 +17,8 @@ def command(keep: bool) -> int:
     """See the limits hold while an agent loops.
 
     Starts a small CRM server behind mcpguard for three users. The agent of one user calls it 3,000 times. The demo prints how
-    many calls reached the server, and what a denied client receives. Then it shows rules that let calls wait, cap calls in
-    flight, close a failing tool, stop repeated calls and keep a budget. Last come the newest denials in the audit log. The demo
-    takes about ten seconds, works in a temporary folder, and does not touch your files.
+    many calls reached the server, what a denied client receives, and the newest denials in the audit log. It takes some
+    seconds, works in a temporary folder, and does not touch your files.
 
     Example: mcpguard demo
     """

@@ -84,7 +84,7 @@ def _caller(settings: Settings, identity: Identity) -> Report:
 def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:
     """The report if a token names the user: also the token's claims, the provider's keys and every problem."""
     from mcpguard.identity.claims import time_of, utc
-    from mcpguard.identity.examining import examined
+    from mcpguard.identity.token import examined
 
     warnings: list[str] = []
     source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)

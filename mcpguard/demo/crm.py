@@ -2,15 +2,12 @@
 
 Its data is made up and is in memory. Two of its tools behave badly on purpose: `open_page` is slow, and `sync_orders` fails.
 
-If the variable `CRM_CALL_LOG` names a file, the server appends every call that it receives to that file, one JSON object per
-line. The demo counts those calls, to show that the denied ones did not arrive. For each page it also appends from when to when
-the page was being opened, by the system's monotonic clock.
+If the variable `CRM_CALL_LOG` names a file, the server appends the tool of each call that it receives to it, one a line.
+The demo counts those calls, to show that the denied ones did not arrive.
 """
 
-import json
 import os
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +84,7 @@ def search_customers(query: str) -> list[Customer]:
     Args:
         query: Text to look for, in any case; an empty one finds every customer.
     """
-    _log_call("search_customers", query=query)
+    _log_call("search_customers")
     wanted = query.casefold().strip()
     return [customer for customer in _CUSTOMERS if any(wanted in text.casefold() for text in vars(customer).values())]
 
@@ -99,7 +96,7 @@ def generate_report(month: str) -> Report:
     Args:
         month: The month as YYYY-MM, such as 2026-09.
     """
-    _log_call("generate_report", month=month)
+    _log_call("generate_report")
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
         raise ToolError(f"month must be YYYY-MM, such as 2026-09, not {month!r}")
     revenue: dict[str, int] = {}
@@ -118,13 +115,11 @@ async def open_page(customer_id: str) -> str:
     Args:
         customer_id: The customer's id, such as C-1001.
     """
-    _log_call("open_page", customer_id=customer_id)
+    _log_call("open_page")
     customer = next((one for one in _CUSTOMERS if one.id == customer_id), None)
     if customer is None:
         raise ToolError(f"there is no customer {customer_id!r}")
-    begun_us = _now_us()
     await anyio.sleep(PAGE_S)
-    _log({"page_us": [begun_us, _now_us()]})
     return f"{customer.company}, {customer.city}"
 
 
@@ -135,18 +130,10 @@ def sync_orders() -> str:
     raise ToolError("the warehouse does not answer")
 
 
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000
-
-
-def _log_call(tool: str, **arguments: str) -> None:
-    _log({"tool": tool, "arguments": arguments})
-
-
-def _log(entry: dict[str, object]) -> None:
+def _log_call(tool: str) -> None:
     if path := os.environ.get(CALL_LOG_VARIABLE):
         with Path(path).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
+            log.write(tool + "\n")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,30 @@
 """The demo's story: Alice's agent loops, and Bob's calls are not affected.
 
 The demo starts real `mcpguard run` processes with the bundled CRM server behind them, and calls them through the MCP SDK's
-client. Only the users and the names of their clients are made up. `beyond` tells what happens under another policy.
+client. Only the users and the names of their clients are made up. On a terminal it has colours and a progress bar; in a pipe
+it is plain text of at most 80 columns.
 """
 
+import json
+import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import textwrap
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from statistics import median
+from typing import Final, NoReturn
 
 import anyio
 from mcp import Client, MCPError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
-from mcpguard.demo import beyond
-from mcpguard.demo.page import Page, ReaderGone
 from mcpguard.demo.stage import ALICE, BOB, CAROL, Person, Stage, Tally, last_line, temporary_stage
 from mcpguard.errors import ExitStatus, McpguardError
 
-POLICY = """\
+POLICY: Final = """\
 # Every user may search 100 times an hour.
 [[rule]]
 user  = "*"
@@ -31,7 +37,7 @@ user  = "bob@acme.com"
 tool  = "search_customers"
 limit = "10/1h"
 
-# Five reports a minute, by all users together.
+# Five reports a minute, by everybody together.
 [[rule]]
 tool  = "generate_report"
 limit = "5/1m"
@@ -42,15 +48,47 @@ agent = "Claude Code::subagent::Explore"
 limit = "20/1h"
 """
 
-LOOP_CALLS = 3_000
-BOB_CALLS = 10
-SUBAGENT_CALLS = 30
-BOB_REPORTS = 2
-ALICE_REPORTS = 4
-AUDIT_ROWS = 8
+LOOP_CALLS: Final = 3_000
+BOB_CALLS: Final = 10
+SUBAGENT_CALLS: Final = 30
+BOB_REPORTS: Final = 2
+ALICE_REPORTS: Final = 4
+AUDIT_ROWS: Final = 8
+WIDTH: Final = 80
 
-_STORY_TIMEOUT_S = 120.0
-"""The story takes about ten seconds. After this time the demo gives up."""
+_STORY_TIMEOUT_S: Final = 120.0
+"""The story takes some seconds. After this time the demo gives up."""
+
+_ROW: Final = "  {:5}  {:16}  {:>5}  {:>7}  {:>14}  {:>7}  {:>8}"
+
+
+class ReaderGone(Exception):
+    """The reader of stdout has gone away."""
+
+
+class Page(Console):
+    """Prints the demo. Every method raises `ReaderGone` if stdout is a pipe that nobody reads."""
+
+    def __init__(self) -> None:
+        terminal = sys.stdout.isatty()
+        width = min(Console().width, WIDTH) if terminal else WIDTH
+        # In a pipe neither COLUMNS nor FORCE_COLOR changes the text
+        super().__init__(width=width, force_terminal=None if terminal else False, highlight=False)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the interpreter, which flushes the buffer at exit, write to nothing."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ReaderGone
+
+    def heading(self, text: str) -> None:
+        """Print the first line of a section."""
+        self.print()
+        self.print(Text(text, style="bold cyan"))
+
+    def verbatim(self, text: str, indent: str = "  ") -> None:
+        """Print the content of a file or the output of a command, without wrapping lines."""
+        for line in text.splitlines():
+            self.print(Text((indent + line).rstrip(), style="dim" if line.lstrip().startswith("#") else ""), soft_wrap=True)
 
 
 def run_demo(*, keep: bool) -> int:
@@ -66,12 +104,13 @@ def run_demo(*, keep: bool) -> int:
         McpguardError: The demo failed.
     """
     page = Page()
-    with temporary_stage(keep=keep) as stage:
-        stage.put_policy(POLICY)
+    with temporary_stage(POLICY, keep=keep) as stage:
         try:
             return anyio.run(_tell_until_signal, page, stage)
         except Exception as error:
-            cause = _first_cause(error)
+            cause = error
+            while isinstance(cause, ExceptionGroup):
+                cause = cause.exceptions[0]
             if isinstance(cause, ReaderGone):
                 return ExitStatus.OK  # as after other commands, so that `| head` works
             raise _explained(cause, stage) from error
@@ -108,17 +147,17 @@ async def _tell_until_signal(page: Page, stage: Stage) -> int:
 
 
 async def _tell(page: Page, stage: Stage) -> None:
-    page.title("mcpguard demo: an agent loops")
+    page.print(Text("mcpguard demo: an agent loops", style="bold"))
     page.heading("The policy")
     page.verbatim(POLICY)
     page.heading("Each user's client starts the CRM server behind mcpguard")
     for person in (ALICE, BOB, CAROL):
         page.verbatim(_command_line(person))
-    async with _connected(stage, ALICE, BOB, CAROL) as (alice, bob, carol):
+    async with AsyncExitStack() as connected:
+        alice, bob, carol = [await connected.enter_async_context(stage.connect(one)) for one in (ALICE, BOB, CAROL)]
         tallies = await _act(page, alice, bob, carol)
         stage.check(tallies)
         _show(page, stage, tallies)
-        await beyond.play(page, stage, alice, bob, carol)
     # When mcpguard has ended, all rows are in the audit log
     page.heading(f"The last denials in the audit log: mcpguard audit tail -n {AUDIT_ROWS} --denied")
     page.verbatim(await stage.audit_tail(AUDIT_ROWS, page.width), indent="")
@@ -127,27 +166,18 @@ async def _tell(page: Page, stage: Stage) -> None:
     page.verbatim("mcpguard install")
 
 
-def _show(page: Page, stage: Stage, tallies: Sequence[Tally]) -> None:
-    """Show the results of the calls, Alice's loop first."""
-    page.heading("What happened")
-    page.table(*_summary(tallies, stage))
-    loop = tallies[0]
-    page.say("")
-    page.say(
-        f"Of Alice's {loop.made:,} searches, {stage.reached(loop):,} reached the server and "
-        f"{loop.denied.total():,} were denied."
-    )
-    if loop.first_denial:
-        page.heading("What Alice's client received for the first call over the limit")
-        page.denial(loop.first_denial.code, loop.first_denial.message, loop.first_denial.data)
-
-
 async def _act(page: Page, alice: Client, bob: Client, carol: Client) -> list[Tally]:
     """Make all calls, and return their results, Alice's loop first."""
     loop, searches, subagent = (Tally(person, "search_customers") for person in (ALICE, BOB, CAROL))
     bob_reports, alice_reports = (Tally(person, "generate_report") for person in (BOB, ALICE))
     page.heading(f"Alice's agent is caught in a loop: {LOOP_CALLS:,} searches, while Bob makes {BOB_CALLS}")
-    with page.progress("Alice's loop", LOOP_CALLS, every=LOOP_CALLS // 3) as show:
+    columns = (
+        TextColumn("  Alice's loop"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[note]}"),
+    )
+    with Progress(*columns, console=page, transient=True, disable=not page.is_terminal) as progress:
+        task = progress.add_task("", total=LOOP_CALLS, note="")
         async with anyio.create_task_group() as together:
             turns = [anyio.Event() for _ in range(BOB_CALLS)]
             together.start_soon(_search_in_turn, bob, searches, turns)
@@ -155,10 +185,12 @@ async def _act(page: Page, alice: Client, bob: Client, carol: Client) -> list[Ta
                 if done % (LOOP_CALLS // BOB_CALLS) == 0:
                     turns[done * BOB_CALLS // LOOP_CALLS].set()
                 await loop.call(alice, query="solar")
-                show(done + 1, f"{loop.answered} answered, {loop.denied.total():,} denied")
-    page.say(
+                note = f"{loop.answered} answered, {loop.denied.total():,} denied"
+                progress.update(task, completed=done + 1, note=note)
+    took_ms = median(searches.took_s) * 1000
+    page.print(
         f"Bob's {searches.made} searches during the loop: {searches.answered} answered, "
-        f"{searches.denied.total()} denied; {median(searches.took_s) * 1000:.0f} ms each (median)."
+        f"{searches.denied.total()} denied; {took_ms:.0f} ms each (median)."
     )
     for _ in range(SUBAGENT_CALLS):
         await subagent.call(carol, query="enterprise")
@@ -175,36 +207,34 @@ async def _search_in_turn(client: Client, tally: Tally, turns: Sequence[anyio.Ev
         await tally.call(client, query="lagos")
 
 
-@asynccontextmanager
-async def _connected(stage: Stage, *people: Person) -> AsyncIterator[list[Client]]:
-    """Connect the client of each user."""
-    if not people:
-        yield []
-        return
-    async with stage.connect(people[0]) as client, _connected(stage, *people[1:]) as others:
-        yield [client, *others]
-
-
-def _summary(tallies: Sequence[Tally], stage: Stage) -> tuple[list[str], list[list[str]], int]:
-    """The table of all calls: its header, its rows, and the number of columns that hold words."""
-    header = ["who", "tool", "calls", "reached", "denied by user", "by tool", "by agent"]
-    rows = []
+def _show(page: Page, stage: Stage, tallies: Sequence[Tally]) -> None:
+    """Show the results of the calls, Alice's loop first."""
+    page.heading("What happened")
+    page.print(Text(_ROW.format("who", "tool", "calls", "reached", "denied by user", "by tool", "by agent"), style="dim"))
     for tally in tallies:
         denied = [f"{tally.denied[axis]:,}" if tally.denied[axis] else "-" for axis in ("user", "tool", "agent")]
-        rows.append([tally.person.name, tally.tool, f"{tally.made:,}", f"{stage.reached(tally):,}", *denied])
-    return header, rows, 2
+        row = _ROW.format(tally.person.name, tally.tool, f"{tally.made:,}", f"{stage.reached(tally):,}", *denied)
+        page.print(Text(row), soft_wrap=True)
+    loop = tallies[0]
+    page.print(
+        f"\nOf Alice's {loop.made:,} searches, {stage.reached(loop):,} reached the server and "
+        f"{loop.denied.total():,} were denied."
+    )
+    if loop.first_denial:
+        page.heading("What Alice's client received for the first call over the limit")
+        page.verbatim(f"code     {loop.first_denial.code}")
+        message = textwrap.fill(
+            loop.first_denial.message, page.width - 2, initial_indent="message  ", subsequent_indent=" " * 9
+        )
+        page.verbatim(message)
+        page.verbatim("data")
+        page.verbatim(json.dumps(loop.first_denial.data, indent=2, ensure_ascii=False), indent="    ")
 
 
 def _command_line(person: Person) -> str:
     options = " ".join(f'"{option}"' if " " in option else option for option in person.options)
     line = f"mcpguard run --server crm {options} -- python -m mcpguard.demo.crm"
     return line if len(line) < 78 else line.replace(" -- ", " \\\n    -- ").replace(" --agent", " \\\n    --agent")
-
-
-def _first_cause(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _explained(error: Exception, stage: Stage) -> Exception:

@@ -1,4 +1,4 @@
-"""Checks who would call: the user, the agent, and the token that names the user."""
+"""Checks who would call: the user, the agent, the token that names the user, and the keys that verify it."""
 
 import os
 import time
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from mcpguard.config import Settings, place
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
-from mcpguard.doctor.check import Check, advice, failed, failed_by, good
-from mcpguard.doctor.quantities import span
+from mcpguard.doctor.check import Check, advice, failed, failed_by, good, span
 from mcpguard.errors import ConfigError
 from mcpguard.identity.caller import Identity
+from mcpguard.text.printing import plural
 
 if TYPE_CHECKING:
     from mcpguard.identity.jwt_settings import JwtSettings
@@ -23,6 +23,12 @@ def checks(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Ch
         settings: The settings of this machine.
         options: The options of the command line, which may name user and agent.
     """
+    yield from _caller(settings, options)
+    if settings.jwt:
+        yield _keys(settings.jwt)
+
+
+def _caller(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Check]:
     try:
         configured = configured_identity(settings, "")
     except ConfigError as error:
@@ -49,7 +55,7 @@ def _verified(
     settings: Settings, jwt: "JwtSettings", configured: Identity, options: Mapping[str, str | None]
 ) -> Iterator[Check]:
     from mcpguard.identity.claims import time_of, utc
-    from mcpguard.identity.examining import examined  # loads PyJWT
+    from mcpguard.identity.token import examined  # loads PyJWT
 
     warnings: list[str] = []
     source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
@@ -64,3 +70,16 @@ def _verified(
         yield good("token", f"{source.where}: valid until {utc(expires_s)}, for {span(expires_s - time.time())}")
     for warning in warnings:
         yield advice("token", warning.partition(": chmod")[0], f"run chmod 600 {source.where}")
+
+
+def _keys(jwt: "JwtSettings") -> Check:
+    """Whether the keys that verify tokens can be fetched now, whatever is cached."""
+    from mcpguard.identity.keys import FETCH_S, keys_of
+
+    found = keys_of(jwt)
+    found.seek()
+    found.wait(FETCH_S)
+    if found.problem:
+        hint = "check identity.jwt.jwks in config.toml, and that the provider can be reached from here"
+        return failed("keys", f"{found.source}: {found.problem}", hint)
+    return good("keys", f"{found.source}: {plural(len(found), 'key')}")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import PATIENCE_MS, Settings
-from mcpguard.doctor.check import Check, advice, failed, failed_by, good
-from mcpguard.doctor.quantities import size, span
+from mcpguard.doctor.check import Check, advice, failed, failed_by, good, size, span
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.stores.api import AuditReader

@@ -1,14 +1,11 @@
-"""Fetches a small document over HTTPS. The time and the size are bounded, however the server behaves."""
+"""Fetches a small document over HTTPS. Its size is bounded, and so is each wait."""
 
-import asyncio
-import contextlib
 import os
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+import time
+from collections.abc import Iterator
+from typing import Final
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -34,100 +31,66 @@ def get(url: str, timeout_s: float, max_bytes: int) -> bytes:
 
     Args:
         url: https, or http on this machine.
-        timeout_s: For everything: name resolution, redirects and the last byte included.
+        timeout_s: For each wait, and for the whole once the document comes. A name server that does not answer, and a header
+            that comes byte by byte, can take longer: call this in a thread that nobody must wait for.
         max_bytes: The longest document that is accepted.
 
     Raises:
         FetchError: There is no such document, or it is too long.
         TimeoutError: The time is over.
     """
+    until_s = time.monotonic() + timeout_s
     try:
-        return asyncio.run(_get(url, timeout_s, max_bytes))
-    except FetchError:
-        raise
-    except httpx2.TimeoutException as error:  # the system gave up before us
-        raise TimeoutError from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
-        raise FetchError(_reason(error)) from error
-
-
-async def _get(url: str, timeout_s: float, max_bytes: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(_DaemonThreads())
-    loop.set_exception_handler(lambda *_: None)  # the default one writes a traceback to stderr
-    async with asyncio.timeout(timeout_s):
         for _ in range(1 + MAX_REDIRECTS):
-            answer = await _request(url, max_bytes)
+            answer = _request(url, timeout_s, until_s, max_bytes)
             if isinstance(answer, bytes):
                 return answer
             target = urljoin(url, answer)
             if url_problem(target) or (urlsplit(target).scheme == "http" and urlsplit(url).scheme != "http"):
                 raise FetchError("it redirects to an address that is not trusted: only https is")
             url = target
-    raise FetchError("it redirects too often")
+        raise FetchError("it redirects too often")
+    except FetchError:
+        raise
+    except httpx2.TimeoutException as error:
+        raise TimeoutError from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
+        raise FetchError(_reason(error)) from error
 
 
-async def _request(url: str, max_bytes: int) -> bytes | str:
+def _request(url: str, timeout_s: float, until_s: float, max_bytes: int) -> bytes | str:
     """The document at a URL, or where it redirects to. A client serves one request, so that no cookie reaches the next."""
-    host = urlsplit(url).hostname or ""
-    async with contextlib.AsyncExitStack() as opened, await asyncio.to_thread(_client, host) as client:
+    with _client(urlsplit(url).hostname or "", timeout_s) as client, client.stream("GET", url) as response:
+        if response.has_redirect_location:
+            return response.headers["Location"]
+        if response.status_code != httpx2.codes.OK:
+            raise FetchError(f"it answers with HTTP status {response.status_code}")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise FetchError("its answer is compressed, although it was asked for an uncompressed one")
+        data = bytearray()
+        for chunk in response.iter_raw():
+            data += chunk
+            if len(data) > max_bytes:
+                raise FetchError(f"its answer is longer than {max_bytes} bytes")
+            if time.monotonic() >= until_s:
+                raise TimeoutError
+        return bytes(data)
 
-        async def trace(event: str, details: dict[str, Any]) -> None:
-            if event == "connection.connect_tcp.complete":  # the client would not close it if its TLS handshake is cancelled
-                opened.push_async_callback(details["return_value"].aclose)
 
-        async with client.stream("GET", url, extensions={"trace": trace}) as response:
-            if response.has_redirect_location:
-                return response.headers["Location"]
-            return await _body(response, max_bytes)
-
-
-def _client(host: str) -> httpx2.AsyncClient:
+def _client(host: str, timeout_s: float) -> httpx2.Client:
     """A client for one host. It reads certificates and the system's proxy settings, which may resolve names: this can block."""
     try:
         context = httpx2.create_ssl_context()
     except OSError as error:
         raise FetchError("the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read") from error
+    proxy = None if is_loopback(host) or proxy_bypass(host) else getproxies().get("https")
+    proxy = f"http://{proxy}" if proxy and "://" not in proxy else proxy
+    timeout = httpx2.Timeout(timeout_s, connect=timeout_s / 2)  # if a host's first address is silent, the next one has time
     try:
         # `trust_env` would send http on this machine through a proxy, and fail if any of the proxies is unusable
-        return httpx2.AsyncClient(proxy=_proxy(host), trust_env=False, verify=context, timeout=None, headers=_HEADERS)
+        return httpx2.Client(proxy=proxy, trust_env=False, verify=context, timeout=timeout, headers=_HEADERS)
     except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise FetchError("the proxy that https_proxy names is not an HTTP proxy") from error
-
-
-def _proxy(host: str) -> str | None:
-    proxy = None if is_loopback(host) or proxy_bypass(host) else getproxies().get("https")
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
-
-
-async def _body(response: httpx2.Response, max_bytes: int) -> bytes:
-    if response.status_code != httpx2.codes.OK:
-        raise FetchError(f"it answers with HTTP status {response.status_code}")
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise FetchError("its answer is compressed, although it was asked for an uncompressed one")
-    data = bytearray()
-    async for chunk in response.aiter_raw():
-        data += chunk
-        if len(data) > max_bytes:
-            raise FetchError(f"its answer is longer than {max_bytes} bytes")
-    return bytes(data)
-
-
-class _DaemonThreads(ThreadPoolExecutor):
-    """Runs blocking calls in daemon threads. They cannot be interrupted, so neither the fetch nor the process joins them."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(fn(*args, **kwargs))
-                except Exception as error:  # for whoever awaits it
-                    future.set_exception(error)
-
-        threading.Thread(target=run, name="mcpguard-fetch", daemon=True).start()
-        return future
 
 
 def _reason(error: Exception) -> str:
@@ -148,4 +111,4 @@ def _reason(error: Exception) -> str:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error:
         yield error
-        error = error.exceptions[0] if isinstance(error, ExceptionGroup) else error.__cause__ or error.__context__
+        error = error.__cause__ or error.__context__

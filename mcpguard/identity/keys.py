@@ -3,19 +3,19 @@
 import base64
 import contextlib
 import json
-import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from mcpguard.files import private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
 from mcpguard.identity.claims import time_of
 from mcpguard.identity.jwt_settings import JwtSettings, shown_url
 from mcpguard.text.digest import blake2b
+from mcpguard.whole_files import replace
 
 REFRESH_S: Final = 30.0
 """The shortest time between two fetches, whatever keys the tokens name. The first fetch of a process does not count."""
@@ -32,7 +32,6 @@ FILE_AGE_S: Final = 60.0
 MAX_BYTES: Final = 1 << 20
 """The largest key set that is accepted. Those of providers take some kilobytes."""
 
-_TOO_LATE: Final = f"no answer in {FETCH_S:g} s"
 _MAX_KEYS: Final = 100
 _MAX_TRIED: Final = 16
 """How many keys are tried for one signature. Providers publish two or three keys for an algorithm."""
@@ -54,43 +53,7 @@ Jwk = dict[str, str]
 """A public key in the form of RFC 7517, reduced to the members that are needed to verify."""
 
 
-class Keys(Protocol):
-    """The keys of one provider. Only `wait` blocks.
-
-    Attributes:
-        source: The file or the URL, without its query, which can hold a secret.
-        revision: Changes whenever new keys are in use.
-        problem: Why the last fetch failed; empty if it succeeded.
-        fetched_s: When the keys were fetched, in wall-clock time; None if there are none.
-        stale_s: When to call `seek` even if no key is missing. In the past if the age of the keys is unknown.
-        is_fetching: Whether a fetch is in progress.
-    """
-
-    source: str
-    revision: int
-    fetched_s: float | None
-
-    @property
-    def problem(self) -> str: ...  # noqa: D102
-    @property
-    def stale_s(self) -> float: ...  # noqa: D102
-    @property
-    def is_fetching(self) -> bool: ...  # noqa: D102
-
-    def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        """The keys that can verify a token with this `kid` and `alg`."""
-
-    def has(self, kid: str) -> bool:
-        """Whether there is a key with this `kid`, for any algorithm."""
-
-    def seek(self) -> None:
-        """Start to fetch the newest keys, unless the last fetch is too recent. Does not block."""
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until the fetch in progress has succeeded or failed."""
-
-
-def keys_of(settings: JwtSettings) -> Keys:
+def keys_of(settings: JwtSettings) -> "Keys":
     """The configured source of keys."""
     if isinstance(settings.jwks, Path):
         return FileKeys(settings.jwks)
@@ -132,83 +95,108 @@ def _public(entry: object) -> Jwk | None:
     return key
 
 
-def find(keys: Sequence[Jwk], kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-    """The keys that fit a token's algorithm and its `kid`; without a `kid`, all that fit the algorithm."""
-    fits = _FITTING.get(algorithm) or _FITTING[algorithm[:2]]
-    fitting = (
-        key
-        for key in keys
-        if kid in (None, key.get("kid"))
-        and key.get("alg", algorithm) == algorithm
-        and all(key[name] in values for name, values in fits.items())
-    )
-    return tuple(islice(fitting, _MAX_TRIED))
+class Keys:
+    """The keys of one provider. Only `wait` blocks.
 
+    Args:
+        source: The file or the URL, without its query, which can hold a secret.
+        max_age_s: See `stale_s`.
+        wall: Wall-clock time, in seconds.
 
-def _stale_s(fetched_s: float | None, max_age_s: float, now_s: float) -> float:
-    """When keys become too old. If they come from the future, the clock was set back and their age is unknown."""
-    return 0.0 if fetched_s is None or fetched_s > now_s else fetched_s + max_age_s
+    Attributes:
+        revision: Changes whenever new keys are in use.
+        fetched_s: When the keys were fetched, in wall-clock time; None if there are none.
+    """
 
-
-class _Known:
-    """Finds keys among those in memory."""
-
-    _keys: tuple[Jwk, ...] = ()
-
-    def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
-        """See `Keys`."""
-        return find(self._keys, kid, algorithm)
-
-    def has(self, kid: str) -> bool:
-        """See `Keys`."""
-        return any(key.get("kid") == kid for key in self._keys)
-
-
-class FileKeys(_Known):
-    """Keys in a file that other programs write."""
-
-    is_fetching = False
-
-    def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
-        self.source = str(path)
+    def __init__(self, source: str, max_age_s: float, wall: Callable[[], float]) -> None:
+        self.source = source
         self.revision = 0
-        self.problem = ""
         self.fetched_s: float | None = None
+        self._max_age_s = max_age_s
         self._wall = wall
+        self._keys: tuple[Jwk, ...] = ()
+        self._problem = ""
         self._looked_s: float | None = None
-        self._file = FollowedFile(path, max_bytes=MAX_BYTES)
-        self.seek()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def problem(self) -> str:
+        """Why the last fetch failed; empty if it succeeded."""
+        return self._problem
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether a fetch is in progress."""
+        return False
 
     @property
     def stale_s(self) -> float:
-        """See `Keys`."""
-        return _stale_s(self._looked_s, FILE_AGE_S, self._wall())
+        """When to call `seek` even if no key is missing. In the past if the age of the keys is unknown."""
+        looked_s = self._looked_s
+        # If the keys come from the future, the clock was set back
+        return 0.0 if looked_s is None or looked_s > self._wall() else looked_s + self._max_age_s
+
+    def find(self, kid: str | None, algorithm: str) -> tuple[Jwk, ...]:
+        """The keys that can verify a token with this `kid` and `alg`; without a `kid`, all that fit the algorithm."""
+        fits = _FITTING.get(algorithm) or _FITTING[algorithm[:2]]
+        fitting = (
+            key
+            for key in self._keys
+            if kid in (None, key.get("kid"))
+            and key.get("alg", algorithm) == algorithm
+            and all(key[name] in values for name, values in fits.items())
+        )
+        return tuple(islice(fitting, _MAX_TRIED))
+
+    def has(self, kid: str) -> bool:
+        """Whether there is a key with this `kid`, for any algorithm."""
+        return any(key.get("kid") == kid for key in self._keys)
 
     def seek(self) -> None:
-        """See `Keys`. If the file is broken or gone, the last good keys stay in use."""
-        self._looked_s = self._wall()
-        is_first = not self._keys and not self.problem
-        if not self._file.look() and not is_first:
-            return
-        content = self._file.content
-        if not isinstance(content, bytes):
-            self.problem = content or "no such file"
-            return
-        try:
-            self._keys = parse_keys(content)
-        except ValueError as error:
-            self.problem = str(error)
-            return
-        self.problem = ""
-        self.fetched_s = self._wall()
-        self.revision += 1
+        """Start to fetch the newest keys, unless the last fetch is too recent. If it fails, the keys stay in use."""
 
     def wait(self, timeout_s: float) -> None:
+        """Wait until the fetch in progress has succeeded or failed."""
+
+    def _use(self, data: bytes) -> None:
+        """Use the keys of a key set that was read now.
+
+        Raises:
+            ValueError: See `parse_keys`.
+        """
+        self._keys = parse_keys(data)
+        self.fetched_s = self._looked_s = self._wall()
+        self._problem = ""
+        self.revision += 1
+
+
+class FileKeys(Keys):
+    """Keys in a file that other programs write. They are read at once."""
+
+    def __init__(self, path: Path, *, wall: Callable[[], float] = time.time) -> None:
+        super().__init__(str(path), FILE_AGE_S, wall)
+        self._file = FollowedFile(path, max_bytes=MAX_BYTES)
+        self.seek()
+
+    def seek(self) -> None:
         """See `Keys`."""
+        is_first, self._looked_s = self._looked_s is None, self._wall()
+        if self._file.look() or is_first:
+            content = self._file.content
+            try:
+                if not isinstance(content, bytes):
+                    raise ValueError(content or "no such file")
+                self._use(content)
+            except ValueError as error:
+                self._problem = str(error)
 
 
-class RemoteKeys(_Known):
+class RemoteKeys(Keys):
     """Keys at a URL. The keys that were fetched last are cached on disk, and verify tokens while the provider is down.
+
+    A fetch is over after `fetch_s`, whatever its thread waits for. The next one begins when that thread has ended.
 
     Args:
         url: The URL of the key set.
@@ -216,6 +204,7 @@ class RemoteKeys(_Known):
         clock: A monotonic clock, in seconds.
         wall: Wall-clock time, in seconds.
         fetch: Fetches a URL within a timeout in seconds and a size in bytes; None for `fetch.get`.
+        fetch_s: The timeout of one fetch.
     """
 
     def __init__(
@@ -226,16 +215,14 @@ class RemoteKeys(_Known):
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         fetch: Callable[[str, float, int], bytes] | None = None,
+        fetch_s: float | None = None,
     ) -> None:
-        self.source = shown_url(url)
+        super().__init__(shown_url(url), MAX_AGE_S, wall)
         self._url = url
-        self.revision = 0
-        self.fetched_s: float | None = None
         self._clock = clock
-        self._wall = wall
         self._fetch = fetch
+        self._fetch_s = FETCH_S if fetch_s is None else fetch_s
         self._cache = state / f"jwks-{blake2b(url.encode(), digest_size=12).hexdigest()}.json"
-        self._problem = ""
         self._idle = threading.Event()  # set while no fetch is in progress
         self._idle.set()
         self._give_up_s = 0.0
@@ -247,12 +234,7 @@ class RemoteKeys(_Known):
     @property
     def problem(self) -> str:
         """See `Keys`."""
-        return _TOO_LATE if self._is_overdue else self._problem
-
-    @property
-    def stale_s(self) -> float:
-        """See `Keys`."""
-        return _stale_s(self.fetched_s, MAX_AGE_S, self._wall())
+        return f"no answer in {self._fetch_s:g} s" if self._is_overdue else self._problem
 
     @property
     def is_fetching(self) -> bool:
@@ -275,7 +257,7 @@ class RemoteKeys(_Known):
         self._idle.wait(max(0.0, min(timeout_s, self._give_up_s - self._clock())))
 
     def _begin(self) -> None:
-        self._give_up_s = self._clock() + FETCH_S
+        self._give_up_s = self._clock() + self._fetch_s
         self._idle.clear()
         try:
             threading.Thread(target=self._renew, name="mcpguard-keys", daemon=True).start()
@@ -287,14 +269,13 @@ class RemoteKeys(_Known):
         try:
             from mcpguard.identity import fetch  # loads HTTP and TLS: only if keys are fetched, and off the calls' path
 
-            keys = parse_keys((self._fetch or fetch.get)(self._url, FETCH_S, MAX_BYTES))
+            data = (self._fetch or fetch.get)(self._url, self._fetch_s, MAX_BYTES)
             if self._clock() >= self._give_up_s:
                 raise TimeoutError
-            self._keys, self._problem, self.fetched_s = keys, "", self._wall()
-            self.revision += 1
+            self._use(data)
             self._write_cache()
         except TimeoutError:
-            self._problem = _TOO_LATE
+            self._problem = f"no answer in {self._fetch_s:g} s"
         except ValueError as error:
             self._problem = str(error)
         except Exception as error:  # `wait` must end whatever happens
@@ -307,15 +288,11 @@ class RemoteKeys(_Known):
             cached = json.loads(read_at_once(self._cache, MAX_BYTES))
             if cached["url"] == self.source and (fetched_s := time_of(cached, "fetched_s")):
                 self._keys = parse_keys(json.dumps(cached).encode())
-                self.fetched_s = fetched_s
+                self.fetched_s = self._looked_s = fetched_s
 
     def _write_cache(self) -> None:
         """Write the keys for the next start. If that fails, the next start fetches them."""
         cached = json.dumps({"url": self.source, "fetched_s": self.fetched_s, "keys": self._keys}).encode()
-        new = self._cache.with_suffix(f".{os.getpid()}.new")
         with contextlib.suppress(OSError):
             private_folder(self._cache.parent)
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(fd, "wb") as file:  # noqa: PTH123 - a descriptor
-                file.write(cached)
-            new.replace(self._cache)
+            replace(self._cache, cached)

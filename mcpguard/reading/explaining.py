@@ -102,7 +102,7 @@ def _is_part_of(agent: str, who: Identity) -> bool:
 
 
 def _verified(settings: Settings, configured: Identity, file: Path | None, notify: Callable[[str], None]) -> Identity:
-    from mcpguard.identity.examining import examined  # loads PyJWT
+    from mcpguard.identity.token import examined  # loads PyJWT
 
     if settings.jwt is None:
         raise ConfigError("no token names the user here", "configure [identity.jwt] in config.toml")

@@ -1,26 +1,15 @@
-"""Writes audit rows as JSON lines, as CSV, or as OCSF events.
-
-Most rows differ from others only in their times and numbers. So a line is made once for rows that are alike, with a placeholder
-for each member in which they may differ. For each further row the placeholders are filled in, which takes a fifth of the time.
-"""
+"""Writes audit rows as JSON lines, as CSV, or as OCSF events."""
 
 import json
-import random
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
 
 from mcpguard import __version__
 from mcpguard.identity.agent import Agent
-from mcpguard.session.audit import FAILED, MEMBERS, Row, id_value, record
+from mcpguard.session.audit import FAILED, MEMBERS, record
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
 from mcpguard.text.printing import printable
-from mcpguard.text.times import rfc3339
-
-_TEMPLATES: Final = 10_000
-"""The most templates that are kept in memory."""
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -31,14 +20,17 @@ class Format(NamedTuple):
     Attributes:
         heading: The first line; empty if there is none.
         line: The line of a record, without its end.
-        request_id: How such a line has the request id of a row.
         skips: A decision whose rows are left out.
     """
 
     heading: str
     line: Callable[[Mapping[str, object]], str]
-    request_id: Callable[[str], str]
     skips: str = ""
+
+    def lines(self, rows: Iterable[StoredRow]) -> str:
+        """The lines of rows, each with its end."""
+        kept = (one for one in rows if one.row.decision != self.skips)
+        return "".join([self.line(record(one.row, outcome=one.outcome, duration_us=one.duration_us)) + "\n" for one in kept])
 
 
 def _csv_line(found: Mapping[str, object]) -> str:
@@ -52,7 +44,7 @@ def _cell(value: object) -> str:
         text = "'" + text if value.startswith(_FORMULA) else text
     else:
         text = json.dumps(value)
-    return '"' + text.replace('"', '""') + '"' if any(char in text for char in ',"') else text
+    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
 def _ocsf_line(found: Mapping[str, object]) -> str:
@@ -144,131 +136,8 @@ def _message(found: Mapping[str, object]) -> str:
     return " ".join(words)
 
 
-def _json_id(text: str) -> str:
-    return text if text.isdecimal() else json.dumps(id_value(text))
-
-
-def _csv_id(text: str) -> str:
-    return text if text.isdecimal() else _cell(id_value(text))
-
-
-def _ocsf_id(text: str) -> str:
-    return f'"{text}"' if text.isdecimal() else json.dumps(str(id_value(text)))
-
-
 FORMATS: Final[Mapping[str, Format]] = {
-    "jsonl": Format("", json.dumps, _json_id),
-    "csv": Format(",".join(MEMBERS), _csv_line, _csv_id),
-    "ocsf": Format("", _ocsf_line, _ocsf_id, skips="policy"),
+    "jsonl": Format("", json.dumps),
+    "csv": Format(",".join(MEMBERS), _csv_line),
+    "ocsf": Format("", _ocsf_line, skips="policy"),
 }
-
-
-class Writer:
-    """Makes the lines of rows.
-
-    Args:
-        form: Their format.
-    """
-
-    def __init__(self, form: Format) -> None:
-        self._form = form
-        self._templates: dict[tuple[object, ...], _Template] = {}
-        self._marks = _Marks.random()
-        self._second, self._prefix = -1, ""
-
-    def lines(self, rows: Iterable[StoredRow]) -> str:
-        """The lines of rows, each with its end."""
-        texts = [self._filled(one) for one in rows if one.row.decision != self._form.skips]
-        return "\n".join([*texts, ""])
-
-    def _filled(self, stored: StoredRow) -> str:
-        _, row, outcome, duration_us = stored
-        (
-            time_us, seq, decision, context, reported, request_id, args_hash, trace_id, counted, remaining, retry_after_ms,
-            repeats, detail,
-        ) = row  # fmt: skip
-        if detail is not None:
-            return self._form.line(record(row, outcome=outcome, duration_us=duration_us))
-        alike = (
-            context, reported, decision, outcome, request_id is None, args_hash is None, trace_id is None, counted is None,
-            remaining is None, retry_after_ms is None, repeats is None, duration_us is None,
-        )  # fmt: skip
-        template = self._templates.get(alike)
-        if template is None:
-            template = self._template(row, outcome, duration_us, alike)
-        second, part_us = divmod(time_us, 1_000_000)
-        if second != self._second:
-            self._second, self._prefix = second, rfc3339(second * 1_000_000)[:-7]
-        values = (
-            seq, f"{seq:016x}", f"{self._prefix}{part_us:06d}Z", time_us, time_us // 1000,
-            request_id and self._form.request_id(request_id),
-            args_hash and args_hash.hex(), trace_id, counted, remaining, retry_after_ms, repeats,
-            None if duration_us is None else duration_us / 1000,
-        )  # fmt: skip
-        return template.text % template.values(values)
-
-    def _template(self, row: Row, outcome: str | None, duration_us: int | None, alike: tuple[object, ...]) -> "_Template":
-        """The template of rows that are alike."""
-        marked = self._marks.row
-        values: dict[str, Any] = {name: None if getattr(row, name) is None else getattr(marked, name) for name in _VARYING}
-        duration = None if duration_us is None else self._marks.duration_us
-        text = self._form.line(record(row._replace(**values), outcome=outcome, duration_us=duration))
-        slots = [self._marks.slots[found] for found in self._marks.pattern.findall(text)]
-        template = _Template(self._marks.pattern.sub("%s", text.replace("%", "%%")), itemgetter(*slots))
-        if len(self._templates) >= _TEMPLATES:
-            self._templates.clear()
-        self._templates[alike] = template
-        return template
-
-
-class _Template(NamedTuple):
-    """A line with placeholders.
-
-    Attributes:
-        text: The line as a format string.
-        values: Picks its values out of those of a row.
-    """
-
-    text: str
-    values: Callable[[Sequence[object]], object]
-
-
-_VARYING: Final = (
-    "time_us", "seq", "request_id", "args_hash", "trace_id", "counted", "remaining", "retry_after_ms", "repeats",
-)  # fmt: skip
-"""The members in which rows that are alike may differ, besides the duration."""
-
-
-class _Marks(NamedTuple):
-    """Placeholders: a row of values that no other row has.
-
-    Attributes:
-        row: The row.
-        duration_us: Its duration.
-        slots: The index of each placeholder's value among the values of a row.
-        pattern: Finds the placeholders in a line.
-    """
-
-    row: Row
-    duration_us: int
-    slots: Mapping[str, int]
-    pattern: re.Pattern[str]
-
-    @classmethod
-    def random(cls) -> "_Marks":
-        """Placeholders that nobody can guess, so that no name that a client chose can be one."""
-        chance = random.SystemRandom()
-        numbers = chance.sample(range(10**15, 10**16), 8)
-        seq, counted, remaining, retry_after_ms, repeats, duration_ms, *ids = numbers
-        time_us = chance.randrange(2 * 10**17, 25 * 10**16)  # in the years 8307 to 9892
-        request_id, trace_id, args_hash = f"r{ids[0]}r", f"t{ids[1]}t", chance.randbytes(12)
-        row = Row(
-            time_us, seq, "", "", None, json.dumps(request_id), args_hash, trace_id, counted, remaining, retry_after_ms, repeats
-        )
-        texts = [
-            str(seq), f"{seq:016x}", rfc3339(time_us), str(time_us), str(time_us // 1000), request_id, args_hash.hex(),
-            trace_id, str(counted), str(remaining), str(retry_after_ms), str(repeats), str(duration_ms / 1),
-        ]  # fmt: skip
-        slots = {text: at for at, text in enumerate(texts)} | {f'"{request_id}"': texts.index(request_id)}
-        pattern = "|".join(map(re.escape, sorted(slots, key=len, reverse=True)))
-        return cls(row, duration_ms * 1000, slots, re.compile(pattern))

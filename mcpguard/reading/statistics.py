@@ -4,7 +4,7 @@ Memory grows with the number of different keys, and not with the number of rows.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -45,37 +45,62 @@ class Statistic(NamedTuple):
     p99_ms: float | None
 
 
-class _Sum:
-    """The counts of one key, with a histogram of the durations."""
+class Figures:
+    """Calls, counted by what became of them.
+
+    Attributes:
+        calls: All calls.
+        denied: The calls that were not forwarded.
+        would_deny: The calls that were forwarded only because a rule observes.
+        outcomes: The calls by outcome.
+    """
 
     def __init__(self) -> None:
-        self.allowed = self.denied = self.would_deny = self.errors = 0
-        self.durations: Counter[int | None] = Counter()
+        self.calls = self.denied = self.would_deny = 0
+        self.outcomes: Counter[str] = Counter()
+        self._durations: Counter[int] = Counter()
 
-    def add(self, group: Group, durations: Mapping[int | None, int]) -> None:
-        calls = sum(durations.values())
-        if group.decision in REFUSED:
+    def add(self, decision: str, calls: int, outcome: str | None, duration_us: int | None) -> None:
+        """Count calls. The duration is rounded, so that there are few different ones."""
+        self.calls += calls
+        if decision in REFUSED:
             self.denied += calls
-        elif group.decision == "would_deny":
+        elif decision == "would_deny":
             self.would_deny += calls
-        else:
-            self.allowed += calls
-        if group.outcome in ERRORS:
-            self.errors += calls
-        self.durations.update(durations)
+        if outcome is not None:
+            self.outcomes[outcome] += calls
+        if duration_us is not None:
+            self._durations[duration_us] += calls
 
-    def merge(self, other: "_Sum") -> None:
-        self.allowed += other.allowed
-        self.denied += other.denied
-        self.would_deny += other.would_deny
-        self.errors += other.errors
-        self.durations.update(other.durations)
+    @property
+    def allowed(self) -> int:
+        """The calls that were forwarded and would also have been with all rules enforced."""
+        return self.calls - self.denied - self.would_deny
 
-    def statistic(self, key: str | None) -> Statistic:
-        calls = self.allowed + self.denied + self.would_deny
-        ended = {duration_us: number for duration_us, number in self.durations.items() if duration_us is not None}
-        parts = [_percentile_ms(ended, share) for share in (50, 95, 99)]
-        return Statistic(key, calls, self.allowed, self.denied, self.would_deny, self.errors, *parts)
+    @property
+    def errors(self) -> int:
+        """The calls with an outcome in `ERRORS`."""
+        return sum(self.outcomes[word] for word in ERRORS)
+
+    @property
+    def error_share(self) -> float | None:
+        """The share of errors among calls with an outcome; None without such calls."""
+        ended = self.outcomes.total()
+        return self.errors / ended if ended else None
+
+    def percentiles_ms(self) -> list[float | None]:
+        """The nearest-rank percentiles 50, 95 and 99 of the durations; None without durations."""
+        found: list[float | None] = []
+        for share in (50, 95, 99):
+            rank = -(-self._durations.total() * share // 100)
+            value = None
+            for duration_us in sorted(self._durations):
+                rank -= self._durations[duration_us]
+                if rank <= 0:
+                    value = duration_us / 1000
+                    break
+            found.append(value)
+        return found
 
 
 def statistics(tallies: Iterable[Tally], by: str) -> tuple[list[Statistic], Statistic]:
@@ -84,17 +109,24 @@ def statistics(tallies: Iterable[Tally], by: str) -> tuple[list[Statistic], Stat
     Returns:
         The calls by key, most calls first, but hours in their order; and all calls together.
     """
-    sums: defaultdict[str | None, _Sum] = defaultdict(_Sum)
+    sums: defaultdict[str | None, Figures] = defaultdict(Figures)
+    total = Figures()
     for tally in tallies:
         for group, durations in tally.calls.items():
-            if group.decision != _NOT_CALLS:
-                sums[_key(group, by)].add(group, durations)
-    total = _Sum()
-    for one in sums.values():
-        total.merge(one)
-    found = [one.statistic(key) for key, one in sums.items()]
+            if group.decision == _NOT_CALLS:
+                continue
+            for rounded_us, calls in durations.items():
+                # The middle of what it may have been: at most 0.5 % off
+                duration_us = None if rounded_us is None else rounded_us + unit_us(rounded_us) // 2
+                for figures in (sums[_key(group, by)], total):
+                    figures.add(group.decision, calls, group.outcome, duration_us)
+    found = [_statistic(key, one) for key, one in sums.items()]
     found.sort(key=lambda one: (one.key or "") if by == "hour" else (-one.calls, one.key is None, one.key or ""))
-    return found, total.statistic("total")
+    return found, _statistic("total", total)
+
+
+def _statistic(key: str | None, one: Figures) -> Statistic:
+    return Statistic(key, one.calls, one.allowed, one.denied, one.would_deny, one.errors, *one.percentiles_ms())
 
 
 def _key(group: Group, by: str) -> str | None:
@@ -102,13 +134,3 @@ def _key(group: Group, by: str) -> str | None:
         return datetime.fromtimestamp(group.hour * 3600, UTC).strftime("%Y-%m-%dT%H:00:00Z")
     value = getattr(group, by) if by in Group._fields else members(group.context).get(by)
     return None if value is None else str(value)
-
-
-def _percentile_ms(durations: Mapping[int, int], share: int) -> float | None:
-    """The nearest-rank percentile. Durations were rounded down; the middle of what they may have been is at most 0.5 % off."""
-    rank = -(-sum(durations.values()) * share // 100)
-    for duration_us in sorted(durations):
-        rank -= durations[duration_us]
-        if rank <= 0:
-            return (duration_us + unit_us(duration_us) // 2) / 1000
-    return None

@@ -1,31 +1,55 @@
 """Sends the audit log to an OpenTelemetry collector, in a process of its own, and continues where the last one stopped.
 
-Rows are sent in order and in batches. A file keeps the id of the last row that was sent. A row is sent again if this process
-ends between the collector's answer and the writing of that file.
+Rows are sent in order and in batches, as spans and metrics by OpenTelemetry's conventions for MCP and generative AI. A file
+keeps the id of the last row that was sent. A row is sent again if this process ends between the collector's answer and the
+writing of that file.
+
+Source: https://github.com/open-telemetry/semantic-conventions-genai, docs/gen-ai/mcp.md
 """
 
-import gzip
 import json
+import logging
 import os
-import random
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
+import requests
+from opentelemetry.exporter.otlp.proto.http import Compression
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.util.re import parse_env_headers
+
+from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
+from mcpguard.identity.agent import Agent
 from mcpguard.identity.jwt_settings import is_loopback
+from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.following import follow
+from mcpguard.session.audit import FAILED, Row, audit_id, axis_of, limit_text, members, record
+from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
-from mcpguard.stores.clock import wall_us
 from mcpguard.stores.locks import try_lock
 from mcpguard.text.digest import blake2b
+from mcpguard.text.masking import MASK
+from mcpguard.whole_files import replace
 
 HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
 SERVICE: Final = "OTEL_SERVICE_NAME"
+
+_HEADERS: Final = (HEADERS, "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS")
+"""The variables from which the exporters take headers."""
 
 BATCH: Final = 512
 """The most rows in a request, as in OpenTelemetry's own exporters."""
@@ -33,18 +57,24 @@ BATCH: Final = 512
 OUTCOME_S: Final = 60.0
 """How long a row waits for its outcome. Then it is sent without a duration."""
 
-TIMEOUT_S: Final = 10.0
-"""How long to wait for the collector's answer."""
+PATIENCE_S: Final = 60.0
+"""How long OpenTelemetry's exporter tries to send a request, with longer and longer waits."""
 
-FIRST_WAIT_S: Final = 1.0
-LONGEST_WAIT_S: Final = 60.0
-"""The waits between tries: the first, and the longest."""
+AGAIN_S: Final = 30.0
+"""The wait before it tries again, if the log is followed."""
 
-TRIES: Final = 6
-"""How often a request is sent if the log is not followed. The waits add up to about half a minute."""
+BOUNDS_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+"""The buckets of `mcp.server.operation.duration`, as the conventions recommend."""
 
-_RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504})
-"""Statuses after which the same request may succeed later."""
+_LATER: Final = frozenset({0, 408, 429, 500, 502, 503, 504})
+"""Statuses after which the same request may succeed later; 0 if there is no answer."""
+
+_USER: Final = re.compile(rf"^user=[^*]+?(?= (?:{'|'.join(SELECTORS)}|per)=|$)")
+"""What selects one user in the text of a rule."""
+
+_METHOD: Final = {"mcp.method.name": "tools/call", "gen_ai.operation.name": "execute_tool"}
+
+logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)  # its lines would be on stderr, and can repeat headers
 
 
 class Rejected(McpguardError):
@@ -52,85 +82,68 @@ class Rejected(McpguardError):
 
 
 class Unreached(McpguardError):
-    """The collector cannot take a request now.
-
-    Args:
-        message: Why.
-        wait_s: The wait that the collector asks for; 0 if it asks for none.
-    """
-
-    def __init__(self, message: str, wait_s: float = 0) -> None:
-        super().__init__(message, "check that the collector runs and takes OTLP over HTTP at this URL")
-        self.wait_s = wait_s
+    """The collector cannot take a request now."""
 
 
-class Message(Protocol):
-    """A message of Protocol Buffers."""
-
-    def SerializeToString(self) -> bytes:  # noqa: N802 - the library's name
-        """The message as bytes."""
-
-
-class Collector(Protocol):
-    """Takes messages."""
-
-    def send(self, path: str, message: Message) -> None:
-        """Send a message.
-
-        Args:
-            path: `v1/traces` or `v1/metrics`.
-            message: The message.
-
-        Raises:
-            Rejected: It will not be taken.
-            Unreached: It is not taken now.
-        """
-
-
-class HttpCollector:
-    """A collector at a URL.
+class Collector:
+    """A collector at a URL, which is sent to by OpenTelemetry's exporters. They take headers from the environment.
 
     Args:
         url: Its URL, to which `/v1/traces` and `/v1/metrics` are added.
-        headers: Headers of each request.
+        patience_s: How long a request is tried.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
-        import httpx2
-
-        # Headers may hold secrets, so what is plain HTTP on this machine never goes through a proxy
-        is_plain = urlsplit(url).scheme == "http" and is_loopback(urlsplit(url).hostname or "")
-        own = {"content-type": "application/x-protobuf", "content-encoding": "gzip"}
+    def __init__(self, url: str, patience_s: float = PATIENCE_S) -> None:
         self._url = url.rstrip("/")
-        self._errors = (httpx2.HTTPError, httpx2.InvalidURL, OSError)
-        self._client = httpx2.Client(
-            headers={**headers, **own}, timeout=TIMEOUT_S, follow_redirects=False, trust_env=not is_plain
-        )
+        self._status = 0
+        session = requests.Session()
+        session.trust_env = not _is_plain_here(url)  # headers may hold secrets: what is plain HTTP here meets no proxy
+        session.auth = lambda request: request  # else passwords of ~/.netrc are sent
+        session.hooks["response"].append(self._saw)
+        how: Any = {"timeout": patience_s, "compression": Compression.Gzip, "session": session}
+        self._spans = OTLPSpanExporter(f"{self._url}/v1/traces", **how)
+        self._metrics = OTLPMetricExporter(f"{self._url}/v1/metrics", **how)
 
-    def send(self, path: str, message: Message) -> None:
-        """See `Collector`. The errors do not repeat what the collector answers, which can hold anything."""
-        url = f"{self._url}/{path}"
-        try:
-            with self._client.stream("POST", url, content=gzip.compress(message.SerializeToString(), 1)) as answer:
-                status, wait = answer.status_code, answer.headers.get("retry-after", "")
-        except self._errors as error:
-            raise Unreached(f"{url}: {type(error).__name__}") from error
-        if status in _RETRIED:
-            raise Unreached(f"{url}: status {status}", float(wait) if wait.isascii() and wait.isdigit() else 0)
-        if not 200 <= status < 300:
-            hint = f"check {HEADERS}" if status in {401, 403} else "check the URL; it must not end in /v1/traces"
-            raise Rejected(f"{url}: the collector answered with status {status}", hint)
+    def _saw(self, answer: requests.Response, **_: object) -> None:
+        self._status = answer.status_code
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+    def send(self, message: Sequence[ReadableSpan] | MetricsData) -> None:
+        """Send spans or metrics. The errors do not repeat what the collector answers, which can hold anything.
+
+        Raises:
+            Rejected: They will not be taken.
+            Unreached: They are not taken now.
+        """
+        self._status = 0
+        if isinstance(message, MetricsData):
+            url = f"{self._url}/v1/metrics"
+            self._metrics.export(message)
+        else:
+            url = f"{self._url}/v1/traces"
+            self._spans.export(message)
+        if self._status in _LATER:
+            what = f"status {self._status}" if self._status else "no answer"
+            raise Unreached(f"{url}: {what}", "check that the collector runs and takes OTLP over HTTP at this URL")
+        if not 200 <= self._status < 300:
+            hint = f"check {HEADERS}" if self._status in {401, 403} else "check the URL; it must not end in /v1/traces"
+            raise Rejected(f"{url}: the collector answered with status {self._status}", hint)
 
 
-def checked_url(url: str) -> str:
+def _is_plain_here(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "http" and is_loopback(parts.hostname or "")
+
+
+def checked_url(url: str, environ: Mapping[str, str]) -> str:
     """A collector's URL.
 
+    Args:
+        url: The URL.
+        environ: The environment. With headers in it the URL must be https, or http on this machine: they often hold an API key.
+
     Raises:
-        ConfigError: It is not a URL of a collector, or holds a secret.
+        ConfigError: It is not a URL of a collector, or holds a secret; or the network could read the headers, or they have
+            another form than `name=value,name=value`. The message does not repeat them.
     """
     try:
         parts = urlsplit(url)
@@ -142,33 +155,143 @@ def checked_url(url: str) -> str:
         raise ConfigError("--otlp: the URL has a user, a password, a query or a fragment", f"put secrets into {HEADERS}")
     if parts.scheme not in {"http", "https"} or not host or not url.isascii() or not url.isprintable() or " " in url:
         raise ConfigError("--otlp: this is not an http or https URL", "write --otlp http://localhost:4318")
+    for name in _HEADERS:
+        given = [part for part in environ.get(name, "").split(",") if part.strip()]
+        found = parse_env_headers(",".join(given), liberal=True)
+        if len(found) < len(given) or not all(value.isascii() and value.isprintable() for value in found.values()):
+            raise ConfigError(f"{name}: not a list of name=value", "write api-key=…,other-name=…")
+        if given and parts.scheme != "https" and not is_loopback(host):
+            raise ConfigError(f"--otlp: {url} would receive {name} unencrypted", f"write https://, or unset {name}")
     return url
 
 
-def headers(environ: Mapping[str, str], url: str) -> dict[str, str]:
-    """The headers in `OTEL_EXPORTER_OTLP_HEADERS`: `name=value,name=value`, percent-encoded.
+class Telemetry:
+    """Makes spans and metrics of rows.
 
     Args:
-        environ: The environment.
-        url: The collector's URL. With headers it must be https, or http on this machine: they often hold an API key.
-
-    Raises:
-        ConfigError: The variable has another form, or the network could read the headers. The message does not repeat them.
+        service: The name of the service.
+        namespace: The namespace of the store.
+        with_user: Whether they have the user. If not, they do not have why a call is unauthenticated either: the reason may
+            have the path of the token, which is in the user's folder.
     """
-    found: dict[str, str] = {}
-    for part in environ.get(HEADERS, "").split(","):
-        name, sign, value = part.strip().partition("=")
-        if not part.strip():
-            continue
-        name, value = name.strip().lower(), unquote(value.strip())
-        is_name = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-        if not sign or not is_name or not value.isascii() or not value.isprintable():
-            raise ConfigError(f"{HEADERS}: not a list of name=value", "write api-key=…,other-name=…")
-        found[name] = value
-    parts = urlsplit(url)
-    if found and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-        raise ConfigError(f"--otlp: {url} would receive {HEADERS} unencrypted", f"write https://, or unset {HEADERS}")
-    return found
+
+    def __init__(self, service: str, namespace: str, *, with_user: bool) -> None:
+        source = {"service.name": service, "service.version": __version__, "mcpguard.namespace": namespace}
+        self._source = Resource(_attributes(source))
+        self._with_user = with_user
+        self._reader = InMemoryMetricReader()
+        meter = MeterProvider([self._reader], self._source, shutdown_on_exit=False).get_meter("mcpguard", __version__)
+        self._decisions = meter.create_counter("mcpguard.decisions", "{call}", "Calls by the decision on them.")
+        self._durations = meter.create_histogram(
+            "mcp.server.operation.duration",
+            "s",
+            "The time from a call to its answer.",
+            explicit_bucket_boundaries_advisory=BOUNDS_S,
+        )
+
+    def metrics(self, rows: Iterable[StoredRow]) -> MetricsData | None:
+        """Count rows. Returns the metrics of all rows so far; None if there are none."""
+        for one in rows:
+            row = one.row
+            if row.decision == "policy":
+                continue
+            context = members(row.context)
+            agent = Agent.split(str(context.get("agent", "")))
+            common = {
+                "mcpguard.server": context.get("server"),
+                "gen_ai.tool.name": context.get("tool"),
+                "user.name": context.get("user") if self._with_user else None,
+            }
+            axis = axis_of(row.decision, row.reported, row.detail)
+            by = {"mcpguard.decision": row.decision, "mcpguard.axis": axis, "mcpguard.tier": agent.tier if agent else None}
+            self._decisions.add(row.repeats or 1, _attributes(common | by))
+            if one.duration_us is not None:
+                error = {"error.type": _error(row.decision, one.outcome)}
+                self._durations.record(one.duration_us / 1e6, _attributes(_METHOD | common | error))
+        return self._reader.get_metrics_data()
+
+    def spans(self, rows: Iterable[StoredRow]) -> list[ReadableSpan]:
+        """The spans of calls. A row about lines that are no calls has none.
+
+        The same row always has the same span id, so a backend can tell that it got a span twice.
+        """
+        return [self._span(one) for one in rows if _is_of_calls(one.row)]
+
+    def _span(self, stored: StoredRow) -> ReadableSpan:
+        row, outcome = stored.row, stored.outcome
+        context = members(row.context)
+        limit = members(row.reported) if row.reported else {}
+        error = _error(row.decision, outcome)
+        found = record(row) if row.detail or row.decision in REFUSED else {}
+        name = str(found.get("id") or audit_id(str(context["session"]), row.seq))
+        attributes = _METHOD | {
+            "gen_ai.tool.name": context.get("tool"),
+            "gen_ai.agent.name": context.get("agent"),
+            "jsonrpc.request.id": None if row.request_id is None else _id_text(row.request_id),
+            "network.transport": "pipe",
+            "error.type": error,
+            "mcpguard.audit_id": name,
+            "mcpguard.session": context["session"],
+            "mcpguard.server": context.get("server"),
+            "mcpguard.decision": row.decision,
+            "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
+            "mcpguard.rule": limit.get("rule") if self._with_user else _without_user(limit.get("rule")),
+            "mcpguard.limit": limit_text(limit) if "limit" in limit else None,
+            "mcpguard.reason": found.get("reason") if self._with_user or row.decision != "unauthenticated" else None,
+            "mcpguard.cost": found.get("cost"),
+            "mcpguard.in_flight": found.get("in_flight"),
+            "mcpguard.waited_ms": found.get("waited_ms"),
+            "mcpguard.remaining": row.remaining,
+            "mcpguard.retry_after_ms": row.retry_after_ms,
+            "mcpguard.repeats": row.repeats,
+            "mcpguard.outcome": outcome,
+            "user.name": context.get("user") if self._with_user else None,
+        }
+        trace_id = int(row.trace_id or f"{context['session']}{row.seq:016x}", 16)
+        span_id = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+        return ReadableSpan(
+            _text(f"tools/call {context['tool']}") if "tool" in context else "tools/call",
+            SpanContext(trace_id, span_id, is_remote=False),
+            resource=self._source,
+            attributes=_attributes(attributes),
+            kind=SpanKind.SERVER,
+            status=Status(StatusCode.ERROR, error) if error else Status(),
+            start_time=row.time_us * 1000,
+            end_time=(row.time_us + (stored.duration_us or 0)) * 1000,
+            instrumentation_scope=InstrumentationScope("mcpguard", __version__),
+        )
+
+
+def _is_of_calls(row: Row) -> bool:
+    """Whether a row is about a call. One that sums up denials names no tool if they are of several."""
+    return "tool" in members(row.context) or row.decision not in {"policy", "invalid"}
+
+
+def _without_user(rule: object) -> object:
+    """A rule's text, with a mask in place of the user that it names. A pattern of users stays."""
+    return _USER.sub(f"user={MASK}", rule) if isinstance(rule, str) else rule
+
+
+def _error(decision: str, outcome: str | None) -> str | None:
+    return decision if decision in REFUSED else outcome if outcome in FAILED else None
+
+
+def _id_text(request_id: str) -> str:
+    """A request's id as text. An id that was cut is not JSON."""
+    try:
+        found = json.loads(request_id)
+    except ValueError:
+        return request_id
+    return found if isinstance(found, str) else request_id
+
+
+def _attributes(values: Mapping[str, object]) -> dict[str, str | int]:
+    return {key: value if isinstance(value, int) else _text(value) for key, value in values.items() if value is not None}
+
+
+def _text(value: object) -> str:
+    """A text without lone surrogates, which no message can hold."""
+    return str(value).encode(errors="replace").decode()
 
 
 class Position:
@@ -193,7 +316,7 @@ class Position:
         self._lock = open_private(self.path.with_suffix(".lock"))
         if not try_lock(self._lock):
             os.close(self._lock)
-            raise McpguardError(f"another process sends this audit log to {url}", "let it continue, or end it first")
+            raise McpguardError(f"another process sends this audit log to {url}", "let it go on, or end it first")
 
     def read(self, key: bytes) -> int | None:
         """The id of the last row that was sent; None if there is none, 0 if it was of another store at the same address.
@@ -213,11 +336,7 @@ class Position:
         Raises:
             OSError: It cannot be written.
         """
-        new = self.path.with_suffix(".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(self._what | {"made": _made(key), "row": row_id}, file)
-        new.replace(self.path)
+        replace(self.path, json.dumps(self._what | {"made": _made(key), "row": row_id}).encode())
 
     def close(self) -> None:
         """Release the file to other processes."""
@@ -269,8 +388,6 @@ class Exporter:
         say: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        from mcpguard.reading.otlp import Metrics, resource
-
         self.sent = 0
         self._settings = settings
         self._collector = collector
@@ -278,8 +395,7 @@ class Exporter:
         self._options = options
         self._say = say
         self._sleep = sleep
-        self._source = resource(options.service, settings.namespace)
-        self._metrics = Metrics(wall_us(), with_user=options.with_user)
+        self._telemetry = Telemetry(options.service, settings.namespace, with_user=options.with_user)
 
     def run(self) -> None:
         """Send rows. If the log is followed, this ends only with an error, or if the wanted time ends.
@@ -294,17 +410,16 @@ class Exporter:
                 for page in store.rows(after=self._begin(store), wanted=self._options.wanted):
                     self._send_all(page, store.args_key)
             return
-        failures = 0
+        sent_before = -1
         while True:
-            before = self.sent
             try:
                 self._follow()
                 return
             except StoreUnavailable as error:
-                failures = 1 if self.sent > before else failures + 1
-                if failures == 1:
+                if self.sent > sent_before:
                     self._say(f"{error.message}; trying again")
-                self._sleep(_wait_s(failures))
+                sent_before = self.sent
+                self._sleep(AGAIN_S)
 
     def _follow(self) -> None:
         after = 0
@@ -330,39 +445,26 @@ class Exporter:
         """Send rows of the store that has this key."""
         for at in range(0, len(page), BATCH):
             batch = page[at : at + BATCH]
-            self._send(batch)
+            if spans := self._telemetry.spans(batch):
+                self._deliver(spans)
+            if metrics := self._telemetry.metrics(batch):
+                self._deliver(metrics)
             self._position.write(batch[-1].row_id, key)
             self.sent += len(batch)
 
-    def _send(self, batch: Sequence[StoredRow]) -> None:
-        """Send spans and metrics, again and again if need be."""
-        from mcpguard.reading.otlp import spans
-
-        found = spans(batch, self._source, with_user=self._options.with_user)
-        if found.resource_spans[0].scope_spans[0].spans:
-            self._deliver("v1/traces", found)
-        self._metrics.add(batch)
-        self._deliver("v1/metrics", self._metrics.message(self._source, wall_us()))
-
-    def _deliver(self, path: str, message: Message) -> None:
-        failures = 0
+    def _deliver(self, message: Sequence[ReadableSpan] | MetricsData) -> None:
+        has_failed = False
         while True:
             try:
-                self._collector.send(path, message)
+                self._collector.send(message)
             except Unreached as error:
-                failures += 1
-                if not self._options.follow and failures == TRIES:
+                if not self._options.follow:
                     raise
-                if failures == 1:
+                if not has_failed:
                     self._say(f"{error.message}; trying again")
-                self._sleep(max(min(error.wait_s, LONGEST_WAIT_S), _wait_s(failures)))
+                has_failed = True
+                self._sleep(AGAIN_S)
             else:
-                if failures:
+                if has_failed:
                     self._say("the collector takes rows again")
                 return
-
-
-def _wait_s(failures: int) -> float:
-    """How long to wait after this many failures in a row, with some chance so that processes do not retry all at once."""
-    longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(failures - 1, 10))
-    return longest * random.uniform(0.5, 1)  # noqa: S311 - it only spreads requests

@@ -1,11 +1,15 @@
 """Draws charts as SVG. Colours are CSS variables of the page, so that charts follow its theme."""
 
 import math
-import re
-import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-from xml.etree import ElementTree
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+_WIDTH: Final = 900
+_HEIGHT: Final = 300
+_LEFT: Final = 52
+_TOP: Final = 12
+_BOTTOM: Final = 274
+"""Where the drawing area begins and ends. Around it are the labels."""
 
 
 class Series(NamedTuple):
@@ -22,35 +26,68 @@ class Series(NamedTuple):
     values: Sequence[float | None]
 
 
-def stacked(number: int, labels: Sequence[str], series: Sequence[Series]) -> str:
+def stacked(labels: Sequence[str], series: Sequence[Series]) -> str:
     """Bars on top of each other.
 
     Args:
-        number: The chart's number in the page.
         labels: The label of each point; empty for a point whose label is not shown.
         series: The series, the lowest first.
     """
+    ends = [0.0] * len(labels)
     highest = max(
         (sum(value or 0 for value in values) for values in zip(*[one.values for one in series], strict=True)), default=0
     )
-    return _drawn(_pygal().StackedBar(_config(series)), number, labels, series, _ticks(highest))
+    ticks = _ticks(highest)
+    width = (_WIDTH - _LEFT) / len(labels)
+    bars = []
+    for one in series:
+        for at, value in enumerate(one.values):
+            if value:
+                y = _y(ends[at] + value, 0, ticks[-1])
+                height = _y(ends[at], 0, ticks[-1]) - y
+                shape = f'x="{_x(at, labels) - 0.4 * width:.2f}" y="{y:.2f}" width="{0.8 * width:.2f}" height="{height:.2f}"'
+                bars.append(f'<rect {shape} style="fill:var(--{one.colour})"/>')
+                ends[at] += value
+    return _drawn(labels, ticks, lambda tick: _y(tick, 0, ticks[-1]), bars)
 
 
-def lines(number: int, labels: Sequence[str], series: Sequence[Series]) -> str:
+def lines(labels: Sequence[str], series: Sequence[Series]) -> str:
     """Lines on a logarithmic scale; see `stacked`. All values are greater than 0."""
-    values = [value for one in series for value in one.values if value is not None]
-    powers = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    ticks = [10.0**power for power in (powers if len(powers) > 1 else [powers[0], powers[0] + 1])]
-    chart = _pygal().Line(_config(series), logarithmic=True, dots_size=1.5, stroke_style={"width": 1.5})
-    return _drawn(chart, number, labels, series, ticks)
+    logs = [math.log10(value) for one in series for value in one.values if value is not None]
+    low, high = math.floor(min(logs)), max(math.ceil(max(logs)), math.floor(min(logs)) + 1)
+    curves = []
+    for one in series:
+        path, pen = "", "M"
+        for at, value in enumerate(one.values):
+            if value is None:
+                pen = "M"
+            else:  # a line of no length, so that a point without neighbours is seen
+                path += f"{pen}{_x(at, labels):.2f} {_y(math.log10(value), low, high):.2f}h0"
+                pen = "L"
+        curves.append(f'<path d="{path}" style="fill:none;stroke:var(--{one.colour});stroke-width:2;stroke-linecap:round"/>')
+    ticks = [10.0**power for power in range(low, high + 1)]
+    return _drawn(labels, ticks, lambda tick: _y(math.log10(tick), low, high), curves)
 
 
-def _pygal() -> Any:
-    """The library, without its hook for imports, of which Python 3.11 warns at each further import."""
-    import pygal
+def _x(at: int, labels: Sequence[str]) -> float:
+    return _LEFT + (_WIDTH - _LEFT) * (at + 0.5) / len(labels)
 
-    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "PluginImportFixer"]
-    return pygal
+
+def _y(value: float, low: float, high: float) -> float:
+    return _BOTTOM - (_BOTTOM - _TOP) * (value - low) / (high - low)
+
+
+def _drawn(labels: Sequence[str], ticks: Sequence[float], y: Callable[[float], float], shapes: Sequence[str]) -> str:
+    """The chart as text."""
+    guides = [f'<path d="M{_LEFT} {y(tick):.2f}H{_WIDTH}" style="stroke:var(--line)"/>' for tick in ticks]
+    texts = [f'<text x="{_LEFT - 8}" y="{y(tick) + 4:.2f}" text-anchor="end">{_short(tick)}</text>' for tick in ticks]
+    texts += [
+        f'<text x="{_x(at, labels):.2f}" y="{_HEIGHT - 6}" text-anchor="middle">{label}</text>'
+        for at, label in enumerate(labels)
+        if label
+    ]
+    style = 'style="fill:var(--muted);font-size:13px"'
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" {style}>{"".join([*guides, *shapes, *texts])}</svg>'
 
 
 def _ticks(highest: float) -> list[float]:
@@ -63,81 +100,6 @@ def _ticks(highest: float) -> list[float]:
     while step * 5 < highest:
         step *= 2.5 if str(step)[0] == "2" else 2
     return [step * at for at in range(max(2, math.ceil(highest / step)) + 1)]
-
-
-def _config(series: Sequence[Series]) -> object:
-    from pygal import Config
-    from pygal.style import Style
-
-    style = Style(
-        background="transparent",
-        plot_background="transparent",
-        foreground="var(--text)",
-        foreground_strong="var(--text)",
-        foreground_subtle="var(--muted)",
-        guide_stroke_color="var(--line)",
-        major_guide_stroke_color="var(--line)",
-        guide_stroke_dasharray="none",
-        major_guide_stroke_dasharray="none",
-        opacity="1",
-        opacity_hover="1",
-        stroke_opacity="1",
-        transition="0s",
-        font_family="inherit",
-        label_font_size=13,
-        major_label_font_size=13,
-        colors=tuple(f"var(--{one.colour})" for one in series),
-    )
-    return Config(
-        style=style,
-        js=[],
-        disable_xml_declaration=True,
-        width=900,
-        height=300,
-        margin=8,
-        spacing=8,
-        show_legend=False,
-        show_x_guides=False,
-        truncate_label=-1,
-        formatter=_short,
-    )
-
-
-def _drawn(chart: Any, number: int, labels: Sequence[str], series: Sequence[Series], ticks: Sequence[float]) -> str:
-    """The chart as text."""
-    chart.x_labels = labels
-    chart.y_labels = [{"value": tick, "label": _short(tick)} for tick in ticks]
-    chart.range = ticks[0], ticks[-1]
-    for one in series:
-        chart.add(one.name, one.values)
-    root = chart.render_tree()
-    _slim(root)
-    root.set("id", f"chart{number}")  # in place of a random one
-    style = next(one for one in root.iter() if one.tag == "style")
-    style.text = re.sub(r"#chart-[0-9a-f-]{36}", f"#chart{number}", style.text or "")
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _slim(parent: ElementTree.Element) -> None:
-    """Remove pygal's script and what is there for it, and all that nobody sees. It makes a chart a third as large."""
-    for name, value in parent.attrib.items():
-        if name in {"x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height", "d", "transform"}:
-            parent.set(name, re.sub(r"[0-9]+\.[0-9]+", lambda number: f"{float(number[0]):.2f}", value))
-    for name in ("rx", "ry"):
-        parent.attrib.pop(name, None)
-    if "tooltip-trigger" in parent.get("class", ""):
-        parent.attrib.pop("class")
-    for child in list(parent):
-        _slim(child)
-        if _is_needless(child):
-            parent.remove(child)
-
-
-def _is_needless(element: ElementTree.Element) -> bool:
-    if element.tag == "g":
-        text = element.find("text")
-        return not len(element) or (element.get("class") == "guides" and text is not None and not text.text)
-    return element.tag in {"script", "desc", "title", ElementTree.Comment} or element.get("height") == "0.00"
 
 
 def _short(value: float) -> str:

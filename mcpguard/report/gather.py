@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from mcpguard.limiter.plan import Reported
-from mcpguard.report.bursts import Burst, Bursts
-from mcpguard.session.audit import ERRORS, axis_of, members
+from mcpguard.reading.statistics import Figures
+from mcpguard.session.audit import axis_of, members
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import StoredRow
 
@@ -25,80 +25,25 @@ MAX_SLOTS: Final = 170
 
 SLOTS_US: Final = tuple(seconds * 1_000_000 for seconds in (60, 300, 900, 3600, 6 * 3600, 86400, 7 * 86400))
 
+GAP_US: Final = 60 * 1_000_000
+"""Denials of one kind within this time are in one burst."""
+
+LEAST_BURST: Final = 5
+"""Fewer denials than this are no burst."""
+
+WORST: Final = 20
+"""How many bursts are kept: those with the most denials."""
+
+_OPEN: Final = 4096
+"""The most bursts that are followed at once. Beyond that, all but the newest half end."""
+
 _BUCKETS: Final = 24
 """How many buckets a power of ten has, in which durations are counted. A bucket is 10 % wide."""
 
 
-def bucket(duration_us: int) -> int:
-    """The bucket of a duration."""
-    return round(_BUCKETS * math.log10(max(1, duration_us)))
-
-
-class Durations:
-    """Durations, counted in buckets. A quantile is at most 5 % off."""
-
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
-
-    def add(self, bucket: int) -> None:
-        """Count a duration; see `bucket`."""
-        self._buckets[bucket] += 1
-
-    def quantile_us(self, share: float) -> float | None:
-        """The duration that this share of all durations does not exceed; None without durations."""
-        rest = share * self._buckets.total()
-        for bucket, n in sorted(self._buckets.items()):
-            rest -= n
-            if rest <= 0:
-                return float(10 ** (bucket / _BUCKETS))
-        return None
-
-
-class Figures:
-    """Calls, counted by what became of them.
-
-    Attributes:
-        calls: All calls.
-        denied: The calls that were not forwarded.
-        would_deny: The calls that were forwarded only because a rule observes.
-        outcomes: The calls by outcome.
-        durations: The durations of calls with an outcome.
-    """
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.denied = 0
-        self.would_deny = 0
-        self.outcomes: Counter[str] = Counter()
-        self.durations = Durations()
-
-    def add(self, decision: str, weight: int, outcome: str | None, duration: int | None) -> None:
-        """Count the calls of a row. `duration` is the bucket of its duration."""
-        self.calls += weight
-        if decision in REFUSED:
-            self.denied += weight
-        elif decision == "would_deny":
-            self.would_deny += weight
-        if outcome is not None:
-            self.outcomes[outcome] += 1
-            if duration is not None:
-                self.durations.add(duration)
-
-    @property
-    def allowed(self) -> int:
-        """The calls that were forwarded and would also have been with all rules enforced."""
-        return self.calls - self.denied - self.would_deny
-
-    @property
-    def errors(self) -> int:
-        """The calls with an outcome in `ERRORS`."""
-        return sum(self.outcomes[word] for word in ERRORS)
-
-    @property
-    def error_share(self) -> float | None:
-        """The share of errors among calls with an outcome; None without such calls."""
-        ended = self.outcomes.total()
-        return self.errors / ended if ended else None
+def rounded_us(duration_us: int) -> int:
+    """A duration, rounded to the middle of its bucket. It is at most 5 % off."""
+    return round(10 ** (round(_BUCKETS * math.log10(max(1, duration_us))) / _BUCKETS))
 
 
 _Name = TypeVar("_Name", str, tuple[str, str])
@@ -152,6 +97,70 @@ class Use:
         self.peak = 0
 
 
+Kind = tuple[str, str, str, str, str, Reported | None]
+"""What the denials of a burst have in common: decision, user, agent, server, tool, limit. A name is empty if it is unknown."""
+
+
+class Burst(NamedTuple):
+    """A burst.
+
+    Attributes:
+        calls: How many calls were denied, or would have been.
+        first_us: The time of its first row.
+        last_us: The time of its last row.
+        kind: See `Kind`.
+    """
+
+    calls: int
+    first_us: int
+    last_us: int
+    kind: Kind
+
+
+class Bursts:
+    """The bursts among rows, which come roughly in the order of time."""
+
+    def __init__(self) -> None:
+        self._open: dict[Kind, Burst] = {}  # the burst with the newest row is the last
+        self._worst: list[tuple[int, int, int, Burst]] = []  # a heap
+        self._ended = 0
+
+    def add(self, kind: Kind, time_us: int, calls: int) -> None:
+        """Count the denials of a row."""
+        burst = self._open.pop(kind, None)
+        if burst and time_us - burst.last_us > GAP_US:
+            self._end(burst)
+            burst = None
+        if burst:
+            first, last = min(burst.first_us, time_us), max(burst.last_us, time_us)
+            self._open[kind] = Burst(burst.calls + calls, first, last, kind)
+            return
+        if len(self._open) >= _OPEN:
+            for old in list(self._open)[: _OPEN // 2]:
+                self._end(self._open.pop(old))
+        self._open[kind] = Burst(calls, time_us, time_us, kind)
+
+    def _end(self, burst: Burst) -> None:
+        self._ended += 1  # orders equal bursts, so that kinds are not compared
+        if burst.calls >= LEAST_BURST:
+            self._worst = _pushed(self._worst, (burst.calls, -burst.first_us, self._ended, burst))
+
+    def worst(self) -> list[Burst]:
+        """The bursts with the most calls, the worst first."""
+        found = self._worst
+        for number, burst in enumerate(self._open.values(), self._ended + 1):
+            if burst.calls >= LEAST_BURST:
+                found = _pushed(found, (burst.calls, -burst.first_us, number, burst))
+        return [one[-1] for one in sorted(found, reverse=True)]
+
+
+def _pushed(heap: list[tuple[int, int, int, Burst]], one: tuple[int, int, int, Burst]) -> list[tuple[int, int, int, Burst]]:
+    """A heap of at most `WORST` with one more."""
+    heap = list(heap)
+    (heapq.heappush if len(heap) < WORST else heapq.heappushpop)(heap, one)
+    return heap
+
+
 class Findings:
     """The figures of a report.
 
@@ -183,7 +192,7 @@ class Findings:
         row, outcome = stored.row, stored.outcome
         decision = row.decision
         weight = row.repeats or 1
-        duration = None if stored.duration_us is None else bucket(stored.duration_us)
+        duration = None if stored.duration_us is None else rounded_us(stored.duration_us)
         self.decisions[decision] += weight
         slot = self.slots[min(len(self.slots) - 1, max(0, (row.time_us - self.first_us) // self.slot_us))]
         user, agent, server, tool = self._names(row.context)
@@ -239,11 +248,6 @@ class Findings:
                 return Use()
             found = self.limits[limit] = Use()
         return found
-
-    @property
-    def worst_bursts(self) -> list[Burst]:
-        """The bursts with the most denials."""
-        return self.bursts.worst()
 
 
 def slot_us(period_us: int) -> int:

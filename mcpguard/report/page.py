@@ -1,5 +1,6 @@
 """Makes the page of a report: one HTML file that asks no other place for anything."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -8,12 +9,13 @@ from typing import Final, NamedTuple, TypeVar
 
 from mcpguard import __version__
 from mcpguard.limiter.plan import Reported
-from mcpguard.policy.model import Policy
+from mcpguard.policy.model import Policy, Rate, Rule
+from mcpguard.policy.rule_text import options_of
+from mcpguard.policy.suggest import with_headroom
+from mcpguard.reading.statistics import Figures
 from mcpguard.report import charts
-from mcpguard.report.bursts import Burst
 from mcpguard.report.charts import Series
-from mcpguard.report.gather import AXES, Figures, Findings, Named
-from mcpguard.report.limits import unreached
+from mcpguard.report.gather import AXES, Burst, Findings, Named, Use
 from mcpguard.text.printing import plural, printable
 
 TOP: Final = 10
@@ -60,11 +62,11 @@ def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: 
         total=findings.all,
         decisions=findings.decisions.most_common(),
         outcomes=findings.all.outcomes.most_common(),
-        quantiles=_quantiles(findings.all),
+        quantiles=findings.all.percentiles_ms(),
         charts=_charts(findings),
         slots=_slot_rows(findings),
         has_would=findings.all.would_deny > 0,
-        bursts=[_burst(one) for one in findings.worst_bursts],
+        bursts=[_burst(one) for one in findings.bursts.worst()],
         tops=[
             ("Users", "user", _top(findings.users)),
             ("Agents", "agent", _top(findings.agents)),
@@ -129,14 +131,15 @@ def _charts(findings: Findings) -> list[Chart]:
     found: list[Chart] = []
     for title, what, series in counted:
         if shown := [one for one in series if any(one.values)]:
-            found.append(Chart(title, what, _legend(shown), charts.stacked(len(found), labels, shown)))
+            found.append(Chart(title, what, _legend(shown), charts.stacked(labels, shown)))
+    percentiles = [slot.figures.percentiles_ms() for slot in slots]
     durations = [
-        Series(name, colour, [_milliseconds(slot.figures, share) for slot in slots])
-        for name, colour, share in (("p99", "violet", 0.99), ("p95", "orange", 0.95), ("p50", "blue", 0.5))
+        Series(name, colour, [one[at] for one in percentiles])
+        for name, colour, at in (("p99", "violet", 2), ("p95", "orange", 1), ("p50", "blue", 0))
     ]
     if any(durations[0].values):
         what = f"Milliseconds from the call to its answer, per {each}. The scale is logarithmic."
-        found.append(Chart("Durations", what, _legend(durations), charts.lines(len(found), labels, durations)))
+        found.append(Chart("Durations", what, _legend(durations), charts.lines(labels, durations)))
     return found
 
 
@@ -173,7 +176,7 @@ def _slot_rows(findings: Findings) -> list[dict[str, object]]:
                     "figures": figures,
                     "denied": [slot.denied[axis] for axis in AXES],
                     "would_deny": [slot.would_deny[axis] for axis in AXES],
-                    "quantiles": _quantiles(figures),
+                    "quantiles": figures.percentiles_ms(),
                 }
             )
     return rows
@@ -189,7 +192,7 @@ def _top(named: Named[_Name]) -> list[tuple[_Name, Figures, float]]:
 def _tools(named: Named[tuple[str, str]]) -> list[dict[str, object]]:
     rows = []
     for (server, tool), figures, width in _top(named):
-        rows.append({"server": server, "tool": tool, "figures": figures, "width": width, "quantiles": _quantiles(figures)})
+        rows.append({"server": server, "tool": tool, "figures": figures, "width": width, "quantiles": figures.percentiles_ms()})
     return rows
 
 
@@ -198,6 +201,53 @@ def _fired(findings: Findings) -> list[tuple[Reported, int, int]]:
     fired = [(limit, use.denied, use.would_deny) for limit, use in findings.limits.items()]
     fired = [one for one in fired if one[1] + one[2]]
     return sorted(fired, key=lambda one: -one[1] - one[2])[:_LIMITS]
+
+
+class Unreached(NamedTuple):
+    """A limit of the policy that had room for every call of the period, as far as rows tell.
+
+    Attributes:
+        rule: Its rule.
+        rate: The limit. Of a cap on calls in flight, the window is 0.
+        limit: How reports name it.
+        peak: The most that one counter held, as far as rows tell; 0 if no row names the limit.
+        suggested: A lower limit that leaves room above `peak`; None if there is none.
+        command: The command line that sets the suggested limit; empty without a suggestion.
+    """
+
+    rule: Rule
+    rate: Rate
+    limit: Reported
+    peak: int
+    suggested: int | None
+    command: str
+
+
+def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
+    """The limits that were never reached, in the order of the policy.
+
+    Args:
+        policy: The policy in force.
+        uses: The use of limits in the period.
+    """
+    found = []
+    for rule, _ in policy.parts:
+        for rate, limit in zip(rule.bounds, rule.reported, strict=False):  # `deny` has no rate
+            use = uses.get(limit, Use())
+            if use.denied or use.would_deny or use.was_full:
+                continue
+            lower = with_headroom(use.peak) if use.peak and rule.counts == "calls" else rate.n
+            if lower < rate.n:
+                found.append(Unreached(rule, rate, limit, use.peak, lower, _command(rule, rate, lower)))
+            else:
+                found.append(Unreached(rule, rate, limit, use.peak, None, ""))
+    return found
+
+
+def _command(rule: Rule, changed: Rate, n: int) -> str:
+    """The command line that gives a rule another limit in place of one."""
+    limits = [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
+    return shlex.join(["mcpguard", "policy", "set", *options_of(rule), *limits])
 
 
 def _burst(burst: Burst) -> Mapping[str, object]:
@@ -213,15 +263,6 @@ def _burst(burst: Burst) -> Mapping[str, object]:
         "tool": tool,
         "limit": limit,
     }
-
-
-def _quantiles(figures: Figures) -> Sequence[float | None]:
-    return [figures.durations.quantile_us(share) for share in (0.5, 0.95, 0.99)]
-
-
-def _milliseconds(figures: Figures, share: float) -> float | None:
-    duration_us = figures.durations.quantile_us(share)
-    return None if duration_us is None else duration_us / 1000
 
 
 def _time(time_us: int, *, seconds: bool = False) -> str:
@@ -267,17 +308,17 @@ def _share(share: float | None) -> str:
     return f"{100 * share:.1f} %".replace(".0 %", " %")
 
 
-def _ms(duration_us: float | None) -> str:
+def _ms(duration_ms: float | None) -> str:
     """A duration with three digits, or in whole seconds.
 
-    >>> _ms(1234.0), _ms(2_500_000.0), _ms(80.0), _ms(1_800_000_000.0)
+    >>> _ms(1.234), _ms(2_500.0), _ms(0.08), _ms(1_800_000.0)
     ('1.23 ms', '2.5 s', '0.08 ms', '1\u202f800 s')
     """
-    if duration_us is None:
+    if duration_ms is None:
         return "–"
-    if duration_us >= 1e8:
-        return f"{_number(round(duration_us / 1e6))} s"
-    return f"{duration_us / 1e6:.3g} s" if duration_us >= 1e6 else f"{duration_us / 1000:.3g} ms"
+    if duration_ms >= 1e5:
+        return f"{_number(round(duration_ms / 1e3))} s"
+    return f"{duration_ms / 1e3:.3g} s" if duration_ms >= 1e3 else f"{duration_ms:.3g} ms"
 
 
 def _name(text: object) -> str:

@@ -247,12 +247,12 @@ def axis_of(decision: str, reported: str | None, detail: str | None) -> str | No
 
 def record(row: Row, *, outcome: str | None = None, duration_us: int | None = None) -> dict[str, object]:
     """A row as `audit tail --json` prints it, without the members that do not apply."""
-    context = json.loads(row.context)
-    session = context.get("session", "")
+    context = members(row.context)
+    session = str(context.get("session", ""))
     values: dict[str, object] = {
         "id": audit_id(session, row.seq),
         **context,
-        **(json.loads(row.reported) if row.reported else {}),
+        **(members(row.reported) if row.reported else {}),
         **(json.loads(row.detail) if row.detail else {}),
         "time": rfc3339(row.time_us),
         "time_us": row.time_us,

@@ -8,7 +8,7 @@ import pytest
 from mcpguard.reading.telemetry import HEADERS, SERVICE
 from tests.cli.command import calls, mcpguard, process, start
 from tests.end_to_end.host import DEADLINE_S, policy, rule
-from tests.report.receiver import Receiver, receiving, values
+from tests.reading.receiver import Receiver, receiving, values
 
 
 @pytest.fixture
@@ -105,14 +105,11 @@ def test_a_collector_that_refuses_rows_ends_the_export_with_an_error(home: Path,
 
 
 def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path) -> None:
-    with (
-        patch.dict(sys.modules, {"opentelemetry": None}),
-        patch("mcpguard.reading.extras.find_spec", lambda name: name.startswith("google") or None),
-    ):
+    with patch.dict(sys.modules, {"opentelemetry.sdk": None}):
         done = mcpguard(home, "audit", "export", "--otlp", "http://x")
     assert done.returncode == 1
     assert done.stderr == (
-        "mcpguard: audit export --otlp needs opentelemetry-proto, which is not installed\n"
+        "mcpguard: audit export --otlp needs opentelemetry-sdk, which is not installed\n"
         "hint: install 'mcpguard-cli[otel]' with uv tool install, pipx install --force or pip install; "
         "name the extras that you use already, too, or uv removes them\n"
     )

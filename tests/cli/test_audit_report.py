@@ -147,16 +147,12 @@ def test_a_file_that_cannot_be_written_is_named_with_a_hint(home: Path, tmp_path
     )
 
 
-@pytest.mark.parametrize("module", ["pygal", "jinja2"])
-def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path, module: str) -> None:
-    with (
-        patch.dict(sys.modules, {module: None}),
-        patch("mcpguard.reading.extras.find_spec", lambda name: None if name == module else 1),
-    ):
+def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path) -> None:
+    with patch.dict(sys.modules, {"jinja2": None}):
         done = mcpguard(home, "audit", "report", "-o", "-")
     assert done.returncode == 1
     assert done.stderr == (
-        f"mcpguard: audit report needs {module}, which is not installed\n"
+        "mcpguard: audit report needs jinja2, which is not installed\n"
         "hint: install 'mcpguard-cli[report]' with uv tool install, pipx install --force or pip install; "
         "name the extras that you use already, too, or uv removes them\n"
     )

@@ -1,6 +1,5 @@
 """The bundled CRM server, called in-process and over stdio."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
-from mcpguard.demo.crm import CALL_LOG_VARIABLE, PAGE_S, server
+from mcpguard.demo.crm import CALL_LOG_VARIABLE, server
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,16 +25,10 @@ def companies(query: str) -> list[str]:
     return [customer["company"] for customer in call("search_customers", query=query).structured_content["result"]]
 
 
-def test_a_customer_is_found_by_city_in_any_case() -> None:
-    assert companies("LAGOS") == ["Lantern Books"]
-
-
-def test_an_empty_query_finds_every_customer() -> None:
+@pytest.mark.parametrize(("query", "found"), [("LAGOS", ["Lantern Books"]), ("no such customer", [])])
+def test_a_customer_is_found_by_city_in_any_case(query: str, found: list[str]) -> None:
+    assert companies(query) == found
     assert len(companies("")) == 8
-
-
-def test_a_query_that_nothing_matches_finds_nobody() -> None:
-    assert companies("no such customer") == []
 
 
 def test_a_report_adds_up_the_orders_of_its_month() -> None:
@@ -52,27 +45,22 @@ def test_a_month_without_orders_gives_an_empty_report() -> None:
     assert (report["orders"], report["revenue_eur"]) == (0, 0)
 
 
-@pytest.mark.parametrize("month", ["2026-13", "September", "", "2026-09\n"])
-def test_an_invalid_month_is_refused(month: str) -> None:
-    result = call("generate_report", month=month)
-    assert result.is_error
-    assert "YYYY-MM" in result.content[0].text
-
-
 def test_a_page_has_the_title_of_its_customer() -> None:
     assert call("open_page", customer_id="C-1002").structured_content == {"result": "Halden Freight, Oslo"}
 
 
-def test_the_page_of_an_unknown_customer_is_refused() -> None:
-    result = call("open_page", customer_id="C-1")
+@pytest.mark.parametrize(
+    ("tool", "arguments", "why"),
+    [
+        *(("generate_report", {"month": month}, "YYYY-MM") for month in ("2026-13", "September", "", "2026-09\n")),
+        ("open_page", {"customer_id": "C-1"}, "no customer 'C-1'"),
+        ("sync_orders", {}, "the warehouse does not answer"),
+    ],
+)
+def test_a_call_that_fails_says_why(tool: str, arguments: dict[str, str], why: str) -> None:
+    result = call(tool, **arguments)
     assert result.is_error
-    assert "no customer 'C-1'" in result.content[0].text
-
-
-def test_orders_can_never_be_fetched() -> None:
-    result = call("sync_orders")
-    assert result.is_error
-    assert "the warehouse does not answer" in result.content[0].text
+    assert why in result.content[0].text
 
 
 def test_over_stdio_it_lists_its_tools_and_notes_the_calls_that_reach_it(tmp_path: Path) -> None:
@@ -90,11 +78,4 @@ def test_over_stdio_it_lists_its_tools_and_notes_the_calls_that_reach_it(tmp_pat
             return [tool.name for tool in tools]
 
     assert anyio.run(run) == ["search_customers", "generate_report", "open_page", "sync_orders"]
-    *entries, page = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    assert entries == [
-        {"tool": "search_customers", "arguments": {"query": "pune"}},
-        {"tool": "generate_report", "arguments": {"month": "2026-08"}},
-        {"tool": "open_page", "arguments": {"customer_id": "C-1001"}},
-    ]
-    begun_us, ended_us = page["page_us"]
-    assert ended_us - begun_us >= PAGE_S * 1_000_000
+    assert log.read_text("utf-8").split() == ["search_customers", "generate_report", "open_page"]

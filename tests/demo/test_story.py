@@ -12,33 +12,24 @@ import anyio
 import pytest
 from mcp import Client, MCPError
 
-from mcpguard.demo import beyond, story
+from mcpguard.demo import story
 from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
 
-def test_it_ends_with_status_0_and_an_empty_stderr(run: Run) -> None:
-    assert (run.status, run.err) == (0, "")
+def test_it_ends_well_and_leaves_nothing_behind(run: Run) -> None:
+    assert (run.status, run.err, run.left_behind) == (0, "", [])
 
 
-def test_exactly_a_hundred_of_alices_three_thousand_calls_reach_the_server(run: Run) -> None:
+def test_each_limit_holds_and_bob_is_never_denied(run: Run) -> None:
     assert "Of Alice's 3,000 searches, 100 reached the server and 2,900 were denied." in run.out
-    assert run.row("alice", "search_customers") == ["3,000", "100", "2,900", "-", "-"]
-
-
-def test_bob_is_never_denied(run: Run) -> None:
     assert "Bob's 10 searches during the loop: 10 answered, 0 denied" in run.out
+    assert run.row("alice", "search_customers") == ["3,000", "100", "2,900", "-", "-"]
     assert run.row("bob", "search_customers") == ["10", "10", "-", "-", "-"]
     assert run.row("bob", "generate_report") == ["2", "2", "-", "-", "-"]
-
-
-def test_all_users_share_the_five_reports_a_minute(run: Run) -> None:
     assert run.row("alice", "generate_report") == ["4", "3", "-", "1", "-"]
-
-
-def test_the_subagent_is_limited_by_the_agent_axis(run: Run) -> None:
     assert run.row("carol", "search_customers") == ["30", "20", "-", "-", "10"]
 
 
@@ -55,7 +46,8 @@ def test_it_shows_each_users_command_as_a_shell_takes_it(run: Run) -> None:
 
 
 def test_it_shows_a_denial_as_the_client_received_it(run: Run) -> None:
-    assert "code     429" in run.out
+    message = "  code     429\n  message  Tool search_customers rate limit exceeded for user alice@acme.com:\n"
+    assert f"{message}           100 calls per 1h. Retry in 3600 seconds.\n  data\n    {{\n" in run.out
     assert '"axis": "user",' in run.out
     assert '"retry_after_ms": ' in run.out
     assert "rate limit exceeded for user alice@acme.com" in " ".join(run.out.split())
@@ -76,10 +68,6 @@ def test_in_a_pipe_it_is_plain_text_of_eighty_columns(run: Run) -> None:
     assert [line for line in run.out.splitlines() if len(line) > 80] == []
 
 
-def test_it_leaves_nothing_behind(run: Run) -> None:
-    assert run.left_behind == []
-
-
 def test_it_keeps_its_folder_if_asked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +77,7 @@ def test_it_keeps_its_folder_if_asked_to(
     assert story.run_demo(keep=True) == 0
     (folder,) = tmp_path.iterdir()
     assert capsys.readouterr().out.splitlines()[-1].strip() == str(folder)
-    assert (folder / "policy.toml").read_text("utf-8") == beyond.POLICY
+    assert (folder / "policy.toml").read_text("utf-8") == story.POLICY
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
@@ -112,13 +100,14 @@ def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: 
 
 
 INTERRUPTED = """\
-import signal, sys
+import os, signal, sys
 
 class Interrupted:
     def find_spec(name, path, target):
         if name == "mcp.client":
             try:
                 signal.raise_signal(signal.SIGINT)
+                os._exit(7)
             except KeyboardInterrupt as error:
                 raise ValueError("no schema") from error
 
@@ -127,19 +116,15 @@ sys.meta_path.insert(0, Interrupted)
 """Is loaded by the interpreter's start: Ctrl-C while mcp is imported, and an import that makes another error of it."""
 
 
-def test_ctrl_c_during_imports_ends_it_quietly(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("trap", "status"), [("true", 130), ("trap '' INT", 7)])
+def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_ignored(
+    tmp_path: Path, trap: str, status: int
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
     env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    done = subprocess.run(DEMO, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
-
-
-def test_ctrl_c_during_imports_is_ignored_where_the_parent_process_had_it_ignored(tmp_path: Path) -> None:
-    went_on = INTERRUPTED.replace("signal.raise_signal(signal.SIGINT)", "signal.raise_signal(signal.SIGINT); os._exit(7)")
-    (tmp_path / "sitecustomize.py").write_text(f"import os\n{went_on}")
-    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    ignoring = ["/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh", *DEMO]
-    assert subprocess.run(ignoring, env=env, cwd=ROOT, check=False).returncode == 7
+    argv = ["/bin/sh", "-c", f'{trap}; exec "$@"', "sh", *DEMO]
+    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
@@ -156,14 +141,15 @@ def test_it_runs_without_a_stdout(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_ends_quietly_when_the_reader_goes_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["mcpguard demo", "caught in a loop"])
+def test_it_ends_quietly_when_the_reader_goes_away(tmp_path: Path, last: str) -> None:
     process = subprocess.Popen(
         DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdout.readline()
+        assert any(last in line for line in process.stdout)
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
@@ -222,6 +208,15 @@ class Refusing:
 
     async def call_tool(self, *_: object) -> NoReturn:
         raise self.error
+
+
+def test_a_call_that_did_not_reach_the_server_but_was_answered_fails_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "calls-alice").write_text("search_customers\nsearch_customers\ngenerate_report\n")
+    tally = Tally(ALICE, "search_customers", took_s=[0.1, 0.1])
+    Stage(tmp_path).check([tally])
+    tally.took_s.append(0.1)
+    with pytest.raises(McpguardError, match="3 calls of search_customers by alice were answered, but 2 reached the server"):
+        Stage(tmp_path).check([tally])
 
 
 def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:

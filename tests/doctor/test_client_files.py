@@ -23,12 +23,20 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path, {"PATH": "/usr/bin"}, "linux")
 
 
-def cursor(machine: Machine, **commands: str) -> Path:
-    file = machine.home / ".cursor/mcp.json"
-    file.parent.mkdir(exist_ok=True)
-    entries = {name: {"command": one, "args": ["run", "--", "npx"]} for name, one in commands.items()}
-    file.write_text(json.dumps({"mcpServers": entries}))
+def written(file: Path, **servers: object) -> Path:
+    """Write a client's file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"mcpServers": servers}))
     return file
+
+
+def through(program: str) -> dict[str, object]:
+    """An entry that starts a server through a mcpguard."""
+    return {"command": program, "args": ["run", "--", "npx"]}
+
+
+def cursor(machine: Machine, **commands: str) -> Path:
+    return written(machine.home / ".cursor/mcp.json", **{name: through(one) for name, one in commands.items()})
 
 
 def checks(machine: Machine, project: Path | None = None) -> list[Check]:
@@ -87,7 +95,7 @@ def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
 def test_a_mcpguard_in_a_container_is_neither_missing_nor_believed(machine: Machine) -> None:
     file = machine.home / "project/.devcontainer.json"
     file.parent.mkdir()
-    servers = {"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}
+    servers = {"a": through("/in/container/mcpguard")}
     file.write_text(json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}}))
     name = f"VS Code (project scope), {file}"
     told = "a: its mcpguard is in the container, so it is not checked from here"
@@ -99,9 +107,7 @@ def test_a_mcpguard_in_a_container_is_neither_missing_nor_believed(machine: Mach
 
 
 def test_an_entry_whose_options_mcpguard_run_does_not_accept_is_not_ok(machine: Machine) -> None:
-    file = machine.home / ".cursor/mcp.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"mcpServers": {"crm": {"command": PROGRAM, "args": ["run", "--agnt", "x", "--", "npx"]}}}))
+    written(machine.home / ".cursor/mcp.json", crm={"command": PROGRAM, "args": ["run", "--agnt", "x", "--", "npx"]})
     (check,) = checks(machine)
     assert (check.ok, check.detail) == (False, "crm: mcpguard run does not accept its options")
 
@@ -159,7 +165,7 @@ def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machi
 def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machine) -> None:
     project = machine.home / "project"
     path = impostor(project / "bin/mcpguard", project / "touched", __version__)
-    (project / ".mcp.json").write_text(json.dumps({"mcpServers": {"a": {"command": path, "args": ["run", "--", "npx"]}}}))
+    written(project / ".mcp.json", a=through(path))
     found = checks(machine, project)
     told = f"a: its mcpguard is neither this one nor on your PATH, so it may be the project's: {path}"
     assert {(check.ok, check.detail) for check in found} == {(False, told)}
@@ -169,10 +175,7 @@ def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machi
 
 def test_a_variable_of_the_client_in_a_projects_file_makes_no_server_guarded(machine: Machine) -> None:
     project = machine.home / "project"
-    file = project / ".cursor/mcp.json"
-    file.parent.mkdir(parents=True)
-    entry = {"command": "${workspaceFolder}/mcpguard", "args": ["run", "--", "npx"]}
-    file.write_text(json.dumps({"mcpServers": {"a": entry}}))
+    written(project / ".cursor/mcp.json", a=through("${workspaceFolder}/mcpguard"))
     found, counted = checks(machine, project)
     assert (found.is_advice, found.detail) == (
         True,
@@ -228,9 +231,7 @@ def test_a_hook_of_a_project_is_mended_in_the_project(machine: Machine) -> None:
 def test_a_relative_path_of_mcpguard_begins_in_the_project(machine: Machine) -> None:
     project = machine.home / "project"
     brought = impostor(project / "tools/mcpguard")
-    entry = {"command": "./tools/mcpguard", "args": ["run", "--", "npx"]}
-    (project / ".cursor").mkdir()
-    (project / ".cursor/mcp.json").write_text(json.dumps({"mcpServers": {"a": entry}}))
+    written(project / ".cursor/mcp.json", a=through("./tools/mcpguard"))
     (check,) = checks(machine, project)
     assert check.detail == f"a: its mcpguard is neither this one nor on your PATH, so it may be the project's: {brought}"
 
@@ -284,26 +285,21 @@ def test_the_check_of_all_servers_is_a_note_if_some_are_guarded_and_ok_if_all_ar
 
 
 def test_remote_and_disabled_servers_are_told_and_not_counted(machine: Machine) -> None:
-    file = cursor(machine)
     off = {"command": "old", "disabled": True}
     far = {"url": "https://acme.com"}
-    servers = {"a": {"command": PROGRAM, "args": ["run", "--", "npx"]}, "far": far, "away": far, "off": off}
-    file.write_text(json.dumps({"mcpServers": servers}))
+    file = written(machine.home / ".cursor/mcp.json", a=through(PROGRAM), far=far, away=far, off=off)
     told = "1 of 1 server guarded; not counted: 1 disabled, 2 remote"
     assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, told)]
     assert total(machine) == Check("servers guarded", True, told)
-    del servers["a"]
-    file.write_text(json.dumps({"mcpServers": servers}))
+    written(file, far=far, away=far, off=off)
     assert total(machine) == Check("servers guarded", True, "no server to guard; not counted: 1 disabled, 2 remote")
 
 
 def test_a_server_that_starts_mcpguard_through_another_program_is_not_checked(machine: Machine) -> None:
-    file = cursor(machine)
-    file.write_text(json.dumps({"mcpServers": {"a": {"command": "uvx", "args": ["mcpguard-cli", "run", "--", "npx"]}}}))
+    written(machine.home / ".cursor/mcp.json", a={"command": "uvx", "args": ["mcpguard-cli", "run", "--", "npx"]})
     assert total(machine) == Check("servers guarded", True, "0 of 1 server guarded; not checked: 1")
 
 
 def test_a_server_that_its_client_can_start_and_mcpguard_cannot_edit_is_not_guarded(machine: Machine) -> None:
-    file = cursor(machine)
-    file.write_text(json.dumps({"mcpServers": {"a": {"command": "npx", "args": ["-p", 80]}}}))
+    written(machine.home / ".cursor/mcp.json", a={"command": "npx", "args": ["-p", 80]})
     assert not total(machine).ok

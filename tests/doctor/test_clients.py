@@ -15,20 +15,36 @@ SERVER = {"command": PYTHON, "args": [SDK]}
 TOOLS = "search_customers, import_customers"
 
 
-def cursor(home: Path, **servers: object) -> Path:
-    """Write Cursor's file."""
-    file = home / "account/.cursor/mcp.json"
+def written(file: Path, **servers: object) -> Path:
+    """Write a client's file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"mcpServers": servers}))
     return file
+
+
+def cursor(home: Path, **servers: object) -> Path:
+    return written(home / "account/.cursor/mcp.json", **servers)
 
 
 def windsurf(home: Path, **servers: object) -> Path:
-    """Write Windsurf's file."""
-    file = home / "account/.codeium/windsurf/mcp_config.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"mcpServers": servers}))
-    return file
+    return written(home / "account/.codeium/windsurf/mcp_config.json", **servers)
+
+
+def refusal(home: Path, *argv: str) -> tuple[str, str]:
+    """The message and the hint of a command line that is refused."""
+    done = mcpguard(home, "doctor", *argv, HOME=str(home / "account"))
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    return first.removeprefix("mcpguard: "), second.removeprefix("hint: ")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def test_each_clients_file_is_checked(tmp_path: Path) -> None:
@@ -72,17 +88,13 @@ def test_the_arguments_of_an_entry_can_be_pasted_as_they_are(tmp_path: Path) -> 
 @pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "a\0b"}, {"A": "\ud800"}])
 def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dict[str, str]) -> None:
     cursor(tmp_path, crm={**SERVER, "env": env})
-    done = mcpguard(tmp_path, "doctor", "--server", "crm", HOME=str(tmp_path / "account"))
-    assert (done.returncode, done.stdout) == (2, "")
-    first, second = done.stderr.splitlines()
-    assert first.startswith("mcpguard: --server: the variables of crm cannot be set: ")
-    assert second == "hint: correct its env in the client's file"
+    message, hint = refusal(tmp_path, "--server", "crm")
+    assert message.startswith("--server: the variables of crm cannot be set: ")
+    assert hint == "correct its env in the client's file"
 
 
 def test_a_variable_without_braces_is_filled_in_as_the_client_does_it(tmp_path: Path) -> None:
-    file = tmp_path / "account/.gemini/settings.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"mcpServers": {"crm": {"command": "$TOOL", "args": ["$SCRIPT"]}}}))
+    file = written(tmp_path / "account/.gemini/settings.json", crm={"command": "$TOOL", "args": ["$SCRIPT"]})
     assert only(doctor(tmp_path, "--server", "crm", TOOL=PYTHON, SCRIPT=SDK), "server").ok
     file.unlink()
     cursor(tmp_path, crm={"command": "$TOOL", "args": [SDK]})
@@ -113,33 +125,24 @@ def test_a_folder_that_may_not_be_looked_into_is_a_failed_check(tmp_path: Path) 
     assert f"FAIL server: crm: there is no folder {closed}/crm hint: " in " ".join(done.stdout.split())
 
 
-def test_a_server_that_only_a_projects_file_names_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    monkeypatch.chdir(project)
-    command = ["sh", "-c", f"touch {tmp_path}/touched", "--api-key", "tango-s3cret"]
-    text = json.dumps({"mcpServers": {"crm": {"command": command[0], "args": command[1:]}}})
-    (project / ".mcp.json").write_text(text)
-    for argv in ([], ["--client", "claude-code"]):
-        done = mcpguard(tmp_path, "doctor", *argv, "--server", "crm", HOME=str(tmp_path / "account"))
-        assert (done.returncode, done.stdout) == (2, "")
-        first, second = done.stderr.splitlines()
-        told = f"{project}/.mcp.json is a project's file, and doctor starts nothing that it names"
-        assert first == f"mcpguard: --server: {told}"
-        given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path}/touched' --api-key '***'"
-        assert second == f"hint: if you trust it, give its command: {given}"
+def test_a_server_that_only_a_projects_file_names_is_not_started(tmp_path: Path, project: Path) -> None:
+    argv = ["-c", f"touch {tmp_path}/touched", "--api-key", "tango-s3cret"]
+    written(project / ".mcp.json", crm={"command": "sh", "args": argv})
+    given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path}/touched' --api-key '***'"
+    for client in ([], ["--client", "claude-code"]):
+        assert refusal(tmp_path, *client, "--server", "crm") == (
+            f"--server: {project}/.mcp.json is a project's file, and doctor starts nothing that it names",
+            f"if you trust it, give its command: {given}",
+        )
     assert not (tmp_path / "touched").exists()
 
 
 def test_of_equal_entries_that_of_the_account_is_started_and_not_the_guarded_one_of_a_project(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, project: Path
 ) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    monkeypatch.chdir(project)
     cursor(tmp_path, crm=SERVER)
     guard = ["run", "--user", "mallory", "--", PYTHON, SDK]
-    (project / ".mcp.json").write_text(json.dumps({"mcpServers": {"crm": {"command": "mcpguard", "args": guard}}}))
+    written(project / ".mcp.json", crm={"command": "mcpguard", "args": guard})
     checks = doctor(tmp_path, "--server", "crm", status=1)  # 1, because no mcpguard is on the PATH
     assert only(checks, "server").ok
     assert "mallory" not in only(checks, "identity").detail
@@ -150,16 +153,14 @@ def test_an_entry_whose_mcpguard_others_may_change_is_not_started(tmp_path: Path
     program = impostor(public / "mcpguard", tmp_path / "touched")
     public.chmod(0o777)
     cursor(tmp_path, crm={"command": program, "args": ["run", "--option-of-its-own", "--", PYTHON, SDK]})
-    done = mcpguard(tmp_path, "doctor", "--server", "crm", HOME=str(tmp_path / "account"))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"mcpguard: --server: crm: other accounts may change its mcpguard {program}: ")
+    message, _ = refusal(tmp_path, "--server", "crm")
+    assert message.startswith(f"--server: crm: other accounts may change its mcpguard {program}: ")
     assert not (tmp_path / "touched").exists()
 
 
 def test_the_client_whose_server_is_started_can_be_named(tmp_path: Path) -> None:
     cursor(tmp_path, crm=SERVER, erp=SERVER)
     windsurf(tmp_path, crm={"command": "no-such-crm"})
-    account = {"HOME": str(tmp_path / "account")}
     assert only(doctor(tmp_path, "--client", "cursor", "--server", "crm"), "server").ok
     found = only(doctor(tmp_path, "--client", "windsurf", "--server", "crm", status=1), "server")
     assert found.detail == "cannot run no-such-crm: no such command"
@@ -173,8 +174,7 @@ def test_the_client_whose_server_is_started_can_be_named(tmp_path: Path) -> None
             "add --server NAME, and no command",
         ),
     ):
-        done = mcpguard(tmp_path, "doctor", *argv, **account)
-        assert (done.returncode, done.stderr) == (2, f"mcpguard: {message}\nhint: {hint}\n")
+        assert refusal(tmp_path, *argv) == (message, hint)
 
 
 @pytest.mark.parametrize(
@@ -202,50 +202,39 @@ def test_a_server_that_cannot_be_started_by_its_name_is_refused(
     cursor(tmp_path / "project", twice={"command": "x"})
     monkeypatch.chdir(tmp_path / "project/account")
     windsurf(tmp_path, crm={**SERVER, "env": {"A": "tango-s3cret"}})
-    done = mcpguard(tmp_path, "doctor", "--server", name, HOME=str(tmp_path / "account"))
-    assert (done.returncode, done.stdout) == (2, "")
-    first, second = done.stderr.splitlines()
-    assert first == f"mcpguard: --server: {message}"
-    assert second.startswith(f"hint: {hint}")
+    first, second = refusal(tmp_path, "--server", name)
+    assert first == f"--server: {message}"
+    assert second.startswith(hint)
 
 
-def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "project").mkdir()
-    file = tmp_path / "project/.mcp.json"
-    file.write_text(json.dumps({"mcpServers": {"crm": SERVER}}))
-    monkeypatch.chdir(file.parent)
+def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Path, project: Path) -> None:
+    file = written(project / ".mcp.json", crm=SERVER)
     checks = doctor(tmp_path)
     assert [one.ok for one in checks if str(file) in one.check][:1] == [True]
     (found,) = [one for one in json.loads(mcpguard(tmp_path, "doctor", "--json", HOME=str(tmp_path / "account")).stdout)
                 if one["check"] == "servers guarded"]  # fmt: skip
     assert (found["ok"], found["detail"]) == (False, "0 of 1 server guarded")
-    assert found["hint"] == f"mcpguard install --project {file.parent}"
+    assert found["hint"] == f"mcpguard install --project {project}"
 
 
 def test_what_a_shell_fills_in_stays_as_it_is_for_clients_that_fill_in_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "account/.config/Claude/claude_desktop_config.json"
-    file.parent.mkdir(parents=True)
     entry = {"command": "sh", "args": ["-c", f'exec "{PYTHON}" "${{SCRIPT}}"'], "env": {"SCRIPT": SDK}}
-    file.write_text(json.dumps({"mcpServers": {"crm": entry}}))
+    written(tmp_path / "account/.config/Claude/claude_desktop_config.json", crm=entry)
     assert only(doctor(tmp_path, "--server", "crm"), "server").ok
     assert only(doctor(tmp_path, "--server", "crm", SCRIPT="/another"), "server").ok
 
 
 def test_a_server_whose_variables_only_its_client_reads_from_a_file_is_refused(tmp_path: Path) -> None:
     cursor(tmp_path, crm={**SERVER, "envFile": "${workspaceFolder}/.env"})
-    done = mcpguard(tmp_path, "doctor", "--server", "crm", HOME=str(tmp_path / "account"))
-    assert (done.returncode, done.stdout) == (2, "")
-    first, second = done.stderr.splitlines()
-    assert first == "mcpguard: --server: only the client reads the variables of crm from ${workspaceFolder}/.env"
-    assert second.startswith("hint: give its command: mcpguard doctor ")
+    message, hint = refusal(tmp_path, "--server", "crm")
+    assert message == "--server: only the client reads the variables of crm from ${workspaceFolder}/.env"
+    assert hint.startswith("give its command: mcpguard doctor ")
 
 
 def test_entries_differ_neither_by_the_order_of_variables_nor_by_a_disabled_one(tmp_path: Path) -> None:
     cursor(tmp_path, crm={**SERVER, "env": {"A": "1", "B": "2"}})
     windsurf(tmp_path, crm={**SERVER, "env": {"B": "2", "A": "1"}})
-    file = tmp_path / "account/.lmstudio/mcp.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"mcpServers": {"crm": {"command": "old", "disabled": True}}}))
+    written(tmp_path / "account/.lmstudio/mcp.json", crm={"command": "old", "disabled": True})
     assert only(doctor(tmp_path, "--server", "crm"), "server").ok
 
 

@@ -122,10 +122,8 @@ def test_a_token_that_the_provider_did_not_sign_is_rejected(wrapper: Wrapper, fo
 
 
 def test_keys_that_a_token_carries_or_points_to_are_ignored(wrapper: Wrapper) -> None:
-    assert (
-        wrapper.has(token(headers={"jwk": jwk(number=1), "jku": "http://127.0.0.1:9/", "x5u": "http://127.0.0.1:9/"}))
-        == "alice"
-    )
+    pointing = {"jwk": jwk(number=1), "jku": "http://127.0.0.1:9/", "x5u": "http://127.0.0.1:9/"}
+    assert wrapper.has(token(headers=pointing)) == "alice"
 
 
 # Claims
@@ -231,17 +229,11 @@ def test_keys_that_cannot_be_fetched_are_reported_beside_the_tokens_problem(wrap
 # Not a token
 
 
-def said(payload: bytes) -> bytes:
-    return f"{part({'alg': 'RS256'})}.{part(payload)}.".encode()
-
-
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"", "is empty"),
-        (b" \n\n", "is empty"),
         (b"opaque-access-token", NOT_A_JWT),
-        (b"a.b", NOT_A_JWT),
         (b"..", NOT_A_JWT),
         (b"a.b.c.d.e", NOT_A_JWT),
         (b"\xff\xfe\x00t\x00o", NOT_A_JWT),
@@ -253,25 +245,17 @@ def said(payload: bytes) -> bytes:
         (f"{part({'alg': 'RS256'})}.{part(b'9' * 5000)}.".encode(), NOT_A_JWT),
         (f"{part({'alg': 'RS256'})}.{part(b'[' * 40_000)}.".encode(), NOT_A_JWT),
         (f"{part(b'[' * 40_000)}.{part({})}.".encode(), NOT_A_JWT),
-        (said(b'{"exp":NaN}'), NOT_A_JWT),
-        (said(b'{"exp":-Infinity}'), NOT_A_JWT),
-        (said(b'{"exp":1e999}'), NOT_A_JWT),
-        (said(rb'{"sub":"\ud800"}'), NOT_A_JWT),
         (os.urandom(1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
-        (b"a" * (1 << 20), f"is longer than {MAX_TOKEN_BYTES} bytes"),
     ],
-    ids=range(21),
+    ids=range(14),
 )  # fmt: skip
 def test_a_text_that_is_not_a_jwt_is_rejected(wrapper: Wrapper, content: bytes, why: str) -> None:
     assert wrapper.has(content) == f"the token in {wrapper.file} {why}"
 
 
-def test_a_token_after_the_word_bearer_is_rejected(wrapper: Wrapper) -> None:
-    assert wrapper.has(f"Bearer {token()}") == f"the token in {wrapper.file} {NOT_A_JWT}"
-
-
-def test_a_long_token_with_line_ends_around_it_is_accepted(wrapper: Wrapper) -> None:
+def test_line_ends_around_a_long_token_are_accepted_and_the_word_bearer_is_not(wrapper: Wrapper) -> None:
     assert wrapper.has(f"\n{token(groups=['group'] * 4000)}\r\n") == "alice"
+    assert wrapper.has(f"Bearer {token()}") == f"the token in {wrapper.file} {NOT_A_JWT}"
 
 
 def test_a_token_file_that_cannot_be_read_is_rejected_with_the_reason(wrapper: Wrapper) -> None:

@@ -1,4 +1,4 @@
-"""The lines of an export are those of the records, whether a template makes them or not."""
+"""The lines of an export: each format has its rules."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.reading.export import FORMATS, Writer, ocsf_event
+from mcpguard.reading.export import FORMATS, ocsf_event
 from mcpguard.session.audit import MEMBERS, OUTCOMES, Row, record
 from mcpguard.stores.api import StoredRow
 from mcpguard.text.printing import compact
@@ -58,19 +58,15 @@ def plain(one: StoredRow) -> dict[str, object]:
     return record(one.row, outcome=one.outcome, duration_us=one.duration_us)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@given(found=st.lists(stored, max_size=3))
+@given(st.lists(stored, max_size=3))
 @settings(max_examples=40)
-def test_each_line_is_that_of_the_record(name: str, found: list[StoredRow]) -> None:
-    form = FORMATS[name]
-    again = [one._replace(row=one.row._replace(seq=one.row.seq + 1, time_us=one.row.time_us + 1)) for one in found]
-    expected = "".join(form.line(plain(one)) + "\n" for one in [*found, *again])
-    assert Writer(form).lines([*found, *again]) == expected
+def test_each_json_line_is_a_record(found: list[StoredRow]) -> None:
+    assert [json.loads(line) for line in FORMATS["jsonl"].lines(found).splitlines()] == [plain(one) for one in found]
 
 
 @given(stored)
 def test_a_csv_line_has_a_cell_for_each_member_and_no_cell_is_a_formula(one: StoredRow) -> None:
-    (cells,) = csv.reader(StringIO(Writer(FORMATS["csv"]).lines([one])), strict=True)
+    (cells,) = csv.reader(StringIO(FORMATS["csv"].lines([one])), strict=True)
     found = plain(one)
     assert len(cells) == len(MEMBERS)
     for member, cell in zip(MEMBERS, cells, strict=True):
@@ -150,5 +146,5 @@ def test_an_ocsf_event_tells_what_a_cap_counts_and_how_long_a_call_waited() -> N
 
 def test_ocsf_leaves_out_rows_that_are_no_calls() -> None:
     row = Row(0, 1, "policy", '{"session":"aa","namespace":"default","server":"crm"}', detail='{"reason":"x"}')
-    assert Writer(FORMATS["ocsf"]).lines([StoredRow(1, row, None, None)]) == ""
-    assert json.loads(Writer(FORMATS["jsonl"]).lines([StoredRow(1, row, None, None)]))["decision"] == "policy"
+    assert FORMATS["ocsf"].lines([StoredRow(1, row, None, None)]) == ""
+    assert json.loads(FORMATS["jsonl"].lines([StoredRow(1, row, None, None)]))["decision"] == "policy"

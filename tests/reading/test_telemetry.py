@@ -1,5 +1,7 @@
 import contextlib
 import json
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,21 +11,28 @@ import pytest
 
 from mcpguard import __version__, config
 from mcpguard.errors import ConfigError, McpguardError
-from mcpguard.reading import otlp, telemetry
-from mcpguard.reading.telemetry import Exporter, HttpCollector, Options, Position, Rejected, Unreached
+from mcpguard.reading import telemetry
+from mcpguard.reading.telemetry import Collector, Exporter, Options, Position, Rejected, Telemetry, Unreached
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.api import Options as StoreOptions
-from mcpguard.stores.api import Store, Wanted
+from mcpguard.stores.api import Store, StoredRow, Wanted
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.reading.receiver import Receiver, receiving, values
 from tests.redis_servers import running as redis_running
-from tests.report.receiver import Receiver, receiving, values
 from tests.report.test_gather import stored
 
 ANY = Wanted(lambda _: True)
 SESSION = "00000000000000ab"
 KEY = bytes(32)
+
+PATIENCE_S = 0.7
+"""Less than the first wait of OpenTelemetry's exporter, so that it sends again only at once (`Retry-After: 0`)."""
+
+MAX_SERIES = 2000
+
+AT_ONCE = {"Retry-After": "0"}
 
 
 class Ended(Exception):
@@ -36,69 +45,82 @@ def running() -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.fixture
-def receiver(running: Receiver) -> Receiver:
-    running.__init__(int(running.url.rpartition(":")[2]))  # type: ignore[misc]
-    return running
+class Bench:
+    """A store, a receiver, and exports of the one to the other."""
+
+    def __init__(self, folder: Path, receiver: Receiver) -> None:
+        receiver.__init__(int(receiver.url.rpartition(":")[2]))  # type: ignore[misc]
+        self.folder = folder
+        self.receiver = receiver
+        self.store = SqliteStore(folder / "mcpguard.db")
+        self._seq = 0
+
+    @property
+    def spans(self) -> list[dict[str, Any]]:
+        """The attributes of the spans that came."""
+        return [values(span.attributes) for span in self.receiver.spans]
+
+    def add(
+        self, *decisions: str, outcome: str | None = "ok", age_s: float = 0, store: Store | None = None, **members: Any
+    ) -> list[int]:
+        """Write rows to the store. Calls that were forwarded get an outcome after 250 ms."""
+        store = store or self.store
+        found = []
+        for decision in decisions:
+            one = stored(0, decision, **{key: members[key] for key in members.keys() & {"user", "tool"}})
+            time_us = time.time_ns() // 1000 - round(age_s * 1e6)
+            context = json.dumps(json.loads(one.row.context) | {"session": SESSION, "agent": "Claude Code::subagent::x"})
+            self._seq += 1
+            row: Row = one.row._replace(time_us=time_us, context=context, seq=self._seq)
+            row = row._replace(**{key: members[key] for key in members.keys() & set(Row._fields)})
+            (row_id,) = store.append([row])
+            if outcome and decision in {"allowed", "would_deny"}:
+                store.record([Outcome(row_id, outcome, 250_000)])
+            found.append(row_id)
+        return found
+
+    def replace(self, *decisions: str) -> None:
+        """Put another store with these rows in the place of the store."""
+        self.store.close()
+        for file in self.folder.glob("mcpguard.db*"):
+            file.unlink()
+        with contextlib.closing(SqliteStore(self.folder / "mcpguard.db", StoreOptions(timeout_ms=20_000))) as new:
+            self.add(*decisions, store=new)
+
+    def export(
+        self,
+        *,
+        follow: bool = False,
+        wanted: Wanted = ANY,
+        with_user: bool = False,
+        sleep: Callable[[float], None] | None = None,
+        url: str = "",
+        store: str = "",
+    ) -> tuple[int, list[str], list[float]]:
+        """Send the rows of the store. Returns how many, what was said, and the waits."""
+        settings = config.Settings(str(self.folder / "policy.toml"), False, str(self.folder / "mcpguard.db"), store)
+        said: list[str] = []
+        waits: list[float] = []
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            if sleep:
+                sleep(seconds)
+
+        url = url or self.receiver.url
+        with contextlib.closing(Position(self.folder, settings.address.shown, "default", url)) as position:
+            options = Options(wanted, with_user=with_user, follow=follow)
+            exporter = Exporter(settings, Collector(url, PATIENCE_S), position, options, said.append, wait)
+            with contextlib.suppress(Ended):
+                exporter.run()
+        return exporter.sent, said, waits
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    opened = SqliteStore(tmp_path / "mcpguard.db")
-    yield opened
-    opened.close()
-
-
-def add(store: Store, *decisions: str, outcome: str | None = "ok", age_s: float = 0, **members: Any) -> list[int]:
-    """Write rows to a store. Calls that were forwarded get an outcome after 250 ms."""
-    found = []
-    for decision in decisions:
-        one = stored(0, decision, **{key: members[key] for key in members.keys() & {"user", "tool"}})
-        time_us = time.time_ns() // 1000 - round(age_s * 1e6)
-        context = json.dumps(json.loads(one.row.context) | {"session": SESSION, "agent": "Claude Code::subagent::x"})
-        add.seq += 1  # type: ignore[attr-defined]
-        row: Row = one.row._replace(time_us=time_us, context=context, seq=add.seq)  # type: ignore[attr-defined]
-        row = row._replace(**{key: members[key] for key in members.keys() & set(Row._fields)})
-        (row_id,) = store.append([row])
-        if outcome and decision in {"allowed", "would_deny"}:
-            store.record([Outcome(row_id, outcome, 250_000)])
-        found.append(row_id)
-    return found
-
-
-add.seq = 0  # type: ignore[attr-defined]
-
-
-def export(
-    folder: Path,
-    receiver: Receiver,
-    *,
-    follow: bool = False,
-    wanted: Wanted = ANY,
-    with_user: bool = False,
-    sleep: Callable[[float], None] | None = None,
-    headers: dict[str, str] | None = None,
-    store: str = "",
-) -> tuple[int, list[str], list[float]]:
-    """Send the rows of the store in a folder. Returns how many, what was said, and the waits."""
-    settings = config.Settings(str(folder / "policy.toml"), False, str(folder / "mcpguard.db"), store)
-    said: list[str] = []
-    waits: list[float] = []
-
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
-        if sleep:
-            sleep(seconds)
-
-    with (
-        contextlib.closing(Position(folder, settings.address.shown, "default", receiver.url)) as position,
-        contextlib.closing(HttpCollector(receiver.url, headers or {})) as collector,
-    ):
-        options = Options(wanted, with_user=with_user, follow=follow)
-        exporter = Exporter(settings, collector, position, options, said.append, wait)
-        with contextlib.suppress(Ended):
-            exporter.run()
-    return exporter.sent, said, waits
+def bench(tmp_path: Path, running: Receiver) -> Iterator[Bench]:
+    made = Bench(tmp_path, running)
+    yield made
+    made.store.close()
 
 
 def once_more(times: int, then: Callable[[], object] = lambda: None) -> Callable[[float], None]:
@@ -114,12 +136,12 @@ def once_more(times: int, then: Callable[[], object] = lambda: None) -> Callable
     return wait
 
 
-def test_a_call_is_a_span_by_the_conventions(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+def test_a_call_is_a_span_by_the_conventions(bench: Bench) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     at_us = time.time_ns() // 1000 - 1_000_000
-    add(store, "allowed", request_id='"7"', trace_id=trace_id, remaining=4, time_us=at_us)
-    assert export(tmp_path, receiver)[0] == 1
-    (span,) = receiver.spans
+    bench.add("allowed", request_id='"7"', trace_id=trace_id, remaining=4, time_us=at_us)
+    assert bench.export()[0] == 1
+    (span,) = bench.receiver.spans
     assert (span.name, span.kind, span.trace_id.hex(), len(span.span_id)) == ("tools/call echo", 2, trace_id, 8)
     assert (span.start_time_unix_nano, span.end_time_unix_nano) == (at_us * 1000, at_us * 1000 + 250_000_000)
     assert span.status.code == 0
@@ -138,40 +160,38 @@ def test_a_call_is_a_span_by_the_conventions(store: SqliteStore, tmp_path: Path,
         "mcpguard.outcome": "ok",
     }
     assert "error.type" not in found
-    assert receiver.resources == [{"service.name": "mcpguard", "service.version": __version__, "mcpguard.namespace": "default"}]
+    assert bench.receiver.resources == [
+        {"service.name": "mcpguard", "service.version": __version__, "mcpguard.namespace": "default"}
+    ]
 
 
-def test_a_span_tells_which_kind_of_limit_decided(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+def test_a_span_tells_which_kind_of_limit_decided(bench: Bench) -> None:
     cap = '{"axis":"user","rule":"user=*","limit":2,"counts":"concurrent"}'
-    add(store, "rate_limited", reported=cap, detail='{"in_flight":2}')
-    add(store, "allowed", detail='{"waited_ms":1200,"cost":20}')
-    assert export(tmp_path, receiver)[0] == 2
-    denied, waited = (values(span.attributes) for span in receiver.spans)
+    bench.add("rate_limited", reported=cap, detail='{"in_flight":2}')
+    bench.add("allowed", detail='{"waited_ms":1200,"cost":20}')
+    assert bench.export()[0] == 2
+    denied, waited = (one for one in bench.spans)
     assert denied == denied | {"mcpguard.limit": "2-in-flight", "mcpguard.reason": "concurrent", "mcpguard.in_flight": 2}
     assert waited == waited | {"mcpguard.waited_ms": 1200, "mcpguard.cost": 20}
     assert "mcpguard.reason" not in waited
 
 
-def test_a_span_has_the_id_of_its_row_also_if_denials_share_the_row(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
-    add(store, "allowed", "rate_limited")
-    add(store, "rate_limited", repeats=3, detail=json.dumps({"id": f"{SESSION}-2.1"}))
-    export(tmp_path, receiver)
-    ids = [values(span.attributes)["mcpguard.audit_id"] for span in receiver.spans]
-    assert ids == [entry.record["id"] for entry in store.entries()]
+def test_a_span_has_the_id_of_its_row_also_if_denials_share_the_row(bench: Bench) -> None:
+    bench.add("allowed", "rate_limited")
+    bench.add("rate_limited", repeats=3, detail=json.dumps({"id": f"{SESSION}-2.1"}))
+    bench.export()
+    ids = [one["mcpguard.audit_id"] for one in bench.spans]
+    assert ids == [entry.record["id"] for entry in bench.store.entries()]
     assert ids[2] == f"{SESSION}-2.1"
 
 
-def test_a_row_that_sums_up_denials_of_several_tools_is_a_span_unless_it_is_of_lines_that_are_no_calls(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
+def test_a_row_that_sums_up_denials_of_several_tools_is_a_span_unless_it_is_of_lines_that_are_no_calls(bench: Bench) -> None:
     context = json.dumps({"namespace": "default", "session": SESSION, "server": "crm"})
     for decision in ("rate_limited", "unauthenticated", "invalid", "policy"):
-        add(store, decision, repeats=3, context=context)
-    add(store, "invalid", context=json.dumps(json.loads(context) | {"tool": "search"}))
-    export(tmp_path, receiver)
-    *of_several, of_one = receiver.spans
+        bench.add(decision, repeats=3, context=context)
+    bench.add("invalid", context=json.dumps(json.loads(context) | {"tool": "search"}))
+    bench.export()
+    *of_several, of_one = bench.receiver.spans
     assert [span.name for span in of_several] == ["tools/call", "tools/call"]
     assert of_one.name == "tools/call search", "a call that is not strict JSON-RPC is a call"
     found = [values(span.attributes) for span in of_several]
@@ -182,38 +202,38 @@ def test_a_row_that_sums_up_denials_of_several_tools_is_a_span_unless_it_is_of_l
     assert not any("gen_ai.tool.name" in one for one in found)
 
 
-def test_a_denial_and_a_failed_call_are_errors(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "rate_limited", "denied", repeats=3, retry_after_ms=9000)
-    add(store, "allowed", outcome="tool_error")
-    export(tmp_path, receiver)
-    assert [values(span.attributes)["error.type"] for span in receiver.spans] == ["rate_limited", "denied", "tool_error"]
-    assert {span.status.code for span in receiver.spans} == {2}
-    assert values(receiver.spans[0].attributes)["mcpguard.repeats"] == 3
+def test_a_denial_and_a_failed_call_are_errors(bench: Bench) -> None:
+    bench.add("rate_limited", "denied", repeats=3, retry_after_ms=9000)
+    bench.add("allowed", outcome="tool_error")
+    bench.export()
+    assert [one["error.type"] for one in bench.spans] == ["rate_limited", "denied", "tool_error"]
+    assert {span.status.code for span in bench.receiver.spans} == {2}
+    assert values(bench.receiver.spans[0].attributes)["mcpguard.repeats"] == 3
 
 
-def test_a_call_without_a_trace_has_the_trace_id_of_its_record(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "allowed")
-    export(tmp_path, receiver)
-    (entry,) = store.entries()
-    assert receiver.spans[0].trace_id.hex() == entry.record["trace_id"]
+def test_a_call_without_a_trace_has_the_trace_id_of_its_record(bench: Bench) -> None:
+    bench.add("allowed")
+    bench.export()
+    (entry,) = bench.store.entries()
+    assert bench.receiver.spans[0].trace_id.hex() == entry.record["trace_id"]
 
 
-def test_metrics_count_decisions_and_durations(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "allowed", "allowed", "policy")
-    add(store, "rate_limited", repeats=7)
-    export(tmp_path, receiver)
+def test_metrics_count_decisions_and_durations(bench: Bench) -> None:
+    bench.add("allowed", "allowed", "policy")
+    bench.add("rate_limited", repeats=7)
+    bench.export()
     names = ("mcpguard.decision", "mcpguard.axis", "mcpguard.server", "gen_ai.tool.name", "mcpguard.tier")
-    assert receiver.counts(*names) == {
+    assert bench.receiver.counts(*names) == {
         ("allowed", "user", "crm", "echo", "subagent"): 2,
         ("rate_limited", "user", "crm", "echo", "subagent"): 7,
     }
-    counter = receiver.metrics["mcpguard.decisions"].sum
+    counter = bench.receiver.metrics["mcpguard.decisions"].sum
     assert (counter.is_monotonic, counter.aggregation_temporality) == (True, 2)
-    durations = receiver.metrics["mcp.server.operation.duration"]
+    durations = bench.receiver.metrics["mcp.server.operation.duration"]
     assert durations.unit == "s"
     (point,) = durations.histogram.data_points
-    assert (point.count, point.sum, list(point.explicit_bounds)) == (2, 0.5, list(otlp.BOUNDS_S))
-    assert point.bucket_counts[otlp.BOUNDS_S.index(0.5)] == 2
+    assert (point.count, point.sum, list(point.explicit_bounds)) == (2, 0.5, list(telemetry.BOUNDS_S))
+    assert point.bucket_counts[telemetry.BOUNDS_S.index(0.5)] == 2
     assert values(point.attributes) == {
         "mcp.method.name": "tools/call",
         "gen_ai.operation.name": "execute_tool",
@@ -223,10 +243,10 @@ def test_metrics_count_decisions_and_durations(store: SqliteStore, tmp_path: Pat
 
 
 @pytest.mark.parametrize("with_user", [False, True])
-def test_users_are_named_only_if_asked(store: SqliteStore, tmp_path: Path, receiver: Receiver, *, with_user: bool) -> None:
-    add(store, "allowed", "rate_limited", user="carol@acme.com")
-    export(tmp_path, receiver, with_user=with_user)
-    for sent in (receiver.spans, *receiver.metrics.values()):
+def test_users_are_named_only_if_asked(bench: Bench, *, with_user: bool) -> None:
+    bench.add("allowed", "rate_limited", user="carol@acme.com")
+    bench.export(with_user=with_user)
+    for sent in (bench.receiver.spans, *bench.receiver.metrics.values()):
         assert ("carol" in str(sent)) is with_user
 
 
@@ -240,31 +260,29 @@ def test_users_are_named_only_if_asked(store: SqliteStore, tmp_path: Path, recei
         ("tool=user=x", "tool=user=x"),
     ],
 )
-def test_the_user_in_the_text_of_a_rule_is_named_only_if_asked(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver, rule: str, shown: str
-) -> None:
+def test_the_user_in_the_text_of_a_rule_is_named_only_if_asked(bench: Bench, rule: str, shown: str) -> None:
     limit = json.dumps({"axis": "user", "rule": rule, "limit": 1, "window": "1h"})
     for with_user in (False, True):
-        add(store, "rate_limited", reported=limit)
-        export(tmp_path, receiver, with_user=with_user)
-    assert [values(span.attributes)["mcpguard.rule"] for span in receiver.spans] == [shown, rule]
+        bench.add("rate_limited", reported=limit)
+        bench.export(with_user=with_user)
+    assert [one["mcpguard.rule"] for one in bench.spans] == [shown, rule]
 
 
-def test_a_span_has_the_path_of_a_token_only_if_users_are_named(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+def test_a_span_has_the_path_of_a_token_only_if_users_are_named(bench: Bench) -> None:
     reason = "there is no token: /home/carol/token does not exist"
     for with_user in (False, True):
-        add(store, "unauthenticated", detail=json.dumps({"axis": "user", "reason": reason}))
-        export(tmp_path, receiver, with_user=with_user)
-    assert [values(span.attributes).get("mcpguard.reason") for span in receiver.spans] == [None, reason]
+        bench.add("unauthenticated", detail=json.dumps({"axis": "user", "reason": reason}))
+        bench.export(with_user=with_user)
+    assert [one.get("mcpguard.reason") for one in bench.spans] == [None, reason]
 
 
-def test_a_further_export_goes_on_after_the_last_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "allowed", "denied")
-    assert export(tmp_path, receiver)[0] == 2
-    assert export(tmp_path, receiver)[0] == 0
-    add(store, "denied")
-    assert export(tmp_path, receiver)[0] == 1
-    assert len({span.span_id for span in receiver.spans}) == 3
+def test_a_further_export_goes_on_after_the_last_row(bench: Bench) -> None:
+    bench.add("allowed", "denied")
+    assert bench.export()[0] == 2
+    assert bench.export()[0] == 0
+    bench.add("denied")
+    assert bench.export()[0] == 1
+    assert len({span.span_id for span in bench.receiver.spans}) == 3
 
 
 def test_a_position_is_kept_for_each_store_namespace_and_collector(tmp_path: Path) -> None:
@@ -295,245 +313,225 @@ def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
     Position(tmp_path, "a", "default", "http://x").close()
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"row": null}', "[]"])
-def test_a_damaged_position_is_no_position(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "row"), [("", None), ("{", None), ('{"row": null}', None), ("[]", None), ('{"row": 7}', 7)]
+)
+def test_a_damaged_position_is_none_and_one_of_an_earlier_version_is_that_of_the_store(
+    tmp_path: Path, content: str, row: int | None
+) -> None:
     with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
         position.path.write_text(content)
-        assert position.read(KEY) is None
+        assert position.read(KEY) == row
 
 
-def test_a_store_that_was_replaced_is_sent_from_its_first_row(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "denied", "denied")
-    with contextlib.closing(Position(tmp_path, str(tmp_path / "mcpguard.db"), "default", receiver.url)) as position:
-        position.write(1000, store.args_key)
-    assert export(tmp_path, receiver)[0] == 2
+def test_a_store_that_was_replaced_is_sent_from_its_first_row(bench: Bench) -> None:
+    bench.add("denied", "denied")
+    with contextlib.closing(
+        Position(bench.folder, str(bench.folder / "mcpguard.db"), "default", bench.receiver.url)
+    ) as position:
+        position.write(1000, bench.store.args_key)
+    assert bench.export()[0] == 2
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_a_store_that_was_replaced_by_one_with_more_rows_is_sent_from_its_first_row(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver, *, follow: bool
-) -> None:
-    add(store, "denied")
-    export(tmp_path, receiver)
-    store.close()
-    for file in tmp_path.glob("mcpguard.db*"):
-        file.unlink()
-    with contextlib.closing(SqliteStore(tmp_path / "mcpguard.db", StoreOptions(timeout_ms=20_000))) as new:
-        add(new, "denied", "denied", "denied")
-        assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 3
-        assert export(tmp_path, receiver, follow=follow, sleep=once_more(0))[0] == 0
+def test_a_store_that_was_replaced_by_one_with_more_rows_is_sent_from_its_first_row(bench: Bench, *, follow: bool) -> None:
+    bench.add("denied")
+    bench.export()
+    bench.replace("denied", "denied", "denied")
+    assert bench.export(follow=follow, sleep=once_more(0))[0] == 3
+    assert bench.export(follow=follow, sleep=once_more(0))[0] == 0
 
 
-def test_a_store_that_is_replaced_while_it_is_followed_is_not_sent_again(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
-    def replace() -> None:
-        store.close()
-        for file in tmp_path.glob("mcpguard.db*"):
-            file.unlink()
-        new = SqliteStore(tmp_path / "mcpguard.db", StoreOptions(timeout_ms=20_000))
-        add(new, "denied", "denied")
-        new.close()
-
-    add(store, "denied")
-    assert export(tmp_path, receiver, follow=True, sleep=once_more(1, replace))[0] == 2
-    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 0
+def test_a_store_that_is_replaced_while_it_is_followed_is_not_sent_again(bench: Bench) -> None:
+    bench.add("denied")
+    assert bench.export(follow=True, sleep=once_more(1, lambda: bench.replace("denied", "denied")))[0] == 2
+    assert bench.export(follow=True, sleep=once_more(0))[0] == 0
 
 
-def test_a_store_whose_call_log_is_missing_is_not_sent_again(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "denied")
-    assert export(tmp_path, receiver)[0] == 1
-    store.close()
-    Path(log_path(tmp_path / "mcpguard.db")).unlink()
-    assert export(tmp_path, receiver)[0] == 0
-    SqliteStore(tmp_path / "mcpguard.db", StoreOptions(timeout_ms=20_000)).close()
-    assert export(tmp_path, receiver)[0] == 0
+def test_a_store_whose_call_log_is_missing_is_not_sent_again(bench: Bench) -> None:
+    bench.add("denied")
+    assert bench.export()[0] == 1
+    bench.store.close()
+    Path(log_path(bench.folder / "mcpguard.db")).unlink()
+    assert bench.export()[0] == 0
+    SqliteStore(bench.folder / "mcpguard.db", StoreOptions(timeout_ms=20_000)).close()
+    assert bench.export()[0] == 0
 
 
-def test_a_position_of_an_earlier_version_is_that_of_the_store(tmp_path: Path) -> None:
-    with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
-        position.path.write_text('{"row": 7}')
-        assert position.read(KEY) == 7
-
-
-def test_following_begins_with_new_rows_unless_a_time_is_given(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "denied")
-    sent, *_ = export(tmp_path, receiver, follow=True, sleep=once_more(1, lambda: add(store, "allowed")))
-    assert [values(span.attributes)["mcpguard.decision"] for span in receiver.spans] == ["allowed"]
+def test_following_begins_with_new_rows_unless_a_time_is_given(bench: Bench) -> None:
+    bench.add("denied")
+    sent, *_ = bench.export(follow=True, sleep=once_more(1, lambda: bench.add("allowed")))
+    assert [one["mcpguard.decision"] for one in bench.spans] == ["allowed"]
     assert sent == 1
 
 
-def test_following_again_sends_the_rows_that_came_meanwhile_although_none_was_sent_before(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
-    add(store, "denied")
-    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 0
-    add(store, "allowed")
-    assert export(tmp_path, receiver, follow=True, sleep=once_more(0))[0] == 1
+def test_following_again_sends_the_rows_that_came_meanwhile_although_none_was_sent_before(bench: Bench) -> None:
+    bench.add("denied")
+    assert bench.export(follow=True, sleep=once_more(0))[0] == 0
+    bench.add("allowed")
+    assert bench.export(follow=True, sleep=once_more(0))[0] == 1
 
 
-def test_following_from_a_time_sends_the_rows_since_then(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "denied", age_s=7200)
-    add(store, "denied", age_s=60)
+def test_following_from_a_time_sends_the_rows_since_then(bench: Bench) -> None:
+    bench.add("denied", age_s=7200)
+    bench.add("denied", age_s=60)
     wanted = ANY._replace(since_us=time.time_ns() // 1000 - 3_600_000_000)
-    assert export(tmp_path, receiver, follow=True, wanted=wanted, sleep=once_more(0))[0] == 1
+    assert bench.export(follow=True, wanted=wanted, sleep=once_more(0))[0] == 1
 
 
-def test_following_ends_with_the_wanted_time(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "denied", age_s=telemetry.OUTCOME_S + 7)
-    add(store, "denied", age_s=telemetry.OUTCOME_S + 3)
+def test_following_ends_with_the_wanted_time(bench: Bench) -> None:
+    bench.add("denied", age_s=telemetry.OUTCOME_S + 7)
+    bench.add("denied", age_s=telemetry.OUTCOME_S + 3)
     wanted = ANY._replace(since_us=1, until_us=time.time_ns() // 1000 - round((telemetry.OUTCOME_S + 5) * 1e6))
-    sent, _, waits = export(tmp_path, receiver, follow=True, wanted=wanted, sleep=once_more(0))
+    sent, _, waits = bench.export(follow=True, wanted=wanted, sleep=once_more(0))
     assert (sent, waits) == (1, [])
 
 
-def test_a_row_and_those_after_it_wait_for_its_outcome(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "denied")
-    (row_id,) = add(store, "allowed", outcome=None)
-    add(store, "denied")
+def test_a_row_and_those_after_it_wait_for_its_outcome(bench: Bench) -> None:
+    bench.add("denied")
+    (row_id,) = bench.add("allowed", outcome=None)
+    bench.add("denied")
     before: list[int] = []
 
     def end() -> None:
-        before.append(len(receiver.spans))
-        store.record([Outcome(row_id, "ok", 1_000_000)])
+        before.append(len(bench.receiver.spans))
+        bench.store.record([Outcome(row_id, "ok", 1_000_000)])
 
     wanted = ANY._replace(since_us=1)
-    assert export(tmp_path, receiver, follow=True, wanted=wanted, sleep=once_more(1, end))[0] == 3
+    assert bench.export(follow=True, wanted=wanted, sleep=once_more(1, end))[0] == 3
     assert before == [1]
-    assert receiver.spans[1].end_time_unix_nano - receiver.spans[1].start_time_unix_nano == 1_000_000_000
+    assert bench.receiver.spans[1].end_time_unix_nano - bench.receiver.spans[1].start_time_unix_nano == 1_000_000_000
 
 
-def test_a_row_whose_outcome_does_not_come_is_sent_without_a_duration(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
-    add(store, "allowed", outcome=None, age_s=telemetry.OUTCOME_S + 1)
-    assert export(tmp_path, receiver, follow=True, wanted=ANY._replace(since_us=1), sleep=once_more(0))[0] == 1
-    assert receiver.spans[0].start_time_unix_nano == receiver.spans[0].end_time_unix_nano
-    assert "mcp.server.operation.duration" not in receiver.metrics
+def test_a_row_whose_outcome_does_not_come_is_sent_without_a_duration(bench: Bench) -> None:
+    bench.add("allowed", outcome=None, age_s=telemetry.OUTCOME_S + 1)
+    assert bench.export(follow=True, wanted=ANY._replace(since_us=1), sleep=once_more(0))[0] == 1
+    assert bench.receiver.spans[0].start_time_unix_nano == bench.receiver.spans[0].end_time_unix_nano
+    assert "mcp.server.operation.duration" not in bench.receiver.metrics
 
 
-def test_rows_of_a_redis_store_are_sent_once_and_with_their_outcomes(tmp_path: Path, receiver: Receiver) -> None:
-    with redis_running(tmp_path) as server:
+def test_rows_of_a_redis_store_are_sent_once_and_with_their_outcomes(bench: Bench) -> None:
+    with redis_running(bench.folder) as server:
         url = f"redis://127.0.0.1:{server.port}/0"
         with contextlib.closing(RedisAddress(server.address).open(StoreOptions(timeout_ms=20_000))) as opened:
-            add(opened, "allowed", "denied")
-            assert export(tmp_path, receiver, store=url)[0] == 2
-            add(opened, "allowed")
-            assert export(tmp_path, receiver, store=url)[0] == 1
-    assert [values(span.attributes).get("mcpguard.outcome") for span in receiver.spans] == ["ok", None, "ok"]
+            bench.add("allowed", "denied", store=opened)
+            assert bench.export(store=url)[0] == 2
+            bench.add("allowed", store=opened)
+            assert bench.export(store=url)[0] == 1
+    assert [one.get("mcpguard.outcome") for one in bench.spans] == ["ok", None, "ok"]
 
 
-def test_rows_are_sent_in_batches(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
+def test_rows_are_sent_in_batches(bench: Bench) -> None:
     rows = [
         stored(0, "denied").row._replace(seq=at, context=json.dumps({"session": SESSION, "tool": "t", "namespace": "default"}))
         for at in range(1200)
     ]
-    store.append(rows)
-    assert export(tmp_path, receiver)[0] == 1200
-    assert receiver.batches == [512, 512, 176]
+    bench.store.append(rows)
+    assert bench.export()[0] == 1200
+    assert bench.receiver.batches == [512, 512, 176]
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_request_that_fails_for_now_is_sent_again(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver, status: int
-) -> None:
-    add(store, "denied")
-    receiver.answers = [(status, {}), (status, {})]
-    sent, said, waits = export(tmp_path, receiver)
-    assert (sent, len(receiver.spans)) == (1, 1)
-    assert said == [f"{receiver.url}/v1/traces: status {status}; trying again", "the collector takes rows again"]
-    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_request_that_fails_for_now_is_sent_again_when_the_collector_asks_for_it(bench: Bench, status: int) -> None:
+    bench.add("denied")
+    bench.receiver.answers = [(status, AT_ONCE), (status, AT_ONCE)]
+    assert bench.export() == (1, [], [])
+    assert len(bench.receiver.spans) == 1
 
 
-def test_the_wait_that_the_collector_asks_for_is_kept_up_to_a_minute(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
-    add(store, "denied")
-    receiver.answers = [(429, {"Retry-After": "17"}), (429, {"Retry-After": "99999999"}), (429, {"Retry-After": "soon"})]
-    waits = export(tmp_path, receiver)[2]
-    assert waits[:2] == [17, telemetry.LONGEST_WAIT_S]
-    assert waits[2] <= 4
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_without_following_the_export_gives_up_and_keeps_its_position(bench: Bench, status: int) -> None:
+    bench.add("denied")
+    bench.receiver.answers = [(status, {})]
+    with pytest.raises(Unreached, match=f"/v1/traces: status {status}$"):
+        bench.export()
+    assert bench.export()[0] == 1
 
 
-def test_without_following_the_export_gives_up_and_keeps_its_position(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver
-) -> None:
-    add(store, "denied")
-    receiver.answers = [(503, {})] * telemetry.TRIES
-    with pytest.raises(Unreached, match="status 503"):
-        export(tmp_path, receiver)
-    assert export(tmp_path, receiver)[0] == 1
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_following_never_gives_up_and_tells_of_an_outage_once(bench: Bench, status: int) -> None:
+    bench.add("denied")
+    bench.receiver.answers = [(status, {"Retry-After": "99999999"})] * 9
 
-
-def test_following_never_gives_up(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    add(store, "denied")
-    receiver.answers = [(503, {})] * 50
-    waits: list[float] = []
-
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
-        if receiver.spans:
+    def wait(_: float) -> None:
+        if bench.receiver.spans:
             raise Ended
 
-    assert export(tmp_path, receiver, follow=True, wanted=ANY._replace(since_us=1), sleep=wait)[0] == 1
-    assert max(waits) <= telemetry.LONGEST_WAIT_S
+    sent, said, waits = bench.export(follow=True, wanted=ANY._replace(since_us=1), sleep=wait)
+    assert (sent, len(bench.receiver.spans), waits[:9]) == (1, 1, [telemetry.AGAIN_S] * 9)
+    assert said == [f"{bench.receiver.url}/v1/traces: status {status}; trying again", "the collector takes rows again"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 307])
-def test_a_request_that_the_collector_refuses_ends_the_export(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver, status: int
-) -> None:
-    add(store, "denied")
-    receiver.answers = [(status, {"Location": "http://127.0.0.1:1/"})]
+def test_a_request_that_the_collector_refuses_ends_the_export(bench: Bench, status: int) -> None:
+    bench.add("denied")
+    bench.receiver.answers = [(status, {"Location": "http://127.0.0.1:1/"})]
     with pytest.raises(Rejected, match=f"status {status}"):
-        export(tmp_path, receiver, follow=True, wanted=ANY._replace(since_us=1))
+        bench.export(follow=True, wanted=ANY._replace(since_us=1))
 
 
-def test_a_collector_that_does_not_listen_is_named_without_secrets(store: SqliteStore, tmp_path: Path) -> None:
-    add(store, "denied")
-    nowhere = Receiver(1)
-    with pytest.raises(Unreached, match=r"http://127\.0\.0\.1:1/v1/traces: ConnectError") as caught:
-        export(tmp_path, nowhere, headers={"api-key": "hunter2"})
+def test_a_collector_that_does_not_listen_is_named_without_secrets(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(telemetry.HEADERS, "api-key=hunter2")
+    bench.add("denied")
+    with pytest.raises(Unreached, match=r"http://127\.0\.0\.1:1/v1/traces: no answer") as caught:
+        bench.export(url="http://127.0.0.1:1")
     assert "hunter2" not in str(caught.value) + caught.value.hint
+    assert caplog.text == ""
 
 
-def test_headers_come_from_the_environment(store: SqliteStore, tmp_path: Path, receiver: Receiver) -> None:
-    found = telemetry.headers({telemetry.HEADERS: " api-key=a%20b%3D , X-Scope=1 ,"}, receiver.url)
-    assert found == {"api-key": "a b=", "x-scope": "1"}
-    add(store, "denied")
-    export(tmp_path, receiver, headers=found)
-    assert all(one["api-key"] == "a b=" for one in receiver.headers)
-    assert {one["content-type"] for one in receiver.headers} == {"application/x-protobuf"}
+def test_headers_come_from_the_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(telemetry.HEADERS, " api-key=a%20b%3D , X-Scope=1 ,")
+    assert telemetry.checked_url(bench.receiver.url, os.environ) == bench.receiver.url
+    bench.add("denied")
+    bench.export()
+    assert {one["api-key"] + one["x-scope"] for one in bench.receiver.headers} == {"a b=1"}
+    assert {one["content-type"] for one in bench.receiver.headers} == {"application/x-protobuf"}
 
 
-@pytest.mark.parametrize("text", ["hunter2", "=hunter2", "na me=hunter2", "a=%0Ahunter2", "ä=hunter2"])
-def test_a_wrong_list_of_headers_is_refused_and_not_repeated(text: str) -> None:
+def test_no_password_from_netrc_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = bench.folder / ".netrc"
+    netrc.write_text("default login alice password hunter2\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("no_proxy", "*")
+    port = int(bench.receiver.url.rpartition(":")[2])
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    bench.add("denied")
+    assert bench.export(url=f"http://collector.test:{port}")[0] == 1
+    assert not any("authorization" in one for one in bench.receiver.headers)
+
+
+@pytest.mark.parametrize("text", ["hunter2", "=hunter2", "na me=hunter2", "a=x%0Ahunter2", "ä=hunter2", "a=b,hunter2"])
+def test_a_wrong_list_of_headers_is_refused_and_not_repeated(text: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError) as caught:
-        telemetry.headers({telemetry.HEADERS: text}, "https://x")
+        telemetry.checked_url("https://x", {telemetry.HEADERS: text})
     assert "hunter2" not in caught.value.message + caught.value.hint
+    assert caplog.text == "", "the library's warning would repeat them"
 
 
+@pytest.mark.parametrize("name", ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_METRICS_HEADERS"])
 @pytest.mark.parametrize("url", ["http://x", "http://10.0.0.7:4318", "http://127.0.0.1.x", "http://localhost.x"])
-def test_headers_are_not_sent_unencrypted_to_another_machine(url: str) -> None:
-    assert telemetry.headers({}, url) == {}
-    with pytest.raises(ConfigError, match=f"--otlp: {url} would receive {telemetry.HEADERS} unencrypted") as caught:
-        telemetry.headers({telemetry.HEADERS: "api-key=hunter2"}, url)
-    assert caught.value.hint == f"write https://, or unset {telemetry.HEADERS}"
+def test_headers_are_not_sent_unencrypted_to_another_machine(url: str, name: str) -> None:
+    assert telemetry.checked_url(url, {}) == url
+    with pytest.raises(ConfigError, match=f"--otlp: {url} would receive {name} unencrypted") as caught:
+        telemetry.checked_url(url, {name: "api-key=hunter2"})
+    assert caught.value.hint == f"write https://, or unset {name}"
     assert "hunter2" not in caught.value.message + caught.value.hint
 
 
 @pytest.mark.parametrize("url", ["https://x", "http://localhost:4318", "http://127.0.0.1", "http://[::1]:4318"])
 def test_headers_are_sent_over_tls_or_on_this_machine(url: str) -> None:
-    assert telemetry.headers({telemetry.HEADERS: "api-key=hunter2"}, url) == {"api-key": "hunter2"}
+    assert telemetry.checked_url(url, {telemetry.HEADERS: "api-key=hunter2"}) == url
 
 
-def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(
-    store: SqliteStore, tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
-    add(store, "denied")
-    assert export(tmp_path, receiver)[0] == 1
+    bench.add("denied")
+    assert bench.export()[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -541,40 +539,46 @@ def test_a_collector_on_this_machine_is_not_reached_through_a_proxy(
 )
 def test_a_url_that_is_none_of_a_collector_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="not an http or https URL"):
-        telemetry.checked_url(url)
+        telemetry.checked_url(url, {})
 
 
 @pytest.mark.parametrize("url", ["https://me:hunter2@x", "https://x/?key=hunter2", "https://x/#hunter2"])
 def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        telemetry.checked_url(url)
+        telemetry.checked_url(url, {})
     assert "hunter2" not in caught.value.message + caught.value.hint
     assert telemetry.HEADERS in caught.value.hint
 
 
-def test_the_number_of_series_is_bounded_and_known_ones_count_on() -> None:
-    metrics = otlp.Metrics(0, with_user=False)
-    metrics.add([stored(0, "allowed", tool=f"tool {at}", outcome="ok") for at in range(otlp.MAX_SERIES + 50)])
-    metrics.add([stored(0, "allowed", tool="tool 0", outcome="ok")])
-    message = metrics.message(otlp.resource("s", "n"), 1)
-    (decisions, durations) = message.resource_metrics[0].scope_metrics[0].metrics
+def sent(receiver: Receiver, telemetry_: Telemetry, *rows: StoredRow) -> None:
+    """Send the metrics of rows."""
+    message = telemetry_.metrics(rows)
+    assert message
+    Collector(receiver.url, PATIENCE_S).send(message)
+
+
+def test_the_number_of_series_is_bounded_and_known_ones_count_on(bench: Bench) -> None:
+    made = Telemetry("s", "n", with_user=False)
+    made.metrics([stored(0, "allowed", tool=f"tool {at}", outcome="ok") for at in range(MAX_SERIES + 50)])
+    sent(bench.receiver, made, stored(0, "allowed", tool="tool 0", outcome="ok"))
+    (decisions, durations) = bench.receiver.metrics.values()
     assert (decisions.sum.data_points[0].as_int, durations.histogram.data_points[0].count) == (2, 2)
-    assert len(decisions.sum.data_points) == len(durations.histogram.data_points) == otlp.MAX_SERIES + 1
-    assert values(decisions.sum.data_points[-1].attributes) == {"otel.metric.overflow": True}
-    assert decisions.sum.data_points[-1].as_int == 50
+    assert len(decisions.sum.data_points) == len(durations.histogram.data_points) == MAX_SERIES + 1
+    overflow = next(one for one in decisions.sum.data_points if values(one.attributes) == {"otel.metric.overflow": True})
+    assert overflow.as_int == 50
 
 
-def test_a_duration_is_counted_up_to_its_bound_and_a_longer_one_than_all_bounds_in_the_last_bucket() -> None:
-    metrics = otlp.Metrics(0, with_user=False)
-    metrics.add([stored(0, "allowed", outcome="ok")._replace(duration_us=one) for one in (0, 10_000, 10_001, 300_000_001)])
-    (_, durations) = metrics.message(otlp.resource("s", "n"), 1).resource_metrics[0].scope_metrics[0].metrics
-    (point,) = durations.histogram.data_points
-    assert list(point.bucket_counts) == [2, 1] + [0] * (len(otlp.BOUNDS_S) - 2) + [1]
+def test_a_duration_is_counted_up_to_its_bound_and_a_longer_one_than_all_bounds_in_the_last_bucket(bench: Bench) -> None:
+    rows = [stored(0, "allowed", outcome="ok")._replace(duration_us=one) for one in (0, 10_000, 10_001, 300_000_001)]
+    sent(bench.receiver, Telemetry("s", "n", with_user=False), *rows)
+    (point,) = bench.receiver.metrics["mcp.server.operation.duration"].histogram.data_points
+    assert list(point.bucket_counts) == [2, 1] + [0] * (len(telemetry.BOUNDS_S) - 2) + [1]
 
 
-def test_a_name_that_is_not_unicode_can_be_sent() -> None:
+def test_a_name_that_is_not_unicode_can_be_sent(bench: Bench) -> None:
     one = stored(0, "denied", user="\ud800", tool="\ud800", trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
-    assert otlp.spans([one], otlp.resource("\ud800", "n"), with_user=True).SerializeToString()
-    metrics = otlp.Metrics(0, with_user=True)
-    metrics.add([one])
-    assert metrics.message(otlp.resource("s", "n"), 1).SerializeToString()
+    made = Telemetry("\ud800", "n", with_user=True)
+    Collector(bench.receiver.url, PATIENCE_S).send(made.spans([one]))
+    sent(bench.receiver, made, one)
+    assert [span.name for span in bench.receiver.spans] == ["tools/call ?"]
+    assert bench.receiver.counts("user.name") == {("?",): 1}

@@ -1,8 +1,9 @@
 import json
 
 from mcpguard.limiter.plan import Reported
-from mcpguard.report.bursts import GAP_US, LEAST, WORST
-from mcpguard.report.gather import MAX_SLOTS, NAMES, SLOTS_US, Durations, Findings, bucket, gather, slot_us
+from mcpguard.reading.statistics import Figures
+from mcpguard.report.gather import GAP_US, MAX_SLOTS, NAMES, SLOTS_US, WORST, Findings, gather, rounded_us, slot_us
+from mcpguard.report.gather import LEAST_BURST as LEAST
 from mcpguard.session.audit import Row
 from mcpguard.stores.api import StoredRow
 from tests.report.week import HOUR_US, SINCE_US, UNTIL_US, week
@@ -57,14 +58,13 @@ def test_an_error_is_a_share_of_the_calls_that_have_ended() -> None:
     assert of(stored(0, "rate_limited")).all.error_share is None
 
 
-def test_a_quantile_is_off_by_five_percent_at_most() -> None:
-    durations = Durations()
+def test_a_percentile_is_off_by_five_percent_at_most() -> None:
+    figures = Figures()
     for duration_us in range(1, 100_001):
-        durations.add(bucket(duration_us))
-    for share in (0.5, 0.95, 0.99):
-        found = durations.quantile_us(share)
+        figures.add("allowed", 1, "ok", rounded_us(duration_us))
+    for share, found in zip((50, 95, 99), figures.percentiles_ms(), strict=True):
         assert found is not None
-        assert abs(found / (share * 100_000) - 1) < 0.05
+        assert abs(found / share - 1) < 0.05
 
 
 def test_memory_does_not_grow_with_the_number_of_names_and_the_most_called_stay() -> None:
@@ -81,7 +81,7 @@ def test_denials_within_a_minute_of_each_other_are_one_burst() -> None:
     early = [stored(at * GAP_US, "rate_limited") for at in range(LEAST)]
     late = [stored(LEAST * GAP_US + 1 + at, "rate_limited", repeats=2) for at in range(LEAST)]
     other = [stored(at, "rate_limited", user="bob") for at in range(LEAST - 1)]
-    found = of(*sorted([*early, *late, *other], key=lambda one: one.row.time_us)).worst_bursts
+    found = of(*sorted([*early, *late, *other], key=lambda one: one.row.time_us)).bursts.worst()
     assert [(burst.calls, burst.last_us - burst.first_us, burst.kind[1]) for burst in found] == [
         (2 * LEAST, LEAST - 1, "alice"),
         (LEAST, (LEAST - 1) * GAP_US, "alice"),
@@ -90,7 +90,7 @@ def test_denials_within_a_minute_of_each_other_are_one_burst() -> None:
 
 def test_the_largest_bursts_are_kept_however_many_there_are() -> None:
     rows = [stored(at, "rate_limited", user=f"user {at}", repeats=LEAST + at % 97) for at in range(10_000)]
-    found = of(*rows).worst_bursts
+    found = of(*rows).bursts.worst()
     assert len(found) == WORST
     assert {burst.calls for burst in found} == {LEAST + 96}
 
@@ -100,7 +100,7 @@ def test_bursts_of_one_size_and_time_are_all_shown_whatever_limits_they_have() -
     several = several._replace(row=several.row._replace(reported='{"axis":"user"}'))
     one = stored(0, "rate_limited", repeats=LEAST)
     later = [row._replace(row=row.row._replace(time_us=row.row.time_us + 2 * GAP_US)) for row in (one, several)]
-    assert [burst.calls for burst in of(one, several, *later).worst_bursts] == [LEAST] * 4
+    assert [burst.calls for burst in of(one, several, *later).bursts.worst()] == [LEAST] * 4
 
 
 def test_a_period_has_at_most_170_slots() -> None:

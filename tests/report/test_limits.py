@@ -2,8 +2,7 @@ import json
 
 from mcpguard.policy.parse import parse
 from mcpguard.policy.suggest import with_headroom
-from mcpguard.report.limits import unreached
-from mcpguard.report.page import page
+from mcpguard.report.page import page, unreached
 from mcpguard.stores.api import StoredRow
 from tests.report import test_gather
 from tests.report.test_gather import LIMIT, of

@@ -110,14 +110,7 @@ def test_every_number_of_the_charts_is_in_a_table(week_page: str) -> None:
         assert [int(value.replace("\u202f", "")) for value in values[7:11]] == would_deny
         errors = [slot.figures.outcomes[word] for word in ("tool_error", "rpc_error")]
         assert [int(value.replace("\u202f", "")) for value in values[12:14]] == errors
-        assert values[14:] == [page._ms(slot.figures.durations.quantile_us(share)) for share in (0.5, 0.95, 0.99)]
-
-
-def test_the_styles_of_a_chart_apply_to_that_chart_alone(week_page: str) -> None:
-    drawings = re.findall(r'<svg[^>]* id="(\w+)".*?<style[^>]*>(.*?)</style>', week_page, re.DOTALL)
-    assert [name for name, _ in drawings] == [f"chart{at}" for at in range(len(re.findall("<svg", week_page)))]
-    for name, styles in drawings:
-        assert set(re.findall(r"#(chart[-\w]*)", styles)) == {name}
+        assert values[14:] == [page._ms(one) for one in slot.figures.percentiles_ms()]
 
 
 @pytest.mark.parametrize(
