@@ -21,7 +21,7 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import CallStore, Store
 from mcpguard.wire.answers import AnswerLines
 from mcpguard.wire.frames import Refusal, read
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 
 TESTS = Path(__file__).parent
 START_US = 1_000_000_000_000

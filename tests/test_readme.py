@@ -33,7 +33,7 @@ from mcpguard.stores.redis.url import SCHEMES
 from tests.build import Session
 from tests.demo.conftest import shared_run
 from tests.end_to_end.host import environment, program
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,7 +14,7 @@ from mcpguard.session.verdict import Ending
 from tests.build import WALL_US, Session, Time, identity
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, audit, policy, rule
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 
 POLICY = (
     rule("1/1h", user="*", tool="echo")

@@ -19,7 +19,7 @@ from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_on
 from mcpguard.wire.arguments import NONE, args_hash
 from tests.build import START_US, TESTS, Session, identity
 from tests.contract.conftest import Place
-from tests.memory_store import release
+from mcpguard.stores.memory import release
 
 VECTORS: list[dict[str, Any]] = [
     vector

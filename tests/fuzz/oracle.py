@@ -18,7 +18,7 @@ from mcpguard.wire.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from tests.build import Session
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 
 POLICY: Final = """
 [[rule]]

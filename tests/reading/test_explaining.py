@@ -20,7 +20,7 @@ from mcpguard.reading.explaining import CALLS_LOOKED_AT, Explanation, caller, ex
 from mcpguard.wire.arguments import args_hash
 from tests import provider
 from tests.build import Session, call_line, identity
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 from tests.provider import jwk, key_set, token, write_token
 
 RULES = """

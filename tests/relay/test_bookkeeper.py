@@ -23,7 +23,7 @@ from mcpguard.session.machine import Session
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.wire.frames import read
 from tests.build import call_line
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 
 
 class Store(MemoryStore):

@@ -27,7 +27,7 @@ from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.wire.frames import Frame
 from tests.end_to_end.host import until
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 
 ALICE = Identity("alice", "config", "crm")
 

@@ -15,7 +15,7 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.digest import cut
 from mcpguard.wire.arguments import args_hash
 from tests.build import WALL_US, Session, Talk, Time
-from tests.memory_store import MemoryStore
+from mcpguard.stores.memory import MemoryStore
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'

@@ -21,7 +21,7 @@ from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
 from tests.build import START_US, WALL_US, Session, Time
-from tests.memory_store import Memory, MemoryStore, release
+from mcpguard.stores.memory import Memory, MemoryStore, release
 
 MIXED = """
 [[rule]]

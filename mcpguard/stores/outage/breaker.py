@@ -6,7 +6,7 @@ Theory of operation. The breaker does no I/O. Its owner tells it what happened.
     connecting   the first one may wait      is being opened for the first time
     closed       use the store               answers
     open         are decided without it      has failed; the next probe is scheduled
-    half-open    are decided without it      is probed: it is opened, and then receives the write-behind buffer
+    half-open    are decided without it      is probed: it is opened, and then receives the outage log
 
     from         to           event                                          method
     connecting   closed       the store was opened                           close
@@ -14,7 +14,7 @@ Theory of operation. The breaker does no I/O. Its owner tells it what happened.
     connecting   open         it could not be opened                         trip
     closed       open         one of its operations failed                   trip
     open         half-open    a probe begins                                 begin_probe
-    half-open    closed       the store has received the whole buffer        close
+    half-open    closed       the store has received the whole outage log        close
     half-open    open         the probe failed                               trip
 """
 

@@ -9,14 +9,15 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Row
-from mcpguard.stores.failover import store as failover_store
-from mcpguard.stores.failover import write_behind
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
+from mcpguard.stores.memory import Memory
+from mcpguard.stores.outage import store as outage_store
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.log import Bounds
+from mcpguard.stores.outage.recovery import BATCH_CHARS
 from tests.build import START_US
-from tests.memory_store import Memory
-from tests.stores.moody import LIMIT_3, Moody, Place
+from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
+BATCH = Bounds().batch
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 
@@ -176,8 +177,7 @@ def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call
 
 
 def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "BATCH", 1)
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n')
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', bounds=Bounds(batch=1))
     place.break_down()
     place.call(1)
     place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_s(20))  # the second batch has no row
@@ -227,7 +227,7 @@ def test_with_allow_calls_of_an_outage_are_never_counted() -> None:
 
 
 def test_closing_tries_once_more_to_write_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failover_store, "LAST_TRY_S", 30.0)
+    monkeypatch.setattr(outage_store, "LAST_TRY_S", 30.0)
     place = Place()
     place.break_down()
     during = place.one()
@@ -246,7 +246,7 @@ def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
     place.break_down()
     place.call(10 * BATCH)
     place.failing.clear()
-    place.before["append"] = lambda: place.time.pass_ms(round(failover_store.LAST_TRY_S * 1000) + 1)
+    place.before["append"] = lambda: place.time.pass_ms(round(outage_store.LAST_TRY_S * 1000) + 1)
     place.store.close()
     assert len(place.records()) == BATCH
 

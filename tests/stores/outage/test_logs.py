@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mcpguard.stores.outage.leftovers import LOOK_EVERY_US
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.api import Options, Store
-from mcpguard.stores.failover import spill, write_behind
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
-from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.memory import Memory
+from mcpguard.stores.outage import spill, write_behind
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.log import RETRY_US, OutageFolder, SpillFile
+from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import amount
 from tests.build import START_US, Time, Wrapper
-from tests.memory_store import Memory
 from tests.redis_servers import running
-from tests.stores.moody import LIMIT_3, Moody, Place
+from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
@@ -31,7 +31,7 @@ MIXED = MANY + '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 
 
 def spill_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("db-spill-*"))
+    return sorted(folder.glob("db-outage-*"))
 
 
 def is_open(fd: int) -> bool:
@@ -174,7 +174,7 @@ def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tm
 
 @pytest.mark.posix
 def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) -> None:
-    folder = SpillFolder(tmp_path, "db-spill-")
+    folder = OutageFolder(tmp_path, "db-outage-")
     file = folder.create()
 
     def free() -> int:
@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_opened_does_not_keep_the_next_one_from_being_take
     place = in_outage(tmp_path)
     place.call(2)
     place.kill()
-    (tmp_path / "db-spill-").symlink_to(tmp_path / "elsewhere")  # the first one
+    (tmp_path / "db-outage-").symlink_to(tmp_path / "elsewhere")  # the first one
     assert len(successor(place, tmp_path).records()) == 2
 
 
@@ -380,9 +380,9 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
         opened.append(opens())
         return opened[-1]
 
-    def wrapper(session: str) -> tuple[FailoverStore, Wrapper]:
-        folder = SpillFolder(tmp_path, "db-spill-")
-        store = FailoverStore(reopen, mode="local", notify=lambda _: None, spills=folder, timeout_ms=30_000, clock=time)
+    def wrapper(session: str) -> tuple[OutageStore, Wrapper]:
+        folder = OutageFolder(tmp_path, "db-outage-")
+        store = OutageStore(reopen, mode="local", notify=lambda _: None, folder=folder, timeout_ms=30_000, clock=time)
         return store, Wrapper(store, MANY, session=session)
 
     store, session = wrapper("00000000000000aa")
@@ -567,7 +567,7 @@ def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_t
 
     opened: list[int] = []
     monkeypatch.setattr(spill, "try_lock", refuse)
-    folder = SpillFolder(tmp_path, "db-spill-")
+    folder = OutageFolder(tmp_path, "db-outage-")
     for _ in range(2):
         with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
             folder.create()
@@ -605,7 +605,7 @@ def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
 
 
 def test_a_file_that_cannot_be_removed_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = SpillFolder(tmp_path, "db-spill-").create()
+    file = OutageFolder(tmp_path, "db-outage-").create()
     file.append([("key", "abc")])
 
     def refuse(_: str) -> None:
@@ -686,7 +686,7 @@ def test_the_records_that_wait_for_a_full_disk_are_bounded(tmp_path: Path, monke
     [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n", b'["five",1,2,3,4]\n'],
 )
 def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "db-spill-0"
+    path = tmp_path / "db-outage-0"
     path.write_bytes(content)
     place = Place(folder=tmp_path)
     for _ in range(3):
@@ -717,7 +717,7 @@ def test_what_a_damaged_file_has_lost_is_told(tmp_path: Path, damage: Callable[[
 
 
 def test_an_empty_file_of_a_killed_wrapper_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "db-spill-0").touch()
+    (tmp_path / "db-outage-0").touch()
     place = Place(folder=tmp_path)
     place.store.tend()
     assert (spill_files(tmp_path), place.said) == ([], [])

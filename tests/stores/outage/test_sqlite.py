@@ -8,9 +8,9 @@ import pytest
 
 from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.store import FailoverStore
 from mcpguard.stores.locks import lock_file
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time, Wrapper
 
@@ -30,7 +30,7 @@ class Broken:
         self.time = Time()
         self.opened = 0
         self.said: list[str] = []
-        self.store = FailoverStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
+        self.store = OutageStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
         assert self.store.args_key  # it has been opened
         self.session = Wrapper(self.store, policy)
         self.lock = lock_file(path.with_name(path.name + "-calls"))
@@ -158,7 +158,7 @@ def test_a_store_that_cannot_be_opened_at_the_start_is_used_as_soon_as_it_can(tm
     place = tmp_path / "state"
     place.write_text("in the way")
     time = Time()
-    store = FailoverStore(
+    store = OutageStore(
         lambda: SqliteStore(place / "mcpguard.db", clock=time),
         mode="local",
         notify=lambda _: None,
@@ -179,7 +179,7 @@ def test_a_damaged_database_is_reported_and_not_recreated(broken: Broken) -> Non
     broken.store.close()
     for file in broken.path.parent.glob("mcpguard.db*"):
         file.write_bytes(b"not a database at all" * 100)
-    broken.store = FailoverStore(broken.open, mode="local", notify=broken.said.append, timeout_ms=30_000, clock=broken.time)
+    broken.store = OutageStore(broken.open, mode="local", notify=broken.said.append, timeout_ms=30_000, clock=broken.time)
     broken.probe()
     assert "damaged" in broken.said[-1]
     assert broken.store.needs_tending

@@ -7,7 +7,7 @@ from typing import Final
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
 from mcpguard.stores.api import Recoverable
-from mcpguard.stores.failover.breaker import NOT_IN_TIME
+from mcpguard.stores.outage.breaker import NOT_IN_TIME
 
 STEP_S: Final = 0.005
 """How long each step of a wait is. On a busy machine it takes several times as long, and so does opening a store."""

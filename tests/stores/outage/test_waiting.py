@@ -9,13 +9,13 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome, Row
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.connector import STEP_S, Connector
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.connector import STEP_S, Connector
+from mcpguard.stores.outage.store import OutageStore
 from tests.build import Time, Wrapper
-from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import wait_for
-from tests.stores.moody import LIMIT_3, Place
+from tests.stores.outage.moody import LIMIT_3, Place
 
 ENOUGH_S = 30
 
@@ -30,7 +30,7 @@ class Door:
         self.closed = threading.Event()
         self.said: list[str] = []
         self.time = Time()
-        self.store = FailoverStore(
+        self.store = OutageStore(
             self.open, mode="local", notify=self.said.append, timeout_ms=timeout_ms, clock=self.time, wall=self.time
         )
 
@@ -353,7 +353,7 @@ def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() 
         return opened[-1]
 
     said: list[str] = []
-    store = FailoverStore(
+    store = OutageStore(
         open_slow, mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S, clock=door.time, wall=door.time
     )
     lock = store._lock = TellingLock()  # type: ignore[assignment]
@@ -385,7 +385,7 @@ def test_upkeep_that_outlives_the_store_is_no_outage() -> None:
             raise OSError(errno.EBADF, "Bad file descriptor")
 
     said: list[str] = []
-    store = FailoverStore(
+    store = OutageStore(
         lambda: Closed(door.memory, clock=door.time), mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S
     )
     session = Wrapper(store, LIMIT_3)

@@ -1,0 +1,378 @@
+"""Outage logs: what a wrapper does without its store, in order, for whoever reaches the store next; see `recovery`.
+
+Theory of operation. A log has the records and lines of the call log (`sqlite.log_records`, `sqlite.log_lines`), and two kinds
+of lines of its own:
+
+| kind | fields |
+|---|---|
+| `h` | the head of the log: its id, the clock's base and reading, wall-clock time, a hash of the key of the arguments' hashes |
+| `s` | a store that the log is read into: a hash of its key, and the id of its newest row before that |
+
+The wrapper appends to one file, and holds a lock on it. The system releases the lock when the wrapper ends, however it ends.
+Whoever then gets the lock owns the log. While there is no file, or the disk does not take more, texts wait in memory. The
+number of rows is bounded, so that neither can grow without end.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from mcpguard.errors import StoreUnavailable
+from mcpguard.files import StrPath, private_folder, size_bytes
+from mcpguard.limiter.plan import Counter
+from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.verdict import FORWARDED
+from mcpguard.stores.api import Clock
+from mcpguard.stores.clock import base_id
+from mcpguard.stores.filesystem import refuse_network
+from mcpguard.stores.locks import try_lock
+from mcpguard.stores.sqlite import log_lines, log_records
+from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, NO_CHARGE, START, Position
+from mcpguard.text.digest import blake2b
+
+HEAD: Final = "h"
+SEAL: Final = "s"
+
+MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024
+"""No new file is made while all files of the store and namespace together exceed this."""
+
+RETRY_US: Final = 1_000_000
+RETRY_TEXTS: Final = 500
+"""How long after a failure writing is tried again, and how many texts are then written: a few milliseconds of work."""
+
+_READ_BYTES: Final = 256 * 1024
+_TRIES: Final = 3
+
+
+class Bounds(NamedTuple):
+    """How much is kept of an outage.
+
+    Attributes:
+        rows: How many rows of forwarded calls a log has, and how many other rows. A log that is read into the store and the one
+            that follows it each have as many.
+        chars: The same bound for their text, which includes the calls' arguments if the audit log keeps them in full.
+        counters: How many counters are counted without the store. A call that needs one more is denied until windows have
+            passed.
+        batch: How many rows and outcomes are written to the store at once. It takes a few milliseconds, for which a decision
+            may have to wait.
+    """
+
+    rows: int = 10_000
+    chars: int = 16 * 1024 * 1024
+    counters: int = 20_000
+    batch: int = 100
+
+
+def key_id(args_key: bytes) -> str:
+    """A hash of a store's key, by which a log tells stores apart; empty if the key is not known."""
+    return blake2b(b"mcpguard", key=args_key, digest_size=8).hexdigest() if args_key else ""
+
+
+class OutageFolder:
+    """The outage logs of all wrappers of one store and namespace.
+
+    Args:
+        folder: The folder. It is made if it is missing, with mode 0700.
+        prefix: The beginning of the files' names.
+        base: Returns an id of the start of this machine's clock, see `stores.clock.base_id`.
+        max_bytes: See `MAX_FOLDER_BYTES`.
+    """
+
+    def __init__(
+        self, folder: StrPath, prefix: str, *, base: Callable[[], str] = base_id, max_bytes: int = MAX_FOLDER_BYTES
+    ) -> None:
+        self.base = base
+        self._folder = os.fspath(folder)
+        self._prefix = prefix
+        self._max_bytes = max_bytes
+
+    def create(self) -> tuple[int, str]:
+        """Make and lock a new file, of mode 0600. Returns its descriptor and path.
+
+        Raises:
+            OSError: It cannot be made, or the files together exceed `max_bytes`.
+            StoreUnavailable: The folder is on a network file system, whose locks are not reliable.
+        """
+        private_folder(self._folder)
+        refuse_network(self._folder)
+        if sum(map(size_bytes, self._paths())) > self._max_bytes:  # another wrapper may just take one in
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._folder)
+        for _ in range(_TRIES):  # another wrapper may lock and remove the empty file first
+            path = os.path.join(self._folder, f"{self._prefix}{os.urandom(8).hex()}")
+            if (fd := _locked(path, os.O_CREAT | os.O_EXCL)) is not None:
+                return fd, path
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), self._folder)
+
+    def left_behind(self) -> Iterator[tuple[int, str]]:
+        """Lock and return the files of wrappers that have ended."""
+        with contextlib.suppress(OSError, StoreUnavailable):
+            refuse_network(self._folder)
+            for path in self._paths():
+                with contextlib.suppress(OSError):
+                    if (fd := _locked(path)) is not None:
+                        yield fd, path
+
+    def _paths(self) -> list[str]:
+        return [os.path.join(self._folder, name) for name in sorted(os.listdir(self._folder)) if name.startswith(self._prefix)]
+
+
+def _locked(path: str, how: int = 0) -> int | None:
+    """Open and lock a file. Returns None if another process has locked or removed it."""
+    fd = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | how, 0o600)
+    try:
+        if try_lock(fd) and os.path.samestat(os.fstat(fd), os.stat(path)):
+            return fd
+    except FileNotFoundError:
+        pass
+    except OSError:  # this file system cannot lock: each try would leave a file and a descriptor
+        os.close(fd)
+        if how:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
+    os.close(fd)
+    return None
+
+
+class OutageLog:
+    """The log of one outage of a wrapper.
+
+    Rows have provisional ids: negative numbers, in the order of the rows, that no other log has.
+
+    Args:
+        folder: Where the file is made; None for nowhere.
+        key: The `key_id` of the store that failed.
+        clock: The clock of the charges.
+        wall: Wall-clock time, from which the age of charges follows after the machine restarts.
+        bounds: How many rows it has.
+
+    Attributes:
+        id: The log's id, 13 hexadecimal digits.
+        key: The same as the argument.
+        path: The file; empty if there is none.
+        to_disk: Whether texts are written to a file. Until then they wait in memory.
+        rows: How many rows it has.
+        read_rows: How many of them a store has.
+        dropped: How many rows of denials had no room.
+        too_long: The numbers of rows that a store did not take whole.
+        seal: The `key_id` and the newest row of the store that it was last read into; None if there was none.
+        shift_us: How far the clock is ahead of the clock of the charges.
+        damaged: Whether the file has something after its last whole record.
+    """
+
+    def __init__(
+        self, folder: OutageFolder | None, key: str, *, clock: Clock, wall: Clock, bounds: Bounds | None = None
+    ) -> None:
+        self.id = f"{int.from_bytes(os.urandom(8)) >> 12:013x}"
+        self.key = key
+        self.path = ""
+        self.to_disk = False
+        self.rows = self.read_rows = self.dropped = self.shift_us = 0
+        self.too_long: set[int] = set()
+        self.seal: tuple[str, int] | None = None
+        self.damaged = False
+        self.bounds = bounds or Bounds()
+        self._folder = folder
+        self._clock = clock
+        self._wall = wall
+        self._fd = -1
+        self._at = START
+        self._waiting: list[str] = []
+        self._retry_us: int | None = None  # when to try again; None if the last write succeeded
+        self._kept = {True: [0, 0], False: [0, 0]}  # rows and their text, of forwarded calls and others
+        self._labelled: set[int] = set()  # counters whose labels the log has
+
+    @classmethod
+    def of_file(cls, folder: OutageFolder, fd: int, path: str, *, clock: Clock, wall: Clock, bounds: Bounds) -> "OutageLog":
+        """The log that another wrapper has left in a locked file.
+
+        Raises:
+            OSError, ValueError: The file cannot be read, or has no log.
+        """
+        log = cls(folder, "", clock=clock, wall=wall, bounds=bounds)
+        log._fd, log.path, log.to_disk = fd, path, True
+        for text, after in log._stored():
+            log._at = after
+            kind, *fields = text.split("\t")
+            if log.key == "" and kind == HEAD:
+                log.id, base, then_us, then_wall_us, log.key = fields
+                if base != folder.base():
+                    log.shift_us = clock() - int(then_us) - (wall() - int(then_wall_us))
+            elif kind == SEAL:
+                log.seal = fields[0], int(fields[1])
+        size = os.fstat(fd).st_size
+        log.damaged = size > log._at.end
+        if log._at is START and size and any(_read(fd, size, 0)):  # a power cut may leave zeros
+            raise ValueError("it is not an outage log")
+        return log
+
+    # writing
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a call may be forwarded: a call whose row has no room must not be."""
+        rows, chars = self._kept[True]
+        return rows < self.bounds.rows and chars < self.bounds.chars
+
+    @property
+    def next_row_id(self) -> int:
+        """The provisional id of the next row."""
+        return self.row_id(self.rows)
+
+    def row_id(self, at: int) -> int:
+        """The provisional id of a row, by its index in the log."""
+        return -1 - int(self.id, 16) - at
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was logged."""
+        return self._at is START and not self._waiting
+
+    def row(self, row: Row, counters: Iterable[Counter] = (), charged_us: int | None = None, charged: str = "") -> None:
+        """Log a row, with what the call was charged on. A denial may be dropped. The caller has looked for room for others.
+
+        Args:
+            row: The row.
+            counters: The counters charged.
+            charged_us: The time of the charge.
+            charged: See `log_lines.charges`.
+        """
+        kept = self._kept[row.decision in FORWARDED]
+        if row.decision not in FORWARDED and (kept[0] >= self.bounds.rows or kept[1] >= self.bounds.chars):
+            self.dropped += 1
+            return
+        kept[0] += 1
+        kept[1] += len(row.detail or "") + len(row.request_id or "")
+        self.rows += 1
+        self._waiting.append("\n".join([*self._labels(counters), log_lines.row_line(row, charged_us, charged)]))
+
+    def failure(self, counter: Counter, charged_us: int, charged: str) -> None:
+        """Log that a call that failed was charged on a counter of errors."""
+        self._waiting.append("\n".join([*self._labels((counter,)), log_lines.charged_line(charged_us, charged)]))
+
+    def _labels(self, counters: Iterable[Counter]) -> list[str]:
+        new = [counter for counter in counters if counter.id not in self._labelled]
+        self._labelled.update(counter.id for counter in new)
+        return [log_lines.counter_line(counter) for counter in new]
+
+    def outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        """Log outcomes of rows, of this log or of the store that `key` names."""
+        self._waiting += log_lines.outcome_lines(outcomes)
+
+    def flush(self, *, is_retry: bool = False) -> bool:
+        """Write what was logged to the file, unless the last write failed. Returns whether the file has all.
+
+        Args:
+            is_retry: Whether to try again after a failure, once `RETRY_US` have passed, and write `RETRY_TEXTS` at most.
+        """
+        if not self.to_disk or self._folder is None or (self._retry_us is not None and not is_retry):
+            return False
+        if self._retry_us is not None and self._clock() < self._retry_us:
+            return False
+        some = self._waiting[:RETRY_TEXTS] if is_retry else self._waiting
+        try:
+            if some:
+                self._write(some)
+        except (OSError, StoreUnavailable):
+            self._retry_us = self._clock() + RETRY_US
+            return False
+        del self._waiting[: len(some)]
+        if not self._waiting:
+            self._retry_us = None
+        return not self._waiting
+
+    def _write(self, texts: Iterable[str]) -> None:
+        begin, data = self._at.end, b""
+        if self._at is START:
+            assert self._folder is not None  # noqa: S101 - else nothing is written
+            if self._fd < 0:
+                self._fd, self.path = self._folder.create()
+            head = (HEAD, self.id, self._folder.base(), f"{self._clock()}", f"{self._wall()}", self.key)
+            texts = ["\t".join(head), *texts]
+            begin, data = 0, START.checksum
+        packed, after = log_records.pack(self._at, [(text, 0, NO_CHARGE) for text in texts])
+        data += packed
+        os.lseek(self._fd, begin, os.SEEK_SET)
+        if os.write(self._fd, data) < len(data):
+            with contextlib.suppress(OSError):  # else the next record is written over it
+                os.ftruncate(self._fd, begin)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        self._at = after
+
+    # reading
+
+    def begin_reading(self, key: str, newest: Callable[[], int]) -> int | None:
+        """Note that the log is read into a store, before the store gets anything of it.
+
+        If the file cannot take the note, it is removed, because another wrapper would read it into the store again.
+
+        Args:
+            key: The `key_id` of the store.
+            newest: Returns the id of the store's newest row.
+
+        Returns:
+            The id of the store's newest row before the store was given rows of this log; None if it was given none before.
+        """
+        if self.seal and self.seal[0] == key:
+            return self.seal[1]
+        self.seal = key, newest()
+        self._waiting.append(f"{SEAL}\t{key}\t{self.seal[1]}")
+        if not self.flush() and self._fd >= 0:
+            self._waiting = [text for text, _ in self._stored()] + self._waiting
+            self.remove()
+            self._folder = None
+        return None
+
+    def texts(self) -> Iterator[str]:
+        """What was logged, in order, without head and seals. The file has a beginning of it."""
+        for text, _ in self._stored():
+            if text[0] not in {HEAD, SEAL}:
+                yield text
+        yield from [text for text in self._waiting if text[0] not in {HEAD, SEAL}]
+
+    def _stored(self) -> Iterator[tuple[str, Position]]:
+        """The whole records of the file, each with the position after it."""
+        at = START
+        while self._fd >= 0:
+            begin = at.end - CHECKSUM_BYTES
+            data = _read(self._fd, _READ_BYTES, begin)
+            if (length := log_records.first_length(data, at)) > len(data):
+                data = _read(self._fd, length, begin)
+            found = [*log_records.texts(data, at)]
+            if not found:
+                return
+            yield from found
+            at = found[-1][1]
+
+    # the end
+
+    def leave(self) -> tuple[int, int]:
+        """Leave the file to other wrappers. Returns how many rows it has that no store has, and how many rows are lost."""
+        self.to_disk = True
+        self._retry_us = None
+        self.flush()
+        self.close()
+        waiting = sum(f"\n{text}".count(f"\n{log_lines.ROW}") for text in self._waiting)
+        return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting
+
+    def remove(self) -> None:
+        """Empty and remove the file. If removing fails, the next wrapper that finds the empty file removes it."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
+            self.close()
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+    def close(self) -> None:
+        """Release the file to whoever locks it next."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _read(fd: int, count: int, at: int) -> bytes:
+    os.lseek(fd, at, os.SEEK_SET)
+    return os.read(fd, count)
