@@ -21,6 +21,7 @@ from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.breaker import NOT_IN_TIME
 from mcpguard.stores.outage.log import OutageLog
+from mcpguard.stores.outage.recovery import Using
 from mcpguard.stores.sqlite import log_lines
 
 MAX_STATES: Final = 100_000
@@ -199,7 +200,7 @@ class LocalStore(MemoryStore):
         self.log.to_disk = log.to_disk
         return log
 
-    def hand_over(self, store: Recoverable, place_id: Callable[[int], int], check: Callable[[], None]) -> None:
+    def hand_over(self, store: Recoverable, place_id: Callable[[int], int], using: Using) -> None:
         """Let a store give places to the calls in flight, and free those of calls that have ended.
 
         After a failure it may be done again, even with another store: a call has its place once, whenever the store is told.
@@ -207,7 +208,7 @@ class LocalStore(MemoryStore):
         Args:
             store: The store.
             place_id: Returns the id by which the store knows a call.
-            check: Called before each operation of the store; raises if it must not begin.
+            using: See `Using`.
 
         Raises:
             StoreUnavailable: It was not done, or not all of it, or it is too late.
@@ -217,12 +218,12 @@ class LocalStore(MemoryStore):
             for row_id in () if counter.window_us else self._memory.states[counter.id]:
                 calls.setdefault(row_id, []).append(counter)
         if calls:
-            check()
-            self._given = set(calls)
-            store.give_places({place_id(row_id): counters for row_id, counters in calls.items()})
+            with using():
+                self._given = set(calls)
+                store.give_places({place_id(row_id): counters for row_id, counters in calls.items()})
         if self._left:
-            check()
-            store.settle([ending._replace(row_id=place_id(ending.row_id)) for ending in self._left])
+            with using():
+                store.settle([ending._replace(row_id=place_id(ending.row_id)) for ending in self._left])
             self._left = []
 
     def lose_data(self) -> None:

@@ -16,6 +16,7 @@ number of rows is bounded, so that neither can grow without end.
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -37,10 +38,6 @@ SEAL: Final = "s"
 
 MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024
 """No new file is made while all files of the store and namespace together exceed this."""
-
-RETRY_US: Final = 1_000_000
-RETRY_TEXTS: Final = 500
-"""How long after a failure writing is tried again, and how many texts are then written: a few milliseconds of work."""
 
 _READ_BYTES: Final = 256 * 1024
 _TRIES: Final = 3
@@ -100,7 +97,8 @@ class OutageFolder:
         if sum(map(size_bytes, self._paths())) > self._max_bytes:  # another wrapper may just take one in
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._folder)
         for _ in range(_TRIES):  # another wrapper may lock and remove the empty file first
-            path = os.path.join(self._folder, f"{self._prefix}{os.urandom(8).hex()}")
+            name = f"{self._prefix}{time.time_ns():x}-{os.urandom(4).hex()}"  # others read them in this order
+            path = os.path.join(self._folder, name)
             if (fd := _locked(path, os.O_CREAT | os.O_EXCL)) is not None:
                 return fd, path
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), self._folder)
@@ -156,7 +154,6 @@ class OutageLog:
         rows: How many rows it has.
         read_rows: How many of them a store has.
         dropped: How many rows of denials had no room.
-        too_long: The numbers of rows that a store did not take whole.
         seal: The `key_id` and the newest row of the store that it was last read into; None if there was none.
         shift_us: How far the clock is ahead of the clock of the charges.
         damaged: Whether the file has something after its last whole record.
@@ -170,7 +167,6 @@ class OutageLog:
         self.path = ""
         self.to_disk = False
         self.rows = self.read_rows = self.dropped = self.shift_us = 0
-        self.too_long: set[int] = set()
         self.seal: tuple[str, int] | None = None
         self.damaged = False
         self.bounds = bounds or Bounds()
@@ -180,7 +176,7 @@ class OutageLog:
         self._fd = -1
         self._at = START
         self._waiting: list[str] = []
-        self._retry_us: int | None = None  # when to try again; None if the last write succeeded
+        self._is_failing = False  # whether the last write failed
         self._kept = {True: [0, 0], False: [0, 0]}  # rows and their text, of forwarded calls and others
         self._labelled: set[int] = set()  # counters whose labels the log has
 
@@ -193,10 +189,11 @@ class OutageLog:
         """
         log = cls(folder, "", clock=clock, wall=wall, bounds=bounds)
         log._fd, log.path, log.to_disk = fd, path, True
+        then_us = ""
         for text, after in log._stored():
             log._at = after
             kind, *fields = text.split("\t")
-            if log.key == "" and kind == HEAD:
+            if kind == HEAD:
                 log.id, base, then_us, then_wall_us, log.key = fields
                 if base != folder.base():
                     log.shift_us = clock() - int(then_us) - (wall() - int(then_wall_us))
@@ -204,7 +201,7 @@ class OutageLog:
                 log.seal = fields[0], int(fields[1])
         size = os.fstat(fd).st_size
         log.damaged = size > log._at.end
-        if log._at is START and size and any(_read(fd, size, 0)):  # a power cut may leave zeros
+        if not then_us and size and any(_read(fd, size, 0)):  # a power cut may leave zeros
             raise ValueError("it is not an outage log")
         return log
 
@@ -262,26 +259,21 @@ class OutageLog:
         self._waiting += log_lines.outcome_lines(outcomes)
 
     def flush(self, *, is_retry: bool = False) -> bool:
-        """Write what was logged to the file, unless the last write failed. Returns whether the file has all.
+        """Write what waits to the file. Returns whether the file has all.
 
         Args:
-            is_retry: Whether to try again after a failure, once `RETRY_US` have passed, and write `RETRY_TEXTS` at most.
+            is_retry: Whether to try even if the last write failed. Calls do not: it would keep each of them waiting.
         """
-        if not self.to_disk or self._folder is None or (self._retry_us is not None and not is_retry):
+        if not self.to_disk or self._folder is None or (self._is_failing and not is_retry):
             return False
-        if self._retry_us is not None and self._clock() < self._retry_us:
-            return False
-        some = self._waiting[:RETRY_TEXTS] if is_retry else self._waiting
         try:
-            if some:
-                self._write(some)
+            if self._waiting:
+                self._write(self._waiting)
         except (OSError, StoreUnavailable):
-            self._retry_us = self._clock() + RETRY_US
+            self._is_failing = True
             return False
-        del self._waiting[: len(some)]
-        if not self._waiting:
-            self._retry_us = None
-        return not self._waiting
+        self._waiting, self._is_failing = [], False
+        return True
 
     def _write(self, texts: Iterable[str]) -> None:
         begin, data = self._at.end, b""
@@ -351,8 +343,7 @@ class OutageLog:
     def leave(self) -> tuple[int, int]:
         """Leave the file to other wrappers. Returns how many rows it has that no store has, and how many rows are lost."""
         self.to_disk = True
-        self._retry_us = None
-        self.flush()
+        self.flush(is_retry=True)
         self.close()
         waiting = sum(f"\n{text}".count(f"\n{log_lines.ROW}") for text in self._waiting)
         return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting

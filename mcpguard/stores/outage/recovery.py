@@ -6,12 +6,15 @@ may have some of its rows: then they are looked for among the rows after those t
 be interrupted at any moment, and done again by anybody.
 """
 
+import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.files import close
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
@@ -34,8 +37,20 @@ WORK_US: Final = 300_000
 _ENTRIES: Final = 500
 """How many rows are read while a call waits."""
 
-_Key = tuple[str, int, int]
-"""The session, number and time of a row."""
+Using = Callable[[], AbstractContextManager[object]]
+"""Entered for each operation of the store. Raises `StoreUnavailable` if it must not begin."""
+
+
+class Known(NamedTuple):
+    """What a wrapper knows of the rows that it has read into stores.
+
+    Attributes:
+        row_ids: The store's ids of rows of forwarded calls, by provisional row id.
+        too_long: The provisional ids of rows that a store did not take whole.
+    """
+
+    row_ids: dict[int, int]
+    too_long: set[int]
 
 
 def newest_row_id(store: AuditReader) -> int:
@@ -49,6 +64,7 @@ class _Batches:
 
     Args:
         log: The log.
+        too_long: See `Known`.
         is_same: Whether the store that gets them is the one that failed. Else it has other rows, and another key.
         now_us: The time, by the clock of the wrapper that reads.
 
@@ -59,12 +75,13 @@ class _Batches:
         labelled: The counters that the log has named so far.
     """
 
-    def __init__(self, log: OutageLog, *, is_same: bool, now_us: int) -> None:
+    def __init__(self, log: OutageLog, too_long: Collection[int], *, is_same: bool, now_us: int) -> None:
         self.rows: dict[int, Row] = {}
         self.outcomes: list[Outcome] = []
         self.logs: dict[int, State] = {}
         self.labelled: dict[int, Counter] = {}
         self._log = log
+        self._too_long = too_long
         self._is_same = is_same
         self._now_us = now_us
         self._seen_rows = 0
@@ -93,10 +110,10 @@ class _Batches:
         elif kind == log_lines.CHARGED:
             self._charge(*fields)
         elif kind == log_lines.ROW:
-            row = log_lines.read_row([kind, *fields])
-            if row.seq in self._log.too_long:
+            row, row_id = log_lines.read_row([kind, *fields]), self._log.row_id(self._seen_rows)
+            if row_id in self._too_long:
                 row = _shortened(row)
-            self.rows[self._log.row_id(self._seen_rows)] = row if self._is_same else row._replace(args_hash=None)
+            self.rows[row_id] = row if self._is_same else row._replace(args_hash=None)
             self._seen_rows += 1
             self._charge(*fields[-2:])
 
@@ -117,58 +134,54 @@ class _Batches:
         return [(counter, sliding.shift(log, -now_us)) for counter, log in alive if log]
 
 
-def read_into(
-    store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, clock: Clock, check: Callable[[], None] = lambda: None
-) -> Iterator[None]:
+def read_into(store: Recoverable, log: OutageLog, known: Known, *, clock: Clock, using: Using) -> Iterator[None]:
     """Read a log into a store. It can be interrupted, and done again, after each step.
 
     Args:
         store: The store.
         log: The log, to which nothing is added meanwhile.
-        row_ids: Gets the store's ids of the rows of forwarded calls, by provisional row id.
+        known: Gets what the wrapper learns.
         clock: The clock of the wrapper that reads.
-        check: Called before each operation of the store; raises if it must not begin.
+        using: See `Using`.
 
     Raises:
         StoreUnavailable: The rest could not be written, or its success is unknown.
         ValueError, LookupError: The log is malformed.
     """
-    key = key_id(store.args_key)
-    found: dict[_Key, int] = {}
-    after = log.begin_reading(key, lambda: newest_row_id(store)) if log.to_disk else None
-    if after is not None:
-        for at, (row_id, record) in enumerate(store.entries(after=after), 1):
-            found[str(record.get("session")), int(str(record["seq"])), int(str(record["time_us"]))] = row_id
-            if at % _ENTRIES == 0:
-                yield
+    key, found = store.args_key, {}
     log.read_rows = 0
-    batches = _Batches(log, is_same=log.key == key, now_us=clock())
+    if log.to_disk:
+        with using():
+            after = log.begin_reading(key_id(key), lambda: newest_row_id(store))
+        entries = store.entries(after=after) if after is not None else iter(())
+        while True:
+            with using():
+                some = [*islice(entries, _ENTRIES)]
+            if not some:
+                break
+            for row_id, record in some:
+                found[str(record.get("session")), record["seq"], record["time_us"]] = row_id
+    batches = _Batches(log, known.too_long, is_same=log.key == key_id(key), now_us=clock())
     for write_back_id in batches:
+        if store.args_key != key:  # its server came back without its data
+            raise StoreUnavailable("another store has taken its place")
+        rows = batches.rows
         if logs := batches.live(clock()):
-            check()
-            store.adopt(logs, write_back_id)
-        written = {
-            at: found.get((session_of(row), row.seq, row.time_us)) if found else None for at, row in batches.rows.items()
-        }
-        if new := [at for at, row_id in written.items() if row_id is None]:
-            check()
-            written |= zip(new, _append(store, log, [batches.rows[at] for at in new]), strict=True)
-        row_ids |= {at: row_id for at, row_id in written.items() if row_id and batches.rows[at].decision in FORWARDED}
-        log.read_rows += len(written)
-        outcomes = [one._replace(row_id=row_ids.get(one.row_id, one.row_id)) for one in batches.outcomes]
-        if known := [one for one in outcomes if one.row_id >= 0]:
-            check()
-            store.record(known)
+            with using():
+                store.adopt(logs, write_back_id)
+        ids = {at: found.get((session_of(row), row.seq, row.time_us)) for at, row in rows.items()} if found else {}
+        if new := [at for at in rows if ids.get(at) is None]:
+            with using():
+                known.too_long.update(at for at in new if len(rows[at].detail or "") > BATCH_CHARS)  # unless it succeeds
+                ids |= zip(new, store.append([rows[at] for at in new]), strict=True)
+            known.too_long.difference_update(new)
+        known.row_ids.update((at, row_id) for at, row_id in ids.items() if row_id and rows[at].decision in FORWARDED)
+        log.read_rows += len(rows)
+        outcomes = [one._replace(row_id=known.row_ids.get(one.row_id, one.row_id)) for one in batches.outcomes]
+        if outcomes := [one for one in outcomes if one.row_id >= 0]:
+            with using():
+                store.record(outcomes)
         yield
-
-
-def _append(store: Recoverable, log: OutageLog, rows: Sequence[Row]) -> list[int]:
-    """Write rows. If that fails, a row that may be too long for the store's time loses its arguments next time."""
-    try:
-        return store.append(rows)
-    except Exception:
-        log.too_long.update(row.seq for row in rows if len(row.detail or "") > BATCH_CHARS)
-        raise
 
 
 def _shortened(row: Row) -> Row:
@@ -184,6 +197,7 @@ class LeftLogs:
 
     Args:
         folder: Where they are; None for nowhere.
+        known: Gets what this wrapper learns.
         clock: The clock of this wrapper.
         wall: Wall-clock time.
         notify: Gets a line for each log that was read into the store, that was damaged, or that cannot be read.
@@ -194,94 +208,74 @@ class LeftLogs:
     """
 
     def __init__(
-        self, folder: OutageFolder | None, *, clock: Clock, wall: Clock, notify: Callable[[str], None], bounds: Bounds
+        self,
+        folder: OutageFolder | None,
+        known: Known,
+        *,
+        clock: Clock,
+        wall: Clock,
+        notify: Callable[[str], None],
+        bounds: Bounds,
     ) -> None:
         self.has_work = folder is not None
         self._folder = folder
+        self._known = known
         self._clock = clock
         self._wall = wall
         self._notify = notify
         self._bounds = bounds
-        self._files: Iterator[tuple[int, str]] = iter(())
-        self._log: OutageLog | None = None
-        self._store: Recoverable | None = None  # what `_steps` use
-        self._steps: Iterator[None] | None = None
+        self._steps: Generator[None] | None = None
         self._refused: set[str] = set()  # files that cannot be read
-        self._next_us: int | None = None  # when to search the folder again; None for at once
+        self._next_us = 0  # when to search the folder again
 
     def look_soon(self) -> None:
         """Let the next `take_in` search the folder, because a store can be used again."""
-        self._next_us = None
+        self.close()
         self.has_work = self._folder is not None
 
-    def take_in(self, store: Recoverable, step: Callable[[Callable[[], bool]], bool]) -> None:
+    def take_in(self, store: Recoverable, using: Using) -> None:
         """Read some of the logs into the store. Does not raise: a failure is tried again after `LOOK_EVERY_US`.
 
         Args:
             store: The store that calls use.
-            step: Calls a function while no call uses the store, and returns its result. Raises `StoreUnavailable` if the store
-                is no longer used.
+            using: See `Using`. No call may use the store meanwhile.
         """
         now_us = self._clock()
-        if self._folder is None or not (self.has_work or self._next_us is None or now_us >= self._next_us):
+        if self._folder is None or not (self.has_work or now_us >= self._next_us):
             return
-        if self._store is not store:
-            self._store, self._steps = store, None
-        try:
-            while log := self._log or self._next_log(self._folder, now_us):
-                self._log = log
-                self._steps = self._steps or read_into(store, log, {}, clock=self._clock)
-                while step(self._goes_on):
-                    if self._clock() > now_us + WORK_US:
-                        self.has_work = True
-                        return
-                self._end(log)
-            self._next_us = now_us + LOOK_EVERY_US
-        except StoreUnavailable:
-            self._next_us, self._steps = now_us + LOOK_EVERY_US, None
-        except Exception as error:
-            if self._log:
-                self._refuse(self._log, repr(error))
-        self.has_work = False
-
-    def _goes_on(self) -> bool:
-        """Do the next step. Returns whether there was one."""
-        return self._steps is not None and next(self._steps, self._steps) is None
-
-    def _end(self, log: OutageLog) -> None:
-        log.remove()
-        self._log = self._steps = None
-        if log.read_rows:
-            rows = plural(log.read_rows, "audit row")
-            self._notify(f"a wrapper ended while the store was unavailable: {rows} of the outage written")
-        if log.damaged:
-            self._notify(f"{log.path} was damaged: calls or audit rows are lost")
+        self._steps = self._steps or self._read_all(self._folder, store, using)
+        with contextlib.suppress(StoreUnavailable):
+            for _ in self._steps:
+                if self._clock() > now_us + WORK_US:
+                    self.has_work = True
+                    return
+        self._steps, self.has_work, self._next_us = None, False, now_us + LOOK_EVERY_US
 
     def close(self) -> None:
         """Release the log that is not finished to other wrappers."""
-        self._files = iter(())
-        if self._log:
-            self._log.close()
-            self._log = None
+        if self._steps:
+            self._steps.close()
+            self._steps = None
 
-    def _next_log(self, folder: OutageFolder, now_us: int) -> OutageLog | None:
-        """Lock and open the next file whose wrapper has ended; None if there is none."""
-        if self._next_us is None or now_us >= self._next_us:
-            self._files, self._next_us = folder.left_behind(), now_us + LOOK_EVERY_US
-        for fd, path in self._files:
-            if path not in self._refused:
-                try:
-                    return OutageLog.of_file(folder, fd, path, clock=self._clock, wall=self._wall, bounds=self._bounds)
-                except (OSError, ValueError) as error:
-                    self._refuse_file(path, repr(error))
-            os.close(fd)
-        return None
-
-    def _refuse(self, log: OutageLog, why: str) -> None:
-        log.close()
-        self._log = self._steps = None
-        self._refuse_file(log.path, why)
-
-    def _refuse_file(self, path: str, why: str) -> None:
-        self._refused.add(path)
-        self._notify(f"{path} cannot be taken in and is left as it is: {why}")
+    def _read_all(self, folder: OutageFolder, store: Recoverable, using: Using) -> Generator[None]:
+        for fd, path in folder.left_behind():
+            log: OutageLog | None = None
+            try:
+                if path in self._refused:
+                    continue
+                log = OutageLog.of_file(folder, fd, path, clock=self._clock, wall=self._wall, bounds=self._bounds)
+                yield from read_into(store, log, self._known, clock=self._clock, using=using)
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                self._refused.add(path)
+                self._notify(f"{path} cannot be taken in and is left as it is: {error!r}")
+            else:
+                log.remove()
+                if log.read_rows:
+                    rows = plural(log.read_rows, "audit row")
+                    self._notify(f"a wrapper ended while the store was unavailable: {rows} of the outage written")
+                if log.damaged:
+                    self._notify(f"{path} was damaged: calls or audit rows are lost")
+            finally:
+                close(fd) if log is None else log.close()

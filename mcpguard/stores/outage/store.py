@@ -24,7 +24,7 @@ from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker
 from mcpguard.stores.outage.connector import Connector, unavailable
 from mcpguard.stores.outage.local import LocalStore
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog, key_id
-from mcpguard.stores.outage.recovery import LeftLogs, read_into
+from mcpguard.stores.outage.recovery import Known, LeftLogs, read_into
 from mcpguard.text.digest import number
 from mcpguard.text.printing import plural
 
@@ -99,9 +99,12 @@ class OutageStore:
         self._salt = os.urandom(16)
         self._reading: OutageLog | None = None  # the log that is read into the store
         self._read: list[OutageLog] = []  # logs that the store has, to be removed by `tend`: a disk may take its time
+        self._steps: Iterator[None] | None = None  # read it
+        self._rounds = UNLOCKED_ROUNDS  # how many logs were read in a row; the first store that opens gets its log at once
         self._rows = self._dropped = 0  # how many rows of the outage were written, and dropped
-        self._row_ids: dict[int, int] = {}  # the store's ids of rows of outages, by provisional id
-        self._left_logs = LeftLogs(folder, clock=clock, wall=wall, notify=notify, bounds=bounds)
+        self._late_us = 0  # after this time no operation may begin, since a call may wait for it; 0 if none waits
+        self._known = Known({}, set())
+        self._left_logs = LeftLogs(folder, self._known, clock=clock, wall=wall, notify=notify, bounds=bounds)
 
     # calls
 
@@ -109,7 +112,8 @@ class OutageStore:
     def args_key(self) -> bytes:
         """See `CallStore`. Waits for the store as the first call does. Empty until the key is known."""
         if self._store is None:
-            self._await_opening()
+            with self._lock:
+                self._end_opening(self._timeout_s)
         return self._args_key
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
@@ -117,14 +121,13 @@ class OutageStore:
         with self._lock:
             if self._store is None and any(request.frame is not None for request in requests):
                 self._end_opening(self._timeout_s)
-            store = self._store
-            if store is not None:
+            if self._store is not None:
                 try:
-                    verdicts = store.decide(requests, journal)
+                    verdicts = self._store.decide(requests, journal)
                 except Exception as error:
                     self._fail(error)
                 else:
-                    self._note(store, requests, verdicts)
+                    self._note(self._store, requests, verdicts)
                     return verdicts
             self._local.failure = self._breaker.failure
             return self._local.decide(requests, journal)
@@ -134,47 +137,32 @@ class OutageStore:
         is_other = store.args_key != self._args_key  # its server came back without its data
         if is_other:
             self._begin_store(store)
-        if self._first_id:
-            for verdict in verdicts:
-                if verdict.row_id is not None:
-                    verdict.row_id += self._first_id
-        for at, request in enumerate(requests):
+        for request, verdict in zip(requests, verdicts, strict=True):
+            if self._first_id and verdict.row_id is not None:
+                verdict.row_id += self._first_id
             if request.plan.caps and request.decided is None:
-                self._local.admitted(request.plan, verdicts[at])
+                self._local.admitted(request.plan, verdict)
         if is_other:
-            self._hand_over(store)
+            self._works(self._give_places)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `CallStore`."""
+        row_ids: list[int] = []
         with self._lock:
-            if self._store is not None:
-                try:
-                    return self._store.append(rows)
-                except Exception as error:
-                    self._fail(error)
+            if self._works(lambda store: row_ids.extend(store.append(rows))):
+                return row_ids
             return self._local.append(rows)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `CallStore`. Outcomes that the store does not take are kept. Those of an earlier store are lost with its data."""
         with self._lock:
-            known = self._with_store_ids(outcomes)
-            if self._store is not None:
-                try:
-                    self._store.record([one for one in known if one.row_id >= 0])
-                except Exception as error:
-                    self._fail(error)
-                else:
-                    return
-            self._local.record(known)
-
-    def _with_store_ids(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Outcomes with the store's own row ids, and of rows in an outage log. Those of an earlier store are left out."""
-        found = []
-        for one in outcomes:
-            row_id = one.row_id - self._first_id if one.row_id >= 0 else self._row_ids.get(one.row_id, one.row_id)
-            if row_id >= 0 or one.row_id < 0:
-                found.append(one._replace(row_id=row_id))
-        return found
+            known = []
+            for one in outcomes:
+                row_id = one.row_id - self._first_id if one.row_id >= 0 else self._known.row_ids.get(one.row_id, one.row_id)
+                if row_id >= 0 or one.row_id < 0:
+                    known.append(one._replace(row_id=row_id))
+            if not self._works(lambda store: store.record([one for one in known if one.row_id >= 0])):
+                self._local.record(known)
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `CallStore`. What the store does not take is kept: places are freed, and errors counted, when it is back.
@@ -184,23 +172,14 @@ class OutageStore:
         with self._lock:
             if self._mode == "allow":
                 endings = [ending._replace(failed=ending.failed and ending.row_id >= 0) for ending in endings]
-            store = self._store
-            if store is not None:
-                told = [
-                    ending._replace(row_id=self._place_id(ending.row_id))
-                    for ending in endings
-                    if ending.failed or self._local.has_place(ending)
-                ]
-                try:
-                    if told:
-                        store.settle(told)
-                except Exception as error:
-                    self._fail(error)
-                else:
-                    self._local.free(endings)
-                    self._follow(store)
-                    return
-            self._local.settle(endings)
+            told = [
+                one._replace(row_id=self._place_id(one.row_id)) for one in endings if one.failed or self._local.has_place(one)
+            ]
+            if self._works(lambda store: store.settle(told) if told else None):
+                self._local.free(endings)
+                self._follow()
+            else:
+                self._local.settle(endings)
 
     def _place_id(self, row_id: int) -> int:
         """The id by which the store that calls use knows a call: of its row, or a negative one that no other call has."""
@@ -212,22 +191,13 @@ class OutageStore:
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `CallStore`. While the store cannot be used there are no notes."""
-        self._await_opening()
+        found: dict[str, str] = {}
         with self._lock:
-            if self._store is not None:
-                try:
-                    return self._store.take_notes(namespace, keys)
-                except Exception as error:
-                    self._fail(error)
-            return {}
+            self._end_opening(self._timeout_s)
+            self._works(lambda store: found.update(store.take_notes(namespace, keys)))
+        return found
 
-    # opening and failing; unless a docstring says otherwise, the caller holds the lock
-
-    def _await_opening(self) -> None:
-        """Wait for the first attempt to open the store. The caller does not hold the lock."""
-        if self._breaker.state == "connecting":
-            with self._lock:
-                self._end_opening(self._timeout_s)
+    # opening and failing; the caller holds the lock
 
     def _end_opening(self, timeout_s: float) -> None:
         """Wait for the first attempt to open the store, if it is still under way, and use the store."""
@@ -235,23 +205,28 @@ class OutageStore:
         if self._breaker.state != "connecting" or connector is None:
             return
         if not connector.wait(timeout_s):
-            self._begin_outage()
+            self._local.log.to_disk = True
             self._breaker.begin_probe()
             self._tell_failure(NOT_IN_TIME)
             return
         self._connector = None
-        opened: Recoverable | None = None
         try:
-            opened = connector.store()
-            self._begin_store(opened)
-            self._reading = self._reading or self._local.take_log()
-            for _ in read_into(opened, self._reading, self._row_ids, clock=self._clock):
+            store = self._failed = connector.store()  # until it is used
+            self._begin_store(store)
+            while not self._hand_over_some(store):
                 pass
-            self._end_reading()
-            self._use(opened)
+            self._failed = None
         except Exception as error:
-            self._failed = opened
             self._fail(error)
+
+    def _works(self, use: Callable[[Recoverable], object]) -> bool:
+        """Use the store, if there is one. Returns whether it worked."""
+        if self._store is not None:
+            try:
+                use(self._store)
+            except Exception as error:
+                self._fail(error)
+        return self._store is not None
 
     def _begin_store(self, store: Recoverable) -> None:
         """Note whether this is another store than the one before, and tell its warnings."""
@@ -261,44 +236,28 @@ class OutageStore:
             self._args_key = store.args_key
             if self._local.log.is_empty:
                 self._local.log.key = key_id(self._args_key)
-            self._row_ids.clear()
+            self._known.row_ids.clear()
             self._local.lose_data()
         self._tell_warnings(store)
 
-    def _follow(self, store: Recoverable) -> None:
+    def _follow(self) -> None:
         """If the server of the store that calls use came back without its data, give it what it needs."""
-        if store.args_key != self._args_key:
-            self._begin_store(store)
-            self._hand_over(store)
+        if self._store is not None and self._store.args_key != self._args_key:
+            self._begin_store(self._store)
+            self._works(self._give_places)
 
-    def _hand_over(self, store: Recoverable) -> None:
-        """Let the store that calls use give places to the calls in flight that it does not know."""
-        try:
-            self._local.hand_over(store, self._place_id, lambda: None)
-        except Exception as error:
-            self._fail(error)
-
-    def _use(self, store: Recoverable, check: Callable[[], None] = lambda: None) -> None:
-        """Let calls use a store, once it has given places to the calls in flight."""
-        self._local.hand_over(store, self._place_id, check)
-        self._store = store
-        self._breaker.close()
-        self._left_logs.look_soon()
+    def _give_places(self, store: Recoverable) -> None:
+        self._local.hand_over(store, self._place_id, self._on_time)
 
     def _fail(self, error: Exception) -> None:
         """Let calls do without the store."""
         if self._store is not None:
             self._local.learn(self._store)
             self._failed, self._store = self._store, None
-        self._begin_outage()
+        self._local.log.to_disk = True
         failure = unavailable(error)
         if self._breaker.trip(failure):
             self._tell_failure(failure)
-
-    def _begin_outage(self) -> None:
-        self._local.log.to_disk = True
-        if self._reading is not None:
-            self._reading.to_disk = True
 
     def _tell_failure(self, failure: StoreUnavailable) -> None:
         hint = f" ({failure.hint})" if failure.hint else ""
@@ -326,20 +285,25 @@ class OutageStore:
             store = self._store
             if store is None:
                 self._probe(self._timeout_s)
-                self._remove_read()
-                return
-            try:
-                store.tend()
-            except Exception as error:
+            else:
+                try:
+                    store.tend()
+                except Exception as error:
+                    with self._lock:
+                        if self._store is store:
+                            self._fail(error)
                 with self._lock:
-                    if self._store is store:
-                        self._fail(error)
-            with self._lock:
-                if self._store is store:
-                    self._follow(store)
-            self._tell_warnings(store)
-            self._left_logs.take_in(store, lambda step: self._with_store(store, step))
+                    self._follow()
+                self._tell_warnings(store)
+                self._left_logs.take_in(store, lambda: self._while_used(store))
             self._remove_read()
+
+    @contextlib.contextmanager
+    def _while_used(self, store: Recoverable) -> Iterator[None]:
+        with self._lock:
+            if self._store is not store:
+                raise self._breaker.failure
+            yield
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`."""
@@ -352,12 +316,6 @@ class OutageStore:
             return self._store is not None and self._store.catch_up()
         return False
 
-    def _with_store(self, store: Recoverable, step: Callable[[], bool]) -> bool:
-        with self._lock:
-            if self._store is not store:
-                raise self._breaker.failure
-            return step()
-
     def _probe(self, timeout_s: float, *, until_us: int | None = None) -> None:
         """Try to open the store, if a probe is due or under way, and hand it the outage.
 
@@ -369,9 +327,7 @@ class OutageStore:
         with self._lock:  # the first call holds it while it waits for the store to open
             if self._store is not None:
                 return
-            for log in (self._reading, self._local.log):
-                if log is not None:
-                    log.flush(is_retry=True)
+            self._local.log.flush(is_retry=True)
             if self._breaker.state == "open":
                 if until_us is None and not self._breaker.is_probe_due:
                     return
@@ -393,59 +349,76 @@ class OutageStore:
                 self._fail(error)
 
     def _recover(self, store: Recoverable, until_us: int | None) -> None:
-        """Read the outage logs into a store that can be used again, and let calls use the store.
+        """Hand the outage to a store that can be used again, and let calls use the store.
 
-        Until then calls are decided locally, and log rows. A log is read without the lock, so that calls do not wait, unless it
-        is short: what calls have logged meanwhile is read with the lock, so that no row is missing when the first call uses the
+        Until then calls are decided locally, and log rows. A log is read without the lock, so that calls do not wait. What they
+        have logged meanwhile is read with the lock, if it is little, so that no row is missing when the first call uses the
         store. A call waits for the lock at most half of its budget and one operation of the store.
         """
-        rounds = late_us = 0
-        is_short = False
-        steps: Iterator[None] | None = None
-        self._rows = self._dropped = 0
-
-        def check() -> None:
-            if late_us and self._clock() > late_us:
-                raise TOO_SLOW
-
+        self._steps = None
+        self._rounds = self._rows = self._dropped = 0
         with self._lock:
             self._begin_store(store)
         while self._store is not store:
+            if until_us is not None and self._clock() > until_us:
+                raise NOT_IN_TIME
             with self._lock:
-                late_us = self._clock() + self._patience_us
-                while self._clock() <= late_us:
-                    if steps is None:
-                        if self._reading is None and self._local.log.is_empty:
-                            self._use(store, check)
-                            break
-                        log = self._reading = self._reading or self._local.take_log()
-                        steps = read_into(store, log, self._row_ids, clock=self._clock, check=check)
-                        rounds += 1
-                        is_short = rounds > UNLOCKED_ROUNDS or log.rows <= log.bounds.batch
-                    if not is_short:
-                        break
-                    if next(steps, self) is self:
-                        steps = None
-                        self._end_reading()
-            late_us = 0
-            while steps is not None and not is_short:
-                if until_us is not None and self._clock() > until_us:
-                    raise NOT_IN_TIME
-                if next(steps, self) is self:
-                    steps = None
-                    self._end_reading()
+                self._late_us = self._clock() + self._patience_us
+                if self._hand_over_some(store):
+                    break
+            self._late_us = 0
+            if self._is_long:
+                self._read_on()
+        self._late_us = 0
         dropped = f"; {plural(self._dropped, 'row')} of denials dropped" if self._dropped else ""
         self._notify(f"store is back: {plural(self._rows, 'audit row')} of the outage written{dropped}")
 
-    def _end_reading(self) -> None:
-        """Note that the store has the whole log that is read into it."""
-        log, self._reading = self._reading, None
-        assert log is not None  # noqa: S101 - the caller reads it
+    def _hand_over_some(self, store: Recoverable) -> bool:
+        """Read short outage logs into a store until it is late. Returns whether that was all, so that calls use the store.
+
+        The caller holds the lock.
+        """
+        while not (self._late_us and self._clock() > self._late_us):
+            if self._steps is None:
+                if self._reading is None and self._local.log.is_empty:
+                    self._give_places(store)
+                    self._store = store
+                    self._breaker.close()
+                    self._left_logs.look_soon()
+                    return True
+                self._reading = self._reading or self._local.take_log()
+                self._steps = read_into(store, self._reading, self._known, clock=self._clock, using=self._on_time)
+                self._rounds += 1
+            if self._is_long:
+                return False
+            self._read_on()
+        return False
+
+    @property
+    def _is_long(self) -> bool:
+        """Whether the log that is read into the store is read while calls go on."""
+        log = self._reading
+        return log is not None and log.rows > log.bounds.batch and self._rounds <= UNLOCKED_ROUNDS
+
+    @contextlib.contextmanager
+    def _on_time(self) -> Iterator[None]:
+        """See `recovery.Using`. A call may wait for the lock."""
+        if self._late_us and self._clock() > self._late_us:
+            raise TOO_SLOW
+        yield
+
+    def _read_on(self) -> None:
+        """Read a batch of the log into the store."""
+        if self._steps is None or next(self._steps, self._steps) is None:
+            return
+        log, self._reading, self._steps = self._reading, None, None
+        assert log is not None  # noqa: S101 - it is what the steps read
         self._rows += log.read_rows
         self._dropped += log.dropped
-        self._read.append(log)
-        for row_id in list(self._row_ids)[:-MAX_ROW_IDS]:
-            del self._row_ids[row_id]
+        if log.path:
+            self._read.append(log)
+        for row_id in list(self._known.row_ids)[:-MAX_ROW_IDS]:
+            del self._known.row_ids[row_id]
 
     def _remove_read(self) -> None:
         """Remove the logs that the store has. If this process ends before that, another one finds that it has them."""
