@@ -28,7 +28,7 @@ from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.api import Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
-from mcpguard.stores.locks import try_lock
+from mcpguard.stores.locks import LifeSign
 from mcpguard.stores.sqlite import log_lines, log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, NO_CHARGE, START, Position
 from mcpguard.text.digest import blake2b
@@ -40,7 +40,6 @@ MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024
 """No new file is made while all files of the store and namespace together exceed this."""
 
 _READ_BYTES: Final = 256 * 1024
-_TRIES: Final = 3
 
 
 class Bounds(NamedTuple):
@@ -85,8 +84,8 @@ class OutageFolder:
         self._prefix = prefix
         self._max_bytes = max_bytes
 
-    def create(self) -> tuple[int, str]:
-        """Make and lock a new file, of mode 0600. Returns its descriptor and path.
+    def create(self) -> LifeSign:
+        """Make and lock a new file, of mode 0600.
 
         Raises:
             OSError: It cannot be made, or the files together exceed `max_bytes`.
@@ -96,42 +95,19 @@ class OutageFolder:
         refuse_network(self._folder)
         if sum(map(size_bytes, self._paths())) > self._max_bytes:  # another wrapper may just take one in
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._folder)
-        for _ in range(_TRIES):  # another wrapper may lock and remove the empty file first
-            name = f"{self._prefix}{time.time_ns():x}-{os.urandom(4).hex()}"  # others read them in this order
-            path = os.path.join(self._folder, name)
-            if (fd := _locked(path, os.O_CREAT | os.O_EXCL)) is not None:
-                return fd, path
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), self._folder)
+        name = f"{self._prefix}{time.time_ns():x}-{os.urandom(4).hex()}"  # others read them in this order
+        return LifeSign(os.path.join(self._folder, name))
 
-    def left_behind(self) -> Iterator[tuple[int, str]]:
+    def left_behind(self) -> Iterator[LifeSign]:
         """Lock and return the files of wrappers that have ended."""
         with contextlib.suppress(OSError, StoreUnavailable):
             refuse_network(self._folder)
             for path in self._paths():
                 with contextlib.suppress(OSError):
-                    if (fd := _locked(path)) is not None:
-                        yield fd, path
+                    yield LifeSign(path)
 
     def _paths(self) -> list[str]:
         return [os.path.join(self._folder, name) for name in sorted(os.listdir(self._folder)) if name.startswith(self._prefix)]
-
-
-def _locked(path: str, how: int = 0) -> int | None:
-    """Open and lock a file. Returns None if another process has locked or removed it."""
-    fd = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | how, 0o600)
-    try:
-        if try_lock(fd) and os.path.samestat(os.fstat(fd), os.stat(path)):
-            return fd
-    except FileNotFoundError:
-        pass
-    except OSError:  # this file system cannot lock: each try would leave a file and a descriptor
-        os.close(fd)
-        if how:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        raise
-    os.close(fd)
-    return None
 
 
 class OutageLog:
@@ -173,22 +149,21 @@ class OutageLog:
         self._folder = folder
         self._clock = clock
         self._wall = wall
-        self._fd = -1
+        self._file: LifeSign | None = None
         self._at = START
         self._waiting: list[str] = []
         self._is_failing = False  # whether the last write failed
         self._kept = {True: [0, 0], False: [0, 0]}  # rows and their text, of forwarded calls and others
-        self._labelled: set[int] = set()  # counters whose labels the log has
 
     @classmethod
-    def of_file(cls, folder: OutageFolder, fd: int, path: str, *, clock: Clock, wall: Clock, bounds: Bounds) -> "OutageLog":
+    def of_file(cls, folder: OutageFolder, file: LifeSign, *, clock: Clock, wall: Clock, bounds: Bounds) -> "OutageLog":
         """The log that another wrapper has left in a locked file.
 
         Raises:
             OSError, ValueError: The file cannot be read, or has no log.
         """
         log = cls(folder, "", clock=clock, wall=wall, bounds=bounds)
-        log._fd, log.path, log.to_disk = fd, path, True
+        log._file, log.path, log.to_disk = file, file.path, True
         then_us = ""
         for text, after in log._stored():
             log._at = after
@@ -199,9 +174,9 @@ class OutageLog:
                     log.shift_us = clock() - int(then_us) - (wall() - int(then_wall_us))
             elif kind == SEAL:
                 log.seal = fields[0], int(fields[1])
-        size = os.fstat(fd).st_size
+        size = os.fstat(file.fd).st_size
         log.damaged = size > log._at.end
-        if not then_us and size and any(_read(fd, size, 0)):  # a power cut may leave zeros
+        if not then_us and size and any(_read(file, size, 0)):  # a power cut may leave zeros
             raise ValueError("it is not an outage log")
         return log
 
@@ -243,16 +218,11 @@ class OutageLog:
         kept[0] += 1
         kept[1] += len(row.detail or "") + len(row.request_id or "")
         self.rows += 1
-        self._waiting.append("\n".join([*self._labels(counters), log_lines.row_line(row, charged_us, charged)]))
+        self._waiting.append("\n".join([*map(log_lines.counter_line, counters), log_lines.row_line(row, charged_us, charged)]))
 
     def failure(self, counter: Counter, charged_us: int, charged: str) -> None:
         """Log that a call that failed was charged on a counter of errors."""
-        self._waiting.append("\n".join([*self._labels((counter,)), log_lines.charged_line(charged_us, charged)]))
-
-    def _labels(self, counters: Iterable[Counter]) -> list[str]:
-        new = [counter for counter in counters if counter.id not in self._labelled]
-        self._labelled.update(counter.id for counter in new)
-        return [log_lines.counter_line(counter) for counter in new]
+        self._waiting.append(f"{log_lines.counter_line(counter)}\n{log_lines.charged_line(charged_us, charged)}")
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Log outcomes of rows, of this log or of the store that `key` names."""
@@ -279,17 +249,19 @@ class OutageLog:
         begin, data = self._at.end, b""
         if self._at is START:
             assert self._folder is not None  # noqa: S101 - else nothing is written
-            if self._fd < 0:
-                self._fd, self.path = self._folder.create()
+            if self._file is None:
+                self._file = self._folder.create()
+                self.path = self._file.path
             head = (HEAD, self.id, self._folder.base(), f"{self._clock()}", f"{self._wall()}", self.key)
             texts = ["\t".join(head), *texts]
             begin, data = 0, START.checksum
         packed, after = log_records.pack(self._at, [(text, 0, NO_CHARGE) for text in texts])
         data += packed
-        os.lseek(self._fd, begin, os.SEEK_SET)
-        if os.write(self._fd, data) < len(data):
+        assert self._file is not None  # noqa: S101 - it was made with the first record
+        os.lseek(self._file.fd, begin, os.SEEK_SET)
+        if os.write(self._file.fd, data) < len(data):
             with contextlib.suppress(OSError):  # else the next record is written over it
-                os.ftruncate(self._fd, begin)
+                os.ftruncate(self._file.fd, begin)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         self._at = after
 
@@ -311,7 +283,7 @@ class OutageLog:
             return self.seal[1]
         self.seal = key, newest()
         self._waiting.append(f"{SEAL}\t{key}\t{self.seal[1]}")
-        if not self.flush() and self._fd >= 0:
+        if not self.flush() and self._file is not None:
             self._waiting = [text for text, _ in self._stored()] + self._waiting
             self.remove()
             self._folder = None
@@ -327,11 +299,11 @@ class OutageLog:
     def _stored(self) -> Iterator[tuple[str, Position]]:
         """The whole records of the file, each with the position after it."""
         at = START
-        while self._fd >= 0:
+        while self._file is not None:
             begin = at.end - CHECKSUM_BYTES
-            data = _read(self._fd, _READ_BYTES, begin)
+            data = _read(self._file, _READ_BYTES, begin)
             if (length := log_records.first_length(data, at)) > len(data):
-                data = _read(self._fd, length, begin)
+                data = _read(self._file, length, begin)
             found = [*log_records.texts(data, at)]
             if not found:
                 return
@@ -350,20 +322,19 @@ class OutageLog:
 
     def remove(self) -> None:
         """Empty and remove the file. If removing fails, the next wrapper that finds the empty file removes it."""
-        if self._fd >= 0:
+        if self._file is not None:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._fd, 0)
-            self.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
+                os.ftruncate(self._file.fd, 0)
+            self._file.end()
+            self._file = None
 
     def close(self) -> None:
         """Release the file to whoever locks it next."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
-def _read(fd: int, count: int, at: int) -> bytes:
-    os.lseek(fd, at, os.SEEK_SET)
-    return os.read(fd, count)
+def _read(file: LifeSign, count: int, at: int) -> bytes:
+    os.lseek(file.fd, at, os.SEEK_SET)
+    return os.read(file.fd, count)

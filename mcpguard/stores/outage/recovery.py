@@ -8,13 +8,12 @@ be interrupted at any moment, and done again by anybody.
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import close
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
@@ -59,79 +58,54 @@ def newest_row_id(store: AuditReader) -> int:
     return newest.row_id if newest else 0
 
 
-class _Batches:
-    """The batches of a log.
+class _Batch(NamedTuple):
+    """What some lines of a log say: rows by provisional id, outcomes, and what was charged, by counter id."""
 
-    Args:
-        log: The log.
-        too_long: See `Known`.
-        is_same: Whether the store that gets them is the one that failed. Else it has other rows, and another key.
-        now_us: The time, by the clock of the wrapper that reads.
+    rows: dict[int, Row]
+    outcomes: list[Outcome]
+    logs: dict[int, State]
 
-    Attributes:
-        rows: The rows of the batch, by provisional row id.
-        outcomes: Its outcomes, with provisional row ids.
-        logs: What it has charged, by counter id.
-        labelled: The counters that the log has named so far.
-    """
 
-    def __init__(self, log: OutageLog, too_long: Collection[int], *, is_same: bool, now_us: int) -> None:
-        self.rows: dict[int, Row] = {}
-        self.outcomes: list[Outcome] = []
-        self.logs: dict[int, State] = {}
-        self.labelled: dict[int, Counter] = {}
-        self._log = log
-        self._too_long = too_long
-        self._is_same = is_same
-        self._now_us = now_us
-        self._seen_rows = 0
+def _batches(log: OutageLog) -> Iterator[str]:
+    """The text of each batch."""
+    some: list[str] = []
+    size = 0
+    for text in log.texts():
+        if size + len(text) > BATCH_CHARS or len(some) >= log.bounds.batch:
+            yield "\n".join(some)
+            some, size = [], 0
+        some.append(text)
+        size += len(text)
+    yield "\n".join(some)
 
-    def __iter__(self) -> Iterator[str]:
-        """Read the next batch into the attributes. Yields the id of its charges."""
-        number = size = 0
-        for text in self._log.texts():
-            if size + len(text) > BATCH_CHARS or len(self.rows) + len(self.outcomes) >= self._log.bounds.batch:
-                yield f"{self._log.id}-{number}"
-                number, size = number + 1, 0
-                self.rows, self.outcomes, self.logs = {}, [], {}
-            size += len(text)
-            for line in text.split("\n"):
-                self._read(line)
-        yield f"{self._log.id}-{number}"
 
-    def _read(self, line: str) -> None:
+def _read(text: str, log: OutageLog, labelled: dict[int, Counter], now_us: int) -> _Batch:
+    """Read a batch. `labelled` gets the counters that it names, and `log.read_rows` grows by its rows."""
+    batch = _Batch({}, [], {})
+    for line in text.split("\n") if text else ():
         kind, *fields = line.split("\t")
         if kind == log_lines.COUNTER:
-            self.labelled[int(fields[0])] = Counter(int(fields[0]), fields[2], int(fields[1]))
+            labelled[int(fields[0])] = Counter(int(fields[0]), fields[2], int(fields[1]))
         elif kind == log_lines.OUTCOME:
             first, outcome, durations = log_lines.read_outcomes([kind, *fields])
-            if first < 0 or self._is_same:
-                self.outcomes += [Outcome(first + at, outcome, duration_us) for at, duration_us in enumerate(durations)]
-        elif kind == log_lines.CHARGED:
-            self._charge(*fields)
-        elif kind == log_lines.ROW:
-            row, row_id = log_lines.read_row([kind, *fields]), self._log.row_id(self._seen_rows)
-            if row_id in self._too_long:
-                row = _shortened(row)
-            self.rows[row_id] = row if self._is_same else row._replace(args_hash=None)
-            self._seen_rows += 1
-            self._charge(*fields[-2:])
+            batch.outcomes.extend(Outcome(first + at, outcome, duration_us) for at, duration_us in enumerate(durations))
+        else:
+            if kind == log_lines.ROW:
+                batch.rows[log.row_id(log.read_rows)] = log_lines.read_row([kind, *fields])
+                log.read_rows += 1
+            *_, charged_us, charged = fields
+            if charged:
+                _charge(batch.logs, charged, min(int(charged_us) + log.shift_us, now_us))
+    return batch
 
-    def _charge(self, charged_us: str, charged: str) -> None:
-        for one in log_lines.charge_texts(charged) if charged else ():
-            key, _, limit = one.partition(",")
-            window_us, n, cost = log_lines.read_limit(limit)
-            log = self.logs.get(int(key), EMPTY)
-            at_us = min(int(charged_us) + self._log.shift_us, self._now_us)
-            if log:
-                at_us = max(at_us, log[-2])
-            self.logs[int(key)] = sliding.charge(sliding.live(log, window_us, at_us), n, window_us, at_us, cost)
 
-    def live(self, now_us: int) -> list[tuple[Counter, State]]:
-        """What the batch has charged that counts at a time, in times relative to it."""
-        logs = [(self.labelled[key], log) for key, log in self.logs.items()]
-        alive = [(counter, sliding.live(log, counter.window_us, now_us)) for counter, log in logs]
-        return [(counter, sliding.shift(log, -now_us)) for counter, log in alive if log]
+def _charge(logs: dict[int, State], charged: str, at_us: int) -> None:
+    for one in log_lines.charge_texts(charged):
+        key, _, limit = one.partition(",")
+        window_us, n, cost = log_lines.read_limit(limit)
+        log = logs.get(int(key), EMPTY)
+        now_us = max(at_us, log[-2]) if log else at_us
+        logs[int(key)] = sliding.charge(sliding.live(log, window_us, now_us), n, window_us, now_us, cost)
 
 
 def read_into(store: Recoverable, log: OutageLog, known: Known, *, clock: Clock, using: Using) -> Iterator[None]:
@@ -161,26 +135,31 @@ def read_into(store: Recoverable, log: OutageLog, known: Known, *, clock: Clock,
                 break
             for row_id, record in some:
                 found[str(record.get("session")), record["seq"], record["time_us"]] = row_id
-    batches = _Batches(log, known.too_long, is_same=log.key == key_id(key), now_us=clock())
-    for write_back_id in batches:
+    labelled: dict[int, Counter] = {}
+    is_same = log.key == key_id(key)
+    for number, text in enumerate(_batches(log)):
         if store.args_key != key:  # its server came back without its data
             raise StoreUnavailable("another store has taken its place")
-        rows = batches.rows
-        if logs := batches.live(clock()):
+        now_us = clock()
+        rows, outcomes, logs = _read(text, log, labelled, now_us)
+        alive = [(labelled[at], sliding.live(one, labelled[at].window_us, now_us)) for at, one in logs.items()]
+        if charged := [(counter, sliding.shift(one, -now_us)) for counter, one in alive if one]:
             with using():
-                store.adopt(logs, write_back_id)
+                store.adopt(charged, f"{log.id}-{number}")
         ids = {at: found.get((session_of(row), row.seq, row.time_us)) for at, row in rows.items()} if found else {}
-        if new := [at for at in rows if ids.get(at) is None]:
+        if new := {at: row for at, row in rows.items() if ids.get(at) is None}:
+            long = {at for at, row in new.items() if len(row.detail or "") > BATCH_CHARS}
+            new |= {at: _shortened(new[at]) for at in long & known.too_long}
             with using():
-                known.too_long.update(at for at in new if len(rows[at].detail or "") > BATCH_CHARS)  # unless it succeeds
-                ids |= zip(new, store.append([rows[at] for at in new]), strict=True)
-            known.too_long.difference_update(new)
+                known.too_long.update(long)  # unless it takes them
+                kept = [row if is_same else row._replace(args_hash=None) for row in new.values()]
+                ids |= zip(new, store.append(kept), strict=True)
+            known.too_long.difference_update(long)
         known.row_ids.update((at, row_id) for at, row_id in ids.items() if row_id and rows[at].decision in FORWARDED)
-        log.read_rows += len(rows)
-        outcomes = [one._replace(row_id=known.row_ids.get(one.row_id, one.row_id)) for one in batches.outcomes]
-        if outcomes := [one for one in outcomes if one.row_id >= 0]:
+        told = [one._replace(row_id=known.row_ids.get(one.row_id, one.row_id)) for one in outcomes if one.row_id < 0 or is_same]
+        if told := [one for one in told if one.row_id >= 0]:
             with using():
-                store.record(outcomes)
+                store.record(told)
         yield
 
 
@@ -258,24 +237,24 @@ class LeftLogs:
             self._steps = None
 
     def _read_all(self, folder: OutageFolder, store: Recoverable, using: Using) -> Generator[None]:
-        for fd, path in folder.left_behind():
-            log: OutageLog | None = None
+        for file in folder.left_behind():
+            if file.path in self._refused:
+                file.close()
+                continue
             try:
-                if path in self._refused:
-                    continue
-                log = OutageLog.of_file(folder, fd, path, clock=self._clock, wall=self._wall, bounds=self._bounds)
+                log = OutageLog.of_file(folder, file, clock=self._clock, wall=self._wall, bounds=self._bounds)
                 yield from read_into(store, log, self._known, clock=self._clock, using=using)
             except StoreUnavailable:
                 raise
             except Exception as error:
-                self._refused.add(path)
-                self._notify(f"{path} cannot be taken in and is left as it is: {error!r}")
+                self._refused.add(file.path)
+                self._notify(f"{file.path} cannot be taken in and is left as it is: {error!r}")
             else:
                 log.remove()
                 if log.read_rows:
                     rows = plural(log.read_rows, "audit row")
                     self._notify(f"a wrapper ended while the store was unavailable: {rows} of the outage written")
                 if log.damaged:
-                    self._notify(f"{path} was damaged: calls or audit rows are lost")
+                    self._notify(f"{file.path} was damaged: calls or audit rows are lost")
             finally:
-                close(fd) if log is None else log.close()
+                file.close()

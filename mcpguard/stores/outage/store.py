@@ -20,8 +20,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
-from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker
-from mcpguard.stores.outage.connector import Connector, unavailable
+from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker, Connector, unavailable
 from mcpguard.stores.outage.local import LocalStore
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog, key_id
 from mcpguard.stores.outage.recovery import Known, LeftLogs, read_into
@@ -283,8 +282,9 @@ class OutageStore:
             if self._is_closed:
                 return
             store = self._store
+            self._tidy()
             if store is None:
-                self._probe(self._timeout_s)
+                self._probe()
             else:
                 try:
                     store.tend()
@@ -296,7 +296,7 @@ class OutageStore:
                     self._follow()
                 self._tell_warnings(store)
                 self._left_logs.take_in(store, lambda: self._while_used(store))
-            self._remove_read()
+            self._tidy()
 
     @contextlib.contextmanager
     def _while_used(self, store: Recoverable) -> Iterator[None]:
@@ -316,14 +316,13 @@ class OutageStore:
             return self._store is not None and self._store.catch_up()
         return False
 
-    def _probe(self, timeout_s: float, *, until_us: int | None = None) -> None:
+    def _probe(self, *, until_us: int | None = None) -> None:
         """Try to open the store, if a probe is due or under way, and hand it the outage.
 
         Args:
-            timeout_s: How long to wait for it to open.
             until_us: When to stop; None for never. If it is given, a probe begins even if none is due.
         """
-        self._close_failed()
+        timeout_s = self._timeout_s if until_us is None else min(self._timeout_s, LAST_TRY_S)
         with self._lock:  # the first call holds it while it waits for the store to open
             if self._store is not None:
                 return
@@ -420,9 +419,12 @@ class OutageStore:
         for row_id in list(self._known.row_ids)[:-MAX_ROW_IDS]:
             del self._known.row_ids[row_id]
 
-    def _remove_read(self) -> None:
-        """Remove the logs that the store has. If this process ends before that, another one finds that it has them."""
-        while self._read:
+    def _tidy(self) -> None:
+        """Close the store that failed, and remove the logs that the store has. Both may take long, so no call may wait."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            failed.close()
+        while self._read:  # if this process ends before that, another one finds that the store has them
             self._read[0].remove()
             del self._read[0]
 
@@ -433,11 +435,9 @@ class OutageStore:
         until_us = self._clock() + round(LAST_TRY_S * 1_000_000)
         if self._tending.acquire(timeout=LAST_TRY_S):
             if self._store is None and not (self._reading is None and self._local.log.is_empty):
-                left_s = max(0, until_us - self._clock()) / 1_000_000
-                self._probe(min(self._timeout_s, left_s), until_us=until_us)
+                self._probe(until_us=until_us)
             self._left_logs.close()
-            self._close_failed()
-            self._remove_read()
+            self._tidy()
             self._tending.release()
         with self._lock:
             self._is_closed = True
@@ -447,11 +447,6 @@ class OutageStore:
                 store.close()
             if self._connector is not None:
                 self._connector.abandon()
-
-    def _close_failed(self) -> None:
-        failed, self._failed = self._failed, None
-        if failed is not None:
-            failed.close()
 
     def _leave_rest(self) -> None:
         """Leave the outage logs to other wrappers, and tell the user how many rows they have."""

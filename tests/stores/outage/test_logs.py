@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import locks
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.memory import Memory
-from mcpguard.stores.outage import log
 from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
@@ -125,7 +125,7 @@ def test_closing_reports_how_many_rows_are_kept_on_disk(tmp_path: Path) -> None:
     assert place.said[-1] == "3 audit rows kept on disk for the next wrapper that reaches the store"
 
 
-def test_closing_without_a_spill_folder_reports_how_many_rows_are_lost() -> None:
+def test_closing_without_a_folder_reports_how_many_rows_are_lost() -> None:
     place = Place()
     place.break_down()
     place.call(3)
@@ -183,7 +183,7 @@ def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tm
 @pytest.mark.posix
 def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) -> None:
     folder = OutageFolder(tmp_path, "db-outage-")
-    fd, _ = folder.create()
+    file = folder.create()
 
     def free() -> int:
         with (tmp_path / "other").open("w") as other:
@@ -192,7 +192,7 @@ def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) 
     before = free()
     assert list(folder.left_behind()) == []
     assert free() == before
-    os.close(fd)
+    file.close()
 
 
 @pytest.mark.posix
@@ -225,7 +225,7 @@ class Killed(BaseException):
 
 
 class Steps:
-    """Counts what is written to the store and to spill files, and kills the process at one moment: before or after a step."""
+    """Counts what is written to the store and to outage logs, and kills the process at one moment: before or after a step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: float = float("inf")
@@ -569,7 +569,7 @@ def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_t
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     opened: list[int] = []
-    monkeypatch.setattr(log, "try_lock", refuse)
+    monkeypatch.setattr(locks, "try_lock", refuse)
     folder = OutageFolder(tmp_path, "db-outage-")
     for _ in range(2):
         with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
@@ -624,12 +624,12 @@ def test_a_write_that_a_full_disk_cuts_off_is_undone(tmp_path: Path, monkeypatch
 
 def test_no_file_is_made_beside_too_many_others(tmp_path: Path) -> None:
     folder = OutageFolder(tmp_path, "db-outage-", max_bytes=0)
-    fd, path = folder.create()
-    os.write(fd, b"full")
+    file = folder.create()
+    os.write(file.fd, b"full")
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         folder.create()
-    assert [str(one) for one in left(tmp_path)] == [path]
-    os.close(fd)
+    assert [str(one) for one in left(tmp_path)] == [file.path]
+    file.close()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.memory import Memory, MemoryStore
-from mcpguard.stores.outage.breaker import PROBE_US
-from mcpguard.stores.outage.connector import STEP_S, Connector
+from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, Connector
 from mcpguard.stores.outage.store import OutageStore
 from tests.build import Time, Wrapper
 from tests.redis_servers import wait_for

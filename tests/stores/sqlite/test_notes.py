@@ -180,7 +180,7 @@ def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_
     assert Wrapper(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
 
 
-def test_failover_returns_the_notes_of_a_store_that_works(tmp_path: Path) -> None:
+def test_the_outage_store_returns_the_notes_of_a_store_that_works(tmp_path: Path) -> None:
     store = OutageStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None, timeout_ms=30_000)
     assert store.args_key  # it has been opened
     assert leave(tmp_path / "a.db", wall=wall_us())
