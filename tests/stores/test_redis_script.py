@@ -19,11 +19,11 @@ from mcpguard.session.audit import Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
+from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.scripts import PARTS, script
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import WALL_US, Time
-from mcpguard.stores.memory import Memory, MemoryStore
 from tests.redis_servers import Server
 
 NOW_US = WALL_US

@@ -17,10 +17,10 @@ from mcpguard.limiter.sliding import Decision, Limit
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import FORWARDED, DecisionRequest, Ending, Verdict, verdict
-from mcpguard.stores.api import Clock, Recoverable
+from mcpguard.stores.api import Recoverable
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.breaker import NOT_IN_TIME
-from mcpguard.stores.outage.log import OutageLog
+from mcpguard.stores.outage.log import Means, OutageLog
 from mcpguard.stores.outage.recovery import Using
 from mcpguard.stores.sqlite import log_lines
 
@@ -40,17 +40,16 @@ class LocalStore(MemoryStore):
     Args:
         mode: `local` admits what the limits allow by this wrapper's own counting; `deny` forwards nothing; `allow` forwards
             everything. A tool that a rule closes stays closed in every mode.
+        means: The clocks of this wrapper.
         log: Makes outage logs. A call is forwarded only if the log has room for its row.
-        clock: A monotone clock.
-        wall: Wall-clock time.
 
     Attributes:
         log: The outage log.
         failure: Why the store cannot be used, for the denials.
     """
 
-    def __init__(self, mode: str, log: Callable[[], OutageLog], *, clock: Clock, wall: Clock) -> None:
-        super().__init__(clock=clock, wall=wall)
+    def __init__(self, mode: str, means: Means, log: Callable[[], OutageLog]) -> None:
+        super().__init__(clock=means.clock, wall=means.wall)
         self.log = log()
         self.failure = NOT_IN_TIME
         self._new_log = log

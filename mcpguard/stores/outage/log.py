@@ -15,6 +15,7 @@ number of rows is bounded, so that neither can grow without end.
 
 import contextlib
 import errno
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,12 +33,16 @@ from mcpguard.stores.locks import LifeSign
 from mcpguard.stores.sqlite import log_lines, log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, NO_CHARGE, START, Position
 from mcpguard.text.digest import blake2b
+from mcpguard.text.printing import compact
 
 HEAD: Final = "h"
 SEAL: Final = "s"
 
 MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024
 """No new file is made while all files of the store and namespace together exceed this."""
+
+MAX_DETAIL_CHARS: Final = 64 * 1024
+"""The longest detail of a row. The store may never take a longer one in time, and no later row would be written then."""
 
 _READ_BYTES: Final = 256 * 1024
 
@@ -110,17 +115,30 @@ class OutageFolder:
         return [os.path.join(self._folder, name) for name in sorted(os.listdir(self._folder)) if name.startswith(self._prefix)]
 
 
+class Means(NamedTuple):
+    """What a wrapper makes outage logs with.
+
+    Attributes:
+        folder: Where the files are; None for nowhere.
+        clock: The clock of the charges.
+        wall: Wall-clock time, from which the age of charges follows after the machine restarts.
+        bounds: How much is kept.
+    """
+
+    folder: OutageFolder | None
+    clock: Clock
+    wall: Clock
+    bounds: Bounds
+
+
 class OutageLog:
     """The log of one outage of a wrapper.
 
     Rows have provisional ids: negative numbers, in the order of the rows, that no other log has.
 
     Args:
-        folder: Where the file is made; None for nowhere.
+        means: What it is made with.
         key: The `key_id` of the store that failed.
-        clock: The clock of the charges.
-        wall: Wall-clock time, from which the age of charges follows after the machine restarts.
-        bounds: How many rows it has.
 
     Attributes:
         id: The log's id, 13 hexadecimal digits.
@@ -135,9 +153,7 @@ class OutageLog:
         damaged: Whether the file has something after its last whole record.
     """
 
-    def __init__(
-        self, folder: OutageFolder | None, key: str, *, clock: Clock, wall: Clock, bounds: Bounds | None = None
-    ) -> None:
+    def __init__(self, means: Means, key: str) -> None:
         self.id = f"{int.from_bytes(os.urandom(8)) >> 12:013x}"
         self.key = key
         self.path = ""
@@ -145,10 +161,9 @@ class OutageLog:
         self.rows = self.read_rows = self.dropped = self.shift_us = 0
         self.seal: tuple[str, int] | None = None
         self.damaged = False
-        self.bounds = bounds or Bounds()
-        self._folder = folder
-        self._clock = clock
-        self._wall = wall
+        self.bounds = means.bounds
+        self._means = means
+        self._folder = means.folder
         self._file: LifeSign | None = None
         self._at = START
         self._waiting: list[str] = []
@@ -156,13 +171,13 @@ class OutageLog:
         self._kept = {True: [0, 0], False: [0, 0]}  # rows and their text, of forwarded calls and others
 
     @classmethod
-    def of_file(cls, folder: OutageFolder, file: LifeSign, *, clock: Clock, wall: Clock, bounds: Bounds) -> "OutageLog":
+    def of_file(cls, means: Means, folder: OutageFolder, file: LifeSign) -> "OutageLog":
         """The log that another wrapper has left in a locked file.
 
         Raises:
             OSError, ValueError: The file cannot be read, or has no log.
         """
-        log = cls(folder, "", clock=clock, wall=wall, bounds=bounds)
+        log = cls(means, "")
         log._file, log.path, log.to_disk = file, file.path, True
         then_us = ""
         for text, after in log._stored():
@@ -171,7 +186,7 @@ class OutageLog:
             if kind == HEAD:
                 log.id, base, then_us, then_wall_us, log.key = fields
                 if base != folder.base():
-                    log.shift_us = clock() - int(then_us) - (wall() - int(then_wall_us))
+                    log.shift_us = means.clock() - int(then_us) - (means.wall() - int(then_wall_us))
             elif kind == SEAL:
                 log.seal = fields[0], int(fields[1])
         size = os.fstat(file.fd).st_size
@@ -211,6 +226,8 @@ class OutageLog:
             charged_us: The time of the charge.
             charged: See `log_lines.charges`.
         """
+        if len(row.detail or "") > MAX_DETAIL_CHARS:
+            row = _shortened(row)
         kept = self._kept[row.decision in FORWARDED]
         if row.decision not in FORWARDED and (kept[0] >= self.bounds.rows or kept[1] >= self.bounds.chars):
             self.dropped += 1
@@ -252,7 +269,7 @@ class OutageLog:
             if self._file is None:
                 self._file = self._folder.create()
                 self.path = self._file.path
-            head = (HEAD, self.id, self._folder.base(), f"{self._clock()}", f"{self._wall()}", self.key)
+            head = (HEAD, self.id, self._folder.base(), f"{self._means.clock()}", f"{self._means.wall()}", self.key)
             texts = ["\t".join(head), *texts]
             begin, data = 0, START.checksum
         packed, after = log_records.pack(self._at, [(text, 0, NO_CHARGE) for text in texts])
@@ -333,6 +350,14 @@ class OutageLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _shortened(row: Row) -> Row:
+    """A row without its arguments."""
+    detail = json.loads(row.detail or "{}")
+    if "arguments" in detail:
+        detail["arguments"] = f"not kept: {len(row.detail or '')} characters are too long for a log of an outage"
+    return row._replace(detail=compact(detail))
 
 
 def _read(file: LifeSign, count: int, at: int) -> bytes:

@@ -7,7 +7,6 @@ be interrupted at any moment, and done again by anybody.
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -20,9 +19,9 @@ from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row, session_of
 from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.api import AuditReader, Clock, Recoverable
-from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog, key_id
+from mcpguard.stores.outage.log import Means, OutageFolder, OutageLog, key_id
 from mcpguard.stores.sqlite import log_lines
-from mcpguard.text.printing import compact, plural
+from mcpguard.text.printing import plural
 
 BATCH_CHARS: Final = 64 * 1024
 """How much text a batch may have, unless a single row has more."""
@@ -38,18 +37,6 @@ _ENTRIES: Final = 500
 
 Using = Callable[[], AbstractContextManager[object]]
 """Entered for each operation of the store. Raises `StoreUnavailable` if it must not begin."""
-
-
-class Known(NamedTuple):
-    """What a wrapper knows of the rows that it has read into stores.
-
-    Attributes:
-        row_ids: The store's ids of rows of forwarded calls, by provisional row id.
-        too_long: The provisional ids of rows that a store did not take whole.
-    """
-
-    row_ids: dict[int, int]
-    too_long: set[int]
 
 
 def newest_row_id(store: AuditReader) -> int:
@@ -108,13 +95,13 @@ def _charge(logs: dict[int, State], charged: str, at_us: int) -> None:
         logs[int(key)] = sliding.charge(sliding.live(log, window_us, now_us), n, window_us, now_us, cost)
 
 
-def read_into(store: Recoverable, log: OutageLog, known: Known, *, clock: Clock, using: Using) -> Iterator[None]:
+def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, clock: Clock, using: Using) -> Iterator[None]:
     """Read a log into a store. It can be interrupted, and done again, after each step.
 
     Args:
         store: The store.
         log: The log, to which nothing is added meanwhile.
-        known: Gets what the wrapper learns.
+        row_ids: Gets the store's ids of rows of forwarded calls, by provisional row id.
         clock: The clock of the wrapper that reads.
         using: See `Using`.
 
@@ -148,61 +135,34 @@ def read_into(store: Recoverable, log: OutageLog, known: Known, *, clock: Clock,
                 store.adopt(charged, f"{log.id}-{number}")
         ids = {at: found.get((session_of(row), row.seq, row.time_us)) for at, row in rows.items()} if found else {}
         if new := {at: row for at, row in rows.items() if ids.get(at) is None}:
-            long = {at for at, row in new.items() if len(row.detail or "") > BATCH_CHARS}
-            new |= {at: _shortened(new[at]) for at in long & known.too_long}
             with using():
-                known.too_long.update(long)  # unless it takes them
                 kept = [row if is_same else row._replace(args_hash=None) for row in new.values()]
                 ids |= zip(new, store.append(kept), strict=True)
-            known.too_long.difference_update(long)
-        known.row_ids.update((at, row_id) for at, row_id in ids.items() if row_id and rows[at].decision in FORWARDED)
-        told = [one._replace(row_id=known.row_ids.get(one.row_id, one.row_id)) for one in outcomes if one.row_id < 0 or is_same]
+        row_ids.update((at, row_id) for at, row_id in ids.items() if row_id and rows[at].decision in FORWARDED)
+        told = [one._replace(row_id=row_ids.get(one.row_id, one.row_id)) for one in outcomes if one.row_id < 0 or is_same]
         if told := [one for one in told if one.row_id >= 0]:
             with using():
                 store.record(told)
         yield
 
 
-def _shortened(row: Row) -> Row:
-    """A row without its arguments: the store may never take it whole in time, and no later row would be written then."""
-    detail = json.loads(row.detail or "{}")
-    if "arguments" in detail:
-        detail["arguments"] = f"not kept: {len(row.detail or '')} characters are too long for the store's time"
-    return row._replace(detail=compact(detail))
-
-
 class LeftLogs:
     """The outage logs that other wrappers of the same store and namespace left.
 
     Args:
-        folder: Where they are; None for nowhere.
-        known: Gets what this wrapper learns.
-        clock: The clock of this wrapper.
-        wall: Wall-clock time.
+        means: The folder, and the clocks of this wrapper.
+        row_ids: See `read_into`.
         notify: Gets a line for each log that was read into the store, that was damaged, or that cannot be read.
-        bounds: See `Bounds`.
 
     Attributes:
         has_work: Whether `take_in` should be called soon.
     """
 
-    def __init__(
-        self,
-        folder: OutageFolder | None,
-        known: Known,
-        *,
-        clock: Clock,
-        wall: Clock,
-        notify: Callable[[str], None],
-        bounds: Bounds,
-    ) -> None:
-        self.has_work = folder is not None
-        self._folder = folder
-        self._known = known
-        self._clock = clock
-        self._wall = wall
+    def __init__(self, means: Means, row_ids: dict[int, int], notify: Callable[[str], None]) -> None:
+        self.has_work = means.folder is not None
+        self._means = means
+        self._row_ids = row_ids
         self._notify = notify
-        self._bounds = bounds
         self._steps: Generator[None] | None = None
         self._refused: set[str] = set()  # files that cannot be read
         self._next_us = 0  # when to search the folder again
@@ -210,7 +170,7 @@ class LeftLogs:
     def look_soon(self) -> None:
         """Let the next `take_in` search the folder, because a store can be used again."""
         self.close()
-        self.has_work = self._folder is not None
+        self.has_work = self._means.folder is not None
 
     def take_in(self, store: Recoverable, using: Using) -> None:
         """Read some of the logs into the store. Does not raise: a failure is tried again after `LOOK_EVERY_US`.
@@ -219,13 +179,13 @@ class LeftLogs:
             store: The store that calls use.
             using: See `Using`. No call may use the store meanwhile.
         """
-        now_us = self._clock()
-        if self._folder is None or not (self.has_work or now_us >= self._next_us):
+        now_us = self._means.clock()
+        if self._means.folder is None or not (self.has_work or now_us >= self._next_us):
             return
-        self._steps = self._steps or self._read_all(self._folder, store, using)
+        self._steps = self._steps or self._read_all(self._means.folder, store, using)
         with contextlib.suppress(StoreUnavailable):
             for _ in self._steps:
-                if self._clock() > now_us + WORK_US:
+                if self._means.clock() > now_us + WORK_US:
                     self.has_work = True
                     return
         self._steps, self.has_work, self._next_us = None, False, now_us + LOOK_EVERY_US
@@ -242,8 +202,8 @@ class LeftLogs:
                 file.close()
                 continue
             try:
-                log = OutageLog.of_file(folder, file, clock=self._clock, wall=self._wall, bounds=self._bounds)
-                yield from read_into(store, log, self._known, clock=self._clock, using=using)
+                log = OutageLog.of_file(self._means, folder, file)
+                yield from read_into(store, log, self._row_ids, clock=self._means.clock, using=using)
             except StoreUnavailable:
                 raise
             except Exception as error:

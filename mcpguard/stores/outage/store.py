@@ -22,8 +22,8 @@ from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker, Connector, unavailable
 from mcpguard.stores.outage.local import LocalStore
-from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog, key_id
-from mcpguard.stores.outage.recovery import Known, LeftLogs, read_into
+from mcpguard.stores.outage.log import Bounds, Means, OutageFolder, OutageLog, key_id
+from mcpguard.stores.outage.recovery import LeftLogs, read_into
 from mcpguard.text.digest import number
 from mcpguard.text.printing import plural
 
@@ -88,13 +88,8 @@ class OutageStore:
         self._args_key = b""  # of the store that was used last, which was made at random with the store
         self._first_id = 0  # what is added to the row ids of this store, so that those of an earlier one are not taken for them
         self._warnings: tuple[str, ...] = ()  # what the user was told
-        bounds = bounds or Bounds()
-        self._local = LocalStore(
-            mode,
-            lambda: OutageLog(folder, key_id(self._args_key), clock=clock, wall=wall, bounds=bounds),
-            clock=clock,
-            wall=wall,
-        )
+        means = Means(folder, clock, wall, bounds or Bounds())
+        self._local = LocalStore(mode, means, lambda: OutageLog(means, key_id(self._args_key)))
         self._salt = os.urandom(16)
         self._reading: OutageLog | None = None  # the log that is read into the store
         self._read: list[OutageLog] = []  # logs that the store has, to be removed by `tend`: a disk may take its time
@@ -102,8 +97,8 @@ class OutageStore:
         self._rounds = UNLOCKED_ROUNDS  # how many logs were read in a row; the first store that opens gets its log at once
         self._rows = self._dropped = 0  # how many rows of the outage were written, and dropped
         self._late_us = 0  # after this time no operation may begin, since a call may wait for it; 0 if none waits
-        self._known = Known({}, set())
-        self._left_logs = LeftLogs(folder, self._known, clock=clock, wall=wall, notify=notify, bounds=bounds)
+        self._row_ids: dict[int, int] = {}  # the store's ids of rows of outages, by provisional id
+        self._left_logs = LeftLogs(means, self._row_ids, notify)
 
     # calls
 
@@ -157,7 +152,7 @@ class OutageStore:
         with self._lock:
             known = []
             for one in outcomes:
-                row_id = one.row_id - self._first_id if one.row_id >= 0 else self._known.row_ids.get(one.row_id, one.row_id)
+                row_id = one.row_id - self._first_id if one.row_id >= 0 else self._row_ids.get(one.row_id, one.row_id)
                 if row_id >= 0 or one.row_id < 0:
                     known.append(one._replace(row_id=row_id))
             if not self._works(lambda store: store.record([one for one in known if one.row_id >= 0])):
@@ -235,7 +230,7 @@ class OutageStore:
             self._args_key = store.args_key
             if self._local.log.is_empty:
                 self._local.log.key = key_id(self._args_key)
-            self._known.row_ids.clear()
+            self._row_ids.clear()
             self._local.lose_data()
         self._tell_warnings(store)
 
@@ -386,7 +381,7 @@ class OutageStore:
                     self._left_logs.look_soon()
                     return True
                 self._reading = self._reading or self._local.take_log()
-                self._steps = read_into(store, self._reading, self._known, clock=self._clock, using=self._on_time)
+                self._steps = read_into(store, self._reading, self._row_ids, clock=self._clock, using=self._on_time)
                 self._rounds += 1
             if self._is_long:
                 return False
@@ -416,8 +411,8 @@ class OutageStore:
         self._dropped += log.dropped
         if log.path:
             self._read.append(log)
-        for row_id in list(self._known.row_ids)[:-MAX_ROW_IDS]:
-            del self._known.row_ids[row_id]
+        for row_id in list(self._row_ids)[:-MAX_ROW_IDS]:
+            del self._row_ids[row_id]
 
     def _tidy(self) -> None:
         """Close the store that failed, and remove the logs that the store has. Both may take long, so no call may wait."""

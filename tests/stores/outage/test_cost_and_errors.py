@@ -1,6 +1,5 @@
 """Cost and errors in an outage: counted as in a store, and written back."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -174,38 +173,6 @@ def test_a_call_that_an_earlier_store_admitted_is_counted_in_the_next_one_if_it_
     assert used(place) == {"errors": 1}
 
 
-def test_a_tool_that_has_not_failed_is_not_closed_by_an_outage() -> None:
-    place = Place(policy=ERRORS_2 + LIMIT_3)
-    call = place.starts()
-    forget_all(place)
-    place.forgotten.difference_update(key for key, counter in place.memory.counters.items() if '"user"' in counter.label)
-    place.break_down()
-    assert place.call() == ["allowed"]
-    place.stops(call)
-
-
-def has_failed(place: Place) -> None:
-    fails(place)
-
-
-def was_refused(place: Place) -> None:
-    other = Place(policy=ERRORS_2, other=place, session="00000000000000bb")
-    fails(other, 2)
-    assert refusal(place)[0] == "failing"
-
-
-@pytest.mark.parametrize("happens", [has_failed, was_refused])
-def test_a_counter_of_errors_in_which_errors_were_seen_is_not_counted_from_zero(happens: Callable[[Place], None]) -> None:
-    place = Place(policy=ERRORS_2)
-    happens(place)
-    forget_all(place)
-    place.break_down()
-    place.time.now_us += 3600_000_000 - 1
-    assert place.call() == ["unavailable"]
-    place.time.now_us += 1
-    assert place.call() == ["allowed"]
-
-
 def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_than_it_leaves_the_window() -> None:
     place = Place(policy=ERRORS_2)
     call, other = place.starts(), place.starts()
@@ -230,17 +197,6 @@ def test_errors_of_one_outage_count_in_the_next_even_if_the_store_has_not_read_t
     place.unread.update(place.memory.states)
     place.break_down()
     assert refusal(place)[0] == "failing"
-
-
-def test_a_log_of_errors_of_one_outage_is_not_used_in_the_next_if_a_call_has_failed_since() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    fails(place)
-    place.mend()
-    fails(place)
-    forget_all(place)
-    place.break_down()
-    assert place.call() == ["unavailable"]
 
 
 def test_a_call_in_an_outage_whose_counter_of_errors_has_no_room_is_denied() -> None:

@@ -1,7 +1,5 @@
 """Local counting: a wrapper never counts from less than it has seen."""
 
-from collections.abc import Sequence
-
 import pytest
 
 from mcpguard.errors import StoreUnavailable
@@ -71,24 +69,6 @@ def test_a_used_counter_whose_log_is_unknown_is_counted_from_zero_when_its_windo
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
-@pytest.mark.parametrize(
-    ("policy", "tools"), [(EACH_TOOL_5, ("echo", "echo", "echo")), (EACH_USER_5, ("echo", "other", "echo"))]
-)
-def test_the_last_of_several_calls_counts_for_when_an_unknown_log_has_left_the_window(
-    policy: str, tools: Sequence[str]
-) -> None:
-    place = Place(policy=policy)
-    for tool in tools:
-        place.time.now_us += 1_000_000
-        place.call(1, tool)
-    forget(place, "echo")
-    place.break_down()
-    place.time.now_us += 3600_000_000 - 1
-    assert place.call(1, "echo") == ["unavailable"]
-    place.time.now_us += 1
-    assert place.call(1, "echo") == ["allowed"]
-
-
 def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_the_store_last_told() -> None:
     other = Place(policy=EACH_TOOL_5)
     other.call(3, "echo")
@@ -108,23 +88,6 @@ def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_
     place.unread.update(ids(place, "echo"))
     place.break_down()
     assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
-
-
-@pytest.mark.parametrize("policy", [EACH_TOOL_5, EACH_TOOL_5 + ERRORS_3], ids=["calls", "calls and errors"])
-def test_a_call_that_no_limit_decided_leaves_its_counters_unused(policy: str) -> None:
-    place = Place(policy=policy)
-    (request,) = place.session.charges("echo")
-    request.decided = "unauthenticated"
-    place.store.decide([request], place.session.journal)
-    place.break_down()
-    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_a_call_that_ends_well_leaves_its_counter_of_errors_unused() -> None:
-    place = Place(policy=ERRORS_3)
-    place.stops(place.starts("echo"))
-    place.break_down()
-    assert place.call(1, "echo") == ["allowed"]
 
 
 def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_the_counter_since() -> None:
@@ -159,19 +122,6 @@ def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_ne
         place.memory.states[key] = ()
     place.break_down()
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_a_counter_is_not_counted_from_what_was_known_of_it_in_an_earlier_outage() -> None:
-    other = Place(policy=EACH_TOOL_5)
-    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
-    other.call(1, "echo")
-    place.break_down()
-    place.call(1, "x")
-    place.mend()
-    place.call(4, "echo")
-    forget(place, "echo")
-    place.break_down()
-    assert place.call(1, "echo") == ["unavailable"]
 
 
 def test_a_used_counter_of_which_the_store_tells_no_more_is_counted_from_an_earlier_outage() -> None:

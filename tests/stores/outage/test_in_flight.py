@@ -1,16 +1,13 @@
 """Calls in flight in an outage: local counting counts this wrapper's own, and the next store holds them."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.limiter.plan import Counter
-from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage.log import Bounds
-from tests.stores.outage.moody import Moody, Place
+from tests.stores.outage.moody import Place
 
 CAP_2 = '[[rule]]\nuser = "*"\nconcurrent = 2\n'
 MANY = '[[rule]]\nuser = "*"\nlimit = "100/1h"\nconcurrent = 2\n'
@@ -165,18 +162,6 @@ def test_a_cap_that_only_reports_has_no_place_for_a_call_without_room() -> None:
     calls.append(place.starts())
     place.stops(calls[0])
     calls[0] = place.starts()
-    place.mend()
-    assert sorted(place.used()) == [1, 2]
-    place.stops(*calls)
-    assert places(place) == []
-
-
-def test_a_cap_that_only_reports_holds_no_call_again_that_it_had_no_room_for() -> None:
-    place = Place(policy=OBSERVED_1)
-    calls = [place.starts(), place.starts()]
-    assert sorted(place.used()) == [1, 2]
-    place.break_down()
-    place.call()
     place.mend()
     assert sorted(place.used()) == [1, 2]
     place.stops(*calls)
@@ -409,39 +394,6 @@ def test_an_ending_of_an_earlier_store_frees_no_place_of_a_call_with_the_same_ro
     assert places(place) == [1]
     place.stops(new)
     assert places(place) == []
-
-
-def test_the_store_is_told_of_endings_with_its_own_ids() -> None:
-    told: list[int] = []
-    held: list[int] = []
-
-    class Telling(Moody):
-        def settle(self, endings: Sequence[Ending]) -> None:
-            told.extend(ending.row_id for ending in endings)
-            super().settle(endings)
-
-        def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
-            held.extend(calls)
-            super().give_places(calls)
-
-    place = Place(policy=CAP_2)
-    place.store._reopen = lambda: Telling(place)
-    place.break_down()
-    during = place.starts()
-    place.mend()
-    after = place.starts()
-    place.stops(during, after)
-    assert told == [*held, 2]
-
-
-def test_the_store_needs_no_upkeep_once_the_calls_of_an_outage_have_ended() -> None:
-    place = Place(policy=CAP_2)
-    place.break_down()
-    call = place.starts()
-    place.mend()
-    place.store.tend()
-    place.stops(call)
-    assert not place.store.needs_tending
 
 
 def test_calls_that_begin_and_end_without_the_store_leave_it_nothing_to_free() -> None:

@@ -133,13 +133,6 @@ def test_closing_without_a_folder_reports_how_many_rows_are_lost() -> None:
     assert place.said[-1] == "3 audit rows lost: no store and no file on disk could take all of them"
 
 
-def test_closing_reports_nothing_if_the_store_has_everything(tmp_path: Path) -> None:
-    place = Place(folder=tmp_path)
-    place.call(3)
-    place.store.close()
-    assert (place.said, left(tmp_path)) == ([], [])
-
-
 def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_written_twice(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.ends(place.one())
@@ -323,25 +316,6 @@ def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: 
     Place(policy=UNLIMITED, other=place, session="00000000000000cc").session.call("x", 1000)
     after = successor(place, tmp_path)
     assert (len(after.records()), after.used()) == (1003, [3])
-
-
-def test_rows_of_a_second_outage_are_not_written_twice_if_the_wrapper_is_killed_during_write_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
-    place.mend()
-    place.store.tend()
-    assert left(tmp_path) == []
-    place.break_down()
-    place.call(3)
-    steps = Steps(monkeypatch)
-    place.after["append"] = lambda: setattr(steps, "left", 1)
-    with pytest.raises(Killed):
-        place.mend()
-    place.kill()
-    after = successor(place, tmp_path)
-    assert (len(after.records()), after.used()) == (5, [5])
 
 
 def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_same_wrapper(tmp_path: Path) -> None:
@@ -608,18 +582,6 @@ def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
 
 def killed_here() -> None:
     raise Killed
-
-
-def test_a_write_that_a_full_disk_cuts_off_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
-    (path,) = left(tmp_path)
-    size = path.stat().st_size
-    write = os.write
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
-        place.call(1)
-    assert path.stat().st_size == size
 
 
 def test_no_file_is_made_beside_too_many_others(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, Wrapper
-from mcpguard.stores.memory import MemoryStore
 from tests.stores.conftest import Worker, heard, tell
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
