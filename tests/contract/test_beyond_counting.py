@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from mcpguard.limiter.sliding import MAX_ENTRIES, live
 from mcpguard.session.verdict import Ending, Verdict
+from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.sqlite import call_log, upkeep
 from tests.callers import Caller
 from tests.contract.conftest import STORES, Place
-from mcpguard.stores.memory import Memory, MemoryStore
 
 TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
 TEN_UNITS = '[[rule]]\ntool = "report"\nlimit = "10/1m"\ncount = "cost"\n[[cost]]\ntool = "report"\ncost = 4\n'
