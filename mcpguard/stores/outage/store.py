@@ -121,23 +121,19 @@ class OutageStore:
                 except Exception as error:
                     self._fail(error)
                 else:
-                    self._note(self._store, requests, verdicts)
+                    self._note(requests, verdicts)
                     return verdicts
             self._local.failure = self._breaker.failure
             return self._local.decide(requests, journal)
 
-    def _note(self, store: Recoverable, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
+    def _note(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
         """Note what an outage needs of a decision. It is on every call's path."""
-        is_other = store.args_key != self._args_key  # its server came back without its data
-        if is_other:
-            self._begin_store(store)
+        self._follow()
         for request, verdict in zip(requests, verdicts, strict=True):
             if self._first_id and verdict.row_id is not None:
                 verdict.row_id += self._first_id
             if request.plan.caps and request.decided is None:
                 self._local.admitted(request.plan, verdict)
-        if is_other:
-            self._works(self._give_places)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `CallStore`."""
