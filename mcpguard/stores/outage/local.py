@@ -193,8 +193,10 @@ class LocalStore(MemoryStore):
 
     # when it is back
 
-    def take_log(self) -> OutageLog:
-        """The outage log. Whatever is logged from now on has a log of its own."""
+    def take_log(self) -> OutageLog | None:
+        """The outage log; None if it is empty. Whatever is logged from now on has a log of its own."""
+        if self.log.is_empty:
+            return None
         log, self.log = self.log, self._new_log()
         self.log.to_disk = log.to_disk
         return log

@@ -26,6 +26,15 @@ from mcpguard.text.printing import plural
 BATCH_CHARS: Final = 64 * 1024
 """How much text a batch may have, unless a single row has more."""
 
+UNLOCKED_ROUNDS: Final = 2
+"""How many outage logs are read into the store while calls go on. If there is one more, calls log as much as is read."""
+
+MAX_ROW_IDS: Final = 10_000
+"""Of how many rows of an outage the store's ids are kept. Outcomes of older rows are lost."""
+
+TOO_SLOW: Final = StoreUnavailable("it answers too slowly")
+"""The failure of a store that would let a call wait too long while it is handed an outage."""
+
 LOOK_EVERY_US: Final = 60_000_000
 """How often the folder is searched. It is also searched whenever a store can be used again."""
 
@@ -144,6 +153,91 @@ def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, cl
             with using():
                 store.record(told)
         yield
+
+
+class OwnLogs:
+    """Reads this wrapper's outage logs into a store, one after another.
+
+    Args:
+        clock: The clock of this wrapper.
+
+    Attributes:
+        reading: The log that is read into the store; None if there is none.
+        read: The logs that the store has, and that are not removed yet.
+        row_ids: See `read_into`.
+        rows: How many rows the store has got since `begin`.
+        dropped: How many rows had no room in these logs.
+        late_us: After this time no operation of the store may begin, since a call may wait for it; 0 if none waits.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.reading: OutageLog | None = None
+        self.read: list[OutageLog] = []
+        self.row_ids: dict[int, int] = {}
+        self.rows = self.dropped = self.late_us = 0
+        self._clock = clock
+        self._steps: Iterator[None] | None = None
+        self._rounds = UNLOCKED_ROUNDS  # the first store that opens gets all while the first call waits
+
+    def begin(self) -> None:
+        """Begin anew, because another store is to get them."""
+        self._steps = None
+        self._rounds = self.rows = self.dropped = 0
+
+    def read_short(self, store: Recoverable, take: Callable[[], OutageLog | None]) -> bool:
+        """Read short logs until it is late. The caller holds the lock that calls need. Returns whether all logs are read.
+
+        Args:
+            store: The store.
+            take: Returns the next log, if anything was logged since the last one.
+        """
+        while not self._is_late:
+            if self._steps is None:
+                self.reading = self.reading or take()
+                if self.reading is None:
+                    return True
+                self._steps = read_into(store, self.reading, self.row_ids, clock=self._clock, using=self.on_time)
+                self._rounds += 1
+            if self.is_long:
+                break
+            self.read_on()
+        return False
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the log that is read is so long that it has to be read while calls go on."""
+        log = self.reading
+        return log is not None and log.rows > log.bounds.batch and self._rounds <= UNLOCKED_ROUNDS
+
+    @property
+    def _is_late(self) -> bool:
+        return bool(self.late_us) and self._clock() > self.late_us
+
+    @contextlib.contextmanager
+    def on_time(self) -> Iterator[None]:
+        """See `Using`."""
+        if self._is_late:
+            raise TOO_SLOW
+        yield
+
+    def read_on(self) -> None:
+        """Read a batch."""
+        if self._steps is None or next(self._steps, self._steps) is None:
+            return
+        log, self.reading, self._steps = self.reading, None, None
+        assert log is not None  # noqa: S101 - it is what the steps read
+        self.rows += log.read_rows
+        self.dropped += log.dropped
+        if log.path:
+            self.read.append(log)
+        for row_id in list(self.row_ids)[:-MAX_ROW_IDS]:
+            del self.row_ids[row_id]
+
+    def remove_read(self) -> None:
+        """Remove the logs that the store has. If this process ends before that, another one finds that the store has them."""
+        while self.read:
+            self.read[0].remove()
+            del self.read[0]
 
 
 class LeftLogs:

@@ -23,21 +23,12 @@ from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker, Connector, unavailable
 from mcpguard.stores.outage.local import LocalStore
 from mcpguard.stores.outage.log import Bounds, Means, OutageFolder, OutageLog, key_id
-from mcpguard.stores.outage.recovery import LeftLogs, read_into
+from mcpguard.stores.outage.recovery import LeftLogs, OwnLogs
 from mcpguard.text.digest import number
 from mcpguard.text.printing import plural
 
 LAST_TRY_S: Final = 0.5
 """How long `close` may take to read the outage log into a store that can be used again."""
-
-TOO_SLOW: Final = StoreUnavailable("it answers too slowly")
-"""The failure of a store that would let a call wait too long while it is handed an outage."""
-
-UNLOCKED_ROUNDS: Final = 2
-"""How many outage logs are read into the store while calls go on. If there is one more, calls log as much as is read."""
-
-MAX_ROW_IDS: Final = 10_000
-"""Of how many rows of an outage the store's ids are kept. Outcomes of older rows are lost."""
 
 _ROW_ID_BITS: Final = 128
 """Row ids of all stores are below 2 to this power. The bits above it are the number of the store: 0 for the first one."""
@@ -91,14 +82,8 @@ class OutageStore:
         means = Means(folder, clock, wall, bounds or Bounds())
         self._local = LocalStore(mode, means, lambda: OutageLog(means, key_id(self._args_key)))
         self._salt = os.urandom(16)
-        self._reading: OutageLog | None = None  # the log that is read into the store
-        self._read: list[OutageLog] = []  # logs that the store has, to be removed by `tend`: a disk may take its time
-        self._steps: Iterator[None] | None = None  # read it
-        self._rounds = UNLOCKED_ROUNDS  # how many logs were read in a row; the first store that opens gets its log at once
-        self._rows = self._dropped = 0  # how many rows of the outage were written, and dropped
-        self._late_us = 0  # after this time no operation may begin, since a call may wait for it; 0 if none waits
-        self._row_ids: dict[int, int] = {}  # the store's ids of rows of outages, by provisional id
-        self._left_logs = LeftLogs(means, self._row_ids, notify)
+        self._own_logs = OwnLogs(clock)
+        self._left_logs = LeftLogs(means, self._own_logs.row_ids, notify)
 
     # calls
 
@@ -148,7 +133,7 @@ class OutageStore:
         with self._lock:
             known = []
             for one in outcomes:
-                row_id = one.row_id - self._first_id if one.row_id >= 0 else self._row_ids.get(one.row_id, one.row_id)
+                row_id = one.row_id - self._first_id if one.row_id >= 0 else self._own_logs.row_ids.get(one.row_id, one.row_id)
                 if row_id >= 0 or one.row_id < 0:
                     known.append(one._replace(row_id=row_id))
             if not self._works(lambda store: store.record([one for one in known if one.row_id >= 0])):
@@ -203,8 +188,7 @@ class OutageStore:
         try:
             store = self._failed = connector.store()  # until it is used
             self._begin_store(store)
-            while not self._hand_over_some(store):
-                pass
+            self._use_if_read(store)
             self._failed = None
         except Exception as error:
             self._fail(error)
@@ -226,7 +210,7 @@ class OutageStore:
             self._args_key = store.args_key
             if self._local.log.is_empty:
                 self._local.log.key = key_id(self._args_key)
-            self._row_ids.clear()
+            self._own_logs.row_ids.clear()
             self._local.lose_data()
         self._tell_warnings(store)
 
@@ -237,7 +221,7 @@ class OutageStore:
             self._works(self._give_places)
 
     def _give_places(self, store: Recoverable) -> None:
-        self._local.hand_over(store, self._place_id, self._on_time)
+        self._local.hand_over(store, self._place_id, self._own_logs.on_time)
 
     def _fail(self, error: Exception) -> None:
         """Let calls do without the store."""
@@ -265,7 +249,7 @@ class OutageStore:
     def needs_tending(self) -> bool:
         """See `CallStore`."""
         store = self._store
-        return store is None or bool(self._read) or self._left_logs.has_work or store.needs_tending
+        return store is None or bool(self._own_logs.read) or self._left_logs.has_work or store.needs_tending
 
     def tend(self) -> None:
         """See `CallStore`. While the store cannot be used, probe it when a probe is due."""
@@ -345,79 +329,38 @@ class OutageStore:
         have logged meanwhile is read with the lock, if it is little, so that no row is missing when the first call uses the
         store. A call waits for the lock at most half of its budget and one operation of the store.
         """
-        self._steps = None
-        self._rounds = self._rows = self._dropped = 0
+        own = self._own_logs
         with self._lock:
             self._begin_store(store)
+            own.begin()
         while self._store is not store:
             if until_us is not None and self._clock() > until_us:
                 raise NOT_IN_TIME
             with self._lock:
-                self._late_us = self._clock() + self._patience_us
-                if self._hand_over_some(store):
-                    break
-            self._late_us = 0
-            if self._is_long:
-                self._read_on()
-        self._late_us = 0
-        dropped = f"; {plural(self._dropped, 'row')} of denials dropped" if self._dropped else ""
-        self._notify(f"store is back: {plural(self._rows, 'audit row')} of the outage written{dropped}")
+                own.late_us = self._clock() + self._patience_us
+                try:
+                    self._use_if_read(store)
+                finally:
+                    own.late_us = 0
+            if own.is_long:
+                own.read_on()
+        dropped = f"; {plural(own.dropped, 'row')} of denials dropped" if own.dropped else ""
+        self._notify(f"store is back: {plural(own.rows, 'audit row')} of the outage written{dropped}")
 
-    def _hand_over_some(self, store: Recoverable) -> bool:
-        """Read short outage logs into a store until it is late. Returns whether that was all, so that calls use the store.
-
-        The caller holds the lock.
-        """
-        while not (self._late_us and self._clock() > self._late_us):
-            if self._steps is None:
-                if self._reading is None and self._local.log.is_empty:
-                    self._give_places(store)
-                    self._store = store
-                    self._breaker.close()
-                    self._left_logs.look_soon()
-                    return True
-                self._reading = self._reading or self._local.take_log()
-                self._steps = read_into(store, self._reading, self._row_ids, clock=self._clock, using=self._on_time)
-                self._rounds += 1
-            if self._is_long:
-                return False
-            self._read_on()
-        return False
-
-    @property
-    def _is_long(self) -> bool:
-        """Whether the log that is read into the store is read while calls go on."""
-        log = self._reading
-        return log is not None and log.rows > log.bounds.batch and self._rounds <= UNLOCKED_ROUNDS
-
-    @contextlib.contextmanager
-    def _on_time(self) -> Iterator[None]:
-        """See `recovery.Using`. A call may wait for the lock."""
-        if self._late_us and self._clock() > self._late_us:
-            raise TOO_SLOW
-        yield
-
-    def _read_on(self) -> None:
-        """Read a batch of the log into the store."""
-        if self._steps is None or next(self._steps, self._steps) is None:
-            return
-        log, self._reading, self._steps = self._reading, None, None
-        assert log is not None  # noqa: S101 - it is what the steps read
-        self._rows += log.read_rows
-        self._dropped += log.dropped
-        if log.path:
-            self._read.append(log)
-        for row_id in list(self._row_ids)[:-MAX_ROW_IDS]:
-            del self._row_ids[row_id]
+    def _use_if_read(self, store: Recoverable) -> None:
+        """Let calls use a store, if it has all that this wrapper has logged, or gets it soon. The caller holds the lock."""
+        if self._own_logs.read_short(store, self._local.take_log):
+            self._give_places(store)
+            self._store = store
+            self._breaker.close()
+            self._left_logs.look_soon()
 
     def _tidy(self) -> None:
         """Close the store that failed, and remove the logs that the store has. Both may take long, so no call may wait."""
         failed, self._failed = self._failed, None
         if failed is not None:
             failed.close()
-        while self._read:  # if this process ends before that, another one finds that the store has them
-            self._read[0].remove()
-            del self._read[0]
+        self._own_logs.remove_read()
 
     # the end
 
@@ -425,7 +368,7 @@ class OutageStore:
         """See `CallStore`. Tries once more to reach the store, for `LAST_TRY_S` and one operation of the store at most."""
         until_us = self._clock() + round(LAST_TRY_S * 1_000_000)
         if self._tending.acquire(timeout=LAST_TRY_S):
-            if self._store is None and not (self._reading is None and self._local.log.is_empty):
+            if self._store is None and not (self._own_logs.reading is None and self._local.log.is_empty):
                 self._probe(until_us=until_us)
             self._left_logs.close()
             self._tidy()
@@ -441,7 +384,7 @@ class OutageStore:
 
     def _leave_rest(self) -> None:
         """Leave the outage logs to other wrappers, and tell the user how many rows they have."""
-        rows = [log.leave() for log in (self._reading, self._local.log) if log is not None and not log.is_empty]
+        rows = [log.leave() for log in (self._own_logs.reading, self._local.log) if log is not None and not log.is_empty]
         if kept := sum(left for left, _ in rows):
             self._notify(f"{plural(kept, 'audit row')} kept on disk for the next wrapper that reaches the store")
         if lost := sum(lost for _, lost in rows):

@@ -142,7 +142,7 @@ class Place:
     def kill(self) -> None:
         """Release the locks on outage logs, as the system does when the process is killed."""
         store = self.store
-        for log in (store._local.log, store._reading, *store._read):
+        for log in (store._local.log, store._own_logs.reading, *store._own_logs.read):
             if log is not None:
                 log.close()
         store._left_logs.close()

@@ -380,8 +380,8 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
         time.now_us += PROBE_US[1]
         with pytest.raises(Killed):
             store.tend()
-    assert store._reading is not None
-    store._reading.close()  # as the system does when the process is killed
+    assert store._own_logs.reading is not None
+    store._own_logs.reading.close()  # as the system does when the process is killed
     after, other_session = wrapper("00000000000000bb")
     assert other_session.decisions("x") == ["allowed"]
     after.tend()

@@ -107,14 +107,6 @@ def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() ->
     assert place.store.args_key == place.memory.args_key
 
 
-def test_rows_of_the_same_store_keep_their_hashes() -> None:
-    place = Place()
-    place.break_down()
-    place.one()
-    place.mend()
-    assert "args_hash" in place.records()[0]
-
-
 @pytest.mark.parametrize("failing", ["adopt", "append"])
 def test_an_interrupted_write_back_is_continued_and_loses_nothing(failing: str) -> None:
     place = Place(policy=MANY)

@@ -272,18 +272,6 @@ def test_an_undocumented_exception_during_a_probe_keeps_the_breaker_open(failing
     assert place.used() == [2]
 
 
-def test_a_denial_in_an_outage_says_what_is_wrong_and_what_to_do() -> None:
-    place = Place("deny")
-    place.break_down()
-    (request,) = place.session.charges("search")
-    (verdict,) = place.store.decide([request], place.session.journal)
-    assert verdict.decision == "unavailable"
-    assert request.why == (
-        "the store of counters is unavailable: it is gone (bring it back). "
-        "Try again in a few seconds. If that does not help, the store has to be repaired."
-    )
-
-
 class TellingLock:
     """A lock that reports when a thread has to wait for it."""
 
