@@ -104,6 +104,12 @@ def _charge(logs: dict[int, State], charged: str, at_us: int) -> None:
         logs[int(key)] = sliding.charge(sliding.live(log, window_us, now_us), n, window_us, now_us, cost)
 
 
+def _session(log: OutageLog) -> str:
+    """The session that a log is of, if it has a row."""
+    lines = (line for text in log.texts() for line in text.split("\n") if line[0] == log_lines.ROW)
+    return next((session_of(log_lines.read_row(line.split("\t"))) for line in lines), "")
+
+
 def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, clock: Clock, using: Using) -> Iterator[None]:
     """Read a log into a store. It can be interrupted, and done again, after each step.
 
@@ -124,13 +130,15 @@ def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, cl
         with using():
             after = log.begin_reading(key_id(key), lambda: newest_row_id(store))
         entries = store.entries(after=after) if after is not None else iter(())
+        session = _session(log)
         while True:
             with using():
                 some = [*islice(entries, _ENTRIES)]
             if not some:
                 break
             for row_id, record in some:
-                found[str(record.get("session")), record["seq"], record["time_us"]] = row_id
+                if record.get("session") == session:
+                    found[record["seq"], record["time_us"]] = row_id
     labelled: dict[int, Counter] = {}
     is_same = log.key == key_id(key)
     for number, text in enumerate(_batches(log)):
@@ -142,7 +150,7 @@ def read_into(store: Recoverable, log: OutageLog, row_ids: dict[int, int], *, cl
         if charged := [(counter, sliding.shift(one, -now_us)) for counter, one in alive if one]:
             with using():
                 store.adopt(charged, f"{log.id}-{number}")
-        ids = {at: found.get((session_of(row), row.seq, row.time_us)) for at, row in rows.items()} if found else {}
+        ids = {at: found.get((row.seq, row.time_us)) for at, row in rows.items()}
         if new := {at: row for at, row in rows.items() if ids.get(at) is None}:
             with using():
                 kept = [row if is_same else row._replace(args_hash=None) for row in new.values()]
