@@ -109,7 +109,8 @@ class OutageFolder:
             refuse_network(self._folder)
             for path in self._paths():
                 with contextlib.suppress(OSError):
-                    yield LifeSign(path)
+                    if not os.path.islink(path):  # somebody else may have made it
+                        yield LifeSign(path)
 
     def _paths(self) -> list[str]:
         return [os.path.join(self._folder, name) for name in sorted(os.listdir(self._folder)) if name.startswith(self._prefix)]

@@ -189,12 +189,13 @@ def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) 
 
 
 @pytest.mark.posix
-def test_a_file_that_cannot_be_opened_does_not_keep_the_next_one_from_being_taken_in(tmp_path: Path) -> None:
+def test_a_link_is_not_followed_and_does_not_keep_the_next_file_from_being_taken_in(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(2)
     place.kill()
     (tmp_path / "db-outage-").symlink_to(tmp_path / "elsewhere")  # the first one
     assert len(successor(place, tmp_path).records()) == 2
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
