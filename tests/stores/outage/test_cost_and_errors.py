@@ -115,16 +115,6 @@ def test_errors_in_an_outage_are_counted_in_the_store_afterwards(mode: str) -> N
     assert refusal(place) == ("failing", failed_us + 3600_000_000 - place.time())
 
 
-def test_calls_in_flight_that_fail_after_the_limit_on_errors_is_reached_are_counted_too() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    calls = [place.starts() for _ in range(4)]
-    place.stops(*calls, failed=True)
-    assert refusal(place) == ("failing", 3600_000_000)
-    place.mend()
-    assert place.used() == [4]
-
-
 @pytest.mark.parametrize("mode", ["local", "deny", "allow"])
 def test_a_call_that_fails_as_the_store_fails_is_counted_once(mode: str) -> None:
     place = Place(mode, ERRORS_2)
@@ -150,15 +140,6 @@ def test_with_allow_calls_that_were_forwarded_without_the_store_are_not_counted_
     place.stops(first, before, failed=True)
     place.mend()
     place.stops(second, failed=True)
-    assert used(place) == {"errors": 1}
-
-
-def test_a_call_of_an_outage_that_fails_afterwards_is_counted_in_the_store() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    call = place.starts()
-    place.mend()
-    place.stops(call, failed=True)
     assert used(place) == {"errors": 1}
 
 

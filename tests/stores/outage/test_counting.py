@@ -124,17 +124,6 @@ def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_ne
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_a_used_counter_of_which_the_store_tells_no_more_is_counted_from_an_earlier_outage() -> None:
-    place = Place(policy=EACH_TOOL_5)
-    place.call(1, "echo")
-    place.break_down()
-    place.call(1, "x")
-    place.mend()
-    place.unread.update(ids(place, "echo"))
-    place.break_down()
-    assert place.call(5, "echo") == ["allowed"] * 4 + ["rate_limited"]
-
-
 def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one() -> None:
     other = Place(policy=EACH_TOOL_5)
     place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb", bounds=Bounds(counters=2))

@@ -34,19 +34,6 @@ def lose_data(place: Place) -> None:
     place.opened[-1]._memory, place.opened[-1].args_key = place.memory, place.memory.args_key
 
 
-def test_while_the_store_works_a_call_that_ends_gives_its_place_back() -> None:
-    place = Place(policy=CAP_2)
-    first, second = place.starts(), place.starts()
-    assert refused(place) == "concurrent"
-    place.stops(first)
-    assert len(places(place)) == 1
-    place.starts()
-    place.stops(second)
-    place.stops(second)
-    assert len(places(place)) == 1
-    assert place.said == []
-
-
 def test_a_call_that_has_no_place_and_has_not_failed_does_not_use_the_store() -> None:
     place = Place(policy='[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "1/1h"\n')
     call = place.starts()
@@ -271,19 +258,6 @@ def test_a_store_that_takes_the_calls_too_slowly_does_not_take_more_while_a_call
     assert (place.store._store, told) == (None, [])
     place.mend()
     assert (told, len(places(place))) == (["settle"], 2)
-
-
-def test_over_many_outages_a_call_keeps_its_place_and_nothing_is_left_behind() -> None:
-    place = Place(policy=CAP_2)
-    call = place.starts()
-    for _ in range(5):
-        place.break_down()
-        during = place.starts()
-        place.mend()
-        assert len(places(place)) == 2
-        place.stops(during)
-    place.stops(call)
-    assert places(place) == []
 
 
 # a store that fails when a call ends

@@ -200,15 +200,6 @@ def test_admissions_whose_window_has_passed_are_not_written_back() -> None:
     assert place.used() == []
 
 
-def test_a_wrapper_admits_no_more_in_a_window_over_two_outages_than_over_one() -> None:
-    place = Place()
-    place.call(2)
-    place.break_down()
-    place.mend()
-    place.break_down()
-    assert place.call(3) == ["allowed", "rate_limited", "rate_limited"]
-
-
 def test_with_allow_calls_of_an_outage_are_never_counted() -> None:
     place = Place("allow")
     place.break_down()

@@ -225,25 +225,6 @@ def test_a_store_that_fails_as_soon_as_it_is_opened_is_closed_by_upkeep_and_not_
     door.store.close()
 
 
-def test_probes_are_one_to_five_seconds_apart_at_random() -> None:
-    place = Place()
-    place.break_down()
-    place.call()
-    apart_ms: list[int] = []
-    for _ in range(30):
-        tried = threading.Event()
-        place.before["open"] = tried.set
-        waited_ms = 0
-        while not tried.is_set():
-            place.time.pass_ms(50)
-            waited_ms += 50
-            place.store.tend()
-        apart_ms.append(waited_ms)
-    assert min(apart_ms) >= PROBE_US[0] // 1000
-    assert max(apart_ms) <= PROBE_US[1] // 1000 + 50
-    assert len(set(apart_ms)) > 10
-
-
 @pytest.mark.parametrize("failing", ["decide", "append", "record", "tend"])
 def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(failing: str) -> None:
     place = Place()
