@@ -19,9 +19,9 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session as Machine
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import CallStore, Store
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.answers import AnswerLines
 from mcpguard.wire.frames import Refusal, read
-from tests.memory_store import MemoryStore
 
 TESTS = Path(__file__).parent
 START_US = 1_000_000_000_000

@@ -29,11 +29,11 @@ from mcpguard.policy.parse import parse, parse_rule
 from mcpguard.session.commands import ToClient
 from mcpguard.session.events import Decided
 from mcpguard.stores.address import address
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.redis.url import SCHEMES
 from tests.build import Session
 from tests.demo.conftest import shared_run
 from tests.end_to_end.host import environment, program
-from tests.memory_store import MemoryStore
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -15,8 +15,8 @@ from mcpguard.relay.traffic import Traffic
 from mcpguard.session.audit import summary
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
-from mcpguard.stores.failover.spill import SpillFolder
-from mcpguard.stores.failover.store import LAST_TRY_S, FailoverStore
+from mcpguard.stores.outage.log import OutageFolder
+from mcpguard.stores.outage.store import LAST_TRY_S, OutageStore
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.text.digest import blake2b
 
@@ -66,24 +66,24 @@ class Guard:
         threads.start_last(self._store.close, "close", at_most(CLOSE_S))
 
 
-def _store(settings: Settings, console: Console) -> FailoverStore:
-    return FailoverStore(
+def _store(settings: Settings, console: Console) -> OutageStore:
+    return OutageStore(
         settings.open_store,
         mode=settings.on_unavailable,
         notify=console.error,
-        spills=_spills(settings),
+        folder=_outages(settings),
         timeout_ms=settings.timeout_ms,
     )
 
 
-def _spills(settings: Settings) -> SpillFolder:
-    """The spill files of this store and namespace: beside a store that is a file, else in the state folder.
+def _outages(settings: Settings) -> OutageFolder:
+    """The outage logs of this store and namespace: beside a store that is a file, else in the state folder.
 
-    Links are resolved, so that wrappers that name one file by different links take in each other's files.
+    Links are resolved, so that wrappers that name one file by different links read each other's logs.
     """
     address = settings.address
     file = os.path.realpath(address.path) if isinstance(address, SqliteAddress) else None
     names = f"{file or address.shown}\0{settings.namespace}".encode(errors="surrogatepass")  # a path need not be UTF-8
     which = blake2b(names, digest_size=8).hexdigest()
     folder, name = os.path.split(file) if file else (os.path.dirname(settings.database_path), "mcpguard")
-    return SpillFolder(folder, f"{name}-spill-{which}-")
+    return OutageFolder(folder, f"{name}-outage-{which}-")

@@ -1,1 +1,1 @@
-"""Stores counters and audit log: in SQLite, or on a Redis or Valkey server, with failover around either."""
+"""Stores counters and audit log: in SQLite, or on a Redis or Valkey server, with an outage store around either."""

@@ -1,4 +1,4 @@
-"""The protocols of a store: one for `run`, one for each kind of command, and one for failover; and how a store is addressed."""
+"""The protocols of a store: one for `run`, one for each kind of command, and one for outages; and how a store is addressed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -278,7 +278,7 @@ class Resettable(Protocol):
 
 
 class Recoverable(CallStore, AuditReader, Protocol):
-    """What failover needs of the store that it wraps: all that `run` needs, and more."""
+    """What the outage store needs of the store that it wraps: all that `run` needs, and more."""
 
     warnings: tuple[str, ...]
     """Problems that the store's owner should fix, a line each. `tend` may change them."""
@@ -293,17 +293,21 @@ class Recoverable(CallStore, AuditReader, Protocol):
         """
 
     @property
-    def absent_are_empty(self) -> bool:
-        """Whether the counters that `last_seen` leaves out were empty when this store last read or wrote any."""
+    def forgotten_until_us(self) -> int:
+        """Until when a counter that `last_seen` leaves out may hold something that this store has read or written.
 
-    def hold(self, calls: Mapping[int, Sequence["Counter"]]) -> None:
-        """Give places to calls in flight that were admitted without this store, whether there is room or not.
+        In the store's time; 0 if `last_seen` leaves out none.
+        """
+
+    def give_places(self, calls: Mapping[int, Sequence["Counter"]]) -> None:
+        """Give places to calls in flight, whether there is room or not, of which this store may not know.
 
         A caller that does not know whether a call has got its place asks again, with the same id. The call has it once.
 
         Args:
             calls: By an id of each call, its counters of calls in flight. `settle` frees the places with this id as the row id.
-                Ids are negative, so that they differ from those of rows; no two calls have the same.
+                It is the id of the call's row, if this store has admitted the call. Else it is negative, and no other call has
+                the same.
         """
 
     def adopt(self, logs: Sequence[tuple["Counter", "State"]], write_back_id: str) -> None:

@@ -169,30 +169,47 @@ class LifeSign:
     """A file that this process keeps locked, so that others can tell whether the process still runs.
 
     Args:
-        path: The file, which no other process makes.
+        path: The file. It is made if it is missing.
+
+    Attributes:
+        path: The same.
+        fd: The open file.
 
     Raises:
-        BlockingIOError: Another process deleted the file before it was locked. Use another path.
+        BlockingIOError: Another process has locked the file, or has deleted it before it was locked.
         OSError: The file cannot be made.
     """
 
     def __init__(self, path: StrPath) -> None:
-        self._path = os.fspath(path)
-        self._fd = open_private(path)
-        if not (try_lock(self._fd) and self.is_there()):
-            os.close(self._fd)
-            raise BlockingIOError
+        self.path = os.fspath(path)
+        is_new = not os.path.exists(path)
+        self.fd = open_private(path)
+        try:
+            if not (try_lock(self.fd) and self.is_there()):
+                raise BlockingIOError
+        except OSError as error:
+            os.close(self.fd)
+            if is_new and not isinstance(error, BlockingIOError):  # this file system cannot lock: each try would leave a file
+                os.unlink(path)
+            raise
 
     def is_there(self) -> bool:
         """Whether the path still names the file."""
         try:
-            return os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+            return os.path.samestat(os.fstat(self.fd), os.stat(self.path))
         except FileNotFoundError:
             return False
 
     def end(self) -> None:
         """Delete the file."""
-        _close_and_delete(self._fd, self._path)
+        _close_and_delete(self.fd, self.path)
+        self.fd = -1
+
+    def close(self) -> None:
+        """Leave the file to whoever locks it next."""
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
 
 
 _LOOKS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)

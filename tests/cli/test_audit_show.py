@@ -11,10 +11,10 @@ from mcpguard.cli import _audit_show
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session.verdict import Ending
+from mcpguard.stores.memory import MemoryStore
 from tests.build import WALL_US, Session, Time, identity
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, audit, policy, rule
-from tests.memory_store import MemoryStore
 
 POLICY = (
     rule("1/1h", user="*", tool="echo")

@@ -8,13 +8,13 @@ import pytest
 
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.api import Options, Readable, Store
+from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time
-from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import SERVERS, Server, running
 
 FOREVER_US = 100 * 365 * 86400 * 1_000_000

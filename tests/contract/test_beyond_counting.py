@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from mcpguard.limiter.sliding import MAX_ENTRIES, live
 from mcpguard.session.verdict import Ending, Verdict
+from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.sqlite import call_log, upkeep
 from tests.callers import Caller
 from tests.contract.conftest import STORES, Place
-from tests.memory_store import Memory, MemoryStore
 
 TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
 TEN_UNITS = '[[rule]]\ntool = "report"\nlimit = "10/1m"\ncount = "cost"\n[[cost]]\ntool = "report"\ncost = 4\n'
@@ -199,7 +199,7 @@ def test_calls_that_were_admitted_without_the_store_are_held_beyond_the_cap_and_
     caller.decide("report")
     _, plan = caller.flying[0]
     other = place.open()
-    other.hold({-7: plan.counters, -8: plan.counters})
+    other.give_places({-7: plan.counters, -8: plan.counters})
     assert caller.used == [3]
     for call_id, word in ((-7, "rate_limited"), (-8, "allowed")):
         other.settle([Ending(call_id, plan, False)])
@@ -361,7 +361,7 @@ class Twins:
         for callers in (self.stores, self.references):
             plan = callers[at].charges("y")[0].plan
             counters = [counter for counter in plan.counters if not counter.window_us]
-            callers[at].store.hold({self.held: counters})
+            callers[at].store.give_places({self.held: counters})
             callers[at].flying.append((self.held, plan))
 
     def reopen(self, at: int) -> None:

@@ -16,10 +16,10 @@ from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.session.audit import ERRORS
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_one
+from mcpguard.stores.memory import release
 from mcpguard.wire.arguments import NONE, args_hash
 from tests.build import START_US, TESTS, Session, identity
 from tests.contract.conftest import Place
-from tests.memory_store import release
 
 VECTORS: list[dict[str, Any]] = [
     vector

@@ -32,7 +32,7 @@ class EagerHost(Host):
     """A client whose wrapper looks after a second, and not after up to five, whether a store that failed is back."""
 
     def __init__(self, home: Path, *command: str, tuned: Mapping[str, object] | None = None, **more: Any) -> None:
-        soon = {"mcpguard.stores.failover.breaker.PROBE_US": (1_000_000, 1_200_000)}
+        soon = {"mcpguard.stores.outage.breaker.PROBE_US": (1_000_000, 1_200_000)}
         super().__init__(home, *command, tuned=soon | dict(tuned or {}), **more)
 
 

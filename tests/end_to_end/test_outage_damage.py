@@ -187,7 +187,7 @@ def test_a_call_log_that_is_touched_under_running_wrappers_is_said_and_no_call_i
     settings(tmp_path, mode, timeout_ms=PATIENT_MS)
     path = tmp_path / "mcpguard.db"
     log = Path(log_path(path))
-    late = {"mcpguard.stores.failover.breaker.PROBE_US": (3_000_000, 3_200_000)}  # after all that is checked before
+    late = {"mcpguard.stores.outage.breaker.PROBE_US": (3_000_000, 3_200_000)}  # after all that is checked before
     with (
         EagerHost(tmp_path, *script("obedient"), tuned=late) as one,
         EagerHost(tmp_path, *script("obedient"), tuned=late) as other,

@@ -14,7 +14,7 @@ from .outages import EagerHost, codes, is_back, settings, stopped_holder, told, 
 
 
 def left(home: Path) -> list[Path]:
-    return [path for path in home.iterdir() if "-spill-" in path.name]
+    return [path for path in home.iterdir() if "-outage-" in path.name]
 
 
 def end(host: EagerHost, how: str) -> None:
@@ -43,7 +43,7 @@ def test_a_wrapper_that_ends_while_the_file_is_locked_leaves_all_that_it_forward
             assert told(host, "kept on disk for the next wrapper") == (how == "in order")
         (path,) = left(tmp_path)
         assert path.stat().st_mode & 0o777 == 0o600
-        assert path.name.startswith("mcpguard.db-spill-")
+        assert path.name.startswith("mcpguard.db-outage-")
     with EagerHost(tmp_path, *script("obedient", tmp_path / "calls")) as after:
         until(lambda: told(after, "a wrapper ended while the store was unavailable") == 1, "the next one takes it in")
         assert left(tmp_path) == []

@@ -12,13 +12,13 @@ from typing import Final, NamedTuple
 
 from mcpguard.session import audit, events
 from mcpguard.session.commands import Decide, LookUp, ToClient, ToServer
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.text.digest import cut
 from mcpguard.wire.answers import AnswerLines
 from mcpguard.wire.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from tests.build import Session
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value
-from tests.memory_store import MemoryStore
 
 POLICY: Final = """
 [[rule]]

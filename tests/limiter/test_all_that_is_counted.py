@@ -9,7 +9,7 @@ from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Counts, Limit, State, decide, fail
 from mcpguard.policy.model import Call
 from mcpguard.session.verdict import DecisionRequest, Verdict, decide_one
-from tests.memory_store import release
+from mcpguard.stores.memory import release
 
 WINDOW_US = 1000
 KINDS: Sequence[Counts] = ("calls", "cost", "errors", "concurrent")

@@ -17,10 +17,10 @@ from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import parse
 from mcpguard.reading.explaining import CALLS_LOOKED_AT, Explanation, caller, explain, never_matched
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.arguments import args_hash
 from tests import provider
 from tests.build import Session, call_line, identity
-from tests.memory_store import MemoryStore
 from tests.provider import jwk, key_set, token, write_token
 
 RULES = """

@@ -7,8 +7,8 @@ import pytest
 from mcpguard.policy.file import PolicyFile
 from mcpguard.reading import watching
 from mcpguard.reading.watching import Watcher
+from mcpguard.stores.memory import Memory, MemoryStore
 from tests.build import Session, identity
-from tests.memory_store import Memory, MemoryStore
 
 POLICY = '[[rule]]\nuser = "*"\ntool = "limited"\nlimit = "2/1h"\n\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
 

@@ -20,10 +20,10 @@ from mcpguard.session import events
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.wire.frames import read
 from tests.build import call_line
-from tests.memory_store import MemoryStore
 
 
 class Store(MemoryStore):

@@ -18,10 +18,10 @@ from mcpguard.session.in_flight import InFlight
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.session.opening import Opening
+from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.wire import answers
 from mcpguard.wire.frames import read
 from tests.build import call_line, request
-from tests.memory_store import Memory, MemoryStore
 
 CALL = call_line("x", 1)
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}\n'

@@ -25,9 +25,9 @@ from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.frames import Frame
 from tests.end_to_end.host import until
-from tests.memory_store import MemoryStore
 
 ALICE = Identity("alice", "config", "crm")
 

@@ -12,10 +12,10 @@ from mcpguard.policy.model import Call
 from mcpguard.session.audit import MEMBERS, Outcome, Row, line, record, row, session_of, sum_of, summary, summed, with_outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.text.digest import cut
 from mcpguard.wire.arguments import args_hash
 from tests.build import WALL_US, Session, Talk, Time
-from tests.memory_store import MemoryStore
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'

@@ -106,7 +106,7 @@ def test_a_server_that_hangs_costs_a_call_its_budget_and_charges_nothing_when_it
 
 
 def test_a_failed_call_that_ends_while_the_server_hangs_is_not_counted_when_it_wakes_up(server: Server) -> None:
-    """Failover tells the server again."""
+    """The outage store tells the server again."""
     session = Session(opened(server), '[[rule]]\ntool = "report"\nlimit = "5/1h"\ncount = "errors"\n')
     (request,) = session.charges("report")
     (verdict,) = session.store.decide([request], session.journal)

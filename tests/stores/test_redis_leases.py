@@ -11,7 +11,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import Counter
 from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.api import Options
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.redis.scripts import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import WALL_US, Session, Time, Wrapper
@@ -320,7 +320,7 @@ def test_calls_admitted_without_the_store_get_places_whether_there_is_room_or_no
     (request,) = one.charges("x")
     counters: tuple[Counter, ...] = request.plan.counters
     other.begin()
-    one.store.hold({-7: counters, -(2**63): counters})
+    one.store.give_places({-7: counters, -(2**63): counters})
     assert one.used == [3]
     assert {-7, -(2**63)} < set(one.store.peek(counters)[0][0])
     time.pass_ms(LEASE_MS // 2)
@@ -338,7 +338,7 @@ def test_scripts_for_calls_in_flight_are_sent_again_to_a_server_that_has_forgott
     one, _ = guards()
     (request,) = one.charges("x")
     server.command("SCRIPT", "FLUSH")
-    one.store.hold({-1: request.plan.counters})
+    one.store.give_places({-1: request.plan.counters})
     server.command("SCRIPT", "FLUSH")
     one.store.settle([Ending(-1, request.plan, failed=False)])
 
@@ -442,7 +442,7 @@ def test_calls_of_a_plan_that_counts_no_errors_and_has_no_cap_cost_no_command_wh
 def test_a_call_that_outlives_a_restart_of_the_server_has_its_place_again(tmp_path: Path, *, keeps_data: bool) -> None:
     with running(tmp_path / "redis", "--appendonly", "yes" if keeps_data else "no", "--appendfsync", "always") as own:
         time, said = Time(), list[str]()
-        wrapper = FailoverStore(
+        wrapper = OutageStore(
             lambda: RedisStore(own.address, PATIENT), mode="local", notify=said.append, timeout_ms=30_000, clock=time
         )
         session = Wrapper(wrapper, ONE)

@@ -116,7 +116,7 @@ def test_the_rights_in_the_manual_are_enough_for_calls_in_flight_and_errors(serv
     time.now_us += LEASE_US - 1
     assert [one.used for one in store.held()] == [1]
     store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
-    store.hold({-1: [one for one in request.plan.counters if not one.window_us]})
+    store.give_places({-1: [one for one in request.plan.counters if not one.window_us]})
     assert [one.used for one in store.held()] == [1, 1]
     assert store.reset([one.label for one in store.held()]) == 2
     store.close()

@@ -19,11 +19,11 @@ from mcpguard.session.audit import Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
+from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.redis import rows, states
 from mcpguard.stores.redis.scripts import PARTS, script
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import WALL_US, Time
-from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import Server
 
 NOW_US = WALL_US
@@ -223,7 +223,7 @@ class Pair:
         call_id = -1 - len(self.theirs)
         self.theirs[call_id] = call_id
         for store in (self.store, self.reference):
-            store.hold({call_id: caps})
+            store.give_places({call_id: caps})
 
     def settle(self, endings: Sequence[tuple[int, Plan, bool]]) -> None:
         """End calls. A call may end twice: then nothing is freed, but an error is counted again."""

@@ -66,6 +66,15 @@ def test_the_least_recently_used_counters_are_forgotten_next() -> None:
     assert ids(kept) == [4, 5, 6, 7, 0, 8]
 
 
+def test_a_counter_that_is_forgotten_tells_until_when_it_may_hold_something() -> None:
+    kept = Seen()
+    for number in range(8):
+        note(kept, number, NOW_US + number)
+    assert kept.forgotten_until_us == 0
+    note(kept, 8, NOW_US)
+    assert kept.forgotten_until_us == NOW_US + 2 + 5 * SECOND_US  # the third one's, the last of those that are gone
+
+
 def test_a_counter_with_a_long_window_is_remembered_while_it_is_not_empty() -> None:
     kept = Seen()
     note(kept, 0, 1, window_us=100 * SECOND_US)

@@ -1,5 +1,5 @@
 -- Places of calls in flight. A counter of calls in flight is a sorted set of the calls' ids, by the time at which their leases end.
--- The id of a call is that of its row, or a negative number: see `Recoverable.hold`.
+-- The id of a call is that of its row, or a negative number: see `Recoverable.give_places`.
 --
 -- A place whose lease has ended is free, but its id stays until another call gets a place. Until then the lease can be renewed.
 

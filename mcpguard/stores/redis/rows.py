@@ -84,7 +84,7 @@ def stream_id(row_id: int) -> str:
 
 
 def member(call_id: int) -> str:
-    """How a counter of calls in flight names a call: by the stream id of its row, or by its id from `Recoverable.hold`.
+    """How a counter of calls in flight names a call: by the stream id of its row, or by its id from `Recoverable.give_places`.
 
     >>> member(-5), call_id(b"-5"), call_id(b"1767225600000-3") == row_id(b"1767225600000-3")
     ('-5', -5, True)

@@ -11,7 +11,7 @@ that."""
 PARTS: Final = {
     "charge": ("values", "usual", "log", "places", "audit"),
     "settle": ("values", "log"),
-    "hold": ("places",),
+    "give_places": ("places",),
     "renew": ("places",),
     "adopt": ("values", "log", "merge"),
     "append": ("values", "audit"),

@@ -25,9 +25,13 @@ class Seen:
     """The counters' values, the most recently used last.
 
     Beyond `MOST`, empty counters are forgotten first, then the least recently used.
+
+    Attributes:
+        forgotten_until_us: Until when one that was forgotten may hold something; 0 if there is none.
     """
 
     def __init__(self) -> None:
+        self.forgotten_until_us = 0
         self._values: dict[int, _Value] = {}  # by counter id
         # Replies to usual calls, by the identity of their counters
         self._unread: dict[int, tuple[Sequence[Counter], bytes]] = {}
@@ -65,6 +69,8 @@ class Seen:
                 if value and states.newest_us(value) + window_us > now_us
             ]
             self._values = dict(alive[-LEFT:])
+            gone = [states.newest_us(value) + window_us for _, (window_us, value) in alive[:-LEFT] if value]
+            self.forgotten_until_us = max([self.forgotten_until_us, *gone])
 
     def forget(self, ids: Sequence[int]) -> None:
         """Forget these counters, because they were emptied."""

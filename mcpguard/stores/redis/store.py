@@ -96,7 +96,7 @@ class RedisStore:
         self._audit = rows.audit_keys(self._prefix)
         self._leases = Leases(lease_us)
         self._ticks = clock or boot_us
-        names = ("charge", "settle", "hold", "renew", "adopt", "append", "record")
+        names = ("charge", "settle", "give_places", "renew", "adopt", "append", "record")
         self._scripts = {name: script(name, is_time_given=clock is not None, lease_us=lease_us) for name in names}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
@@ -332,14 +332,14 @@ class RedisStore:
             if place is not None:
                 self._leases.settled(place, [key for key in place.keys if (call_id, key) in freed], now_us)
 
-    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+    def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Recoverable`."""
         for at in range(0, len(calls), _BATCH):
             some = list(calls.items())[at : at + _BATCH]
             sent_us = self._ticks()
             keys = [key for _, counters in some for key in self._cap_keys(counters)]
             args = [part for call_id, counters in some for one in counters for part in (one.label, rows.member(call_id))]
-            self._run("hold", [self._key("counters"), *keys], *args)
+            self._run("give_places", [self._key("counters"), *keys], *args)
             for call_id, counters in some:
                 if counters:
                     self._leases.add(call_id, self._leases.new(self._cap_keys(counters), sent_us))
@@ -407,9 +407,9 @@ class RedisStore:
         return self._seen.logs(), self._now_us()
 
     @property
-    def absent_are_empty(self) -> bool:
-        """See `Store`. Empty counters are among those last seen, unless they are too many."""
-        return False
+    def forgotten_until_us(self) -> int:
+        """See `Store`."""
+        return self._seen.forgotten_until_us
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""

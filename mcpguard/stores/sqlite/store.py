@@ -53,6 +53,9 @@ DRAIN_AT_CLOSE_S: Final = 0.5
 MAX_PLANS: Final = 1024
 """Of how many plans texts are remembered."""
 
+FORGOTTEN_UNTIL_US: Final = 1 << 62
+"""Nobody knows the windows of the counters that had no room in memory."""
+
 _Draft = tuple[Verdict, list[tuple[int, State]], bytes, Position]
 """A call that is decided, but neither charged nor written: the verdict, the new logs of its counters, its record, and the
 position after that."""
@@ -237,7 +240,7 @@ class SqliteStore:
         if any(ending.failed or ending.plan.caps for ending in endings):
             self._publish(lines, endings)
 
-    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+    def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
         owner = self._prepare_owner()
         lines = [[log_lines.taken_line(counter, call_id, owner) for counter in counters] for call_id, counters in calls.items()]
@@ -248,9 +251,9 @@ class SqliteStore:
         return dict(self._follower.memory.states), self._clock()
 
     @property
-    def absent_are_empty(self) -> bool:
+    def forgotten_until_us(self) -> int:
         """See `Store`."""
-        return self._follower.memory.complete
+        return 0 if self._follower.memory.complete else FORGOTTEN_UNTIL_US
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""

@@ -13,12 +13,12 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.memory import MemoryStore
+from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, Wrapper
-from tests.memory_store import MemoryStore
 from tests.stores.conftest import Worker, heard, tell
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
@@ -172,7 +172,7 @@ class Gone(MemoryStore):
 
 def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_store() -> None:
     gone, said = Gone(), list[str]()
-    store = FailoverStore(lambda: gone, mode="local", notify=said.append, timeout_ms=30_000)
+    store = OutageStore(lambda: gone, mode="local", notify=said.append, timeout_ms=30_000)
     for _ in range(3):
         assert store.take_notes("default", ["t1"]) == {}
     assert gone.asked == 1
@@ -180,8 +180,8 @@ def test_in_an_outage_there_are_no_notes_and_only_the_first_request_reaches_the_
     assert Wrapper(store, '[[rule]]\ntool = "x"\nlimit = "1/1m"\n').decisions("x", 2) == ["allowed", "rate_limited"]
 
 
-def test_failover_returns_the_notes_of_a_store_that_works(tmp_path: Path) -> None:
-    store = FailoverStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None, timeout_ms=30_000)
+def test_the_outage_store_returns_the_notes_of_a_store_that_works(tmp_path: Path) -> None:
+    store = OutageStore(lambda: SqliteStore(tmp_path / "a.db"), mode="local", notify=lambda _: None, timeout_ms=30_000)
     assert store.args_key  # it has been opened
     assert leave(tmp_path / "a.db", wall=wall_us())
     assert store.take_notes("default", ["t1"]) == {"t1": NOTE.agent}

@@ -16,12 +16,12 @@ from mcpguard.policy.model import Call
 from mcpguard.session import audit
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Store
+from mcpguard.stores.memory import Memory, MemoryStore, release
 from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
 from tests.build import START_US, WALL_US, Session, Time
-from tests.memory_store import Memory, MemoryStore, release
 
 MIXED = """
 [[rule]]

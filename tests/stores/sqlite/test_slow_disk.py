@@ -18,7 +18,7 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
 from mcpguard.stores.sqlite import store as store_module
@@ -89,7 +89,7 @@ def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: 
     def opened() -> SqliteStore:
         return open_store(timeout_ms=20)
 
-    stores = [FailoverStore(opened, mode="deny", notify=told.append, timeout_ms=30_000) for _ in range(2)]
+    stores = [OutageStore(opened, mode="deny", notify=told.append, timeout_ms=30_000) for _ in range(2)]
     one, other = [Caller(store, ALL_KINDS, session=name * 16) for store, name in zip(stores, "ab", strict=True)]  # type: ignore[arg-type]
     for caller in one, other:  # the stores are open, and have their owners' files
         assert caller.words("x") == ["allowed"]

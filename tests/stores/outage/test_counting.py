@@ -1,12 +1,10 @@
 """Local counting: a wrapper never counts from less than it has seen."""
 
-from collections.abc import Sequence
-
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.failover import buffered_rows, local_counting
-from tests.stores.moody import LIMIT_3, Moody, Place
+from mcpguard.stores.outage.log import Bounds
+from tests.stores.outage.moody import LIMIT_3, Place
 
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
 EACH_USER_5 = '[[rule]]\nuser = "*"\nlimit = "5/1h"\n'
@@ -17,15 +15,16 @@ MODES = ["local", "deny", "allow"]
 
 
 def forget(place: Place, tool: str) -> None:
-    """Let `last_seen` leave out a tool's counter."""
-    place.forgotten.update(counter.id for request in place.session.charges(tool) for counter in request.plan.counters)
+    """Let the store forget a tool's counter, for want of room."""
+    place.forgotten.update(ids(place, tool))
 
 
-def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_is_denied(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 10)
-    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
+def ids(place: Place, tool: str) -> list[int]:
+    return [counter.id for request in place.session.charges(tool) for counter in request.plan.counters]
+
+
+def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_is_denied() -> None:
+    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1m"\n', bounds=Bounds(counters=10))
     place.break_down()
     assert [place.one(f"tool {at}").decision for at in range(12)] == ["allowed"] * 10 + ["unavailable"] * 2
     assert place.one("tool 0").decision == "rate_limited"
@@ -35,9 +34,8 @@ def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_
     assert place.used() == [1] * 10
 
 
-def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 1)
-    place = Place(policy=EACH_TOOL_5)
+def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_window() -> None:
+    place = Place(policy=EACH_TOOL_5, bounds=Bounds(counters=1))
     place.break_down()
     place.call(1, "echo")
     place.time.pass_s(1800)
@@ -48,19 +46,6 @@ def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_
     assert place.call(1, "other") == ["allowed"]
 
 
-def test_the_number_of_known_logs_is_bounded_over_many_outages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 10)
-    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "1/1d"\n')
-    for round_ in range(4):
-        place.break_down()
-        place.call(1, f"tool {round_} a")
-        place.memory.states.clear()
-        place.mend()
-        for at in range(4):
-            place.call(1, f"tool {round_} {at}")
-        assert len(place.store._local._logs) <= 10
-
-
 def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_outage() -> None:
     place = Place(policy=EACH_TOOL_5)
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
@@ -68,7 +53,7 @@ def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_out
     for _ in range(3):
         place.break_down()
         assert place.call(5, "echo") == ["unavailable"] * 5
-        assert place.call(1, "never seen") == ["allowed"]
+        assert place.call(1, "never seen") == ["unavailable"], "it may be one that was forgotten"
         place.mend()
     assert place.call(1, "echo") == ["rate_limited"]
 
@@ -84,24 +69,6 @@ def test_a_used_counter_whose_log_is_unknown_is_counted_from_zero_when_its_windo
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
-@pytest.mark.parametrize(
-    ("policy", "tools"), [(EACH_TOOL_5, ("echo", "echo", "echo")), (EACH_USER_5, ("echo", "other", "echo"))]
-)
-def test_the_last_of_several_calls_counts_for_when_an_unknown_log_has_left_the_window(
-    policy: str, tools: Sequence[str]
-) -> None:
-    place = Place(policy=policy)
-    for tool in tools:
-        place.time.now_us += 1_000_000
-        place.call(1, tool)
-    forget(place, "echo")
-    place.break_down()
-    place.time.now_us += 3600_000_000 - 1
-    assert place.call(1, "echo") == ["unavailable"]
-    place.time.now_us += 1
-    assert place.call(1, "echo") == ["allowed"]
-
-
 def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_the_store_last_told() -> None:
     other = Place(policy=EACH_TOOL_5)
     other.call(3, "echo")
@@ -112,32 +79,15 @@ def test_a_counter_that_only_other_wrappers_used_is_counted_from_the_log_that_th
     assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
 
 
-def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_does_not_tell_them() -> None:
+def test_calls_admitted_in_one_outage_are_counted_in_the_next_even_if_the_store_has_not_read_them() -> None:
     place = Place(policy=EACH_TOOL_5)
     place.call(1, "echo")
     place.break_down()
     place.call(2, "echo")
     place.mend()
-    forget(place, "echo")
+    place.unread.update(ids(place, "echo"))
     place.break_down()
     assert place.call(3, "echo") == ["allowed"] * 2 + ["rate_limited"]
-
-
-@pytest.mark.parametrize("policy", [EACH_TOOL_5, EACH_TOOL_5 + ERRORS_3], ids=["calls", "calls and errors"])
-def test_a_call_that_no_limit_decided_leaves_its_counters_unused(policy: str) -> None:
-    place = Place(policy=policy)
-    (request,) = place.session.charges("echo")
-    request.decided = "unauthenticated"
-    place.store.decide([request], place.session.journal)
-    place.break_down()
-    assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_a_call_that_ends_well_leaves_its_counter_of_errors_unused() -> None:
-    place = Place(policy=ERRORS_3)
-    place.stops(place.starts("echo"))
-    place.break_down()
-    assert place.call(1, "echo") == ["allowed"]
 
 
 def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_the_counter_since() -> None:
@@ -151,13 +101,11 @@ def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_th
     assert place.call(1, "echo") == ["unavailable"]
 
 
-@pytest.mark.parametrize("is_told", [True, False], ids=["told", "absent, so empty"])
-def test_a_counter_that_was_last_seen_empty_is_counted_from_zero(is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Moody, "absent_are_empty", not is_told)
+def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
     place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
     assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
     (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
-    for counter in echo if is_told else []:
+    for counter in echo:
         place.memory.states.setdefault(counter.id, ())
         place.memory.counters[counter.id] = counter
     place.time.pass_s(60)
@@ -176,92 +124,13 @@ def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_ne
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_an_unknown_counter_is_treated_as_used_while_forgotten_counters_may_hold_something(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
-    place = Place(policy=EACH_TOOL_5)
-    place.call(5, "echo")
-    for at in range(200):
-        place.call(1, f"tool {at}")
-    assert len(place.store._local._expiry_us) <= 100
-    place.forgotten.update(place.memory.states)
-    Place(policy=EACH_TOOL_5, other=place, session="00000000000000bb").call(1, "told")
-    place.break_down()
-    assert place.call(1, "echo") + place.call(1, "never seen") == ["unavailable"] * 2
-    assert place.call(5, "told") == ["allowed"] * 4 + ["rate_limited"]
-    place.time.pass_s(3600)
-    assert place.call(1, "echo") + place.call(1, "never seen") == ["allowed"] * 2
-
-
-def test_used_counters_whose_windows_have_passed_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
-    place = Place(policy=EACH_TOOL_5)
-    for at in range(90):
-        place.call(1, f"old {at}")
-    place.time.pass_s(3600)
-    for at in range(90):
-        place.call(1, f"new {at}")
-    place.forgotten.update(place.memory.states)
-    place.break_down()
-    assert [place.one(tool).decision for tool in ("new 0", "new 89", "old 0", "never seen")] == ["unavailable"] * 2 + [
-        "allowed"
-    ] * 2
-
-
-def test_used_counters_are_forgotten_also_if_they_become_too_many_during_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_SEEN", 100)
-    place = Place(policy=EACH_TOOL_5)
-    for at in range(90):
-        place.call(1, f"tool {at}")
-    place.forgotten.update(place.memory.states)
-    place.break_down()
-    assert [place.one(f"new {at}").decision for at in range(20)] == ["allowed"] * 11 + ["unavailable"] * 9
-    assert place.call(1, "tool 0") + place.call(1, "tool 89") == ["unavailable"] * 2
-
-
-def test_a_counter_is_not_counted_from_what_was_known_of_it_in_an_earlier_outage() -> None:
+def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one() -> None:
     other = Place(policy=EACH_TOOL_5)
-    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
-    other.call(1, "echo")
-    place.break_down()
-    place.call(1, "x")
-    place.mend()
-    place.call(4, "echo")
-    forget(place, "echo")
-    place.break_down()
-    assert place.call(1, "echo") == ["unavailable"]
-
-
-def test_a_used_counter_of_which_the_store_tells_no_more_is_counted_from_an_earlier_outage() -> None:
-    place = Place(policy=EACH_TOOL_5)
-    place.call(1, "echo")
-    place.break_down()
-    place.call(1, "x")
-    place.mend()
-    forget(place, "echo")
-    place.break_down()
-    assert place.call(5, "echo") == ["allowed"] * 4 + ["rate_limited"]
-
-
-def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
-    other = Place(policy=EACH_TOOL_5)
-    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb")
+    place = Place(policy=EACH_TOOL_5, other=other, session="00000000000000bb", bounds=Bounds(counters=2))
     for tool in ("a", "b"):
         other.call(1, tool)
     place.break_down()
     assert place.call(1, "c") + place.call(1, "d") + place.call(1, "e") == ["allowed"] * 2 + ["unavailable"]
-
-
-def test_of_too_many_logs_those_that_were_charged_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
-    place = Place(policy=EACH_TOOL_5)
-    for tool in ("a", "b", "c", "a"):
-        place.call(1, tool)
-        place.time.pass_ms(1)
-    place.break_down()
-    assert [place.one(tool).decision for tool in ("a", "b", "c")] == ["allowed", "unavailable", "allowed"]
 
 
 def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
@@ -336,11 +205,8 @@ def test_a_closed_tool_and_an_unauthenticated_caller_are_refused_in_every_mode(m
 
 @pytest.mark.parametrize("mode", ["local", "allow"])
 @pytest.mark.parametrize("decided", [None, "continued"])
-def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
-    monkeypatch: pytest.MonkeyPatch, mode: str, decided: str | None
-) -> None:
-    monkeypatch.setattr(buffered_rows, "MAX_ROWS", 5)
-    place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n')
+def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(mode: str, decided: str | None) -> None:
+    place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n', bounds=Bounds(rows=5))
     place.break_down()
     requests = place.session.charges("search", 7)
     for request in requests:
@@ -353,11 +219,8 @@ def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(
     assert [record["decision"] for record in place.records()] == [*decisions[:5], "unavailable"]
 
 
-def test_rows_of_denials_are_dropped_before_rows_of_forwarded_calls_and_their_number_is_reported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(buffered_rows, "MAX_ROWS", 10)
-    place = Place("allow", '[[rule]]\ntool = "closed *"\nlimit = "deny"\n')
+def test_rows_of_denials_are_dropped_before_rows_of_forwarded_calls_and_their_number_is_reported() -> None:
+    place = Place("allow", '[[rule]]\ntool = "closed *"\nlimit = "deny"\n', bounds=Bounds(rows=10))
     place.break_down()
     for at in range(8):
         place.call(1, f"open {at}")
@@ -366,17 +229,14 @@ def test_rows_of_denials_are_dropped_before_rows_of_forwarded_calls_and_their_nu
     place.mend()
     records = place.records()
     assert [record["tool"] for record in records if record["decision"] == "allowed"] == [f"open {at}" for at in range(8)]
-    assert [record["tool"] for record in records if record["decision"] == "denied"] == [f"closed {at}" for at in range(6, 16)]
+    assert [record["tool"] for record in records if record["decision"] == "denied"] == [f"closed {at}" for at in range(10)]
     seqs = [int(str(record["seq"])) for record in records]
     assert seqs == sorted(seqs)
     assert "18 audit rows of the outage written; 6 rows of denials dropped" in place.said[-1]
 
 
-def test_a_call_with_long_arguments_is_not_forwarded_if_the_buffer_has_no_room_for_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(buffered_rows, "MAX_CHARS", 10_000)
-    place = Place(policy=UNLIMITED)
+def test_a_call_with_long_arguments_is_not_forwarded_if_the_log_has_no_room_for_them() -> None:
+    place = Place(policy=UNLIMITED, bounds=Bounds(chars=10_000))
     place.session.keep_arguments("full")
     place.break_down()
     decisions = [place.session.call("x", arguments={"text": "a" * 1000})[0].decision for _ in range(20)]

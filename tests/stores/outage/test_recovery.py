@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Row
-from mcpguard.stores.failover import store as failover_store
-from mcpguard.stores.failover import write_behind
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.write_behind import BATCH, BATCH_CHARS
+from mcpguard.stores.memory import Memory
+from mcpguard.stores.outage import store as outage_store
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.log import Bounds
+from mcpguard.stores.outage.recovery import BATCH_CHARS
 from tests.build import START_US
-from tests.memory_store import Memory
-from tests.stores.moody import LIMIT_3, Moody, Place
+from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
+BATCH = Bounds().batch
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 
@@ -107,14 +107,6 @@ def test_another_store_gets_neither_outcomes_nor_hashes_of_the_previous_one() ->
     assert place.store.args_key == place.memory.args_key
 
 
-def test_rows_of_the_same_store_keep_their_hashes() -> None:
-    place = Place()
-    place.break_down()
-    place.one()
-    place.mend()
-    assert "args_hash" in place.records()[0]
-
-
 @pytest.mark.parametrize("failing", ["adopt", "append"])
 def test_an_interrupted_write_back_is_continued_and_loses_nothing(failing: str) -> None:
     place = Place(policy=MANY)
@@ -176,8 +168,7 @@ def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call
 
 
 def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "BATCH", 1)
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n')
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', bounds=Bounds(batch=1))
     place.break_down()
     place.call(1)
     place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_s(20))  # the second batch has no row
@@ -209,15 +200,6 @@ def test_admissions_whose_window_has_passed_are_not_written_back() -> None:
     assert place.used() == []
 
 
-def test_a_wrapper_admits_no_more_in_a_window_over_two_outages_than_over_one() -> None:
-    place = Place()
-    place.call(2)
-    place.break_down()
-    place.mend()
-    place.break_down()
-    assert place.call(3) == ["allowed", "rate_limited", "rate_limited"]
-
-
 def test_with_allow_calls_of_an_outage_are_never_counted() -> None:
     place = Place("allow")
     place.break_down()
@@ -227,7 +209,7 @@ def test_with_allow_calls_of_an_outage_are_never_counted() -> None:
 
 
 def test_closing_tries_once_more_to_write_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failover_store, "LAST_TRY_S", 30.0)
+    monkeypatch.setattr(outage_store, "LAST_TRY_S", 30.0)
     place = Place()
     place.break_down()
     during = place.one()
@@ -246,7 +228,7 @@ def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
     place.break_down()
     place.call(10 * BATCH)
     place.failing.clear()
-    place.before["append"] = lambda: place.time.pass_ms(round(failover_store.LAST_TRY_S * 1000) + 1)
+    place.before["append"] = lambda: place.time.pass_ms(round(outage_store.LAST_TRY_S * 1000) + 1)
     place.store.close()
     assert len(place.records()) == BATCH
 
@@ -304,7 +286,7 @@ def test_admissions_that_may_have_been_counted_are_sent_again_with_the_same_id_a
     assert place.used() == [5]
 
 
-def test_long_rows_are_written_a_few_at_a_time_and_one_that_the_store_does_not_take_loses_its_arguments() -> None:
+def test_long_rows_are_written_a_few_at_a_time_and_one_that_is_too_long_loses_its_arguments() -> None:
     place = Place(policy=UNLIMITED)
     place.session.keep_arguments("full")
     place.break_down()
@@ -312,31 +294,14 @@ def test_long_rows_are_written_a_few_at_a_time_and_one_that_the_store_does_not_t
         place.session.call("x", arguments={"text": "a" * size})
     sizes: list[int] = []
 
-    class Slow(Moody):
+    class Sized(Moody):
         def append(self, rows: Sequence[Row]) -> list[int]:
             sizes.append(sum(len(row.detail or "") for row in rows))
-            if sizes[-1] > BATCH_CHARS:
-                raise StoreUnavailable("it takes too long")
             return super().append(rows)
 
-    place.store._reopen = lambda: Slow(place)
-    place.failing.clear()
-    for _ in range(6):
-        place.probe()
-    assert place.store._store is not None
+    place.store._reopen = lambda: Sized(place)
+    place.mend()
+    assert max(sizes) <= BATCH_CHARS
     assert [len(str(record["arguments"])) > 1000 for record in place.records()] == [True, True, True, False]
     assert "too long" in str(place.records()[-1]["arguments"])
     assert [record["seq"] for record in place.records()] == [1, 2, 3, 4]
-
-
-def test_a_long_row_keeps_its_arguments_if_only_counting_was_slow() -> None:
-    place = Place()
-    place.session.keep_arguments("full")
-    place.break_down()
-    place.session.call("x", arguments={"text": "a" * BATCH_CHARS})
-    place.before["adopt"] = lambda: place.time.pass_s(20)
-    place.failing.clear()
-    place.probe()
-    assert place.store.needs_tending
-    place.mend()
-    assert [len(str(record["arguments"])) > BATCH_CHARS for record in place.records()] == [True]

@@ -1,4 +1,4 @@
-"""A wrapper with failover around a store in memory that fails on demand."""
+"""A wrapper with an outage store around a store in memory that fails on demand."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +10,11 @@ from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.spill import SpillFolder
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.log import Bounds, OutageFolder
+from mcpguard.stores.outage.store import OutageStore
 from tests.build import WALL_US, Time, Wrapper
-from tests.memory_store import Memory, MemoryStore
 
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 
@@ -46,11 +46,10 @@ class Moody(MemoryStore):
         super().settle(endings)
         self._place.has_done("settle")
 
-    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
-        assert all(call_id < 0 for call_id in calls)
-        self._place.reach("hold")
-        super().hold(calls)
-        self._place.has_done("hold")
+    def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+        self._place.reach("give_places")
+        super().give_places(calls)
+        self._place.has_done("give_places")
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str = "") -> None:
         self._place.reach("adopt")
@@ -59,7 +58,13 @@ class Moody(MemoryStore):
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         logs, now_us = super().last_seen()
-        return {key: log for key, log in logs.items() if key not in self._place.forgotten}, now_us
+        return {key: log for key, log in logs.items() if key not in self._place.forgotten | self._place.unread}, now_us
+
+    @property
+    def forgotten_until_us(self) -> int:
+        states, counters = self._place.memory.states, self._place.memory.counters
+        gone = [key for key in self._place.forgotten if states.get(key) and counters[key].window_us]
+        return max([states[key][-2] + counters[key].window_us for key in gone], default=0)
 
     def tend(self) -> None:
         self._place.reach("tend")
@@ -75,9 +80,10 @@ class Place:
     Args:
         mode: What becomes of calls without the store.
         policy: The policy.
-        folder: Where spill files are; None for nowhere.
+        folder: Where outage logs are; None for nowhere.
         other: A place whose store and clocks this one has too.
         session: The wrapper's session.
+        bounds: How much is kept of an outage.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Place:
         folder: Path | None = None,
         other: "Place | None" = None,
         session: str = "00000000000000aa",
+        bounds: Bounds | None = None,
     ) -> None:
         self.time: Time = other.time if other else Time()
         self.wall: Time = other.wall if other else Time(WALL_US)
@@ -96,17 +103,19 @@ class Place:
         self.failing: dict[str, BaseException] = {}
         self.before: dict[str, Callable[[], object]] = {}
         self.after: dict[str, Callable[[], object]] = {}
-        self.forgotten: set[int] = set()  # counters that `last_seen` leaves out
+        self.forgotten: set[int] = set()  # counters that the store has forgotten, for want of room
+        self.unread: set[int] = set()  # counters that it has neither read nor written
         self.opened: list[Moody] = []
         self.said: list[str] = []
-        self.store = FailoverStore(
+        self.store = OutageStore(
             self.open,
             mode=mode,
             notify=self.said.append,
-            spills=SpillFolder(folder, "db-spill-", base=lambda: self.base) if folder else None,
+            folder=OutageFolder(folder, "db-outage-", base=lambda: self.base) if folder else None,
             timeout_ms=30_000,
             clock=self.time,
             wall=self.wall,
+            bounds=bounds,
         )
         self.session = Wrapper(self.store, policy, session=session, args_key=lambda: self.store.args_key)
         assert self.store.args_key  # it has been opened
@@ -128,15 +137,15 @@ class Place:
         self.failing = {one: StoreUnavailable("it is gone", "bring it back") for one in what}
 
     def break_down(self) -> None:
-        self.fail("open", "decide", "append", "record", "adopt", "tend", "settle", "hold")
+        self.fail("open", "decide", "append", "record", "adopt", "tend", "settle", "give_places")
 
     def kill(self) -> None:
-        """Release the locks on spill files, as the system does when the process is killed."""
-        spill = self.store._buffer.spill
-        for file in (spill._file, *spill._given_up):
-            if file is not None:
-                file.close()
-        self.store._leftovers.close()
+        """Release the locks on outage logs, as the system does when the process is killed."""
+        store = self.store
+        for log in (store._local.log, store._own_logs.reading, *store._own_logs.read):
+            if log is not None:
+                log.close()
+        store._left_logs.close()
 
     def mend(self) -> None:
         """Let the store work again, and let a probe close the breaker."""

@@ -9,13 +9,12 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome, Row
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.connector import STEP_S, Connector
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, Connector
+from mcpguard.stores.outage.store import OutageStore
 from tests.build import Time, Wrapper
-from tests.memory_store import Memory, MemoryStore
 from tests.redis_servers import wait_for
-from tests.stores.moody import LIMIT_3, Place
+from tests.stores.outage.moody import LIMIT_3, Place
 
 ENOUGH_S = 30
 
@@ -30,7 +29,7 @@ class Door:
         self.closed = threading.Event()
         self.said: list[str] = []
         self.time = Time()
-        self.store = FailoverStore(
+        self.store = OutageStore(
             self.open, mode="local", notify=self.said.append, timeout_ms=timeout_ms, clock=self.time, wall=self.time
         )
 
@@ -226,25 +225,6 @@ def test_a_store_that_fails_as_soon_as_it_is_opened_is_closed_by_upkeep_and_not_
     door.store.close()
 
 
-def test_probes_are_one_to_five_seconds_apart_at_random() -> None:
-    place = Place()
-    place.break_down()
-    place.call()
-    apart_ms: list[int] = []
-    for _ in range(30):
-        tried = threading.Event()
-        place.before["open"] = tried.set
-        waited_ms = 0
-        while not tried.is_set():
-            place.time.pass_ms(50)
-            waited_ms += 50
-            place.store.tend()
-        apart_ms.append(waited_ms)
-    assert min(apart_ms) >= PROBE_US[0] // 1000
-    assert max(apart_ms) <= PROBE_US[1] // 1000 + 50
-    assert len(set(apart_ms)) > 10
-
-
 @pytest.mark.parametrize("failing", ["decide", "append", "record", "tend"])
 def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(failing: str) -> None:
     place = Place()
@@ -271,18 +251,6 @@ def test_an_undocumented_exception_during_a_probe_keeps_the_breaker_open(failing
     assert place.store.needs_tending
     place.mend()
     assert place.used() == [2]
-
-
-def test_a_denial_in_an_outage_says_what_is_wrong_and_what_to_do() -> None:
-    place = Place("deny")
-    place.break_down()
-    (request,) = place.session.charges("search")
-    (verdict,) = place.store.decide([request], place.session.journal)
-    assert verdict.decision == "unavailable"
-    assert request.why == (
-        "the store of counters is unavailable: it is gone (bring it back). "
-        "Try again in a few seconds. If that does not help, the store has to be repaired."
-    )
 
 
 class TellingLock:
@@ -353,7 +321,7 @@ def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() 
         return opened[-1]
 
     said: list[str] = []
-    store = FailoverStore(
+    store = OutageStore(
         open_slow, mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S, clock=door.time, wall=door.time
     )
     lock = store._lock = TellingLock()  # type: ignore[assignment]
@@ -385,7 +353,7 @@ def test_upkeep_that_outlives_the_store_is_no_outage() -> None:
             raise OSError(errno.EBADF, "Bad file descriptor")
 
     said: list[str] = []
-    store = FailoverStore(
+    store = OutageStore(
         lambda: Closed(door.memory, clock=door.time), mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S
     )
     session = Wrapper(store, LIMIT_3)

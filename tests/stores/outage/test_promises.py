@@ -14,9 +14,9 @@ from hypothesis.stateful import (
 
 from mcpguard.limiter.plan import label_parts
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.failover import write_behind
-from tests.memory_store import Memory, MemoryStore
-from tests.stores.moody import Place
+from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.outage.log import Bounds
+from tests.stores.outage.moody import Place
 
 CALLS, UNITS, ERRORS, IN_FLIGHT, WINDOW_US = 6, 20, 2, 3, 60_000_000
 COSTS = {"cheap": 1, "dear": 6}
@@ -40,17 +40,18 @@ limit = "{ERRORS}/1m"
 tool = "dear"
 cost = {COSTS["dear"]}
 """
-OPERATIONS = ["decide", "append", "record", "adopt", "settle", "hold", "tend"]
+OPERATIONS = ["decide", "append", "record", "adopt", "settle", "give_places", "tend"]
 
 
 class Outages(RuleBasedStateMachine):
     """One wrapper with `local`, whose store fails at any operation, and a model of what the wrapper has done."""
 
     calls = Bundle("calls")
+    bounds = Bounds()
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = Place(policy=POLICY)
+        self.place = Place(policy=POLICY, bounds=self.bounds)
         self.admitted: list[tuple[int, int]] = []  # time and cost
         self.failed: list[int] = []
         self.in_flight: set[int] = set()
@@ -138,10 +139,12 @@ def test_a_wrapper_is_never_over_its_limits_and_the_store_has_what_it_did_once_i
     run_state_machine_as_test(Outages, settings=settings(max_examples=60, stateful_step_count=40))
 
 
-def test_the_same_holds_if_the_buffer_is_written_back_in_many_batches() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write_behind, "BATCH", 1)
-        run_state_machine_as_test(Outages, settings=settings(max_examples=30, stateful_step_count=40))
+class InManyBatches(Outages):
+    bounds = Bounds(batch=1)
+
+
+def test_the_same_holds_if_the_log_is_read_in_many_batches() -> None:
+    run_state_machine_as_test(InManyBatches, settings=settings(max_examples=30, stateful_step_count=40))
 
 
 def test_only_one_thread_at_a_time_can_use_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Spill files: what a wrapper that ends in an outage leaves on disk, and how others take it in."""
+"""Outage logs: what a wrapper that ends in an outage leaves on disk, and how others read it into the store."""
 
 import contextlib
 import errno
@@ -11,27 +11,35 @@ from typing import Any
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.stores import locks
 from mcpguard.stores.api import Options, Store
-from mcpguard.stores.failover import spill, write_behind
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.leftovers import LOOK_EVERY_US
-from mcpguard.stores.failover.spill import RETRY_US, SpillFile, SpillFolder
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.memory import Memory
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
+from mcpguard.stores.outage.recovery import LOOK_EVERY_US
+from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.redis.store import RedisStore
+from mcpguard.stores.sqlite.log_records import NO_CHARGE, START, pack
 from mcpguard.stores.sqlite.store import SqliteStore
-from mcpguard.text.printing import amount
 from tests.build import START_US, Time, Wrapper
-from tests.memory_store import Memory
 from tests.redis_servers import running
-from tests.stores.moody import LIMIT_3, Moody, Place
+from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MIXED = MANY + '[[rule]]\ntool = "drop"\nlimit = "deny"\n'
 
 
-def spill_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("db-spill-*"))
+def left(folder: Path) -> list[Path]:
+    return sorted(folder.glob("db-outage-*"))
+
+
+HEAD_LINE = "h\t00\tthis boot\t1\t1\t"
+
+
+def log_of(*texts: str) -> bytes:
+    """The content of a file with these records."""
+    return START.checksum + pack(START, [(text, 0, NO_CHARGE) for text in texts])[0]
 
 
 def is_open(fd: int) -> bool:
@@ -76,14 +84,14 @@ def test_counts_rows_and_outcomes_of_a_wrapper_that_ends_in_an_outage_are_taken_
     second = place.one()
     place.ends(second)
     end(place)
-    assert [path.stat().st_mode & 0o777 for path in spill_files(tmp_path)] == [0o600]
+    assert [path.stat().st_mode & 0o777 for path in left(tmp_path)] == [0o600]
     after = successor(place, tmp_path)
     assert after.used() == [2]
     assert [record["decision"] for record in after.records()] == ["allowed", "denied", "allowed"]
     assert after.outcomes() == ["tool_error", None, "ok"]
     assert "args_hash" in after.records()[0]
     assert after.said == ["a wrapper ended while the store was unavailable: 3 audit rows of the outage written"]
-    assert spill_files(tmp_path) == []
+    assert left(tmp_path) == []
     assert not after.store.needs_tending
 
 
@@ -117,7 +125,7 @@ def test_closing_reports_how_many_rows_are_kept_on_disk(tmp_path: Path) -> None:
     assert place.said[-1] == "3 audit rows kept on disk for the next wrapper that reaches the store"
 
 
-def test_closing_without_a_spill_folder_reports_how_many_rows_are_lost() -> None:
+def test_closing_without_a_folder_reports_how_many_rows_are_lost() -> None:
     place = Place()
     place.break_down()
     place.call(3)
@@ -125,20 +133,13 @@ def test_closing_without_a_spill_folder_reports_how_many_rows_are_lost() -> None
     assert place.said[-1] == "3 audit rows lost: no store and no file on disk could take all of them"
 
 
-def test_closing_reports_nothing_if_the_store_has_everything(tmp_path: Path) -> None:
-    place = Place(folder=tmp_path)
-    place.call(3)
-    place.store.close()
-    assert (place.said, spill_files(tmp_path)) == ([], [])
-
-
 def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_written_twice(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.ends(place.one())
-    assert len(spill_files(tmp_path)) == 1
+    assert len(left(tmp_path)) == 1
     place.mend()
     place.store.tend()
-    assert spill_files(tmp_path) == []
+    assert left(tmp_path) == []
     after = successor(place, tmp_path)
     assert (after.used(), after.outcomes()) == ([1], ["ok"])
 
@@ -174,7 +175,7 @@ def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tm
 
 @pytest.mark.posix
 def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) -> None:
-    folder = SpillFolder(tmp_path, "db-spill-")
+    folder = OutageFolder(tmp_path, "db-outage-")
     file = folder.create()
 
     def free() -> int:
@@ -188,12 +189,13 @@ def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) 
 
 
 @pytest.mark.posix
-def test_a_file_that_cannot_be_opened_does_not_keep_the_next_one_from_being_taken_in(tmp_path: Path) -> None:
+def test_a_link_is_not_followed_and_does_not_keep_the_next_file_from_being_taken_in(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(2)
     place.kill()
-    (tmp_path / "db-spill-").symlink_to(tmp_path / "elsewhere")  # the first one
+    (tmp_path / "db-outage-").symlink_to(tmp_path / "elsewhere")  # the first one
     assert len(successor(place, tmp_path).records()) == 2
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
@@ -217,13 +219,13 @@ class Killed(BaseException):
 
 
 class Steps:
-    """Counts what is written to the store and to spill files, and kills the process at one moment: before or after a step."""
+    """Counts what is written to the store and to outage logs, and kills the process at one moment: before or after a step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.left: float = float("inf")
         for owner, name in (
-            (SpillFile, "append"),
-            (SpillFile, "remove"),
+            (OutageLog, "flush"),
+            (OutageLog, "remove"),
             (Moody, "adopt"),
             (Moody, "append"),
             (Moody, "record"),
@@ -231,9 +233,9 @@ class Steps:
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
 
     def _counted(self, do: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any) -> Any:
+        def counted(*args: Any, **more: Any) -> Any:
             self.moment()
-            done = do(*args)
+            done = do(*args, **more)
             self.moment()
             return done
 
@@ -250,20 +252,19 @@ class Steps:
 def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_write_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_other: bool
 ) -> None:
-    monkeypatch.setattr(write_behind, "BATCH", 2)
     steps = Steps(monkeypatch)
 
     def is_killed_at(moment: int) -> bool:
         """Kill the process at a moment. Returns whether there was such a moment."""
         folder = tmp_path / str(moment)
         folder.mkdir()
-        place = writing = in_outage(folder)
+        place = writing = in_outage(folder, bounds=Bounds(batch=2))
         for _ in range(5):
             place.ends(place.one())
         place.call(1, "drop")
         if is_other:
             place.kill()
-            writing = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb")
+            writing = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb", bounds=Bounds(batch=2))
         steps.left = moment
         try:
             writing.mend()
@@ -275,8 +276,8 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
         else:
             killed = False
         steps.left = float("inf")
-        after = successor(place, folder)
-        assert spill_files(folder) == []
+        after = successor(place, folder, bounds=Bounds(batch=2))
+        assert left(folder) == []
         assert after.used() == [5]
         assert sorted(int(str(record["seq"])) for record in after.records()) == [1, 2, 3, 4, 5, 6]
         assert after.outcomes().count("ok") == 5
@@ -286,22 +287,22 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
     assert moments > 20
 
 
-def test_a_spill_file_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = in_outage(tmp_path)
     place.call(2)
-    assert spill_files(tmp_path)
+    assert left(tmp_path)
     held: list[bool] = []
-    remove = SpillFile.remove
+    remove = OutageLog.remove
 
-    def noted(self: SpillFile) -> None:
+    def noted(self: OutageLog) -> None:
         held.append(place.store._lock.locked())
         remove(self)
 
-    monkeypatch.setattr(SpillFile, "remove", noted)
+    monkeypatch.setattr(OutageLog, "remove", noted)
     place.mend()
     while place.store.needs_tending:
         place.store.tend()
-    assert spill_files(tmp_path) == []
+    assert left(tmp_path) == []
     assert held == [False]
 
 
@@ -318,25 +319,6 @@ def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: 
     assert (len(after.records()), after.used()) == (1003, [3])
 
 
-def test_rows_of_a_second_outage_are_not_written_twice_if_the_wrapper_is_killed_during_write_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
-    place.mend()
-    place.store.tend()
-    assert spill_files(tmp_path) == []
-    place.break_down()
-    place.call(3)
-    steps = Steps(monkeypatch)
-    place.after["append"] = lambda: setattr(steps, "left", 1)
-    with pytest.raises(Killed):
-        place.mend()
-    place.kill()
-    after = successor(place, tmp_path)
-    assert (len(after.records()), after.used()) == (5, [5])
-
-
 def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_same_wrapper(tmp_path: Path) -> None:
     gone = in_outage(tmp_path)
     for _ in range(3):
@@ -349,10 +331,10 @@ def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_s
 
     after.after["append"] = lose_the_reply
     after.store.tend()
-    assert (len(after.records()), len(spill_files(tmp_path))) == (3, 1)
+    assert (len(after.records()), len(left(tmp_path))) == (3, 1)
     after.time.now_us += LOOK_EVERY_US
     after.store.tend()
-    assert (after.used(), after.outcomes(), spill_files(tmp_path)) == ([3], ["ok"] * 3, [])
+    assert (after.used(), after.outcomes(), left(tmp_path)) == ([3], ["ok"] * 3, [])
 
 
 def opens_file(folder: Path) -> Callable[[], Store]:
@@ -380,9 +362,9 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
         opened.append(opens())
         return opened[-1]
 
-    def wrapper(session: str) -> tuple[FailoverStore, Wrapper]:
-        folder = SpillFolder(tmp_path, "db-spill-")
-        store = FailoverStore(reopen, mode="local", notify=lambda _: None, spills=folder, timeout_ms=30_000, clock=time)
+    def wrapper(session: str) -> tuple[OutageStore, Wrapper]:
+        folder = OutageFolder(tmp_path, "db-outage-")
+        store = OutageStore(reopen, mode="local", notify=lambda _: None, folder=folder, timeout_ms=30_000, clock=time)
         return store, Wrapper(store, MANY, session=session)
 
     store, session = wrapper("00000000000000aa")
@@ -399,13 +381,12 @@ def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_wr
         time.now_us += PROBE_US[1]
         with pytest.raises(Killed):
             store.tend()
-    file = store._buffer.spill._file
-    assert file is not None
-    file.close()
+    assert store._own_logs.reading is not None
+    store._own_logs.reading.close()  # as the system does when the process is killed
     after, other_session = wrapper("00000000000000bb")
     assert other_session.decisions("x") == ["allowed"]
     after.tend()
-    assert spill_files(tmp_path) == []
+    assert left(tmp_path) == []
     after.close()
     with contextlib.closing(opens()) as reader:
         assert len(list(reader.entries())) == 3 + 1
@@ -468,14 +449,11 @@ def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outc
     assert [("args_hash" in record, record.get("outcome")) for record in after.records()] == [(True, None), (False, "ok")]
 
 
-def test_a_server_that_loses_its_data_while_it_gets_a_file_gets_no_hashes_with_its_old_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_behind, "BATCH", 2)
+def test_a_server_that_loses_its_data_while_it_gets_a_log_gets_no_hashes_with_its_old_key(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(6)
     place.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb", bounds=Bounds(batch=2))
 
     def lose_data() -> None:
         after.memory = Memory()
@@ -485,7 +463,7 @@ def test_a_server_that_loses_its_data_while_it_gets_a_file_gets_no_hashes_with_i
     after.store.tend()
     after.time.now_us += LOOK_EVERY_US
     after.store.tend()
-    assert ["args_hash" in record for record in after.records()] == [False] * 4
+    assert ["args_hash" in record for record in after.records()] == [False] * 6
 
 
 def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: Path) -> None:
@@ -503,7 +481,7 @@ def test_an_outcome_of_a_call_from_an_earlier_outage_reaches_its_row(tmp_path: P
     earlier = place.one()
     place.mend()
     place.store.tend()
-    assert spill_files(tmp_path) == []
+    assert left(tmp_path) == []
     place.break_down()
     place.call(1)
     place.ends(earlier, "tool_error")
@@ -535,19 +513,19 @@ def full(*_: object) -> None:
 def test_without_room_on_disk_everything_is_kept_in_memory_and_written_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SpillFile, "append", full)
+    monkeypatch.setattr(os, "write", full)
     place = in_outage(tmp_path)
     assert place.call(3) == ["allowed"] * 3
     place.mend()
     assert (place.used(), len(place.records())) == ([3], 3)
-    assert spill_files(tmp_path) == []
+    assert left(tmp_path) == []
 
 
 def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = in_outage(tmp_path)
     place.call(2)
     with monkeypatch.context() as patch:
-        patch.setattr(SpillFile, "append", full)
+        patch.setattr(os, "write", full)
         place.call(3)
         place.store.close()
     assert place.said[-2:] == [
@@ -566,12 +544,12 @@ def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_t
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     opened: list[int] = []
-    monkeypatch.setattr(spill, "try_lock", refuse)
-    folder = SpillFolder(tmp_path, "db-spill-")
+    monkeypatch.setattr(locks, "try_lock", refuse)
+    folder = OutageFolder(tmp_path, "db-outage-")
     for _ in range(2):
         with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)):
             folder.create()
-    assert spill_files(tmp_path) == []
+    assert left(tmp_path) == []
     assert len(opened) == 2
     assert not any(map(is_open, opened))
 
@@ -583,9 +561,8 @@ def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
     place = in_outage(tmp_path)
     place.call(before)
     with monkeypatch.context() as patch:
-        patch.setattr(SpillFile, "append", full)
+        patch.setattr(os, "write", full)
         place.call(2)
-    place.time.now_us += RETRY_US
     place.store.tend()
     place.kill()
     after = successor(place, tmp_path)
@@ -597,102 +574,46 @@ def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
 ) -> None:
     place = in_outage(tmp_path)
     place.call(2)
-    monkeypatch.setattr(SpillFile, "append", full)
+    monkeypatch.setattr(os, "write", full)
     monkeypatch.setattr(Moody, "append", lambda *_: killed_here())
     with pytest.raises(Killed):
         place.mend()
-    assert spill_files(tmp_path) == []
-
-
-def test_a_file_that_cannot_be_removed_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = SpillFolder(tmp_path, "db-spill-").create()
-    file.append([("key", "abc")])
-
-    def refuse(_: str) -> None:
-        raise PermissionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "unlink", refuse)
-        file.remove()
-    assert [path.read_bytes() for path in spill_files(tmp_path)] == [b""]
+    assert left(tmp_path) == []
 
 
 def killed_here() -> None:
     raise Killed
 
 
-def test_a_line_that_a_crash_cut_off_is_ignored_and_does_not_spoil_the_next_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = in_outage(tmp_path)
-    place.call(3)
-    place.kill()
-    (path,) = spill_files(tmp_path)
-    path.write_bytes(path.read_bytes()[:-20])
-    steps = Steps(monkeypatch)
-    taker = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
-    taker.after["append"] = lambda: setattr(steps, "left", 1)
-    with pytest.raises(Killed):
-        taker.store.tend()
-    taker.kill()
-    assert b'\n["newest",' in path.read_bytes()
-    after = successor(place, tmp_path)
-    assert (after.used(), len(after.records())) == ([3], 2)
-
-
-def test_a_write_that_a_full_disk_cuts_off_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
-    (path,) = spill_files(tmp_path)
-    size = path.stat().st_size
-    write = spill.os.write  # type: ignore[attr-defined]
-    with monkeypatch.context() as patch:
-        patch.setattr(spill.os, "write", lambda fd, data: write(fd, data[:7]))  # type: ignore[attr-defined]
-        place.call(1)
-    assert path.stat().st_size == size
-
-
-def test_a_file_grows_no_further_than_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spill, "MAX_FILE_BYTES", 5000)
-    place = in_outage(tmp_path)
-    place.call(50)
-    (path,) = spill_files(tmp_path)
-    assert 3000 < path.stat().st_size <= 5000
-    place.mend()
-    assert (place.used(), len(place.records())) == ([50], 50)
-
-
-def test_no_file_is_made_beside_too_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spill, "MAX_FOLDER_BYTES", 100)
-    for session in "ab":
-        place = in_outage(tmp_path, session=session * 16)
-        place.call(1)
-        place.kill()
-    assert len(spill_files(tmp_path)) == 1
-
-
-def test_the_records_that_wait_for_a_full_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spill, "MAX_WAITING", 20)
-    monkeypatch.setattr(SpillFile, "append", full)
-    place = in_outage(tmp_path)
-    place.call(50)
-    assert len(place.store._buffer.spill._waiting) <= 20
-    place.mend()
-    assert (place.used(), len(place.records())) == ([50], 50)
+def test_no_file_is_made_beside_too_many_others(tmp_path: Path) -> None:
+    folder = OutageFolder(tmp_path, "db-outage-", max_bytes=0)
+    file = folder.create()
+    os.write(file.fd, b"full")
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        folder.create()
+    assert [str(one) for one in left(tmp_path)] == [file.path]
+    file.close()
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"[1]\n", b'["spill","x",1,1,["a member"]]\n["row",-1,5]\n', b"\xff\n[]\nnull\n[2,3]\n", b'["five",1,2,3,4]\n'],
+    [
+        b"[1]\n",
+        bytes(4) + b"SQLite format 3" * 10,
+        log_of("x"),
+        log_of("h\tx\ty"),
+        log_of(HEAD_LINE, "+\t1"),
+        log_of(HEAD_LINE, "c\t1\t[[5,1,1]]"),
+    ],
 )
 def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "db-spill-0"
+    path = tmp_path / "db-outage-0"
     path.write_bytes(content)
     place = Place(folder=tmp_path)
     for _ in range(3):
         place.store.tend()
         place.time.now_us += LOOK_EVERY_US
-    assert path.read_bytes() == content
+    assert path.read_bytes().startswith(content)
     assert len(place.said) == 1
     assert "cannot be taken in and is left as it is" in place.said[0]
     assert not place.store.needs_tending
@@ -700,27 +621,27 @@ def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("damage", "lines"),
-    [(lambda data: bytes(len(data)), 1), (lambda data: data[:-9], 1), (lambda data: data.replace(b'["row"', b"[\0row"), 3)],
+    ("damage", "rows"),
+    [(lambda data: bytes(len(data)), 0), (lambda data: data[:-9], 2), (lambda data: data.replace(b"allowed", b"\0llowed"), 0)],
     ids=["zeros", "cut", "overwritten"],
 )
-def test_what_a_damaged_file_has_lost_is_told(tmp_path: Path, damage: Callable[[bytes], bytes], lines: int) -> None:
+def test_what_a_damaged_file_has_lost_is_told(tmp_path: Path, damage: Callable[[bytes], bytes], rows: int) -> None:
     place = in_outage(tmp_path)
     place.call(3)
     place.kill()
-    (path,) = spill_files(tmp_path)
+    (path,) = left(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
     after.store.tend()
-    assert f"{path} had {amount(lines, 'damaged line')}: calls or audit rows are lost" in after.said
-    assert spill_files(tmp_path) == []
+    assert after.said[-1] == f"{path} was damaged: calls or audit rows are lost"
+    assert (len(after.records()), left(tmp_path)) == (rows, [])
 
 
 def test_an_empty_file_of_a_killed_wrapper_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "db-spill-0").touch()
+    (tmp_path / "db-outage-0").touch()
     place = Place(folder=tmp_path)
     place.store.tend()
-    assert (spill_files(tmp_path), place.said) == ([], [])
+    assert (left(tmp_path), place.said) == ([], [])
 
 
 # while it is taken in
@@ -753,7 +674,7 @@ def test_outcomes_that_the_store_does_not_take_while_a_file_is_taken_in_are_trie
     after.failing = {}
     after.time.now_us += LOOK_EVERY_US
     after.store.tend()
-    assert (after.outcomes(), spill_files(tmp_path)) == (["ok"], [])
+    assert (after.outcomes(), left(tmp_path)) == (["ok"], [])
 
 
 def test_a_file_on_which_the_store_raises_an_undocumented_exception_is_left_as_it_is_and_reported_once(tmp_path: Path) -> None:
@@ -765,17 +686,16 @@ def test_a_file_on_which_the_store_raises_an_undocumented_exception_is_left_as_i
     for _ in range(3):
         after.store.tend()
         after.time.now_us += LOOK_EVERY_US
-    assert len(spill_files(tmp_path)) == len(after.said) == 1
+    assert len(left(tmp_path)) == len(after.said) == 1
     assert "cannot be taken in and is left as it is: ZeroDivisionError('a bug')" in after.said[0]
     assert not after.store.needs_tending
 
 
-def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "BATCH", 10)
+def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path) -> None:
     place = in_outage(tmp_path)
     place.call(100)
     place.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb", bounds=Bounds(batch=10))
 
     def slow() -> None:
         after.time.pass_ms(100)

@@ -3,7 +3,7 @@
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.failover.breaker import NOT_IN_TIME, PROBE_US, CircuitBreaker
+from mcpguard.stores.outage.breaker import NOT_IN_TIME, PROBE_US, CircuitBreaker
 from tests.build import Time
 
 GONE = StoreUnavailable("it is gone")

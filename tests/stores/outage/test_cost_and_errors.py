@@ -1,17 +1,14 @@
 """Cost and errors in an outage: counted as in a store, and written back."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mcpguard.limiter.plan import label_parts
-from mcpguard.stores.failover import local_counting
-from mcpguard.stores.failover.spill import SpillFile
+from mcpguard.stores.memory import Memory
+from mcpguard.stores.outage.log import Bounds
 from tests.build import START_US
-from tests.memory_store import Memory
-from tests.stores.moody import LIMIT_3, Place
+from tests.stores.outage.moody import LIMIT_3, Place
 
 COST_10 = """
 [[rule]]
@@ -118,16 +115,6 @@ def test_errors_in_an_outage_are_counted_in_the_store_afterwards(mode: str) -> N
     assert refusal(place) == ("failing", failed_us + 3600_000_000 - place.time())
 
 
-def test_calls_in_flight_that_fail_after_the_limit_on_errors_is_reached_are_counted_too() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    calls = [place.starts() for _ in range(4)]
-    place.stops(*calls, failed=True)
-    assert refusal(place) == ("failing", 3600_000_000)
-    place.mend()
-    assert place.used() == [4]
-
-
 @pytest.mark.parametrize("mode", ["local", "deny", "allow"])
 def test_a_call_that_fails_as_the_store_fails_is_counted_once(mode: str) -> None:
     place = Place(mode, ERRORS_2)
@@ -156,15 +143,6 @@ def test_with_allow_calls_that_were_forwarded_without_the_store_are_not_counted_
     assert used(place) == {"errors": 1}
 
 
-def test_a_call_of_an_outage_that_fails_afterwards_is_counted_in_the_store() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    call = place.starts()
-    place.mend()
-    place.stops(call, failed=True)
-    assert used(place) == {"errors": 1}
-
-
 def test_a_call_that_an_earlier_store_admitted_is_counted_in_the_next_one_if_it_fails() -> None:
     place = Place(policy=ERRORS_2)
     call = place.starts()
@@ -174,38 +152,6 @@ def test_a_call_that_an_earlier_store_admitted_is_counted_in_the_next_one_if_it_
     place.mend()
     place.stops(call, failed=True)
     assert used(place) == {"errors": 1}
-
-
-def test_a_tool_that_has_not_failed_is_not_closed_by_an_outage() -> None:
-    place = Place(policy=ERRORS_2 + LIMIT_3)
-    call = place.starts()
-    forget_all(place)
-    place.forgotten.difference_update(key for key, counter in place.memory.counters.items() if '"user"' in counter.label)
-    place.break_down()
-    assert place.call() == ["allowed"]
-    place.stops(call)
-
-
-def has_failed(place: Place) -> None:
-    fails(place)
-
-
-def was_refused(place: Place) -> None:
-    other = Place(policy=ERRORS_2, other=place, session="00000000000000bb")
-    fails(other, 2)
-    assert refusal(place)[0] == "failing"
-
-
-@pytest.mark.parametrize("happens", [has_failed, was_refused])
-def test_a_counter_of_errors_in_which_errors_were_seen_is_not_counted_from_zero(happens: Callable[[Place], None]) -> None:
-    place = Place(policy=ERRORS_2)
-    happens(place)
-    forget_all(place)
-    place.break_down()
-    place.time.now_us += 3600_000_000 - 1
-    assert place.call() == ["unavailable"]
-    place.time.now_us += 1
-    assert place.call() == ["allowed"]
 
 
 def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_than_it_leaves_the_window() -> None:
@@ -224,53 +170,22 @@ def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_tha
     assert used(place)["errors"] == 1
 
 
-def test_errors_of_one_outage_count_in_the_next_even_if_the_store_does_not_tell_them() -> None:
+def test_errors_of_one_outage_count_in_the_next_even_if_the_store_has_not_read_them() -> None:
     place = Place(policy=ERRORS_2)
     place.break_down()
     fails(place, 2)
     place.mend()
-    forget_all(place)
+    place.unread.update(place.memory.states)
     place.break_down()
     assert refusal(place)[0] == "failing"
 
 
-def test_a_log_of_errors_of_one_outage_is_not_used_in_the_next_if_a_call_has_failed_since() -> None:
-    place = Place(policy=ERRORS_2)
-    place.break_down()
-    fails(place)
-    place.mend()
-    fails(place)
-    forget_all(place)
-    place.break_down()
-    assert place.call() == ["unavailable"]
-
-
-@pytest.mark.parametrize("mode", ["deny", "allow"])
-def test_without_local_counting_nothing_is_remembered_of_errors(mode: str) -> None:
-    place = Place(mode, ERRORS_2)
-    calls = [place.starts(f"tool {at}") for at in range(20)]
-    place.stops(*calls[:10], failed=True)
-    place.break_down()
-    place.call()
-    place.stops(*calls[10:], failed=True)
-    assert not place.store._local._expiry_us
-
-
-def test_a_call_in_an_outage_whose_counter_of_errors_has_no_room_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_COUNTERS", 2)
-    place = Place(policy=ERRORS_2)
+def test_a_call_in_an_outage_whose_counter_of_errors_has_no_room_is_denied() -> None:
+    place = Place(policy=ERRORS_2, bounds=Bounds(counters=2))
     place.break_down()
     for tool in "ab":
         fails(place, 1, tool)
     assert [place.one(tool).decision for tool in "abc"] == ["allowed", "allowed", "unavailable"]
-
-
-def test_the_number_of_counters_of_errors_that_are_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_counting, "MAX_SEEN", 10)
-    place = Place(policy=ERRORS_2)
-    for at in range(20):
-        fails(place, 1, f"tool {at}")
-        assert len(place.store._local._expiry_us) <= 10
 
 
 def test_an_observed_limit_on_errors_that_cannot_be_counted_denies_nothing_and_the_others_are_counted() -> None:
@@ -298,52 +213,12 @@ def test_costs_and_errors_of_a_wrapper_that_is_killed_in_an_outage_are_taken_in_
     assert used(after) == {"cost": 5, "errors": 1}
 
 
-def spill_file(folder: Path, *records: object) -> None:
-    header = ["spill", "this boot", START_US, 0, []]
-    path = folder / "db-spill-0"
-    path.write_text("".join(f"{json.dumps(one)}\n" for one in (header, *records)))
-
-
-def label(place: Place) -> str:
-    (request,) = place.session.charges("search")
-    return request.plan.counters[0].label
-
-
-def test_a_file_of_an_earlier_version_without_costs_is_taken_in(tmp_path: Path) -> None:
-    place = Place(folder=tmp_path)
-    assert json.loads(label(place)) == ["default", {"user": "alice@acme.com"}, {}, 3600_000_000]
-    spill_file(tmp_path, ["log", label(place), START_US], ["log", label(place), START_US])
-    place.store.tend()
-    assert place.used() == [2]
-
-
-def test_a_file_with_costs_and_without_costs_is_taken_in(tmp_path: Path) -> None:
-    place = Place(policy=COST_10, folder=tmp_path)
-    assert json.loads(label(place)) == ["default", {"user": "alice@acme.com"}, {}, "cost", 3600_000_000]
-    spill_file(tmp_path, ["log", label(place), START_US, 4], ["log", label(place), START_US])
-    place.store.tend()
-    assert place.used() == [5]
-
-
-@pytest.mark.parametrize("record", [["log", "[]", START_US], ["log", '["a",{},{},9]', START_US, "many"]])
-def test_a_file_with_a_malformed_charge_is_left_as_it_is(tmp_path: Path, record: list[object]) -> None:
-    place = Place(folder=tmp_path)
-    spill_file(tmp_path, record)
-    place.store.tend()
-    assert "cannot be taken in and is left as it is" in place.said[0]
-
-
-def test_an_error_is_on_disk_before_the_client_gets_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_on_disk_before_the_client_gets_the_answer(tmp_path: Path) -> None:
     place = Place(policy=ERRORS_2, folder=tmp_path)
     place.break_down()
     call = place.starts()
-    written: list[object] = []
-    append = SpillFile.append
-
-    def note(self: SpillFile, records: list[list[object]]) -> None:
-        written.extend(record[0] for record in records)
-        append(self, records)
-
-    monkeypatch.setattr(SpillFile, "append", note)
     place.stops(call, failed=True)
-    assert written == ["log"]
+    place.kill()
+    after = Place(policy=ERRORS_2, folder=tmp_path, other=place, session="00000000000000bb")
+    after.store.tend()
+    assert used(after) == {"errors": 1}

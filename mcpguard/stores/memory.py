@@ -1,12 +1,12 @@
-"""A store in memory. Tests compare the other stores with it."""
+"""A store in memory: all that a store does, in the fewest words. Local counting is built on it, see `outage.local`."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.limiter import sliding
-from mcpguard.limiter.plan import Counter
-from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.sliding import EMPTY, Decision, Limit, State
 from mcpguard.session.audit import Outcome, Row, record
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_one
@@ -55,38 +55,70 @@ class MemoryStore:
         journal.begin()
         verdicts = []
         for request in requests:
-            row_id = len(self._memory.rows) + 1
-            (one,), changed = decide_all([request], self._memory.states, self._clock(), row_id)
-            self._memory.counters.update(changed)
+            call_id = self._next_row_id()
+            one, counters, decision = self._decide_one(request, call_id)
             row = journal.row(request, one, self._wall())
             if row is not None:
-                self._memory.rows.append(row)
-                one.row_id = row_id
+                self._write(row, counters, decision)
+                one.row_id = call_id
             verdicts.append(one)
         return verdicts
 
+    def _decide_one(self, request: DecisionRequest, call_id: int) -> tuple[Verdict, Sequence[Counter], Decision]:
+        """Decide a request and charge its counters.
+
+        Args:
+            request: The request.
+            call_id: The id of its row, if it gets one.
+
+        Returns:
+            The verdict, and the decision with the counters that it names.
+        """
+        counters = request.plan.counters
+        one, decision = decide_one(request, self._states_of(counters), self._clock(), call_id)
+        for limit in decision.charged:
+            self._set(counters[limit.counter], decision.states[limit.counter])
+        return one, counters, decision
+
+    def _next_row_id(self) -> int:
+        """The id of the next row."""
+        return len(self._memory.rows) + 1
+
+    def _write(self, row: Row, counters: Sequence[Counter], decision: Decision) -> None:
+        """Write the row of a decision that has charged some of these counters."""
+        self._memory.rows.append(row)
+
+    def _states_of(self, counters: Sequence[Counter]) -> list[State]:
+        return [self._memory.states.get(counter.id, EMPTY) for counter in counters]
+
+    def _set(self, counter: Counter, state: State) -> None:
+        if state:
+            self._memory.states[counter.id], self._memory.counters[counter.id] = state, counter
+        else:
+            self._memory.states.pop(counter.id, None)
+            self._memory.counters.pop(counter.id, None)
+
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`."""
-        states, now_us = self._memory.states, self._clock()
-        for ending in endings:
-            counters = ending.plan.counters
-            for limit in ending.plan.limits:
-                if limit.counts == "concurrent" and (key := counters[limit.counter].id) in states:
-                    states[key] = release(states[key], ending.row_id)
-            if ending.failed:
-                logs = [states.get(counter.id, EMPTY) for counter in counters]
-                after, charged = sliding.fail(ending.plan.limits, logs, now_us)
-                for limit in charged:
-                    counter = counters[limit.counter]
-                    states[counter.id], self._memory.counters[counter.id] = after[limit.counter], counter
+        for row_id, plan, failed in endings:
+            for counter in plan.counters:
+                if not counter.window_us and counter.id in self._memory.states:
+                    self._set(counter, release(self._memory.states[counter.id], row_id))
+            if failed:
+                self._count_failure(plan)
 
-    def hold(self, calls: Mapping[int, Sequence[Counter]]) -> None:
+    def _count_failure(self, plan: Plan) -> Sequence[Limit]:
+        """Count a call that failed on its counters of errors. Returns the limits that were charged."""
+        after, charged = sliding.fail(plan.limits, self._states_of(plan.counters), self._clock())
+        for limit in charged:
+            self._set(plan.counters[limit.counter], after[limit.counter])
+        return charged
+
+    def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
         for call_id, counters in calls.items():
             for counter in counters:
-                self._memory.counters[counter.id] = counter
-                others = release(self._memory.states.get(counter.id, EMPTY), call_id)
-                self._memory.states[counter.id] = (*others, call_id)
+                self._set(counter, (*release(self._memory.states.get(counter.id, EMPTY), call_id), call_id))
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
@@ -100,7 +132,7 @@ class MemoryStore:
             self._memory.outcomes.setdefault(outcome.row_id, outcome)
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
-        pass
+        """See `Store`. There is nothing to wait for."""
 
     def catch_up(self) -> bool:
         """See `Store`. There is nothing to do."""
@@ -110,10 +142,9 @@ class MemoryStore:
         """See `Store`. Drops counters whose windows have passed, and old notes."""
         self._drop_old_notes()
         now_us = self._clock()
-        for key, state in list(self._memory.states.items()):
-            window_us = self._memory.counters[key].window_us
-            if not (sliding.live(state, window_us, now_us) if window_us else state):
-                del self._memory.states[key]
+        for counter in list(self._memory.counters.values()):
+            state = self._memory.states.get(counter.id, EMPTY)
+            self._set(counter, sliding.live(state, counter.window_us, now_us) if counter.window_us else state)
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
@@ -121,9 +152,9 @@ class MemoryStore:
         return {key: log for key, log in states.items() if counters[key].window_us}, self._clock()
 
     @property
-    def absent_are_empty(self) -> bool:
-        """See `Store`. As on Redis, nobody knows."""
-        return False
+    def forgotten_until_us(self) -> int:
+        """See `Store`. It forgets none."""
+        return 0
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
@@ -132,9 +163,8 @@ class MemoryStore:
         self._memory.adopted.add(write_back_id)
         now_us = self._clock()
         for counter, log in logs:
-            self._memory.counters[counter.id] = counter
             before = sliding.live(self._memory.states.get(counter.id, EMPTY), counter.window_us, now_us)
-            self._memory.states[counter.id] = sliding.merge(before, sliding.shift(log, now_us), counter.window_us)
+            self._set(counter, sliding.merge(before, sliding.shift(log, now_us), counter.window_us))
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
@@ -186,7 +216,7 @@ class MemoryStore:
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
-        return [self._memory.states.get(counter.id, EMPTY) for counter in counters], self._clock()
+        return self._states_of(counters), self._clock()
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
@@ -202,33 +232,6 @@ class MemoryStore:
 
     def close(self) -> None:
         """See `Store`."""
-
-
-def decide_all(
-    requests: Sequence[DecisionRequest], states: MutableMapping[int, State], now_us: int, first_row: int = 1
-) -> tuple[list[Verdict], dict[int, Counter]]:
-    """Decide requests in order, and update the counters' logs in `states`.
-
-    Args:
-        requests: The requests.
-        states: The logs by counter id. A missing log is empty.
-        now_us: The store's time.
-        first_row: The id of the first call among the calls in flight; each later one has the next.
-
-    Returns:
-        The verdicts, and the counters whose logs have changed.
-    """
-    verdicts: list[Verdict] = []
-    changed: dict[int, Counter] = {}
-    for call_id, request in enumerate(requests, first_row):
-        counters = request.plan.counters
-        one, decision = decide_one(request, [states.get(counter.id, EMPTY) for counter in counters], now_us, call_id)
-        verdicts.append(one)
-        for limit in decision.charged:
-            counter = counters[limit.counter]
-            states[counter.id] = decision.states[limit.counter]
-            changed[counter.id] = counter
-    return verdicts, changed
 
 
 def release(state: State, call_id: int) -> State:

@@ -10,8 +10,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import label_parts
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Options, Store
-from mcpguard.stores.failover.breaker import PROBE_US
-from mcpguard.stores.failover.store import FailoverStore
+from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time, Wrapper
@@ -56,7 +56,7 @@ class Guard:
         self.is_away = False
         self.time = Time()
         self._opens = opens
-        self.store = FailoverStore(self._open, mode="local", notify=lambda _: None, timeout_ms=30_000, clock=self.time)
+        self.store = OutageStore(self._open, mode="local", notify=lambda _: None, timeout_ms=30_000, clock=self.time)
         assert self.store.args_key  # it has been opened
         self.session = Wrapper(self.store, policy, session=session)
 

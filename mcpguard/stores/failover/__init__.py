@@ -1,1 +1,0 @@
-"""Lets calls go on while a store cannot be used: a circuit breaker, local counting, and a write-behind buffer on disk."""
