@@ -290,6 +290,17 @@ def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeyp
     timer.join()
 
 
+def test_processes_of_a_server_that_mcpguard_ends_are_killed(scene: Scene) -> None:
+    heeds = "import os, signal; signal.signal(15, lambda *_: os._exit(0)); os.fork() and (os.write(1, b'up'), signal.pause());"
+    child = scene.server(sys.executable, "-S", "-c", heeds + IGNORING)
+    assert os.read(child.stdout, 2) + os.read(child.stdout, 2) == b"upup"
+    downstream = scene.stream_ends_with(child)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert scene.supervise() == 0
+    downstream.join(30)
+    assert not downstream.is_alive()
+
+
 def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_is_loaded(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", "import os; os.fork() and (os.read(0, 1), os._exit(0));" + IGNORING)
     assert os.read(child.stdout, 2) == b"up"
