@@ -316,6 +316,29 @@ def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_i
     assert not downstream.is_alive()
 
 
+@pytest.mark.usefixtures("_patient")
+def test_requests_in_flight_are_awaited_though_the_server_has_exited_since_its_child_may_answer_them(scene: Scene) -> None:
+    scene.server("cat")
+    scene.traffic.client_leaves, scene.traffic.unanswered = True, 2
+    assert scene.supervise() == 0
+    assert scene.traffic.unanswered < 0
+
+
+@pytest.mark.parametrize(("leaves", "waits"), [("nobody", True), ("client", False), ("signal", False)])
+def test_after_the_client_has_left_nothing_is_answered_in_the_servers_place(scene: Scene, leaves: str, waits: bool) -> None:
+    child = scene.server("sh", "-c", "read line; exit 7")
+    downstream = scene.stream_ends_with(child)
+    if leaves == "client":
+        scene.traffic.client_leaves = True
+    elif leaves == "signal":
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        os.write(child.stdin, b"\n")
+    scene.supervise()
+    assert scene.traffic.client_waits == waits
+    downstream.join()
+
+
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(scene: Scene) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     Supervisor()
