@@ -4,6 +4,7 @@ import pwd
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from platformdirs.macos import MacOS
@@ -61,7 +62,7 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         max_mb = 10
         arguments = "none"
     """
-    given = {
+    given: dict[str, Any] = {
         "store": "sqlite:///elsewhere/x.db",
         "namespace": "team",
         "timeout_ms": 100,

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,7 @@ from mcpguard.stores.sqlite.store import SqliteStore
 from tests.recorded_hooks import CODEX, COPILOT
 from tests.redis_servers import Server, running
 
-from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script, until
-from .outages import BUDGET_MS, stopped_holder
+from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script
 
 EXPLORE = "Claude Code::subagent::Explore"
 MAIN = "Claude Code::interactive::default"
@@ -203,50 +201,6 @@ def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path
         assert host.end() == 0
         names = [str(row["agent"]).split("::")[2] for row in host.audit()]
         assert names == ["agent 2", "default", "agent 0", "agent 1"]
-
-
-def test_hook_and_wrapper_meet_in_the_namespace_and_the_store_that_both_are_given(tmp_path: Path) -> None:
-    url = f"sqlite://{tmp_path}/team.db"
-    settings = tmp_path / "team.toml"
-    settings.write_text(f'[store]\nurl = "{url}"\nnamespace = "team"\n')
-    ways: list[tuple[tuple[str, ...], dict[str, str]]] = [
-        (("--config", str(settings)), {}),
-        ((), {"MCPGUARD_CONFIG": str(settings)}),
-        (("--store", url), {"MCPGUARD_NAMESPACE": "team"}),
-    ]
-    with Host(tmp_path, *script("obedient"), options=["--config", str(settings)], env=SESSION) as host:
-        assert "result" in call(host, "before")
-        for at, (options, env) in enumerate(ways):
-            hook(tmp_path, f"t{at}", agent=f"agent {at}", options=options, **env)
-            call(host, f"t{at}")
-        hook(tmp_path, "elsewhere", options=("--store", url))
-        call(host, "elsewhere")
-        assert host.end() == 0
-    with contextlib.closing(sqlite3.connect(tmp_path / "team.db")) as db:
-        rows = [
-            json.loads(row[0])
-            for row in db.execute("SELECT json FROM audit JOIN fragment c ON c.id = context ORDER BY audit.id")
-        ]
-    names = [row["agent"].split("::")[2] for row in rows if "agent" in row]
-    assert names == ["default", "agent 0", "agent 1", "agent 2", "default"]
-
-
-@pytest.mark.parametrize(("what", "file"), [("hold", "mcpguard.db-calls"), ("hold_transaction", "mcpguard.db")])
-def test_while_a_stopped_process_has_the_stores_lock_the_hook_ends_and_the_call_goes_on(
-    tmp_path: Path, what: str, file: str
-) -> None:
-    budget(tmp_path, BUDGET_MS)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
-        hello(host)
-        assert "result" in call(host, "before")
-        with stopped_holder(what, tmp_path / file):
-            hook(tmp_path, "t1")
-            assert "result" in call(host, "t1")
-        until(lambda: "store is back" in host.err, "the store is back")
-        hook(tmp_path, "t2")
-        assert "result" in call(host, "t2")
-        assert host.end() == 0
-        assert who(host.audit()) == [(MAIN, "clientInfo"), (MAIN, "clientInfo"), (EXPLORE, "hook")]
 
 
 @pytest.fixture
