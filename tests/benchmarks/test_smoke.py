@@ -82,11 +82,12 @@ def test_calls_with_counters_on_a_server_are_measured_beside_a_round_trip_to_it(
 
 def test_wrappers_of_both_stores_are_measured_together(tmp_path: Path, guard: Variant) -> None:
     sections = wrappers.measure(TINY, tmp_path, guard, (1, 2))
-    assert [len(section.rows) for section in sections] == [4, 4]
+    assert [len(section.rows) for section in sections] == [6, 6]
     for section in sections:
         figures = {row.label: row.values["mcpguard"] for row in section.rows}
         assert figures["1 at once, smallest share"] == 1
         assert figures["2 at once, calls/s"] > 0
+        assert figures["2 at once, without the store"] == 0
 
 
 def request(who: Call) -> DecisionRequest:
