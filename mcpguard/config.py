@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.errors import ConfigError, StoreUnavailable, closest_word
 from mcpguard.files import absolute, read_at_once
 from mcpguard.identity.account import folders
+from mcpguard.run_options import DENIALS
 from mcpguard.text.redaction import holds_token
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
@@ -211,13 +212,26 @@ def written(where: str, key: str, value: str) -> str:
     return f"{where}={value}" if where.startswith("MCPGUARD_") else f'{key} = "{value}"'
 
 
-_TABLES: Final[dict[str, tuple[str, ...]]] = {
-    "": ("denials", "quiet", "max_frame_bytes"),
-    "store": ("url", "namespace", "timeout_ms", "on_unavailable", "durability"),
-    "identity": ("user", "agent", "trust_client_info", "trust_meta"),
-    "identity.jwt": ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"),
-    "audit": ("keep", "max_mb", "arguments"),
+Kind = type | tuple[str, ...] | range
+"""What a setting can be: text, a truth value, one of some words, or a number in a range; `object` if others check it."""
+
+SETTINGS: Final[dict[str, dict[str, Kind]]] = {
+    "": {"denials": DENIALS, "quiet": bool, "max_frame_bytes": range(1024, (1 << 30) + 1)},
+    "store": {
+        "url": str,
+        "namespace": str,
+        "timeout_ms": range(1, 60_001),
+        "on_unavailable": ("local", "deny", "allow"),
+        "durability": ("normal", "full"),
+    },
+    "identity": {"user": str, "agent": str, "trust_client_info": bool, "trust_meta": bool},
+    "identity.jwt": dict.fromkeys(
+        ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"), object
+    ),
+    "audit": {"keep": object, "max_mb": range(1, 1_000_001), "arguments": ("hash", "none", "full")},
 }
+"""The settings of each table of the file."""
+
 _IN_FILE: Final = {
     "store": "store.url",
     "user": "identity.user",
@@ -227,19 +241,11 @@ _IN_FILE: Final = {
 }
 """The settings that an option or a variable can have, too, and their keys in the file."""
 
-_CHOICES: Final = {
-    "denials": ("auto", "error", "result"),
-    "on_unavailable": ("local", "deny", "allow"),
-    "durability": ("normal", "full"),
-    "arguments": ("hash", "none", "full"),
-}
 SWITCHES: Final = ("observe", "quiet")
 """The options of `run` without a value that a variable can stand for."""
 
-_BOOLEANS: Final = ("quiet", "trust_client_info", "trust_meta")
 _WORDS: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _NAMES: Final = ("user", "agent", "server", "namespace")
-_RANGES: Final = {"timeout_ms": (1, 60_000), "max_mb": (1, 1_000_000), "max_frame_bytes": (1024, 1 << 30)}
 
 
 def load(environ: Mapping[str, str], **options: str | None) -> Settings:
@@ -267,7 +273,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     if any("\ud800" <= char <= "\udfff" for char in str(values.get("namespace", ""))):  # the bytes that are not UTF-8
         raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "write MCPGUARD_NAMESPACE=team")
     if "denials" in values:
-        _setting("denials", values["denials"], places["denials"])
+        _setting("denials", DENIALS, values["denials"], places["denials"])
     for key in SWITCHES:
         if (is_on := switch(f"MCPGUARD_{key.upper()}", environ)) is not None:
             values[key] = is_on
@@ -277,6 +283,14 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         if key in _NAMES and holds_token(str(name)):  # it would be in every audit row
             hint = "configure [identity.jwt] to take users from tokens"
             raise ConfigError(f"{places[key]} holds a token where a name belongs", hint)
+    warnings: tuple[str, ...] = ()
+    if store := options.get("store"):
+        from mcpguard.stores.address import has_password
+
+        if has_password(store):
+            where = f"{file} (mode 0600) or MCPGUARD_STORE"
+            seen = "which other accounts can see in the list of processes"
+            warnings = (f"--store holds a password, {seen}: put the URL into {where}",)
     policy = options.get("policy") or environ.get("MCPGUARD_POLICY")
     where = place("policy", options.get("policy"), environ)
     return Settings(
@@ -285,7 +299,7 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         database_path=accounts.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
         file_path=file,
-        warnings=_warnings(file, store=options.get("store")),
+        warnings=warnings,
         places=places,
         **values,  # type: ignore[arg-type]
     )
@@ -305,17 +319,6 @@ def switch(name: str, environ: Mapping[str, str]) -> bool | None:
     return found
 
 
-def _warnings(file: str, *, store: str | None) -> tuple[str, ...]:
-    if not store:
-        return ()
-    from mcpguard.stores.address import has_password
-
-    if not has_password(store):
-        return ()
-    places = f"{file} (mode 0600) or MCPGUARD_STORE"
-    return (f"--store holds a password, which other accounts can see in the list of processes: put the URL into {places}",)
-
-
 def _refuse_another_user(file: str, values: Mapping[str, object], given: Mapping[str, str | None]) -> None:
     """Refuse a configured user beside `[identity.jwt]`, because one of the two would have no effect."""
     places = {**given, f"{file}: identity.user": values.get("user")}
@@ -327,35 +330,26 @@ def _refuse_another_user(file: str, values: Mapping[str, object], given: Mapping
 
 def _read(file: str, state: str, *, where: str) -> dict[str, object]:
     """The settings in a file. `where` is the option or variable that names it. If it is empty, the file may be missing."""
-    data = _toml(file, where=where)
-    outer = [name for name in _TABLES if name and "." not in name]
-    tables = {"": {key: data.pop(key) for key in _TABLES[""] if key in data}}
-    tables |= {name: _table(data.pop(name), file, name) for name in outer if name in data}
-    if "jwt" in tables.get("identity", {}):
-        tables["identity.jwt"] = _table(tables["identity"].pop("jwt"), file, "identity.jwt")
-    for key in data:
-        raise ConfigError(f"{file}: {key}: unknown setting", _hint_at_top(key, [*outer, *_TABLES[""]]))
     values: dict[str, object] = {}
-    for name, table in tables.items():
-        prefix = f"{file}: {name}." if name else f"{file}: "
-        for key in table:
-            if key not in _TABLES[name]:
-                inner = ["jwt"] if name == "identity" else []
-                raise ConfigError(f"{prefix}{key}: unknown setting", _nearest(key, [*_TABLES[name], *inner]))
-        if name == "identity.jwt":
-            from mcpguard.identity import jwt_settings as jwt_settings
+    waiting = [("", _toml(file, where=where))]
+    for name, table in waiting:
+        place = f"{file}: {name}." if name else f"{file}: "
+        inner = {key.rpartition(".")[2]: key for key in SETTINGS if key and key.rpartition(".")[0] == name}
+        jwt = table if name == "identity.jwt" else None
+        for key, value in table.items():
+            if key in inner:
+                if not isinstance(value, dict):
+                    raise ConfigError(f"{file}: {inner[key]!r} is not a table", f"write [{inner[key]}] above its settings")
+                waiting.append((inner[key], value))
+            elif key not in SETTINGS[name]:
+                raise ConfigError(f"{place}{key}: unknown setting", _hint(key, name, [*inner, *SETTINGS[name]]))
+            elif jwt is None:
+                values |= _setting(key, SETTINGS[name][key], value, f"{place}{key}")
+        if jwt is not None:
+            from mcpguard.identity import jwt_settings
 
-            values["jwt"] = jwt_settings.read(table, file=_path(file), state=_path(state))
-        else:
-            for key, value in table.items():
-                values |= _setting(key, value, f"{prefix}{key}")
+            values["jwt"] = jwt_settings.read(jwt, file=_path(file), state=_path(state))
     return values
-
-
-def _table(value: object, file: str, name: str) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}: {name!r} is not a table", f"write [{name}] above its settings")
-    return value
 
 
 def _toml(file: str, *, where: str) -> dict[str, object]:
@@ -381,24 +375,26 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
         raise ConfigError(f"{file}: not TOML: {error}", "write text in quotes, and table names in [brackets]") from error
 
 
-def _setting(key: str, value: object, where: str) -> dict[str, object]:
+def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, object]:
     if key == "keep":
         return {"keep_us": span_us(value, where=where)}
-    if key in _CHOICES and value not in _CHOICES[key]:
-        near = closest_word(str(value), _CHOICES[key])
-        hint = f"did you mean {written(where, key, near)}?" if near else f"use one of: {' '.join(_CHOICES[key])}"
-        raise ConfigError(f"{where}: {value!r} is none of {', '.join(_CHOICES[key])}", hint)
-    if key in _RANGES:
-        low, high = _RANGES[key]
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            usual = Settings._field_defaults[key]
-            raise ConfigError(f"{where}: {value!r} is not a number from {low} to {high}", f"write {key} = {usual}")
-    elif key in _BOOLEANS:
+    what, hint = "", ""
+    if isinstance(kind, tuple):
+        if value not in kind:
+            near = closest_word(str(value), kind)
+            what = f"is none of {', '.join(kind)}"
+            hint = f"did you mean {written(where, key, near)}?" if near else f"use one of: {' '.join(kind)}"
+    elif isinstance(kind, range):
+        if not isinstance(value, int) or isinstance(value, bool) or value not in kind:
+            what, hint = f"is not a number from {kind[0]} to {kind[-1]}", f"write {key} = {Settings._field_defaults[key]}"
+    elif kind is bool:
         if not isinstance(value, bool):
-            raise ConfigError(f"{where}: {value!r} is neither true nor false", f"write {key} = false")
+            what, hint = "is neither true nor false", f"write {key} = false"
     elif not isinstance(value, str) or not value:
+        what, hint = f"is {'empty' if value == '' else 'not text'}", f'write {key} = "…"'
+    if what:
         shown = "this" if key == "url" else repr(value)  # it may hold a password
-        raise ConfigError(f"{where}: {shown} is {'empty' if value == '' else 'not text'}", f'write {key} = "…"')
+        raise ConfigError(f"{where}: {shown} {what}", hint)
     return {"store" if key == "url" else key: value}
 
 
@@ -421,13 +417,12 @@ def span_us(text: object, *, where: str) -> int:
     return seconds * 1_000_000
 
 
-def _hint_at_top(key: str, known: Sequence[str]) -> str:
-    if key in {"rule", "cost", "mode", "wait"}:
+def _hint(key: str, table: str, known: Sequence[str]) -> str:
+    """How to write a setting that a table does not have; `known` are those that it has."""
+    if not table and key in {"rule", "cost", "mode", "wait"}:
         return f"write {key} into policy.toml"
-    table = next((name for name, keys in _TABLES.items() if key in keys), "")
-    return f"write {key} below a line [{table}]" if table else _nearest(key, known)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = closest_word(word, known)
+    other = "" if table else next((name for name, keys in SETTINGS.items() if key in keys), "")
+    if other:
+        return f"write {key} below a line [{other}]"
+    near = closest_word(key, known)
     return f"did you mean {near}?" if near else f"use one of: {' '.join(known)}"

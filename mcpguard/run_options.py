@@ -9,17 +9,20 @@ class Option(NamedTuple):
 
     Attributes:
         name: The option on the command line, such as `--user`.
-        key: The parameter of `start`.
         metavar: The name of its value in the help; empty if it has no value.
         help: Its text in the help.
         choices: The allowed values; empty if any value is allowed.
     """
 
     name: str
-    key: str
     metavar: str
     help: str
     choices: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The parameter of `start`."""
+        return self.name[2:]
 
     @property
     def is_flag(self) -> bool:
@@ -27,29 +30,28 @@ class Option(NamedTuple):
         return not (self.metavar or self.choices)
 
 
-_DENIALS: Final = ("auto", "error", "result")
+DENIALS: Final = ("auto", "error", "result")
+"""The values of `--denials`."""
 
 OPTIONS: Final = (
-    Option("--server", "server", "NAME", "The server's name in rules and in the audit log. Default: derived from the command."),
-    Option("--user", "user", "U", "The user who calls. Default: MCPGUARD_USER, config.toml, the OS account."),
-    Option("--agent", "agent", "A", "The agent, client::tier::name. mcpguard fills in empty parts."),
-    Option("--policy", "policy", "F", "The policy file. Default: MCPGUARD_POLICY, the account's file."),
-    Option("--config", "config", "F", "The settings file. Default: MCPGUARD_CONFIG, the account's config.toml."),
+    Option("--server", "NAME", "The server's name in rules and in the audit log. Default: derived from the command."),
+    Option("--user", "U", "The user who calls. Default: MCPGUARD_USER, config.toml, the OS account."),
+    Option("--agent", "A", "The agent, client::tier::name. mcpguard fills in empty parts."),
+    Option("--policy", "F", "The policy file. Default: MCPGUARD_POLICY, the account's file."),
+    Option("--config", "F", "The settings file. Default: MCPGUARD_CONFIG, the account's config.toml."),
     Option(
         "--store",
-        "store",
         "URL",
         "The store: sqlite:///absolute/path.db or redis://host/0. Put a URL with a password into config.toml instead.",
     ),
-    Option("--observe", "observe", "", "Decide and log, but deny nothing."),
+    Option("--observe", "", "Decide and log, but deny nothing."),
     Option(
         "--denials",
-        "denials",
         "",
         "Answer a denied call with an error, with a tool result, or depending on the client (auto).",
-        _DENIALS,
+        DENIALS,
     ),
-    Option("--quiet", "quiet", "", "Write only errors to stderr."),
+    Option("--quiet", "", "Write only errors to stderr."),
 )
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
 

@@ -144,7 +144,6 @@ def new_file(path: Path) -> Iterator[IO[str]]:
     Raises:
         FileExistsError: The file exists by now; it is unchanged.
         OSError: The file cannot be written.
-        McpguardError: The file is complete, but its unfinished name cannot be removed.
     """
     remove_leftovers(path)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
@@ -156,16 +155,10 @@ def new_file(path: Path) -> Iterator[IO[str]]:
         except FileExistsError:
             raise
         except OSError:  # a file system without hard links
-            Path(name).rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # what went wrong first is reported
+            os.rename(name, path)  # noqa: PTH104
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong first is reported; a later file's writer removes it
             os.unlink(name)  # noqa: PTH108
-        raise
-    try:
-        Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        what = f"{path} is complete, but {name} cannot be removed: {error.strerror or error}"
-        raise McpguardError(what, "remove it: it is another name of the same file") from error
 
 
 def remove_leftovers(path: Path, *, older_than_s: float = LEFT_AFTER_S) -> None:

@@ -1,8 +1,10 @@
+import contextlib
 import os
 import pwd
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from platformdirs.macos import MacOS
@@ -33,26 +35,10 @@ def refusal(home: Path, text: str = "", environ: Mapping[str, str] | None = None
 
 
 def test_without_any_setting_everything_is_in_the_accounts_folder(tmp_path: Path) -> None:
-    assert load({"MCPGUARD_HOME": str(tmp_path)})._replace(places={}) == Settings(
-        policy_path=str(tmp_path / "policy.toml"),
-        policy_named=False,
-        database_path=str(tmp_path / "mcpguard.db"),
-        store="",
-        namespace="default",
-        timeout_ms=250,
-        on_unavailable="local",
-        durability="normal",
-        user=None,
-        agent=None,
-        trust_client_info=True,
-        trust_meta=False,
-        denials="auto",
-        max_frame_bytes=10 * 1024 * 1024,
-        keep_us=30 * DAY_US,
-        max_mb=256,
-        arguments="hash",
-        file_path=str(tmp_path / "config.toml"),
-    )
+    names = ("policy.toml", "mcpguard.db", "config.toml")
+    policy, database, file = (str(tmp_path / name) for name in names)
+    usual = Settings(policy_path=policy, policy_named=False, database_path=database, file_path=file)
+    assert load({"MCPGUARD_HOME": str(tmp_path)})._replace(places={}) == usual
 
 
 def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
@@ -76,27 +62,24 @@ def test_every_setting_of_the_file_is_taken(tmp_path: Path) -> None:
         max_mb = 10
         arguments = "none"
     """
-    assert loaded(tmp_path, text)._replace(places={}) == Settings(
-        policy_path=str(tmp_path / "policy.toml"),
-        policy_named=False,
-        database_path=str(tmp_path / "mcpguard.db"),
-        store="sqlite:///elsewhere/x.db",
-        namespace="team",
-        timeout_ms=100,
-        on_unavailable="deny",
-        durability="full",
-        user="alice@acme.com",
-        agent="Claude Desktop::interactive::default",
-        trust_client_info=False,
-        trust_meta=True,
-        denials="result",
-        quiet=True,
-        max_frame_bytes=4096,
-        keep_us=14 * DAY_US,
-        max_mb=10,
-        arguments="none",
-        file_path=str(tmp_path / "config.toml"),
-    )
+    given: dict[str, Any] = {
+        "store": "sqlite:///elsewhere/x.db",
+        "namespace": "team",
+        "timeout_ms": 100,
+        "on_unavailable": "deny",
+        "durability": "full",
+        "user": "alice@acme.com",
+        "agent": "Claude Desktop::interactive::default",
+        "trust_client_info": False,
+        "trust_meta": True,
+        "denials": "result",
+        "quiet": True,
+        "max_frame_bytes": 4096,
+        "keep_us": 14 * DAY_US,
+        "max_mb": 10,
+        "arguments": "none",
+    }
+    assert loaded(tmp_path, text) == loaded(tmp_path)._replace(**given)
 
 
 def test_the_files_that_decide_are_the_policy_the_settings_and_the_store_if_it_is_one(tmp_path: Path) -> None:
@@ -202,22 +185,19 @@ def test_a_relative_path_is_refused_if_the_working_folder_was_deleted(tmp_path: 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
 
 
-@pytest.mark.parametrize("text", [f'[store]\nnamespace = "{TOKEN}"', f'[identity]\nuser = "{TOKEN}"'])
-def test_a_token_where_a_name_belongs_in_the_file_of_settings_is_not_repeated(tmp_path: Path, text: str) -> None:
-    error = refusal(tmp_path, text)
-    assert error.message.endswith("holds a token where a name belongs")
-    assert not [part for part in TOKEN.split(".") if part in error.message + error.hint]
-
-
 @pytest.mark.parametrize(
-    ("key", "by_option"),
-    [(key, how) for key in ("user", "agent", "server", "policy", "config") for how in (True, False)] + [("namespace", False)],
+    ("key", "place"),
+    [
+        *((key, place) for key in ("user", "agent", "server", "policy", "config") for place in ("option", "variable")),
+        ("namespace", "variable"),
+        ("namespace", "store"),
+        ("user", "identity"),
+    ],
 )
-def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
-    tmp_path: Path, key: str, by_option: bool
-) -> None:
-    given = {key: TOKEN} if by_option else {}
-    error = refusal(tmp_path, "", {} if by_option else {f"MCPGUARD_{key.upper()}": TOKEN}, **given)
+def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(tmp_path: Path, key: str, place: str) -> None:
+    given = {key: TOKEN} if place == "option" else {}
+    environ = {f"MCPGUARD_{key.upper()}": TOKEN} if place == "variable" else {}
+    error = refusal(tmp_path, "" if given or environ else f'[{place}]\n{key} = "{TOKEN}"', environ, **given)
     assert "holds a token where a " in error.message
     assert key in error.message.lower()
     assert not [part for part in TOKEN.split(".") if part in error.message + error.hint]
@@ -239,38 +219,41 @@ def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
     assert (error.message, error.hint) == (f"MCPGUARD_CONFIG: {tmp_path}/none.toml: no such file", hint)
 
 
-def test_a_file_of_settings_that_is_a_folder_cannot_be_read(tmp_path: Path) -> None:
-    error = refusal(tmp_path, config=str(tmp_path))
-    assert (error.message, error.hint) == (
-        f"{tmp_path}: cannot be read: Is a directory",
-        "name a TOML file that this account may read",
-    )
-
-
 @pytest.mark.parametrize(
-    "content",
-    [b"[store", b"user = alice", b"a = 1\na = 2", b"a = " + b"9" * 5000, b"a = " + b"[" * 100_000, b"quiet = 0x" + b"f" * 5000],
-    ids=range(6),
+    ("kind", "why"), [("folder", "Is a directory"), ("pipe", "a pipe, not a file"), ("/dev/zero", "a device, not a file")]
 )
-def test_a_file_of_settings_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad.toml").write_bytes(content)
-    error = refusal(tmp_path, config=str(tmp_path / "bad.toml"))
-    assert error.message.startswith(f"{tmp_path}/bad.toml: not TOML: ")
-    assert error.hint == "write text in quotes, and table names in [brackets]"
+def test_what_is_no_file_is_no_file_of_settings(tmp_path: Path, kind: str, why: str) -> None:
+    place = str(tmp_path / kind)  # that of a device is its own
+    if kind == "folder":
+        (tmp_path / kind).mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    error = refusal(tmp_path, config=place)
+    assert (error.message, error.hint) == (f"{place}: cannot be read: {why}", "name a TOML file that this account may read")
+
+
+def test_the_empty_device_is_a_file_without_settings(tmp_path: Path) -> None:
+    assert loaded(tmp_path, '[identity]\nuser = "usual"', config=os.devnull).user is None
+
+
+NOT_TOML = "not TOML: ", "write text in quotes, and table names in [brackets]"
 
 
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
+        *((text, *NOT_TOML) for text in (b"[store", b"user = alice", b"a = 1\na = 2", b"a = " + b"9" * 5000)),
+        *((text, *NOT_TOML) for text in (b"a = " + b"[" * 100_000, b"quiet = 0x" + b"f" * 5000)),
         (b"\xff\xfe", "not UTF-8", "save it as UTF-8"),
         (b'\xef\xbb\xbfdenials = "error"', "begins with a byte order mark", "save it as UTF-8 without one"),
     ],
-    ids=["not UTF-8", "a byte order mark"],
+    ids=range(8),
 )
-def test_a_file_of_settings_in_another_encoding_says_so(tmp_path: Path, content: bytes, what: str, hint: str) -> None:
+def test_a_file_of_settings_that_is_no_toml_says_so(tmp_path: Path, content: bytes, what: str, hint: str) -> None:
     (tmp_path / "odd.toml").write_bytes(content)
     error = refusal(tmp_path, config=str(tmp_path / "odd.toml"))
-    assert (error.message, error.hint) == (f"{tmp_path}/odd.toml: {what}", hint)
+    assert error.message.startswith(f"{tmp_path}/odd.toml: {what}")
+    assert error.hint == hint
 
 
 OUTAGE = "use one of: local deny allow"
@@ -323,25 +306,15 @@ def test_an_invalid_setting_is_reported_with_a_hint(tmp_path: Path, text: str, w
 @pytest.mark.parametrize(
     ("text", "us"),
     [
-        ("1s", 1_000_000),
-        ("90m", 5_400_000_000),
-        ("3h", 10_800_000_000),
-        ("30d", 30 * DAY_US),
-        ("2w", 14 * DAY_US),
-        ("2592000s", 30 * DAY_US),
-        ("604799395200s", 6999993 * DAY_US),
+        *(("1s", 1_000_000), ("90m", 5_400_000_000), ("3h", 10_800_000_000), ("30d", 30 * DAY_US), ("2w", 14 * DAY_US)),
+        *(("2592000s", 30 * DAY_US), ("604799395200s", 6999993 * DAY_US)),
+        *((text, None) for text in ("", "d", "1", "1y", "-1d", "1.5h", "1d ", "1000000w", "604799395201s", "9" * 5000 + "s")),
+        ("１d", None),
     ],
 )
-def test_a_span_of_time_is_a_number_and_a_unit(text: str, us: int) -> None:
-    assert span_us(text, where="keep") == us
-
-
-@pytest.mark.parametrize(
-    "text", ["", "d", "1", "1y", "-1d", "1.5h", "1d ", "1000000w", "604799395201s", "9" * 5000 + "s", "１d"]
-)
-def test_anything_else_is_no_span_of_time(text: str) -> None:
-    with pytest.raises(ConfigError):
-        span_us(text, where="keep")
+def test_a_span_of_time_is_a_number_and_a_unit_and_nothing_else(text: str, us: int | None) -> None:
+    with contextlib.nullcontext() if us else pytest.raises(ConfigError):
+        assert span_us(text, where="keep") == us
 
 
 @pytest.mark.parametrize(
@@ -424,36 +397,6 @@ def test_an_invalid_agent_is_reported_with_its_place(
     assert caught.value.exit_status == status
 
 
-@pytest.mark.parametrize(
-    ("text", "environ", "option", "message", "hint"),
-    [
-        ("", {}, "eror", "--denials: 'eror' is none of", "did you mean --denials error?"),
-        ("", {"MCPGUARD_DENIALS": "eror"}, None, "MCPGUARD_DENIALS: 'eror' is none of", "did you mean MCPGUARD_DENIALS=error?"),
-        ("denials = 'eror'", {}, None, "config.toml: denials: 'eror' is none of", 'did you mean denials = "error"?'),
-    ],
-)
-def test_a_hint_has_the_form_of_the_place(
-    tmp_path: Path, text: str, environ: dict[str, str], option: str | None, message: str, hint: str
-) -> None:
-    error = refusal(tmp_path, text, environ, denials=option)
-    assert message in error.message
-    assert error.hint == hint
-
-
-def test_xdg_variables_move_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in list(os.environ):
-        if name.startswith("XDG_"):
-            monkeypatch.delenv(name)
-    plain = folders({})
-    for name in ("CONFIG_HOME", "STATE_HOME", "DATA_HOME", "CACHE_HOME", "RUNTIME_DIR", "CONFIG_DIRS"):
-        monkeypatch.setenv(f"XDG_{name}", "/elsewhere")
-    assert folders(os.environ) == plain
-    assert os.environ["XDG_CONFIG_HOME"] == "/elsewhere"
-    assert Path(plain.config).is_relative_to(tmp_path)
-    assert Path(plain.database).is_relative_to(tmp_path)
-
-
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
@@ -484,12 +427,6 @@ def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: p
         folders({})
 
 
-def test_one_variable_moves_everything_to_one_folder(tmp_path: Path) -> None:
-    places = folders({"MCPGUARD_HOME": str(tmp_path)})
-    names = [places.config_file, places.policy_file, places.database]
-    assert names == [str(tmp_path / name) for name in ("config.toml", "policy.toml", "mcpguard.db")]
-
-
 def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 4_711_000)
     assert account_name() == "4711000"
@@ -499,25 +436,6 @@ def test_the_account_is_the_systems_whatever_variables_say(monkeypatch: pytest.M
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "mallory")
     assert account_name() == pwd.getpwuid(os.getuid()).pw_name
-
-
-def test_a_pipe_in_place_of_the_file_is_refused_at_once(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "config.toml")
-    with pytest.raises(ConfigError) as caught:
-        load({"MCPGUARD_HOME": str(tmp_path)})
-    assert caught.value.message == f"{tmp_path}/config.toml: cannot be read: a pipe, not a file"
-
-
-def test_an_endless_device_is_no_file_of_settings(tmp_path: Path) -> None:
-    error = refusal(tmp_path, config="/dev/zero")
-    assert (error.message, error.hint) == (
-        "/dev/zero: cannot be read: a device, not a file",
-        "name a TOML file that this account may read",
-    )
-
-
-def test_the_empty_device_is_a_file_without_settings(tmp_path: Path) -> None:
-    assert loaded(tmp_path, '[identity]\nuser = "usual"', config=os.devnull).user is None
 
 
 def test_the_repr_of_settings_has_no_secret(tmp_path: Path) -> None:

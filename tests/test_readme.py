@@ -203,7 +203,7 @@ def test_the_shown_store_addresses_and_extra_are_valid(tmp_path: Path) -> None:
 
 def test_every_setting_and_every_variable_is_documented() -> None:
     page = DOCS["configuration.md"]
-    settings = {key for keys in config._TABLES.values() for key in keys}
+    settings = {key for keys in config.SETTINGS.values() for key in keys}
     assert {key for key in settings if not re.search(rf"\b{key}\b", page)} == set()
     code = "".join((ROOT / "mcpguard" / name).read_text() for name in ("config.py", "identity/account.py"))
     variables = set(re.findall(r"MCPGUARD_[A-Z_]+[A-Z]", code))
@@ -212,18 +212,20 @@ def test_every_setting_and_every_variable_is_documented() -> None:
 
 def test_the_documented_defaults_and_values_are_those_of_the_program() -> None:
     rows = re.findall(r"^\| `(?:(\w+)\.)?(\w+)` \| (.*?) \| (.*?) \|$", DOCS["configuration.md"], re.MULTILINE)
-    plain = {table: keys for table, keys in config._TABLES.items() if table != "identity.jwt"}
-    assert [(table, key) for table, key, *_ in rows] == [(table, key) for table, keys in plain.items() for key in keys]
-    for _, key, default, values in rows:
-        if key in config._RANGES:
-            assert default == str(config.Settings._field_defaults[key])
-            assert values.startswith("{} to {} ".format(*config._RANGES[key]))
-        elif key == "keep":
+    plain = [
+        (table, key, kind) for table, keys in config.SETTINGS.items() if table != "identity.jwt" for key, kind in keys.items()
+    ]
+    assert [(table, key) for table, key, *_ in rows] == [(table, key) for table, key, _ in plain]
+    for (_, key, kind), (_, _, default, values) in zip(plain, rows, strict=True):
+        if key == "keep":
             assert config.span_us(default.strip("`"), where=key) == config.Settings._field_defaults["keep_us"]
-        elif key in config._CHOICES:
+        elif isinstance(kind, range):
+            assert default == str(config.Settings._field_defaults[key])
+            assert values.startswith(f"{kind[0]} to {kind[-1]} ")
+        elif isinstance(kind, tuple):
             assert default == f"`{config.Settings._field_defaults[key]}`"
-            assert re.findall(r"`(\w+)`", values)[: len(config._CHOICES[key])] == list(config._CHOICES[key])
-        elif key in config._BOOLEANS:
+            assert re.findall(r"`(\w+)`", values)[: len(kind)] == list(kind)
+        elif kind is bool:
             assert default == f"`{str(config.Settings._field_defaults[key]).lower()}`"
 
 

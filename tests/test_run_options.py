@@ -53,11 +53,14 @@ HEAVY = {
     "jwt",
     "logging",
     "mcp",
+    "mcpguard.identity.jwt_settings",
+    "mcpguard.identity.token",
     "mcpguard.wire.skim",
     "mcpguard.policy.lint",
     "pathlib",
     "redis",
     "rich",
+    "ssl",
     "tomli_w",
 }
 

@@ -85,19 +85,6 @@ def test_an_unfinished_file_that_cannot_be_removed_hinders_nothing(tmp_path: Pat
     whole_files.remove_leftovers(tmp_path / "none" / "policy.toml")
 
 
-def test_an_unfinished_name_that_cannot_be_removed_is_named_and_the_file_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Path, **_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
-
-    monkeypatch.setattr(Path, "unlink", refuse)
-    told = r"rows\.csv is complete, but .*\.rows\.csv\.mcpguard-.* cannot be removed"
-    with pytest.raises(McpguardError, match=told), whole_files.new_file(tmp_path / "rows.csv") as file:
-        file.write("new")
-    assert (tmp_path / "rows.csv").read_text() == "new"
-
-
 def test_an_old_unfinished_file_is_removed_by_the_next_new_file(tmp_path: Path) -> None:
     left = tmp_path / ".rows.csv.mcpguard-a"
     left.write_bytes(b"half")

@@ -17,17 +17,16 @@ from pathlib import Path
 
 import mcpguard
 
-from . import calls, figures, first_answer, flat, page, pipelined, redis_calls, regression, streams, wrappers
+from . import calls, figures, first_answer, flat, pipelined, regression, streams, wrappers
 from .effort import FULL, QUICK
 from .report import Section, table
 from .session import BenchmarkError
 from .variants import BARE, CAT, GUARD, LEAST, Variant, peer
 
 MOST_PEERS = 2
+NAMES = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "flat")
 
 EPILOG = """\
-"mcpguard / this" is mcpguard's figure divided by the column's: times and memory should be small, rates large.
-
 variants: bare = the server alone; least = two blocking loops in Python, nothing read; cat = SERVER | cat;
 mcpguard = three limits a call and its audit row in SQLite; peers = whatever --peer names, for example
   --peer 'warden=VENV/bin/mcp-warden both --max-calls-per-minute 1000000000 --per-tool-limit echo:1000000000 --'
@@ -40,54 +39,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     options = _options(argv)
     compileall.compile_dir(Path(mcpguard.__file__).parent, quiet=1)  # as an installation does
-    if options.check or options.renew:
-        return _check() if options.check else _renew()
-    effort = QUICK if options.quick else FULL
-    with_cat = [variant for variant in (BARE, LEAST, CAT, GUARD, *options.peer) if variant.name not in options.skip]
-    relays = [variant for variant in with_cat if variant is not CAT]
-    measured_curves: list[flat.Curve] = []
+    try:
+        if options.check:
+            return _check()
+        if options.renew:
+            return _renew()
+        return _measure(options)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
-    def curves(folder: Path) -> list[flat.Curve]:
-        measured_curves.extend(flat.measure(effort, folder, quick=options.quick))
-        return measured_curves
+
+def _measure(options: argparse.Namespace) -> int:
+    effort = QUICK if options.quick else FULL
+    relays = [BARE, LEAST, GUARD, *options.peer]
+    with_cat = [BARE, LEAST, CAT, GUARD, *options.peer]
+    curves: list[flat.Curve] = []
+
+    def measure_curves(folder: Path) -> list[Section]:
+        curves.extend(flat.measure(effort, folder, flat.points(quick=options.quick)))
+        return flat.sections(curves)
 
     measures: Mapping[str, Callable[[Path], list[Section]]] = {
-        "calls": lambda folder: [
-            calls.measure(relays, effort, folder / place, place, options.pause_us)
-            for place in options.place or ("split", "one")
-        ],
-        "paced": lambda folder: [
-            calls.measure_paced(relays, effort, folder / place, place) for place in options.place or ("split", "one")
-        ],
-        "sdk-calls": lambda folder: [
-            calls.measure_sdk(relays, effort, folder / place, place) for place in options.place or ("split", "free")
-        ],
-        "redis": lambda folder: [
-            redis_calls.measure(effort, folder / place, place) for place in options.place or ("split", "one")
-        ],
+        "calls": lambda folder: calls.measure(relays, effort, folder),
+        "paced": lambda folder: calls.measure_paced(relays, effort, folder),
+        "sdk-calls": lambda folder: calls.measure_sdk(relays, effort, folder),
+        "redis": lambda folder: calls.measure_redis(effort, folder),
         "wrappers": lambda folder: wrappers.measure(effort, folder),
         "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
         "streams": lambda folder: streams.measure(with_cat, effort, folder),
         "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
-        "flat": lambda folder: flat.sections(curves(folder)),
+        "flat": measure_curves,
     }
+    names = options.only or NAMES
     if shutil.which("redis-server") is None:
         print("redis-server is not installed: redis and wrappers are left out", file=sys.stderr)
-        measures = {name: measure for name, measure in measures.items() if name not in {"redis", "wrappers"}}
+        names = [name for name in names if name not in {"redis", "wrappers"}]
     started = time.monotonic()
     sections: list[Section] = []
-    try:
-        with tempfile.TemporaryDirectory(prefix="mcpguard-bench-", dir=options.dir) as root:
-            for name in options.only or measures:
-                print(f"{name} ...", file=sys.stderr, flush=True)
-                folder = Path(root) / name
-                folder.mkdir(exist_ok=True)
-                sections += measures[name](folder)
-        if options.docs:
-            _write_docs(options.only, sections, measured_curves)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as root:
+        for name in names:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            folder = Path(root) / name
+            folder.mkdir(exist_ok=True)
+            sections += measures[name](folder)
+    if options.docs:  # those figures of the manual that were measured
+        texts = {"figures": figures.markdown(sections)} if not options.only else {}
+        texts |= {"curves": flat.markdown(curves)} if curves else {}
+        figures.write(texts, flat.picture(curves) if curves else "")
     took = time.monotonic() - started
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s\n")
     print(table(sections, [variant.name for variant in with_cat]))
@@ -96,11 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check() -> int:
     """Compare with the references: 1 if mcpguard has become slower or larger."""
-    try:
-        failures = regression.check(regression.read(), _ratio)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    failures = regression.check(regression.read(), _ratio)
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     if failures:
@@ -119,14 +114,6 @@ def _ratio(name: str) -> float:
         return regression.measure(name, Path(folder))
 
 
-def _write_docs(only: Sequence[str] | None, sections: Sequence[Section], curves: Sequence[flat.Curve]) -> None:
-    """Renew those figures of the manual that were measured."""
-    texts = {"figures": figures.markdown(sections)} if not only else {}
-    if curves:
-        texts["curves"] = flat.markdown(curves)
-    page.write(texts, flat.picture(curves) if curves else None)
-
-
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
@@ -134,10 +121,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "flat")
     parser.add_argument("--quick", action="store_true", help="a rough look in about a minute")
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
-    parser.add_argument("--skip", action="append", default=[], metavar="VARIANT", help="leave a variant out")
+    parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument(
         "--peer",
         action="append",
@@ -146,15 +131,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=PREFIX",
         help="another program to measure, at most two; PREFIX stands before the server's command",
     )
-    places = "; ".join(f"{name}: {what}" for name, what in calls.PLACES.items())
-    parser.add_argument(
-        "--place",
-        action="append",
-        choices=calls.PLACES,
-        metavar="PLACE",
-        help=f"where the processes of 'calls' run (default: split, then one): {places}",
-    )
-    parser.add_argument("--pause-us", type=int, default=0, metavar="N", help="sleep before each call of 'calls'")
     parser.add_argument(
         "--docs", action="store_true", help="put the figures into docs/performance.md; the table needs a full run"
     )
@@ -162,15 +138,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--check", action="store_true", help="only compare with references.toml; fail if mcpguard takes over a quarter more"
     )
     parser.add_argument("--renew", action="store_true", help="only measure the ratios in references.toml anew")
-    parser.add_argument("--dir", metavar="DIR", help="where the stores lie (default: the system's temporary folder)")
     options = parser.parse_args(argv)
     names_of_all = [variant.name for variant in (BARE, LEAST, CAT, GUARD, *options.peer)]
     if len(options.peer) > MOST_PEERS:
         parser.error("at most two peers fit the table")
     if taken := {name for name in names_of_all if names_of_all.count(name) > 1}:
         parser.error(f"two variants have the name {taken.pop()}")
-    if unknown := set(options.skip) - set(names_of_all):
-        parser.error(f"no variant to skip has the name {unknown.pop()}")
     return options
 
 

@@ -6,15 +6,17 @@ between 7 and 48 us in one run. So the processes are given places, the same for 
 """
 
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .effort import Effort
-from .report import Row, Section, added, medians, memory_rows, percentile
-from .session import READ_BYTES, Session, echo_call
-from .variants import BARE, BENCH_SERVER, SDK_SERVER, Variant
+from .report import Row, Section, added, medians, memory_row, percentile
+from .session import Session, ping_pong
+from .variants import BARE, BENCH_SERVER, GUARD, LEAST, PROGRAMS, SDK_SERVER, Variant
+from .wrappers import OUTAGE, redis
 
 PLACES = {
     "split": "client on one CPU, the rest on another",
@@ -24,66 +26,106 @@ PLACES = {
 WARM_UP = 200
 PACE_US = 20_000
 SETTLE = 20  # calls at the start of each round that are not counted: another variant had the caches
+ASKING = "asking"
 
 
-def measure(variants: Sequence[Variant], effort: Effort, folder: Path, place: str, pause_us: int) -> Section:
+class Times(NamedTuple):
+    """The times of each call in microseconds, by variant and round, and the most memory that each took."""
+
+    rounds_us: Mapping[str, Sequence[Sequence[float]]]
+    peaks_kib: Mapping[str, float]
+
+    def of_rounds(self, percent: float) -> dict[str, list[float]]:
+        """A percentile of each round."""
+        return {name: [percentile(one, percent) for one in rounds] for name, rounds in self.rounds_us.items()}
+
+
+def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
     """Calls to a server that answers at once, so that nothing but what is added counts."""
-    section = f"calls one after another, {PLACES[place]}"
-    return _measure(section, BENCH_SERVER, variants, effort.calls, effort.call_rounds, folder, place, pause_us)
+    return _sections("calls one after another", BENCH_SERVER, ("split", "one"), variants, effort.calls, folder)
 
 
-def measure_paced(variants: Sequence[Variant], effort: Effort, folder: Path, place: str) -> Section:
+def measure_paced(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
     """The same at the pace of an agent: between two calls all caches are lost."""
-    section = f"a call every {PACE_US // 1000} ms, {PLACES[place]}"
-    return _measure(section, BENCH_SERVER, variants, effort.paced_calls, effort.paced_rounds, folder, place, PACE_US)
+    return _sections("a call every 20 ms", BENCH_SERVER, ("split", "one"), variants, effort.paced, folder, PACE_US)
 
 
-def measure_sdk(variants: Sequence[Variant], effort: Effort, folder: Path, place: str) -> Section:
+def measure_sdk(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
     """Calls to a server as people write them: a millisecond of its work between two calls takes the caches from the rest."""
-    section = f"calls to a server on the Python SDK, {PLACES[place]}"
-    return _measure(section, SDK_SERVER, variants, effort.sdk_calls, effort.call_rounds, folder, place, 0)
+    return _sections("calls to a server on the Python SDK", SDK_SERVER, ("split", "free"), variants, effort.sdk, folder)
 
 
-def _measure(
-    section: str,
+def measure_redis(effort: Effort, folder: Path, guard: Variant = GUARD) -> list[Section]:
+    """Calls with the counters on a server, beside one round trip to that server in the same run."""
+
+    def start(stack: ExitStack, home: Path) -> list[Session]:
+        server = stack.enter_context(redis(home))
+        does_nothing = server.command("SCRIPT", "LOAD", "return 1").split(b"\r\n")[1].decode()
+        asking = Variant(ASKING, (*LEAST.prefix[:-1], str(PROGRAMS / "asking_relay.py"), str(server.port), does_nothing))
+        on_redis = replace(guard, env={**guard.env, "MCPGUARD_STORE": server.url})
+        return [stack.enter_context(one.start(BENCH_SERVER, home)) for one in (BARE, LEAST, asking, on_redis)]
+
+    sections = []
+    for place in ("split", "one"):
+        p50 = _take_turns(start, place, effort.calls, folder / place).of_rounds(50)
+        rows = [
+            Row("added to p50, us", added(p50, BARE.name), 1),
+            Row("one round trip there, us", {GUARD.name: added(p50, LEAST.name)[ASKING]}, 1),
+        ]
+        sections.append(Section(f"calls one after another, counters on Redis, {PLACES[place]}", rows))
+    return sections
+
+
+def _sections(
+    title: str,
     server: Sequence[str],
+    places: Sequence[str],
     variants: Sequence[Variant],
-    count: int,
-    rounds: int,
+    effort: tuple[int, int],
     folder: Path,
-    place: str,
-    pause_us: int,
-) -> Section:
-    p50: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    p99: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    all_us: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    pause_us: int = 0,
+) -> list[Section]:
+    def start(stack: ExitStack, home: Path) -> list[Session]:
+        return [stack.enter_context(variant.start(server, home)) for variant in variants]
+
+    sections = []
+    for place in places:
+        times = _take_turns(start, place, effort, folder / place, pause_us)
+        p50, p99 = times.of_rounds(50), times.of_rounds(99)
+        all_us = {name: [time for one in rounds for time in one] for name, rounds in times.rounds_us.items()}
+        rows = [
+            Row("p50, us", medians(p50), 1),
+            Row("p99.9 of all, us", {name: percentile(values, 99.9) for name, values in all_us.items()}, 1),
+            Row("added to p50, us", added(p50, BARE.name), 1),
+            Row("added to p99, us", added(p99, BARE.name), 1),
+            memory_row(times.peaks_kib),
+        ]
+        sections.append(Section(f"{title}, {PLACES[place]}", rows))
+    return sections
+
+
+def _take_turns(
+    start: Callable[[ExitStack, Path], list[Session]], place: str, effort: tuple[int, int], folder: Path, pause_us: int = 0
+) -> Times:
+    rounds, count = effort
     settle = 1 if pause_us else SETTLE
     with ExitStack() as stack:
         client_cpus, other_cpus = stack.enter_context(cpus(place))
         os.sched_setaffinity(0, other_cpus)  # what is started from here on inherits it
-        sessions = [stack.enter_context(variant.start(server, folder)) for variant in variants]
+        sessions = start(stack, folder)
         os.sched_setaffinity(0, client_cpus)
         for session in sessions:
             session.handshake()
             ping_pong(session, 1, WARM_UP)
-        first_id = 1 + WARM_UP
-        for _ in range(rounds):
+        found: dict[str, list[list[float]]] = {session.name: [] for session in sessions}
+        for number in range(rounds):
+            first_id = 1 + WARM_UP + number * (settle + count)
             for session in sessions:
-                times_us = ping_pong(session, first_id, settle + count, pause_us)[settle:]
-                all_us[session.name] += times_us
-                p50[session.name].append(percentile(times_us, 50))
-                p99[session.name].append(percentile(times_us, 99))
-            first_id += settle + count
-        memory = {session.name: session.memory() for session in sessions if session.name != BARE.name}
-    rows = [
-        Row("p50, us", medians(p50), 1),
-        Row("p99, us", medians(p99), 1),
-        Row("p99.9 of all, us", {name: percentile(times, 99.9) for name, times in all_us.items()}, 1, compared=True),
-        Row("added to p50, us", added(p50, BARE.name), 1, compared=True),
-        Row("added to p99, us", added(p99, BARE.name), 1, compared=True),
-        *memory_rows(memory),
-    ]
-    return Section(section, rows)
+                found[session.name].append(ping_pong(session, first_id, settle + count, pause_us)[settle:])
+        for session in sessions:
+            if session.has_said(OUTAGE):
+                raise session.failure("lost its store, and counted on its own")
+        return Times(found, {session.name: session.peak_kib() for session in sessions if session.name != BARE.name})
 
 
 @contextmanager
@@ -95,44 +137,3 @@ def cpus(place: str) -> Iterator[tuple[set[int], set[int]]]:
         yield {"split": (first, last), "one": (first, first), "free": (allowed, allowed)}[place]
     finally:
         os.sched_setaffinity(0, allowed)
-
-
-def ping_pong(
-    session: Session,
-    first_id: int,
-    count: int,
-    pause_us: int = 0,
-    *,
-    tools: Sequence[bytes] = (b"echo",),
-    between: Callable[[], object] | None = None,
-) -> list[float]:
-    """Make `count` calls, one at a time; the time of each in microseconds.
-
-    Args:
-        session: The command.
-        first_id: The first call's id.
-        count: How many calls.
-        pause_us: How long to sleep before each call.
-        tools: The tools to call, in turn.
-        between: What to do before each call, outside of its time.
-    """
-    calls = [echo_call(first_id + at, tools[at % len(tools)]) for at in range(count)]
-    answers: list[bytes] = []
-    times_us: list[float] = []
-    stdin_fd, stdout_fd = session.stdin_fd, session.stdout_fd
-    for call in calls:
-        if pause_us:
-            time.sleep(pause_us / 1e6)
-        if between:
-            between()
-        before = time.perf_counter_ns()
-        os.write(stdin_fd, call)
-        answer = os.read(stdout_fd, READ_BYTES)
-        while answer and not answer.endswith(b"\n"):
-            answer += session.read()
-        after = time.perf_counter_ns()
-        times_us.append((after - before) / 1000)
-        answers.append(answer)
-    for request_id, answer in enumerate(answers, first_id):
-        session.check_answer(answer, request_id)
-    return times_us

@@ -1,12 +1,17 @@
-"""The table of figures in the manual, from the sections of a full run."""
+"""Renews the figures in the manual's page about performance: what stands between two marks is replaced."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from .calls import PLACES
-from .report import SUBJECT, Section
-from .variants import CAT, LEAST
+from .report import Section
+from .session import BenchmarkError
+from .variants import CAT, GUARD, LEAST, ROOT
+
+PAGE: Final = ROOT / "docs" / "performance.md"
+PICTURE: Final = PAGE.parent / "images" / "benchmarks" / "flat.svg"
+END: Final = "<!-- end of these figures -->"
 
 Found = dict[tuple[str, str, str], float]
 """Figures by section, row and variant."""
@@ -112,7 +117,7 @@ def markdown(sections: Sequence[Section]) -> str:
     }
     lines = ["", "| | mcpguard | for comparison |", "|---|---|---|"]
     for line in LINES:
-        own = _cell(found, line.places, SUBJECT, line.unit) or "–"
+        own = _cell(found, line.places, GUARD.name, line.unit) or "–"
         lines.append(f"| {line.text} | {own} | {', '.join(_comparisons(found, line))} |")
     return "\n".join([*lines, ""])
 
@@ -121,7 +126,7 @@ def _comparisons(found: Found, line: Line) -> Iterator[str]:
     for name, variant in line.others:
         if cell := _cell(found, line.places, variant, line.unit):
             yield f"{name} {cell}"
-    if line.also and (cell := _cell(found, line.also[1], SUBJECT, line.unit)):
+    if line.also and (cell := _cell(found, line.also[1], GUARD.name, line.unit)):
         yield f"{line.also[0]} {cell}"
 
 
@@ -142,3 +147,30 @@ def _rounded(value: float) -> str:
     value = max(0.0, value)
     step = 10 ** max(0, len(str(round(value))) - 2) if value >= 1000 else 1
     return f"{round(value / step) * step:,}"
+
+
+def begin(name: str) -> str:
+    """The mark before the figures with a name."""
+    return f"<!-- {name}: `python -m tests.benchmarks --docs` writes the figures that follow -->"
+
+
+def renewed(page: str, figures: Mapping[str, str]) -> str:
+    """The page with these figures, by name.
+
+    Raises:
+        BenchmarkError: A mark is missing.
+    """
+    for name, text in figures.items():
+        before, mark, rest = page.partition(begin(name))
+        _, end, after = rest.partition(END)
+        if not mark or not end:
+            raise BenchmarkError(f"{PAGE.name} does not have the lines {begin(name)} and {END}")
+        page = f"{before}{mark}\n{text}\n{end}{after}"
+    return page
+
+
+def write(figures: Mapping[str, str], picture: str) -> None:
+    """Renew figures in the page, and the picture unless it is empty."""
+    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")
+    if picture:
+        PICTURE.write_text(picture, encoding="utf-8")

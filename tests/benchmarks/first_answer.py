@@ -12,10 +12,10 @@ from .variants import BARE, GUARD, SDK_SERVER, TINY_SERVER, Variant
 
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
-    sections = [_section("tiny server", variants, TINY_SERVER, effort.tiny_starts, folder)]
+    sections = [_section("tiny server", variants, TINY_SERVER, effort.starts[0], folder)]
     if importlib.util.find_spec("mcp"):
         few = [variant for variant in variants if variant.name in (BARE.name, GUARD.name)]
-        sections.append(_section("SDK server", few, SDK_SERVER, effort.sdk_starts, folder))
+        sections.append(_section("SDK server", few, SDK_SERVER, effort.starts[1], folder))
     return sections
 
 
@@ -26,7 +26,7 @@ def _section(what: str, variants: Sequence[Variant], server: Sequence[str], star
             time_ms = first_answer_ms(variant, server, folder)
             if start:  # the first finds cold caches and makes the store
                 times_ms[variant.name].append(time_ms)
-    rows = [Row("p50, ms", medians(times_ms), 1), Row("added, ms", added(times_ms, BARE.name), 1, compared=True)]
+    rows = [Row("p50, ms", medians(times_ms), 1), Row("added, ms", added(times_ms, BARE.name), 1)]
     return Section(f"start to first answer, {what}", rows)
 
 

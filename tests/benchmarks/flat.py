@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +22,12 @@ from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
 
-from .calls import SETTLE, WARM_UP, cpus, ping_pong
+from .calls import SETTLE, WARM_UP, cpus
 from .chart import Panel, svg
 from .effort import Effort
 from .filling import create, fill_counters, fill_rows, tool_name, user_name
 from .report import Row, Section, added, percentile
-from .session import INITIALIZE, BenchmarkError, Session, echo_call
+from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
 LIMIT = "100000000/1h"
@@ -178,9 +178,9 @@ class OtherUsers:
         self._store.close()
 
 
-def measure(effort: Effort, folder: Path, *, quick: bool) -> list[Curve]:
+def measure(effort: Effort, folder: Path, kinds: Mapping[str, Sequence[Point]]) -> list[Curve]:
     curves = []
-    for at, (title, of_kind) in enumerate(points(quick=quick).items()):
+    for at, (title, of_kind) in enumerate(kinds.items()):
         place = folder / str(at)
         curves.append(_curve(title, of_kind, effort, place))
         shutil.rmtree(place)  # it can be a gigabyte
@@ -211,11 +211,11 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
             others = stack.enter_context(closing(OtherUsers(home / STORE, point))) if point.users else None
             turns.append((session, point.tools, others.call if others else None))
         os.sched_setaffinity(0, client_cpus)
-        settle, count = SETTLE, effort.calls
+        settle, (rounds, count) = SETTLE, effort.flat
         few = max(1, count // 10)
         for session, tools, between in turns:
             ping_pong(session, 1, WARM_UP, tools=tools, between=between)
-        for number in range(effort.flat_rounds):
+        for number in range(rounds):
             if number:
                 for home in homes.values():
                     wait_for_upkeep(home / STORE)
@@ -236,13 +236,13 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
     return Curve(title, labels, [point.size for point in of_kind], *lines)
 
 
-def wait_for_upkeep(store: Path) -> None:
+def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:
     """Wait until a wrapper has moved its calls into the database, about two seconds after it did that last."""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + patience_s
     with closing(CallLog(log_path(store), writable=False)) as log:
         while log.has_more(log.drained()):
             if time.monotonic() > until_s:
-                raise BenchmarkError(f"{store} has not taken its calls within {PATIENCE_S} seconds")
+                raise BenchmarkError(f"{store} has not taken its calls within {patience_s} seconds")
             time.sleep(LOOK_EVERY_S)
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .effort import Effort
-from .report import Row, Section, medians, memory_rows
+from .report import Row, Section, medians, memory_row
 from .session import Session, echo_call
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
@@ -30,15 +30,15 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[S
             session.widen_pipes()
             session.handshake()
             seconds, _ = flood(session, 1, TRY_CALLS)
-            counts[session.name] = max(LEAST_CALLS, int(TRY_CALLS / seconds * effort.pipelined_seconds))
-        for number in range(effort.pipelined_rounds):
+            counts[session.name] = max(LEAST_CALLS, int(TRY_CALLS / seconds * effort.pipelined[1]))
+        for number in range(effort.pipelined[0]):
             for session in sessions:
                 count = counts[session.name]
                 seconds, most = flood(session, 1 + TRY_CALLS + number * count, count)
                 rates[session.name].append(count / seconds)
                 in_flight[session.name] = max(in_flight[session.name], most)
-        memory = {session.name: session.memory() for session in sessions if session.name != BARE.name}
-    rows = [Row("calls/s", medians(rates), compared=True), Row("most in flight", in_flight), *memory_rows(memory)]
+        memory = {session.name: session.peak_kib() for session in sessions if session.name != BARE.name}
+    rows = [Row("calls/s", medians(rates)), Row("most in flight", in_flight), memory_row(memory)]
     return [Section("calls pipelined", rows), *_denials([one for one in variants if one is GUARD], effort, folder)]
 
 
@@ -52,10 +52,10 @@ def _denials(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[
             session.write(echo_call(1, b"full"))
             session.read_answer(1)
             seconds, _ = flood(session, 2, TRY_CALLS, is_denied=True)
-            count = max(LEAST_CALLS, int(TRY_CALLS / seconds * effort.pipelined_seconds))
-            first_ids = range(2 + TRY_CALLS, 2 + TRY_CALLS + count * effort.pipelined_rounds, count)
+            count = max(LEAST_CALLS, int(TRY_CALLS / seconds * effort.pipelined[1]))
+            first_ids = range(2 + TRY_CALLS, 2 + TRY_CALLS + count * effort.pipelined[0], count)
             rates = [count / flood(session, first_id, count, is_denied=True)[0] for first_id in first_ids]
-            rows = [Row("denials/s", medians({variant.name: rates})), *memory_rows({variant.name: session.memory()})]
+            rows = [Row("denials/s", medians({variant.name: rates})), memory_row({variant.name: session.peak_kib()})]
             sections.append(Section("denials pipelined", rows))
     return sections
 

@@ -16,12 +16,12 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from .calls import SETTLE, WARM_UP, cpus, ping_pong
+from .calls import SETTLE, WARM_UP, cpus
 from .pipelined import flood
 from .report import percentile
-from .session import INITIALIZE, BenchmarkError, Session, echo_call
+from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, TINY_SERVER, YARDSTICK, Variant
 
 REFERENCES: Final = Path(__file__).with_name("references.toml")
@@ -41,42 +41,50 @@ HEAD: Final = """\
 UNDISTURBED: Final = 10
 """The percentile that is compared."""
 
-ROUNDS: Final = 20
-CALLS: Final = 100
-PACED_CALLS: Final = 100
 PACE_S: Final = 0.007  # of three programs that take turns, so that each gets a call every 21 ms
 BLOCK: Final = 50  # calls in one write, answered in 2 ms: larger ones are disturbed more often
 BLOCKS: Final = 10
-STARTS: Final = 12
-FLOOD: Final = 20_000
+
+
+class Size(NamedTuple):
+    """How much is measured for one ratio."""
+
+    rounds: int = 20
+    calls: int = 100
+    paced_calls: int = 100
+    starts: int = 12
+    flood: int = 20_000
+
 
 _Times = Mapping[str, list[float]]
 
 
-def measure_calls(folder: Path) -> float:
+def measure_calls(folder: Path, size: Size) -> float:
     """Time added to one call after another."""
-    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, SETTLE + CALLS)[SETTLE:], ROUNDS))
+    return _ratio_of_added(
+        _take_turns(folder, lambda session: ping_pong(session, 1, SETTLE + size.calls)[SETTLE:], size.rounds)
+    )
 
 
-def measure_paced(folder: Path) -> float:
+def measure_paced(folder: Path, size: Size) -> float:
     """Time added to a call every 20 ms."""
-    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, 1, int(PACE_S * 1e6)), PACED_CALLS))
+    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, 1, int(PACE_S * 1e6)), size.paced_calls))
 
 
-def measure_pipelined(folder: Path) -> float:
+def measure_pipelined(folder: Path, size: Size) -> float:
     """Time added to calls that are sent without waiting for answers."""
-    return _ratio_of_added(_take_turns(folder, lambda session: _blocks(session, b"echo"), ROUNDS))
+    return _ratio_of_added(_take_turns(folder, lambda session: _blocks(session, b"echo"), size.rounds))
 
 
-def measure_denials(folder: Path) -> float:
+def measure_denials(folder: Path, size: Size) -> float:
     """Time until a client that does not wait for answers is denied. The bare server denies nothing."""
-    return _ratio(_take_turns(folder, lambda session: _blocks(session, b"full"), ROUNDS, (YARDSTICK, GUARD)))
+    return _ratio(_take_turns(folder, lambda session: _blocks(session, b"full"), size.rounds, (YARDSTICK, GUARD)))
 
 
-def measure_first_answer(folder: Path) -> float:
+def measure_first_answer(folder: Path, size: Size) -> float:
     """CPU time from the start to the first answer."""
     times: dict[str, list[float]] = {YARDSTICK.name: [], GUARD.name: []}
-    for start in range(1 + STARTS):
+    for start in range(1 + size.starts):
         for variant in (YARDSTICK, GUARD):
             with variant.start(TINY_SERVER, folder) as session:
                 session.write(INITIALIZE)
@@ -86,19 +94,19 @@ def measure_first_answer(folder: Path) -> float:
     return _ratio(times)
 
 
-def measure_memory(folder: Path) -> float:
+def measure_memory(folder: Path, size: Size) -> float:
     """Most memory taken, after floods of calls and of denials."""
     peaks_kib = {}
     with _sessions(folder, (YARDSTICK, GUARD)) as sessions:
         for session in sessions:
             session.widen_pipes()
-            flood(session, 1, FLOOD)
-            flood(session, 1, FLOOD, is_denied=True)
-            peaks_kib[session.name] = session.memory().peak_kib
+            flood(session, 1, size.flood)
+            flood(session, 1, size.flood, is_denied=True)
+            peaks_kib[session.name] = session.peak_kib()
     return peaks_kib[GUARD.name] / peaks_kib[YARDSTICK.name]
 
 
-MEASURES: Final[Mapping[str, Callable[[Path], float]]] = {
+MEASURES: Final[Mapping[str, Callable[[Path, Size], float]]] = {
     "calls one after another": measure_calls,
     "a call every 20 ms": measure_paced,
     "calls pipelined": measure_pipelined,
@@ -157,15 +165,15 @@ def _ratio_of_added(times: _Times) -> float:
     return _ratio({name: [value - bare for value in values] for name, values in times.items()})
 
 
-def read() -> dict[str, float]:
+def read(file: Path = REFERENCES) -> dict[str, float]:
     """The references.
 
     Raises:
         BenchmarkError: They are not those of the ratios that are measured.
     """
-    references: dict[str, float] = tomllib.loads(REFERENCES.read_text(encoding="utf-8"))
+    references: dict[str, float] = tomllib.loads(file.read_text(encoding="utf-8"))
     if references.keys() != MEASURES.keys():
-        raise BenchmarkError(f"{REFERENCES.name} has not the ratios that are measured: renew it with --renew")
+        raise BenchmarkError(f"{file.name} has not the ratios that are measured: renew it with --renew")
     return references
 
 
@@ -174,16 +182,16 @@ def renewed(measure: Callable[[str], float]) -> dict[str, float]:
     return {name: statistics.median(measure(name) for _ in range(RENEWALS)) for name in MEASURES}
 
 
-def write(references: Mapping[str, float]) -> None:
+def write(references: Mapping[str, float], file: Path = REFERENCES) -> None:
     lines = [f'"{name}" = {value:.2f}' for name, value in references.items()]
-    REFERENCES.write_text("\n".join([HEAD, *lines, ""]), encoding="utf-8")
+    file.write_text("\n".join([HEAD, *lines, ""]), encoding="utf-8")
 
 
-def measure(name: str, folder: Path) -> float:
+def measure(name: str, folder: Path, size: Size = Size()) -> float:  # noqa: B008 - it is immutable
     """One ratio: what mcpguard takes, divided by what the yardstick takes."""
     with cpus("one") as (first, _):
         os.sched_setaffinity(0, first)  # what is started from here on inherits it
-        return MEASURES[name](folder)
+        return MEASURES[name](folder, size)
 
 
 def regressions(references: Mapping[str, float], found: Mapping[str, float]) -> dict[str, str]:

@@ -5,21 +5,17 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .session import Memory
-
 WIDTH = 80
 COLUMN = 9
-SUBJECT = "mcpguard"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of several variants. If `compared`, a line below says what part of each other mcpguard's is."""
+    """One figure of several variants."""
 
     label: str
     values: Mapping[str, float]
     decimals: int = 0
-    compared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +50,8 @@ def added(rounds: Mapping[str, Sequence[float]], over: str) -> dict[str, float]:
     }
 
 
-def memory_rows(memory: Mapping[str, Memory]) -> list[Row]:
-    return [
-        Row("peak memory, MiB", {name: of.peak_kib / 1024 for name, of in memory.items()}, 1, compared=True),
-        Row("memory at the end, MiB", {name: of.resident_kib / 1024 for name, of in memory.items()}, 1),
-    ]
+def memory_row(peaks_kib: Mapping[str, float]) -> Row:
+    return Row("peak memory, MiB", {name: kib / 1024 for name, kib in peaks_kib.items()}, 1)
 
 
 def table(sections: Sequence[Section], variants: Sequence[str]) -> str:
@@ -69,15 +62,7 @@ def table(sections: Sequence[Section], variants: Sequence[str]) -> str:
         for row in section.rows:
             cells = [f"{row.values[name]:,.{row.decimals}f}" if name in row.values else "-" for name in variants]
             lines.append(_line(f"  {row.label}", cells))
-            if row.compared and SUBJECT in row.values and any(ratios := _ratios(row.values, variants)):
-                lines.append(_line(f"    {SUBJECT} / this", ratios))
     return "\n".join(lines)
-
-
-def _ratios(values: Mapping[str, float], variants: Sequence[str]) -> list[str]:
-    return [
-        f"{values[SUBJECT] / value:.2f}" if name != SUBJECT and (value := values.get(name, 0)) > 0 else "" for name in variants
-    ]
 
 
 def _line(label: str, cells: Sequence[str]) -> str:

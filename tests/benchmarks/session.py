@@ -7,8 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -32,14 +31,6 @@ def echo_call(request_id: int, tool: bytes = b"echo") -> bytes:
 
 class BenchmarkError(Exception):
     """A command under test did not do what it must; the message is for the reader of the terminal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Of one process: the most it ever had in memory, and what it has now."""
-
-    peak_kib: int
-    resident_kib: int
 
 
 class Session:
@@ -131,11 +122,10 @@ class Session:
             with contextlib.suppress(OSError):
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
 
-    def memory(self) -> Memory:
-        """Of the started process alone, without the server it started."""
-        lines = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        return Memory(*(int(fields[key].split()[0]) for key in ("VmHWM", "VmRSS")))
+    def peak_kib(self) -> int:
+        """The most memory that the started process alone had, without the server it started."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii", errors="replace").split()
+        return int(status[status.index("VmHWM:") + 1])
 
     def cpu_ns(self) -> int:
         """CPU time of the started process alone, without the server it started."""
@@ -161,3 +151,44 @@ class Session:
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def ping_pong(
+    session: Session,
+    first_id: int,
+    count: int,
+    pause_us: int = 0,
+    *,
+    tools: Sequence[bytes] = (b"echo",),
+    between: Callable[[], object] | None = None,
+) -> list[float]:
+    """Make `count` calls, one at a time; the time of each in microseconds.
+
+    Args:
+        session: The command.
+        first_id: The first call's id.
+        count: How many calls.
+        pause_us: How long to sleep before each call.
+        tools: The tools to call, in turn.
+        between: What to do before each call, outside of its time.
+    """
+    calls = [echo_call(first_id + at, tools[at % len(tools)]) for at in range(count)]
+    answers: list[bytes] = []
+    times_us: list[float] = []
+    stdin_fd, stdout_fd = session.stdin_fd, session.stdout_fd
+    for call in calls:
+        if pause_us:
+            time.sleep(pause_us / 1e6)
+        if between:
+            between()
+        before = time.perf_counter_ns()
+        os.write(stdin_fd, call)
+        answer = os.read(stdout_fd, READ_BYTES)
+        while answer and not answer.endswith(b"\n"):
+            answer += session.read()
+        after = time.perf_counter_ns()
+        times_us.append((after - before) / 1000)
+        answers.append(answer)
+    for request_id, answer in enumerate(answers, first_id):
+        session.check_answer(answer, request_id)
+    return times_us

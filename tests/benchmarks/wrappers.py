@@ -1,12 +1,11 @@
-"""How throughput and latency change when 1 to 16 wrappers share a store, each with a client that waits for its answers."""
+"""How throughput changes when 1 to 16 wrappers share a store, each with a client that waits for its answers."""
 
-import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tests.redis_servers import Server, running
@@ -14,9 +13,9 @@ from tests.redis_servers import Server, running
 from .effort import Effort
 from .report import Row, Section
 from .session import BenchmarkError
-from .variants import BARE, BENCH_SERVER, GUARD, POLICY, PROGRAMS, ROOT, Variant
+from .variants import BENCH_SERVER, GUARD, POLICY, PROGRAMS, ROOT, Variant
 
-NUMBERS = (1, 2, 4, 8, 16)
+NUMBERS = (1, 4, 16)
 OUTAGE = "until it is back"  # a wrapper says so when it loses its store; from then on it counts on its own, which is faster
 
 
@@ -27,35 +26,32 @@ def redis(folder: Path) -> Iterator[Server]:
         yield server
 
 
-def measure(effort: Effort, folder: Path) -> list[Section]:
+def measure(effort: Effort, folder: Path, guard: Variant = GUARD, numbers: Sequence[int] = NUMBERS) -> list[Section]:
     sections = []
     with redis(folder) as server:
         for store, env in (("SQLite", {}), ("Redis", {"MCPGUARD_STORE": server.url})):
             rows = []
-            for number in NUMBERS:
-                place = folder / store / str(number)
-                found = {
-                    BARE.name: _together(BARE, number, effort, place / "bare", {}),
-                    GUARD.name: _together(GUARD, number, effort, place / "mcpguard", env),
-                }
+            for number in numbers:
+                rates, outages = _together(
+                    replace(guard, env={**guard.env, **env}), number, effort, folder / store / str(number)
+                )
+                share = min(rates) * number / sum(rates)
                 rows += [
-                    Row(f"{number} at once, calls/s", {name: of["rate"] for name, of in found.items()}),
-                    Row(f"{number} at once, p50, us", {name: of["p50"] for name, of in found.items()}),
-                    Row(f"{number} at once, p99, us", {name: of["p99"] for name, of in found.items()}),
-                    Row(f"{number} at once, smallest share", {GUARD.name: found[GUARD.name]["share"]}, 2),
-                    Row(f"{number} at once, without the store", {GUARD.name: found[GUARD.name]["outages"]}),
+                    Row(f"{number} at once, calls/s", {GUARD.name: sum(rates)}),
+                    Row(f"{number} at once, smallest share", {GUARD.name: share}, 2),
+                    Row(f"{number} at once, without the store", {GUARD.name: outages}),
                 ]
             sections.append(Section(f"wrappers that share a store in {store}", rows))
     return sections
 
 
-def _together(variant: Variant, number: int, effort: Effort, folder: Path, env: Mapping[str, str]) -> dict[str, float]:
-    """Calls a second of all together, and the middle of what each says of its own."""
+def _together(variant: Variant, number: int, effort: Effort, folder: Path) -> tuple[list[float], int]:
+    """The calls a second of each, and how many lost the store at some time."""
     home = folder / "home"
     home.mkdir(mode=0o700, parents=True)
     (home / "policy.toml").write_text(POLICY, encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
-    environ = {**inherited, **variant.env, **env, "PYTHONPATH": str(ROOT), "MCPGUARD_HOME": str(home)}
+    environ = {**inherited, **variant.env, "PYTHONPATH": str(ROOT), "MCPGUARD_HOME": str(home)}
     command = [sys.executable, str(PROGRAMS / "caller.py"), str(effort.wrapper_seconds), *variant.prefix, *BENCH_SERVER]
     with ExitStack() as stack:
         callers = []
@@ -74,15 +70,8 @@ def _together(variant: Variant, number: int, effort: Effort, folder: Path, env: 
             if caller.stdin:
                 caller.stdin.write("\n")
                 caller.stdin.flush()
-        found = [json.loads(_line(caller, folder)) for caller in callers]
-    rate = sum(one["rate"] for one in found)
-    return {
-        "rate": rate,
-        "share": min(one["rate"] for one in found) * number / rate,
-        "outages": sum(OUTAGE in file.read_text(errors="replace") for file in folder.glob("*/*") if file.is_file()),
-        "p50": statistics.median(one["p50"] for one in found),
-        "p99": statistics.median(one["p99"] for one in found),
-    }
+        rates = [float(_line(caller, folder)) for caller in callers]
+    return rates, sum(OUTAGE in file.read_text(errors="replace") for file in folder.glob("*/*") if file.is_file())
 
 
 def _line(caller: "subprocess.Popen[str]", folder: Path) -> str:

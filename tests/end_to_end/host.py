@@ -117,7 +117,6 @@ class Host:
         command: The server's command.
         options: Options of `mcpguard run`.
         env: Further environment variables.
-        dashes: Whether `--` is written before the command.
         stderr: The descriptor for the wrapper's stderr; None for a file that `err` reads.
         own_group: Whether the wrapper leads a process group of its own.
         under: A command that the wrapper is started under, such as `setpriv`.
@@ -130,7 +129,6 @@ class Host:
         *command: str,
         options: Sequence[str] = (),
         env: dict[str, str] | None = None,
-        dashes: bool = True,
         stderr: int | None = None,
         own_group: bool = False,
         under: Sequence[str] = (),
@@ -142,7 +140,7 @@ class Host:
         self._held, held = os.pipe()
         with self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [*under, *program("run", *options, *(["--"] if dashes else []), *command, tuned=tuned)],
+                [*under, *program("run", *options, "--", *command, tuned=tuned)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=err if stderr is None else stderr,

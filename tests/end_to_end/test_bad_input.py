@@ -22,36 +22,18 @@ def complaint(host: Host) -> str:
     ("command", "status", "words"),
     [
         (["no-such-command"], 127, "cannot run no-such-command: no such command"),
-        (["./no/such/file"], 127, "cannot run ./no/such/file: no such command"),
-        ([""], 127, "no such command"),
-        (["/"], 126, "cannot run /: it is a folder"),
-        (["/etc/hostname"], 126, "cannot run /etc/hostname: it is not executable"),
+        (["{home}/server"], 126, "cannot run {home}/server: not a program for this system"),
+        ([], 2, "no command to run"),
     ],
 )
 def test_a_command_that_cannot_be_run_is_named_with_a_shells_status(
     tmp_path: Path, command: list[str], status: int, words: str
 ) -> None:
-    with Host(tmp_path, *command) as host:
-        assert words in complaint(host)
+    (tmp_path / "server").write_text("echo hello\n")
+    (tmp_path / "server").chmod(0o700)
+    with Host(tmp_path, *(word.format(home=tmp_path) for word in command)) as host:
+        assert words.format(home=tmp_path) in complaint(host)
         assert host.wait() == status
-
-
-def test_a_script_without_a_first_line_is_named(tmp_path: Path) -> None:
-    program = tmp_path / "server"
-    program.write_text("echo hello\n")
-    program.chmod(0o700)
-    with Host(tmp_path, str(program)) as host:
-        assert host.rest() == b""
-        assert host.wait() == 126
-        assert f"cannot run {program}: not a program for this system" in host.err
-        assert "#!/bin/sh" in host.err
-        assert "Traceback" not in host.err
-
-
-def test_no_command_is_an_error_of_usage_with_an_example(tmp_path: Path) -> None:
-    with Host(tmp_path) as host:
-        assert "no command to run" in complaint(host)
-        assert host.wait() == 2
 
 
 def test_an_unknown_option_is_an_error_of_usage(tmp_path: Path) -> None:
@@ -63,11 +45,8 @@ def test_an_unknown_option_is_an_error_of_usage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "env", "words", "status"),
     [
-        (["--agent", "Explore"], {}, "--agent: 'Explore' does not have three parts", 2),
-        ([], {"MCPGUARD_AGENT": "a::*::b"}, "MCPGUARD_AGENT: 'a::*::b' is a pattern", 78),
         (["--store", "redis//x"], {}, "--store: this is not a URL", 2),
-        ([], {"MCPGUARD_DENIALS": "both"}, "MCPGUARD_DENIALS: 'both' is none of auto, error, result", 78),
-        (["--config", "/no/such/config.toml"], {}, "--config: /no/such/config.toml: no such file", 2),
+        ([], {"MCPGUARD_AGENT": "a::*::b"}, "MCPGUARD_AGENT: 'a::*::b' is a pattern", 78),
         (["--config", "/"], {}, "/: cannot be read: Is a directory", 78),
     ],
 )
@@ -82,39 +61,13 @@ def test_a_setting_that_cannot_be_is_named_and_no_server_starts(
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["[store", "[store]\ntimeout = 5", 'denials = "x"', "[audit]\nkeep = 30", "a = " + "9" * 5000, "a = " + "[" * 100_000],
-    ids=range(6),
-)
-def test_a_config_file_that_cannot_be_is_named_and_no_server_starts(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.toml").write_text(text)
-    log = tmp_path / "calls"
-    with Host(tmp_path, *script("obedient", log)) as host:
-        assert f"{tmp_path}/config.toml: " in complaint(host)
-        assert host.wait() == 78
-    assert not log.exists()
-
-
-@pytest.mark.parametrize(
     ("text", "where", "why"),
     [
         ("", "line 1", "the file is empty"),
-        ("[[rule]\n", "line 1", "not TOML"),
-        ('[[rule]]\ntool = "a"\nlimit = 5/1m\n', "line 3", "not TOML"),
         ('\n[[rule]]\ntool = "a"\nlimit = "0/1h"\n', "line 4: rule 1", "'0/1h' admits nothing"),
-        ('[[rule]]\ntool = "a"\nlimit = "-5/1h"\n', "line 3: rule 1", "'-5/1h' is not a limit"),
-        ('[[rule]]\ntool = "a"\nlimit = "5 per hour"\n', "line 3: rule 1", "is not a limit"),
-        ('[[rule]]\ntool = "a"\nlimit = "5/99999d"\n', "line 3: rule 1", "out of bounds"),
-        ('[[rule]]\ntool = "a"\nlimit = 5\n', "line 3: rule 1", "5 is not text"),
-        ('[[rule]]\ntool = "a"\n', "line 1: rule 1", "no limit"),
-        ('[[rule]]\ntoll = "a"\nlimit = "5/1h"\n', "line 2: rule 1", "unknown key 'toll'"),
-        ('[[rule]]\nagent = "Explore"\nlimit = "5/1h"\n', "line 2: rule 1", "does not have three parts"),
-        ('[[rule]]\ntool = "a"\nlimit = "' + "9" * 5000 + '/1h"\n', "line 3: rule 1", "is not a limit"),
-        ("limit = " + "9" * 5000, "line 1", "not TOML"),
         ("a = " + "[" * 100_000, "line 1", "not TOML"),
-        ('[[rule]]\nlimit = "5/1h"\n[[rule]]\nlimit = "6/1h"\n', "line 3: rule 2", "the same selectors"),
     ],
-    ids=range(15),
+    ids=range(3),
 )
 def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(
     tmp_path: Path, text: str, where: str, why: str
@@ -131,13 +84,6 @@ def test_a_policy_that_is_broken_at_the_start_closes_every_tool_and_says_where(
         assert "Traceback" not in host.err
         assert [row["decision"] for row in host.audit()] == ["unavailable"]
     assert (tmp_path / "calls").read_text() == ""
-
-
-def test_a_policy_that_is_no_text_closes_every_tool(tmp_path: Path) -> None:
-    (tmp_path / "policy.toml").write_bytes(b'[[rule]]\nlimit = "\xff/1h"\n')
-    with Host(tmp_path, *script("obedient")) as host:
-        assert "not UTF-8" in host.call(1, "search")["error"]["message"]
-        assert host.end() == 0
 
 
 def test_a_policy_that_is_a_folder_closes_every_tool_and_mends_when_it_is_a_file(tmp_path: Path) -> None:
@@ -211,16 +157,6 @@ def test_a_running_wrapper_obeys_an_edit_from_the_next_call_on(tmp_path: Path) -
     assert [row["reason"] for row in notes] == ["in force at the start"] + ["applied"] * 12
 
 
-def test_an_edit_is_obeyed_by_calls_that_were_written_together_with_others(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="search"))
-    with Host(tmp_path, *script("obedient")) as host:
-        host.call(0, "search")
-        policy(tmp_path, rule("11/1h", tool="search"))
-        host.send(lines([call(number, "search") for number in range(1, 13)]))
-        assert ["result" in host.answer(number) for number in range(1, 13)] == [True] * 10 + [False] * 2
-        assert host.end() == 0
-
-
 def test_who_else_may_change_what_decides_is_told_once_at_the_start(tmp_path: Path) -> None:
     policy(tmp_path, rule("2/1h", tool="search")).chmod(0o666)
     with Host(tmp_path, *script("obedient")) as host:
@@ -253,39 +189,6 @@ def test_a_large_edit_is_obeyed_within_moments_and_the_last_good_policy_until_th
         reasons = [row["reason"].partition(":")[0] for row in host.notes()]
     assert [code for code, before in zip(codes, [None, *codes], strict=False) if code != before] == [0, 429, 403, 0]
     assert reasons == ["in force at the start", "applied", "not applied", "applied"]
-
-
-@pytest.mark.parametrize("broken", ["", "[[rule]\n", None], ids=["empty", "not TOML", "gone"])
-def test_a_running_policy_that_is_broken_stays_in_force_and_is_reported_once(tmp_path: Path, broken: str | None) -> None:
-    file = policy(tmp_path, rule("2/1h", tool="search"))
-    with Host(tmp_path, *script("obedient")) as host:
-        assert "result" in host.call(1, "search")
-        if broken is None:
-            file.unlink()
-        else:
-            file.write_text(broken)
-        assert "result" in host.call(2, "search")
-        assert all(host.call(number, "search")["error"]["code"] == 429 for number in (3, 4, 5))
-        policy(tmp_path, rule("3/1h", tool="search"))
-        assert "result" in host.call(6, "search")
-        assert host.end() == 0
-        assert host.err.count("policy not applied: ") == 1
-        assert host.err.count("policy applied") == 1
-        reasons = [row["reason"] for row in host.notes()]
-    assert reasons[1].startswith(f"not applied: {file}: ")
-    assert [reasons[0], *reasons[2:]] == ["in force at the start", "applied"]
-
-
-def test_a_policy_that_is_mended_opens_the_tools_without_a_restart(tmp_path: Path) -> None:
-    policy(tmp_path, "[[rule]")
-    with Host(tmp_path, *script("obedient")) as host:
-        assert host.call(1, "search")["error"]["code"] == 503
-        policy(tmp_path, "[[rule]]")
-        assert "no limit" in host.call(2, "search")["error"]["message"]
-        policy(tmp_path, rule("1/1h", tool="search"))
-        assert "result" in host.call(3, "search")
-        assert host.call(4, "search")["error"]["code"] == 429
-        assert host.end() == 0
 
 
 def test_without_a_policy_the_starter_policy_is_in_force_until_there_is_one(tmp_path: Path) -> None:

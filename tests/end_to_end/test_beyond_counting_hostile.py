@@ -122,12 +122,3 @@ def test_an_answer_frees_the_place_of_its_call_however_it_is_written(
         while b'"answer' not in (line := host.line()) and b"answeranswer" not in line:
             pass
         assert host.forwarded(call(3, "work")) == [1, 3]
-
-
-def test_a_retry_that_the_server_asked_for_is_counted_if_it_fails(tmp_path: Path) -> None:
-    with Puppet(tmp_path, ERRORS) as host:
-        host.forwarded(call(1, "work"))
-        host.end_call(1, resultType="input_required", requestState="s", inputRequests={})
-        assert host.forwarded(call(2, "work", requestState="s")) == [1, 2]
-        host.end_call(2, isError=True)
-        assert host.call(3, "work")["error"]["data"]["reason"] == "failing"

@@ -110,16 +110,6 @@ def test_a_server_that_is_killed_and_comes_back_keeps_every_count(tmp_path: Path
         assert len({row["id"] for row in rows}) == len(rows)
 
 
-def test_the_client_for_redis_is_loaded_only_by_a_wrapper_that_needs_it(tmp_path: Path) -> None:
-    policy(tmp_path, LIMIT)
-    with running(tmp_path / "redis") as server:
-        for store, needs_it in ({}, False), ({"MCPGUARD_STORE": server.url}, True):
-            with Host(tmp_path, *script("obedient"), options=WHO, env={"PYTHONPROFILEIMPORTTIME": "1", **store}) as host:
-                assert "result" in host.call(1, "search")
-                assert host.end() == 0
-            assert any(line.endswith(" redis") for line in host.err.splitlines()) == needs_it
-
-
 def test_a_password_stands_in_no_process_line_no_output_and_no_environment_of_the_server(tmp_path: Path) -> None:
     with running(tmp_path / "redis", "--requirepass", "s3cret") as server:
         policy(tmp_path, LIMIT)

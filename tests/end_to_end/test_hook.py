@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import signal
-import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +10,12 @@ from typing import Any
 import pytest
 
 from mcpguard.stores.api import Options
-from mcpguard.stores.locks import lock_file
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.recorded_hooks import CODEX, COPILOT
 from tests.redis_servers import Server, running
 
-from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script, until
-from .outages import BUDGET_MS, stopped_holder
+from .host import DEADLINE_S, PATIENT_MS, Host, Message, budget, environment, policy, program, request, rule, script
 
 EXPLORE = "Claude Code::subagent::Explore"
 MAIN = "Claude Code::interactive::default"
@@ -207,73 +203,6 @@ def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path
         assert names == ["agent 2", "default", "agent 0", "agent 1"]
 
 
-def test_an_agent_that_is_configured_is_not_a_hooks_to_change(tmp_path: Path) -> None:
-    create_store(tmp_path)
-    with Host(tmp_path, *script("obedient"), options=["--agent", "Mine::background::job"], env=SESSION) as host:
-        hook(tmp_path, "t1")
-        assert "result" in call(host, "t1")
-        assert host.end() == 0
-        assert who(host.audit()) == [("Mine::background::job", "config")]
-
-
-def test_hook_and_wrapper_meet_in_the_namespace_and_the_store_that_both_are_given(tmp_path: Path) -> None:
-    url = f"sqlite://{tmp_path}/team.db"
-    settings = tmp_path / "team.toml"
-    settings.write_text(f'[store]\nurl = "{url}"\nnamespace = "team"\n')
-    ways: list[tuple[tuple[str, ...], dict[str, str]]] = [
-        (("--config", str(settings)), {}),
-        ((), {"MCPGUARD_CONFIG": str(settings)}),
-        (("--store", url), {"MCPGUARD_NAMESPACE": "team"}),
-    ]
-    with Host(tmp_path, *script("obedient"), options=["--config", str(settings)], env=SESSION) as host:
-        assert "result" in call(host, "before")
-        for at, (options, env) in enumerate(ways):
-            hook(tmp_path, f"t{at}", agent=f"agent {at}", options=options, **env)
-            call(host, f"t{at}")
-        hook(tmp_path, "elsewhere", options=("--store", url))
-        call(host, "elsewhere")
-        assert host.end() == 0
-    with contextlib.closing(sqlite3.connect(tmp_path / "team.db")) as db:
-        rows = [
-            json.loads(row[0])
-            for row in db.execute("SELECT json FROM audit JOIN fragment c ON c.id = context ORDER BY audit.id")
-        ]
-    names = [row["agent"].split("::")[2] for row in rows if "agent" in row]
-    assert names == ["default", "agent 0", "agent 1", "agent 2", "default"]
-
-
-def test_while_another_holds_the_store_the_hook_ends_and_the_call_goes_on(tmp_path: Path) -> None:
-    budget(tmp_path, BUDGET_MS)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
-        hello(host)
-        assert "result" in call(host, "before")
-        with contextlib.closing(lock_file(tmp_path / "mcpguard.db-calls")) as lock:
-            assert lock.acquire(DEADLINE_S)
-            hook(tmp_path, "t1")
-            assert "result" in call(host, "t1")
-            lock.release()
-        assert host.end() == 0
-    assert "store unavailable" in host.err
-
-
-@pytest.mark.parametrize(("what", "file"), [("hold", "mcpguard.db-calls"), ("hold_transaction", "mcpguard.db")])
-def test_while_a_stopped_process_has_the_stores_lock_the_hook_ends_and_the_call_goes_on(
-    tmp_path: Path, what: str, file: str
-) -> None:
-    budget(tmp_path, BUDGET_MS)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
-        hello(host)
-        assert "result" in call(host, "before")
-        with stopped_holder(what, tmp_path / file):
-            hook(tmp_path, "t1")
-            assert "result" in call(host, "t1")
-        until(lambda: "store is back" in host.err, "the store is back")
-        hook(tmp_path, "t2")
-        assert "result" in call(host, "t2")
-        assert host.end() == 0
-        assert who(host.audit()) == [(MAIN, "clientInfo"), (MAIN, "clientInfo"), (EXPLORE, "hook")]
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     with running(tmp_path / "redis") as one:
@@ -300,24 +229,3 @@ def test_with_redis_hook_and_wrapper_meet_on_the_server_in_their_namespace(tmp_p
         assert host.end() == 0
     assert who(rows_in(server, "team")) == [(EXPLORE, "hook"), (EXPLORE, "hook"), (MAIN, "clientInfo")]
     assert not list(tmp_path.glob("*.db*"))
-
-
-def test_while_redis_hangs_or_is_gone_the_hook_ends_and_the_call_goes_on(tmp_path: Path, server: Server) -> None:
-    budget(tmp_path, BUDGET_MS)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env={"MCPGUARD_STORE": server.url} | SESSION) as host:
-        hello(host)
-        assert "result" in call(host, "before")
-        server.signal(signal.SIGSTOP)
-        hook(tmp_path, "t1", MCPGUARD_STORE=server.url)
-        assert "result" in call(host, "t1")
-        server.signal(signal.SIGCONT)
-        until(lambda: "store is back" in host.err, "the store is back")
-        hook(tmp_path, "t2", MCPGUARD_STORE=server.url)
-        assert "result" in call(host, "t2")
-        server.kill()
-        hook(tmp_path, "t3", MCPGUARD_STORE=server.url)
-        assert "result" in call(host, "t3")
-        server.start()
-        until(lambda: host.err.count("store is back") == 2, "the store is back once more")
-        assert host.end() == 0
-    assert who(rows_in(server)) == [(MAIN, "clientInfo")]  # what was before is gone with the server

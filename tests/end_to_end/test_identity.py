@@ -33,33 +33,19 @@ def session(home: Path, *messages: Message, **how: Any) -> list[Message]:
     ("options", "env", "config", "expected"),
     [
         ([], {}, "", (ACCOUNT, "os", "unknown::interactive::default", "default", SERVER)),
-        (["--user", "alice"], {}, "", ("alice", "config", "unknown::interactive::default", "default", SERVER)),
-        ([], {"MCPGUARD_USER": "bob"}, "", ("bob", "config", "unknown::interactive::default", "default", SERVER)),
-        ([], {}, 'user = "carol"', ("carol", "config", "unknown::interactive::default", "default", SERVER)),
         (
-            ["--user", "alice"],
-            {"MCPGUARD_USER": "bob"},
+            ["--user", "alice", "--server", "crm", "--agent", "::subagent::Explore"],
+            {"MCPGUARD_USER": "bob", "MCPGUARD_SERVER": "erp"},
             'user = "carol"',
-            ("alice", "config", "unknown::interactive::default", "default", SERVER),
+            ("alice", "config", "unknown::subagent::Explore", "config", "crm"),
         ),
         (
             [],
-            {"MCPGUARD_USER": "bob", "MCPGUARD_AGENT": "E::api::e"},
+            {"MCPGUARD_USER": "bob", "MCPGUARD_AGENT": "E::api::e", "MCPGUARD_SERVER": "erp"},
             'user = "carol"\nagent = "C::api::c"',
-            ("bob", "config", "E::api::e", "config", SERVER),
+            ("bob", "config", "E::api::e", "config", "erp"),
         ),
-        (["--agent", "A::background::b"], {}, "", (ACCOUNT, "os", "A::background::b", "config", SERVER)),
-        (["--agent", "::subagent::Explore"], {}, "", (ACCOUNT, "os", "unknown::subagent::Explore", "config", SERVER)),
-        ([], {}, 'agent = "C::api::c"', (ACCOUNT, "os", "C::api::c", "config", SERVER)),
-        (["--server", "crm"], {}, "", (ACCOUNT, "os", "unknown::interactive::default", "default", "crm")),
-        ([], {"MCPGUARD_SERVER": "erp"}, "", (ACCOUNT, "os", "unknown::interactive::default", "default", "erp")),
-        (
-            ["--server", "crm"],
-            {"MCPGUARD_SERVER": "erp"},
-            "",
-            (ACCOUNT, "os", "unknown::interactive::default", "default", "crm"),
-        ),
-        (["--user", " ünï::cødé \t"], {}, "", (" ünï::cødé \t", "config", "unknown::interactive::default", "default", SERVER)),
+        ([], {}, 'user = " ünï::cødé \\t"', (" ünï::cødé \t", "config", "unknown::interactive::default", "default", SERVER)),
     ],
     ids=repr,
 )
@@ -71,18 +57,6 @@ def test_who_calls_is_configured_and_its_source_is_in_the_audit(
     assert [tuple(row[key] for key in WHO) for row in rows] == [expected]
 
 
-@pytest.mark.parametrize("dashes", [True, False])
-def test_the_command_is_found_with_and_without_dashes(tmp_path: Path, dashes: bool) -> None:
-    rows = session(tmp_path, call(1, "search"), options=["--user", "alice"], dashes=dashes)
-    assert [(row["user"], row["server"]) for row in rows] == [("alice", SERVER)]
-
-
-def test_options_of_the_server_are_the_servers(tmp_path: Path) -> None:
-    with Host(tmp_path, "echo", "--user", "x", "--", "-h", dashes=False) as host:
-        assert host.rest() == b"--user x -- -h\n"
-        assert host.wait() == 0
-
-
 @pytest.mark.parametrize(
     ("name", "agent"),
     [("claude-code", "Claude Code::interactive::default"), ("my-own", "my-own::interactive::default")],
@@ -90,36 +64,6 @@ def test_options_of_the_server_are_the_servers(tmp_path: Path) -> None:
 def test_a_client_that_introduces_itself_fills_the_first_part_of_the_agent(tmp_path: Path, name: str, agent: str) -> None:
     rows = session(tmp_path, initialize(name), call(1, "search"))
     assert [(row["agent"], row["agent_source"]) for row in rows] == [(agent, "clientInfo")]
-
-
-@pytest.mark.parametrize("name", ["evil::subagent::x", "::subagent", "a:", ":", "\\", "*"])
-def test_a_client_cannot_name_itself_into_another_tier(tmp_path: Path, name: str) -> None:
-    (row,) = session(tmp_path, initialize(name), call(1, "search"))
-    assert row["agent"].split("::")[1:] == ["interactive", "default"]
-
-
-def test_a_call_may_be_the_first_frame_and_say_itself_who_the_client_is(tmp_path: Path) -> None:
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientCapabilities": {},
-        "io.modelcontextprotocol/clientInfo": {"name": "cursor-vscode", "version": "1"},
-        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    }
-    (row,) = session(tmp_path, call(1, "search", _meta=meta))
-    assert (row["agent"], row["agent_source"]) == ("Cursor::interactive::default", "clientInfo")
-    assert row["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
-
-
-def test_each_call_of_one_connection_may_come_from_another_client(tmp_path: Path) -> None:
-    calls = [call(name, "search", _meta={"io.modelcontextprotocol/clientInfo": {"name": name}}) for name in ("one", "two")]
-    rows = session(tmp_path, initialize("three"), *calls, call("none", "search"))
-    assert [row["agent"].split("::")[0] for row in rows] == ["one", "two", "three"]
-
-
-def test_a_client_cannot_change_a_part_that_is_configured(tmp_path: Path) -> None:
-    meta = {"io.modelcontextprotocol/clientInfo": {"name": "two"}, "mcpguard/agent": "x::api::y"}
-    rows = session(tmp_path, initialize("one"), call(1, "search", _meta=meta), options=["--agent", "Mine::background::"])
-    assert [(row["agent"], row["agent_source"]) for row in rows] == [("Mine::background::default", "config")]
 
 
 @pytest.mark.parametrize(
@@ -134,32 +78,6 @@ def test_whether_a_client_is_believed_is_configured(tmp_path: Path, config: str,
     (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n")
     rows = session(tmp_path, initialize("one"), call(1, "search", _meta={"mcpguard/agent": "x::api::y"}))
     assert [(row["agent"], row["agent_source"]) for row in rows] == [expected]
-
-
-def test_a_limit_by_agent_is_met_by_the_client_it_names_alone(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", user="*", agent="Claude Code::*::*"))
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"]) as host:
-        for name, denied in (("claude-code", True), ("other", False)):
-            host.send(initialize(name))
-            host.answer("initialize")
-            assert "result" in host.call(f"{name} 1", "search")
-            answer = host.call(f"{name} 2", "search")
-            assert ("error" in answer) == denied
-            if denied:
-                assert answer["error"]["data"]["axis"] == "agent"
-        assert host.end() == 0
-
-
-def test_a_denial_can_be_a_result_that_every_host_shows(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="search"))
-    with Host(tmp_path, *script("obedient"), options=["--denials", "result"]) as host:
-        result = host.call(1, "search")["result"]
-        assert result["isError"] is True
-        assert result["resultType"] == "complete"
-        assert result["content"][0]["text"].startswith("Tool search is denied by policy")
-        assert result["_meta"]["mcpguard/denial"]["reason"] == "denied"
-        assert host.call(2, "search", task={"ttl": 1000})["error"]["code"] == 403
-        assert host.end() == 0
 
 
 def test_the_guards_secrets_are_not_the_servers_and_all_else_is(tmp_path: Path) -> None:

@@ -41,11 +41,6 @@ def tail(home: Path, env: dict[str, str], *argv: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in said(home, env, "audit", "tail", "--json", "-n", "100", *argv).splitlines()]
 
 
-def test_what_is_counted_in_one_leaves_the_other_its_room(home: Path) -> None:
-    assert decisions(home, ONE, "search", "search") == ["allowed", "429"]
-    assert decisions(home, TWO, "search", "search") == ["allowed", "429"]
-
-
 def test_each_has_an_audit_of_its_own(home: Path) -> None:
     decisions(home, ONE, "search")
     decisions(home, TWO, "echo", "never")

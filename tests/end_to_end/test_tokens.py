@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from mcpguard.identity.claims import LEEWAY_S
 from mcpguard.identity.keys import REFRESH_S
 from tests import provider
 from tests.provider import KeyServer, settings, token, write_token
@@ -94,43 +93,6 @@ def test_without_a_token_every_call_is_denied_and_all_else_passes_until_there_is
     assert (second["decision"], second["user"]) == ("allowed", "alice")
 
 
-def test_a_renewed_token_counts_from_the_next_call_on(tmp_path: Path, keys: KeyServer) -> None:
-    file = settings(tmp_path, keys.url)
-    policy(tmp_path, rule("1/1h", user="*"))
-    write_token(file, token())
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        assert "result" in host.call(1, "search")
-        write_token(file, token(exp=int(time.time()) + 3600))
-        assert host.call(2, "search")["error"]["data"]["user"] == "alice"
-        write_token(file, token(sub="bob"))
-        assert "result" in host.call(3, "search")
-        write_token(file, token(sub="bob", aud="other"))
-        assert "for the audience crm-mcp" in denied(host.call(4, "search"))["message"]
-        file.unlink()
-        assert "does not exist" in denied(host.call(5, "search"))["message"]
-        assert host.end() == 0
-        assert [row.get("user") for row in host.audit()] == ["alice", "alice", "bob", None, None]
-
-
-def test_a_token_that_expires_in_mid_session_is_noticed_at_the_next_call(tmp_path: Path, keys: KeyServer) -> None:
-    file = settings(tmp_path, keys.url)
-    policy(tmp_path, 'mode = "enforce"\n')
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        write_token(file, token())
-        assert "result" in call_until(host, "search", "result")
-        expires_s, bobs = 0, Message()
-        while "result" not in bobs:
-            expires_s = int(time.time()) - 27  # with the leeway it has three seconds left
-            write_token(file, token(sub="bob", exp=expires_s))
-            bobs = host.call(f"bob {expires_s}", "search")
-            assert "result" in bobs or time.time() > expires_s + LEEWAY_S  # the machine was too busy
-        message = denied(call_until(host, "search", "error"))["message"]
-        assert f"the token in {file} expired at {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(expires_s))}." in message
-        write_token(file, token())
-        assert "result" in host.call("again", "search")
-        assert host.end() == 0
-
-
 def test_a_token_in_the_environment_is_used_and_hidden_from_the_server(tmp_path: Path, keys: KeyServer) -> None:
     settings(tmp_path, keys.url)
     secret = token()
@@ -159,52 +121,6 @@ def test_no_part_of_a_token_is_in_the_audit_on_stderr_on_disk_or_in_an_answer(
     for piece in secret.split("."):
         assert piece.encode() not in everything
     assert b"mallory" not in everything
-
-
-def test_a_key_that_is_new_is_fetched_when_a_token_names_it(tmp_path: Path, keys: KeyServer) -> None:
-    file = settings(tmp_path, keys.url)
-    write_token(file, token())
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        assert "result" in call_until(host, "search", "result")
-        keys.body = provider.key_set(provider.jwk(number=1))
-        write_token(file, token(number=1, sub="bob"))
-        assert "result" in call_until(host, "search", "result")
-        assert keys.asked == 2
-        assert host.end() == 0
-        assert host.audit()[-1]["user"] == "bob"
-
-
-def test_a_key_that_is_new_under_an_old_name_is_fetched_when_a_signature_does_not_fit(tmp_path: Path, keys: KeyServer) -> None:
-    file = settings(tmp_path, keys.url)
-    write_token(file, token())
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        assert "result" in call_until(host, "search", "result")
-        keys.body = provider.key_set(provider.jwk("ES256"), provider.jwk(number=2), provider.jwk(number=1, kid="RS256-0"))
-        write_token(file, token(number=1, headers={"kid": "RS256-0"}, sub="bob"))
-        assert "result" in call_until(host, "search", "result")
-        write_token(file, token(number=2, headers={"kid": None}, sub="carol"))
-        assert "result" in host.call("carol", "search")
-        assert keys.asked == 2
-        assert host.end() == 0
-        assert [row["user"] for row in host.audit()][-2:] == ["bob", "carol"]
-
-
-def test_a_provider_that_is_down_stops_nobody_whose_key_is_known(tmp_path: Path) -> None:
-    with provider.serving() as server:
-        file = settings(tmp_path, server.url)
-        write_token(file, token())
-        with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-            assert "result" in call_until(host, "search", "result")
-            assert host.end() == 0
-        url = server.url
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        assert "result" in host.call(1, "search")
-        write_token(file, token(number=1))
-        message = denied(call_until(host, "search", "error"))["message"]
-        assert "keys are being fetched" in message or f"keys cannot be fetched from {url}: connection refused" in message
-        assert host.end() == 0
-    (kept,) = tmp_path.glob("jwks-*.json")
-    assert kept.stat().st_mode & 0o777 == 0o600
 
 
 def test_keys_that_do_not_come_hold_up_calls_for_the_stores_budget_and_nothing_else(tmp_path: Path, keys: KeyServer) -> None:
@@ -243,40 +159,6 @@ def test_who_the_user_is_stands_in_the_first_line_where_the_keys_are_known(tmp_p
         assert " user=alice agent=" in host.err.splitlines()[0]
 
 
-def test_a_token_file_that_others_can_read_is_used_with_a_warning(tmp_path: Path, keys: KeyServer) -> None:
-    file = settings(tmp_path, keys.url)
-    file.write_text(token())
-    file.chmod(0o644)
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        assert "result" in call_until(host, "search", "result")
-        assert host.end() == 0
-        assert host.err.count(f"others can read the token in {file} (mode 0644): chmod 600 {file}") == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "env", "named", "status"),
-    [(["--user", "bob"], {}, "--user", 2), ([], {"MCPGUARD_USER": "bob"}, "MCPGUARD_USER", 78)],
-)
-def test_nothing_but_the_token_may_name_the_user(
-    tmp_path: Path, options: list[str], env: dict[str, str], named: str, status: int
-) -> None:
-    settings(tmp_path, "keys.json")
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT, options=options, env=env) as host:
-        assert host.wait() == status
-        assert host.err.splitlines()[0] == f"mcpguard: {named}: only a verified token may name the user here"
-
-
-def test_a_token_where_its_file_belongs_ends_the_start_and_is_not_repeated(tmp_path: Path) -> None:
-    secret = token()
-    settings(tmp_path, "keys.json", token_file=secret)
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
-        assert host.wait() == 78
-        assert host.err.splitlines()[0] == (
-            f"mcpguard: {tmp_path}/config.toml: identity.jwt.token_file holds a token where a path belongs"
-        )
-        assert not [piece for piece in secret.split(".") if piece in host.err]
-
-
 def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: Path, keys: KeyServer) -> None:
     settings(tmp_path, keys.url)
     with (tmp_path / "config.toml").open("a") as file:
@@ -285,25 +167,6 @@ def test_a_store_that_is_gone_opens_no_door_for_those_without_a_token(tmp_path: 
     with Host(tmp_path, *OBEDIENT, tuned=PATIENT, options=["--observe"]) as host:
         denied(host.call(1, "search"))
         assert host.end() == 0
-
-
-def test_a_denial_can_be_a_result_here_too(tmp_path: Path, keys: KeyServer) -> None:
-    settings(tmp_path, keys.url)
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT, options=["--denials", "result"]) as host:
-        result = host.call(1, "search")["result"]
-        assert host.end() == 0
-    assert result["isError"] is True
-    assert result["_meta"]["mcpguard/denial"]["reason"] == "unauthenticated"
-
-
-def test_jwt_is_loaded_only_if_tokens_are_verified(tmp_path: Path) -> None:
-    loud = {"PYTHONPROFILEIMPORTTIME": "1"}
-    with Host(tmp_path, *OBEDIENT, env=loud) as host:
-        assert "result" in host.call(1, "search")
-        assert host.end() == 0
-        assert not {"httpx2", "jwt", "ssl", "mcpguard.identity.token", "mcpguard.identity.jwt_settings"} & {
-            line.rpartition("|")[2].strip() for line in host.err.splitlines()
-        }
 
 
 @pytest.mark.parametrize(("where", "loads"), [("file", False), ("cache", False), ("provider", True)])

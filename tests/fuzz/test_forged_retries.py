@@ -62,16 +62,3 @@ def test_every_call_pays_unless_the_server_asked_for_it_and_ten_free_ones_follow
     assert wire.continued
     for tool in ("ask", "other"):
         assert wire.continued.count(tool) <= 10 * wire.charged[tool]
-
-
-@pytest.mark.parametrize("state", ["s1", None])
-def test_a_server_that_never_has_enough_gets_ten_free_retries_for_each_call_that_was_paid(state: str | None) -> None:
-    wire = Wire()
-    carried: dict[str, object] = {"requestState": state} if state else {}
-    for request_id in range(34):
-        params = {"name": "ask", "inputResponses": {"a": {}}} | carried
-        wire.write(json.dumps({"id": request_id, "method": "tools/call", "params": params}).encode() + b"\n")
-        result = {"resultType": "input_required", "inputRequests": {"a": {}}} | carried
-        wire.answer(json.dumps({"jsonrpc": "2.0", "id": request_id, "result": result}).encode() + b"\n")
-    check_far_side(wire)
-    assert wire.charged["ask"] == 4

@@ -214,12 +214,6 @@ SERVERS: Final = (
         modern=False,
     ),
     Server(
-        "py2-lowlevel",
-        _own_server("python-2", "server_python_2_lowlevel"),
-        *_ECHO,
-        OWN | {"change": CHANGES, "rounds": ROUNDS},
-    ),
-    Server(
         "py2-mcpserver",
         _own_server("python-2", "server_python_2"),
         *_ECHO,

@@ -1,6 +1,7 @@
 """Clients and servers as their makers publish them, installed into a folder that is kept from run to run."""
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -100,7 +101,7 @@ class Parts:
         with self._lock:
             for folder in ("clients", "programs"):
                 for file in (HERE / folder).glob("*.mjs"):
-                    copy = place / f"{file.name}.new"
+                    copy = place / f"{file.name}.{os.getpid()}.new"
                     shutil.copyfile(file, copy)
                     copy.replace(place / file.name)  # another one may be reading it
         return [self.node(), str(place / name)]

@@ -3,9 +3,9 @@
 It blocks on stdin, finds a call's id with one regular expression, and answers each call with one write, as the SDKs'
 servers do. Tools: `echo` answers a constant; `stream` sends notifications before it answers:
 
-    {"frame_bytes": 300, "frames": 1000, "write_bytes": 65536}
+    {"frame_bytes": 65536, "frames": 1000}
 
-makes 1,000 notifications of 300 bytes each (newline included), as many in one write as fit 65,536 bytes, at least one.
+makes 1,000 notifications of 65,536 bytes each (newline included).
 """
 
 import json
@@ -25,13 +25,10 @@ def write_all(data: bytes) -> None:
         view = view[os.write(1, view) :]
 
 
-def stream(frame_bytes: int, frames: int, write_bytes: int) -> None:
+def stream(frame_bytes: int, frames: int) -> None:
     frame = STREAM_HEAD + b"x" * (frame_bytes - len(STREAM_HEAD) - len(STREAM_TAIL)) + STREAM_TAIL
-    in_a_write = max(1, write_bytes // len(frame))
-    block = frame * in_a_write
-    for _ in range(frames // in_a_write):
-        write_all(block)
-    write_all(frame * (frames % in_a_write))
+    for _ in range(frames):
+        write_all(frame)
 
 
 def answer_otherwise(line: bytes) -> bytes:

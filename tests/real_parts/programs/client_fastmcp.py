@@ -4,28 +4,18 @@
 import warnings
 from contextlib import asynccontextmanager
 
-import anyio
 from fastmcp import Client
 from fastmcp.client.elicitation import ElicitResult
 from fastmcp.client.transports import StdioTransport
 from mcp import MCPError
 from mcp.types import Implementation
 
-from .steps import main
+from .steps import OnSdk, main, told
 
 warnings.simplefilter("ignore")  # what 2026-07-28 deprecates is used on purpose, in the older eras
 
 
-def told(result):
-    text = "\n".join(block.text for block in result.content if block.type == "text")
-    return {"text": text, "is_error": result.is_error, "denial": (result.meta or {}).get("mcpguard/denial")}
-
-
-class OnFastMcp:
-    def __init__(self, client, seen):
-        self.client = client
-        self.seen = seen
-
+class OnFastMcp(OnSdk):
     @property
     def version(self):
         return self.client.protocol_version
@@ -33,20 +23,11 @@ class OnFastMcp:
     async def tools(self):
         return [tool.name for tool in await self.client.list_tools()]
 
-    async def note(self, progress, total, message):
-        self.seen.note("progress", progress)
-
     async def call(self, tool, arguments):
         try:
             return told(await self.client.call_tool_mcp(tool, arguments, progress_handler=self.note))
         except MCPError as error:
             return {"code": error.code, "message": error.message, "data": error.data}
-
-    async def cancel(self, tool, arguments):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.call, tool, arguments)
-            await self.seen.until("progress")
-            tasks.cancel_scope.cancel()
 
     async def set_level(self, level):
         if self.version < "2026":

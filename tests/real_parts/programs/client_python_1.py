@@ -10,57 +10,45 @@ from mcp import types as t
 from mcp.client.stdio import stdio_client
 from pydantic import AnyUrl
 
-from .steps import main
+from .steps import OnSdk, main, told
 
 warnings.simplefilter("ignore")  # tasks are deprecated there
 
 
-def told(result):
-    text = "\n".join(block.text for block in result.content if block.type == "text")
-    return {"text": text, "is_error": result.isError, "denial": (result.meta or {}).get("mcpguard/denial")}
-
-
-class OnSdk1:
-    def __init__(self, session, seen, version):
-        self.session = session
-        self.seen = seen
+class OnSdk1(OnSdk):
+    def __init__(self, client, seen, version):
+        super().__init__(client, seen)
         self.version = version
 
     async def tools(self):
-        return [tool.name for tool in (await self.session.list_tools()).tools]
-
-    async def note(self, progress, total, message):
-        self.seen.note("progress", progress)
+        return [tool.name for tool in (await self.client.list_tools()).tools]
 
     async def call(self, tool, arguments):
         try:
-            return told(await self.session.call_tool(tool, arguments, progress_callback=self.note))
+            return told(await self.client.call_tool(tool, arguments, progress_callback=self.note))
         except McpError as error:
             return {"code": error.error.code, "message": error.error.message, "data": error.error.data}
 
     async def cancel(self, tool, arguments):
-        number = self.session._request_id  # this SDK has no way to tell a server that a request was given up
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.call, tool, arguments)
-            await self.seen.until("progress")
-            tasks.cancel_scope.cancel()
+        number = self.client._request_id  # this SDK has no way to tell a server that a request was given up
+        await super().cancel(tool, arguments)
         params = t.CancelledNotificationParams(requestId=number)
-        await self.session.send_notification(t.ClientNotification(t.CancelledNotification(params=params)))
+        await self.client.send_notification(t.ClientNotification(t.CancelledNotification(params=params)))
 
     async def set_level(self, level):
-        await self.session.set_logging_level(level)
+        await self.client.set_logging_level(level)
 
     @asynccontextmanager
     async def subscribed(self, uri):
-        await self.session.subscribe_resource(AnyUrl(uri))
+        await self.client.subscribe_resource(AnyUrl(uri))
         yield
 
     async def task(self, tool, arguments):
         try:
-            task = (await self.session.experimental.call_tool_as_task(tool, arguments)).task
-            async for _ in self.session.experimental.poll_task(task.taskId):
+            task = (await self.client.experimental.call_tool_as_task(tool, arguments)).task
+            async for _ in self.client.experimental.poll_task(task.taskId):
                 pass
-            return told(await self.session.experimental.get_task_result(task.taskId, t.CallToolResult))
+            return told(await self.client.experimental.get_task_result(task.taskId, t.CallToolResult))
         except McpError as error:
             return {"code": error.error.code, "message": error.error.message, "data": error.error.data}
 

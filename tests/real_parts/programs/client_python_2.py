@@ -22,7 +22,7 @@ from mcp.types import (
     TextContent,
 )
 
-from .steps import Answer, Seen, main
+from .steps import Answer, OnSdk, Seen, main, told
 
 warnings.simplefilter("ignore")  # what 2026-07-28 deprecates is used on purpose, in the older eras
 
@@ -45,37 +45,19 @@ class Tasks(ClientExtension):
         return [ResultClaim(result_type="task", model=TaskResult, resolve=resolve)]
 
 
-def told(result: Any) -> Answer:
-    text = "\n".join(block.text for block in result.content if block.type == "text")
-    return {"text": text, "is_error": result.is_error, "denial": (result.meta or {}).get("mcpguard/denial")}
-
-
-class OnSdk2:
-    def __init__(self, client: Client, seen: Seen) -> None:
-        self.client = client
-        self.seen = seen
-
+class OnSdk2(OnSdk):
     @property
     def version(self) -> str:
-        return self.client.protocol_version
+        return str(self.client.protocol_version)
 
     async def tools(self) -> list[str]:
         return [tool.name for tool in (await self.client.list_tools()).tools]
-
-    async def note(self, progress: float, total: float | None, message: str | None) -> None:
-        self.seen.note("progress", progress)
 
     async def call(self, tool: str, arguments: Answer) -> Answer:
         try:
             return told(await self.client.call_tool(tool, arguments, progress_callback=self.note))
         except MCPError as error:
             return {"code": error.code, "message": error.message, "data": error.data}
-
-    async def cancel(self, tool: str, arguments: Answer) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.call, tool, arguments)
-            await self.seen.until("progress")
-            tasks.cancel_scope.cancel()
 
     async def set_level(self, level: Any) -> None:
         if self.version < "2026":

@@ -1,58 +1,14 @@
 """A server on FastMCP, which is in an environment of its own."""
 # mypy: ignore-errors
 
-import warnings
-
-import anyio
 from fastmcp import Context, FastMCP
 from mcp.types import ElicitRequest, ElicitRequestFormParams, InputRequiredResult
 
-warnings.simplefilter("ignore")  # what 2026-07-28 deprecates is used on purpose, in the older eras
+from .tools import add_tools
 
 server = FastMCP("own")
-given_up = anyio.Event()
-released = anyio.Event()
+add_tools(server, Context)
 NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
-
-
-@server.tool
-def echo(message: str) -> str:
-    return f"echo: {message}"
-
-
-@server.tool
-async def count(steps: int, context: Context) -> str:
-    for step in range(steps):
-        await context.report_progress(step + 1, steps)
-    await released.wait()
-    return f"counted {steps}"
-
-
-@server.tool
-def release() -> str:
-    released.set()
-    return "released"
-
-
-@server.tool
-async def say(context: Context) -> str:
-    await context.info("said")
-    return "said"
-
-
-@server.tool
-async def hang(context: Context) -> str:
-    await context.report_progress(1, 2)
-    try:
-        await anyio.sleep_forever()
-    finally:
-        given_up.set()
-
-
-@server.tool
-async def gave_up() -> str:
-    await given_up.wait()
-    return "gave up"
 
 
 @server.tool

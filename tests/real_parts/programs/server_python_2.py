@@ -1,15 +1,13 @@
 """A server on the high level of the Python SDK 2.x."""
 
-import warnings
 from typing import Annotated, Any
 
-import anyio
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import Context, Elicit, Extension, MCPServer, Resolve
 from mcp.types import CallToolRequestParams
 from pydantic import BaseModel
 
-warnings.simplefilter("ignore")  # what 2026-07-28 deprecates is used on purpose, in the older eras
+from .tools import add_tools
 
 
 class Tasks(Extension):
@@ -26,8 +24,7 @@ class Tasks(Extension):
 
 
 server = MCPServer("own", extensions=[Tasks()])
-given_up = anyio.Event()
-released = anyio.Event()
+add_tools(server, Context)
 
 
 class Name(BaseModel):
@@ -36,47 +33,6 @@ class Name(BaseModel):
 
 def who() -> Elicit[Name]:
     return Elicit("Name?", Name)
-
-
-@server.tool()
-def echo(message: str) -> str:
-    return f"echo: {message}"
-
-
-@server.tool()
-async def count(steps: int, context: Context) -> str:
-    for step in range(steps):
-        await context.report_progress(step + 1, steps)
-    await released.wait()
-    return f"counted {steps}"
-
-
-@server.tool()
-def release() -> str:
-    released.set()
-    return "released"
-
-
-@server.tool()
-async def say(context: Context) -> str:
-    await context.info("said")
-    return "said"
-
-
-@server.tool()
-async def hang(context: Context) -> str:
-    await context.report_progress(1, 2)
-    try:
-        await anyio.sleep_forever()
-    finally:
-        given_up.set()
-    return "never"
-
-
-@server.tool()
-async def gave_up() -> str:
-    await given_up.wait()
-    return "gave up"
 
 
 @server.tool()

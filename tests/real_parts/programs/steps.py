@@ -65,6 +65,33 @@ class Session(Protocol):
     async def task(self, tool: str, arguments: Answer) -> Answer: ...
 
 
+def told(result: Any) -> Answer:
+    """What a call's result says, of either generation of the SDK."""
+    text = "\n".join(block.text for block in result.content if block.type == "text")
+    is_error = result.is_error if hasattr(result, "is_error") else result.isError
+    return {"text": text, "is_error": is_error, "denial": (result.meta or {}).get("mcpguard/denial")}
+
+
+class OnSdk:
+    """What the clients of all SDKs have in common."""
+
+    def __init__(self, client: Any, seen: Seen) -> None:
+        self.client = client
+        self.seen = seen
+
+    async def note(self, progress: float, total: float | None, message: str | None) -> None:
+        self.seen.note("progress", progress)
+
+    async def call(self, tool: str, arguments: Answer) -> Answer:
+        raise NotImplementedError
+
+    async def cancel(self, tool: str, arguments: Answer) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.call, tool, arguments)
+            await self.seen.until("progress")
+            tasks.cancel_scope.cancel()
+
+
 Connect = Callable[[Answer, str, Seen], AbstractAsyncContextManager[Session]]
 
 
