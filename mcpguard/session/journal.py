@@ -152,61 +152,6 @@ class Journal:
         verdict.has_own_row = True
         verdict.audit_id = audit_id(self.session, self.seq)
 
-    def admitted(self, plan: Plan, first: Verdict, calls: int) -> list[Verdict]:
-        """Note that rows are written of calls that were admitted together, with the numbers from `seq + 1` on.
-
-        Args:
-            plan: Their plan.
-            first: The verdict of the first call; see `verdict.admit_some`.
-            calls: How many they are.
-
-        Returns:
-            Their verdicts, completed.
-        """
-        self._set(self.tally, _ALLOWED, self.tally[_ALLOWED] + calls)
-        if self._denials:
-            self._forget_denials(plan, range(len(plan.counters)))
-        verdicts = [first, *[first.copy() for _ in range(calls - 1)]]
-        for at, verdict in enumerate(verdicts):
-            if verdict.count is not None and verdict.remaining is not None:
-                verdict.count += at
-                verdict.remaining -= at
-            self._number(verdict)
-        return verdicts
-
-    def repeated(self, request: DecisionRequest, verdict: Verdict, others: Sequence[DecisionRequest]) -> list[Verdict]:
-        """Note that calls were denied like one for which `row` has just returned None.
-
-        Args:
-            request: That call.
-            verdict: Its verdict.
-            others: Calls of the same run, denied at the same time.
-
-        Returns:
-            Their verdicts, completed; empty if such denials share their rows with others, since `row` has to see each then.
-        """
-        key = request.context, verdict.decision, fragment(verdict.reported) if verdict.reported else None
-        storm = self._storms.get(key)
-        if not others or storm is None or storm.last is None:
-            return []
-        calls = len(others)
-        self._set(self.tally, storm.kind, self.tally[storm.kind] + calls)
-        counters = _without_room(request.plan, verdict) if verdict.decision == "rate_limited" else {}
-        for counter_id in counters:
-            self._set(self._denials, counter_id, self._denials[counter_id] + calls)
-        more = sum(counters.values())
-        verdicts = [verdict]
-        for _ in others:
-            one = verdicts[-1].copy()
-            if one.count is not None:
-                one.count += more
-            verdicts.append(one)
-        del verdicts[0]
-        other = others[-1]
-        last = storm.last._replace(request_id=other.request_id, args_hash=other.args_hash, counted=verdicts[-1].count)
-        self._set(self._storms, key, storm._replace(waiting=storm.waiting + calls, last=last))
-        return verdicts
-
     def _number(self, verdict: Verdict) -> None:
         """Give a verdict's row the next number."""
         self.seq += 1

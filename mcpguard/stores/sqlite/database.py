@@ -145,11 +145,6 @@ def begin(db: sqlite3.Connection, value: bytes, at: Position) -> None:
         set_position(db, at)
 
 
-def count_counters(db: sqlite3.Connection, most: int) -> int:
-    """How many counters there are, but at most `most`."""
-    return int(db.execute("SELECT count(*) FROM (SELECT 1 FROM counter LIMIT ?)", (most,)).fetchone()[0])
-
-
 def all_logs(db: sqlite3.Connection) -> list[tuple[int, int, State]]:
     """Each counter's id, window in µs and log."""
     return [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]

@@ -11,6 +11,7 @@ from typing import Final
 from mcpguard.files import StrPath
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged, log_path
+from mcpguard.stores.sqlite.log_records import IN_TEXT, pack
 
 KIND: Final = "n"
 """The kind of a note's line in the call log: namespace as JSON, key, agent as JSON, wall-clock time.
@@ -53,7 +54,8 @@ def leave(path: StrPath, namespace: str, note: AgentNote, *, wall_us: int, timeo
                 return False
             try:
                 log.check()
-                log.append(log.end(at), line(namespace, note, wall_us), 0)
+                at = log.end(at)
+                log.append(at, pack(at, [(line(namespace, note, wall_us), 0, IN_TEXT)])[0])
             finally:
                 lock.release()
         except Lost:

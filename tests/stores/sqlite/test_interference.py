@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +15,8 @@ import pytest
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
-from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
-from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, reader, upkeep
+from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
@@ -104,62 +102,6 @@ def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store:
     assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
 
 
-def test_a_call_that_has_to_read_the_database_delays_no_other_call(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "REMEMBERED", 0)
-    before = open_store()
-    Session(before, MANY).call("x", 3)
-    drain(before)
-    busy = open_store(timeout_ms=60_000)
-    asking, other = Session(busy, MANY, session="b" * 16), Session(open_store(timeout_ms=60_000), MANY)
-    other.one("x")  # from now on the counter is in its memory
-    asks = threading.Event()
-    logs = busy._reader.logs
-
-    def noted(*args: Any) -> Any:
-        asks.set()
-        return logs(*args)
-
-    monkeypatch.setattr(busy._reader, "logs", noted)
-    verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(asking.one("x")))
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
-        theirs.execute("BEGIN EXCLUSIVE")  # as upkeep does while it commits
-        thread.start()
-        assert asks.wait(60)
-        assert [other.one("x").remaining for _ in range(10)] == list(range(99_995, 99_985, -1))
-        assert not verdicts
-        theirs.execute("ROLLBACK")
-    thread.join()
-    assert [verdict.remaining for verdict in verdicts] == [99_985]
-
-
-@pytest.mark.parametrize("is_moved", [False, True])
-def test_records_appended_while_a_call_reads_the_database_are_counted(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_moved: bool
-) -> None:
-    monkeypatch.setattr(reader, "REMEMBERED", 0)
-    before = open_store()
-    writer = Session(before, MANY)
-    writer.call("x", 3)
-    drain(before)
-    busy = open_store()
-    asking = Session(busy, MANY, session="b" * 16)
-    logs = busy._reader.logs
-
-    def overtaken(*args: Any) -> Any:
-        monkeypatch.undo()
-        writer.call("x", 2)
-        if is_moved:
-            drain(before)
-        return logs(*args)
-
-    monkeypatch.setattr(busy._reader, "logs", overtaken)
-    assert asking.one("x").remaining == 100_000 - 6
-    assert used(before) == [6]
-
-
 def test_a_call_that_another_process_overtakes_after_it_was_decided_is_decided_anew(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,14 +129,14 @@ def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
     calls = Session(store, MANY)
     calls.one("x")
     at_work: list[bool] = []
-    line = log_lines.admitted_line
+    line = log_lines.row_line
 
     def noted(*args: Any) -> str:
         at_work.append(other._follower.turn_lock.acquire(0))
         other._follower.turn_lock.release()
         return line(*args)
 
-    monkeypatch.setattr(log_lines, "admitted_line", noted)
+    monkeypatch.setattr(log_lines, "row_line", noted)
     calls.one("x")
     assert at_work == [True]
 

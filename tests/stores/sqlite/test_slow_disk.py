@@ -19,7 +19,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
+from mcpguard.stores.sqlite import call_log, notes, opening, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
 from mcpguard.stores.sqlite import store as store_module
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
@@ -227,30 +227,6 @@ def test_a_wrapper_that_others_overtake_again_while_it_reads_the_database_starts
 
     monkeypatch.setattr(idle._reader, "memory", overtaken)
     assert sleeper.one("x").remaining == 100_000 - 402
-
-
-def test_a_counter_that_is_read_from_the_database_is_read_before_the_turn_even_if_upkeep_goes_on(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "REMEMBERED", 0)
-    busy = open_store()
-    writer = Session(busy, MANY)
-    writer.call("x", 3)
-    drain(busy)
-    asking = open_store()
-    logs = asking._reader.logs
-    turns: list[bool] = []
-
-    def overtaken(*args: Any) -> Any:
-        turns.append(turn_is_free(busy))
-        if len(turns) < 3:
-            writer.one("x")
-            drain(busy)
-        return logs(*args)
-
-    monkeypatch.setattr(asking._reader, "logs", overtaken)
-    assert Session(asking, MANY, session="b" * 16).one("x").remaining == 100_000 - 6
-    assert turns == [True, True, True]
 
 
 def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
