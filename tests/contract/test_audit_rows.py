@@ -326,20 +326,16 @@ def test_a_request_with_a_decision_is_written_and_charges_nothing(place: Place) 
     session = Session(place.open(), POLICY)
     policy = session.policy_row()
     (refused,) = session.requests(b'{"jsonrpc":"2.0","id":4,"method":7}')
-    retry = session.charges("report")[0]
-    retry.decided = "continued"
-    verdicts = session.store.decide([policy, refused, retry], session.journal)
+    verdicts = session.store.decide([policy, refused], session.journal)
     assert [(one.decision, one.forwards, one.count) for one in verdicts] == [
         ("policy", False, None),
         ("invalid", False, None),
-        ("continued", True, None),
     ]
     assert place.open().held() == []
-    policy_row, invalid_row, retry_row = records(place)
+    policy_row, invalid_row = records(place)
     assert (policy_row["decision"], policy_row["reason"]) == ("policy", "in force at the start")
     assert len(str(policy_row["policy"])) == 32
     assert (invalid_row["reason"], invalid_row["request_id"]) == ("a method that is not a string", 4)
-    assert (retry_row["decision"], retry_row["tool"]) == ("continued", "report")
 
 
 def test_rows_can_be_written_without_a_decision(place: Place) -> None:

@@ -22,10 +22,14 @@ class Reader:
     Args:
         ask: Sends commands, and returns their replies.
         checked: Returns a reply within a transaction's reply, or raises what it tells.
+        skipped: Is told the id of a row that is left out because it is damaged.
         prefix: The beginning of the namespace's keys.
     """
 
-    def __init__(self, ask: Callable[..., list[Any]], checked: Callable[[Any], Any], prefix: str) -> None:
+    def __init__(
+        self, ask: Callable[..., list[Any]], checked: Callable[[Any], Any], skipped: Callable[[int], None], prefix: str
+    ) -> None:
+        self._skipped = skipped
         self._ask = ask
         self._checked = checked
         *self._both, self._outcomes_key, _ = rows.audit_keys(prefix)
@@ -84,8 +88,13 @@ class Reader:
     def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
         """The wanted rows, with their outcomes."""
         outcomes = self._outcomes([stream_id for stream_id, _ in found])
-        joined = [rows.stored(*one, outcome) for one, outcome in zip(found, outcomes, strict=True)]
-        return [one for one in joined if wanted is None or wanted.admits_row(one.row, one.outcome)]
+        joined: list[StoredRow] = []
+        for (stream_id, fields), outcome in zip(found, outcomes, strict=True):
+            if (one := rows.stored(stream_id, fields, outcome)) is None:
+                self._skipped(rows.row_id(stream_id))
+            elif wanted is None or wanted.admits_row(one.row, one.outcome):
+                joined.append(one)
+        return joined
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""

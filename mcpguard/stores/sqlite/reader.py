@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, is_there
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
@@ -21,6 +20,7 @@ from mcpguard.session.audit import Outcome, whole_members
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
+from mcpguard.stores.losses import Losses
 from mcpguard.stores.sqlite import call_log, database, integrity, log_lines
 from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
@@ -43,9 +43,6 @@ _NEWEST_AMONG: Final = """
 
 _NAMED: Final = 10_000
 """The most contexts that a query names. SQLite limits the length of a query."""
-
-_NAMED_ROWS: Final = 100
-"""How many damaged rows are named."""
 
 _Found = TypeVar("_Found")
 _Outcomes = Mapping[int, tuple[str, int]]
@@ -91,8 +88,7 @@ class Reader:
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._told: set[str] = set()
-        self._notify = notify
+        self._losses = Losses(self.path, notify)
         self._own_log: CallLog | None = None
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
@@ -102,7 +98,7 @@ class Reader:
             self._db.execute("PRAGMA query_only = ON")
             require_schema(unlocked or self._db, path)
             undo.pop_all()
-        self._archive = Archive(self._db, self._skipped)
+        self._archive = Archive(self._db, self._losses.skip)
         self._few = functools.partial(self._archive.page, most=_ENTRIES)
         self._log = log
         self.clock: Clock = self._shared_clock
@@ -334,7 +330,7 @@ class Reader:
             log = self._call_log()
             if log is None:
                 if at.end > START.end:  # else another process is creating the store
-                    self._tell(call_log.removed(log_path(self.path)))
+                    self._losses.tell(call_log.removed(log_path(self.path)))
                 return found, Pending(at.row, [])
             with contextlib.suppress(Lost), database.reported(log.path):  # lost if upkeep has moved them since
                 return found, Pending(at.row, [text for text, _ in log.records(at)])
@@ -353,27 +349,8 @@ class Reader:
         with database.reported(log.path):
             log.check()
             since, lost = log.resumed(at, self.path)
-            self._tell(lost)
+            self._losses.tell(lost)
             return Pending(at.row, []) if since is None else Pending(since.row, [text for text, _ in log.records(since)])
-
-    def _skipped(self, row_id: int | None) -> None:
-        """Tell that a row is damaged, and left out; without an id, that one is not counted.
-
-        Raises:
-            StoreUnavailable: Nobody is told.
-        """
-        row = "a row" if row_id is None else f"row {row_id}"
-        if self._notify is None:
-            raise StoreUnavailable(f"{row} of {self.path} is damaged", "mcpguard audit tail and export leave it out")
-        what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
-        if len(self._told) <= _NAMED_ROWS:
-            self._tell(f"{row} of {self.path} {what}, and {'not counted' if row_id is None else 'left out'}")
-
-    def _tell(self, lost: str) -> None:
-        """Tell what is lost, if that was not told before."""
-        if self._notify is not None and lost not in self._told:
-            self._told.add(lost)
-            self._notify(lost)
 
     def close(self) -> None:
         """Close the files."""
