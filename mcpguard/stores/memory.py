@@ -12,7 +12,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_one
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
-from mcpguard.stores.groups import tally
+from mcpguard.stores.tally import tally
 
 
 class Memory:

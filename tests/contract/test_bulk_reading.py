@@ -6,7 +6,7 @@ import pytest
 
 from mcpguard.session.audit import Outcome, record
 from mcpguard.stores.api import Readable, Wanted
-from mcpguard.stores.groups import HOUR_US, rounded_us
+from mcpguard.stores.tally import HOUR_US, rounded_us
 from tests.build import WALL_US, Session, identity
 from tests.contract.conftest import Place
 

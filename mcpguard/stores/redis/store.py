@@ -7,7 +7,7 @@ namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a 
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -19,15 +19,14 @@ from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, session_of
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
+from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.losses import Losses
 from mcpguard.stores.redis import checks, notes, rows, states
-from mcpguard.stores.redis.counters import Counters, parse_time_us
 from mcpguard.stores.redis.duplicates import duplicates
 from mcpguard.stores.redis.leases import Leases, Place
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.reader import Reader
+from mcpguard.stores.redis.reader import Reader, parse_time_us
 from mcpguard.stores.redis.request import (
     Commands,
     counters_of,
@@ -109,8 +108,9 @@ class RedisStore:
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
-        self._reader = Reader(self._ask, self._link.checked, Losses(self._shown, notify).skip, self._prefix)
-        self._counters = Counters(self._ask, self._prefix, clock)
+        self._reader = reader = Reader(self._ask, self._link.checked, Losses(self._shown, notify).skip, self._prefix, clock)
+        self.entries, self.newest, self.rows, self.tally = reader.entries, reader.newest, reader.rows, reader.tally
+        self.outcomes_of, self.held, self.peek = reader.outcomes_of, reader.held, reader.peek
         try:
             self._begin(deadline_s)
         except BaseException:
@@ -393,34 +393,6 @@ class RedisStore:
             some = outcomes[at : at + _BATCH]
             args = [part for row_id, outcome, us in some for part in (rows.stream_id(row_id), f"{outcome} {us}")]
             self._run("record", (self._key("audit"), self._key("outcomes")), *args)
-
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.entries(after=after, wanted=wanted)
-
-    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
-        """See `Readable`."""
-        return self._reader.rows(after=after, wanted=wanted)
-
-    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
-        """See `Readable`."""
-        return self._reader.tally(after=after, wanted=wanted)
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.newest(wanted=wanted)
-
-    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
-        """See `Store`."""
-        return self._reader.outcomes_of(row_ids)
-
-    def held(self) -> list[Held]:
-        """See `Store`."""
-        return self._counters.held()
-
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
-        """See `Store`."""
-        return self._counters.peek(counters)
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""

@@ -1,22 +1,24 @@
-"""What one process knows of a store: the counters in its memory, as of a position of the call log.
+"""One process at the call log: the counters in its memory, as of a position of the log, and how fast it fills the log.
 
 It follows the log: it reads the records that others have appended, and appends its own in its turn.
 """
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.api import Clock
-from mcpguard.stores.sqlite import database
-from mcpguard.stores.sqlite.call_log import Lost, damaged
+from mcpguard.stores.sqlite import call_log, database
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
 from mcpguard.stores.sqlite.log_lines import record
 from mcpguard.stores.sqlite.log_records import pack
 from mcpguard.stores.sqlite.opening import Files
+from mcpguard.stores.sqlite.upkeep import Upkeep
 
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
@@ -26,6 +28,22 @@ CHUNKS_IN_TURN: Final = 8
 
 READ_AHEAD_CALLS: Final = 100
 """How many calls read the log before their turns, too, after there were records of others."""
+
+PACE_BYTES: Final = 32 * 1024
+"""A process checks how full the log is each time that it has appended this much: about 60 single calls."""
+
+SLOW_S: Final = 2.0
+"""A process that takes longer than this from one check to the next never waits: it does not fill the log."""
+
+CROWDED_SHARE: Final = 1 / 2
+"""When more than this share of the log waits for the database, the log is crowded. The fuller it is, the longer a process waits
+before it takes more calls, and the sooner it checks again. So a process with many calls waits most, and upkeep can work."""
+
+LONGEST_WAIT_S: Final = 0.25
+"""The longest wait before a process takes more calls, however long the timeout is."""
+
+LOOK_EVERY_S: Final = 0.005
+"""How often a process that waits for the database checks how far it is."""
 
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
@@ -188,3 +206,56 @@ class Follower:
         """The states of counters: their logs, or the calls in flight."""
         states, in_flight = self.memory.states, self.memory.in_flight
         return [states.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]
+
+
+class Pace:
+    """How fast one process fills the log.
+
+    Args:
+        log: The call log.
+        follower: This process.
+        upkeep: The store's upkeep, which drains the log.
+        timeout_s: How long to wait for the database at most.
+
+    Attributes:
+        next_check_bytes: `keep` does something only if the process has appended more than this.
+    """
+
+    def __init__(self, log: CallLog, follower: Follower, upkeep: Upkeep, *, timeout_s: float) -> None:
+        self._log = log
+        self._follower = follower
+        self._upkeep = upkeep
+        self._timeout_s = timeout_s
+        self.next_check_bytes = log.appended_bytes + PACE_BYTES
+        self._checked_s = time.monotonic()
+
+    def keep(self, hurry: Callable[[], None]) -> None:
+        """Wait for a moment if the log is crowded, unless this process is slow, or could not write the database itself.
+
+        Args:
+            hurry: Called before the wait, to start upkeep.
+
+        Raises:
+            StoreUnavailable, OSError: The log cannot be read.
+        """
+        is_slow = time.monotonic() - self._checked_s > SLOW_S
+        crowding = 0.0 if is_slow or self._upkeep.is_failing else self._crowding()
+        if crowding:
+            hurry()
+            with self._upkeep.awaited():
+                longest_s = min(self._timeout_s, LONGEST_WAIT_S)
+                time.sleep(longest_s * crowding**0.5)  # a root, to slow processes down as soon as it is crowded
+        self.next_check_bytes = self._log.appended_bytes + round(PACE_BYTES * (1 - crowding))
+        self._checked_s = time.monotonic()
+
+    def _crowding(self) -> float:
+        """From 0, the log is not crowded, to 1, it is full."""
+        waiting_share = (self._follower.at.end - self._log.drained().end) / call_log.RING_BYTES
+        return max(0.0, (waiting_share - CROWDED_SHARE) / (1 - CROWDED_SHARE))
+
+    def await_drained(self, end: int) -> None:
+        """Wait until the database has the log up to a position, for at most the timeout."""
+        until_s = time.monotonic() + self._timeout_s
+        with self._upkeep.awaited():
+            while self._log.drained().end < end and time.monotonic() < until_s:
+                time.sleep(LOOK_EVERY_S)

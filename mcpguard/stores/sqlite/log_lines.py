@@ -13,7 +13,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `f` | a place that is free again: counter id, call id |
 | `m` | a log of an outage, to be merged into a counter: counter id, window in µs, the log's numbers, the store time |
 | `r` | a reset counter: id |
-| `n` | an agent note: see `notes` |
+| `n` | an agent note: namespace as JSON, key, agent as JSON, wall-clock time; without an agent it removes the note |
 | `t` | the id of a write-back that was counted, see `Recoverable.adopt`; wall-clock time |
 """
 
@@ -24,6 +24,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Final
 
+from mcpguard.identity.client_agents import AgentNote
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit, State, fail
 from mcpguard.session.audit import Outcome, Row
@@ -40,6 +41,7 @@ FREED: Final = "f"
 MERGED: Final = "m"
 EMPTIED: Final = "r"
 WRITTEN_BACK: Final = "t"
+NOTED: Final = "n"
 
 NO_LABEL: Final = ""
 """The label of a counter whose label was lost with a removed database."""
@@ -220,3 +222,14 @@ def emptied_line(counter_id: int) -> str:
 def written_back_line(write_back_id: str, wall_us: int) -> str:
     """The line of a write-back that was counted."""
     return f"{WRITTEN_BACK}\t{write_back_id}\t{wall_us}"
+
+
+def note_line(namespace: str, note: AgentNote, wall_us: int) -> str:
+    """The line of an agent note. Without an agent it removes the note with this key."""
+    return f"{NOTED}\t{json.dumps(namespace)}\t{note.key}\t{json.dumps(note.agent)}\t{wall_us}"
+
+
+def read_note(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
+    """The namespace, the note and its wall-clock time in a line's fields."""
+    _, namespace, key, agent, wall_us = fields
+    return json.loads(namespace), AgentNote(key, json.loads(agent)), int(wall_us)

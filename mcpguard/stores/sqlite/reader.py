@@ -19,9 +19,8 @@ from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, whole_members
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
-from mcpguard.stores.groups import tally
 from mcpguard.stores.losses import Losses
-from mcpguard.stores.sqlite import call_log, database, integrity, log_lines
+from mcpguard.stores.sqlite import call_log, database, log_lines
 from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import InFlight
@@ -29,6 +28,7 @@ from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.schema import migrate, require_schema
+from mcpguard.stores.tally import tally
 
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
@@ -92,7 +92,7 @@ class Reader:
         self._own_log: CallLog | None = None
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
-            self._identity = integrity.identity(path)
+            self._identity = database.identity(path)
             found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
@@ -122,8 +122,8 @@ class Reader:
         database was replaced, the journal is its successor's, and would be destroyed.
         """
         with database.reported(self.path):
-            if is_there(self._journal) and integrity.identity(self.path) != self._identity:
-                raise integrity.replaced(self.path)
+            if is_there(self._journal) and database.identity(self.path) != self._identity:
+                raise database.replaced(self.path)
             yield
 
     def _call_log(self) -> CallLog | None:

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
@@ -27,17 +27,16 @@ from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
+from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.stores.sqlite import database, log_lines, notes
+from mcpguard.stores.sqlite import database, log_lines
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.decider import Decider
-from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.follower import Follower, Pace
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
-from mcpguard.stores.sqlite.pace import Pace
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
 ROOM_BYTES: Final = 256 * 1024
@@ -82,7 +81,9 @@ class SqliteStore:
         self._durable = options.durability == "full"
         self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
         self._log = self._files.log
-        self._reader = self._files.reader
+        self._reader = reader = self._files.reader
+        self.entries, self.newest = reader.entries, reader.newest
+        self.outcomes_of, self.held = reader.outcomes_of, reader.held
         self._clock = self._reader.clock
         self._follower = Follower(path, self._files, wall, timeout_s=self._timeout_s, most_counters=most_counters)
         self._owners = Owners(path)
@@ -233,7 +234,7 @@ class SqliteStore:
 
         def lines() -> list[str]:
             taken.update(self._noted_agents(namespace, [*found]))  # others may have taken some since
-            return [notes.line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
+            return [log_lines.note_line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
 
         self._publish(lines)
         return taken
@@ -276,24 +277,6 @@ class SqliteStore:
             follower.append(made)
             follower.memory.apply(made)
             return first_row
-
-    # reading
-
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.entries(after=after, wanted=wanted)
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.newest(wanted=wanted)
-
-    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
-        """See `Store`."""
-        return self._reader.outcomes_of(row_ids)
-
-    def held(self) -> list[Held]:
-        """See `Store`."""
-        return self._reader.held()
 
     # upkeep
 

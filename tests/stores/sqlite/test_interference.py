@@ -16,12 +16,13 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Options
-from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, upkeep
+from mcpguard.stores.sqlite import call_log, database, follower, log_lines, log_records, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session, identity
+from tests.stores.sqlite.conftest import leave
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 
@@ -77,7 +78,7 @@ def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
 def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setattr(pace, "PACE_BYTES", 1000)
+    monkeypatch.setattr(follower, "PACE_BYTES", 1000)
     busy = open_store(timeout_ms=1)
     session = Session(busy, MANY)
     session.one("x")
@@ -264,7 +265,7 @@ def test_a_note_for_a_log_that_was_restored_to_an_earlier_state_is_refused_with_
     with contextlib.closing(CallLog(log_path(path))) as log:
         log.set_drained(Position(1000, 7, b"gone"))
     with pytest.raises(StoreUnavailable, match="does not continue"):
-        notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
+        leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
 
 
 def fill(write: Callable[[], object]) -> None:

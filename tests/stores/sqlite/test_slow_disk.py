@@ -19,7 +19,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.sqlite import call_log, notes, opening, upkeep
+from mcpguard.stores.sqlite import call_log, opening, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
 from mcpguard.stores.sqlite import store as store_module
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
@@ -28,6 +28,7 @@ from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session
 from tests.callers import Caller
+from tests.stores.sqlite.conftest import leave
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 ALL_KINDS = """
@@ -103,7 +104,7 @@ def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: 
         assert one.words("x") == ["allowed"]
         other.end(failed=True)
         assert [one.words("x"), other.words("x"), one.words("y")] == [["rate_limited"], ["rate_limited"], ["allowed"]]
-        notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=0.02)
+        leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=0.02)
         assert stores[0].take_notes("default", ["toolu_1", "toolu_2"]) == {"toolu_1": "a::b::c"}
         for store in stores:
             while store.catch_up():
@@ -299,7 +300,7 @@ def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monk
             yield record
 
     monkeypatch.setattr(CallLog, "records", noted)
-    assert notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
+    assert leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
     assert turns
     assert all(turns)
 
