@@ -7,7 +7,7 @@ from mcpguard.cli._filters import selects
 from mcpguard.limiter.plan import ARGUMENTS, Label, label_parts
 from mcpguard.policy.explain import window
 from mcpguard.policy.model import SELECTORS
-from mcpguard.stores.api import Held
+from mcpguard.stores.api import CounterUse
 from mcpguard.text.printing import amount, quoted
 
 _SHOWN: Final = 8
@@ -39,7 +39,7 @@ def counter_text(label: str) -> str:
     return " ".join(parts) or "every call"
 
 
-def used_text(held: Held) -> str:
+def used_text(held: CounterUse) -> str:
     """What a counter holds: `5 calls in the last hour`, `2 calls in flight`."""
     counter = label_parts(held.label)
     noun = {"cost": "unit", "errors": "error"}.get(counter.counts, "call")

@@ -13,7 +13,7 @@ from mcpguard.cli._filters import given, name_filters
 from mcpguard.cli._options import store_option
 from mcpguard.errors import ExitStatus, UsageError
 from mcpguard.limiter.plan import label_parts
-from mcpguard.stores.api import Held
+from mcpguard.stores.api import CounterUse
 from mcpguard.text.printing import amount, printable
 
 
@@ -59,7 +59,7 @@ def command(yes: bool, as_json: bool, **options: str | None) -> int:
     return ExitStatus.OK
 
 
-def _as_json(held: Held) -> dict[str, object]:
+def _as_json(held: CounterUse) -> dict[str, object]:
     """A counter, and what it held."""
     counter = label_parts(held.label)
     return {
@@ -72,15 +72,15 @@ def _as_json(held: Held) -> dict[str, object]:
     }
 
 
-def _text(held: Held) -> str:
+def _text(held: CounterUse) -> str:
     return printable(f"{counter_text(held.label)}: {used_text(held)}")
 
 
-def _count(found: list[Held]) -> str:
+def _count(found: list[CounterUse]) -> str:
     return amount(len(found), "counter")
 
 
-def _agreed(found: list[Held]) -> bool:
+def _agreed(found: list[CounterUse]) -> bool:
     """List the counters, at most ten of them, and ask for confirmation."""
     shown = 10
     for held in found[:shown]:

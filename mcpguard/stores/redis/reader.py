@@ -8,7 +8,7 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, window_of
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome
-from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
+from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.link import Command, scan
 from mcpguard.stores.redis.states import counter_key, state
@@ -50,12 +50,12 @@ class Reader:
         self._checked = checked
         *self._both, self._outcomes_key, _ = rows.audit_keys(prefix)
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[CounterUse]:
         """See `Store`."""
         index: dict[bytes, bytes] = {}
         for piece in scan(lambda command: self._ask(command)[0], self._prefix + "counters"):
             index |= piece
-        held: list[Held] = []
+        held: list[CounterUse] = []
         counters = [Counter(int(key), label.decode(), window_of(label.decode())) for key, label in index.items()]
         for at in range(0, len(counters), _BATCH):
             some = counters[at : at + _BATCH]
@@ -63,7 +63,7 @@ class Reader:
             for (_, label, window_us), found_state in zip(some, found, strict=True):
                 live = sliding.live(found_state, window_us, now_us) if window_us else EMPTY
                 used = sliding.used(live) if window_us else len(found_state)
-                held += [Held(label, used, live)] if used else []
+                held += [CounterUse(label, used, live)] if used else []
         return held
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:

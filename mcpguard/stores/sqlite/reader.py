@@ -18,7 +18,7 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, whole_members
 from mcpguard.stores import clock
-from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
+from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.losses import Losses
 from mcpguard.stores.sqlite import call_log, database, log_lines
 from mcpguard.stores.sqlite.archive import Archive, Condition
@@ -166,13 +166,13 @@ class Reader:
         memory.apply(texts)
         return [(names[key], memory.windows[key], log) for key, log in memory.states.items() if key in names]
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[CounterUse]:
         """See `Readable`."""
         now_us = self.clock()
         logs = [(label, sliding.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
         in_flight = collections.Counter(place.label for place in self._in_flight(self._memory_now()))
-        return [Held(label, sliding.used(log), log) for label, log in logs if log] + [
-            Held(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
+        return [CounterUse(label, sliding.used(log), log) for label, log in logs if log] + [
+            CounterUse(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
         ]
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:

@@ -149,7 +149,7 @@ def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
     request = DecisionRequest(
         Call("u", "a::b::c", "s", "t"),
         plans[which],
-        f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
+        f'{{"namespace":"n","session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
         request_id='"é"',
         args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
         trace_id="ab" * 16 if detailed else None,
