@@ -7,7 +7,7 @@ a tab or a line break in it: texts are compact ASCII JSON.
 |---|---|
 | `+` | an audit row: the fields of `Row`, then the store time of the charge and the counters charged, see `charges` |
 | `=` | a counter: id, window in µs, label |
-| `o` | equal outcomes of consecutive rows: number of the first row, outcome, durations in µs, separated by commas |
+| `o` | an outcome: row id, outcome, duration in µs |
 | `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
 | `p` | a place that a call in flight takes: counter id, call id, owner, label; see `in_flight` |
 | `f` | a place that is free again: counter id, call id |
@@ -19,9 +19,8 @@ a tab or a line break in it: texts are compact ASCII JSON.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from operator import itemgetter
 from typing import Final
 
 from mcpguard.identity.client_agents import AgentNote
@@ -133,27 +132,14 @@ def counter_line(counter: Counter) -> str:
     return f"{COUNTER}\t{counter.id}\t{counter.window_us}\t{counter.label}"
 
 
-def outcome_lines(outcomes: Iterable[Outcome]) -> list[str]:
-    """The lines of outcomes."""
-    runs: list[list[Outcome]] = []
-    for one in sorted(outcomes, key=itemgetter(0)):
-        last = runs[-1][-1] if runs else None
-        if last and last.row_id + 1 == one.row_id and last.outcome == one.outcome:
-            runs[-1].append(one)
-        else:
-            runs.append([one])
-    return [f"{OUTCOME}\t{run[0].row_id}\t{run[0].outcome}\t{','.join([str(one.duration_us) for one in run])}" for run in runs]
+def outcome_line(outcome: Outcome) -> str:
+    """The line of an outcome."""
+    return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
 
 
 def outcomes_in(text: str) -> int:
     """How many outcomes a record has. Those have records of their own."""
-    return text.count(",") + text.count("\n") + 1 if text[0] == OUTCOME else 0
-
-
-def read_outcomes(fields: Sequence[str]) -> tuple[int, str, list[int]]:
-    """The id of the first row, the outcome, and the durations in µs in a line's fields."""
-    _, first, outcome, durations = fields
-    return int(first), outcome, list(map(int, durations.split(",")))
+    return text.count("\n") + 1 if text[0] == OUTCOME else 0
 
 
 def charged_line(charged_us: int, charged: str) -> str:

@@ -387,12 +387,9 @@ def _numbers(ids: Iterable[int]) -> str:
 def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     """The outcomes that records tell, by row; the first of each stands."""
     found: dict[int, tuple[str, int]] = {}
-    for text in texts:
-        for line in text.split("\n"):
-            if line[0] == log_lines.OUTCOME:
-                first, outcome, durations = log_lines.read_outcomes(line.split("\t"))
-                for row_id, duration_us in enumerate(durations, first):
-                    found.setdefault(row_id, (outcome, duration_us))
+    for line in (line for text in texts for line in text.split("\n") if line[0] == log_lines.OUTCOME):
+        _, row_id, outcome, duration_us = line.split("\t")
+        found.setdefault(int(row_id), (outcome, int(duration_us)))
     return found
 
 

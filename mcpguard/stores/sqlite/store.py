@@ -168,8 +168,7 @@ class SqliteStore:
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        lines = log_lines.outcome_lines(outcomes)
-        self._publish(["\n".join(some) for some in database.batches(lines)])
+        self._publish(["\n".join(map(log_lines.outcome_line, some)) for some in database.batches(outcomes)])
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`."""

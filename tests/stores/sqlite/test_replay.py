@@ -255,17 +255,3 @@ def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
     line = log_lines.row_line(row, 7, "[[1,2,3]]")
     assert "\n" not in line
     assert log_lines.read_row(line.split("\t")) == row
-
-
-outcomes = st.lists(
-    st.builds(audit.Outcome, st.integers(1, 12), st.sampled_from(["ok", "ok", "tool_error"]), st.integers(0, 10**13)),
-    unique_by=lambda one: one.row_id,
-)
-
-
-@given(outcomes)
-def test_outcomes_are_read_from_their_lines_as_they_were_written(outcomes: list[audit.Outcome]) -> None:
-    found = [log_lines.read_outcomes(line.split("\t")) for line in log_lines.outcome_lines(outcomes)]
-    assert sorted(outcomes) == [
-        audit.Outcome(first + at, outcome, us) for first, outcome, durations in found for at, us in enumerate(durations)
-    ]
