@@ -116,7 +116,7 @@ class SqliteStore:
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         follower, decider = self._follower, self._decider
-        has_caps = any(request.plan.caps for request in requests)
+        has_caps = requests[0].plan.caps if len(requests) == 1 else any(request.plan.caps for request in requests)
         follower.prepare(reads_log=has_caps)  # then no dead process is examined whose places others have freed
         try:
             decider.decide(requests, journal)  # before the turn, because others wait while it lasts
