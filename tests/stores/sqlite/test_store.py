@@ -793,7 +793,9 @@ EACH_ONCE = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n'
 
 def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_ones_go_on(open_store: Open) -> None:
     time = Time()
-    session = Session(open_store(clock=time, most_counters=3), EACH_ONCE + '[[rule]]\ntool = "closed"\nlimit = "deny"\n')
+    session = Session(
+        open_store(clock=time, most_counters=3), EACH_ONCE + '[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
+    )
     assert [session.decisions(tool) for tool in "abc"] == [["allowed"]] * 3
     request = session.charges("d")
     (refused,) = session.store.decide(request, session.journal)
