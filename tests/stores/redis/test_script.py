@@ -184,8 +184,7 @@ class Reference(MemoryStore):
         verdicts: list[Verdict] = []
         for request in requests:
             row_id = first + sum(one.forwards for one in verdicts)
-            (one,), changed = decide_all([request], memory.states, self._clock(), row_id)
-            memory.counters.update(changed)
+            one, *_ = self._decide_one(request, row_id)
             one.row_id = row_id if one.forwards else None
             verdicts.append(one)
         denials = journal.rows(requests, verdicts, self._wall(), are_forwarded_written=True)
