@@ -197,7 +197,7 @@ class Session:
         if method == TOOLS_CALL:
             note_key = self._callers.note_key(meta_of(params)) if notes else None
             return self._call(message, notes.pop(note_key, None) if notes and note_key else None)
-        if method == "initialize" and request_id is not None and isinstance(params, dict):
+        if method == "initialize" and isinstance(params, dict):
             self._callers.client_name = name_in(params.get("clientInfo"))
         elif method == _CANCELLED and request_id is None and (cancelled := _cancelled_key(params)) in self._held.calls:
             self._drop(str(cancelled))
