@@ -103,11 +103,13 @@ class Dispatcher:
 
     def judge(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes:
         """As `dispatch`, for messages from the client."""
+        session = self._session
         with self._lock:
-            self._tell_posted()
-            needed = self._session.look_up(messages)
+            if self._posted:
+                self._tell_posted()
+            needed = session.look_up(messages)
             notes = self._look_up(needed) if needed else None
-            return self._carry_out(self._session.judge(messages, now_us, notes))
+            return self._carry_out(session.judge(messages, now_us, notes))
 
     def _tell_posted(self) -> None:
         while self._posted:

@@ -192,7 +192,8 @@ class Upstream:
         """Decide the held calls that are due, by the newest identity and policy; returns the frames for the server."""
         try:
             self._poll_identity(for_call=True)
-            self._poll_policy()
+            if self._policy and (policy := self._policy.poll()) is not None:
+                self._change_policy(policy)
             return self._dispatcher.judge_held(monotonic_us())
         except Exception as error:
             return self._judge_one_by_one((), error)
@@ -216,7 +217,8 @@ class Upstream:
         if to_server is None:
             if self._identity:
                 self._poll_identity(for_call=any(map(_is_call, messages)))
-            self._poll_policy()
+            if self._policy and (policy := self._policy.poll()) is not None:
+                self._change_policy(policy)
             if self._is_input_closed:
                 self.notice_client_end()
             to_server = self._dispatcher.judge(messages, monotonic_us())
@@ -251,11 +253,8 @@ class Upstream:
             self._is_guarding.wait()
         return to_server
 
-    def _poll_policy(self) -> None:
-        """Put the newest policy in force."""
-        policy = self._policy.poll() if self._policy else None
-        if policy is not None:
-            self._dispatcher.post(lambda session: session.change_policy(policy))
+    def _change_policy(self, policy: "Policy | PolicyError") -> None:
+        self._dispatcher.post(lambda session: session.change_policy(policy))
 
     def _poll_identity(self, *, for_call: bool) -> None:
         """Put the newest identity in force."""

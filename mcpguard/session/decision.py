@@ -41,12 +41,12 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
     return found, decision
 
 
-def admit(plan: Plan, states: Sequence[State], now_us: int) -> tuple[Verdict, list[State]] | None:
+def admit(plan: Plan, states: Sequence[State | None], now_us: int) -> tuple[Verdict, list[State]] | None:
     """Decide a usual call in half of the time: each of its limits has room, and its counter is in use.
 
     Args:
         plan: A plan that `is_plain`.
-        states: The states of its counters.
+        states: The states of its counters; None for an unused one.
         now_us: The store's time.
 
     Returns:

@@ -38,17 +38,16 @@ class DecisionRequests:
         # The last arguments, the key, and the hash: the next arguments may be the same object
         self._hashed: tuple[object, bytes, bytes] | None = None
 
-    def of_call(self, frame: Frame, params: dict[str, Any], call_meta: dict[str, object], noted: str | None) -> DecisionRequest:
+    def of_call(self, frame: Frame, params: dict[str, Any], noted: str | None) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
 
         Args:
             frame: The call.
             params: Its `params`.
-            call_meta: Its `_meta`; see `meta_of`.
             noted: The agent that a hook noted for it; None if no hook did.
         """
         client_name, meta_agent, tier, trace = self._callers.client_name, None, None, None
-        if not meta.OF_CALLER.isdisjoint(call_meta):
+        if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None

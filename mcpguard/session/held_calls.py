@@ -12,7 +12,6 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.printing import compact
 from mcpguard.wire import meta
 from mcpguard.wire.frames import id_text
-from mcpguard.wire.ids import id_key
 
 LOOK_US: Final = 50_000
 """How often a call that waits for calls in flight is decided anew: a place that another process frees is not announced."""
@@ -38,8 +37,8 @@ class HeldCall:
         needs_only_places: Whether all of them count calls in flight.
     """
 
-    def __init__(self, key: str, request: DecisionRequest, arrived_us: int) -> None:
-        self.key = key
+    def __init__(self, request: DecisionRequest, arrived_us: int) -> None:
+        self.key = request.key
         self.request = request
         self.verdict = Verdict("held")
         self.decided_us = self.arrived_us = arrived_us
@@ -105,7 +104,7 @@ class HeldCalls:
 
     def get(self, request: DecisionRequest) -> HeldCall | None:
         """The held call that a request decides anew; None if it is of another call."""
-        call = self.calls.get(id_key(request.request_id)) if self.calls else None
+        call = self.calls.get(request.key)
         return call if call is not None and call.request.frame is request.frame else None
 
     def due(self, now_us: int) -> list[HeldCall]:
@@ -127,8 +126,8 @@ class HeldCalls:
         Returns:
             Whether it is held. It is not if a limit that refuses it will have no room in time, because of the calls before it.
         """
-        plan, key = request.plan, id_key(request.request_id)
-        call = self.calls.get(key) or HeldCall(key, request, now_us)
+        plan, key = request.plan, request.key
+        call = self.calls.get(key) or HeldCall(request, now_us)
         waited_us = request.waited_us = call.waited_us(now_us)
         decision = sliding.decide(plan.limits, verdict.states, verdict.now_us)
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}

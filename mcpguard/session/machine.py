@@ -144,19 +144,19 @@ class Session:
     def look_up(self, messages: Sequence[Frame | Refusal]) -> LookUp | None:
         """What the verdicts on these messages depend on and the session does not know; None if it knows everything."""
         notes: dict[str, None] = {}  # an ordered set
-        needs_answers, has_id = False, self.in_flight.has_id
+        needs_answers, by_id, late = False, self.in_flight.by_id, self.in_flight.late
         for message in messages:
             if isinstance(message, Refusal):
                 continue
             _, method, request_id, params = message
-            if request_id is not None and has_id(id_key(request_id)):  # used again: the other request may be answered
+            if request_id is not None and ((key := id_key(request_id)) in by_id or key in late):  # the other may be answered
                 needs_answers = True
             if method == TOOLS_CALL:
-                if "_meta" in params and (key := self._callers.note_key(meta_of(params))):
-                    notes[key] = None
+                if "_meta" in params and (note_key := self._callers.note_key(meta_of(params))):
+                    notes[note_key] = None
                 if "requestState" in params or "inputResponses" in params:
                     needs_answers = True
-            elif method == _CANCELLED and (key := _cancelled_key(params)) is not None and has_id(key):
+            elif method == _CANCELLED and ((cancelled := _cancelled_key(params)) in by_id or cancelled in late):
                 needs_answers = True  # the request may be answered: a client may cancel what it has the answer to
         return LookUp(tuple(notes), needs_answers) if notes or needs_answers else None
 
@@ -177,47 +177,58 @@ class Session:
             return ()
         self._begin(now_us, messages)
         left = dict(notes) if notes else None
+        steps, ids, held, in_flight = self._steps, self._ids, self._held.calls, self.in_flight
         for message in messages:
-            self._steps.append(self._take(message, left))
-        if self._held.calls:
+            if isinstance(message, Refusal):
+                steps.append(self._refuse(message))
+                continue
+            request_id, key = message.id, ""
+            if request_id is not None:
+                key = id_key(request_id)
+                if key in ids or key in held or key in in_flight.by_id or key in in_flight.late:
+                    steps.append(self._refuse(Refusal(INVALID_REQUEST, _USED_ID, request_id, tool=message.tool)))
+                    continue
+                ids.add(key)
+            if message.method == TOOLS_CALL:
+                steps.append(self._call(message, key, self._noted(message.params, left) if left else None))
+            else:
+                self._take_note_of(message)
+                steps.append(message)
+        if held:
             self._add_due()
         self.unwritten += self._denied
         return self._ask()
 
-    def _take(self, message: Frame | Refusal, notes: dict[str, str] | None) -> Frame | Refusal | DecisionRequest:
-        """The step that a message leads to."""
-        if isinstance(message, Refusal):
-            return self._refuse(message)
+    def _take_note_of(self, message: Frame) -> None:
+        """Look for the client's name in a message that is not a call, and for the cancellation of a held call."""
         _, method, request_id, params = message
-        if request_id is not None:
-            key = id_key(request_id)
-            if key in self._ids or key in self._held.calls or self.in_flight.has_id(key):
-                return self._refuse(Refusal(INVALID_REQUEST, _USED_ID, request_id, tool=message.tool))
-            self._ids.add(key)
-        if method == TOOLS_CALL:
-            note_key = self._callers.note_key(meta_of(params)) if notes else None
-            return self._call(message, notes.pop(note_key, None) if notes and note_key else None)
         if method == "initialize" and isinstance(params, dict):
             self._callers.client_name = name_in(params.get("clientInfo"))
         elif method == _CANCELLED and request_id is None and (cancelled := _cancelled_key(params)) in self._held.calls:
             self._drop(str(cancelled))
-        return message
+
+    def _noted(self, params: object, notes: dict[str, str]) -> str | None:
+        """The agent in the note of a call, which counts for one call; None if there is none."""
+        key = self._callers.note_key(meta_of(params))
+        return notes.pop(key, None) if key else None
 
     def _refuse(self, refusal: Refusal) -> Refusal:
         self._denied.append((self._requests.of_refusal(refusal), Verdict("invalid")))
         return refusal
 
-    def _call(self, frame: Frame, noted: str | None, rounds: int | None = None) -> DecisionRequest:
+    def _call(self, frame: Frame, key: str, noted: str | None, rounds: int | None = None) -> DecisionRequest:
         """The request for a call, which the store decides unless the call is denied whatever its limits are.
 
         Args:
             frame: The call.
+            key: The `id_key` of its id.
             noted: The agent that a hook noted for it; None if no hook did.
             rounds: The call's number among the free retries of one charge; None if that is not known yet.
         """
         params: dict[str, Any] = frame.params
-        request = self._requests.of_call(frame, params, meta_of(params), noted)
-        if self._input_closed or self._callers.unauthenticated or not isinstance(self._callers.policy, Policy):
+        callers, request = self._callers, self._requests.of_call(frame, params, noted)
+        request.key = key
+        if self._input_closed or callers.unauthenticated or not isinstance(callers.policy, Policy):
             self._deny(request)
             return request
         if rounds is None and ("requestState" in params or "inputResponses" in params) and not request.plan.is_closed:
@@ -284,7 +295,7 @@ class Session:
             if verdict.decision in REFUSED and verdict.has_own_row:
                 self.lines.append(replies.line_of(audit.row(request, verdict, 0)))
         self._decided += len(asked)
-        return self._ask()
+        return self._ask() if self._decided < len(self._to_decide) else ()
 
     def undecided(self, why: str) -> Sequence[DecisionRequest]:
         """As `decided`, if the store could not decide the requests: they are denied."""
@@ -356,14 +367,14 @@ class Session:
         call, plan, request_id = request.call, request.plan, request.request_id
         settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
         flight = (request_id, verdict.row_id, self._now_us, call.tool, call.user, request.rounds, settled)
-        self.in_flight.add(id_key(request_id), tuple.__new__(InFlight, flight))  # half the time of `InFlight(…)`
+        self.in_flight.add(request.key, tuple.__new__(InFlight, flight))  # half the time of `InFlight(…)`
         return request.frame.raw
 
     def _answer_denied(self, request: DecisionRequest) -> bytes:
         """Answer a call that was denied, unless it is held; the server gets nothing."""
         verdict = request.verdict or Verdict("held")
         if verdict.decision != "held":
-            self._note_unsent(id_key(request.request_id))
+            self._note_unsent(request.key)
             self._retries.give_back(request)
             if self._client_waits or request.detail.get("reason") != replies.SERVER_GONE:
                 self._to_client.append(replies.denied(request, verdict, self._form))
@@ -438,7 +449,7 @@ class Session:
         self._to_decide = []
         requests = []
         for call in due:
-            request = self._call(call.request.frame, call.request.noted, call.request.rounds)
+            request = self._call(call.request.frame, call.key, call.request.noted, call.request.rounds)
             waited_us = call.waited_us(now_us)
             request.detail = {**request.detail, "waited_ms": waited_us // 1000}
             request.waited_us = None if request.waited_us is None else waited_us
@@ -596,7 +607,7 @@ class Session:
                 verdict = step.verdict
                 if id(step.frame) not in held and (verdict is None or verdict.forwards):
                     self._retries.give_back(step)
-                if verdict is not None and verdict.forwards and not self.in_flight.has_id(id_key(step.request_id)):
+                if verdict is not None and verdict.forwards and not self.in_flight.has_id(step.key):
                     self._forward(step, verdict)
         for key in [*self._ids, *(call.key for call in due)]:
             self.in_flight.end(key, "no_answer", now_us)

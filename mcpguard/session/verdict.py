@@ -44,6 +44,7 @@ class DecisionRequest:
         plan: The limits that the call must pass.
         context: The caller and the tool in the audit row: a JSON object, as text.
         frame: The frame to forward if the call is allowed.
+        key: Of a call: the `id_key` of its id.
         request_id: The request's id as JSON text; empty if there is none.
         args_hash: A keyed hash of the call's arguments.
         trace_id: 32 hex digits from the call's `traceparent`.
@@ -59,6 +60,7 @@ class DecisionRequest:
     """
 
     # few calls have others, and each attribute that is set takes time; so does each default of a keyword-only argument
+    key = ""
     why = ""
     rounds = 0
     noted: str | None = None

@@ -23,7 +23,7 @@ from mcpguard.files import StrPath
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan, counter_id
-from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.decision import admit
 from mcpguard.session.journal import Journal
@@ -190,7 +190,7 @@ class SqliteStore:
             return None
         request, follower, now_us = requests[0], self._follower, self._clock()
         plan, logs = request.plan, follower.memory.states
-        admitted = admit(plan, [logs.get(key, EMPTY) for key in plan.keys], now_us)
+        admitted = admit(plan, [*map(logs.get, plan.keys)], now_us)
         if admitted is None:
             return None
         verdict, states = admitted
