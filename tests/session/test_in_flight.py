@@ -189,6 +189,7 @@ def test_the_server_gets_no_cancellation_of_a_request_that_it_did_not_get(unseen
 def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_have_got() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 1), request("ping", "b"), call_line("x", 3))
+    assert talk.client(call_line("x", 3)) == ["answered 3: -32600"]
     talk.answer(3)
     assert talk.client(cancel(1), cancel("b"), cancel(3), cancel(1), cancel("unknown")) == [CANCELLATION] * 5
     assert talk.client(b'{"method":"notifications/cancelled","params":{}}') == [CANCELLATION]
