@@ -152,61 +152,6 @@ class Journal:
         verdict.has_own_row = True
         verdict.audit_id = audit_id(self.session, self.seq)
 
-    def admitted(self, plan: Plan, first: Verdict, calls: int) -> list[Verdict]:
-        """Note that rows are written of calls that were admitted together, with the numbers from `seq + 1` on.
-
-        Args:
-            plan: Their plan.
-            first: The verdict of the first call; see `verdict.admit_some`.
-            calls: How many they are.
-
-        Returns:
-            Their verdicts, completed.
-        """
-        self._set(self.tally, _ALLOWED, self.tally[_ALLOWED] + calls)
-        if self._denials:
-            self._forget_denials(plan, range(len(plan.counters)))
-        verdicts = [first, *[first.copy() for _ in range(calls - 1)]]
-        for at, verdict in enumerate(verdicts):
-            if verdict.count is not None and verdict.remaining is not None:
-                verdict.count += at
-                verdict.remaining -= at
-            self._number(verdict)
-        return verdicts
-
-    def repeated(self, request: DecisionRequest, verdict: Verdict, others: Sequence[DecisionRequest]) -> list[Verdict]:
-        """Note that calls were denied like one for which `row` has just returned None.
-
-        Args:
-            request: That call.
-            verdict: Its verdict.
-            others: Calls of the same run, denied at the same time.
-
-        Returns:
-            Their verdicts, completed; empty if such denials share their rows with others, since `row` has to see each then.
-        """
-        key = request.context, verdict.decision, fragment(verdict.reported) if verdict.reported else None
-        storm = self._storms.get(key)
-        if not others or storm is None or storm.last is None:
-            return []
-        calls = len(others)
-        self._set(self.tally, storm.kind, self.tally[storm.kind] + calls)
-        counters = _without_room(request.plan, verdict) if verdict.decision == "rate_limited" else {}
-        for counter_id in counters:
-            self._set(self._denials, counter_id, self._denials[counter_id] + calls)
-        more = sum(counters.values())
-        verdicts = [verdict]
-        for _ in others:
-            one = verdicts[-1].copy()
-            if one.count is not None:
-                one.count += more
-            verdicts.append(one)
-        del verdicts[0]
-        other = others[-1]
-        last = storm.last._replace(request_id=other.request_id, args_hash=other.args_hash, counted=verdicts[-1].count)
-        self._set(self._storms, key, storm._replace(waiting=storm.waiting + calls, last=last))
-        return verdicts
-
     def _number(self, verdict: Verdict) -> None:
         """Give a verdict's row the next number."""
         self.seq += 1
@@ -275,14 +220,12 @@ class Journal:
         """What `rows` would look up for a request, for a store that decides and writes rows in a script.
 
         Returns:
-            For each limit, whether a denial by it would share a row; and for each limit, the denials on its counter so far. If
-            the request is decided already, whether its row would be shared, and nothing. None if there is nothing to look up.
+            For each limit, whether a denial by it would share a row; and for each limit, the denials on its counter so far.
+            None if there is nothing to look up.
         """
         if not (self._storms or self._denials):
             return None
         plan = request.plan
-        if request.decided is not None:
-            return [_goes_on(self._storms.get((request.context, request.decided, None)), time_us)], []
         words = ["rate_limited" if limit.n else "denied" for limit in plan.limits]
         return (
             [
@@ -364,7 +307,7 @@ class Journal:
             kind = decision, str(request.detail.get("axis", ""))  # set in a denial that no limit made
         self._set(self.tally, kind, self.tally[kind] + 1)
         if decision in {"rate_limited", "would_deny"}:
-            self._count_denial(request.plan, verdict)
+            self._count_denial(verdict)
         elif decision == "allowed" and self._denials:
             self._forget_denials(request.plan, range(len(request.plan.counters)))
 
@@ -375,37 +318,37 @@ class Journal:
             if counter_id in self._denials:
                 self._set(self._denials, counter_id, None)
 
-    def _count_denial(self, plan: Plan, verdict: Verdict) -> None:
+    def _count_denial(self, verdict: Verdict) -> None:
         """Count a denial on each counter without room, and add the denials on the reported counter to the verdict's count.
 
         A call that only rules in observe mode would deny is an admission on the counters that it was charged on. On the others
         without room it counts as a denial.
         """
+        plan = verdict.plan
         if len(self._denials) > _MAX_DENIALS:
             for counter_id in list(self._denials):
                 self._set(self._denials, counter_id, None)
         charged: set[int] = set()
         if verdict.decision == "would_deny":
-            full = verdict.without_room(plan)
-            without_room = {limit.rule for limit, _ in full}
+            without_room = verdict.rules_without_room
             charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
             self._forget_denials(plan, charged)
-            if verdict.count is not None and any(one == verdict.reported and limit.counter in charged for limit, one in full):
+            if verdict.count is not None and verdict.limit is not None and plan.limits[verdict.limit].counter in charged:
                 verdict.count += 1
-        for counter_id, is_reported in _without_room(plan, verdict, charged).items():
+        for counter_id, is_reported in _without_room(verdict, charged).items():
             self._set(self._denials, counter_id, self._denials.get(counter_id, 0) + 1)
             if is_reported and verdict.count is not None:
                 verdict.count += self._denials[counter_id]
 
 
-def _without_room(plan: Plan, verdict: Verdict, charged: Collection[int] = ()) -> dict[int, bool]:
+def _without_room(verdict: Verdict, charged: Collection[int]) -> dict[int, bool]:
     """The counters without room that were not charged, by id; and whether the limit that decided has the counter."""
-    exceeded = [reported for reported, _ in verdict.exceeded]
     found: dict[int, bool] = {}  # several limits may have the same counter
-    for limit, reported in zip(plan.limits, plan.reported, strict=True):  # as `Verdict.without_room`, in less time
-        if reported in exceeded and limit.n and limit.counter not in charged:
-            counter_id = plan.counters[limit.counter].id
-            found[counter_id] = found.get(counter_id, False) or reported == verdict.reported
+    for at, _ in verdict.exceeded:
+        limit = verdict.plan.limits[at]
+        if limit.n and limit.counter not in charged:
+            counter_id = verdict.plan.counters[limit.counter].id
+            found[counter_id] = found.get(counter_id, False) or at == verdict.limit
     return found
 
 

@@ -19,7 +19,7 @@ from mcpguard.session.audit import Row, record
 from mcpguard.session.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
 from mcpguard.session.verdict import REFUSED, Decided, DecisionRequest, Verdict
 from mcpguard.text.printing import compact
-from tests.build import WALL_US, Talk
+from tests.build import WALL_US, Talk, exceeding
 
 POLICY = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
 
@@ -73,64 +73,6 @@ def test_taking_back_restores_what_was_forgotten_to_bound_memory() -> None:
     assert everything(talk.journal) == before
 
 
-def test_denials_of_a_run_that_are_noted_together_are_noted_as_one_after_another() -> None:
-    chance = random.Random(20260102)  # noqa: S311 - it only chooses what is called
-    talk = Talk(POLICY)
-    one_by_one, together = Journal("0" * 16), Journal("0" * 16)
-    time_us, noted = WALL_US, 0
-    for _ in range(300):
-        tool = chance.choice(["a", "a", "b", "closed", f"made up {chance.randint(1, 400)}"])
-        requests, verdicts = decided(talk, tool, chance.randint(1, 6))
-        denials = [at for at, verdict in enumerate(verdicts) if verdict.decision in REFUSED]
-        requests, verdicts = [requests[at] for at in denials], [copied(verdicts[at]) for at in denials]
-        time_us += chance.choice([0, 300_000, 1_500_000])
-        talk.time.pass_ms(chance.choice([0, 20_000]))
-        for verdict in verdicts:
-            verdict.count, verdict.row_id = None if verdict.count is None else 2, None  # as `decide_one` returns it
-        twins = [*map(copied, verdicts)]
-        one_by_one.begin()
-        for request, verdict in zip(requests, verdicts, strict=True):
-            one_by_one.row(request, verdict, time_us)
-        together.begin()
-        found: list[Verdict] = []
-        while len(found) < len(requests):
-            at = len(found)
-            found.append(twins[at])
-            if together.row(requests[at], twins[at], time_us) is None:
-                repeated = together.repeated(requests[at], twins[at], requests[at + 1 :])
-                noted += len(repeated)
-                found += repeated
-        assert [*map(vars, found)] == [*map(vars, verdicts)]
-        assert everything(together) == everything(one_by_one)
-        if chance.random() < 0.1:
-            assert together.flush(time_us) == one_by_one.flush(time_us)
-    assert noted > 100
-
-
-def test_calls_that_are_admitted_together_are_noted_as_one_after_another() -> None:
-    talk = Talk('[[rule]]\ntool = "*"\nlimit = "5/1m"\n')
-    one_by_one, together, alone = Journal("0" * 16), Journal("0" * 16), Journal("0" * 16)
-    requests, verdicts = decided(talk, "a", 7)
-    for journal in (one_by_one, together, alone):
-        journal.rows(requests, [*map(copied, verdicts)], WALL_US)
-    talk.pass_ms(60_000)
-    requests, verdicts = decided(talk, "a", 4)
-    first = copied(verdicts[0])
-    before = everything(together)
-    together.begin()
-    found = together.admitted(requests[0].plan, first, 4)
-    for request, verdict in zip(requests, verdicts, strict=True):
-        alone.wrote(request, copied(verdict))
-    one_by_one.rows(requests, verdicts, WALL_US)
-    assert everything(alone) == everything(one_by_one)
-    assert [(one.audit_id, one.count, one.remaining, one.has_own_row) for one in found] == [
-        (one.audit_id, one.count, one.remaining, one.has_own_row) for one in verdicts
-    ]
-    assert everything(together) == everything(one_by_one)
-    together.take_back()
-    assert everything(together) == before
-
-
 def test_taking_back_a_second_time_does_nothing() -> None:
     talk = Talk(POLICY)
     talk.call("a")
@@ -163,7 +105,7 @@ def charge(name: str, decided: Decided, reported: Reported | None, request_id: i
     context = compact({"session": "s", "user": "alice", "tool": name})
     detail: dict[str, object] = {} if reported else {"reason": "x"}
     one = DecisionRequest(Call("alice", "a::b::c", "crm", name), Plan(), context, request_id=str(request_id), detail=detail)
-    return one, Verdict(decided, reported)
+    return one, exceeding(decided, (reported, None)) if reported else Verdict(decided)
 
 
 def kind_of(row: Row) -> tuple[str, str | None]:

@@ -128,7 +128,7 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
         st.sampled_from([0, 1, 999, 15_625, 15_626, 1_000_000, 1_000_001, 60_000_000, -1, -5_000_000]),
         st.integers(0, 70_000_000),
     )
-    decided = st.sampled_from([None] * 8 + ["continued", "invalid", "policy"])
+    decided = st.sampled_from([None] * 8 + ["continued"])
     waited = st.sampled_from([None, None, 0, 1, 999_999, 1_000_000, 59_000_000])
     choices = st.one_of(st.just((None, False, 0)), st.tuples(waited, st.booleans(), st.integers(0, 1)))
     call = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), decided, st.just(0), choices)
@@ -150,15 +150,16 @@ def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
     which, detailed, decided, name, choices = call
     request = DecisionRequest(
         Call("u", "a::b::c", "s", "t"),
-        Plan() if decided == "policy" else plans[which],
+        plans[which],
         f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
         request_id='"é"',
         args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
         trace_id="ab" * 16 if detailed else None,
         detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
-        decided=decided,  # type: ignore[arg-type]
     )
     request.waited_us, request.is_behind, request.rounds = choices
+    if decided:
+        request.continue_as(1)
     return request
 
 
@@ -203,7 +204,7 @@ class Pair:
         for request, one, want in zip(requests, verdicts, wanted, strict=True):
             if one.row_id is not None and want.row_id is not None:
                 self.theirs[one.row_id] = want.row_id
-                self.forwarded += [(one.row_id, request.plan)] if one.forwards and request.decided is None else []
+                self.forwarded += [(one.row_id, request.plan)] if one.forwards else []
         for request, one, want in zip(requests, verdicts, wanted, strict=True):
             if one.decision == want.decision == "held":  # the script returns the states after all its requests
                 counters = request.plan.counters

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.sliding import Exceeded
 from mcpguard.session.audit import MAX_DENIED_CHARS, fragment, shortened
 from mcpguard.session.journal import BURST_BYTES, ROW_BYTES, Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
@@ -37,7 +38,7 @@ _DECIDED: Final[dict[bytes, Decided]] = {
 
 def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
     """The counters of all requests that are to be decided, each once."""
-    found = {counter.id: counter for request in requests if request.decided is None for counter in request.plan.counters}
+    found = {counter.id: counter for request in requests for counter in request.plan.counters}
     return tuple(found.values())
 
 
@@ -90,7 +91,7 @@ class Commands:
             time_us: Wall-clock time.
             deadline_us: The deadline, in the server's time.
         """
-        if len(requests) == 1 and requests[0].decided is None:
+        if len(requests) == 1:
             (request,) = requests
             _, beginning, usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
             is_usual = usual and not (request.detail or request.rounds) and request.waited_us is None
@@ -100,7 +101,7 @@ class Commands:
                 end = b"" if self._clock is None else _bulk(b"%d" % self._clock())
                 return b"%b%b%b%d\r\n%b\r\n%b" % (usual, head, _AFTER_USUAL_HEAD, len(row), row, end)
         else:
-            beginning = self._begin([None if one.decided is not None else one.plan for one in requests], counters)
+            beginning = self._begin([one.plan for one in requests], counters)
             is_usual = False
         texts = _texts(requests, journal, time_us)
         head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, bool(is_usual))
@@ -117,8 +118,8 @@ class Commands:
         found = self._beginnings[id(plan)] = _Beginning(plan, packed, packed + _USUAL_SIZE if is_usual else b"")
         return found
 
-    def _begin(self, plans: Sequence[Plan | None], counters: Sequence[Counter]) -> bytes:
-        """The command up to the limits of the last request, with these plans; None for a request that is decided already."""
+    def _begin(self, plans: Sequence[Plan], counters: Sequence[Counter]) -> bytes:
+        """The command up to the limits of the last request, with these plans."""
         index = {counter.id: at for at, counter in enumerate(counters, 1)}
         keys = [
             *rows.audit_keys(self._prefix),
@@ -126,7 +127,7 @@ class Commands:
             self._prefix + "counters",
         ]
         args = ["".join([f"{counter.label}\0" for counter in counters]).encode()]
-        args += [b"" if plan is None else _limits(plan, tuple([index[one.id] for one in plan.counters])) for plan in plans]
+        args += [_limits(plan, tuple([index[one.id] for one in plan.counters])) for plan in plans]
         parts = [b"EVALSHA", self._sha, b"%d" % len(keys), *[key.encode() for key in keys], *args]
         count = len(parts) + 1 + len(plans) + (self._clock is not None)
         return b"*%d\r\n%b" % (count, b"".join(map(_bulk, parts)))
@@ -161,7 +162,7 @@ def _texts(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) 
             detail = compact(request.detail)
             if len(detail) > MAX_DENIED_CHARS:
                 short = compact(shortened(request.detail))
-        texts += (request.decided or choices, memory, detail, "" if short == detail else short)
+        texts += (choices, memory, detail, "" if short == detail else short)
     return ("\0".join(texts) + "\0").encode()
 
 
@@ -198,9 +199,7 @@ def time_in(reply: Sequence[Any]) -> int:
 def usual_verdict(plan: Plan, reply: bytes) -> Verdict:
     """The verdict in the reply to a usual call."""
     _, ms, number, at, count = USUAL_REPLY.unpack_from(reply)
-    return Verdict(
-        "allowed", plan.reported[at - 1], count=count, remaining=plan.limits[at - 1].n - count, row_id=ms << 64 | number
-    )
+    return Verdict("allowed", plan, at - 1, count, plan.limits[at - 1].n - count, row_id=ms << 64 | number)
 
 
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
@@ -208,25 +207,20 @@ def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter]
     found: list[Verdict] = []
     here = 1 + len(counters)
     for request in requests:
-        plan, decided = request.plan, request.decided
+        plan = request.plan
         stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
         here += _RESULTS + 2 * full
-        one = Verdict(decided or _DECIDED[word], row_id=None if stream_id is None else rows.row_id(stream_id))
+        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else rows.row_id(stream_id))
         if at:
-            limit = plan.limits[at - 1]
-            one.reported = plan.reported[at - 1]
+            one.limit = at - 1
             if count is not None:
                 one.count = count
-                one.remaining = limit.n - count if limit.n > count else 0
-            if limit.counts == "cost":
-                one.cost = limit.cost
+                one.remaining = max(0, plan.limits[at - 1].n - count)
         if full:
             exceeded = reply[here - 2 * full : here]
             one.retry_after_us = wait_us
-            one.exceeded = tuple(
-                [(plan.reported[at - 1], wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)]
-            )
-        if plan.caps and decided is None:
+            one.exceeded = tuple([Exceeded(at - 1, wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
+        if plan.caps:
             one.in_flight = reply[here]
             here += 1
         if word == b"held":

@@ -202,7 +202,7 @@ class RedisStore:
         """See `Store`."""
         for _ in range(_TRIES):
             time_us = self._wall()
-            if len(requests) == 1 and requests[0].decided is None:
+            if len(requests) == 1:
                 plan = requests[0].plan
                 counters, has_caps = plan.counters, plan.caps
             else:
@@ -215,7 +215,7 @@ class RedisStore:
                 journal.wrote(requests[0], verdict)
                 return [verdict]
             verdicts = verdicts_of(requests, counters, reply)
-            if has_caps and not self._keep_places(requests, verdicts, sent_us):
+            if has_caps and not self._keep_places(verdicts, sent_us):
                 continue  # a place was given to another call before this process could use it
             if len(verdicts) == 1 and verdicts[0].decision == "allowed":
                 journal.wrote(requests[0], verdicts[0])
@@ -253,7 +253,7 @@ class RedisStore:
     def _too_late(self) -> StoreUnavailable:
         return StoreUnavailable(f"{self._shown} starts scripts too late", "check the load and the clock of its machine")
 
-    def _keep_places(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], sent_us: int) -> bool:
+    def _keep_places(self, verdicts: Sequence[Verdict], sent_us: int) -> bool:
         """Keep the places that calls have just got.
 
         This process may have been stopped before it read the reply, for longer than the leases. Then they are renewed.
@@ -262,10 +262,10 @@ class RedisStore:
             False if a place was given to another call, so that this one must not be forwarded. Then all rows are deleted.
         """
         places: dict[int, Place] = {}
-        for request, one in zip(requests, verdicts, strict=True):
+        for one in verdicts:
             if one.in_flight is None or not one.forwards or one.row_id is None:
                 continue
-            if caps := one.taken_caps(request.plan):
+            if caps := one.taken_caps:
                 place = places[one.row_id] = self._leases.new(self._cap_keys(caps), sent_us)
                 one.lease = place.lease
         if self._any_late(places):

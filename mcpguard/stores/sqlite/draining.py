@@ -8,7 +8,6 @@ from typing import Final
 
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, log_lines, notes
-from mcpguard.stores.sqlite.log_lines import Run
 from mcpguard.stores.sqlite.memory import LineChange, add_charges, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 from mcpguard.text.digest import number
@@ -22,11 +21,6 @@ _ROWS_AT_ONCE: Final = 32
 """How many rows are kept until they are inserted. A row takes about a kilobyte as Python's values."""
 
 _INSERT_ROW: Final = f"INSERT INTO audit VALUES ({', '.join('?' * 17)})"  # noqa: S608 - marks only
-_INSERT_RUN: Final = """
-    INSERT INTO audit SELECT ? + key, ?, ?, ? + key, 'allowed', ?, ?, value, substr(?, key * ? + 1, ?), NULL, ? + key, ? - key,
-        NULL, NULL, NULL, NULL, NULL
-    FROM json_each(?)
-"""
 """One statement for many rows: SQLite works on it without the interpreter's lock."""
 
 _SET_OUTCOMES: Final = """
@@ -57,7 +51,6 @@ class Drain:
         self._key = key
         self._pauses = pauses
         self._rows: list[list[object]] = []
-        self._runs: list[tuple[object, ...]] = []
         self._outcomes: list[tuple[str, str, int, int, int, int, int]] = []
         self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
         self._uses: Counter[str] = Counter()
@@ -81,8 +74,6 @@ class Drain:
                 row += 1
                 if len(self._rows) == _ROWS_AT_ONCE:
                     self._insert_rows()
-            elif fields[0] == log_lines.RUN:
-                row += self._take_run(row, log_lines.read_run(fields))
             else:
                 self._take(fields)
         self._write_rows()
@@ -91,7 +82,7 @@ class Drain:
     def _take_row(self, row_id: int, fields: list[str]) -> None:
         """Take a row as its line has it: SQLite converts digits to integers by the columns' types."""
         _, time_us, seq, decision, context, reported, request_id, args_hash, *rest, detail, charged_us, charged = fields
-        context_id, namespace, limit = self._use(context, reported, 1)
+        context_id, namespace, limit = self._use(context, reported)
         self._bytes[namespace] += row_bytes(len(detail) + len(request_id))
         values: list[object] = [row_id, namespace, time_us, seq, decision, context_id, limit, request_id or None]
         values.append(bytes.fromhex(args_hash) if args_hash else None)
@@ -99,25 +90,14 @@ class Drain:
         if charged:
             add_charges(self._changes, charged, [int(charged_us)])
 
-    def _take_run(self, row_id: int, run: Run) -> int:
-        """Take the rows of a run; returns how many they are."""
-        context_id, namespace, limit = self._use(run.context, run.reported, run.calls)
-        self._bytes[namespace] += run.calls * row_bytes(0) + sum(map(len, json.loads(run.request_ids)))
-        length = len(run.args_hashes) // run.calls
-        of_first = (row_id, namespace, run.time_us, run.seq, context_id, limit)
-        hashes = (run.args_hashes or None, length, length)
-        self._runs.append((*of_first, *hashes, run.counted, run.remaining, run.request_ids))
-        add_charges(self._changes, run.charged, [run.charged_us] * run.calls)
-        return run.calls
-
-    def _use(self, context: str, reported: str, rows: int) -> tuple[int, int, int | None]:
-        """Count rows with these texts; returns the ids of the context, of its namespace, and of the limit."""
+    def _use(self, context: str, reported: str) -> tuple[int, int, int | None]:
+        """Count a row with these texts; returns the ids of the context, of its namespace, and of the limit."""
         context_id, namespace = self._fragments.get(context) or self._context(context)
-        self._uses[context] += rows
+        self._uses[context] += 1
         if not reported:
             return context_id, namespace or 0, None
         limit, _ = self._fragments.get(reported) or self._fragment(reported, None)
-        self._uses[reported] += rows
+        self._uses[reported] += 1
         return context_id, namespace or 0, limit
 
     def _context(self, text: str) -> tuple[int, int | None]:
@@ -167,7 +147,6 @@ class Drain:
         uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
         self._write_all(_USE, uses)
         self._insert_rows()
-        self._write_all(_INSERT_RUN, self._runs)
         self._write_all(_SET_OUTCOMES, self._outcomes)
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 

@@ -6,7 +6,6 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | kind | fields |
 |---|---|
 | `+` | an audit row: the fields of `Row`, then the store time of the charge and the counters charged, see `charges` |
-| `*` | the rows of a run of admitted calls: the members of `Run`, with hashes as hexadecimal digits |
 | `=` | a counter: id, window in µs, label |
 | `o` | equal outcomes of consecutive rows: number of the first row, outcome, durations in µs, separated by commas |
 | `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
@@ -33,7 +32,6 @@ from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, Charge
 from mcpguard.text.printing import compact
 
 ROW: Final = "+"
-RUN: Final = "*"
 COUNTER: Final = "="
 OUTCOME: Final = "o"
 CHARGED: Final = "c"
@@ -51,7 +49,6 @@ MAX_DETAIL_CHARS: Final = 1024 * 1024
 
 
 _LATER_ROW: Final = f"\n{ROW}"
-_LATER_RUN: Final = f"\n{RUN}"
 
 _CHANGING: Final = re.compile(rf"^(?!{OUTCOME}|\{ROW}.*\t$)", re.MULTILINE)
 """A line that changes more than the audit: not an outcome, and not a row that was not charged."""
@@ -75,10 +72,7 @@ def records(groups: Sequence[str]) -> list[tuple[str, int, Charge]]:
 
 def rows_in(text: str) -> int:
     """How many audit rows a record has."""
-    count = text.count(_LATER_ROW) + (text[0] == ROW)
-    if text[0] == RUN or _LATER_RUN in text:
-        count += sum(int(line.split("\t", 2)[1]) for line in text.split("\n") if line[0] == RUN)
-    return count
+    return text.count(_LATER_ROW) + (text[0] == ROW)
 
 
 def _kept(detail: str) -> str:
@@ -131,92 +125,13 @@ def admitted_line(request: DecisionRequest, verdict: Verdict, texts: PlanTexts, 
         seq: The row's number in its session.
         charged_us: The store time of the charge.
     """
-    plan, charged, fragments = texts
-    reported = fragments[plan.reported.index(verdict.reported)] if verdict.reported else ""
+    reported = texts.reported[verdict.limit or 0]
     args_hash = request.args_hash.hex() if request.args_hash else ""
     detail = _kept(compact(request.detail)) if request.detail else ""
     return (
         f"+\t{time_us}\t{seq}\tallowed\t{request.context}\t{reported}\t{cut_id(request.request_id)}\t{args_hash}\t"
-        f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{charged}"
+        f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{texts.charged}"
     )
-
-
-def run_line(requests: Sequence[DecisionRequest], first: Verdict, time_us: int, seq: int, charged_us: int, charged: str) -> str:
-    """The line of the rows of a run of admitted calls.
-
-    Args:
-        requests: The calls, of one run: see `verdict.runs`.
-        first: The verdict of the first. The count of each further call is one more, what remains one less.
-        time_us: Wall-clock time.
-        seq: The number of the first call's row in its session.
-        charged_us: The store time of the charges.
-        charged: The counters that each call was charged on.
-    """
-    hashes = "".join([one.args_hash.hex() for one in requests if one.args_hash])
-    ids = compact([one.request_id for one in requests])
-    reported = fragment(first.reported) if first.reported else ""
-    count, remaining = ("", "") if first.count is None else (first.count, first.remaining)
-    return (
-        f"*\t{len(requests)}\t{time_us}\t{seq}\t{requests[0].context}\t{reported}\t{count}\t{remaining}\t"
-        f"{charged_us}\t{charged}\t{ids}\t{hashes}"
-    )
-
-
-class Run(NamedTuple):
-    """The rows of a run of admitted calls, as their line has them.
-
-    Attributes:
-        calls: How many they are.
-        time_us: Wall-clock time.
-        seq: The number of the first row in its session. The others follow.
-        context: The context of all.
-        reported: The limit with the least quota left; empty if there is none.
-        counted: `Row.counted` of the first; each further row has one more. None if there is no limit.
-        remaining: `Row.remaining` of the first; each further row has one less. None if there is no limit.
-        charged_us: The store time of the charges.
-        charged: The counters that each call was charged on; see `charges`. Empty if there are none.
-        request_ids: A JSON list of the requests' ids, each as JSON text.
-        args_hashes: The hashes of the arguments, all of the same length; empty if there are none.
-    """
-
-    calls: int
-    time_us: int
-    seq: int
-    context: str
-    reported: str
-    counted: int | None
-    remaining: int | None
-    charged_us: int
-    charged: str
-    request_ids: str
-    args_hashes: bytes
-
-    def rows(self) -> list[Row]:
-        """The rows."""
-        length = len(self.args_hashes) // self.calls
-        hashes = [self.args_hashes[at * length : at * length + length] or None for at in range(self.calls)]
-        return [
-            Row(
-                self.time_us,
-                self.seq + at,
-                "allowed",
-                self.context,
-                self.reported or None,
-                request_id,
-                hashes[at],
-                counted=None if self.counted is None else self.counted + at,
-                remaining=None if self.remaining is None else self.remaining - at,
-            )
-            for at, request_id in enumerate(json.loads(self.request_ids))
-        ]
-
-
-def read_run(fields: Sequence[str]) -> Run:
-    """The run in a line's fields."""
-    _, calls, time_us, seq, context, reported, counted, remaining, charged_us, charged, request_ids, hashes = fields
-    ints = int(calls), int(time_us), int(seq)
-    numbers = _number(counted), _number(remaining), int(charged_us)
-    return Run(*ints, context, reported, *numbers, charged, request_ids, bytes.fromhex(hashes))
 
 
 def read_row(fields: Sequence[str]) -> Row:

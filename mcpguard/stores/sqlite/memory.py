@@ -184,10 +184,7 @@ def line_changes(text: str) -> list[LineChange]:
     found: list[LineChange] = []
     for line in text.split("\n"):
         kind = line[0]
-        if kind == log_lines.RUN:
-            run = log_lines.read_run(line.split("\t"))
-            add_charges(found, run.charged, [run.charged_us] * run.calls)
-        elif kind in _CHARGING:
+        if kind in _CHARGING:
             _, charged_us, charged = line.rsplit("\t", 2)
             if charged:
                 add_charges(found, charged, [int(charged_us)])

@@ -17,7 +17,7 @@ from mcpguard.files import StrPath, is_there
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
-from mcpguard.session.audit import Outcome, Row, whole_members
+from mcpguard.session.audit import Outcome, whole_members
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
 from mcpguard.stores.groups import tally
@@ -470,15 +470,9 @@ def _stored(pending: Pending, after: int, wanted: Wanted | None) -> Iterator[Sto
         if line[0] == log_lines.ROW and row_id <= after:  # not parsed: somebody who follows the log reads it again and again
             row_id += 1
             continue
-        for row in _rows_of(line):
+        if line[0] == log_lines.ROW:
+            row = log_lines.read_row(line.split("\t"))
             outcome, duration_us = outcomes.get(row_id, (None, None))
-            if row_id > after and (wanted is None or wanted.admits_row(row, outcome)):
+            if wanted is None or wanted.admits_row(row, outcome):
                 yield StoredRow(row_id, row, outcome, duration_us)
             row_id += 1
-
-
-def _rows_of(line: str) -> list[Row]:
-    """The audit rows of a line."""
-    if line[0] == log_lines.ROW:
-        return [log_lines.read_row(line.split("\t"))]
-    return log_lines.read_run(line.split("\t")).rows() if line[0] == log_lines.RUN else []

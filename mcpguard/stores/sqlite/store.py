@@ -25,8 +25,9 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan, counter_id
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.decision import admit
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, admit
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
@@ -56,7 +57,7 @@ MAX_PLANS: Final = 1024
 FORGOTTEN_UNTIL_US: Final = 1 << 62
 """Nobody knows the windows of the counters that had no room in memory."""
 
-_Draft = tuple[Verdict, list[tuple[int, State]], bytes, Position]
+_Draft = tuple[Verdict, Sequence[State], bytes, Position]
 """A call that is decided, but neither charged nor written: the verdict, the new logs of its counters, its record, and the
 position after that."""
 
@@ -141,9 +142,9 @@ class SqliteStore:
             follower.turn_lock.release()
             self._decided_s = time.monotonic()
         if draft:
-            verdict, logs, _, follower.at = draft
+            verdict, states, _, follower.at = draft
             journal.wrote(requests[0], verdict)
-            follower.memory.states.update(logs)
+            follower.memory.states.update(zip(verdict.plan.keys, states, strict=True))
             verdicts = [verdict]
         if verdicts is not None:
             if self._durable:
@@ -185,19 +186,19 @@ class SqliteStore:
 
         The draft holds as long as the log ends where this process has read it to.
         """
-        if len(requests) != 1 or requests[0].decided:
+        if len(requests) != 1 or not requests[0].plan.is_plain:
             return None
         request, follower, now_us = requests[0], self._follower, self._clock()
-        plan = request.plan
-        admitted = admit(plan, follower.memory.states, now_us)
+        plan, logs = request.plan, follower.memory.states
+        admitted = admit(plan, [*map(logs.get, plan.keys)], now_us)
         if admitted is None:
             return None
-        verdict, logs = admitted
+        verdict, states = admitted
         texts = self._texts.get(id(plan)) or self._remember_texts(plan)
         text = log_lines.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
         verdict.row_id = follower.at.row
         record, after = log_records.pack(follower.at, ((text, 1, (now_us, len(texts.charged))),))
-        return verdict, logs, record, after
+        return verdict, states, record, after
 
     def _remember_texts(self, plan: Plan) -> PlanTexts:
         if len(self._texts) >= MAX_PLANS:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, Decision, State
+from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import DecisionRequest, Verdict, admit_some, decide_one, runs
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.in_flight import InFlight
@@ -47,14 +48,8 @@ class Turn:
 
     def decide(self, requests: Sequence[DecisionRequest]) -> None:
         """Decide requests, and charge the counters in memory."""
-        for run in runs(requests):
-            rest = run[self._admit(run) :] if len(run) > 1 else run
-            while rest:
-                row = self._decide_one(rest[0])
-                others = rest[1:]
-                repeated = self._journal.repeated(rest[0], self.verdicts[-1], others) if others and not row else []
-                self.verdicts += repeated
-                rest = others[len(repeated) :]
+        for request in requests:
+            self._decide_one(request)
 
     def take_back(self) -> None:
         """Undo the decisions, because their lines were not appended."""
@@ -63,27 +58,7 @@ class Turn:
         if self._in_flight_before is not None:
             self._memory.in_flight = self._in_flight_before
 
-    def _admit(self, run: Sequence[DecisionRequest]) -> int:
-        """Admit as many calls of a run as have room, if they are usual ones; returns how many."""
-        plan, states = run[0].plan, self._states
-        admitted = admit_some(plan, states, self._now_us, len(run))
-        if admitted is None:
-            return 0
-        calls, first, after = admitted
-        charged = log_lines.charges(plan.counters, plan.limits)
-        seq = self._journal.seq + 1
-        self.groups.append(log_lines.run_line(run[:calls], first, self._time_us, seq, self._now_us, charged))
-        verdicts = self._journal.admitted(plan, first, calls)
-        for row_id, verdict in enumerate(verdicts, self._row_id):
-            verdict.row_id = row_id
-        self._row_id += calls
-        self.verdicts += verdicts
-        self._before += [(key, states[key]) for key, _ in after]
-        states.update(after)
-        return calls
-
-    def _decide_one(self, request: DecisionRequest) -> bool:
-        """Decide one request; returns whether it has a row."""
+    def _decide_one(self, request: DecisionRequest) -> None:
         counters = request.plan.counters
         if request.plan.caps:
             verdict, decision = self._decide_capped(request)
@@ -93,19 +68,18 @@ class Turn:
             self._before += self._memory.take(counters, decision, self._row_id, self._owner)
         self.verdicts.append(verdict)
         row = self._journal.row(request, verdict, self._time_us)
-        if row is None:
-            return False
-        verdict.row_id = self._row_id
-        self.groups.append(log_lines.decision_lines(row, counters, decision, self._row_id, self._owner))
-        self._row_id += 1
-        return True
+        if row is not None:
+            verdict.row_id = self._row_id
+            self.groups.append(log_lines.decision_lines(row, counters, decision, self._row_id, self._owner))
+            self._row_id += 1
 
     def _decide_capped(self, request: DecisionRequest) -> tuple[Verdict, Decision]:
         """Decide a call with a cap on calls in flight. If the cap has no room, free the places of processes that have ended."""
         self._in_flight_before = self._in_flight_before or self._memory.in_flight.copy()
         counters = request.plan.counters
         verdict, decision = decide_one(request, self._follower.states_of(counters), self._now_us, self._row_id)
-        if any(reported.counts == "concurrent" for reported, _ in verdict.exceeded) and self._free_dead(counters):
+        limits = request.plan.limits
+        if any(limits[at].counts == "concurrent" for at, _ in verdict.exceeded) and self._free_dead(counters):
             verdict, decision = decide_one(request, self._follower.states_of(counters), self._now_us, self._row_id)
         return verdict, decision
 

@@ -14,7 +14,7 @@ from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Limit, State
 from mcpguard.policy.model import Call
 from mcpguard.session import audit
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.session.verdict import NO_FRAME, DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Store
 from mcpguard.stores.memory import Memory, MemoryStore, release
 from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
@@ -226,7 +226,7 @@ def test_charges_that_are_made_together_count_as_those_made_one_after_another(
     assert states == expected
 
 
-def test_a_reader_charges_the_calls_of_a_run_together_also_if_they_begin_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_charges_calls_of_one_time_together_also_if_they_begin_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     charge, steps = sliding.charge, []
 
     def counted(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> State:
@@ -235,8 +235,9 @@ def test_a_reader_charges_the_calls_of_a_run_together_also_if_they_begin_an_entr
 
     monkeypatch.setattr(sliding, "charge", counted)
     follower = memory.Memory([(1, 60_000_000, (5, 5, 7))])
-    follower.apply(['*\t1024\t17\t4\t{"namespace":"x"}\t\t\t\t1000005\t[[1,60000000,5000,2]]\t[]\t'])
-    assert follower.states[1] == (1_000_005, 5, 7, 1_000_005, 2048)
+    row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
+    follower.apply(["\n".join([log_lines.row_line(row, 1_000_005, "[[1,60000000,5000,2]]")] * 16)])
+    assert follower.states[1] == (1_000_005, 5, 7, 1_000_005, 32)
     assert steps == [1_000_005]
 
 
@@ -279,36 +280,6 @@ def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
     assert log_lines.read_row(line.split("\t")) == row
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["7", '"a\\t\\"\\u00e9"', '""', "-12345678901234567890"]), st.binary(min_size=12, max_size=12)
-        ),
-        min_size=1,
-    ),
-    st.booleans(),
-    st.none() | st.just(Reported("user", "user=*", 5, "1m")),
-)
-def test_the_line_of_a_run_has_the_rows_of_its_calls(
-    calls: list[tuple[str, bytes]], hashes: bool, reported: Reported | None
-) -> None:
-    caller = Call("alice", "Codex::interactive::default", "crm", "search")
-    requests = [
-        DecisionRequest(caller, Plan(), '{"user":"alice"}', None, one, args_hash=digest if hashes else None)
-        for one, digest in calls
-    ]
-    counts: list[tuple[int | None, int | None]] = [(2 + at, 300 - at) if reported else (None, None) for at in range(len(calls))]
-    verdicts = [Verdict("allowed", reported, count=count, remaining=remaining) for count, remaining in counts]
-    first = verdicts[0]
-    line = log_lines.run_line(requests, first, 17, 4, 99, "[[1,2,3]]")
-    assert "\n" not in line
-    assert log_lines.rows_in(f"{line}\n{line}") == 2 * len(calls)
-    run = log_lines.read_run(line.split("\t"))
-    assert (run.charged_us, run.charged) == (99, "[[1,2,3]]")
-    rows = [audit.row(*one, 17, 4 + at) for at, one in enumerate(zip(requests, verdicts, strict=True))]
-    assert run.rows() == rows
-
-
 outcomes = st.lists(
     st.builds(audit.Outcome, st.integers(1, 12), st.sampled_from(["ok", "ok", "tool_error"]), st.integers(0, 10**13)),
     unique_by=lambda one: one.row_id,
@@ -336,7 +307,7 @@ TWO_LIMITS = Plan(
         st.just(Call("alice", "Codex::interactive::default", "crm", "search")),
         st.just(TWO_LIMITS),
         st.just('{"user":"alice"}'),
-        st.none(),
+        st.just(NO_FRAME),
         st.sampled_from(["7", '"a"', '"' + "x" * 3000 + '"']),
         args_hash=st.sampled_from([None, b"0123456789ab"]),
         trace_id=st.sampled_from([None, "ab" * 16]),
@@ -345,7 +316,7 @@ TWO_LIMITS = Plan(
 )
 def test_the_line_of_an_admitted_call_is_the_line_of_its_row(request: DecisionRequest) -> None:
     texts = log_lines.PlanTexts.of(request.plan)
-    for reported in (*TWO_LIMITS.reported, None):
-        verdict = Verdict("allowed", reported, count=2, remaining=3)
+    for at in range(2):
+        verdict = Verdict("allowed", TWO_LIMITS, at, count=2, remaining=3)
         line = log_lines.row_line(audit.row(request, verdict, 17, 4), 99, "[[1,3,2],[4,6,5]]")
         assert log_lines.admitted_line(request, verdict, texts, 17, 4, 99) == line
