@@ -8,7 +8,6 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity
 from mcpguard.session.audit import DECISIONS, Outcome
-from mcpguard.session.events import Started
 from mcpguard.session.verdict import Verdict
 from tests.build import WALL_US, Talk, call_line
 
@@ -55,7 +54,7 @@ SESSION: Final = "45732ae6c06cfb07"
 def examples() -> dict[str, dict[str, object]]:
     """An audit record for each decision, by the decision's name."""
     talk = Talk(POLICY, session=SESSION, args_key=lambda: bytes(16))
-    talk.handle(Started())
+    talk.start()
     for request_id in 1, 2, 3:
         talk.client(call_line("search_customers", request_id, arguments={"name": "Smith"}))
         if request_id == 1:
@@ -83,7 +82,7 @@ def examples() -> dict[str, dict[str, object]]:
 def beyond() -> dict[str, dict[str, object]]:
     """Audit records of rules that do more than count calls, by what they show."""
     talk = Talk(BEYOND, session=SESSION, args_key=lambda: bytes(16))
-    talk.handle(Started())
+    talk.start()
     talk.client(*(call_line("generate_report", request_id, arguments={"year": 2026}) for request_id in (1, 2)))
     talk.time.pass_s(45)
     talk.client(call_line("generate_report", 3, arguments={"year": 2026}))

@@ -10,14 +10,15 @@ from typing import Any
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity
+from mcpguard.limiter.plan import Counter, Plan, Reported
+from mcpguard.limiter.sliding import Exceeded, Limit
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
-from mcpguard.session import events
 from mcpguard.session.audit import Outcome
-from mcpguard.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session as Machine
-from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.session.output import Log, LookUp
+from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import CallStore, Store
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.answers import AnswerLines
@@ -88,6 +89,15 @@ def cancel(request_id: object) -> bytes:
     return json.dumps(message).encode()
 
 
+def exceeding(decision: Decided, *exceeded: tuple[Reported, int | None], at: int = 0, **members: Any) -> Verdict:
+    """The verdict on a call that has exceeded these limits, each with its wait; the one with the index `at` decided."""
+    limits = [Limit(one.limit or 0, 60, n, counts=one.counts or "calls") for n, (one, _) in enumerate(exceeded)]
+    counters = [Counter(n, "", 60) for n in range(len(limits))]
+    plan = Plan(tuple(limits), tuple([one for one, _ in exceeded]), tuple(counters))
+    waits = tuple([Exceeded(n, wait_us) for n, (_, wait_us) in enumerate(exceeded)])
+    return Verdict(decision, plan, at, retry_after_us=exceeded[at][1], exceeded=waits, **members)
+
+
 class Wrapper:
     """The core's session, its journal and a store: a wrapper without pipes."""
 
@@ -108,10 +118,10 @@ class Wrapper:
 
     def requests(self, *lines: bytes | Refusal) -> list[DecisionRequest]:
         """All requests for the store when the client writes lines. A relay would receive them in portions."""
-        commands = self.machine.handle(events.ClientWrote(read(lines), 0))
-        if any(isinstance(command, LookUp) for command in commands):
-            self.machine.handle(events.LookedUp({}))
-        return [step for step in self.machine._exchange.steps if isinstance(step, DecisionRequest)]
+        messages = read(lines)
+        self.machine.look_up(messages)
+        self.machine.judge(messages, 0)
+        return self.machine._to_decide
 
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
         """The requests of `times` calls that the client makes at once."""
@@ -121,17 +131,27 @@ class Wrapper:
             lines.append(call_line(tool, self.calls, **params))
         return self.requests(*lines)
 
-    def policy_row(self) -> DecisionRequest:
-        """The request for the first row of a session."""
-        (decide,) = self.machine.handle(events.Started())
-        assert isinstance(decide, Decide)
-        return decide.requests[0]
+    def refuse(self, *lines: bytes | Refusal, wall_us: int = WALL_US) -> list[Verdict]:
+        """The verdicts on lines that are refused whatever the store says. Writes their rows."""
+        self.requests(*lines)
+        verdicts = [verdict for _, verdict in self.machine.unwritten]
+        self.write_rows(wall_us)
+        return verdicts
+
+    def start(self, policy: Policy | PolicyError | None = None) -> list[str]:
+        """The policy was loaded: write its row."""
+        self.machine.start(policy)
+        self.write_rows()
+        return []
+
+    def write_rows(self, wall_us: int = WALL_US) -> None:
+        """Write the rows of what no limit decides, such as refused lines."""
+        self.store.append(self.machine.rows(wall_us))
 
     def answer_to(self, verdict: Verdict) -> dict[str, Any]:
         """The client's answer if this is the verdict on the last request."""
-        commands = self.machine.handle(events.Decided([verdict]))
-        (reply,) = [command for command in commands if isinstance(command, ToClient)]
-        answer: dict[str, Any] = json.loads(reply.data)
+        self.machine.decided([verdict])
+        answer: dict[str, Any] = json.loads(self.machine.output()[1])
         return answer
 
     def keep_arguments(self, how: str) -> None:
@@ -170,89 +190,73 @@ class Talk(Session):
         self.lines = AnswerLines()
         self.store_failure = ""  # why the store fails, if it does
         self.fails_after: int | None = None  # how many times the store decides before it fails
-        self.noted: Mapping[str, str] = {}
         self.to_server: list[Any] = []
         self.to_client: list[Any] = []
         self.forwarded_bytes: list[bytes] = []
         self.logs: list[Log] = []
-        self.looked_up: list[tuple[Sequence[str], bool]] = []  # keys of notes, and whether the answers are needed
+        self.looked_up: list[LookUp] = []
         self.together: list[int] = []  # how many requests were decided at once
         self.verdicts: list[Verdict] = []
         self.recorded: list[int] = []  # how many outcomes were recorded at once
         self.outcomes: list[Outcome] = []
 
-    def handle(self, event: events.Event) -> list[str]:
-        """Carry out what an event leads to, as the relay does."""
-        came_out: list[str] = []
-        next_event: events.Event | None = event
-        while next_event is not None:
-            commands, next_event = self.machine.handle(next_event), None
-            for command in commands:
-                assert next_event is None, "a command that asks for something is the last"
-                if isinstance(command, ToServer):
-                    came_out += self._forward(command.data)
-                elif isinstance(command, ToClient):
-                    messages = [json.loads(line) for line in command.data.splitlines()]
-                    self.to_client += messages
-                    came_out += map(_answered, messages)
-                elif isinstance(command, Log):
-                    self.logs.append(command)
-                elif isinstance(command, Settle):
-                    self.store.settle(command.endings)
-                else:
-                    next_event = self._do(command)
-        return came_out
+    def carry_out(self, asked: Sequence[DecisionRequest] = ()) -> list[str]:
+        """Have the store decide, and carry out what comes of it, as the relay does."""
+        self.write_rows(self.wall())
+        while asked:
+            if self.store_failure or len(self.together) == self.fails_after:
+                asked = self.machine.undecided(self.store_failure)
+                continue
+            self.together.append(len(asked))
+            verdicts = self.store.decide(asked, self.journal)
+            self.verdicts += verdicts
+            asked = self.machine.decided(verdicts)
+        to_server, to_client = self.machine.output()
+        self.settle()
+        self.logs += self.machine.take_lines()
+        return self.forward(to_server) + self.answer_client(to_client)
 
-    def _forward(self, data: bytes) -> list[str]:
-        self.forwarded_bytes.append(data)
+    def settle(self) -> None:
+        self.store.settle(self.machine.take_endings())
+
+    def forward(self, data: bytes) -> list[str]:
         messages = [json.loads(line) for line in data.splitlines()]
+        self.forwarded_bytes += [data] * bool(data)
         self.to_server += messages
         return [*map(_forwarded, messages)]
 
-    def _do(self, command: Decide | LookUp | Record) -> events.Event:
-        if isinstance(command, LookUp):
-            self.looked_up.append((command.notes, command.answers))
-            return events.LookedUp({one: self.noted[one] for one in command.notes if one in self.noted})
-        if isinstance(command, Decide):
-            if self.store_failure or len(self.together) == self.fails_after:
-                return events.StoreFailed(self.store_failure)
-            self.together.append(len(command.requests))
-            verdicts = self.store.decide(command.requests, self.journal)
-            self.verdicts += verdicts
-            return events.Decided(verdicts)
-        if self.store_failure:
-            return events.RecordingFailed()
-        self.recorded.append(len(command.outcomes))
-        self.outcomes += command.outcomes
-        self.store.record(command.outcomes)
-        self.store.append(command.rows)
-        return events.Recorded()
+    def answer_client(self, data: bytes) -> list[str]:
+        messages = [json.loads(line) for line in data.splitlines()]
+        self.to_client += messages
+        return [*map(_answered, messages)]
 
     def client(self, *lines: bytes | Refusal, noted: Mapping[str, str] | None = None) -> list[str]:
         """The client writes lines, all read at once; hooks have noted agents for some of them."""
-        self.noted = noted or {}
-        messages, now_us = read(lines), self.time()
-        request = self.machine.lone_call(messages)
-        if request is None:
-            return self.handle(events.ClientWrote(messages, now_us))
-        decided = self._do(Decide([request]))
-        if isinstance(decided, events.Decided) and decided.verdicts[0].decision == "allowed":
-            return self._forward(self.machine.forward(request, decided.verdicts[0], now_us))
-        self.machine.resume(messages, request, now_us)
-        return self.handle(decided)
+        messages = read(lines)
+        if look_up := self.machine.look_up(messages):
+            self.looked_up.append(look_up)
+        notes = {one: noted[one] for one in look_up.notes if one in noted} if look_up and noted else None
+        return self.carry_out(self.machine.judge(messages, self.time(), notes))
 
     def server(self, *messages: object) -> list[str]:
         """The server writes messages, and outcomes are recorded some time later."""
         stream = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
-        return self.handle(events.ServerWrote(self.lines.feed(stream), self.time())) + self.record()
+        self.machine.server_wrote(self.lines.feed(stream), self.time())
+        self.settle()
+        return self.record()
 
     def answer(self, request_id: object, **result: object) -> None:
         """The server answers a request with a result."""
         assert self.server({"jsonrpc": "2.0", "id": request_id, "result": result}) == []
 
-    def record(self) -> list[str]:
+    def record(self, *, everything: bool = False) -> list[str]:
         """The time has come to record outcomes."""
-        came_out = self.handle(events.RecordingDue(self.wall()))
+        outcomes, rows = self.machine.take_outcomes(), self.machine.last_rows(self.wall(), everything=everything)
+        self.recorded.append(len(outcomes))
+        self.outcomes += outcomes
+        self.store.record(outcomes)
+        self.store.append(rows)
+        came_out = self.carry_out()
         return came_out + (self.record() if self.machine.has_outcomes else [])
 
     def pass_ms(self, ms: int) -> list[str]:
@@ -261,9 +265,12 @@ class Talk(Session):
         came_out: list[str] = []
         while (due_us := self.machine.held_calls_due_us) is not None and due_us <= end_us:
             self.time.now_us = max(self.time(), due_us)
-            came_out += self.handle(events.HeldCallsDue(self.time()))
+            came_out += self.decide_held()
         self.time.now_us = end_us
         return came_out
+
+    def decide_held(self) -> list[str]:
+        return self.carry_out(self.machine.judge_held(self.time()))
 
     def attend(self) -> list[str]:
         """Held calls that are due now are decided."""
@@ -271,24 +278,36 @@ class Talk(Session):
 
     def take_up(self, policy: str | PolicyError) -> list[str]:
         """The policy file has changed."""
-        return self.handle(events.PolicyChanged(parse(policy) if isinstance(policy, str) else policy))
+        self.machine.change_policy(parse(policy) if isinstance(policy, str) else policy)
+        return self.carry_out()
 
     def identify(self, found: Identity | Unauthenticated) -> list[str]:
         """The token has changed."""
-        return self.handle(events.IdentityChanged(found))
+        self.machine.change_identity(found)
+        return self.carry_out()
+
+    def unjudged(self, *lines: bytes | Refusal) -> list[str]:
+        """A bug has kept lines from being judged."""
+        self.machine.unjudged(lines, self.time())
+        return self.carry_out()
 
     def client_leaves(self) -> list[str]:
-        return self.handle(events.ClientLeft(self.time()))
+        self.machine.client_left(self.time())
+        return self.carry_out()
 
     def input_closes(self, why: str) -> list[str]:
         """The server receives nothing more."""
-        return self.handle(events.InputClosed(why))
+        self.machine.close_input(why)
+        return self.carry_out()
 
     def server_does_not_take(self, *lines: bytes) -> list[str]:
-        return self.handle(events.Undelivered(b"".join(line + b"\n" for line in lines), self.time()))
+        self.machine.undelivered(b"".join(line + b"\n" for line in lines), self.time())
+        return self.carry_out()
 
     def server_exits(self, how: str) -> list[str]:
-        return self.handle(events.ServerExited(how, self.time())) + self.record()
+        last = self.answer_client(self.machine.server_exited(how, self.time()))
+        self.settle()
+        return last + self.record()
 
     @property
     def awaits_answers(self) -> bool:

@@ -26,8 +26,6 @@ from mcpguard.identity.caller import Identity
 from mcpguard.identity.client_agents import HOOKS
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse, parse_rule
-from mcpguard.session.commands import ToClient
-from mcpguard.session.events import Decided
 from mcpguard.stores.address import address
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.redis.url import SCHEMES
@@ -277,13 +275,13 @@ def test_the_shown_denial_is_what_a_client_receives() -> None:
     policy = parse('[[rule]]\nuser = "*"\ntool = "search_customers"\nlimit = "100/1h"\n')
     who = Identity("alice@acme.com", "config", "crm", Agent(client="Claude Code"))
     session = Session(store, policy, session="45732ae6c06cfb07", who=who)
-    replies: list[ToClient] = []
+    reply = b""
     for request_id in range(107, 6, -1):
         line = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"search_customers"}}' % request_id
-        (verdict,) = store.decide(session.requests(line), session.journal)
-        replies = [one for one in session.machine.handle(Decided([verdict])) if isinstance(one, ToClient)]
+        session.machine.decided(store.decide(session.requests(line), session.journal))
+        _, reply = session.machine.output()
         now_us = 3600_000_000 - 846_213_000
-    assert [json.loads(one.data) for one in replies] == [shown]
+    assert json.loads(reply) == shown
 
 
 def test_the_shown_output_of_the_demo_is_what_it_prints(tmp_path_factory: pytest.TempPathFactory) -> None:

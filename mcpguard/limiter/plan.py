@@ -84,10 +84,10 @@ class Plan:
         counters: The counters.
 
     Attributes:
+        keys: The ids of the counters.
         is_plain: Whether all limits count calls, each has a counter of its own, with the same index, no counter depends on the
             call's arguments, and no call waits.
-        plain_limits: Of such a plan, each limit's counter id, n, window in µs, grain in µs, and whether it is observed; else
-            empty.
+        plain_limits: Of such a plan, each limit's n, window in µs, grain in µs, and whether it is observed; else empty.
         is_closed: Whether every call with this plan is denied.
         is_split: Whether a counter depends on the call's arguments: see `of_arguments`.
         settles: Whether the store has to be told when a call with this plan has ended.
@@ -103,6 +103,7 @@ class Plan:
         self.reported = reported
         self.counters = counters
         self._hash = hash((limits, reported, counters))  # stores look up by plan what they have made of it, for each call
+        self.keys = tuple([counter.id for counter in counters])
         counted = {limit.counts for limit in limits}
         self.is_closed = any(not limit.n and not limit.observe for limit in limits)
         self.is_split = any(counter.is_split for counter in counters)
@@ -117,8 +118,7 @@ class Plan:
             and not (self.is_split or self.waits)
         )
         self.plain_limits = [
-            (counter.id, one.n, one.window_us, grain(one.n, one.window_us), one.observe)
-            for one, counter in zip(limits if self.is_plain else (), counters, strict=False)
+            (one.n, one.window_us, grain(one.n, one.window_us), one.observe) for one in (limits if self.is_plain else ())
         ]
 
     def __eq__(self, other: object) -> bool:
@@ -129,9 +129,9 @@ class Plan:
     def __hash__(self) -> int:
         return self._hash
 
-    def counts_arguments(self, reported: Reported) -> bool:
-        """Whether a limit of the plan counts calls with equal arguments."""
-        limit = self.limits[self.reported.index(reported)]
+    def counts_arguments(self, at: int) -> bool:
+        """Whether the limit with this index counts calls with equal arguments."""
+        limit = self.limits[at]
         return limit.n > 0 and _BY_ARGUMENTS in self.counters[limit.counter].label
 
     def of_arguments(self, digest: str, earlier: str = "") -> "Plan":

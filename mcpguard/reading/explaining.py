@@ -18,7 +18,8 @@ from mcpguard.policy.lint import label
 from mcpguard.policy.match import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.model import AXES, Call, Policy
 from mcpguard.policy.parse import untouched
-from mcpguard.session.verdict import Verdict, verdict
+from mcpguard.session.decision import verdict
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Readable
 from mcpguard.wire.arguments import args_hash
 

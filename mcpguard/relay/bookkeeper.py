@@ -8,7 +8,6 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
-from mcpguard.session import events
 from mcpguard.session.machine import MAX_OUTCOMES, Session
 from mcpguard.stores.api import CallStore
 from mcpguard.stores.clock import wall_us
@@ -98,20 +97,20 @@ class Bookkeeper:
     def _finish(self) -> None:
         # Only if the client does not read is a request still in flight. The answer is not sent, but the outcome is recorded.
         self._dispatcher.last_answers("the client does not read")
-        self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=True))
+        self._dispatcher.record(wall_us(), everything=True)
         while self._session.has_outcomes:
-            self._dispatcher.dispatch(events.RecordingDue(wall_us(), everything=True))
+            self._dispatcher.record(wall_us(), everything=True)
 
     def _record(self) -> None:
         """Read and record everything: in handfuls, so that calls are decided in between. If they go on and on, tend, too.
 
-        The outcomes of several handfuls are recorded together, since the store takes a turn for each `Record`.
+        The outcomes of several handfuls are recorded together, since the store takes a turn for each `record`.
         """
         until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
         while True:
             is_read, is_long = self._read_handful(), time.monotonic() > tend_s
             if is_read or is_long or self._hurry.is_set() or self._session.in_flight.outcomes >= MAX_OUTCOMES:
-                self._dispatcher.dispatch(events.RecordingDue(wall_us()))
+                self._dispatcher.record(wall_us())
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return
             if is_long:

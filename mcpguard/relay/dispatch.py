@@ -1,4 +1,4 @@
-"""Hands events to the core, and carries out its commands."""
+"""Hands messages and events to the session, asks the store what the session asks for, and carries out what comes of it."""
 
 import contextlib
 import threading
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Final
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.console import Console
 from mcpguard.relay.unread import Unread
-from mcpguard.session import events
-from mcpguard.session.commands import Decide, Log, LookUp, Record, Settle, ToClient, ToServer
 from mcpguard.session.opening import Opening
-from mcpguard.stores.clock import monotonic_us
+from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.wire.frames import Frame, Refusal
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.session.machine import Session
+    from mcpguard.session.output import LookUp
+    from mcpguard.session.verdict import DecisionRequest
     from mcpguard.stores.api import CallStore
+
+Event = Callable[["Session"], None]
+"""Tells the session what has happened, by one of its methods."""
 
 BUSY_S: Final = 0.1
 """How long a shutdown waits for the session."""
@@ -55,7 +58,7 @@ class Dispatcher:
         self._console = console
         self._freed = freed
         self._lock = threading.Lock()
-        self._posted: deque[events.Event] = deque()
+        self._posted: deque[Event] = deque()
 
     def open(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
         """The frames for the server, of messages that need no session; None if they have to wait for `begin`."""
@@ -66,53 +69,113 @@ class Dispatcher:
         """Use a session from now on. It is told of what has passed.
 
         Args:
-            session: The core's state machine.
+            session: The state machine.
             store: Decides calls and writes audit rows.
         """
         with self._lock:
             self._session = session
             self._store = store
-            for event in self._opening.passed:
-                self._handle(event, self._reply)  # the server has the frames that it returns
+            for messages, now_us in self._opening.passed:
+                session.judge(messages, now_us)  # there is no call among them, and the server has the frames
+                session.output()
             self._begun.set()
 
-    def post(self, event: events.Event) -> None:
-        """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs.
-
-        Args:
-            event: An event that leads to no `ToServer`.
-        """
+    def post(self, event: Event) -> None:
+        """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs."""
         self._posted.append(event)
 
-    def dispatch(self, event: events.Event) -> bytes:
-        """Hand an event to the session and carry out what it commands.
+    def dispatch(self, event: Event) -> bytes:
+        """Tell the session of an event, and carry out what comes of it.
 
         Returns:
             The frames for the server. The caller writes them, because a server may take its time.
         """
         with self._lock:
-            if self._posted:
-                self._handle_posted()
-            return self._handle(event, self._reply)
+            self._tell_posted()
+            event(self._session)
+            return self._carry_out(())
+
+    def judge_held(self, now_us: int, *, alone: bool = False) -> bytes:
+        """As `dispatch`, for the held calls that are due; see `Session.judge_held`."""
+        with self._lock:
+            self._tell_posted()
+            return self._carry_out(self._session.judge_held(now_us, alone=alone))
 
     def judge(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes:
-        """As `dispatch` of `ClientWrote`, but a call that came alone takes a short cut."""
+        """As `dispatch`, for messages from the client."""
+        session = self._session
         with self._lock:
             if self._posted:
-                self._handle_posted()
-            request = self._session.lone_call(messages)
-            if request is None:
-                return self._handle(events.ClientWrote(messages, now_us), self._reply)
+                self._tell_posted()
+            needed = session.look_up(messages)
+            notes = self._look_up(needed) if needed else None
+            return self._carry_out(session.judge(messages, now_us, notes))
+
+    def _tell_posted(self) -> None:
+        while self._posted:
+            self._posted.popleft()(self._session)
+
+    def _look_up(self, needed: "LookUp") -> dict[str, str]:
+        if needed.answers:
+            self._read_answers()
+        if needed.notes:
+            with contextlib.suppress(StoreUnavailable):
+                return self._store.take_notes(self._session.namespace, needed.notes)
+        return {}
+
+    def _carry_out(self, asked: "Sequence[DecisionRequest]") -> bytes:
+        """Have the store decide what the session asks for, and carry out what comes of it; returns frames for the server."""
+        session, store = self._session, self._store
+        if session.unwritten:
+            with contextlib.suppress(StoreUnavailable):
+                store.append(session.rows(wall_us()))
+        while asked:
             try:
-                verdicts = self._store.decide((request,), self._session.journal)
+                verdicts = store.decide(asked, session.journal)
             except StoreUnavailable as error:
-                decided: events.Event = events.StoreFailed(error.message)
+                asked = session.undecided(error.message)
             else:
-                if verdicts[0].decision == "allowed":
-                    return self._session.forward(request, verdicts[0], now_us)
-                decided = events.Decided(verdicts)
-            self._session.resume(messages, request, now_us)
-            return self._handle(decided, self._reply)
+                asked = session.decided(verdicts)
+        to_server, to_client = session.output()
+        if session.in_flight.endings:
+            self._settle()
+        if session.lines:
+            self._write_lines()
+        if to_client:
+            self._reply(to_client)
+        return to_server
+
+    def _settle(self) -> None:
+        """Tell the store which calls have ended, before the client can know it."""
+        with contextlib.suppress(StoreUnavailable):
+            self._store.settle(self._session.take_endings())
+        if self._session.held_calls_due_us is not None:
+            self._freed()
+
+    def _write_lines(self) -> None:
+        for text, kind, is_error in self._session.take_lines():
+            (self._console.error if is_error else self._console.line)(text, kind=kind)
+
+    def record(self, wall_us: int, *, everything: bool = False) -> None:
+        """Record some outcomes, and rows that sum up denials.
+
+        Args:
+            wall_us: Wall-clock time.
+            everything: Whether the session ends, so that every denial must be in a row now.
+        """
+        with self._lock:
+            self._tell_posted()
+            session = self._session
+            outcomes = session.take_outcomes()
+            rows = session.last_rows(wall_us, everything=everything)
+            try:
+                if outcomes:
+                    self._store.record(outcomes)
+                if rows:
+                    self._store.append(rows)
+            except StoreUnavailable:
+                session.in_flight.drop_outcomes()  # the calls are counted; memory must not grow while the store is away
+            self._write_lines()
 
     def last_answers(self, how: str) -> bytes:
         """Note that the server is gone, after the client has received its output; returns answers for the requests in flight.
@@ -121,13 +184,13 @@ class Dispatcher:
             how: What became of the server, as a clause.
         """
         now_us = monotonic_us()
-        answers: list[bytes] = []
         with self._lock:
             self._read_answers()
-            self._read(self._unread.last(now_us))
-            self._handle_posted()
-            self._handle(events.ServerExited(how, now_us), answers.append)
-        return b"".join(answers)
+            self._session.server_wrote(self._unread.last(), now_us)
+            self._tell_posted()
+            answers = self._session.server_exited(how, now_us)
+            self._settle()
+            return answers
 
     def read_answers(self, most_bytes: int | None = None, *, waits: bool = True) -> bool:
         """Let the session read what the server has written; returns whether it has read everything.
@@ -165,78 +228,11 @@ class Dispatcher:
         finally:
             self._lock.release()
 
-    def _handle_posted(self) -> None:
-        while self._posted:
-            self._handle(self._posted.popleft(), self._reply)
-
-    def _handle(self, event: events.Event, reply: Callable[[bytes], None]) -> bytes:
-        to_server: list[bytes] = []
-        to_client: list[bytes] = []
-        next_event: events.Event | None = event
-        while next_event is not None:
-            commands, next_event = self._session.handle(next_event), None
-            for command in commands:
-                if isinstance(command, ToServer):
-                    to_server.append(command.data)
-                elif isinstance(command, Decide):
-                    next_event = self._decide(command)
-                elif isinstance(command, ToClient):
-                    to_client.append(command.data)
-                elif isinstance(command, Log):
-                    self._log(command)
-                elif isinstance(command, LookUp):
-                    next_event = self._look_up(command)
-                elif isinstance(command, Settle):
-                    self._settle(command)
-                else:
-                    next_event = self._record(command)
-        if to_client:
-            reply(b"".join(to_client))
-        return b"".join(to_server)
-
-    def _decide(self, command: Decide) -> events.Decided | events.StoreFailed:
-        try:
-            return events.Decided(self._store.decide(command.requests, self._session.journal))
-        except StoreUnavailable as error:
-            return events.StoreFailed(error.message)
-
-    def _look_up(self, command: LookUp) -> events.LookedUp:
-        if command.answers:
-            self._read_answers()
-        agents: dict[str, str] = {}
-        if command.notes:
-            with contextlib.suppress(StoreUnavailable):
-                agents = self._store.take_notes(self._session.namespace, command.notes)
-        return events.LookedUp(agents)
-
-    def _record(self, command: Record) -> events.Recorded | events.RecordingFailed:
-        try:
-            if command.outcomes:
-                self._store.record(command.outcomes)
-            if command.rows:
-                self._store.append(command.rows)
-        except StoreUnavailable:
-            return events.RecordingFailed()
-        return events.Recorded()
-
-    def _settle(self, command: Settle) -> None:
-        with contextlib.suppress(StoreUnavailable):
-            self._store.settle(command.endings)
-        if self._session.held_calls_due_us is not None:
-            self._freed()
-
-    def _log(self, command: Log) -> None:
-        write = self._console.error if command.is_error else self._console.line
-        write(command.text, kind=command.kind)
-
     def _read_answers(self, most_bytes: int | None = None) -> None:
-        for event in self._unread.take(most_bytes):
-            self._read(event)
-
-    def _read(self, event: events.ServerWrote) -> None:
-        try:
-            for command in self._session.handle(event):
-                if isinstance(command, Settle):
-                    self._settle(command)
-        except Exception as error:  # an outcome is lost; the session must not end for that
-            self._console.internal_error(error)
+        for lines, now_us in self._unread.take(most_bytes):
+            try:
+                self._session.server_wrote(lines, now_us)
+                if self._session.in_flight.endings:
+                    self._settle()
+            except Exception as error:  # an outcome is lost; the session must not end for that
+                self._console.internal_error(error)

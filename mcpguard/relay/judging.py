@@ -63,7 +63,7 @@ def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:
         identity: Who calls.
         policy: The policy.
     """
-    Session(identity, policy, Journal("")).lone_call(Reader().read([_CALL]))
+    Session(identity, policy, Journal("")).judge(Reader().read([_CALL]), 0)
 
 
 def _introduce(

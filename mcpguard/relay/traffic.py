@@ -14,7 +14,6 @@ from mcpguard.relay.readiness import ClientInput
 from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.unread import Unread
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
-from mcpguard.session import events
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
 
@@ -113,8 +112,8 @@ class Traffic:
         self._dispatcher.begin(session, store)
         bookkeeper = self._bookkeeper = Bookkeeper(session, store, self._dispatcher, self._console, self._shut_down)
         self._downstream.begin(session, kept=bookkeeper.wake)
-        self._dispatcher.post(events.IdentityChanged(identity))
-        self._dispatcher.dispatch(events.Started(policy))
+        self._dispatcher.post(lambda session: session.change_identity(identity))
+        self._dispatcher.dispatch(lambda session: session.start(policy))
         bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
         self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
         self._upstream.guard(
@@ -130,7 +129,7 @@ class Traffic:
 
     def client_left(self) -> None:
         """Note that the client has left, or wants mcpguard to end: mcpguard answers nothing in the server's place."""
-        self._dispatcher.post(events.ClientLeft(monotonic_us()))
+        self._dispatcher.post(lambda session: session.client_left(monotonic_us()))
 
     def awaits_answers(self) -> bool:
         """Whether a request may be in flight; see `Dispatcher.awaits_answers`."""

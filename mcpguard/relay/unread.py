@@ -1,14 +1,13 @@
 """What the server has written and the client has received, until outcomes are read off it."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mcpguard.session.events import ServerWrote
 from mcpguard.stores.clock import monotonic_us
 
 if TYPE_CHECKING:
-    from mcpguard.wire.answers import AnswerLines
+    from mcpguard.wire.answers import AnswerLines, Line
 
 
 class Unread:
@@ -42,19 +41,19 @@ class Unread:
         self._added_bytes += len(chunk)
         return True
 
-    def take(self, most_bytes: int | None = None) -> Iterator[ServerWrote]:
-        """Remove and return chunks, as events: all, or as many as it takes to have `most_bytes`."""
+    def take(self, most_bytes: int | None = None) -> "Iterator[tuple[Sequence[Line], int]]":
+        """Remove chunks: all, or as many as it takes to have `most_bytes`. Returns the lines of each, and when it came."""
         until = None if most_bytes is None else self._taken_bytes + most_bytes
         while self._chunks and (until is None or self._taken_bytes < until):
             chunk, now_us = self._chunks[0]
             lines = self._answer_lines().feed(chunk)
             self._chunks.popleft()  # after `feed`: `add` relies on `_lines` having the bytes of every chunk that is gone
             self._taken_bytes += len(chunk)
-            yield ServerWrote(lines, now_us)
+            yield lines, now_us
 
-    def last(self, now_us: int) -> ServerWrote:
+    def last(self) -> "Sequence[Line]":
         """The unterminated answer that the stream ended with, if any."""
-        return ServerWrote(self._answer_lines().last(), now_us)
+        return self._answer_lines().last()
 
     def _answer_lines(self) -> "AnswerLines":
         if self._lines is None:

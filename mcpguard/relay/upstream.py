@@ -12,7 +12,6 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes, has_bytes
 from mcpguard.relay.server_stream import CHUNK_BYTES
-from mcpguard.session import events
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
 from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
@@ -34,6 +33,10 @@ JUDGED_S: Final = 0.5
 
 WAIT_S: Final = 0.005
 """How often to look whether it is judged."""
+
+
+def _client_left(session: "Session") -> None:
+    session.client_left(monotonic_us())
 
 
 def _is_call(message: Frame | Refusal) -> bool:
@@ -141,7 +144,7 @@ class Upstream:
             pass  # a broken stream counts as ended, and so does one whose server or client no longer takes anything
         finally:
             self._is_over = True
-            self._dispatcher.post(events.ClientLeft(monotonic_us()))
+            self._dispatcher.post(_client_left)
             ended()  # before the server's input ends: the supervisor must not take the server's exit for the cause
             self.close_input("the client has closed its side")
             self._client_input.close()
@@ -149,7 +152,7 @@ class Upstream:
     def close_input(self, why: str) -> None:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
         self._is_input_closed = True
-        self._dispatcher.post(events.InputClosed(why))
+        self._dispatcher.post(lambda session: session.close_input(why))
         self._server.close_stdin()
 
     def await_judged(self) -> None:
@@ -163,7 +166,7 @@ class Upstream:
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""
         if self._client_has_ended():
-            self._dispatcher.post(events.ClientLeft(monotonic_us()))
+            self._dispatcher.post(_client_left)
 
     def _read(self) -> bytes:
         while True:
@@ -190,8 +193,8 @@ class Upstream:
         try:
             self._poll_identity(for_call=True)
             if self._policy and (policy := self._policy.poll()) is not None:
-                self._dispatcher.post(events.PolicyChanged(policy))
-            return self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us()))
+                self._change_policy(policy)
+            return self._dispatcher.judge_held(monotonic_us())
         except Exception as error:
             return self._judge_one_by_one((), error)
 
@@ -215,7 +218,7 @@ class Upstream:
             if self._identity:
                 self._poll_identity(for_call=any(map(_is_call, messages)))
             if self._policy and (policy := self._policy.poll()) is not None:
-                self._dispatcher.post(events.PolicyChanged(policy))
+                self._change_policy(policy)
             if self._is_input_closed:
                 self.notice_client_end()
             to_server = self._dispatcher.judge(messages, monotonic_us())
@@ -227,19 +230,21 @@ class Upstream:
         self._is_guarding.wait()
         held = self._session.held_calls if self._session else 0
         if len(lines) == 1 and not held:
-            return self._dispatcher.dispatch(events.Unjudged(lines, monotonic_us()))
-        to_server = [self._dispatcher.dispatch(events.Unjudged((), monotonic_us()))]
+            return self._answer_unjudged(lines)
+        to_server = [self._answer_unjudged(())]
         for line in [*[None] * held, *lines]:
             try:
                 if line is None:
-                    to_server.append(self._dispatcher.dispatch(events.HeldCallsDue(monotonic_us(), alone=True)))
+                    to_server.append(self._dispatcher.judge_held(monotonic_us(), alone=True))
                 else:
                     to_server.append(self._judge([line]))
             except Exception as again:
                 self._console.internal_error(again)
-                unjudged = () if line is None else (line,)
-                to_server.append(self._dispatcher.dispatch(events.Unjudged(unjudged, monotonic_us())))
+                to_server.append(self._answer_unjudged(() if line is None else (line,)))
         return b"".join(to_server)
+
+    def _answer_unjudged(self, lines: Sequence[bytes | Refusal]) -> bytes:
+        return self._dispatcher.dispatch(lambda session: session.unjudged(lines, monotonic_us()))
 
     def _open(self, messages: Sequence[Frame | Refusal]) -> bytes | None:
         """The frames for the server, of messages that need no session; None when there is a session that judges them."""
@@ -248,11 +253,14 @@ class Upstream:
             self._is_guarding.wait()
         return to_server
 
+    def _change_policy(self, policy: "Policy | PolicyError") -> None:
+        self._dispatcher.post(lambda session: session.change_policy(policy))
+
     def _poll_identity(self, *, for_call: bool) -> None:
         """Put the newest identity in force."""
         identity = self._identity.poll(for_call=for_call) if self._identity else None
         if identity is not None:
-            self._dispatcher.post(events.IdentityChanged(identity))
+            self._dispatcher.post(lambda session: session.change_identity(identity))
 
     def _send(self, data: bytes) -> None:
         """Write frames to the server; answer the requests that it does not take.
@@ -289,4 +297,4 @@ class Upstream:
         if self._shut_down.wait(EXIT_S):
             return  # the server has exited, and all requests in flight are answered with its status
         self.notice_client_end()
-        self._dispatcher.dispatch(events.Undelivered(data, monotonic_us()))
+        self._dispatcher.dispatch(lambda session: session.undelivered(data, monotonic_us()))

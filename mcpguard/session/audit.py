@@ -98,7 +98,7 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
     if verdict.in_flight is not None:
         detail = detail | {"in_flight": verdict.in_flight}
     if len(verdict.exceeded) > 1:
-        exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.exceeded]
+        exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.without_room]
         detail = detail | {"exceeded": exceeded}
     return Row(
         time_us,
@@ -106,7 +106,7 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
         verdict.decision,
         request.context,
         fragment(verdict.reported) if verdict.reported else None,
-        cut_id(request.request_id),
+        cut_id(request.request_id) or None,
         request.args_hash,
         request.trace_id,
         verdict.count,
@@ -181,9 +181,9 @@ def session_of(row: Row) -> str:
     return str(json.loads(row.context).get("session", ""))
 
 
-def cut_id(request_id: str | None) -> str | None:
+def cut_id(request_id: str) -> str:
     """A request's id as rows have it: cut if it is too long."""
-    return cut(request_id) if request_id and len(request_id) > _MAX_ID_CHARS else request_id
+    return cut(request_id) if len(request_id) > _MAX_ID_CHARS else request_id
 
 
 def shortened(detail: dict[str, object]) -> dict[str, object]:

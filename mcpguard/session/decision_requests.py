@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from mcpguard.identity.client_agents import codex_tier
-from mcpguard.limiter.plan import Plan
 from mcpguard.policy.model import Call, Policy
 from mcpguard.session.callers import Caller, Callers, name_in
-from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.session.verdict import NO_LIMITS, DecisionRequest, Verdict
 from mcpguard.text.digest import cut
 from mcpguard.wire import meta
 from mcpguard.wire.arguments import NONE, args_hash
@@ -39,17 +38,16 @@ class DecisionRequests:
         # The last arguments, the key, and the hash: the next arguments may be the same object
         self._hashed: tuple[object, bytes, bytes] | None = None
 
-    def of_call(self, frame: Frame, params: dict[str, Any], call_meta: dict[str, object], noted: str | None) -> DecisionRequest:
+    def of_call(self, frame: Frame, params: dict[str, Any], noted: str | None) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
 
         Args:
             frame: The call.
             params: Its `params`.
-            call_meta: Its `_meta`; see `meta_of`.
             noted: The agent that a hook noted for it; None if no hook did.
         """
         client_name, meta_agent, tier, trace = self._callers.client_name, None, None, None
-        if not meta.OF_CALLER.isdisjoint(call_meta):
+        if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None
@@ -58,8 +56,10 @@ class DecisionRequests:
         names = (client_name, meta_agent, noted, tier, params["name"])
         caller = self._callers.known.get(names) or self._callers.new(*names)
         call, plan, context, _ = caller
-        request = DecisionRequest(call, plan, context, frame, frame.id)
+        request = DecisionRequest(call, plan, context, frame, str(frame.id))
         request.client_name = client_name
+        if noted is not None:
+            request.noted = noted
         if self._arguments == "hash":
             if key := self._args_key():
                 arguments = params.get("arguments", NONE)
@@ -98,21 +98,18 @@ class DecisionRequests:
         tool = {} if refusal.tool is None else {"tool": cut(refusal.tool)}
         return DecisionRequest(
             Call(identity.user, "", identity.server, refusal.tool or ""),
-            Plan(),
+            NO_LIMITS,
             self._callers.context(tool),
-            request_id=None if refusal.id == "null" else cut(refusal.id),
+            request_id="" if refusal.id == "null" else cut(refusal.id),
             detail={"reason": refusal.message},
-            decided="invalid",
         )
 
     def of_unjudged(self, message: Frame | Refusal) -> tuple[DecisionRequest, Verdict]:
         """The row, and its verdict, of a message that a bug kept from being judged."""
         if isinstance(message, Refusal):
             return self.of_refusal(message), Verdict("invalid")
-        tool = message.params["name"] if message.is_call and isinstance(message.params, dict) else None
-        request = self.of_refusal(Refusal(0, "internal_error", message.id or "null", tool=tool))
-        request.decided = "unavailable"
-        return request, Verdict("unavailable")
+        refusal = Refusal(0, "internal_error", message.id or "null", tool=message.tool)
+        return self.of_refusal(refusal), Verdict("unavailable")
 
     def of_policy(self, reason: str) -> DecisionRequest:
         """The row that names the policy in force, and why the row is written."""
@@ -120,7 +117,7 @@ class DecisionRequests:
         detail: dict[str, object] = {"policy": policy.digest} if isinstance(policy, Policy) else {}
         detail["reason"] = reason
         context = self._callers.context({}, with_user=False)
-        return DecisionRequest(Call("", "", server, ""), Plan(), context, detail=detail, decided="policy")
+        return DecisionRequest(Call("", "", server, ""), NO_LIMITS, context, detail=detail)
 
 
 def meta_of(params: object) -> dict[str, object]:

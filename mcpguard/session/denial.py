@@ -162,5 +162,5 @@ def _exceeded(verdict: Verdict) -> list[dict[str, object]]:
             **({} if wait is None else {"retry_after_ms": ms_up(wait)}),
             "rule": reported.rule,
         }
-        for reported, wait in verdict.exceeded
+        for reported, wait in verdict.without_room
     ]

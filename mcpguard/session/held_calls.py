@@ -6,15 +6,12 @@ from typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.waiting import MAX_WAITING, MAX_WAITING_BYTES, wait_in_queue_us
-from mcpguard.session.audit import Row
 from mcpguard.session.decision_requests import meta_of
-from mcpguard.session.journal import Journal
 from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.printing import compact
 from mcpguard.wire import meta
-from mcpguard.wire.frames import Frame, id_text
-from mcpguard.wire.ids import id_key
+from mcpguard.wire.frames import id_text
 
 LOOK_US: Final = 50_000
 """How often a call that waits for calls in flight is decided anew: a place that another process frees is not announced."""
@@ -30,9 +27,7 @@ class HeldCall:
     """A call that is held.
 
     Attributes:
-        frame: The call.
-        noted: The agent that a hook noted for it; None if no hook did.
-        rounds: Its number among the free retries of one charge; 0 if it is not one.
+        key: The `id_key` of its id.
         request: The request of the last decision.
         verdict: The verdict of the last decision.
         decided_us: When that was.
@@ -42,17 +37,15 @@ class HeldCall:
         needs_only_places: Whether all of them count calls in flight.
     """
 
-    def __init__(self, request: DecisionRequest, frame: Frame, noted: str | None, arrived_us: int) -> None:
-        self.frame = frame
-        self.noted = noted
-        self.rounds = request.rounds
+    def __init__(self, request: DecisionRequest, arrived_us: int) -> None:
+        self.key = request.key
         self.request = request
         self.verdict = Verdict("held")
         self.decided_us = self.arrived_us = arrived_us
         self.due_us = arrived_us
         self.waits_for: dict[int, int] = {}
         self.needs_only_places = False
-        self._progress_token = id_text(meta_of(frame.params).get(meta.PROGRESS_TOKEN))
+        self._progress_token = id_text(meta_of(request.frame.params).get(meta.PROGRESS_TOKEN))
         self._told = 0  # how many times the client was told
 
     def waited_us(self, now_us: int) -> int:
@@ -85,15 +78,16 @@ class HeldCalls:
 
     Args:
         retries: The free retries. One that is dropped can be made again.
+        unwritten: Gets the calls that are dropped, since they have rows that no decision of the store writes.
 
     Attributes:
         calls: The calls, by `id_key`; do not change them.
     """
 
-    def __init__(self, retries: FreeRetries) -> None:
+    def __init__(self, retries: FreeRetries, unwritten: list[tuple[DecisionRequest, Verdict]]) -> None:
         self.calls: dict[str, HeldCall] = {}
         self._retries = retries
-        self._dropped: list[tuple[DecisionRequest, Verdict]] = []  # calls whose rows are not written yet
+        self._unwritten = unwritten
 
     def __iter__(self) -> Iterator[HeldCall]:
         return iter(self.calls.values())
@@ -101,16 +95,17 @@ class HeldCalls:
     @property
     def has_room(self) -> bool:
         """Whether another call may be held."""
-        return len(self.calls) < MAX_WAITING and sum(len(call.frame.raw) for call in self) < MAX_WAITING_BYTES
+        return len(self.calls) < MAX_WAITING and sum(len(call.request.frame.raw) for call in self) < MAX_WAITING_BYTES
 
     @property
     def next_us(self) -> int | None:
         """When there is something to do; None if no call is held."""
         return min((call.next_us for call in self), default=None)
 
-    def get(self, request_id: str | None) -> HeldCall | None:
-        """A held call; None if it is not held."""
-        return self.calls.get(id_key(request_id)) if request_id is not None else None
+    def get(self, request: DecisionRequest) -> HeldCall | None:
+        """The held call that a request decides anew; None if it is of another call."""
+        call = self.calls.get(request.key)
+        return call if call is not None and call.request.frame is request.frame else None
 
     def due(self, now_us: int) -> list[HeldCall]:
         """The calls that have to be decided anew."""
@@ -120,23 +115,19 @@ class HeldCalls:
         """Whether an earlier call waits for a counter of this one that the call may wait for, too."""
         return any(True for _ in self._contested(request))
 
-    def hold(self, request: DecisionRequest, verdict: Verdict, noted: str | None, now_us: int) -> bool:
+    def hold(self, request: DecisionRequest, verdict: Verdict, now_us: int) -> bool:
         """Hold a call, or hold it on.
 
         Args:
             request: The request of the last decision.
             verdict: The verdict: `held`.
-            noted: See `HeldCall`.
             now_us: When it was decided.
 
         Returns:
             Whether it is held. It is not if a limit that refuses it will have no room in time, because of the calls before it.
         """
-        plan, frame = request.plan, request.frame
-        assert frame is not None  # noqa: S101 - only calls are held
-        assert frame.id is not None  # noqa: S101
-        key = id_key(frame.id)
-        call = self.calls.get(key) or HeldCall(request, frame, noted, now_us)
+        plan, key = request.plan, request.key
+        call = self.calls.get(key) or HeldCall(request, now_us)
         waited_us = request.waited_us = call.waited_us(now_us)
         decision = sliding.decide(plan.limits, verdict.states, verdict.now_us)
         refusing = set() if decision.admitted else {one.limit for one in decision.exceeded}
@@ -170,10 +161,9 @@ class HeldCalls:
         return True
 
     def decided(self, request: DecisionRequest) -> None:
-        """Note that a request was decided and is not held, or no longer."""
-        call = self.get(request.request_id)
-        if call is not None and call.frame is request.frame:
-            self._remove(id_key(str(request.request_id)))
+        """Note that a request was decided and is not held, or not any more."""
+        if (call := self.get(request)) is not None:
+            self._remove(call.key)
 
     def drop(self, key: str, why: str, now_us: int) -> None:
         """Drop a call that is held, by its `id_key`."""
@@ -190,40 +180,13 @@ class HeldCalls:
         calls, self.calls = self.calls, {}
         for call in calls.values():
             self._drop(call, why, now_us)
-        return [str(call.frame.id) for call in calls.values()]
+        return [call.request.request_id for call in calls.values()]
 
     def _drop(self, call: HeldCall, why: str, now_us: int) -> None:
-        call.request.detail = {**call.request.detail, "waited_ms": call.waited_us(now_us) // 1000}
-        self.note_drop(call.request, call.verdict.later(now_us - call.decided_us), why)
-
-    def note_drop(self, request: DecisionRequest, verdict: Verdict, why: str) -> None:
-        """Let the row of a call be written that was dropped, or cancelled before it was held."""
-        request.detail = {**request.detail, "reason": why}
-        refused = verdict.copy()
-        refused.decision, refused.states = "rate_limited", ()
-        self.note_row(request, refused)
+        request = call.request
+        request.detail = {**request.detail, "waited_ms": call.waited_us(now_us) // 1000, "reason": why}
+        self._unwritten.append((request, call.verdict.dropped(now_us - call.decided_us)))
         self._retries.give_back(request)
-
-    def note_row(self, request: DecisionRequest, verdict: Verdict) -> None:
-        """Let a row be written that no `Decide` writes."""
-        self._dropped.append((request, verdict))
-
-    @property
-    def has_dropped(self) -> bool:
-        """Whether there are rows of dropped calls to write."""
-        return bool(self._dropped)
-
-    def rows(self, journal: Journal, wall_us: int) -> list[Row]:
-        """The rows of the calls that were dropped since the last time.
-
-        Args:
-            journal: The session's journal.
-            wall_us: Wall-clock time.
-        """
-        if not self._dropped:
-            return []
-        dropped, self._dropped = self._dropped, []
-        return journal.rows([request for request, _ in dropped], [verdict for _, verdict in dropped], wall_us)
 
     def hurry(self) -> None:
         """Let all calls be decided anew at once."""
@@ -244,7 +207,7 @@ class HeldCalls:
     def _before(self, request: DecisionRequest) -> Iterator[HeldCall]:
         """The held calls before a request's."""
         for call in self:
-            if call.frame is request.frame:
+            if call.request.frame is request.frame:
                 return
             yield call
 

@@ -159,6 +159,6 @@ def settled_plan(request: DecisionRequest, verdict: Verdict) -> Plan | None:
     """
     plan = request.whole_plan or request.plan
     if verdict.decision == "would_deny":
-        full = {limit.rule for limit, _ in verdict.without_room(plan)}
+        full = verdict.rules_without_room
         plan = plan.only(lambda limit: limit.counts != "errors" or limit.rule not in full)
     return plan if plan.settles else None

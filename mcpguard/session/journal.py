@@ -279,7 +279,7 @@ class Journal:
             kind = decision, str(request.detail.get("axis", ""))  # set in a denial that no limit made
         self._set(self.tally, kind, self.tally[kind] + 1)
         if decision in {"rate_limited", "would_deny"}:
-            self._count_denial(request.plan, verdict)
+            self._count_denial(verdict)
         elif decision == "allowed" and self._denials:
             self._forget_denials(request.plan, range(len(request.plan.counters)))
 
@@ -290,37 +290,37 @@ class Journal:
             if counter_id in self._denials:
                 self._set(self._denials, counter_id, None)
 
-    def _count_denial(self, plan: Plan, verdict: Verdict) -> None:
+    def _count_denial(self, verdict: Verdict) -> None:
         """Count a denial on each counter without room, and add the denials on the reported counter to the verdict's count.
 
         A call that only rules in observe mode would deny is an admission on the counters that it was charged on. On the others
         without room it counts as a denial.
         """
+        plan = verdict.plan
         if len(self._denials) > _MAX_DENIALS:
             for counter_id in list(self._denials):
                 self._set(self._denials, counter_id, None)
         charged: set[int] = set()
         if verdict.decision == "would_deny":
-            full = verdict.without_room(plan)
-            without_room = {limit.rule for limit, _ in full}
+            without_room = verdict.rules_without_room
             charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
             self._forget_denials(plan, charged)
-            if verdict.count is not None and any(one == verdict.reported and limit.counter in charged for limit, one in full):
+            if verdict.count is not None and verdict.limit is not None and plan.limits[verdict.limit].counter in charged:
                 verdict.count += 1
-        for counter_id, is_reported in _without_room(plan, verdict, charged).items():
+        for counter_id, is_reported in _without_room(verdict, charged).items():
             self._set(self._denials, counter_id, self._denials.get(counter_id, 0) + 1)
             if is_reported and verdict.count is not None:
                 verdict.count += self._denials[counter_id]
 
 
-def _without_room(plan: Plan, verdict: Verdict, charged: Collection[int] = ()) -> dict[int, bool]:
+def _without_room(verdict: Verdict, charged: Collection[int]) -> dict[int, bool]:
     """The counters without room that were not charged, by id; and whether the limit that decided has the counter."""
-    exceeded = [reported for reported, _ in verdict.exceeded]
     found: dict[int, bool] = {}  # several limits may have the same counter
-    for limit, reported in zip(plan.limits, plan.reported, strict=True):  # as `Verdict.without_room`, in less time
-        if reported in exceeded and limit.n and limit.counter not in charged:
-            counter_id = plan.counters[limit.counter].id
-            found[counter_id] = found.get(counter_id, False) or reported == verdict.reported
+    for at, _ in verdict.exceeded:
+        limit = verdict.plan.limits[at]
+        if limit.n and limit.counter not in charged:
+            counter_id = verdict.plan.counters[limit.counter].id
+            found[counter_id] = found.get(counter_id, False) or at == verdict.limit
     return found
 
 

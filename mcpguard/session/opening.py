@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Final
 
-from mcpguard.session.events import ClientWrote
 from mcpguard.wire.frames import Frame, Refusal
 from mcpguard.wire.ids import id_key
 
@@ -19,11 +18,11 @@ class Opening:
     which the session reads answers.
 
     Attributes:
-        passed: The messages that have passed. They are the session's first events.
+        passed: The messages that have passed, with their times. The session judges them first.
     """
 
     def __init__(self) -> None:
-        self.passed: list[ClientWrote] = []
+        self.passed: list[tuple[Sequence[Frame | Refusal], int]] = []
         self._ids: set[str] = set()
         self._bytes = 0
 
@@ -48,5 +47,5 @@ class Opening:
         self._bytes += len(data)
         if self._bytes > MAX_BYTES:
             return None
-        self.passed.append(ClientWrote(messages, now_us))
+        self.passed.append((messages, now_us))
         return data

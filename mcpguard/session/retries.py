@@ -68,9 +68,9 @@ class FreeRetries:
 
     def give_back(self, request: DecisionRequest) -> None:
         """Undo `redeem` for a call that was not forwarded. Nothing if it is not a free retry."""
-        params = request.frame.params if request.frame else None
-        if not request.rounds or not isinstance(params, dict):
+        if not request.rounds:
             return
+        params = request.frame.params
         state = params.get("requestState")
         assert state is None or isinstance(state, str)  # noqa: S101 - `redeem` refuses other states
         ticket = _ticket(request.call.user, request.call.tool, _given(state, params))

@@ -8,8 +8,9 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import EMPTY, Decision, Limit, State
 from mcpguard.session.audit import Outcome, Row, record
+from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_one
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.stores.tally import tally

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from json.scanner import make_scanner
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mcpguard.wire.heavy import TooDeep, is_heavy
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate
@@ -60,7 +60,7 @@ class Frame(NamedTuple):
     raw: bytes
     method: str | None
     id: str | None
-    params: object
+    params: Any
 
     @property
     def is_call(self) -> bool:
@@ -68,10 +68,9 @@ class Frame(NamedTuple):
         return self.method == TOOLS_CALL
 
     @property
-    def is_retry(self) -> bool:
-        """Of a call: whether it claims to continue one that the server has asked a question about."""
-        params = self.params
-        return isinstance(params, dict) and ("requestState" in params or "inputResponses" in params)
+    def tool(self) -> str | None:
+        """Of a call: the tool's name; else None."""
+        return str(self.params["name"]) if self.is_call else None
 
 
 class Refusal(NamedTuple):

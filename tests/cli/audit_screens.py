@@ -55,7 +55,8 @@ def fill(home: Path) -> None:
         who=identity("bob", "Cursor::background::nightly-report-of-all-orders", "数据库"),
     )
     for session in (alice, bob):
-        store.decide([session.policy_row()], session.journal)
+        session.machine.start()
+        session.write_rows(wall())
 
     def call(session: Session, tool: str, *outcomes: str) -> None:
         verdicts = session.call(tool, len(outcomes))

@@ -8,7 +8,6 @@ import pytest
 
 from mcpguard.errors import Unauthenticated
 from mcpguard.session.audit import Outcome
-from mcpguard.session.events import IdentityChanged
 from mcpguard.session.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.digest import cut
@@ -225,7 +224,7 @@ FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
     "invalid": lambda session, name: session.requests(call_line(f"{name}", None)),
     "unauthenticated": lambda session, name: session.requests(call_line(f"{name}")),
 }
-"""By decision: makes a request with this decision and the n-th name."""
+"""By decision: the client makes a call with a name that gets this decision; returns what the store is asked for."""
 
 FLOODED = """
 [[rule]]
@@ -247,12 +246,14 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_no
     session = Session(place.open(), FLOODED)
     admitted = session.call("limited")[0]
     if decision == "unauthenticated":
-        session.machine.handle(IdentityChanged(Unauthenticated("it has expired", "log in")))
+        session.machine.change_identity(Unauthenticated("it has expired", "log in"))
     verdicts = []
     for at in range(20):
         names = [f"{at} {one} ".ljust(200, "x") for one in range(100)]
         requests = [request for name in names for request in FLOODS[decision](session, name)]
-        verdicts += session.store.decide(requests, session.journal)
+        unwritten = [verdict for _, verdict in session.machine.unwritten]
+        session.write_rows(place.wall())
+        verdicts += session.store.decide(requests, session.journal) if requests else unwritten
         place.pass_ms(100)
         if at % 2:
             session.store.append(session.journal.flush(place.wall()))
@@ -269,7 +270,8 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_no
             assert one["reason"] == "more of this kind, not kept one by one"
             assert "tool" not in one
             assert one.get("user") == first["user"] or decision == "unauthenticated"
-    assert session.call("other")[0].has_own_row
+    others = session.refuse(call_line("other")) if decision == "unauthenticated" else session.call("other")
+    assert others[0].has_own_row
 
 
 def test_long_arguments_of_a_denied_call_are_cut(place: Place) -> None:
@@ -322,17 +324,16 @@ def test_count_includes_a_denial_once_if_two_limits_share_a_counter(place: Place
     assert [verdict.count for verdict in verdicts] == [1, 2, 3, 4, 5]
 
 
-def test_a_request_with_a_decision_is_written_and_charges_nothing(place: Place) -> None:
+def test_rows_of_what_no_limit_decides_charge_nothing(place: Place) -> None:
     session = Session(place.open(), POLICY)
-    policy = session.policy_row()
-    (refused,) = session.requests(b'{"jsonrpc":"2.0","id":4,"method":7}')
-    verdicts = session.store.decide([policy, refused], session.journal)
-    assert [(one.decision, one.forwards, one.count) for one in verdicts] == [
-        ("policy", False, None),
-        ("invalid", False, None),
-    ]
+    session.start()
+    assert [one.decision for one in session.refuse(b'{"jsonrpc":"2.0","id":4,"method":7}')] == ["invalid"]
+    retry = session.charges("report")[0]
+    retry.continue_as(1)
+    (verdict,) = session.store.decide([retry], session.journal)
+    assert (verdict.decision, verdict.forwards, verdict.count) == ("continued", True, None)
     assert place.open().held() == []
-    policy_row, invalid_row = records(place)
+    policy_row, invalid_row, retry_row = records(place)
     assert (policy_row["decision"], policy_row["reason"]) == ("policy", "in force at the start")
     assert len(str(policy_row["policy"])) == 32
     assert (invalid_row["reason"], invalid_row["request_id"]) == ("a method that is not a string", 4)

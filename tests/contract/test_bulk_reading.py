@@ -4,10 +4,11 @@ from collections import Counter
 
 import pytest
 
+from mcpguard.errors import Unauthenticated
 from mcpguard.session.audit import Outcome, record
 from mcpguard.stores.api import Readable, Wanted
 from mcpguard.stores.tally import HOUR_US, rounded_us
-from tests.build import WALL_US, Session, identity
+from tests.build import WALL_US, Session, call_line, identity
 from tests.contract.conftest import Place
 
 POLICY = '[[rule]]\nuser = "*"\ntool = "report"\nlimit = "2/1m"\n\n[[rule]]\ntool = "closed"\nlimit = "deny"\n'
@@ -81,9 +82,7 @@ def test_reading_goes_on_after_a_row(reader: Readable) -> None:
 
 def test_a_denial_that_no_limit_made_is_counted_on_its_axis(place: Place) -> None:
     session = Session(place.open(), POLICY, who=identity("alice"))
-    (request,) = session.charges("report")
-    request.decided = "unauthenticated"
-    request.detail = {"axis": "user", "reason": "the token expired"}
-    session.store.decide([request], session.journal)
+    session.machine.change_identity(Unauthenticated("the token expired", "get a new one"))
+    session.refuse(call_line("report", 1))
     (group,) = [group for part in place.read().tally() for group in part.calls if group.decision != "policy"]
     assert (group.axis, group.decision) == ("user", "unauthenticated")

@@ -15,7 +15,8 @@ from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.session.audit import ERRORS
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict, decide_one
+from mcpguard.session.decision import decide_one
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.memory import release
 from mcpguard.wire.arguments import NONE, args_hash
 from tests.build import START_US, TESTS, Session, identity

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from mcpguard.session import audit, events
-from mcpguard.session.commands import Decide, LookUp, ToClient, ToServer
+from mcpguard.session import audit
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.text.digest import cut
 from mcpguard.wire.answers import AnswerLines
@@ -80,23 +79,22 @@ class Wire(Session):
 
     def answer(self, data: bytes) -> None:
         """The server writes this."""
-        self.machine.handle(events.ServerWrote(self.answers.feed(data), 0))
+        self.machine.server_wrote(self.answers.feed(data), 0)
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         """What the relay does with one read."""
-        event: events.Event | None = events.ClientWrote(read(lines), 0)
-        while event is not None:
-            commands, event = self.machine.handle(event), None
-            for command in commands:
-                if isinstance(command, Decide):
-                    event = events.Decided(self.store.decide(command.requests, self.journal))
-                    self.continued += [one.call.tool for one in command.requests if one.decided == "continued"]
-                elif isinstance(command, LookUp):
-                    event = events.LookedUp({})
-                elif isinstance(command, ToServer):
-                    self.to_server += command.data.splitlines(keepends=True)
-                elif isinstance(command, ToClient):
-                    self.to_client += command.data.splitlines(keepends=True)
+        messages = read(lines)
+        self.machine.look_up(messages)
+        asked = self.machine.judge(messages, 0)
+        self.write_rows()
+        while asked:
+            verdicts = self.store.decide(asked, self.journal)
+            decided = zip(asked, verdicts, strict=True)
+            self.continued += [one.call.tool for one, verdict in decided if verdict.decision == "continued"]
+            asked = self.machine.decided(verdicts)
+        to_server, to_client = self.machine.output()
+        self.to_server += to_server.splitlines(keepends=True)
+        self.to_client += to_client.splitlines(keepends=True)
 
     @property
     def charged(self) -> Counter[str]:

@@ -55,7 +55,7 @@ def test_bytes_without_any_sense_are_answered_and_do_no_harm(written: bytes) -> 
 def judged(line: bytes) -> list[tuple[object, ...]]:
     """What becomes of a line, but for how a fault in it is told."""
     return [
-        (one.method, one.id, one.raw, one.is_call, one.is_retry, name_in(one))
+        (one.method, one.id, one.raw, one.is_call, name_in(one))
         if isinstance(one, frames.Frame)
         else (one.code, one.id, one.answered, one.tool)
         for one in frames.parse(line)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.session.events import ServerExited
 from tests.fuzz.oracle import Wire, check, honest
 
 CORPUS = sorted((Path(__file__).parent.parent / "corpus").glob("*.jsonl"))
@@ -143,7 +142,7 @@ def test_recorded_answers_are_read_and_leave_nothing_open(path: Path) -> None:
             wire.write(frame["frame"].encode() + b"\n")
         else:
             wire.answer(frame["frame"].encode() + b"\n")
-    assert wire.machine.handle(ServerExited("server exited with status 0", 0)) == []
+    assert wire.machine.server_exited("server exited with status 0", 0) == b""
     assert not wire.machine.in_flight.by_id
 
 

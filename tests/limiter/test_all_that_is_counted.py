@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Counts, Limit, State, decide, fail
 from mcpguard.policy.model import Call
-from mcpguard.session.verdict import DecisionRequest, Verdict, decide_one
+from mcpguard.session.decision import decide_one
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import release
 
 WINDOW_US = 1000

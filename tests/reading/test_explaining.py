@@ -431,9 +431,7 @@ def test_rows_that_are_not_calls_match_no_rule(home: Home) -> None:
     home.call("report")
     with contextlib.closing(home.settings().open_store()) as store:
         session = Session(store, home.policy)
-        requests = session.requests(call_line("search", None))
-        assert [one.decided for one in requests] == ["invalid"]
-        store.decide(requests, session.journal)
+        assert [one.decision for one in session.refuse(call_line("search", None))] == ["invalid"]
     assert home.never_matched() == ["line 1: rule 1 (user=* tool=search) has matched none of the calls in the audit log"]
 
 

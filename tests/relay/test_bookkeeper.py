@@ -16,7 +16,6 @@ from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.unread import Unread
-from mcpguard.session import events
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
@@ -75,7 +74,7 @@ class Scene:
         self.bookkeeper._hurry = time  # type: ignore[assignment]
 
     def answered_calls(self, number: int) -> None:
-        self.dispatcher.dispatch(events.ClientWrote(read([call_line("x", at) for at in range(number)]), 0))
+        self.dispatcher.judge(read([call_line("x", at) for at in range(number)]), 0)
         for at in range(number):
             self.unread.add(
                 b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"ok"}]}}\n' % at, awaits_answers=True

@@ -20,7 +20,7 @@ def test_after_the_rehearsal_the_first_call_compiles_no_pattern(monkeypatch: pyt
     judging.rehearse(ALICE, policy)
     session, compiled = Session(ALICE, policy, Journal("")), []
     monkeypatch.setattr("re._compiler.compile", lambda *pattern: compiled.append(pattern))
-    assert session.lone_call(Reader().read([CALL]))
+    assert session.judge(Reader().read([CALL]), 0)
     assert not compiled
 
 

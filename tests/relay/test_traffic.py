@@ -19,7 +19,7 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.traffic import Ended, Traffic
-from mcpguard.session import exchange
+from mcpguard.session import machine
 from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.journal import Journal
@@ -220,7 +220,7 @@ PING = {"jsonrpc": "2.0", "id": "ping", "method": "ping"}
 def test_the_store_decides_before_the_server_gets_a_byte(line: Line) -> None:
     line.send(PING, call(1), call(2), call(3))
     assert line.server_has(3) == [PING, call(1), call(2)]
-    assert line.store.early == [False, False]  # the policy at the start, and the calls
+    assert line.store.early == [False]
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(3, 429)]
 
 
@@ -328,15 +328,15 @@ def test_the_store_is_tended_before_the_first_call(line: Line) -> None:
 
 def test_calls_are_decided_in_portions(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     length = len(json.dumps(call(1)))
-    monkeypatch.setattr(exchange, "MAX_PORTION", 3)
-    monkeypatch.setattr(exchange, "MAX_PORTION_BYTES", 5 * length)
+    monkeypatch.setattr(machine, "MAX_PORTION", 3)
+    monkeypatch.setattr(machine, "MAX_PORTION_BYTES", 5 * length)
     line.send(*map(call, range(1, 8)))
     line.server_has(2)
     line.client_has(5)
-    assert line.store.together == [1, 3, 3, 1]  # the policy at the start, and the calls
+    assert line.store.together == [3, 3, 1]
     line.send(*[call(number) | {"more": "x" * 2 * length} for number in range(11, 14)], call(14))
     line.client_has(4)
-    assert line.store.together[4:] == [1, 1, 2]
+    assert line.store.together[3:] == [1, 1, 2]
 
 
 def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) -> None:

@@ -7,7 +7,7 @@ ANSWER = b'{"id":1,"result":{}}\n'
 
 
 def lines(unread: Unread) -> list[bytes]:
-    return [line.frame.rstrip(b"\n") for event in unread.take() for line in event.lines]
+    return [line.frame.rstrip(b"\n") for found, _ in unread.take() for line in found]
 
 
 def test_a_chunk_is_kept_until_it_is_taken() -> None:
@@ -74,8 +74,7 @@ def test_an_unterminated_answer_at_the_end_of_the_stream_is_the_last_one() -> No
     unread = Unread()
     unread.add(ANSWER[:-1], awaits_answers=True)
     assert lines(unread) == []
-    last = unread.last(7)
-    assert (last.lines, last.now_us) == ([Line(ANSWER[:-1], True)], 7)
+    assert unread.last() == [Line(ANSWER[:-1], True)]
 
 
 def test_about_as_many_bytes_are_taken_as_asked_for() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.limiter.plan import Counter, Plan, Reported
-from mcpguard.limiter.sliding import Limit
+from mcpguard.limiter.sliding import Exceeded, Limit
 from mcpguard.policy.model import Call
 from mcpguard.session.audit import MEMBERS, Outcome, Row, line, record, row, session_of, sum_of, summary, summed, with_outcome
 from mcpguard.session.journal import Journal
@@ -15,7 +15,7 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.text.digest import cut
 from mcpguard.wire.arguments import args_hash
-from tests.build import WALL_US, Session, Talk, Time
+from tests.build import WALL_US, Session, Talk, Time, exceeding
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'
@@ -92,9 +92,9 @@ def test_a_call_without_a_trace_id_gets_one() -> None:
 
 
 def test_each_exceeded_limit_is_listed_with_its_wait() -> None:
-    exceeded = ((HOURLY, 1500), (Reported("tool", "tool=x", None, None), None))
+    verdict = exceeding("denied", (HOURLY, 1500), (Reported("tool", "tool=x", None, None), None), at=1)
     request = DecisionRequest(Call("alice", "a::b::c", "crm", "search"), Plan(), CONTEXT, detail={"x": 1})
-    written = row(request, Verdict("denied", exceeded[1][0], exceeded=exceeded), WALL_US)
+    written = row(request, verdict, WALL_US)
     assert record(written)["exceeded"] == [HOURLY.members() | {"retry_after_ms": 2}, {"axis": "tool", "rule": "tool=x"}]
     assert request.detail == {"x": 1}
 
@@ -207,7 +207,7 @@ def test_a_journal_counts_decisions_by_axis() -> None:
 
 def denial(journal: Journal, at_us: int, counter: int = 0, context: str = CONTEXT) -> tuple[list[Row], Verdict]:
     request = DecisionRequest(Call("alice", "a::b::c", "crm", "search"), Plan(), context, request_id=str(counter))
-    verdict = Verdict("denied", HOURLY, exceeded=((HOURLY, None),))
+    verdict = exceeding("denied", (HOURLY, None))
     return journal.rows([request], [verdict], at_us), verdict
 
 
@@ -244,7 +244,7 @@ def test_the_counts_of_denials_take_bounded_memory() -> None:
     journal = Journal("s")
     for at in range(9000):
         plan = Plan((Limit(1, 1, 0),), (HOURLY,), (Counter(at, "", 1),))
-        verdict = Verdict("rate_limited", HOURLY, count=1, retry_after_us=1, exceeded=((HOURLY, 1),))
+        verdict = Verdict("rate_limited", plan, 0, count=1, retry_after_us=1, exceeded=(Exceeded(0, 1),))
         journal.rows([DecisionRequest(Call("a", "b", "c", "d"), plan, CONTEXT)], [verdict], WALL_US)
         assert verdict.count == 2
     assert len(journal._denials) <= 4097

@@ -10,18 +10,18 @@ from mcpguard.identity.caller import Identity
 from mcpguard.limiter.plan import Reported
 from mcpguard.policy.model import Call
 from mcpguard.session import denial
-from mcpguard.session.replies import Denials
 from mcpguard.session.verdict import Verdict
 from mcpguard.wire.meta import CLIENT_INFO
-from tests.build import Talk, call_line, identity, request
+from tests.build import Talk, call_line, exceeding, identity, request
 
 ALICE = Call("alice@acme.com", "Claude Code::interactive::default", "crm", "search_customers")
 HUNDRED = Reported("user", "user=alice@acme.com tool=search_customers", 100, "1h")
 
 
 def limited(wait_us: int, reported: Reported = HUNDRED, *others: tuple[Reported, int | None]) -> Verdict:
-    exceeded = ((reported, wait_us), *others)
-    return Verdict("rate_limited", reported, count=101, remaining=0, retry_after_us=wait_us, exceeded=exceeded, audit_id="s-1")
+    verdict = exceeding("rate_limited", (reported, wait_us), *others, count=101, remaining=0)
+    verdict.audit_id = "s-1"
+    return verdict
 
 
 def test_an_error_has_the_documented_form() -> None:
@@ -113,7 +113,8 @@ def _list(value: object) -> list[dict[str, Any]]:
 
 def test_a_denied_tool_is_403_without_a_retry_time() -> None:
     closed = Reported("tool", "tool=search_customers", None, None)
-    verdict = Verdict("denied", closed, exceeded=((HUNDRED, 1500), (closed, None)), audit_id="s-2")
+    verdict = exceeding("denied", (HUNDRED, 1500), (closed, None), at=1)
+    verdict.audit_id = "s-2"
     code, message, data = denial.describe(ALICE, verdict)
     assert code == 403
     assert message == "Tool search_customers is denied by policy for all users together. Waiting does not help."
@@ -292,21 +293,3 @@ def test_a_denial_for_an_invalid_policy_names_file_and_line() -> None:
     assert (error["code"], error["data"]["reason"]) == (503, "policy_invalid")
     assert "policy.toml: line 3: not TOML" in error["message"]
     assert "a hint" not in error["message"]
-
-
-@pytest.mark.parametrize("form", ["error", "result"])
-def test_the_denials_of_a_run_are_equal_but_for_their_ids(form: str) -> None:
-    talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n')
-    calls = talk.requests(*[call_line("x", one) for one in (1, "é", 3, 4)], call_line("x", 5, task={}))
-    verdict = limited(1000)
-    verdicts = [verdict, verdict.copy(), verdict.copy(), limited(2000), verdict.copy()]
-    verdicts[2].audit_id = "s-1.1"
-    denials = Denials(form)
-    for call, one in zip(calls, verdicts, strict=True):
-        assert call.request_id is not None
-        made = denials.of(call.request_id, call, one, waits=True)
-        alone = Denials(form).of(call.request_id, call, one, waits=True)
-        assert made is not None
-        assert alone is not None
-        assert made.data == alone.data
-        assert (b'"error":' in made.data) is (form == "error" or call is calls[-1])

@@ -8,7 +8,6 @@ import pytest
 from mcpguard.errors import Unauthenticated
 from mcpguard.limiter.waiting import MAX_WAITING
 from mcpguard.session import held_calls, in_flight
-from mcpguard.session.events import HeldCallsDue
 from mcpguard.session.held_calls import LOOK_US
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
@@ -132,7 +131,6 @@ def test_a_cancelled_call_is_dropped_without_an_answer_and_the_audit_says_so(sam
     came_out = talk.client(*lines) if same_read else [*talk.client(lines[0]), *talk.client(lines[1])]
     assert came_out == [], "the server does not know the call"
     assert talk.pass_ms(5000) == []
-    assert talk.machine.has_outcomes
     talk.record()
     record = talk.records[-1]
     assert (record["request_id"], record["decision"], record["reason"]) == (2, "rate_limited", "cancelled while it waited")
@@ -281,7 +279,7 @@ def test_a_call_that_is_decided_anew_keeps_its_place_among_as_many_as_can_be_hel
 def test_a_call_that_was_read_together_with_one_that_cannot_be_held_is_charged_once() -> None:
     talk = Talk(RATE + '[[rule]]\ntool = "other"\nlimit = "9/1h"\n')
     assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1"]
-    assert talk.client(call_line("search", 4), call_line("other", 5)) == ["answered 4: 429", "forwarded 5"]
+    assert talk.client(call_line("search", 4), call_line("other", 5)) == ["forwarded 5", "answered 4: 429"]
     assert [held.used for held in talk.store.held()] == [1, 1]
 
 
@@ -334,7 +332,7 @@ def test_a_client_is_told_once_a_second_that_its_call_waits_however_much_it_writ
     talk.pass_ms(500)
     assert talk.client(call_line("search", 2, _meta={"progressToken": 7})) == []
     for at, told in enumerate([[], ["told 7: waiting for a rate limit, 1 s"], ["told 7: waiting for a rate limit, 2 s"]]):
-        assert talk.client(request("ping", 3 * at + 3)) == [*told, f"forwarded {3 * at + 3}"]
+        assert talk.client(request("ping", 3 * at + 3)) == [f"forwarded {3 * at + 3}", *told]
         assert talk.client(request("ping", 3 * at + 4)) == [f"forwarded {3 * at + 4}"]
         assert talk.pass_ms(999 if at < 2 else 499) == []
         talk.time.pass_ms(1)
@@ -596,7 +594,7 @@ def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_commo
     assert talk.client(call_line("report", 3), call_line("search", 4)) == []
     assert talk.pass_ms(1999) == []
     talk.time.pass_ms(1)
-    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 4"]
+    assert talk.decide_held() == ["forwarded 4"]
     assert talk.machine.held_calls_due_us == talk.time() + 8_000_000, "call 3 is decided anew only when there is room for it"
     assert talk.pass_ms(8000) == ["forwarded 3"]
 
@@ -637,8 +635,8 @@ def test_when_a_counter_was_reset_a_new_call_lets_those_go_that_wait_for_it() ->
     assert talk.client(*(call_line("search", at) for at in range(1, 4))) == ["forwarded 1", "forwarded 2"]
     talk.store.reset([held.label for held in talk.store.held()])
     assert talk.client(call_line("search", 4)) == []
-    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 3"]
-    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 4"]
+    assert talk.decide_held() == ["forwarded 3"]
+    assert talk.decide_held() == ["forwarded 4"]
 
 
 def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_though_that_leaves_no_room_for_itself() -> None:
@@ -646,8 +644,8 @@ def test_when_a_counter_was_reset_a_new_call_lets_the_first_go_though_that_leave
     assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
     talk.store.reset([held.label for held in talk.store.held()])
     assert talk.client(call_line("search", 3)) == []
-    assert talk.handle(HeldCallsDue(talk.time())) == ["forwarded 2"]
-    assert talk.handle(HeldCallsDue(talk.time())) == []
+    assert talk.decide_held() == ["forwarded 2"]
+    assert talk.decide_held() == []
     assert talk.pass_ms(2000) == ["forwarded 3"]
 
 
@@ -658,7 +656,7 @@ def test_a_call_behind_others_does_not_wait_for_a_limit_beyond_the_wait_of_its_r
     assert talk.client(*(call_line("crm_read", at) for at in range(1, 4))) == ["forwarded 1"]
     assert talk.pass_ms(4999) == []
     talk.time.pass_ms(1)
-    assert talk.handle(HeldCallsDue(talk.time())) == []
+    assert talk.decide_held() == []
     assert (talk.machine.held_calls_due_us or 0) > talk.time()
     talk.answer(1)
     assert talk.attend() == ["forwarded 2"]

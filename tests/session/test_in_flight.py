@@ -4,7 +4,6 @@ import pytest
 
 from mcpguard.session import in_flight, machine
 from mcpguard.session.audit import Outcome
-from mcpguard.session.events import Decided
 from mcpguard.session.verdict import Verdict
 from tests.build import Talk, call_line, cancel, request
 
@@ -68,8 +67,8 @@ def test_a_request_whose_id_is_not_answered_yet_is_refused(
     first, second = [request(method, at, name="x") for method, at in zip(methods, (one, other), strict=True)]
     came_out = talk.client(first, second) if same_read else [*talk.client(first), *talk.client(second)]
     assert came_out == [f"forwarded {one}", f"answered {other}: -32600"]
-    assert talk.records[-1]["decision"] == "invalid"
-    assert talk.records[-1].get("tool") == ("x" if methods[1] == "tools/call" else None)
+    (refused,) = [record for record in talk.records if record["decision"] == "invalid"]
+    assert refused.get("tool") == ("x" if methods[1] == "tools/call" else None)
     talk.answer(one)
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok"] * (methods[0] == "tools/call")
     assert talk.client(second) == [f"forwarded {other}"], "the id is free again"
@@ -190,6 +189,7 @@ def test_the_server_gets_no_cancellation_of_a_request_that_it_did_not_get(unseen
 def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_have_got() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 1), request("ping", "b"), call_line("x", 3))
+    assert talk.client(call_line("x", 3)) == ["answered 3: -32600"]
     talk.answer(3)
     assert talk.client(cancel(1), cancel("b"), cancel(3), cancel(1), cancel("unknown")) == [CANCELLATION] * 5
     assert talk.client(b'{"method":"notifications/cancelled","params":{}}') == [CANCELLATION]
@@ -216,9 +216,11 @@ def test_neither_a_request_with_the_method_of_a_cancellation_nor_another_notific
 def test_a_call_with_a_very_long_integer_as_id_can_be_cancelled() -> None:
     talk = Talk(ANYTHING)
     number = b"9" * 5000
-    (charge,) = talk.requests(b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}')
-    talk.machine.handle(Decided(talk.store.decide([charge], talk.journal)))
+    talk.requests(b'{"id":' + number + b',"method":"tools/call","params":{"name":"x"}}')
+    talk.machine.decided([Verdict("allowed", row_id=1)])
+    talk.machine.output()
     talk.requests(b'{"method":"notifications/cancelled","params":{"requestId":' + number + b"}}")
+    talk.machine.output()
     assert talk.record() == []
     assert [outcome.outcome for outcome in talk.outcomes] == ["cancelled"]
 
@@ -263,7 +265,7 @@ def test_requests_with_long_ids_or_names_take_bounded_memory(monkeypatch: pytest
     assert talk.outcomes[1:] == [Outcome(1, "no_answer", 0), Outcome(5, "ok", 0)]
     talk.answer("b" * 90)
     talk.answer(2)
-    assert talk.outcomes[3:] == [Outcome(3, "ok", 0)]
+    assert talk.outcomes[3:] == [Outcome(4, "ok", 0)]
     assert (talk.awaits_answers, talk.machine.in_flight._chars) == (False, 0)
 
 
@@ -287,7 +289,8 @@ def test_cancelled_requests_that_are_never_answered_take_bounded_memory(monkeypa
 def test_a_call_without_a_row_can_be_answered_and_retried() -> None:
     talk = Talk(ANYTHING)
     talk.charges("greet")
-    talk.machine.handle(Decided([Verdict("allowed")]))
+    talk.machine.decided([Verdict("allowed")])
+    talk.machine.output()
     talk.answer(1, resultType="input_required", inputRequests={"who": {}})
     assert talk.outcomes == []
     talk.client(call_line("greet", 2, inputResponses={"who": {}}))

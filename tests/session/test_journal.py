@@ -19,7 +19,7 @@ from mcpguard.session.audit import Row, record
 from mcpguard.session.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
 from mcpguard.session.verdict import REFUSED, Decided, DecisionRequest, Verdict
 from mcpguard.text.printing import compact
-from tests.build import WALL_US, Talk
+from tests.build import WALL_US, Talk, exceeding
 
 POLICY = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
 
@@ -105,7 +105,7 @@ def charge(name: str, decided: Decided, reported: Reported | None, request_id: i
     context = compact({"session": "s", "user": "alice", "tool": name})
     detail: dict[str, object] = {} if reported else {"reason": "x"}
     one = DecisionRequest(Call("alice", "a::b::c", "crm", name), Plan(), context, request_id=str(request_id), detail=detail)
-    return one, Verdict(decided, reported)
+    return one, exceeding(decided, (reported, None)) if reported else Verdict(decided)
 
 
 def kind_of(row: Row) -> tuple[str, str | None]:

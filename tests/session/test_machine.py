@@ -1,8 +1,6 @@
 """A session as a conversation: what the client and the server write, and what comes out, in order."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 
@@ -10,15 +8,15 @@ from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
-from mcpguard.session import callers, events, exchange
-from mcpguard.session import machine as session
+from mcpguard.session import callers, machine
 from mcpguard.session.audit import Outcome
-from mcpguard.session.commands import Decide
+from mcpguard.session.decision_requests import DecisionRequests
+from mcpguard.session.output import LookUp
 from mcpguard.text.digest import cut
 from mcpguard.wire import frames
 from mcpguard.wire.arguments import args_hash
 from mcpguard.wire.frames import Refusal
-from tests.build import WALL_US, Talk, call_line, identity, request
+from tests.build import Talk, call_line, identity, request
 
 ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
 CLOSED = '[[rule]]\ntool = "x"\nlimit = "deny"\n'
@@ -27,17 +25,6 @@ UNNAMED = Identity("alice", "os", "crm")
 INFO = "io.modelcontextprotocol/clientInfo"
 NOTIFICATION = b'{"jsonrpc":"2.0","method":"notifications/x"}'
 RESPONSE = b'{"jsonrpc":"2.0","id":9,"result":{}}'
-
-
-def test_every_event_has_its_transition() -> None:
-    """The table is untyped: this sees that each method takes the event that it is called for."""
-    takes = {get_type_hints(method)[parameter_of(method)]: method for method in session._TRANSITIONS.values()}
-    assert takes == session._TRANSITIONS
-    assert set(takes) == set(get_args(events.Event))
-
-
-def parameter_of(method: Callable[..., object]) -> str:
-    return list(inspect.signature(method).parameters)[1]
 
 
 # Judging
@@ -54,8 +41,8 @@ def test_only_calls_are_limited() -> None:
     assert (len(talk.to_server), talk.to_client, talk.records) == (12, [], [])
     assert talk.client(call_line("x", 1), call_line("x", 2), call_line("y", 3)) == [
         "forwarded 1",
-        "answered 2: 429",
         "forwarded 3",
+        "answered 2: 429",
     ]
 
 
@@ -80,36 +67,31 @@ def test_the_members_of_a_batch_are_decided_separately() -> None:
     members = [call_line("x", 1), call_line("x", 2), request("ping", 3), b"7", call_line("y", 4)]
     assert talk.client(b"[" + b",".join(members) + b"]") == [
         "forwarded 1",
-        "answered 2: 429",
         "forwarded 3",
-        "answered None: -32600",
         "forwarded 4",
+        "answered 2: 429",
+        "answered None: -32600",
     ]
 
 
-def test_commands_are_in_the_order_of_the_messages() -> None:
-    talk = Talk(ANYTHING)
-    assert talk.client(request("a", 1), call_line("x", 2), b"{", request("b", 3), call_line("y", 4)) == [
-        "forwarded 1",
-        "forwarded 2",
-        "answered None: -32700",
-        "forwarded 3",
-        "forwarded 4",
+def test_frames_are_in_the_order_of_the_messages() -> None:
+    talk = Talk(CLOSED)
+    assert talk.client(request("a", 1), call_line("y", 2), b"{", request("b", 3), call_line("x", 4), call_line("y", 5)) == [
+        *("forwarded 1", "forwarded 2", "forwarded 3", "forwarded 5"),
+        *("answered None: -32700", "answered 4: 403"),
     ]
 
 
 def test_no_message_of_a_read_is_forwarded_before_all_are_decided() -> None:
     talk = Talk(ANYTHING)
     messages = frames.read([request("ping", 1), call_line("x", 2), NOTIFICATION])
-    (decide,) = talk.machine.handle(events.ClientWrote(messages, 0))
-    assert isinstance(decide, Decide)
-    assert [one.request_id for one in decide.requests] == ["2"]
+    assert [one.request_id for one in talk.machine.judge(messages, 0)] == ["2"]
 
 
 def test_requests_are_decided_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     length = len(call_line("x", 1))
-    monkeypatch.setattr(exchange, "MAX_PORTION", 3)
-    monkeypatch.setattr(exchange, "MAX_PORTION_BYTES", 5 * length)
+    monkeypatch.setattr(machine, "MAX_PORTION", 3)
+    monkeypatch.setattr(machine, "MAX_PORTION_BYTES", 5 * length)
     talk = Talk('[[rule]]\ntool = "*"\nlimit = "5/1m"\n')
     assert talk.client(*[call_line("x", at) for at in range(1, 8)]) == [
         *(f"forwarded {at}" for at in range(1, 6)),
@@ -136,7 +118,6 @@ def test_a_refused_request_is_audited_answered_and_not_forwarded() -> None:
         ("invalid", None, None, "not valid JSON"),
         ("invalid", 5, "x", "two keys that differ only by case in params"),
     ]
-    assert [verdict.has_own_row for verdict in talk.verdicts] == [True, True, False]
 
 
 def test_a_refused_notification_is_not_answered() -> None:
@@ -154,8 +135,8 @@ def test_a_denial_has_the_id_as_the_client_wrote_it() -> None:
 def test_each_denial_and_refusal_with_a_row_of_its_own_is_logged() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1), call_line("x", 2), call_line("x", 3), b"not json")
-    assert [line.split()[0] for line in talk.logged] == ["rate_limited", "invalid"]
-    assert talk.log_kinds == ["rate_limited tool", "invalid "]
+    assert [line.split()[0] for line in talk.logged] == ["invalid", "rate_limited"]
+    assert talk.log_kinds == ["invalid ", "rate_limited tool"]
 
 
 # Who is calling
@@ -241,8 +222,8 @@ def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
     name = "x" * 5000
     assert talk.client(call_line(name, 1), call_line(name, 2), call_line(name + "y", 3)) == [
         "forwarded 1",
-        "answered 2: 429",
         "forwarded 3",
+        "answered 2: 429",
     ]
     assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "rate_limited", "allowed"]
     assert not talk.machine._callers
@@ -308,7 +289,7 @@ def test_arguments_with_a_number_beyond_the_range_of_doubles_are_kept_as_text() 
 
 def test_a_session_begins_with_the_row_of_its_policy() -> None:
     talk = Talk(ONE_A_MINUTE)
-    assert talk.handle(events.Started()) == []
+    assert talk.start() == []
     assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
         (parse(ONE_A_MINUTE).digest, "in force at the start")
     ]
@@ -318,7 +299,7 @@ def test_a_session_begins_with_the_row_of_its_policy() -> None:
 @pytest.mark.parametrize("loaded", [parse(ONE_A_MINUTE), PolicyError("policy.toml: line 1: broken")], ids=["policy", "error"])
 def test_a_policy_that_was_loaded_after_the_session_was_made_is_in_force_from_the_start(loaded: Policy | PolicyError) -> None:
     talk = Talk(PolicyError("the policy is being loaded"))
-    assert talk.handle(events.Started(loaded)) == []
+    assert talk.start(loaded) == []
     digest = loaded.digest if isinstance(loaded, Policy) else None
     assert [(one.get("policy"), one["reason"]) for one in talk.policy_records] == [(digest, "in force at the start")]
     assert talk.machine._callers.policy is loaded
@@ -327,7 +308,7 @@ def test_a_policy_that_was_loaded_after_the_session_was_made_is_in_force_from_th
 
 def test_an_invalid_policy_at_the_start_closes_every_tool_until_it_is_mended() -> None:
     talk = Talk(PolicyError("policy.toml: line 1: broken"))
-    assert talk.client(call_line("x", 1), request("tools/list", 2)) == ["answered 1: 503", "forwarded 2"]
+    assert talk.client(call_line("x", 1), request("tools/list", 2)) == ["forwarded 2", "answered 1: 503"]
     assert talk.take_up(PolicyError("policy.toml: line 2: broken still")) == []
     assert talk.client(call_line("x", 3)) == ["answered 3: 503"]
     assert "line 2: broken still" in talk.to_client[-1]["error"]["message"]
@@ -340,7 +321,7 @@ def test_an_invalid_edit_leaves_the_last_valid_policy_in_force() -> None:
     talk = Talk(ONE_A_MINUTE)
     assert talk.client(call_line("x", 1)) == ["forwarded 1"]
     talk.take_up(PolicyError("broken"))
-    assert talk.client(call_line("x", 2), call_line("y", 3)) == ["answered 2: 429", "forwarded 3"]
+    assert talk.client(call_line("x", 2), call_line("y", 3)) == ["forwarded 3", "answered 2: 429"]
 
 
 def test_an_edit_applies_to_the_next_call_and_keeps_the_counters() -> None:
@@ -394,20 +375,20 @@ def test_if_the_store_fails_calls_are_denied_and_everything_else_passes() -> Non
     talk = Talk(ANYTHING)
     talk.store_failure = "the disk is full"
     assert talk.client(call_line("x", 1), request("ping", 2), b"not json") == [
-        "answered 1: 503",
         "forwarded 2",
+        "answered 1: 503",
         "answered None: -32700",
     ]
     error = talk.to_client[0]["error"]
     assert error["data"]["reason"] == "store_unavailable"
     assert error["message"] == "Tool x was not called: the store of counters is unavailable (the disk is full)."
-    assert (talk.errors, talk.log_kinds) == (["store unavailable: the disk is full"], ["store unavailable"])
+    assert (talk.errors, talk.log_kinds) == (["store unavailable: the disk is full"], ["invalid ", "store unavailable"])
     talk.store_failure = ""
     assert talk.client(call_line("x", 3)) == ["forwarded 3"]
 
 
 def test_if_the_store_fails_for_a_portion_only_its_calls_are_denied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MAX_PORTION", 2)
+    monkeypatch.setattr(machine, "MAX_PORTION", 2)
     talk = Talk(ANYTHING)
     talk.fails_after = 1
     assert talk.client(*[call_line("x", at) for at in range(4)]) == [
@@ -418,21 +399,8 @@ def test_if_the_store_fails_for_a_portion_only_its_calls_are_denied(monkeypatch:
     ]
 
 
-def test_outcomes_that_cannot_be_recorded_are_dropped_and_later_ones_are_recorded() -> None:
-    talk = Talk(ANYTHING)
-    talk.client(*[call_line("x", at) for at in range(150)])
-    talk.store_failure = "it is away"
-    answers = b"".join(b'{"id":%d,"result":{}}\n' % at for at in range(149))
-    talk.handle(events.ServerWrote(talk.lines.feed(answers), talk.time()))
-    talk.handle(events.RecordingDue(talk.wall()))
-    assert not talk.machine.has_outcomes
-    talk.store_failure = ""
-    talk.answer(149)
-    assert talk.outcomes == [Outcome(150, "ok", 0)]
-
-
 def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "MAX_OUTCOMES", 2)
+    monkeypatch.setattr(machine, "MAX_OUTCOMES", 2)
     talk = Talk(ANYTHING)
     talk.client(*[call_line("x", at) for at in range(5)])
     talk.server(*[{"id": at, "result": {}} for at in range(5)])
@@ -454,7 +422,7 @@ def test_rows_that_sum_up_denials_are_recorded_and_logged() -> None:
 def test_at_the_end_of_a_session_all_denials_are_in_rows() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(*[call_line("x", at) for at in range(3)])
-    assert talk.handle(events.RecordingDue(WALL_US, everything=True)) == []
+    assert talk.record(everything=True) == []
     assert talk.records[-1]["repeats"] == 1
 
 
@@ -472,8 +440,8 @@ def test_after_a_bug_every_request_is_answered_and_none_is_forwarded() -> None:
         b"not json",
         Refusal(-32700, "too long"),
     ]
-    talk.machine.handle(events.ClientWrote(frames.read(lines), 0))  # the store breaks down here
-    assert talk.handle(events.Unjudged(lines, 0)) == [
+    talk.machine.judge(frames.read(lines), 0)  # the store breaks down here
+    assert talk.unjudged(*lines) == [
         "answered 1: 503",
         "answered 2: 503",
         "answered 4: -32600",
@@ -483,6 +451,17 @@ def test_after_a_bug_every_request_is_answered_and_none_is_forwarded() -> None:
     assert {one["error"]["data"]["reason"] for one in talk.to_client[:2]} == {"internal_error"}
     assert talk.client(call_line("x", 3)) == ["forwarded 3"]
     assert talk.server_exits("over") == ["answered 3: -32000"]
+
+
+def test_a_refused_line_that_is_judged_again_after_a_bug_has_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(ANYTHING)
+    with monkeypatch.context() as patched:
+        patched.setattr(DecisionRequests, "of_call", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            talk.machine.judge(frames.read([b"not json", call_line("x", 1)]), 0)
+    assert talk.unjudged() == []
+    assert talk.client(b"not json", call_line("x", 1)) == ["forwarded 1", "answered None: -32700"]
+    assert [one["decision"] for one in talk.records] == ["invalid", "allowed"]
 
 
 def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +474,7 @@ def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pyt
 
     monkeypatch.setattr(frames, "parse", broken)
     lines = [b'{"id":1,"method":"poison"}', request("ping", 2)]
-    assert talk.handle(events.Unjudged(lines, 0)) == ["answered None: 503", "answered 2: 503"]
+    assert talk.unjudged(*lines) == ["answered None: 503", "answered 2: 503"]
 
 
 # The end
@@ -509,7 +488,7 @@ def test_before_the_id_of_a_request_in_flight_is_used_again_the_relay_is_told_to
     talk.client(call_line("x", 1))
     talk.answer(1)
     talk.client(call_line("x", 1))
-    assert talk.looked_up == [((), True)]
+    assert talk.looked_up == [LookUp((), answers=True)]
 
 
 def test_before_a_request_in_flight_is_cancelled_the_relay_is_told_to_read_answers() -> None:
@@ -518,7 +497,7 @@ def test_before_a_request_in_flight_is_cancelled_the_relay_is_told_to_read_answe
     talk.client(b'{"method":"notifications/cancelled","params":[1]}')
     assert talk.looked_up == []
     talk.client(b'{"method":"notifications/cancelled","params":{"requestId":1}}')
-    assert talk.looked_up == [((), True)]
+    assert talk.looked_up == [LookUp((), answers=True)]
 
 
 def test_when_the_server_exits_every_request_in_flight_is_answered() -> None:
@@ -599,4 +578,4 @@ def test_after_the_client_has_left_only_denials_and_refusals_are_answered() -> N
     assert talk.client(call_line("x", 4), request("ping", 5)) == []
     assert talk.server_exits("over") == []
     assert talk.outcomes == [Outcome(1, "no_answer", 0)]
-    assert [one["decision"] for one in talk.records] == ["allowed", "rate_limited", "invalid", "unavailable"]
+    assert [one["decision"] for one in talk.records] == ["allowed", "invalid", "rate_limited", "unavailable"]

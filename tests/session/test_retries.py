@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from mcpguard.errors import PolicyError
-from mcpguard.session import events, retries
+from mcpguard.session import retries
 from mcpguard.session.audit import Outcome
-from mcpguard.session.commands import LookUp
+from mcpguard.session.output import LookUp
 from mcpguard.wire.frames import read
 from tests.build import Talk, call_line, identity, request
 
@@ -38,12 +38,10 @@ def test_the_servers_answers_are_read_before_a_retry_is_judged() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
     assert talk.looked_up == []
-    messages = read([request("ping", 2), call_line("x", 3, requestState="s1")])
-    (look_up,) = talk.machine.handle(events.ClientWrote(messages, 0))
-    assert isinstance(look_up, LookUp)
-    assert (look_up.notes, look_up.answers) == ((), True)
+    lines = [request("ping", 2), call_line("x", 3, requestState="s1")]
+    assert talk.machine.look_up(read(lines)) == LookUp((), answers=True)
     asks_for_input(talk, 1, "s1")
-    assert talk.handle(events.LookedUp({})) == ["forwarded 2", "forwarded 3"]
+    assert talk.client(*lines) == ["forwarded 2", "forwarded 3"]
     assert decisions(talk) == ["allowed", "continued"]
 
 
@@ -51,7 +49,7 @@ def test_a_retry_that_is_read_together_with_a_refused_line_is_free() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(call_line("x", 1))
     asks_for_input(talk, 1, "s1")
-    assert talk.client(b"not json", call_line("x", 2, requestState="s1")) == ["answered None: -32700", "forwarded 2"]
+    assert talk.client(b"not json", call_line("x", 2, requestState="s1")) == ["forwarded 2", "answered None: -32700"]
 
 
 def test_a_retry_that_was_denied_as_unavailable_stays_free() -> None:
@@ -157,8 +155,8 @@ def test_free_retries_are_bounded_and_the_oldest_is_forgotten() -> None:
         asks_for_input(talk, at, f"s{at}")
     assert len(talk.machine._retries._waiting) == 1024
     assert talk.client(call_line("x", 2000, requestState="s0"), call_line("x", 2001, requestState="s1099")) == [
-        "answered 2000: 429",
         "forwarded 2001",
+        "answered 2000: 429",
     ]
 
 

@@ -13,8 +13,8 @@ def test_without_a_verified_user_calls_are_denied_and_everything_else_passes() -
     talk = Talk(PolicyError("broken"), who=VERIFIED)
     talk.identify(EXPIRED)
     assert talk.client(call_line("x", 1, requestState="s"), request("tools/list", 2), b"not json") == [
-        "answered 1: 401",
         "forwarded 2",
+        "answered 1: 401",
         "answered None: -32700",
     ]
     error = talk.to_client[0]["error"]
@@ -44,7 +44,7 @@ def test_a_retry_that_was_denied_as_unauthenticated_stays_free() -> None:
     assert talk.client(call_line("x", 2, requestState="s")) == ["answered 2: 401"]
     talk.identify(alice)
     assert talk.client(call_line("x", 3, requestState="s")) == ["forwarded 3"]
-    assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "unauthenticated", "continued"]
+    assert [one["decision"] for one in talk.records] == ["allowed", "unauthenticated", "continued"]
 
 
 def test_a_new_identity_replaces_the_previous_one_completely() -> None:

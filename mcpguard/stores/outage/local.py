@@ -15,8 +15,9 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit
 from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.decision import verdict
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import FORWARDED, DecisionRequest, Ending, Verdict, verdict
+from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Recoverable
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.breaker import NOT_IN_TIME
@@ -61,10 +62,10 @@ class LocalStore(MemoryStore):
 
     # while the store works
 
-    def admitted(self, plan: Plan, found: Verdict) -> None:
-        """Note the places of a call that the store has decided by this plan, if it was admitted."""
+    def admitted(self, found: Verdict) -> None:
+        """Note the places of a call that the store has decided, if it was admitted."""
         if found.forwards and found.row_id is not None:
-            self.give_places({found.row_id: found.taken_caps(plan)})
+            self.give_places({found.row_id: found.taken_caps})
 
     def free(self, endings: Sequence[Ending]) -> None:
         """Note calls that have ended. The store has been told."""
@@ -100,13 +101,11 @@ class LocalStore(MemoryStore):
 
     def _decide_one(self, request: DecisionRequest, call_id: int) -> tuple[Verdict, Sequence[Counter], Decision]:
         plan = request.plan
-        if request.decided and request.decided not in FORWARDED:
-            return Verdict(request.decided), (), _NOTHING
         if self._mode == "deny" or not self.log.has_room:
             return self._refused(request), (), _NOTHING
-        if self._mode == "allow" and not request.decided:
+        if self._mode == "allow":
             found = _uncounted(plan)
-            if found.forwards and plan.counters:
+            if found.forwards and (plan.counters or request.rounds):
                 found = Verdict("continued" if request.rounds else "allowed_unavailable")
             return found, (), _NOTHING
         countable = self._countable(plan)

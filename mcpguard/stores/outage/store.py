@@ -98,7 +98,7 @@ class OutageStore:
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `CallStore`."""
         with self._lock:
-            if self._store is None and any(request.frame is not None for request in requests):
+            if self._store is None:
                 self._end_opening(self._timeout_s)
             if self._store is not None:
                 try:
@@ -117,8 +117,8 @@ class OutageStore:
         for request, verdict in zip(requests, verdicts, strict=True):
             if self._first_id and verdict.row_id is not None:
                 verdict.row_id += self._first_id
-            if request.plan.caps and request.decided is None:
-                self._local.admitted(request.plan, verdict)
+            if request.plan.caps:
+                self._local.admitted(verdict)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `CallStore`."""

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.sliding import Exceeded
 from mcpguard.session.audit import fragment
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
@@ -180,9 +181,7 @@ def time_in(reply: Sequence[Any]) -> int:
 def usual_verdict(plan: Plan, reply: bytes) -> Verdict:
     """The verdict in the reply to a usual call."""
     _, ms, number, at, count = USUAL_REPLY.unpack_from(reply)
-    return Verdict(
-        "allowed", plan.reported[at - 1], count=count, remaining=plan.limits[at - 1].n - count, row_id=ms << 64 | number
-    )
+    return Verdict("allowed", plan, at - 1, count, plan.limits[at - 1].n - count, row_id=ms << 64 | number)
 
 
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
@@ -193,21 +192,16 @@ def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter]
         plan = request.plan
         stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
         here += _RESULTS + 2 * full
-        one = Verdict(_DECIDED[word], row_id=None if stream_id is None else rows.row_id(stream_id))
+        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else rows.row_id(stream_id))
         if at:
-            limit = plan.limits[at - 1]
-            one.reported = plan.reported[at - 1]
+            one.limit = at - 1
             if count is not None:
                 one.count = count
-                one.remaining = limit.n - count if limit.n > count else 0
-            if limit.counts == "cost":
-                one.cost = limit.cost
+                one.remaining = max(0, plan.limits[at - 1].n - count)
         if full:
             exceeded = reply[here - 2 * full : here]
             one.retry_after_us = wait_us
-            one.exceeded = tuple(
-                [(plan.reported[at - 1], wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)]
-            )
+            one.exceeded = tuple([Exceeded(at - 1, wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
         if plan.caps:
             one.in_flight = reply[here]
             here += 1

@@ -40,7 +40,7 @@ def next_count(count: int, found: Sequence[tuple[bytes, Sequence[bytes]]]) -> in
 
 def beginning(request: DecisionRequest, time_us: int) -> bytes:
     """The field `call` of a request's row."""
-    request_id = cut_id(request.request_id) or ""
+    request_id = cut_id(request.request_id)
     args_hash = request.args_hash.hex() if request.args_hash else ""
     return f"{time_us}\n{request_id}\n{args_hash}\n{request.trace_id or ''}\n{request.context}\n".encode()
 

@@ -205,9 +205,7 @@ class RedisStore:
         """See `Store`. The script decides, and writes the rows of calls that are forwarded. Those of others are appended."""
         time_us = self._wall()
         self._sessions.add(journal.session)
-        asked = [request for request in requests if request.decided is None]
-        found = iter(self._decided(asked, journal, time_us) if asked else ())
-        verdicts = [next(found) if request.decided is None else Verdict(request.decided) for request in requests]
+        verdicts = self._decided(requests, journal, time_us)
         if denials := journal.rows(requests, verdicts, time_us, are_forwarded_written=True):
             self._append_denials(denials, verdicts, journal)
         return verdicts
@@ -237,7 +235,7 @@ class RedisStore:
             if type(reply) is bytes:
                 return [usual_verdict(requests[0].plan, reply)]
             verdicts = verdicts_of(requests, counters, reply)
-            if not has_caps or self._keep_places(requests, verdicts, sent_us):
+            if not has_caps or self._keep_places(verdicts, sent_us):
                 return verdicts
         raise StoreUnavailable(
             f"{self._shown} gave the call's place to another call each time", "check whether this process is often stopped"
@@ -269,7 +267,7 @@ class RedisStore:
     def _too_late(self) -> StoreUnavailable:
         return StoreUnavailable(f"{self._shown} starts scripts too late", "check the load and the clock of its machine")
 
-    def _keep_places(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], sent_us: int) -> bool:
+    def _keep_places(self, verdicts: Sequence[Verdict], sent_us: int) -> bool:
         """Keep the places that calls have just got.
 
         This process may have been stopped before it read the reply, for longer than the leases. Then they are renewed.
@@ -278,10 +276,10 @@ class RedisStore:
             False if a place was given to another call, so that this one must not be forwarded. Then all rows are deleted.
         """
         places: dict[int, Place] = {}
-        for request, one in zip(requests, verdicts, strict=True):
+        for one in verdicts:
             if one.in_flight is None or not one.forwards or one.row_id is None:
                 continue
-            if caps := one.taken_caps(request.plan):
+            if caps := one.taken_caps:
                 place = places[one.row_id] = self._leases.new(self._cap_keys(caps), sent_us)
                 one.lease = place.lease
         if self._any_late(places):

@@ -5,8 +5,9 @@ from typing import Final
 
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, Decision, State
+from mcpguard.session.decision import admit, decide_one
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import DecisionRequest, Verdict, admit, decide_one
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.follower import Follower
@@ -72,12 +73,13 @@ class Decider:
         for request in requests:
             plan = request.plan
             logs = self._logs_of(plan.counters) if self._logs else states
-            admitted = admit(plan, logs, self._now_us) if request.decided is None else None
+            is_usual = plan.is_plain and not (request.is_behind or request.rounds)
+            admitted = admit(plan, [*map(logs.get, plan.keys)], self._now_us) if is_usual else None
             if admitted is None:
                 verdict, record = self._decide(request, row_id)
             else:
                 verdict, after = admitted
-                self._logs.update(after)
+                self._logs.update(zip(plan.keys, after, strict=True))
                 row = journal.row(request, verdict, self._time_us)
                 charged = log_lines.all_charges(plan)
                 record = row and (log_lines.row_line(row, self._now_us, charged), 1, (self._now_us, len(charged)))
@@ -115,7 +117,7 @@ class Decider:
         if verdict.forwards and self._follower.memory.is_full and self._needs_counter(counters):
             request.detail = request.detail | {"reason": TOO_MANY}
             request.why = _WHY.format(self._follower.memory.most)
-            verdict, decision = Verdict("unavailable"), _NOTHING
+            verdict, decision = Verdict("unavailable", request.plan), _NOTHING
         owner = ""
         for limit in decision.charged:
             counter = counters[limit.counter]
@@ -134,8 +136,9 @@ class Decider:
 
     def _decide_by_limits(self, request: DecisionRequest, row_id: int) -> tuple[Verdict, Decision]:
         """Decide a call. If a cap has no room, free the places of processes that have ended."""
+        limits = request.plan.limits
         verdict, decision = decide_one(request, self._states(request), self._now_us, row_id)
-        if any(reported.counts == "concurrent" for reported, _ in verdict.exceeded) and self._free_dead(request.plan.counters):
+        if any(limits[one.limit].counts == "concurrent" for one in verdict.exceeded) and self._free_dead(request.plan.counters):
             verdict, decision = decide_one(request, self._states(request), self._now_us, row_id)
         return verdict, decision
 

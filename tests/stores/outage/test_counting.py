@@ -168,7 +168,7 @@ def test_with_deny_a_free_retry_is_not_forwarded() -> None:
     place = Place("deny", UNLIMITED)
     place.break_down()
     (request,) = place.session.charges("search")
-    request.decided = "continued"
+    request.continue_as(1)
     (verdict,) = place.store.decide([request], place.session.journal)
     assert (verdict.decision, request.detail["reason"]) == ("unavailable", "store_unavailable")
 
@@ -181,41 +181,27 @@ def test_a_call_that_needs_the_store_is_told_why_it_cannot_be_used(hint: str, to
     assert f"the store of counters is unavailable: {told}. Try again in a few seconds." in message
 
 
-def test_only_a_call_that_needs_the_store_is_said_to_lack_it() -> None:
-    place = Place()
-    place.break_down()
-    (request,) = place.session.charges("search")
-    request.decided, request.detail, request.why = "unavailable", {"reason": "policy_invalid"}, "no policy is in force"
-    place.store.decide([request], place.session.journal)
-    assert request.why == "no policy is in force"
-    place.call(1)
-    place.mend()
-    assert [record.get("reason") for record in place.records()] == ["policy_invalid", None]
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_a_closed_tool_and_an_unauthenticated_caller_are_refused_in_every_mode(mode: str) -> None:
+def test_a_closed_tool_is_refused_in_every_mode(mode: str) -> None:
     place = Place(mode, CLOSED)
     place.break_down()
-    (request,) = place.session.charges("search")
-    request.decided = "unauthenticated"
-    assert [one.decision for one in place.store.decide([request], place.session.journal)] == ["unauthenticated"]
     assert place.call(1, "drop") == ["denied"]
 
 
 @pytest.mark.parametrize("mode", ["local", "allow"])
-@pytest.mark.parametrize("decided", [None, "continued"])
-def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(mode: str, decided: str | None) -> None:
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_call_whose_row_has_no_room_is_not_forwarded_and_not_charged(mode: str, rounds: int) -> None:
     place = Place(mode, '[[rule]]\nuser = "*"\nlimit = "100/1h"\n', bounds=Bounds(rows=5))
     place.break_down()
     requests = place.session.charges("search", 7)
     for request in requests:
-        request.decided = decided  # type: ignore[assignment]
+        if rounds:
+            request.continue_as(rounds)
     decisions = [one.decision for one in place.store.decide(requests, place.session.journal)]
     assert decisions[5:] + place.call(1) == ["unavailable"] * 3
     assert "unavailable" not in decisions[:5]
     place.mend()
-    assert place.used() == ([5] if (mode, decided) == ("local", None) else [])
+    assert place.used() == ([5] if (mode, rounds) == ("local", 0) else [])
     assert [record["decision"] for record in place.records()] == [*decisions[:5], "unavailable"]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.session.verdict import NO_LIMITS
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage.log import Bounds
 from tests.stores.outage.moody import Place
@@ -45,7 +46,7 @@ def test_a_call_that_has_no_place_and_has_not_failed_does_not_use_the_store() ->
 def test_a_call_that_was_decided_without_its_limits_has_no_place() -> None:
     place = Place(policy=CAP_2)
     (request,) = place.session.charges("search")
-    request.decided = "continued"
+    request.rounds, request.plan = 1, NO_LIMITS
     place.store.decide([request], place.session.journal)
     place.break_down()
     place.call()

@@ -77,7 +77,7 @@ def test_calls_do_without_a_store_that_does_not_open_in_time_until_it_opens(door
 
 def test_only_a_call_waits_for_a_store_to_open_and_other_rows_are_written_when_it_opens(door: Door) -> None:
     session = Wrapper(door.store, LIMIT_3)
-    door.store.decide([session.policy_row()], session.journal)
+    session.start()
     door.store.append(session.journal.flush(0))
     door.store.tend()
     assert door.said == []
@@ -91,7 +91,7 @@ def test_only_a_call_waits_for_a_store_to_open_and_other_rows_are_written_when_i
 def test_a_session_without_a_call_still_writes_its_policy_row() -> None:
     door = Door(timeout_ms=30_000)
     session = Wrapper(door.store, LIMIT_3)
-    door.store.decide([session.policy_row()], session.journal)
+    session.start()
     door.go_on.set()
     door.store.close()
     assert door.decisions() == ["policy"]
@@ -209,7 +209,7 @@ def test_a_store_that_fails_as_soon_as_it_is_opened_is_closed_by_upkeep_and_not_
 ) -> None:
     door = Door(timeout_ms=30_000)
     session = Wrapper(door.store, LIMIT_3)
-    door.store.decide([session.policy_row()], session.journal)  # it is written when the store opens
+    session.start()  # it is written when the store opens
 
     def fail(*_: object) -> None:
         raise StoreUnavailable("it is full")

@@ -15,7 +15,7 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis import rows, upkeep
@@ -340,20 +340,20 @@ def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_lengt
     assert 0.4 < share_of_max(server, most) < 1.1
 
 
-def refusals(session: Session, name: str) -> list[DecisionRequest]:
-    """Refused requests, each for another server with a long name, so that no two share a row."""
-    lines = [b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(100)]
-    found = session.requests(*lines)
-    for at, one in enumerate(found):
-        one.context = one.context.replace('"crm"', f'"{name} {at:<200}"')
-    return found
-
-
-def refuse(session: Session, name: str) -> None:
+def refuse_as_new(session: Session, name: str) -> None:
     """Refuse requests as a new wrapper does, whose allowance of rows is whole."""
-    session.journal = Journal(session.journal.session)
-    verdicts = session.store.decide(refusals(session, name), session.journal)
-    assert all(one.has_own_row for one in verdicts)
+    session.journal = session.machine.journal = Journal(session.journal.session)
+    assert all(verdict.has_own_row for verdict in refuse(session, name))
+
+
+def refuse(session: Session, name: str) -> list[Verdict]:
+    """Refuse requests, each for another server with a long name, so that no two share a row."""
+    session.requests(*[b'{"jsonrpc":"2.0","id":%d,"method":7}' % at for at in range(100)])
+    refused = session.machine.unwritten.copy()
+    for at, (one, _) in enumerate(refused):
+        one.context = one.context.replace('"crm"', f'"{name} {at:<200}"')
+    session.write_rows()
+    return [verdict for _, verdict in refused]
 
 
 def test_a_flood_of_refusals_stays_within_the_bound_and_evicts_no_row_of_a_forwarded_call(
@@ -365,7 +365,7 @@ def test_a_flood_of_refusals_stays_within_the_bound_and_evicts_no_row_of_a_forwa
     most = 0
     for at in range(50):
         for wrapper in wrappers:
-            refuse(wrapper, f"{wrapper.journal.session} {at}")
+            refuse_as_new(wrapper, f"{wrapper.journal.session} {at}")
             most = max(most, taken(server))
     rows_there = [entry.record for entry in opened().entries()]
     decisions = Counter(row["decision"] for row in rows_there)
@@ -379,7 +379,7 @@ def test_a_flood_of_refusals_stays_within_the_bound_and_evicts_no_row_of_a_forwa
 def test_refusals_keep_their_share_of_the_memory_when_forwarded_calls_need_room(server: Server, opened: Opened) -> None:
     session = Session(opened(max_bytes=1_000_000), POLICY)
     for at in range(20):
-        refuse(session, str(at))
+        refuse_as_new(session, str(at))
     for _ in range(20):
         call_with_outcomes(session, 500)
     sizes = [int(server.command("MEMORY", "USAGE", "{mcpguard:default}:" + name)[1:]) for name in ("audit", "refused")]
@@ -393,7 +393,7 @@ def test_a_flood_in_one_namespace_changes_no_counter_of_another(tmp_path: Path) 
         other = Session(RedisStore(server.address, PATIENT._replace(namespace="b", max_bytes=MAX_BYTES)), POLICY)
         assert other.decisions("report", 2) == ["allowed"] * 2
         for at in range(250):
-            refuse(flooded, str(at))
+            refuse_as_new(flooded, str(at))
         assert other.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
         for session in (flooded, other):
             session.store.close()
@@ -445,7 +445,7 @@ def test_rows_stay_in_order_when_the_servers_clock_steps_back(server: Server, op
 def test_rows_of_both_streams_are_read_in_the_order_in_which_they_were_written(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     for at in range(12):
-        session.store.decide(refusals(session, str(at)), session.journal)
+        refuse(session, str(at))
         session.call("free", 50 if at % 2 else 500)
     entries = list(session.store.entries())
     assert [entry.record["seq"] for entry in entries] == list(range(1, session.journal.seq + 1))
