@@ -12,12 +12,12 @@ from mcpguard.cli._counters import counter_text
 from mcpguard.cli._policy_show import rule_as_json
 from mcpguard.cli._text import paragraph
 from mcpguard.errors import McpguardError
-from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Reported
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.explain import sentence
+from mcpguard.policy.match import used_of
 from mcpguard.policy.model import AXES, Call, Policy, Rule
-from mcpguard.policy.rule_text import options_of, rule_of_text
+from mcpguard.policy.parse import rule_of_text
 from mcpguard.policy.values import parse_limit
 from mcpguard.session.audit import BY_RULES, MEMBERS, POLICY_AT_START
 from mcpguard.stores.api import AuditReader, Readable, Wanted
@@ -227,11 +227,9 @@ def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: Lim
     (state,), now_us = store.peek([counter])
     n = rates.get(counter.window_us, limit.limit or 0)
     in_force = counter.window_us in rates
-    if not counter.window_us:
-        return CounterNow(counter, n, in_force, len(state), 0 if len(state) < n else None)
-    log = sliding.live(state, counter.window_us, now_us)
-    wait_us = sliding.retry_after(log, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
-    return CounterNow(counter, n, in_force, sliding.used(log), wait_us)
+    return CounterNow(
+        counter, n, in_force, *used_of(state, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
+    )
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
@@ -281,7 +279,7 @@ def _command(
     rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
     if rule is None:
         return None
-    words = options_of(rule)
+    words = rule.options
     refused = (
         {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
     )

@@ -11,6 +11,7 @@ import click
 from mcpguard.cli._text import is_coloured
 from mcpguard.session.verdict import FORWARDED
 from mcpguard.text.printing import printable
+from mcpguard.text.times import span_up
 
 WITH_ID: Final = 120
 """The width from which on each row has its id, which `audit show` takes."""
@@ -31,7 +32,6 @@ _STYLES: Final = {
     "would_deny": "yellow",
     "allowed_unavailable": "yellow",
 }
-_UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 class Table:
@@ -151,8 +151,7 @@ def _end(record: Mapping[str, object]) -> str:
     """The outcome of a call that was forwarded; when a denied call may be retried, or why nobody knows."""
     wait = record.get("retry_after_ms")
     if isinstance(wait, int) and record["decision"] not in FORWARDED:
-        spans = [(-(-wait // unit_ms), word) for word, unit_ms in _UNITS_MS.items()]
-        return next((f"retry {n}{word}" for n, word in spans if n < 10_000), "")
+        return f"retry {span_up(wait, 10_000)}"
     if record["decision"] == "rate_limited":  # there is no wait
         return str(record.get("reason", ""))
     return str(record.get("outcome", ""))

@@ -5,10 +5,10 @@ from typing import Final
 
 from mcpguard.cli._filters import selects
 from mcpguard.limiter.plan import ARGUMENTS, Label, label_parts
-from mcpguard.policy.explain import window
 from mcpguard.policy.model import SELECTORS
 from mcpguard.stores.api import Held
 from mcpguard.text.printing import amount, quoted
+from mcpguard.text.times import window
 
 _SHOWN: Final = 8
 """How many digits of an arguments' hash people see."""

@@ -14,6 +14,7 @@ from mcpguard.policy.explain import series
 from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.policy.model import Rule
 from mcpguard.text.printing import plural, printable
+from mcpguard.text.times import span
 
 if TYPE_CHECKING:  # loads tomli_w
     from mcpguard.policy.editing import Edit
@@ -52,7 +53,7 @@ def what_changed(edit: "Edit", at: int) -> str:
 
 
 def _waiting(rule: Rule) -> str:
-    return "without a wait" if rule.wait_us is None else f"with a wait of {_policy_show.wait_text(rule.wait_us)}"
+    return "without a wait" if rule.wait_us is None else f"with a wait of {span(rule.wait_us)}"
 
 
 def edit(path: Path, *, tiers: Collection[str]) -> int:

@@ -21,7 +21,6 @@ from mcpguard.policy.explain import cost_sentence, sentences, series
 from mcpguard.policy.file import load
 from mcpguard.policy.lint import cost_label, counted_in_grains, unset_command, warnings
 from mcpguard.policy.model import Policy, Rule
-from mcpguard.policy.rule_text import options_of
 from mcpguard.policy.tighter import Tightness
 from mcpguard.text.printing import printable
 
@@ -122,7 +121,7 @@ def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -
     """Warn of a rule for agents whose author has probably forgotten that it counts all users together."""
     rule = policy.rules[at]
     if rule.agent and rule.parts[0].bounds and "user" not in rule.selectors and not rule.per_text:
-        words = [*policy_option, *options_of(rule._replace(selectors={"user": ("*",), **rule.selectors}))]
+        words = [*policy_option, *rule._replace(selectors={"user": ("*",), **rule.selectors}).options]
         words += ["--count", rule.counts] if rule.counts != "calls" and rule.has_limit else []
         words += ["--concurrent", str(rule.concurrent or "unlimited")] if rule.concurrent is not None else []
         yield (

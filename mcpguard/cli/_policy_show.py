@@ -10,6 +10,7 @@ from mcpguard.errors import PolicyError
 from mcpguard.policy.explain import cost_sentence, sentences
 from mcpguard.policy.model import PER, Cost, Policy, Rule
 from mcpguard.text.printing import plural, printable
+from mcpguard.text.times import span
 
 NO_RULES: Final = "no rules: nothing is limited"
 """Printed for a policy without rules."""
@@ -26,7 +27,7 @@ def as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object
     return {
         **source_as_json(policy, path, is_starter=is_starter),
         "policy": policy.digest,
-        "wait": wait_text(policy.wait_us) if policy.wait_us else None,
+        "wait": span(policy.wait_us) if policy.wait_us else None,
         "costs": [_cost_as_json(cost, is_starter=is_starter) for cost in policy.costs],
         "rules": [
             {
@@ -55,7 +56,7 @@ def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
         "limit": rule.limit_text.split(),
         "count": rule.counts if rule.has_limit else None,
         "concurrent": "unlimited" if rule.concurrent == 0 else rule.concurrent,
-        "wait": None if rule.wait_us is None else wait_text(rule.wait_us),
+        "wait": None if rule.wait_us is None else span(rule.wait_us),
         "mode": "observe" if rule.observe else "enforce",
         "line": None if is_starter or not rule.line else rule.line,
         "name": rule.name or None,
@@ -65,19 +66,6 @@ def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
 def _cost_as_json(cost: Cost, *, is_starter: bool) -> dict[str, object]:
     selectors = {key: cost.selectors[key][0] if key in cost.selectors else None for key in ("tool", "server")}
     return {**selectors, "cost": cost.units, "line": None if is_starter or not cost.line else cost.line}
-
-
-def wait_text(wait_us: int) -> str:
-    """A `wait` as a policy writes it.
-
-    >>> wait_text(5_000_000), wait_text(120_000_000), wait_text(0)
-    ('5s', '2m', '0s')
-    """
-    seconds = wait_us // 1_000_000
-    for size, unit in ((3600, "h"), (60, "m")):
-        if seconds and seconds % size == 0:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
 
 
 def print_plain(policy: Policy) -> None:

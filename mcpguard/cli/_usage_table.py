@@ -12,6 +12,7 @@ from mcpguard.limiter.plan import ARGUMENTS, Reported
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.usage import Usage
 from mcpguard.text.printing import quoted
+from mcpguard.text.times import span, span_up
 
 NARROW: Final = 64
 """The width below which a counter has a line of its own."""
@@ -23,7 +24,6 @@ _LONGEST: Final = 15
 
 _Columns = Sequence[tuple[str, int]]
 _PRESSED: Final = 0.8
-_UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
 
 class Table:
@@ -103,26 +103,15 @@ def limit_text(one: Usage) -> str:
 
 
 def _window(one: Usage) -> str:
-    return one.rate.text if one.rate else _window_text(one.window_us)
-
-
-def _window_text(window_us: int) -> str:
-    """A window as a policy writes it; empty for calls in flight."""
-    if not window_us:
-        return ""
-    units = [(ms * 1000, word) for word, ms in _UNITS_MS.items() if window_us % (ms * 1000) == 0]
-    unit_us, word = units[-1]
-    return f"{window_us // unit_us}{word}"
+    """The window as a policy writes it; empty for calls in flight."""
+    return one.rate.text if one.rate else span(one.window_us) if one.window_us else ""
 
 
 def _free_text(one: Usage) -> str:
     """When the limit allows the next call."""
     if one.next_free_ms is None:
         return "-"
-    if not one.next_free_ms:
-        return "now"
-    spans = [(-(-one.next_free_ms // unit_ms), word) for word, unit_ms in _UNITS_MS.items()]
-    return next(f"{n}{word}" for n, word in spans if n < 1000 or word == "w")
+    return span_up(one.next_free_ms, 1000) if one.next_free_ms else "now"
 
 
 def plain(one: Usage) -> str:

@@ -22,6 +22,7 @@ from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import STARTER, parse
 from mcpguard.stores.clock import wall_us
 from mcpguard.text.printing import printable
+from mcpguard.text.times import span
 
 
 @click.group("policy", Group)
@@ -69,7 +70,7 @@ def _print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
     if policy.observe:
         click.echo("mode: observe (nothing is denied; calls that would be denied are logged)")
     if policy.wait_us:
-        wait = _policy_show.wait_text(policy.wait_us)
+        wait = span(policy.wait_us)
         click.echo(f"wait: {wait} (a refused call waits at most this long, if its rule has no wait)")
 
 

@@ -5,16 +5,9 @@ from typing import Final
 
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.policy.model import Cost, Policy, Rate, Rule
-from mcpguard.policy.overlap import may_overlap
 from mcpguard.text.printing import amount
+from mcpguard.text.times import span_in_words, window
 
-_UNITS_US: Final = {
-    "week": 604_800_000_000,
-    "day": 86_400_000_000,
-    "hour": 3_600_000_000,
-    "minute": 60_000_000,
-    "second": 1_000_000,
-}
 NAMED: Final = 3
 """How many of several rules a sentence names."""
 
@@ -39,7 +32,7 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
     clauses += _prices(rule, costs)
     if rule.wait_us is not None:
         clauses.append(
-            f"a refused call waits up to {span_text(rule.wait_us)}" if rule.wait_us else "a refused call never waits"
+            f"a refused call waits up to {span_in_words(rule.wait_us)}" if rule.wait_us else "a refused call never waits"
         )
     text = "; ".join(clauses)
     return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
@@ -72,7 +65,7 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
     """What the calls cost that a rule counts, as clauses."""
     if rule.counts != "cost" or not rule.rates:
         return []
-    known = [cost for cost in costs if may_overlap(rule, cost.pattern)]
+    known = [cost for cost in costs if rule.may_meet(cost.pattern)]
     words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
     if len(words) > NAMED + 1:
         words = [*words[:NAMED], f"{len(words) - NAMED} more have a cost"]
@@ -140,16 +133,6 @@ def _is_counted(rule: Rule) -> bool:
     return bool(rule.rates or rule.concurrent)
 
 
-def span_text(span_us: int) -> str:
-    """A time span in words.
-
-    >>> span_text(5_000_000), span_text(1_000_000), span_text(5_400_000_000)
-    ('5 seconds', '1 second', '90 minutes')
-    """
-    text = window(span_us)
-    return text if text[0].isdigit() else f"1 {text}"
-
-
 def span(rate: Rate) -> str:
     """A limit's window as an adverbial.
 
@@ -160,17 +143,6 @@ def span(rate: Rate) -> str:
     if text[0].isdigit():
         return f"in any {text}"
     return f"{'an' if text == 'hour' else 'a'} {text}"
-
-
-def window(window_us: int) -> str:
-    """The length of a window in words.
-
-    >>> window(3_600_000_000), window(5_400_000_000)
-    ('hour', '90 minutes')
-    """
-    word, us = next((word, us) for word, us in _UNITS_US.items() if window_us % us == 0)
-    count = window_us // us
-    return f"{count:,} {word}s" if count > 1 else word
 
 
 def _times(rate: Rate) -> str:

@@ -16,12 +16,12 @@ from typing import Final, Literal, NamedTuple
 from mcpguard.identity.agent import Agent
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.policy.busiest import LEAST_CALLS, MAX_ENTRIES, Peak, Tracked
-from mcpguard.policy.explain import window
 from mcpguard.policy.lint import superfluous
 from mcpguard.policy.model import AXES, Call, Policy, Rate, Rule
 from mcpguard.text.digest import MAX_NAME_BYTES
 from mcpguard.text.patterns import glob
 from mcpguard.text.printing import plural
+from mcpguard.text.times import window
 
 HEADROOM: Final = 2
 """A suggested limit is this many times the calls in the busiest window."""
