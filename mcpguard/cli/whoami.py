@@ -11,10 +11,10 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli._command import Command
-from mcpguard.cli._options import json_option
-from mcpguard.cli._seen import files
-from mcpguard.cli._text import new_table
+from mcpguard.cli.base import Command
+from mcpguard.cli.names import files
+from mcpguard.cli.options import json_option
+from mcpguard.cli.present import echo_json, new_table
 from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
 from mcpguard.errors import ExitStatus, PolicyError
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 
 
-@click.command("whoami", Command, context_settings=run.command.context_settings)
+@click.command("whoami", Command, context_settings=run.run.context_settings)
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def command(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def whoami(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Show which user and agent a server started here would have, and where they come from.
 
     Takes the options of `run`, so that you can paste the arguments of a client's entry. Shows the claims of a token, but never
@@ -57,14 +57,14 @@ def command(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
         if report.get(f"{key}_source") == "config"
     }
     if as_json:
-        click.echo(json.dumps(report))
+        echo_json(report)
     else:
         _show(report)
     return ExitStatus.FAILURE if report["problems"] else ExitStatus.OK
 
 
 # The arguments of a client's entry can be pasted: `whoami` takes the options of `run`
-command.params[:0] = [param for param in run.command.params if isinstance(param, click.Option)]
+whoami.params[:0] = [param for param in run.run.params if isinstance(param, click.Option)]
 
 
 def _caller(settings: Settings, identity: Identity) -> Report:

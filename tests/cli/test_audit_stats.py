@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from mcpguard.cli._audit_stats import _table
+from mcpguard.cli.audit.stats import _table
 from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.stores.api import Group, Tally
 from tests.cli.command import BOB, calls, mcpguard, on_terminal

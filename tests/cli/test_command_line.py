@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard.cli import _policy_show, _text, commands
+from mcpguard.cli import commands, present
+from mcpguard.cli.policy import show
 from tests.cli.command import calls, command, mcpguard, process
 from tests.end_to_end.host import ROOT, environment, policy, rule
 
@@ -192,8 +193,8 @@ def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: in
 def test_another_pipe_without_a_reader_is_an_error_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
 ) -> None:
-    monkeypatch.setattr(_policy_show, "print_plain", lambda _: os.write(unread, b"x"))
-    monkeypatch.setattr(_text, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
+    monkeypatch.setattr(show, "_print_plain", lambda _: os.write(unread, b"x"))
+    monkeypatch.setattr(present, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
     done = mcpguard(tmp_path, "policy", "show")
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot continue: Broken pipe\n")
 
@@ -271,7 +272,7 @@ def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path
     [
         (["run", "--", "cat"], "mcpguard.errors"),
         (["policy", "show"], "click"),
-        (["policy", "show"], "mcpguard.cli._errors"),
+        (["policy", "show"], "mcpguard.cli.errors"),
         (["usage"], "mcpguard.policy.file"),
     ],
 )

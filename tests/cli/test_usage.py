@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from mcpguard.cli import _usage_screen
-from mcpguard.cli._usage_screen import screen
-from mcpguard.cli._usage_table import Table, as_json, limit_text, plain
+from mcpguard.cli.counters import screen as live
+from mcpguard.cli.counters.screen import screen
+from mcpguard.cli.counters.table import Table, limit_text, plain, usage_as_json
 from mcpguard.config import Settings
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import EMPTY, charge
@@ -229,7 +229,7 @@ def test_each_kind_of_counter_is_shown_with_its_limit() -> None:
 
 
 def test_each_kind_of_counter_has_its_members_as_json() -> None:
-    found = [as_json(one) for one in kinds()]
+    found = [usage_as_json(one) for one in kinds()]
     assert [(one.get("counts"), one["limit"], one["window"], one["used"], one["left"]) for one in found] == [
         ("cost", 100, "1h", 100, 0),
         (None, 5, "10m", 5, 0),
@@ -256,7 +256,7 @@ def test_counters_that_no_rule_has_any_more_still_say_what_they_count() -> None:
 
 
 def test_a_counter_of_calls_in_flight_that_no_rule_has_any_more_has_no_window() -> None:
-    windows = {one.counts: as_json(one)["window"] for one in kinds('mode = "enforce"')}
+    windows = {one.counts: usage_as_json(one)["window"] for one in kinds('mode = "enforce"')}
     assert windows == {"cost": "1h", "calls": "10m", "errors": "1m", "concurrent": None}
 
 
@@ -430,13 +430,13 @@ class Screen:
 def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
     restored = []
     try:
-        with _usage_screen._raising():
+        with live._raising():
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
             finally:
                 os.kill(os.getpid(), signal.SIGINT)
                 restored.append("terminal")
-    except _usage_screen._Ended as ended:
+    except live._Ended as ended:
         restored.append(signal.Signals(ended.number).name)
     assert restored == ["terminal", "SIGTERM"]
 
@@ -503,16 +503,16 @@ def test_the_screen_keeps_the_policy_that_it_took_up_when_its_store_is_replaced(
 
         def look(self) -> None:
             if len(policies) == 2:
-                raise _usage_screen._Ended(signal.SIGTERM)
+                raise live._Ended(signal.SIGTERM)
             self.policy = "the new one"
             for file in tmp_path.glob("mcpguard.db*"):
                 file.unlink()
             SqliteStore(path).close()
             raise StoreUnavailable("it was removed")
 
-    monkeypatch.setattr(_usage_screen, "Watcher", Watching)
+    monkeypatch.setattr(live, "Watcher", Watching)
     settings = Settings(str(path), policy_named=False, database_path=str(path))
     file: Any = None
     old: Any = "the old one"
-    assert _usage_screen.show(settings, file, old, lambda _: True, None) == 143
+    assert live.show(settings, file, old, lambda _: True, None) == 143
     assert policies == ["the old one", "the new one"]

@@ -1,0 +1,168 @@
+"""`mcpguard policy show`: prints each rule with a sentence that explains it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from mcpguard import config
+from mcpguard.cli.base import Command
+from mcpguard.cli.options import json_option, policy_option
+from mcpguard.cli.present import echo, echo_json, new_table, paragraph
+from mcpguard.policy.explain import cost_sentence, sentences
+from mcpguard.policy.file import load
+from mcpguard.policy.model import PER, Cost, Policy, Rule
+from mcpguard.text.printing import plural, printable
+from mcpguard.text.times import span
+
+NO_RULES: Final = "no rules: nothing is limited"
+"""Printed for a policy without rules."""
+
+
+def _as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
+    """A policy with a sentence for each rule.
+
+    Args:
+        policy: The policy.
+        path: Its file, which may be missing.
+        is_starter: Whether this is the starter policy, because there is no file.
+    """
+    return {
+        **source_as_json(policy, path, is_starter=is_starter),
+        "policy": policy.digest,
+        "wait": span(policy.wait_us) if policy.wait_us else None,
+        "costs": [_cost_as_json(cost, is_starter=is_starter) for cost in policy.costs],
+        "rules": [
+            {
+                "number": at + 1,
+                **rule_as_json(rule, is_starter=is_starter),
+                "axis": rule.axis,
+                "per": [axis for axis in PER if axis in rule.per],
+                "overridden_by": [other + 1 for other in narrower],
+                "sentence": text,
+            }
+            for at, (rule, narrower, text) in enumerate(zip(policy.rules, policy.overriding(), sentences(policy), strict=True))
+        ],
+    }
+
+
+def source_as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
+    """Where a policy comes from, and its mode."""
+    mode = "observe" if policy.observe else "enforce"
+    return {"file": None if is_starter else str(path), "starter": is_starter, "mode": mode}
+
+
+def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
+    """A rule as its author wrote it. A rule of the starter policy has no line."""
+    return {
+        "rule": rule.text,
+        "limit": rule.limit_text.split(),
+        "count": rule.counts if rule.has_limit else None,
+        "concurrent": "unlimited" if rule.concurrent == 0 else rule.concurrent,
+        "wait": None if rule.wait_us is None else span(rule.wait_us),
+        "mode": "observe" if rule.observe else "enforce",
+        "line": None if is_starter or not rule.line else rule.line,
+        "name": rule.name or None,
+    }
+
+
+def _cost_as_json(cost: Cost, *, is_starter: bool) -> dict[str, object]:
+    selectors = {key: cost.selectors[key][0] if key in cost.selectors else None for key in ("tool", "server")}
+    return {**selectors, "cost": cost.units, "line": None if is_starter or not cost.line else cost.line}
+
+
+def _print_plain(policy: Policy) -> None:
+    """Print each rule and its sentence."""
+    for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
+        paragraph(f"{at + 1}. {rule.limits_text}  {named(rule)}{observed(rule)}")
+        paragraph(text, indent="    ")
+    _print_costs(policy)
+
+
+def _print_table(policy: Policy) -> None:
+    """Print a table of the rules for a terminal."""
+    from rich.text import Text
+
+    console, table = new_table()
+    table.add_column("#", justify="right")
+    table.add_column("LIMIT", overflow="fold", max_width=16)
+    table.add_column("RULE", overflow="fold", ratio=2)
+    table.add_column("MEANING", overflow="fold", ratio=3)
+    for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
+        limit = Text(printable(rule.limits_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
+        table.add_row(str(at + 1), limit, Text(printable(f"{named(rule)}{observed(rule)}")), Text(printable(text)))
+    console.print(table)
+    _print_costs(policy)
+
+
+def _print_costs(policy: Policy) -> None:
+    """Print what calls cost."""
+    if policy.costs:
+        click.echo("\nCosts:")
+    for cost in policy.costs:
+        paragraph(cost_sentence(cost), indent="    ")
+
+
+def counted(policy: Policy) -> str:
+    """The number of rules, or that nothing is limited."""
+    return plural(len(policy.rules), "rule") if policy.rules else NO_RULES
+
+
+def observed(rule: Rule) -> str:
+    """A mark beside a rule in observe mode."""
+    return " [observe mode]" if rule.observe else ""
+
+
+def named(rule: Rule) -> str:
+    """A rule's text and the name that its author gave it."""
+    return f"{rule.text} ({rule.name})" if rule.name else rule.text
+
+
+@click.command("show", Command)
+@policy_option
+@json_option
+def show(policy: str | None, as_json: bool) -> None:
+    """Show where the policy comes from, and each rule with a sentence that explains it.
+
+    \b
+    Examples:
+      mcpguard policy show
+      mcpguard policy show --json
+    """
+    settings = config.load(os.environ, policy=policy)
+    found, is_starter = load(settings.policy, named=settings.policy_named)
+    if as_json:
+        echo_json(_as_json(found, settings.policy, is_starter=is_starter), indent=2)
+        return
+    print_source(found, settings.policy, is_starter=is_starter)
+    click.echo()
+    if not found.rules:
+        click.echo(NO_RULES)
+    elif sys.stdout.isatty():
+        _print_table(found)
+    else:
+        _print_plain(found)
+
+
+def print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
+    """Print where a policy comes from, and what holds for all its rules."""
+    echo(f"starter policy: no file at {path}" if is_starter else f"policy: {path}")
+    if policy.observe:
+        click.echo("mode: observe (nothing is denied; calls that would be denied are logged)")
+    if policy.wait_us:
+        wait = span(policy.wait_us)
+        click.echo(f"wait: {wait} (a refused call waits at most this long, if its rule has no wait)")
+
+
+@click.command("path", Command)
+@policy_option
+def path(policy: str | None) -> None:
+    """Print the path of the policy file, even if there is no such file.
+
+    \b
+    Example:
+      cat "$(mcpguard policy path)"
+    """
+    click.echo(str(config.load(os.environ, policy=policy).policy))
