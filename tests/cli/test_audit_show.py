@@ -10,6 +10,7 @@ import pytest
 from mcpguard.cli.audit import show
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
+from mcpguard.reading.explaining_row import Shown, explain_row
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
 from tests.build import WALL_US, Session, Time, identity
@@ -251,8 +252,8 @@ class Kinds:
         (*_, last) = self.store.entries()
         return last.record
 
-    def shown(self, record: dict[str, Any], policy: Policy | None = None) -> show.Shown:
-        return show.explain(self.store, policy or self.policy, record, policy_option=[])
+    def shown(self, record: dict[str, Any], policy: Policy | None = None) -> Shown:
+        return explain_row(self.store, policy or self.policy, record, policy_option=[])
 
 
 def test_a_call_above_a_cap_shows_what_is_in_flight_and_raises_the_cap_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,7 +198,7 @@ def test_the_store_and_the_policy_that_the_line_names_are_read(tmp_path: Path) -
 
 
 def test_names_come_from_a_redis_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seen, "LOOK_S", DEADLINE_S)
+    monkeypatch.setattr(cli_names, "LOOK_S", DEADLINE_S)
     with redis_servers.running(tmp_path / "server") as server:
         calls(tmp_path, "search", 1, "--user", "bob", "--store", server.url)
         assert offered(tmp_path, f"mcpguard reset --store {server.url} --user ") == ["bob"]
