@@ -7,10 +7,11 @@ mcpguard on the PATH, whatever path the line begins with: `./mcpguard` may be an
 
 import os
 import re
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import click
-from click.shell_completion import CompletionItem, FishComplete, PowerShellComplete, ShellComplete, ZshComplete
+from click.shell_completion import CompletionItem, PowerShellComplete, ShellComplete
 
 from mcpguard.cli.base import Command
 
@@ -157,86 +158,51 @@ def read(line: str, breaks: str = "") -> Typed:
     return Typed(words, word, quote, start)
 
 
-class _Shell(ShellComplete):
-    """A shell. A failure gives no values, because a message would destroy the line that the user types."""
-
-    def completed(self, args: list[str], word: str) -> list[CompletionItem[str]]:
-        """The values for a word, each as the whole word: with `--option=` before it, if that is typed."""
-        try:
-            items = self.get_completions(list(args), word)
-        except Exception:
-            return []
-        option, equals, _ = word.partition("=")
-        before = option + equals if equals and word.startswith("--") and "--" not in args else ""
-        return [
-            CompletionItem(before + one.value if one.type == "plain" else one.value, one.type, one.help)
-            for one in items
-            if one.value.isprintable()
-        ]
+_Complete = Callable[[list[str], str], list[CompletionItem[str]]]
+"""Gives the values for a word after these arguments."""
 
 
-class _Bash(_Shell):
-    name = "bash"
-    source_template = _BASH
-
-    def complete(self) -> str:
-        """See `ShellComplete`."""
-        typed = read(os.environ["_MCPGUARD_LINE"], os.environ["_MCPGUARD_BREAKS"])
-        items = self.completed(_arguments(typed.words), typed.word)
-        lines = [
-            f"plain,{typed.rest_of(one.value)}" if one.type == "plain" else "file,"
-            for one in items
-            if one.type != "plain" or one.value.startswith(typed.word)
-        ]
-        return "\n".join(lines)
+def _bash(complete: _Complete) -> list[str]:
+    typed = read(os.environ["_MCPGUARD_LINE"], os.environ["_MCPGUARD_BREAKS"])
+    # Variables may precede the program: `A=1 mcpguard run`
+    program = next((at for at, word in enumerate(typed.words) if "=" not in word.partition("/")[0]), 0)
+    return [
+        f"plain,{typed.rest_of(one.value)}" if one.type == "plain" else "file,"
+        for one in complete(typed.words[program + 1 :], typed.word)
+        if one.type != "plain" or one.value.startswith(typed.word)
+    ]
 
 
-def _arguments(words: list[str]) -> list[str]:
-    """The words after the program, which variables may precede: `A=1 mcpguard run`."""
-    at = next((at for at, word in enumerate(words) if "=" not in word.partition("/")[0]), 0)
-    return words[at + 1 :]
+def _zsh(complete: _Complete) -> list[str]:
+    """Three lines for each value. The script has removed `--option=` from the word, so it is not a part of a value."""
+    word = os.environ["_MCPGUARD_WORD"]
+    before = word.index("=") + 1 if word.startswith("--") and "=" in word else 0
+    return [
+        line
+        for one in complete(_words(), word)
+        for line in (one.type, one.value[before:] if one.type == "plain" else "_", _help(one))
+    ]
 
 
-class _Zsh(_Shell, ZshComplete):
-    source_template = _ZSH
-
-    def complete(self) -> str:
-        """See `ShellComplete`. The script has removed `--option=` from the word, so it is not a part of a value."""
-        word = os.environ["_MCPGUARD_WORD"]
-        before = word.index("=") + 1 if word.startswith("--") and "=" in word else 0
-        lines = [
-            line
-            for one in self.completed(_lines("_MCPGUARD_WORDS"), word)
-            for line in (one.type, one.value[before:] if one.type == "plain" else "_", _help(one))
-        ]
-        return "\n".join(lines)
+def _fish(complete: _Complete) -> list[str]:
+    items = complete(_words(), read(os.environ["_MCPGUARD_WORD"]).word)
+    return [f"{one.type},{one.value}" + (f"\t{_help(one)}" if one.help else "") for one in items]
 
 
-class _Fish(_Shell, FishComplete):
-    source_template = _FISH
-
-    def complete(self) -> str:
-        """See `ShellComplete`."""
-        word = read(os.environ["_MCPGUARD_WORD"]).word
-        items = self.completed(_lines("_MCPGUARD_WORDS"), word)
-        return "\n".join(f"{one.type},{one.value}" + (f"\t{_help(one)}" if one.help else "") for one in items)
+def _powershell(complete: _Complete) -> list[str]:
+    """Three lines for each value: click's script expects them."""
+    args, word = PowerShellComplete(click.Command(PROGRAM), {}, PROGRAM, VARIABLE).get_completion_args()
+    return [line for one in complete(args, word) for line in (one.type, _powershell_word(one), _help(one))]
 
 
-class _PowerShell(_Shell, PowerShellComplete):
-    def complete(self) -> str:
-        """See `ShellComplete`. click's script expects three lines for each value."""
-        args, word = self.get_completion_args()
-        return "\n".join(f"{one.type}\n{_powershell(one)}\n{_help(one)}" for one in self.completed(args, word))
-
-
-def _powershell(item: CompletionItem[str]) -> str:
+def _powershell_word(item: CompletionItem[str]) -> str:
     if item.type != "plain" or item.value.replace("-", "").isalnum():
         return item.value
     return "'" + item.value.replace("'", "''") + "'"
 
 
-def _lines(variable: str) -> list[str]:
-    text = os.environ[variable]
+def _words() -> list[str]:
+    text = os.environ["_MCPGUARD_WORDS"]
     return text.split("\n") if text else []
 
 
@@ -244,19 +210,12 @@ def _help(item: CompletionItem[str]) -> str:
     return " ".join((item.help or "_").split())
 
 
-_SHELLS: Final[dict[str, type[_Shell]]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish, "powershell": _PowerShell}
-SHELLS: Final = tuple(_SHELLS)
-"""The shells for which there is a script."""
-
-
-def script(cli: click.Command, shell: str) -> str:
-    """The script that a shell loads.
-
-    Args:
-        cli: The whole program.
-        shell: One of `SHELLS`.
-    """
-    return _SHELLS[shell](cli, {}, PROGRAM, VARIABLE).source()
+_SHELLS: Final[dict[str, tuple[str, Callable[[_Complete], list[str]]]]] = {
+    "bash": (_BASH, _bash),
+    "zsh": (_ZSH, _zsh),
+    "fish": (_FISH, _fish),
+    "powershell": (PowerShellComplete.source_template, _powershell),
+}
 
 
 def answer(cli: click.Command, instruction: str) -> str:
@@ -266,14 +225,28 @@ def answer(cli: click.Command, instruction: str) -> str:
         cli: The whole program.
         instruction: The value of `VARIABLE`, such as `bash_complete`.
     """
-    kind: Any = _SHELLS.get(instruction.removesuffix("_complete"))
-    return "" if kind is None else str(kind(cli, {}, PROGRAM, VARIABLE).complete())
+
+    def complete(args: list[str], word: str) -> list[CompletionItem[str]]:
+        """The values for a word, each as the whole word: with `--option=` before it, if that is typed."""
+        try:
+            items = ShellComplete(cli, {}, PROGRAM, VARIABLE).get_completions(list(args), word)
+        except Exception:  # a message would destroy the line that the user types
+            return []
+        option, equals, _ = word.partition("=")
+        before = option + equals if equals and word.startswith("--") and "--" not in args else ""
+        return [
+            CompletionItem(before + one.value if one.type == "plain" else one.value, one.type, one.help)
+            for one in items
+            if one.value.isprintable()
+        ]
+
+    shell = instruction.removesuffix("_complete")
+    return "\n".join(_SHELLS[shell][1](complete)) if shell in _SHELLS else ""
 
 
 @click.command("completion", Command)
-@click.argument("shell", type=click.Choice(SHELLS), metavar="bash|zsh|fish|powershell")
-@click.pass_context
-def completion(ctx: click.Context, shell: str) -> None:
+@click.argument("shell", type=click.Choice(tuple(_SHELLS)), metavar="bash|zsh|fish|powershell")
+def completion(shell: str) -> None:
     """Print the script by which your shell completes commands, options, and the users, agents, tools and servers seen.
 
     Let the shell load it at its start:
@@ -287,5 +260,5 @@ def completion(ctx: click.Context, shell: str) -> None:
     Needs bash 4.4 or later. In .zshrc, put the line after compinit. Names come from the policy and from the newest rows of
     the audit log. They are read for a second at most, and nothing is changed.
     """
-    root = ctx.find_root().command
-    click.echo(script(root, shell), nl=False)
+    template = {"complete_func": "_mcpguard_completion", "complete_var": VARIABLE, "prog_name": PROGRAM}
+    click.echo(_SHELLS[shell][0] % template, nl=False)

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from unicodedata import east_asian_width
 
 import click
@@ -151,3 +151,24 @@ def new_table() -> tuple["Console", "Table"]:
 
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
     return console, Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+
+
+def print_table(rows: Iterable[Sequence[str | tuple[str, str]]], columns: Sequence[dict[str, Any]], *, margin: int = 0) -> None:
+    """Print a table on the terminal. Long texts take several lines.
+
+    Args:
+        rows: The cells of each row: a text, or a text and its style.
+        columns: The arguments of `rich.table.Column` for each column. Without a `header` there is no line of headings.
+        margin: Columns of the terminal that stay free.
+    """
+    from rich.text import Text
+
+    console, table = new_table()
+    console.width -= margin
+    table.show_header = any("header" in column for column in columns)
+    for column in columns:
+        table.add_column(**{"overflow": "fold", **column})
+    for row in rows:
+        cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
+        table.add_row(*(Text("\n".join(map(printable, text.split("\n"))), style=style) for text, style in cells))
+    console.print(table)

@@ -193,7 +193,7 @@ def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: in
 def test_another_pipe_without_a_reader_is_an_error_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
 ) -> None:
-    monkeypatch.setattr(show, "_print_plain", lambda _: os.write(unread, b"x"))
+    monkeypatch.setattr(show, "_print_rules", lambda *_, **__: os.write(unread, b"x"))
     monkeypatch.setattr(present, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
     done = mcpguard(tmp_path, "policy", "show")
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot continue: Broken pipe\n")

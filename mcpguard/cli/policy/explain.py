@@ -14,8 +14,8 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.counters.table import counter_text
 from mcpguard.cli.names import files, unseen
 from mcpguard.cli.options import json_option, name_option, policy_option, store_option
-from mcpguard.cli.policy.show import named, observed, print_source, rule_as_json, source_as_json
-from mcpguard.cli.present import echo_json, new_table, paragraph, warn
+from mcpguard.cli.policy.show import named, print_source, rule_as_json, source_as_json
+from mcpguard.cli.present import echo_json, paragraph, print_table, warn
 from mcpguard.errors import UsageError
 from mcpguard.identity.caller import parse_agent
 from mcpguard.policy.file import load
@@ -24,7 +24,6 @@ from mcpguard.policy.model import Policy
 from mcpguard.reading.explaining import Explanation, caller
 from mcpguard.reading.explaining import explain as explained
 from mcpguard.session.verdict import Verdict
-from mcpguard.text.printing import printable
 from mcpguard.text.times import ms_up
 from mcpguard.wire.frames import refuse_constant
 
@@ -173,29 +172,30 @@ def _print_plain(found: Explanation) -> None:
         if matches:
             click.echo(f"\n{heading}:")
         for one in matches:
-            paragraph(f"{one.at + 1}. {one.rule.limits_text}  {named(one.rule)}{observed(one.rule)}")
+            paragraph(f"{one.at + 1}. {one.rule.limits_text}  {named(one.rule)}")
             for line in _lines(found, one):
                 paragraph(line, indent="    ")
 
 
 def _print_table(found: Explanation) -> None:
-    from rich.text import Text
-
-    console, table = new_table()
-    table.add_column("RULE", overflow="fold", ratio=2)
-    table.add_column("LIMIT", overflow="fold", max_width=12)
-    table.add_column("STATUS", overflow="fold", max_width=10)
-    table.add_column("REASON, OR QUOTA LEFT", overflow="fold", ratio=3)
     styles = {"applies": "green", "overridden": "yellow", "no match": "dim"}
-    for one in found.matches:
-        table.add_row(
-            Text(printable(f"{one.at + 1}. {named(one.rule)}{observed(one.rule)}")),
-            Text(printable(one.rule.limits_text).replace(" ", "\n")),
-            Text(one.status, style=styles[one.status]),
-            Text("\n".join(printable(line) for line in _lines(found, one))),
+    rows = [
+        (
+            f"{one.at + 1}. {named(one.rule)}",
+            one.rule.limits_text.replace(" ", "\n"),
+            (one.status, styles[one.status]),
+            "\n".join(_lines(found, one)),
         )
+        for one in found.matches
+    ]
+    columns = (
+        {"header": "RULE", "ratio": 2},
+        {"header": "LIMIT", "max_width": 12},
+        {"header": "STATUS", "max_width": 10},
+        {"header": "REASON, OR QUOTA LEFT", "ratio": 3},
+    )
     click.echo()
-    console.print(table)
+    print_table(rows, columns)
 
 
 def _lines(found: Explanation, one: RuleMatch) -> list[str]:

@@ -10,11 +10,11 @@ import click
 from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.options import json_option, policy_option
-from mcpguard.cli.present import echo, echo_json, new_table, paragraph
+from mcpguard.cli.present import echo, echo_json, paragraph, print_table
 from mcpguard.policy.explain import cost_sentence, sentences
 from mcpguard.policy.file import load
 from mcpguard.policy.model import PER, Cost, Policy, Rule
-from mcpguard.text.printing import plural, printable
+from mcpguard.text.printing import plural
 from mcpguard.text.times import span
 
 NO_RULES: Final = "no rules: nothing is limited"
@@ -73,36 +73,27 @@ def _cost_as_json(cost: Cost, *, is_starter: bool) -> dict[str, object]:
     return {**selectors, "cost": cost.units, "line": None if is_starter or not cost.line else cost.line}
 
 
-def _print_plain(policy: Policy) -> None:
+_COLUMNS: Final = (
+    {"header": "#", "justify": "right"},
+    {"header": "LIMIT", "max_width": 16},
+    {"header": "RULE", "ratio": 2},
+    {"header": "MEANING", "ratio": 3},
+)
+
+
+def _print_rules(policy: Policy, *, as_table: bool) -> None:
     """Print each rule and its sentence."""
-    for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
-        paragraph(f"{at + 1}. {rule.limits_text}  {named(rule)}{observed(rule)}")
+    found = [
+        (f"{at + 1}", rule.limits_text, named(rule), text, "red" if rule.deny else "cyan")
+        for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True))
+    ]
+    if as_table:
+        rows = [(number, (limit.replace(" ", "\n"), style), rule, text) for number, limit, rule, text, style in found]
+        print_table(rows, _COLUMNS)
+        return
+    for number, limit, rule, text, _ in found:
+        paragraph(f"{number}. {limit}  {rule}")
         paragraph(text, indent="    ")
-    _print_costs(policy)
-
-
-def _print_table(policy: Policy) -> None:
-    """Print a table of the rules for a terminal."""
-    from rich.text import Text
-
-    console, table = new_table()
-    table.add_column("#", justify="right")
-    table.add_column("LIMIT", overflow="fold", max_width=16)
-    table.add_column("RULE", overflow="fold", ratio=2)
-    table.add_column("MEANING", overflow="fold", ratio=3)
-    for at, (rule, text) in enumerate(zip(policy.rules, sentences(policy), strict=True)):
-        limit = Text(printable(rule.limits_text).replace(" ", "\n"), style="red" if rule.deny else "cyan")
-        table.add_row(str(at + 1), limit, Text(printable(f"{named(rule)}{observed(rule)}")), Text(printable(text)))
-    console.print(table)
-    _print_costs(policy)
-
-
-def _print_costs(policy: Policy) -> None:
-    """Print what calls cost."""
-    if policy.costs:
-        click.echo("\nCosts:")
-    for cost in policy.costs:
-        paragraph(cost_sentence(cost), indent="    ")
 
 
 def counted(policy: Policy) -> str:
@@ -110,14 +101,9 @@ def counted(policy: Policy) -> str:
     return plural(len(policy.rules), "rule") if policy.rules else NO_RULES
 
 
-def observed(rule: Rule) -> str:
-    """A mark beside a rule in observe mode."""
-    return " [observe mode]" if rule.observe else ""
-
-
 def named(rule: Rule) -> str:
-    """A rule's text and the name that its author gave it."""
-    return f"{rule.text} ({rule.name})" if rule.name else rule.text
+    """A rule's text, the name that its author gave it, and a mark in observe mode."""
+    return f"{rule.text}{f' ({rule.name})' if rule.name else ''}{' [observe mode]' if rule.observe else ''}"
 
 
 @click.command("show", Command)
@@ -140,10 +126,12 @@ def show(policy: str | None, as_json: bool) -> None:
     click.echo()
     if not found.rules:
         click.echo(NO_RULES)
-    elif sys.stdout.isatty():
-        _print_table(found)
-    else:
-        _print_plain(found)
+        return
+    _print_rules(found, as_table=sys.stdout.isatty())
+    if found.costs:
+        click.echo("\nCosts:")
+    for cost in found.costs:
+        paragraph(cost_sentence(cost), indent="    ")
 
 
 def print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
