@@ -126,7 +126,7 @@ def _look(key: str, given: dict[str, Any], found: dict[str, None]) -> None:
 def _of_rules(settings: Settings, key: str) -> Iterator[str]:
     from mcpguard.policy.file import load
 
-    policy, _ = load(settings.policy, named=settings.policy_named)
+    policy = load(settings.policy, named=settings.policy_named)
     for rule in policy.rules:
         yield from rule.selectors.get(key, ())
 

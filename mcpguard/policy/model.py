@@ -260,6 +260,7 @@ class Policy:
         observe: Whether all rules only report.
         costs: What calls cost, in the order of the file.
         wait_us: How long a call may be held if the rules that refuse it have no `wait` of their own; 0 for not at all.
+        is_starter: Whether it is the starter policy, because there is no file.
 
     Attributes:
         parts: The parts of the rules, in order, each with the index of its rule.
@@ -273,12 +274,14 @@ class Policy:
         observe: bool = False,
         costs: tuple[Cost, ...] = (),
         wait_us: int = 0,
+        is_starter: bool = False,
     ) -> None:
         self.rules = rules
         self.digest = digest
         self.observe = observe
         self.costs = costs
         self.wait_us = wait_us
+        self.is_starter = is_starter
         self.parts = tuple([(part, at) for at, rule in enumerate(rules) for part in rule.parts])
         # The indexes of the parts, by the axes on which they have a selector without `*`, and then by these selectors
         self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}

@@ -71,13 +71,14 @@ _SELECTION: Final = re.compile(rf"(?:^| )({'|'.join(SELECTORS)}|per)=")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
 
 
-def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> Policy:
+def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_starter: bool = False) -> Policy:
     """Parse a policy file's text.
 
     Args:
         text: The file's content.
         source: How errors name the file.
         observe: Report only, whatever `mode` the file has.
+        is_starter: There is no file: the rules have no lines.
 
     Raises:
         PolicyError: The text is not TOML, or has invalid keys or values. It has every problem with its line and column.
@@ -92,7 +93,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     faults = [Fault((key,), f"unknown key {key!r}", _hint_at_top(key), on_key=True) for key in data if key not in _KEYS]
     whole = parse_mode(data.get("mode", "enforce"), faults)
     wait_us = parse_wait(data["wait"], faults) if "wait" in data else 0
-    lines = _header_lines(text)
+    lines = _header_lines("" if is_starter else text)
     rules: list[Rule] = []
     numbers: dict[tuple[object, ...], int] = {}
     for at, (table, line) in enumerate(_tables(data, "rule", lines, faults)):
@@ -121,7 +122,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         raise _error(source, _located(faults, text))
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     observe = observe or whole == "observe"
-    return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us)
+    return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us, is_starter=is_starter)
 
 
 def untouched(policy: Policy) -> set[int]:

@@ -25,14 +25,12 @@ class Suggested(NamedTuple):
         before: The text of the policy in force.
         after: The suggested text, with the reasons as comments.
         policy: The policy in force.
-        is_starter: Whether that is the starter policy, because there is no file.
     """
 
     findings: Findings
     before: str
     after: str
     policy: Policy
-    is_starter: bool
 
     def diff(self, path: Path) -> str:
         """The change as a unified diff; empty if there is none."""
@@ -56,12 +54,12 @@ def suggest(settings: Settings, *, since_us: int) -> Suggested:
     if text is None and settings.policy_named:
         raise no_such_file(settings.policy, named=True)
     before = STARTER if text is None else text
-    policy = parse(before, source=str(settings.policy))
+    policy = parse(before, source=str(settings.policy), is_starter=text is None)
     survey = Survey(policy)
     if settings.address.exists():
         survey.add(_rows(settings, since_us))
     findings = survey.findings()
-    return Suggested(findings, before, _rewritten(before, findings), policy, text is None)
+    return Suggested(findings, before, _rewritten(before, findings), policy)
 
 
 def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:

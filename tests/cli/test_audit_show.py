@@ -270,7 +270,7 @@ def test_a_call_above_a_cap_shows_what_is_in_flight_and_raises_the_cap_only(caps
     assert "\n      now:  1 in flight, 0 left\n" in out
     assert "reason:      concurrent\n" in out
     told: dict[str, object]
-    (told,) = show.shown_as_json(found, kinds.policy, is_starter=False)["limits"]  # type: ignore[misc]
+    (told,) = show.shown_as_json(found, kinds.policy)["limits"]  # type: ignore[misc]
     assert (told["limit"], told["window"], told["counts"]) == (1, None, "concurrent")
     assert told["now"] == {"limit": 1, "used": 1, "remaining": 0, "retry_after_ms": None}
 
@@ -312,7 +312,7 @@ def test_each_limit_on_cost_is_raised_so_far_that_the_call_fits(capsys: pytest.C
     out = capsys.readouterr().out
     assert "30-units/1h for tool=sum server=crm\n      then: retry in 3,600 s\n      now:  30 used, 0 left" in out
     assert "35-units/1d for tool=sum server=crm\n      then: 30 used, 5 left, retry in 86,400 s" in out
-    limits: Any = show.shown_as_json(found, dearer.policy, is_starter=False)["limits"]
+    limits: Any = show.shown_as_json(found, dearer.policy)["limits"]
     assert [one["then"]["used"] for one in limits] == [None, 30], "the row tells it for the limit that decided only"
 
 
@@ -354,7 +354,7 @@ def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full(capsy
 def test_each_limit_that_had_no_room_for_a_call_is_told_to_be_full(counts: str) -> None:
     kinds = Kinds(f'[[rule]]\ntool = "echo"\ncount = "{counts}"\nlimit = ["2/1h", "2/1d"]\n')
     found = kinds.shown(kinds.last("echo", 3))
-    limits: Any = show.shown_as_json(found, kinds.policy, is_starter=False)["limits"]
+    limits: Any = show.shown_as_json(found, kinds.policy)["limits"]
     assert [(one["then"]["used"], one["then"]["remaining"]) for one in limits] == [(2, 0), (2, 0)]
 
 
@@ -450,7 +450,7 @@ def test_a_row_for_denials_of_many_tools_has_a_limit_but_no_count_and_no_counter
         "    1/1h\n\nTo let the rule admit such a call:\n    mcpguard policy set --tool '*' 2/1h\n" in capsys.readouterr().out
     )
     told: dict[str, object]
-    (told,) = show.shown_as_json(found, kinds.policy, is_starter=False)["limits"]  # type: ignore[misc]
+    (told,) = show.shown_as_json(found, kinds.policy)["limits"]  # type: ignore[misc]
     assert told["then"] == {"used": None, "remaining": None, "count": None, "retry_after_ms": None}
 
 

@@ -37,7 +37,7 @@ _SOURCE_WORDS: Final = {
 """Members that are shown in one line with their sources, which are members, too."""
 
 
-def shown_as_json(shown: Shown, policy: Policy, *, is_starter: bool) -> dict[str, object]:
+def shown_as_json(shown: Shown, policy: Policy) -> dict[str, object]:
     """A row and its explanation as JSON."""
     return {
         "row": shown.record,
@@ -45,7 +45,7 @@ def shown_as_json(shown: Shown, policy: Policy, *, is_starter: bool) -> dict[str
             {
                 "rule": one.text,
                 "number": None if one.at is None else one.at + 1,
-                "now": None if one.at is None else rule_as_json(policy.rules[one.at], is_starter=is_starter),
+                "now": None if one.at is None else rule_as_json(policy.rules[one.at]),
             }
             for one in shown.rules
         ],
@@ -166,11 +166,11 @@ def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> N
     """
     settings = config.load(os.environ, policy=policy, store=store)
     require_store(settings)
-    found, is_starter = load(settings.policy, named=settings.policy_named)
+    found = load(settings.policy, named=settings.policy_named)
     with settings.read_store() as opened:
         record = find(opened, settings.namespace, row_id)
         explained = explain_row(opened, found, record, policy_option=["--policy", policy] if policy else [])
     if as_json:
-        echo_json(shown_as_json(explained, found, is_starter=is_starter), indent=2)
+        echo_json(shown_as_json(explained, found), indent=2)
     else:
-        print_shown(explained, found, "the starter policy" if is_starter else str(settings.policy))
+        print_shown(explained, found, "the starter policy" if found.is_starter else str(settings.policy))

@@ -120,7 +120,7 @@ def _server_patterns(policy: str | None, file: str | None, variables: frozenset[
     except McpguardError:
         return "its settings are not valid"
     try:
-        found, _ = load(settings.policy, named=settings.policy_named)
+        found = load(settings.policy, named=settings.policy_named)
     except McpguardError:
         return "its policy is not valid"
     return [rule.selectors.get("server", ("*",))[0] for rule in found.rules]

@@ -44,14 +44,14 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
     named = file if policy is None else policy
     settings = config.load(os.environ, policy=named)
     try:
-        found, is_starter = load(settings.policy, named=settings.policy_named)
+        found = load(settings.policy, named=settings.policy_named)
     except PolicyError as error:
         if not as_json:
             raise
         echo_json(_errors_as_json(error, settings.policy), indent=2)
         return error.exit_status
     missing = missing_hooks(found)
-    unmatched = [] if is_starter else never_matched(found, settings, explained={one.at for one in missing})
+    unmatched = [] if found.is_starter else never_matched(found, settings, explained={one.at for one in missing})
     unlimited = found.tier_warning(configured_tier(settings))
     capped = still_capped(found, policy_option=["--policy", named] if named else [])
     found_warnings = [
@@ -64,8 +64,8 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
     ]
     if as_json:
         result = {
-            "file": None if is_starter else str(settings.policy),
-            "starter": is_starter,
+            "file": None if found.is_starter else str(settings.policy),
+            "starter": found.is_starter,
             "rules": len(found.rules),
             "errors": [],
             "warnings": found_warnings,
@@ -73,7 +73,7 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
         }
         echo_json(result, indent=2)
         return ExitStatus.OK
-    source = f"starter policy (no file at {settings.policy})" if is_starter else str(settings.policy)
+    source = f"starter policy (no file at {settings.policy})" if found.is_starter else str(settings.policy)
     echo(f"{source}: OK, {counted(found)}")
     for warning in found_warnings:
         echo(f"warning: {warning}")

@@ -75,7 +75,7 @@ def _arguments_of(text: str | None) -> dict[str, object] | None:
     return found
 
 
-def _as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool) -> dict[str, object]:
+def _as_json(found: Explanation, policy: Policy, file: Path) -> dict[str, object]:
     """An explanation as JSON. Counts are null if the store cannot be read."""
     call, verdict = found.call, found.verdict
     return {
@@ -91,12 +91,12 @@ def _as_json(found: Explanation, policy: Policy, file: Path, *, is_starter: bool
             "scopes": list(call.scopes),
             **{key: source for key, source in found.sources.items() if key.endswith("_from")},
         },
-        "policy": source_as_json(policy, file, is_starter=is_starter),
+        "policy": source_as_json(policy, file),
         "store": {"readable": not found.failure, "reason": found.failure or None},
         "rules": [
             {
                 "number": one.at + 1,
-                **rule_as_json(one.rule, is_starter=is_starter),
+                **rule_as_json(one.rule),
                 "status": one.status.replace(" ", "_"),
                 "reason": one.reason or None,
                 "overridden_by": None if one.winner is None else one.winner + 1,
@@ -301,7 +301,7 @@ def explain(
     _require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     given_arguments = _arguments_of(arguments)
     settings = config.load(os.environ, config=config_file, server=server, **options)
-    policy, is_starter = load(settings.policy, named=settings.policy_named)
+    policy = load(settings.policy, named=settings.policy_named)
     who = caller(settings, user=user, agent=agent, token=token, roles=role, scopes=scope, notify=warn)
     places = {key: config.place(key, option, os.environ) for key, option in (("user", user), ("agent", agent))}
     called = server or os.environ.get("MCPGUARD_SERVER")
@@ -309,7 +309,7 @@ def explain(
         warn(note)
     found = explained(settings, policy, who, tool=tool, server=called, arguments=given_arguments, places=places, notify=warn)
     if as_json:
-        echo_json(_as_json(found, policy, settings.policy, is_starter=is_starter), indent=2)
+        echo_json(_as_json(found, policy, settings.policy), indent=2)
         return
-    print_source(policy, settings.policy, is_starter=is_starter)
+    print_source(policy, settings.policy)
     _print(found)

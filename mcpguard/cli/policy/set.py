@@ -224,7 +224,7 @@ def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool
     part: Counts | None = "concurrent" if concurrent else count
     found = take_out(settings.policy, rule, named=settings.policy_named, part=part)
     if found is None:
-        policy_now, _ = load(settings.policy, named=True)
+        policy_now = load(settings.policy, named=True)
         what = "no rule" if part is None else "no rule with a cap" if concurrent else f"no limit that counts {part}"
         raise McpguardError(f"{settings.policy}: {what} for {rule.text}", _nearest(rule, policy_now.rules))
     gone, after, at = found

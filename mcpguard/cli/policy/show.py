@@ -21,23 +21,22 @@ NO_RULES: Final = "no rules: nothing is limited"
 """Printed for a policy without rules."""
 
 
-def _as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
+def _as_json(policy: Policy, path: Path) -> dict[str, object]:
     """A policy with a sentence for each rule.
 
     Args:
         policy: The policy.
         path: Its file, which may be missing.
-        is_starter: Whether this is the starter policy, because there is no file.
     """
     return {
-        **source_as_json(policy, path, is_starter=is_starter),
+        **source_as_json(policy, path),
         "policy": policy.digest,
         "wait": span(policy.wait_us) if policy.wait_us else None,
-        "costs": [_cost_as_json(cost, is_starter=is_starter) for cost in policy.costs],
+        "costs": [_cost_as_json(cost) for cost in policy.costs],
         "rules": [
             {
                 "number": at + 1,
-                **rule_as_json(rule, is_starter=is_starter),
+                **rule_as_json(rule),
                 "axis": rule.axis,
                 "per": [axis for axis in PER if axis in rule.per],
                 "overridden_by": [other + 1 for other in narrower],
@@ -48,13 +47,13 @@ def _as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, objec
     }
 
 
-def source_as_json(policy: Policy, path: Path, *, is_starter: bool) -> dict[str, object]:
+def source_as_json(policy: Policy, path: Path) -> dict[str, object]:
     """Where a policy comes from, and its mode."""
     mode = "observe" if policy.observe else "enforce"
-    return {"file": None if is_starter else str(path), "starter": is_starter, "mode": mode}
+    return {"file": None if policy.is_starter else str(path), "starter": policy.is_starter, "mode": mode}
 
 
-def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
+def rule_as_json(rule: Rule) -> dict[str, object]:
     """A rule as its author wrote it. A rule of the starter policy has no line."""
     return {
         "rule": rule.text,
@@ -63,14 +62,14 @@ def rule_as_json(rule: Rule, *, is_starter: bool) -> dict[str, object]:
         "concurrent": "unlimited" if rule.concurrent == 0 else rule.concurrent,
         "wait": None if rule.wait_us is None else span(rule.wait_us),
         "mode": "observe" if rule.observe else "enforce",
-        "line": None if is_starter or not rule.line else rule.line,
+        "line": rule.line or None,
         "name": rule.name or None,
     }
 
 
-def _cost_as_json(cost: Cost, *, is_starter: bool) -> dict[str, object]:
+def _cost_as_json(cost: Cost) -> dict[str, object]:
     selectors = {key: cost.selectors[key][0] if key in cost.selectors else None for key in ("tool", "server")}
-    return {**selectors, "cost": cost.units, "line": None if is_starter or not cost.line else cost.line}
+    return {**selectors, "cost": cost.units, "line": cost.line or None}
 
 
 _COLUMNS: Final = (
@@ -118,11 +117,11 @@ def show(policy: str | None, as_json: bool) -> None:
       mcpguard policy show --json
     """
     settings = config.load(os.environ, policy=policy)
-    found, is_starter = load(settings.policy, named=settings.policy_named)
+    found = load(settings.policy, named=settings.policy_named)
     if as_json:
-        echo_json(_as_json(found, settings.policy, is_starter=is_starter), indent=2)
+        echo_json(_as_json(found, settings.policy), indent=2)
         return
-    print_source(found, settings.policy, is_starter=is_starter)
+    print_source(found, settings.policy)
     click.echo()
     if not found.rules:
         click.echo(NO_RULES)
@@ -134,9 +133,9 @@ def show(policy: str | None, as_json: bool) -> None:
         paragraph(cost_sentence(cost), indent="    ")
 
 
-def print_source(policy: Policy, path: Path, *, is_starter: bool) -> None:
+def print_source(policy: Policy, path: Path) -> None:
     """Print where a policy comes from, and what holds for all its rules."""
-    echo(f"starter policy: no file at {path}" if is_starter else f"policy: {path}")
+    echo(f"starter policy: no file at {path}" if policy.is_starter else f"policy: {path}")
     if policy.observe:
         click.echo("mode: observe (nothing is denied; calls that would be denied are logged)")
     if policy.wait_us:

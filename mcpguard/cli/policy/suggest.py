@@ -29,8 +29,8 @@ def _as_json(found: Suggested, path: Path, since: str) -> dict[str, object]:
         "last": rfc3339(findings.last_us) if findings.calls else None,
         "enough": findings.is_enough,
         "headroom": HEADROOM,
-        "file": None if found.is_starter else str(path),
-        "starter": found.is_starter,
+        "file": None if found.policy.is_starter else str(path),
+        "starter": found.policy.is_starter,
         "rules": [_suggestion_as_json(one) for one in findings.suggestions],
         "tools_left_out": findings.tools_left_out,
         "toml": found.after,
@@ -71,7 +71,7 @@ def _print_summary(found: Suggested, path: Path, since: str) -> None:
             " observe for a few days (mcpguard policy mode observe), then ask again"
         )
     _say(f"limits are {HEADROOM} times the busiest window, rounded up; a limit of {low:g} to {high:g} times stays")
-    if found.is_starter:
+    if found.policy.is_starter:
         _say(f"the starter policy is in force; to write it to {path}: mcpguard policy init")
     for one in findings.suggestions:
         name = f"rule {one.at + 1} ({found.policy.rules[one.at].text})" if one.at >= 0 else _text(one)
