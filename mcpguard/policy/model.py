@@ -231,6 +231,13 @@ class Rule(NamedTuple):
         words = [word for key in SELECTORS for pattern in self.selectors.get(key, ()) for word in (f"--{key}", pattern)]
         return words + (["--per", self.per_text] if self.per_text else [])
 
+    @property
+    def setting(self) -> list[str]:
+        """The arguments of `policy set` for the rule."""
+        count = ["--count", self.counts] if self.has_limit and self.counts != "calls" else []
+        cap = [] if self.concurrent is None else ["--concurrent", f"{self.concurrent or 'unlimited'}"]
+        return [*self.options, *cap, *count, *self.limit_text.split()]
+
 
 class Cost(NamedTuple):
     """One `[[cost]]`: what the calls of some tools take of limits that count cost.

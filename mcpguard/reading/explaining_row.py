@@ -242,17 +242,18 @@ def _command(
     rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
     if rule is None:
         return None
-    words = rule.options
-    refused = (
-        {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)} if "exceeded" in record else {}
-    )
-    if any(one.counts == "concurrent" for one in limits) and rule.concurrent is not None:
-        words += ["--concurrent", str(_raised(rule.concurrent, refused.get(("concurrent", 0)), record))]
-        if all(one.counts == "concurrent" for one in limits):
-            return words
-    words += ["--count", rule.counts] if rule.counts != "calls" else []
-    rates = [f"{_raised(rate.n, refused.get((rule.counts, rate.window_us)), record)}/{rate.text}" for rate in rule.rates]
-    return [*words, *(rates or ["unlimited"])]
+    refused: dict[tuple[str, int], tuple[LimitThen, int]] = {}
+    if "exceeded" in record:
+        refused = {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)}
+    caps = [one.counts == "concurrent" for one in limits]
+    if any(caps) and rule.concurrent is not None:
+        rule = rule._replace(concurrent=_raised(rule.concurrent, refused.get(("concurrent", 0)), record))
+        if all(caps):
+            return rule.parts[-1].setting
+    else:
+        rule = rule.parts[0]
+    rates = [rate._replace(n=_raised(rate.n, refused.get((rule.counts, rate.window_us)), record)) for rate in rule.rates]
+    return rule._replace(rates=tuple(rates), deny=False, has_limit=True).setting
 
 
 def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, Any]) -> int:

@@ -246,8 +246,8 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
 
 def _command(rule: Rule, changed: Rate, n: int) -> str:
     """The command line that gives a rule another limit in place of one."""
-    limits = [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
-    return shlex.join(["mcpguard", "policy", "set", *rule.options, *limits])
+    rates = tuple(rate._replace(n=n) if rate == changed else rate for rate in rule.rates)
+    return shlex.join(["mcpguard", "policy", "set", *rule._replace(rates=rates).setting])
 
 
 def _burst(burst: Burst) -> Mapping[str, object]:

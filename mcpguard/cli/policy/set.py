@@ -151,12 +151,10 @@ def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -
     """Warn of a rule for agents whose author has probably forgotten that it counts all users together."""
     rule = policy.rules[at]
     if rule.agent and rule.parts[0].bounds and "user" not in rule.selectors and not rule.per_text:
-        words = [*policy_option, *rule._replace(selectors={"user": ("*",), **rule.selectors}).options]
-        words += ["--count", rule.counts] if rule.counts != "calls" and rule.has_limit else []
-        words += ["--concurrent", str(rule.concurrent or "unlimited")] if rule.concurrent is not None else []
+        each = rule._replace(selectors={"user": ("*",), **rule.selectors})
         yield (
             f"rule {at + 1} counts all users together; to count each user separately:"
-            f" {shlex.join(['mcpguard', 'policy', 'set', *words, *rule.limit_text.split()])};"
+            f" {shlex.join(['mcpguard', 'policy', 'set', *policy_option, *each.setting])};"
             f" then drop this rule: {unset_command(policy, at, policy_option=policy_option)}"
         )
 
