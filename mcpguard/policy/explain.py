@@ -8,7 +8,7 @@ from mcpguard.policy.model import Cost, Policy, Rate, Rule
 from mcpguard.text.printing import amount
 from mcpguard.text.times import span_in_words, window
 
-NAMED: Final = 3
+_NAMED: Final = 3
 """How many of several rules a sentence names."""
 
 
@@ -49,10 +49,19 @@ def sentences(policy: Policy) -> list[str]:
 def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
     if not narrower:
         return text
-    numbers = [str(at + 1) for at in narrower]
-    if len(numbers) > NAMED + 1:
-        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
-    return f"{text[:-1]}, unless a narrower rule says otherwise: rule{'s' if len(narrower) > 1 else ''} {series(numbers)}."
+    return f"{text[:-1]}, unless a narrower rule says otherwise: {rule_numbers(narrower)}."
+
+
+def rule_numbers(places: Sequence[int]) -> str:
+    """Some rules by their numbers.
+
+    >>> rule_numbers([4]), rule_numbers(range(9))
+    ('rule 5', 'rules 1, 2, 3 and 6 more')
+    """
+    numbers = [str(at + 1) for at in places]
+    if len(numbers) > _NAMED + 1:
+        numbers = [*numbers[:_NAMED], f"{len(numbers) - _NAMED} more"]
+    return f"rule{'s' if len(places) > 1 else ''} {series(numbers)}"
 
 
 def cost_sentence(cost: Cost) -> str:
@@ -67,8 +76,8 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
         return []
     known = [cost for cost in costs if rule.may_meet(cost.pattern)]
     words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
-    if len(words) > NAMED + 1:
-        words = [*words[:NAMED], f"{len(words) - NAMED} more have a cost"]
+    if len(words) > _NAMED + 1:
+        words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
     return [series(words)] if words else ["each call costs 1"]
 
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
 from mcpguard.limiter.sliding import EXACT
-from mcpguard.policy.explain import NAMED, series
+from mcpguard.policy.explain import rule_numbers, series
 from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.parse import untouched
 from mcpguard.policy.tighter import Tightness, admitted_at_most, can_deny_beside
@@ -87,11 +87,8 @@ def still_capped(policy: Policy, *, policy_option: Sequence[str] = ()) -> Capped
 
 
 def _still_caps(policy: Policy, other: int, ats: Sequence[int], policy_option: Sequence[str]) -> str:
-    numbers = [str(at + 1) for at in ats]
-    if len(numbers) > NAMED + 1:
-        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
     return (
-        f"{label(policy, other)} still caps calls of rule{'s' if len(ats) > 1 else ''} {series(numbers)} more tightly,"
+        f"{label(policy, other)} still caps calls of {rule_numbers(ats)} more tightly,"
         f" at {policy.rules[other].parts[0].limits_text};"
         f" to drop it: {unset_command(policy, other, policy_option=policy_option)}"
     )

@@ -17,7 +17,7 @@ from mcpguard.stores.api import Wanted
 from mcpguard.text.printing import printable
 
 
-class Suggested(NamedTuple):
+class SuggestedPolicy(NamedTuple):
     """A suggested policy.
 
     Attributes:
@@ -39,7 +39,7 @@ class Suggested(NamedTuple):
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
 
 
-def suggest(settings: Settings, *, since_us: int) -> Suggested:
+def suggest(settings: Settings, *, since_us: int) -> SuggestedPolicy:
     """Suggest limits from the calls since a time.
 
     Args:
@@ -59,7 +59,7 @@ def suggest(settings: Settings, *, since_us: int) -> Suggested:
     if settings.address.exists():
         survey.add(_rows(settings, since_us))
     findings = survey.findings()
-    return Suggested(findings, before, _rewritten(before, findings), policy)
+    return SuggestedPolicy(findings, before, _rewritten(before, findings), policy)
 
 
 def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -12,14 +14,16 @@ from mcpguard.cli.options import json_option, policy_option, store_option
 from mcpguard.cli.present import echo, echo_json, is_coloured
 from mcpguard.errors import ExitStatus, McpguardError
 from mcpguard.policy.suggest import FITS, HEADROOM, Suggestion
-from mcpguard.reading.suggesting import Suggested
+from mcpguard.reading.suggesting import SuggestedPolicy
 from mcpguard.reading.suggesting import suggest as suggested
 from mcpguard.stores.clock import wall_us
 from mcpguard.text.printing import amount, plural, printable
 from mcpguard.text.times import rfc3339
 
+_COLOURS: Final = {"+": "green", "-": "red", "@": "cyan"}
 
-def _as_json(found: Suggested, path: Path, since: str) -> dict[str, object]:
+
+def _as_json(found: SuggestedPolicy, path: Path, since: str) -> dict[str, object]:
     """The suggestions as JSON."""
     findings = found.findings
     return {
@@ -60,7 +64,7 @@ def _suggestion_as_json(suggestion: Suggestion) -> dict[str, object]:
     }
 
 
-def _print_summary(found: Suggested, path: Path, since: str) -> None:
+def _print_summary(found: SuggestedPolicy, path: Path, since: str) -> None:
     """Say on stderr what the suggestions are based on, whether that is too little, and what becomes of the other rules."""
     findings, (low, high) = found.findings, FITS
     first, last = (f"{rfc3339(at_us)[:16].replace('T', ' ')}" for at_us in (findings.first_us, findings.last_us))
@@ -96,28 +100,14 @@ def _text(suggestion: Suggestion) -> str:
     return " ".join(f"{key}={value}" for key, value in suggestion.table.items() if isinstance(value, str))
 
 
-def _print_toml(text: str) -> None:
-    """Print a policy."""
+def _print_text(text: str, colours: Mapping[str, str]) -> None:
+    """Print a text of several lines; on a terminal with control characters escaped, and with colours by first characters."""
     if not sys.stdout.isatty():
         click.echo(text, nl=False)
         return
     for line in text.splitlines():
-        click.echo(_shown(line))
-
-
-def _print_diff(diff: str) -> None:
-    """Print a diff, coloured on a terminal."""
-    if not sys.stdout.isatty():
-        click.echo(diff, nl=False)
-        return
-    colours = {"+": "green", "-": "red", "@": "cyan"} if is_coloured() else {}
-    for line in diff.splitlines():
-        click.echo(click.style(_shown(line), fg=colours.get(line[:1])) if colours else _shown(line))
-
-
-def _shown(line: str) -> str:
-    """A line of a file on a terminal, control characters escaped."""
-    return printable(line.expandtabs())
+        shown = printable(line.expandtabs())
+        click.echo(click.style(shown, fg=colours[line[:1]]) if line[:1] in colours else shown)
 
 
 def _say(text: str) -> None:
@@ -158,9 +148,9 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     if not diff:
         click.echo("nothing to suggest: no limit needs a change", err=True)
     if only != "diff" and (diff or only):
-        _print_toml(found.after)
+        _print_text(found.after, {})
     if not only and diff:
         click.echo()
     if only != "toml":
-        _print_diff(diff)
+        _print_text(diff, _COLOURS if is_coloured() else {})
     return ExitStatus.OK
