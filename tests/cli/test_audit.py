@@ -328,22 +328,6 @@ def test_an_offered_filter_finds_a_name_with_control_characters(tmp_path: Path) 
     assert tools(mcpguard(tmp_path, "audit", "tail", "--json", *offered)) == ["echo"]
 
 
-def test_without_a_store_it_says_so_on_stderr(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "audit", "tail")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == f"mcpguard: no audit log yet: there is no store at {tmp_path / 'mcpguard.db'}\n"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 1)
-    (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
-    done = mcpguard(tmp_path, "audit", "tail")
-    assert (done.returncode, done.stdout) == (69, "")
-    assert "is damaged" in done.stderr
-    assert "hint: move it away" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("change", "argv"),
     [

@@ -310,13 +310,6 @@ def test_follow_appends_to_a_file_that_may_be_written_but_not_read(tmp_path: Pat
     assert (before, json.loads(row)["tool"]) == ("before", "echo")
 
 
-def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "audit", "export")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no audit log yet: there is no store at" in done.stderr
-    assert done.stderr.endswith("\nhint: start a server with mcpguard run, which creates it\n")
-
-
 def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:
     path = home / "mcpguard.db"
     log, lock = CallLog(log_path(path)), lock_file(beside(path, "-lock"))

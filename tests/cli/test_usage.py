@@ -323,18 +323,6 @@ def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None
     assert last == 'left=197 used=3 limit=200/1d next_free_ms=0 tool=plain server=files rule="tool=*"'
 
 
-def test_without_a_store_or_without_calls_it_says_so_on_stderr(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "usage")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "no counters: there is no store at" in done.stderr
-
-
-def test_a_broken_policy_is_an_error_in_the_policy(tmp_path: Path, home: Path) -> None:
-    (tmp_path / "policy.toml").write_text("limit")
-    done = mcpguard(home, "usage", "--policy", str(tmp_path / "policy.toml"))
-    assert (done.returncode, done.stdout) == (78, "")
-
-
 def test_watch_shows_a_screen_on_a_terminal_only_and_no_json(home: Path) -> None:
     hint = "hint: use mcpguard usage --json for programs"
     done = mcpguard(home, "usage", "--watch")
