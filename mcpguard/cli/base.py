@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from click.shell_completion import CompletionItem
 
 from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
+
+if TYPE_CHECKING:  # a hook delays a call, and completes nothing
+    from click.shell_completion import CompletionItem
 
 _NICENESS: Final = 10
 """With this nice value a process gets about a tenth of the time of a usual one, if both want all of a core."""
@@ -119,8 +121,10 @@ class Group(_ShortHelp, click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in self._parts.items()])
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem[str]"]:
         """See `click.Group`. It loads no command."""
+        from click.shell_completion import CompletionItem
+
         found = [CompletionItem(name, help=line) for name, (_, line) in self._parts.items() if name.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
