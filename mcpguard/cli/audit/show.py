@@ -14,6 +14,7 @@ from mcpguard.cli.counters.table import counter_text
 from mcpguard.cli.options import json_option, policy_option, store_option
 from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph
+from mcpguard.configured_identity import SOURCES
 from mcpguard.policy.explain import sentence
 from mcpguard.policy.file import load
 from mcpguard.policy.model import Policy
@@ -24,17 +25,13 @@ from mcpguard.text.times import ms_up
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that describe the limits that decided. They are shown with these limits, if the row names them."""
 
-_SOURCES: Final = {"user": "user_source", "agent": "agent_source"}
-_SOURCE_WORDS: Final = {
-    "jwt": "the token",
-    "os": "the OS account",
+_SOURCE_WORDS: Final = SOURCES | {
     "hook": "the client's hook",
     "clientInfo": "what the client tells of itself",
     "meta": "the call's _meta",
     "default": "not known",
 }
 """Where a user or an agent comes from. For `config` a row does not tell which of three places it was."""
-"""Members that are shown in one line with their sources, which are members, too."""
 
 
 def shown_as_json(shown: Shown, policy: Policy) -> dict[str, object]:
@@ -86,7 +83,7 @@ def _now_as_json(now: CounterNow) -> dict[str, object]:
 
 def _source_of(key: str, record: Mapping[str, Any]) -> str:
     """Where the user or the agent of a row comes from, in brackets; empty for another member."""
-    word = record.get(_SOURCES.get(key, ""))
+    word = record.get(f"{key}_source")
     words = f"--{key}, MCPGUARD_{key.upper()} or config.toml" if word == "config" else _SOURCE_WORDS.get(str(word), word)
     return f" ({words})" if words else ""
 
@@ -94,7 +91,7 @@ def _source_of(key: str, record: Mapping[str, Any]) -> str:
 def print_shown(shown: Shown, policy: Policy, file: str) -> None:
     """Print a row, its rules, its counters, and the commands that change the rules."""
     record = shown.record
-    elsewhere = {"time_us", *_SOURCES.values(), *(_OF_LIMITS if shown.limits else ())}
+    elsewhere = {"time_us", "user_source", "agent_source", *(_OF_LIMITS if shown.limits else ())}
     for key in MEMBERS:
         if key in record and key not in elsewhere:
             value = record[key]

@@ -16,6 +16,7 @@ from mcpguard.cli.names import files, unseen
 from mcpguard.cli.options import json_option, name_option, policy_option, store_option
 from mcpguard.cli.policy.show import named, print_source, rule_as_json, source_as_json
 from mcpguard.cli.present import echo_json, paragraph, print_table, warn
+from mcpguard.configured_identity import SOURCES
 from mcpguard.errors import UsageError
 from mcpguard.identity.caller import parse_agent
 from mcpguard.policy.file import load
@@ -27,9 +28,8 @@ from mcpguard.session.verdict import Verdict
 from mcpguard.text.times import ms_up
 from mcpguard.wire.frames import refuse_constant
 
-_SOURCES: Final = {
-    "os": "the OS account",
-    "jwt": "the token",
+_SOURCES: Final = SOURCES | {
+    "default": "",
     "audit": "from the last call of this tool",
     "unknown": "unknown; name it with --server",
 }
