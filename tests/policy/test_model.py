@@ -149,13 +149,6 @@ def test_the_rules_that_override_a_rule_are_those_of_comparing_all_pairs(rules: 
     assert Policy(tuple(rules)).overriding() == expected
 
 
-@given(st.lists(few, min_size=1, max_size=25, unique=True), st.lists(few, min_size=1, max_size=3), names)
-def test_overrides_among_many_rules_are_those_of_comparing_all_pairs(users: list[str], tools: list[str], name: str) -> None:
-    rules = [Rule({"user": (user,), "tool": (tool,)}, frozenset()) for user in users for tool in tools]
-    call = Call(name, "a::b::c", name, name)
-    assert Policy(tuple(rules)).matching(call) == matching(rules, call)
-
-
 # Counters
 
 
