@@ -482,3 +482,19 @@ def test_a_cap_is_found_again() -> None:
 @pytest.mark.parametrize("text", ["", "nonsense", "tool=", "tool=a tool=b", "per=moon", "agent=one::two"])
 def test_a_text_that_no_rule_has_gives_none(text: str) -> None:
     assert rule_of_text(text, "5/1m") is None
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"user": "*", "role": ["a", "b"], "limit": ["5/1m", "9/1h"]}, "--user * --role a --role b 5/1m 9/1h"),
+        (
+            {"tool": "t", "per": [], "limit": "9/1h", "count": "cost", "concurrent": 2},
+            "--tool t --per none --concurrent 2 --count cost 9/1h",
+        ),
+        ({"tool": "t", "concurrent": "unlimited"}, "--tool t --concurrent unlimited"),
+        ({"tool": "t", "limit": "deny"}, "--tool t deny"),
+    ],
+)
+def test_a_rule_is_written_as_the_arguments_that_set_it(table: dict[str, object], words: str) -> None:
+    assert " ".join(parse_rule(table, where="rule").setting) == words
