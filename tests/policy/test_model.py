@@ -302,6 +302,12 @@ def test_parts_are_overridden_by_the_same_parts_only() -> None:
     assert found.overriding() == [[1, 2], [], [], []]
 
 
+def test_a_rule_for_a_name_is_overridden_by_the_narrower_rules_for_this_name() -> None:
+    keys = ("user = 'bob'", "user = 'alice'", "user = 'alice'; server = 'c*'", "user = 'alice'; server = 'crm'", "user = '*'")
+    found = written(*(f"{key}; per = ['user']; limit = '5/1m'" for key in keys))
+    assert found.overriding() == [[], [2, 3], [3], [], [0, 1, 2, 3]]
+
+
 def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:
     found = written("user = '*'; concurrent = 2", "user = 'alice'; concurrent = 'unlimited'")
     assert found.plan(ALICE) == Plan()
