@@ -6,6 +6,7 @@ from typing import Final
 
 import click
 
+from mcpguard.cli.counters.table import short_limit
 from mcpguard.cli.present import cell_width, fit, fit_all, room_beside
 from mcpguard.session.verdict import FORWARDED
 from mcpguard.text.printing import printable
@@ -121,20 +122,6 @@ class Table:
 def ended_us(record: Mapping[str, object]) -> int:
     """The time at which a call ended, if its outcome is known."""
     return int(str(record["time_us"])) + round(float(str(record.get("duration_ms", 0))) * 1000)
-
-
-def short_limit(record: Mapping[str, object]) -> str:
-    """The limit of a record that has one, short enough for a column.
-
-    >>> short_limit({"limit": 2, "counts": "concurrent"}), short_limit({"limit": 3, "window": "1m", "counts": "errors"})
-    ('2 at once', '3 err/1m')
-    >>> short_limit({"limit": 100, "window": "1h", "counts": "cost"}), short_limit({"limit": 5, "window": "1m"})
-    ('100 u/1h', '5/1m')
-    """
-    if record.get("counts") == "concurrent":
-        return f"{record['limit']} at once"
-    unit = {"cost": " u", "errors": " err"}.get(str(record.get("counts")), "")
-    return f"{record['limit']}{unit}/{record['window']}"
 
 
 def _limit(record: Mapping[str, object]) -> str:

@@ -8,8 +8,7 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from mcpguard.cli.audit.table import short_limit
-from mcpguard.cli.counters.table import NARROW, Table
+from mcpguard.cli.counters.table import NARROW, Table, short_limit
 from mcpguard.cli.present import fit, fit_all
 from mcpguard.config import Settings
 from mcpguard.policy.file import PolicyFile

@@ -1,12 +1,11 @@
 """Counters as text: what they count; and their usage, as a table for a terminal and as lines of key=value for a pipe."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import click
 
-from mcpguard.cli.audit.table import short_limit
 from mcpguard.cli.present import Columns, fit, fit_all, room_beside
 from mcpguard.limiter.plan import ARGUMENTS, Reported, label_parts
 from mcpguard.policy.model import SELECTORS
@@ -153,3 +152,17 @@ def usage_as_json(one: Usage) -> dict[str, object]:
         "left": one.left,
         "next_free_ms": one.next_free_ms,
     }
+
+
+def short_limit(record: Mapping[str, object]) -> str:
+    """The limit of a record that has one, short enough for a column.
+
+    >>> short_limit({"limit": 2, "counts": "concurrent"}), short_limit({"limit": 3, "window": "1m", "counts": "errors"})
+    ('2 at once', '3 err/1m')
+    >>> short_limit({"limit": 100, "window": "1h", "counts": "cost"}), short_limit({"limit": 5, "window": "1m"})
+    ('100 u/1h', '5/1m')
+    """
+    if record.get("counts") == "concurrent":
+        return f"{record['limit']} at once"
+    unit = {"cost": " u", "errors": " err"}.get(str(record.get("counts")), "")
+    return f"{record['limit']}{unit}/{record['window']}"
