@@ -11,6 +11,7 @@ from mcpguard.files import absolute, read_at_once
 from mcpguard.identity.account import folders
 from mcpguard.run_options import DENIALS
 from mcpguard.text.redaction import holds_token
+from mcpguard.text.times import seconds_of
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
     from pathlib import Path
@@ -398,8 +399,6 @@ def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, objec
     return {"store" if key == "url" else key: value}
 
 
-_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}  # the policy's units; its parser is loaded later
-
 _LONGEST_SPAN_S: Final = 999_999 * 604_800
 """In microseconds it fits into the 64 bits that a store has for a time."""
 
@@ -410,9 +409,8 @@ def span_us(text: object, *, where: str) -> int:
     Raises:
         ConfigError: The text is not a span of time.
     """
-    match = re.fullmatch(r"([0-9]{1,12})([smhdw])", text) if isinstance(text, str) else None
-    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
-    if not 0 < seconds <= _LONGEST_SPAN_S:
+    seconds = seconds_of(text)
+    if not seconds or seconds > _LONGEST_SPAN_S:
         raise ConfigError(f"{where}: {text!r} is not a span of time", 'write a number and one of s m h d w, such as "30d"')
     return seconds * 1_000_000
 

@@ -239,7 +239,7 @@ def test_the_figures_of_the_readme_are_those_of_the_manual() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    for name in commands._COMMANDS:
+    for name in commands.cli.list_commands(click.Context(commands.cli)):
         assert re.search(rf"\bmcpguard {name}\b", README), name
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mcpguard import run_options
-from mcpguard.cli.run import command
+from mcpguard.cli.run import run as command
 from tests.cli.command import command as mcpguard
 from tests.end_to_end.host import DEADLINE_S, environment
 

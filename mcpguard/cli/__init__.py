@@ -31,15 +31,15 @@ def main() -> None:
 def _by_click() -> int:
     import click
 
-    from mcpguard.cli._errors import by_click
     from mcpguard.cli.commands import cli
+    from mcpguard.cli.errors import by_click
 
     gc.enable()
     _tolerate_output()
     if instruction := os.environ.get("_MCPGUARD_COMPLETE"):  # a shell asks, by the script of `mcpguard completion`
-        from mcpguard.cli import _completion
+        from mcpguard.cli.completion import answer
 
-        values = _completion.answer(cli, instruction)
+        values = answer(cli, instruction)
         click.echo(values, nl=bool(values))  # bash would take an empty line for a value
         return ExitStatus.OK
     try:
@@ -74,7 +74,7 @@ def _leave(status: int) -> None:
 
 
 def _complain(error: McpguardError) -> ExitStatus:
-    from mcpguard.cli._errors import lines
+    from mcpguard.cli.errors import lines
 
     with contextlib.suppress(OSError, AttributeError):  # stderr is closed
         sys.stderr.write("".join(f"{line}\n" for line in lines(error)))

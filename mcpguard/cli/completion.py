@@ -1,15 +1,252 @@
-"""`mcpguard completion`: prints a script by which a shell completes command lines."""
+"""Completion for shells: the scripts that they load, and the values that they show.
+
+click finds what can be completed. Its scripts are replaced where they damage names with colons and spaces: bash breaks words at
+colons, and inserts a value without quoting it; click's script for zsh drops the words' quotation marks. The scripts start the
+mcpguard on the PATH, whatever path the line begins with: `./mcpguard` may be anybody's, and a tab must not start it.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem, PowerShellComplete, ShellComplete
 
-from mcpguard.cli import _completion
-from mcpguard.cli._command import Command
+from mcpguard.cli.base import Command
+
+PROGRAM: Final = "mcpguard"
+VARIABLE: Final = "_MCPGUARD_COMPLETE"
+"""The variable by which a script asks for values. click has the same for every program."""
+
+_BASH: Final = """\
+%(complete_func)s() {
+    local line
+    COMPREPLY=()
+    while IFS= read -r line; do
+        if [[ $line == file,* ]]; then
+            compopt -o default 2>/dev/null
+        else
+            COMPREPLY+=("${line#*,}")
+        fi
+    done < <(
+        %(complete_var)s=bash_complete _MCPGUARD_LINE="${COMP_LINE:0:COMP_POINT}" _MCPGUARD_BREAKS="$COMP_WORDBREAKS" \\
+            %(prog_name)s 2>/dev/null
+    )
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+_ZSH: Final = """\
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+    local -a values shown
+    local type value help wants_files
+    for type value help in ${(f)"$(
+        %(complete_var)s=zsh_complete _MCPGUARD_WORDS="${(pj:\\n:)${(@Q)words[2,CURRENT-1]}}" _MCPGUARD_WORD="${(Q)PREFIX}" \\
+            %(prog_name)s 2>/dev/null
+    )"}; do
+        if [[ $type == file ]]; then
+            wants_files=1
+        else
+            values+=("$value")
+            [[ $help == _ ]] && shown+=("$value") || shown+=("$value  -- $help")
+        fi
+    done
+    [[ $PREFIX == --*=* ]] && compset -P 1 '*='
+    [[ -n $wants_files ]] && _files
+    if (( $#values )); then
+        if [[ "$values" == "$shown" ]]; then
+            compadd -V seen -a values
+        else
+            compadd -V seen -l -d shown -a values
+        fi
+    fi
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+
+_FISH: Final = """\
+function %(complete_func)s
+    set -lx %(complete_var)s fish_complete
+    set -l words (commandline -xpc 2>/dev/null; or commandline -opc)
+    set -lx _MCPGUARD_WORDS (string join \\n -- $words[2..] | string collect)
+    set -lx _MCPGUARD_WORD (commandline -ct | string collect)
+    for line in (%(prog_name)s 2>/dev/null)
+        if string match -q 'file,*' -- $line
+            __fish_complete_path (commandline -ct)
+        else
+            string replace -r '^[a-z]+,' '' -- $line
+        end
+    end
+end
+
+complete --command %(prog_name)s --no-files --keep-order --arguments '(%(complete_func)s)'
+"""
+
+
+_SPECIAL: Final = re.compile(r"[^\w./:@%+,=-]")
+"""Characters that a shell may not take as they are."""
+
+_KEPT_BY_READLINE: Final = "@$"
+"""Readline breaks a word before these characters, and after all others."""
+
+
+class Typed(NamedTuple):
+    """An unfinished command line.
+
+    Attributes:
+        words: The words before the last one, without quotation marks.
+        word: The last word, without quotation marks; empty after a space.
+        quote: The quotation mark that is open at the end; empty if none is.
+        start: Where in `word` the text begins that the shell replaces.
+    """
+
+    words: list[str]
+    word: str
+    quote: str = ""
+    start: int = 0
+
+    def rest_of(self, value: str) -> str:
+        """What the shell puts in place of the text from `start` on, so that the last word becomes `value`.
+
+        >>> read('run --agent "Claude Code::', ":").rest_of("Claude Code::api::x y"), read("a::", ":").rest_of("a::b c")
+        ('Claude Code::api::x y', 'b\\\\ c')
+        """
+        text = value[self.start :]
+        if self.quote == "'":
+            return text.replace("'", "'\\''")
+        return re.sub(r'["\\$`]', r"\\\g<0>", text) if self.quote else _SPECIAL.sub(r"\\\g<0>", text)
+
+
+def read(line: str, breaks: str = "") -> Typed:
+    """Split a line into words.
+
+    Args:
+        line: The line up to the cursor.
+        breaks: Characters at which the shell begins to replace a word anew (`COMP_WORDBREAKS`).
+    """
+    words: list[str] = []
+    word, quote, start, at = "", "", 0, 0
+    is_begun = False
+    while at < len(line):
+        char, at = line[at], at + 1
+        if char == quote:
+            quote, start = "", len(word)
+        elif char == "\\" and quote != "'" and (not quote or line[at : at + 1] in tuple('"\\$`')):
+            word, at = word + line[at : at + 1], at + 1
+        elif quote:
+            word += char
+        elif char in "'\"":
+            quote, start = char, len(word)
+        elif char in " \t\n":
+            if is_begun:
+                words.append(word)
+            word, start, is_begun = "", 0, False
+            continue
+        else:
+            word += char
+            if char in breaks:
+                start = len(word) - (char in _KEPT_BY_READLINE)
+        is_begun = True
+    return Typed(words, word, quote, start)
+
+
+_Complete = Callable[[list[str], str], list[CompletionItem[str]]]
+"""Gives the values for a word after these arguments."""
+
+
+def _bash(complete: _Complete) -> list[str]:
+    typed = read(os.environ["_MCPGUARD_LINE"], os.environ["_MCPGUARD_BREAKS"])
+    # Variables may precede the program: `A=1 mcpguard run`
+    program = next((at for at, word in enumerate(typed.words) if "=" not in word.partition("/")[0]), 0)
+    return [
+        f"plain,{typed.rest_of(one.value)}" if one.type == "plain" else "file,"
+        for one in complete(typed.words[program + 1 :], typed.word)
+        if one.type != "plain" or one.value.startswith(typed.word)
+    ]
+
+
+def _zsh(complete: _Complete) -> list[str]:
+    """Three lines for each value. The script has removed `--option=` from the word, so it is not a part of a value."""
+    word = os.environ["_MCPGUARD_WORD"]
+    before = word.index("=") + 1 if word.startswith("--") and "=" in word else 0
+    return [
+        line
+        for one in complete(_words(), word)
+        for line in (one.type, one.value[before:] if one.type == "plain" else "_", _help(one))
+    ]
+
+
+def _fish(complete: _Complete) -> list[str]:
+    items = complete(_words(), read(os.environ["_MCPGUARD_WORD"]).word)
+    return [f"{one.type},{one.value}" + (f"\t{_help(one)}" if one.help else "") for one in items]
+
+
+def _powershell(complete: _Complete) -> list[str]:
+    """Three lines for each value: click's script expects them."""
+    args, word = PowerShellComplete(click.Command(PROGRAM), {}, PROGRAM, VARIABLE).get_completion_args()
+    return [line for one in complete(args, word) for line in (one.type, _powershell_word(one), _help(one))]
+
+
+def _powershell_word(item: CompletionItem[str]) -> str:
+    if item.type != "plain" or item.value.replace("-", "").isalnum():
+        return item.value
+    return "'" + item.value.replace("'", "''") + "'"
+
+
+def _words() -> list[str]:
+    text = os.environ["_MCPGUARD_WORDS"]
+    return text.split("\n") if text else []
+
+
+def _help(item: CompletionItem[str]) -> str:
+    return " ".join((item.help or "_").split())
+
+
+_SHELLS: Final[dict[str, tuple[str, Callable[[_Complete], list[str]]]]] = {
+    "bash": (_BASH, _bash),
+    "zsh": (_ZSH, _zsh),
+    "fish": (_FISH, _fish),
+    "powershell": (PowerShellComplete.source_template, _powershell),
+}
+
+
+def answer(cli: click.Command, instruction: str) -> str:
+    """The values for the line that the script has put into the environment; empty if there are none.
+
+    Args:
+        cli: The whole program.
+        instruction: The value of `VARIABLE`, such as `bash_complete`.
+    """
+
+    def complete(args: list[str], word: str) -> list[CompletionItem[str]]:
+        """The values for a word, each as the whole word: with `--option=` before it, if that is typed."""
+        try:
+            items = ShellComplete(cli, {}, PROGRAM, VARIABLE).get_completions(list(args), word)
+        except Exception:  # a message would destroy the line that the user types
+            return []
+        option, equals, _ = word.partition("=")
+        before = option + equals if equals and word.startswith("--") and "--" not in args else ""
+        return [
+            CompletionItem(before + one.value if one.type == "plain" else one.value, one.type, one.help)
+            for one in items
+            if one.value.isprintable()
+        ]
+
+    shell = instruction.removesuffix("_complete")
+    return "\n".join(_SHELLS[shell][1](complete)) if shell in _SHELLS else ""
 
 
 @click.command("completion", Command)
-@click.argument("shell", type=click.Choice(_completion.SHELLS), metavar="bash|zsh|fish|powershell")
-@click.pass_context
-def command(ctx: click.Context, shell: str) -> None:
+@click.argument("shell", type=click.Choice(tuple(_SHELLS)), metavar="bash|zsh|fish|powershell")
+def completion(shell: str) -> None:
     """Print the script by which your shell completes commands, options, and the users, agents, tools and servers seen.
 
     Let the shell load it at its start:
@@ -23,5 +260,5 @@ def command(ctx: click.Context, shell: str) -> None:
     Needs bash 4.4 or later. In .zshrc, put the line after compinit. Names come from the policy and from the newest rows of
     the audit log. They are read for a second at most, and nothing is changed.
     """
-    root = ctx.find_root().command
-    click.echo(_completion.script(root, shell), nl=False)
+    template = {"complete_func": "_mcpguard_completion", "complete_var": VARIABLE, "prog_name": PROGRAM}
+    click.echo(_SHELLS[shell][0] % template, nl=False)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import click
 
-from mcpguard.cli._command import Command
+from mcpguard.cli.base import Command
 from mcpguard.errors import ExitStatus
 
 
 @click.command("demo", Command)
 @click.option("--keep", is_flag=True, help="Keep the demo's temporary folder, and print where it is.")
-def command(keep: bool) -> int:
+def demo(keep: bool) -> int:
     """See the limits hold while an agent loops.
 
     Starts a small CRM server behind mcpguard for three users. The agent of one user calls it 3,000 times. The demo prints how

@@ -1,7 +1,6 @@
 """`mcpguard doctor`: checks this installation, and a server behind it."""
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +10,10 @@ import click
 
 from mcpguard import config, run_options
 from mcpguard.cli import run
-from mcpguard.cli._clients import complete_clients, complete_servers, named_clients
-from mcpguard.cli._command import Command
-from mcpguard.cli._seen import files
-from mcpguard.cli._text import is_coloured, paragraph
+from mcpguard.cli.base import Command
+from mcpguard.cli.clients.changing import complete_clients, complete_servers, named_clients
+from mcpguard.cli.names import files
+from mcpguard.cli.present import echo_json, is_coloured, paragraph
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import checkup
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
@@ -23,7 +22,7 @@ from mcpguard.text.printing import plural, printable
 _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 
 
-@click.command("doctor", Command, context_settings=run.command.context_settings)
+@click.command("doctor", Command, context_settings=run.run.context_settings)
 @click.option(
     "--server",
     metavar="NAME",
@@ -38,7 +37,7 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def command(argv: tuple[str, ...], client: str | None, as_json: bool, **options: Any) -> int:
+def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
     Also checks the files and hooks of your clients, and those of the project in the current folder: how many servers are
@@ -79,7 +78,7 @@ def command(argv: tuple[str, ...], client: str | None, as_json: bool, **options:
     found = _all(*run.without_guard(argv, options), folder)
     if as_json:
         results = list(found)
-        click.echo(json.dumps([one._asdict() for one in results], indent=2))
+        echo_json([one._asdict() for one in results], indent=2)
     else:
         results = list(_shown(found))
         bad = sum(not one.ok for one in results)
@@ -90,7 +89,7 @@ def command(argv: tuple[str, ...], client: str | None, as_json: bool, **options:
 
 
 # The arguments of a client's entry can be pasted: `doctor` takes the options of `run`
-command.params[1:1] = [param for param in run.command.params if isinstance(param, click.Option) and param.name != "server"]
+doctor.params[1:1] = [param for param in run.run.params if isinstance(param, click.Option) and param.name != "server"]
 
 
 def _all(argv: Sequence[str], options: dict[str, Any], folder: str) -> Iterator[Check]:

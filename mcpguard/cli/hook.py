@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from mcpguard.cli._command import Group
+from mcpguard.cli.base import Command, Group
 from mcpguard.errors import ExitStatus, UsageError
 
 TIMEOUT_S: Final = 1.0
@@ -37,7 +37,7 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except (click.UsageError, UsageError) as error:
-        from mcpguard.cli._errors import by_click, lines  # imported late: a call waits for the hook
+        from mcpguard.cli.errors import by_click, lines  # imported late: a call waits for the hook
 
         told = error if isinstance(error, UsageError) else UsageError(*by_click(error))
         click.echo("\n".join(lines(told)), err=True)
@@ -46,8 +46,16 @@ def _harmless() -> Iterator[None]:
         raise click.exceptions.Exit(ExitStatus.OK) from error
 
 
-@click.group("hook", cls=_Harmless)
-def command() -> None:
+@click.group(
+    "hook",
+    cls=_Harmless,
+    parts={
+        "claude-code": ("hook:claude_code", "Tell Claude Code's subagents apart."),
+        "codex": ("hook:codex", "Tell Codex's subagents apart by name."),
+        "copilot": ("hook:copilot", "Tell Copilot CLI's subagents apart."),
+    },
+)
+def hook() -> None:
     """Commands for the hooks of clients. A hook tells mcpguard which agent makes a call.
 
     \b
@@ -65,12 +73,11 @@ def _store_options(function: _Function) -> _Function:
     function = click.option("--store", metavar="URL", help="The server entries' store, if the settings do not name it.")(
         function
     )
-    return click.option("--config", "config_file", metavar="F", help="The settings file, if the server entries name one.")(
-        function
-    )
+    config = click.option("--config", "config_file", metavar="F", help="The settings file, if the server entries name one.")
+    return config(function)
 
 
-@command.command("claude-code", short_help="Tell Claude Code's subagents apart.")
+@click.command("claude-code", Command)
 @_store_options
 def claude_code(config_file: str | None, store: str | None) -> None:
     """Note which agent of Claude Code makes a call, so that rules and the audit log can tell subagents apart.
@@ -101,7 +108,7 @@ def claude_code(config_file: str | None, store: str | None) -> None:
     _run("claude-code", config_file, store)
 
 
-@command.command("codex", short_help="Tell Codex's subagents apart by name.")
+@click.command("codex", Command)
 @_store_options
 def codex(config_file: str | None, store: str | None) -> None:
     """Note which agent of Codex makes a call, so that rules and the audit log know the names of subagents.
@@ -134,7 +141,7 @@ def codex(config_file: str | None, store: str | None) -> None:
     _run("codex", config_file, store)
 
 
-@command.command("copilot", short_help="Tell Copilot CLI's subagents apart.")
+@click.command("copilot", Command)
 @_store_options
 def copilot(config_file: str | None, store: str | None) -> None:
     """Note which agent of GitHub Copilot CLI makes a call, so that rules and the audit log can tell subagents apart.

@@ -7,8 +7,8 @@ from typing import Any, Final
 import click
 
 from mcpguard import run_options
-from mcpguard.cli._command import Command
-from mcpguard.cli._seen import files, seen
+from mcpguard.cli.base import Command
+from mcpguard.cli.names import files, seen
 from mcpguard.errors import UsageError
 from mcpguard.run_options import OPTIONS, Option
 
@@ -35,7 +35,7 @@ def _click(option: Option) -> click.Option:
     params=[_click(option) for option in OPTIONS],
 )
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...", shell_complete=files)
-def command(argv: tuple[str, ...], **options: Any) -> None:
+def run(argv: tuple[str, ...], **options: Any) -> None:
     """Start COMMAND, a stdio MCP server, and limit its tool calls.
 
     Calls over a limit and lines that are not strict JSON-RPC do not reach the server. Everything else passes unchanged in both

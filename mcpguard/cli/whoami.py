@@ -11,17 +11,16 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli._command import Command
-from mcpguard.cli._options import json_option
-from mcpguard.cli._seen import files
-from mcpguard.cli._text import new_table
+from mcpguard.cli.base import Command
+from mcpguard.cli.names import files
+from mcpguard.cli.options import json_option
+from mcpguard.cli.present import echo, echo_json, print_table, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
 from mcpguard.errors import ExitStatus, PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.server_name import server_name
 from mcpguard.policy.file import PolicyFile
-from mcpguard.text.printing import printable
 
 if TYPE_CHECKING:
     from mcpguard.identity.jwt_settings import JwtSettings
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 
 
-@click.command("whoami", Command, context_settings=run.command.context_settings)
+@click.command("whoami", Command, context_settings=run.run.context_settings)
 @json_option
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def command(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
+def whoami(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Show which user and agent a server started here would have, and where they come from.
 
     Takes the options of `run`, so that you can paste the arguments of a client's entry. Shows the claims of a token, but never
@@ -57,14 +56,14 @@ def command(argv: tuple[str, ...], as_json: bool, **given: Any) -> int:
         if report.get(f"{key}_source") == "config"
     }
     if as_json:
-        click.echo(json.dumps(report))
+        echo_json(report)
     else:
         _show(report)
     return ExitStatus.FAILURE if report["problems"] else ExitStatus.OK
 
 
 # The arguments of a client's entry can be pasted: `whoami` takes the options of `run`
-command.params[:0] = [param for param in run.command.params if isinstance(param, click.Option)]
+whoami.params[:0] = [param for param in run.run.params if isinstance(param, click.Option)]
 
 
 def _caller(settings: Settings, identity: Identity) -> Report:
@@ -139,18 +138,12 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
 
 def _show(report: Report) -> None:
     """Print two columns within the terminal's width, or plain lines in a pipe."""
-    rows = [(printable(name), printable(text)) for name, text in _rows(report)]
+    rows = list(_rows(report))
     if not sys.stdout.isatty():
         for name, text in rows:
-            click.echo(f"{name}: {text}")
+            echo(f"{name}: {text}")
         return
-    from rich.text import Text
-
-    console, table = new_table()
-    console.width -= 1  # a line of full width would wrap on some terminals
-    table.show_header = False
-    table.add_column(overflow="fold", max_width=console.width // 3)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(Text(name, style={"problem": "red", "warning": "yellow"}.get(name, "")), Text(text))
-    console.print(table)
+    styles = {"problem": "red", "warning": "yellow"}
+    columns: list[dict[str, object]] = [{"max_width": (width_of_terminal() - 1) // 3}, {}]
+    # A line of full width would wrap on some terminals
+    print_table([((name, styles.get(name, "")), text) for name, text in rows], columns, margin=1)

@@ -1,6 +1,6 @@
 """The result of a check, and the quantities in it as people read them."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from mcpguard.errors import McpguardError
 from mcpguard.text.masking import masked
@@ -45,19 +45,6 @@ def failed(check: str, detail: str, hint: str) -> Check:
 def failed_by(check: str, error: McpguardError) -> Check:
     """A check that an error ended."""
     return failed(check, error.message, error.hint)
-
-
-_UNITS_S: Final = {"d": 86_400, "h": 3600, "min": 60, "s": 1}
-
-
-def span(seconds: float) -> str:
-    """A span of time in its largest unit, rounded down.
-
-    >>> span(200_000), span(61), span(0.4)
-    ('2 d', '1 min', '0 s')
-    """
-    unit, size = next(((unit, size) for unit, size in _UNITS_S.items() if seconds >= size), ("s", 1))
-    return f"{int(max(0, seconds) // size)} {unit}"
 
 
 def size(count_bytes: int) -> str:

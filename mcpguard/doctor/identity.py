@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from mcpguard.config import Settings, place
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity
-from mcpguard.doctor.check import Check, advice, failed, failed_by, good, span
+from mcpguard.doctor.check import Check, advice, failed, failed_by, good
 from mcpguard.errors import ConfigError
 from mcpguard.identity.caller import Identity
 from mcpguard.text.printing import plural
+from mcpguard.text.times import span_down
 
 if TYPE_CHECKING:
     from mcpguard.identity.jwt_settings import JwtSettings
@@ -67,7 +68,7 @@ def _verified(
         yield failed_by("token", problem)
     expires_s = time_of(found.claims, "exp") if found.claims else None
     if found.identity is not None and expires_s is not None:
-        yield good("token", f"{source.where}: valid until {utc(expires_s)}, for {span(expires_s - time.time())}")
+        yield good("token", f"{source.where}: valid until {utc(expires_s)}, for {span_down(expires_s - time.time())}")
     for warning in warnings:
         yield advice("token", warning.partition(": chmod")[0], f"run chmod 600 {source.where}")
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import PATIENCE_MS, Settings
-from mcpguard.doctor.check import Check, advice, failed, failed_by, good, size, span
+from mcpguard.doctor.check import Check, advice, failed, failed_by, good, size
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.stores.api import AuditReader
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.text.printing import plural
+from mcpguard.text.times import span_down
 
 if TYPE_CHECKING:
     from mcpguard.stores.redis.url import RedisUrl
@@ -95,7 +96,7 @@ def _oldest(store: AuditReader) -> str:
     if first is None:
         return "no rows yet"
     at_us = first.record["time_us"]
-    return f"oldest row {span(time.time() - int(str(at_us)) / 1e6)} old"
+    return f"oldest row {span_down(time.time() - int(str(at_us)) / 1e6)} old"
 
 
 def _warned(warnings: Sequence[str], hint: str) -> Iterator[Check]:

@@ -4,9 +4,9 @@ from typing import Final, NamedTuple
 
 from mcpguard.limiter import sliding
 from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.policy.explain import window
 from mcpguard.policy.model import AXES, Call, Rate, Rule
 from mcpguard.text.printing import plural
+from mcpguard.text.times import window
 
 LEAST_CALLS: Final = 20
 """Fewer calls say too little about a rule."""

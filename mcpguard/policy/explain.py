@@ -5,17 +5,10 @@ from typing import Final
 
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.policy.model import Cost, Policy, Rate, Rule
-from mcpguard.policy.overlap import may_overlap
 from mcpguard.text.printing import amount
+from mcpguard.text.times import span_in_words, window
 
-_UNITS_US: Final = {
-    "week": 604_800_000_000,
-    "day": 86_400_000_000,
-    "hour": 3_600_000_000,
-    "minute": 60_000_000,
-    "second": 1_000_000,
-}
-NAMED: Final = 3
+_NAMED: Final = 3
 """How many of several rules a sentence names."""
 
 
@@ -39,7 +32,7 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
     clauses += _prices(rule, costs)
     if rule.wait_us is not None:
         clauses.append(
-            f"a refused call waits up to {span_text(rule.wait_us)}" if rule.wait_us else "a refused call never waits"
+            f"a refused call waits up to {span_in_words(rule.wait_us)}" if rule.wait_us else "a refused call never waits"
         )
     text = "; ".join(clauses)
     return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
@@ -56,10 +49,19 @@ def sentences(policy: Policy) -> list[str]:
 def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
     if not narrower:
         return text
-    numbers = [str(at + 1) for at in narrower]
-    if len(numbers) > NAMED + 1:
-        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
-    return f"{text[:-1]}, unless a narrower rule says otherwise: rule{'s' if len(narrower) > 1 else ''} {series(numbers)}."
+    return f"{text[:-1]}, unless a narrower rule says otherwise: {rule_numbers(narrower)}."
+
+
+def rule_numbers(places: Sequence[int]) -> str:
+    """Some rules by their numbers.
+
+    >>> rule_numbers([4]), rule_numbers(range(9))
+    ('rule 5', 'rules 1, 2, 3 and 6 more')
+    """
+    numbers = [str(at + 1) for at in places]
+    if len(numbers) > _NAMED + 1:
+        numbers = [*numbers[:_NAMED], f"{len(numbers) - _NAMED} more"]
+    return f"rule{'s' if len(places) > 1 else ''} {series(numbers)}"
 
 
 def cost_sentence(cost: Cost) -> str:
@@ -72,10 +74,10 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
     """What the calls cost that a rule counts, as clauses."""
     if rule.counts != "cost" or not rule.rates:
         return []
-    known = [cost for cost in costs if may_overlap(rule, cost.pattern)]
+    known = [cost for cost in costs if rule.may_meet(cost.pattern)]
     words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
-    if len(words) > NAMED + 1:
-        words = [*words[:NAMED], f"{len(words) - NAMED} more have a cost"]
+    if len(words) > _NAMED + 1:
+        words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
     return [series(words)] if words else ["each call costs 1"]
 
 
@@ -140,16 +142,6 @@ def _is_counted(rule: Rule) -> bool:
     return bool(rule.rates or rule.concurrent)
 
 
-def span_text(span_us: int) -> str:
-    """A time span in words.
-
-    >>> span_text(5_000_000), span_text(1_000_000), span_text(5_400_000_000)
-    ('5 seconds', '1 second', '90 minutes')
-    """
-    text = window(span_us)
-    return text if text[0].isdigit() else f"1 {text}"
-
-
 def span(rate: Rate) -> str:
     """A limit's window as an adverbial.
 
@@ -160,17 +152,6 @@ def span(rate: Rate) -> str:
     if text[0].isdigit():
         return f"in any {text}"
     return f"{'an' if text == 'hour' else 'a'} {text}"
-
-
-def window(window_us: int) -> str:
-    """The length of a window in words.
-
-    >>> window(3_600_000_000), window(5_400_000_000)
-    ('hour', '90 minutes')
-    """
-    word, us = next((word, us) for word, us in _UNITS_US.items() if window_us % us == 0)
-    count = window_us // us
-    return f"{count:,} {word}s" if count > 1 else word
 
 
 def _times(rate: Rate) -> str:

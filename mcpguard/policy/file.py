@@ -87,7 +87,7 @@ class PolicyFile:
     def _parsed(self, content: bytes | str | None) -> Policy | PolicyError:
         try:
             if self._is_not_made_yet(content):
-                return parse(STARTER, source="starter policy", observe=self._observe)
+                return parse(STARTER, source="starter policy", observe=self._observe, is_starter=True)
             if content is None:
                 return no_such_file(self._path, named=self._named)
             if isinstance(content, str):
@@ -135,17 +135,16 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-def load(path: StrPath, *, named: bool) -> tuple[Policy, bool]:
-    """Load the policy from a file, and tell whether it is the starter policy because there is no file.
+def load(path: StrPath, *, named: bool) -> Policy:
+    """Load the policy from a file; the starter policy if there is no file.
 
     Raises:
         PolicyError: The file is broken, or missing although `named`.
     """
-    file = PolicyFile(path, named=named)
-    policy = file.begin()
+    policy = PolicyFile(path, named=named).begin()
     if isinstance(policy, PolicyError):
         raise policy
-    return policy, file.is_starter
+    return policy
 
 
 def no_such_file(path: StrPath, *, named: bool) -> PolicyError:

@@ -8,13 +8,12 @@ from typing import Final, NamedTuple
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
 from mcpguard.limiter.sliding import EXACT
-from mcpguard.policy.explain import NAMED, series, span_text, window
+from mcpguard.policy.explain import rule_numbers, series
 from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
-from mcpguard.policy.overlap import may_overlap
 from mcpguard.policy.parse import untouched
-from mcpguard.policy.rule_text import options_of
 from mcpguard.policy.tighter import Tightness, admitted_at_most, can_deny_beside
 from mcpguard.text.patterns import glob
+from mcpguard.text.times import span_in_words, window
 
 MAX_PATIENCE_US: Final = 5_000_000
 """How long every known client waits for an answer. Progress notifications extend that in few of them.
@@ -88,11 +87,8 @@ def still_capped(policy: Policy, *, policy_option: Sequence[str] = ()) -> Capped
 
 
 def _still_caps(policy: Policy, other: int, ats: Sequence[int], policy_option: Sequence[str]) -> str:
-    numbers = [str(at + 1) for at in ats]
-    if len(numbers) > NAMED + 1:
-        numbers = [*numbers[:NAMED], f"{len(numbers) - NAMED} more"]
     return (
-        f"{label(policy, other)} still caps calls of rule{'s' if len(ats) > 1 else ''} {series(numbers)} more tightly,"
+        f"{label(policy, other)} still caps calls of {rule_numbers(ats)} more tightly,"
         f" at {policy.rules[other].parts[0].limits_text};"
         f" to drop it: {unset_command(policy, other, policy_option=policy_option)}"
     )
@@ -109,7 +105,7 @@ def unset_command(policy: Policy, at: int, *, policy_option: Sequence[str] = ())
     rule = policy.rules[at]
     is_one_of_two = len(rule.parts) > 1 or sum(one.key[1:] == rule.key[1:] for one in policy.rules) > 1
     count = ["--count", rule.parts[0].counts] if is_one_of_two else []
-    return shlex.join(["mcpguard", "policy", "unset", *policy_option, *options_of(rule), *count])
+    return shlex.join(["mcpguard", "policy", "unset", *policy_option, *rule.options, *count])
 
 
 def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
@@ -137,7 +133,7 @@ def _costs(policy: Policy) -> Iterator[str]:
     """Warn of costs that nothing counts, and of costs above a whole limit."""
     counting = [(rule, at) for rule, at in policy.parts if rule.counts == "cost" and rule.rates]
     for cost in policy.costs:
-        meeting = [(rule, at) for rule, at in counting if may_overlap(rule, cost.pattern)]
+        meeting = [(rule, at) for rule, at in counting if rule.may_meet(cost.pattern)]
         if not meeting:
             hint = 'write count = "cost" in a rule, or remove it'
             yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
@@ -164,7 +160,7 @@ def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
     wide = cost.pattern
     for other in policy.costs:
         one = other.pattern
-        if wide.covers_all_of(one) and not one.covers_all_of(wide) and one.covers_all_of(of_rule):
+        if wide.is_wider_than(one) and one.covers_all_of(of_rule):
             return True
     return any(
         rule.is_overridden_by(other)
@@ -183,14 +179,14 @@ def _waits(policy: Policy) -> Iterator[str]:
     """Warn of waits without effect, and of waits for which clients have no patience."""
     hint = "some clients give up earlier (the OpenAI Agents SDK for Python after 5 seconds)"
     if policy.wait_us > MAX_PATIENCE_US:
-        yield f"the wait of the policy is {span_text(policy.wait_us)}, but {hint}"
+        yield f"the wait of the policy is {span_in_words(policy.wait_us)}, but {hint}"
     for at, rule in enumerate(policy.rules):
         if not rule.wait_us:
             continue
         if not rule.rates and not rule.concurrent:
             yield f"{label(policy, at)}: its wait has no effect, because it never refuses a call"
         elif rule.wait_us > MAX_PATIENCE_US:
-            yield f"{label(policy, at)}: its wait is {span_text(rule.wait_us)}, but {hint}"
+            yield f"{label(policy, at)}: its wait is {span_in_words(rule.wait_us)}, but {hint}"
 
 
 def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
@@ -267,7 +263,7 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
             continue
         name = rule.exact.get(axis)
         meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
-        if not any(may_overlap(rule, rules[other]) for other in meeting):
+        if not any(rule.may_meet(rules[other]) for other in meeting):
             yield at
 
 
@@ -281,7 +277,7 @@ def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
     larger = {
         rate.window_us
         for other in before
-        if other.counts == rule.counts and other.per == rule.per and other.shared == rule.shared and may_overlap(rule, other)
+        if other.counts == rule.counts and other.per == rule.per and other.shared == rule.shared and rule.may_meet(other)
         for rate in other.rates
         if rate.n > EXACT
     }

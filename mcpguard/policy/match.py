@@ -133,12 +133,14 @@ def headrooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Headroom
             found.append(Headroom(reported, limit.rule, None, 0, 0, None))
             continue
         counter, state = plan.counters[limit.counter], states[limit.counter]
-        if limit.window_us:
-            log = sliding.live(state, limit.window_us, now_us)
-            used = sliding.used(log)
-            wait_us = sliding.retry_after(log, limit.n, limit.window_us, now_us, limit.cost)
-        else:
-            used = len(state)
-            wait_us = 0 if used < limit.n else None
+        used, wait_us = used_of(state, limit.n, limit.window_us, now_us, limit.cost)
         found.append(Headroom(reported, limit.rule, counter, used, max(0, limit.n - used), wait_us, limit.cost))
     return found
+
+
+def used_of(state: State, n: int, window_us: int, now_us: int, cost: int = 1) -> tuple[int, int | None]:
+    """What a counter holds, and the wait until a limit of `n` admits a call: see `Headroom`."""
+    if not window_us:
+        return len(state), 0 if len(state) < n else None
+    log = sliding.live(state, window_us, now_us)
+    return sliding.used(log), sliding.retry_after(log, n, window_us, now_us, cost)

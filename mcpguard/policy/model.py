@@ -6,15 +6,14 @@ make the call's plan (see `plan`). `parse` parses rules, `explain` describes the
 A rule with limits and with a cap on calls in flight has two parts, which are overridden by the same parts of other rules.
 """
 
-from collections.abc import Iterator, Sequence
-from operator import and_
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import Agent, agent_matches
 from mcpguard.limiter.plan import ARGUMENTS, Counter, Label, Plan, Reported, counter_id
 from mcpguard.limiter.sliding import Counts, Limit
 from mcpguard.text.digest import cut
-from mcpguard.text.patterns import coverage, glob
+from mcpguard.text.patterns import glob, may_meet
 
 SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
 """The selectors, in the order of a rule's text."""
@@ -202,7 +201,11 @@ class Rule(NamedTuple):
 
     def covers_all_of(self, other: "Rule") -> bool:
         """Whether the rule is at least as wide as `other` in every selector."""
-        return all(self.covers(other, key) for key in SELECTORS)
+        return all(self.covers(other, key) for key in self.selectors)
+
+    def is_wider_than(self, other: "Rule") -> bool:
+        """Whether the rule is wider than `other` in at least one selector, and narrower in none."""
+        return self.covers_all_of(other) and not other.covers_all_of(self)
 
     def is_overridden_by(self, other: "Rule") -> bool:
         """Whether `other` overrides this rule for the calls that both match.
@@ -210,7 +213,30 @@ class Rule(NamedTuple):
         It does if it competes with this rule, is narrower in at least one selector, and is wider in none. Of two patterns,
         neither of which covers the other, neither is narrower: both rules apply.
         """
-        return self.kind == other.kind and self.covers_all_of(other) and not other.covers_all_of(self)
+        return self.kind == other.kind and self.is_wider_than(other)
+
+    def may_meet(self, other: "Rule") -> bool:
+        """Whether a call may match both rules. If False, none can; if True, it is not certain that one can."""
+        for key in AXES:
+            mine, theirs = self.selectors.get(key, ()), other.selectors.get(key, ())
+            if key == "agent":  # each part is a pattern of its own
+                mine, theirs = self.agent or (), other.agent or ()
+            if not all(map(may_meet, mine, theirs)):
+                return False
+        return True
+
+    @property
+    def options(self) -> list[str]:
+        """The options of `policy set` for the rule's selectors and its `per`."""
+        words = [word for key in SELECTORS for pattern in self.selectors.get(key, ()) for word in (f"--{key}", pattern)]
+        return words + (["--per", self.per_text] if self.per_text else [])
+
+    @property
+    def setting(self) -> list[str]:
+        """The arguments of `policy set` for the rule."""
+        count = ["--count", self.counts] if self.has_limit and self.counts != "calls" else []
+        cap = [] if self.concurrent is None else ["--concurrent", f"{self.concurrent or 'unlimited'}"]
+        return [*self.options, *cap, *count, *self.limit_text.split()]
 
 
 class Cost(NamedTuple):
@@ -241,6 +267,7 @@ class Policy:
         observe: Whether all rules only report.
         costs: What calls cost, in the order of the file.
         wait_us: How long a call may be held if the rules that refuse it have no `wait` of their own; 0 for not at all.
+        is_starter: Whether it is the starter policy, because there is no file.
 
     Attributes:
         parts: The parts of the rules, in order, each with the index of its rule.
@@ -254,12 +281,14 @@ class Policy:
         observe: bool = False,
         costs: tuple[Cost, ...] = (),
         wait_us: int = 0,
+        is_starter: bool = False,
     ) -> None:
         self.rules = rules
         self.digest = digest
         self.observe = observe
         self.costs = costs
         self.wait_us = wait_us
+        self.is_starter = is_starter
         self.parts = tuple([(part, at) for at, rule in enumerate(rules) for part in rule.parts])
         # The indexes of the parts, by the axes on which they have a selector without `*`, and then by these selectors
         self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
@@ -291,11 +320,7 @@ class Policy:
         matching = [one for one in self.costs if one.pattern.matches(call)]
         patterns = [one.pattern for one in matching]
         return max(
-            (
-                one.units
-                for one in matching
-                if not any(one.pattern.covers_all_of(other) and not other.covers_all_of(one.pattern) for other in patterns)
-            ),
+            (one.units for one in matching if not any(one.pattern.is_wider_than(other) for other in patterns)),
             default=1,
         )
 
@@ -313,55 +338,37 @@ class Policy:
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
         """The indexes of the parts whose rules match `call`, each with the index of the part that overrides it, or None."""
         matched = self.matched(call)
-        rules = [self.parts[at][0] for at in matched]
+        competing = self._by_kind(matched)
         firsts: dict[tuple[object, ...], int] = {}  # of rules that differ only in role or scope, the first
         result: list[tuple[int, int | None]] = []
-        for at, rule, narrower in zip(matched, rules, _narrower(rules, meet=True), strict=True):
-            winner = matched[_lowest(narrower)] if narrower else firsts.setdefault(rule.reach, at)
-            result.append((at, winner if winner != at else None))
+        for at in matched:
+            rule = self.parts[at][0]
+            winner = next((other for other in competing[rule.kind] if rule.is_wider_than(self.parts[other][0])), None)
+            if winner is None:
+                first = firsts.setdefault(rule.reach, at)
+                winner = first if first != at else None
+            result.append((at, winner))
         return result
 
     def overriding(self) -> list[list[int]]:
         """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
         found: list[set[int]] = [set() for _ in self.rules]
-        for (_, at), bits in zip(self.parts, _narrower([part for part, _ in self.parts], meet=False), strict=True):
-            found[at].update(self.parts[other][1] for other in _indexes(bits))
+        competing = self._by_kind(range(len(self.parts)))
+        named: dict[tuple[object, ...], list[int]] = {}  # the parts by their kind and a name that they select by
+        for at, (rule, _) in enumerate(self.parts):
+            for name in rule.exact.items():
+                named.setdefault((rule.kind, name), []).append(at)
+        for rule, at in self.parts:  # a narrower rule has the same names
+            near = min((named[rule.kind, name] for name in rule.exact.items()), key=len, default=competing[rule.kind])
+            found[at].update(self.parts[other][1] for other in near if rule.is_wider_than(self.parts[other][0]))
         return [sorted(others) for others in found]
 
-
-def _narrower(rules: Sequence[Rule], *, meet: bool) -> list[int]:
-    """For each of some rules, the rules that override it, as a set of bits.
-
-    It is `Rule.is_overridden_by` for all pairs, in time that does not grow with the square of their number. If all rules match
-    one call, `meet` makes it faster.
-    """
-    kinds: dict[tuple[object, ...], int] = {}
-    for at, rule in enumerate(rules):
-        kinds[rule.kind] = kinds.get(rule.kind, 0) | 1 << at
-    covered = [kinds[rule.kind] for rule in rules]
-    for key in SELECTORS:
-        columns = [[rule.selectors.get(key, ()) for rule in rules]]
-        if key == "agent":  # each part is a pattern of its own
-            agents = [rule.agent or () for rule in rules]
-            columns = [[agent[part : part + 1] for agent in agents] for part in range(3)]
-        for column in columns:
-            covered = [*map(and_, covered, coverage(column, meet=meet and key in AXES))]
-    alike: dict[int, int] = {}  # rules that cover the same rules are equally wide: neither overrides the other
-    for at, bits in enumerate(covered):
-        alike[bits] = alike.get(bits, 0) | 1 << at
-    return [bits & ~alike[bits] for bits in covered]
-
-
-def _indexes(bits: int) -> Iterator[int]:
-    """The numbers of the bits in a set, in order."""
-    while bits:
-        yield _lowest(bits)
-        bits &= bits - 1
-
-
-def _lowest(bits: int) -> int:
-    """The number of the lowest bit of a set that is not empty."""
-    return (bits & -bits).bit_length() - 1
+    def _by_kind(self, places: Iterable[int]) -> dict[tuple[object, ...], list[int]]:
+        """Some indexes of parts by their rules' `kind`: only those of one kind can override each other."""
+        found: dict[tuple[object, ...], list[int]] = {}
+        for at in places:
+            found.setdefault(self.parts[at][0].kind, []).append(at)
+        return found
 
 
 def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy: Policy) -> Plan:

@@ -8,6 +8,7 @@ from typing import Final
 
 from mcpguard.errors import PolicyError, Problem
 from mcpguard.limiter.plan import ARGUMENTS
+from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.model import AXES, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.values import (
     Fault,
@@ -66,16 +67,18 @@ _COST_KEYS: Final = (*_COST_SELECTORS, "cost")
 _LIKE_HEADER = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
 """A line that is meant to be a header."""
 
+_SELECTION: Final = re.compile(rf"(?:^| )({'|'.join(SELECTORS)}|per)=")
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
 
 
-def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> Policy:
+def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_starter: bool = False) -> Policy:
     """Parse a policy file's text.
 
     Args:
         text: The file's content.
         source: How errors name the file.
         observe: Report only, whatever `mode` the file has.
+        is_starter: There is no file: the rules have no lines.
 
     Raises:
         PolicyError: The text is not TOML, or has invalid keys or values. It has every problem with its line and column.
@@ -90,7 +93,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
     faults = [Fault((key,), f"unknown key {key!r}", _hint_at_top(key), on_key=True) for key in data if key not in _KEYS]
     whole = parse_mode(data.get("mode", "enforce"), faults)
     wait_us = parse_wait(data["wait"], faults) if "wait" in data else 0
-    lines = _header_lines(text)
+    lines = _header_lines("" if is_starter else text)
     rules: list[Rule] = []
     numbers: dict[tuple[object, ...], int] = {}
     for at, (table, line) in enumerate(_tables(data, "rule", lines, faults)):
@@ -119,7 +122,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False) -> P
         raise _error(source, _located(faults, text))
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     observe = observe or whole == "observe"
-    return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us)
+    return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us, is_starter=is_starter)
 
 
 def untouched(policy: Policy) -> set[int]:
@@ -264,6 +267,31 @@ def parse_rule(table: dict[str, object], *, where: str) -> Rule:
     if rule is None:
         raise PolicyError(f"{where}: {faults[0].message}", faults[0].hint)
     return rule
+
+
+def rule_of_text(text: str, limit: object, counts: Counts = "calls") -> Rule | None:
+    """The rule with this `Rule.text` and this limit.
+
+    Args:
+        text: The rule's text.
+        limit: A value of `limit` in a policy file; of `concurrent` for a cap on calls in flight.
+        counts: What the limit counts; `concurrent` for such a cap.
+
+    Returns:
+        None if no rule has this text.
+    """
+    _, *parts = _SELECTION.split(text)
+    table: dict[str, object] = dict(zip(parts[::2], parts[1::2], strict=True))
+    for key in table.keys() & {"role", "scope", "per"}:
+        table[key] = str(table[key]).split(",")
+    if table.get("per") == ["none"]:
+        table["per"] = []
+    try:
+        table["concurrent" if counts == "concurrent" else "limit"] = limit
+        rule = parse_rule(table | ({"count": counts} if counts in ("cost", "errors") else {}), where="rule")
+    except PolicyError:
+        return None
+    return rule if rule.text == text else None
 
 
 def parse_cost(table: dict[str, object], *, where: str) -> Cost:

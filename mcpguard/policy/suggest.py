@@ -16,12 +16,12 @@ from typing import Final, Literal, NamedTuple
 from mcpguard.identity.agent import Agent
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.policy.busiest import LEAST_CALLS, MAX_ENTRIES, Peak, Tracked
-from mcpguard.policy.explain import window
 from mcpguard.policy.lint import superfluous
 from mcpguard.policy.model import AXES, Call, Policy, Rate, Rule
 from mcpguard.text.digest import MAX_NAME_BYTES
 from mcpguard.text.patterns import glob
 from mcpguard.text.printing import plural
+from mcpguard.text.times import window
 
 HEADROOM: Final = 2
 """A suggested limit is this many times the calls in the busiest window."""
@@ -58,7 +58,7 @@ _STEPS: Final = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 """The first two digits of a rounded limit."""
 
 
-class Suggested(NamedTuple):
+class SuggestedLimit(NamedTuple):
     """A suggested limit of a rule.
 
     Attributes:
@@ -100,7 +100,7 @@ class Suggestion(NamedTuple):
     kind: Literal["change", "add", "keep", "few"]
     table: dict[str, object]
     at: int
-    limits: tuple[Suggested, ...]
+    limits: tuple[SuggestedLimit, ...]
     calls: int
     denied: int
 
@@ -255,9 +255,7 @@ def _limits_calls(rule: Rule) -> bool:
 def _of_rule(tracked: Tracked, at: int, denied: int, history_us: int) -> Suggestion:
     """The suggestion for a rule in force."""
     rule = tracked.rule
-    table: dict[str, object] = {key: texts[0] if len(texts) == 1 else list(texts) for key, texts in rule.selectors.items()}
-    if rule.per_text:
-        table["per"] = [axis for axis in rule.per_text.split(",") if axis != "none"]
+    table = _table(rule)
     limits = tuple([_for_rate(tracked, number, history_us) for number in range(len(rule.rates))])
     if tracked.calls < LEAST_CALLS:
         why = f"only {plural(tracked.calls, 'call')} seen"
@@ -267,7 +265,13 @@ def _of_rule(tracked: Tracked, at: int, denied: int, history_us: int) -> Suggest
     return Suggestion("change" if is_changed else "keep", table, at, limits, tracked.calls, denied)
 
 
-def _for_rate(tracked: Tracked, at: int, history_us: int) -> Suggested:
+def _table(rule: Rule) -> dict[str, object]:
+    """The table of a rule in a policy file, without its limit."""
+    table: dict[str, object] = {key: texts[0] if len(texts) == 1 else list(texts) for key, texts in rule.selectors.items()}
+    return table | ({"per": [axis for axis in rule.per_text.split(",") if axis != "none"]} if rule.per_text else {})
+
+
+def _for_rate(tracked: Tracked, at: int, history_us: int) -> SuggestedLimit:
     rate, peak = tracked.rates[at], tracked.peaks[at]
     busiest = _busiest(rate, peak)
     low, high = FITS
@@ -277,7 +281,7 @@ def _for_rate(tracked: Tracked, at: int, history_us: int) -> Suggested:
     elif low * peak.calls <= rate.n <= max(LEAST_LIMIT, high * peak.calls):
         n, why = rate.n, "stays, it fits"
     burst = tracked.burst(at, history_us) if n != rate.n else ""
-    return Suggested(n, rate.text, rate.n, peak, busiest, why, burst)
+    return SuggestedLimit(n, rate.text, rate.n, peak, busiest, why, burst)
 
 
 def _raised(peak: Peak) -> tuple[int, str]:
@@ -288,16 +292,13 @@ def _raised(peak: Peak) -> tuple[int, str]:
 
 def _new(tracked: Tracked, history_us: int) -> Suggestion:
     """The suggestion of a new rule. A limit that can never deny a call is left out."""
-    rule = tracked.rule
-    table: dict[str, object] = {key: texts[0] for key, texts in rule.selectors.items()}
-    if rule.per_text:
-        table["per"] = rule.per_text.split(",")
+    table = _table(tracked.rule)
     if tracked.calls < LEAST_CALLS:
         return Suggestion("few", table, -1, (), tracked.calls, 0)
     rates = [rate._replace(n=_raised(peak)[0]) for rate, peak in zip(tracked.rates, tracked.peaks, strict=True)]
     idle = [rate for rate, _ in superfluous(rates)]
     limits = [
-        Suggested(rate.n, rate.text, None, peak, _busiest(rate, peak), _raised(peak)[1], tracked.burst(at, history_us))
+        SuggestedLimit(rate.n, rate.text, None, peak, _busiest(rate, peak), _raised(peak)[1], tracked.burst(at, history_us))
         for at, (rate, peak) in enumerate(zip(rates, tracked.peaks, strict=True))
         if rate not in idle
     ]

@@ -7,7 +7,6 @@ from typing import Final
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.limiter.sliding import grain
 from mcpguard.policy.model import AXES, SELECTORS, Policy, Rate, Rule
-from mcpguard.policy.overlap import may_overlap
 from mcpguard.policy.parse import untouched
 
 _ANY: Final = {("*",), ("*::*::*",)}
@@ -60,7 +59,7 @@ class Tightness:
         wide, rule = self._rules[other], self._rules[at]
         return (
             _can_deny_first(wide, rule)
-            and may_overlap(wide, rule)
+            and wide.may_meet(rule)
             and _spans(wide, rule, ("tool", "server"))
             and not wide.is_overridden_by(rule)
             and not rule.is_overridden_by(wide)  # an exception from it
@@ -76,7 +75,7 @@ class Tightness:
             _admits_fewer(wide, rule)
             and _spans(wide, rule, SELECTORS)
             and wide.per <= rule.per.union(rule.exact)  # all calls in one counter of the rule are in one of the other
-            and not any(wide.is_overridden_by(one) and may_overlap(one, rule) for one in self._narrower[other])
+            and not any(wide.is_overridden_by(one) and one.may_meet(rule) for one in self._narrower[other])
         )
 
 

@@ -12,6 +12,7 @@ from mcpguard.identity.agent import Agent, nearest
 from mcpguard.identity.caller import KNOWN_CLIENTS, known_client
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.model import PER, SELECTORS, Rate
+from mcpguard.text.times import UNITS_S, seconds_of
 
 if TYPE_CHECKING:
     from mcpguard.documents.model import Path
@@ -28,9 +29,7 @@ MAX_WINDOW_SECONDS: Final = 3650 * 86400
 MAX_WAIT_SECONDS: Final = 3600
 """The longest `wait`. Few clients wait even for a minute, unless they get progress notifications."""
 
-_UNIT_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _COUNTS: Final[tuple[Counts, ...]] = ("calls", "cost", "errors")
-_WAIT = re.compile(r"([0-9]+)([smh])")
 _RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
 _LOOSE_RATE = r"(?i)\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*"  # compiled only for an error
 _MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
@@ -93,15 +92,14 @@ def parse_count(table: dict[str, object], faults: list[Fault]) -> Counts:
 
 def parse_wait(value: object, faults: list[Fault]) -> int:
     """Parse a `wait`; in microseconds."""
-    match = _WAIT.fullmatch(value) if isinstance(value, str) and len(value) <= 32 else None
-    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
-    if match is None or seconds > MAX_WAIT_SECONDS:
+    seconds = seconds_of(value)
+    if seconds is None or seconds > MAX_WAIT_SECONDS:
         hint = f'write text, from "0s" to "{MAX_WAIT_SECONDS}s" (s m h): wait = "5s"'
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_SECONDS:
             hint = f'did you mean "{value}s"?'
-        what = "is not a time to wait" if match is None else "is too long"
+        what = "is not a time to wait" if seconds is None else "is too long"
         faults.append(Fault(("wait",), f"wait: {shown_value(value)} {what}", hint))
-    return seconds * 1_000_000
+    return (seconds or 0) * 1_000_000
 
 
 def parse_units(value: object, faults: list[Fault]) -> int:
@@ -145,7 +143,7 @@ def _rate(value: object) -> Rate | tuple[str, str]:
     if not match or len(value) > 32:
         return f"{value[:60]!r} is not a limit", _nearest_rate(value)
     n, count, unit = int(match[1]), int(match[2]), match[3]
-    seconds = count * _UNIT_SECONDS[unit]
+    seconds = count * UNITS_S[unit]
     if n == 0:
         return f"{shown_value(value)} admits nothing", 'write limit = "deny" to close a tool'
     if n > MAX_N:
@@ -164,7 +162,7 @@ def _nearest_rate(text: str) -> str:
             per_second = n * 1000 // window_ms if 0 < window_ms < 1000 else 0
             meant = f'did you mean "{per_second}/1s"? ' if per_second else ""
             return f"{meant}the shortest window is 1s (s m h d w; m is minutes)"
-        unit = word if word in _UNIT_SECONDS else _UNITS.get(word)
+        unit = word if word in UNITS_S else _UNITS.get(word)
         if unit:
             return f'did you mean "{int(match[1])}/{int(match[2] or 1)}{unit}"?'
     several = re.split(r"[\s,;]+", text.strip())

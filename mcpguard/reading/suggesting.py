@@ -17,7 +17,7 @@ from mcpguard.stores.api import Wanted
 from mcpguard.text.printing import printable
 
 
-class Suggested(NamedTuple):
+class SuggestedPolicy(NamedTuple):
     """A suggested policy.
 
     Attributes:
@@ -25,14 +25,12 @@ class Suggested(NamedTuple):
         before: The text of the policy in force.
         after: The suggested text, with the reasons as comments.
         policy: The policy in force.
-        is_starter: Whether that is the starter policy, because there is no file.
     """
 
     findings: Findings
     before: str
     after: str
     policy: Policy
-    is_starter: bool
 
     def diff(self, path: Path) -> str:
         """The change as a unified diff; empty if there is none."""
@@ -41,7 +39,7 @@ class Suggested(NamedTuple):
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
 
 
-def suggest(settings: Settings, *, since_us: int) -> Suggested:
+def suggest(settings: Settings, *, since_us: int) -> SuggestedPolicy:
     """Suggest limits from the calls since a time.
 
     Args:
@@ -56,12 +54,12 @@ def suggest(settings: Settings, *, since_us: int) -> Suggested:
     if text is None and settings.policy_named:
         raise no_such_file(settings.policy, named=True)
     before = STARTER if text is None else text
-    policy = parse(before, source=str(settings.policy))
+    policy = parse(before, source=str(settings.policy), is_starter=text is None)
     survey = Survey(policy)
     if settings.address.exists():
         survey.add(_rows(settings, since_us))
     findings = survey.findings()
-    return Suggested(findings, before, _rewritten(before, findings), policy, text is None)
+    return SuggestedPolicy(findings, before, _rewritten(before, findings), policy)
 
 
 def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import agent_matches
-from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import label_parts
-from mcpguard.limiter.sliding import Counts
+from mcpguard.limiter.sliding import Counts, State
+from mcpguard.policy.match import used_of
 from mcpguard.policy.model import PER, Policy, Rate, Rule
 from mcpguard.stores.api import CounterUse
 from mcpguard.text.patterns import glob
@@ -102,18 +102,13 @@ def _order(one: Usage) -> tuple[object, ...]:
     return one.left is None, one.left, -one.share, -(one.next_free_ms or 0), tuple(one.counter.items())
 
 
-def _usage(labelled: _Labelled, used: int, log: sliding.State, now_us: int) -> Usage:
+def _usage(labelled: _Labelled, used: int, log: State, now_us: int) -> Usage:
     counter, window_us, counts, rule, rate = labelled
+    wait_us = None if rate is None or used >= rate.n else 0
     if window_us:
-        log = sliding.live(log, window_us, now_us)
-        used = sliding.used(log)
-    if rate is None:
-        return Usage(counter, window_us, rule, rate, used, None, None, counts)
-    left = max(0, rate.n - used)
-    next_free_ms = None if not left else 0
-    if window_us:
-        next_free_ms = ms_up(sliding.retry_after(log, rate.n, window_us, now_us) or 0)
-    return Usage(counter, window_us, rule, rate, used, left, next_free_ms, counts)
+        used, wait_us = used_of(log, rate.n if rate else 0, window_us, now_us)
+    left = None if rate is None else max(0, rate.n - used)
+    return Usage(counter, window_us, rule, rate, used, left, None if wait_us is None else ms_up(wait_us), counts)
 
 
 def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tuple[Rule, Rate] | None:

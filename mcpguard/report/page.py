@@ -10,13 +10,13 @@ from typing import Final, NamedTuple, TypeVar
 from mcpguard import __version__
 from mcpguard.limiter.plan import Reported
 from mcpguard.policy.model import Policy, Rate, Rule
-from mcpguard.policy.rule_text import options_of
 from mcpguard.policy.suggest import with_headroom
 from mcpguard.reading.statistics import Figures
 from mcpguard.report import charts
 from mcpguard.report.charts import Series
 from mcpguard.report.gather import AXES, Burst, Findings, Named, Use
-from mcpguard.text.printing import plural, printable
+from mcpguard.text.printing import printable
+from mcpguard.text.times import span_in_words, window
 
 TOP: Final = 10
 """How many names a table has."""
@@ -246,8 +246,8 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
 
 def _command(rule: Rule, changed: Rate, n: int) -> str:
     """The command line that gives a rule another limit in place of one."""
-    limits = [f"{n if rate == changed else rate.n}/{rate.text}" for rate in rule.rates]
-    return shlex.join(["mcpguard", "policy", "set", *options_of(rule), *limits])
+    rates = tuple(rate._replace(n=n) if rate == changed else rate for rate in rule.rates)
+    return shlex.join(["mcpguard", "policy", "set", *rule._replace(rates=rates).setting])
 
 
 def _burst(burst: Burst) -> Mapping[str, object]:
@@ -281,11 +281,8 @@ def _span(span_us: int) -> str:
     seconds = span_us // 1_000_000
     if not seconds:
         return "under a second"
-    for unit, name in ((7 * 86400, "week"), (86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds % unit == 0:
-            return name if seconds == unit else plural(seconds // unit, name)
-    if seconds < 120:
-        return plural(seconds, "second")
+    if seconds < 120 or seconds % 60 == 0:
+        return (span_in_words if seconds % 60 else window)(seconds * 1_000_000)
     return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 

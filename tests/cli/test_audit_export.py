@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mcpguard.cli import _audit_export, _command, _text
+from mcpguard.cli import base, present
+from mcpguard.cli.audit import export
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
@@ -85,13 +86,13 @@ def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
 def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, really = tmp_path / "out", _audit_export._write_all
+    file, really = tmp_path / "out", export._write_all
 
     def write_all(*args: Any, **more: Any) -> int:
         file.write_text("theirs")
         return really(*args, **more)
 
-    monkeypatch.setattr(_audit_export, "_write_all", write_all)
+    monkeypatch.setattr(export, "_write_all", write_all)
     done = mcpguard(home, "audit", "export", "-o", str(file))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
@@ -175,7 +176,7 @@ def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path,
     def refuse(_: int) -> NoReturn:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(_command, "os", SimpleNamespace(nice=refuse))
+    monkeypatch.setattr(base, "os", SimpleNamespace(nice=refuse))
     assert len(lines_of(home)) > 0
 
 
@@ -190,10 +191,10 @@ def test_a_reader_is_waited_for_while_the_system_has_no_memory_to_tell_whether_i
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     waits: list[float] = []
-    monkeypatch.setattr(_text, "select", SimpleNamespace(poll=Poll))
-    monkeypatch.setattr(_text, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(_text, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1)))
-    assert not _text.reader_leaves(within_s=0.25)
+    monkeypatch.setattr(present, "select", SimpleNamespace(poll=Poll))
+    monkeypatch.setattr(present, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(present, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1)))
+    assert not present.reader_leaves(within_s=0.25)
     assert waits == [0.25]
 
 
@@ -307,13 +308,6 @@ def test_follow_appends_to_a_file_that_may_be_written_but_not_read(tmp_path: Pat
     file.chmod(0o600)
     before, row = file.read_text().splitlines()
     assert (before, json.loads(row)["tool"]) == ("before", "echo")
-
-
-def test_without_a_store_it_is_an_error(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "audit", "export")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no audit log yet: there is no store at" in done.stderr
-    assert done.stderr.endswith("\nhint: start a server with mcpguard run, which creates it\n")
 
 
 def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.cli._audit_table import Table
+from mcpguard.cli.audit.table import Table
 
 ROW = {"time_us": 0, "decision": "rate_limited", "axis": "user", "user": "bob", "agent": "a::b::c", "tool": "echo", "count": 3}
 

@@ -2,15 +2,19 @@
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+from unittest.mock import patch
 
 import pytest
 
-from mcpguard.cli import _policy_show, _text, commands
+from mcpguard.cli import commands, present
+from mcpguard.cli.policy import show
 from tests.cli.command import calls, command, mcpguard, process
 from tests.end_to_end.host import ROOT, environment, policy, rule
 
@@ -192,8 +196,8 @@ def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: in
 def test_another_pipe_without_a_reader_is_an_error_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
 ) -> None:
-    monkeypatch.setattr(_policy_show, "print_plain", lambda _: os.write(unread, b"x"))
-    monkeypatch.setattr(_text, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
+    monkeypatch.setattr(show, "_print_rules", lambda *_, **__: os.write(unread, b"x"))
+    monkeypatch.setattr(present, "reader_leaves", lambda **_: False)  # the stdout of this test is no pipe
     done = mcpguard(tmp_path, "policy", "show")
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot continue: Broken pipe\n")
 
@@ -271,7 +275,7 @@ def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path
     [
         (["run", "--", "cat"], "mcpguard.errors"),
         (["policy", "show"], "click"),
-        (["policy", "show"], "mcpguard.cli._errors"),
+        (["policy", "show"], "mcpguard.cli.errors"),
         (["usage"], "mcpguard.policy.file"),
     ],
 )
@@ -321,3 +325,86 @@ def test_ctrl_c_while_modules_are_loaded_ends_the_process_without_output(tmp_pat
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+# What commands have in common
+
+START = "hint: start a server with mcpguard run, which creates it"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "told", "hint"),
+    [
+        ("audit tail", 0, "mcpguard: no audit log yet", ""),
+        ("audit stats", 0, "mcpguard: no calls", ""),
+        ("audit show x-1", 1, "mcpguard: no audit log yet", START),
+        ("audit export", 1, "mcpguard: no audit log yet", START),
+        ("audit report -o {}/r.html", 1, "mcpguard: no audit log yet", START),
+        ("audit prune --before 1d --yes", 0, "no rows", ""),
+        ("usage", 0, "mcpguard: no counters", ""),
+        ("reset --yes", 0, "no counters", ""),
+    ],
+)
+def test_without_a_store_a_command_says_so_and_makes_none(tmp_path: Path, argv: str, status: int, told: str, hint: str) -> None:
+    done = mcpguard(tmp_path, *shlex.split(argv.format(tmp_path)))
+    said = done.stderr if told.startswith("mcpguard: ") else done.stdout
+    assert done.returncode == status
+    assert [said, said] == [
+        done.stdout + done.stderr,
+        f"{told}: there is no store at {tmp_path / 'mcpguard.db'}\n" + hint + "\n" * bool(hint),
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "policy explain --tool x",
+        "policy set --tool x 5/1m",
+        "policy unset --tool x",
+        "policy suggest",
+        "policy show",
+        "policy check",
+        "usage",
+    ],
+)
+def test_a_broken_policy_is_reported_with_its_line_and_stays_as_it_is(tmp_path: Path, argv: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('mode = "enforce"\n\n[[rule]]\nlimit = 5\n')
+    before = file.read_bytes()
+    done = mcpguard(tmp_path, *shlex.split(argv))
+    assert (done.returncode, done.stdout, file.read_bytes()) == (78, "", before)
+    assert done.stderr.startswith(f"mcpguard: {file}: line 4: rule 1: limit: 5 is not text")
+
+
+@pytest.mark.parametrize("argv", ["audit tail", "usage", "reset --yes"])
+def test_a_damaged_store_is_reported_with_status_69(home: Path, argv: str) -> None:
+    (home / "mcpguard.db").write_bytes(b"no database" * 1000)
+    done = mcpguard(home, *shlex.split(argv))
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "is damaged" in done.stderr
+    assert "hint: move it away" in done.stderr
+
+
+@pytest.mark.parametrize(("argv", "what"), [("reset", "reset"), ("audit prune --before 1d", "delete")])
+def test_a_command_that_asks_needs_a_terminal_or_yes(home: Path, argv: str, what: str) -> None:
+    before = (home / "mcpguard.db-calls").read_bytes()
+    done = mcpguard(home, *shlex.split(argv))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[1] == f"hint: add --yes to {what} without asking"
+    assert (home / "mcpguard.db-calls").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "module", "extra"),
+    [("audit report -o -", "jinja2", "report"), ("audit export --otlp http://x", "opentelemetry.sdk", "otel")],
+)
+def test_a_missing_package_is_named_with_the_commands_that_install_it(home: Path, argv: str, module: str, extra: str) -> None:
+    with patch.dict(sys.modules, {module: None}):
+        done = mcpguard(home, *shlex.split(argv))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"mcpguard: {argv.partition(' -o')[0].partition(' http')[0]} needs {module.replace('.', '-')}, which is not installed\n"
+        f"hint: install 'mcpguard-cli[{extra}]' with uv tool install, pipx install --force or pip install; "
+        "name the extras that you use already, too, or uv removes them\n"
+    )

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.cli import _seen, _typed
+from mcpguard.cli import completion
+from mcpguard.cli import names as cli_names
 from tests import redis_servers
 from tests.cli.command import calls, mcpguard
 from tests.clients.installations import impostor
@@ -197,7 +198,7 @@ def test_the_store_and_the_policy_that_the_line_names_are_read(tmp_path: Path) -
 
 
 def test_names_come_from_a_redis_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_seen, "LOOK_S", DEADLINE_S)
+    monkeypatch.setattr(cli_names, "LOOK_S", DEADLINE_S)
     with redis_servers.running(tmp_path / "server") as server:
         calls(tmp_path, "search", 1, "--user", "bob", "--store", server.url)
         assert offered(tmp_path, f"mcpguard reset --store {server.url} --user ") == ["bob"]
@@ -225,8 +226,8 @@ def test_a_store_that_takes_too_long_offers_what_was_found_before(tmp_path: Path
         yield "too late"
 
     policy(tmp_path, rule("5/1m", user="alice"))
-    monkeypatch.setattr(_seen, "LOOK_S", 0.5)
-    monkeypatch.setattr(_seen, "_of_rows", names)
+    monkeypatch.setattr(cli_names, "LOOK_S", 0.5)
+    monkeypatch.setattr(cli_names, "_of_rows", names)
     assert offered(tmp_path, "mcpguard run --user ") == ["alice"]
     never.set()
 
@@ -256,7 +257,7 @@ BREAKS = " \t\n\"'@><=;|&(:"
     ],
 )
 def test_a_value_is_quoted_as_the_rest_of_the_word(line: str, value: str, rest: str) -> None:
-    typed = _typed.read(line, BREAKS)
+    typed = completion.read(line, BREAKS)
     assert value.startswith(typed.word)
     assert typed.rest_of(value) == rest
 
@@ -273,7 +274,7 @@ def test_a_value_is_quoted_as_the_rest_of_the_word(line: str, value: str, rest: 
     ],
 )
 def test_an_unfinished_line_is_split_as_a_shell_splits_it(line: str, words: list[str], word: str) -> None:
-    typed = _typed.read(line)
+    typed = completion.read(line)
     assert (typed.words, typed.word) == (words, word)
 
 

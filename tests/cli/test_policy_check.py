@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.cli import _errors
+from mcpguard.cli import errors
 from mcpguard.errors import PolicyError
 from mcpguard.policy.parse import parse
 from tests.cli.command import calls, mcpguard, on_terminal
@@ -87,13 +87,13 @@ def test_the_effort_to_show_an_error_grows_with_its_line_and_not_faster(monkeypa
         measured += len(cells)
         return columns(cells)
 
-    columns = _errors._columns
-    monkeypatch.setattr(_errors, "_columns", counted)
+    columns = errors._columns
+    monkeypatch.setattr(errors, "_columns", counted)
     rules = "".join([f'{{tool = "a{at}", limit = "5/1m"}}, ' for at in range(1000)])
     line = f'rule = [{rules}{{tool = "b", limit = "x"}}]{" " * 10_000}'
     with pytest.raises(PolicyError) as raised:
         parse(line)
-    shown = _errors.lines(raised.value)[1]
+    shown = errors.lines(raised.value)[1]
     assert shown.endswith('limit = "x"…')
     assert len(shown) <= 80
     assert measured < 2 * len(line)

@@ -206,13 +206,6 @@ def test_with_trust_client_info_off_it_does_not_say_that_the_client_fills_in_its
     assert "unknown::interactive::default\n" in mcpguard(home, "policy", "explain", "--tool", "echo").stdout
 
 
-def test_a_broken_policy_is_reported_with_its_line(home: Path) -> None:
-    (home / "policy.toml").write_text("[[rule]]\nlimit = 5\n")
-    done = mcpguard(home, "policy", "explain", "--tool", "echo")
-    assert done.returncode == 78
-    assert "line 2" in done.stderr
-
-
 @pytest.mark.parametrize("how", ["damaged", "locked"])
 def test_rules_are_explained_even_if_the_store_cannot_be_read(home: Path, how: str) -> None:
     lock = sqlite3.connect(home / "mcpguard.db", isolation_level=None)

@@ -27,12 +27,6 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-def test_set_replaces_the_limit_of_the_rule_with_the_same_selectors_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "50/1h")
-    assert "changed rule 1 (it was 100/1h)" in done.stdout
-    assert file.read_text() == BY_HAND.replace('"100/1h"', '"50/1h"')
-
-
 LATE = (
     "Calls made before this edit may count up to {} longer than {}: a limit above 64 has counted them in groups,"
     " without the time of each call.\n"
@@ -65,13 +59,6 @@ def test_unset_says_so_too_if_a_lower_limit_now_applies(tmp_path: Path) -> None:
     assert "longer" not in done.stdout
 
 
-def test_unset_removes_the_rule_with_the_comment_right_above_it_and_keeps_all_else(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "unset", "--user", "*", "--tool", "search")
-    assert done.stdout == f"{file}: removed the rule for user=* tool=search (it was 100/1h)\n"
-    begin, end = BY_HAND.index("# Searches"), BY_HAND.index("# Reports")
-    assert file.read_text() == BY_HAND[:begin] + BY_HAND[end:]
-
-
 def test_unset_of_a_missing_rule_names_similar_rules(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
     assert (done.returncode, done.stdout) == (1, "")
@@ -79,37 +66,6 @@ def test_unset_of_a_missing_rule_names_similar_rules(tmp_path: Path, file: Path)
     assert "hint: look at similar rules:" in done.stderr
     assert "user=* tool=search" in done.stderr
     assert file.read_text() == BY_HAND
-
-
-@pytest.mark.parametrize(
-    ("argv", "message", "hint"),
-    [
-        (["--tool", "x", "5"], "'5' is not a limit", "5/1m"),
-        (["--tool", "x", "5/min"], "'5/min' is not a limit", 'did you mean "5/1m"?'),
-        (["--tool", "x", "0/1m"], "admits nothing", "deny"),
-        (["--tool", "x", "deny", "5/1m"], "stands alone", "deny"),
-        (["--tool", "x", "5/1m", "6/60s"], "two limits for one window", "keep"),
-        (["--agent", "subagent", "5/1m"], "does not have three parts", "client::tier::name"),
-        (["--tool", "", "5/1m"], "empty text", "*"),
-        (["--per", "users", "5/1m"], "unknown axis 'users'", "user,agent,tool,server"),
-        (["--per", "", "5/1m"], "unknown axis ''", "none"),
-    ],
-)
-def test_an_invalid_limit_or_pattern_is_reported_in_one_line_and_a_hint(
-    tmp_path: Path, argv: list[str], message: str, hint: str
-) -> None:
-    done = mcpguard(tmp_path, "policy", "set", *argv)
-    assert (done.returncode, done.stdout) == (2, "")
-    first, second = done.stderr.splitlines()
-    assert message in first
-    assert "command line" not in first
-    assert second.startswith("hint: ")
-    assert hint in second
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_set_without_a_limit_is_a_usage_error(tmp_path: Path) -> None:
-    assert mcpguard(tmp_path, "policy", "set", "--tool", "x").returncode == 2
 
 
 def test_a_full_disk_leaves_the_file_unchanged_and_no_temporary_file(tmp_path: Path, file: Path) -> None:
@@ -241,13 +197,6 @@ def test_without_calls_in_the_log_no_name_is_warned_of(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "set", "--tool", "searh_customers", "1/1h").stderr == ""
 
 
-def test_set_of_an_equal_rule_says_unchanged_and_writes_nothing(tmp_path: Path, file: Path) -> None:
-    stamp = file.stat().st_mtime_ns
-    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", "100/1h")
-    assert done.stdout.splitlines()[0] == f"{file}: rule 1 is unchanged"
-    assert (file.read_text(), file.stat().st_mtime_ns) == (BY_HAND, stamp)
-
-
 def test_set_observe_makes_one_rule_report_only_and_set_enforce_ends_that(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--observe", "--tool", "report", "9/1m")
     assert done.stdout.splitlines() == [
@@ -364,16 +313,6 @@ def test_a_limit_that_counts_something_else_is_another_rule(tmp_path: Path, file
     assert "several rules are for tool=report: 2 (5/1m), 3 (3-units/1m)\nhint: add --count" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["set", "unset"])
-def test_a_broken_policy_is_reported_with_its_line_and_stays_as_it_is(tmp_path: Path, command: str) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_text('mode = "enforce"\n\n[[rule]]\nlimit = "many"\n')
-    before = file.read_bytes()
-    done = mcpguard(tmp_path, "policy", command, "--tool", "report", *(["5/1m"] if command == "set" else []))
-    assert (done.returncode, done.stdout, file.read_bytes()) == (78, "", before)
-    assert done.stderr.startswith(f"mcpguard: {file}: line 4: ")
-
-
 def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
     assert "calls with different arguments are counted separately." in done.stdout
@@ -423,27 +362,42 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "error"),
+    ("argv", "error", "hint"),
     [
-        (["set", "--tool", "x"], "missing argument LIMIT..., or --concurrent"),
-        (["set", "--tool", "x", "--wait", "5s"], "missing argument LIMIT..., or --concurrent"),
-        (["set", "--tool", "x", "--count", "errors", "--concurrent", "2"], "count: no limit that counts errors"),
-        (["set", "--concurrent", "0"], "concurrent: 0 is not a number of calls in flight"),
-        (["set", "--concurrent", "two"], "concurrent: 'two' is not a number of calls in flight"),
-        (["set", "--wait", "5", "5/1m"], "wait: '5' is not a time to wait"),
-        (["set", "--wait", "2h", "5/1m"], "wait: '2h' is too long"),
-        (["set", "--concurrent", "2", "deny"], "concurrent: this rule denies every call"),
-        (["set", "--cost", "0"], "cost: 0 is not a number of units"),
-        (["set", "--cost", "x"], "cost: 'x' is not a number of units"),
-        (["set", "--cost", "2", "5/1m"], "--cost and a LIMIT exclude each other"),
-        (["set", "--cost", "2", "--user", "bob"], "--cost and --user exclude each other"),
-        (["set", "--cost", "2", "--observe"], "--cost and --observe or --enforce exclude each other"),
-        (["unset", "--cost", "--role", "a"], "--cost and --role exclude each other"),
-        (["unset", "--cost", "--concurrent"], "exclude each other"),
+        ("set --tool x 5", "'5' is not a limit", "5/1m"),
+        ("set --tool x 5/min", "'5/min' is not a limit", 'did you mean "5/1m"?'),
+        ("set --tool x 0/1m", "admits nothing", "deny"),
+        ("set --tool x deny 5/1m", "stands alone", "deny"),
+        ("set --tool x 5/1m 6/60s", "two limits for one window", "keep"),
+        ("set --agent subagent 5/1m", "does not have three parts", "client::tier::name"),
+        ("set --tool '' 5/1m", "empty text", "*"),
+        ("set --per users 5/1m", "unknown axis 'users'", "user,agent,tool,server"),
+        ("set --per '' 5/1m", "unknown axis ''", "none"),
+        ("set --tool x", "missing argument LIMIT..., or --concurrent", "--help"),
+        ("set --tool x --wait 5s", "missing argument LIMIT..., or --concurrent", "--help"),
+        ("set --tool x --count errors --concurrent 2", "count: no limit that counts errors", "limit ="),
+        ("set --concurrent 0", "concurrent: 0 is not a number of calls in flight", "deny"),
+        ("set --concurrent two", "concurrent: 'two' is not a number of calls in flight", "whole number"),
+        ("set --wait 5 5/1m", "wait: '5' is not a time to wait", "5s"),
+        ("set --wait 2h 5/1m", "wait: '2h' is too long", "3600s"),
+        ("set --concurrent 2 deny", "concurrent: this rule denies every call", "leave concurrent out"),
+        ("set --cost 0", "cost: 0 is not a number of units", "unlimited"),
+        ("set --cost x", "cost: 'x' is not a number of units", "whole number"),
+        ("set --cost 2 5/1m", "--cost and a LIMIT exclude each other", "only --tool and --server"),
+        ("set --cost 2 --user bob", "--cost and --user exclude each other", "only --tool and --server"),
+        ("set --cost 2 --observe", "--cost and --observe or --enforce exclude each other", "only --tool and --server"),
+        ("unset --cost --role a", "--cost and --role exclude each other", "only --tool and --server"),
+        ("unset --cost --concurrent", "exclude each other", "only one"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(tmp_path: Path, file: Path, argv: list[str], error: str) -> None:
-    done = mcpguard(tmp_path, "policy", *argv)
+def test_a_wrong_value_and_options_that_do_not_fit_are_refused_in_one_line_and_a_hint(
+    tmp_path: Path, argv: str, error: str, hint: str
+) -> None:
+    done = mcpguard(tmp_path, "policy", *shlex.split(argv))
     assert (done.returncode, done.stdout) == (2, "")
-    assert error in done.stderr
-    assert file.read_text() == BY_HAND
+    first, second = done.stderr.splitlines()
+    assert error in first
+    assert "command line" not in first
+    assert second.startswith("hint: ")
+    assert hint in second
+    assert list(tmp_path.iterdir()) == []

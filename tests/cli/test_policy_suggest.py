@@ -243,13 +243,6 @@ def test_wrong_options_are_reported(tmp_path: Path, argv: list[str], status: int
     assert message in done.stderr.splitlines()[0]
 
 
-def test_a_broken_policy_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "policy.toml").write_text("[[rule]]\nlimit = 5\n")
-    done = mcpguard(tmp_path, "policy", "suggest")
-    assert (done.returncode, done.stdout) == (78, "")
-    assert "line 2: rule 1: limit: 5 is not text" in done.stderr
-
-
 def test_names_do_not_reach_the_terminal_with_control_characters(tmp_path: Path, local: str) -> None:
     fill(local, rows(120, 20 * MINUTE_US, user="\x1b]0;owned\x07\u009b2J"))
     (tmp_path / "policy.toml").write_text("# \u009b2J\n" + STARTER)

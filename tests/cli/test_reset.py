@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.cli._counters import counter_text, is_selected, used_text
+from mcpguard.cli.counters.reset import is_selected, used_text
+from mcpguard.cli.counters.table import counter_text
 from mcpguard.limiter.plan import label_parts
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
@@ -115,13 +116,6 @@ def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:
         host.end()
 
 
-def test_without_a_terminal_it_needs_yes(home: Path) -> None:
-    done = mcpguard(home, "reset")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[1] == "hint: add --yes to reset without asking"
-    assert held(home) == 4
-
-
 def test_on_a_terminal_it_asks(home: Path) -> None:
     status, shown = on_terminal(home, "reset", typed=b"n\n")
     assert status == 1
@@ -144,16 +138,6 @@ def test_control_characters_in_names_do_not_reach_a_terminal(tmp_path: Path) -> 
     shown = on_terminal(tmp_path, "reset", typed=b"y\n")[1]
     assert "x\\x1b[2J" in shown
     assert not {"\x1b", "\x9b"} & set(shown)
-
-
-def test_without_a_store_there_is_nothing_to_reset(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "reset", "--yes")
-    assert (done.returncode, done.stdout) == (0, f"no counters: there is no store at {tmp_path / 'mcpguard.db'}\n")
-
-
-def test_a_damaged_store_is_reported_with_status_69(tmp_path: Path) -> None:
-    (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
-    assert mcpguard(tmp_path, "reset", "--yes").returncode == 69
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from mcpguard.cli import _usage_screen
-from mcpguard.cli._usage_screen import screen
-from mcpguard.cli._usage_table import Table, as_json, limit_text, plain
+from mcpguard.cli.counters import screen as live
+from mcpguard.cli.counters.screen import screen
+from mcpguard.cli.counters.table import Table, limit_text, plain, usage_as_json
 from mcpguard.config import Settings
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import EMPTY, charge
@@ -30,7 +30,7 @@ from mcpguard.reading.usage import Limits, Usage
 from mcpguard.reading.watching import View
 from mcpguard.stores.api import CounterUse
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import BOB, calls, command, mcpguard, on_terminal, process
+from tests.cli.command import BOB, calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 
 RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("200/1d", tool="*")
@@ -229,7 +229,7 @@ def test_each_kind_of_counter_is_shown_with_its_limit() -> None:
 
 
 def test_each_kind_of_counter_has_its_members_as_json() -> None:
-    found = [as_json(one) for one in kinds()]
+    found = [usage_as_json(one) for one in kinds()]
     assert [(one.get("counts"), one["limit"], one["window"], one["used"], one["left"]) for one in found] == [
         ("cost", 100, "1h", 100, 0),
         (None, 5, "10m", 5, 0),
@@ -246,18 +246,8 @@ def test_each_kind_of_counter_has_its_members_as_json() -> None:
 
 
 def test_counters_that_no_rule_has_any_more_still_say_what_they_count() -> None:
-    assert sorted(limit_text(one) for one in kinds('mode = "enforce"')) == [
-        "-/10m",
-        "-errors/1m",
-        "-in-flight",
-        "-in-flight",
-        "-units/1h",
-    ]
-
-
-def test_a_counter_of_calls_in_flight_that_no_rule_has_any_more_has_no_window() -> None:
-    windows = {one.counts: as_json(one)["window"] for one in kinds('mode = "enforce"')}
-    assert windows == {"cost": "1h", "calls": "10m", "errors": "1m", "concurrent": None}
+    found = {(limit_text(one), usage_as_json(one)["window"]) for one in kinds('mode = "enforce"')}
+    assert found == {("-/10m", "10m"), ("-errors/1m", "1m"), ("-in-flight", None), ("-units/1h", "1h")}
 
 
 def test_the_other_part_of_an_overridden_rule_still_limits() -> None:
@@ -269,13 +259,6 @@ def test_the_other_part_of_an_overridden_rule_still_limits() -> None:
     ]
 
 
-@pytest.mark.parametrize("columns", [40, 80, 160])
-def test_the_table_of_all_kinds_is_as_it_was_looked_at(columns: int) -> None:
-    shown = [part for line in Table(columns, coloured=False).lines(kinds()) for part in line.split("\n")]
-    assert max(map(cell_len, shown)) < columns
-    compare(f"usage-kinds-{columns}.txt", shown)
-
-
 def pressed() -> list[Usage]:
     other = Call("客户服务部门的爱丽丝" * 3, "Cursor::background::nightly", "files", "read_\x1b[2J")
     text = rule("3/1m", user="*", tool="*") + rule("100/1h", agent="*")
@@ -283,19 +266,19 @@ def pressed() -> list[Usage]:
     return usages(text, (ALICE, 3), (other, 2))
 
 
+@pytest.mark.parametrize("columns", [40, 80, 160])
+@pytest.mark.parametrize(("name", "found"), [("usage-kinds", kinds()), ("usage", pressed())], ids=["kinds", "pressed"])
+def test_the_table_is_as_it_was_looked_at(name: str, found: list[Usage], columns: int) -> None:
+    shown = [part for line in Table(columns, coloured=False).lines(found) for part in line.split("\n")]
+    assert max(map(cell_len, shown)) < columns
+    compare(f"{name}-{columns}.txt", shown)
+
+
 @pytest.mark.parametrize("columns", [64, 80])
 def test_the_table_does_not_cut_large_numbers(columns: int) -> None:
     (one,) = usages(rule("2000000/1h", user="*"), (ALICE, 1))
     (_, line) = Table(columns, coloured=False).lines([one._replace(used=1234567, left=765433)])
     assert line.split()[1:] == ["1234567", "2000000/1h", "765433", "now", "user=alice"]
-
-
-@pytest.mark.parametrize("columns", [40, 80, 160])
-def test_the_table_is_as_it_was_looked_at(columns: int) -> None:
-    lines = Table(columns, coloured=False).lines(pressed())
-    shown = [part for line in lines for part in line.split("\n")]
-    assert max(map(cell_len, shown)) < columns
-    compare(f"usage-{columns}.txt", shown)
 
 
 @pytest.mark.parametrize(("columns", "height"), [(40, 30), (80, 24), (160, 50)])
@@ -332,13 +315,6 @@ def compare(name: str, lines: list[str]) -> None:
     assert text == (SHOWN / name).read_text()
 
 
-def test_colours_appear_on_a_terminal_unless_no_color_is_set(home: Path) -> None:
-    assert "\x1b[31m████████" in on_terminal(home, "usage")[1]
-    shown = on_terminal(home, "usage", NO_COLOR="1")[1]
-    assert "████████" in shown
-    assert "\x1b" not in shown
-
-
 def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None:
     first, *_, last = mcpguard(home, "usage").stdout.splitlines()
     assert re.fullmatch(
@@ -347,35 +323,12 @@ def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None
     assert last == 'left=197 used=3 limit=200/1d next_free_ms=0 tool=plain server=files rule="tool=*"'
 
 
-def test_without_a_store_or_without_calls_it_says_so_on_stderr(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "usage")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "no counters: there is no store at" in done.stderr
-
-
-def test_a_broken_policy_is_an_error_in_the_policy(tmp_path: Path, home: Path) -> None:
-    (tmp_path / "policy.toml").write_text("limit")
-    done = mcpguard(home, "usage", "--policy", str(tmp_path / "policy.toml"))
-    assert (done.returncode, done.stdout) == (78, "")
-
-
-@pytest.mark.parametrize("argv", [["--watch"], ["--watch", "--json"]])
-def test_watch_needs_a_terminal(home: Path, argv: list[str]) -> None:
-    done = mcpguard(home, "usage", *argv)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "hint: use mcpguard usage --json for programs" in done.stderr
-
-
-def test_watch_shows_no_json_on_a_terminal_either(home: Path) -> None:
+def test_watch_shows_a_screen_on_a_terminal_only_and_no_json(home: Path) -> None:
+    hint = "hint: use mcpguard usage --json for programs"
+    done = mcpguard(home, "usage", "--watch")
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (2, "", hint)
     status, shown = on_terminal(home, "usage", "--watch", "--json")
-    assert (status, shown.splitlines()[-1]) == (2, "hint: use mcpguard usage --json for programs")
-
-
-def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
-    policy(tmp_path, rule("9/1h", user="*"))
-    calls(tmp_path, "echo", 1, "--user", "客")
-    done = process(tmp_path, "usage", PYTHONIOENCODING="latin-1")
-    assert (done.returncode, "user=\\u5ba2" in done.stdout) == (0, True)
+    assert (status, shown.splitlines()[-1]) == (2, hint)
 
 
 @pytest.mark.parametrize("kind", ["dumb", "unknown"])
@@ -430,13 +383,13 @@ class Screen:
 def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
     restored = []
     try:
-        with _usage_screen._raising():
+        with live._raising():
             try:
                 os.kill(os.getpid(), signal.SIGTERM)
             finally:
                 os.kill(os.getpid(), signal.SIGINT)
                 restored.append("terminal")
-    except _usage_screen._Ended as ended:
+    except live._Ended as ended:
         restored.append(signal.Signals(ended.number).name)
     assert restored == ["terminal", "SIGTERM"]
 
@@ -456,11 +409,14 @@ def test_a_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(home: Path, 
         assert termios.tcgetattr(shown.terminal) == shown.before
 
 
-def test_the_screen_has_colours_unless_no_color_is_set(home: Path) -> None:
-    for no_color, has_colours in (("", True), ("1", False)):
-        with contextlib.closing(Screen(home, no_color)) as shown:
-            shown.wait_for("rate_limited")
-            assert (re.search(rb"\x1b\[[0-9;]*3[0-7][0-9;]*m", shown.data) is not None) is has_colours
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_the_table_and_the_screen_have_colours_unless_no_color_is_set(home: Path, no_color: str) -> None:
+    table = on_terminal(home, "usage", NO_COLOR=no_color)[1]
+    assert "████████" in table
+    with contextlib.closing(Screen(home, no_color)) as shown:
+        shown.wait_for("rate_limited")
+        coloured = re.search(rb"\x1b\[[0-9;]*3[0-7][0-9;]*m", shown.data) is not None
+    assert ["\x1b[31m████████" in table, "\x1b" in table, coloured] == [not no_color] * 3
 
 
 def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_path: Path) -> None:
@@ -503,16 +459,16 @@ def test_the_screen_keeps_the_policy_that_it_took_up_when_its_store_is_replaced(
 
         def look(self) -> None:
             if len(policies) == 2:
-                raise _usage_screen._Ended(signal.SIGTERM)
+                raise live._Ended(signal.SIGTERM)
             self.policy = "the new one"
             for file in tmp_path.glob("mcpguard.db*"):
                 file.unlink()
             SqliteStore(path).close()
             raise StoreUnavailable("it was removed")
 
-    monkeypatch.setattr(_usage_screen, "Watcher", Watching)
+    monkeypatch.setattr(live, "Watcher", Watching)
     settings = Settings(str(path), policy_named=False, database_path=str(path))
     file: Any = None
     old: Any = "the old one"
-    assert _usage_screen.show(settings, file, old, lambda _: True, None) == 143
+    assert live.show(settings, file, old, lambda _: True, None) == 143
     assert policies == ["the old one", "the new one"]

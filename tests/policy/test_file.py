@@ -63,41 +63,12 @@ def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Pa
     assert running.poll() is None
 
 
-def test_an_edit_is_loaded_by_the_next_poll(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle(path, monkeypatch)
-    running.poll()
-    path.write_text(rule("22/1h"))
-    assert limit(running.poll()) == "22/1h"
-    assert running.poll() is None
-
-
 def test_two_edits_with_one_time_stamp_are_both_loaded(running: PolicyFile, path: Path) -> None:
     for n in (2, 3, 4):  # of the same size, in the same file, and with the same time
         stamp = path.stat()
         path.write_text(rule(f"{n}/1h"))
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         assert limit(running.poll()) == f"{n}/1h"
-
-
-@pytest.mark.posix
-def test_an_edit_that_keeps_the_time_and_size_is_found_by_the_time_of_the_change(
-    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settle(path, monkeypatch)
-    running.poll()
-    stamp = path.stat()
-    path.write_text(rule("2/1h"))
-    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert limit(running.poll()) == "2/1h"
-
-
-def test_a_file_that_replaces_the_old_one_is_loaded(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle(path, monkeypatch)
-    running.poll()
-    other = path.with_suffix(".new")
-    other.write_text(rule("2/1h"))
-    other.replace(path)
-    assert limit(running.poll()) == "2/1h"
 
 
 def edit(path: Path) -> None:
@@ -138,20 +109,32 @@ def held(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> Po
     return running
 
 
-@pytest.mark.posix
-@pytest.mark.parametrize("change", [edit, edit_and_keep_the_time, replace, rename_and_make_anew, remove_and_make_anew])
-def test_every_change_of_a_file_that_is_kept_open_is_found_by_the_next_poll(
-    held: PolicyFile, path: Path, change: Callable[[Path], None]
+@pytest.fixture
+def settled(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyFile:
+    """The file, looked at by its path."""
+    settle(path, monkeypatch)
+    running.poll()
+    return running
+
+
+CHANGES = [
+    edit,
+    pytest.param(edit_and_keep_the_time, marks=pytest.mark.posix),
+    replace,
+    rename_and_make_anew,
+    remove_and_make_anew,
+]
+
+
+@pytest.mark.parametrize("file", ["settled", pytest.param("held", marks=pytest.mark.posix)])
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_found_by_the_next_poll(
+    request: pytest.FixtureRequest, path: Path, file: str, change: Callable[[Path], None]
 ) -> None:
+    followed: PolicyFile = request.getfixturevalue(file)
     change(path)
-    assert limit(held.poll()) == "2/1h"
-    assert held.poll() is None
-
-
-@pytest.mark.posix
-def test_the_removal_of_a_file_that_is_kept_open_is_found_by_the_next_poll(held: PolicyFile, path: Path) -> None:
-    path.unlink()
-    assert limit(held.poll()) == f"{path}: no such file"
+    assert limit(followed.poll()) == "2/1h"
+    assert followed.poll() is None
 
 
 @pytest.mark.posix
@@ -205,18 +188,81 @@ def test_another_target_of_a_link_is_found_by_the_next_poll(path: Path, monkeypa
     assert limit(file.poll()) == "2/1h"
 
 
-@pytest.mark.posix
-@pytest.mark.parametrize("named", [False, True])
-def test_a_link_to_a_missing_file_is_an_error_until_the_file_is_there(path: Path, named: bool) -> None:
-    target = path.with_name("team.toml")
-    path.symlink_to(target)
+def broken(path: Path) -> str:
+    path.write_text("[[rule]")
+    return f"{path}: line 1: not TOML"
+
+
+def linked_to_nothing(path: Path) -> str:
+    path.symlink_to(path.with_name("team.toml"))
+    return f"{path} is a link to {path.with_name('team.toml')}, which does not exist"
+
+
+def linked_to_itself(path: Path) -> str:
+    path.symlink_to(path)
+    return f"{path}: cannot be read: Too many levels of symbolic links"
+
+
+def missing(path: Path) -> str:
+    return f"{path}: no such file"
+
+
+POSIX = pytest.mark.posix
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        (broken, False),
+        (missing, True),
+        pytest.param(linked_to_nothing, False, marks=POSIX),
+        pytest.param(linked_to_nothing, True, marks=POSIX),
+        pytest.param(linked_to_itself, False, marks=POSIX),
+    ],
+)
+def test_a_file_that_cannot_be_used_at_the_start_is_an_error_until_it_can(
+    path: Path, fault: Callable[[Path], str], named: bool
+) -> None:
+    told = fault(path)
     file = PolicyFile(path, named=named)
     error = file.begin()
-    assert isinstance(error, PolicyError)
-    assert error.message == f"{path} is a link to {target}, which does not exist"
+    assert limit(error).startswith(told)
     assert not file.is_starter
-    target.write_text(rule("1/1h"))
+    if fault is missing:
+        assert isinstance(error, PolicyError)
+        assert error.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
+    assert file.poll() is None
+    if fault is linked_to_itself:
+        path.unlink()
+    path.write_text(rule("1/1h"))
     assert limit(file.poll()) == "1/1h"
+
+
+def make_a_folder(path: Path) -> str:
+    path.unlink()
+    path.mkdir()
+    return f"{path}: cannot be read: Is a directory"
+
+
+def remove(path: Path) -> str:
+    path.unlink()
+    return f"{path}: no such file"
+
+
+@pytest.mark.parametrize("file", ["running", pytest.param("held", marks=POSIX)])
+@pytest.mark.parametrize("fault", [remove, pytest.param(make_a_folder, marks=POSIX)])
+def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
+    request: pytest.FixtureRequest, path: Path, file: str, fault: Callable[[Path], str]
+) -> None:
+    followed: PolicyFile = request.getfixturevalue(file)
+    told = fault(path)
+    assert limit(followed.poll()) == told
+    assert followed.poll() is None
+    assert not followed.is_starter
+    if path.is_dir():
+        path.rmdir()
+    path.write_text(rule("1/1h"))
+    assert limit(followed.poll()) == "1/1h"
 
 
 @pytest.mark.posix
@@ -253,15 +299,6 @@ def test_a_broken_file_is_reported_once_and_loaded_again_when_it_is_corrected(
     assert limit(running.poll()) == "1/1h"
 
 
-def test_a_removed_file_is_reported_once_and_loaded_again_when_it_is_back(running: PolicyFile, path: Path) -> None:
-    path.unlink()
-    assert limit(running.poll()) == f"{path}: no such file"
-    assert running.poll() is None
-    assert not running.is_starter
-    path.write_text(rule("1/1h"))
-    assert limit(running.poll()) == "1/1h"
-
-
 def test_the_starter_policy_does_not_replace_a_file_that_is_broken_and_then_removed(running: PolicyFile, path: Path) -> None:
     path.write_text("[[rule]")
     assert f"{path}: line 1: not TOML" in limit(running.poll())
@@ -280,38 +317,6 @@ def test_a_new_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in
     assert isinstance(found, Policy)
     assert len(found.rules) == 4
     assert file.is_starter
-
-
-@pytest.mark.posix
-def test_a_file_that_becomes_a_folder_is_reported_once(running: PolicyFile, path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-    assert limit(running.poll()) == f"{path}: cannot be read: Is a directory"
-    assert running.poll() is None
-
-
-def test_a_file_that_is_broken_at_the_start_is_an_error_until_it_is_corrected(path: Path) -> None:
-    path.write_text("[[rule]")
-    file = PolicyFile(path)
-    assert f"{path}: line 1: not TOML" in limit(file.begin())
-    assert file.poll() is None
-    path.write_text(rule("1/1h"))
-    assert limit(file.poll()) == "1/1h"
-
-
-def test_a_named_file_that_is_missing_is_an_error_until_it_exists(path: Path) -> None:
-    file = PolicyFile(path, named=True)
-    assert limit(file.begin()) == f"{path}: no such file"
-    assert not file.is_starter
-    assert file.poll() is None
-    path.write_text(rule("1/1h"))
-    assert limit(file.poll()) == "1/1h"
-
-
-def test_a_named_file_that_is_missing_asks_whether_its_name_is_right(path: Path) -> None:
-    found = PolicyFile(path, named=True).begin()
-    assert isinstance(found, PolicyError)
-    assert found.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
 
 
 def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path) -> None:
@@ -338,18 +343,6 @@ def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path, content:
     assert isinstance(second, Policy)
     assert first.observe
     assert second.observe
-
-
-@pytest.mark.posix
-def test_a_file_that_cannot_be_examined_is_not_taken_for_missing(path: Path) -> None:
-    path.symlink_to(path)
-    file = PolicyFile(path)
-    assert limit(file.begin()) == f"{path}: cannot be read: Too many levels of symbolic links"
-    assert not file.is_starter
-    assert file.poll() is None
-    path.unlink()
-    path.write_text(rule("1/1h"))
-    assert limit(file.poll()) == "1/1h"
 
 
 @pytest.mark.posix

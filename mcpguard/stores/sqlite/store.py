@@ -25,7 +25,6 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, counter_id
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row
-from mcpguard.session.decision import admit
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options

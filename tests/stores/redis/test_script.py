@@ -156,8 +156,6 @@ def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
         detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
     )
     request.waited_us, request.is_behind, request.rounds = choices
-    if decided:
-        request.continue_as(1)
     return request
 
 

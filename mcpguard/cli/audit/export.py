@@ -1,0 +1,221 @@
+"""`mcpguard audit export`: writes rows of the audit log for other programs."""
+
+import contextlib
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final
+
+import click
+from click.core import ParameterSource
+
+from mcpguard import config, whole_files
+from mcpguard.cli.audit import require_store
+from mcpguard.cli.base import Command, give_way
+from mcpguard.cli.filters import row_filters, wanted_rows
+from mcpguard.cli.names import files
+from mcpguard.cli.options import store_option
+from mcpguard.cli.present import reader_leaves, say, written_to
+from mcpguard.config import Settings
+from mcpguard.errors import ExitStatus, McpguardError, UsageError, require
+from mcpguard.identity.account import state_folder
+from mcpguard.reading.export import FORMATS
+from mcpguard.reading.following import follow as follow_rows
+from mcpguard.stores.api import Readable, StoredRow, Wanted
+from mcpguard.text.printing import amount, plural
+
+_FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is appended to."
+
+
+@click.command("export", Command)
+@click.option("--format", "form", type=click.Choice(tuple(FORMATS)), default="jsonl", show_default=True, help="The format.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    shell_complete=files,
+    help="The file to write. Default: stdout. A file that exists is not replaced.",
+)
+@click.option("-f", "--follow", is_flag=True, help=_FOLLOW_HELP)
+@click.option("--otlp", "collector", metavar="URL", help="Send rows to an OpenTelemetry collector, over HTTP, instead.")
+@click.option("--otlp-user", "with_user", is_flag=True, help="With --otlp: name users in spans and metrics.")
+@row_filters
+@store_option
+def export(
+    form: str,
+    output: str | None,
+    follow: bool,
+    collector: str | None,
+    with_user: bool,
+    store: str | None,
+    **filters: Any,
+) -> int:
+    """Write rows of the audit log, the oldest first: as JSON lines, as CSV, or as OCSF events.
+
+    A file appears under its name when it is complete, and only your account can read it. With --follow a row is written when
+    its call has ended, or after ten seconds.
+
+    With --otlp rows become spans and metrics. The next command with the same store and URL continues after the last row sent.
+    The first one with --follow begins with new rows unless --since is given. OTEL_EXPORTER_OTLP_HEADERS has the headers of
+    requests, such as an API key.
+
+    \b
+    Examples:
+      mcpguard audit export --since 7d -o week.jsonl
+      mcpguard audit export --format csv --denied -o denials.csv
+      mcpguard audit export --format ocsf --follow --since 1m | vector
+      mcpguard audit export --otlp http://localhost:4318 --follow
+    """
+    give_way()
+    settings = config.load(os.environ, store=store)
+    wanted = wanted_rows(settings.namespace, **filters)
+    if not follow:
+        require_store(settings)
+    if collector is not None:
+        if output is not None or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
+            raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")
+        return _send(settings, collector, wanted, with_user=with_user, follow=follow)
+    if with_user:
+        raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
+    if output == "-":
+        output = None
+    naming = contextlib.nullcontext() if output is None else written_to(output)
+    is_file, rows = output is not None, 0
+    try:
+        with naming, _opened(output, follow=follow) as (file, is_empty):
+            heading = FORMATS[form].heading
+            if heading and is_empty:
+                file.write(heading + "\n")
+            write = FORMATS[form].lines
+            if follow:
+                sleep = _wait_for_reader if file is sys.stdout else time.sleep
+                for _, page in follow_rows(settings, wanted, say, sleep):
+                    file.write(write(page))
+                    file.flush()
+            else:
+                rows = _write_all(settings, wanted, file, write, is_file=is_file)
+        if is_file and not follow:  # said when the file has its name, which does not depend on stderr
+            click.echo(f"{amount(rows, 'row')} written", err=True)
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    return ExitStatus.OK
+
+
+def _wait_for_reader(seconds: float) -> None:
+    """Wait, but not for rows that nobody would read.
+
+    Raises:
+        BrokenPipeError: The reader of stdout has gone away.
+    """
+    if reader_leaves(within_s=seconds):
+        raise BrokenPipeError
+
+
+def _write_all(
+    settings: Settings, wanted: Wanted, file: IO[str], write: Callable[[list[StoredRow]], str], *, is_file: bool
+) -> int:
+    """Write all rows. Returns how many."""
+    rows = 0
+    with settings.read_store() as opened, _progress(opened, is_file=is_file) as advance:
+        for page in opened.rows(wanted=wanted):
+            rows += len(page)
+            file.write(write(list(page)))
+            if page:
+                advance(page[-1].row_id, rows)
+    return rows
+
+
+@contextlib.contextmanager
+def _progress(store: Readable, *, is_file: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, if that is a terminal and stdout goes elsewhere."""
+    if not (sys.stderr and sys.stderr.isatty()) or not (is_file or not sys.stdout.isatty()):
+        yield lambda _row_id, _rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    first = next((entry.row_id for entry in store.entries()), 0)
+    last = next((entry.row_id for entry in store.newest()), 0)
+    columns = (TextColumn("exporting"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]:,} rows"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=max(1, last - first), rows=0)
+        yield lambda row_id, rows: progress.update(task, completed=row_id - first, rows=rows)
+
+
+@contextlib.contextmanager
+def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool]]:
+    """The file to write, and whether it is empty.
+
+    A new file is written beside its place and gets its name at the end. With `follow` the file is appended to.
+
+    Raises:
+        UsageError: The file exists, is a folder, or its folder is missing.
+    """
+    if output is None:
+        yield sys.stdout, True
+        return
+    path = Path(output)
+    if path.is_dir():
+        raise UsageError(f"-o: {output} is a folder", "name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o: there is no folder {path.parent}", "create it, or name another file")
+    mode = path.stat().st_mode if path.exists() else None
+    if follow or (mode is not None and not stat.S_ISREG(mode)):  # such as /dev/null or a named pipe
+        with open(path, "a", encoding="utf-8", opener=_private) as file:
+            if mode is not None and stat.S_ISREG(mode) and _is_cut(path):
+                file.write("\n")
+            yield file, not path.stat().st_size
+        return
+    if mode is not None:
+        raise UsageError(f"{output} exists, and is not replaced", "name another file, or remove it first")
+    try:
+        with whole_files.new_file(path.absolute()) as file:
+            yield file, True
+    except FileExistsError:
+        raise UsageError(f"{output} exists by now, and is not replaced", "name another file") from None
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file ends within a line, such as when the disk was full. One that may only be written counts as whole."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 1))
+            return file.read() not in {b"", b"\n"}
+    except PermissionError:
+        return False
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> int:
+    """Send rows to an OpenTelemetry collector.
+
+    Args:
+        settings: They name the store.
+        url: The collector's URL.
+        wanted: The rows.
+        with_user: Whether spans and metrics name users.
+        follow: Whether to wait for further rows.
+    """
+    require("audit export --otlp", "otel", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+    from mcpguard.reading import telemetry
+
+    url = telemetry.checked_url(url, os.environ)
+    options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
+    try:
+        position = telemetry.Position(state_folder(os.environ), settings.address.shown, settings.namespace, url)
+        with contextlib.closing(position):
+            exporter = telemetry.Exporter(settings, telemetry.Collector(url), position, options, say)
+            exporter.run()
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except OSError as error:
+        hint = "check that the folder is writable and the disk is not full"
+        raise McpguardError(f"the position of the export cannot be kept: {error}", hint) from error
+    click.echo(f"{plural(exporter.sent, 'row')} sent", err=True)
+    return ExitStatus.OK

@@ -1,0 +1,51 @@
+"""`mcpguard audit prune`: deletes old rows."""
+
+import os
+from datetime import UTC, datetime
+
+import click
+
+from mcpguard import config
+from mcpguard.cli.base import Command, give_way
+from mcpguard.cli.filters import time_us
+from mcpguard.cli.options import require_terminal, store_option, yes_option
+from mcpguard.cli.present import echo
+from mcpguard.errors import ExitStatus
+from mcpguard.text.printing import amount, printable
+
+
+@click.command("prune", Command)
+@click.option("--before", metavar="WHEN", required=True, help="Delete rows before 12h, 30d … ago, or an RFC 3339 time.")
+@yes_option
+@store_option
+def prune(before: str, yes: bool, store: str | None) -> int:
+    """Delete the rows of the audit log that are older than a time. Counters and limits stay as they are.
+
+    mcpguard deletes rows after `keep` by itself; see config.toml. Rows are deleted in small portions, so that no call waits.
+    The rows cannot be brought back: export them first if you need them.
+
+    \b
+    Examples:
+      mcpguard audit prune --before 90d
+      mcpguard audit prune --before 2026-01-31T00:00:00Z --yes
+    """
+    before_us = time_us("--before", before)
+    if not yes:
+        require_terminal("prune", "add --yes to delete without asking")
+    settings = config.load(os.environ, store=store)
+    if not settings.address.exists():
+        echo(f"no rows: there is no store at {settings.address.shown}")
+        return ExitStatus.OK
+    when = datetime.fromtimestamp(before_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    where = printable(settings.address.shown)
+    if not yes and not click.confirm(f"Delete the audit rows before {when} in {where}?", err=True):
+        click.echo("nothing was deleted", err=True)
+        return ExitStatus.FAILURE
+    give_way()
+    deleted = 0
+    try:
+        for some in settings.prune_store(before_us):
+            deleted += some
+    finally:
+        click.echo(f"{amount(deleted, 'row')} deleted")
+    return ExitStatus.OK

@@ -1,0 +1,173 @@
+"""`mcpguard audit show`: explains one row: its rule, its counters, and how to change the rule."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from mcpguard import config
+from mcpguard.cli.audit import require_store
+from mcpguard.cli.base import Command
+from mcpguard.cli.counters.table import counter_text
+from mcpguard.cli.options import json_option, policy_option, store_option
+from mcpguard.cli.policy.show import rule_as_json
+from mcpguard.cli.present import echo, echo_json, paragraph
+from mcpguard.configured_identity import SOURCES
+from mcpguard.policy.explain import sentence
+from mcpguard.policy.file import load
+from mcpguard.policy.model import Policy
+from mcpguard.reading.explaining_row import CounterNow, LimitThen, Shown, explain_row, find
+from mcpguard.session.audit import MEMBERS
+from mcpguard.text.times import ms_up
+
+_OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
+"""The members that describe the limits that decided. They are shown with these limits, if the row names them."""
+
+_SOURCE_WORDS: Final = SOURCES | {
+    "hook": "the client's hook",
+    "clientInfo": "what the client tells of itself",
+    "meta": "the call's _meta",
+    "default": "not known",
+}
+"""Where a user or an agent comes from. For `config` a row does not tell which of three places it was."""
+
+
+def shown_as_json(shown: Shown, policy: Policy) -> dict[str, object]:
+    """A row and its explanation as JSON."""
+    return {
+        "row": shown.record,
+        "rules": [
+            {
+                "rule": one.text,
+                "number": None if one.at is None else one.at + 1,
+                "now": None if one.at is None else rule_as_json(policy.rules[one.at]),
+            }
+            for one in shown.rules
+        ],
+        "limits": [
+            {
+                "rule": limit.rule,
+                "limit": limit.limit,
+                "window": limit.window or None,
+                **({} if limit.counts == "calls" else {"counts": limit.counts}),
+                "counter": None if at not in shown.counters else counter_text(shown.counters[at].counter.label),
+                "then": _then_as_json(limit, shown.record),
+                "now": None if at not in shown.counters else _now_as_json(shown.counters[at]),
+            }
+            for at, limit in enumerate(shown.limits)
+        ],
+        "commands": shown.commands,
+    }
+
+
+def _then_as_json(limit: LimitThen, record: Mapping[str, object]) -> dict[str, object]:
+    left = limit.left
+    return {
+        "used": None if limit.limit is None or left is None else limit.limit - left,
+        "remaining": left,
+        "count": record.get("count") if limit.is_reported else None,
+        "retry_after_ms": limit.retry_after_ms,
+    }
+
+
+def _now_as_json(now: CounterNow) -> dict[str, object]:
+    return {
+        "limit": now.n if now.in_force else None,
+        "used": now.used,
+        "remaining": max(0, now.n - now.used),
+        "retry_after_ms": None if now.retry_after_us is None else ms_up(now.retry_after_us),
+    }
+
+
+def _source_of(key: str, record: Mapping[str, Any]) -> str:
+    """Where the user or the agent of a row comes from, in brackets; empty for another member."""
+    word = record.get(f"{key}_source")
+    words = f"--{key}, MCPGUARD_{key.upper()} or config.toml" if word == "config" else _SOURCE_WORDS.get(str(word), word)
+    return f" ({words})" if words else ""
+
+
+def print_shown(shown: Shown, policy: Policy, file: str) -> None:
+    """Print a row, its rules, its counters, and the commands that change the rules."""
+    record = shown.record
+    elsewhere = {"time_us", "user_source", "agent_source", *(_OF_LIMITS if shown.limits else ())}
+    for key in MEMBERS:
+        if key in record and key not in elsewhere:
+            value = record[key]
+            text = value if isinstance(value, str) else json.dumps(value)
+            paragraph(f"{key + ':':13}{text}{_source_of(key, record)}")
+    if not shown.limits:
+        click.echo("\nSeveral limits decided. The row does not tell which." if shown.was_refused else "\nNo rule decided.")
+        return
+    for one in shown.rules:
+        click.echo()
+        paragraph(f"Rule {one.text} (axis {record['axis']}):" if len(shown.rules) == 1 else f"Rule {one.text}:")
+        if one.at is None:
+            paragraph(f"not in {file} now", indent="    ")
+        else:
+            rule = policy.rules[one.at]
+            line = f", line {rule.line}" if rule.line else ""
+            paragraph(f"rule {one.at + 1} of {file}{line}: {sentence(rule, policy.costs)}", indent="    ")
+        for number in one.limits:
+            _print_limit(shown.limits[number], shown.counters.get(number), record)
+    if shown.commands:
+        what = "rule" if len(shown.commands) == 1 else "rules"
+        click.echo(
+            f"\nTo let the {what} admit such a call:" if shown.was_refused else "\nTo change the rule, edit its limit in:"
+        )
+    for command in shown.commands:
+        echo(f"    {command}")
+
+
+def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, object]) -> None:
+    if limit.limit is None:
+        paragraph("deny: it counts nothing", indent="    ")
+        return
+    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else f"{limit.text}", indent="    ")
+    left, count = limit.left, record.get("count")
+    word = "in flight" if limit.counts == "concurrent" else "used"
+    parts = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
+    parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
+    parts += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
+    if parts:
+        paragraph(f"then: {', '.join(parts)}", indent="      ")
+    if now is None:
+        return
+    parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left" + (f" of {now.n}" if now.n != limit.limit else "")]
+    parts += [_retry(ms_up(now.retry_after_us))] if now.retry_after_us else []
+    parts += [] if now.in_force else ["but the policy has no such limit now"]
+    paragraph(f"now:  {', '.join(parts)}", indent="      ")
+
+
+def _retry(ms: int) -> str:
+    return f"retry in {-(-ms // 1000):,} s"
+
+
+@click.command("show", Command)
+@click.argument("row_id", metavar="ID")
+@policy_option
+@store_option
+@json_option
+def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> None:
+    """Show a row, the rule that decided, and what its counters held then and hold now.
+
+    ID is the audit_id of a denial, the id of a row of `audit tail` (on a terminal of at least 120 columns, or in a pipe), or
+    the word last, which stands for the newest row that `audit tail` shows. The last lines are a command that changes the
+    rule. For a denial, the rule would have admitted the call with the limits in this command.
+
+    \b
+    Examples:
+      mcpguard audit show last
+      mcpguard audit show 45732ae6c06cfb07-4
+    """
+    settings = config.load(os.environ, policy=policy, store=store)
+    require_store(settings)
+    found = load(settings.policy, named=settings.policy_named)
+    with settings.read_store() as opened:
+        record = find(opened, settings.namespace, row_id)
+        explained = explain_row(opened, found, record, policy_option=["--policy", policy] if policy else [])
+    if as_json:
+        echo_json(shown_as_json(explained, found), indent=2)
+    else:
+        print_shown(explained, found, "the starter policy" if found.is_starter else str(settings.policy))

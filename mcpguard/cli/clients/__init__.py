@@ -1,0 +1,1 @@
+"""`mcpguard install`, `uninstall` and `clients`: the servers in clients' files."""

@@ -1,0 +1,1 @@
+"""`mcpguard usage` and `mcpguard reset`: counters."""

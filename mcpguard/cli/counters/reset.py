@@ -1,0 +1,110 @@
+"""`mcpguard reset`: empty counters."""
+
+import json
+import os
+from collections.abc import Mapping
+
+import click
+
+from mcpguard import config
+from mcpguard.cli.base import Command
+from mcpguard.cli.counters.table import counter_text
+from mcpguard.cli.filters import given, name_filters, selects
+from mcpguard.cli.options import require_terminal, store_option, yes_option
+from mcpguard.errors import ExitStatus
+from mcpguard.limiter.plan import Label, label_parts
+from mcpguard.stores.api import CounterUse
+from mcpguard.text.printing import amount, printable
+from mcpguard.text.times import window
+
+
+@click.command("reset", Command)
+@name_filters("counters")
+@store_option
+@yes_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
+def reset(yes: bool, as_json: bool, **options: str | None) -> int:
+    """Empty the counters that match all the given selectors, or all counters. Limits and the audit log stay as they are.
+
+    --user alice matches the counters that count only alice's calls. It does not match a counter that users share, such as
+    that of a limit on a tool for all users. Running servers count from zero from their next call on. After a reset, calls in
+    flight continue, but no longer hold a place.
+
+    \b
+    Examples:
+      mcpguard reset --user alice@acme.com
+      mcpguard reset --tool 'crm_*' --yes
+    """
+    if not yes:
+        require_terminal("reset", "add --yes to reset without asking")
+    settings = config.load(os.environ, store=options["store"])
+    if not settings.address.exists():
+        click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
+        return ExitStatus.OK
+    with settings.change_store() as store:
+        found = [
+            held
+            for held in store.held()
+            if (counter := label_parts(held.label)).namespace == settings.namespace and is_selected(counter, given(options))
+        ]
+        if not found:
+            click.echo("no counter in use matches", err=as_json)
+            return ExitStatus.OK
+        if not (yes or _agreed(found)):
+            click.echo("nothing was reset", err=True)
+            return ExitStatus.FAILURE
+        store.reset([held.label for held in found])
+    for held in found:
+        click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
+    click.echo(f"{_count(found)} reset", err=as_json)
+    return ExitStatus.OK
+
+
+def _as_json(held: CounterUse) -> dict[str, object]:
+    """A counter, and what it held."""
+    counter = label_parts(held.label)
+    return {
+        "namespace": counter.namespace,
+        **counter.values,
+        "together": counter.shared,
+        **({} if counter.counts == "calls" else {"counts": counter.counts}),
+        "window_seconds": counter.window_us // 1_000_000,
+        "used": held.used,
+    }
+
+
+def _text(held: CounterUse) -> str:
+    return printable(f"{counter_text(held.label)}: {used_text(held)}")
+
+
+def _count(found: list[CounterUse]) -> str:
+    return amount(len(found), "counter")
+
+
+def _agreed(found: list[CounterUse]) -> bool:
+    """List the counters, at most ten of them, and ask for confirmation."""
+    shown = 10
+    for held in found[:shown]:
+        click.echo(_text(held), err=True)
+    if len(found) > shown:
+        click.echo(f"and {len(found) - shown:,} more", err=True)
+    return click.confirm(f"Reset {_count(found)}?", err=True)
+
+
+def used_text(held: CounterUse) -> str:
+    """What a counter holds: `5 calls in the last hour`, `2 calls in flight`."""
+    counter = label_parts(held.label)
+    noun = {"cost": "unit", "errors": "error"}.get(counter.counts, "call")
+    where = "in flight" if counter.counts == "concurrent" else f"in the last {window(counter.window_us)}"
+    return f"{amount(held.used, noun)} {where}"
+
+
+def is_selected(counter: Label, patterns: Mapping[str, str]) -> bool:
+    """Whether every pattern matches a value of the counter, or the text of another selector of its rule."""
+    return all(
+        any(
+            selects(key, pattern, text)
+            for text in [*([counter.values[key]] if key in counter.values else []), *counter.shared.get(key, [])]
+        )
+        for key, pattern in patterns.items()
+    )

@@ -1,0 +1,34 @@
+"""`mcpguard policy`: shows, checks, explains and edits limits."""
+
+import click
+
+from mcpguard.cli.base import Group
+
+
+@click.group(
+    "policy",
+    Group,
+    parts={
+        "check": ("policy.check:check", "Check a policy file."),
+        "edit": ("policy.edit:edit", "Open the policy file in your editor."),
+        "explain": ("policy.explain:explain", "Show which rules apply to a call, and what is left."),
+        "init": ("policy.edit:init", "Write the starter policy to a file."),
+        "mode": ("policy.set:mode", "Only report denials, or deny."),
+        "path": ("policy.show:path", "Print the path of the policy file."),
+        "set": ("policy.set:set_", "Set a limit, a cap on calls in flight, or a cost."),
+        "show": ("policy.show:show", "Show each rule, with a sentence that explains it."),
+        "suggest": ("policy.suggest:suggest", "Suggest limits from the audit log."),
+        "unset": ("policy.set:unset", "Remove a rule, a part of a rule, or a cost."),
+    },
+)
+def policy() -> None:
+    """Show, check, explain and edit the policy, which limits how often tools may be called, and by whom.
+
+    Running servers obey an edit from their next call on. A file over 16 KiB (about 200 rules) is parsed in the background, so
+    an edit of it applies shortly after that call.
+
+    \b
+    Examples:
+      mcpguard policy show
+      mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
+    """

@@ -1,0 +1,92 @@
+"""`mcpguard policy check`: finds errors and likely mistakes in a policy file."""
+
+import os
+from pathlib import Path
+
+import click
+
+from mcpguard import config
+from mcpguard.cli.base import Command
+from mcpguard.cli.names import files
+from mcpguard.cli.options import json_option, policy_option
+from mcpguard.cli.policy.show import counted
+from mcpguard.cli.present import echo, echo_json
+from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.configured_identity import configured_tier, used_tiers
+from mcpguard.errors import ExitStatus, PolicyError, UsageError
+from mcpguard.files import exposed, named_path
+from mcpguard.policy.file import load
+from mcpguard.policy.lint import still_capped, warnings
+from mcpguard.reading.explaining import never_matched
+
+
+@click.command("check", Command)
+@click.argument("file", required=False, metavar="[FILE]", shell_complete=files)
+@policy_option
+@json_option
+def check(file: str | None, policy: str | None, as_json: bool) -> int:
+    """Check FILE, or the policy in force, for errors and likely mistakes. FILE is the same as --policy FILE.
+
+    The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. Shows every error with its line.
+    Warns of rules and limits that can never have an effect, of rules that match none of the newest calls in the audit log, of
+    names that are probably wrong, and of other accounts that may change the policy, config.toml or the store. Names the rules
+    that cap the calls of other rules more tightly, with the command that drops them.
+
+    \b
+    Examples:
+      mcpguard policy check
+      mcpguard policy check examples/policy.toml
+    """
+    if file is not None and policy is not None:
+        raise UsageError("FILE and --policy both name the policy", "give only one of them")
+    if file is not None:
+        named_path(file, where="FILE")
+    named = file if policy is None else policy
+    settings = config.load(os.environ, policy=named)
+    try:
+        found = load(settings.policy, named=settings.policy_named)
+    except PolicyError as error:
+        if not as_json:
+            raise
+        echo_json(_errors_as_json(error, settings.policy), indent=2)
+        return error.exit_status
+    missing = missing_hooks(found)
+    unmatched = [] if found.is_starter else never_matched(found, settings, explained={one.at for one in missing})
+    unlimited = found.tier_warning(configured_tier(settings))
+    capped = still_capped(found, policy_option=["--policy", named] if named else [])
+    found_warnings = [
+        *warnings(found, tiers=used_tiers(settings)),
+        *capped.warnings,
+        *([unlimited] if unlimited else []),
+        *map(str, missing),
+        *unmatched,
+        *exposed(settings.files),
+    ]
+    if as_json:
+        result = {
+            "file": None if found.is_starter else str(settings.policy),
+            "starter": found.is_starter,
+            "rules": len(found.rules),
+            "errors": [],
+            "warnings": found_warnings,
+            "notes": capped.notes,
+        }
+        echo_json(result, indent=2)
+        return ExitStatus.OK
+    source = f"starter policy (no file at {settings.policy})" if found.is_starter else str(settings.policy)
+    echo(f"{source}: OK, {counted(found)}")
+    for warning in found_warnings:
+        echo(f"warning: {warning}")
+    for note in capped.notes:
+        echo(f"note: {note}")
+    return ExitStatus.OK
+
+
+def _errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
+    """The result of checking a policy that is not valid. An error of the file as a whole has no line."""
+    problems = [
+        {"line": one.line, "column": one.column, "rule": one.rule or None, "message": one.message, "hint": one.hint}
+        for one in error.problems
+    ]
+    whole = {"line": None, "column": None, "rule": None, "message": error.message, "hint": error.hint}
+    return {"file": str(path), "starter": False, "rules": None, "errors": problems or [whole], "warnings": [], "notes": []}

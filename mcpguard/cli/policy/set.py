@@ -1,0 +1,348 @@
+"""`mcpguard policy set`, `unset` and `mode`: edits of the policy file."""
+
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from mcpguard import config
+from mcpguard.cli.base import Command
+from mcpguard.cli.names import unseen, words
+from mcpguard.cli.options import all_of, name_option, policy_option
+from mcpguard.cli.policy.show import NO_RULES
+from mcpguard.cli.present import echo, warn
+from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.config import Settings
+from mcpguard.configured_identity import used_tiers
+from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.limiter.sliding import Counts
+from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
+from mcpguard.policy.explain import cost_sentence, sentences, series
+from mcpguard.policy.file import load
+from mcpguard.policy.lint import cost_label, counted_in_grains, unset_command, warnings
+from mcpguard.policy.model import PER, Policy, Rule
+from mcpguard.policy.parse import parse_cost, parse_rule
+from mcpguard.policy.tighter import Tightness
+from mcpguard.text.printing import plural
+from mcpguard.text.times import span
+
+_T = TypeVar("_T")
+_COMMAND_LINE: Final = "command line"
+_OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce"
+"""Printed after a rule was set."""
+
+_rule_options = all_of(
+    name_option("user", "G", "A user, or a pattern with *.", with_patterns=True),
+    name_option("agent", "G", "An agent, client::tier::name; each part is a name or a pattern.", with_patterns=True),
+    name_option("tool", "G", "A tool, or a pattern.", with_patterns=True),
+    name_option("server", "G", "A server's name, or a pattern.", with_patterns=True),
+    *(
+        name_option(
+            key,
+            "G",
+            f"A {key} of the verified token. Repeat it to require several.",
+            with_patterns=True,
+            multiple=True,
+        )
+        for key in ("role", "scope")
+    ),
+    click.option(
+        "--per",
+        metavar="LIST",
+        shell_complete=words(*PER, "none"),
+        help="What has a count of its own: some of user,agent,tool,server,arguments; or none. Default: those that the rule"
+        " selects by.",
+    ),
+    policy_option,
+)
+
+
+def _count_option(text: str) -> Callable[..., Any]:
+    return click.option("--count", type=click.Choice(["calls", "cost", "errors"]), help=text)
+
+
+@click.command("set", Command)
+@_rule_options
+@_count_option("What the LIMIT counts: calls, their cost in units, or calls that fail. Default: calls.")
+@click.option("--concurrent", metavar="N", help="The most calls in flight at once, or unlimited.")
+@click.option(
+    "--wait", metavar="SPAN", help="How long a call that the rule refuses waits for room, such as 5s; 0s for not at all."
+)
+@click.option("--cost", metavar="N", help="Set what a call of --tool and --server costs, for limits with --count cost.")
+@click.option("--name", metavar="TEXT", help="A label for the rule; '' removes the label.")
+@click.option(
+    "--observe/--enforce",
+    default=None,
+    help="Only report the calls that this rule would deny; or deny them. Default: as the rule does already, else deny.",
+)
+@click.argument("limits", nargs=-1, metavar="[LIMIT]...")
+def set_(
+    limits: tuple[str, ...], name: str | None, observe: bool | None, policy: str | None, count: str | None,
+    concurrent: str | None, wait: str | None, cost: str | None, **selectors: Any,
+) -> None:  # fmt: skip
+    """Limit the calls that match all the given selectors. Without selectors, limit all calls.
+
+    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
+    rule with the same selectors, --per and --count, its limit is replaced. The rule keeps its other values unless you give
+    new ones, but deny removes its cap and its wait. Otherwise a rule is added. Comments and the order of the file are kept.
+    Names the rules that still cap the same calls more tightly, with the commands that drop them.
+
+    \b
+    Examples:
+      mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
+      mcpguard policy set --user bob@acme.com --tool search_customers 10/1h
+      mcpguard policy set --user '*' --agent '*::subagent::*' --per user 60/1m
+      mcpguard policy set --tool delete_user deny
+      mcpguard policy set --observe --tool generate_report 5/1m
+      mcpguard policy set --tool generate_report --concurrent 2 --wait 10s
+      mcpguard policy set --tool crm_sync --count errors 3/1m
+      mcpguard policy set --user '*' --per user,arguments 5/10m
+      mcpguard policy set --user '*' --count cost 100/1h
+      mcpguard policy set --tool generate_report --cost 20
+    """
+    table = _rule_table(selectors)
+    given = {
+        "limit": limits[0] if len(limits) == 1 else list(limits) or None,
+        "count": count,
+        "concurrent": _number(concurrent),
+        "wait": wait,
+        "name": name,
+        "mode": None if observe is None else "observe" if observe else "enforce",
+    }
+    table |= {key: value for key, value in given.items() if value is not None}
+    if cost is not None:
+        _set_cost(table | {"cost": _number(cost)}, policy)
+        return
+    if not limits and concurrent is None:
+        raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
+    _parsed(parse_rule, table)
+    settings = config.load(os.environ, policy=policy)
+    edit, at = put(settings.policy, table)
+    _say_new_file(settings.policy, edit, named=settings.policy_named)
+    echo(f"{settings.policy}: {_what_changed(edit, at)}")
+    echo(sentences(edit.after)[at])
+    before, after = edit.before, edit.after
+    if not edit.is_unchanged:
+        for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if at < len(before.rules) else before.rules):
+            click.echo(consequence)
+    if after.observe:
+        click.echo(_OBSERVING)
+    option = ["--policy", policy] if policy else []
+    _say_what_caps(after, at, option)
+    _warn(edit, settings, table, *_all_users_together(after, at, option))
+
+
+def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> None:
+    """Name the rules that still cap the calls of a rule more tightly, with the commands that drop them."""
+    others = Tightness(policy).capping(at)
+    if others:
+        numbers = series([str(other + 1) for other in others])
+        rules, them = (f"Rules {numbers} still cap", "them") if len(others) > 1 else (f"Rule {numbers} still caps", "it")
+        click.echo(f"{rules} some of these calls more tightly. To drop {them}:")
+    for other in others:
+        command = unset_command(policy, other, policy_option=policy_option)
+        echo(f"  {policy.rules[other].parts[0].limits_text}: {command}")
+
+
+def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -> Iterator[str]:
+    """Warn of a rule for agents whose author has probably forgotten that it counts all users together."""
+    rule = policy.rules[at]
+    if rule.agent and rule.parts[0].bounds and "user" not in rule.selectors and not rule.per_text:
+        each = rule._replace(selectors={"user": ("*",), **rule.selectors})
+        yield (
+            f"rule {at + 1} counts all users together; to count each user separately:"
+            f" {shlex.join(['mcpguard', 'policy', 'set', *policy_option, *each.setting])};"
+            f" then drop this rule: {unset_command(policy, at, policy_option=policy_option)}"
+        )
+
+
+def _number(text: str | None) -> int | str | None:
+    """An option's value: a number if it is one."""
+    return int(text) if text is not None and len(text) <= 20 and text.isascii() and text.isdecimal() else text
+
+
+def _set_cost(table: dict[str, Any], policy: str | None) -> None:
+    _require_cost_only(table)
+    _parsed(parse_cost, table)
+    settings = config.load(os.environ, policy=policy)
+    edit, at = put_cost(settings.policy, table)
+    _say_new_file(settings.policy, edit, named=settings.policy_named)
+    was = edit.before.costs[at].units if at < len(edit.before.costs) else None
+    cost = edit.after.costs[at]
+    done = "unchanged" if edit.is_unchanged else "added" if was is None else f"changed (it was {was:,})"
+    echo(f"{settings.policy}: {cost_label(cost._replace(line=0))}: {done}")
+    echo(cost_sentence(cost))
+    _warn(edit, settings, table)
+
+
+def _require_cost_only(table: dict[str, Any]) -> None:
+    """Refuse the options of rules beside `--cost`."""
+    more = next((key for key in table if key not in {"tool", "server", "cost"}), None)
+    if more is not None:
+        option = {"limit": "a LIMIT", "mode": "--observe or --enforce"}.get(more, f"--{more}")
+        raise UsageError(
+            f"--cost and {option} exclude each other", "use only --tool and --server: a cost depends on nothing else"
+        )
+
+
+def _warn(edit: Edit, settings: Settings, table: dict[str, Any], *more: str) -> None:
+    """Show `more` warnings, those that the policy did not have before an edit, and those of names that no call has."""
+    tiers = used_tiers(settings)
+    before, after = ([*warnings(policy, tiers=tiers), *map(str, missing_hooks(policy))] for policy in (edit.before, edit.after))
+    new = [warning for warning in after if warning not in before]
+    for warning in [*more, *new, *unseen(settings, table, unlike=("tool", "server"))]:
+        warn(warning)
+
+
+@click.command("unset", Command)
+@_rule_options
+@_count_option("Remove only the limit that counts this. A cap on calls in flight stays.")
+@click.option("--concurrent", is_flag=True, help="Remove only the cap on calls in flight. A limit stays.")
+@click.option("--cost", is_flag=True, help="Remove what a call of --tool and --server costs.")
+def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool, **selectors: Any) -> None:
+    """Remove the rule with exactly these selectors and this --per.
+
+    \b
+    Examples:
+      mcpguard policy unset --user bob@acme.com --tool search_customers
+      mcpguard policy unset --tool generate_report --concurrent
+      mcpguard policy unset --tool generate_report --cost
+    """
+    if [count is not None, concurrent, cost].count(True) > 1:
+        raise UsageError("--count, --concurrent and --cost exclude each other", "give only one of them")
+    table = _rule_table(selectors)
+    if cost:
+        _unset_cost(table | {"cost": 1}, policy)
+        return
+    rule = _parsed(parse_rule, table | {"limit": "unlimited"})
+    settings = config.load(os.environ, policy=policy)
+    part: Counts | None = "concurrent" if concurrent else count
+    found = take_out(settings.policy, rule, named=settings.policy_named, part=part)
+    if found is None:
+        policy_now = load(settings.policy, named=True)
+        what = "no rule" if part is None else "no rule with a cap" if concurrent else f"no limit that counts {part}"
+        raise McpguardError(f"{settings.policy}: {what} for {rule.text}", _nearest(rule, policy_now.rules))
+    gone, after, at = found
+    whole = "the rule" if at is None else f"the {'cap' if concurrent else 'limit'} of rule {at + 1}"
+    echo(f"{settings.policy}: removed {whole} for {gone.text} (it was {gone.limits_text})")
+    if at is not None:
+        echo(sentences(after)[at])
+    for consequence in dict.fromkeys(one for rule in after.rules for one in counted_in_grains(rule, [gone])):
+        click.echo(consequence)
+    if not after.rules:
+        click.echo(NO_RULES)
+
+
+def _unset_cost(table: dict[str, Any], policy: str | None) -> None:
+    _require_cost_only(table)
+    cost = _parsed(parse_cost, table)
+    settings = config.load(os.environ, policy=policy)
+    found = take_out_cost(settings.policy, cost, named=settings.policy_named)
+    if found is None:
+        raise McpguardError(f"{settings.policy}: no cost for {cost.pattern.text}", "see them with mcpguard policy show")
+    gone, _ = found
+    echo(f"{settings.policy}: removed {cost_label(gone._replace(line=0))} (it was {gone.units:,})")
+
+
+def _nearest(rule: Rule, rules: tuple[Rule, ...]) -> str:
+    import difflib  # loaded only for an error
+
+    texts = [other.text for other in rules]
+    near = difflib.get_close_matches(rule.text, texts, 3, 0.3) or texts[:3]
+    return f"look at similar rules: {'; '.join(near)}" if near else "add a rule first: the file has none"
+
+
+@click.command("mode", Command)
+@policy_option
+@click.argument("mode", type=click.Choice(["observe", "enforce"]))
+def mode(policy: str | None, mode: str) -> None:
+    """Set the mode of the whole policy. In observe mode, calls that would be denied are logged, and nothing is denied.
+
+    Running servers obey from their next call on. A rule in observe mode stays in it.
+
+    \b
+    Examples:
+      mcpguard policy mode observe
+      mcpguard audit tail --decision would_deny --since 7d
+      mcpguard policy mode enforce
+    """
+    settings = config.load(os.environ, policy=policy)
+    path = settings.policy
+    edit = set_mode(path, mode, named=settings.policy_named)
+    _say_new_file(path, edit, named=settings.policy_named)
+    was = " (unchanged)" if edit.is_unchanged else f" (it was {'enforce' if mode == 'observe' else 'observe'})"
+    echo(f"{path}: mode: {mode}{was}")
+    if mode == "observe":
+        click.echo("Nothing is denied. Calls that would be denied: mcpguard audit tail --decision would_deny")
+        return
+    for at, rule in enumerate(edit.after.rules):
+        if rule.observe:
+            echo(f"rule {at + 1} ({rule.text}) has a mode of its own and still denies nothing")
+
+
+def _say_new_file(path: Path, edit: Edit, *, named: bool) -> None:
+    """Say if an edit made the file.
+
+    Args:
+        path: The file.
+        edit: The edit.
+        named: Whether an option or a variable names the file. Then no policy was in force without it.
+    """
+    if edit.is_new_file:
+        rules = plural(len(edit.before.rules), "starter rule")
+        were = "" if named else ", which were in force without a file"
+        echo(f"{path}: new file with the {rules}{were}")
+
+
+def _what_changed(edit: Edit, at: int) -> str:
+    """What an edit did to a rule, as a clause."""
+    if edit.is_unchanged:
+        return f"rule {at + 1} is unchanged"
+    if at >= len(edit.before.rules):
+        return f"added rule {at + 1}"
+    old, new = edit.before.rules[at], edit.after.rules[at]
+    was = [old.limits_text] if old.limits_text != new.limits_text else []
+    was += [_waiting(old)] if old.wait_us != new.wait_us else []
+    was += ["in observe mode" if old.observe else "enforced"] if old.observe != new.observe else []
+    was += [f"named {old.name!r}" if old.name else "without a name"] if old.name != new.name else []
+    return f"changed rule {at + 1}{f' (it was {series(was)})' if was else ''}"
+
+
+def _waiting(rule: Rule) -> str:
+    return "without a wait" if rule.wait_us is None else f"with a wait of {span(rule.wait_us)}"
+
+
+def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
+    """The TOML table of a rule without its limit.
+
+    Args:
+        selectors: The values of `_rule_options` except `--policy`.
+
+    Raises:
+        UsageError: `--per` names an unknown axis.
+    """
+    per = selectors.pop("per")
+    table = {key: value for key, value in selectors.items() if value is not None and value != ()}
+    for key in table.keys() & {"role", "scope"}:
+        table[key] = table[key][0] if len(table[key]) == 1 else list(table[key])
+    if per is not None:
+        table["per"] = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
+        unknown = next((axis for axis in table["per"] if axis not in PER), None)
+        if unknown is not None:
+            raise UsageError(f"--per: unknown axis {unknown!r}", f"write some of {','.join(PER)}, or none")
+    return table
+
+
+def _parsed(parse: Callable[..., _T], table: dict[str, Any]) -> _T:
+    for key, value in table.items():
+        for text in value if isinstance(value, list) else [value]:
+            if any("\ud800" <= char <= "\udfff" for char in str(text)):  # Python decodes bytes that are not UTF-8 to surrogates
+                hint = "put * in place of the characters that are not UTF-8"
+                raise UsageError(f"--{key}: {text!r} is not UTF-8, so a policy file cannot hold it", hint)
+    try:
+        return parse(table, where=_COMMAND_LINE)
+    except PolicyError as error:
+        raise UsageError(error.message.removeprefix(f"{_COMMAND_LINE}: "), error.hint) from error

@@ -1,0 +1,174 @@
+"""What commands print: paragraphs of at most 80 columns, tables for a terminal, JSON; and what happens if nobody reads it."""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from unicodedata import east_asian_width
+
+import click
+
+from mcpguard.errors import McpguardError
+from mcpguard.text.printing import printable
+
+if TYPE_CHECKING:  # loaded where there is a terminal
+    from rich.console import Console
+    from rich.table import Table
+
+Columns = Sequence[tuple[str, int]]
+"""The columns of a table: their headings and sizes. A negative size aligns a column to the right."""
+
+WIDTH: Final = 80
+"""The width of plain text in columns."""
+
+_FILLER: Final = "\0"
+"""Put after each character that is two columns wide, so that `textwrap` counts two. Printable text never contains it."""
+
+
+def paragraph(text: str, *, indent: str = "", label: str = "") -> None:
+    """Print a text, control characters escaped, in lines of at most `WIDTH` columns, or the width of a narrower terminal.
+
+    Words longer than a line stay whole.
+
+    Args:
+        text: The text.
+        indent: Put before each line. If it is empty, all lines except the first are indented by four spaces.
+        label: Put in place of the first line's indent. It may have colours, and has as many columns.
+    """
+    lines = textwrap.wrap(
+        "".join(char + _FILLER if east_asian_width(char) in "WF" else char for char in printable(text)),
+        min(WIDTH, width_of_terminal()) if sys.stdout.isatty() else WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent or "    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+    shown = "\n".join(lines).replace(_FILLER, "")
+    click.echo(label + shown[len(indent) :] if label else shown)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text, control characters escaped."""
+    click.echo(printable(text), err=err)
+
+
+def echo_json(value: object, *, indent: int | None = None) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=indent))
+
+
+def say(text: str) -> None:
+    """Print a message of this command on stderr, beside the rows on stdout."""
+    echo(f"mcpguard: {text}", err=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    echo(f"warning: {text}", err=True)
+
+
+@contextlib.contextmanager
+def written_to(output: object) -> Iterator[None]:
+    """Name the file that `-o` names if the block cannot write to it.
+
+    Raises:
+        McpguardError: The file cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"-o: {output} cannot be written: {error.strerror or error}"
+        raise McpguardError(what, "check that its folder is writable and the disk is not full") from error
+
+
+def reader_leaves(*, within_s: float) -> bool:
+    """Wait for this long. True as soon as the reader of stdout has gone away."""
+    if not hasattr(select, "poll"):
+        time.sleep(within_s)
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
+    try:
+        return bool(poll.poll(within_s * 1000))
+    except OSError:  # the system has no memory for it: a later look can tell
+        time.sleep(within_s)
+        return False
+
+
+def is_coloured() -> bool:
+    """Whether output to a terminal has colours."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width_of_terminal() -> int:
+    """The width of the terminal in columns; in a pipe, that in COLUMNS, or 80."""
+    return shutil.get_terminal_size().columns
+
+
+def fit(text: str, size: int) -> str:
+    """A text, cut or padded to a number of terminal columns. A negative number aligns it to the right.
+
+    >>> fit("search_customers", 8), fit("7", -3), fit("客户", 5)
+    ('search_…', '  7', '客户 ')
+    """
+    from rich.cells import set_cell_size
+
+    width = abs(size)
+    if cell_width(text) > width:
+        text = set_cell_size(text, width - 1) + "…"
+    padding = " " * (width - cell_width(text))
+    return padding + text if size < 0 else text + padding
+
+
+def cell_width(text: str) -> int:
+    """The number of terminal columns that a text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def fit_all(cells: Iterable[str], columns: Columns) -> list[str]:
+    """Texts, each cut or padded to the size of its column."""
+    return [fit(cell, size) for cell, (_, size) in zip(cells, columns, strict=True)]
+
+
+def room_beside(columns: Columns, width: int) -> int:
+    """The room for one more column in a line that is shorter than the terminal: some wrap a line of full width."""
+    return width - 1 - sum(abs(size) + 1 for _, size in columns)
+
+
+def new_table() -> tuple["Console", "Table"]:
+    """A console on stdout and an empty table for it. The console uses colours only on a terminal, and not with NO_COLOR."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+    return console, Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+
+
+def print_table(rows: Iterable[Sequence[str | tuple[str, str]]], columns: Sequence[dict[str, Any]], *, margin: int = 0) -> None:
+    """Print a table on the terminal. Long texts take several lines.
+
+    Args:
+        rows: The cells of each row: a text, or a text and its style.
+        columns: The arguments of `rich.table.Column` for each column. Without a `header` there is no line of headings.
+        margin: Columns of the terminal that stay free.
+    """
+    from rich.text import Text
+
+    console, table = new_table()
+    console.width -= margin
+    table.show_header = any("header" in column for column in columns)
+    for column in columns:
+        table.add_column(**{"overflow": "fold", **column})
+    for row in rows:
+        cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
+        table.add_row(*(Text("\n".join(map(printable, text.split("\n"))), style=style) for text, style in cells))
+    console.print(table)

@@ -1,0 +1,278 @@
+"""Explains a row of the audit log: its limits, what their counters held then and hold now, and how to change its rules."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from mcpguard.errors import McpguardError
+from mcpguard.limiter.plan import Counter, Reported
+from mcpguard.limiter.sliding import Counts
+from mcpguard.policy.match import used_of
+from mcpguard.policy.model import AXES, Call, Policy, Rule
+from mcpguard.policy.parse import rule_of_text
+from mcpguard.session.audit import BY_RULES, POLICY_AT_START
+from mcpguard.stores.api import AuditReader, Readable, Wanted
+from mcpguard.text.times import seconds_of
+
+LAST: Final = "last"
+"""In place of an id: the newest row that `audit tail` shows."""
+
+
+class LimitThen(NamedTuple):
+    """A limit of a row.
+
+    Attributes:
+        rule: The text of its rule.
+        limit: Calls per window, units, errors or calls in flight; None for `deny`.
+        window: The window as the policy writes it; empty for calls in flight.
+        counts: What it counts.
+        is_reported: Whether it decided. `count` and `remaining` of the row are of this limit.
+        retry_after_ms: The wait that the denial told.
+        text: The limit as reports write it.
+        left: The quota that it had left after the decision. A row has that of the limit that decided; others are full. None if
+            nobody knows: the row sums up denials, or another limit may have had room for a part of the call's cost.
+    """
+
+    rule: str
+    limit: int | None
+    window: str
+    counts: Counts
+    is_reported: bool
+    retry_after_ms: int | None
+    text: str
+    left: int | None
+
+    @property
+    def value(self) -> int | str:
+        """As a policy writes it: the value of `limit`, or of `concurrent`."""
+        if self.limit is None:
+            return "deny"
+        return self.limit if self.counts == "concurrent" else f"{self.limit}/{self.window}"
+
+    @property
+    def window_us(self) -> int:
+        """The window's length; 0 for calls in flight and for `deny`."""
+        return (seconds_of(self.window) or 0) * 1_000_000
+
+
+class RuleThen(NamedTuple):
+    """A rule that a row names.
+
+    Attributes:
+        text: Its text.
+        at: Its index in the policy in force; None if the policy has no such rule.
+        limits: The indexes of its limits among those of the row.
+    """
+
+    text: str
+    at: int | None
+    limits: list[int]
+
+
+class CounterNow(NamedTuple):
+    """What the counter of a limit holds now.
+
+    Attributes:
+        counter: The counter.
+        n: The limit in force; that of the row if the policy has none for this window.
+        in_force: Whether the policy has a limit for this window.
+        used: The calls, units or errors in the counter, or the calls in flight.
+        retry_after_us: The wait until the limit admits such a call; 0 if it does now. None if nobody knows, or it never will.
+    """
+
+    counter: Counter
+    n: int
+    in_force: bool
+    used: int
+    retry_after_us: int | None
+
+
+class Shown(NamedTuple):
+    """A row and what explains it.
+
+    Attributes:
+        record: The row.
+        limits: The limits that said no, or the one with the least quota left.
+        rules: Their rules.
+        counters: By the index of a limit, what its counter holds now. A limit has none if the row does not tell which counter
+            it was: one of several by arguments, or by a name that a row of several denials leaves out.
+        commands: For each rule, the command that changes it.
+    """
+
+    record: dict[str, object]
+    limits: list[LimitThen]
+    rules: list[RuleThen]
+    counters: dict[int, CounterNow]
+    commands: list[str]
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether limits said no, perhaps in observe mode."""
+        return self.record["decision"] in BY_RULES
+
+
+def find(store: AuditReader, namespace: str, row_id: str) -> dict[str, object]:
+    """The row with this id, or the one that `LAST` stands for.
+
+    Raises:
+        McpguardError: The namespace has no such row.
+    """
+    if row_id == LAST:
+        newest = (record for _, record in store.newest(wanted=Wanted(lambda context: context["namespace"] == namespace)))
+        found = next((record for record in newest if record.get("reason") != POLICY_AT_START), None)
+        if found is None:
+            raise McpguardError("the audit log has no rows yet", "call a tool of a server that mcpguard guards")
+        return found
+    session, dash, _ = row_id.partition("-")
+    first_id = row_id.partition(".")[0]
+    hint = "look for it with mcpguard audit tail --json; old rows are deleted, see [audit] in config.toml"
+    if dash:
+        of_session = Wanted(lambda context: (context["namespace"], context.get("session")) == (namespace, session))
+        for _, record in store.newest(wanted=of_session):
+            if record["id"] == row_id:
+                return record
+            if record["id"] == first_id:
+                hint = f"look at the row of the denials before it: mcpguard audit show {first_id}"
+    raise McpguardError(f"no row has the id {row_id}", hint)
+
+
+def explain_row(store: Readable, policy: Policy, record: dict[str, Any], *, policy_option: Sequence[str]) -> Shown:
+    """Explain a row.
+
+    Args:
+        store: The store, for what the counters hold now.
+        policy: The policy in force.
+        record: The row.
+        policy_option: The option that names the policy file, for the commands; empty if none is needed.
+    """
+    limits = _limits(record)
+    rules = _rules(policy, limits)
+    counters: dict[int, CounterNow] = {}
+    commands = []
+    for rule in rules:
+        in_force = None if rule.at is None else policy.rules[rule.at]
+        parts = in_force.parts if in_force else ()
+        for at in rule.limits:
+            limit = limits[at]
+            found = _counter(limit, record)
+            if found is not None:
+                rates = {rate.window_us: rate.n for part in parts if part.counts == limit.counts for rate in part.bounds}
+                counters[at] = _now(store, found, rates, limit, record.get("cost", 1))
+        held = [counters[at].used if at in counters else 0 for at in rule.limits]
+        command = _command(rule.text, in_force, [limits[at] for at in rule.limits], held, record)
+        commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
+    return Shown(record, limits, rules, counters, commands)
+
+
+def _rules(policy: Policy, limits: Sequence[LimitThen]) -> list[RuleThen]:
+    """The rules of limits. Rules that count different things can have the same text."""
+    found: dict[object, RuleThen] = {}
+    for number, limit in enumerate(limits):
+        at = _in_force(policy, limit)
+        found.setdefault((limit.rule, limit.counts if at is None else at), RuleThen(limit.rule, at, [])).limits.append(number)
+    return list(found.values())
+
+
+def _in_force(policy: Policy, limit: LimitThen) -> int | None:
+    """The index of the rule in force that has a limit of this kind; else of the one that opens or closes the same calls now."""
+    alike = [(part, at) for part, at in policy.parts if part.text == limit.rule]
+    same = [at for part, at in alike if (part.deny if limit.limit is None else part.counts == limit.counts and not part.deny)]
+    other = [at for part, at in alike if part.deny or limit.limit is None]
+    return next(iter(same + other), None)
+
+
+def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: LimitThen, cost: int) -> CounterNow:
+    """What a counter holds now.
+
+    Args:
+        store: The store.
+        counter: The counter.
+        rates: The limits in force of its rule, by window.
+        limit: The limit of the row.
+        cost: The units that the call of the row takes.
+    """
+    (state,), now_us = store.peek([counter])
+    n = rates.get(counter.window_us, limit.limit or 0)
+    in_force = counter.window_us in rates
+    return CounterNow(
+        counter, n, in_force, *used_of(state, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
+    )
+
+
+def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
+    """The limits that a row names."""
+    found = []
+    decided = Reported.of(record)._replace(axis="")
+    for one in (record.get("exceeded") or [record]) if "rule" in record else ():
+        limit = Reported.of(one)._replace(axis="")
+        counts = limit.counts or "calls"
+        left = None if counts == "cost" and record.get("cost", 1) > 1 else 0
+        if limit == decided:
+            left = record.get("remaining")
+        then = (limit == decided, one.get("retry_after_ms"), limit.limit_text, left)
+        found.append(LimitThen(limit.rule, limit.limit, limit.window or "", counts, *then))
+    return found
+
+
+def _counter(limit: LimitThen, record: Mapping[str, Any]) -> Counter | None:
+    """The counter of a limit. It does not depend on the policy in force. None if the row does not tell enough."""
+    rule = rule_of_text(limit.rule, limit.value, limit.counts)
+    if limit.limit is None or rule is None or any(axis not in record for axis in AXES if axis in rule.per):
+        return None
+    roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
+    user, agent, server, tool = (str(record.get(key, "")) for key in ("user", "agent", "server", "tool"))
+    call = Call(user, agent, server, tool, roles, scopes)
+    plan = Policy((rule,)).plan(call, str(record["namespace"]))
+    return plan.counters[0] if plan.counters and not plan.is_split else None
+
+
+def _command(
+    text: str, rule: Rule | None, limits: Sequence[LimitThen], held: Sequence[int], record: Mapping[str, Any]
+) -> list[str] | None:
+    """The arguments of the command that changes a rule: so that it admits such a call, if it refused it.
+
+    Args:
+        text: The rule's text.
+        rule: The rule, if it is in force.
+        limits: Its limits that the row names.
+        held: What their counters hold now; 0 if nobody knows.
+        record: The row.
+    """
+    first = limits[0]
+    rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
+    if rule is None:
+        return None
+    refused: dict[tuple[str, int], tuple[LimitThen, int]] = {}
+    if "exceeded" in record:
+        refused = {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)}
+    caps = [one.counts == "concurrent" for one in limits]
+    if any(caps) and rule.concurrent is not None:
+        rule = rule._replace(concurrent=_raised(rule.concurrent, refused.get(("concurrent", 0)), record))
+        if all(caps):
+            return rule.parts[-1].setting
+    else:
+        rule = rule.parts[0]
+    rates = [rate._replace(n=_raised(rate.n, refused.get((rule.counts, rate.window_us)), record)) for rate in rule.rates]
+    return rule._replace(rates=tuple(rates), deny=False, has_limit=True).setting
+
+
+def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, Any]) -> int:
+    """A limit that admits such a call.
+
+    Args:
+        n: The limit in force.
+        refused: The same limit in the row, if it had no room, and what its counter holds now; else None.
+        record: The row.
+    """
+    if refused is None:
+        return n
+    limit, held = refused
+    cost = record.get("cost", 1) if limit.counts == "cost" else 1
+    least = (limit.limit or 0) + cost
+    if not limit.is_reported:  # the row does not tell what its counter held: more than the limit, if this was lowered
+        least = max(least, held + cost)
+    elif record.get("remaining"):  # there is room for a part of the call's cost
+        least -= record["remaining"]
+    else:  # the count has at least this denial
+        least = max(least, (record.get("count") or 0) - 1 + cost)
+    return max(n, least)
