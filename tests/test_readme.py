@@ -1,6 +1,6 @@
 """Runs or checks every block of the README and of the manual in `docs/`.
 
-Some blocks are checked elsewhere: the user of a Redis server in `tests/stores/test_redis_rights.py`, rows of the audit log in
+Some blocks are checked elsewhere: the user of a Redis server in `tests/stores/redis/test_rights.py`, rows of the audit log in
 `tests/test_audit_page.py`, the commands' help in `tests/test_command_reference.py`, and the clients' table in
 `tests/test_clients_page.py`.
 """

@@ -102,6 +102,7 @@ class Plan:
         self.limits = limits
         self.reported = reported
         self.counters = counters
+        self._hash = hash((limits, reported, counters))  # stores look up by plan what they have made of it, for each call
         self.keys = tuple([counter.id for counter in counters])
         counted = {limit.counts for limit in limits}
         self.is_closed = any(not limit.n and not limit.observe for limit in limits)
@@ -126,7 +127,7 @@ class Plan:
         return (self.limits, self.reported, self.counters) == (other.limits, other.reported, other.counters)
 
     def __hash__(self) -> int:
-        return hash((self.limits, self.reported, self.counters))
+        return self._hash
 
     def counts_arguments(self, at: int) -> bool:
         """Whether the limit with this index counts calls with equal arguments."""

@@ -11,7 +11,7 @@ from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.stores.sqlite.integrity import identity
+from mcpguard.stores.sqlite.database import identity
 
 POLL_S: Final = 0.25
 """How often new rows are looked for."""

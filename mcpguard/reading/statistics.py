@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from mcpguard.session.audit import ERRORS, members
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Group, Tally
-from mcpguard.stores.groups import unit_us
+from mcpguard.stores.tally import unit_us
 
 KEYS: Final = ("user", "agent", "tool", "server", "axis", "decision", "outcome", "hour")
 """What calls can be counted by."""

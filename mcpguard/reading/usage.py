@@ -9,7 +9,7 @@ from mcpguard.limiter.plan import label_parts
 from mcpguard.limiter.sliding import Counts, State
 from mcpguard.policy.match import used_of
 from mcpguard.policy.model import PER, Policy, Rate, Rule
-from mcpguard.stores.api import Held
+from mcpguard.stores.api import CounterUse
 from mcpguard.text.patterns import glob
 from mcpguard.text.times import ms_up
 
@@ -62,7 +62,7 @@ class Limits:
         for rule, _ in policy.parts:
             self._rules.setdefault((rule.counts, rule.per, json.dumps(rule.shared)), []).append(rule)
 
-    def usages(self, held: Iterable[Held], now_us: int) -> list[Usage]:
+    def usages(self, held: Iterable[CounterUse], now_us: int) -> list[Usage]:
         """The usage of the namespace's counters, the least left first. Counters without a rule come last.
 
         Args:

@@ -1,11 +1,11 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
-from collections import Counter
+import collections
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from mcpguard.limiter.plan import Plan
-from mcpguard.session.audit import Row, audit_id, fragment, named, row, sum_of, summed
+from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000
@@ -93,7 +93,7 @@ class Journal:
     def __init__(self, session: str) -> None:
         self.session = session
         self.seq = 0
-        self.tally: Counter[tuple[str, str]] = Counter()
+        self.tally: collections.Counter[tuple[str, str]] = collections.Counter()
         self._storms: dict[_Key, _Storm] = {}
         self._sums: dict[_Kind, _Storm] = {}  # the denials beyond each kind's budget
         self._budgets: dict[_Kind, _Budget] = {}  # budgets that are not here are full
@@ -102,19 +102,36 @@ class Journal:
         self._seq_before = 0
         self._keeps_new_storms = True
 
-    def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
+    def rows(
+        self,
+        requests: Sequence[DecisionRequest],
+        verdicts: Sequence[Verdict],
+        time_us: int,
+        *,
+        are_forwarded_written: bool = False,
+    ) -> list[Row]:
         """The rows to write for requests that were just decided. Completes the verdicts.
 
         Args:
             requests: The requests.
             verdicts: Their verdicts; see `row`.
             time_us: Wall-clock time.
+            are_forwarded_written: Whether the store has written the rows of forwarded calls, in order, with the numbers from
+                `seq + 1` on. They are not returned.
 
         Returns:
             In order, a row for each verdict except held calls, and denials that wait for a shared row.
         """
         self.begin()
-        found = [self.row(request, verdict, time_us) for request, verdict in zip(requests, verdicts, strict=True)]
+        written = [one for one in verdicts if one.forwards] if are_forwarded_written else []
+        for verdict in written:
+            self._number(verdict)
+        found: list[Row | None] = []
+        for request, verdict in zip(requests, verdicts, strict=True):
+            if written and verdict.forwards:
+                self._count(request, verdict)
+            else:
+                found.append(self.row(request, verdict, time_us))
         return [one for one in found if one is not None]
 
     def begin(self) -> None:
@@ -136,21 +153,6 @@ class Journal:
             return None
         self._number(verdict)
         return one
-
-    def wrote(self, request: DecisionRequest, verdict: Verdict) -> None:
-        """Note that the store has written the row of a forwarded call, with the number `seq + 1`.
-
-        For a store that knows the verdict only after it has written the row. `rows` does the same for each row that it returns.
-        """
-        self._before.clear()
-        self._seq_before = self.seq
-        if verdict.decision == "allowed" and not self._denials:
-            self.tally[_ALLOWED] += 1
-        else:
-            self._count(request, verdict)
-        self.seq += 1
-        verdict.has_own_row = True
-        verdict.audit_id = audit_id(self.session, self.seq)
 
     def _number(self, verdict: Verdict) -> None:
         """Give a verdict's row the next number."""
@@ -207,48 +209,18 @@ class Journal:
         return named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting)
 
     @property
-    def is_blank(self) -> bool:
-        """Whether `remembered` and `allowance` have nothing to return."""
-        return not (self._storms or self._denials or self._sums or self._budgets)
+    def has_no_denials(self) -> bool:
+        """Whether `denials_on` is 0 for each counter."""
+        return not self._denials
+
+    def denials_on(self, counter: Counter) -> int:
+        """This session's denials on a counter since its last admission."""
+        return self._denials.get(counter.id, 0)
 
     @property
     def is_waiting(self) -> bool:
         """Whether `flush` has rows to return, or something to forget, now or later."""
         return bool(self._storms or self._sums or self._budgets)
-
-    def remembered(self, request: DecisionRequest, time_us: int) -> tuple[list[bool], list[int]] | None:
-        """What `rows` would look up for a request, for a store that decides and writes rows in a script.
-
-        Returns:
-            For each limit, whether a denial by it would share a row; and for each limit, the denials on its counter so far.
-            None if there is nothing to look up.
-        """
-        if not (self._storms or self._denials):
-            return None
-        plan = request.plan
-        words = ["rate_limited" if limit.n else "denied" for limit in plan.limits]
-        return (
-            [
-                _goes_on(self._storms.get((request.context, word, fragment(reported))), time_us)
-                for word, reported in zip(words, plan.reported, strict=True)
-            ],
-            [self._denials.get(plan.counters[limit.counter].id, 0) if limit.n else 0 for limit in plan.limits],
-        )
-
-    def allowance(self, time_us: int) -> tuple[int, int, dict[str, int], dict[str, bool]] | None:
-        """The budgets, for a store that decides and writes rows in a script.
-
-        Returns:
-            The bytes that a row takes beside its texts; a full budget; what is left of the budgets that are not full; and the
-            kinds whose denials beyond their budget would share an existing row. A kind is named by decision and axis. None if
-            nothing has been denied that the journal remembers.
-        """
-        if not self.is_waiting:
-            return None
-        is_full = len(self._storms) >= _MAX_STORMS
-        left = {} if is_full else {" ".join(kind): self._left(kind, time_us) for kind in self._budgets}
-        sums = {" ".join(kind): True for kind, storm in self._sums.items() if _goes_on(storm, time_us)}
-        return ROW_BYTES, 0 if is_full else BURST_BYTES, left, sums
 
     def _gets_own_row(self, one: Row, verdict: Verdict, reason: object) -> bool:
         """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind.

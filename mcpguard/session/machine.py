@@ -418,7 +418,7 @@ class Session:
         if len(self._unsent) > _MAX_UNSENT:
             del self._unsent[next(iter(self._unsent))]
 
-    # Held calls
+    # CounterUse calls
 
     @property
     def held_calls(self) -> int:

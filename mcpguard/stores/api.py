@@ -77,7 +77,7 @@ class Tally(NamedTuple):
 
     Attributes:
         last_id: The id of the last row that was looked at.
-        calls: The number of calls by group, and in a group by duration in µs, see `groups.rounded_us`; None for calls without
+        calls: The number of calls by group, and in a group by duration in µs, see `tally.rounded_us`; None for calls without
             an outcome. A row with `repeats` stands for that many calls.
     """
 
@@ -85,7 +85,7 @@ class Tally(NamedTuple):
     calls: Mapping[Group, Mapping[int | None, int]]
 
 
-class Held(NamedTuple):
+class CounterUse(NamedTuple):
     """A counter that is not empty.
 
     Attributes:
@@ -248,7 +248,7 @@ class Readable(AuditReader, Protocol):
     def args_key(self) -> bytes:
         """The key of the arguments' hashes; empty if the store is still being created."""
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[CounterUse]:
         """The counters that are not empty."""
 
     def peek(self, counters: Sequence["Counter"]) -> tuple[list["State"], int]:
@@ -267,7 +267,7 @@ class Readable(AuditReader, Protocol):
 class Resettable(Protocol):
     """What the command `reset` needs of a store. A method that cannot do its work raises `StoreUnavailable`."""
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[CounterUse]:
         """The counters that are not empty."""
 
     def reset(self, labels: Sequence[str]) -> int:

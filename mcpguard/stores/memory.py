@@ -11,9 +11,9 @@ from mcpguard.session.audit import Outcome, Row, record
 from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
+from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.clock import monotonic_us, wall_us
-from mcpguard.stores.groups import tally
+from mcpguard.stores.tally import tally
 
 
 class Memory:
@@ -197,7 +197,7 @@ class MemoryStore:
         _, outcome, duration_us = self._memory.outcomes.get(row_id, (row_id, None, None))
         return Entry(row_id, record(self._memory.rows[row_id - 1], outcome=outcome, duration_us=duration_us))
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[CounterUse]:
         """See `Store`."""
         now_us = self._clock()
         found = []
@@ -205,9 +205,9 @@ class MemoryStore:
             state = self._memory.states.get(key, EMPTY)
             if counter.window_us:
                 log = sliding.live(state, counter.window_us, now_us)
-                found.append(Held(counter.label, sliding.used(log), log))
+                found.append(CounterUse(counter.label, sliding.used(log), log))
             else:
-                found.append(Held(counter.label, len(state), EMPTY))
+                found.append(CounterUse(counter.label, len(state), EMPTY))
         return [one for one in found if one.used]
 
     def reset(self, labels: Sequence[str]) -> int:

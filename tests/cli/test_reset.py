@@ -8,7 +8,7 @@ from mcpguard.cli.counters.table import counter_text
 from mcpguard.limiter.plan import label_parts
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
-from mcpguard.stores.api import Held
+from mcpguard.stores.api import CounterUse
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import ALICE, BOB, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, policy, rule
@@ -154,6 +154,6 @@ def test_a_counter_is_told_with_what_it_counts(rule: str, used: int, told: str) 
     text = f'[[rule]]\nuser = "*"\nper = ["user", "arguments"]\n{rule}\n'
     plan = parse(text).plan(Call("bob", "a::b::c", "crm", "x")).of_arguments("0123456789abcdef01234567")
     label = plan.counters[0].label
-    assert f"{counter_text(label)}: {used_text(Held(label, used, ()))}".endswith(told)
+    assert f"{counter_text(label)}: {used_text(CounterUse(label, used, ()))}".endswith(told)
     assert is_selected(label_parts(label), {"user": "b*", "tool": "x"})
     assert not is_selected(label_parts(label), {"tool": "y"})

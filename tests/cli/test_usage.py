@@ -28,7 +28,7 @@ from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.reading.usage import Limits, Usage
 from mcpguard.reading.watching import View
-from mcpguard.stores.api import Held
+from mcpguard.stores.api import CounterUse
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import BOB, calls, command, mcpguard, on_terminal
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
@@ -114,7 +114,7 @@ def test_the_limit_is_that_of_the_policy_in_force(tmp_path: Path) -> None:
 def usages(text: str, *held: tuple[Call, int], used: str | None = None, now_us: int = 1_000_000) -> list[Usage]:
     """The usage under a policy, if so many calls were made at once, after a second, under this policy or under another."""
     taken = parse(text if used is None else used)
-    counters: dict[str, Held] = {}
+    counters: dict[str, CounterUse] = {}
     for call, times in held:
         plan = taken.plan(call)
         for limit in plan.limits:
@@ -122,7 +122,7 @@ def usages(text: str, *held: tuple[Call, int], used: str | None = None, now_us: 
             log = EMPTY
             for _ in range(times):
                 log = charge(log, limit.n, limit.window_us, 1_000_000)
-            counters[counter.label] = Held(counter.label, times, log)
+            counters[counter.label] = CounterUse(counter.label, times, log)
     return Limits(parse(text), "default").usages(counters.values(), now_us)
 
 
@@ -210,9 +210,9 @@ def kinds(text: str = KINDS, used: str = KINDS) -> list[Usage]:
     held = []
     for limit in plan.limits:
         counter = plan.counters[limit.counter]
-        held.append(Held(counter.label, 2, EMPTY))
+        held.append(CounterUse(counter.label, 2, EMPTY))
         if limit.window_us:
-            held[-1] = Held(counter.label, limit.n, charge(EMPTY, limit.n, limit.window_us, 1_000_000, limit.n))
+            held[-1] = CounterUse(counter.label, limit.n, charge(EMPTY, limit.n, limit.window_us, 1_000_000, limit.n))
     return Limits(parse(text), "default").usages(held, 1_000_000)
 
 

@@ -214,7 +214,7 @@ def test_a_free_retry_takes_a_place_and_charges_nothing_else(place: Place) -> No
     assert caller.used == [1, 2]
 
 
-# Held calls
+# CounterUse calls
 
 
 def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place: Place) -> None:
@@ -374,7 +374,7 @@ class Twins:
         assert shown[0] == shown[1]
 
 
-# A server has ids of its own for calls in flight: tests/stores/test_redis_script.py compares it with the store in memory
+# A server has ids of its own for calls in flight: tests/stores/redis/test_script.py compares it with the store in memory
 @pytest.mark.parametrize("kind", [STORES[name] for name in sorted(STORES)], ids=sorted(STORES))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30), drain_bytes=st.sampled_from([1, 1 << 20]))

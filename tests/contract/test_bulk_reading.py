@@ -7,7 +7,7 @@ import pytest
 from mcpguard.errors import Unauthenticated
 from mcpguard.session.audit import Outcome, record
 from mcpguard.stores.api import Readable, Wanted
-from mcpguard.stores.groups import HOUR_US, rounded_us
+from mcpguard.stores.tally import HOUR_US, rounded_us
 from tests.build import WALL_US, Session, call_line, identity
 from tests.contract.conftest import Place
 

@@ -121,8 +121,11 @@ def test_calls_decided_together_get_the_same_verdicts_as_calls_decided_one_by_on
             for at in range(0, len(requests), at_once):
                 verdicts += session.store.decide(requests[at : at + at_once], session.journal)
             place.pass_ms(60_000)
-        rows = [entry.record | {"args_hash": None} for entry in session.store.entries()]
-        return [[(one.decision, one.count, one.remaining, one.exceeded, one.audit_id) for one in verdicts], rows]
+        rows = {str(entry.record["id"]): entry.record for entry in session.store.entries()}
+        assert sorted(int(str(row["seq"])) for row in rows.values()) == list(range(1, len(rows) + 1))
+        own = [rows[one.audit_id] | dict.fromkeys(["id", "seq", "trace_id"]) for one in verdicts if one.has_own_row]
+        assert len(own) == len(rows)  # in which order the calls of one read are numbered is left to the store
+        return [[(one.decision, one.count, one.remaining, one.exceeded) for one in verdicts], own]
 
     assert told(1) == told(24) == told(5)
 

@@ -339,31 +339,14 @@ def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
     assert full.records[1]["arguments"] == {"secret": 8}
 
 
-# What a store that decides elsewhere is told
-
-
-def test_a_journal_exports_what_its_rows_depend_on() -> None:
+def test_a_journal_tells_the_denials_on_a_counter_since_the_last_admission() -> None:
     session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
     session.call("closed", 2)
-    (request,) = session.charges("closed")
-    assert session.journal.remembered(request, WALL_US) is None
-    assert session.journal.is_blank
+    minute, hour = session.charges("closed")[0].plan.counters
+    assert session.journal.has_no_denials
     session.call("closed", 3)
-    assert session.journal.remembered(request, WALL_US) == ([True, False], [3, 0])
-    assert not session.journal.is_blank
-    assert session.journal.remembered(request, WALL_US + 1_000_000) == ([True, False], [3, 0])  # some wait for their row
-    session.journal.flush(WALL_US + 1_000_000)
-    assert session.journal.remembered(request, WALL_US + 1_500_000) == ([True, False], [3, 0])
-    assert session.journal.remembered(request, WALL_US + 2_000_000) == ([False, False], [3, 0])
-    (other,) = session.charges("other")
-    assert session.journal.remembered(other, WALL_US) == ([False, False], [0, 0])
-
-
-def test_a_journal_predicts_whether_a_call_of_a_closed_tool_shares_a_row() -> None:
-    session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "x"\nlimit = "deny"\n')
-    (closed,) = session.charges("x")
-    session.store.decide([closed], session.journal)
-    assert session.journal.remembered(closed, WALL_US) == ([True], [0])
+    assert not session.journal.has_no_denials
+    assert [session.journal.denials_on(one) for one in (minute, hour)] == [3, 0]
 
 
 def test_the_session_of_a_row_is_read_from_its_context() -> None:

@@ -1,4 +1,4 @@
-"""Held calls: calls that wait until their limits have room."""
+"""CounterUse calls: calls that wait until their limits have room."""
 
 import json
 from collections.abc import Callable, Sequence

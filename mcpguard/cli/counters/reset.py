@@ -13,7 +13,7 @@ from mcpguard.cli.filters import given, name_filters, selects
 from mcpguard.cli.options import require_terminal, store_option, yes_option
 from mcpguard.errors import ExitStatus
 from mcpguard.limiter.plan import Label, label_parts
-from mcpguard.stores.api import Held
+from mcpguard.stores.api import CounterUse
 from mcpguard.text.printing import amount, printable
 from mcpguard.text.times import window
 
@@ -60,7 +60,7 @@ def reset(yes: bool, as_json: bool, **options: str | None) -> int:
     return ExitStatus.OK
 
 
-def _as_json(held: Held) -> dict[str, object]:
+def _as_json(held: CounterUse) -> dict[str, object]:
     """A counter, and what it held."""
     counter = label_parts(held.label)
     return {
@@ -73,15 +73,15 @@ def _as_json(held: Held) -> dict[str, object]:
     }
 
 
-def _text(held: Held) -> str:
+def _text(held: CounterUse) -> str:
     return printable(f"{counter_text(held.label)}: {used_text(held)}")
 
 
-def _count(found: list[Held]) -> str:
+def _count(found: list[CounterUse]) -> str:
     return amount(len(found), "counter")
 
 
-def _agreed(found: list[Held]) -> bool:
+def _agreed(found: list[CounterUse]) -> bool:
     """List the counters, at most ten of them, and ask for confirmation."""
     shown = 10
     for held in found[:shown]:
@@ -91,7 +91,7 @@ def _agreed(found: list[Held]) -> bool:
     return click.confirm(f"Reset {_count(found)}?", err=True)
 
 
-def used_text(held: Held) -> str:
+def used_text(held: CounterUse) -> str:
     """What a counter holds: `5 calls in the last hour`, `2 calls in flight`."""
     counter = label_parts(held.label)
     noun = {"cost": "unit", "errors": "error"}.get(counter.counts, "call")

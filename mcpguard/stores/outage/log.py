@@ -244,7 +244,7 @@ class OutageLog:
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Log outcomes of rows, of this log or of the store that `key` names."""
-        self._waiting += log_lines.outcome_lines(outcomes)
+        self._waiting += map(log_lines.outcome_line, outcomes)
 
     def flush(self, *, is_retry: bool = False) -> bool:
         """Write what waits to the file. Returns whether the file has all.

@@ -83,8 +83,8 @@ def _read(text: str, log: OutageLog, labelled: dict[int, Counter], now_us: int) 
         if kind == log_lines.COUNTER:
             labelled[int(fields[0])] = Counter(int(fields[0]), fields[2], int(fields[1]))
         elif kind == log_lines.OUTCOME:
-            first, outcome, durations = log_lines.read_outcomes([kind, *fields])
-            batch.outcomes.extend(Outcome(first + at, outcome, duration_us) for at, duration_us in enumerate(durations))
+            row_id, outcome, duration_us = fields
+            batch.outcomes.append(Outcome(int(row_id), outcome, int(duration_us)))
         else:
             if kind == log_lines.ROW:
                 batch.rows[log.row_id(log.read_rows)] = log_lines.read_row([kind, *fields])

@@ -37,7 +37,9 @@ class RedisAddress(NamedTuple):
 
     def read(self, options: Options, notify: Callable[[str], None]) -> "RedisStore":
         """See `Address`."""
-        return self.open(options)
+        from mcpguard.stores.redis.store import RedisStore
+
+        return RedisStore(self.url, options, notify=notify)
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
         """See `Address`."""

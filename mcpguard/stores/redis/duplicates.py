@@ -63,9 +63,9 @@ def _rows_of(
         found = ask((command, key, begin, end, "COUNT", count))[0]
         for stream_id, fields in found:
             if any(needle in part for part in fields):  # parsing all rows would take long
-                row = rows.row(fields)
-                if session_of(row) == session:
-                    yield stream_id, row.seq
+                one = rows.stored(stream_id, fields, None)
+                if one is not None and session_of(one.row) == session:
+                    yield stream_id, one.row.seq
         seen += len(found)
         if len(found) < count or time.monotonic() > end_s:
             return

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Exceeded
-from mcpguard.session.audit import MAX_DENIED_CHARS, fragment, shortened
-from mcpguard.session.journal import BURST_BYTES, ROW_BYTES, Journal
+from mcpguard.session.audit import fragment
+from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.redis import rows, states
@@ -37,7 +37,7 @@ _DECIDED: Final[dict[bytes, Decided]] = {
 
 
 def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
-    """The counters of all requests that are to be decided, each once."""
+    """The counters of all requests, each once."""
     found = {counter.id: counter for request in requests for counter in request.plan.counters}
     return tuple(found.values())
 
@@ -48,12 +48,12 @@ class _Beginning(NamedTuple):
     Attributes:
         plan: The plan.
         packed: The command up to the plan's limits.
-        usual: As `packed`, with the size of the next argument of a usual call: see `usual.lua`. Empty if there is no such call.
+        is_usual: Whether it may be a usual call: see `usual.lua`.
     """
 
     plan: Plan
     packed: bytes
-    usual: bytes
+    is_usual: bool
 
 
 class Commands:
@@ -91,21 +91,16 @@ class Commands:
             time_us: Wall-clock time.
             deadline_us: The deadline, in the server's time.
         """
+        is_usual = False
         if len(requests) == 1:
             (request,) = requests
-            _, beginning, usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
-            is_usual = usual and not (request.detail or request.rounds) and request.waited_us is None
-            if is_usual and journal.is_blank:
-                head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, True)
-                row = rows.beginning(request, time_us)
-                end = b"" if self._clock is None else _bulk(b"%d" % self._clock())
-                return b"%b%b%b%d\r\n%b\r\n%b" % (usual, head, _AFTER_USUAL_HEAD, len(row), row, end)
+            _, beginning, is_usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
+            is_usual = is_usual and not (request.detail or request.rounds or request.is_behind) and request.waited_us is None
         else:
             beginning = self._begin([one.plan for one in requests], counters)
-            is_usual = False
-        texts = _texts(requests, journal, time_us)
-        head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, bool(is_usual))
-        parts = [beginning, _bulk(head + texts), *[_bulk(rows.beginning(request, time_us)) for request in requests]]
+        head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
+        head += _USUAL_TEXTS if is_usual and journal.has_no_denials else _texts(requests, counters, journal)
+        parts = [beginning, _bulk(head), *[_bulk(rows.beginning(request, time_us)) for request in requests]]
         if self._clock is not None:
             parts.append(_bulk(b"%d" % self._clock()))
         return b"".join(parts)
@@ -114,8 +109,7 @@ class Commands:
         if len(self._beginnings) >= _MOST_PLANS:
             self._beginnings.clear()
         is_usual = plan.is_plain and len(counters) <= _MOST_USUAL and not any(limit.observe for limit in plan.limits)
-        packed = self._begin([plan], counters)
-        found = self._beginnings[id(plan)] = _Beginning(plan, packed, packed + _USUAL_SIZE if is_usual else b"")
+        found = self._beginnings[id(plan)] = _Beginning(plan, self._begin([plan], counters), is_usual)
         return found
 
     def _begin(self, plans: Sequence[Plan], counters: Sequence[Counter]) -> bytes:
@@ -139,30 +133,18 @@ def _bulk(part: bytes) -> bytes:
 
 
 _HEAD: Final = struct.Struct("<qqqB")
-_WHOLE_ALLOWANCE: Final = compact((ROW_BYTES, BURST_BYTES, {}, {}))
-"""`Journal.allowance` at the start of a session."""
-
-_USUAL_TEXTS: Final = f"{_WHOLE_ALLOWANCE}\0\0\0\0\0".encode()
-_USUAL_SIZE: Final = b"$%d\r\n" % (_HEAD.size + len(_USUAL_TEXTS))
-_AFTER_USUAL_HEAD: Final = b"%b\r\n$" % _USUAL_TEXTS
+_USUAL_TEXTS: Final = b"\0\0\0"
 
 
-def _texts(requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> bytes:
-    """The session's allowance, and the texts of each request, with a NUL after each."""
-    allowance = journal.allowance(time_us)
-    texts = [_WHOLE_ALLOWANCE if allowance is None else compact(allowance)]
+def _texts(requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal) -> bytes:
+    """The session's denials on each counter, and the texts of each request, with a NUL after each."""
+    texts = ["" if journal.has_no_denials else ",".join([str(journal.denials_on(counter)) for counter in counters])]
     for request in requests:
-        remembered = journal.remembered(request, time_us)
-        memory = "" if remembered is None else compact([list(map(int, remembered[0])), remembered[1]])
-        detail = short = choices = ""
+        choices = ""
         if request.waited_us is not None or request.is_behind or request.rounds:
             waited = "" if request.waited_us is None else request.waited_us
             choices = f"?{waited} {request.is_behind:d} {'continued' if request.rounds else 'allowed'}"
-        if request.detail:
-            detail = compact(request.detail)
-            if len(detail) > MAX_DENIED_CHARS:
-                short = compact(shortened(request.detail))
-        texts += (choices, memory, detail, "" if short == detail else short)
+        texts += (choices, compact(request.detail) if request.detail else "")
     return ("\0".join(texts) + "\0").encode()
 
 

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from mcpguard.session.audit import Outcome, Row, cut_id
+from mcpguard.session.audit import Outcome, Row, cut_id, is_whole
 from mcpguard.session.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import StoredRow
 
@@ -112,12 +112,15 @@ def stream(decision: str) -> int:
     return 2 if decision in REFUSED else 1
 
 
-def stored(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> StoredRow:
-    """The row of a stream entry, joined with its outcome."""
-    if outcome is None:
-        return StoredRow(row_id(stream_id), row(fields), None, None)
-    known = parse_outcome(row_id(stream_id), outcome)
-    return StoredRow(known.row_id, row(fields), known.outcome, known.duration_us)
+def stored(stream_id: bytes, fields: Sequence[bytes], outcome: bytes | None) -> StoredRow | None:
+    """The row of a stream entry, joined with its outcome; None if it is damaged."""
+    try:
+        found = row(fields)
+        known = None if outcome is None else parse_outcome(row_id(stream_id), outcome)
+    except (ValueError, KeyError, struct.error):  # another program has written to the stream, or changed the outcome
+        return None
+    word, duration_us = (None, None) if known is None else (known.outcome, known.duration_us)
+    return StoredRow(row_id(stream_id), found, word, duration_us) if is_whole(found, word, duration_us) else None
 
 
 def parse_outcome(row_id: int, value: bytes) -> Outcome:

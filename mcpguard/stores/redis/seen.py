@@ -14,9 +14,6 @@ MOST: Final = 20_000
 LEFT: Final = MOST * 3 // 4
 """How many counters are left when there were more than `MOST`, so that cleaning up is rare."""
 
-MOST_UNREAD: Final = 64
-"""How many replies to usual calls are kept unread. Mostly a later one with the same counters replaces one before it is read."""
-
 _Value = tuple[int, bytes | None]
 """A counter's window and value."""
 
@@ -33,8 +30,6 @@ class Seen:
     def __init__(self) -> None:
         self.forgotten_until_us = 0
         self._values: dict[int, _Value] = {}  # by counter id
-        # Replies to usual calls, by the identity of their counters
-        self._unread: dict[int, tuple[Sequence[Counter], bytes]] = {}
 
     def note(self, counters: Sequence[Counter], reply: Sequence[Any]) -> None:
         """Note the current values of counters, except those of calls in flight.
@@ -44,18 +39,9 @@ class Seen:
             reply: The reply of `charge.lua`; or the time and the counters' values.
         """
         if type(reply) is bytes:
-            self._unread.pop(id(counters), None)
-            self._unread[id(counters)] = counters, reply
-            if len(self._unread) > MOST_UNREAD:
-                self._read_all()
-        else:
-            self._read_all()
-            self._keep(counters, reply[1:], reply[0])
-
-    def _read_all(self) -> None:
-        for counters, reply in self._unread.values():
             self._keep(counters, states.values(reply[USUAL_REPLY.size :], len(counters)), time_in(reply))
-        self._unread.clear()
+        else:
+            self._keep(counters, reply[1:], reply[0])
 
     def _keep(self, counters: Sequence[Counter], values: Sequence[Any], now_us: int) -> None:
         for counter, value in zip(counters, values, strict=False):
@@ -74,11 +60,9 @@ class Seen:
 
     def forget(self, ids: Sequence[int]) -> None:
         """Forget these counters, because they were emptied."""
-        self._read_all()
         for key in ids:
             self._values.pop(key, None)
 
     def logs(self) -> dict[int, State]:
         """The counters' logs, by id."""
-        self._read_all()
         return {key: states.log(value) for key, (_, value) in self._values.items()}

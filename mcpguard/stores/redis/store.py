@@ -7,7 +7,7 @@ namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a 
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -19,14 +19,14 @@ from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, session_of
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.api import Clock, Entry, Held, Options, StoredRow, Tally, Wanted
+from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us, wall_us
+from mcpguard.stores.losses import Losses
 from mcpguard.stores.redis import checks, notes, rows, states
-from mcpguard.stores.redis.counters import Counters, parse_time_us
 from mcpguard.stores.redis.duplicates import duplicates
 from mcpguard.stores.redis.leases import Leases, Place
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.reader import Reader
+from mcpguard.stores.redis.reader import Reader, parse_time_us
 from mcpguard.stores.redis.request import (
     Commands,
     counters_of,
@@ -66,6 +66,7 @@ class RedisStore:
         clock: The store's time instead of the server's, for tests.
         wall: Wall-clock time, for the audit log.
         lease_us: How long a call in flight keeps its place if this process dies or loses the server.
+        notify: Is told of damaged rows, which are left out. Without it such a row is an error.
 
     Attributes:
         warnings: See `Recoverable`.
@@ -84,6 +85,7 @@ class RedisStore:
         clock: Clock | None = None,
         wall: Clock = wall_us,
         lease_us: int = LEASE_US,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         options = options or Options()
         self._shown = address.shown
@@ -106,8 +108,9 @@ class RedisStore:
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
-        self._reader = Reader(self._ask, self._link.checked, self._prefix)
-        self._counters = Counters(self._ask, self._prefix, clock)
+        self._reader = reader = Reader(self._ask, self._link.checked, Losses(self._shown, notify).skip, self._prefix, clock)
+        self.entries, self.newest, self.rows, self.tally = reader.entries, reader.newest, reader.rows, reader.tally
+        self.outcomes_of, self.held, self.peek = reader.outcomes_of, reader.held, reader.peek
         try:
             self._begin(deadline_s)
         except BaseException:
@@ -199,29 +202,41 @@ class RedisStore:
         self._ask(("SCRIPT", "LOAD", self._scripts[name]), deadline_s=deadline_s)
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """See `Store`."""
+        """See `Store`. The script decides, and writes the rows of calls that are forwarded. Those of others are appended."""
+        time_us = self._wall()
+        self._sessions.add(journal.session)
+        verdicts = self._decided(requests, journal, time_us)
+        if denials := journal.rows(requests, verdicts, time_us, are_forwarded_written=True):
+            self._append_denials(denials, verdicts, journal)
+        return verdicts
+
+    def _append_denials(self, denials: Sequence[Row], verdicts: Sequence[Verdict], journal: Journal) -> None:
+        """Append the rows of denials. If that fails the calls are decided without this store, so none of them keeps a place."""
+        try:
+            row_ids = self._append(denials)
+        except StoreUnavailable:
+            self._reply_lost = True  # the calls get other rows, which replace those that are here
+            journal.take_back()
+            for one in verdicts:
+                self._leases.end(one.row_id or 0)
+            raise
+        denied = [one for one in verdicts if one.has_own_row and not one.forwards]
+        for one, row_id in zip(denied, row_ids, strict=True):
+            one.row_id = row_id
+
+    def _decided(self, requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> list[Verdict]:
+        """The verdicts on requests. Those that are forwarded have rows, and keep their places."""
+        counters = requests[0].plan.counters if len(requests) == 1 else counters_of(requests)
+        has_caps = any(one.plan.caps for one in requests)
         for _ in range(_TRIES):
-            time_us = self._wall()
-            if len(requests) == 1:
-                plan = requests[0].plan
-                counters, has_caps = plan.counters, plan.caps
-            else:
-                counters, has_caps = counters_of(requests), any(one.plan.caps for one in requests)
             sent_us = self._ticks() if has_caps else 0
             reply = self._charge(requests, counters, journal, time_us)
             self._seen.note(counters, reply)
             if type(reply) is bytes:
-                verdict = usual_verdict(requests[0].plan, reply)
-                journal.wrote(requests[0], verdict)
-                return [verdict]
+                return [usual_verdict(requests[0].plan, reply)]
             verdicts = verdicts_of(requests, counters, reply)
-            if has_caps and not self._keep_places(verdicts, sent_us):
-                continue  # a place was given to another call before this process could use it
-            if len(verdicts) == 1 and verdicts[0].decision == "allowed":
-                journal.wrote(requests[0], verdicts[0])
-            else:
-                journal.rows(requests, verdicts, time_us)  # the script has written these rows
-            return verdicts
+            if not has_caps or self._keep_places(verdicts, sent_us):
+                return verdicts
         raise StoreUnavailable(
             f"{self._shown} gave the call's place to another call each time", "check whether this process is often stopped"
         )
@@ -230,7 +245,6 @@ class RedisStore:
         self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
     ) -> Sequence[Any]:
         """Let the server decide. Returns the reply of `charge.lua`."""
-        self._sessions.add(journal.session)
         for _ in range(_TRIES):
             end_s, end_us = monotonic() + self._timeout_s, boot_us() + self._timeout_us
             if self._link.is_lost():
@@ -283,8 +297,8 @@ class RedisStore:
 
     def _delete_rows(self, verdicts: Sequence[Verdict]) -> None:
         """Delete the rows of a decision."""
-        ids = [(rows.stream(one.decision), rows.stream_id(one.row_id)) for one in verdicts if one.row_id is not None]
-        args = [part for stream, stream_id in ids for part in (str(stream), stream_id)]
+        ids = [rows.stream_id(one.row_id) for one in verdicts if one.row_id is not None]
+        args = [part for stream_id in ids for part in (str(rows.stream("allowed")), stream_id)]
         self._run("append", self._audit, pack_append_head(self._max_bytes, len(ids)), *args)
 
     def _any_late(self, places: Mapping[int, Place]) -> bool:
@@ -346,20 +360,24 @@ class RedisStore:
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
-        session = session_of(rows_to_write[0]) if rows_to_write else ""
+        if not rows_to_write:
+            return []
+        session = session_of(rows_to_write[0])
         is_in_doubt = self._reply_lost or session not in self._sessions
-        written = self._already_written(rows_to_write[0]) if rows_to_write and is_in_doubt else []
+        row_ids = self._append(rows_to_write, self._already_written(rows_to_write[0]) if is_in_doubt else ())
+        self._sessions.add(session)
+        self._reply_lost = False
+        return row_ids
+
+    def _append(self, rows_to_write: Sequence[Row], replaced: Sequence[tuple[int, bytes]] = ()) -> list[int]:
         row_ids: list[int] = []
         for at in range(0, len(rows_to_write), _BATCH):
-            replaced = written if at == 0 else []
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
             for row in rows_to_write[at : at + _BATCH]:
                 args += (str(rows.stream(row.decision)), *rows.packed(row))
-            row_ids += map(
-                rows.row_id, self._run("append", self._audit, pack_append_head(self._max_bytes, len(replaced)), *args)
-            )
-        self._sessions.add(session)
-        self._reply_lost = False
+            head = pack_append_head(self._max_bytes, len(replaced))
+            row_ids += map(rows.row_id, self._run("append", self._audit, head, *args))
+            replaced = ()
         return row_ids
 
     def _already_written(self, first: Row) -> list[tuple[int, bytes]]:
@@ -373,34 +391,6 @@ class RedisStore:
             some = outcomes[at : at + _BATCH]
             args = [part for row_id, outcome, us in some for part in (rows.stream_id(row_id), f"{outcome} {us}")]
             self._run("record", (self._key("audit"), self._key("outcomes")), *args)
-
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.entries(after=after, wanted=wanted)
-
-    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
-        """See `Readable`."""
-        return self._reader.rows(after=after, wanted=wanted)
-
-    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
-        """See `Readable`."""
-        return self._reader.tally(after=after, wanted=wanted)
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.newest(wanted=wanted)
-
-    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
-        """See `Store`."""
-        return self._reader.outcomes_of(row_ids)
-
-    def held(self) -> list[Held]:
-        """See `Store`."""
-        return self._counters.held()
-
-    def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
-        """See `Store`."""
-        return self._counters.peek(counters)
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""

@@ -1,5 +1,6 @@
 """The address of an SQLite store, and how to open it."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,6 +57,8 @@ class SqliteAddress(NamedTuple):
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""
-        from mcpguard.stores.sqlite import notes
+        from mcpguard.stores.sqlite.call_log import CallLog, log_path
+        from mcpguard.stores.sqlite.log_lines import note_line
 
-        notes.leave(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
+        with contextlib.closing(CallLog(log_path(self.path))) as log:
+            log.append_alone(note_line(namespace, note, wall_us), timeout_s)

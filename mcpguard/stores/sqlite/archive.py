@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 from mcpguard.session.audit import Row, axis_of, is_whole
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Group, StoredRow, Wanted
-from mcpguard.stores.groups import DIGITS, HOUR_US, rounded_us
 from mcpguard.stores.sqlite import database
+from mcpguard.stores.tally import DIGITS, HOUR_US, rounded_us
 
 _PAGE_ROWS: Final = 2000
 _PAGE_CHARS: Final = 4 * 1024 * 1024

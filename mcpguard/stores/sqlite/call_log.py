@@ -19,7 +19,7 @@ import stat
 import struct
 import sys
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
@@ -27,14 +27,14 @@ from mcpguard.files import StrPath, close, open_private, open_unnoted
 from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import FileLock
 from mcpguard.stores.sqlite import log_records
-from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Charge, Position
+from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Position
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """The format of records and header. Only unreleased previews wrote another one. Whoever changes a released format keeps reading
 it: opening a store then drains such a log, and replaces it with one of the new format."""
 
 RING_BYTES: Final = 8 * 1024 * 1024
-"""Room for about 15,000 single calls, or 150,000 that come in batches: seconds of a storm, or hours of usual work."""
+"""Room for about 15,000 calls: seconds of a storm, or hours of usual work."""
 
 _HEADER_BYTES: Final = 4096
 _DRAINED_AT: Final = 2048
@@ -224,18 +224,6 @@ class CallLog:
             return False
         return True
 
-    def has_any(self, words: Collection[bytes], at: Position, end: int) -> bool:
-        """Whether one of these words is in the records between two positions. To read the records takes ten times as long.
-
-        Raises:
-            Lost: See `has_more`.
-        """
-        overlap = max(map(len, words))
-        chunks = (self._read(begin, min(_CHUNK_BYTES + overlap, end - begin)) for begin in range(at.end, end, _CHUNK_BYTES))
-        found = any(word in chunk for chunk in chunks for word in words)
-        self.has_more(at)  # otherwise they have been overwritten meanwhile
-        return found
-
     def records(self, at: Position) -> Iterator[tuple[str, Position]]:
         """The text of each record after a position, with the position after it. Reads without a lock.
 
@@ -272,17 +260,7 @@ class CallLog:
             at = after
         return at
 
-    def append(self, at: Position, text: str, rows: int) -> Position:
-        """Append one record: see `append_all`."""
-        return self.append_all(at, ((text, rows, IN_TEXT),))
-
-    def append_all(self, at: Position, records: Iterable[tuple[str, int, Charge]], *, uses_reserve: bool = False) -> Position:
-        """Append all records or none: see `append_packed`."""
-        data, after = log_records.pack(at, records)
-        self.append_packed(at, data, uses_reserve=uses_reserve)
-        return after
-
-    def append_packed(self, at: Position, data: bytes, *, uses_reserve: bool = False) -> None:
+    def append(self, at: Position, data: bytes, *, uses_reserve: bool = False) -> None:
         """Append all packed records or none. The caller has the lock.
 
         Args:
@@ -312,6 +290,34 @@ class CallLog:
                 self._write(begin, bytes(len(data)))
             raise
         self.appended_bytes += len(data)
+
+    def append_alone(self, text: str, timeout_s: float) -> bool:
+        """Append one record in a turn of its own, for a short process that uses nothing else of the store.
+
+        Args:
+            text: The record's text.
+            timeout_s: How long to wait for the lock.
+
+        Returns:
+            Whether it was appended; False if the lock did not come free in time.
+
+        Raises:
+            OSError, StoreUnavailable: It cannot be appended.
+        """
+        with contextlib.closing(self.turn()) as lock:
+            try:
+                at = self.end(self.drained())  # before the turn, because calls wait for it
+                if not lock.acquire(timeout_s):
+                    return False
+                try:
+                    self.check()
+                    at = self.end(at)
+                    self.append(at, log_records.pack(at, [(text, 0, IN_TEXT)])[0])
+                finally:
+                    lock.release()
+            except Lost:
+                raise damaged(self.path, "it does not continue where the database is") from None
+        return True
 
     def force(self) -> None:
         """Force to the disk what was appended. No lock is needed, so that many processes can wait for the disk at once.

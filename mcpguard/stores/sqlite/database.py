@@ -12,10 +12,9 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, TypeVar
 
-from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
+from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
 from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.stores.sqlite import integrity
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
@@ -31,7 +30,11 @@ _LOOK_S: Final = 0.05
 _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
+_EMPTY: Final = "it is empty"
 _T = TypeVar("_T")
+
+_suspects: Final[set[str]] = set()
+"""Files that this process found damaged. They are checked in full before they are used again."""
 
 
 def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
@@ -145,11 +148,6 @@ def begin(db: sqlite3.Connection, value: bytes, at: Position) -> None:
         set_position(db, at)
 
 
-def count_counters(db: sqlite3.Connection, most: int) -> int:
-    """How many counters there are, but at most `most`."""
-    return int(db.execute("SELECT count(*) FROM (SELECT 1 FROM counter LIMIT ?)", (most,)).fetchone()[0])
-
-
 def all_logs(db: sqlite3.Connection) -> list[tuple[int, int, State]]:
     """Each counter's id, window in µs and log."""
     return [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]
@@ -213,13 +211,13 @@ def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailab
     if "not a database" in words and not os.path.exists(log_path(path)):  # each store has a call log
         return no_store(path, words)
     if "no such table" in words:
-        return no_store(path, OF_ANOTHER) if size_bytes(path) else integrity.damaged(path, integrity.EMPTY)
+        return no_store(path, OF_ANOTHER) if size_bytes(path) else damaged(path, _EMPTY)
     if "malformed" in words:  # SQLite says so, too, if the disk reports an error
-        return integrity.damaged(path, f"{words}, or its disk cannot be read", "if its disk works, ")
+        return damaged(path, f"{words}, or its disk cannot be read", "if its disk works, ")
     if "not a database" in words:
-        return integrity.damaged(path, words)
+        return damaged(path, words)
     if isinstance(error, sqlite3.IntegrityError) or getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_SHORT_READ":
-        return integrity.damaged(path, f"its parts do not belong together ({words}): was it copied while it was in use?")
+        return damaged(path, f"its parts do not belong together ({words}): was it copied while it was in use?")
     if "unable to open" in words and os.path.isdir(path):
         return StoreUnavailable(f"{path} is a folder", "name a file in it, such as mcpguard.db")
     if "locked" in words:
@@ -227,3 +225,49 @@ def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailab
     return StoreUnavailable(
         f"{path} cannot be used: {words}", "check that its disk is not full, and that this account may write to it"
     )
+
+
+# damage: nothing here opens the file, since closing it again would release all POSIX locks of the process's connections
+
+
+def identity(path: StrPath) -> tuple[int, int]:
+    """A value by which a replaced file is detected."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return (0, 0)
+    return (stat.st_dev, stat.st_ino)
+
+
+def replaced(path: StrPath) -> StoreUnavailable:
+    """The error for a database that was open and is no longer at its path."""
+    return StoreUnavailable(f"{path} was removed or replaced", "leave it in place: its counters are lost")
+
+
+def damaged(path: StrPath, how: str, condition: str = "") -> StoreDamaged:
+    """The error for a damaged database.
+
+    Args:
+        path: The database.
+        how: What is wrong with it.
+        condition: Begins the hint, which says to move the file away.
+    """
+    _suspects.add(os.fspath(path))
+    return StoreDamaged(f"{path} is damaged: {how}", f"{condition}move it away: a new one is made, with new counters")
+
+
+def check_pages(db: sqlite3.Connection, path: StrPath) -> None:
+    """Check a database before it is used: its size always, every page only if there is a suspicion.
+
+    Raises:
+        StoreUnavailable, sqlite3.DatabaseError: It is damaged.
+    """
+    size = size_bytes(path)
+    if not size:
+        raise damaged(path, _EMPTY)
+    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+    if os.fspath(path) in _suspects or pages * page_bytes > size:
+        (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise damaged(path, found.splitlines()[-1])
+        _suspects.discard(os.fspath(path))

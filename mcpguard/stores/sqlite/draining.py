@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, log_lines, notes
+from mcpguard.stores.sqlite import database, log_lines
 from mcpguard.stores.sqlite.memory import LineChange, add_charges, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 from mcpguard.text.digest import number
@@ -21,12 +21,7 @@ _ROWS_AT_ONCE: Final = 32
 """How many rows are kept until they are inserted. A row takes about a kilobyte as Python's values."""
 
 _INSERT_ROW: Final = f"INSERT INTO audit VALUES ({', '.join('?' * 17)})"  # noqa: S608 - marks only
-"""One statement for many rows: SQLite works on it without the interpreter's lock."""
-
-_SET_OUTCOMES: Final = """
-    UPDATE audit SET outcome = ?, duration_us = CAST(substr(?, (id - ?) * ? + 1, ?) AS INTEGER)
-    WHERE id BETWEEN ? AND ? AND outcome IS NULL
-"""
+_SET_OUTCOME: Final = "UPDATE audit SET outcome = ?, duration_us = ? WHERE id = ? AND outcome IS NULL"
 _USE: Final = """
     INSERT INTO fragment VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET uses = uses + excluded.uses
 """
@@ -51,7 +46,7 @@ class Drain:
         self._key = key
         self._pauses = pauses
         self._rows: list[list[object]] = []
-        self._outcomes: list[tuple[str, str, int, int, int, int, int]] = []
+        self._outcomes: list[tuple[str, int, int]] = []
         self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
@@ -116,10 +111,7 @@ class Drain:
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
         if kind == log_lines.OUTCOME:
-            first, durations = int(fields[1]), fields[3].split(",")
-            width = max(map(len, durations))
-            digits = "".join([one.zfill(width) for one in durations])
-            self._outcomes.append((fields[2], digits, first, width, width, first, first + len(durations) - 1))
+            self._outcomes.append((fields[2], int(fields[3]), int(fields[1])))
         elif kind == log_lines.COUNTER:
             self._labels[int(fields[1])] = fields[3]
             self._windows[int(fields[1])] = int(fields[2])
@@ -134,8 +126,8 @@ class Drain:
             self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
         elif kind == log_lines.MERGED:
             self._changes.append(fields)
-        elif kind == notes.KIND:
-            namespace, note, noted_us = notes.read(fields)
+        elif kind == log_lines.NOTED:
+            namespace, note, noted_us = log_lines.read_note(fields)
             if note.agent:
                 self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
             else:
@@ -147,7 +139,7 @@ class Drain:
         uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
         self._write_all(_USE, uses)
         self._insert_rows()
-        self._write_all(_SET_OUTCOMES, self._outcomes)
+        self._write_all(_SET_OUTCOME, self._outcomes)
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
 
     def _insert_rows(self) -> None:

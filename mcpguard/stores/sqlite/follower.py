@@ -1,20 +1,24 @@
-"""What one process knows of a store: the counters in its memory, as of a position of the call log.
+"""One process at the call log: the counters in its memory, as of a position of the log, and how fast it fills the log.
 
 It follows the log: it reads the records that others have appended, and appends its own in its turn.
 """
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.session.verdict import DecisionRequest, Ending
-from mcpguard.stores.sqlite import database, log_lines
-from mcpguard.stores.sqlite.call_log import Lost, damaged
+from mcpguard.stores.api import Clock
+from mcpguard.stores.sqlite import call_log, database
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
+from mcpguard.stores.sqlite.log_lines import record
+from mcpguard.stores.sqlite.log_records import pack
 from mcpguard.stores.sqlite.opening import Files
+from mcpguard.stores.sqlite.upkeep import Upkeep
 
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
@@ -24,6 +28,22 @@ CHUNKS_IN_TURN: Final = 8
 
 READ_AHEAD_CALLS: Final = 100
 """How many calls read the log before their turns, too, after there were records of others."""
+
+PACE_BYTES: Final = 32 * 1024
+"""A process checks how full the log is each time that it has appended this much: about 60 single calls."""
+
+SLOW_S: Final = 2.0
+"""A process that takes longer than this from one check to the next never waits: it does not fill the log."""
+
+CROWDED_SHARE: Final = 1 / 2
+"""When more than this share of the log waits for the database, the log is crowded. The fuller it is, the longer a process waits
+before it takes more calls, and the sooner it checks again. So a process with many calls waits most, and upkeep can work."""
+
+LONGEST_WAIT_S: Final = 0.25
+"""The longest wait before a process takes more calls, however long the timeout is."""
+
+LOOK_EVERY_S: Final = 0.005
+"""How often a process that waits for the database checks how far it is."""
 
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
@@ -35,36 +55,38 @@ class Follower:
     Args:
         path: The database.
         files: The store's files.
+        wall: Wall-clock time.
         timeout_s: How long a decision may take. It waits for its turn for a part of that.
+        most_counters: See `MOST_COUNTERS`.
 
     Attributes:
         memory: The counters that the process has read.
         at: The position up to which it has read the log.
         turn_lock: The lock on the log.
+        clock: The store's time.
     """
 
-    def __init__(self, path: str, files: Files, *, timeout_s: float) -> None:
+    def __init__(self, path: str, files: Files, wall: Clock, *, timeout_s: float, most_counters: int) -> None:
         self.memory = files.memory
+        self.memory.most = most_counters
         self.at = files.at
         self.turn_lock = files.turn
         self._path = path
         self._log = files.log
         self._reader = files.reader
+        self._wall = wall
+        self.clock = files.reader.clock
         self._timeout_s = timeout_s
         self._read_ahead_calls = 0  # how many of the next calls read ahead
 
     @contextlib.contextmanager
-    def turn(self, calls: Collection[DecisionRequest | Ending] = ()) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
         """Hold the lock on the call log, with every record read that others have appended.
-
-        Args:
-            calls: See `look_ahead`.
 
         Raises:
             StoreUnavailable: The lock did not come free in time, or the log is damaged.
         """
-        self.make_room()
-        self.look_ahead(calls)
+        self.prepare()
         self.take_turn()
         try:
             yield
@@ -73,20 +95,17 @@ class Follower:
         finally:
             self.turn_lock.release()
 
-    def make_room(self) -> None:
-        """Drop counters if there are too many in memory: before a turn, so that others do not wait for that."""
-        if self.memory.is_crowded():
-            self.memory.make_room(self._reader.clock)
+    def prepare(self, *, reads_log: bool = False) -> None:
+        """Do what can be done before a turn, so that others do not wait for it: drop expired counters, and read the log.
 
-    def look_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
-        """Read what calls need of the database, and of the log, before their turn, so that others do not wait for that.
+        Args:
+            reads_log: Whether to read the log although others have not appended anything for long.
 
         Raises:
             StoreUnavailable: The log or the database cannot be read.
         """
-        if self._unknown(calls):
-            self._learn_ahead(calls)
-        elif self._read_ahead_calls:
+        self.memory.make_room(self.clock, self._wall)
+        if reads_log or self._read_ahead_calls:
             self._read_ahead()
 
     def take_turn(self) -> None:
@@ -119,7 +138,7 @@ class Follower:
 
     def _read_ahead(self) -> None:
         """Read the records that others have appended. Their calls go on meanwhile, and the turn is shorter."""
-        self._read_ahead_calls -= 1
+        self._read_ahead_calls = max(0, self._read_ahead_calls - 1)
         try:  # not `database.reported`: it is on the path of calls
             if not self._log.ends_at(self.at):
                 self._read_ahead_calls = READ_AHEAD_CALLS
@@ -166,55 +185,77 @@ class Follower:
         except Lost:
             self.follow()
             return False
-        self.make_room()
+        self.prepare()
         return may_have_more
 
     def _reload(self) -> None:
         """Read the counters from the database again, because records that this process had not read yet were overwritten."""
         if self._log.drained().end <= self.at.end:
             raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
+        most = self.memory.most
         self.memory, self.at = self._reader.memory()
+        self.memory.most = most
 
-    def append(self, groups: Sequence[str], *, uses_reserve: bool = False) -> None:
-        """Append all groups of lines or none. A group is never split over two records. The caller has the turn."""
-        if groups:
-            self.at = self._log.append_all(self.at, log_lines.records(groups), uses_reserve=uses_reserve)
-
-    def _learn_ahead(self, calls: Collection[DecisionRequest | Ending]) -> None:
-        """Read the log and the database before the turn, so that others do not wait for that."""
-        for _ in range(_TRIES):
-            with contextlib.suppress(Lost), database.reported(self._path):
-                self.follow()
-                self.make_room()
-                self._learn(calls)
-                return
-
-    def learn_in_turn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """See `_learn`. The caller has the turn, so this process has read the log to its end."""
-        try:
-            self._learn(calls)
-        except Lost:
-            raise damaged(self._log.path, "its database is beyond it") from None
-
-    def _learn(self, calls: Iterable[DecisionRequest | Ending]) -> None:
-        """Read the counters of calls that are not in memory from the database.
-
-        Raises:
-            Lost: The database is beyond what this process has read of the log.
-        """
-        if unknown := self._unknown(calls):
-            for key, log in zip(unknown, self._reader.logs(list(unknown), self.at), strict=True):
-                self.memory.remember(key, unknown[key], log)
-
-    def _unknown(self, calls: Iterable[DecisionRequest | Ending]) -> dict[int, int]:
-        """Id and window in µs of those counters of calls that the database may have, and the memory does not."""
-        memory = self.memory
-        if memory.complete:
-            return {}
-        counters = (one for call in calls for one in call.plan.counters)
-        return {one.id: one.window_us for one in counters if one.window_us and one.id not in memory.states}
+    def append(self, texts: Sequence[str]) -> None:
+        """Append a record for each text, or none, also into the room that calls leave. The caller has the turn."""
+        data, after = pack(self.at, map(record, texts))
+        self._log.append(self.at, data, uses_reserve=True)
+        self.at = after
 
     def states_of(self, counters: Sequence[Counter]) -> list[State]:
         """The states of counters: their logs, or the calls in flight."""
         states, in_flight = self.memory.states, self.memory.in_flight
         return [states.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]
+
+
+class Pace:
+    """How fast one process fills the log.
+
+    Args:
+        log: The call log.
+        follower: This process.
+        upkeep: The store's upkeep, which drains the log.
+        timeout_s: How long to wait for the database at most.
+
+    Attributes:
+        next_check_bytes: `keep` does something only if the process has appended more than this.
+    """
+
+    def __init__(self, log: CallLog, follower: Follower, upkeep: Upkeep, *, timeout_s: float) -> None:
+        self._log = log
+        self._follower = follower
+        self._upkeep = upkeep
+        self._timeout_s = timeout_s
+        self.next_check_bytes = log.appended_bytes + PACE_BYTES
+        self._checked_s = time.monotonic()
+
+    def keep(self, hurry: Callable[[], None]) -> None:
+        """Wait for a moment if the log is crowded, unless this process is slow, or could not write the database itself.
+
+        Args:
+            hurry: Called before the wait, to start upkeep.
+
+        Raises:
+            StoreUnavailable, OSError: The log cannot be read.
+        """
+        is_slow = time.monotonic() - self._checked_s > SLOW_S
+        crowding = 0.0 if is_slow or self._upkeep.is_failing else self._crowding()
+        if crowding:
+            hurry()
+            with self._upkeep.awaited():
+                longest_s = min(self._timeout_s, LONGEST_WAIT_S)
+                time.sleep(longest_s * crowding**0.5)  # a root, to slow processes down as soon as it is crowded
+        self.next_check_bytes = self._log.appended_bytes + round(PACE_BYTES * (1 - crowding))
+        self._checked_s = time.monotonic()
+
+    def _crowding(self) -> float:
+        """From 0, the log is not crowded, to 1, it is full."""
+        waiting_share = (self._follower.at.end - self._log.drained().end) / call_log.RING_BYTES
+        return max(0.0, (waiting_share - CROWDED_SHARE) / (1 - CROWDED_SHARE))
+
+    def await_drained(self, end: int) -> None:
+        """Wait until the database has the log up to a position, for at most the timeout."""
+        until_s = time.monotonic() + self._timeout_s
+        with self._upkeep.awaited():
+            while self._log.drained().end < end and time.monotonic() < until_s:
+                time.sleep(LOOK_EVERY_S)

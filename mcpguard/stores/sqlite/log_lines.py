@@ -7,27 +7,27 @@ a tab or a line break in it: texts are compact ASCII JSON.
 |---|---|
 | `+` | an audit row: the fields of `Row`, then the store time of the charge and the counters charged, see `charges` |
 | `=` | a counter: id, window in µs, label |
-| `o` | equal outcomes of consecutive rows: number of the first row, outcome, durations in µs, separated by commas |
+| `o` | an outcome: row id, outcome, duration in µs |
 | `c` | a charge without a row, of a call that failed: its store time and the counters charged, see `charges` |
 | `p` | a place that a call in flight takes: counter id, call id, owner, label; see `in_flight` |
 | `f` | a place that is free again: counter id, call id |
 | `m` | a log of an outage, to be merged into a counter: counter id, window in µs, the log's numbers, the store time |
 | `r` | a reset counter: id |
-| `n` | an agent note: see `notes` |
+| `n` | an agent note: namespace as JSON, key, agent as JSON, wall-clock time; without an agent it removes the note |
 | `t` | the id of a write-back that was counted, see `Recoverable.adopt`; wall-clock time |
 """
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from operator import itemgetter
-from typing import Final, NamedTuple, Self
+from typing import Final
 
+from mcpguard.identity.client_agents import AgentNote
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit, State, fail
-from mcpguard.session.audit import Outcome, Row, cut_id, fragment
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.session.audit import Outcome, Row
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, Charge
 from mcpguard.text.printing import compact
 
@@ -40,6 +40,7 @@ FREED: Final = "f"
 MERGED: Final = "m"
 EMPTIED: Final = "r"
 WRITTEN_BACK: Final = "t"
+NOTED: Final = "n"
 
 NO_LABEL: Final = ""
 """The label of a counter whose label was lost with a removed database."""
@@ -53,21 +54,10 @@ _LATER_ROW: Final = f"\n{ROW}"
 _CHANGING: Final = re.compile(rf"^(?!{OUTCOME}|\{ROW}.*\t$)", re.MULTILINE)
 """A line that changes more than the audit: not an outcome, and not a row that was not charged."""
 
-RECORD_CHARS: Final = 256 * 1024
-"""About how long a record becomes if its groups of lines can be spread over several records."""
 
-
-def records(groups: Sequence[str]) -> list[tuple[str, int, Charge]]:
-    """Put groups of lines into records: of each the text, how many rows it has, and what it changes. No group is split."""
-    texts: list[str] = []
-    together, chars = 0, 0  # the groups from `together` on fit into one record
-    for at, group in enumerate(groups):
-        chars += len(group) + 1
-        if chars > RECORD_CHARS and at > together:
-            texts.append("\n".join(groups[together:at]))
-            together, chars = at, len(group) + 1
-    texts.append("\n".join(groups[together:]))
-    return [(text, rows_in(text), IN_TEXT if _CHANGING.search(text) else NO_CHARGE) for text in texts]
+def record(text: str) -> tuple[str, int, Charge]:
+    """A record for the log: its text, how many rows it has, and what it changes."""
+    return text, rows_in(text), IN_TEXT if _CHANGING.search(text) else NO_CHARGE
 
 
 def rows_in(text: str) -> int:
@@ -92,45 +82,6 @@ def row_line(row: Row, charged_us: int | None = None, charged: str = "") -> str:
         f"{args_hash.hex() if args_hash else ''}\t{trace_id or ''}\t{'' if counted is None else counted}\t"
         f"{'' if remaining is None else remaining}\t{'' if retry is None else retry}\t{'' if repeats is None else repeats}\t"
         f"{_kept(detail) if detail else ''}\t{'' if charged_us is None else charged_us}\t{charged}"
-    )
-
-
-class PlanTexts(NamedTuple):
-    """The texts that the lines of admitted calls with one plan have in common.
-
-    Attributes:
-        plan: The plan. Its limits are all charged.
-        charged: The counters charged; see `charges`.
-        reported: Each limit, as the row has it.
-    """
-
-    plan: Plan
-    charged: str
-    reported: Sequence[str]
-
-    @classmethod
-    def of(cls, plan: Plan) -> Self:
-        """The texts of a plan."""
-        return cls(plan, charges(plan.counters, plan.limits), [fragment(one) for one in plan.reported])
-
-
-def admitted_line(request: DecisionRequest, verdict: Verdict, texts: PlanTexts, time_us: int, seq: int, charged_us: int) -> str:
-    """The line that `row_line` makes of the row of a call that its limits admitted, in half the time.
-
-    Args:
-        request: The call.
-        verdict: Its verdict, which has no exceeded limits.
-        texts: The texts of its plan.
-        time_us: Wall-clock time.
-        seq: The row's number in its session.
-        charged_us: The store time of the charge.
-    """
-    reported = texts.reported[verdict.limit or 0]
-    args_hash = request.args_hash.hex() if request.args_hash else ""
-    detail = _kept(compact(request.detail)) if request.detail else ""
-    return (
-        f"+\t{time_us}\t{seq}\tallowed\t{request.context}\t{reported}\t{cut_id(request.request_id)}\t{args_hash}\t"
-        f"{request.trace_id or ''}\t{verdict.count}\t{verdict.remaining}\t\t\t{detail}\t{charged_us}\t{texts.charged}"
     )
 
 
@@ -159,6 +110,12 @@ def charges(counters: Sequence[Counter], charged: Sequence[Limit]) -> str:
     return compact(values) if values else ""
 
 
+@lru_cache(maxsize=1024)
+def all_charges(plan: Plan) -> str:
+    """The `charges` of a call on all limits of its plan."""
+    return charges(plan.counters, plan.limits)
+
+
 def charge_texts(text: str) -> list[str]:
     """The parts of what `charges` returns, one for each counter."""
     return text[2:-2].split("],[")
@@ -175,27 +132,14 @@ def counter_line(counter: Counter) -> str:
     return f"{COUNTER}\t{counter.id}\t{counter.window_us}\t{counter.label}"
 
 
-def outcome_lines(outcomes: Iterable[Outcome]) -> list[str]:
-    """The lines of outcomes."""
-    runs: list[list[Outcome]] = []
-    for one in sorted(outcomes, key=itemgetter(0)):
-        last = runs[-1][-1] if runs else None
-        if last and last.row_id + 1 == one.row_id and last.outcome == one.outcome:
-            runs[-1].append(one)
-        else:
-            runs.append([one])
-    return [f"{OUTCOME}\t{run[0].row_id}\t{run[0].outcome}\t{','.join([str(one.duration_us) for one in run])}" for run in runs]
+def outcome_line(outcome: Outcome) -> str:
+    """The line of an outcome."""
+    return f"{OUTCOME}\t{outcome.row_id}\t{outcome.outcome}\t{outcome.duration_us}"
 
 
 def outcomes_in(text: str) -> int:
     """How many outcomes a record has. Those have records of their own."""
-    return text.count(",") + text.count("\n") + 1 if text[0] == OUTCOME else 0
-
-
-def read_outcomes(fields: Sequence[str]) -> tuple[int, str, list[int]]:
-    """The id of the first row, the outcome, and the durations in µs in a line's fields."""
-    _, first, outcome, durations = fields
-    return int(first), outcome, list(map(int, durations.split(",")))
+    return text.count("\n") + 1 if text[0] == OUTCOME else 0
 
 
 def charged_line(charged_us: int, charged: str) -> str:
@@ -213,10 +157,12 @@ def freed_line(counter_id: int, call_id: int) -> str:
     return f"{FREED}\t{counter_id}\t{call_id}"
 
 
-def decision_lines(row: Row, counters: Sequence[Counter], decision: Decision, row_id: int, owner: str) -> str:
-    """The lines of a decision: the labels of the counters that were empty before it, its row, and the places that it takes."""
+def decision_record(
+    row: Row, counters: Sequence[Counter], decision: Decision, row_id: int, owner: str
+) -> tuple[str, int, Charge]:
+    """The record of a decision: the labels of the counters that were empty before it, its row, and the places that it takes."""
     if not decision.charged:
-        return row_line(row)
+        return row_line(row), 1, NO_CHARGE
     labels, places, charged_us = "", "", None
     for limit in decision.charged:
         counter, log = counters[limit.counter], decision.states[limit.counter]
@@ -226,7 +172,7 @@ def decision_lines(row: Row, counters: Sequence[Counter], decision: Decision, ro
         charged_us = log[-2]
         if log[2:] == (limit.cost,):
             labels += f"{counter_line(counter)}\n"
-    return labels + row_line(row, charged_us, charges(counters, decision.charged)) + places
+    return labels + row_line(row, charged_us, charges(counters, decision.charged)) + places, 1, IN_TEXT
 
 
 def ending_lines(ending: Ending, states: Sequence[State], now_us: int) -> str:
@@ -262,3 +208,14 @@ def emptied_line(counter_id: int) -> str:
 def written_back_line(write_back_id: str, wall_us: int) -> str:
     """The line of a write-back that was counted."""
     return f"{WRITTEN_BACK}\t{write_back_id}\t{wall_us}"
+
+
+def note_line(namespace: str, note: AgentNote, wall_us: int) -> str:
+    """The line of an agent note. Without an agent it removes the note with this key."""
+    return f"{NOTED}\t{json.dumps(namespace)}\t{note.key}\t{json.dumps(note.agent)}\t{wall_us}"
+
+
+def read_note(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
+    """The namespace, the note and its wall-clock time in a line's fields."""
+    _, namespace, key, agent, wall_us = fields
+    return json.loads(namespace), AgentNote(key, json.loads(agent)), int(wall_us)

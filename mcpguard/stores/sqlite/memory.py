@@ -1,33 +1,36 @@
 """A process's copy of a store's counters and agent notes, kept up to date by the records of the call log.
 
-A process that opens a store reads all counters from the database, unless they are too many, and then follows the log. So it
-needs the database for no decision: a counter that it does not have is empty. If there are too many counters it keeps some,
-and reads others from the database when a call needs them.
+A process that opens a store reads all counters from the database, and then follows the log. So it needs the database for no
+decision: a counter that it does not have is empty.
 """
 
 import itertools
 import struct
-from collections.abc import Collection, Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping
 from functools import lru_cache
 from typing import Final
 
+from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.limiter import sliding
-from mcpguard.limiter.plan import Counter
-from mcpguard.limiter.sliding import EMPTY, Decision, State
+from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.api import Clock
-from mcpguard.stores.sqlite import log_lines, notes
+from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
 from mcpguard.stores.sqlite.log_records import Change, Charges, Position
 
-REMEMBERED: Final = 65_536
-"""The most counters that a process keeps in memory. A usual one takes about 300 bytes, and 1.5 µs when a store is opened."""
+MOST_COUNTERS: Final = 65_536
+"""The most counters that a store has. A usual one takes about 300 bytes, and 1.5 µs when a store is opened. Beyond it calls
+that need another one are refused: counters that are in use are never forgotten."""
 
-REMEMBERED_NOTES: Final = 8192
-"""The same for agent notes."""
+_CROWDED_SHARE: Final = 7 / 8
+"""From this share of the most counters on, expired counters are looked for."""
 
-_DROPPED_AT_ONCE: Final = 1024
-"""How many counters beyond `REMEMBERED` are dropped together, in about a millisecond."""
+_LOOKED_AT: Final = 256
+"""Among how many counters, each time: a call may wait for that. So all are looked at before the store is full."""
+
+MANY_NOTES: Final = 8192
+"""From so many agent notes on, expired ones are looked for. A usual one takes about 300 bytes."""
 
 _CHARGED_AT_ONCE: Final = 64
 """`add_charges` adds nothing to so many charges: upkeep can pause only before and after them."""
@@ -41,55 +44,31 @@ class Memory:
 
     Args:
         logs: Id, window in µs and log of each counter that is not empty.
-        complete: Whether these are all of them.
+        places: The places that calls in flight hold.
+        many_notes: From so many agent notes on, expired ones are looked for.
 
     Attributes:
-        states: The logs, by counter id.
-        complete: Whether every counter without a log here is empty.
-        in_flight: The calls in flight, always all of them.
-        notes: Agent and wall-clock time of each note, by namespace and key. A note that was removed may be there without its
-            agent.
-        has_all_notes: Whether these are all notes.
+        most: The most counters.
+        states: The logs, by counter id. A counter without a log is empty.
+        windows: Their windows in µs.
+        in_flight: The calls in flight.
+        notes: Agent and wall-clock time of each note, by namespace and key.
         write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
     """
 
-    def __init__(self, logs: Iterable[tuple[int, int, State]] = (), *, complete: bool = True) -> None:
+    def __init__(
+        self, logs: Iterable[tuple[int, int, State]] = (), places: Iterable[Place] = (), *, many_notes: int = MANY_NOTES
+    ) -> None:
+        self.most = MOST_COUNTERS
         self.states: dict[int, State] = {}
-        self.complete = complete
-        self.in_flight = InFlight()
+        self.windows: dict[int, int] = {}
+        self.in_flight = InFlight(places)
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
-        self.has_all_notes = True
         self.write_back_ids: set[str] = set()
-        self._windows: dict[int, int] = {}
+        self._least_notes = self._many_notes = many_notes
         for key, window_us, log in logs:
-            self.remember(key, window_us, log)
-
-    def remember(self, key: int, window_us: int, log: State) -> None:
-        """Remember a counter's log."""
-        self.states[key] = log
-        self._windows[key] = window_us
-
-    def take(self, counters: Sequence[Counter], decision: Decision, call_id: int, owner: str) -> list[tuple[int, State]]:
-        """Remember what a decision has charged.
-
-        Args:
-            counters: The counters of the call.
-            decision: The decision.
-            call_id: The id of the call's row.
-            owner: This process.
-
-        Returns:
-            The logs before that, by counter id.
-        """
-        states, before = self.states, []
-        for limit in decision.charged:
-            counter = counters[limit.counter]
-            if limit.window_us:
-                before.append((counter.id, states.get(counter.id, EMPTY)))
-                states[counter.id], self._windows[counter.id] = decision.states[limit.counter], limit.window_us
-            else:
-                self.in_flight.take(Place(counter.id, call_id, owner, counter.label))
-        return before
+            self.states[key] = log
+            self.windows[key] = window_us
 
     def read_on(self, log: CallLog, at: Position) -> Position:
         """Apply the records of the log after a position. Returns the position after them.
@@ -110,22 +89,21 @@ class Memory:
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Make the changes of records."""
-        windows = self._windows if self.complete else None
         for change in changes:
             if not isinstance(change, str):
-                charge(self.states, change, windows)
+                charge(self.states, change, self.windows)
                 continue
             for one in line_changes(change):
                 if isinstance(one, tuple):
-                    charge(self.states, one, windows)
+                    charge(self.states, one, self.windows)
                 else:
                     self._follow(one)
 
     def _follow(self, fields: list[str]) -> None:
         kind = fields[0]
-        if kind == notes.KIND:
-            namespace, note, noted_us = notes.read(fields)
-            if note.agent or not self.has_all_notes:  # the database may have what was removed until the log is drained
+        if kind == log_lines.NOTED:
+            namespace, note, noted_us = log_lines.read_note(fields)
+            if note.agent:
                 self.notes[namespace, note.key] = (note.agent, noted_us)
             else:
                 self.notes.pop((namespace, note.key), None)
@@ -134,48 +112,48 @@ class Memory:
         else:
             if kind in KINDS:
                 self.in_flight.follow(fields)
-            if self.complete and kind == log_lines.MERGED and int(fields[1]) not in self.states:
-                self.remember(int(fields[1]), int(fields[2]), EMPTY)
+            if kind == log_lines.MERGED and int(fields[1]) not in self.states:
+                self.states[int(fields[1])], self.windows[int(fields[1])] = EMPTY, int(fields[2])
             change(self.states, fields)
 
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""
-        return max(map(_charged_us, self.states.values()), default=0)
+        return max((log[-2] for log in self.states.values() if log), default=0)
 
-    def is_crowded(self) -> bool:
-        """Whether `make_room` has anything to drop."""
-        return len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE or len(self.notes) > 2 * REMEMBERED_NOTES
+    @property
+    def is_full(self) -> bool:
+        """Whether there must be no other counter."""
+        return len(self.states) >= self.most
 
-    def make_room(self, clock: Clock) -> None:
-        """Drop notes and counters if there are too many. Do not call it during a decision, which needs its counters.
+    def make_room(self, clock: Clock, wall: Clock) -> None:
+        """If there are many counters or notes, drop those that have expired: of the counters among some, next time of others.
+
+        If there are few it takes next to no time.
 
         Args:
             clock: The store's time.
+            wall: Wall-clock time.
         """
-        if len(self.notes) > 2 * REMEMBERED_NOTES:
-            self.has_all_notes = False
-            self.notes = dict(list(self.notes.items())[-REMEMBERED_NOTES:])
-        while len(self.states) >= REMEMBERED + _DROPPED_AT_ONCE:  # a turn can add more than are dropped at once
-            self._drop_counters(clock())
+        if len(self.notes) > self._many_notes:
+            wall_us = wall()
+            self.notes = {key: one for key, one in self.notes.items() if abs(wall_us - one[1]) <= NOTE_KEPT_US}
+            self._many_notes = max(self._least_notes, 2 * len(self.notes))
+        if len(self.states) >= self.most * _CROWDED_SHARE:
+            excess = max(0, len(self.states) - self.most)
+            self._drop_expired(clock(), _LOOKED_AT + 2 * excess)
 
-    def _drop_counters(self, now_us: int) -> None:
-        """Of the counters that were added first, drop the half that was charged longest ago. Move the rest to the end."""
-        oldest = sorted(itertools.islice(self.states, 2 * _DROPPED_AT_ONCE), key=lambda key: _charged_us(self.states[key]))
-        for key in oldest[:_DROPPED_AT_ONCE]:
-            log, window_us = self.states.pop(key), self._windows.pop(key)
-            if sliding.live(log, window_us, now_us):
-                self.complete = False
-        for key in oldest[_DROPPED_AT_ONCE:]:
-            self.states[key] = self.states.pop(key)
-
-
-def _charged_us(log: State) -> int:
-    """When a log was charged last, in store time; 0 if it is empty."""
-    return log[-2] if log else 0
+    def _drop_expired(self, now_us: int, most: int) -> None:
+        """Look at the counters that were looked at longest ago; move those that have not expired to the end."""
+        for key in list(itertools.islice(self.states, most)):
+            log = self.states.pop(key)
+            if log and log[-2] > now_us - self.windows[key]:
+                self.states[key] = log
+            else:
+                del self.windows[key]
 
 
 _CHANGES: Final = frozenset({log_lines.MERGED, log_lines.EMPTIED})
-_FOLLOWED: Final = _CHANGES | KINDS | {notes.KIND, log_lines.WRITTEN_BACK}
+_FOLLOWED: Final = _CHANGES | KINDS | {log_lines.NOTED, log_lines.WRITTEN_BACK}
 _CHARGING: Final = frozenset({log_lines.ROW, log_lines.CHARGED})
 
 
@@ -278,22 +256,6 @@ def change_all(states: MutableMapping[int, State], changes: Iterable[LineChange]
             charge(states, one)
         else:
             change(states, one)
-
-
-def replay(states: MutableMapping[int, State], text: str) -> None:
-    """Apply a record to the counters in `states`."""
-    change_all(states, line_changes(text))
-
-
-def touched(text: str) -> Collection[int]:
-    """The counters that a record changes."""
-    found: set[int] = set()
-    for one in line_changes(text):
-        if isinstance(one, tuple):
-            found.update(key for key, *_ in _charges(one[0]))
-        elif one[0] in _CHANGES:
-            found.add(int(one[1]))
-    return found
 
 
 _MAX_SUM: Final = (1 << 32) - 1

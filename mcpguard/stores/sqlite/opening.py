@@ -14,7 +14,7 @@ from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import FileLock, SharedHold, lock_file
-from mcpguard.stores.sqlite import call_log, database, integrity
+from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
@@ -64,8 +64,8 @@ class Files(NamedTuple):
         Raises:
             StoreUnavailable: It was removed or replaced.
         """
-        if self.identity != integrity.identity(self.path):
-            raise integrity.replaced(self.path)
+        if self.identity != database.identity(self.path):
+            raise database.replaced(self.path)
 
     def close(self) -> None:
         """Close all of them."""
@@ -135,7 +135,7 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
         finally:
             lock.release()
         undo.pop_all()
-        return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
+        return Files(path, database.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
 
 
 def _join_locked(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files | None:
@@ -189,7 +189,7 @@ def _join(
             raise StoreUnavailable(f"{path} is being opened by another process")
         reader.clock = own_clock or _clock_of(log)
         undo.pop_all()
-        return Files(path, integrity.identity(path), log, turn, lock, hold, reader, memory, at, ())
+        return Files(path, database.identity(path), log, turn, lock, hold, reader, memory, at, ())
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ def _database(path: str, log: CallLog | None) -> sqlite3.Connection:
     db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
     try:
         if not is_new:
-            integrity.check_pages(db, path)
+            database.check_pages(db, path)
             _refuse_another_log(path, db, log)
         migrate(db, path)
     except BaseException:

@@ -12,23 +12,23 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, is_there
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, whole_members
 from mcpguard.stores import clock
-from mcpguard.stores.api import Clock, Entry, Held, StoredRow, Tally, Wanted
-from mcpguard.stores.groups import tally
-from mcpguard.stores.sqlite import call_log, database, integrity, log_lines
+from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
+from mcpguard.stores.losses import Losses
+from mcpguard.stores.sqlite import call_log, database, log_lines
 from mcpguard.stores.sqlite.archive import Archive, Condition
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
-from mcpguard.stores.sqlite.in_flight import KINDS, InFlight
+from mcpguard.stores.sqlite.in_flight import InFlight
 from mcpguard.stores.sqlite.log_records import START, Position
-from mcpguard.stores.sqlite.memory import REMEMBERED, REMEMBERED_NOTES, Memory, replay, touched, unpack
+from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.schema import migrate, require_schema
+from mcpguard.stores.tally import tally
 
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
@@ -43,12 +43,6 @@ _NEWEST_AMONG: Final = """
 
 _NAMED: Final = 10_000
 """The most contexts that a query names. SQLite limits the length of a query."""
-
-_NAMED_ROWS: Final = 100
-"""How many damaged rows are named."""
-
-_NOTES: Final = "SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us DESC LIMIT ?"
-_NOTES_OF: Final = "SELECT tool_use_id, agent, noted_us FROM agent_note WHERE namespace = ? AND tool_use_id IN"
 
 _Found = TypeVar("_Found")
 _Outcomes = Mapping[int, tuple[str, int]]
@@ -94,18 +88,17 @@ class Reader:
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self.path = os.fspath(path)
-        self._told: set[str] = set()
-        self._notify = notify
+        self._losses = Losses(self.path, notify)
         self._own_log: CallLog | None = None
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
-            self._identity = integrity.identity(path)
+            self._identity = database.identity(path)
             found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
             require_schema(unlocked or self._db, path)
             undo.pop_all()
-        self._archive = Archive(self._db, self._skipped)
+        self._archive = Archive(self._db, self._losses.skip)
         self._few = functools.partial(self._archive.page, most=_ENTRIES)
         self._log = log
         self.clock: Clock = self._shared_clock
@@ -129,8 +122,8 @@ class Reader:
         database was replaced, the journal is its successor's, and would be destroyed.
         """
         with database.reported(self.path):
-            if is_there(self._journal) and integrity.identity(self.path) != self._identity:
-                raise integrity.replaced(self.path)
+            if is_there(self._journal) and database.identity(self.path) != self._identity:
+                raise database.replaced(self.path)
             yield
 
     def _call_log(self) -> CallLog | None:
@@ -163,69 +156,50 @@ class Reader:
 
     def counters(self) -> list[tuple[str, int, State]]:
         """Each counter's label, window in µs and log."""
-        question = "SELECT id, label, window_us, log FROM counter WHERE label != ?"
-        found, (_, texts) = self._with_log(lambda db: db.execute(question, (log_lines.NO_LABEL,)).fetchall())
-        states = {key: unpack(log) for key, _, _, log in found}
-        names = {key: (label, window_us) for key, label, window_us, _ in found}
-        for text in texts:
-            for line in text.split("\n"):
-                if line[0] == log_lines.COUNTER:
-                    _, key, window_us, label = line.split("\t")
-                    names[int(key)] = (label, int(window_us))
-            states |= dict.fromkeys(touched(text) - states.keys(), sliding.EMPTY)
-            replay(states, text)
-        return [(*names[key], log) for key, log in states.items() if key in names]
+        question = "SELECT id, label FROM counter WHERE label != ?"
+        (memory, names), (_, texts) = self._with_log(
+            lambda db: (_memory(db), dict(db.execute(question, (log_lines.NO_LABEL,)).fetchall()))
+        )
+        for line in (line for text in texts for line in text.split("\n") if line[0] == log_lines.COUNTER):
+            _, key, _, label = line.split("\t")
+            names[int(key)] = label
+        memory.apply(texts)
+        return [(names[key], memory.windows[key], log) for key, log in memory.states.items() if key in names]
 
-    def held(self) -> list[Held]:
+    def held(self) -> list[CounterUse]:
         """See `Readable`."""
         now_us = self.clock()
         logs = [(label, sliding.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
-        in_flight = collections.Counter(place.label for place in self.in_flight())
-        return [Held(label, sliding.used(log), log) for label, log in logs if log] + [
-            Held(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
+        in_flight = collections.Counter(place.label for place in self._in_flight(self._memory_now()))
+        return [CounterUse(label, sliding.used(log), log) for label, log in logs if log] + [
+            CounterUse(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
         ]
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Readable`."""
-        states = self.logs([counter.id for counter in counters])
-        if any(not counter.window_us for counter in counters):
-            calls = self.in_flight()
-            pairs = zip(counters, states, strict=True)
-            states = [log if counter.window_us else calls.state(counter.id) for counter, log in pairs]
-        return states, self.clock()
+        memory = self._memory_now()
+        calls = self._in_flight(memory)
+        logs = memory.states
+        return [logs.get(one.id, sliding.EMPTY) if one.window_us else calls.state(one.id) for one in counters], self.clock()
 
-    def in_flight(self) -> InFlight:
+    def _memory_now(self) -> Memory:
+        """The counters and places at the end of the log."""
+        memory, (_, texts) = self._with_log(_memory)
+        memory.apply(texts)
+        return memory
+
+    def _in_flight(self, memory: Memory) -> InFlight:
         """The calls in flight, of processes that still run."""
-        found, (_, texts) = self._with_log(database.places)
-        calls = InFlight(found)
-        for text in texts:
-            for line in text.split("\n"):
-                if line[0] in KINDS:
-                    calls.follow(line.split("\t"))
+        calls = memory.in_flight
         return calls.without(Owners(self.path).dead({place.owner for place in calls}))
-
-    def logs(self, ids: Sequence[int], upto: Position | None = None) -> list[State]:
-        """The logs of these counters, in order, as they are at a position of the call log, or now.
-
-        Raises:
-            Lost: The database is beyond that position.
-        """
-        names = [str(key).encode() for key in ids]
-        states, (_, texts) = self._with_log(lambda db: database.logs(db, ids), upto, naming=names)
-        for text in texts:
-            replay(states, text)
-        return [states[key] for key in ids]
 
     def memory(self, unlocked: sqlite3.Connection | None = None) -> tuple[Memory, Position]:
         """The database's counters and notes, and the position from which a process then follows the call log."""
         db = unlocked or self._db
         with self._asking(), database.reading(db):
-            complete = database.count_counters(db, REMEMBERED + 1) <= REMEMBERED
-            memory = Memory(database.all_logs(db) if complete else (), complete=complete)
-            memory.in_flight = InFlight(database.places(db))
-            notes = db.execute(_NOTES, (REMEMBERED_NOTES + 1,)).fetchall()
-            memory.has_all_notes = len(notes) <= REMEMBERED_NOTES
-            memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in reversed(notes)}
+            memory = _memory(db)
+            found = db.execute("SELECT namespace, tool_use_id, agent, noted_us FROM agent_note")
+            memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in found}
             memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
             return memory, database.position(db)
 
@@ -233,15 +207,6 @@ class Reader:
         """The store time of the newest charge in the database; 0 if there is none."""
         with self._asking():
             return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
-
-    def notes(self, namespace: str, keys: Sequence[str]) -> dict[str, tuple[str, int]]:
-        """Agent and wall-clock time of these notes in the database, by key."""
-        found: dict[str, tuple[str, int]] = {}
-        with self._asking():
-            for some in database.batches(keys):
-                question = f"{_NOTES_OF} ({database.marks(some)})"
-                found |= {key: (agent, us) for key, agent, us in self._db.execute(question, (namespace, *some))}
-        return found
 
     # audit
 
@@ -355,37 +320,20 @@ class Reader:
     def _pending(self) -> Pending:
         return self._with_log(lambda _: None)[1]
 
-    def _with_log(
-        self,
-        question: Callable[[sqlite3.Connection], _Found],
-        upto: Position | None = None,
-        *,
-        naming: Sequence[bytes] = (),
-    ) -> tuple[_Found, Pending]:
-        """The result of a query, and the log's records since then.
-
-        Args:
-            question: The query.
-            upto: The position up to which to read the log; None for all of it.
-            naming: With `upto`: leave the records out if none has one of these words.
-        """
+    def _with_log(self, question: Callable[[sqlite3.Connection], _Found]) -> tuple[_Found, Pending]:
+        """The result of a query, and the log's records since then."""
         for _ in range(_TRIES):
             drained_end = self._drained_end()
             with self._asking(), database.reading(self._db):
                 at = database.position(self._db)
                 found = question(self._db)
-            if upto is not None and at.end > upto.end:
-                raise Lost
             log = self._call_log()
             if log is None:
                 if at.end > START.end:  # else another process is creating the store
-                    self._tell(call_log.removed(log_path(self.path)))
+                    self._losses.tell(call_log.removed(log_path(self.path)))
                 return found, Pending(at.row, [])
             with contextlib.suppress(Lost), database.reported(log.path):  # lost if upkeep has moved them since
-                if naming and upto and not log.has_any(naming, at, upto.end):
-                    return found, Pending(at.row, [])
-                records = log.records(at)
-                return found, Pending(at.row, [text for text, after in records if upto is None or after.end <= upto.end])
+                return found, Pending(at.row, [text for text, _ in log.records(at)])
             if log is self._own_log and (drained_end > at.end or self._drained_end() <= at.end):  # upkeep has not moved them
                 return found, self._repaired(log, at)
         raise damaged(log_path(self.path), "it does not continue where the database is")
@@ -401,27 +349,8 @@ class Reader:
         with database.reported(log.path):
             log.check()
             since, lost = log.resumed(at, self.path)
-            self._tell(lost)
+            self._losses.tell(lost)
             return Pending(at.row, []) if since is None else Pending(since.row, [text for text, _ in log.records(since)])
-
-    def _skipped(self, row_id: int | None) -> None:
-        """Tell that a row is damaged, and left out; without an id, that one is not counted.
-
-        Raises:
-            StoreUnavailable: Nobody is told.
-        """
-        row = "a row" if row_id is None else f"row {row_id}"
-        if self._notify is None:
-            raise StoreUnavailable(f"{row} of {self.path} is damaged", "mcpguard audit tail and export leave it out")
-        what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
-        if len(self._told) <= _NAMED_ROWS:
-            self._tell(f"{row} of {self.path} {what}, and {'not counted' if row_id is None else 'left out'}")
-
-    def _tell(self, lost: str) -> None:
-        """Tell what is lost, if that was not told before."""
-        if self._notify is not None and lost not in self._told:
-            self._told.add(lost)
-            self._notify(lost)
 
     def close(self) -> None:
         """Close the files."""
@@ -439,6 +368,11 @@ def _lost_database(path: StrPath) -> sqlite3.Connection:
         return db
 
 
+def _memory(db: sqlite3.Connection) -> Memory:
+    """The database's counters and places."""
+    return Memory(database.all_logs(db), database.places(db))
+
+
 def _text_or_bytes(data: bytes) -> str | bytes:
     try:
         return data.decode()
@@ -453,12 +387,9 @@ def _numbers(ids: Iterable[int]) -> str:
 def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     """The outcomes that records tell, by row; the first of each stands."""
     found: dict[int, tuple[str, int]] = {}
-    for text in texts:
-        for line in text.split("\n"):
-            if line[0] == log_lines.OUTCOME:
-                first, outcome, durations = log_lines.read_outcomes(line.split("\t"))
-                for row_id, duration_us in enumerate(durations, first):
-                    found.setdefault(row_id, (outcome, duration_us))
+    for line in (line for text in texts for line in text.split("\n") if line[0] == log_lines.OUTCOME):
+        _, row_id, outcome, duration_us = line.split("\t")
+        found.setdefault(int(row_id), (outcome, int(duration_us)))
     return found
 
 
@@ -467,12 +398,10 @@ def _stored(pending: Pending, after: int, wanted: Wanted | None) -> Iterator[Sto
     outcomes = _outcomes(pending.texts)
     row_id = pending.first
     for line in (line for text in pending.texts for line in text.split("\n")):
-        if line[0] == log_lines.ROW and row_id <= after:  # not parsed: somebody who follows the log reads it again and again
-            row_id += 1
+        if line[0] != log_lines.ROW:
             continue
-        if line[0] == log_lines.ROW:
-            row = log_lines.read_row(line.split("\t"))
-            outcome, duration_us = outcomes.get(row_id, (None, None))
-            if wanted is None or wanted.admits_row(row, outcome):
-                yield StoredRow(row_id, row, outcome, duration_us)
-            row_id += 1
+        if row_id > after:  # others are not parsed: somebody who follows the log reads it again and again
+            row, outcome = log_lines.read_row(line.split("\t")), outcomes.get(row_id, (None, None))
+            if wanted is None or wanted.admits_row(row, outcome[0]):
+                yield StoredRow(row_id, row, *outcome)
+        row_id += 1

@@ -15,31 +15,28 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.limiter import sliding
-from mcpguard.limiter.plan import Counter, Plan, counter_id
+from mcpguard.limiter.plan import Counter, counter_id
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row
-from mcpguard.session.decision import admit
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.api import Clock, Entry, Held, Options, Wanted
+from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.stores.sqlite import database, log_lines, log_records, notes
+from mcpguard.stores.sqlite import database, log_lines
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
-from mcpguard.stores.sqlite.follower import Follower
-from mcpguard.stores.sqlite.log_lines import PlanTexts
-from mcpguard.stores.sqlite.log_records import Position
+from mcpguard.stores.sqlite.decider import Decider
+from mcpguard.stores.sqlite.follower import Follower, Pace
+from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
-from mcpguard.stores.sqlite.pace import Pace
-from mcpguard.stores.sqlite.turn import Turn
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
 ROOM_BYTES: Final = 256 * 1024
@@ -51,16 +48,6 @@ LOCK_GAP_S: Final = 0.005
 DRAIN_AT_CLOSE_S: Final = 0.5
 """After this long a drain at the end stops. The next wrapper drains the rest."""
 
-MAX_PLANS: Final = 1024
-"""Of how many plans texts are remembered."""
-
-FORGOTTEN_UNTIL_US: Final = 1 << 62
-"""Nobody knows the windows of the counters that had no room in memory."""
-
-_Draft = tuple[Verdict, Sequence[State], bytes, Position]
-"""A call that is decided, but neither charged nor written: the verdict, the new logs of its counters, its record, and the
-position after that."""
-
 
 class SqliteStore:
     """A store for the processes of one machine.
@@ -71,6 +58,7 @@ class SqliteStore:
             forwarded. `normal` leaves that to the system, so a power cut can lose the last ones.
         clock: The store's time, instead of the machine's clock.
         wall: Wall-clock time, for the audit log.
+        most_counters: See `MOST_COUNTERS`.
 
     Raises:
         StoreUnavailable: The files cannot be created, are damaged, lie on a network file system, were written by a later
@@ -84,6 +72,7 @@ class SqliteStore:
         *,
         clock: Clock | None = None,
         wall: Clock = wall_us,
+        most_counters: int = MOST_COUNTERS,
     ) -> None:
         options = options or Options()
         self.path = path = os.fspath(path)
@@ -92,15 +81,17 @@ class SqliteStore:
         self._durable = options.durability == "full"
         self._files = open_files(path, timeout_s=self._timeout_s, own_clock=clock, wall=wall)
         self._log = self._files.log
-        self._reader = self._files.reader
+        self._reader = reader = self._files.reader
+        self.entries, self.newest = reader.entries, reader.newest
+        self.outcomes_of, self.held = reader.outcomes_of, reader.held
         self._clock = self._reader.clock
-        self._follower = Follower(path, self._files, timeout_s=self._timeout_s)
+        self._follower = Follower(path, self._files, wall, timeout_s=self._timeout_s, most_counters=most_counters)
         self._owners = Owners(path)
         self._owner = Ownership(self._owners)
+        self._decider = Decider(self._follower, self._owners, self._owner, wall)
         self._upkeep = Upkeep(path, self._log, options, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
         self._forced_bytes = 0
-        self._texts: dict[int, PlanTexts] = {}  # by the identity of the plan, since its hash takes ten times as long
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
         self.args_key = self._log.key
@@ -108,51 +99,44 @@ class SqliteStore:
 
     # calls
 
-    def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
-        """See `Store`. With `may_wait` it waits for room in a full log.
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        """See `Store`. It waits for room in a full log, once.
 
         With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
         """
-        follower = self._follower
-        verdicts: list[Verdict] | None = None
-        drained_end = 0
-        follower.look_ahead(requests)
-        at = follower.at
-        draft = self._draft(requests, journal)  # before the turn, because others wait while it lasts
-        if draft is None:
-            self._prepare(requests)
-        follower.take_turn()
         try:
-            if not follower.memory.complete:
-                follower.learn_in_turn(requests)
-            if follower.at is not at:  # others have decided calls meanwhile
-                at = follower.at
-                draft = self._draft(requests, journal)
-            if draft:
-                self._log.append_packed(at, draft[2])
-            else:
-                verdicts = self._decide(requests, journal)
+            verdicts = self._decide(requests, journal)
         except LogFull as full:
-            if not may_wait:
-                raise
-            draft, drained_end = None, full.drained_end
-        except (sqlite3.Error, OSError) as error:
-            raise database.unavailable(self.path, error) from error
-        finally:
-            follower.turn_lock.release()
-            self._decided_s = time.monotonic()
-        if draft:
-            verdict, states, _, follower.at = draft
-            journal.wrote(requests[0], verdict)
-            follower.memory.states.update(zip(verdict.plan.keys, states, strict=True))
-            verdicts = [verdict]
-        if verdicts is not None:
-            if self._durable:
-                self._force(requests, verdicts)
-            return verdicts
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-            self._pace.await_drained(drained_end + ROOM_BYTES)
-        return self.decide(requests, journal, may_wait=False)
+            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+                self._pace.await_drained(full.drained_end + ROOM_BYTES)
+            verdicts = self._decide(requests, journal)
+        if self._durable:
+            self._force(requests, verdicts)
+        return verdicts
+
+    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        follower, decider = self._follower, self._decider
+        has_caps = requests[0].plan.caps if len(requests) == 1 else any(request.plan.caps for request in requests)
+        follower.prepare(reads_log=has_caps)  # then no dead process is examined whose places others have freed
+        try:
+            decider.decide(requests, journal)  # before the turn, because others wait while it lasts
+            follower.take_turn()
+            try:
+                if follower.at is not decider.at:  # others have decided calls meanwhile
+                    decider.take_back()
+                    decider.decide(requests, journal)
+                if decider.data:
+                    self._log.append(decider.at, decider.data)
+            finally:
+                follower.turn_lock.release()
+                self._decided_s = time.monotonic()
+        except BaseException as error:
+            decider.take_back()
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise database.unavailable(self.path, error) from error
+            raise
+        decider.charge()
+        return decider.verdicts
 
     def _force(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
         """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk.
@@ -170,50 +154,8 @@ class SqliteStore:
                 raise
             self._forced_bytes = appended_bytes
 
-    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """Decide requests in this process's turn. If the rows cannot be appended, nothing is charged."""
-        turn = Turn(self._follower, self._owners, self._owner.name, journal, now_us=self._clock(), time_us=self._wall())
-        try:
-            turn.decide(requests)
-            self._follower.append(turn.groups)
-        except BaseException:
-            turn.take_back()
-            raise
-        return turn.verdicts
-
-    def _draft(self, requests: Sequence[DecisionRequest], journal: Journal) -> _Draft | None:
-        """Decide one usual call, with fewer steps than `_decide` takes; None if it is not a usual one.
-
-        The draft holds as long as the log ends where this process has read it to.
-        """
-        if len(requests) != 1 or not requests[0].plan.is_plain:
-            return None
-        request, follower, now_us = requests[0], self._follower, self._clock()
-        plan, logs = request.plan, follower.memory.states
-        admitted = admit(plan, [*map(logs.get, plan.keys)], now_us)
-        if admitted is None:
-            return None
-        verdict, states = admitted
-        texts = self._texts.get(id(plan)) or self._remember_texts(plan)
-        text = log_lines.admitted_line(request, verdict, texts, self._wall(), journal.seq + 1, now_us)
-        verdict.row_id = follower.at.row
-        record, after = log_records.pack(follower.at, ((text, 1, (now_us, len(texts.charged))),))
-        return verdict, states, record, after
-
-    def _remember_texts(self, plan: Plan) -> PlanTexts:
-        if len(self._texts) >= MAX_PLANS:
-            self._texts.clear()
-        texts = self._texts[id(plan)] = PlanTexts.of(plan)
-        return texts
-
     def _is_busy(self) -> bool:
         return time.monotonic() - self._decided_s < QUIET_S
-
-    def _prepare(self, requests: Sequence[DecisionRequest]) -> None:
-        """Do what calls need that add counters or places, before the turn."""
-        self._follower.make_room()
-        if any(request.plan.caps for request in requests):
-            self._prepare_owner()
 
     def _prepare_owner(self) -> str:
         with database.reported(self.path):
@@ -226,20 +168,18 @@ class SqliteStore:
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        self._publish(log_lines.outcome_lines(outcomes))
+        self._publish(["\n".join(map(log_lines.outcome_line, some)) for some in database.batches(outcomes)])
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`."""
 
         def lines() -> list[str]:
-            if not self._follower.memory.complete:
-                self._follower.learn_in_turn(endings)
             now_us = self._clock()
             found = [log_lines.ending_lines(one, self._follower.states_of(one.plan.counters), now_us) for one in endings]
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):
-            self._publish(lines, endings)
+            self._publish(lines)
 
     def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
@@ -254,7 +194,7 @@ class SqliteStore:
     @property
     def forgotten_until_us(self) -> int:
         """See `Store`."""
-        return 0 if self._follower.memory.complete else FORGOTTEN_UNTIL_US
+        return 0
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
@@ -293,19 +233,16 @@ class SqliteStore:
 
         def lines() -> list[str]:
             taken.update(self._noted_agents(namespace, [*found]))  # others may have taken some since
-            return [notes.line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
+            return [log_lines.note_line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
 
         self._publish(lines)
         return taken
 
     def _noted_agents(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """The agents in these notes, by key, as far as this process has read the log."""
-        memory, wall_us = self._follower.memory, self._wall()
-        noted = {one: memory.notes[namespace, one] for one in keys if (namespace, one) in memory.notes}
-        unknown = [] if memory.has_all_notes else [one for one in keys if one not in noted]
-        if unknown:
-            noted |= self._reader.notes(namespace, unknown)
-        return {one: agent for one, (agent, noted_us) in noted.items() if agent and abs(wall_us - noted_us) <= NOTE_KEPT_US}
+        notes, wall_us = self._follower.memory.notes, self._wall()
+        noted = {one: notes[namespace, one] for one in keys if (namespace, one) in notes}
+        return {one: agent for one, (agent, noted_us) in noted.items() if abs(wall_us - noted_us) <= NOTE_KEPT_US}
 
     # the call log
 
@@ -321,43 +258,24 @@ class SqliteStore:
             self._check_owner()
             return self._follower.follow_some()
 
-    def _publish(self, groups: Sequence[str] | Callable[[], Sequence[str]], endings: Sequence[Ending] = ()) -> int:
-        """Append groups of lines in a turn of their own, and apply them to this process's memory.
+    def _publish(self, texts: Sequence[str] | Callable[[], Sequence[str]]) -> int:
+        """Append records in a turn of their own, and apply them to this process's memory.
 
         A call may wait for the caller, so this does not wait for room in the log: calls leave some.
 
         Args:
-            groups: The lines, or a function that makes them in the turn.
-            endings: The ends of calls whose counters that function needs.
+            texts: Their texts, or a function that makes them in the turn.
 
         Returns:
             The id of the first audit row among them.
         """
         follower = self._follower
-        with follower.turn(endings):
+        with follower.turn():
             first_row = follower.at.row
-            lines = groups() if callable(groups) else groups
-            follower.append(lines, uses_reserve=True)
-            follower.memory.apply(lines)
+            made = texts() if callable(texts) else texts
+            follower.append(made)
+            follower.memory.apply(made)
             return first_row
-
-    # reading
-
-    def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.entries(after=after, wanted=wanted)
-
-    def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
-        """See `Store`."""
-        return self._reader.newest(wanted=wanted)
-
-    def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
-        """See `Store`."""
-        return self._reader.outcomes_of(row_ids)
-
-    def held(self) -> list[Held]:
-        """See `Store`."""
-        return self._reader.held()
 
     # upkeep
 
@@ -379,6 +297,11 @@ class SqliteStore:
             self._log.check()
             self._files.check_database()
             self._check_owner()
+            if self._follower.memory.is_full:
+                self._warn_of(
+                    f"{self._follower.memory.most:,} counters are in use, the most that {self.path} keeps: calls that need "
+                    "another one are refused; name fewer values in `per`, or shorten windows"
+                )
             end = self._follower.at.end
             is_due = self._upkeep.is_due(end, self._clock())
         if is_due:
@@ -402,10 +325,15 @@ class SqliteStore:
     def _check_owner(self) -> None:
         """Make the file by which others see that this process lives again, if somebody has removed it."""
         if removed := self._owner.check():
-            told = f"{removed} was removed: other wrappers may have given places of calls that are in flight here to others"
-            if told not in self._warnings:
-                self._warnings += (told,)
-                self.warnings += (told,)
+            self._warn_of(
+                f"{removed} was removed: other wrappers may have given places of calls that are in flight here to others"
+            )
+
+    def _warn_of(self, trouble: str) -> None:
+        """Warn of something once, and go on warning of it."""
+        if trouble not in self._warnings:
+            self._warnings += (trouble,)
+            self.warnings += (trouble,)
 
     def _with_lock(self, work: Callable[[], bool]) -> bool:
         """Run a function with the store's lock held, again while it returns True. Others can take the lock in between.

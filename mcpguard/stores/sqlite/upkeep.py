@@ -16,7 +16,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.stores.api import DISORDER_US, Options
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, integrity, log_lines
+from mcpguard.stores.sqlite import database, log_lines
 from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, damaged
 from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
 from mcpguard.stores.sqlite.log_records import Position
@@ -207,7 +207,7 @@ class Upkeep:
                 db.execute("PRAGMA synchronous = FULL")  # no call waits for it
                 db.execute(f"PRAGMA cache_size = {_CACHED_PAGES}")
                 db.execute(f"PRAGMA cache_spill = {_CHANGED_PAGES}")
-                integrity.check_pages(db, self._path)
+                database.check_pages(db, self._path)
                 yield db
         except (sqlite3.Error, OSError):
             self.is_failing = True

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from mcpguard.files import StrPath
+from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.sqlite import upkeep
+from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.log_lines import note_line
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time
 
@@ -41,3 +45,9 @@ def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
             return opened.enter_context(contextlib.closing(SqliteStore(path, Options(**options), clock=clock, wall=wall)))
 
         yield open_one
+
+
+def leave(path: StrPath, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:
+    """Leave a note as a hook does. Returns whether the log's lock came free in time."""
+    with contextlib.closing(CallLog(log_path(path))) as log:
+        return log.append_alone(note_line(namespace, note, wall_us), timeout_s)

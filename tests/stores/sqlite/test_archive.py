@@ -8,11 +8,11 @@ import pytest
 from mcpguard.session.audit import Row
 from mcpguard.stores.api import Options, StoredRow, Wanted
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.groups import rounded_us
 from mcpguard.stores.sqlite import archive, reader
 from mcpguard.stores.sqlite.archive import _rounded
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
+from mcpguard.stores.tally import rounded_us
 from mcpguard.text.printing import compact
 
 

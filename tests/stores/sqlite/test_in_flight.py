@@ -18,8 +18,7 @@ from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
 from mcpguard.stores import locks
 from mcpguard.stores.locks import shows_life
-from mcpguard.stores.sqlite import call_log, log_lines, memory, owners, schema
-from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite import call_log, log_lines, owners, schema
 from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -386,56 +385,6 @@ def test_a_call_whose_row_was_pruned_is_still_freed_once(path: Path, open_store:
     assert caller.words("x") == ["rate_limited"]
 
 
-# Memory
-
-
-@pytest.mark.parametrize("ahead", [True, False])
-def test_a_process_that_cannot_remember_all_counters_counts_errors_and_calls_in_flight(
-    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch, ahead: bool
-) -> None:
-    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
-        monkeypatch.setattr(memory, name, 10)
-    if not ahead:  # as if the database were always beyond the log that was read before the turn
-        monkeypatch.setattr(Follower, "_learn_ahead", lambda *_: None)
-    policy = '[[rule]]\ntool = "*"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\n'
-    callers = [Caller(open_store(), policy, session=f"{at:016x}") for at in range(2)]
-    tools = [f"tool{at}" for at in range(40)]
-    for round_ in range(2):
-        for at, tool in enumerate(tools):
-            one, other = callers if (at + round_) % 2 else callers[::-1]
-            assert one.words(tool) == ["allowed"]
-            assert other.words(tool) == ["rate_limited"]
-            caps = {counter.id for counter in one.flying[0][1].counters if not counter.window_us}
-            assert caps.isdisjoint(one.store.last_seen()[0])
-            one.end(failed=True)
-        drain(callers[0].store, times)  # type: ignore[arg-type]
-    late = Caller(open_store(), policy, session="c" * 16)
-    for caller in (*callers, late):
-        assert {verdict.reason for tool in tools for verdict in caller.decide(tool)} == {"failing"}
-
-
-@pytest.mark.parametrize("ahead", [True, False])
-def test_an_error_never_precedes_the_last_one_of_its_counter_even_if_that_is_only_in_the_database(
-    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch, ahead: bool
-) -> None:
-    for name in ("REMEMBERED", "_DROPPED_AT_ONCE"):
-        monkeypatch.setattr(memory, name, 10)
-    if not ahead:
-        monkeypatch.setattr(Follower, "_learn_ahead", lambda *_: None)
-    caller = Caller(open_store(), '[[rule]]\ntool = "*"\nlimit = "9/1h"\ncount = "errors"\n')
-    caller.decide("x", "x")
-    caller.end(failed=True)
-    failed_us = times[0]()
-    for at in range(40):
-        caller.decide(f"tool{at}")
-        caller.end(1, failed=True)
-    drain(caller.store, times)  # type: ignore[arg-type]
-    times[0].now_us = failed_us - 1_000_000
-    caller.end(failed=True)
-    (log,) = [held.log for held in caller.store.held() if '"tool":"x"' in held.label]
-    assert log[1:] == (failed_us, 1, failed_us, 1)
-
-
 # Failures
 
 
@@ -483,7 +432,7 @@ def test_an_ending_has_room_in_a_log_that_is_full_for_calls_and_never_waits(
     caller.end()
     with contextlib.suppress(StoreUnavailable):
         while True:
-            store._follower.append([log_lines.freed_line(1, 1)], uses_reserve=True)
+            store._follower.append([log_lines.freed_line(1, 1)])
     with monkeypatch.context() as patched:
         patched.setattr(store, "_with_lock", None)
         with pytest.raises(StoreUnavailable, match="is full"):

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,14 +15,14 @@ import pytest
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
-from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
-from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, notes, pace, reader, upkeep
+from mcpguard.stores.sqlite import call_log, database, follower, log_lines, log_records, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session, identity
+from tests.stores.sqlite.conftest import leave
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 
@@ -79,7 +78,7 @@ def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
 def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setattr(pace, "PACE_BYTES", 1000)
+    monkeypatch.setattr(follower, "PACE_BYTES", 1000)
     busy = open_store(timeout_ms=1)
     session = Session(busy, MANY)
     session.one("x")
@@ -102,62 +101,6 @@ def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has
 def test_a_reader_waits_for_upkeep_no_longer_than_the_stores_timeout(open_store: Open) -> None:
     reader = open_store(timeout_ms=70)._reader
     assert reader._db.execute("PRAGMA busy_timeout").fetchone() == (70,)
-
-
-def test_a_call_that_has_to_read_the_database_delays_no_other_call(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "REMEMBERED", 0)
-    before = open_store()
-    Session(before, MANY).call("x", 3)
-    drain(before)
-    busy = open_store(timeout_ms=60_000)
-    asking, other = Session(busy, MANY, session="b" * 16), Session(open_store(timeout_ms=60_000), MANY)
-    other.one("x")  # from now on the counter is in its memory
-    asks = threading.Event()
-    logs = busy._reader.logs
-
-    def noted(*args: Any) -> Any:
-        asks.set()
-        return logs(*args)
-
-    monkeypatch.setattr(busy._reader, "logs", noted)
-    verdicts: list[Verdict] = []
-    thread = threading.Thread(target=lambda: verdicts.append(asking.one("x")))
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
-        theirs.execute("BEGIN EXCLUSIVE")  # as upkeep does while it commits
-        thread.start()
-        assert asks.wait(60)
-        assert [other.one("x").remaining for _ in range(10)] == list(range(99_995, 99_985, -1))
-        assert not verdicts
-        theirs.execute("ROLLBACK")
-    thread.join()
-    assert [verdict.remaining for verdict in verdicts] == [99_985]
-
-
-@pytest.mark.parametrize("is_moved", [False, True])
-def test_records_appended_while_a_call_reads_the_database_are_counted(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_moved: bool
-) -> None:
-    monkeypatch.setattr(reader, "REMEMBERED", 0)
-    before = open_store()
-    writer = Session(before, MANY)
-    writer.call("x", 3)
-    drain(before)
-    busy = open_store()
-    asking = Session(busy, MANY, session="b" * 16)
-    logs = busy._reader.logs
-
-    def overtaken(*args: Any) -> Any:
-        monkeypatch.undo()
-        writer.call("x", 2)
-        if is_moved:
-            drain(before)
-        return logs(*args)
-
-    monkeypatch.setattr(busy._reader, "logs", overtaken)
-    assert asking.one("x").remaining == 100_000 - 6
-    assert used(before) == [6]
 
 
 def test_a_call_that_another_process_overtakes_after_it_was_decided_is_decided_anew(
@@ -187,14 +130,14 @@ def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
     calls = Session(store, MANY)
     calls.one("x")
     at_work: list[bool] = []
-    line = log_lines.admitted_line
+    line = log_lines.row_line
 
     def noted(*args: Any) -> str:
         at_work.append(other._follower.turn_lock.acquire(0))
         other._follower.turn_lock.release()
         return line(*args)
 
-    monkeypatch.setattr(log_lines, "admitted_line", noted)
+    monkeypatch.setattr(log_lines, "row_line", noted)
     calls.one("x")
     assert at_work == [True]
 
@@ -322,7 +265,7 @@ def test_a_note_for_a_log_that_was_restored_to_an_earlier_state_is_refused_with_
     with contextlib.closing(CallLog(log_path(path))) as log:
         log.set_drained(Position(1000, 7, b"gone"))
     with pytest.raises(StoreUnavailable, match="does not continue"):
-        notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
+        leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
 
 
 def fill(write: Callable[[], object]) -> None:

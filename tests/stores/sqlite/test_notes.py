@@ -15,17 +15,19 @@ from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.sqlite import memory, notes
 from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.log_lines import note_line
+from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, Wrapper
 from tests.stores.conftest import Worker, heard, tell
+from tests.stores.sqlite.conftest import leave as leave_at
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
 
 
 def leave(path: Path, note: AgentNote = NOTE, *, wall: int = WALL_US, timeout_s: float = 5.0) -> bool:
-    return notes.leave(path, "default", note, wall_us=wall, timeout_s=timeout_s)
+    return leave_at(path, "default", note, wall_us=wall, timeout_s=timeout_s)
 
 
 def rows(path: Path) -> list[tuple[object, ...]]:
@@ -113,25 +115,19 @@ def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(tmp_path: P
     store.close()
 
 
-def test_the_newest_of_many_notes_are_kept_in_memory_and_the_others_are_read_from_the_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory, "REMEMBERED_NOTES", 3)
-    clock = Time()
-    store = SqliteStore(tmp_path / "a.db", wall=Time(WALL_US), clock=clock)
-    names = [f"t{at}" for at in range(20)]
-    for name in names:
-        leave(tmp_path / "a.db", AgentNote(name, name))
-        Session(store, "mode = 'enforce'").call("x")
-    store.tend()
-    assert len(store._follower.memory.notes) <= 6
-    assert store.take_notes("default", names) == {name: name for name in names}
-    assert store.take_notes("default", names) == {}
-    clock.pass_s(60)
-    store.tend()
-    assert rows(tmp_path / "a.db") == []
-    assert store.take_notes("default", names) == {}
-    store.close()
+def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() -> None:
+    known = Memory(many_notes=3)
+    wall_us = WALL_US + NOTE_KEPT_US + 1
+    for at in range(10):
+        known.apply([note_line("default", AgentNote(f"old{at}", "a"), WALL_US)])
+        known.apply([note_line("default", AgentNote(f"new{at}", "a"), WALL_US + 1)])
+        known.make_room(Time(), Time(WALL_US + 1))
+    assert len(known.notes) == 20
+    for at in range(30):
+        known.apply([note_line("default", AgentNote(f"later{at}", "a"), wall_us)])
+        known.make_room(Time(), Time(wall_us))
+    assert sorted({key.rstrip("0123456789") for _, key in known.notes}) == ["later", "new"]
+    assert len(known.notes) == 40
 
 
 def test_a_note_that_another_process_takes_before_this_ones_turn_is_not_taken_twice(

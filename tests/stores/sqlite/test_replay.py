@@ -12,9 +12,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Limit, State
-from mcpguard.policy.model import Call
 from mcpguard.session import audit
-from mcpguard.session.verdict import NO_FRAME, DecisionRequest, Ending, Verdict
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Store
 from mcpguard.stores.memory import Memory, MemoryStore, release
 from mcpguard.stores.sqlite import call_log, log_lines, memory, upkeep
@@ -47,7 +46,7 @@ limit = "deny"
 
 calls = st.tuples(st.just("call"), st.integers(0, 2), st.sampled_from(["x", "x", "y", "z", "closed"]), st.integers(1, 4))
 pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1, 15_625, 400_000, 999_999, 1_000_000, 2_500_000, -300_000]))
-one_offs = st.tuples(st.sampled_from(["tend", "reset", "adopt", "append", "reopen", "fail", "forget"]), st.integers(0, 2))
+one_offs = st.tuples(st.sampled_from(["tend", "reset", "adopt", "append", "reopen", "fail"]), st.integers(0, 2))
 
 
 class Pair:
@@ -110,13 +109,6 @@ class Pair:
         with pytest.raises(StoreUnavailable):
             bystander.call("x")
         log.with_name("away").rename(log)
-
-    def forget(self, at: int) -> None:
-        """Let a wrapper keep only some counters in memory, as if there were too many."""
-        store = self.files[at].store
-        assert isinstance(store, SqliteStore)
-        store._follower.memory.complete = False
-        store._follower.memory.states.clear()
 
     def compare(self) -> None:
         now_us = self.time()
@@ -187,7 +179,7 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
             states = list(decision.states)
             if decision.charged:
                 row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
-                rows.append(log_lines.decision_lines(row, named, decision, call_id, "me"))
+                rows.append(log_lines.decision_record(row, named, decision, call_id, "me")[0])
         if fails:
             rows.append(log_lines.ending_lines(Ending(call_id, plan, True), states, now_us))
             states = list(sliding.fail(limits, states, now_us)[0])
@@ -195,11 +187,11 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
     drained_at %= len(rows) + 1
     replayed = dict.fromkeys(range(4), EMPTY)
     for text in rows[:drained_at]:
-        memory.replay(replayed, text)
+        memory.change_all(replayed, memory.line_changes(text))
     replayed = {key: memory.unpack(memory.pack(log)) if log else log for key, log in replayed.items()}
     followed = memory.Memory([(key, 60_000_000, log) for key, log in replayed.items()])
     for text in rows[drained_at:]:
-        memory.replay(replayed, text)
+        memory.change_all(replayed, memory.line_changes(text))
         followed.apply([text])
     assert [replayed[at] for at in range(4)] == [followed.states[at] for at in range(4)] == states[:4]
 
@@ -224,21 +216,6 @@ def test_charges_that_are_made_together_count_as_those_made_one_after_another(
         memory.charge(expected, (charged, [now_us]), dict(windows))
     memory.charge(states, (charged, times_us), windows)
     assert states == expected
-
-
-def test_a_reader_charges_calls_of_one_time_together_also_if_they_begin_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    charge, steps = sliding.charge, []
-
-    def counted(log: State, n: int, window_us: int, now_us: int, cost: int = 1) -> State:
-        steps.append(now_us)
-        return charge(log, n, window_us, now_us, cost)
-
-    monkeypatch.setattr(sliding, "charge", counted)
-    follower = memory.Memory([(1, 60_000_000, (5, 5, 7))])
-    row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
-    follower.apply(["\n".join([log_lines.row_line(row, 1_000_005, "[[1,60000000,5000,2]]")] * 16)])
-    assert follower.states[1] == (1_000_005, 5, 7, 1_000_005, 32)
-    assert steps == [1_000_005]
 
 
 def test_many_charges_of_the_same_counters_are_not_all_made_together_so_that_upkeep_can_pause() -> None:
@@ -278,45 +255,3 @@ def test_a_row_is_read_from_its_line_as_it_was_written(row: audit.Row) -> None:
     line = log_lines.row_line(row, 7, "[[1,2,3]]")
     assert "\n" not in line
     assert log_lines.read_row(line.split("\t")) == row
-
-
-outcomes = st.lists(
-    st.builds(audit.Outcome, st.integers(1, 12), st.sampled_from(["ok", "ok", "tool_error"]), st.integers(0, 10**13)),
-    unique_by=lambda one: one.row_id,
-)
-
-
-@given(outcomes)
-def test_outcomes_are_read_from_their_lines_as_they_were_written(outcomes: list[audit.Outcome]) -> None:
-    found = [log_lines.read_outcomes(line.split("\t")) for line in log_lines.outcome_lines(outcomes)]
-    assert sorted(outcomes) == [
-        audit.Outcome(first + at, outcome, us) for first, outcome, durations in found for at, us in enumerate(durations)
-    ]
-
-
-TWO_LIMITS = Plan(
-    (Limit(2, 3, 0), Limit(5, 6, 1)),
-    (Reported("user", "user=*", 2, "1m"), Reported("tool", "tool=*", 5, "1m")),
-    (Counter(1, "a", 3), Counter(4, "b", 6)),
-)
-
-
-@given(
-    st.builds(
-        DecisionRequest,
-        st.just(Call("alice", "Codex::interactive::default", "crm", "search")),
-        st.just(TWO_LIMITS),
-        st.just('{"user":"alice"}'),
-        st.just(NO_FRAME),
-        st.sampled_from(["7", '"a"', '"' + "x" * 3000 + '"']),
-        args_hash=st.sampled_from([None, b"0123456789ab"]),
-        trace_id=st.sampled_from([None, "ab" * 16]),
-        detail=st.sampled_from([{}, {"arguments": {"text": "é"}}]),
-    )
-)
-def test_the_line_of_an_admitted_call_is_the_line_of_its_row(request: DecisionRequest) -> None:
-    texts = log_lines.PlanTexts.of(request.plan)
-    for at in range(2):
-        verdict = Verdict("allowed", TWO_LIMITS, at, count=2, remaining=3)
-        line = log_lines.row_line(audit.row(request, verdict, 17, 4), 99, "[[1,3,2],[4,6,5]]")
-        assert log_lines.admitted_line(request, verdict, texts, 17, 4, 99) == line

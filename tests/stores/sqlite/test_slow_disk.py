@@ -19,7 +19,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.sqlite import call_log, notes, opening, reader, upkeep
+from mcpguard.stores.sqlite import call_log, opening, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
 from mcpguard.stores.sqlite import store as store_module
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
@@ -28,6 +28,7 @@ from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session
 from tests.callers import Caller
+from tests.stores.sqlite.conftest import leave
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 ALL_KINDS = """
@@ -103,7 +104,7 @@ def test_calls_and_all_that_belongs_to_them_are_done_while_the_disk_hangs(path: 
         assert one.words("x") == ["allowed"]
         other.end(failed=True)
         assert [one.words("x"), other.words("x"), one.words("y")] == [["rate_limited"], ["rate_limited"], ["allowed"]]
-        notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=0.02)
+        leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=0.02)
         assert stores[0].take_notes("default", ["toolu_1", "toolu_2"]) == {"toolu_1": "a::b::c"}
         for store in stores:
             while store.catch_up():
@@ -229,30 +230,6 @@ def test_a_wrapper_that_others_overtake_again_while_it_reads_the_database_starts
     assert sleeper.one("x").remaining == 100_000 - 402
 
 
-def test_a_counter_that_is_read_from_the_database_is_read_before_the_turn_even_if_upkeep_goes_on(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "REMEMBERED", 0)
-    busy = open_store()
-    writer = Session(busy, MANY)
-    writer.call("x", 3)
-    drain(busy)
-    asking = open_store()
-    logs = asking._reader.logs
-    turns: list[bool] = []
-
-    def overtaken(*args: Any) -> Any:
-        turns.append(turn_is_free(busy))
-        if len(turns) < 3:
-            writer.one("x")
-            drain(busy)
-        return logs(*args)
-
-    monkeypatch.setattr(asking._reader, "logs", overtaken)
-    assert Session(asking, MANY, session="b" * 16).one("x").remaining == 100_000 - 6
-    assert turns == [True, True, True]
-
-
 def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     busy, other = open_store(), open_store()
     writer, reader_ = Session(busy, MANY), Session(other, MANY, session="b" * 16)
@@ -323,7 +300,7 @@ def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monk
             yield record
 
     monkeypatch.setattr(CallLog, "records", noted)
-    assert notes.leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
+    assert leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
     assert turns
     assert all(turns)
 

@@ -17,7 +17,7 @@ import pytest
 from mcpguard.session.audit import Outcome
 from mcpguard.stores import pauses
 from mcpguard.stores.api import Wanted
-from mcpguard.stores.sqlite import call_log, database, draining, pace, upkeep
+from mcpguard.stores.sqlite import call_log, database, draining, follower, upkeep
 from mcpguard.stores.sqlite.call_log import beside
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -257,7 +257,7 @@ def test_much_that_others_append_is_left_to_them(open_store: Open, monkeypatch: 
 def small_log(monkeypatch: pytest.MonkeyPatch) -> int:
     """The size of a log in which a process checks its pace after two calls."""
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
+    monkeypatch.setattr(follower, "PACE_BYTES", 1024)
     return call_log.RING_BYTES
 
 
@@ -269,7 +269,7 @@ def let_it_wait(
     monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object], now_s: Callable[[], float] = lambda: 0.0
 ) -> None:
     """Call a function where a process would wait between calls."""
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=now_s, sleep=sleep))
+    monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=now_s, sleep=sleep))
 
 
 @pytest.mark.usefixtures("small_log")
@@ -395,7 +395,7 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
 
 
 def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "PACE_BYTES", 1)
+    monkeypatch.setattr(follower, "PACE_BYTES", 1)
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
 
@@ -410,7 +410,7 @@ def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monk
 
 def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    monkeypatch.setattr(pace, "PACE_BYTES", 1024)
+    monkeypatch.setattr(follower, "PACE_BYTES", 1024)
     store = open_store(timeout_ms=1)
     session = Session(store, FIVE_A_MINUTE)
     for _ in range(8):

@@ -152,6 +152,25 @@ def test_a_denial_that_shares_a_row_writes_nothing(server: Server, opened: Opene
     assert commands(server, lambda: session.one("report")) == {"evalsha": 1, "time": 1, "mget": 1}
 
 
+def test_a_denial_whose_row_cannot_be_written_is_as_if_it_had_not_been_decided(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        session = Session(RedisStore(server.address, PATIENT), POLICY + "concurrent = 9\n")
+        session.call("report", 4)
+        server.command("ACL", "SETUSER", "default", "-xadd")
+        for times in (1, 2):  # the first of two has room: but no row, either
+            with pytest.raises(StoreUnavailable, match="xadd"):
+                session.call("report", times)
+        server.command("ACL", "SETUSER", "default", "+xadd")
+        assert session.decisions("report", 3) == ["allowed", "rate_limited", "rate_limited"]
+        server.command("ACL", "SETUSER", "default", "-xadd")
+        closed = Session(session.store, '[[rule]]\ntool = "*"\nlimit = "deny"\n', session="b" * 16)
+        with pytest.raises(StoreUnavailable, match="xadd"):
+            closed.one("x")
+        server.command("ACL", "SETUSER", "default", "+xadd")
+        assert (closed.journal.seq, closed.journal.is_waiting) == (0, False)
+        assert [entry.record["seq"] for entry in session.store.entries()] == [1, 2, 3, 4, 5, 6]
+
+
 def test_outcomes_are_joined_in_two_commands_and_the_first_outcome_of_a_row_stays(server: Server, opened: Opened) -> None:
     session = Session(opened(), POLICY)
     first, second = [session.one("free").row_id or 0 for _ in range(2)]
@@ -597,8 +616,8 @@ def test_the_search_for_rows_reads_fewer_rows_at_a_time_if_they_are_long(server:
 
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_each_reply_to_a_reader_has_few_rows_if_they_are_long(server: Server, opened: Opened, *, newest_first: bool) -> None:
-    call, row = rows.packed(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
-    short = rows.packed(Row(1, 1, "denied", "{}"))
+    call, row = rows.packed(Row(1, 1, "allowed", '{"namespace":"default"}', detail='{"arguments":"' + "a" * 300_000 + '"}'))
+    short = rows.packed(Row(1, 1, "denied", '{"namespace":"default"}'))
     for _ in range(40):
         server.command("XADD", "{mcpguard:default}:audit", "*", "call", call, "row", row)
         server.command("XADD", "{mcpguard:default}:refused", "*", "call", short[0], "row", short[1])

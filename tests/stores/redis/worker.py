@@ -1,4 +1,4 @@
-"""A wrapper on a Redis server: `python -m tests.stores.redis_worker URL LEASE_MS`. The tests control it through pipes.
+"""A wrapper on a Redis server: `python -m tests.stores.redis.worker URL LEASE_MS`. The tests control it through pipes.
 
 It answers each line with one line: `call` with the decision, `end` with `ended` when its last call was settled, and `told`
 with the losses of places that it has told so far.

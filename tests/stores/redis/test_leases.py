@@ -473,7 +473,7 @@ Start = Callable[[], Worker]
 @pytest.fixture
 def start(server: Server, start_module: Callable[..., Worker]) -> Start:
     """Starts wrappers as processes, with leases of a second."""
-    return lambda: start_module("tests.stores.redis_worker", f"unix://{server.folder / 's'}", "1000")
+    return lambda: start_module("tests.stores.redis.worker", f"unix://{server.folder / 's'}", "1000")
 
 
 def ask(worker: Worker, word: str) -> str:

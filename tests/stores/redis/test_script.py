@@ -15,6 +15,7 @@ from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Counts, Limit, State
 from mcpguard.policy.model import Call
+from mcpguard.session import audit
 from mcpguard.session.audit import Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
@@ -99,14 +100,12 @@ class Made(NamedTuple):
     Attributes:
         which: The number of its plan.
         detailed: Whether it has a detail.
-        decided: Its decision, if it has one.
         name: The number of a name.
         choices: How long it has waited, whether it is behind another call, and its number among free retries.
     """
 
     which: int = 0
     detailed: bool = False
-    decided: str | None = None
     name: int = 0
     choices: tuple[int | None, bool, int] = (None, False, 0)
 
@@ -128,10 +127,9 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
         st.sampled_from([0, 1, 999, 15_625, 15_626, 1_000_000, 1_000_001, 60_000_000, -1, -5_000_000]),
         st.integers(0, 70_000_000),
     )
-    decided = st.sampled_from([None] * 8 + ["continued"])
     waited = st.sampled_from([None, None, 0, 1, 999_999, 1_000_000, 59_000_000])
     choices = st.one_of(st.just((None, False, 0)), st.tuples(waited, st.booleans(), st.integers(0, 1)))
-    call = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), decided, st.just(0), choices)
+    call = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), st.just(0), choices)
     calls = st.one_of(
         st.lists(call, min_size=1, max_size=4),
         call.map(lambda one: [one] * 33),
@@ -147,19 +145,17 @@ def charges_of(step: Step, plans: Sequence[Plan]) -> list[DecisionRequest]:
 
 
 def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
-    which, detailed, decided, name, choices = call
+    which, detailed, name, choices = call
     request = DecisionRequest(
         Call("u", "a::b::c", "s", "t"),
         plans[which],
-        f'{{"session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
+        f'{{"namespace":"n","session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
         request_id='"é"',
         args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
         trace_id="ab" * 16 if detailed else None,
         detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
     )
     request.waited_us, request.is_behind, request.rounds = choices
-    if decided:
-        request.continue_as(1)
     return request
 
 
@@ -180,6 +176,26 @@ def kept(journal: Journal) -> dict[str, object]:
     return vars(journal) | {"_before": None, "_seq_before": None}
 
 
+class Reference(MemoryStore):
+    """The store in memory, which numbers the rows of forwarded calls first, as they are written."""
+
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        memory, first, seq = self._memory, len(self._memory.rows) + 1, journal.seq + 1
+        verdicts: list[Verdict] = []
+        for request in requests:
+            row_id = first + sum(one.forwards for one in verdicts)
+            one, *_ = self._decide_one(request, row_id)
+            one.row_id = row_id if one.forwards else None
+            verdicts.append(one)
+        denials = journal.rows(requests, verdicts, self._wall(), are_forwarded_written=True)
+        forwarded = [one for one in zip(requests, verdicts, strict=True) if one[1].forwards]
+        memory.rows += [audit.row(*one, self._wall(), seq + at) for at, one in enumerate(forwarded)]
+        own = [one for one in verdicts if one.has_own_row and not one.forwards]
+        for one, row_id in zip(own, self.append(denials), strict=True):
+            one.row_id = row_id
+        return verdicts
+
+
 class Pair:
     """Makes the same calls on the server and on the reference store."""
 
@@ -189,7 +205,7 @@ class Pair:
         options = Options(namespace=os.urandom(8).hex(), timeout_ms=20_000)
         self.store = RedisStore(server.address, options, clock=self.time, wall=self.wall, lease_us=FOREVER_US)
         self.memory = Memory()
-        self.reference = MemoryStore(self.memory, clock=self.time, wall=self.wall)
+        self.reference = Reference(self.memory, clock=self.time, wall=self.wall)
         self.journals = Journal("00000000000000aa"), Journal("00000000000000aa")
         self.forwarded: list[tuple[int, Plan]] = []
         self.theirs: dict[int, int] = {}  # the reference store's row ids by the server's
