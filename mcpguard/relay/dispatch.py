@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
-from mcpguard.relay.unread import Unread
 from mcpguard.session.opening import Opening
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.wire.frames import Frame, Refusal
@@ -44,7 +44,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        unread: Unread,
+        unread: AnswersQueue,
         reply: Callable[[bytes], None],
         console: Console,
         freed: Callable[[], None] = lambda: None,

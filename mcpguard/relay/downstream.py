@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.server_stream import ServerStream
-from mcpguard.relay.unread import Unread
 
 if TYPE_CHECKING:  # the first answers pass before it is loaded
     from mcpguard.session.machine import Session
@@ -33,7 +33,7 @@ class Downstream:
         self,
         stream: ServerStream,
         output: ClientOutput,
-        unread: Unread,
+        unread: AnswersQueue,
         dispatcher: Dispatcher,
     ) -> None:
         self._stream = stream

@@ -11,7 +11,7 @@ from mcpguard.relay.process import end_by, spawn
 from mcpguard.relay.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from mcpguard.relay.assembly import Guard
+    from mcpguard.relay.guard import Guard
 
 SWITCH_S: Final = 0.0002
 """How long a thread that computes may keep the interpreter's lock from one that has a call. Python's default is 5 ms."""
@@ -63,7 +63,7 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         nonlocal guard, watchdog
         watchdog = Watchdog(server_process.pid)
         from mcpguard.configured_identity import configured_identity  # while the client's first messages pass
-        from mcpguard.relay.assembly import Guard
+        from mcpguard.relay.guard import Guard
 
         identity = configured_identity(settings, server or _derived_name(argv), os.environ)
         guard = Guard(traffic, identity, settings, console)

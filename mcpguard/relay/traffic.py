@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from mcpguard.relay import threads
+from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.downstream import Downstream
@@ -12,7 +13,6 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput
 from mcpguard.relay.server_stream import ServerStream
-from mcpguard.relay.unread import Unread
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
@@ -57,7 +57,7 @@ class Traffic:
         self._console = console
         self._ended = ended
         self._shut_down = threading.Event()
-        self._unread = Unread()
+        self._unread = AnswersQueue()
         self._stream = ServerStream(server.stdout)
         client_input = ClientInput(source)
         self._dispatcher = Dispatcher(self._unread, output.reply, console, freed=client_input.wake)

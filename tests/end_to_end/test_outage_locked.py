@@ -174,7 +174,7 @@ def test_a_wrapper_that_ends_while_the_store_is_locked_ends_as_soon_as_ever(tmp_
 
 def test_a_wrapper_that_ends_just_after_the_lock_came_free_hands_over_what_it_counted(tmp_path: Path) -> None:
     settings(tmp_path)
-    patient = {"mcpguard.stores.outage.store.LAST_TRY_S": 30.0, "mcpguard.relay.assembly.CLOSE_S": 30.5}
+    patient = {"mcpguard.stores.outage.store.LAST_TRY_S": 30.0, "mcpguard.relay.guard.CLOSE_S": 30.5}
     with EagerHost(tmp_path, *script("obedient"), tuned=patient) as host:
         assert codes(host, 1) == [200]
         with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):

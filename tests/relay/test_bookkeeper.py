@@ -12,10 +12,10 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
 from mcpguard.relay import bookkeeper
+from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
-from mcpguard.relay.unread import Unread
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
@@ -65,7 +65,7 @@ class Scene:
     def __init__(self, time: Time) -> None:
         self.stderr, self.write = os.pipe()
         self.store = Store()
-        self.unread = Unread()
+        self.unread = AnswersQueue()
         self.session = Session(Identity("alice", "os", "crm"), parse("mode = 'enforce'"), Journal("0" * 16))
         console = Console(self.write, quiet=True)
         self.dispatcher = Dispatcher(self.unread, lambda _: None, console)

@@ -7,9 +7,9 @@ import pytest
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
+from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher, Event
-from mcpguard.relay.unread import Unread
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
@@ -47,7 +47,7 @@ class Scene:
         self.store = Store(Memory(), clock=lambda: self.now_us, wall=lambda: self.now_us)
         self.store.args_key = b"k" * 32
         self.now_us = 1_000_000_000
-        self.unread = Unread()
+        self.unread = AnswersQueue()
         self.replies: list[bytes] = []
         self.session = Session(
             Identity("alice", "os", "crm"), parse(policy), Journal("0" * 16), args_key=lambda: self.store.args_key

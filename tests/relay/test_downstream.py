@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mcpguard.relay import downstream
+from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.downstream import Downstream
-from mcpguard.relay.unread import Unread
 
 
 def test_the_loop_reads_answers_if_much_is_unread_and_waits_for_the_session_if_too_much_is(
@@ -20,5 +20,5 @@ def test_the_loop_reads_answers_if_much_is_unread_and_waits_for_the_session_if_t
     stream: Any = SimpleNamespace(read=lambda: chunks.pop(0))
     output: Any = SimpleNamespace(relay=lambda chunk, observe: observe(chunk))
     dispatcher: Any = SimpleNamespace(read_answers=lambda most_bytes, waits: waited.append(waits))
-    Downstream(stream, output, Unread(), dispatcher).run(lambda: None)
+    Downstream(stream, output, AnswersQueue(), dispatcher).run(lambda: None)
     assert waited == [False, False, True]

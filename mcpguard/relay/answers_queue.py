@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mcpguard.wire.answers import AnswerLines, Line
 
 
-class Unread:
+class AnswersQueue:
     """Chunks of the server's stream, kept until they are taken. One thread adds, and one thread at a time takes."""
 
     def __init__(self) -> None:

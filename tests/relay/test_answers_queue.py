@@ -1,17 +1,17 @@
 import pytest
 
-from mcpguard.relay.unread import Unread
+from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.wire.answers import Line
 
 ANSWER = b'{"id":1,"result":{}}\n'
 
 
-def lines(unread: Unread) -> list[bytes]:
+def lines(unread: AnswersQueue) -> list[bytes]:
     return [line.frame.rstrip(b"\n") for found, _ in unread.take() for line in found]
 
 
 def test_a_chunk_is_kept_until_it_is_taken() -> None:
-    unread = Unread()
+    unread = AnswersQueue()
     assert unread.add(ANSWER, awaits_answers=True)
     assert unread.held_bytes == len(ANSWER)
     assert lines(unread) == [ANSWER[:-1]]
@@ -19,14 +19,14 @@ def test_a_chunk_is_kept_until_it_is_taken() -> None:
 
 
 def test_whole_frames_are_not_kept_while_no_request_is_in_flight() -> None:
-    unread = Unread()
+    unread = AnswersQueue()
     assert not unread.add(ANSWER, awaits_answers=False)
     assert unread.held_bytes == 0
 
 
 @pytest.mark.parametrize("cut", range(1, len(ANSWER) - 1))
 def test_all_parts_of_a_frame_are_kept(cut: int) -> None:
-    unread = Unread()
+    unread = AnswersQueue()
     assert unread.add(ANSWER[:cut], awaits_answers=False)
     assert unread.add(ANSWER[cut:], awaits_answers=False)
     assert lines(unread) == [ANSWER[:-1]]
@@ -37,7 +37,7 @@ def test_all_parts_of_a_frame_are_kept(cut: int) -> None:
 
 
 def test_the_end_of_a_frame_is_kept_even_if_it_comes_while_the_start_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    unread = Unread()
+    unread = AnswersQueue()
     unread.add(ANSWER[:5], awaits_answers=True)
     answer_lines = unread._answer_lines()
     feed = answer_lines.feed
@@ -54,7 +54,7 @@ def test_the_end_of_a_frame_is_kept_even_if_it_comes_while_the_start_is_read(mon
 class InterruptedChunk(bytes):
     """A chunk that is taken, as by another thread, when its length is first asked for."""
 
-    unread: Unread | None = None
+    unread: AnswersQueue | None = None
 
     def __len__(self) -> int:
         unread, self.unread = self.unread, None
@@ -65,20 +65,20 @@ class InterruptedChunk(bytes):
 
 def test_the_bytes_held_are_exact_although_a_chunk_is_taken_while_it_is_added() -> None:
     chunk = InterruptedChunk(ANSWER)
-    chunk.unread = unread = Unread()
+    chunk.unread = unread = AnswersQueue()
     unread.add(chunk, awaits_answers=True)
     assert unread.held_bytes == 0
 
 
 def test_an_unterminated_answer_at_the_end_of_the_stream_is_the_last_one() -> None:
-    unread = Unread()
+    unread = AnswersQueue()
     unread.add(ANSWER[:-1], awaits_answers=True)
     assert lines(unread) == []
     assert unread.last() == [Line(ANSWER[:-1], True)]
 
 
 def test_about_as_many_bytes_are_taken_as_asked_for() -> None:
-    unread = Unread()
+    unread = AnswersQueue()
     for _ in range(5):
         unread.add(ANSWER, awaits_answers=True)
     assert len(list(unread.take(len(ANSWER) + 1))) == 2
