@@ -273,7 +273,7 @@ class Talk(Session):
         return self.carry_out(self.machine.judge_held(self.time()))
 
     def attend(self) -> list[str]:
-        """CounterUse calls that are due now are decided."""
+        """Held calls that are due now are decided."""
         return self.pass_ms(0)
 
     def take_up(self, policy: str | PolicyError) -> list[str]:

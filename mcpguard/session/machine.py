@@ -250,7 +250,8 @@ class Session:
             request.detail = {**request.detail, "axis": "user", "reason": unauthenticated.message}
             hint = unauthenticated.hint
             request.why = f"{unauthenticated.message}. {hint[:1].upper()}{hint[1:]}."
-        elif isinstance(policy, PolicyError):
+        else:
+            assert isinstance(policy, PolicyError)  # noqa: S101 - else the store decides
             request.detail = {**request.detail, "reason": "policy_invalid"}
             request.why = f"no policy is in force. {policy.message}. Every tool is closed until it is fixed."
         self._held.decided(request)
@@ -418,7 +419,7 @@ class Session:
         if len(self._unsent) > _MAX_UNSENT:
             del self._unsent[next(iter(self._unsent))]
 
-    # CounterUse calls
+    # Held calls
 
     @property
     def held_calls(self) -> int:

@@ -214,7 +214,7 @@ def test_a_free_retry_takes_a_place_and_charges_nothing_else(place: Place) -> No
     assert caller.used == [1, 2]
 
 
-# CounterUse calls
+# Held calls
 
 
 def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place: Place) -> None:

@@ -180,3 +180,11 @@ def test_a_headroom_is_known_if_its_counter_does_not_depend_on_the_arguments() -
     plan = parse("[[rule]]\ntool='*'\nper=['arguments']\nlimit='1/1m'\n[[rule]]\ntool='s*'\nlimit='deny'\n").plan(ALICE)
     assert [room.is_known for room in headrooms(plan, [()], START_US)] == [False, True]
     assert [room.is_known for room in headrooms(plan.of_arguments("00"), [()], START_US)] == [True, True]
+
+
+def test_a_call_needs_room_by_each_hash_that_its_arguments_were_counted_by() -> None:
+    plan = parse('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "5/10m"\n').plan(ALICE)
+    both = plan.of_arguments("aa", "bb")
+    assert [both.counters[limit.counter].label for limit in both.limits] == [
+        plan.of_arguments(one).counters[0].label for one in ("aa", "bb")
+    ]

@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit
 from mcpguard.policy.model import Call
-from mcpguard.session.audit import MEMBERS, Outcome, Row, line, record, row, session_of, sum_of, summary, summed, with_outcome
+from mcpguard.session.audit import (
+    MEMBERS,
+    Outcome,
+    Row,
+    is_whole,
+    line,
+    record,
+    row,
+    session_of,
+    sum_of,
+    summary,
+    summed,
+    with_outcome,
+)
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
@@ -351,3 +364,20 @@ def test_a_journal_tells_the_denials_on_a_counter_since_the_last_admission() -> 
 
 def test_the_session_of_a_row_is_read_from_its_context() -> None:
     assert session_of(Row(0, 1, "allowed", CONTEXT)) == json.loads(CONTEXT)["session"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"context": "x"},
+        {"context": "[" * 100_000},
+        {"context": "[1]"},
+        {"reported": "{}"},
+        {"detail": "x"},
+        {"detail": "[" * 100_000},
+    ],
+)
+def test_a_row_whose_texts_are_damaged_is_not_whole(damage: dict[str, str]) -> None:
+    row = Row(WALL_US, 1, "allowed", '{"namespace":"x"}', detail="{}")
+    assert is_whole(row, None, None)
+    assert not is_whole(Row(**{**row._asdict(), **damage}), None, None)

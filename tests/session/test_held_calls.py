@@ -1,4 +1,4 @@
-"""CounterUse calls: calls that wait until their limits have room."""
+"""Held calls: calls that wait until their limits have room."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -679,3 +679,14 @@ def test_the_denial_of_a_costly_call_names_its_cost_and_the_record_its_reason() 
     message = short.to_client[-1]["error"]["message"]
     assert message.endswith("4 units per 2s. This call costs 2 units. Retry in 2 seconds.")
     assert "reason" not in short.records[-1], "a call over a rate limit has no other reason"
+
+
+def test_a_held_call_that_a_bug_keeps_from_being_judged_alone_is_dropped_and_answered() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "5s"\n')
+    assert talk.client(call_line("search", 1)) == ["forwarded 1"]
+    assert talk.client(call_line("search", 2)) == []
+    assert talk.machine.held_calls == 1
+    talk.time.pass_s(1)
+    assert talk.machine.judge_held(talk.time(), alone=True)  # and here is the bug
+    assert talk.unjudged() == ["answered 2: 503"]
+    assert talk.machine.held_calls == 0

@@ -464,6 +464,15 @@ def test_a_refused_line_that_is_judged_again_after_a_bug_has_one_row(monkeypatch
     assert [one["decision"] for one in talk.records] == ["invalid", "allowed"]
 
 
+def test_a_call_that_a_bug_stops_after_its_decision_frees_its_place() -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\n')
+    asked = talk.machine.judge(frames.read([call_line("x", 1)]), 0)
+    talk.machine.decided(talk.store.decide(asked, talk.journal))  # and here is the bug
+    assert talk.unjudged(call_line("x", 1)) == ["answered 1: 503"]
+    talk.settle()
+    assert talk.client(call_line("x", 2)) == ["forwarded 2"]
+
+
 def test_after_a_bug_in_the_parser_the_other_lines_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Talk(ANYTHING)
     parse_line = frames.parse

@@ -58,7 +58,7 @@ class SqliteAddress(NamedTuple):
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""
         from mcpguard.stores.sqlite.call_log import CallLog, log_path
-        from mcpguard.stores.sqlite.log_lines import note_line
+        from mcpguard.stores.sqlite.notes import note_line
 
         with contextlib.closing(CallLog(log_path(self.path))) as log:
             log.append_alone(note_line(namespace, note, wall_us), timeout_s)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, log_lines
+from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.memory import LineChange, add_charges, change_all, pack, windows
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 from mcpguard.text.digest import number
@@ -126,8 +126,8 @@ class Drain:
             self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
         elif kind == log_lines.MERGED:
             self._changes.append(fields)
-        elif kind == log_lines.NOTED:
-            namespace, note, noted_us = log_lines.read_note(fields)
+        elif kind == notes.NOTED:
+            namespace, note, noted_us = notes.read_note(fields)
             if note.agent:
                 self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
             else:

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
-from mcpguard.identity.client_agents import AgentNote
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit, State, fail
 from mcpguard.session.audit import Outcome, Row
@@ -40,7 +39,6 @@ FREED: Final = "f"
 MERGED: Final = "m"
 EMPTIED: Final = "r"
 WRITTEN_BACK: Final = "t"
-NOTED: Final = "n"
 
 NO_LABEL: Final = ""
 """The label of a counter whose label was lost with a removed database."""
@@ -208,14 +206,3 @@ def emptied_line(counter_id: int) -> str:
 def written_back_line(write_back_id: str, wall_us: int) -> str:
     """The line of a write-back that was counted."""
     return f"{WRITTEN_BACK}\t{write_back_id}\t{wall_us}"
-
-
-def note_line(namespace: str, note: AgentNote, wall_us: int) -> str:
-    """The line of an agent note. Without an agent it removes the note with this key."""
-    return f"{NOTED}\t{json.dumps(namespace)}\t{note.key}\t{json.dumps(note.agent)}\t{wall_us}"
-
-
-def read_note(fields: Sequence[str]) -> tuple[str, AgentNote, int]:
-    """The namespace, the note and its wall-clock time in a line's fields."""
-    _, namespace, key, agent, wall_us = fields
-    return json.loads(namespace), AgentNote(key, json.loads(agent)), int(wall_us)

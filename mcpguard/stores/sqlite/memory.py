@@ -14,7 +14,7 @@ from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.limiter import sliding
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.api import Clock
-from mcpguard.stores.sqlite import log_lines
+from mcpguard.stores.sqlite import log_lines, notes
 from mcpguard.stores.sqlite.call_log import CallLog
 from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
 from mcpguard.stores.sqlite.log_records import Change, Charges, Position
@@ -101,8 +101,8 @@ class Memory:
 
     def _follow(self, fields: list[str]) -> None:
         kind = fields[0]
-        if kind == log_lines.NOTED:
-            namespace, note, noted_us = log_lines.read_note(fields)
+        if kind == notes.NOTED:
+            namespace, note, noted_us = notes.read_note(fields)
             if note.agent:
                 self.notes[namespace, note.key] = (note.agent, noted_us)
             else:
@@ -153,7 +153,7 @@ class Memory:
 
 
 _CHANGES: Final = frozenset({log_lines.MERGED, log_lines.EMPTIED})
-_FOLLOWED: Final = _CHANGES | KINDS | {log_lines.NOTED, log_lines.WRITTEN_BACK}
+_FOLLOWED: Final = _CHANGES | KINDS | {notes.NOTED, log_lines.WRITTEN_BACK}
 _CHARGING: Final = frozenset({log_lines.ROW, log_lines.CHARGED})
 
 

@@ -30,7 +30,7 @@ from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.stores.sqlite import database, log_lines
+from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.decider import Decider
 from mcpguard.stores.sqlite.follower import Follower, Pace
@@ -233,7 +233,7 @@ class SqliteStore:
 
         def lines() -> list[str]:
             taken.update(self._noted_agents(namespace, [*found]))  # others may have taken some since
-            return [log_lines.note_line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
+            return [notes.note_line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
 
         self._publish(lines)
         return taken

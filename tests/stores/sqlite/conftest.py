@@ -12,7 +12,7 @@ from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.sqlite import upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
-from mcpguard.stores.sqlite.log_lines import note_line
+from mcpguard.stores.sqlite.notes import note_line
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time
 

@@ -16,8 +16,8 @@ from mcpguard.stores.clock import wall_us
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.call_log import log_path
-from mcpguard.stores.sqlite.log_lines import note_line
 from mcpguard.stores.sqlite.memory import Memory
+from mcpguard.stores.sqlite.notes import note_line
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, Wrapper
 from tests.stores.conftest import Worker, heard, tell
