@@ -143,7 +143,8 @@ def test_of_equal_entries_that_of_the_account_is_started_and_not_the_guarded_one
     cursor(tmp_path, crm=SERVER)
     guard = ["run", "--user", "mallory", "--", PYTHON, SDK]
     written(project / ".mcp.json", crm={"command": "mcpguard", "args": guard})
-    checks = doctor(tmp_path, "--server", "crm", status=1)  # 1, because no mcpguard is on the PATH
+    nowhere = {"PATH": os.defpath}  # has no mcpguard, which makes the status 1
+    checks = doctor(tmp_path, "--server", "crm", status=1, **nowhere)
     assert only(checks, "server").ok
     assert "mallory" not in only(checks, "identity").detail
 
