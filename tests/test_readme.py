@@ -80,6 +80,13 @@ def test_the_second_shell_block_is_the_test_command_that_ci_runs() -> None:
     assert "step python -m pytest -n " in (ROOT / ".ci/run").read_text()
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_folder_of_tests_that_is_named_exists(page: str) -> None:
+    named = re.findall(r"\btests/[\w/.]+", (ROOT / page).read_text())
+    assert named
+    assert [one for one in named if not (ROOT / one.rstrip("./")).exists()] == []
+
+
 def test_the_other_shell_blocks_install_an_existing_package_or_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     others = [block for block in all_blocks("sh") if block not in blocks("sh")[:2]]
