@@ -33,7 +33,6 @@ POSIX = (
     "relay",
     "stores/sqlite/test_processes.py",
     "stores/redis",
-    "auth",
     "test_config.py",
     "test_files.py",
     "test_readme.py",
