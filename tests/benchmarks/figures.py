@@ -10,7 +10,6 @@ from .session import BenchmarkError
 from .variants import CAT, GUARD, LEAST, ROOT
 
 PAGE: Final = ROOT / "docs" / "performance.md"
-PICTURE: Final = PAGE.parent / "images" / "benchmarks" / "flat.svg"
 END: Final = "<!-- end of these figures -->"
 
 Found = dict[tuple[str, str, str], float]
@@ -169,8 +168,6 @@ def renewed(page: str, figures: Mapping[str, str]) -> str:
     return page
 
 
-def write(figures: Mapping[str, str], picture: str) -> None:
-    """Renew figures in the page, and the picture unless it is empty."""
+def write(figures: Mapping[str, str]) -> None:
+    """Renew figures in the page."""
     PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")
-    if picture:
-        PICTURE.write_text(picture, encoding="utf-8")

@@ -1,6 +1,5 @@
 """How long a client waits from starting the command to the answer to `initialize`."""
 
-import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ from .variants import BARE, GUARD, SDK_SERVER, TINY_SERVER, Variant
 
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
-    sections = [_section("tiny server", variants, TINY_SERVER, effort.starts[0], folder)]
-    if importlib.util.find_spec("mcp"):
-        few = [variant for variant in variants if variant.name in (BARE.name, GUARD.name)]
-        sections.append(_section("SDK server", few, SDK_SERVER, effort.starts[1], folder))
-    return sections
+    few = [variant for variant in variants if variant.name in (BARE.name, GUARD.name)]
+    return [
+        _section("tiny server", variants, TINY_SERVER, effort.starts[0], folder),
+        _section("SDK server", few, SDK_SERVER, effort.starts[1], folder),
+    ]
 
 
 def _section(what: str, variants: Sequence[Variant], server: Sequence[str], starts: int, folder: Path) -> Section:
