@@ -123,33 +123,6 @@ def test_a_note_is_no_later_calls_and_no_other_sessions(tmp_path: Path) -> None:
         assert who(host.audit()) == [(EXPLORE, "hook"), main, main, main]
 
 
-def test_after_clear_the_notes_of_the_new_session_count_in_the_same_process(tmp_path: Path) -> None:
-    create_store(tmp_path)
-    process = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc-socks/4711.sock"}
-    with Host(tmp_path, *script("obedient"), env=SESSION | process) as host:
-        hello(host)
-        hook(tmp_path, "t1", session="begun-by-clear", CLAUDE_CODE_MESSAGING_SOCKET=process["CLAUDE_CODE_MESSAGING_SOCKET"])
-        call(host, "t1")
-        hook(tmp_path, "t2", session="abc123", CLAUDE_CODE_MESSAGING_SOCKET="/tmp/cc-socks/1147.sock")
-        call(host, "t2")
-        assert host.end() == 0
-        assert who(host.audit()) == [(EXPLORE, "hook"), (MAIN, "clientInfo")]
-
-
-def test_claude_code_without_a_person_is_in_the_background_and_its_subagents_are_subagents(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", user="*", agent="*::background::*"))
-    create_store(tmp_path)
-    with Host(tmp_path, *script("obedient"), env=SESSION | {"CLAUDE_CODE_ENTRYPOINT": "sdk-cli"}) as host:
-        hello(host)
-        hook(tmp_path, "t1")
-        assert "result" in call(host, "t1")
-        assert "result" in call(host, "t2")
-        assert call(host, "t3")["error"]["data"]["agent"] == "Claude Code::background::default"
-        assert host.end() == 0
-        background = ("Claude Code::background::default", "clientInfo")
-        assert who(host.audit()) == [(EXPLORE, "hook"), background, background]
-
-
 def test_codexs_subagent_has_its_tier_without_the_hook_and_its_name_with_it(tmp_path: Path) -> None:
     subagents, explorer = "Codex::subagent::*", "Codex::subagent::explorer"
     policy(tmp_path, rule("2/1h", user="*", agent=subagents) + rule("1/1h", user="*", agent=explorer))
@@ -185,22 +158,6 @@ def test_copilots_subagent_has_its_name_if_the_call_has_the_meta_that_the_hook_p
         assert host.end() == 0
         main = ("GitHub Copilot CLI::interactive::default", "clientInfo")
         assert who(host.audit()) == [main, main, main, ("GitHub Copilot CLI::subagent::general-purpose", "hook")]
-
-
-def test_calls_that_are_written_at_once_are_each_their_own_agents(tmp_path: Path) -> None:
-    create_store(tmp_path)
-    with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
-        hello(host)
-        for at in range(3):
-            hook(tmp_path, f"t{at}", agent=f"agent {at}")
-        ids = ["t2", "main", "t0", "t1"]
-        meta: list[Message] = [{"claudecode/toolUseId": one} for one in ids]
-        host.send(*(request(one, "tools/call", {"name": "search", "_meta": m}) for one, m in zip(ids, meta, strict=True)))
-        for one in ids:
-            assert "result" in host.answer(one)
-        assert host.end() == 0
-        names = [str(row["agent"]).split("::")[2] for row in host.audit()]
-        assert names == ["agent 2", "default", "agent 0", "agent 1"]
 
 
 @pytest.fixture
