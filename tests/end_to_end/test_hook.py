@@ -5,7 +5,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,50 +24,34 @@ SESSION = {"CLAUDE_CODE_SESSION_ID": "abc123", "CLAUDE_CODE_ENTRYPOINT": "cli"}
 """What Claude Code tells the servers that it starts in a session."""
 
 
-def hook(
-    home: Path,
-    tool_use_id: str,
-    *,
-    agent: str | None = "Explore",
-    session: str = "abc123",
-    options: tuple[str, ...] = (),
-    **env: str,
-) -> None:
-    """What Claude Code does before a call, with all the time that a busy machine may need for it."""
+def hook(home: Path, client: str, told: Message, *options: str, **env: str) -> Message:
+    """What a client does before a call, with all the time that a busy machine may need for it. Returns what the hook prints."""
     budget(home, PATIENT_MS)
-    told: dict[str, Any] = {
-        "session_id": session,
-        "hook_event_name": "PreToolUse",
-        "tool_name": "mcp__crm__search",
-        "tool_input": {"query": "x"},
-        "tool_use_id": tool_use_id,
-    }
-    if agent is not None:
-        told |= {"agent_id": "a315cca28b4992124", "agent_type": agent}
     done = subprocess.run(
-        program("hook", "claude-code", *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
+        program("hook", client, *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
         input=json.dumps(told).encode(),
         env=environment(home, **env),
         capture_output=True,
         timeout=DEADLINE_S,
         check=True,
     )
-    assert (done.stdout, done.stderr) == (b"", b"")
-
-
-def recorded_hook(home: Path, client: str, told: Message) -> Message:
-    """Run the hook on a recorded input. Returns what it prints, `{}` if that is nothing."""
-    budget(home, PATIENT_MS)
-    done = subprocess.run(
-        program("hook", client, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
-        input=json.dumps(told).encode(),
-        env=environment(home),
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
     assert done.stderr == b""
     return dict(json.loads(done.stdout or b"{}"))
+
+
+def note(
+    home: Path, tool_use_id: str, *options: str, agent: str | None = "Explore", session: str = "abc123", **env: str
+) -> None:
+    """Claude Code tells its hook of a call of a subagent, or of the main agent."""
+    told: Message = {
+        "session_id": session,
+        "hook_event_name": "PreToolUse",
+        "tool_name": "mcp__crm__search",
+        "tool_input": {"query": "x"},
+        "tool_use_id": tool_use_id,
+    }
+    of = {"agent_id": "a315cca28b4992124", "agent_type": agent} if agent is not None else {}
+    assert hook(home, "claude-code", told | of, *options, **env) == {}
 
 
 def create_store(home: Path) -> None:
@@ -95,9 +78,9 @@ def test_a_rule_for_a_subagent_decides_its_calls_and_the_audit_names_it(tmp_path
     create_store(tmp_path)
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=SESSION) as host:
         hello(host)
-        hook(tmp_path, "t1")
-        hook(tmp_path, "t2")
-        hook(tmp_path, "t3", agent=None)
+        note(tmp_path, "t1")
+        note(tmp_path, "t2")
+        note(tmp_path, "t3", agent=None)
         assert "result" in call(host, "t1")
         assert call(host, "t2")["error"]["data"]["agent"] == EXPLORE
         assert "result" in call(host, "t3")
@@ -110,13 +93,13 @@ def test_a_note_is_no_later_calls_and_no_other_sessions(tmp_path: Path) -> None:
     create_store(tmp_path)
     with Host(tmp_path, *script("obedient"), env=SESSION) as host:
         hello(host)
-        hook(tmp_path, "t1")
+        note(tmp_path, "t1")
         call(host, "t1")
         host.call("again", "search", _meta={"claudecode/toolUseId": "t1"})
-        hook(tmp_path, "t2", session="another")
+        note(tmp_path, "t2", session="another")
         call(host, "t2")
-        hook(tmp_path, "t3")  # the user refuses this call, and the model's gateway counts from 3 again
-        hook(tmp_path, "t3", agent=None)
+        note(tmp_path, "t3")  # the user refuses this call, and the model's gateway counts from 3 again
+        note(tmp_path, "t3", agent=None)
         call(host, "t3")
         assert host.end() == 0
         main = (MAIN, "clientInfo")
@@ -132,10 +115,10 @@ def test_codexs_subagent_has_its_tier_without_the_hook_and_its_name_with_it(tmp_
             host.send(request(caller, "tools/call", CODEX[caller]["params"]))
             assert "result" in host.answer(caller)
         for caller in ("main", "subagent"):
-            assert recorded_hook(tmp_path, "codex", CODEX[caller]["hook"]) == {}
+            assert hook(tmp_path, "codex", CODEX[caller]["hook"]) == {}
             host.send(request(f"noted {caller}", "tools/call", CODEX[caller]["params"]))
             assert "result" in host.answer(f"noted {caller}")
-        assert recorded_hook(tmp_path, "codex", CODEX["subagent"]["hook"]) == {}
+        assert hook(tmp_path, "codex", CODEX["subagent"]["hook"]) == {}
         host.send(request("again", "tools/call", CODEX["subagent"]["params"]))
         assert host.answer("again")["result"]["_meta"]["mcpguard/denial"]["agent"] == explorer
         assert host.end() == 0
@@ -151,7 +134,7 @@ def test_copilots_subagent_has_its_name_if_the_call_has_the_meta_that_the_hook_p
             del params["_meta"]["mcpguard/toolCallId"]
             host.send(request(caller, "tools/call", params))  # before the hook
             assert "result" in host.answer(caller)
-            printed = recorded_hook(tmp_path, "copilot", COPILOT[caller]["hook"])
+            printed = hook(tmp_path, "copilot", COPILOT[caller]["hook"])
             params["_meta"] |= printed.get("metaToUse", {})
             host.send(request(f"noted {caller}", "tools/call", params))
             assert "result" in host.answer(f"noted {caller}")
@@ -177,9 +160,9 @@ def test_with_redis_hook_and_wrapper_meet_on_the_server_in_their_namespace(tmp_p
     team = {"MCPGUARD_STORE": server.url, "MCPGUARD_NAMESPACE": "team"}
     with Host(tmp_path, *script("obedient"), options=["--user", "alice"], env=team | SESSION) as host:
         hello(host)
-        hook(tmp_path / "elsewhere", "t1", MCPGUARD_STORE=server.url, MCPGUARD_NAMESPACE="team")
-        hook(tmp_path, "t2", options=("--store", server.url), MCPGUARD_NAMESPACE="team")
-        hook(tmp_path, "t3", options=("--store", server.url))
+        note(tmp_path / "elsewhere", "t1", MCPGUARD_STORE=server.url, MCPGUARD_NAMESPACE="team")
+        note(tmp_path, "t2", "--store", server.url, MCPGUARD_NAMESPACE="team")
+        note(tmp_path, "t3", "--store", server.url)
         assert "result" in call(host, "t1")
         assert call(host, "t2")["error"]["data"]["agent"] == EXPLORE
         assert "result" in call(host, "t3")
