@@ -12,10 +12,8 @@ from .variants import BARE, GUARD, SDK_SERVER, TINY_SERVER, Variant
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
     few = [variant for variant in variants if variant.name in (BARE.name, GUARD.name)]
-    return [
-        _section("tiny server", variants, TINY_SERVER, effort.starts[0], folder),
-        _section("SDK server", few, SDK_SERVER, effort.starts[1], folder),
-    ]
+    kinds = (("tiny server", variants, TINY_SERVER), ("SDK server", few, SDK_SERVER))
+    return [_section(*kind, starts, folder) for kind, starts in zip(kinds, effort.starts, strict=True) if starts]
 
 
 def _section(what: str, variants: Sequence[Variant], server: Sequence[str], starts: int, folder: Path) -> Section:
