@@ -35,6 +35,9 @@ def test_each_has_counters_and_an_audit_of_its_own_for_calls_and_commands(tmp_pa
         assert {row["namespace"] for row in rows} == {name}
         assert [row["tool"] for row in rows if "tool" in row] == tools
     assert "1 counter reset" in said(tmp_path, TWO, "reset", "--yes")
+    for env, count in (({}, 1), (TWO, 0)):
+        found = json.loads(said(tmp_path, env, "policy", "explain", *WHO, "--tool", "search", "--json"))
+        assert [left["count"] for one in found["rules"] for left in one["limits"]] == [count]
     assert calls(tmp_path, TWO, "search") == [200]
     assert calls(tmp_path, {}, "search") == [429]
     assert "has matched none" not in said(tmp_path, {}, "policy", "check")
