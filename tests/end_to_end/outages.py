@@ -26,6 +26,7 @@ BUDGET_MS = 1500
 SLOW_S = 15.0
 """Far more than a call may wait for a store, and far less than anything here waits for something that hangs."""
 
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
 root_only = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts, namespaces and other users want Linux and its root"
 )
@@ -149,14 +150,14 @@ class Trouble(NamedTuple):
         told: What the wrapper says of it.
         timeout_ms: The time limit for the store.
         is_mounted: Whether the store has a small disk of its own.
-        needs_root: Whether only root can make it.
+        mark: Where it can be made.
     """
 
     happens: Callable[[Place, EagerHost | None], contextlib.AbstractContextManager[None]]
     told: str = ""
     timeout_ms: int = PATIENT_MS
     is_mounted: bool = False
-    needs_root: bool = False
+    mark: pytest.MarkDecorator | None = None
 
 
 @contextlib.contextmanager
@@ -244,7 +245,7 @@ HUNG = Trouble(_hangs, timeout_ms=BUDGET_MS)
 
 LATER: Mapping[str, Trouble] = {
     "it is locked by a stopped process": LOCKED,
-    "its file may not grow": Trouble(_may_not_grow, "check that its disk is not full"),
+    "its file may not grow": Trouble(_may_not_grow, "check that its disk is not full", mark=linux_only),
     "its server is killed": KILLED,
     "its server hangs": HUNG,
 }
@@ -252,8 +253,8 @@ LATER: Mapping[str, Trouble] = {
 
 AT_THE_START: Mapping[str, Trouble] = {
     "it is locked by a stopped process": LOCKED,
-    "its disk is full": Trouble(_has_a_full_disk, "mcpguard.db", is_mounted=True, needs_root=True),
-    "its file system is read-only": Trouble(_is_read_only, "ead-only", needs_root=True),
+    "its disk is full": Trouble(_has_a_full_disk, "mcpguard.db", is_mounted=True, mark=root_only),
+    "its file system is read-only": Trouble(_is_read_only, "ead-only", mark=root_only),
     "it is damaged": Trouble(_is_damaged, " is damaged: "),
     "its server is dead": KILLED,
     "its server hangs": HUNG,

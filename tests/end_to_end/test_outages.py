@@ -25,7 +25,6 @@ from .outages import (
     codes,
     is_back,
     mounted,
-    root_only,
     settings,
     stopped_holder,
     told,
@@ -61,7 +60,7 @@ def wrapper(home: Path, place: Place) -> EagerHost:
 def cases(troubles: Mapping[str, Trouble]) -> list[object]:
     """All troubles with local counting, and two of them with each other mode."""
     return [
-        pytest.param(mode, trouble, "server" in name, id=f"{name}, {mode}", marks=[root_only] * trouble.needs_root)
+        pytest.param(mode, trouble, "server" in name, id=f"{name}, {mode}", marks=trouble.mark or ())
         for name, trouble in troubles.items()
         for mode in (MODES if trouble in (LOCKED, KILLED) else ["local"])
     ]
