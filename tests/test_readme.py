@@ -65,6 +65,13 @@ def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
     return command, command.make_context(command.name, argv)
 
 
+def test_the_first_shell_block_installs_and_runs_the_demo_in_one_line() -> None:
+    (first, *_) = blocks("sh")
+    assert first.count("\n") == 1
+    assert "pip install --quiet . " in first
+    assert first.rstrip().endswith("mcpguard demo")
+
+
 def test_the_second_shell_block_is_the_test_command_that_ci_runs() -> None:
     second = blocks("sh")[1]
     assert second.count("\n") == 1
