@@ -9,19 +9,19 @@ import contextlib
 import functools
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.files import StrPath, is_there
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
-from mcpguard.session.audit import Outcome, whole_members
+from mcpguard.session.audit import Outcome
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.losses import Losses
 from mcpguard.stores.sqlite import call_log, database, log_lines
-from mcpguard.stores.sqlite.archive import Archive, Condition
+from mcpguard.stores.sqlite.archive import Archive
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
 from mcpguard.stores.sqlite.in_flight import InFlight
 from mcpguard.stores.sqlite.log_records import START, Position
@@ -33,19 +33,7 @@ from mcpguard.stores.tally import tally
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
 
-_ENTRIES: Final = 500
-"""How many rows are read at once for records: a call may wait for that."""
-
-_IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
-_NEWEST_AMONG: Final = """
-    SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256) WHERE typeof(time_us) = 'integer'
-"""
-
-_NAMED: Final = 10_000
-"""The most contexts that a query names. SQLite limits the length of a query."""
-
 _Found = TypeVar("_Found")
-_Outcomes = Mapping[int, tuple[str, int]]
 
 
 class Pending(NamedTuple):
@@ -99,7 +87,6 @@ class Reader:
             require_schema(unlocked or self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db, self._losses.skip)
-        self._few = functools.partial(self._archive.page, most=_ENTRIES)
         self._log = log
         self.clock: Clock = self._shared_clock
 
@@ -212,52 +199,39 @@ class Reader:
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
-        pending = self._pending()
-        for page, _ in self._pages(self._few, pending, after, wanted):
-            yield from (one.entry for one in page)
-        yield from (one.entry for one in _stored(pending, after, wanted))
+        return (one.entry for page, _ in self._pages(after, wanted) for one in page)
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
-        pending = self._pending()
-        yield from (one.entry for one in reversed(list(_stored(pending, 0, wanted))))
-        for page, _ in self._pages(functools.partial(self._few, newest_first=True), pending, 0, wanted):
-            yield from (one.entry for one in page)
+        return (one.entry for page, _ in self._pages(0, wanted, newest_first=True) for one in page)
 
     def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
         """See `Readable`."""
-        pending = self._pending()
-        yield from (page for page, _ in self._pages(self._archive.page, pending, after, wanted))
-        yield list(_stored(pending, after, wanted))
+        return (page for page, _ in self._pages(after, wanted))
 
     def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
         """See `Readable`."""
-        pending = self._pending()
-        for calls, last in self._pages(self._archive.counts, pending, after, wanted):
-            yield Tally(last, calls)
-        last = pending.first - 1 + sum(map(log_lines.rows_in, pending.texts))
-        yield tally(_stored(pending, after, wanted), max(after, last))
+        return (tally(page, last_id) for page, last_id in self._pages(after, wanted))
 
-    def _pages(
-        self,
-        read: Callable[[int, int, Condition, _Outcomes], tuple[_Found, int, int]],
-        pending: Pending,
-        after: int,
-        wanted: Wanted | None,
-    ) -> Iterator[tuple[_Found, int]]:
-        """What a method of `Archive` reads of the database's rows, page by page; and the last id of each, if they ascend."""
-        before = pending.first
-        if after >= before - 1:
-            return
-        condition = self._ask_for_texts(lambda: self._condition(wanted))
-        with self._asking():
-            after = max(after, self._first_since(wanted.written_since_us if wanted else 0) - 1)
-        if condition is None:
-            return
+    def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
+        """The wanted rows of database and log, page by page; and the last id of each page, if they ascend."""
+        _, pending = self._with_log(lambda _: None)
         outcomes = _outcomes(pending.texts)
-        while after < before - 1:
-            found, after, before = self._ask_for_texts(functools.partial(read, after, before, condition, outcomes))
-            yield found, after
+        of_log = list(_of_log(pending, outcomes, after, wanted))
+        if newest_first:
+            yield of_log[::-1], 0
+        at, before = after, pending.first
+        if at < before - 1:
+            condition, first = self._ask_for_texts(lambda: self._archive.condition(wanted))
+            at = max(at, first - 1)
+            ask = functools.partial(
+                self._archive.page, condition=condition, wanted=wanted, outcomes=outcomes, newest_first=newest_first
+            )
+            while at < before - 1:
+                page, at, before = self._ask_for_texts(functools.partial(ask, at, before))
+                yield page, at
+        if not newest_first:
+            yield of_log, max(after, pending.first - 1 + sum(map(log_lines.rows_in, pending.texts)))
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
@@ -265,60 +239,7 @@ class Reader:
         known = _outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
-    def _condition(self, wanted: Wanted | None) -> Condition | None:
-        """A filter for rows; None if no row can pass it. Rows share their texts, so few texts have to be examined."""
-        if wanted is None:
-            return Condition("", None)
-        conditions = []
-        is_exact = wanted.axis is None and wanted.outcomes is None
-        every: list[tuple[int, str, int | None]] = []
-        if wanted.context is not None or wanted.axis is not None:
-            every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
-        if wanted.context is not None:
-            known = ((key, whole_members(text, "namespace"), at) for key, text, at in every if at is not None)
-            contexts = {key: at for key, one, at in known if one is None or wanted.context(one)}  # or the row is not named
-            if not contexts:
-                return None
-            is_few = len(contexts) <= _NAMED
-            is_exact = is_exact and is_few
-            of = f"a.context IN ({_numbers(contexts)})" if is_few else f"a.namespace IN ({_numbers(set(contexts.values()))})"
-            conditions.append(of)
-        if wanted.decisions is not None:
-            conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
-        if wanted.axis is not None:
-            of_limits = ((key, whole_members(text, "axis")) for key, text, namespace in every if namespace is None)
-            limits = [key for key, one in of_limits if one is None or wanted.axis(str(one["axis"]))]
-            # a denial that no limit made tells its axis itself
-            conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
-        if wanted.outcomes is not None:  # the outcome may be in the call log
-            conditions.append(f"(a.outcome IS NULL OR a.outcome IN ({','.join(map(repr, sorted(wanted.outcomes)))}))")
-        if wanted.since_us is not None:
-            conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
-        if wanted.until_us is not None:
-            conditions.append(f"a.time_us < {wanted.until_us}")
-        return Condition("".join(f"AND {one} " for one in conditions), None if is_exact else wanted)
-
-    def _first_since(self, written_us: int) -> int:
-        """An id that no row of this time or later is below; for 0 the first id.
-
-        Found by bisection, because ids grow with the time of writing.
-
-        Rows that waited for the store during an outage are older than those before them. So each step looks at several rows.
-        """
-        low, end = self._db.execute(_IDS).fetchone()
-        while low < end and written_us:
-            middle = (low + end) // 2
-            (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
-            if newest_us is None or newest_us >= written_us:
-                end = middle
-            else:
-                low = middle + 1
-        return int(low)
-
     # both
-
-    def _pending(self) -> Pending:
-        return self._with_log(lambda _: None)[1]
 
     def _with_log(self, question: Callable[[sqlite3.Connection], _Found]) -> tuple[_Found, Pending]:
         """The result of a query, and the log's records since then."""
@@ -380,10 +301,6 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
-def _numbers(ids: Iterable[int]) -> str:
-    return ",".join(map(str, ids))
-
-
 def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     """The outcomes that records tell, by row; the first of each stands."""
     found: dict[int, tuple[str, int]] = {}
@@ -393,9 +310,10 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     return found
 
 
-def _stored(pending: Pending, after: int, wanted: Wanted | None) -> Iterator[StoredRow]:
+def _of_log(
+    pending: Pending, outcomes: Mapping[int, tuple[str, int]], after: int, wanted: Wanted | None
+) -> Iterator[StoredRow]:
     """The wanted audit rows of the log after a row, oldest first."""
-    outcomes = _outcomes(pending.texts)
     row_id = pending.first
     for line in (line for text in pending.texts for line in text.split("\n")):
         if line[0] != log_lines.ROW:
