@@ -146,17 +146,13 @@ class SharedHold:
             return True
         return try_lock(self._fd)
 
-    def try_share(self) -> bool:
-        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held; false on Windows."""
-        return sys.platform != "win32" and _tried(self._fd, _TRY_SHARED)
+    def share(self, *, has_lock: bool) -> bool:
+        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held.
 
-    def share(self) -> None:
-        """Hold it together with others.
-
-        The caller holds the store's lock, so that no process calls `alone` at the same time.
+        Args:
+            has_lock: Whether the caller has the store's lock. On Windows it is not shared without it.
         """
-        if sys.platform != "win32":
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
+        return has_lock if sys.platform == "win32" else _tried(self._fd, _TRY_SHARED)
 
     def close(self) -> None:
         """Release it."""

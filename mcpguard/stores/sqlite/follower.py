@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.limiter.plan import Counter
-from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
 from mcpguard.stores.sqlite.log_lines import record
@@ -55,7 +52,6 @@ class Follower:
     Args:
         path: The database.
         files: The store's files.
-        wall: Wall-clock time.
         timeout_s: How long a decision may take. It waits for its turn for a part of that.
         most_counters: See `MOST_COUNTERS`.
 
@@ -66,7 +62,7 @@ class Follower:
         clock: The store's time.
     """
 
-    def __init__(self, path: str, files: Files, wall: Clock, *, timeout_s: float, most_counters: int) -> None:
+    def __init__(self, path: str, files: Files, *, timeout_s: float, most_counters: int) -> None:
         self.memory = files.memory
         self.memory.most = most_counters
         self.at = files.at
@@ -74,7 +70,6 @@ class Follower:
         self._path = path
         self._log = files.log
         self._reader = files.reader
-        self._wall = wall
         self.clock = files.reader.clock
         self._timeout_s = timeout_s
         self._read_ahead_calls = 0  # how many of the next calls read ahead
@@ -104,7 +99,7 @@ class Follower:
         Raises:
             StoreUnavailable: The log or the database cannot be read.
         """
-        self.memory.make_room(self.clock, self._wall)
+        self.memory.make_room(self.clock)
         if reads_log or self._read_ahead_calls:
             self._read_ahead()
 
@@ -201,11 +196,6 @@ class Follower:
         data, after = pack(self.at, map(record, texts))
         self._log.append(self.at, data, uses_reserve=True)
         self.at = after
-
-    def states_of(self, counters: Sequence[Counter]) -> list[State]:
-        """The states of counters: their logs, or the calls in flight."""
-        states, in_flight = self.memory.states, self.memory.in_flight
-        return [states.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]
 
 
 class Pace:

@@ -56,7 +56,6 @@ class Reader:
         log: The call log, which `close` does not close; None to open it as soon as it exists. Then a store is read as it would
             be after its repair by a wrapper.
         timeout_s: How long to wait for upkeep.
-        unlocked: See `database.unlocked`: what is asked of a locked database for the schema.
         notify: Is told what is lost, once each. Without it a damaged row is an error.
 
     Attributes:
@@ -72,7 +71,6 @@ class Reader:
         log: CallLog | None = None,
         *,
         timeout_s: float = database.BUSY_S,
-        unlocked: sqlite3.Connection | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self.path = os.fspath(path)
@@ -84,7 +82,7 @@ class Reader:
             found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
-            require_schema(unlocked or self._db, path)
+            require_schema(self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db, self._losses.skip)
         self._log = log
@@ -128,7 +126,7 @@ class Reader:
             is_of_this_boot = header.get("time_base") == clock.base_id()
         if is_of_this_boot:
             return clock.boot_us() + int(str(header["time_offset_us"]))
-        return max([clock.wall_us(), *(log[-2] for _, _, log in self.counters() if log)])
+        return max(clock.wall_us(), self._memory_now().latest_us())
 
     @property
     def args_key(self) -> bytes:
@@ -141,23 +139,19 @@ class Reader:
 
     # counters
 
-    def counters(self) -> list[tuple[str, int, State]]:
-        """Each counter's label, window in µs and log."""
-        question = "SELECT id, label FROM counter WHERE label != ?"
-        (memory, names), (_, texts) = self._with_log(
-            lambda db: (_memory(db), dict(db.execute(question, (log_lines.NO_LABEL,)).fetchall()))
-        )
-        for line in (line for text in texts for line in text.split("\n") if line[0] == log_lines.COUNTER):
-            _, key, _, label = line.split("\t")
-            names[int(key)] = label
-        memory.apply(texts)
-        return [(names[key], memory.windows[key], log) for key, log in memory.states.items() if key in names]
-
     def held(self) -> list[CounterUse]:
         """See `Readable`."""
         now_us = self.clock()
-        logs = [(label, sliding.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
-        in_flight = collections.Counter(place.label for place in self._in_flight(self._memory_now()))
+        question = "SELECT id, label FROM counter WHERE label != ?"
+        (memory, labels), (_, texts) = self._with_log(
+            lambda db: (database.load(db), dict(db.execute(question, (log_lines.NO_LABEL,)).fetchall()))
+        )
+        labels |= {int(key): label for _, key, _, label in _lines(texts, log_lines.COUNTER)}
+        memory.apply(texts)
+        logs = [
+            (labels[key], sliding.live(log, memory.windows[key], now_us)) for key, log in memory.states.items() if key in labels
+        ]
+        in_flight = collections.Counter(place.label for place in self._in_flight(memory))
         return [CounterUse(label, sliding.used(log), log) for label, log in logs if log] + [
             CounterUse(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
         ]
@@ -165,13 +159,12 @@ class Reader:
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Readable`."""
         memory = self._memory_now()
-        calls = self._in_flight(memory)
-        logs = memory.states
-        return [logs.get(one.id, sliding.EMPTY) if one.window_us else calls.state(one.id) for one in counters], self.clock()
+        memory.in_flight = self._in_flight(memory)
+        return memory.states_of(counters), self.clock()
 
     def _memory_now(self) -> Memory:
         """The counters and places at the end of the log."""
-        memory, (_, texts) = self._with_log(_memory)
+        memory, (_, texts) = self._with_log(database.load)
         memory.apply(texts)
         return memory
 
@@ -180,20 +173,10 @@ class Reader:
         calls = memory.in_flight
         return calls.without(Owners(self.path).dead({place.owner for place in calls}))
 
-    def memory(self, unlocked: sqlite3.Connection | None = None) -> tuple[Memory, Position]:
-        """The database's counters and notes, and the position from which a process then follows the call log."""
-        db = unlocked or self._db
-        with self._asking(), database.reading(db):
-            memory = _memory(db)
-            found = db.execute("SELECT namespace, tool_use_id, agent, noted_us FROM agent_note")
-            memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in found}
-            memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
-            return memory, database.position(db)
-
-    def latest_us(self) -> int:
-        """The store time of the newest charge in the database; 0 if there is none."""
-        with self._asking():
-            return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
+    def memory(self) -> tuple[Memory, Position]:
+        """The database's counters and places, and the position from which a process then follows the call log."""
+        with self._asking(), database.reading(self._db):
+            return database.load(self._db), database.position(self._db)
 
     # audit
 
@@ -289,11 +272,6 @@ def _lost_database(path: StrPath) -> sqlite3.Connection:
         return db
 
 
-def _memory(db: sqlite3.Connection) -> Memory:
-    """The database's counters and places."""
-    return Memory(database.all_logs(db), database.places(db))
-
-
 def _text_or_bytes(data: bytes) -> str | bytes:
     try:
         return data.decode()
@@ -301,11 +279,15 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
+def _lines(texts: Sequence[str], kind: str) -> Iterator[list[str]]:
+    """The fields of the lines of a kind."""
+    return (line.split("\t") for text in texts for line in text.split("\n") if line[0] == kind)
+
+
 def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     """The outcomes that records tell, by row; the first of each stands."""
     found: dict[int, tuple[str, int]] = {}
-    for line in (line for text in texts for line in text.split("\n") if line[0] == log_lines.OUTCOME):
-        _, row_id, outcome, duration_us = line.split("\t")
+    for _, row_id, outcome, duration_us in _lines(texts, log_lines.OUTCOME):
         found.setdefault(int(row_id), (outcome, int(duration_us)))
     return found
 
@@ -314,12 +296,8 @@ def _of_log(
     pending: Pending, outcomes: Mapping[int, tuple[str, int]], after: int, wanted: Wanted | None
 ) -> Iterator[StoredRow]:
     """The wanted audit rows of the log after a row, oldest first."""
-    row_id = pending.first
-    for line in (line for text in pending.texts for line in text.split("\n")):
-        if line[0] != log_lines.ROW:
-            continue
+    for row_id, fields in enumerate(_lines(pending.texts, log_lines.ROW), pending.first):
         if row_id > after:  # others are not parsed: somebody who follows the log reads it again and again
-            row, outcome = log_lines.read_row(line.split("\t")), outcomes.get(row_id, (None, None))
+            row, outcome = log_lines.read_row(fields), outcomes.get(row_id, (None, None))
             if wanted is None or wanted.admits_row(row, outcome[0]):
                 yield StoredRow(row_id, row, *outcome)
-        row_id += 1

@@ -85,7 +85,7 @@ class SqliteStore:
         self.entries, self.newest = reader.entries, reader.newest
         self.outcomes_of, self.held = reader.outcomes_of, reader.held
         self._clock = self._reader.clock
-        self._follower = Follower(path, self._files, wall, timeout_s=self._timeout_s, most_counters=most_counters)
+        self._follower = Follower(path, self._files, timeout_s=self._timeout_s, most_counters=most_counters)
         self._owners = Owners(path)
         self._owner = Ownership(self._owners)
         self._decider = Decider(self._follower, self._owners, self._owner, wall)
@@ -175,7 +175,7 @@ class SqliteStore:
 
         def lines() -> list[str]:
             now_us = self._clock()
-            found = [log_lines.ending_lines(one, self._follower.states_of(one.plan.counters), now_us) for one in endings]
+            found = [log_lines.ending_lines(one, self._follower.memory.states_of(one.plan.counters), now_us) for one in endings]
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):

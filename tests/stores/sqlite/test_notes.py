@@ -116,18 +116,11 @@ def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(tmp_path: P
 
 
 def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() -> None:
-    known = Memory(many_notes=3)
-    wall_us = WALL_US + NOTE_KEPT_US + 1
-    for at in range(10):
-        known.apply([note_line("default", AgentNote(f"old{at}", "a"), WALL_US)])
-        known.apply([note_line("default", AgentNote(f"new{at}", "a"), WALL_US + 1)])
-        known.make_room(Time(), Time(WALL_US + 1))
-    assert len(known.notes) == 20
-    for at in range(30):
-        known.apply([note_line("default", AgentNote(f"later{at}", "a"), wall_us)])
-        known.make_room(Time(), Time(wall_us))
+    known = Memory()
+    for name, noted_us in (("old", WALL_US), ("new", WALL_US + 1), ("later", WALL_US + NOTE_KEPT_US + 1)):
+        known.apply([note_line("default", AgentNote(f"{name}{at}", "a"), noted_us) for at in range(10)])
     assert sorted({key.rstrip("0123456789") for _, key in known.notes}) == ["later", "new"]
-    assert len(known.notes) == 40
+    assert len(known.notes) == 20
 
 
 def test_a_note_that_another_process_takes_before_this_ones_turn_is_not_taken_twice(

@@ -19,7 +19,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.sqlite import call_log, opening, upkeep
+from mcpguard.stores.sqlite import call_log, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
 from mcpguard.stores.sqlite import store as store_module
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
@@ -303,20 +303,6 @@ def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monk
     assert leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
     assert turns
     assert all(turns)
-
-
-def test_records_that_come_before_the_turn_of_a_wrapper_that_starts_are_counted(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    busy = open_store()
-    held = opening._held
-
-    def overtaken(*args: Any) -> Any:
-        Session(busy, MANY).call("x", 2)
-        return held(*args)
-
-    monkeypatch.setattr(opening, "_held", overtaken)
-    assert Session(open_store(), MANY, session="b" * 16).one("x").remaining == 100_000 - 3
 
 
 def test_a_long_drain_that_somebody_waits_for_lets_others_open_the_store_between_its_transactions(

@@ -173,7 +173,7 @@ def test_the_hint_for_what_may_be_an_error_of_the_disk_does_not_cost_a_sound_dat
         contextlib.closing(Reader(path)) as found,
         pytest.raises(StoreUnavailable, match="or its disk cannot be read") as raised,
     ):
-        found.counters()
+        found.held()
     assert raised.value.hint.startswith("if its disk works, move it away")
 
 
