@@ -90,16 +90,19 @@ def test_a_wrapper_that_starts_while_the_store_is_locked_answers_within_the_budg
         assert host.end() == 0
     rows = [row for row in audit(tmp_path) if row["decision"] == "allowed"]
     assert [row["outcome"] for row in rows] == ["ok"] * 6
-    assert ["args_hash" in row for row in rows] == [True] + [False] * 5
+    assert all("args_hash" in row for row in rows)
 
 
-def test_a_wrapper_that_started_without_a_store_uses_the_stores_key_when_it_is_back(tmp_path: Path) -> None:
+def test_a_wrapper_that_started_while_another_program_had_locked_the_database_uses_the_stores_key_when_it_is_back(
+    tmp_path: Path,
+) -> None:
     settings(tmp_path)
     with EagerHost(tmp_path, *script("obedient")) as first:
         assert codes(first, 1) == [200]
-        first.end()  # a wrapper that does upkeep while others start lets them join the store, whoever holds the log
+        first.end()
     with contextlib.ExitStack() as stack:
-        with stopped_holder("hold", tmp_path / "mcpguard.db-calls"):
+        with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db", isolation_level=None)) as db:
+            db.execute("BEGIN EXCLUSIVE")
             host = stack.enter_context(EagerHost(tmp_path, *script("obedient")))
             assert codes(host, 1) == [200]
         is_back(host)
