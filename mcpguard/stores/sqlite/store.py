@@ -33,7 +33,7 @@ from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.decider import Decider
-from mcpguard.stores.sqlite.follower import Follower, Pace
+from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
 from mcpguard.stores.sqlite.owners import Owners, Ownership
@@ -93,7 +93,6 @@ class SqliteStore:
         self._decided_s = 0.0
         self._forced_bytes = 0
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
-        self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
         self.args_key = self._log.key
         self.warnings = self._warnings = self._files.warnings
 
@@ -108,7 +107,7 @@ class SqliteStore:
             verdicts = self._decide(requests, journal)
         except LogFull as full:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-                self._pace.await_drained(full.drained_end + ROOM_BYTES)
+                self._upkeep.await_drained(full.drained_end + ROOM_BYTES, self._timeout_s)
             verdicts = self._decide(requests, journal)
         if self._durable:
             self._force(requests, verdicts)
@@ -218,7 +217,7 @@ class SqliteStore:
         except LogFull as full:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):
                 if not self._with_lock(self._upkeep.drain):
-                    self._pace.await_drained(full.drained_end + ROOM_BYTES)
+                    self._upkeep.await_drained(full.drained_end + ROOM_BYTES, self._timeout_s)
             self._publish(lines)
         return len(held & set(labels))
 
@@ -248,9 +247,9 @@ class SqliteStore:
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `Store`."""
-        if self._log.appended_bytes > self._pace.next_check_bytes:
+        if self._log.appended_bytes > self._upkeep.next_check_bytes:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
-                self._pace.keep(hurry)
+                self._upkeep.keep_pace(self._follower.at.end, self._timeout_s, hurry)
 
     def catch_up(self) -> bool:
         """See `CallStore`."""
@@ -283,7 +282,7 @@ class SqliteStore:
     def needs_tending(self) -> bool:
         """See `Store`."""
         try:
-            return self._log.drained().end < self._follower.at.end or self._upkeep.is_behind
+            return self._log.drained().end < self._follower.at.end or self._upkeep.has_more_to_do
         except (OSError, StoreUnavailable):
             return False  # the store is closed, or the next call will report the error
 

@@ -88,7 +88,7 @@ def test_old_rows_are_deleted_beside_a_damaged_one(path: Path, monkeypatch: pyte
     later = wall_us() + 60_000_000
     with contextlib.closing(SqliteStore(path, Options(keep_us=1), wall=lambda: later, clock=lambda: later)) as store:
         Session(store, LIMIT, session="d" * 16).one("x")
-        store._upkeep._has_more_to_do = True
+        store._upkeep.has_more_to_do = True
         store.tend()
     with contextlib.closing(Reader(path, notify=print)) as reader:
         assert {one.row_id for one in reader.entries()} == {4}

@@ -428,7 +428,7 @@ def test_an_ending_has_room_in_a_log_that_is_full_for_calls_and_never_waits(
     with contextlib.suppress(StoreUnavailable):
         while True:
             caller.decide("y")
-    monkeypatch.setattr(store._pace, "await_drained", None)
+    monkeypatch.setattr(store._upkeep, "await_drained", None)
     caller.end()
     with contextlib.suppress(StoreUnavailable):
         while True:

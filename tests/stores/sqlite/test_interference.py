@@ -16,7 +16,7 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Options
-from mcpguard.stores.sqlite import call_log, database, follower, log_lines, log_records, upkeep
+from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
@@ -78,7 +78,7 @@ def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
 def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setattr(follower, "PACE_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "PACE_BYTES", 1000)
     busy = open_store(timeout_ms=1)
     session = Session(busy, MANY)
     session.one("x")
@@ -286,7 +286,7 @@ def test_outcomes_and_write_backs_have_room_in_a_log_that_is_full_for_calls(
     fill(lambda: session.one("x"))
     calls = session.journal.seq
     monkeypatch.setattr(store, "_with_lock", None)  # a call may wait: it is not drained here
-    monkeypatch.setattr(store._pace, "await_drained", None)
+    monkeypatch.setattr(store._upkeep, "await_drained", None)
     store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20)
     store.adopt([(counter, (-1, -1, 1))], token_hex())
     assert used(store) == [calls + 1]

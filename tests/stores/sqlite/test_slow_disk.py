@@ -250,22 +250,21 @@ def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, 
 
 
 def test_a_wrapper_alone_does_not_look_at_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower_module, "READ_AHEAD_CALLS", 2)
     busy, other = open_store(), open_store()
     Session(busy, MANY).one("x")
     alone = Session(other, MANY, session="b" * 16)
     alone.one("x")
-    looks: list[bool] = []
-    ends_at = CallLog.ends_at
+    reads: list[bool] = []
+    read_some = Memory.read_some
 
-    def noted(self: CallLog, at: Position) -> bool:
-        looks.append(turn_is_free(busy))
-        return ends_at(self, at)
+    def noted(self: Memory, log: CallLog, at: Position) -> tuple[Position, bool]:
+        reads.append(turn_is_free(busy))
+        return read_some(self, log, at)
 
-    monkeypatch.setattr(CallLog, "ends_at", noted)
+    monkeypatch.setattr(Memory, "read_some", noted)
     for _ in range(4):
         alone.one("x")
-    assert looks == [True, False, True, False, False, False]
+    assert reads == [True]  # after the turn in which there was something of the other
 
 
 def test_a_wrapper_that_starts_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,12 +369,12 @@ def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_dra
     session = Session(store, MANY)
     waits: list[int] = []
 
-    def one_transaction(end: int) -> None:
+    def one_transaction(end: int, _: float) -> None:
         waits.append(end)
         while store._log.drained().end < end:
             store._with_lock(lambda: bool(store._upkeep.drain() and False))
 
-    monkeypatch.setattr(store._pace, "await_drained", one_transaction)
+    monkeypatch.setattr(store._upkeep, "await_drained", one_transaction)
     while not waits:
         assert session.one("x").decision == "allowed"
     assert store._follower.at.end - store._log.drained().end > 50 * 1024

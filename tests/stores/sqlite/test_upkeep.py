@@ -17,7 +17,7 @@ import pytest
 from mcpguard.session.audit import Outcome
 from mcpguard.stores import pauses
 from mcpguard.stores.api import Wanted
-from mcpguard.stores.sqlite import call_log, database, draining, follower, upkeep
+from mcpguard.stores.sqlite import call_log, database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -257,7 +257,7 @@ def test_much_that_others_append_is_left_to_them(open_store: Open, monkeypatch: 
 def small_log(monkeypatch: pytest.MonkeyPatch) -> int:
     """The size of a log in which a process checks its pace after two calls."""
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(follower, "PACE_BYTES", 1024)
+    monkeypatch.setattr(upkeep, "PACE_BYTES", 1024)
     return call_log.RING_BYTES
 
 
@@ -265,11 +265,9 @@ def waiting_bytes(store: SqliteStore) -> int:
     return store._follower.at.end - store._log.drained().end
 
 
-def let_it_wait(
-    monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object], now_s: Callable[[], float] = lambda: 0.0
-) -> None:
+def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
     """Call a function where a process would wait between calls."""
-    monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=now_s, sleep=sleep))
+    monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
 
 
 @pytest.mark.usefixtures("small_log")
@@ -352,30 +350,12 @@ def test_a_process_whose_upkeep_fails_does_not_wait_for_it(open_store: Open, mon
     assert not waits
 
 
-@pytest.mark.usefixtures("small_log")
-def test_a_process_that_makes_few_calls_a_second_waits_for_no_other_that_fills_the_log(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    time_s = 0.0
-    waits: list[float] = []
-    let_it_wait(monkeypatch, waits.append, lambda: time_s)
-    store, other = open_store(), open_store()
-    session = Session(store, FIVE_A_MINUTE)
-    Session(other, FIVE_A_MINUTE, session="b" * 16).call("free", 550, _meta=ALONE)
-    for step_s in (0.8, 0.1):
-        for _ in range(20):
-            time_s += step_s
-            session.call("free", _meta=ALONE)
-            store.keep_pace(lambda: None)
-        assert bool(waits) is (step_s < 0.3)
-
-
 @pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
 def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soon_will(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
 ) -> None:
     store = open_store()
-    while store._upkeep.is_behind:
+    while store._upkeep.has_more_to_do:
         store.tend()
     Session(store, FIVE_A_MINUTE).call("x", 3)
     assert store._decided_s
@@ -395,7 +375,7 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
 
 
 def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower, "PACE_BYTES", 1)
+    monkeypatch.setattr(upkeep, "PACE_BYTES", 1)
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
 
@@ -404,13 +384,13 @@ def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monk
 
     for name in ("drain", "tend", "_connected"):
         monkeypatch.setattr(upkeep.Upkeep, name, no_call_does)
-    monkeypatch.setattr(store._pace, "await_drained", no_call_does)
+    monkeypatch.setattr(store._upkeep, "await_drained", no_call_does)
     assert set(session.decisions("free", 5000, _meta=ALONE)) == {"allowed"}
 
 
 def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    monkeypatch.setattr(follower, "PACE_BYTES", 1024)
+    monkeypatch.setattr(upkeep, "PACE_BYTES", 1024)
     store = open_store(timeout_ms=1)
     session = Session(store, FIVE_A_MINUTE)
     for _ in range(8):
@@ -586,7 +566,6 @@ def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 128 * 1024)
-    monkeypatch.setattr(upkeep, "RING_BYTES", 128 * 1024)
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 32 * 1024)
     most = 2_000_000
     store = open_store(max_bytes=most)
