@@ -237,7 +237,7 @@ def test_several_can_ask_at_once_whether_a_process_runs_that_has_ended(tmp_path:
     path = tmp_path / "sign"
     path.touch()
     with path.open() as asking:
-        assert module._tried(asking.fileno(), module._TRY_SHARED)
+        assert module.try_lock(asking.fileno(), module._TRY_SHARED)
         assert not shows_life(path)
     delete_if_dead(path)
     assert not path.exists()
@@ -256,7 +256,7 @@ def test_a_sign_of_life_is_not_given_with_a_file_that_others_take_for_a_dead_one
     def make_while_it_is_examined(file: Path) -> int:
         fd = open_private(file)
         examined.append(open_private(file))
-        assert module._tried(examined[0], module._TRY_SHARED)
+        assert module.try_lock(examined[0], module._TRY_SHARED)
         return fd
 
     examined: list[int] = []

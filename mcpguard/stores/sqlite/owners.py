@@ -15,8 +15,47 @@ from mcpguard.stores.locks import LifeSign, delete_if_dead, shows_life
 from mcpguard.stores.sqlite.call_log import beside
 
 
+class _Own:
+    """This process as an owner in one store.
+
+    Attributes:
+        name: Its name.
+        sign: Its file.
+        users: Those of the stores that this process has open that use it.
+        removed: The file, if somebody has removed it while this process ran; else empty.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.users: set[Owners] = set()
+        self.removed = ""
+        self._base = base
+        self._make(os.urandom(8).hex())
+
+    def _make(self, name: str) -> None:
+        """Make the file of a name, or of another one if a process that looks for the dead is about to delete that."""
+        while True:
+            try:
+                self.sign, self.name = LifeSign(self._base + name), name
+            except BlockingIOError:
+                name = os.urandom(8).hex()
+                continue
+            return
+
+    def check(self) -> None:
+        """Make the file again if it was removed: the places of the process are its own again, unless others have freed them."""
+        if not self.sign.is_there():
+            self.removed = self.sign.path
+            self._make(self.name)
+
+
+_own: Final[dict[str, _Own]] = {}
+_lock: Final = threading.Lock()
+"""What this process is an owner of. A store that fails is closed and opened again while calls are in flight: they keep their
+places, because the owner stays."""
+
+
 class Owners:
-    """The owners in one store.
+    """The owners in one store, of which this process may be one.
 
     Args:
         database: The database.
@@ -25,13 +64,9 @@ class Owners:
     def __init__(self, database: StrPath) -> None:
         self._base = beside(database, "-owner-")
 
-    def file(self, name: str) -> str:
-        """An owner's file."""
-        return self._base + name
-
     def dead(self, names: Iterable[str]) -> set[str]:
         """Those of some owners that have ended."""
-        return {name for name in names if not shows_life(self.file(name))}
+        return {name for name in names if not shows_life(self._base + name)}
 
     def sweep(self) -> None:
         """Delete the files of owners that have ended."""
@@ -40,101 +75,44 @@ class Owners:
             if name.startswith(beginning):
                 delete_if_dead(os.path.join(folder, name))
 
-
-class _Owner:
-    """This process as an owner.
-
-    Attributes:
-        name: Its name.
-        sign: Its file.
-        users: How many of the stores that this process has open use it.
-        removed: The file, if somebody has removed it while this process ran; else empty.
-    """
-
-    def __init__(self, owners: Owners) -> None:
-        self.users = 0
-        self.removed = ""
-        self._make(owners, os.urandom(8).hex())
-
-    def _make(self, owners: Owners, name: str) -> None:
-        """Make the file of a name, or of another one if a process that looks for the dead is about to delete that."""
-        while True:
-            try:
-                self.sign, self.name = LifeSign(owners.file(name)), name
-            except BlockingIOError:
-                name = os.urandom(8).hex()
-                continue
-            return
-
-    def check(self, owners: Owners) -> None:
-        """Make the file again if it was removed: the places of the process are its own again, unless others have freed them."""
-        if not self.sign.is_there():
-            self.removed = owners.file(self.name)
-            self._make(owners, self.name)
-
-
-_own: Final[dict[str, _Owner]] = {}
-_lock: Final = threading.Lock()
-"""What this process is an owner of. A store that fails is closed and opened again while calls are in flight: they keep their
-places, because the owner stays."""
-
-
-class Ownership:
-    """This process as an owner, for one of the stores that it opens.
-
-    Args:
-        owners: The owners in that store.
-    """
-
-    def __init__(self, owners: Owners) -> None:
-        self._owners = owners
-        self._key = owners.file("")
-        with _lock:
-            self._owner = _own.get(self._key)
-            if self._owner is not None:
-                self._owner.users += 1
-
     @property
     def name(self) -> str:
-        """The owner's name; empty before the first place."""
-        return "" if self._owner is None else self._owner.name
+        """The name of this process as an owner; empty before its first place."""
+        own = _own.get(self._base)
+        return own.name if own else ""
 
     def prepare(self) -> str:
-        """Make the owner's file if it is missing. Returns the owner's name.
+        """Make this process an owner, if it is none yet. Returns its name.
 
         Raises:
-            OSError: It cannot be made.
+            OSError: Its file cannot be made.
         """
         with _lock:
-            if self._owner is None:
-                self._owner = _own.get(self._key) or _Owner(self._owners)
-                self._owner.users += 1
-                _own[self._key] = self._owner
-            self._owner.check(self._owners)
-            return self._owner.name
+            own = _own[self._base] = _own.get(self._base) or _Own(self._base)
+            own.users.add(self)
+            own.check()
+            return own.name
 
     def check(self) -> str:
-        """Make the owner's file again if it was removed. Returns the file, if that has ever happened; else an empty text.
+        """Make this process's file again if it was removed. Returns the file, if that has ever happened; else an empty text.
 
         Raises:
             OSError: It cannot be made.
         """
         with _lock:
-            if self._owner is None:
-                return ""
-            self._owner.check(self._owners)
-            return self._owner.removed
+            if own := _own.get(self._base):
+                own.check()
+            return own.removed if own else ""
 
     def close(self, *, has_places: bool) -> None:
-        """End the owner, unless another store of this process uses it.
+        """Let this process be no owner any more, unless another of its stores uses it.
 
         Args:
             has_places: Whether calls of the owner are in flight. Then it does not end before the process does.
         """
         with _lock:
-            owner, self._owner = self._owner, None
-            if owner is not None:
-                owner.users -= 1
-                if not owner.users and not has_places:
-                    del _own[self._key]
-                    owner.sign.end()
+            if own := _own.get(self._base):
+                own.users.discard(self)
+                if not own.users and not has_places:
+                    del _own[self._base]
+                    own.sign.end()

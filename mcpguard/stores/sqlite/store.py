@@ -36,7 +36,7 @@ from mcpguard.stores.sqlite.decider import Decider
 from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
-from mcpguard.stores.sqlite.owners import Owners, Ownership
+from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
 ROOM_BYTES: Final = 256 * 1024
@@ -87,8 +87,7 @@ class SqliteStore:
         self._clock = self._reader.clock
         self._follower = Follower(path, self._files, timeout_s=self._timeout_s, most_counters=most_counters)
         self._owners = Owners(path)
-        self._owner = Ownership(self._owners)
-        self._decider = Decider(self._follower, self._owners, self._owner, wall)
+        self._decider = Decider(self._follower, self._owners, wall)
         self._upkeep = Upkeep(path, self._log, options, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
         self._forced_bytes = 0
@@ -158,7 +157,7 @@ class SqliteStore:
 
     def _prepare_owner(self) -> str:
         with database.reported(self.path):
-            return self._owner.prepare()
+            return self._owners.prepare()
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
@@ -323,7 +322,7 @@ class SqliteStore:
 
     def _check_owner(self) -> None:
         """Make the file by which others see that this process lives again, if somebody has removed it."""
-        if removed := self._owner.check():
+        if removed := self._owners.check():
             self._warn_of(
                 f"{removed} was removed: other wrappers may have given places of calls that are in flight here to others"
             )
@@ -365,6 +364,6 @@ class SqliteStore:
             if self._log.drained().end < self._follower.at.end:
                 until_s = time.monotonic() + DRAIN_AT_CLOSE_S
                 self._with_lock(lambda: self._upkeep.drain() and time.monotonic() < until_s)
-        name = self._owner.name
-        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
+        name = self._owners.name
+        self._owners.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
         self._files.close()

@@ -328,7 +328,7 @@ def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: 
     store, other = open_store(), open_store()
     os.lseek(store._log.fd, 5, os.SEEK_SET)
     assert store._follower.turn_lock.acquire(1)
-    os.lseek(store._follower.turn_lock._fd, 7, os.SEEK_SET)
+    os.lseek(store._follower.turn_lock.fd, 7, os.SEEK_SET)
     assert os.lseek(store._log.fd, 0, os.SEEK_CUR) == 5
     assert not other._follower.turn_lock.acquire(0)
     store._follower.turn_lock.release()
