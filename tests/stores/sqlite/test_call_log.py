@@ -121,7 +121,7 @@ def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
         at = put(log, at, [("y" * 1000, 0, IN_TEXT)])
         log.set_drained(at)
     with pytest.raises(Lost):
-        log.has_more(sleeper)
+        log.next_changes(sleeper)
 
 
 def test_a_log_that_was_restored_to_an_earlier_state_is_detected(log: CallLog, path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_log_that_was_restored_to_an_earlier_state_is_detected(log: CallLog, p
     with path.open("r+b") as file:
         file.write(before)
     with pytest.raises(Lost):
-        log.has_more(at)
+        log.next_changes(at)
 
 
 def test_a_log_that_is_removed_replaced_or_truncated_is_detected(log: CallLog, path: Path) -> None:
@@ -209,7 +209,7 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
         patch.setattr(call_log, "_pwrite", fail_in_the_middle)
         with pytest.raises(OSError, match="Input/output"):
             put(log, START, [("+ one", 1, NO_CHARGE), ("+ two", 1, NO_CHARGE)])
-    assert not log.has_more(START)
+    assert log.ends_at(START)
     assert log.end(START) == START
 
 
