@@ -24,7 +24,7 @@ from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, close, open_private, open_unnoted
-from mcpguard.stores.folder_changes import FolderChanges
+from mcpguard.followed_file import FolderChanges
 from mcpguard.stores.locks import FileLock
 from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Position

@@ -11,9 +11,8 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.follower import Follower
-from mcpguard.stores.sqlite.in_flight import InFlight, Place
+from mcpguard.stores.sqlite.in_flight import InFlight, Owners, Place
 from mcpguard.stores.sqlite.log_records import IN_TEXT, Charge, Position, pack
-from mcpguard.stores.sqlite.owners import Owners
 
 TOO_MANY: Final = "too_many_counters"
 """The reason in the row of a call that is refused because the store has no room for its counter."""

@@ -23,10 +23,9 @@ from mcpguard.stores.losses import Losses
 from mcpguard.stores.sqlite import call_log, database, log_lines
 from mcpguard.stores.sqlite.archive import Archive
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
-from mcpguard.stores.sqlite.in_flight import InFlight
+from mcpguard.stores.sqlite.in_flight import InFlight, Owners
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
-from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.schema import migrate, require_schema
 from mcpguard.stores.tally import tally
 
@@ -224,29 +223,23 @@ class Reader:
 
     # both
 
-    def _with_log(self, question: Callable[[sqlite3.Connection], _Found]) -> tuple[_Found, Pending]:
+    def _with_log(self, question: Callable[[sqlite3.Connection], _Found], tries: int = _TRIES) -> tuple[_Found, Pending]:
         """The result of a query, and the log's records since then."""
-        for _ in range(_TRIES):
-            drained_end = self._drained_end()
-            with self._asking(), database.reading(self._db):
-                at = database.position(self._db)
-                found = question(self._db)
-            log = self._call_log()
-            if log is None:
-                if at.end > START.end:  # else another process is creating the store
-                    self._losses.tell(call_log.removed(log_path(self.path)))
-                return found, Pending(at.row, [])
-            with contextlib.suppress(Lost), database.reported(log.path):  # lost if upkeep has moved them since
-                return found, Pending(at.row, [text for text, _ in log.records(at)])
-            if log is self._own_log and (drained_end > at.end or self._drained_end() <= at.end):  # upkeep has not moved them
-                return found, self._repaired(log, at)
-        raise damaged(log_path(self.path), "it does not continue where the database is")
-
-    def _drained_end(self) -> int:
-        """Up to where the log knows the database to have it: in a whole store, no further than the database has it."""
+        with self._asking(), database.reading(self._db):
+            at = database.position(self._db)
+            found = question(self._db)
         log = self._call_log()
-        with database.reported(log_path(self.path)):
-            return 0 if log is None else log.drained().end
+        if log is None:
+            if at.end > START.end:  # else another process is creating the store
+                self._losses.tell(call_log.removed(log_path(self.path)))
+            return found, Pending(at.row, [])
+        with contextlib.suppress(Lost), database.reported(log.path):
+            return found, Pending(at.row, [text for text, _ in log.records(at)])
+        if tries > 1:  # upkeep may have moved them since, and calls overwritten them
+            return self._with_log(question, tries - 1)
+        if log is not self._own_log:
+            raise damaged(log.path, "it does not continue where the database is")
+        return found, self._repaired(log, at)
 
     def _repaired(self, log: CallLog, at: Position) -> Pending:
         """What a wrapper would take in of a log that does not continue at the database's position."""

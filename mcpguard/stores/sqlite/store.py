@@ -34,9 +34,9 @@ from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.decider import Decider
 from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
-from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
 ROOM_BYTES: Final = 256 * 1024

@@ -19,9 +19,9 @@ from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import call_log, database, log_lines, pruning
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
 from mcpguard.stores.sqlite.draining import Drain, row_bytes
+from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.opening import open_files
-from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 DRAIN_BYTES: Final = 1024 * 1024

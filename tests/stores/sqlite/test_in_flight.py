@@ -18,8 +18,8 @@ from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
 from mcpguard.stores import locks
 from mcpguard.stores.locks import shows_life
-from mcpguard.stores.sqlite import call_log, log_lines, owners, schema
-from mcpguard.stores.sqlite.owners import Owners
+from mcpguard.stores.sqlite import call_log, in_flight, log_lines, schema
+from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time
@@ -66,7 +66,7 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         files.append(file)
         return shows_life(file)
 
-    monkeypatch.setattr(owners, "shows_life", examine)
+    monkeypatch.setattr(in_flight, "shows_life", examine)
     return files
 
 
