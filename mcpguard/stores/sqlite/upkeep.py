@@ -22,6 +22,7 @@ from mcpguard.stores.sqlite.draining import Drain, row_bytes
 from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.opening import open_files
+from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 DRAIN_BYTES: Final = 1024 * 1024
@@ -336,6 +337,7 @@ def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
     """
     with contextlib.ExitStack() as undo, database.reported(path):
         os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
+        Reader(path).close()  # what is no store is refused before it gets files beside it
         files = undo.enter_context(contextlib.closing(open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us)))
         upkeep = Upkeep(path, files.log, options, now_us=0, busy=lambda: False)
         more = True
