@@ -1,4 +1,4 @@
-"""Follows the content of a file that other programs write."""
+"""Follows the content of a file that other programs write, and the changes of a folder."""
 
 import contextlib
 import os
@@ -7,15 +7,14 @@ import time
 from stat import S_ISDIR, S_ISREG
 from typing import Final
 
-from mcpguard.files import SETTLING_NS, StrPath, close, read_at_once
+from mcpguard.files import StrPath, close, read_at_once
 
-HELD_S: Final = 1.0
-"""How long a file that is kept open is taken for the one that its path names. Only another folder in the place of one of the
-path's folders goes unnoticed for so long: if the file itself is edited, removed, renamed or replaced, its own times change."""
+SETTLING_NS: Final = 50_000_000
+"""A file or folder that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
 
 
 class FollowedFile:
-    """A file's content as of the last look. A look at an unchanged file costs one `fstat`, since the file is kept open.
+    """A file's content as of the last look. A look at an unchanged file costs one `stat`.
 
     Args:
         path: The file.
@@ -33,21 +32,9 @@ class FollowedFile:
         self._max_bytes = max_bytes
         self._stamp: tuple[int, ...] | None = None
         self._settled = False
-        self._may_hold = False
-        self._fd = -1  # the file, once it has settled
-        self._held_until_s = 0.0
 
     def look(self) -> bool:
         """Read the file if it may have changed. Returns whether `content` has changed."""
-        if self._fd >= 0 and time.monotonic() < self._held_until_s:
-            try:
-                held = os.fstat(self._fd)
-            except OSError:  # on a network file system the file may be gone
-                pass
-            else:
-                if (held.st_ino, held.st_nlink, held.st_size, held.st_mtime_ns, held.st_ctime_ns) == self._stamp:
-                    return False
-        self._let_go()
         before = self.content
         try:
             stat = os.stat(self._path)
@@ -60,11 +47,8 @@ class FollowedFile:
             return self.content != before
         stamp = (stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if stamp == self._stamp and self._settled:
-            if self._may_hold:
-                self._hold()
             return False
         self._stamp = stamp
-        self._may_hold = os.path.realpath(self._path) == self._path  # not behind a link, which can be changed itself
         self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
         self.mode = stat.st_mode & 0o777
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
@@ -77,14 +61,41 @@ class FollowedFile:
             self._stamp = None  # read it again: the reason may pass and leave no trace in the file's times
         return self.content != before
 
-    def _hold(self) -> None:
-        """Keep the file open, so that the next looks need not find it by its path."""
-        if sys.platform != "win32":  # where others could not replace the file then
-            with contextlib.suppress(OSError):
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-                self._held_until_s = time.monotonic() + HELD_S
 
-    def _let_go(self) -> None:
+class FolderChanges:
+    """Tells whether a file in a folder may have been made, removed, renamed or replaced, by the times of the folder.
+
+    A file's own times cannot tell that if the file is written all the time. And a look at them makes the next write take
+    longer, since the system then has to note its time.
+
+    Args:
+        folder: The folder. What replaces the folder itself is not noticed.
+    """
+
+    def __init__(self, folder: StrPath) -> None:
+        self._fd = -1
+        if sys.platform != "win32":  # which opens no folders
+            with contextlib.suppress(OSError):  # files in a folder that may not be read can be used nevertheless
+                self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._stamp: tuple[int, int] | None = None
+
+    def may_have_changed(self) -> bool:
+        """Whether there may have been a change since the last call that returned True.
+
+        Always true if the folder cannot be opened.
+        """
+        if self._fd < 0:
+            return True
+        stat = os.fstat(self._fd)
+        stamp = (stat.st_mtime_ns, stat.st_ctime_ns)
+        if stamp == self._stamp:
+            return False
+        # Another change can have the same times, as long as they are new
+        self._stamp = stamp if time.time_ns() - max(stamp) > SETTLING_NS else None
+        return True
+
+    def close(self) -> None:
+        """Close the folder."""
         if self._fd >= 0:
             close(self._fd)
             self._fd = -1

@@ -211,7 +211,7 @@ def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:
     """Wait until a wrapper has moved its calls into the database, about two seconds after it did that last."""
     until_s = time.monotonic() + patience_s
     with closing(CallLog(log_path(store), writable=False)) as log:
-        while log.has_more(log.drained()):
+        while not log.ends_at(log.drained()):
             if time.monotonic() > until_s:
                 raise BenchmarkError(f"{store} has not taken its calls within {patience_s} seconds")
             time.sleep(LOOK_EVERY_S)

@@ -9,23 +9,20 @@ import errno
 import os
 import sqlite3
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
-from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.stores.sqlite.call_log import beside, log_path
+from mcpguard.limiter.sliding import State
+from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
-from mcpguard.stores.sqlite.memory import unpack
+from mcpguard.stores.sqlite.memory import Memory, unpack
 from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
-
-_LOOK_S: Final = 0.05
-"""How long a look waits that tells whether a database is locked. A transaction of a usual program is shorter."""
 
 _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -52,40 +49,6 @@ def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.C
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db
-
-
-def is_locked(path: StrPath) -> bool:
-    """Whether another program keeps a database from being read."""
-    with contextlib.closing(connect(path, mode="rw", timeout_s=_LOOK_S)) as db:
-        try:
-            db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
-        except sqlite3.OperationalError as error:
-            return "locked" in str(error)
-    return False
-
-
-@contextlib.contextmanager
-def unlocked(path: StrPath) -> Iterator[sqlite3.Connection]:
-    """A connection that takes no lock, for a database that another program has locked.
-
-    A program that changes the database makes a journal before, and changes the file's times.
-
-    Raises:
-        sqlite3.OperationalError: The database was being changed.
-    """
-    before = _unchanged(path)
-    with contextlib.closing(connect(path, mode="ro&immutable=1")) as db:
-        yield db
-    if before is None or before != _unchanged(path):
-        raise sqlite3.OperationalError("database is locked")
-
-
-def _unchanged(path: StrPath) -> tuple[int, int, int] | None:
-    """What tells whether a file was changed; None while it is being changed."""
-    if size_bytes(beside(path, "-journal")) or size_bytes(beside(path, "-wal")):
-        return None
-    found = os.stat(path)
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _uri(name: str) -> str:
@@ -148,25 +111,25 @@ def begin(db: sqlite3.Connection, value: bytes, at: Position) -> None:
         set_position(db, at)
 
 
-def all_logs(db: sqlite3.Connection) -> list[tuple[int, int, State]]:
-    """Each counter's id, window in µs and log."""
-    return [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]
+def load(db: sqlite3.Connection) -> Memory:
+    """The counters, places and notes. A file that no wrapper of this version has opened yet has no table of places."""
+    logs = [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]
+    has_places = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'in_flight'").fetchone()
+    places = db.execute("SELECT counter, call, owner, label FROM in_flight ORDER BY call") if has_places else ()
+    memory = Memory(logs, map(Place._make, places))
+    found = db.execute("SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us")
+    memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in found}
+    memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
+    return memory
 
 
-def logs(db: sqlite3.Connection, ids: Collection[int]) -> dict[int, State]:
-    """The logs of some counters; a missing one is empty."""
-    found = dict.fromkeys(ids, EMPTY)
-    for some in batches(list(ids)):
-        question = f"SELECT id, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
-        found |= {key: unpack(log) for key, log in db.execute(question, some)}
+def logs(db: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[int, int, State]]:
+    """Id, window in µs and log of those of some counters that are not empty."""
+    found: list[tuple[int, int, State]] = []
+    for some in batches(ids):
+        question = f"SELECT id, window_us, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
+        found += [(key, window_us, unpack(log)) for key, window_us, log in db.execute(question, some)]
     return found
-
-
-def places(db: sqlite3.Connection) -> list[Place]:
-    """The places that calls in flight hold. A file that no wrapper of this version has opened yet has no table of them."""
-    if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'in_flight'").fetchone():
-        return []
-    return list(map(Place._make, db.execute("SELECT counter, call, owner, label FROM in_flight ORDER BY call")))
 
 
 def outcomes(db: sqlite3.Connection, row_ids: Sequence[int]) -> dict[int, tuple[str, int]]:

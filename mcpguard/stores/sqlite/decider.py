@@ -11,9 +11,8 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.follower import Follower
-from mcpguard.stores.sqlite.in_flight import InFlight, Place
+from mcpguard.stores.sqlite.in_flight import InFlight, Owners, Place
 from mcpguard.stores.sqlite.log_records import IN_TEXT, Charge, Position, pack
-from mcpguard.stores.sqlite.owners import Owners, Ownership
 
 TOO_MANY: Final = "too_many_counters"
 """The reason in the row of a call that is refused because the store has no room for its counter."""
@@ -31,8 +30,7 @@ class Decider:
 
     Args:
         follower: This process, which follows the log.
-        owners: The processes with calls in flight.
-        owner: This process as one of them.
+        owners: The processes with calls in flight, of which this process may be one.
         wall: Wall-clock time.
 
     Attributes:
@@ -54,10 +52,9 @@ class Decider:
     _alive: set[str]  # the processes that were found alive
     _in_flight: InFlight | None  # a copy of the memory's, once a call takes or frees a place
 
-    def __init__(self, follower: Follower, owners: Owners, owner: Ownership, wall: Clock) -> None:
+    def __init__(self, follower: Follower, owners: Owners, wall: Clock) -> None:
         self._follower = follower
         self._owners = owners
-        self._owner = owner
         self._clock = follower.clock
         self._wall = wall
         self._windows: dict[int, int] = {}  # of counters that are new
@@ -124,7 +121,7 @@ class Decider:
             if limit.window_us:
                 self._logs[counter.id], self._windows[counter.id] = decision.states[limit.counter], limit.window_us
             else:
-                owner = self._owner.prepare()
+                owner = self._owners.prepare()
                 self._places().take(Place(counter.id, row_id, owner, counter.label))
         row = self._journal.row(request, verdict, self._time_us)
         return verdict, row and log_lines.decision_record(row, counters, decision, row_id, owner)
@@ -156,7 +153,7 @@ class Decider:
     def _free_dead(self, counters: Sequence[Counter]) -> bool:
         """Free all places of the processes that have places of these counters and have ended; returns whether there are any."""
         in_flight = self._in_flight or self._follower.memory.in_flight
-        holders = {place.owner for place in in_flight.of([one.id for one in counters])} - {self._owner.name, *self._alive}
+        holders = {place.owner for place in in_flight.of([one.id for one in counters])} - {self._owners.name, *self._alive}
         dead = self._owners.dead(holders)
         self._alive |= holders - dead
         freed = [place for place in in_flight if place.owner in dead]

@@ -2,8 +2,6 @@
 
 import contextlib
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,11 +140,8 @@ def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_c
     Session(store, FIVE).call("x", 3)
     store.close()
     store_that(path, monkeypatch)
-    shared: list[SharedHold] = []
-    monkeypatch.setattr(SharedHold, "try_share", shared.append)
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
-    assert shared == []
 
 
 def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:
@@ -165,24 +160,20 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def refuse(*_: object) -> None:
+def refuse(*_: object, **__: object) -> None:
     raise StoreUnavailable("not now")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
-@pytest.mark.parametrize("step", ["log.turn", "_time_base", "try_share"])
+@pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (opening, "_begin_time"), (SharedHold, "share")])
 def test_a_store_that_cannot_be_opened_leaves_no_file_open(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, step: str
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
 ) -> None:
     open_store().close()
     before = open_files()
-    with locked(path) if step == "try_share" else contextlib.nullcontext(), monkeypatch.context() as patch:
-        if step == "log.turn":
-            patch.setattr(CallLog, "turn", refuse)
-        elif step == "_time_base":
-            patch.setattr(opening, "_time_base", refuse)
-        else:
-            patch.setattr(SharedHold, "try_share", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "base_id", lambda: "another boot")
+        patch.setattr(owner, step, refuse)
         with pytest.raises(StoreUnavailable):
             open_store()
     assert open_files() == before
@@ -196,54 +187,3 @@ def test_a_closed_store_leaves_no_file_open(path: Path) -> None:
     Session(store, FIVE).call("x", 1)
     store.close()
     assert open_files() == before
-
-
-# a database that another program has locked
-
-LOCKER = """
-import sqlite3, sys
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("PRAGMA cache_size = 1")
-db.execute("BEGIN EXCLUSIVE")
-if sys.argv[2] == "writes":
-    db.execute("UPDATE counter SET log = zeroblob(100000)")
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def another_program(path: Path, does: str) -> Iterator[None]:
-    """A program that holds an exclusive lock on the database: of this process the kernel would release it too early."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", LOCKER, str(path), does], stdin=pipe, stdout=pipe) as locker:
-        assert locker.stdout is not None
-        assert locker.stdout.readline() == b"locked\n"
-        yield
-        locker.kill()
-
-
-def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_knows_every_count(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = open_store()
-    Session(store, FIVE).call("x", 2)
-    assert store._with_lock(store._upkeep.drain)
-    Session(store, FIVE, session="b" * 16).call("x", 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(Upkeep, "drain", lambda _: False)
-        store.close()
-    with another_program(path, "reads"):
-        late = open_store()
-        assert Session(late, FIVE, session="c" * 16).decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
-    late.close()
-    assert [held.used for held in open_store().held()] == [5]
-
-
-def test_a_database_that_another_program_is_changing_is_not_read(path: Path, open_store: Open) -> None:
-    store = open_store()
-    Session(store, FIVE).call("x", 2)
-    store.close()
-    with another_program(path, "writes"), pytest.raises(StoreUnavailable, match="locked"):
-        open_store()
-    assert [held.used for held in open_store().held()] == [2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.stores.folder_changes import FolderChanges
+from mcpguard.followed_file import FolderChanges
 
 pytestmark = pytest.mark.posix
 
