@@ -374,7 +374,7 @@ class Policy:
 def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy: Policy) -> Plan:
     limits: list[Limit] = []
     reported: list[Reported] = []
-    counters: dict[str, tuple[int, Counter]] = {}
+    counters: dict[Counter, int] = {}
     for rule, at in parts:
         observed = policy.observe or rule.observe
         wait_us = policy.wait_us if rule.wait_us is None else rule.wait_us
@@ -383,18 +383,18 @@ def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy:
             limits.append(Limit(0, 0, -1, at, observed))
         cost = policy.cost(call) if rule.counts == "cost" else 1
         for rate in rule.bounds:
-            label = _label(rule, call, namespace, rate.window_us)
-            if label not in counters:
-                counters[label] = (len(counters), Counter(counter_id(label), label, rate.window_us))
-            limits.append(Limit(rate.n, rate.window_us, counters[label][0], at, observed, rule.counts, cost, wait_us))
-    return Plan(tuple(limits), tuple(reported), tuple(counter for _, counter in counters.values()))
+            number = counters.setdefault(counter_of(rule, call, namespace, rate.window_us), len(counters))
+            limits.append(Limit(rate.n, rate.window_us, number, at, observed, rule.counts, cost, wait_us))
+    return Plan(tuple(limits), tuple(reported), tuple(counters))
 
 
-def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
+def counter_of(rule: Rule, call: Call, namespace: str, window_us: int) -> Counter:
+    """The counter of a part of a rule for a call, with this window."""
     values: dict[str, str] = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
     if ARGUMENTS in rule.per:
         values[ARGUMENTS] = ""
-    return Label(namespace, values, rule.shared, rule.counts, window_us).text
+    label = Label(namespace, values, rule.shared, rule.counts, window_us).text
+    return Counter(counter_id(label), label, window_us)
 
 
 def _one_matches(pattern: str, values: Sequence[str]) -> bool:

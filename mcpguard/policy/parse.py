@@ -8,7 +8,6 @@ from typing import Final
 
 from mcpguard.errors import PolicyError, Problem
 from mcpguard.limiter.plan import ARGUMENTS
-from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.model import AXES, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.values import (
     Fault,
@@ -65,6 +64,9 @@ _SETTINGS: Final = frozenset({"store", "identity", "audit", "denials", "quiet", 
 _COST_SELECTORS: Final = ("tool", "server")
 _COST_KEYS: Final = (*_COST_SELECTORS, "cost")
 _LIKE_HEADER = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
+"""A line that is meant to be a header."""
+
+_HEADER = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
 """A line that is meant to be a header."""
 
 _SELECTION: Final = re.compile(rf"(?:^| )({'|'.join(SELECTORS)}|per)=")
@@ -267,31 +269,6 @@ def parse_rule(table: dict[str, object], *, where: str) -> Rule:
     if rule is None:
         raise PolicyError(f"{where}: {faults[0].message}", faults[0].hint)
     return rule
-
-
-def rule_of_text(text: str, limit: object, counts: Counts = "calls") -> Rule | None:
-    """The rule with this `Rule.text` and this limit.
-
-    Args:
-        text: The rule's text.
-        limit: A value of `limit` in a policy file; of `concurrent` for a cap on calls in flight.
-        counts: What the limit counts; `concurrent` for such a cap.
-
-    Returns:
-        None if no rule has this text.
-    """
-    _, *parts = _SELECTION.split(text)
-    table: dict[str, object] = dict(zip(parts[::2], parts[1::2], strict=True))
-    for key in table.keys() & {"role", "scope", "per"}:
-        table[key] = str(table[key]).split(",")
-    if table.get("per") == ["none"]:
-        table["per"] = []
-    try:
-        table["concurrent" if counts == "concurrent" else "limit"] = limit
-        rule = parse_rule(table | ({"count": counts} if counts in ("cost", "errors") else {}), where="rule")
-    except PolicyError:
-        return None
-    return rule if rule.text == text else None
 
 
 def parse_cost(table: dict[str, object], *, where: str) -> Cost:

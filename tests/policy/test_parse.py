@@ -1,6 +1,6 @@
 """What a policy file means, and the errors of one that is wrong."""
 
-from typing import Any, Literal, SupportsIndex
+from typing import Any, SupportsIndex
 
 import pytest
 import tomli_w
@@ -12,7 +12,7 @@ from mcpguard.limiter.plan import Plan, label_parts
 from mcpguard.policy.explain import sentences
 from mcpguard.policy.lint import warnings
 from mcpguard.policy.model import Call, Rate, Rule
-from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, rule_of_text, text_of, unreadable, untouched
+from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable, untouched
 from tests.build import steps
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
@@ -444,44 +444,6 @@ def test_any_tables_are_a_policy_or_have_errors_at_their_places(data: dict[str, 
 def test_an_agent_of_one_star_is_any_agent() -> None:
     (rule,) = parse("[[rule]]\nagent = '*'\nlimit = '5/1m'").rules
     assert rule.text == "agent=*::*::*"
-
-
-# The text of a rule in a denial or an audit row
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        {},
-        {"per": []},
-        {"tool": "search"},
-        {"user": "*", "tool": "a b", "per": ["user", "tool"]},
-        {"agent": "Claude Code::subagent::*", "server": "crm=2", "per": []},
-        {"user": "*", "role": ["a", "b"], "scope": "c"},
-    ],
-)
-@pytest.mark.parametrize("limit", ["deny", "5/1m", ["5/1m", "9/1h"]])
-def test_a_rule_is_found_again_from_its_text(table: dict[str, object], limit: object) -> None:
-    rule = parse_rule({**table, "limit": limit}, where="rule")
-    assert rule_of_text(rule.text, limit) == rule
-
-
-@pytest.mark.parametrize("counts", ["cost", "errors"])
-def test_a_rule_that_counts_something_else_is_found_again(counts: Literal["cost", "errors"]) -> None:
-    table = {"user": "*", "per": ["user", "arguments"]}
-    rule = parse_rule({**table, "limit": "5/1m", "count": counts}, where="rule")
-    assert rule_of_text(rule.text, "5/1m", counts) == rule
-
-
-def test_a_cap_is_found_again() -> None:
-    rule = parse_rule({"tool": "a b", "concurrent": 2}, where="rule")
-    assert rule_of_text(rule.text, 2, "concurrent") == rule
-    assert rule_of_text(rule.text, "2/1m", "concurrent") is None
-
-
-@pytest.mark.parametrize("text", ["", "nonsense", "tool=", "tool=a tool=b", "per=moon", "agent=one::two"])
-def test_a_text_that_no_rule_has_gives_none(text: str) -> None:
-    assert rule_of_text(text, "5/1m") is None
 
 
 @pytest.mark.parametrize(
