@@ -20,9 +20,6 @@ _DEFAULTS: Final = {"name": "", "mode": "enforce"}
 _REASON: Final = "busiest "
 """The beginning of a comment beside a suggested limit. The next suggestion replaces such a comment."""
 
-_AFTER_ITEM: Final = re.compile(r"[ \t]*(,?)[ \t]*(?:#[^\n]*)?\r?\n")
-"""What follows an item that is the last one on its line."""
-
 _TOP_COMMENT: Final = re.compile(r"(?:[ \t]*#[^\n]*\n)+[ \t\r]*\n")
 """The comment about a whole file. Without a blank line below it, a comment belongs to what follows."""
 
@@ -52,8 +49,8 @@ class PolicyText:
     def set(self, kind: str, at: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Give a table other values, by key; None removes a key. The other keys stay. Returns the table with these values.
 
-        In a list of limits with comments, limits that do not change keep their place and comment. Where that cannot be done,
-        the comments are put above all limits. If a word such as `deny` replaces the list, the comments are put after it.
+        The comments in a list of limits are put above all its limits. If a word such as `deny` replaces the list, they are put
+        after it.
         """
         table = self._tables(kind).children[at].node
         assert isinstance(table, Object)  # noqa: S101 - the policy is valid
@@ -151,28 +148,7 @@ class PolicyText:
             return
         limits = [value] if isinstance(value, str) else value
         is_kept = _comments(old) and isinstance(limits[0], str)
-        if is_kept and isinstance(node, Array) and (splices := self._in_place(node, limits)):
-            self._splices += splices
-            return
-        listed = [(limit, "") for limit in limits] if is_kept else value
-        self._replace(member, _token(listed, _comments(old)))
-
-    def _in_place(self, array: Array, limits: Sequence[str]) -> list[Splice]:
-        """Edit a list of limits, each of which is on a line of its own; nothing if that cannot be done."""
-        document, text, splices = self._document, self._text, list[Splice]()
-        wanted = {limit.partition("/")[2]: limit for limit in limits}
-        for child in array.children:
-            begin, end = document.line_start(child.start), document.line_end(child.end)
-            after = _AFTER_ITEM.fullmatch(text, child.end, end)
-            limit = wanted.pop(str(plain(child.node)).partition("/")[2], None)
-            is_last = child == array.children[-1]
-            if text[begin : child.start].strip(_BLANK) or not after or not (after[1] or (is_last and not wanted)):
-                return []
-            splices.append(Splice(child.start, child.end, _token(limit)) if limit else Splice(begin, end, ""))
-        last = array.children[-1]
-        at = document.line_end(last.end)
-        lines = "".join(f"{document.indentation(last.start)}{_token(limit)},\n" for limit in wanted.values())
-        return [*splices, Splice(at, at, lines)]
+        self._replace(member, _token([(limit, "") for limit in limits] if is_kept else value, _comments(old)))
 
 
 def _pair(key: str, value: object) -> str:
