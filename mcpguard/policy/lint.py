@@ -2,12 +2,11 @@
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
-from mcpguard.limiter.sliding import EXACT
 from mcpguard.policy.explain import rule_numbers, series
 from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.parse import untouched
@@ -265,40 +264,6 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
         meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
         if not any(rule.may_meet(rules[other]) for other in meeting):
             yield at
-
-
-def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
-    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence for each window.
-
-    Args:
-        rule: The rule with the new limits.
-        before: The rules that may have counted in the same counters.
-    """
-    larger = {
-        rate.window_us
-        for other in before
-        if other.counts == rule.counts and other.per == rule.per and other.shared == rule.shared and rule.may_meet(other)
-        for rate in other.rates
-        if rate.n > EXACT
-    }
-    what = {"cost": "Units taken", "errors": "Errors counted"}.get(rule.counts, "Calls made")
-    return [
-        f"{what} before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
-        f" a limit above {EXACT} has counted them in groups, without the time of each call."
-        for rate in rule.rates
-        if rate.n <= EXACT and rate.window_us in larger
-    ]
-
-
-def _short(span_us: int) -> str:
-    """A time span in whole seconds, rounded up.
-
-    >>> _short(1_350_000_000), _short(3_600_000_001)
-    ('22m 30s', '1h 1s')
-    """
-    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
-    hours, minutes = divmod(minutes, 60)
-    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
 
 
 def _foreign_names(policy: Policy) -> Iterator[str]:

@@ -1,5 +1,4 @@
 import errno
-import gc
 import os
 import shlex
 import threading
@@ -227,7 +226,6 @@ def test_a_file_that_cannot_be_used_at_the_start_is_an_error_until_it_can(
     file = PolicyFile(path, named=named)
     error = file.begin()
     assert limit(error).startswith(told)
-    assert not file.is_starter
     if fault is missing:
         assert isinstance(error, PolicyError)
         assert error.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
@@ -258,7 +256,6 @@ def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
     told = fault(path)
     assert limit(followed.poll()) == told
     assert followed.poll() is None
-    assert not followed.is_starter
     if path.is_dir():
         path.rmdir()
     path.write_text(rule("1/1h"))
@@ -304,7 +301,6 @@ def test_the_starter_policy_does_not_replace_a_file_that_is_broken_and_then_remo
     assert f"{path}: line 1: not TOML" in limit(running.poll())
     path.unlink()
     assert limit(running.poll()) == f"{path}: no such file"
-    assert not running.is_starter
 
 
 def test_a_new_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in_force(path: Path) -> None:
@@ -315,20 +311,17 @@ def test_a_new_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in
     path.unlink()
     found = file.poll()
     assert isinstance(found, Policy)
-    assert len(found.rules) == 4
-    assert file.is_starter
+    assert found.is_starter
 
 
 def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path) -> None:
     file = PolicyFile(path)
     starter = file.begin()
     assert isinstance(starter, Policy)
-    assert len(starter.rules) == 4
-    assert file.is_starter
+    assert starter.is_starter
     assert file.poll() is None
     path.write_text(rule("1/1h"))
     assert limit(file.poll()) == "1/1h"
-    assert not file.is_starter
 
 
 @pytest.mark.parametrize("content", [None, rule("1/1h")], ids=["starter", "file"])
@@ -351,8 +344,9 @@ def test_a_file_that_cannot_be_examined_and_then_is_missing_is_noticed(path: Pat
     file = PolicyFile(path)
     assert "cannot be read" in limit(file.begin())
     path.unlink()
-    assert isinstance(file.poll(), Policy)
-    assert file.is_starter
+    found = file.poll()
+    assert isinstance(found, Policy)
+    assert found.is_starter
 
 
 @pytest.mark.parametrize("when", ["at the start", "after an edit"])
@@ -489,22 +483,6 @@ def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_loaded(running: P
     assert limit(running.poll()) == f"{path}: no such file"
     parser.may.set()
     assert running.poll() is None
-
-
-def test_a_large_file_is_parsed_in_a_thread_without_collections(
-    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def look(text: str, **options: object) -> Policy:
-        seen.append((threading.current_thread().name, gc.isenabled()))
-        return parse(text, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(file, "parse", look)
-    path.write_text(large("2/1h"))
-    assert next_of(running) == "2/1h"
-    assert seen == [("mcpguard-policy", False)]
-    assert gc.isenabled()
 
 
 def test_an_internal_error_while_parsing_is_reported_once(
