@@ -7,7 +7,7 @@ A rule with limits and with a cap on calls in flight has two parts, which are ov
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import Agent, agent_matches
@@ -47,6 +47,13 @@ class Call(NamedTuple):
     tool: str
     roles: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Mapping[str, object]) -> "Call":
+        """The call of a record of the audit log, which has no scopes. A member that it lacks is empty."""
+        user, agent, tool, server = (str(record.get(axis, "")) for axis in AXES)
+        roles = record.get("roles")
+        return cls(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ())
 
 
 class Rate(NamedTuple):

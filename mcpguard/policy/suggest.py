@@ -257,9 +257,7 @@ class Survey:
             self._calls += 1
             self._first_us = min(self._first_us or time_us, time_us)
             self._last_us = max(self._last_us, time_us)
-            roles = row.get("roles")
-            user, agent, tool, server = (str(row[axis]) for axis in AXES)
-            call = Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ())
+            call = Call.of(row)
             for tracked in self._counting(call):
                 tracked.add(call, time_us)
 

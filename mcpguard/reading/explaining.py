@@ -218,9 +218,7 @@ def never_matched(policy: Policy, settings: Settings, *, explained: Collection[i
                 rows += 1
                 is_call = all(key in record for key in AXES)
                 if is_call and record["namespace"] == settings.namespace:
-                    roles = record.get("roles")
-                    user, agent, tool, server = (str(record[key]) for key in AXES)
-                    calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))
+                    calls.add(Call.of(record))
                 if rows == CALLS_LOOKED_AT:
                     break
     except StoreUnavailable:

@@ -176,11 +176,8 @@ def _now(store: Readable, rule: Rule, limit: LimitThen, record: Mapping[str, Any
     """
     if limit.limit is None or any(axis not in record for axis in AXES if axis in rule.per):
         return None
-    user, agent, tool, server = (str(record.get(key, "")) for key in AXES)
     window_us = (seconds_of(limit.window) or 0) * 1_000_000
-    counter = counter_of(
-        rule._replace(counts=limit.counts), Call(user, agent, server, tool), str(record["namespace"]), window_us
-    )
+    counter = counter_of(rule._replace(counts=limit.counts), Call.of(record), str(record["namespace"]), window_us)
     if counter.is_split:
         return None
     (state,), now_us = store.peek([counter])
