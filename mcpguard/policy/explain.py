@@ -40,16 +40,12 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
 
 def sentences(policy: Policy) -> list[str]:
     """The sentence of each rule. If narrower rules override a rule, its sentence says so and names them by number."""
-    return [
-        _with_exceptions(sentence(rule, policy.costs), narrower)
-        for rule, narrower in zip(policy.rules, policy.overriding(), strict=True)
-    ]
-
-
-def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
-    if not narrower:
-        return text
-    return f"{text[:-1]}, unless a narrower rule says otherwise: {rule_numbers(narrower)}."
+    found = []
+    for rule, narrower in zip(policy.rules, policy.overriding(), strict=True):
+        text = sentence(rule, policy.costs)
+        more = f", unless a narrower rule says otherwise: {rule_numbers(narrower)}" if narrower else ""
+        found.append(f"{text[:-1]}{more}.")
+    return found
 
 
 def rule_numbers(places: Sequence[int]) -> str:
@@ -75,9 +71,9 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
     if rule.counts != "cost" or not rule.rates:
         return []
     known = [cost for cost in costs if rule.may_meet(cost.pattern)]
-    words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
+    words = [f"a call of {_what(cost.pattern)} costs {cost.units:,}" for cost in known]
     if len(words) > _NAMED + 1:
-        words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
+        words = [*words[:_NAMED], f"{len(words) - _NAMED} more costs"]
     return [series(words)] if words else ["each call costs 1"]
 
 
@@ -92,7 +88,8 @@ def _clause(rule: Rule) -> str:
         who = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)}"
         return f"{who} without limit{counted}, unless another rule applies"
     if rule.counts == "errors":
-        return _closing(rule)
+        failures = " or ".join(map(_times, rule.rates))
+        return f"{_who(rule)} may call {_what(rule)}{_through(rule)} until calls fail {failures}{_together(rule)}"
     if rule.counts == "cost":
         units = [f"{amount(rate.n, 'unit')} {span(rate)}" for rate in rule.rates]
         return f"{_who(rule)} may spend {series(units)} on {_what(rule)}{_through(rule)}{_together(rule)}"
@@ -112,25 +109,6 @@ def _capping(rule: Rule) -> str:
     what = f" of {_what(rule)}" if _names_tools(rule) else _to_servers(rule)
     calls = amount(rule.concurrent, "call")
     return f"{_who(rule)} may have at most {calls}{what} in flight at once{_through(rule)}{_together(rule)}"
-
-
-def _closing(rule: Rule) -> str:
-    """What a limit on errors says."""
-    what, who = _what(rule), _who(rule)
-    if _spread(rule, "user") != "one":
-        who = who[0].lower() + who[1:]
-    is_many = _names_several(rule)
-    what = f"all {what}" if is_many and not _matching(rule, "tool") else what
-    if _spread(rule, "tool") != "one":  # the name of a tool stays as it is
-        what = what[0].upper() + what[1:]
-    errors = [f"{amount(rate.n, 'error')} {_within(rate)}" for rate in rule.rates]
-    closed = f"{what} {'are' if is_many else 'is'} closed for {who}{_through(rule)} after {' or '.join(errors)}"
-    return f"{closed}{_together(rule)}"
-
-
-def _within(rate: Rate) -> str:
-    text = span(rate)
-    return text if text.startswith("in ") else f"in {text}"
 
 
 def _names_tools(rule: Rule) -> bool:
@@ -229,11 +207,6 @@ def _what(rule: Rule) -> str:
     if "server" in rule.selectors and _matching(rule, "server"):
         return f"{text} of servers{_matching(rule, 'server')}"
     return text
-
-
-def _names_several(rule: Rule) -> bool:
-    """Whether `_what` is a plural. The name of a tool can begin with `tools`, too."""
-    return _spread(rule, "tool") != "one" and _what(rule).startswith("tools")
 
 
 def _to_servers(rule: Rule) -> str:
