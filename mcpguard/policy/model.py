@@ -7,7 +7,8 @@ A rule with limits and with a cap on calls in flight has two parts, which are ov
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import Agent, agent_matches
@@ -366,12 +367,13 @@ class Policy:
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
         """The indexes of the parts whose rules match `call`, each with the index of the part that overrides it, or None."""
         matched = self.matched(call)
-        competing = self._by_kind(matched)
+        kinds = {at: self.parts[at][0].kind for at in matched}
         firsts: dict[tuple[object, ...], int] = {}  # of rules that differ only in role or scope, the first
         result: list[tuple[int, int | None]] = []
         for at in matched:
             rule = self.parts[at][0]
-            winner = next((other for other in competing[rule.kind] if rule.is_wider_than(self.parts[other][0])), None)
+            competing = [other for other in matched if kinds[other] == kinds[at]]
+            winner = next((other for other in competing if rule.is_wider_than(self.parts[other][0])), None)
             if winner is None:
                 first = firsts.setdefault(rule.reach, at)
                 winner = first if first != at else None
@@ -380,26 +382,31 @@ class Policy:
 
     def overriding(self) -> list[list[int]]:
         """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
-        found: list[set[int]] = [set() for _ in self.rules]
-        by_text: dict[object, list[tuple[str, int]]] = {}  # the parts of a kind in the order of one of their selectors
-        for place, (rule, _) in enumerate(self.parts):
-            for axis, text in rule.texts:
-                by_text.setdefault((rule.kind, axis), []).append((text, place))
-        for some in by_text.values():
-            some.sort()
-        for rule, at in self.parts:  # the text of a narrower selector begins as the pattern does
-            spans = [(_beginning(by_text[rule.kind, axis], text), axis) for axis, text in rule.texts]
-            span, axis = min(spans, key=lambda one: len(one[0]))
-            near = [self.parts[place] for _, place in by_text[rule.kind, axis][span.start : span.stop]]
-            found[at].update(other_at for other, other_at in near if rule.is_wider_than(other))
-        return [sorted(others) for others in found]
+        parts = [rule.parts for rule in self.rules]
+        return [
+            [at for at in self.near(rule) if any(mine.is_overridden_by(other) for mine in rule.parts for other in parts[at])]
+            for rule in self.rules
+        ]
 
-    def _by_kind(self, places: Iterable[int]) -> dict[tuple[object, ...], list[int]]:
-        """Some indexes of parts by their rules' `kind`: only those of one kind can override each other."""
-        found: dict[tuple[object, ...], list[int]] = {}
-        for at in places:
-            found.setdefault(self.parts[at][0].kind, []).append(at)
-        return found
+    def near(self, rule: Rule) -> list[int]:
+        """The indexes of the rules that a rule may cover, in order: one of their selectors begins like its own."""
+        spans = []
+        for axis, pattern in rule.texts:
+            texts, prefix = self._texts[axis], pattern.partition("*")[0]
+            begin = bisect_left(texts, (prefix,))
+            end = bisect_right(texts, prefix, begin, key=_beginning(len(prefix)))
+            spans.append((end - begin, begin, axis))
+        size, begin, axis = min(spans)
+        return sorted(at for _, at in self._texts[axis][begin : begin + size])
+
+    @cached_property
+    def _texts(self) -> dict[str, list[tuple[str, int]]]:
+        """By axis the selectors of all rules in their order, each with the index of its rule."""
+        found: dict[str, list[tuple[str, int]]] = {axis: [] for axis in ("", *AXES)}
+        for at, rule in enumerate(self.rules):
+            for axis, text in rule.texts:
+                found[axis].append((text, at))
+        return {axis: sorted(texts) for axis, texts in found.items()}
 
 
 def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy: Policy) -> Plan:
@@ -428,11 +435,8 @@ def counter_of(rule: Rule, call: Call, namespace: str, window_us: int) -> Counte
     return Counter(counter_id(label), label, window_us)
 
 
-def _beginning(texts: list[tuple[str, int]], pattern: str) -> range:
-    """Of sorted texts, the places of those that begin as a pattern does."""
-    prefix = pattern.partition("*")[0]
-    begin = bisect_left(texts, (prefix,))
-    return range(begin, bisect_right(texts, prefix, begin, key=lambda one: one[0][: len(prefix)]))
+def _beginning(size: int) -> Callable[[tuple[str, int]], str]:
+    return lambda one: one[0][:size]
 
 
 def _one_matches(pattern: str, values: Sequence[str]) -> bool:
