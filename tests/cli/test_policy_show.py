@@ -11,7 +11,7 @@ from tests.policy.test_editing import BY_HAND
 def test_show_says_that_the_starter_policy_is_in_force(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "show")
     assert done.stdout.splitlines()[0] == f"starter policy: no file at {tmp_path / 'policy.toml'}"
-    assert "Each user may make 60 calls a minute through each agent" in done.stdout
+    assert "Each user may call tools 60 times a minute through each agent" in done.stdout
     shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
     assert (shown["starter"], shown["file"], len(shown["rules"])) == (True, None, 4)
 

@@ -16,25 +16,26 @@ def said(*lines: str) -> str:
         ("user='*' tool='search'", "Each user may call search 20 times a minute and 100 times an hour."),
         ("user='bob' tool='search'", "bob may call search 20 times a minute and 100 times an hour."),
         ("tool='search'", "All users together may call search 20 times a minute and 100 times an hour."),
-        ("user='*'", "Each user may make 20 calls a minute and 100 an hour, counting all tools together."),
-        ("", "All users together may make 20 calls a minute and 100 an hour, counting all tools together."),
-        ("per=['user']", "Each user may make 20 calls a minute and 100 an hour, counting all tools together."),
+        ("user='*'", "Each user may call tools 20 times a minute and 100 times an hour, counting all tools together."),
+        ("", "All users together may call tools 20 times a minute and 100 times an hour, counting all tools together."),
+        ("per=['user']", "Each user may call tools 20 times a minute and 100 times an hour, counting all tools together."),
         (
             "user='*' agent='*::*::*'",
-            "Each user may make 20 calls a minute and 100 an hour through each agent, counting all tools together.",
+            "Each user may call tools 20 times a minute and 100 times an hour through each agent, counting all tools together.",
         ),
         (
             "user='*' agent='A::subagent::B'",
-            "Each user may make 20 calls a minute and 100 an hour through agent A::subagent::B, counting all tools together.",
+            "Each user may call tools 20 times a minute and 100 times an hour through agent A::subagent::B,"
+            " counting all tools together.",
         ),
         (
             "user='*' agent='*::api::*' per=['user']",
-            "Each user may make 20 calls a minute and 100 an hour through agents *::api::*,"
+            "Each user may call tools 20 times a minute and 100 times an hour through agents *::api::*,"
             " counting all tools and these agents together.",
         ),
         (
             "agent='*::api::*'",
-            "All users together may make 20 calls a minute and 100 an hour through each agent matching *::api::*,"
+            "All users together may call tools 20 times a minute and 100 times an hour through each agent matching *::api::*,"
             " counting all tools together.",
         ),
         (
@@ -49,7 +50,8 @@ def said(*lines: str) -> str:
         ),
         (
             "user='*@acme.com' per=[]",
-            "All users matching *@acme.com together may make 20 calls a minute and 100 an hour, counting all tools together.",
+            "All users matching *@acme.com together may call tools 20 times a minute and 100 times an hour,"
+            " counting all tools together.",
         ),
         (
             "user='*@acme.com' tool='crm_*'",
@@ -83,16 +85,16 @@ def said(*lines: str) -> str:
         ),
         (
             "user='*' server='crm'",
-            "Each user may make 20 calls a minute and 100 an hour to server crm, counting all tools together.",
+            "Each user may call tools of crm 20 times a minute and 100 times an hour, counting all tools together.",
         ),
         (
             "server='c*'",
-            "All users together may make 20 calls a minute and 100 an hour to each server matching c*,"
+            "All users together may call tools of each server matching c* 20 times a minute and 100 times an hour,"
             " counting all tools together.",
         ),
         (
             "server='c*' per=[]",
-            "All users together may make 20 calls a minute and 100 an hour to servers matching c*,"
+            "All users together may call tools of servers matching c* 20 times a minute and 100 times an hour,"
             " counting all tools and these servers together.",
         ),
         (
@@ -124,7 +126,7 @@ def test_windows_are_written_as_in_a_sentence(limit: str, words: str) -> None:
 
 
 def test_one_call_is_not_several() -> None:
-    assert said("user='bob'", "limit='1/1m'") == "bob may make 1 call a minute, counting all tools together."
+    assert said("user='bob'", "limit='1/1m'") == "bob may call tools once a minute, counting all tools together."
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_an_observed_rule_is_described_as_reporting_only() -> None:
         ("tool='t*'", "All users together may have at most 2 calls of each tool matching t* of each server in flight at once."),
         (
             "user='*' server='crm'",
-            "Each user may have at most 2 calls to server crm in flight at once, counting all tools together.",
+            "Each user may have at most 2 calls of tools of crm in flight at once, counting all tools together.",
         ),
         ("user='bob'", "bob may have at most 2 calls in flight at once, counting all tools together."),
         (
@@ -207,7 +209,7 @@ def test_a_rule_with_a_limit_and_a_cap_has_one_sentence_about_both() -> None:
         ("server='crm' limit='3/1m'", "may call tools of crm until calls fail 3 times a minute, counting all tools together."),
         (
             "agent='*::api::*' tool='t' limit='3/1m'",
-            "may call t through each agent matching *::api::* until calls fail 3 times a minute.",
+            "may call t until calls fail 3 times a minute through each agent matching *::api::*.",
         ),
     ],
 )
