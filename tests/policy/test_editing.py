@@ -112,16 +112,6 @@ def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-def test_a_rule_that_the_starter_policy_has_already_makes_the_file_too(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    found = parse(STARTER).rules[0]
-    edit, at = put(
-        file, {"user": "*", "agent": found.selectors["agent"][0], "per": sorted(found.per), "limit": found.limit_text}
-    )
-    assert (edit.is_new_file, edit.is_unchanged, at) == (True, False, 0)
-    assert file.read_text() == STARTER
-
-
 def test_the_same_selectors_with_another_per_are_another_rule(file: Path) -> None:
     put(file, {"user": "*", "tool": "search", "per": ["user", "tool"], "limit": "1/1h"})
     assert len(rules(file)) == 2
@@ -279,15 +269,6 @@ def test_a_file_that_is_not_a_policy_is_an_error_with_its_line_and_stays(tmp_pat
         assert raised.value.message.startswith(f"{file}: line ")
         assert raised.value.hint
         assert file.read_bytes() == content
-
-
-def test_a_file_in_another_encoding_is_an_error_with_its_line(file: Path) -> None:
-    for text, line in ((BY_HAND.replace("Ask Ines", "Ask Inés"), 1), (BY_HAND.replace("in May", "in März"), 9)):
-        file.write_bytes(text.encode("latin-1"))
-        with pytest.raises(PolicyError) as raised:
-            put(file, {"tool": "search", "limit": "1/1h"})
-        assert raised.value.message == f"{file}: line {line}: not UTF-8"
-        assert raised.value.exit_status == ExitStatus.CONFIGURATION
 
 
 @pytest.mark.posix

@@ -51,23 +51,11 @@ def settle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: later)
 
 
-def test_an_unchanged_file_changes_nothing(running: PolicyFile) -> None:
-    assert [running.poll() for _ in range(3)] == [None] * 3
-
-
 def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(path, monkeypatch)
     assert running.poll() is None
     monkeypatch.setattr(followed_file, "read_at_once", None)
     assert running.poll() is None
-
-
-def test_two_edits_with_one_time_stamp_are_both_loaded(running: PolicyFile, path: Path) -> None:
-    for n in (2, 3, 4):  # of the same size, in the same file, and with the same time
-        stamp = path.stat()
-        path.write_text(rule(f"{n}/1h"))
-        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-        assert limit(running.poll()) == f"{n}/1h"
 
 
 def edit(path: Path) -> None:
@@ -262,17 +250,6 @@ def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
     assert limit(followed.poll()) == "1/1h"
 
 
-@pytest.mark.posix
-def test_a_file_behind_a_link_is_followed(path: Path) -> None:
-    target = path.with_name("team.toml")
-    target.write_text(rule("1/1h"))
-    path.symlink_to(target)
-    file = PolicyFile(path)
-    assert limit(file.begin()) == "1/1h"
-    target.write_text(rule("2/1h"))
-    assert limit(file.poll()) == "2/1h"
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -336,17 +313,6 @@ def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path, content:
     assert isinstance(second, Policy)
     assert first.observe
     assert second.observe
-
-
-@pytest.mark.posix
-def test_a_file_that_cannot_be_examined_and_then_is_missing_is_noticed(path: Path) -> None:
-    path.symlink_to(path)
-    file = PolicyFile(path)
-    assert "cannot be read" in limit(file.begin())
-    path.unlink()
-    found = file.poll()
-    assert isinstance(found, Policy)
-    assert found.is_starter
 
 
 @pytest.mark.parametrize("when", ["at the start", "after an edit"])
@@ -438,20 +404,6 @@ def test_a_large_file_is_loaded_later_if_the_system_has_no_thread_to_parse_it(
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", without_threads)
         assert [running.poll() for _ in range(3)] == [None] * 3
-    assert next_of(running) == "2/1h"
-
-
-def test_a_file_that_is_not_large_is_loaded_at_once(running: PolicyFile, path: Path, parser: Parser) -> None:
-    path.write_text(large("2/1h")[:AT_ONCE_BYTES])
-    assert limit(running.poll()) == "2/1h"
-
-
-def test_a_large_broken_file_is_reported_once(running: PolicyFile, path: Path, parser: Parser) -> None:
-    parser.may.set()
-    path.write_text(large("0/1h"))
-    assert next_of(running).startswith(f"{path}: line 3: rule 1: limit: '0/1h' admits nothing")
-    assert running.poll() is None
-    path.write_text(large("2/1h"))
     assert next_of(running) == "2/1h"
 
 

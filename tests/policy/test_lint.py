@@ -139,26 +139,6 @@ def test_the_warning_says_how_to_make_the_rule_an_exception(deny: str, exception
     assert rules(f"{kept} {remedy} limit='deny'", exception) == []
 
 
-def test_a_rule_on_any_tool_can_never_admit_beside_a_denial_of_any_tool() -> None:
-    assert len(rules("server='s' limit='deny'", "user='*' server='s' limit='5/1m'", "user='*' tool='t' limit='5/1m'")) == 1
-    assert rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='s' limit='5/1m'") == []
-    assert len(rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='t' limit='5/1m'")) == 1
-
-
-def test_exceptions_for_other_calls_do_not_hide_the_warning() -> None:
-    closed, other = "agent='A*::*::*' tool='t*' limit='deny'", "user='*' agent='A::x::y' tool='t1' limit='5/1m'"
-    assert len(rules(closed, other)) == 1
-    assert len(rules(closed, other, "agent='A::z::*' tool='t*' limit='5/1m'")) == 1
-    assert len(rules(closed, other, "agent='A*::x::*' tool='t2*' limit='5/1m'")) == 1
-    assert rules(closed, other, "agent='A*::*x::*' tool='t*' limit='5/1m'") == []
-    some = "user='*' agent='A*::*::*' tool='t1*' limit='5/1m'"
-    assert len(rules(closed, some, "agent='A*::*::*' tool='t2' limit='5/1m'")) == 1
-    assert rules(closed, some, "agent='A*::*::*' tool='t12' limit='5/1m'") == []
-    wide = "user='*' agent='A*::*::*' tool='t*2' limit='5/1m'"
-    assert len(rules(closed, wide, "agent='A*::*::*' tool='t*3' limit='5/1m'")) == 1
-    assert rules(closed, wide, "agent='A*::*::*' tool='t3*' limit='5/1m'") == []
-
-
 names = st.sampled_from(["a", "ab", "b", "*", "a*", "ab*"])
 calls = [
     Call(user, "x::y::z", "s", tool, ("a", "b"))
