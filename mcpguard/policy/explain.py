@@ -40,16 +40,12 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
 
 def sentences(policy: Policy) -> list[str]:
     """The sentence of each rule. If narrower rules override a rule, its sentence says so and names them by number."""
-    return [
-        _with_exceptions(sentence(rule, policy.costs), narrower)
-        for rule, narrower in zip(policy.rules, policy.overriding(), strict=True)
-    ]
-
-
-def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
-    if not narrower:
-        return text
-    return f"{text[:-1]}, unless a narrower rule says otherwise: {rule_numbers(narrower)}."
+    found = []
+    for rule, narrower in zip(policy.rules, policy.overriding(), strict=True):
+        text = sentence(rule, policy.costs)
+        more = f", unless a narrower rule says otherwise: {rule_numbers(narrower)}" if narrower else ""
+        found.append(f"{text[:-1]}{more}.")
+    return found
 
 
 def rule_numbers(places: Sequence[int]) -> str:
@@ -75,9 +71,9 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
     if rule.counts != "cost" or not rule.rates:
         return []
     known = [cost for cost in costs if rule.may_meet(cost.pattern)]
-    words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
+    words = [f"a call of {_what(cost.pattern)} costs {cost.units:,}" for cost in known]
     if len(words) > _NAMED + 1:
-        words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
+        words = [*words[:_NAMED], f"{len(words) - _NAMED} more costs"]
     return [series(words)] if words else ["each call costs 1"]
 
 
@@ -85,56 +81,23 @@ def _clause(rule: Rule) -> str:
     """What one part of a rule limits."""
     if rule.deny:
         return _denying(rule)
-    if rule.counts == "concurrent":
-        return _capping(rule)
-    if not rule.rates:
+    who, what = _who(rule), _what(rule)
+    if rule.concurrent == 0:
+        return f"{who} may have any number of calls of {what} in flight{_through(rule)}, unless another rule applies"
+    if rule.concurrent:
+        calls = amount(rule.concurrent, "call") + (f" of {what}" if what != "tools" else "")
+        does = f"may have at most {calls} in flight at once"
+    elif not rule.rates:
         counted = {"cost": " at any cost", "errors": " on errors"}.get(rule.counts, "")
-        who = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)}"
-        return f"{who} without limit{counted}, unless another rule applies"
-    if rule.counts == "errors":
-        return _closing(rule)
-    if rule.counts == "cost":
+        return f"{who} may call {what}{_through(rule)} without limit{counted}, unless another rule applies"
+    elif rule.counts == "errors":
+        does = f"may call {what} until calls fail {' or '.join(map(_times, rule.rates))}"
+    elif rule.counts == "cost":
         units = [f"{amount(rate.n, 'unit')} {span(rate)}" for rate in rule.rates]
-        return f"{_who(rule)} may spend {series(units)} on {_what(rule)}{_through(rule)}{_together(rule)}"
-    if _names_tools(rule):
-        times = series([_times(rate) for rate in rule.rates])
-        return f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
-    first, *more = rule.rates
-    calls = [f"{amount(first.n, 'call')} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
-    return f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
-
-
-def _capping(rule: Rule) -> str:
-    """What a cap on calls in flight says."""
-    if not rule.concurrent:
-        who = f"{_who(rule, together=False)} may have any number of calls of {_what(rule)} in flight{_through(rule)}"
-        return f"{who}, unless another rule applies"
-    what = f" of {_what(rule)}" if _names_tools(rule) else _to_servers(rule)
-    calls = amount(rule.concurrent, "call")
-    return f"{_who(rule)} may have at most {calls}{what} in flight at once{_through(rule)}{_together(rule)}"
-
-
-def _closing(rule: Rule) -> str:
-    """What a limit on errors says."""
-    what, who = _what(rule), _who(rule)
-    if _spread(rule, "user") != "one":
-        who = who[0].lower() + who[1:]
-    is_many = _names_several(rule)
-    what = f"all {what}" if is_many and not _matching(rule, "tool") else what
-    if _spread(rule, "tool") != "one":  # the name of a tool stays as it is
-        what = what[0].upper() + what[1:]
-    errors = [f"{amount(rate.n, 'error')} {_within(rate)}" for rate in rule.rates]
-    closed = f"{what} {'are' if is_many else 'is'} closed for {who}{_through(rule)} after {' or '.join(errors)}"
-    return f"{closed}{_together(rule)}"
-
-
-def _within(rate: Rate) -> str:
-    text = span(rate)
-    return text if text.startswith("in ") else f"in {text}"
-
-
-def _names_tools(rule: Rule) -> bool:
-    return "tool" in rule.selectors or "tool" in rule.per
+        does = f"may spend {series(units)} on {what}"
+    else:
+        does = f"may call {what} {series([_times(rate) for rate in rule.rates])}"
+    return f"{who} {does}{_through(rule)}{_together(rule)}"
 
 
 def _is_counted(rule: Rule) -> bool:
@@ -183,20 +146,16 @@ def _spread(rule: Rule, axis: str) -> str:
     return "all" if axis in rule.selectors else "any"
 
 
-def _who(rule: Rule, *, together: bool = True) -> str:
-    """The sentence's subject: users. With `together`, it says whether they share a counter."""
+def _who(rule: Rule) -> str:
+    """The sentence's subject: users. If the rule counts anything, it says whether they share a counter."""
     users = _spread(rule, "user")
     badges = _badges(rule)
-    narrowing = f"{_matching(rule, 'user')}{badges}"
     if users == "one":
-        user = rule.selectors["user"][0] + badges
-    elif users == "each" or (narrowing and not together):
-        user = f"each user{narrowing}"
-    elif narrowing:
-        user = f"all users{narrowing} together"
-    else:
-        user = "all users together" if together else "all users"
-    return user if users == "one" else user[0].upper() + user[1:]
+        return rule.selectors["user"][0] + badges
+    narrowing = f"{_matching(rule, 'user')}{badges}"
+    if users == "each" or (narrowing and not _is_counted(rule)):
+        return f"Each user{narrowing}"
+    return f"All users{narrowing}{' together' if _is_counted(rule) else ''}"
 
 
 def _badges(rule: Rule) -> str:
@@ -229,19 +188,6 @@ def _what(rule: Rule) -> str:
     if "server" in rule.selectors and _matching(rule, "server"):
         return f"{text} of servers{_matching(rule, 'server')}"
     return text
-
-
-def _names_several(rule: Rule) -> bool:
-    """Whether `_what` is a plural. The name of a tool can begin with `tools`, too."""
-    return _spread(rule, "tool") != "one" and _what(rule).startswith("tools")
-
-
-def _to_servers(rule: Rule) -> str:
-    """The servers of a rule that does not distinguish tools."""
-    spread = _spread(rule, "server")
-    if spread == "one":
-        return f" to server {rule.selectors['server'][0]}"
-    return {"each": " to each server", "all": " to servers", "any": ""}[spread] + _matching(rule, "server")
 
 
 def _through(rule: Rule) -> str:

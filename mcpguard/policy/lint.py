@@ -2,14 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
-from mcpguard.limiter.sliding import EXACT
 from mcpguard.policy.explain import rule_numbers, series
-from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
+from mcpguard.policy.model import COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.parse import untouched
 from mcpguard.policy.tighter import Tightness, admitted_at_most, can_deny_beside
 from mcpguard.text.patterns import glob
@@ -33,9 +32,9 @@ def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
 
     Returns:
         A line for each rule that can never admit, because another rule denies all of its calls; for each limit that another
-        limit of its rule makes superfluous; for each cost that no limit counts, or that is more than a whole limit; for each
-        wait without effect, or so long that clients give up; for each tool that has its name in Claude Code; for each client
-        that has its name in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
+        limit of its rule makes superfluous; for each cost that no limit counts; for each wait without effect, or so long that
+        clients give up; for each tool that has its name in Claude Code; for each client that has its name in `clientInfo`; and
+        for each tier that is neither usual nor in `tiers`.
     """
     return [
         *_never_admitting(policy),
@@ -130,49 +129,18 @@ def _never_binding(policy: Policy) -> Iterator[str]:
 
 
 def _costs(policy: Policy) -> Iterator[str]:
-    """Warn of costs that nothing counts, and of costs above a whole limit."""
-    counting = [(rule, at) for rule, at in policy.parts if rule.counts == "cost" and rule.rates]
+    """Warn of costs that nothing counts."""
+    counting = [rule for rule, _ in policy.parts if rule.counts == "cost" and rule.rates]
     for cost in policy.costs:
-        meeting = [(rule, at) for rule, at in counting if rule.may_meet(cost.pattern)]
-        if not meeting:
+        if not any(rule.may_meet(cost.pattern) for rule in counting):
             hint = 'write count = "cost" in a rule, or remove it'
             yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
-        for rule, at in meeting:
-            least = min(rule.rates)
-            if cost.units <= least.n or policy.observe or rule.observe or _is_replaced(policy, rule, cost):
-                continue
-            yield (
-                f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
-                f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
-            )
 
 
 def cost_label(cost: Cost) -> str:
     """A `[[cost]]` in a warning: its line if it is known, and its text."""
     where = cost.pattern.text
     return f"{f'line {cost.line}: ' if cost.line else ''}the cost of {where if cost.selectors else 'any call'}"
-
-
-def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
-    """Whether a narrower cost, or a narrower rule, applies to all calls of a rule that have this cost."""
-    selectors = {key: rule.selectors.get(key, ()) for key in ("tool", "server")}
-    of_rule = Rule({key: patterns for key, patterns in selectors.items() if patterns}, frozenset())
-    wide = cost.pattern
-    for other in policy.costs:
-        one = other.pattern
-        if wide.is_wider_than(one) and one.covers_all_of(of_rule):
-            return True
-    return any(
-        rule.is_overridden_by(other)
-        and all(other.covers(wide, key) for key in ("tool", "server"))
-        and not _narrows(other, rule)
-        for other, _ in policy.parts
-    )
-
-
-def _narrows(rule: Rule, other: Rule) -> bool:
-    """Whether a rule is narrower than another one in who calls."""
-    return not all(rule.covers(other, key) for key in ("user", "agent", "role", "scope"))
 
 
 def _waits(policy: Policy) -> Iterator[str]:
@@ -204,17 +172,10 @@ def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
-    named: dict[tuple[str, str], list[int]] = {}  # by a name that rules select by: these rules
-    for at, rule in enumerate(policy.rules):
-        for name in rule.exact.items():
-            named.setdefault(name, []).append(at)
     shutters: dict[int, int] = {}
     for at, rule in enumerate(policy.rules):
-        if rule.deny and not rule.observe:
-            # each rule that it covers has the same names
-            near = min([named[name] for name in rule.exact.items()], key=len, default=range(len(policy.rules)))
-            for closed in _closed_by(policy.rules, at, near):
-                shutters.setdefault(closed, at)
+        for closed in _closed_by(policy, at) if rule.deny and not rule.observe else ():
+            shutters.setdefault(closed, at)
     starter = untouched(policy)
     for at, shutter in sorted(shutters.items()):
         if at in starter:  # its author does not expect it to admit anything
@@ -242,63 +203,20 @@ def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
     return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
 
 
-def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
-    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
-
-    Args:
-        rules: All rules.
-        closing: The index of the rule that denies.
-        near: The indexes of the rules that it may cover.
-    """
-    deny = rules[closing]
-    axis = next((axis for axis in AXES if axis in deny.selectors), "")
-    exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
-    for at in near:
-        if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts):
-            exceptions.setdefault(rules[at].exact.get(axis, ""), []).append(at)
-    every = {at for some in exceptions.values() for at in some}
+def _closed_by(policy: Policy, closing: int) -> Iterator[int]:
+    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it."""
+    rules, deny = policy.rules, policy.rules[closing]
+    near = policy.near(deny)
+    exceptions = {
+        at
+        for at in near
+        if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts)
+    }
     for at in near:
         rule = rules[at]
-        if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
-            continue
-        name = rule.exact.get(axis)
-        meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
-        if not any(rule.may_meet(rules[other]) for other in meeting):
+        is_covered = not rule.deny and at not in exceptions and all(deny.covers(rule, key) for key in SELECTORS)
+        if is_covered and not any(rule.may_meet(rules[other]) for other in exceptions):
             yield at
-
-
-def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
-    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence for each window.
-
-    Args:
-        rule: The rule with the new limits.
-        before: The rules that may have counted in the same counters.
-    """
-    larger = {
-        rate.window_us
-        for other in before
-        if other.counts == rule.counts and other.per == rule.per and other.shared == rule.shared and rule.may_meet(other)
-        for rate in other.rates
-        if rate.n > EXACT
-    }
-    what = {"cost": "Units taken", "errors": "Errors counted"}.get(rule.counts, "Calls made")
-    return [
-        f"{what} before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
-        f" a limit above {EXACT} has counted them in groups, without the time of each call."
-        for rate in rule.rates
-        if rate.n <= EXACT and rate.window_us in larger
-    ]
-
-
-def _short(span_us: int) -> str:
-    """A time span in whole seconds, rounded up.
-
-    >>> _short(1_350_000_000), _short(3_600_000_001)
-    ('22m 30s', '1h 1s')
-    """
-    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
-    hours, minutes = divmod(minutes, 60)
-    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
 
 
 def _foreign_names(policy: Policy) -> Iterator[str]:

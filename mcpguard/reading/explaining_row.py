@@ -8,8 +8,7 @@ from mcpguard.errors import McpguardError
 from mcpguard.limiter.plan import Counter, Reported
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.match import used_of
-from mcpguard.policy.model import AXES, Call, Policy, Rule
-from mcpguard.policy.parse import rule_of_text
+from mcpguard.policy.model import AXES, Call, Policy, Rule, counter_of
 from mcpguard.session.audit import BY_RULES, POLICY_AT_START
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 from mcpguard.text.times import seconds_of
@@ -41,18 +40,6 @@ class LimitThen(NamedTuple):
     retry_after_ms: int | None
     text: str
     left: int | None
-
-    @property
-    def value(self) -> int | str:
-        """As a policy writes it: the value of `limit`, or of `concurrent`."""
-        if self.limit is None:
-            return "deny"
-        return self.limit if self.counts == "concurrent" else f"{self.limit}/{self.window}"
-
-    @property
-    def window_us(self) -> int:
-        """The window's length; 0 for calls in flight and for `deny`."""
-        return (seconds_of(self.window) or 0) * 1_000_000
 
 
 class RuleThen(NamedTuple):
@@ -95,8 +82,9 @@ class Shown(NamedTuple):
         limits: The limits that said no, or the one with the least quota left.
         rules: Their rules.
         counters: By the index of a limit, what its counter holds now. A limit has none if the row does not tell which counter
-            it was: one of several by arguments, or by a name that a row of several denials leaves out.
-        commands: For each rule, the command that changes it.
+            it was: one of several by arguments, or by a name that a row of several denials leaves out. Nor has one whose rule
+            is no longer in force.
+        commands: For each rule in force, the command that sets it as it is now.
     """
 
     record: dict[str, object]
@@ -150,17 +138,13 @@ def explain_row(store: Readable, policy: Policy, record: dict[str, Any], *, poli
     counters: dict[int, CounterNow] = {}
     commands = []
     for rule in rules:
-        in_force = None if rule.at is None else policy.rules[rule.at]
-        parts = in_force.parts if in_force else ()
+        if rule.at is None:
+            continue
+        in_force = policy.rules[rule.at]
+        commands.append(shlex.join(["mcpguard", "policy", "set", *policy_option, *in_force.setting]))
         for at in rule.limits:
-            limit = limits[at]
-            found = _counter(limit, record)
-            if found is not None:
-                rates = {rate.window_us: rate.n for part in parts if part.counts == limit.counts for rate in part.bounds}
-                counters[at] = _now(store, found, rates, limit, record.get("cost", 1))
-        held = [counters[at].used if at in counters else 0 for at in rule.limits]
-        command = _command(rule.text, in_force, [limits[at] for at in rule.limits], held, record)
-        commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
+            if (now := _now(store, in_force, limits[at], record)) is not None:
+                counters[at] = now
     return Shown(record, limits, rules, counters, commands)
 
 
@@ -181,22 +165,26 @@ def _in_force(policy: Policy, limit: LimitThen) -> int | None:
     return next(iter(same + other), None)
 
 
-def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: LimitThen, cost: int) -> CounterNow:
-    """What a counter holds now.
+def _now(store: Readable, rule: Rule, limit: LimitThen, record: Mapping[str, Any]) -> CounterNow | None:
+    """What the counter of a limit holds now; None if the row does not tell which counter it was.
 
     Args:
         store: The store.
-        counter: The counter.
-        rates: The limits in force of its rule, by window.
+        rule: The limit's rule, as the policy has it now.
         limit: The limit of the row.
-        cost: The units that the call of the row takes.
+        record: The row.
     """
+    if limit.limit is None or any(axis not in record for axis in AXES if axis in rule.per):
+        return None
+    window_us = (seconds_of(limit.window) or 0) * 1_000_000
+    counter = counter_of(rule._replace(counts=limit.counts), Call.of(record), str(record["namespace"]), window_us)
+    if counter.is_split:
+        return None
     (state,), now_us = store.peek([counter])
-    n = rates.get(counter.window_us, limit.limit or 0)
-    in_force = counter.window_us in rates
-    return CounterNow(
-        counter, n, in_force, *used_of(state, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
-    )
+    rates = {rate.window_us: rate.n for part in rule.parts if part.counts == limit.counts for rate in part.bounds}
+    n = rates.get(window_us, limit.limit)
+    cost = record.get("cost", 1) if limit.counts == "cost" else 1
+    return CounterNow(counter, n, window_us in rates, *used_of(state, n, window_us, now_us, cost))
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
@@ -212,67 +200,3 @@ def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
         then = (limit == decided, one.get("retry_after_ms"), limit.limit_text, left)
         found.append(LimitThen(limit.rule, limit.limit, limit.window or "", counts, *then))
     return found
-
-
-def _counter(limit: LimitThen, record: Mapping[str, Any]) -> Counter | None:
-    """The counter of a limit. It does not depend on the policy in force. None if the row does not tell enough."""
-    rule = rule_of_text(limit.rule, limit.value, limit.counts)
-    if limit.limit is None or rule is None or any(axis not in record for axis in AXES if axis in rule.per):
-        return None
-    roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
-    user, agent, server, tool = (str(record.get(key, "")) for key in ("user", "agent", "server", "tool"))
-    call = Call(user, agent, server, tool, roles, scopes)
-    plan = Policy((rule,)).plan(call, str(record["namespace"]))
-    return plan.counters[0] if plan.counters and not plan.is_split else None
-
-
-def _command(
-    text: str, rule: Rule | None, limits: Sequence[LimitThen], held: Sequence[int], record: Mapping[str, Any]
-) -> list[str] | None:
-    """The arguments of the command that changes a rule: so that it admits such a call, if it refused it.
-
-    Args:
-        text: The rule's text.
-        rule: The rule, if it is in force.
-        limits: Its limits that the row names.
-        held: What their counters hold now; 0 if nobody knows.
-        record: The row.
-    """
-    first = limits[0]
-    rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
-    if rule is None:
-        return None
-    refused: dict[tuple[str, int], tuple[LimitThen, int]] = {}
-    if "exceeded" in record:
-        refused = {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)}
-    caps = [one.counts == "concurrent" for one in limits]
-    if any(caps) and rule.concurrent is not None:
-        rule = rule._replace(concurrent=_raised(rule.concurrent, refused.get(("concurrent", 0)), record))
-        if all(caps):
-            return rule.parts[-1].setting
-    else:
-        rule = rule.parts[0]
-    rates = [rate._replace(n=_raised(rate.n, refused.get((rule.counts, rate.window_us)), record)) for rate in rule.rates]
-    return rule._replace(rates=tuple(rates), deny=False, has_limit=True).setting
-
-
-def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, Any]) -> int:
-    """A limit that admits such a call.
-
-    Args:
-        n: The limit in force.
-        refused: The same limit in the row, if it had no room, and what its counter holds now; else None.
-        record: The row.
-    """
-    if refused is None:
-        return n
-    limit, held = refused
-    cost = record.get("cost", 1) if limit.counts == "cost" else 1
-    least = (limit.limit or 0) + cost
-    if not limit.is_reported:  # the row does not tell what its counter held: more than the limit, if this was lowered
-        least = max(least, held + cost)
-    elif record.get("remaining"):  # there is room for a part of the call's cost
-        least -= record["remaining"]
-    else:  # the count has at least this denial
-        least = max(least, (record.get("count") or 0) - 1 + cost)
-    return max(n, least)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import agent_matches
@@ -57,10 +58,10 @@ class Limits:
 
     def __init__(self, policy: Policy, namespace: str) -> None:
         self._namespace = namespace
-        self._rules: dict[tuple[Counts, frozenset[str], str], list[Rule]] = {}
-        self._known: dict[str, _Labelled | None] = {}
+        self._parts: dict[tuple[object, ...], list[Rule]] = {}
         for rule, _ in policy.parts:
-            self._rules.setdefault((rule.counts, rule.per, json.dumps(rule.shared)), []).append(rule)
+            self._parts.setdefault((rule.counts, rule.per, json.dumps(rule.shared)), []).append(rule)
+        self._empty = lru_cache(_KNOWN)(self._empty_of)
 
     def usages(self, held: Iterable[CounterUse], now_us: int) -> list[Usage]:
         """The usage of the namespace's counters, the least left first. Counters without a rule come last.
@@ -69,46 +70,33 @@ class Limits:
             held: The counters of a store.
             now_us: The store's time.
         """
-        if len(self._known) > _KNOWN:
-            self._known.clear()
-        found = []
-        for label, used, log in held:
-            if label not in self._known:
-                self._known[label] = self._labelled(label)
-            labelled = self._known[label]
-            if labelled is not None:
-                found.append(_usage(labelled, used, log, now_us))
-        found.sort(key=_order)
-        return found
+        found = [_used(one, used, log, now_us) for label, used, log in held if (one := self._empty(label))]
+        return sorted(found, key=_order)
 
-    def _labelled(self, label: str) -> "_Labelled | None":
+    def _empty_of(self, label: str) -> Usage | None:
+        """The usage of the counter with this label if it holds nothing; None if it is in another namespace."""
         namespace, values, shared, counts, window_us = label_parts(label)
         if namespace != self._namespace:
             return None
-        alike = self._rules.get((counts, frozenset(values), json.dumps(shared)), [])
+        alike = self._parts.get((counts, frozenset(values), json.dumps(shared)), [])
         counter = {**values, **{key: ",".join(texts) for key, texts in shared.items()}}
-        return _Labelled(counter, window_us, counts, *(_limit(alike, values, window_us) or (None, None)))
-
-
-class _Labelled(NamedTuple):
-    counter: Mapping[str, str]
-    window_us: int
-    counts: Counts
-    rule: Rule | None
-    rate: Rate | None
+        rule, rate = _limit(alike, values, window_us) or (None, None)
+        return Usage(counter, window_us, rule, rate, 0, None, None, counts)
 
 
 def _order(one: Usage) -> tuple[object, ...]:
     return one.left is None, one.left, -one.share, -(one.next_free_ms or 0), tuple(one.counter.items())
 
 
-def _usage(labelled: _Labelled, used: int, log: State, now_us: int) -> Usage:
-    counter, window_us, counts, rule, rate = labelled
-    wait_us = None if rate is None or used >= rate.n else 0
-    if window_us:
-        used, wait_us = used_of(log, rate.n if rate else 0, window_us, now_us)
-    left = None if rate is None else max(0, rate.n - used)
-    return Usage(counter, window_us, rule, rate, used, left, None if wait_us is None else ms_up(wait_us), counts)
+def _used(one: Usage, used: int, log: State, now_us: int) -> Usage:
+    """The usage of a counter that holds this."""
+    n = one.rate.n if one.rate else 0
+    wait_us = 0 if used < n else None
+    if one.window_us:
+        used, wait_us = used_of(log, n, one.window_us, now_us)
+    if one.rate is None:
+        return one._replace(used=used)
+    return one._replace(used=used, left=max(0, n - used), next_free_ms=None if wait_us is None else ms_up(wait_us))
 
 
 def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tuple[Rule, Rate] | None:

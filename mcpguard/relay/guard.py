@@ -120,7 +120,7 @@ def _begin(traffic: Traffic, session: Session, store: CallStore, settings: Setti
     traffic.guard(session, store, policy, found, policy_file, token)
     identity = found if isinstance(found, Identity) else configured
     user = found.user if isinstance(found, Identity) else f"unauthenticated: {found.message}"
-    where = "the starter policy" if policy_file.is_starter else quoted(settings.policy_path)
+    where = "the starter policy" if isinstance(policy, Policy) and policy.is_starter else quoted(settings.policy_path)
     tell = console.line if found is identity and isinstance(policy, Policy) else console.error
     _introduce(tell, identity, policy, user=user, where=where, store=settings.address.shown)
     for line in (*settings.warnings, *exposed(settings.files)):

@@ -204,7 +204,7 @@ def test_another_pipe_without_a_reader_is_an_error_with_a_message(
 
 def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "set", "--user", "bob", "--user=al", "5/1m").stdout.endswith(
-        "al may make 5 calls a minute, counting all tools together.\n"
+        "al may call tools 5 times a minute, counting all tools together.\n"
     )
     assert "call of b\n" in mcpguard(tmp_path, "policy", "explain", "--tool", "a", "--tool", "b").stdout
     path = mcpguard(tmp_path, "policy", "path", "--policy", "/a", "--policy", "/b").stdout

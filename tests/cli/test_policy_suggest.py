@@ -175,13 +175,15 @@ limit = [
 """)
 
 
-def test_an_inline_list_of_rules_and_crlf_are_kept(tmp_path: Path, local: str) -> None:
+def test_crlf_is_kept_and_rules_in_a_list_in_brackets_are_left_to_the_user(tmp_path: Path, local: str) -> None:
     fill(local, WEEK)
     file = tmp_path / "policy.toml"
-    file.write_bytes(b"# ours\r\nrule = [{tool = 'search', limit = '900/1h'}]\r\n")
+    file.write_bytes(b"# ours\r\n[[rule]]\r\ntool = 'search'\r\nlimit = '900/1h'\r\n")
     new = json.loads(mcpguard(tmp_path, "policy", "suggest", "--json").stdout)["toml"]
     assert [rule.limit_text for rule in parse(new).rules] == ["100/1h", "5/1m 100/1h"]
     assert new.count("\n") == new.count("\r\n")
+    file.write_text("rule = [{tool = 'search', limit = '900/1h'}]\n")
+    assert "mcpguard: the file has rule = […]" in mcpguard(tmp_path, "policy", "suggest").stderr
 
 
 def test_little_history_is_said_plainly(tmp_path: Path, local: str) -> None:

@@ -62,10 +62,6 @@ def test_a_rule_matches_if_every_selector_matches(rule: str, matches: bool) -> N
     assert bool(applying(rule, call=call)) is matches
 
 
-def test_a_call_without_roles_matches_no_rule_on_roles() -> None:
-    assert applying("role=* limit=1/1s") == []
-
-
 @pytest.mark.parametrize(
     ("rules", "apply"),
     [
@@ -91,11 +87,6 @@ def test_a_call_without_roles_matches_no_rule_on_roles() -> None:
 def test_the_narrower_of_competing_rules_applies_and_all_other_rules_apply(rules: tuple[str, ...], apply: list[int]) -> None:
     call = ALICE._replace(roles=("admin", "dev"), scopes=("crm",))
     assert applying(*rules, call=call) == apply
-
-
-def test_matching_names_the_rule_that_overrides_each_rule() -> None:
-    chosen = policy("user=* limit=1/1s", "user=alice limit=2/1s", "user=bob limit=3/1s", "tool=* limit=4/1s")
-    assert chosen.matching(ALICE) == [(0, 1), (1, None), (3, None)]
 
 
 def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
@@ -246,20 +237,6 @@ def written(*rules: str, head: str = "") -> Policy:
     return parse(head + "".join("[[rule]]\n" + text.replace("; ", "\n") + "\n" for text in rules))
 
 
-def test_a_rule_with_a_limit_and_a_cap_has_two_parts() -> None:
-    (both,) = written("tool = 't'; limit = ['5/1m', '9/1h']; count = 'cost'; concurrent = 2").rules
-    limit, cap = both.parts
-    assert (limit.limits_text, limit.counts, cap.limits_text, cap.counts) == (
-        "5-units/1m 9-units/1h",
-        "cost",
-        "2-in-flight",
-        "concurrent",
-    )
-    assert both.limits_text == "5-units/1m 9-units/1h 2-in-flight"
-    (cap,) = written("concurrent = 2").rules
-    assert [part.counts for part in cap.parts] == ["concurrent"]
-
-
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
@@ -300,12 +277,6 @@ def test_parts_are_overridden_by_the_same_parts_only() -> None:
         ("7-errors/1m", 3),
     ]
     assert found.overriding() == [[1, 2], [], [], []]
-
-
-def test_a_rule_for_a_name_is_overridden_by_the_narrower_rules_for_this_name() -> None:
-    keys = ("user = 'bob'", "user = 'alice'", "user = 'alice'; server = 'c*'", "user = 'alice'; server = 'crm'", "user = '*'")
-    found = written(*(f"{key}; per = ['user']; limit = '5/1m'" for key in keys))
-    assert found.overriding() == [[], [2, 3], [3], [], [0, 1, 2, 3]]
 
 
 def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:

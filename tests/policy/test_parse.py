@@ -1,6 +1,6 @@
 """What a policy file means, and the errors of one that is wrong."""
 
-from typing import Any, Literal, SupportsIndex
+from typing import Any
 
 import pytest
 import tomli_w
@@ -12,7 +12,7 @@ from mcpguard.limiter.plan import Plan, label_parts
 from mcpguard.policy.explain import sentences
 from mcpguard.policy.lint import warnings
 from mcpguard.policy.model import Call, Rate, Rule
-from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, rule_of_text, text_of, unreadable, untouched
+from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable, untouched
 from tests.build import steps
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
@@ -128,7 +128,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("moed = 'enforce'", "p.toml: line 1: unknown key 'moed'", "'mode'"),
         ("[store]\nurl = 'x'", "p.toml: line 1: unknown key 'store'", "write store into config.toml"),
         ("zzzz = 1", "p.toml: line 1: unknown key 'zzzz'", "use one of: mode wait [[rule]] [[cost]]"),
-        ("mode = 'on'", "p.toml: line 1: mode: 'on' is neither", 'write mode = "enforce" or mode = "observe"'),
+        ("mode = 'on'", "p.toml: line 1: mode: 'on' is none of enforce observe", "use one of: enforce observe"),
         ("rule = 7", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
         ("rule = [7]", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
         ("[rule]\nlimit = '1/1s'", "p.toml: line 1: 'rule' is not a list of tables", "[[rule]]"),
@@ -142,7 +142,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ),
         (HEAD + HEAD, "p.toml: line 5: rule 2: the same selectors and per as rule 1: tool=x", "several limits"),
         ("[[rule]]\nlimit = 'deny'\nname = 7", "p.toml: line 3: rule 1: name: 7 is not text", "name ="),
-        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 3: rule 1: mode: 'off' is neither", "observe"),
+        ("[[rule]]\nlimit = 'deny'\nmode = 'off'", "p.toml: line 3: rule 1: mode: 'off' is none of enforce observe", "observe"),
         ("[[rule]]\nlimit = 'deny'\nuser = 7", "p.toml: line 3: rule 1: user: 7 is not text", 'user = "…"'),
         ("[[rule]]\nlimit = 'deny'\nuser = ['a']", "p.toml: line 3: rule 1: user: ['a'] is not text", 'user = "…"'),
         ("[[rule]]\nlimit = 'deny'\nrole = ['a', 7]", "p.toml: line 3: rule 1: role: 7 is not text", 'role = "…"'),
@@ -208,9 +208,13 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         (HEAD + "concurrent = [2]", "rule 1: concurrent: [2] is not a number of calls in flight", '"unlimited"'),
         (HEAD + "concurrent = 'deny'", "rule 1: concurrent: 'deny' is not a number of calls in flight", '"unlimited"'),
         (HEAD + f"concurrent = 0x{'f' * 5000}", "rule 1: concurrent: this number is not a number of", "from 1 to"),
-        (HEAD + "count = 'error'", "p.toml: line 5: rule 1: count: 'error' cannot be counted", "did you mean 'errors'?"),
-        (HEAD + "count = 'concurrent'", "rule 1: count: 'concurrent' cannot be counted", "write concurrent = 2"),
-        (HEAD + "count = ['cost']", "rule 1: count: ['cost'] cannot be counted", "use one of: calls cost errors"),
+        (
+            HEAD + "count = 'error'",
+            "p.toml: line 5: rule 1: count: 'error' is none of calls cost errors",
+            "did you mean 'errors'?",
+        ),
+        (HEAD + "count = 'concurrent'", "rule 1: count: 'concurrent' is none of calls cost errors", "write concurrent = 2"),
+        (HEAD + "count = ['cost']", "rule 1: count: ['cost'] is none of calls cost errors", "use one of: calls cost errors"),
         ("[[rule]]\nconcurrent = 2\ncount = 'cost'", "rule 1: count: no limit that counts cost", 'limit = "100/1h"'),
         ("[[rule]]\nlimit = 'deny'\nconcurrent = 2", "rule 1: concurrent: this rule denies", "leave concurrent out"),
         ("[[rule]]\nlimit = 'deny'\ncount = 'cost'", "rule 1: count: this rule denies every call", "leave count out"),
@@ -239,10 +243,10 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         (HEAD + "[[cost]]\ncost = 2\ntool = ['a']", "cost 1: tool: ['a'] is not text", 'tool = "…"'),
         (
             HEAD + "[[cost]]\ntool = 'a'\ncost = 2\n" + HEAD.replace('"x"', '"z"') + "[[cost]]\ntool = 'a'\ncost = 3",
-            "p.toml: line 12: cost 2: the same selectors as cost 1: tool=a",
+            "p.toml: line 12: cost 2: the same selectors and per as cost 1: tool=a",
             "keep one of them",
         ),
-        (f"mode = 0x{'f' * 5000}", "mode: this number is neither enforce nor observe", "observe"),
+        (f"mode = 0x{'f' * 5000}", "mode: this number is none of enforce observe", "observe"),
         (f"[[rule]]\nlimit = 0x{'f' * 5000}", "limit: this number is not text", '"100/1h"'),
         (f"[[rule]]\nlimit = 'deny'\nper = 0x{'f' * 5000}", "per: this number is not a list", 'per = ["user"]'),
         (f"[[rule]]\nlimit = 'deny'\nper = [0x{'f' * 5000}]", "per: unknown axis this number", "use one of: user"),
@@ -350,29 +354,16 @@ def test_parsing_takes_time_linear_in_the_number_of_rules() -> None:
     assert of(400) <= 4.5 * of(100)
 
 
-class Scanned(str):
-    """A text that counts the characters that were searched for lines."""
-
-    characters = 0
-
-    def count(self, text: str, start: SupportsIndex | None = 0, end: SupportsIndex | None = None, /) -> int:
-        first, last, _ = slice(start, end).indices(len(self))
-        self.characters += last - first
-        return super().count(text, start, end)
-
-
-def test_the_lines_of_all_errors_are_found_in_one_pass() -> None:
-    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '0/1s'\n" for at in range(100)))
+def test_each_of_many_errors_has_its_line() -> None:
+    text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '0/1s'\n" for at in range(100))
     with pytest.raises(PolicyError) as raised:
         parse(text)
     assert [problem.line for problem in raised.value.problems] == list(range(3, 301, 3))
-    assert text.characters <= 3 * len(text)
 
 
-def test_the_lines_of_all_rules_are_found_in_one_pass() -> None:
-    text = Scanned("".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(100)))
+def test_each_of_many_rules_has_its_line() -> None:
+    text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(100))
     assert [rule.line for rule in parse(text).rules] == list(range(1, 300, 3))
-    assert text.characters <= 3 * len(text)
 
 
 def test_an_error_in_a_single_rule_begins_with_the_given_place() -> None:
@@ -444,44 +435,6 @@ def test_any_tables_are_a_policy_or_have_errors_at_their_places(data: dict[str, 
 def test_an_agent_of_one_star_is_any_agent() -> None:
     (rule,) = parse("[[rule]]\nagent = '*'\nlimit = '5/1m'").rules
     assert rule.text == "agent=*::*::*"
-
-
-# The text of a rule in a denial or an audit row
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        {},
-        {"per": []},
-        {"tool": "search"},
-        {"user": "*", "tool": "a b", "per": ["user", "tool"]},
-        {"agent": "Claude Code::subagent::*", "server": "crm=2", "per": []},
-        {"user": "*", "role": ["a", "b"], "scope": "c"},
-    ],
-)
-@pytest.mark.parametrize("limit", ["deny", "5/1m", ["5/1m", "9/1h"]])
-def test_a_rule_is_found_again_from_its_text(table: dict[str, object], limit: object) -> None:
-    rule = parse_rule({**table, "limit": limit}, where="rule")
-    assert rule_of_text(rule.text, limit) == rule
-
-
-@pytest.mark.parametrize("counts", ["cost", "errors"])
-def test_a_rule_that_counts_something_else_is_found_again(counts: Literal["cost", "errors"]) -> None:
-    table = {"user": "*", "per": ["user", "arguments"]}
-    rule = parse_rule({**table, "limit": "5/1m", "count": counts}, where="rule")
-    assert rule_of_text(rule.text, "5/1m", counts) == rule
-
-
-def test_a_cap_is_found_again() -> None:
-    rule = parse_rule({"tool": "a b", "concurrent": 2}, where="rule")
-    assert rule_of_text(rule.text, 2, "concurrent") == rule
-    assert rule_of_text(rule.text, "2/1m", "concurrent") is None
-
-
-@pytest.mark.parametrize("text", ["", "nonsense", "tool=", "tool=a tool=b", "per=moon", "agent=one::two"])
-def test_a_text_that_no_rule_has_gives_none(text: str) -> None:
-    assert rule_of_text(text, "5/1m") is None
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,7 @@ def print_shown(shown: Shown, policy: Policy, file: str) -> None:
         for number in one.limits:
             _print_limit(shown.limits[number], shown.counters.get(number), record)
     if shown.commands:
-        what = "rule" if len(shown.commands) == 1 else "rules"
-        click.echo(
-            f"\nTo let the {what} admit such a call:" if shown.was_refused else "\nTo change the rule, edit its limit in:"
-        )
+        click.echo(f"\nTo change the {'rule' if len(shown.commands) == 1 else 'rules'}, edit the limit in:")
     for command in shown.commands:
         echo(f"    {command}")
 
@@ -153,8 +150,8 @@ def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> N
     """Show a row, the rule that decided, and what its counters held then and hold now.
 
     ID is the audit_id of a denial, the id of a row of `audit tail` (on a terminal of at least 120 columns, or in a pipe), or
-    the word last, which stands for the newest row that `audit tail` shows. The last lines are a command that changes the
-    rule. For a denial, the rule would have admitted the call with the limits in this command.
+    the word last, which stands for the newest row that `audit tail` shows. The last line is a command that sets the rule as it
+    is now: edit its limit to change the rule.
 
     \b
     Examples:

@@ -22,7 +22,7 @@ from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
 from mcpguard.policy.file import load
-from mcpguard.policy.lint import cost_label, counted_in_grains, unset_command, warnings
+from mcpguard.policy.lint import cost_label, unset_command, warnings
 from mcpguard.policy.model import PER, Policy, Rule
 from mcpguard.policy.parse import parse_cost, parse_rule
 from mcpguard.policy.tighter import Tightness
@@ -124,10 +124,7 @@ def set_(
     _say_new_file(settings.policy, edit, named=settings.policy_named)
     echo(f"{settings.policy}: {_what_changed(edit, at)}")
     echo(sentences(edit.after)[at])
-    before, after = edit.before, edit.after
-    if not edit.is_unchanged:
-        for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if at < len(before.rules) else before.rules):
-            click.echo(consequence)
+    after = edit.after
     if after.observe:
         click.echo(_OBSERVING)
     option = ["--policy", policy] if policy else []
@@ -230,8 +227,6 @@ def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool
     echo(f"{settings.policy}: removed {whole} for {gone.text} (it was {gone.limits_text})")
     if at is not None:
         echo(sentences(after)[at])
-    for consequence in dict.fromkeys(one for rule in after.rules for one in counted_in_grains(rule, [gone])):
-        click.echo(consequence)
     if not after.rules:
         click.echo(NO_RULES)
 
