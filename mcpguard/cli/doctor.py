@@ -11,7 +11,7 @@ import click
 from mcpguard import config, run_options
 from mcpguard.cli import run
 from mcpguard.cli.base import Command
-from mcpguard.cli.clients.changing import complete_clients, complete_servers, named_clients
+from mcpguard.cli.clients import complete_clients, complete_servers, named_clients
 from mcpguard.cli.names import files
 from mcpguard.cli.present import echo_json, is_coloured, paragraph
 from mcpguard.doctor.check import Check

@@ -7,6 +7,7 @@ from typing import Any, Final
 import click
 
 from mcpguard import run_options
+from mcpguard.cli import start
 from mcpguard.cli.base import Command
 from mcpguard.cli.names import files, seen
 from mcpguard.errors import UsageError
@@ -48,8 +49,6 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     """
     if not argv:
         raise UsageError("no command to run", "write mcpguard run -- npx -y @acme/crm-server")
-    from mcpguard.cli.start import start
-
     start(list(argv), **options)
 
 

@@ -2,7 +2,6 @@ import csv
 import errno
 import json
 import os
-import re
 import select
 import shutil
 import signal
@@ -21,7 +20,7 @@ from mcpguard.cli.audit import export
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from tests.cli.command import BOUND, calls, command, line_of, mcpguard, on_terminal, process, start
+from tests.cli.command import BOUND, calls, command, line_of, mcpguard, process, start
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, until
 
 
@@ -86,13 +85,13 @@ def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
 def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, really = tmp_path / "out", export._write_all
+    file, really = tmp_path / "out", export._pages
 
-    def write_all(*args: Any, **more: Any) -> int:
+    def pages(*args: Any, **more: Any) -> Any:
         file.write_text("theirs")
         return really(*args, **more)
 
-    monkeypatch.setattr(export, "_write_all", write_all)
+    monkeypatch.setattr(export, "_pages", pages)
     done = mcpguard(home, "audit", "export", "-o", str(file))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
@@ -150,15 +149,6 @@ def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: P
         "hint: check that its folder is writable and the disk is not full",
     ]
     assert following.returncode == 1
-
-
-def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> None:
-    status, shown = on_terminal(home, "audit", "export", "-o", str(tmp_path / "out"))
-    assert status == 0
-    rows = f"{len(lines_of(home))} rows"
-    assert re.search(rf"exporting .*100%\S* {rows}\n", shown)
-    assert shown.endswith(f"{rows} written\n")
-    assert "exporting" not in on_terminal(home, "audit", "export")[1]
 
 
 def test_all_rows_are_written_also_if_stderr_is_closed(home: Path) -> None:

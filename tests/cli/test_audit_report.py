@@ -115,7 +115,7 @@ def test_a_period_may_begin_before_the_first_year_and_end_after_the_last(home: P
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("-o", "/dev/null"), 2, "-o: /dev/null is not a regular file"),
+        (("-o", "/tmp"), 2, "-o: /tmp is a folder"),
         (("-o", "/nowhere/r.html"), 2, "-o: there is no folder /nowhere"),
         (("--since", "1h", "--until", "2h"), 2, "no time is since 1h and until 2h"),
         (("--since", "9999-01-01"), 2, "--since names a time that has not come yet"),

@@ -1,6 +1,7 @@
 """`mcpguard hook`: it is quick, prints only what the client expects, and never stops a call."""
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -64,6 +65,10 @@ def hook(
     assert (done.returncode, done.stderr) == (0, b"")
     assert not done.stdout or client == "copilot"
     return done.stdout
+
+
+def given_on_stdin(given: object) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(json.dumps(given).encode()))
 
 
 def noted(path: Path, namespace: str = "default", key: str = "abc123 toolu_01ABC") -> str | None:
@@ -195,7 +200,7 @@ def test_claude_codes_hook_opens_no_store_and_no_settings_in_another_program(
 ) -> None:
     monkeypatch.setattr("mcpguard.config.load", None)  # calling it fails
     for _, given in ELSEWHERE:
-        monkeypatch.setattr("mcpguard.cli.hook._input", lambda given=given: json.dumps(given).encode())
+        monkeypatch.setattr(sys, "stdin", given_on_stdin(given))
         assert _note("claude-code", None, None) == b""
 
 
@@ -256,10 +261,10 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
 
     monkeypatch.setenv("MCPGUARD_HOME", str(home))
     monkeypatch.setattr(SqliteAddress, "leave_note", leave_note)
-    monkeypatch.setattr("mcpguard.cli.hook._input", lambda: json.dumps(EXPLORE).encode())
-    _note("claude-code", None, None)
-    (home / "config.toml").write_text("[store]\ntimeout_ms = 90\n")
-    _note("claude-code", None, None)
+    for config in ("", "[store]\ntimeout_ms = 90\n"):
+        (home / "config.toml").write_text(config)
+        monkeypatch.setattr(sys, "stdin", given_on_stdin(EXPLORE))
+        _note("claude-code", None, None)
     assert waits == [0.25, 0.09]
 
 

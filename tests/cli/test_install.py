@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.cli.clients import changing
+from mcpguard.cli.clients import install
 from mcpguard.clients import launcher
 from mcpguard.clients.catalog import BY_KEY
 from mcpguard.documents.document import read
@@ -159,14 +159,14 @@ def test_a_record_that_another_install_makes_while_the_user_reads_the_diff_is_ke
     account.cursor('{"mcpServers": {"a": {"command": "a"}}}\n')
     account.write("home/.codeium/windsurf/mcp_config.json", '{"mcpServers": {"b": {"command": "b"}}}\n')
     before = account.files()
-    agreed = changing._agreed
+    agreed = install._agreed
 
     def late(*args: Any, **options: Any) -> bool:
-        monkeypatch.setattr(changing, "_agreed", agreed)
+        monkeypatch.setattr(install, "_agreed", agreed)
         assert account.run("install", "windsurf", "--yes").returncode == 0
         return agreed(*args, **options)
 
-    monkeypatch.setattr(changing, "_agreed", late)
+    monkeypatch.setattr(install, "_agreed", late)
     assert account.run("install", "cursor", "--yes").returncode == 0
     assert account.run("uninstall", "--yes").returncode == 0
     assert account.files() == before

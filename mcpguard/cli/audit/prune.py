@@ -7,8 +7,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.filters import time_us
-from mcpguard.cli.options import require_terminal, store_option, yes_option
+from mcpguard.cli.options import require_terminal, store_option, time_us, yes_option
 from mcpguard.cli.present import echo
 from mcpguard.errors import ExitStatus
 from mcpguard.text.printing import amount, printable

@@ -6,16 +6,16 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import click
 
 from mcpguard import config
 from mcpguard.cli.audit.table import Table, ended_us
 from mcpguard.cli.base import Command
-from mcpguard.cli.filters import is_narrow, nearest, row_filters, wanted_rows
-from mcpguard.cli.options import store_option
-from mcpguard.cli.present import echo, is_coloured, reader_leaves, say, width_of_terminal
+from mcpguard.cli.names import unseen
+from mcpguard.cli.options import none_match, row_filters, store_option, wanted_rows
+from mcpguard.cli.present import is_coloured, reader_leaves, say, warn, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
 from mcpguard.reading.following import is_over, until_replaced
@@ -34,40 +34,23 @@ ROWS: Final = 10
 """How many rows are shown without `-n` and `--since`."""
 
 _Record = Mapping[str, object]
+Form = Callable[..., list[str]]
+"""Gives the lines of a record; with `ended`, those of the outcome of a call whose row was printed without it."""
 
 
-class Form(Protocol):
-    """The form in which rows are printed."""
-
-    def lines(self, record: _Record) -> list[str]:
-        """The lines of a row."""
-
-    def ended(self, record: _Record) -> list[str]:
-        """The lines of the outcome of a call whose row was printed without it."""
+def as_object(record: _Record, *, ended: bool = False) -> list[str]:
+    """A record as a JSON object. A row is printed again when its outcome is known."""
+    del ended
+    return [json.dumps(record)]
 
 
-class Objects:
-    """Each record as a JSON object. A row is printed again when its outcome is known."""
-
-    def lines(self, record: _Record) -> list[str]:
-        """See `Form`."""
-        return [json.dumps(record)]
-
-    ended = lines
-
-
-class Pairs:
-    """Each record as a line of `key=value`."""
-
-    def lines(self, record: _Record) -> list[str]:
-        """See `Form`."""
-        return [f"time={record['time']} {line(record, with_server=True)} id={record['id']}"]
-
-    def ended(self, record: _Record) -> list[str]:
-        """See `Form`."""
-        shown = {key: record[key] for key in ("server", "user", "agent", "tool", "outcome") if key in record}
-        at = rfc3339(ended_us(record))
-        return [f"time={at} {line({'decision': 'ended', **shown}, with_server=True)} id={record['id']}"]
+def as_pairs(record: _Record, *, ended: bool = False) -> list[str]:
+    """A record as a line of `key=value`."""
+    time, shown = record["time"], record
+    if ended:
+        known = {key: record[key] for key in ("server", "user", "agent", "tool", "outcome") if key in record}
+        time, shown = rfc3339(ended_us(record)), {"decision": "ended"} | known
+    return [f"time={time} {line(shown, with_server=True)} id={record['id']}"]
 
 
 class Tail:
@@ -78,7 +61,7 @@ class Tail:
         wanted: The rows that are shown.
         form: The form in which they are printed.
         with_starts: Whether rows are shown that only name the policy with which a session started.
-        found_none: Called with the store if none of its rows is shown, though some were asked for.
+        found_none: Called if no row is shown, though some were asked for.
     """
 
     def __init__(
@@ -88,7 +71,7 @@ class Tail:
         form: Form,
         *,
         with_starts: bool,
-        found_none: Callable[[Readable], None],
+        found_none: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._wanted = wanted
@@ -105,49 +88,34 @@ class Tail:
             rows: How many of the newest rows; None for all.
             follow: Whether to follow the log.
         """
-        is_new = False
-        if not self._settings.address.exists():
+        is_new = not self._settings.address.exists()
+        if is_new:
             say(f"no audit log yet: there is no store at {self._settings.address.shown}")
-            is_new = follow and self._store_appears()
-            if not is_new:
-                return
-        if not follow:
-            with self._settings.read_store() as store:
-                self._show_newest(store, rows, follow=False)
-            return
-        while True:
+        while self._settings.address.exists() or (follow and self._store_appears()):
             with until_replaced(self._settings) as is_replaced, self._settings.read_store() as store:
-                last_id = 0 if is_new else self._show_newest(store, rows, follow=True)
-                if not self._follow_until_replaced(store, is_replaced, last_id):
+                last_id = 0 if is_new else self._show_newest(store, rows, follow=follow)
+                if not follow or not self._follow_until_replaced(store, is_replaced, last_id):
                     return
             say(f"{self._settings.address.shown} was removed or replaced; following the new store from its first row")
             self._awaited.clear()
-            is_new = self._store_appears()
-            if not is_new:
-                return
+            is_new = True
 
     def _show_newest(self, store: Readable, rows: int | None, *, follow: bool) -> int:
-        """Show the newest rows. Returns the id of the newest row of all."""
-        last_id, newest = self._newest(store, rows, follow=follow)
-        if not self._show(newest) and rows != 0:
-            self._found_none(store)
-        return last_id
-
-    def _newest(self, store: Readable, rows: int | None, *, follow: bool) -> tuple[int, list[Entry]]:
-        """The id of the newest row, and the newest rows to show; with `follow` also those whose outcome may still come."""
+        """Show the newest rows; with `follow`, also remember those whose outcome may come. Returns the id of the newest."""
         last_id = next((entry.row_id for entry in store.newest()), 0)
         found: list[Entry] = []
         shown = 0
-        if rows == 0:
-            return last_id, found
-        for entry in store.newest(wanted=self._of_any_outcome if follow else self._wanted):
+        for entry in store.newest(wanted=self._of_any_outcome if follow else self._wanted) if rows != 0 else ():
             if entry.row_id > last_id or not self._is_to_show(entry.record):
                 continue  # `_follow_until_replaced` shows rows that were written since
             shown += self._wanted.admits(entry.record)
             found.append(entry)
             if shown == rows:
                 break
-        return last_id, found
+        self._show(found)
+        if not shown and rows != 0:
+            self._found_none()
+        return last_id
 
     def _follow_until_replaced(self, store: Readable, is_replaced: Callable[[], bool], last_id: int) -> bool:
         """Show new rows until the store is in another file. False if following ends first."""
@@ -166,18 +134,15 @@ class Tail:
     def _is_to_show(self, record: _Record) -> bool:
         return self._with_starts or record.get("reason") != POLICY_AT_START
 
-    def _show(self, entries: list[Entry]) -> int:
-        """Show rows in the order of their times, and remember those without an outcome. Returns how many were shown."""
-        shown = 0
+    def _show(self, entries: list[Entry]) -> None:
+        """Show rows in the order of their times, and remember those without an outcome."""
         for row_id, record in sorted(entries, key=lambda entry: (entry.record["time_us"], entry.row_id)):
             if self._wanted.admits(record):
-                self._print(self._form.lines(record))
-                shown += 1
+                click.echo("\n".join(self._form(record)))
             if record["decision"] in FORWARDED and "outcome" not in record:
                 self._awaited[row_id] = record
                 if len(self._awaited) > MAX_AWAITED:
                     del self._awaited[next(iter(self._awaited))]
-        return shown
 
     def _show_outcomes(self, store: Readable) -> None:
         """Show the outcomes that came since their rows were read."""
@@ -186,13 +151,8 @@ class Tail:
         came = [(self._awaited.pop(one.row_id), one) for one in store.outcomes_of(list(self._awaited))]
         ended = [(self._wanted.admits(before), with_outcome(before, outcome)) for before, outcome in came]
         for was_shown, record in sorted(ended, key=lambda one: ended_us(one[1])):
-            if was_shown:
-                self._print(self._form.ended(record))
-            elif self._wanted.admits(record):
-                self._print(self._form.lines(record))
-
-    def _print(self, lines: list[str]) -> None:
-        click.echo("\n".join(lines))
+            if was_shown or self._wanted.admits(record):
+                click.echo("\n".join(self._form(record, ended=was_shown)))
 
     def _store_appears(self) -> bool:
         """Wait until there is a store. False if following ends first."""
@@ -235,14 +195,13 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
       mcpguard audit tail -n 1000 --json | jq .tool
     """
     settings = config.load(os.environ, store=store)
-    wanted = wanted_rows(settings.namespace, **filters)
+    wanted = wanted_rows(settings.namespace, filters)
     if rows is None and not filters["since"]:
         rows = ROWS
     is_terminal = sys.stdout.isatty()
-    if as_json:
-        form: Form = Objects()
-    else:
-        form = Table(width_of_terminal(), coloured=is_terminal and is_coloured()) if is_terminal or as_table else Pairs()
+    form: Form = as_object if as_json else as_pairs
+    if not as_json and (is_terminal or as_table):
+        form = Table(width_of_terminal(), coloured=is_terminal and is_coloured()).lines
     with_starts = as_json or "policy" in (wanted.decisions or ())
     found_none = partial(_say_none, settings, filters, follow=follow)
     shown = Tail(settings, wanted, form, with_starts=with_starts, found_none=found_none)
@@ -253,9 +212,8 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
     return ExitStatus.OK
 
 
-def _say_none(settings: Settings, filters: Mapping[str, Any], store: Readable, *, follow: bool) -> None:
-    """Say that no row is shown, and offer filters that find rows."""
-    hint = nearest(store, settings.namespace, filters) if is_narrow(filters) else ""
-    say(f"{'no rows match' if is_narrow(filters) else 'no rows'}{' yet' if follow else ''}")
-    if hint:
-        echo(f"hint: {hint}", err=True)
+def _say_none(settings: Settings, filters: Mapping[str, Any], *, follow: bool) -> None:
+    """Say that no row is shown, and which of the wanted names is probably misspelt."""
+    say(f"{none_match('rows', filters)}{' yet' if follow else ''}")
+    for note in unseen(settings, filters):
+        warn(note)

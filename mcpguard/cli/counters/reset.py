@@ -3,19 +3,22 @@
 import json
 import os
 from collections.abc import Mapping
+from typing import Final
 
 import click
 
 from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.counters.table import counter_text
-from mcpguard.cli.filters import given, name_filters, selects
-from mcpguard.cli.options import require_terminal, store_option, yes_option
+from mcpguard.cli.options import given, name_filters, require_terminal, selects, store_option, yes_option
 from mcpguard.errors import ExitStatus
 from mcpguard.limiter.plan import Label, label_parts
 from mcpguard.stores.api import CounterUse
 from mcpguard.text.printing import amount, printable
 from mcpguard.text.times import window
+
+_LISTED: Final = 10
+"""The most counters that a question lists."""
 
 
 @click.command("reset", Command)
@@ -42,11 +45,8 @@ def reset(yes: bool, as_json: bool, **options: str | None) -> int:
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
         return ExitStatus.OK
     with settings.change_store() as store:
-        found = [
-            held
-            for held in store.held()
-            if (counter := label_parts(held.label)).namespace == settings.namespace and is_selected(counter, given(options))
-        ]
+        labels = [(held, label_parts(held.label)) for held in store.held()]
+        found = [held for held, label in labels if label.namespace == settings.namespace and is_selected(label, given(options))]
         if not found:
             click.echo("no counter in use matches", err=as_json)
             return ExitStatus.OK
@@ -56,7 +56,7 @@ def reset(yes: bool, as_json: bool, **options: str | None) -> int:
         store.reset([held.label for held in found])
     for held in found:
         click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
-    click.echo(f"{_count(found)} reset", err=as_json)
+    click.echo(f"{amount(len(found), 'counter')} reset", err=as_json)
     return ExitStatus.OK
 
 
@@ -77,18 +77,11 @@ def _text(held: CounterUse) -> str:
     return printable(f"{counter_text(held.label)}: {used_text(held)}")
 
 
-def _count(found: list[CounterUse]) -> str:
-    return amount(len(found), "counter")
-
-
 def _agreed(found: list[CounterUse]) -> bool:
     """List the counters, at most ten of them, and ask for confirmation."""
-    shown = 10
-    for held in found[:shown]:
-        click.echo(_text(held), err=True)
-    if len(found) > shown:
-        click.echo(f"and {len(found) - shown:,} more", err=True)
-    return click.confirm(f"Reset {_count(found)}?", err=True)
+    more = [f"and {len(found) - _LISTED:,} more"] if len(found) > _LISTED else []
+    click.echo("\n".join([*map(_text, found[:_LISTED]), *more]), err=True)
+    return click.confirm(f"Reset {amount(len(found), 'counter')}?", err=True)
 
 
 def used_text(held: CounterUse) -> str:
@@ -101,10 +94,8 @@ def used_text(held: CounterUse) -> str:
 
 def is_selected(counter: Label, patterns: Mapping[str, str]) -> bool:
     """Whether every pattern matches a value of the counter, or the text of another selector of its rule."""
+    texts = {key: [counter.values[key]] for key in counter.values}
     return all(
-        any(
-            selects(key, pattern, text)
-            for text in [*([counter.values[key]] if key in counter.values else []), *counter.shared.get(key, [])]
-        )
+        any(selects(key, pattern, text) for text in [*texts.get(key, ()), *counter.shared.get(key, ())])
         for key, pattern in patterns.items()
     )

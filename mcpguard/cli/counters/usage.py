@@ -10,9 +10,8 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.counters.table import Table, plain, usage_as_json
-from mcpguard.cli.filters import all_match, given, name_filters
-from mcpguard.cli.options import policy_option, store_option
+from mcpguard.cli.counters.table import plain, table, usage_as_json
+from mcpguard.cli.options import all_match, given, name_filters, policy_option, store_option
 from mcpguard.cli.present import is_coloured, say, width_of_terminal
 from mcpguard.errors import ExitStatus, PolicyError, UsageError
 from mcpguard.policy.file import PolicyFile
@@ -58,7 +57,7 @@ def usage(watch: bool, rows: int | None, policy: str | None, store: str | None, 
         from mcpguard.cli.counters import screen
 
         give_way()
-        return screen.show(settings, file, found, is_selected, rows)
+        screen.show(settings, file, found, is_selected, rows)
     _print(settings, found, is_selected, rows, as_json=as_json)
     return ExitStatus.OK
 
@@ -77,7 +76,6 @@ def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: in
     elif not sys.stdout.isatty():
         lines = [plain(one) for one in found]
     else:
-        table = Table(width_of_terminal(), coloured=is_coloured())
-        lines = table.lines(found) if found else []
+        lines = table(found, width_of_terminal(), coloured=is_coloured()) if found else []
     for line in lines:
         click.echo(line)

@@ -36,6 +36,13 @@ _SOURCES: Final = SOURCES | {
 """The remark on a value's source. For the source `config` it is the option, variable or file."""
 
 _HEADINGS: Final = {"applies": "Applies", "overridden": "Overridden", "no match": "Does not match"}
+_STYLES: Final = {"applies": "green", "overridden": "yellow", "no match": "dim"}
+_COLUMNS: Final = (
+    {"header": "RULE", "ratio": 2},
+    {"header": "LIMIT", "max_width": 12},
+    {"header": "STATUS", "max_width": 10},
+    {"header": "REASON, OR QUOTA LEFT", "ratio": 3},
+)
 
 
 def _require_names(given: Iterable[tuple[str, str | None]]) -> None:
@@ -78,19 +85,9 @@ def _arguments_of(text: str | None) -> dict[str, object] | None:
 def _as_json(found: Explanation, policy: Policy, file: Path) -> dict[str, object]:
     """An explanation as JSON. Counts are null if the store cannot be read."""
     call, verdict = found.call, found.verdict
+    sources = {key if key.endswith("_from") else f"{key}_source": source for key, source in found.sources.items()}
     return {
-        "call": {
-            "user": call.user,
-            "user_source": found.sources["user"],
-            "agent": call.agent,
-            "agent_source": found.sources["agent"],
-            "server": call.server or None,
-            "server_source": found.sources["server"],
-            "tool": call.tool,
-            "roles": list(call.roles),
-            "scopes": list(call.scopes),
-            **{key: source for key, source in found.sources.items() if key.endswith("_from")},
-        },
+        "call": call._asdict() | {"server": call.server or None} | sources,
         "policy": source_as_json(policy, file),
         "store": {"readable": not found.failure, "reason": found.failure or None},
         "rules": [
@@ -140,9 +137,16 @@ def _print(found: Explanation) -> None:
     """Print the call, what each rule does to it, and the decision on the next such call."""
     _print_call(found)
     if sys.stdout.isatty():
-        _print_table(found)
-    else:
-        _print_plain(found)
+        click.echo()
+        print_table([_cells(found, one) for one in found.matches], _COLUMNS)
+    for status, heading in () if sys.stdout.isatty() else _HEADINGS.items():
+        matches = [one for one in found.matches if one.status == status]
+        if matches:
+            click.echo(f"\n{heading}:")
+        for one in matches:
+            paragraph(f"{one.at + 1}. {one.rule.limits_text}  {named(one.rule)}")
+            for line in _lines(found, one):
+                paragraph(line, indent="    ")
     click.echo()
     paragraph(f"Next call: {_next(found)}")
 
@@ -152,11 +156,7 @@ def _print_call(found: Explanation) -> None:
     paragraph(f"call of {call.tool}")
     for key in ("user", "agent", "server"):
         place = sources.get(f"{key}_from", "")
-        remarks = [
-            _SOURCES.get(sources[key], ""),
-            "" if place.startswith("--") else place,
-            found.agent_open if key == "agent" else "",
-        ]
+        remarks = (_SOURCES.get(sources[key], ""), "" if place.startswith("--") else place, found.agent_open * (key == "agent"))
         remark = "; ".join(filter(None, remarks))
         paragraph(f"{key + ':':8}{getattr(call, key) or '-'}{f' ({remark})' if remark else ''}", indent="  ")
     for key, values in (("roles", call.roles), ("scopes", call.scopes)):
@@ -166,36 +166,10 @@ def _print_call(found: Explanation) -> None:
         paragraph(f"the store cannot be read, so the counts are unknown: {found.failure}")
 
 
-def _print_plain(found: Explanation) -> None:
-    for status, heading in _HEADINGS.items():
-        matches = [one for one in found.matches if one.status == status]
-        if matches:
-            click.echo(f"\n{heading}:")
-        for one in matches:
-            paragraph(f"{one.at + 1}. {one.rule.limits_text}  {named(one.rule)}")
-            for line in _lines(found, one):
-                paragraph(line, indent="    ")
-
-
-def _print_table(found: Explanation) -> None:
-    styles = {"applies": "green", "overridden": "yellow", "no match": "dim"}
-    rows = [
-        (
-            f"{one.at + 1}. {named(one.rule)}",
-            one.rule.limits_text.replace(" ", "\n"),
-            (one.status, styles[one.status]),
-            "\n".join(_lines(found, one)),
-        )
-        for one in found.matches
-    ]
-    columns = (
-        {"header": "RULE", "ratio": 2},
-        {"header": "LIMIT", "max_width": 12},
-        {"header": "STATUS", "max_width": 10},
-        {"header": "REASON, OR QUOTA LEFT", "ratio": 3},
-    )
-    click.echo()
-    print_table(rows, columns)
+def _cells(found: Explanation, one: RuleMatch) -> Sequence[str | tuple[str, str]]:
+    """The cells of a rule in the table."""
+    rule, limits = f"{one.at + 1}. {named(one.rule)}", one.rule.limits_text.replace(" ", "\n")
+    return rule, limits, (one.status, _STYLES[one.status]), "\n".join(_lines(found, one))
 
 
 def _lines(found: Explanation, one: RuleMatch) -> list[str]:

@@ -141,15 +141,3 @@ def print_source(policy: Policy, path: Path) -> None:
     if policy.wait_us:
         wait = span(policy.wait_us)
         click.echo(f"wait: {wait} (a refused call waits at most this long, if its rule has no wait)")
-
-
-@click.command("path", Command)
-@policy_option
-def path(policy: str | None) -> None:
-    """Print the path of the policy file, even if there is no such file.
-
-    \b
-    Example:
-      cat "$(mcpguard policy path)"
-    """
-    click.echo(str(config.load(os.environ, policy=policy).policy))

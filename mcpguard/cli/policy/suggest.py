@@ -2,25 +2,21 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import click
 
 from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.options import json_option, policy_option, store_option
-from mcpguard.cli.present import echo, echo_json, is_coloured
+from mcpguard.cli.present import coloured_diff, echo, echo_json
 from mcpguard.errors import ExitStatus, McpguardError
 from mcpguard.policy.suggest import FITS, HEADROOM, Suggestion
 from mcpguard.reading.suggesting import SuggestedPolicy
 from mcpguard.reading.suggesting import suggest as suggested
 from mcpguard.stores.clock import wall_us
-from mcpguard.text.printing import amount, plural, printable
+from mcpguard.text.printing import amount, plural
 from mcpguard.text.times import rfc3339
-
-_COLOURS: Final = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def _as_json(found: SuggestedPolicy, path: Path, since: str) -> dict[str, object]:
@@ -100,16 +96,6 @@ def _text(suggestion: Suggestion) -> str:
     return " ".join(f"{key}={value}" for key, value in suggestion.table.items() if isinstance(value, str))
 
 
-def _print_text(text: str, colours: Mapping[str, str]) -> None:
-    """Print a text of several lines; on a terminal with control characters escaped, and with colours by first characters."""
-    if not sys.stdout.isatty():
-        click.echo(text, nl=False)
-        return
-    for line in text.splitlines():
-        shown = printable(line.expandtabs())
-        click.echo(click.style(shown, fg=colours[line[:1]]) if line[:1] in colours else shown)
-
-
 def _say(text: str) -> None:
     echo(text, err=True)
 
@@ -148,9 +134,15 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     if not diff:
         click.echo("nothing to suggest: no limit needs a change", err=True)
     if only != "diff" and (diff or only):
-        _print_text(found.after, {})
+        _print_text(found.after)
     if not only and diff:
         click.echo()
     if only != "toml":
-        _print_text(diff, _COLOURS if is_coloured() else {})
+        _print_text(diff)
     return ExitStatus.OK
+
+
+def _print_text(text: str) -> None:
+    """Print a text of several lines; on a terminal in the colours of a diff."""
+    is_terminal = sys.stdout.isatty()
+    click.echo("".join(f"{coloured_diff(line)}\n" for line in text.splitlines()) if is_terminal else text, nl=False)
