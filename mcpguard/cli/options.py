@@ -1,17 +1,18 @@
 """Options that several commands have, and which audit rows and counters their filters select."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Final, TypeVar
 
 import click
 
+from mcpguard import config
 from mcpguard.cli.names import files, seen, words
-from mcpguard.config import span_us
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.identity.agent import Agent, agent_matches
 from mcpguard.policy.model import AXES
@@ -52,6 +53,20 @@ def all_of(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
         for option in reversed(options):
             function = option(function)
         return function
+
+    return decorated
+
+
+def with_settings(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator of a command that takes the settings first: it adds the options `--policy` and `--store`, as far as named."""
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def command(**given: Any) -> Any:
+            options = {key: given.pop(key) for key in keys}
+            return function(config.load(os.environ, **options), **given)
+
+        return all_of(*({"policy": policy_option, "store": store_option}[key] for key in keys))(command)
 
     return decorated
 
@@ -180,7 +195,7 @@ def time_us(option: str, text: str) -> int:
     """
     if re.fullmatch(r"[0-9]+[a-z]", text):
         with contextlib.suppress(ConfigError):
-            return _shown_us(wall_us() - span_us(text, where=option))
+            return _shown_us(wall_us() - config.span_us(text, where=option))
     else:
         with contextlib.suppress(ValueError, OverflowError, OSError):
             return _shown_us(round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000))

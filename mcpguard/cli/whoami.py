@@ -68,16 +68,14 @@ whoami.params[:0] = [param for param in run.run.params if isinstance(param, clic
 
 def _caller(settings: Settings, identity: Identity) -> Report:
     agent, source = identity.agent(None)
-    known = {"agent": agent, "agent_source": source, "server": identity.server}
-    more = {"email": identity.email, "roles": identity.roles, "scopes": identity.scopes, "act": identity.act}
-    report = {"user": identity.user, "user_source": identity.user_source} | known | more
-    report = {key: value for key, value in report.items() if value or key == "user"}
-    ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
-    warnings = [TOKEN_UNUSED] if ignored else []
+    known = {"user_source": identity.user_source, "agent": agent, "agent_source": source}
+    known |= {key: getattr(identity, key) for key in ("server", "email", "roles", "scopes", "act")}
+    warnings = [TOKEN_UNUSED] if identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN") else []
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
     unlimited = None if isinstance(policy, PolicyError) else policy.tier_warning(identity.agent_parts.tier)
     warnings += [unlimited] if unlimited else []
-    return report | {"problems": [], "warnings": warnings}
+    known = {"user": identity.user} | {key: value for key, value in known.items() if value}
+    return known | {"problems": [], "warnings": warnings}
 
 
 def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:

@@ -12,14 +12,14 @@ from typing import IO, Any, Final
 import click
 from click.core import ParameterSource
 
-from mcpguard import config, whole_files
+from mcpguard import whole_files
 from mcpguard.cli.audit import output_file, require_store
 from mcpguard.cli.base import Command, give_way
 from mcpguard.cli.names import files
-from mcpguard.cli.options import row_filters, store_option, wanted_rows
+from mcpguard.cli.options import row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import reader_leaves, say
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus, McpguardError, UsageError, require
+from mcpguard.errors import McpguardError, UsageError, require
 from mcpguard.identity.account import state_folder
 from mcpguard.reading.export import FORMATS
 from mcpguard.reading.following import follow as follow_rows
@@ -43,16 +43,16 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
 @click.option("--otlp", "collector", metavar="URL", help="Send rows to an OpenTelemetry collector, over HTTP, instead.")
 @click.option("--otlp-user", "with_user", is_flag=True, help="With --otlp: name users in spans and metrics.")
 @row_filters
-@store_option
+@with_settings("store")
 def export(
+    settings: Settings,
     form: str,
     output: str,
     follow: bool,
     collector: str | None,
     with_user: bool,
-    store: str | None,
     **filters: Any,
-) -> int:
+) -> None:
     """Write rows of the audit log, the oldest first: as JSON lines, as CSV, or as OCSF events.
 
     A file appears under its name when it is complete, and only your account can read it. With --follow a row is written when
@@ -70,31 +70,27 @@ def export(
       mcpguard audit export --otlp http://localhost:4318 --follow
     """
     give_way()
-    settings = config.load(os.environ, store=store)
     wanted = wanted_rows(settings.namespace, filters)
     if not follow:
         require_store(settings)
     if collector is not None:
         if output != "-" or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
             raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")
-        return _send(settings, collector, wanted, with_user=with_user, follow=follow)
+        _send(settings, collector, wanted, with_user=with_user, follow=follow)
+        return
     if with_user:
         raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
     rows = 0
-    try:
-        with output_file(output) as path, _opened(path, follow=follow) as (file, is_empty):
-            heading = FORMATS[form].heading
-            if heading and is_empty:
-                file.write(heading + "\n")
-            for page in _pages(settings, wanted, _wait_for_reader if path is None else time.sleep, follow=follow):
-                file.write(FORMATS[form].lines(page))
-                file.flush()
-                rows += len(page)
-        if path and not follow:  # said when the file has its name, which does not depend on stderr
-            click.echo(f"{amount(rows, 'row')} written", err=True)
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
-    return ExitStatus.OK
+    with output_file(output) as path, _opened(path, follow=follow) as (file, is_empty):
+        heading = FORMATS[form].heading
+        if heading and is_empty:
+            file.write(heading + "\n")
+        for page in _pages(settings, wanted, _wait_for_reader if path is None else time.sleep, follow=follow):
+            file.write(FORMATS[form].lines(page))
+            file.flush()
+            rows += len(page)
+    if path and not follow:  # said when the file has its name, which does not depend on stderr
+        click.echo(f"{amount(rows, 'row')} written", err=True)
 
 
 def _pages(
@@ -160,7 +156,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> int:
+def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> None:
     """Send rows to an OpenTelemetry collector.
 
     Args:
@@ -180,10 +176,7 @@ def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, foll
         with contextlib.closing(position):
             exporter = telemetry.Exporter(settings, telemetry.Collector(url), position, options, say)
             exporter.run()
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
     except OSError as error:
         hint = "check that the folder is writable and the disk is not full"
         raise McpguardError(f"the position of the export cannot be kept: {error}", hint) from error
     click.echo(f"{plural(exporter.sent, 'row')} sent", err=True)
-    return ExitStatus.OK

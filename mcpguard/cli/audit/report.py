@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import click
 
-from mcpguard import config, whole_files
+from mcpguard import whole_files
 from mcpguard.cli.audit import output_file, require_store
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.options import is_given, policy_option, row_filters, store_option, wanted_rows
+from mcpguard.cli.options import is_given, row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import echo
-from mcpguard.errors import ExitStatus, UsageError, require
+from mcpguard.config import Settings
+from mcpguard.errors import UsageError, require
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.stores.clock import wall_us
@@ -32,9 +33,8 @@ PERIOD_US: Final = 7 * 86_400_000_000
     help="The file; - for stdout. Default: report.html.",
 )
 @row_filters
-@policy_option
-@store_option
-def report(output: str, policy: str | None, store: str | None, **filters: Any) -> int:
+@with_settings("policy", "store")
+def report(settings: Settings, output: str, **filters: Any) -> None:
     """Write an HTML page about a period: calls, denials, bursts, errors, durations, and how limits are used.
 
     The page is one file without scripts. A browser shows it without any request. The period is the last 7 days unless
@@ -47,7 +47,6 @@ def report(output: str, policy: str | None, store: str | None, **filters: Any) -
     """
     give_way()
     require("audit report", "report", "jinja2")
-    settings = config.load(os.environ, store=store, policy=policy)
     wanted = wanted_rows(settings.namespace, filters)
     now_us = wall_us()
     until_us = now_us if wanted.until_us is None else wanted.until_us
@@ -68,10 +67,9 @@ def report(output: str, policy: str | None, store: str | None, **filters: Any) -
     with output_file(output) as path:
         if path is None:
             sys.stdout.write(text)
-            return ExitStatus.OK
+            return
         whole_files.write(Path(os.path.realpath(path)), text.encode())
     echo(f"wrote {output}: {plural(findings.all.calls, 'call')}, {findings.all.denied} denied")
-    return ExitStatus.OK
 
 
 def _shown(filters: dict[str, Any]) -> str:

@@ -124,20 +124,20 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
     if limit.limit is None:
         paragraph("deny: it counts nothing", indent="    ")
         return
-    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else f"{limit.text}", indent="    ")
+    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else limit.text, indent="    ")
     left, count = limit.left, record.get("count")
     word = "in flight" if limit.counts == "concurrent" else "used"
-    parts = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
-    parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
-    parts += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
-    if parts:
-        paragraph(f"then: {', '.join(parts)}", indent="      ")
-    if now is None:
-        return
-    parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left" + (f" of {now.n}" if now.n != limit.limit else "")]
-    parts += [_retry(ms_up(now.retry_after_us))] if now.retry_after_us else []
-    parts += [] if now.in_force else ["but the policy has no such limit now"]
-    paragraph(f"now:  {', '.join(parts)}", indent="      ")
+    then = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
+    then += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
+    then += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
+    if then:
+        paragraph(f"then: {', '.join(then)}", indent="      ")
+    if now:
+        of = f" of {now.n}" if now.n != limit.limit else ""
+        parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left{of}"]
+        parts += [_retry(ms_up(now.retry_after_us))] if now.retry_after_us else []
+        parts += [] if now.in_force else ["but the policy has no such limit now"]
+        paragraph(f"now:  {', '.join(parts)}", indent="      ")
 
 
 def _retry(ms: int) -> str:

@@ -1,16 +1,14 @@
 """`mcpguard audit stats`: counts the calls in the audit log."""
 
-import os
 import sys
 from typing import Any, Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.options import json_option, none_match, row_filters, store_option, wanted_rows
+from mcpguard.cli.options import json_option, none_match, row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import echo_json, fit, fit_all, room_beside, say, width_of_terminal
-from mcpguard.errors import ExitStatus
+from mcpguard.config import Settings
 from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.text.printing import printable, quoted
 
@@ -22,8 +20,8 @@ _LEAST_KEY: Final = 8
 @click.option("--by", type=click.Choice(KEYS), default="tool", show_default=True, help="What to count by.")
 @row_filters
 @json_option
-@store_option
-def stats(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
+@with_settings("store")
+def stats(settings: Settings, by: str, as_json: bool, **filters: Any) -> None:
     """Count the calls in the audit log, with their denials, errors and durations.
 
     A row that stands for several denials counts as that many calls. Durations are exact to 0.5 %. Hours are in UTC. Errors are
@@ -36,7 +34,6 @@ def stats(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
       mcpguard audit stats --by hour --tool search_customers --json
     """
     give_way()
-    settings = config.load(os.environ, store=store)
     wanted = wanted_rows(settings.namespace, filters)
     found: list[Statistic] = []
     total = None
@@ -52,7 +49,6 @@ def stats(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
     else:
         lines = _table(by, [*found, total], width_of_terminal()) if sys.stdout.isatty() else [_line(by, one) for one in found]
         click.echo("\n".join(lines))
-    return ExitStatus.OK
 
 
 def _line(by: str, one: Statistic) -> str:

@@ -1,27 +1,23 @@
 """`mcpguard audit tail`: shows the newest rows of the audit log, and follows the log."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import islice
 from typing import Any, Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.audit.table import Table, ended_us
 from mcpguard.cli.base import Command
 from mcpguard.cli.names import unseen
-from mcpguard.cli.options import none_match, row_filters, store_option, wanted_rows
+from mcpguard.cli.options import none_match, row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import is_coloured, reader_leaves, say, warn, width_of_terminal
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus
 from mcpguard.reading.following import is_over, until_replaced
 from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
 from mcpguard.session.verdict import FORWARDED
-from mcpguard.stores.api import Entry, Readable, Wanted
+from mcpguard.stores.api import Entry, Readable
 from mcpguard.text.times import rfc3339
 
 POLL_S: Final = 0.25
@@ -58,27 +54,17 @@ class Tail:
 
     Args:
         settings: The settings of this machine.
-        wanted: The rows that are shown.
-        form: The form in which they are printed.
-        with_starts: Whether rows are shown that only name the policy with which a session started.
-        found_none: Called if no row is shown, though some were asked for.
+        filters: The values of `row_filters`.
+        form: The form in which rows are printed.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        wanted: Wanted,
-        form: Form,
-        *,
-        with_starts: bool,
-        found_none: Callable[[], None],
-    ) -> None:
+    def __init__(self, settings: Settings, filters: Mapping[str, Any], form: Form) -> None:
         self._settings = settings
-        self._wanted = wanted
-        self._of_any_outcome = wanted._replace(outcomes=None)
+        self._filters = filters
         self._form = form
-        self._with_starts = with_starts
-        self._found_none = found_none
+        self._wanted = wanted_rows(settings.namespace, filters)
+        self._of_any_outcome = self._wanted._replace(outcomes=None)
+        self._with_starts = form is as_object or "policy" in (self._wanted.decisions or ())
         self._awaited: dict[int, dict[str, object]] = {}  # rows of calls without an outcome, by row id
 
     def show(self, rows: int | None, *, follow: bool) -> None:
@@ -114,7 +100,7 @@ class Tail:
                 break
         self._show(found)
         if not shown and rows != 0:
-            self._found_none()
+            self._say_none(follow=follow)
         return last_id
 
     def _follow_until_replaced(self, store: Readable, is_replaced: Callable[[], bool], last_id: int) -> bool:
@@ -165,6 +151,12 @@ class Tail:
         """Whether the wanted time has ended, or the reader of stdout goes away within `POLL_S`."""
         return is_over(self._wanted) or reader_leaves(within_s=POLL_S)
 
+    def _say_none(self, *, follow: bool) -> None:
+        """Say that no row is shown, and which of the wanted names is probably misspelt."""
+        say(f"{none_match('rows', self._filters)}{' yet' if follow else ''}")
+        for note in unseen(self._settings, self._filters):
+            warn(note)
+
 
 @click.command("tail", Command)
 @click.option("-f", "--follow", is_flag=True, help="Wait for new rows and show them.")
@@ -179,8 +171,8 @@ class Tail:
 @row_filters
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--table", "as_table", is_flag=True, help="Print the table in a pipe, too, COLUMNS wide.")
-@store_option
-def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: str | None, **filters: Any) -> int:
+@with_settings("store")
+def tail(settings: Settings, follow: bool, rows: int | None, as_json: bool, as_table: bool, **filters: Any) -> None:
     """Show the newest rows of the audit log, oldest first: a table on a terminal, key=value lines in a pipe.
 
     COUNT is how many calls the limit's counter holds. In a denial it also has the denials of this session since its last
@@ -194,26 +186,8 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
       mcpguard audit tail --decision rate_limited --axis user --since 2h
       mcpguard audit tail -n 1000 --json | jq .tool
     """
-    settings = config.load(os.environ, store=store)
-    wanted = wanted_rows(settings.namespace, filters)
-    if rows is None and not filters["since"]:
-        rows = ROWS
     is_terminal = sys.stdout.isatty()
     form: Form = as_object if as_json else as_pairs
     if not as_json and (is_terminal or as_table):
         form = Table(width_of_terminal(), coloured=is_terminal and is_coloured()).lines
-    with_starts = as_json or "policy" in (wanted.decisions or ())
-    found_none = partial(_say_none, settings, filters, follow=follow)
-    shown = Tail(settings, wanted, form, with_starts=with_starts, found_none=found_none)
-    try:
-        shown.show(rows, follow=follow)
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
-    return ExitStatus.OK
-
-
-def _say_none(settings: Settings, filters: Mapping[str, Any], *, follow: bool) -> None:
-    """Say that no row is shown, and which of the wanted names is probably misspelt."""
-    say(f"{none_match('rows', filters)}{' yet' if follow else ''}")
-    for note in unseen(settings, filters):
-        warn(note)
+    Tail(settings, filters, form).show(ROWS if rows is None and not filters["since"] else rows, follow=follow)

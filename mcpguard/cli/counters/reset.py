@@ -1,16 +1,15 @@
 """`mcpguard reset`: empty counters."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.counters.table import counter_text
-from mcpguard.cli.options import given, name_filters, require_terminal, selects, store_option, yes_option
+from mcpguard.cli.options import given, name_filters, require_terminal, selects, with_settings, yes_option
+from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
 from mcpguard.limiter.plan import Label, label_parts
 from mcpguard.stores.api import CounterUse
@@ -23,10 +22,10 @@ _LISTED: Final = 10
 
 @click.command("reset", Command)
 @name_filters("counters")
-@store_option
+@with_settings("store")
 @yes_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
-def reset(yes: bool, as_json: bool, **options: str | None) -> int:
+def reset(settings: Settings, yes: bool, as_json: bool, **names: str | None) -> int | None:
     """Empty the counters that match all the given selectors, or all counters. Limits and the audit log stay as they are.
 
     --user alice matches the counters that count only alice's calls. It does not match a counter that users share, such as
@@ -40,16 +39,15 @@ def reset(yes: bool, as_json: bool, **options: str | None) -> int:
     """
     if not yes:
         require_terminal("reset", "add --yes to reset without asking")
-    settings = config.load(os.environ, store=options["store"])
     if not settings.address.exists():
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
-        return ExitStatus.OK
+        return None
     with settings.change_store() as store:
         labels = [(held, label_parts(held.label)) for held in store.held()]
-        found = [held for held, label in labels if label.namespace == settings.namespace and is_selected(label, given(options))]
+        found = [held for held, label in labels if label.namespace == settings.namespace and is_selected(label, given(names))]
         if not found:
             click.echo("no counter in use matches", err=as_json)
-            return ExitStatus.OK
+            return None
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
@@ -57,7 +55,7 @@ def reset(yes: bool, as_json: bool, **options: str | None) -> int:
     for held in found:
         click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
     click.echo(f"{amount(len(found), 'counter')} reset", err=as_json)
-    return ExitStatus.OK
+    return None
 
 
 def _as_json(held: CounterUse) -> dict[str, object]:

@@ -11,12 +11,13 @@ from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.errors import lines
 from mcpguard.cli.names import files
-from mcpguard.cli.options import json_option, policy_option
+from mcpguard.cli.options import json_option, policy_option, with_settings
 from mcpguard.cli.policy.show import counted
 from mcpguard.cli.present import echo, echo_json, warn
 from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_tier, used_tiers
-from mcpguard.errors import ExitStatus, McpguardError, PolicyError, UsageError
+from mcpguard.errors import McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
 from mcpguard.policy.file import load
 from mcpguard.policy.lint import still_capped, warnings
@@ -29,7 +30,7 @@ from mcpguard.reading.explaining import never_matched
 @click.argument("file", required=False, metavar="[FILE]", shell_complete=files)
 @policy_option
 @json_option
-def check(file: str | None, policy: str | None, as_json: bool) -> int:
+def check(file: str | None, policy: str | None, as_json: bool) -> int | None:
     """Check FILE, or the policy in force, for errors and likely mistakes. FILE is the same as --policy FILE.
 
     The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. Shows every error with its line.
@@ -77,14 +78,14 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
             "notes": capped.notes,
         }
         echo_json(result, indent=2)
-        return ExitStatus.OK
+        return None
     source = f"starter policy (no file at {settings.policy})" if found.is_starter else str(settings.policy)
     echo(f"{source}: OK, {counted(found)}")
     for warning in found_warnings:
         echo(f"warning: {warning}")
     for note in capped.notes:
         echo(f"note: {note}")
-    return ExitStatus.OK
+    return None
 
 
 def _errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
@@ -98,8 +99,8 @@ def _errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
 
 
 @click.command("edit", Command)
-@policy_option
-def edit(policy: str | None) -> int:
+@with_settings("policy")
+def edit(settings: Settings) -> int | None:
     """Open a copy of the policy file in the editor that VISUAL or EDITOR names, check it, and save it if it is valid.
 
     If the text has errors, mcpguard asks whether to edit it again or to discard it. Without a terminal it discards the text. If
@@ -109,7 +110,6 @@ def edit(policy: str | None) -> int:
     Example:
       EDITOR=nano mcpguard policy edit
     """
-    settings = config.load(os.environ, policy=policy)
     path = settings.policy
     with draft_of(path) as draft:
         while True:
@@ -133,7 +133,7 @@ def edit(policy: str | None) -> int:
             echo(f"{path}: OK, {counted(found)}{unchanged}")
             for warning in [*warnings(found, tiers=used_tiers(settings)), *still_capped(found).warnings]:
                 warn(warning)
-            return ExitStatus.OK
+            return None
 
 
 def _open_editor(file: Path) -> None:
@@ -146,27 +146,27 @@ def _open_editor(file: Path) -> None:
 
 
 @click.command("init", Command)
-@policy_option
-def init(policy: str | None) -> None:
+@with_settings("policy")
+def init(settings: Settings) -> None:
     """Write the starter rules to the policy file. They apply while there is no such file.
 
     \b
     Example:
       mcpguard policy init
     """
-    path = config.load(os.environ, policy=policy).policy
+    path = settings.policy
     if not begin(path):
         raise McpguardError(f"{path} already exists", "change it with mcpguard policy set or mcpguard policy edit")
     echo(f"{path}: wrote {len(parse(STARTER).rules)} starter rules")
 
 
 @click.command("path", Command)
-@policy_option
-def path(policy: str | None) -> None:
+@with_settings("policy")
+def path(settings: Settings) -> None:
     """Print the path of the policy file, even if there is no such file.
 
     \b
     Example:
       cat "$(mcpguard policy path)"
     """
-    click.echo(str(config.load(os.environ, policy=policy).policy))
+    click.echo(str(settings.policy))

@@ -10,7 +10,7 @@ import click
 from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.names import unseen, words
-from mcpguard.cli.options import all_of, name_option, policy_option
+from mcpguard.cli.options import all_of, name_option, policy_option, with_settings
 from mcpguard.cli.policy.show import NO_RULES
 from mcpguard.cli.present import echo, warn
 from mcpguard.clients.missing_hooks import missing_hooks
@@ -231,9 +231,9 @@ def _unset_cost(table: dict[str, Any], policy: str | None) -> None:
 
 
 @click.command("mode", Command)
-@policy_option
+@with_settings("policy")
 @click.argument("mode", type=click.Choice(["observe", "enforce"]))
-def mode(policy: str | None, mode: str) -> None:
+def mode(settings: Settings, mode: str) -> None:
     """Set the mode of the whole policy. In observe mode, calls that would be denied are logged, and nothing is denied.
 
     Running servers obey from their next call on. A rule in observe mode stays in it.
@@ -244,7 +244,6 @@ def mode(policy: str | None, mode: str) -> None:
       mcpguard audit tail --decision would_deny --since 7d
       mcpguard policy mode enforce
     """
-    settings = config.load(os.environ, policy=policy)
     path = settings.policy
     edit = set_mode(path, mode, named=settings.policy_named)
     _say_new_file(settings, edit)

@@ -1,15 +1,14 @@
 """`mcpguard policy suggest`: suggests limits from the audit log, as JSON, as TOML, as a diff."""
 
-import os
 import sys
 from pathlib import Path
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command
-from mcpguard.cli.options import json_option, policy_option, store_option
+from mcpguard.cli.options import json_option, with_settings
 from mcpguard.cli.present import coloured_diff, echo, echo_json
+from mcpguard.config import Settings, span_us
 from mcpguard.errors import ExitStatus, McpguardError
 from mcpguard.policy.suggest import FITS, HEADROOM, Suggestion
 from mcpguard.reading.suggesting import SuggestedPolicy
@@ -104,10 +103,9 @@ def _say(text: str) -> None:
 @click.option("--since", metavar="D", default="7d", show_default=True, help="How far back to look: 12h, 7d, 4w …")
 @click.option("--toml", "only", flag_value="toml", help="Print only the suggested policy.")
 @click.option("--diff", "only", flag_value="diff", help="Print only the difference from the policy in force, for patch.")
-@policy_option
-@store_option
+@with_settings("policy", "store")
 @json_option
-def suggest(since: str, only: str | None, policy: str | None, store: str | None, as_json: bool) -> int:
+def suggest(settings: Settings, since: str, only: str | None, as_json: bool) -> int | None:
     """Suggest limits from the calls in the audit log, as a policy and as its difference from the policy in force.
 
     A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
@@ -120,8 +118,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
       mcpguard policy suggest --toml > suggested.toml
       mcpguard policy suggest --diff | patch "$(mcpguard policy path)"
     """
-    since_us = wall_us() - config.span_us(since, where="--since")
-    settings = config.load(os.environ, policy=policy, store=store)
+    since_us = wall_us() - span_us(since, where="--since")
     found = suggested(settings, since_us=since_us)
     if as_json:
         echo_json(_as_json(found, settings.policy, since), indent=2)
@@ -139,7 +136,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
         click.echo()
     if only != "toml":
         _print_text(diff)
-    return ExitStatus.OK
+    return None
 
 
 def _print_text(text: str) -> None:
