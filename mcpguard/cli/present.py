@@ -75,11 +75,7 @@ def reader_leaves(*, within_s: float) -> bool:
         return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
-    try:
-        return bool(poll.poll(within_s * 1000))
-    except OSError:  # the system has no memory for it: a later look can tell
-        time.sleep(within_s)
-        return False
+    return bool(poll.poll(within_s * 1000))
 
 
 def is_coloured() -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mcpguard.cli import base, present
+from mcpguard.cli import base
 from mcpguard.cli.audit import export
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
@@ -168,24 +168,6 @@ def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path,
 
     monkeypatch.setattr(base, "os", SimpleNamespace(nice=refuse))
     assert len(lines_of(home)) > 0
-
-
-def test_a_reader_is_waited_for_while_the_system_has_no_memory_to_tell_whether_it_has_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Poll:
-        def register(self, *_: int) -> None:
-            pass
-
-        def poll(self, _: float) -> NoReturn:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    waits: list[float] = []
-    monkeypatch.setattr(present, "select", SimpleNamespace(poll=Poll))
-    monkeypatch.setattr(present, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(present, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1)))
-    assert not present.reader_leaves(within_s=0.25)
-    assert waits == [0.25]
 
 
 def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from mcpguard.policy.parse import parse
 from mcpguard.reading.explaining_row import Shown, explain_row
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
-from tests.build import WALL_US, Session, Time, identity
+from tests.build import WALL_US, Session, Time
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, audit, policy, rule
 
@@ -272,30 +272,42 @@ def test_a_call_above_a_cap_shows_what_is_in_flight_and_raises_the_cap_only(caps
     assert told["now"] == {"limit": 1, "used": 1, "remaining": 0, "retry_after_ms": None}
 
 
-def test_a_limit_and_a_cap_of_one_rule_are_raised_by_one_command() -> None:
-    kinds = Kinds(KINDS.replace("9/1h", "1/1h"))
-    found = kinds.shown(kinds.last("echo", 2))
-    assert [limit.text for limit in found.limits] == ["1/1h", "1-in-flight"]
-    assert [(one.text, one.at, one.limits) for one in found.rules] == [("user=* tool=echo", 0, [0, 1])]
-    assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 2 2/1h"]
+COST = '[[rule]]\ntool = "sum"\ncount = "cost"\nlimit = "{}/1h"\n[[cost]]\ntool = "sum"\ncost = 20\n'
+TWO = '[[rule]]\ntool = "echo"\nlimit = ["{0}/1h", "{0}/1d"]\n'
 
 
-def test_a_rule_that_had_a_cap_and_is_closed_by_now_is_opened() -> None:
-    kinds = Kinds()
-    found = kinds.shown(kinds.last("echo", 2), parse('[[rule]]\nuser = "*"\ntool = "echo"\nlimit = "deny"\n'))
-    assert found.commands == ["mcpguard policy set --user '*' --tool echo unlimited"]
-
-
-def test_a_limit_on_cost_is_raised_so_far_that_the_call_fits() -> None:
-    kinds = Kinds()
-    record = kinds.last("sum", 2) | {"cost": 20}
+@pytest.mark.parametrize(
+    ("before", "tool", "times", "now", "limits", "command"),
+    [
+        (KINDS.replace("9/1h", "1/1h"), "echo", 2, "", "1/1h 1-in-flight", "--user '*' --tool echo --concurrent 2 2/1h"),
+        (KINDS, "sum", 2, "", "30-units/1h", "--tool sum --count cost 40/1h 40/1d"),  # 20 units are used, and it takes 20
+        (KINDS, "sync", 3, "", "2-errors/1m", "--tool sync --count errors 3/1m"),
+        (KINDS, "loop", 2, "", "1/10m", "--tool loop --per user,arguments 2/10m"),
+        (TWO.format(9), "echo", 9, TWO.format(2), "2/1h 2/1d", "--tool echo 10/1h 10/1d"),  # lowered below what is counted
+        (COST.format(100), "sum", 3, COST.format(30), "30-units/1h", "--tool sum --count cost 80/1h"),
+    ],
+)
+def test_each_full_limit_is_raised_so_far_that_the_call_fits(
+    before: str, tool: str, times: int, now: str, limits: str, command: str
+) -> None:
+    kinds = Kinds(before)
+    record = kinds.last(tool, times, failing=tool == "sync")
+    if now:
+        kinds = kinds.edited(now)
+        record = kinds.last(tool, 1)
     found = kinds.shown(record)
-    (limit,) = found.limits
-    assert (limit.text, limit.retry_after_ms) == ("30-units/1h", 3_600_000)
-    assert (found.counters[0].used, found.counters[0].retry_after_us) == (20, 3_600_000_000), (
-        "10 units are left, and it takes 20"
-    )
-    assert found.commands == ["mcpguard policy set --tool sum --count cost 40/1h 40/1d"]
+    assert " ".join(limit.text for limit in found.limits) == limits
+    assert found.commands == [f"mcpguard policy set {command}"]
+    assert bool(found.counters) is (tool != "loop"), "a counter of arguments is not guessed"
+
+
+@pytest.mark.parametrize(
+    ("now", "command"),
+    [(rule("2/60m", tool="echo"), "--tool echo 3/60m"), (rule("deny", tool="echo"), "--tool echo unlimited")],
+)
+def test_the_command_is_for_the_rule_as_the_policy_writes_it_by_now(now: str, command: str) -> None:
+    kinds = Kinds(rule("2/1h", tool="echo"))
+    assert kinds.shown(kinds.last("echo", 3), parse(now)).commands == [f"mcpguard policy set {command}"]
 
 
 def test_each_limit_on_cost_is_raised_so_far_that_the_call_fits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,30 +323,6 @@ def test_each_limit_on_cost_is_raised_so_far_that_the_call_fits(capsys: pytest.C
     assert "35-units/1d for tool=sum server=crm\n      then: 30 used, 5 left, retry in 86,400 s" in out
     limits: Any = show.shown_as_json(found, dearer.policy)["limits"]
     assert [one["then"]["used"] for one in limits] == [None, 30], "the row tells it for the limit that decided only"
-
-
-def test_each_limit_is_raised_above_what_its_counter_holds_after_limits_were_lowered() -> None:
-    text = '[[rule]]\ntool = "echo"\nlimit = ["{0}/1h", "{0}/1d"]\n'
-    kinds = Kinds(text.format(9))
-    kinds.last("echo", 9)
-    lowered = kinds.edited(text.format(2))
-    found = lowered.shown(lowered.last("echo", 1))
-    assert found.commands == ["mcpguard policy set --tool echo 10/1h 10/1d"]
-
-
-def test_a_limit_on_cost_is_raised_above_what_its_counter_holds_after_it_was_lowered() -> None:
-    text = '[[rule]]\ntool = "sum"\ncount = "cost"\nlimit = "{}/1h"\n[[cost]]\ntool = "sum"\ncost = 20\n'
-    kinds = Kinds(text.format(100))
-    kinds.last("sum", 3)
-    lowered = kinds.edited(text.format(30))
-    found = lowered.shown(lowered.last("sum", 1))
-    assert found.commands == ["mcpguard policy set --tool sum --count cost 80/1h"], "60 units are used, and it takes 20"
-
-
-def test_a_limit_is_raised_though_the_policy_writes_its_window_in_another_unit_by_now() -> None:
-    kinds = Kinds(rule("2/1h", tool="echo"))
-    denial = kinds.last("echo", 3)
-    assert kinds.shown(denial, parse(rule("2/60m", tool="echo"))).commands == ["mcpguard policy set --tool echo 3/60m"]
 
 
 def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full(capsys: pytest.CaptureFixture[str]) -> None:
@@ -366,13 +354,6 @@ def test_nothing_is_left_of_a_limit_that_was_lowered_below_what_its_counter_hold
     assert "now:  3 used, 0 left of 2, retry in" in capsys.readouterr().out
 
 
-def test_the_counter_of_a_rule_for_a_role_is_shown() -> None:
-    kinds = Kinds('[[rule]]\nrole = "sales"\ntool = "echo"\nlimit = "1/1h"\n')
-    kinds.session = Session(kinds.store, kinds.policy, who=identity(roles=("sales",)))
-    found = kinds.shown(kinds.last("echo", 2))
-    assert [now.used for now in found.counters.values()] == [1]
-
-
 def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = Kinds('[[rule]]\nuser = "*"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "1/1h"\n')
     found = kinds.shown(kinds.last("echo", 2))
@@ -382,21 +363,6 @@ def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureF
         "    mcpguard policy set --user '*' 2/1h",
         "    mcpguard policy set --tool echo 2/1h",
     ]
-
-
-def test_a_limit_on_errors_shows_the_errors_that_it_counts() -> None:
-    kinds = Kinds()
-    found = kinds.shown(kinds.last("sync", 3, failing=True))
-    (limit,) = found.limits
-    assert (limit.text, limit.retry_after_ms, found.counters[0].used) == ("2-errors/1m", 60_000, 2)
-    assert found.commands == ["mcpguard policy set --tool sync --count errors 3/1m"]
-
-
-def test_a_counter_of_arguments_is_not_guessed() -> None:
-    kinds = Kinds()
-    found = kinds.shown(kinds.last("loop", 2))
-    assert (found.limits[0].text, found.counters) == ("1/10m", {})
-    assert found.commands == ["mcpguard policy set --tool loop --per user,arguments 2/10m"]
 
 
 def test_rules_with_the_same_text_are_told_apart_by_what_they_count() -> None:

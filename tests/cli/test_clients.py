@@ -86,31 +86,6 @@ def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> No
     assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
 
 
-def test_a_mcpguard_in_a_container_is_neither_missing_nor_believed(account: Account) -> None:
-    servers = {"a": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}}
-    text = json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}})
-    account.write("project/.devcontainer/devcontainer.json", text)
-    (row,) = rows(account, "--project", str(account.project))
-    told = "its mcpguard is in the container, so it is not checked from here"
-    assert (row["guarded"], row["version"], row["note"]) == (False, None, told)
-
-
-def test_a_program_that_came_with_a_project_is_not_run_and_guards_nothing(account: Account) -> None:
-    touched = account.home / "touched"
-    program = impostor(account.project / "bin/mcpguard", touched)
-    entry = {"command": program, "args": ["run", "--", "npx"]}
-    account.write("project/.mcp.json", json.dumps({"mcpServers": {"a": entry}}))
-    account.write("project/.cursor/mcp.json", json.dumps({"mcpServers": {"a": entry}}))
-    found = rows(account, "--project", str(account.project))
-    assert [(row["client"], row["guarded"], row["mcpguard"], row["version"]) for row in found] == [
-        ("claude-code", False, program, None),
-        ("cursor", False, program, None),
-        ("vscode", False, program, None),
-        ("copilot", False, program, None),
-    ]
-    assert not touched.exists()
-
-
 def test_a_program_in_a_folder_that_everybody_may_write_to_gets_no_secrets_and_guards_nothing(account: Account) -> None:
     public, touched = account.home / "public", account.home / "touched"
     program = impostor(public / "mcpguard", touched)

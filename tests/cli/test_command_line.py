@@ -50,12 +50,6 @@ def test_an_error_of_the_system_names_its_file(tmp_path: Path, monkeypatch: pyte
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot use /bin/x: Input/output error\n")
 
 
-def test_a_hook_without_a_command_does_not_block_the_call(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "hook")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == mcpguard(tmp_path, "hook", "--help").stdout
-
-
 @pytest.mark.parametrize(
     ("argv", "path"),
     [

@@ -210,15 +210,6 @@ class Refusing:
         raise self.error
 
 
-def test_a_call_that_did_not_reach_the_server_but_was_answered_fails_the_demo(tmp_path: Path) -> None:
-    (tmp_path / "calls-alice").write_text("search_customers\nsearch_customers\ngenerate_report\n")
-    tally = Tally(ALICE, "search_customers", took_s=[0.1, 0.1])
-    Stage(tmp_path).check([tally])
-    tally.took_s.append(0.1)
-    with pytest.raises(McpguardError, match="3 calls of search_customers by alice were answered, but 2 reached the server"):
-        Stage(tmp_path).check([tally])
-
-
 def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:
     tally = Tally(ALICE, "search_customers")
     anyio.run(tally.call, cast(Client, Refusing(RATE_LIMITED)))

@@ -94,14 +94,6 @@ def test_the_largest_bursts_are_kept_however_many_there_are() -> None:
     assert {burst.calls for burst in found} == {LEAST + 96}
 
 
-def test_bursts_of_one_size_and_time_are_all_shown_whatever_limits_they_have() -> None:
-    several = stored(0, "rate_limited", repeats=LEAST)  # sums up denials of several limits
-    several = several._replace(row=several.row._replace(reported='{"axis":"user"}'))
-    one = stored(0, "rate_limited", repeats=LEAST)
-    later = [row._replace(row=row.row._replace(time_us=row.row.time_us + 2 * GAP_US)) for row in (one, several)]
-    assert [burst.calls for burst in of(one, several, *later).bursts.worst()] == [LEAST] * 4
-
-
 def test_a_period_has_at_most_170_slots() -> None:
     for hours in (1, 24, 24 * 7, 24 * 30, 24 * 366, 24 * 4000):
         period_us = hours * HOUR_US
