@@ -70,7 +70,9 @@ def _by_click() -> int:
         click.echo(values, nl=bool(values))  # bash would take an empty line for a value
         return ExitStatus.OK
     try:
-        with cli.make_context("mcpguard", sys.argv[1:]) as ctx:  # unlike `click.Command.main`, it leaves pipes and * alone
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"  # else colours are for terminals
+        # Unlike `click.Command.main`, this leaves pipes and * alone
+        with cli.make_context("mcpguard", sys.argv[1:], color=False if plain else None) as ctx:
             status = cli.invoke(ctx)
         sys.stdout.flush()
     except click.exceptions.Exit as end:

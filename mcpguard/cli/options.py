@@ -195,13 +195,10 @@ def time_us(option: str, text: str) -> int:
     """
     if re.fullmatch(r"[0-9]+[a-z]", text):
         with contextlib.suppress(ConfigError):
-            return _shown_us(wall_us() - config.span_us(text, where=option))
+            at_us = wall_us() - config.span_us(text, where=option)
+            return min(max(0, at_us), _LATEST_US)
     else:
         with contextlib.suppress(ValueError, OverflowError, OSError):
-            return _shown_us(round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000))
+            at_us = round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000)
+            return min(max(0, at_us), _LATEST_US)
     raise UsageError(f"{option}: {text!r} is neither a span nor a time", "write 90m, 2h, 7d, or 2026-01-31T09:00:00Z")
-
-
-def _shown_us(at_us: int) -> int:
-    """A time, or the nearest one that can be shown: no row is of an earlier or a later one."""
-    return min(max(0, at_us), _LATEST_US)

@@ -78,16 +78,10 @@ def reader_leaves(*, within_s: float) -> bool:
     return bool(poll.poll(within_s * 1000))
 
 
-def is_coloured() -> bool:
-    """Whether output to a terminal has colours."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
 def coloured_diff(line: str) -> str:
-    """A line of a diff, control characters escaped; in colours where there are any."""
-    shown = printable(line.expandtabs())
+    """A line of a diff, control characters escaped, in colours."""
     colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
-    return click.style(shown, fg=colour, bold=line.startswith(("+++", "---")) or None) if is_coloured() and colour else shown
+    return click.style(printable(line.expandtabs()), fg=colour, bold=line.startswith(("+++", "---")) or None)
 
 
 def width_of_terminal() -> int:
@@ -127,20 +121,19 @@ def room_beside(columns: Columns, width: int) -> int:
     return width - 1 - sum(abs(size) + 1 for _, size in columns)
 
 
-def print_table(rows: Iterable[Sequence[str | tuple[str, str]]], columns: Sequence[dict[str, Any]], *, margin: int = 0) -> None:
+def print_table(rows: Iterable[Sequence[str | tuple[str, str]]], columns: Sequence[dict[str, Any]]) -> None:
     """Print a table on the terminal. Long texts take several lines.
 
     Args:
         rows: The cells of each row: a text, or a text and its style.
         columns: The arguments of `rich.table.Column` for each column. Without a `header` there is no line of headings.
-        margin: Columns of the terminal that stay free.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
-    console.width -= margin
+    console.width -= 1  # a line of full width would wrap on some terminals
     has_header = any("header" in column for column in columns)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=has_header)
     for column in columns:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -13,19 +13,14 @@ from mcpguard.cli.names import files, seen
 from mcpguard.errors import UsageError
 from mcpguard.run_options import OPTIONS, Option
 
-_COMPLETE: Final = {
-    **{key: seen(key) for key in ("server", "user", "agent")},
-    **dict.fromkeys(("policy", "config"), files),
-}
-"""What a shell offers for an option."""
-
 
 def _click(option: Option) -> click.Option:
     names = [option.name, option.key]
     if option.is_flag:
         return click.Option(names, is_flag=True, help=option.help)
     kind = click.Choice(option.choices) if option.choices else click.STRING
-    complete = _COMPLETE.get(option.key)
+    is_name = option.key in {"server", "user", "agent"}
+    complete = files if option.key in {"policy", "config"} else seen(option.key) if is_name else None
     return click.Option(names, metavar=option.metavar or None, type=kind, help=option.help, shell_complete=complete)
 
 

@@ -143,5 +143,4 @@ def _show(report: Report) -> None:
         return
     styles = {"problem": "red", "warning": "yellow"}
     columns: list[dict[str, object]] = [{"max_width": (width_of_terminal() - 1) // 3}, {}]
-    # A line of full width would wrap on some terminals
-    print_table([((name, styles.get(name, "")), text) for name, text in rows], columns, margin=1)
+    print_table([((name, styles.get(name, "")), text) for name, text in rows], columns)

@@ -9,6 +9,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import pytest
 
 from mcpguard.cli.audit.table import Table
@@ -407,7 +408,7 @@ def test_in_a_table_the_row_of_an_outcome_has_the_time_of_the_outcome() -> None:
     talk = Talk("mode = 'enforce'")
     talk.call("search")
     record = with_outcome(talk.records[0], Outcome(1, "ok", 2_000_000))
-    table = Table(80, coloured=False)
+    table = Table(80)
     at = [datetime.fromtimestamp(us / 1_000_000).strftime("%H:%M:%S") for us in (WALL_US, WALL_US + 2_000_000)]  # noqa: DTZ006
     assert [line.split() for line in table.lines(talk.records[0])[3:]] == [[at[0], "allowed", "search"]]
     assert [line.split() for line in table.lines(record, ended=True)] == [[at[1], "ended", "search", "ok"]]
@@ -418,14 +419,14 @@ def test_the_table_has_the_times_of_any_zone() -> None:
     talk = Talk("mode = 'enforce'")
     talk.call("search")
     tomorrow = datetime.fromtimestamp(WALL_US // 1_000_000 + 86_400, UTC)
-    _, date, _, row = Table(80, coloured=False).lines(talk.records[0])
+    _, date, _, row = Table(80).lines(talk.records[0])
     assert [date, row.split()[0]] == tomorrow.strftime("%Y-%m-%d %H:%M:%S").split()
 
 
 def test_a_date_line_stands_at_each_change_of_the_date() -> None:
     talk = Talk("mode = 'enforce'")
     talk.call("search")
-    table = Table(80, coloured=False)
+    table = Table(80)
     day_us = 86_400_000_000
     days = [datetime.fromtimestamp((WALL_US + n * day_us) / 1_000_000).strftime("%Y-%m-%d") for n in (0, 3)]  # noqa: DTZ006
     shown = [table.lines(talk.records[0] | {"time_us": WALL_US + n * day_us}) for n in (0, 0, 3)]
@@ -487,8 +488,8 @@ def test_a_row_for_many_denials_shows_their_number_at_any_width(width: int) -> N
         talk.call(f"closed {at}")
     talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
     first, *_, summed = talk.records
-    table = Table(width, coloured=False)
-    lines = [table.lines(one)[-1] for one in (first | {"tool": "x" * 300, "repeats": 7}, summed)]
+    table = Table(width)
+    lines = [click.unstyle(table.lines(one)[-1]) for one in (first | {"tool": "x" * 300, "repeats": 7}, summed)]
     assert max(map(len, lines)) < width
     assert re.search(r" denied +user .*x+… ×7 +deny", lines[0])
     assert re.search(rf" denied +user .*mor.* ×{summed['repeats']} +deny", lines[1])
@@ -501,5 +502,5 @@ def test_a_row_for_denials_by_limits_of_one_size_and_several_windows_shows_no_li
         talk.call(f"a{at}")
         talk.call(f"b{at}")
     talk.store.append(talk.journal.flush(WALL_US, all_of_them=True))
-    shown = Table(80, coloured=False).lines(talk.records[-1])[-1]
+    shown = click.unstyle(Table(80).lines(talk.records[-1])[-1])
     assert re.search(r" rate_limited tool  more.* ×\d+ +more of th…$", shown)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from rich.cells import cell_len
 
@@ -269,15 +270,15 @@ def pressed() -> list[Usage]:
 @pytest.mark.parametrize("columns", [80, 160])
 @pytest.mark.parametrize(("name", "found"), [("usage-kinds", kinds()), ("usage", pressed())], ids=["kinds", "pressed"])
 def test_the_table_is_as_it_was_looked_at(name: str, found: list[Usage], columns: int) -> None:
-    shown = table(found, columns, coloured=False)
+    shown = list(map(click.unstyle, table(found, columns)))
     assert max(map(cell_len, shown)) < columns
     compare(f"{name}-{columns}.txt", shown)
 
 
 def test_the_table_does_not_cut_large_numbers() -> None:
     (one,) = usages(rule("2000000/1h", user="*"), (ALICE, 1))
-    (_, line) = table([one._replace(used=1234567, left=765433)], 80, coloured=False)
-    assert line.split()[1:] == ["1234567", "2000000/1h", "765433", "now", "user=alice"]
+    (_, line) = table([one._replace(used=1234567, left=765433)], 80)
+    assert click.unstyle(line).split()[1:] == ["1234567", "2000000/1h", "765433", "now", "user=alice"]
 
 
 @pytest.mark.parametrize(("columns", "height"), [(80, 24), (160, 50)])
@@ -285,7 +286,7 @@ def test_the_screen_is_as_it_was_looked_at(columns: int, height: int) -> None:
     denial = {"time": "2026-01-01T00:00:00Z", "decision": "rate_limited", "axis": "user", "limit": 3, "window": "1m"}
     names = {"user": "alice", "agent": "Cursor::api::x", "tool": "search", "server": "crm", "repeats": 7}
     view = View(pressed() * 30, {"user": 123.4, "none": 1.0}, {"user": 3.25}, [denial | names] * 20, "")
-    lines = screen(view, "/home/alice/mcpguard.db", columns, height, None, coloured=False)
+    lines = list(map(click.unstyle, screen(view, "/home/alice/mcpguard.db", columns, height, None)))
     assert len(lines) <= height
     assert max(map(cell_len, lines)) < columns
     compare(f"watch-{columns}.txt", [re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", line) for line in lines])
@@ -294,14 +295,14 @@ def test_the_screen_is_as_it_was_looked_at(columns: int, height: int) -> None:
 @pytest.mark.usefixtures("a_day_ahead")
 def test_the_screen_has_the_times_of_any_zone() -> None:
     denial: dict[str, object] = {"time": "2026-01-01T12:34:56Z", "decision": "denied"}
-    lines = screen(View(pressed(), {}, {}, [denial], ""), "store", 80, 24, None, coloured=False)
+    lines = screen(View(pressed(), {}, {}, [denial], ""), "store", 80, 24, None)
     assert lines[-1].split()[0] == "12:34:56"
 
 
 @pytest.mark.parametrize(("columns", "height"), [(80, 8), (80, 10)])
 def test_a_low_screen_shows_counters_rather_than_denials(columns: int, height: int) -> None:
     denial: dict[str, object] = {"time": "2026-01-01T00:00:00Z", "decision": "denied"}
-    lines = screen(View(pressed(), {}, {}, [denial], ""), "store", columns, height, None, coloured=False)
+    lines = screen(View(pressed(), {}, {}, [denial], ""), "store", columns, height, None)
     assert [line for line in lines if "█" in line]
     assert "LATEST DENIALS" not in lines
 

@@ -8,7 +8,7 @@ import click
 
 from mcpguard.cli.counters.table import short_limit
 from mcpguard.cli.present import Columns, cell_width, fit, fit_all, room_beside
-from mcpguard.session.verdict import FORWARDED
+from mcpguard.session.verdict import FORWARDED, REFUSED
 from mcpguard.text.printing import printable
 from mcpguard.text.times import span_up
 
@@ -22,15 +22,8 @@ change."""
 _LEAST_TOOL: Final = 8
 """The least width of a tool's name."""
 
-_STYLES: Final = {
-    "rate_limited": "red",
-    "denied": "red",
-    "unauthenticated": "red",
-    "unavailable": "red",
-    "invalid": "red",
-    "would_deny": "yellow",
-    "allowed_unavailable": "yellow",
-}
+_OBSERVED: Final = ("would_deny", "allowed_unavailable")
+"""Decisions after which a call was forwarded, though not as a matter of course."""
 
 
 class Table:
@@ -38,11 +31,9 @@ class Table:
 
     Args:
         width: The width of the terminal in columns.
-        coloured: Whether decisions are coloured.
     """
 
-    def __init__(self, width: int, *, coloured: bool) -> None:
-        self._coloured = coloured
+    def __init__(self, width: int) -> None:
         self._width = width - 1  # a line of full width would wrap on some terminals
         self._is_wide = width >= WIDE
         self._day = ""
@@ -77,7 +68,8 @@ class Table:
             tool = fit(tool, max(1, dict(self._columns)["TOOL"] - len(times))).rstrip() + times
         cells = {"DECISION": decision, "AXIS": str(record.get("axis", "")), "TOOL": tool, "COUNT": str(record.get("count", ""))}
         cells |= {"LIMIT": _limit(record), "OUTCOME": _end(record)}
-        return heading + self._with_context(record, int(str(record["time_us"])), cells, _STYLES.get(decision, ""))
+        style = "red" if decision in REFUSED else "yellow" if decision in _OBSERVED else ""
+        return heading + self._with_context(record, int(str(record["time_us"])), cells, style)
 
     def _with_context(self, record: Mapping[str, object], time_us: int, cells: dict[str, str], style: str = "") -> list[str]:
         at = time.localtime(time_us // 1_000_000)  # unlike `datetime`, it takes any zone that TZ names
@@ -103,7 +95,7 @@ class Table:
         padded = dict(
             zip(dict(self._columns), fit_all([cells.get(name, "") for name, _ in self._columns], self._columns), strict=True)
         )
-        if style and self._coloured:
+        if style:
             padded["DECISION"] = click.style(padded["DECISION"], fg=style)
         return " ".join(padded.values()).rstrip()
 

@@ -12,7 +12,7 @@ from mcpguard.cli.audit.table import Table, ended_us
 from mcpguard.cli.base import Command
 from mcpguard.cli.names import unseen
 from mcpguard.cli.options import none_match, row_filters, wanted_rows, with_settings
-from mcpguard.cli.present import is_coloured, reader_leaves, say, warn, width_of_terminal
+from mcpguard.cli.present import reader_leaves, say, warn, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.reading.following import is_over, until_replaced
 from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
@@ -189,5 +189,5 @@ def tail(settings: Settings, follow: bool, rows: int | None, as_json: bool, as_t
     is_terminal = sys.stdout.isatty()
     form: Form = as_object if as_json else as_pairs
     if not as_json and (is_terminal or as_table):
-        form = Table(width_of_terminal(), coloured=is_terminal and is_coloured()).lines
+        form = Table(width_of_terminal()).lines
     Tail(settings, filters, form).show(ROWS if rows is None and not filters["since"] else rows, follow=follow)

@@ -13,7 +13,7 @@ import click
 
 from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, project_folder, project_option
-from mcpguard.cli.present import echo, echo_json, is_coloured, paragraph, print_table
+from mcpguard.cli.present import echo, echo_json, paragraph, print_table
 from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
@@ -110,11 +110,11 @@ def _print_plain(place: str, rows: Sequence[Row]) -> None:
 
 
 def _print_table(place: str, rows: Sequence[Row]) -> None:
-    click.secho(printable(place), bold=is_coloured() or None)
+    click.secho(printable(place), bold=True)
     cells = []
     for row in rows:
         if row["server"] is None:
-            click.secho(printable(f"  {row['note']}"), fg="red" if is_coloured() else None)
+            click.secho(printable(f"  {row['note']}"), fg="red")
             continue
         is_wrong = row["note"] == "missing" or (row["mcpguard"] and not row["guarded"])
         style = "red" if is_wrong else "green" if row["guarded"] else ""

@@ -81,11 +81,11 @@ def _text(view: View, where: str, console: "Console", rows: int | None) -> "Text
     from rich.text import Text
 
     width, height = console.size
-    lines = screen(view, where, width, height, rows, coloured=console.color_system is not None)
+    lines = screen(view, where, width, height, rows)
     return Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop")
 
 
-def screen(view: View, where: str, width: int, height: int, rows: int | None, *, coloured: bool) -> list[str]:
+def screen(view: View, where: str, width: int, height: int, rows: int | None) -> list[str]:
     """The lines of the screen, none longer than its width.
 
     Args:
@@ -94,7 +94,6 @@ def screen(view: View, where: str, width: int, height: int, rows: int | None, *,
         width: The width of the terminal in columns.
         height: Its height in lines.
         rows: The most counters.
-        coloured: Whether there are colours.
     """
     now = time.strftime("%H:%M:%S")
     head = [
@@ -109,7 +108,7 @@ def screen(view: View, where: str, width: int, height: int, rows: int | None, *,
     if view.usages and room <= len(tail):
         tail = []  # a low screen shows counters
     most = max(0, min(ROWS if rows is None else rows, room - len(tail)))
-    counters = table(view.usages[:most], width, coloured=coloured) if view.usages else ["no counter holds calls"]
+    counters = table(view.usages[:most], width) if view.usages else ["no counter holds calls"]
     lines = [
         *(fit(line, width - 1).rstrip() for line in head),
         "",

@@ -41,13 +41,12 @@ def _text(values: Mapping[str, str], shared: Mapping[str, Sequence[str]]) -> str
     return " ".join(parts) or "every call"
 
 
-def table(usages: Sequence[Usage], width: int, *, coloured: bool) -> list[str]:
+def table(usages: Sequence[Usage], width: int) -> list[str]:
     """The lines of a table: the heading, and a line for each usage.
 
     Args:
         usages: The usages.
         width: The width of the terminal in columns.
-        coloured: Whether the bars are coloured.
     """
     cells = [
         [_bar(one), str(one.used), limit_text(one), "" if one.left is None else str(one.left), _free_text(one)]
@@ -61,7 +60,7 @@ def table(usages: Sequence[Usage], width: int, *, coloured: bool) -> list[str]:
     found = [" ".join(fit_all([name for name, _ in columns], columns)) + " COUNTER"]
     for one, texts in zip(usages, cells, strict=True):
         padded = fit_all(texts, columns)
-        if coloured and one.rate:
+        if one.rate:
             padded[0] = click.style(padded[0], fg="red" if not one.left else "yellow" if one.share >= _PRESSED else "green")
         found.append(" ".join([*padded, fit(_text(one.counter, {}), room_beside(columns, width))]).rstrip())
     return found

@@ -11,7 +11,7 @@ import click
 from mcpguard.cli.base import Command, give_way
 from mcpguard.cli.counters.table import plain, table, usage_as_json
 from mcpguard.cli.options import all_match, given, name_filters, with_settings
-from mcpguard.cli.present import is_coloured, say, width_of_terminal
+from mcpguard.cli.present import say, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, UsageError
 from mcpguard.policy.file import PolicyFile
@@ -73,6 +73,6 @@ def _print(settings: Settings, policy: Policy, is_selected: Any, rows: int | Non
     elif not sys.stdout.isatty():
         lines = [plain(one) for one in found]
     else:
-        lines = table(found, width_of_terminal(), coloured=is_coloured()) if found else []
+        lines = table(found, width_of_terminal()) if found else []
     for line in lines:
         click.echo(line)

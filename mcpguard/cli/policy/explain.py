@@ -53,16 +53,12 @@ def _require_names(given: Iterable[tuple[str, str | None]]) -> None:
 
     Raises:
         UsageError: A value is empty or a pattern.
-        ConfigError: An agent does not have three parts.
     """
     for option, value in given:
         if value == "":
-            instead = "" if option == "--tool" else ", or leave the option out"
-            raise UsageError(f"{option} is empty", f"give a name{instead}")
+            raise UsageError(f"{option} is empty", f"give a name{'' if option == '--tool' else ', or leave the option out'}")
         if value is not None and "*" in value:
             raise UsageError(f"{option}: {value!r} is a pattern", "give an exact name: only rules have patterns")
-        if value and option == "--agent":
-            parse_agent(value, where=option)
 
 
 def _arguments_of(text: str | None) -> dict[str, object] | None:
@@ -120,17 +116,10 @@ def _limit_as_json(left: Headroom, *, known: bool) -> dict[str, object]:
 
 
 def _verdict_as_json(verdict: Verdict) -> dict[str, object]:
-    values: dict[str, object] = {
-        "decision": verdict.decision,
-        **(verdict.reported.members() if verdict.reported else {}),
-        "reason": verdict.reason,
-        "cost": verdict.cost,
-        "in_flight": verdict.in_flight,
-        "count": verdict.count,
-        "remaining": verdict.remaining,
-        "retry_after_ms": None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us),
-    }
-    return {key: value for key, value in values.items() if value is not None}
+    wait = {"retry_after_ms": None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us)}
+    values = {key: getattr(verdict, key) for key in ("reason", "cost", "in_flight", "count", "remaining")} | wait
+    reported = verdict.reported.members() if verdict.reported else {}
+    return {"decision": verdict.decision} | reported | {key: value for key, value in values.items() if value is not None}
 
 
 def _print(found: Explanation) -> None:
@@ -273,6 +262,8 @@ def explain(
         raise UsageError("--user and --token both name the user", "give only one of them")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
     _require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    if agent:
+        parse_agent(agent, where="--agent")
     given_arguments = _arguments_of(arguments)
     settings = config.load(os.environ, config=config_file, server=server, **options)
     policy = load(settings.policy, named=settings.policy_named)
