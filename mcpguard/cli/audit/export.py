@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import click
-from click.core import ParameterSource
 
 from mcpguard import whole_files
 from mcpguard.cli.audit import output_file, require_store
@@ -30,7 +29,7 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
 
 
 @click.command("export", Command)
-@click.option("--format", "form", type=click.Choice(tuple(FORMATS)), default="jsonl", show_default=True, help="The format.")
+@click.option("--format", "form", type=click.Choice(tuple(FORMATS)), help="The format. Default: jsonl.")
 @click.option(
     "-o",
     "--output",
@@ -46,7 +45,7 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
 @with_settings("store")
 def export(
     settings: Settings,
-    form: str,
+    form: str | None,
     output: str,
     follow: bool,
     collector: str | None,
@@ -74,19 +73,18 @@ def export(
     if not follow:
         require_store(settings)
     if collector is not None:
-        if output != "-" or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
+        if output != "-" or form is not None:
             raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")
         _send(settings, collector, wanted, with_user=with_user, follow=follow)
         return
     if with_user:
         raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
-    rows = 0
+    rows, chosen = 0, FORMATS[form or "jsonl"]
     with output_file(output) as path, _opened(path, follow=follow) as (file, is_empty):
-        heading = FORMATS[form].heading
-        if heading and is_empty:
-            file.write(heading + "\n")
+        if chosen.heading and is_empty:
+            file.write(chosen.heading + "\n")
         for page in _pages(settings, wanted, _wait_for_reader if path is None else time.sleep, follow=follow):
-            file.write(FORMATS[form].lines(page))
+            file.write(chosen.lines(page))
             file.flush()
             rows += len(page)
     if path and not follow:  # said when the file has its name, which does not depend on stderr

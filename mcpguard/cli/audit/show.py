@@ -25,12 +25,7 @@ from mcpguard.text.times import ms_up
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that describe the limits that decided. They are shown with these limits, if the row names them."""
 
-_SOURCE_WORDS: Final = SOURCES | {
-    "hook": "the client's hook",
-    "clientInfo": "what the client tells of itself",
-    "meta": "the call's _meta",
-    "default": "not known",
-}
+_SOURCE_WORDS: Final = SOURCES | {"default": "not known"}
 """Where a user or an agent comes from. For `config` a row does not tell which of three places it was."""
 
 
@@ -125,23 +120,27 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
         paragraph("deny: it counts nothing", indent="    ")
         return
     paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else limit.text, indent="    ")
-    left, count = limit.left, record.get("count")
     word = "in flight" if limit.counts == "concurrent" else "used"
-    then = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
-    then += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
-    then += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
-    if then:
-        paragraph(f"then: {', '.join(then)}", indent="      ")
+    then = _then_as_json(limit, record)
+    parts = _parts(then, word)
+    parts += (
+        [f"count {then['count']} with denials"]
+        if then["used"] is not None and then["count"] not in (None, then["used"])
+        else []
+    )
+    if parts:
+        paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now:
-        of = f" of {now.n}" if now.n != limit.limit else ""
-        parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left{of}"]
-        parts += [_retry(ms_up(now.retry_after_us))] if now.retry_after_us else []
+        parts = _parts(_now_as_json(now), word, of="" if now.n == limit.limit else f" of {now.n}")
         parts += [] if now.in_force else ["but the policy has no such limit now"]
         paragraph(f"now:  {', '.join(parts)}", indent="      ")
 
 
-def _retry(ms: int) -> str:
-    return f"retry in {-(-ms // 1000):,} s"
+def _parts(counter: Mapping[str, Any], word: str, of: str = "") -> list[str]:
+    """What a counter holds, what is left of its limit, and when it has room."""
+    wait_ms = counter["retry_after_ms"]
+    found = [] if counter["used"] is None else [f"{counter['used']:,} {word}", f"{counter['remaining']:,} left{of}"]
+    return [*found, f"retry in {-(-wait_ms // 1000):,} s"] if wait_ms else found
 
 
 @click.command("show", Command)

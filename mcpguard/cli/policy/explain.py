@@ -28,11 +28,7 @@ from mcpguard.session.verdict import Verdict
 from mcpguard.text.times import ms_up
 from mcpguard.wire.frames import refuse_constant
 
-_SOURCES: Final = SOURCES | {
-    "default": "",
-    "audit": "from the last call of this tool",
-    "unknown": "unknown; name it with --server",
-}
+_SOURCES: Final = SOURCES | {"default": ""}
 """The remark on a value's source. For the source `config` it is the option, variable or file."""
 
 _HEADINGS: Final = {"applies": "Applies", "overridden": "Overridden", "no match": "Does not match"}
