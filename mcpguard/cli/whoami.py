@@ -95,8 +95,8 @@ def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> R
         token["claims"] = dict(found.claims)
     keys: Report = {"source": source.keys.source}
     if source.keys.fetched_s is not None:
-        age_s = round(time.time() - source.keys.fetched_s)
-        keys |= {"fetched": utc(source.keys.fetched_s)} | ({"age_seconds": age_s} if age_s >= 0 else {})
+        age_s = max(0, round(time.time() - source.keys.fetched_s))
+        keys |= {"fetched": utc(source.keys.fetched_s), "age_seconds": age_s}
     if source.keys.problem:
         keys["problem"] = source.keys.problem
     problems = [{"message": problem.message, "hint": problem.hint} for problem in found.problems]

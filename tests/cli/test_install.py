@@ -3,11 +3,9 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mcpguard.cli.clients import install
 from mcpguard.clients.catalog import BY_KEY
 from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, guarded, servers
 from tests.clients.test_files import FOLDER
@@ -135,25 +133,6 @@ def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again
     (account.state / "installed.json").unlink()  # without the record an empty list is left
     account.run("uninstall", "--yes")
     assert servers(file) == {"a": {"command": "a", "args": []}, "b": {"command": "b", "args": []}}
-
-
-def test_a_record_that_another_install_makes_while_the_user_reads_the_diff_is_kept(
-    account: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    account.cursor('{"mcpServers": {"a": {"command": "a"}}}\n')
-    account.write("home/.codeium/windsurf/mcp_config.json", '{"mcpServers": {"b": {"command": "b"}}}\n')
-    before = account.files()
-    agreed = install._agreed
-
-    def late(*args: Any, **options: Any) -> bool:
-        monkeypatch.setattr(install, "_agreed", agreed)
-        assert account.run("install", "windsurf", "--yes").returncode == 0
-        return agreed(*args, **options)
-
-    monkeypatch.setattr(install, "_agreed", late)
-    assert account.run("install", "cursor", "--yes").returncode == 0
-    assert account.run("uninstall", "--yes").returncode == 0
-    assert account.files() == before
 
 
 def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account, tmp_path: Path) -> None:

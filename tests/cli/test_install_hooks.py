@@ -192,21 +192,6 @@ def test_a_folder_that_was_made_for_a_hook_stays_with_what_somebody_has_put_into
     assert (done.returncode, mine.read_text(), [path.name for path in mine.parent.iterdir()]) == (0, "mine", [mine.name])
 
 
-def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
-    account.codex()
-    target = account.write("home/dotfiles/hooks.json", "")
-    hooks = account.home / ".codex/hooks.json"
-    hooks.symlink_to(target)
-    account.run("install", "--hook", "--yes")
-    assert target.read_bytes() != b""
-    account.run("uninstall", "--yes")
-    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
-    account.run("install", "--hook", "--yes")
-    (account.state / "installed.json").unlink()
-    account.run("uninstall", "--yes")
-    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
-
-
 def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
     account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     before = account.files()

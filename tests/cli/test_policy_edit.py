@@ -90,21 +90,6 @@ def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path
     assert kept.read_text() == BY_HAND.replace("100", "200")
 
 
-def test_edit_keeps_the_text_if_another_process_removes_the_file(tmp_path: Path, file: Path) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nrm {file}\n')
-    editor.chmod(0o700)
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
-    kept = tmp_path / "policy.toml.edited"
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines() == [
-        f"mcpguard: {file}: another process has changed it while you edited",
-        f"hint: look for your text in {kept}",
-    ]
-    assert kept.read_text() == BY_HAND.replace("100", "200")
-    assert not file.exists()
-
-
 def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path) -> None:
     editor, drafts = tmp_path / "editor", tmp_path / "drafts"
     editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nchmod 500 {tmp_path}\n')

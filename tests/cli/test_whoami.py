@@ -112,20 +112,6 @@ def test_every_problem_is_shown_and_the_status_is_1(tmp_path: Path, keys: KeySer
     assert [warning.partition(" (")[0] for warning in report["warnings"]] == [f"others can read the token in {file}"]
 
 
-def test_keys_fetched_in_the_future_have_no_age(tmp_path: Path, keys: KeyServer) -> None:
-    write_token(settings(tmp_path, keys.url), token())
-    assert whoami(tmp_path)["keys"]["age_seconds"] >= 0
-    (kept,) = tmp_path.glob("jwks-*.json")
-    held = json.loads(kept.read_text())
-    kept.write_text(json.dumps(held | {"fetched_s": 4_102_444_800}))
-    keys.status = 500
-    report = whoami(tmp_path)
-    assert (report["user"], report["keys"]["fetched"]) == ("alice", "2100-01-01T00:00:00Z")
-    assert "age_seconds" not in report["keys"]
-    keys.status = 200
-    assert 0 <= whoami(tmp_path)["keys"]["age_seconds"] < 60
-
-
 def test_keys_that_cannot_be_fetched_are_reported(tmp_path: Path, keys: KeyServer) -> None:
     write_token(settings(tmp_path, keys.url), token())
     keys.status = 500

@@ -141,13 +141,10 @@ def _opened(path: Path | None, *, follow: bool) -> Iterator[tuple[IO[str], bool]
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a file ends within a line, such as when the disk was full. One that may only be written counts as whole."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 1))
-            return file.read() not in {b"", b"\n"}
-    except PermissionError:
-        return False
+    """Whether a file ends within a line, such as when the disk was full."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read() not in {b"", b"\n"}
 
 
 def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> None:
