@@ -10,7 +10,7 @@ import click
 from mcpguard import config
 from mcpguard.cli.audit import require_store
 from mcpguard.cli.base import Command
-from mcpguard.cli.counters.table import counter_text
+from mcpguard.cli.counters import counter_text
 from mcpguard.cli.options import json_option, policy_option, store_option
 from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph

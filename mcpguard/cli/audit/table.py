@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from mcpguard.cli.counters.table import short_limit
+from mcpguard.cli.counters import short_limit
 from mcpguard.cli.present import Columns, cell_width, fit, fit_all, room_beside
 from mcpguard.session.verdict import FORWARDED, REFUSED
 from mcpguard.text.printing import printable

@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from mcpguard.cli.base import Command
-from mcpguard.cli.counters.table import counter_text
+from mcpguard.cli.counters import counter_text
 from mcpguard.cli.options import given, name_filters, require_terminal, selects, with_settings, yes_option
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus

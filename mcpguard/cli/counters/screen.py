@@ -7,7 +7,7 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from mcpguard.cli.counters.table import short_limit, table
+from mcpguard.cli.counters import short_limit, table
 from mcpguard.cli.present import fit, fit_all
 from mcpguard.config import Settings
 from mcpguard.policy.file import PolicyFile

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.counters.table import plain, table, usage_as_json
+from mcpguard.cli.counters import plain, table, usage_as_json
 from mcpguard.cli.options import all_match, given, name_filters, with_settings
 from mcpguard.cli.present import say, width_of_terminal
 from mcpguard.config import Settings

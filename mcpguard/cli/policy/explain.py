@@ -11,7 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.base import Command
-from mcpguard.cli.counters.table import counter_text
+from mcpguard.cli.counters import counter_text
 from mcpguard.cli.names import files, unseen
 from mcpguard.cli.options import json_option, name_option, policy_option, store_option
 from mcpguard.cli.policy.show import named, print_source, rule_as_json, source_as_json

@@ -286,9 +286,6 @@ def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         selectors: The values of `_rule_options` except `--policy`.
-
-    Raises:
-        UsageError: `--per` names an unknown axis.
     """
     per = selectors.pop("per")
     table = {key: value for key, value in selectors.items() if value is not None and value != ()}
@@ -296,9 +293,6 @@ def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
         table[key] = table[key][0] if len(table[key]) == 1 else list(table[key])
     if per is not None:
         table["per"] = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
-        unknown = next((axis for axis in table["per"] if axis not in PER), None)
-        if unknown is not None:
-            raise UsageError(f"--per: unknown axis {unknown!r}", f"write some of {','.join(PER)}, or none")
     return table
 
 
