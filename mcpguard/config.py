@@ -52,7 +52,7 @@ class Settings(NamedTuple):
         arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
         file_path: `config.toml`, which may be missing; None if the settings do not come from `load`. See `file`.
         warnings: Warnings for the user who starts `run` with these settings.
-        places: Where `store`, `user`, `agent`, `namespace` and `denials` are set, for errors: an option, a variable, or a file
+        places: Where `policy`, `store`, `user`, `agent`, `namespace` and `denials` are set: an option, a variable, or a file
             and a key.
     """
 
@@ -287,9 +287,9 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
         if key in _NAMES and holds_token(str(name)):  # it would be in every audit row
             hint = "configure [identity.jwt] to take users from tokens"
             raise ConfigError(f"{places[key]} holds a token where a name belongs", hint)
-    policy, where = chosen("policy")
+    policy, places["policy"] = chosen("policy")
     return Settings(
-        policy_path=absolute(policy, where=where) if policy else accounts.policy_file,
+        policy_path=absolute(policy, where=places["policy"]) if policy else accounts.policy_file,
         policy_named=bool(policy),
         database_path=accounts.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),

@@ -71,6 +71,11 @@ def with_settings(*keys: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return decorated
 
 
+def policy_words(settings: config.Settings) -> list[str]:
+    """The words that name the policy file in a command, if the option `--policy` has named it; else none."""
+    return ["--policy", settings.policy_path] if settings.places["policy"] == "--policy" else []
+
+
 def require_terminal(command: str, hint: str) -> None:
     """Refuse to ask for confirmation where nobody can answer.
 

@@ -1,19 +1,18 @@
 """`mcpguard audit show`: explains one row: its rule, its counters, and how to change the rule."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.audit import require_store
 from mcpguard.cli.base import Command
 from mcpguard.cli.counters import counter_text
-from mcpguard.cli.options import json_option, policy_option, store_option
+from mcpguard.cli.options import json_option, policy_words, with_settings
 from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph
+from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES
 from mcpguard.policy.explain import sentence
 from mcpguard.policy.file import load
@@ -145,10 +144,9 @@ def _parts(counter: Mapping[str, Any], word: str, of: str = "") -> list[str]:
 
 @click.command("show", Command)
 @click.argument("row_id", metavar="ID")
-@policy_option
-@store_option
+@with_settings("policy", "store")
 @json_option
-def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> None:
+def show(settings: Settings, row_id: str, as_json: bool) -> None:
     """Show a row, the rule that decided, and what its counters held then and hold now.
 
     ID is the audit_id of a denial, the id of a row of `audit tail` (on a terminal of at least 120 columns, or in a pipe), or
@@ -160,12 +158,11 @@ def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> N
       mcpguard audit show last
       mcpguard audit show 45732ae6c06cfb07-4
     """
-    settings = config.load(os.environ, policy=policy, store=store)
     require_store(settings)
     found = load(settings.policy, named=settings.policy_named)
     with settings.read_store() as opened:
         record = find(opened, settings.namespace, row_id)
-        explained = explain_row(opened, found, record, policy_option=["--policy", policy] if policy else [])
+        explained = explain_row(opened, found, record, policy_option=policy_words(settings))
     if as_json:
         echo_json(shown_as_json(explained, found), indent=2)
     else:

@@ -1,16 +1,14 @@
 """`mcpguard policy set`, `unset` and `mode`: edits of the policy file."""
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.names import unseen, words
-from mcpguard.cli.options import all_of, name_option, policy_option, with_settings
+from mcpguard.cli.options import all_of, name_option, policy_words, with_settings
 from mcpguard.cli.policy.show import NO_RULES
 from mcpguard.cli.present import echo, warn
 from mcpguard.clients.missing_hooks import missing_hooks
@@ -43,7 +41,7 @@ _PER_HELP: Final = (
 _rule_options = all_of(
     *(name_option(key, "G", text, with_patterns=True, multiple=key in {"role", "scope"}) for key, text in _SELECTORS.items()),
     click.option("--per", metavar="LIST", shell_complete=words(*PER, "none"), help=_PER_HELP),
-    policy_option,
+    with_settings("policy"),
 )
 
 
@@ -67,7 +65,7 @@ def _count_option(text: str) -> Callable[..., Any]:
 )
 @click.argument("limits", nargs=-1, metavar="[LIMIT]...")
 def set_(
-    limits: tuple[str, ...], name: str | None, observe: bool | None, policy: str | None, count: str | None,
+    settings: Settings, limits: tuple[str, ...], name: str | None, observe: bool | None, count: str | None,
     concurrent: str | None, wait: str | None, cost: str | None, **selectors: Any,
 ) -> None:  # fmt: skip
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
@@ -101,12 +99,11 @@ def set_(
     }
     table |= {key: value for key, value in given.items() if value is not None}
     if cost is not None:
-        _set_cost(table | {"cost": _number(cost)}, policy)
+        _set_cost(table | {"cost": _number(cost)}, settings)
         return
     if not limits and concurrent is None:
         raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
     _parsed(parse_rule, table)
-    settings = config.load(os.environ, policy=policy)
     edit, at = put(settings.policy, table)
     _say_new_file(settings, edit)
     echo(f"{settings.policy}: {_what_changed(edit, at)}")
@@ -116,9 +113,8 @@ def set_(
         click.echo(consequence)
     if after.observe:
         click.echo("The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce")
-    option = ["--policy", policy] if policy else []
-    _say_what_caps(after, at, option)
-    _warn(edit, settings, table, *_all_users_together(after, at, option))
+    _say_what_caps(after, at, policy_words(settings))
+    _warn(edit, settings, table, *_all_users_together(after, at, policy_words(settings)))
 
 
 def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> None:
@@ -148,10 +144,9 @@ def _number(text: str | None) -> int | str | None:
     return int(text) if text is not None and len(text) <= 20 and text.isascii() and text.isdecimal() else text
 
 
-def _set_cost(table: dict[str, Any], policy: str | None) -> None:
+def _set_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     _parsed(parse_cost, table)
-    settings = config.load(os.environ, policy=policy)
     edit, at = put_cost(settings.policy, table)
     _say_new_file(settings, edit)
     was = edit.before.costs[at].units if at < len(edit.before.costs) else None
@@ -186,7 +181,7 @@ def _warn(edit: Edit, settings: Settings, table: dict[str, Any], *more: str) -> 
 @_count_option("Remove only the limit that counts this. A cap on calls in flight stays.")
 @click.option("--concurrent", is_flag=True, help="Remove only the cap on calls in flight. A limit stays.")
 @click.option("--cost", is_flag=True, help="Remove what a call of --tool and --server costs.")
-def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool, **selectors: Any) -> None:
+def unset(settings: Settings, count: Counts | None, concurrent: bool, cost: bool, **selectors: Any) -> None:
     """Remove the rule with exactly these selectors and this --per.
 
     \b
@@ -199,10 +194,9 @@ def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool
         raise UsageError("--count, --concurrent and --cost exclude each other", "give only one of them")
     table = _rule_table(selectors)
     if cost:
-        _unset_cost(table | {"cost": 1}, policy)
+        _unset_cost(table | {"cost": 1}, settings)
         return
     rule = _parsed(parse_rule, table | {"limit": "unlimited"})
-    settings = config.load(os.environ, policy=policy)
     part: Counts | None = "concurrent" if concurrent else count
     found = take_out(settings.policy, rule, named=settings.policy_named, part=part)
     if found is None:
@@ -219,10 +213,9 @@ def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool
         click.echo(NO_RULES)
 
 
-def _unset_cost(table: dict[str, Any], policy: str | None) -> None:
+def _unset_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     cost = _parsed(parse_cost, table)
-    settings = config.load(os.environ, policy=policy)
     found = take_out_cost(settings.policy, cost, named=settings.policy_named)
     if found is None:
         raise McpguardError(f"{settings.policy}: no cost for {cost.pattern.text}", "see them with mcpguard policy show")
