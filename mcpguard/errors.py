@@ -187,3 +187,13 @@ def closest_word(word: str, known: Collection[str], *, least: float = 0.6) -> st
 
     by_lower = {text.lower(): text for text in known}
     return next((by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, 1, least)), None)
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """The hint for an unknown word: the known one that was probably meant, else all of them; empty if there is none.
+
+    >>> did_you_mean("usr", ("user", "limit")), did_you_mean("x", ("user", "limit"))
+    ('did you mean user?', 'use one of: user limit')
+    """
+    near = closest_word(word, known)
+    return f"did you mean {near}?" if near else f"use one of: {' '.join(known)}" if known else ""

@@ -12,7 +12,7 @@ from mcpguard.policy.parse import parse
 from mcpguard.reading.explaining_row import Shown, explain_row
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
-from tests.build import WALL_US, Session, Time, identity
+from tests.build import WALL_US, Session, Time
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, audit, policy, rule
 
@@ -329,13 +329,6 @@ def test_nothing_is_left_of_a_limit_that_was_lowered_below_what_its_counter_hold
     found = kinds.shown(denial, lowered)
     show.print_shown(found, lowered, "policy.toml")
     assert "now:  3 used, 0 left of 2, retry in" in capsys.readouterr().out
-
-
-def test_the_counter_of_a_rule_for_a_role_is_shown() -> None:
-    kinds = Kinds('[[rule]]\nrole = "sales"\ntool = "echo"\nlimit = "1/1h"\n')
-    kinds.session = Session(kinds.store, kinds.policy, who=identity(roles=("sales",)))
-    found = kinds.shown(kinds.last("echo", 2))
-    assert [now.used for now in found.counters.values()] == [1]
 
 
 def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,18 @@
 """`mcpguard audit show`: explains one row: its rule, its counters, and how to change the rule."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.audit import require_store
 from mcpguard.cli.base import Command
-from mcpguard.cli.counters.table import counter_text
-from mcpguard.cli.options import json_option, policy_option, store_option
+from mcpguard.cli.counters import counter_text
+from mcpguard.cli.options import json_option, policy_words, with_settings
 from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph
+from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES
 from mcpguard.policy.explain import sentence
 from mcpguard.policy.file import load
@@ -25,12 +24,7 @@ from mcpguard.text.times import ms_up
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that describe the limits that decided. They are shown with these limits, if the row names them."""
 
-_SOURCE_WORDS: Final = SOURCES | {
-    "hook": "the client's hook",
-    "clientInfo": "what the client tells of itself",
-    "meta": "the call's _meta",
-    "default": "not known",
-}
+_SOURCE_WORDS: Final = SOURCES | {"default": "not known"}
 """Where a user or an agent comes from. For `config` a row does not tell which of three places it was."""
 
 
@@ -121,32 +115,35 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
     if limit.limit is None:
         paragraph("deny: it counts nothing", indent="    ")
         return
-    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else f"{limit.text}", indent="    ")
-    left, count = limit.left, record.get("count")
+    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else limit.text, indent="    ")
     word = "in flight" if limit.counts == "concurrent" else "used"
-    parts = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
-    parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
-    parts += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
+    then = _then_as_json(limit, record)
+    parts = _parts(then, word)
+    parts += (
+        [f"count {then['count']} with denials"]
+        if then["used"] is not None and then["count"] not in (None, then["used"])
+        else []
+    )
     if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
-    if now is None:
-        return
-    parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left" + (f" of {now.n}" if now.n != limit.limit else "")]
-    parts += [_retry(ms_up(now.retry_after_us))] if now.retry_after_us else []
-    parts += [] if now.in_force else ["but the policy has no such limit now"]
-    paragraph(f"now:  {', '.join(parts)}", indent="      ")
+    if now:
+        parts = _parts(_now_as_json(now), word, of="" if now.n == limit.limit else f" of {now.n}")
+        parts += [] if now.in_force else ["but the policy has no such limit now"]
+        paragraph(f"now:  {', '.join(parts)}", indent="      ")
 
 
-def _retry(ms: int) -> str:
-    return f"retry in {-(-ms // 1000):,} s"
+def _parts(counter: Mapping[str, Any], word: str, of: str = "") -> list[str]:
+    """What a counter holds, what is left of its limit, and when it has room."""
+    wait_ms = counter["retry_after_ms"]
+    found = [] if counter["used"] is None else [f"{counter['used']:,} {word}", f"{counter['remaining']:,} left{of}"]
+    return [*found, f"retry in {-(-wait_ms // 1000):,} s"] if wait_ms else found
 
 
 @click.command("show", Command)
 @click.argument("row_id", metavar="ID")
-@policy_option
-@store_option
+@with_settings("policy", "store")
 @json_option
-def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> None:
+def show(settings: Settings, row_id: str, as_json: bool) -> None:
     """Show a row, the rule that decided, and what its counters held then and hold now.
 
     ID is the audit_id of a denial, the id of a row of `audit tail` (on a terminal of at least 120 columns, or in a pipe), or
@@ -158,12 +155,11 @@ def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> N
       mcpguard audit show last
       mcpguard audit show 45732ae6c06cfb07-4
     """
-    settings = config.load(os.environ, policy=policy, store=store)
     require_store(settings)
     found = load(settings.policy, named=settings.policy_named)
     with settings.read_store() as opened:
         record = find(opened, settings.namespace, row_id)
-        explained = explain_row(opened, found, record, policy_option=["--policy", policy] if policy else [])
+        explained = explain_row(opened, found, record, policy_option=policy_words(settings))
     if as_json:
         echo_json(shown_as_json(explained, found), indent=2)
     else:
