@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS
-from mcpguard.clients.discovery import Machine, Source, readable_entries, sources
+from mcpguard.clients.discovery import Machine, readable_entries, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
 from mcpguard.doctor.check import Check
@@ -47,16 +47,8 @@ class Command(NamedTuple):
     is_guarded: bool
 
 
-class _Start(NamedTuple):
-    """An entry, and its file."""
-
-    source: Source
-    entry: Entry
-
-    @property
-    def own(self) -> tuple[tuple[str, ...], frozenset[tuple[str, str]], str]:
-        """The server's own command, its variables and its folder."""
-        return self.entry.words[len(self.entry.guard or ()) :], frozenset(self.entry.env.items()), self.entry.cwd
+_Start = tuple[tuple[str, ...], frozenset[tuple[str, str]], str]
+"""A server's own command, its variables and its folder."""
 
 
 def checks() -> Iterator[Check]:
@@ -97,29 +89,29 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
     clients = [BY_KEY[client]] if client else CLIENTS
     here = sources(machine, clients, project) if project else []
     files = (*sources(machine, clients), *here)
-    known = [_Start(source, entry) for source in files for entry in readable_entries(source) if entry.words]
-    found = [one for one in known if one.entry.name == server]
-    found = [one for one in found if one.entry.kind != "disabled"] or found
-    found = [one for one in found if not one.source.project or one.source in here] or found  # without those of other projects
+    known = [(source, entry) for source in files for entry in readable_entries(source) if entry.words]
+    found = [one for one in known if one[1].name == server]
+    found = [one for one in found if one[1].kind != "disabled"] or found
+    found = [one for one in found if not one[0].project or one[0] in here] or found  # without those of other projects
     again = f"give its command: mcpguard doctor --server {shlex.quote(server)} -- COMMAND"
     if not found:
         who = BY_KEY[client].title if client else "no client"
-        names = " ".join(sorted({one.entry.name for one in known}))
+        names = " ".join(sorted({entry.name for _, entry in known}))
         text = f"--server: {who} has {'no' if client else 'a'} server {server} with a command"
         raise UsageError(text, f"use one of: {names}" if names else again)
-    if len({one.own for one in found}) > 1:
-        titles = {one.source.client.key: one.source.client.title for one in found}
+    if len({_own(entry) for _, entry in found}) > 1:
+        titles = {source.client.key: source.client.title for source, _ in found}
         start = f"{', '.join(titles.values())} {'start' if len(titles) > 1 else 'starts'}"
         hint = f"name one with --client: {' '.join(titles)}" if len(titles) > 1 else again
         raise UsageError(f"--server: {start} {server} with different commands, folders or variables", hint)
-    chosen = [one for one in found if not one.source.folder]
+    chosen = [one for one in found if not one[0].folder]
     if not chosen:
-        shown = shlex.join(masked_words(found[0].own[0]))
+        shown = shlex.join(masked_words(_own(found[0][1])[0]))
         raise UsageError(
-            f"--server: {found[0].source.file} is a project's file, and doctor starts nothing that it names",
+            f"--server: {found[0][0].file} is a project's file, and doctor starts nothing that it names",
             f"if you trust it, give its command: mcpguard doctor --server {shlex.quote(server)} -- {shown}",
         )
-    source, entry = next((one for one in chosen if one.entry.guard), chosen[0])
+    source, entry = next((one for one in chosen if one[1].guard), chosen[0])
     if entry.guard and (guard := Guards(environ).of_entry(source, entry.guard[0])).state == "unsafe":
         raise UsageError(f"--server: {server}: {guard.fault}", again)
     if entry.env_file:
@@ -136,6 +128,10 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
     if unknown:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)
     return Command(words, env, cwd, entry.guard is not None)
+
+
+def _own(entry: Entry) -> _Start:
+    return entry.words[len(entry.guard or ()) :], frozenset(entry.env.items()), entry.cwd
 
 
 def _filled(text: str, environ: Mapping[str, str], *, bare: bool) -> str:
