@@ -438,7 +438,7 @@ def test_a_dry_run_prints_the_diff_changes_nothing_and_fails_as_the_change_would
         '-      "args": ["-y", "@acme/crm"],',
         f'+      "command": "{PROGRAM}",',
         '+      "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm"],',
-        "@@ -8 +8 @@",
+        "@@ -8,1 +8,1 @@",
         '-    "bare": { "command": "crm-server" },',
         f'+    "bare": {{ "command": "{PROGRAM}", "args": ["run", "--server", "bare", "--", "crm-server"] }},',
     ]
