@@ -16,17 +16,8 @@ from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.text.masking import masked_words
 
-_FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\$(\w+)")
-"""Variables that clients fill in from their environment: `${A}`, `${A:-default}`, `${env:A}`, `{env:A}`; some also `$A`."""
-
-_FILL_BARE: Final = ("copilot", "gemini", "qwen")
-"""The clients that also fill in `$A`."""
-
 _FILL_NOTHING: Final = ("claude-desktop", "codex", "zed", "goose")
 """The clients that pass `${A}` on as it is, for example to a shell."""
-
-_PROJECT: Final = "${workspaceFolder}"
-"""The folder of the project, as VS Code and Cursor name it."""
 
 _VARIABLE: Final = re.compile(r"\$\{[^}]*\}|\{env:\w+\}")
 
@@ -77,12 +68,12 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
 
     Args:
         server: The server's name in the clients' files.
-        environ: Fills in the variables of the clients.
+        environ: The environment.
         client: The client; None for any client.
 
     Raises:
-        UsageError: No client has the server, they start it differently, only the client knows a variable, or other accounts
-            may change the mcpguard that it starts.
+        UsageError: No client has the server, they start it differently, the client fills in a variable, or other accounts may
+            change the mcpguard that it starts.
     """
     machine = Machine.this()
     project = _project(machine)
@@ -116,28 +107,12 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
         raise UsageError(f"--server: {server}: {guard.fault}", again)
     if entry.env_file:
         raise UsageError(f"--server: only the client reads the variables of {server} from {entry.env_file}", again)
-    if source.client.key in _FILL_NOTHING:
-        return Command(entry.words, dict(entry.env), entry.cwd, entry.guard is not None)
-    bare = source.client.key in _FILL_BARE
-    words = tuple(_filled(word, environ, bare=bare) for word in entry.words)
-    env = {name: _filled(value, environ, bare=bare) for name, value in entry.env.items()}
-    cwd = _filled(entry.cwd.replace(_PROJECT, str(source.start)), environ, bare=bare)
-    if not cwd and os.path.isdir(source.project):  # noqa: PTH112 - `Path.is_dir` raises without permission
-        cwd = source.project
-    unknown = [name for text in (*words, *env.values(), cwd) for name in _VARIABLE.findall(text)]
-    if unknown:
+    texts = (*entry.words, *entry.env.values(), entry.cwd) if source.client.key not in _FILL_NOTHING else ()
+    if unknown := [name for text in texts for name in _VARIABLE.findall(text)]:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)
-    return Command(words, env, cwd, entry.guard is not None)
+    cwd = entry.cwd or (source.project if os.path.isdir(source.project) else "")  # noqa: PTH112 - `Path.is_dir` raises
+    return Command(entry.words, dict(entry.env), cwd, entry.guard is not None)
 
 
 def _own(entry: Entry) -> _Start:
     return entry.words[len(entry.guard or ()) :], frozenset(entry.env.items()), entry.cwd
-
-
-def _filled(text: str, environ: Mapping[str, str], *, bare: bool) -> str:
-    def value(found: re.Match[str]) -> str:
-        if found[4] and not bare:
-            return found[0]
-        return environ.get(found[1] or found[3] or found[4], found[0] if found[2] is None else found[2])
-
-    return _FILLED.sub(value, text)
