@@ -4,8 +4,8 @@ import re
 import tomllib
 from typing import Any, Final
 
+from mcpguard.documents.jsonc import Reader
 from mcpguard.documents.model import Array, Child, Object, Scalar, Unreadable, line_and_column, plain
-from mcpguard.documents.reading import Reader
 
 _PLACE: Final = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"  # compiled only for an error
 _NOT_FOUND: Final = "mcpguard cannot find the places of values in this file"

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.documents.document import Dialect, Splice, spliced, with_lines
+from mcpguard.documents.document import Dialect, Document, Splice, spliced
 from mcpguard.documents.model import Array, Child, Object, plain
 from mcpguard.documents.toml import located
 from mcpguard.errors import McpguardError
@@ -38,7 +38,7 @@ class PolicyText:
 
     def __init__(self, text: str) -> None:
         self._root = located(text)
-        self._document = with_lines(text, b"", Dialect.TOML, self._root)
+        self._document = Document(text, b"", Dialect.TOML, self._root)
         self._text = text
         self._splices: list[Splice] = []
         self._new: list[tuple[str, list[str]]] = []

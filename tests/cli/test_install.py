@@ -155,20 +155,20 @@ CONTAINER = '{"customizations": {"vscode": {"mcp": {"servers": %s}}}}'
 
 
 @pytest.mark.parametrize(
-    ("command", "note"),
+    "command",
     [
-        (["/opt/airlock-mcp", "npx"], " (it also runs through airlock-mcp)"),
-        (["${env:NODE}", "${workspaceFolder}", "$HOME", "${input:key}"], ""),
-        (["uv", "--directory", "/src/mcpguard", "run", "server.py"], ""),  # a folder with the name of mcpguard
-        (["npm", "--prefix=/src/mcpguard", "run", "server"], ""),
+        ["/opt/airlock-mcp", "npx"],
+        ["${env:NODE}", "${workspaceFolder}", "$HOME", "${input:key}"],
+        ["uv", "--directory", "/src/mcpguard", "run", "server.py"],  # a folder with the name of mcpguard
+        ["npm", "--prefix=/src/mcpguard", "run", "server"],
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda value: value[0],
 )
-def test_a_command_of_any_form_is_guarded_as_it_is(account: Account, command: list[str], note: str) -> None:
+def test_a_command_of_any_form_is_guarded_as_it_is(account: Account, command: list[str]) -> None:
     file = account.cursor(json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}}))
     done = account.run("install", "--yes")
     assert servers(file)["a"] == guarded("a", *command)
-    assert f"  a: guarded{note}\n" in done.stdout
+    assert "  a: guarded\n" in done.stdout
 
 
 def test_a_server_of_a_container_is_guarded_with_a_note_and_its_path_need_not_exist_on_the_host(account: Account) -> None:
@@ -291,7 +291,7 @@ def test_a_dry_run_prints_the_diff_changes_nothing_and_fails_as_the_change_would
         '-      "args": ["-y", "@acme/crm"],',
         f'+      "command": "{PROGRAM}",',
         '+      "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm"],',
-        "@@ -8 +8 @@",
+        "@@ -8,1 +8,1 @@",
         '-    "bare": { "command": "crm-server" },',
         f'+    "bare": {{ "command": "{PROGRAM}", "args": ["run", "--server", "bare", "--", "crm-server"] }},',
     ]

@@ -53,7 +53,7 @@ def test_without_a_writable_state_folder_no_file_is_changed(account: Account) ->
     assert f"no copy of it can be saved in {account.state}/backups: Permission denied" in done.stderr
     done = account.in_process("install", "--yes", under=BOUND)  # it must note that a server had no arguments
     assert done.returncode == 1
-    assert f"{account.state}/installed.json: not changed: Permission denied" in done.stderr
+    assert f"{account.state}/installed.json: cannot be written: Permission denied" in done.stderr
     assert (cursor.read_text(), codex.read_text()) == (CURSOR, CODEX)
 
 
@@ -111,7 +111,8 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
     monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
     done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
-    assert f"{link}: not changed: Claude Desktop is running" in done.stderr
+    named = link if "cursor" in argv else desktop
+    assert f"{named}: not changed: Claude Desktop is running" in done.stderr
 
 
 @pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])
