@@ -1,10 +1,11 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
 import collections
+import copy
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from mcpguard.limiter.plan import Counter, Plan
+from mcpguard.limiter.plan import Plan
 from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
 
@@ -102,36 +103,19 @@ class Journal:
         self._seq_before = 0
         self._keeps_new_storms = True
 
-    def rows(
-        self,
-        requests: Sequence[DecisionRequest],
-        verdicts: Sequence[Verdict],
-        time_us: int,
-        *,
-        are_forwarded_written: bool = False,
-    ) -> list[Row]:
+    def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
         """The rows to write for requests that were just decided. Completes the verdicts.
 
         Args:
             requests: The requests.
             verdicts: Their verdicts; see `row`.
             time_us: Wall-clock time.
-            are_forwarded_written: Whether the store has written the rows of forwarded calls, in order, with the numbers from
-                `seq + 1` on. They are not returned.
 
         Returns:
             In order, a row for each verdict except held calls, and denials that wait for a shared row.
         """
         self.begin()
-        written = [one for one in verdicts if one.forwards] if are_forwarded_written else []
-        for verdict in written:
-            self._number(verdict)
-        found: list[Row | None] = []
-        for request, verdict in zip(requests, verdicts, strict=True):
-            if written and verdict.forwards:
-                self._count(request, verdict)
-            else:
-                found.append(self.row(request, verdict, time_us))
+        found = [self.row(request, verdict, time_us) for request, verdict in zip(requests, verdicts, strict=True)]
         return [one for one in found if one is not None]
 
     def begin(self) -> None:
@@ -154,6 +138,18 @@ class Journal:
         self._number(verdict)
         return one
 
+    def written(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """As `row`, of a forwarded call whose row the store has written, with the next number."""
+        self._count(request, verdict)
+        self._number(verdict)
+
+    def draft(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row:
+        """The row that `row` would return for a forwarded call. Changes nothing."""
+        changes, seq, one = len(self._before), self.seq, copy.copy(verdict)
+        self._count(request, one)
+        self._restore(changes, seq)
+        return row(request, one, time_us, seq + 1)
+
     def _number(self, verdict: Verdict) -> None:
         """Give a verdict's row the next number."""
         self.seq += 1
@@ -162,8 +158,12 @@ class Journal:
 
     def take_back(self) -> None:
         """Undo the last call of `rows`, because the transaction with its rows has failed."""
-        self.seq = self._seq_before
-        while self._before:
+        self._restore(0, self._seq_before)
+
+    def _restore(self, changes: int, seq: int) -> None:
+        """Undo all changes but the first ones."""
+        self.seq = seq
+        while len(self._before) > changes:
             mapping, key, value = self._before.pop()
             if value is None:
                 del mapping[key]
@@ -207,15 +207,6 @@ class Journal:
         """The row of the denials that wait in a storm."""
         self.seq += 1
         return named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting)
-
-    @property
-    def has_no_denials(self) -> bool:
-        """Whether `denials_on` is 0 for each counter."""
-        return not self._denials
-
-    def denials_on(self, counter: Counter) -> int:
-        """This session's denials on a counter since its last admission."""
-        return self._denials.get(counter.id, 0)
 
     @property
     def is_waiting(self) -> bool:

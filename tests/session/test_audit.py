@@ -25,10 +25,9 @@ from mcpguard.session.audit import (
 )
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
-from mcpguard.stores.memory import MemoryStore
 from mcpguard.text.digest import cut
 from mcpguard.wire.arguments import args_hash
-from tests.build import WALL_US, Session, Talk, Time, exceeding
+from tests.build import WALL_US, Talk, exceeding
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'
@@ -350,16 +349,6 @@ def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
     assert not {"args_hash", "arguments"} & none.records[0].keys()
     assert full.records[0]["arguments"] == {"secret": 7}
     assert full.records[1]["arguments"] == {"secret": 8}
-
-
-def test_a_journal_tells_the_denials_on_a_counter_since_the_last_admission() -> None:
-    session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
-    session.call("closed", 2)
-    minute, hour = session.charges("closed")[0].plan.counters
-    assert session.journal.has_no_denials
-    session.call("closed", 3)
-    assert not session.journal.has_no_denials
-    assert [session.journal.denials_on(one) for one in (minute, hour)] == [3, 0]
 
 
 def test_the_session_of_a_row_is_read_from_its_context() -> None:

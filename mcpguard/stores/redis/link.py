@@ -58,6 +58,11 @@ LEAST_WAITED: Final = 0.25
 sent, or while the reply waits to be read: then the server is not to blame."""
 
 
+def pack(*commands: Command) -> bytes:
+    """Commands in the server's protocol."""
+    return b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
+
+
 def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]]:
     """Read a hash in pieces, so that no decision waits for all of it. A field may come twice."""
     cursor = b"0"
@@ -279,9 +284,8 @@ class Link:
             raise self._unavailable(error) from error
 
     def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
-        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
         try:
-            return wire.ask(packed, len(commands), min(deadline_s, monotonic() + self._timeout_s))
+            return wire.ask(pack(*commands), len(commands), min(deadline_s, monotonic() + self._timeout_s))
         except RedisError as error:
             raise self._unavailable(error) from error
 

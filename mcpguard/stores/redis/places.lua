@@ -5,10 +5,7 @@
 
 local KEPT_MS = 3600000 -- how long a set is kept after its last use: longer than any lease
 
--- Gives places to calls with these ids
-local function give_places(key, ids)
-  for _, id in ipairs(ids) do
-    redis.call('ZADD', key, now + LEASE_US, id)
-  end
+local function give_place(key, id)
+  redis.call('ZADD', key, now + LEASE_US, id)
   redis.call('PEXPIRE', key, KEPT_MS)
 end

@@ -7,10 +7,9 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
-from mcpguard.stores.redis import rows
+from mcpguard.stores.redis.layout import audit_keys, counter_key
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.scripts import script
-from mcpguard.stores.redis.states import counter_key
 from mcpguard.stores.redis.url import RedisUrl
 
 EVERY_MS: Final = 60_000
@@ -46,7 +45,7 @@ def prune(address: RedisUrl, prefix: str, before_us: int) -> Iterator[int]:
     Raises:
         StoreUnavailable: The server does not answer, or refuses.
     """
-    keys = rows.audit_keys(prefix)
+    keys = audit_keys(prefix)
     link = Link(address, timeout_s=TIMEOUT_S, key=keys[0], deadline_s=_soon_s())
     try:
         while _ask(link, ("EXISTS", *keys[:2])):
@@ -134,7 +133,7 @@ class Upkeep:
 
     def _prune(self, link: Link) -> Iterator[None]:
         """Delete old rows, and index entries of expired counters."""
-        keys = rows.audit_keys(self._prefix)
+        keys = audit_keys(self._prefix)
         bounds = struct.pack("<qq", self._max_bytes, self._keep_us // 1000)
         while _ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
             yield
