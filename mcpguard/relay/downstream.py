@@ -1,15 +1,12 @@
 """The loop from the server to the client: bytes pass unchanged, and are kept until their outcomes are read."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.server_stream import ServerStream
-
-if TYPE_CHECKING:  # the first answers pass before it is loaded
-    from mcpguard.session.machine import Session
 
 MUCH_UNREAD_BYTES: Final = 128 * 1024
 """If more is unread, this loop reads twice as much as it passes on, if no other thread uses the session. Usually the bookkeeper
@@ -27,6 +24,9 @@ class Downstream:
         output: The client's side.
         unread: Keeps chunks that may contain answers.
         dispatcher: Lets the session read them.
+
+    Attributes:
+        kept: Called when a chunk was kept, so that there may be something to record.
     """
 
     def __init__(
@@ -40,18 +40,7 @@ class Downstream:
         self._output = output
         self._unread = unread
         self._dispatcher = dispatcher
-        self._session: Session | None = None
-        self._kept: Callable[[], None] = lambda: None
-
-    def begin(self, session: "Session", kept: Callable[[], None]) -> None:
-        """Let a session read answers. Until then every chunk is kept.
-
-        Args:
-            session: The core's state machine.
-            kept: Called when a chunk was kept, so that there may be something to record.
-        """
-        self._kept = kept
-        self._session = session
+        self.kept: Callable[[], None] = lambda: None
 
     def run(self, ended: Callable[[], None]) -> None:
         """Move bytes until the stream ends.
@@ -74,8 +63,8 @@ class Downstream:
 
         If the store has to be told of the end of a call, it is told before the client can know of the end.
         """
-        session = self._session
+        session = self._dispatcher.session
         if self._unread.add(chunk, awaits_answers=session is None or session.in_flight.awaits_answers):
-            self._kept()
+            self.kept()
             if session is not None and session.in_flight.to_settle:
                 self._dispatcher.read_answers()

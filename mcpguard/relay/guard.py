@@ -49,11 +49,10 @@ class Guard:
         self._console = console
         settings.address.load()  # outside of the store's time budget, because calls wait for it
         self._store = _store(settings, console)  # it is opened while the policy is read
-        self._journal = Journal(os.urandom(8).hex())
-        session = Session(
+        self._session = session = Session(
             identity,
             PolicyError("the policy is being loaded"),
-            self._journal,
+            Journal(os.urandom(8).hex()),
             namespace=settings.namespace,
             denials=settings.denials,
             arguments=settings.arguments,
@@ -73,7 +72,7 @@ class Guard:
         Args:
             at_most: How long a part of the shutdown may take; see `Supervisor`.
         """
-        self._console.line(summary(self._journal.tally))
+        self._console.line(summary(self._session.tally))
         threads.start_last(self._store.close, "close", at_most(CLOSE_S))
 
 
@@ -113,7 +112,7 @@ def _begin(traffic: Traffic, session: Session, store: CallStore, settings: Setti
     policy_file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
     policy = policy_file.begin()
     token: IdentitySource | None = None
-    configured = session.identity
+    configured = session.requests.identity
     found: Identity | Unauthenticated = configured
     if settings.jwt:
         token, found = _verified(configured, settings, console)

@@ -35,6 +35,7 @@ class ClientOutput:
 
     Attributes:
         taken: How many bytes the client or its pipe has taken.
+        queued_bytes: How many bytes of replies are queued.
     """
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
@@ -44,7 +45,7 @@ class ClientOutput:
         self._writing = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[bytes] = deque()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         self._in_frame = False
         self._broken = False
         self._finished = False
@@ -86,7 +87,7 @@ class ClientOutput:
                 self._writing.release()
         with self._changed:
             self._queue.append(data)
-            self._queued_bytes += len(data)
+            self.queued_bytes += len(data)
             if self._replier is None:
                 with contextlib.suppress(RuntimeError):  # the system has no thread now: the next reply tries again
                     replier = threading.Thread(target=self._reply_queued, name="mcpguard-replies", daemon=True)
@@ -103,13 +104,13 @@ class ClientOutput:
         Raises:
             ConnectionAbortedError: The client is gone.
         """
-        if self._queued_bytes <= MAX_QUEUED_BYTES:
-            if self._queued_bytes > _MUCH_QUEUED_BYTES:
+        if self.queued_bytes <= MAX_QUEUED_BYTES:
+            if self.queued_bytes > _MUCH_QUEUED_BYTES:
                 with self._changed:
                     self._changed.wait(_GIVE_WAY_S)
             return
         with self._changed:
-            while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
+            while self.queued_bytes > MAX_QUEUED_BYTES and not self._broken:
                 if client_is_gone():
                     raise ConnectionAbortedError
                 self._changed.wait(LOOK_S)
@@ -175,7 +176,7 @@ class ClientOutput:
                     size += len(together[-1])
             self._write(b"".join(together))
             with self._changed:
-                self._queued_bytes -= size
+                self.queued_bytes -= size
                 self._changed.notify_all()
 
     def _wake(self) -> None:

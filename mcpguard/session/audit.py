@@ -94,7 +94,9 @@ class Outcome(NamedTuple):
 
 def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
     """The row of a decided request."""
-    detail = shortened(request.detail) if verdict.decision in REFUSED else request.detail
+    decision, detail, limit = verdict.decision, request.detail, verdict.limit
+    if decision in REFUSED:
+        detail = shortened(detail)
     if verdict.in_flight is not None:
         detail = detail | {"in_flight": verdict.in_flight}
     if len(verdict.exceeded) > 1:
@@ -103,9 +105,9 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
     return Row(
         time_us,
         seq,
-        verdict.decision,
+        decision,
         request.context,
-        fragment(verdict.reported) if verdict.reported else None,
+        None if limit is None else fragment(verdict.plan.reported[limit]),
         cut_id(request.request_id) or None,
         request.args_hash,
         request.trace_id,

@@ -1,6 +1,5 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
-import collections
 import copy
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
@@ -38,9 +37,6 @@ while it waited is not equal to a denial: for such calls the reason follows the 
 
 _Kind = tuple[str, str]
 """What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
-
-
-_ALLOWED: Final[_Kind] = ("allowed", "")
 
 
 class _Storm(NamedTuple):
@@ -88,13 +84,11 @@ class Journal:
 
     Attributes:
         seq: The number of the newest row.
-        tally: The number of calls by decision and axis.
     """
 
     def __init__(self, session: str) -> None:
         self.session = session
         self.seq = 0
-        self.tally: collections.Counter[tuple[str, str]] = collections.Counter()
         self._storms: dict[_Key, _Storm] = {}
         self._sums: dict[_Kind, _Storm] = {}  # the denials beyond each kind's budget
         self._budgets: dict[_Kind, _Budget] = {}  # budgets that are not here are full
@@ -129,24 +123,26 @@ class Journal:
 
         Completes the verdict: sets `audit_id`, `has_own_row` and a denial's `count`. `rows` does this for several requests.
         """
-        if verdict.decision == "held":
+        decision = verdict.decision
+        if decision == "held":
             return None
-        self._count(request, verdict)
+        if decision != "allowed" or self._denials:
+            self._count_denials(verdict)
         one = row(request, verdict, time_us, self.seq + 1)
-        if verdict.decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
+        if decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
             return None
         self._number(verdict)
         return one
 
-    def written(self, request: DecisionRequest, verdict: Verdict) -> None:
+    def written(self, verdict: Verdict) -> None:
         """As `row`, of a forwarded call whose row the store has written, with the next number."""
-        self._count(request, verdict)
+        self._count_denials(verdict)
         self._number(verdict)
 
     def draft(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row:
         """The row that `row` would return for a forwarded call. Changes nothing."""
         changes, seq, one = len(self._before), self.seq, copy.copy(verdict)
-        self._count(request, one)
+        self._count_denials(one)
         self._restore(changes, seq)
         return row(request, one, time_us, seq + 1)
 
@@ -260,19 +256,12 @@ class Journal:
             return BURST_BYTES
         return min(BURST_BYTES, budget.left_bytes + (time_us - budget.at_us) * REFILL_BYTES_PER_S // 1_000_000)
 
-    def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
-        decision = verdict.decision
-        if decision == "allowed":
-            kind = _ALLOWED
-        elif verdict.reported:
-            kind = decision, verdict.reported.axis
-        else:
-            kind = decision, str(request.detail.get("axis", ""))  # set in a denial that no limit made
-        self._set(self.tally, kind, self.tally[kind] + 1)
-        if decision in {"rate_limited", "would_deny"}:
+    def _count_denials(self, verdict: Verdict) -> None:
+        """Count a denial, or forget denials on the counters of an admitted call."""
+        if verdict.decision in {"rate_limited", "would_deny"}:
             self._count_denial(verdict)
-        elif decision == "allowed" and self._denials:
-            self._forget_denials(request.plan, range(len(request.plan.counters)))
+        elif verdict.decision == "allowed" and self._denials:
+            self._forget_denials(verdict.plan, range(len(verdict.plan.counters)))
 
     def _forget_denials(self, plan: Plan, charged: Iterable[int]) -> None:
         """Forget the denials on counters that were charged."""

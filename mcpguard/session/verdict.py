@@ -60,7 +60,8 @@ class DecisionRequest:
     """
 
     # few calls have others, and each attribute that is set takes time; so does each default of a keyword-only argument
-    key = ""
+    args_hash: bytes | None = None
+    trace_id: str | None = None
     why = ""
     rounds = 0
     noted: str | None = None
@@ -77,8 +78,7 @@ class DecisionRequest:
         context: str,
         frame: Frame = NO_FRAME,
         request_id: str = "",
-        args_hash: bytes | None = None,
-        trace_id: str | None = None,
+        key: str = "",
         detail: dict[str, object] | None = None,
     ) -> None:
         self.call = call
@@ -86,9 +86,13 @@ class DecisionRequest:
         self.context = context
         self.frame = frame
         self.request_id = request_id
-        self.args_hash = args_hash
+        self.key = key
         self.detail = {} if detail is None else detail
-        self.trace_id = trace_id
+
+    def explain(self, reason: str, why: str) -> None:
+        """State the cause of a denial that no rule made: in a word for the audit, and in a sentence for the client."""
+        self.detail = {**self.detail, "reason": reason}
+        self.why = why
 
     def continue_as(self, rounds: int) -> None:
         """Let a free retry pass its limits, which do not count it. While it is in flight it takes a place under each cap."""

@@ -115,7 +115,7 @@ def check(
     wire.end()
     check_far_side(wire)
     invalid = _check_answers(stream, max_frame_bytes, wire)
-    assert wire.journal.tally["invalid", ""] == invalid, "what was refused and what the audit says was refused differ"
+    assert wire.machine.tally["invalid", ""] == invalid, "what was refused and what the audit says was refused differ"
     for entry in wire.store.entries():
         audit.line(entry.record)
     return wire

@@ -270,7 +270,7 @@ def test_long_names_are_not_remembered() -> None:
     talk = Talk(who=UNNAMED)
     for at in range(50):
         talk.client(called(f"{at}", _meta={"mcpguard/agent": "x" * 10_000 + str(at)}))
-    assert not talk.machine._callers
+    assert not talk.machine.requests.callers
 
 
 # What a client says of itself loosens nothing

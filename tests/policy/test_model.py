@@ -216,7 +216,7 @@ def test_the_text_of_a_rule_is_its_selectors_and_per(rule: str, text: str, limit
 
 
 def test_unlimited_counts_nothing_and_deny_has_no_counter() -> None:
-    assert policy("limit=unlimited").plan(ALICE) == Plan()
+    assert not policy("limit=unlimited").plan(ALICE).limits
     plan = policy("limit=deny").plan(ALICE)
     assert (plan.limits[0].n, plan.counters) == (0, ())
     assert plan.reported[0].members() == {"axis": "tool", "rule": "every call"}
@@ -281,7 +281,7 @@ def test_parts_are_overridden_by_the_same_parts_only() -> None:
 
 def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:
     found = written("user = '*'; concurrent = 2", "user = 'alice'; concurrent = 'unlimited'")
-    assert found.plan(ALICE) == Plan()
+    assert not found.plan(ALICE).limits
     assert found.plan(ALICE._replace(user="bob")).caps
 
 
@@ -311,7 +311,7 @@ def test_calls_with_different_arguments_have_counters_of_their_own() -> None:
 def test_a_user_named_like_the_mark_of_arguments_is_not_taken_for_it() -> None:
     plan = written("user = '*'; limit = '5/1m'").plan(ALICE._replace(user='"arguments":""'))
     assert not plan.is_split
-    assert plan.of_arguments("00") == plan
+    assert vars(plan.of_arguments("00")) == vars(plan)
 
 
 def test_a_call_costs_what_the_narrowest_cost_says() -> None:

@@ -19,6 +19,6 @@ def test_the_loop_reads_answers_if_much_is_unread_and_waits_for_the_session_if_t
     waited: list[bool] = []
     stream: Any = SimpleNamespace(read=lambda: chunks.pop(0))
     output: Any = SimpleNamespace(relay=lambda chunk, observe: observe(chunk))
-    dispatcher: Any = SimpleNamespace(read_answers=lambda most_bytes, waits: waited.append(waits))
+    dispatcher: Any = SimpleNamespace(session=None, read_answers=lambda most_bytes, waits: waited.append(waits))
     Downstream(stream, output, AnswersQueue(), dispatcher).run(lambda: None)
     assert waited == [False, False, True]

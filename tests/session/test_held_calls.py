@@ -551,7 +551,7 @@ def test_a_costly_call_is_charged_its_cost_and_one_that_costs_more_than_the_limi
 def test_a_session_without_held_calls_asks_for_nothing() -> None:
     talk = Talk(RATE)
     talk.client(call_line("search", 1))
-    assert talk.machine.held_calls_due_us is None
+    assert talk.machine.held.next_us is None
     assert not talk.machine.in_flight.to_settle
 
 
@@ -595,7 +595,7 @@ def test_a_call_passes_one_that_waits_for_another_counter_as_soon_as_their_commo
     assert talk.pass_ms(1999) == []
     talk.time.pass_ms(1)
     assert talk.decide_held() == ["forwarded 4"]
-    assert talk.machine.held_calls_due_us == talk.time() + 8_000_000, "call 3 is decided anew only when there is room for it"
+    assert talk.machine.held.next_us == talk.time() + 8_000_000, "call 3 is decided anew only when there is room for it"
     assert talk.pass_ms(8000) == ["forwarded 3"]
 
 
@@ -657,7 +657,7 @@ def test_a_call_behind_others_does_not_wait_for_a_limit_beyond_the_wait_of_its_r
     assert talk.pass_ms(4999) == []
     talk.time.pass_ms(1)
     assert talk.decide_held() == []
-    assert (talk.machine.held_calls_due_us or 0) > talk.time()
+    assert (talk.machine.held.next_us or 0) > talk.time()
     talk.answer(1)
     assert talk.attend() == ["forwarded 2"]
 
@@ -681,12 +681,12 @@ def test_the_denial_of_a_costly_call_names_its_cost_and_the_record_its_reason() 
     assert "reason" not in short.records[-1], "a call over a rate limit has no other reason"
 
 
-def test_a_held_call_that_a_bug_keeps_from_being_judged_alone_is_dropped_and_answered() -> None:
+def test_a_held_call_that_a_bug_keeps_from_being_judged_is_dropped_and_answered() -> None:
     talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1s"\nwait = "5s"\n')
     assert talk.client(call_line("search", 1)) == ["forwarded 1"]
     assert talk.client(call_line("search", 2)) == []
-    assert talk.machine.held_calls == 1
     talk.time.pass_s(1)
-    assert talk.machine.judge_held(talk.time(), alone=True)  # and here is the bug
+    assert talk.machine.judge((), talk.time())  # and here is the bug
     assert talk.unjudged() == ["answered 2: 503"]
-    assert talk.machine.held_calls == 0
+    assert talk.machine.held.next_us is None
+    assert talk.records[-1]["reason"] == "mcpguard failed to judge it"

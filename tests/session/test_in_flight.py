@@ -295,12 +295,3 @@ def test_a_call_without_a_row_can_be_answered_and_retried() -> None:
     assert talk.outcomes == []
     talk.client(call_line("greet", 2, inputResponses={"who": {}}))
     assert talk.verdicts[-1].decision == "continued"
-
-
-def test_outcomes_that_no_store_takes_can_be_dropped() -> None:
-    talk = Talk()
-    talk.client(call_line("x", 1))
-    talk.machine.server_wrote(talk.lines.feed(b'{"jsonrpc":"2.0","id":1,"result":{}}\n'), talk.time())
-    talk.machine.in_flight.drop_outcomes()
-    talk.record()
-    assert talk.outcomes == []

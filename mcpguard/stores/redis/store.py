@@ -260,8 +260,8 @@ class RedisStore:
             rest = requests[len(verdicts) :]
             counters = counters_of(rest)
             found, reply = self._admit(rest, counters, observed, seq=journal.seq, time_us=time_us)
-            for request, one in zip(rest, found, strict=False):
-                journal.written(request, one)
+            for one in found:
+                journal.written(one)
             verdicts += found
             fruitless = 0 if found else fruitless
             states = states_in(reply, counters) if len(found) < len(rest) else {}

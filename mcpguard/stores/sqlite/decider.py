@@ -62,30 +62,31 @@ class Decider:
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> None:
         """Decide requests by what this process has read of the log. `take_back` undoes it."""
         follower = self._follower
-        states, at = follower.memory.states, follower.at
-        self.at, self.verdicts, self._records, self._logs, self._in_flight, self._alive = at, [], [], {}, None, set()
-        self._journal, self._now_us, self._time_us = journal, self._clock(), self._wall()
+        at = self.at = follower.at
+        self._now_us, self._time_us = self._clock(), self._wall()
+        self.verdicts, self._records, self._logs, self._in_flight = [], [], {}, None
+        self._journal, self._alive = journal, set()
         journal.begin()
-        row_id, records, record = at[1], self._records, None
+        now_us, row_id, states = self._now_us, at[1], follower.memory.states
         for request in requests:
             plan = request.plan
-            logs = self._logs_of(plan.counters) if self._logs else states
-            is_usual = plan.is_plain and not (request.is_behind or request.rounds)
-            admitted = admit(plan, [*map(logs.get, plan.keys)], self._now_us) if is_usual else None
+            admitted = None
+            if plan.is_plain and not (request.is_behind or request.rounds):
+                admitted = admit(plan, self._logs_of(plan.counters) if self._logs else states, now_us)
             if admitted is None:
                 verdict, record = self._decide(request, row_id)
             else:
                 verdict, after = admitted
-                self._logs.update(zip(plan.keys, after, strict=True))
-                row = journal.row(request, verdict, self._time_us)
+                self._logs |= after
                 charged = log_lines.all_charges(plan)
-                record = row and (log_lines.row_line(row, self._now_us, charged), 1, (self._now_us, len(charged)))
+                row = journal.row(request, verdict, self._time_us)
+                record = row and (log_lines.row_line(row, now_us, charged), 1, (now_us, len(charged)))
             self.verdicts.append(verdict)
             if record is not None:
-                records.append(record)
+                self._records.append(record)
                 verdict.row_id = row_id
                 row_id += 1
-        self.data, self.after = pack(at, records) if records else (b"", at)
+        self.data, self.after = pack(at, self._records)
 
     def charge(self) -> None:
         """Charge the counters in memory."""
@@ -112,8 +113,7 @@ class Decider:
         counters = request.plan.counters
         verdict, decision = self._decide_by_limits(request, row_id)
         if verdict.forwards and self._follower.memory.is_full and self._needs_counter(counters):
-            request.detail = request.detail | {"reason": TOO_MANY}
-            request.why = _WHY.format(self._follower.memory.most)
+            request.explain(TOO_MANY, _WHY.format(self._follower.memory.most))
             verdict, decision = Verdict("unavailable", request.plan), _NOTHING
         owner = ""
         for limit in decision.charged:

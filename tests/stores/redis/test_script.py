@@ -150,10 +150,10 @@ def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
         plans[which],
         f'{{"namespace":"n","session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
         request_id='"é"',
-        args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
-        trace_id="ab" * 16 if detailed else None,
         detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
     )
+    if detailed:
+        request.args_hash, request.trace_id = b"\x00\xff\r\n\r\n", "ab" * 16
     request.waited_us, request.is_behind, request.rounds = choices
     return request
 
