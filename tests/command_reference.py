@@ -20,8 +20,7 @@ are in [Configuration](configuration.md#exit-statuses).
 
 def contexts(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[click.Context]:
     """A command and its subcommands, in the order of the help."""
-    settings = {"terminal_width": WIDTH, "max_content_width": WIDTH, **command.context_settings}
-    context = click.Context(command, info_name=name, parent=parent, **settings)
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     yield context
     if isinstance(command, click.Group):
         for child in command.list_commands(context):

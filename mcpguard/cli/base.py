@@ -18,7 +18,16 @@ _NICENESS: Final = 10
 """With this nice value a process gets about a tenth of the time of a usual one, if both want all of a core."""
 
 
-class Command(click.Command):
+class _ShortHelp(click.Command):
+    """A command with `-h`, whatever its context: click keeps the help option of the first context."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """See `click.Command`."""
+        del ctx
+        return ["-h", "--help"]
+
+
+class Command(_ShortHelp):
     """A command. An option with one value that is given several times has the last one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -40,7 +49,7 @@ class Command(click.Command):
         return super().invoke(ctx)
 
 
-class Group(click.Group):
+class Group(_ShortHelp, click.Group):
     """A group of commands. Without a command it prints its help to stderr and exits with the status for wrong usage.
 
     Args:

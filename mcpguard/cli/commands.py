@@ -8,7 +8,6 @@ from mcpguard.cli.base import Group
 
 @click.group(
     cls=Group,
-    context_settings={"help_option_names": ["-h", "--help"]},
     parts={
         "run": ("run:run", "start a server behind mcpguard"),
         "install": ("clients.install:install", "make your clients start their servers through mcpguard"),

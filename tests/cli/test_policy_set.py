@@ -91,7 +91,7 @@ def test_a_limit_for_agents_is_not_warned_of_if_its_author_says_what_it_counts(t
 
 
 def test_a_name_that_no_call_has_is_warned_of_and_set_all_the_same(tmp_path: Path) -> None:
-    agent = ("--user", "alice@acme.com", "--server", "crm", "--agent", "Claude Code::subagent::Explore")
+    agent = ("--user", "alice@accounting.acme.example", "--server", "crm", "--agent", "Claude Code::subagent::Explore")
     calls(tmp_path, "search_customers", 1, *agent)
     none = "warning: none of the newest calls in the audit log has the "
     for argv, warnings in (
@@ -99,15 +99,28 @@ def test_a_name_that_no_call_has_is_warned_of_and_set_all_the_same(tmp_path: Pat
         (["--tool", "Search_Customers"], ["tool Search_Customers; did you mean search_customers?"]),
         (["--tool", "delete_user"], ["tool delete_user; compare the name with mcpguard audit tail"]),
         (["--server", "cmr"], ["server cmr; compare the name with mcpguard audit tail"]),
-        (["--user", "alic@acme.com"], ["user alic@acme.com; did you mean alice@acme.com?"]),
-        (["--user", "alice@acme.org"], ["user alice@acme.org; did you mean alice@acme.com?"]),
+        (
+            ["--user", "alic@accounting.acme.example"],
+            ["user alic@accounting.acme.example; did you mean alice@accounting.acme.example?"],
+        ),
+        (["--user", "alice@acme.org"], ["user alice@acme.org; did you mean alice@accounting.acme.example?"]),
         (["--user", "*", "--agent", "*::*::Explor"], ["agent Explor; did you mean Explore?"]),
         (["--user", "*", "--agent", "Cloud Code::*::*"], ["client Cloud Code; did you mean Claude Code?"]),
         # Other users, other agents, patterns, and names that calls have
-        (["--user", "bob@acme.com"], []),
+        (["--user", "bob@accounting.acme.example"], []),
         (["--user", "*", "--agent", "Cursor::background::nightly"], []),
         (["--tool", "searh_*"], []),
-        (["--user", "alice@acme.com", "--agent", "Claude Code::subagent::Explore", "--tool", "search_customers"], []),
+        (
+            [
+                "--user",
+                "alice@accounting.acme.example",
+                "--agent",
+                "Claude Code::subagent::Explore",
+                "--tool",
+                "search_customers",
+            ],
+            [],
+        ),
     ):
         done = mcpguard(tmp_path, "policy", "set", *argv, "1/1h")
         assert done.stderr.splitlines() == [f"{none}{warning}" for warning in warnings]
