@@ -59,6 +59,6 @@ def test_a_client_uses_an_installed_server_within_its_limits_and_uninstall_gives
     calls = [(row["server"], row["user"], row["decision"]) for row in audit(account.state)]
     assert calls == [("crm", "alice", "allowed"), ("crm", "alice", "rate_limited")]
     listed = account.run("clients").stdout.replace("\n    ", " ")  # long lines are folded
-    assert f"crm: guarded by mcpguard {__version__}, 1 rule: {shlex.quote(COMMAND[0])}" in listed
+    assert f"crm: guarded by mcpguard {__version__}: {shlex.quote(COMMAND[0])}" in listed
     assert account.run("uninstall", "--yes").returncode == 0
     assert file.read_bytes() == content.encode()

@@ -176,7 +176,7 @@ def test_a_wrapper_that_ends_in_an_outage_leaves_all_that_it_forwarded_to_anothe
             since = time.monotonic()
             if how == "in order":
                 assert other.end() == 0
-                assert told(other, "kept on disk for the next wrapper") == 1
+                assert told(other, "kept on disk for the next wrapper") == 1, other.err
             else:
                 other.kill()
                 assert other.wait() == -signal.SIGKILL
