@@ -16,8 +16,6 @@ class Dialect(Enum):
     """What the reader of a file accepts."""
 
     JSON = "JSON"
-    JSON_WITH_COMMENTS = "JSON with comments"
-    """Comments, but no trailing commas."""
     JSONC = "JSON with comments and trailing commas"
     TOML = "TOML"
     YAML = "YAML"
@@ -133,7 +131,7 @@ def _parse(text: str, dialect: Dialect) -> Node:
         return toml.parse(text)
     if dialect is Dialect.YAML:
         return yaml.parse(text)
-    return jsonc.parse(text, comments=dialect is not Dialect.JSON, trailing_commas=dialect is Dialect.JSONC)
+    return jsonc.parse(text, is_strict=dialect is Dialect.JSON)
 
 
 _ESCAPED: Final = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")

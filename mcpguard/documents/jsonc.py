@@ -1,4 +1,4 @@
-"""Parses JSON, with or without comments and trailing commas."""
+"""Parses JSON, and JSON with comments and trailing commas."""
 
 import json
 import re
@@ -17,18 +17,17 @@ def _refused(word: str) -> NoReturn:
 _DECODER: Final = json.JSONDecoder(parse_int=float, parse_constant=_refused)
 
 
-def parse(text: str, *, comments: bool, trailing_commas: bool) -> Node:
+def parse(text: str, *, is_strict: bool) -> Node:
     """Parse a document. Numbers become floats, as in JavaScript.
 
     Args:
         text: The document, without a byte order mark.
-        comments: Whether comments are allowed.
-        trailing_commas: Whether a comma may follow the last item or member.
+        is_strict: Whether neither comments nor trailing commas are allowed.
 
     Raises:
         Unreadable: The text is not a document of this dialect.
     """
-    reader = Reader(text, _BLANK_OR_COMMENT if comments else _BLANK, trailing_commas=trailing_commas)
+    reader = Reader(text, _BLANK if is_strict else _BLANK_OR_COMMENT)
     reader.skip()
     node = reader.value()
     reader.skip()
@@ -42,18 +41,16 @@ class Reader:
 
     Args:
         text: The text.
-        skipped: White space, and comments if they are allowed.
-        trailing_commas: Whether a comma may follow the last item or member.
+        skipped: White space, and comments if they are allowed. Then a comma may follow the last item or member, too.
 
     Attributes:
         at: The next character.
     """
 
-    def __init__(self, text: str, skipped: re.Pattern[str], *, trailing_commas: bool) -> None:
+    def __init__(self, text: str, skipped: re.Pattern[str]) -> None:
         self.text = text
         self.at = 0
         self._skipped = skipped
-        self._trailing_commas = trailing_commas
 
     def skip(self) -> None:
         """Go past white space and comments."""
@@ -94,7 +91,7 @@ class Reader:
                 self.at += 1
                 self.skip()
                 more = self.next() != closing
-                if not (more or self._trailing_commas):
+                if not more and self._skipped is _BLANK:
                     raise self.error(f"this client does not allow a comma before {closing}")
         self._take(closing, f"expected a comma or {closing}")
         node.end = self.at

@@ -53,7 +53,7 @@ def _unreadable(text: str, message: str) -> Unreadable:
 
 def located(text: str) -> Object:
     """The tree of a text that tomllib accepts."""
-    reader = _Locator(text, _BLANK_OR_COMMENT, trailing_commas=True)
+    reader = _Locator(text, _BLANK_OR_COMMENT)
     root = table = Object(0, len(text), is_block=True)
     reader.skip()
     while reader.at < len(text):

@@ -109,7 +109,6 @@ def test_profiles_and_insiders_of_vs_code_are_found(tmp_path: Path) -> None:
 SERVER = {"command": "npx", "args": ["-y"]}
 SAMPLES = {
     Dialect.JSON: lambda content: json.dumps(content, indent=2),
-    Dialect.JSON_WITH_COMMENTS: lambda content: "// ours\n" + json.dumps(content, indent=2),
     Dialect.JSONC: lambda content: "// ours\n" + json.dumps(content, indent=2).replace('"\n', '",\n', 1),
 }
 
