@@ -421,13 +421,12 @@ def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy:
             limits.append(Limit(0, 0, -1, at, observed))
         cost = policy.cost(call) if rule.counts == "cost" else 1
         for rate in rule.bounds:
-            number = counters.setdefault(counter_of(rule, call, namespace, rate.window_us), len(counters))
+            number = counters.setdefault(_counter(rule, call, namespace, rate.window_us), len(counters))
             limits.append(Limit(rate.n, rate.window_us, number, at, observed, rule.counts, cost, wait_us))
     return Plan(tuple(limits), tuple(reported), tuple(counters))
 
 
-def counter_of(rule: Rule, call: Call, namespace: str, window_us: int) -> Counter:
-    """The counter of a part of a rule for a call, with this window."""
+def _counter(rule: Rule, call: Call, namespace: str, window_us: int) -> Counter:
     values: dict[str, str] = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
     if ARGUMENTS in rule.per:
         values[ARGUMENTS] = ""
