@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from mcpguard.errors import McpguardError
 from mcpguard.limiter.plan import Reported
 from mcpguard.limiter.sliding import Counts
-from mcpguard.policy.match import Headroom, headrooms
+from mcpguard.policy.explain import Headroom, headrooms
 from mcpguard.policy.model import AXES, Call, Policy, Rule
 from mcpguard.session.audit import BY_RULES, POLICY_AT_START
 from mcpguard.stores.api import AuditReader, Readable, Wanted

@@ -75,7 +75,7 @@ def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: 
 
 def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Path, file: Path) -> None:
     said = "no rules: nothing is limited"
-    file.write_text("rule = []\n")
+    file.write_text('mode = "enforce"\n')
     assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
     assert on_terminal(tmp_path, "policy", "show") == (0, f"policy: {file}\n\n{said}\n")
     assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, {said}\n"

@@ -15,9 +15,8 @@ from mcpguard.cli.options import json_option, policy_option, store_option
 from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph
 from mcpguard.configured_identity import SOURCES
-from mcpguard.policy.explain import sentence
+from mcpguard.policy.explain import Headroom, sentence
 from mcpguard.policy.file import load
-from mcpguard.policy.match import Headroom
 from mcpguard.policy.model import Policy
 from mcpguard.reading.explaining_row import LimitThen, Shown, explain_row, find
 from mcpguard.session.audit import MEMBERS
