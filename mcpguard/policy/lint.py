@@ -10,7 +10,7 @@ from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.limiter.sliding import grain
-from mcpguard.policy.explain import rule_numbers, series
+from mcpguard.policy.explain import Covered, overriding, rule_numbers, series
 from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.parse import untouched
 from mcpguard.text.patterns import glob
@@ -177,9 +177,10 @@ def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
+    covered = Covered(policy.rules)
     shutters: dict[int, int] = {}
     for at, rule in enumerate(policy.rules):
-        for closed in _closed_by(policy, at) if rule.deny and not rule.observe else ():
+        for closed in _closed_by(policy.rules, at, covered.near(rule)) if rule.deny and not rule.observe else ():
             shutters.setdefault(closed, at)
     starter = untouched(policy)
     for at, shutter in sorted(shutters.items()):
@@ -208,10 +209,15 @@ def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
     return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
 
 
-def _closed_by(policy: Policy, closing: int) -> Iterator[int]:
-    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it."""
-    rules, deny = policy.rules, policy.rules[closing]
-    near = policy.near(deny)
+def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
+    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
+
+    Args:
+        rules: All rules.
+        closing: The index of the rule that denies.
+        near: The indexes of the rules that it may cover.
+    """
+    deny = rules[closing]
     exceptions = {
         at
         for at in near
@@ -256,7 +262,7 @@ class Tightness:
     def __init__(self, policy: Policy) -> None:
         self.starter = untouched(policy)
         self._rules = [rule.parts[0] for rule in policy.rules]  # the part with the limits, if there is one
-        self._narrower = [[self._rules[one] for one in others] for others in policy.overriding()]
+        self._narrower = [[self._rules[one] for one in others] for others in overriding(policy)]
 
     def capping(self, at: int, among: Iterable[int] | None = None) -> list[int]:
         """The indexes of the rules that cap the calls of a rule more tightly, in order; only those `among`, if given."""
