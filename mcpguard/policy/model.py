@@ -6,9 +6,7 @@ make the call's plan (see `plan`). `parse` parses rules, `explain` describes the
 A rule with limits and with a cap on calls in flight has two parts, which are overridden by the same parts of other rules.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import Agent, agent_matches
@@ -132,11 +130,6 @@ class Rule(NamedTuple):
     def exact(self) -> dict[str, str]:
         """The selectors for `AXES` that are names, and not patterns with `*`."""
         return {axis: self.selectors[axis][0] for axis in AXES if "*" not in self.selectors.get(axis, ("*",))[0]}
-
-    @property
-    def texts(self) -> list[tuple[str, str]]:
-        """The selectors for `AXES`, each with its axis; and an empty one, which every rule has."""
-        return [("", ""), *((axis, self.selectors[axis][0]) for axis in AXES if axis in self.selectors)]
 
     @property
     def shared(self) -> dict[str, list[str]]:
@@ -380,34 +373,6 @@ class Policy:
             result.append((at, winner))
         return result
 
-    def overriding(self) -> list[list[int]]:
-        """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
-        parts = [rule.parts for rule in self.rules]
-        return [
-            [at for at in self.near(rule) if any(mine.is_overridden_by(other) for mine in rule.parts for other in parts[at])]
-            for rule in self.rules
-        ]
-
-    def near(self, rule: Rule) -> list[int]:
-        """The indexes of the rules that a rule may cover, in order: one of their selectors begins like its own."""
-        spans = []
-        for axis, pattern in rule.texts:
-            texts, prefix = self._texts[axis], pattern.partition("*")[0]
-            begin = bisect_left(texts, (prefix,))
-            end = bisect_right(texts, prefix, begin, key=_beginning(len(prefix)))
-            spans.append((end - begin, begin, axis))
-        size, begin, axis = min(spans)
-        return sorted(at for _, at in self._texts[axis][begin : begin + size])
-
-    @cached_property
-    def _texts(self) -> dict[str, list[tuple[str, int]]]:
-        """By axis the selectors of all rules in their order, each with the index of its rule."""
-        found: dict[str, list[tuple[str, int]]] = {axis: [] for axis in ("", *AXES)}
-        for at, rule in enumerate(self.rules):
-            for axis, text in rule.texts:
-                found[axis].append((text, at))
-        return {axis: sorted(texts) for axis, texts in found.items()}
-
 
 def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy: Policy) -> Plan:
     limits: list[Limit] = []
@@ -421,22 +386,17 @@ def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy:
             limits.append(Limit(0, 0, -1, at, observed))
         cost = policy.cost(call) if rule.counts == "cost" else 1
         for rate in rule.bounds:
-            number = counters.setdefault(counter_of(rule, call, namespace, rate.window_us), len(counters))
+            number = counters.setdefault(_counter(rule, call, namespace, rate.window_us), len(counters))
             limits.append(Limit(rate.n, rate.window_us, number, at, observed, rule.counts, cost, wait_us))
     return Plan(tuple(limits), tuple(reported), tuple(counters))
 
 
-def counter_of(rule: Rule, call: Call, namespace: str, window_us: int) -> Counter:
-    """The counter of a part of a rule for a call, with this window."""
+def _counter(rule: Rule, call: Call, namespace: str, window_us: int) -> Counter:
     values: dict[str, str] = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
     if ARGUMENTS in rule.per:
         values[ARGUMENTS] = ""
     label = Label(namespace, values, rule.shared, rule.counts, window_us).text
     return Counter(counter_id(label), label, window_us)
-
-
-def _beginning(size: int) -> Callable[[tuple[str, int]], str]:
-    return lambda one: one[0][:size]
 
 
 def _one_matches(pattern: str, values: Sequence[str]) -> bool:

@@ -14,8 +14,8 @@ from mcpguard.identity.caller import Identity, parse_agent
 from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.sliding import EMPTY, State, decide
 from mcpguard.limiter.waiting import is_held
+from mcpguard.policy.explain import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.lint import label
-from mcpguard.policy.match import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.model import AXES, Call, Policy
 from mcpguard.policy.parse import untouched
 from mcpguard.session.decision import verdict

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from mcpguard.errors import McpguardError
-from mcpguard.limiter.plan import Counter, Reported
+from mcpguard.limiter.plan import Reported
 from mcpguard.limiter.sliding import Counts
-from mcpguard.policy.match import used_of
-from mcpguard.policy.model import AXES, Call, Policy, Rule, counter_of
+from mcpguard.policy.explain import Headroom, headrooms
+from mcpguard.policy.model import AXES, Call, Policy, Rule
 from mcpguard.session.audit import BY_RULES, POLICY_AT_START
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 from mcpguard.text.times import seconds_of
@@ -56,24 +56,6 @@ class RuleThen(NamedTuple):
     limits: list[int]
 
 
-class CounterNow(NamedTuple):
-    """What the counter of a limit holds now.
-
-    Attributes:
-        counter: The counter.
-        n: The limit in force; that of the row if the policy has none for this window.
-        in_force: Whether the policy has a limit for this window.
-        used: The calls, units or errors in the counter, or the calls in flight.
-        retry_after_us: The wait until the limit admits such a call; 0 if it does now. None if nobody knows, or it never will.
-    """
-
-    counter: Counter
-    n: int
-    in_force: bool
-    used: int
-    retry_after_us: int | None
-
-
 class Shown(NamedTuple):
     """A row and what explains it.
 
@@ -81,16 +63,16 @@ class Shown(NamedTuple):
         record: The row.
         limits: The limits that said no, or the one with the least quota left.
         rules: Their rules.
-        counters: By the index of a limit, what its counter holds now. A limit has none if the row does not tell which counter
-            it was: one of several by arguments, or by a name that a row of several denials leaves out. Nor has one whose rule
-            is no longer in force.
+        counters: By the index of a limit, what is left of it now. A limit has none if the row does not tell which counter it
+            was: one of several by arguments, or by a name that a row of several denials leaves out. Nor has one that is no
+            longer in force.
         commands: For each rule in force, the command that sets it as it is now.
     """
 
     record: dict[str, object]
     limits: list[LimitThen]
     rules: list[RuleThen]
-    counters: dict[int, CounterNow]
+    counters: dict[int, Headroom]
     commands: list[str]
 
     @property
@@ -135,16 +117,18 @@ def explain_row(store: Readable, policy: Policy, record: dict[str, Any], *, poli
     """
     limits = _limits(record)
     rules = _rules(policy, limits)
-    counters: dict[int, CounterNow] = {}
+    counters: dict[int, Headroom] = {}
     commands = []
     for rule in rules:
         if rule.at is None:
             continue
         in_force = policy.rules[rule.at]
         commands.append(shlex.join(["mcpguard", "policy", "set", *policy_option, *in_force.setting]))
+        now = _now(store, policy, in_force, record)
         for at in rule.limits:
-            if (now := _now(store, in_force, limits[at], record)) is not None:
-                counters[at] = now
+            limit = limits[at]
+            if (room := now.get((limit.counts, (seconds_of(limit.window) or 0) * 1_000_000))) and limit.limit is not None:
+                counters[at] = room
     return Shown(record, limits, rules, counters, commands)
 
 
@@ -165,26 +149,18 @@ def _in_force(policy: Policy, limit: LimitThen) -> int | None:
     return next(iter(same + other), None)
 
 
-def _now(store: Readable, rule: Rule, limit: LimitThen, record: Mapping[str, Any]) -> CounterNow | None:
-    """What the counter of a limit holds now; None if the row does not tell which counter it was.
+def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any]) -> dict[tuple[Counts, int], Headroom]:
+    """By what they count and their window, what is left for a row's call of the limits that a rule has now.
 
-    Args:
-        store: The store.
-        rule: The limit's rule, as the policy has it now.
-        limit: The limit of the row.
-        record: The row.
+    It is empty if the row does not tell which counters the call has.
     """
-    if limit.limit is None or any(axis not in record for axis in AXES if axis in rule.per):
-        return None
-    window_us = (seconds_of(limit.window) or 0) * 1_000_000
-    counter = counter_of(rule._replace(counts=limit.counts), Call.of(record), str(record["namespace"]), window_us)
-    if counter.is_split:
-        return None
-    (state,), now_us = store.peek([counter])
-    rates = {rate.window_us: rate.n for part in rule.parts if part.counts == limit.counts for rate in part.bounds}
-    n = rates.get(window_us, limit.limit)
-    cost = record.get("cost", 1) if limit.counts == "cost" else 1
-    return CounterNow(counter, n, window_us in rates, *used_of(state, n, window_us, now_us, cost))
+    if any(axis not in record for axis in AXES if axis in rule.per):
+        return {}
+    roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
+    call = Call.of(record)._replace(roles=roles, scopes=scopes)
+    plan = Policy((rule,), costs=policy.costs).plan(call, str(record["namespace"]))
+    rooms = headrooms(plan, *store.peek(plan.counters))
+    return {(one.reported.counts or "calls", one.counter.window_us): one for one in rooms if one.counter and one.is_known}
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:

@@ -27,8 +27,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import EMPTY, charge
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
-from mcpguard.reading.usage import Limits, Usage
-from mcpguard.reading.watching import View
+from mcpguard.reading.usage import Limits, Usage, View
 from mcpguard.stores.api import CounterUse
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import BOB, calls, command, mcpguard, on_terminal

@@ -282,17 +282,6 @@ def test_no_edit_waits_for_a_pipe_in_place_of_the_file(tmp_path: Path) -> None:
         assert raised.value.exit_status == ExitStatus.CONFIGURATION
 
 
-def test_an_error_while_writing_leaves_the_file_and_nothing_beside_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(McpguardError, match="cannot be written: No space left on device"):
-        put(file, {"tool": "x", "limit": "5/1m"})
-    assert file.read_text() == BY_HAND
-    assert list(file.parent.iterdir()) == [file]
-
-
 # The file itself
 
 

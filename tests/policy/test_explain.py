@@ -18,7 +18,6 @@ def said(*lines: str) -> str:
         ("tool='search'", "All users together may call search 20 times a minute and 100 times an hour."),
         ("user='*'", "Each user may call tools 20 times a minute and 100 times an hour, counting all tools together."),
         ("", "All users together may call tools 20 times a minute and 100 times an hour, counting all tools together."),
-        ("per=['user']", "Each user may call tools 20 times a minute and 100 times an hour, counting all tools together."),
         (
             "user='*' agent='*::*::*'",
             "Each user may call tools 20 times a minute and 100 times an hour through each agent, counting all tools together.",
@@ -39,21 +38,6 @@ def said(*lines: str) -> str:
             " counting all tools together.",
         ),
         (
-            "user='*@x' agent='*::api::*' tool='t' per=['agent']",
-            "All users matching *@x together may call t 20 times a minute and 100 times an hour"
-            " through each agent matching *::api::*, counting all servers together.",
-        ),
-        (
-            "role='dev' agent='*::api::*' tool='t'",
-            "All users with role dev together may call t 20 times a minute and 100 times an hour"
-            " through each agent matching *::api::*.",
-        ),
-        (
-            "user='*@acme.com' per=[]",
-            "All users matching *@acme.com together may call tools 20 times a minute and 100 times an hour,"
-            " counting all tools together.",
-        ),
-        (
             "user='*@acme.com' tool='crm_*'",
             "Each user matching *@acme.com may call each tool matching crm_* of each server"
             " 20 times a minute and 100 times an hour.",
@@ -70,15 +54,9 @@ def said(*lines: str) -> str:
             " counting all tools and these servers together.",
         ),
         (
-            "tool='*' server='*' per=[]",
-            "All users together may call tools 20 times a minute and 100 times an hour,"
-            " counting all tools and all servers together.",
-        ),
-        (
             "tool='search' per=['user']",
             "Each user may call search 20 times a minute and 100 times an hour, counting all servers together.",
         ),
-        ("tool='search' server='crm'", "All users together may call search of crm 20 times a minute and 100 times an hour."),
         (
             "tool='search' server='c*'",
             "All users together may call search of each server matching c* 20 times a minute and 100 times an hour.",

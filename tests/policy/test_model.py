@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.limiter.plan import Label, Plan, Reported, label_parts, window_of
+from mcpguard.policy.explain import overriding
 from mcpguard.policy.model import Call, Policy, Rule
 from mcpguard.policy.parse import parse
 from tests.build import steps
@@ -66,21 +67,13 @@ def test_a_rule_matches_if_every_selector_matches(rule: str, matches: bool) -> N
     ("rules", "apply"),
     [
         (("user=* limit=1/1s", "user=alice limit=2/1s"), [1]),
-        (("user=alice limit=2/1s", "user=* limit=1/1s"), [0]),
         (("user=* limit=1/1s", "user=a* limit=2/1s", "user=al* limit=3/1s"), [2]),
-        (("user=a* limit=1/1s", "user=*e limit=2/1s"), [0, 1]),
         (("user=a* limit=1/1s", "user=*e limit=2/1s", "user=alice limit=3/1s"), [2]),
-        (("user=* limit=1/1s", "user=alice tool=* limit=2/1s"), [0, 1]),
-        (("tool=search limit=1/1s", "server=crm tool=search limit=2/1s"), [1]),
         (("user=* limit=1/1s", "user=alice per= limit=2/1s"), [0, 1]),
         (("user=* limit=1/1s", "user=* role=admin limit=2/1s"), [1]),
         (("user=* role=admin limit=1/1s", "user=* role=admin,dev limit=2/1s"), [1]),
-        (("user=* role=admin limit=1/1s", "user=* role=dev limit=2/1s"), [0]),
-        (("user=* role=dev limit=1/1s", "user=* role=admin limit=2/1s"), [0]),
         (("user=* role=admin limit=1/1s", "user=* scope=crm limit=2/1s"), [0]),
-        (("user=alice limit=1/1s", "user=* role=admin limit=2/1s"), [0, 1]),
         (("role=admin limit=1/1s", "scope=crm limit=2/1s", "role=dev limit=3/1s"), [0]),
-        (("user=* limit=1/1s", "user=bob limit=2/1s"), [0]),
         (("user=a* role=admin limit=1/1s", "user=*e role=admin limit=2/1s"), [0, 1]),
     ],
 )
@@ -137,7 +130,7 @@ def test_matches_and_overrides_are_those_of_comparing_all_pairs(rules: list[Rule
 @given(st.lists(some_rules, max_size=12))
 def test_the_rules_that_override_a_rule_are_those_of_comparing_all_pairs(rules: list[Rule]) -> None:
     expected = [[at for at, other in enumerate(rules) if rule.is_overridden_by(other)] for rule in rules]
-    assert Policy(tuple(rules)).overriding() == expected
+    assert overriding(Policy(tuple(rules))) == expected
 
 
 # Counters
@@ -276,7 +269,7 @@ def test_parts_are_overridden_by_the_same_parts_only() -> None:
         ("3-in-flight", 2),
         ("7-errors/1m", 3),
     ]
-    assert found.overriding() == [[1, 2], [], [], []]
+    assert overriding(found) == [[1, 2], [], [], []]
 
 
 def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:

@@ -83,7 +83,7 @@ def test_a_limit_that_comes_from_a_single_burst_says_so() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        calls(300, SECOND_US, begin_us=3 * DAY_US, user="alice"),  # twice
+        calls(300, SECOND_US, begin_us=DAY_US + 3 * HOUR_US, user="bob"),  # twice
         calls(16, SECOND_US, begin_us=3 * DAY_US),  # a quarter of it
     ],
 )

@@ -14,10 +14,10 @@ from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph
 from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES
-from mcpguard.policy.explain import sentence
+from mcpguard.policy.explain import Headroom, sentence
 from mcpguard.policy.file import load
 from mcpguard.policy.model import Policy
-from mcpguard.reading.explaining_row import CounterNow, LimitThen, Shown, explain_row, find
+from mcpguard.reading.explaining_row import LimitThen, Shown, explain_row, find
 from mcpguard.session.audit import MEMBERS
 from mcpguard.text.times import ms_up
 
@@ -46,7 +46,7 @@ def shown_as_json(shown: Shown, policy: Policy) -> dict[str, object]:
                 "limit": limit.limit,
                 "window": limit.window or None,
                 **({} if limit.counts == "calls" else {"counts": limit.counts}),
-                "counter": None if at not in shown.counters else counter_text(shown.counters[at].counter.label),
+                "counter": _counter_text(shown.counters.get(at)),
                 "then": _then_as_json(limit, shown.record),
                 "now": None if at not in shown.counters else _now_as_json(shown.counters[at]),
             }
@@ -66,11 +66,11 @@ def _then_as_json(limit: LimitThen, record: Mapping[str, object]) -> dict[str, o
     }
 
 
-def _now_as_json(now: CounterNow) -> dict[str, object]:
+def _now_as_json(now: Headroom) -> dict[str, object]:
     return {
-        "limit": now.n if now.in_force else None,
+        "limit": now.reported.limit,
         "used": now.used,
-        "remaining": max(0, now.n - now.used),
+        "remaining": now.remaining,
         "retry_after_ms": None if now.retry_after_us is None else ms_up(now.retry_after_us),
     }
 
@@ -111,11 +111,11 @@ def print_shown(shown: Shown, policy: Policy, file: str) -> None:
         echo(f"    {command}")
 
 
-def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, object]) -> None:
+def _print_limit(limit: LimitThen, now: Headroom | None, record: Mapping[str, object]) -> None:
     if limit.limit is None:
         paragraph("deny: it counts nothing", indent="    ")
         return
-    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else limit.text, indent="    ")
+    paragraph(f"{limit.text} for {_counter_text(now)}" if now else limit.text, indent="    ")
     word = "in flight" if limit.counts == "concurrent" else "used"
     then = _then_as_json(limit, record)
     parts = _parts(then, word)
@@ -127,9 +127,12 @@ def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, 
     if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now:
-        parts = _parts(_now_as_json(now), word, of="" if now.n == limit.limit else f" of {now.n}")
-        parts += [] if now.in_force else ["but the policy has no such limit now"]
-        paragraph(f"now:  {', '.join(parts)}", indent="      ")
+        of = "" if now.reported.limit == limit.limit else f" of {now.reported.limit}"
+        paragraph(f"now:  {', '.join(_parts(_now_as_json(now), word, of))}", indent="      ")
+
+
+def _counter_text(now: Headroom | None) -> str | None:
+    return counter_text(now.counter.label) if now and now.counter else None
 
 
 def _parts(counter: Mapping[str, Any], word: str, of: str = "") -> list[str]:

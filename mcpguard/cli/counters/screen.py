@@ -13,7 +13,7 @@ from mcpguard.config import Settings
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.reading.following import until_replaced
-from mcpguard.reading.watching import DENIALS, NO_AXIS, View, Watcher
+from mcpguard.reading.usage import DENIALS, NO_AXIS, View, Watcher
 from mcpguard.text.printing import printable
 
 if TYPE_CHECKING:

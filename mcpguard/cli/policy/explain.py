@@ -19,8 +19,8 @@ from mcpguard.cli.present import echo_json, paragraph, print_table, warn
 from mcpguard.configured_identity import SOURCES
 from mcpguard.errors import UsageError
 from mcpguard.identity.caller import parse_agent
+from mcpguard.policy.explain import Headroom, RuleMatch
 from mcpguard.policy.file import load
-from mcpguard.policy.match import Headroom, RuleMatch
 from mcpguard.policy.model import Policy
 from mcpguard.reading.explaining import Explanation, caller
 from mcpguard.reading.explaining import explain as explained

@@ -18,10 +18,9 @@ from mcpguard.errors import McpguardError, PolicyError, UsageError
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
-from mcpguard.policy.lint import cost_label, unset_command, warnings
+from mcpguard.policy.lint import Tightness, cost_label, unset_command, warnings
 from mcpguard.policy.model import PER, Policy
 from mcpguard.policy.parse import parse_cost, parse_rule
-from mcpguard.policy.tighter import Tightness
 from mcpguard.text.printing import plural
 from mcpguard.text.times import span
 

@@ -10,7 +10,7 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.options import json_option, with_settings
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
 from mcpguard.config import Settings
-from mcpguard.policy.explain import cost_sentence, sentences
+from mcpguard.policy.explain import cost_sentence, overriding, sentences
 from mcpguard.policy.file import load
 from mcpguard.policy.model import PER, Cost, Policy, Rule
 from mcpguard.text.printing import plural
@@ -41,7 +41,7 @@ def _as_json(policy: Policy, path: Path) -> dict[str, object]:
                 "overridden_by": [other + 1 for other in narrower],
                 "sentence": text,
             }
-            for at, (rule, narrower, text) in enumerate(zip(policy.rules, policy.overriding(), sentences(policy), strict=True))
+            for at, (rule, narrower, text) in enumerate(zip(policy.rules, overriding(policy), sentences(policy), strict=True))
         ],
     }
 

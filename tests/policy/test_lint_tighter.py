@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.errors import PolicyError
-from mcpguard.policy.lint import Capped, still_capped
+from mcpguard.policy.lint import Capped, Tightness, can_deny_beside, still_capped
 from mcpguard.policy.model import Call, Policy, Rate
 from mcpguard.policy.parse import STARTER, parse
-from mcpguard.policy.tighter import Tightness, can_deny_beside
 from tests.build import steps
 
 
