@@ -8,7 +8,7 @@ import pytest
 
 from mcpguard.errors import Unauthenticated
 from mcpguard.session.audit import Outcome
-from mcpguard.session.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
+from mcpguard.session.journal import KIND_STORMS, Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.digest import cut
 from tests.build import Session, call_line, identity
@@ -261,7 +261,7 @@ def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_no
     first, *refused = records(place)
     assert (first["id"], first["decision"]) == (admitted.audit_id, "allowed")
     assert {one["decision"] for one in refused} == {decision}
-    assert len(refused) < (BURST_BYTES + 2 * REFILL_BYTES_PER_S) // (ROW_BYTES + 200) + 4
+    assert len(refused) < 3 * (KIND_STORMS + 1)
     assert sum(int(str(one.get("repeats", 1))) for one in refused) == len(verdicts) == 2000
     assert Counter(one.audit_id for one in verdicts) == {one["id"]: one.get("repeats", 1) for one in refused}
     assert [one["seq"] for one in refused] == list(range(2, len(refused) + 2))
