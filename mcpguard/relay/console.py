@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import Readiness
+from mcpguard.relay.readiness import has_room
 from mcpguard.text.printing import printable
 
 AT_ONCE: Final = 10
@@ -41,7 +41,6 @@ class Console:
         self._lock = threading.Lock()
         self._dropped = 0
         self._kinds: dict[str, _Bucket] = {}
-        self._is_ready = Readiness(fd)
 
     def line(self, text: str, *, kind: str = "") -> None:
         """Write `mcpguard: text`. If the descriptor is full the line is dropped; a later line says how many were.
@@ -72,7 +71,7 @@ class Console:
                 if left_out:
                     text += f" ({left_out} more like this were left out)"
             try:
-                if sys.platform != "win32" and not self._is_ready():
+                if sys.platform != "win32" and not has_room(self._fd):
                     self._dropped += 1
                     return
                 if self._dropped:

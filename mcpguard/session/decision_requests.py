@@ -116,9 +116,9 @@ class DecisionRequests:
             self.policy = policy
             self.callers.clear()
 
-    def note_key(self, params: object) -> str | None:
-        """The key of the note that a hook may have left for a call with these `params`; None if no note can count."""
-        call_meta, identity = meta_of(params), self.identity
+    def note_key(self, call_meta: Mapping[str, object]) -> str | None:
+        """The key of the note that a hook may have left for a call with this `_meta`; None if no note can count."""
+        identity = self.identity
         if meta.CALL_IDS.isdisjoint(call_meta) or identity.has_whole_agent:
             return None
         if client_agents.is_codexs_main_agent(call_meta) and identity.trust_client_info:

@@ -52,7 +52,7 @@ from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
-from mcpguard.session.decision_requests import DecisionRequests, name_in
+from mcpguard.session.decision_requests import DecisionRequests, meta_of, name_in
 from mcpguard.session.held_calls import HeldCall, HeldCalls
 from mcpguard.session.in_flight import InFlight, RequestsInFlight, settled_plan
 from mcpguard.session.journal import Journal
@@ -61,6 +61,7 @@ from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending
 from mcpguard.wire import frames
 from mcpguard.wire.answers import Line
 from mcpguard.wire.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal, id_key
+from mcpguard.wire.meta import CALL_IDS
 
 MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
@@ -174,7 +175,9 @@ class Session:
             if request_id is not None and ((key := id_key(request_id)) in by_id or key in late):  # the other may be answered
                 needs_answers = True
             if method == TOOLS_CALL:
-                if "_meta" in params and (note_key := self.requests.note_key(params)):
+                call_meta = params.get("_meta")
+                has_call_id = isinstance(call_meta, dict) and not CALL_IDS.isdisjoint(call_meta)
+                if has_call_id and (note_key := self.requests.note_key(call_meta)):
                     notes[note_key] = None
                 if "requestState" in params or "inputResponses" in params:
                     needs_answers = True
@@ -232,7 +235,7 @@ class Session:
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
         """The agent in the note of a call, which counts for one call; None if there is none."""
-        key = self.requests.note_key(call.params)
+        key = self.requests.note_key(meta_of(call.params))
         return notes.pop(key, None) if key else None
 
     def _refuse(self, refusal: Refusal) -> Refusal:
@@ -316,9 +319,10 @@ class Session:
                 held.hurry()  # nothing is limited, so nothing has to wait
         for request, verdict in zip(asked, verdicts, strict=True):
             request.verdict = verdict
-            self._count(request, verdict)
-            if verdict.decision in REFUSED and verdict.has_own_row:
-                self.lines.append(_line_of(audit.row(request, verdict, 0)))
+            if verdict.decision == "allowed":
+                self.tally["allowed", ""] += 1
+            else:
+                self._note_exception(request, verdict)
         return self._ask() if self._to_decide else ()
 
     def undecided(self, why: str) -> Sequence[DecisionRequest]:
@@ -328,12 +332,18 @@ class Session:
         self.lines.append(Log(f"store unavailable: {why}", kind="store unavailable", is_error=True))
         return self.decided([Verdict("unavailable") for _ in self._asked])
 
+    def _note_exception(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """Count a call that is not simply allowed. A refusal that has a row is logged."""
+        if verdict.decision != "held":
+            self._count(request, verdict)
+        if verdict.decision in REFUSED and verdict.has_own_row:
+            self.lines.append(_line_of(audit.row(request, verdict, 0)))
+
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
-        if verdict.decision == "allowed":
-            self.tally[_ALLOWED] += 1
-        elif verdict.decision != "held":  # a denial that no limit made names the axis itself
-            axis = verdict.reported.axis if verdict.reported else str(request.detail.get("axis", ""))
-            self.tally[verdict.decision, axis] += 1
+        axis = (
+            verdict.reported.axis if verdict.reported else str(request.detail.get("axis", ""))
+        )  # the latter if no limit denies
+        self.tally[verdict.decision, axis] += 1
 
     # What comes out
 
@@ -599,9 +609,6 @@ class Session:
             verdict, message = Verdict("unavailable"), Refusal(0, "internal_error", message.id or "null", tool=message.tool)
         with contextlib.suppress(Exception):  # the bug may be in making requests
             self.unwritten.append((self.requests.of_refusal(message), verdict))
-
-
-_ALLOWED: Final = ("allowed", "")
 
 
 def _line_of(row: audit.Row) -> Log:
