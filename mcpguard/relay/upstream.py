@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
+from mcpguard.relay.downstream import CHUNK_BYTES
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput, await_bytes, await_server, has_bytes, has_ended
-from mcpguard.relay.server_stream import CHUNK_BYTES
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
 from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal

@@ -35,7 +35,7 @@ Invariants
   error because the server cannot answer. A request is in flight from the output that forwards it until its end.
 - The server has at most one unanswered request with an id, so that each answer is the answer to one request. A request with
   the id of another is refused until the other is answered, even if that was cancelled.
-- The server gets no cancellation of a request that it did not get.
+- The server gets no cancellation of a held call.
 - Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
   the client in that order, too.
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
@@ -70,9 +70,6 @@ takes some milliseconds, so that other wrappers get their turn."""
 
 MAX_OUTCOMES: Final = 64
 """Outcomes that are recorded at once, or a 16th of all, if that is more: calls are not decided while the store writes them."""
-
-_MAX_UNSENT: Final = 1024
-"""How many requests are remembered that the server did not get: a client cancels one soon, or not at all."""
 
 _CANCELLED: Final = "notifications/cancelled"
 _USED_ID: Final = "a request with the id of another that is not answered yet"
@@ -149,7 +146,6 @@ class Session:
         self.unwritten: list[tuple[DecisionRequest, Verdict]] = []
         self._retries = FreeRetries()
         self.held = HeldCalls(self._retries, self.unwritten)
-        self._unsent: dict[str, None] = {}  # the keys of requests that the server did not get
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
@@ -218,20 +214,21 @@ class Session:
                 keys.add(key)
             if message.method == TOOLS_CALL:
                 steps.append(self._call(message, key, self._noted(message, left) if left else None))
-            else:
-                self._take_note_of(message)
+            elif not self._cancels_held(message):
+                if message.method == "initialize" and isinstance(message.params, dict):
+                    self.requests.client_name = name_in(message.params.get("clientInfo"))
                 steps.append(message)
         if held:
             self._add_due()
         return self._ask() if self._to_decide else ()
 
-    def _take_note_of(self, message: Frame) -> None:
-        """Look for the client's name in a message that is not a call, and for the cancellation of a held call."""
-        _, method, request_id, params = message
-        if method == "initialize" and isinstance(params, dict):
-            self.requests.client_name = name_in(params.get("clientInfo"))
-        elif method == _CANCELLED and request_id is None and (cancelled := _cancelled_key(params)) in self.held.calls:
-            self._drop(cancelled)
+    def _cancels_held(self, message: Frame) -> bool:
+        """Drop the held call that a message cancels; returns whether there is one. Servers take no request for that."""
+        key = _cancelled_key(message.params) if message.method == _CANCELLED and message.id is None else None
+        if key is None or key not in self.held.calls:
+            return False
+        self.held.drop(key, "cancelled while it waited", self._now_us)
+        return True
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
         """The agent in the note of a call, which counts for one call; None if there is none."""
@@ -416,15 +413,12 @@ class Session:
         """Answer a call that was denied, unless it is held; the server gets nothing."""
         verdict = request.verdict
         if verdict is not None and verdict.decision != "held":
-            self._note_unsent(request.key)
             self._retries.give_back(request)
             if self._client_waits or request.detail.get("reason") != denial.SERVER_GONE_REASON:
                 self._to_client.append(denial.denied(request, verdict, self._form))
         return b""
 
     def _answer_refusal(self, refusal: Refusal) -> bytes:
-        if refusal.id != "null" and refusal.message is not _USED_ID:
-            self._note_unsent(id_key(refusal.id))
         if refusal.answered:
             self._to_client.append(denial.refused(refusal))
         return b""
@@ -436,28 +430,11 @@ class Session:
             return b""
         if frame.id is not None:  # servers do not take a request for a cancellation
             self.in_flight.add(id_key(frame.id), InFlight(frame.id, None, self._now_us))
-        elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None and not self._cancel(key):
+        elif self._cancels_held(frame):  # one that was read together with it
             return b""
-        return frame.raw
-
-    def _cancel(self, key: str) -> bool:
-        """Cancel a request; returns whether the server gets the cancellation, because it has got the request or may have."""
-        if key in self.held.calls:
-            self._drop(key)
-        elif self.in_flight.has_id(key):
+        elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
             self.in_flight.cancel(key, self._now_us)
-            return True
-        return key not in self._unsent
-
-    def _drop(self, key: str) -> None:
-        self.held.drop(key, "cancelled while it waited", self._now_us)
-        self._note_unsent(key)
-
-    def _note_unsent(self, key: str) -> None:
-        """Remember that the server did not get a request, in case that the client cancels it."""
-        self._unsent[key] = None
-        if len(self._unsent) > _MAX_UNSENT:
-            del self._unsent[next(iter(self._unsent))]
+        return frame.raw
 
     def _add_due(self) -> None:
         """Put the held calls that are due before everything else, so that no later call passes them."""
