@@ -96,7 +96,8 @@ class Journal:
         self.begin()
         for verdict in verdicts if are_forwarded_written else ():
             if verdict.forwards:
-                self._number(verdict)
+                self.seq += 1
+                verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
         found = []
         for request, verdict in zip(requests, verdicts, strict=True):
             if are_forwarded_written and verdict.forwards:
@@ -123,14 +124,9 @@ class Journal:
         one = row(request, verdict, time_us, self.seq + 1)
         if decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
             return None
-        self._number(verdict)
-        return one
-
-    def _number(self, verdict: Verdict) -> None:
-        """Give a verdict's row the next number."""
         self.seq += 1
-        verdict.has_own_row = True
-        verdict.audit_id = audit_id(self.session, self.seq)
+        verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
+        return one
 
     def take_back(self) -> None:
         """Undo the last call of `rows`, because the transaction with its rows has failed."""

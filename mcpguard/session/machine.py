@@ -283,9 +283,12 @@ class Session:
     def _ask(self) -> Sequence[DecisionRequest]:
         """The next portion of requests. A call that may be held is decided alone: others may have to wait for it."""
         requests, end = self._to_decide, 1
+        if len(requests) == 1 and requests[0].waited_us is None:
+            self._asked, self._to_decide = requests, []
+            return requests
         if requests[0].waited_us is not None:
             self._let_wait(requests[0])
-        elif len(requests) > 1:
+        else:
             size_bytes = len(requests[0].frame.raw)
             while end < min(len(requests), MAX_PORTION) and requests[end].waited_us is None:
                 size_bytes += len(requests[end].frame.raw)
@@ -304,16 +307,9 @@ class Session:
 
     def decided(self, verdicts: Sequence[Verdict]) -> Sequence[DecisionRequest]:
         """Take the verdicts on the requests that the store was asked for, in order; returns the next requests, as `judge`."""
-        asked, held = self._asked, self.held
-        if verdicts[0].decision == "held":
-            if not held.hold(asked[0], verdicts[0], self._now_us):
-                asked[0].waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
-                return asked
-        elif held.calls:
-            for request in asked:
-                held.decided(request)
-            if any(verdict.decision == "allowed_unavailable" for verdict in verdicts):
-                held.hurry()  # nothing is limited, so nothing has to wait
+        asked = self._asked
+        if (verdicts[0].decision == "held" or self.held.calls) and not self._hold_on(verdicts):
+            return asked
         for request, verdict in zip(asked, verdicts, strict=True):
             request.verdict = verdict
             if verdict.decision == "allowed":
@@ -321,6 +317,20 @@ class Session:
             else:
                 self._note_exception(request, verdict)
         return self._ask() if self._to_decide else ()
+
+    def _hold_on(self, verdicts: Sequence[Verdict]) -> bool:
+        """Hold the calls that were decided, or no longer. Returns False if one cannot be held, and is decided again."""
+        asked, held = self._asked, self.held
+        if verdicts[0].decision == "held":
+            if not held.hold(asked[0], verdicts[0], self._now_us):
+                asked[0].waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
+                return False
+            return True
+        for request in asked:
+            held.decided(request)
+        if any(verdict.decision == "allowed_unavailable" for verdict in verdicts):
+            held.hurry()  # nothing is limited, so nothing has to wait
+        return True
 
     def undecided(self, why: str) -> Sequence[DecisionRequest]:
         """As `decided`, if the store could not decide the requests: they are denied."""
