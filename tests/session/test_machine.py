@@ -197,13 +197,6 @@ def test_roles_and_the_users_source_are_in_the_audit() -> None:
     assert (talk.records[0]["roles"], talk.records[0]["user_source"]) == (["dev", "ops"], "config")
 
 
-def test_memory_for_callers_is_bounded() -> None:
-    talk = Talk(ANYTHING)
-    talk.client(*[call_line(f"tool{at}", at) for at in range(3000)])
-    assert len(talk.machine.requests.callers) <= 1024
-    assert len(talk.to_server) == 3000
-
-
 @pytest.mark.no_cover
 def test_equal_calls_share_a_plan_and_the_number_of_plans_is_bounded() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
