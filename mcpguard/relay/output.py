@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import LOOK_S, Readiness, await_room, has_reader
+from mcpguard.relay.readiness import LOOK_S, await_room, has_reader, has_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """If more bytes of replies are queued, mcpguard reads nothing from the client until the client has read some."""
@@ -50,7 +50,6 @@ class ClientOutput:
         self._broken = False
         self._finished = False
         self._replier: threading.Thread | None = None
-        self._is_ready = Readiness(fd)
 
     def relay(self, chunk: bytes, observe: Callable[[bytes], None]) -> None:
         """Write a chunk of the server's, and queued replies where a frame ends. Waits for the client.
@@ -80,7 +79,7 @@ class ClientOutput:
         """Write mcpguard's own frames between two of the server's: at once if that does not block, else from a queue."""
         if not self._queue and self._writing.acquire(blocking=False):
             try:
-                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._is_ready():
+                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and has_room(self._fd):
                     self._write(data)
                     return
             finally:
@@ -123,7 +122,7 @@ class ClientOutput:
     @property
     def waits_for_reader(self) -> bool:
         """Whether somebody holds the other end, and has left no room for more."""
-        return self.has_reader and not Readiness(self._fd)()
+        return self.has_reader and not has_room(self._fd)
 
     @property
     def is_writing(self) -> bool:

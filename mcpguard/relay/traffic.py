@@ -8,11 +8,10 @@ from mcpguard.relay import threads
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
-from mcpguard.relay.downstream import Downstream
+from mcpguard.relay.downstream import Downstream, ServerStream
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput
-from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames

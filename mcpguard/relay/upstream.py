@@ -1,6 +1,7 @@
 """The loop from the client to the server: what the client writes is judged, then forwarded or answered."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,10 +9,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
+from mcpguard.relay.downstream import CHUNK_BYTES
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes, has_bytes
-from mcpguard.relay.server_stream import CHUNK_BYTES
+from mcpguard.relay.readiness import ClientInput, await_bytes, await_server, has_bytes, has_ended
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
 from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
@@ -99,8 +100,8 @@ class Upstream:
         self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
         self._reader = Reader()
-        self._client_has_ended = ClientEnd(source)
-        self._input = ServerInput(server.stdin)
+        if sys.platform != "win32":  # so that this loop can do other work while the pipe is full
+            os.set_blocking(server.stdin, False)
         self._later: list[bytes] = []  # the frames of held calls that were decided while the server took no input
         self._is_input_closed = False
         self._is_judging = False
@@ -154,7 +155,7 @@ class Upstream:
 
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""
-        if self._client_has_ended():
+        if has_ended(self._source):
             self._dispatcher.post(_client_left)
 
     def _read(self) -> bytes:
@@ -223,7 +224,7 @@ class Upstream:
             try:  # a pipe takes 64 KiB at a time: a slice of bytes would copy the rest each time
                 written += os.write(self._server.stdin, memoryview(data)[written:] if written else data)
             except BlockingIOError:
-                self._input.wait(self._client_is_gone, self._work_meanwhile)
+                await_server(self._server.stdin, self._client_is_gone, self._work_meanwhile)
                 data += b"".join(self._later)
                 self._later.clear()
             except OSError:
@@ -232,12 +233,12 @@ class Upstream:
                 return
 
     def _client_is_gone(self) -> bool:
-        return self._client_has_ended() and not self._output.has_reader
+        return has_ended(self._source) and not self._output.has_reader
 
     def _work_meanwhile(self) -> bool:
         """While the server takes no input, decide held calls that are due, and read ahead; returns whether it has read."""
         due_us = self._dispatcher.session.held.next_us if self._dispatcher.session else None
-        if due_us is not None and due_us <= monotonic_us() and not self._client_has_ended():
+        if due_us is not None and due_us <= monotonic_us() and not has_ended(self._source):
             self._later.append(self._judge(()))
             self._judged()
         return self._read_ahead()

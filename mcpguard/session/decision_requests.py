@@ -102,7 +102,7 @@ class DecisionRequests:
         self._args_key = args_key
         self._has_own_key = False  # whether calls were counted by a key of this session, while the store's was not known
         # The last arguments, the key, and the hash: the next arguments may be the same object
-        self._hashed: tuple[object, bytes, bytes] = None, b"", b""
+        self._hashed: tuple[object, bytes, bytes] | None = None
 
     def identify(self, found: Identity | Unauthenticated) -> None:
         """Put an identity in force, or the reason why no user is verified."""
@@ -116,9 +116,9 @@ class DecisionRequests:
             self.policy = policy
             self.callers.clear()
 
-    def note_key(self, params: object) -> str | None:
-        """The key of the note that a hook may have left for a call with these `params`; None if no note can count."""
-        call_meta, identity = meta_of(params), self.identity
+    def note_key(self, call_meta: Mapping[str, object]) -> str | None:
+        """The key of the note that a hook may have left for a call with this `_meta`; None if no note can count."""
+        identity = self.identity
         if meta.CALL_IDS.isdisjoint(call_meta) or identity.has_whole_agent:
             return None
         if client_agents.is_codexs_main_agent(call_meta) and identity.trust_client_info:
@@ -153,12 +153,10 @@ class DecisionRequests:
         if self._arguments == "hash":
             if args_key := self._args_key():
                 arguments, hashed = params.get("arguments", NONE), self._hashed
-                if arguments is hashed[0] and args_key is hashed[1]:
-                    request.args_hash = hashed[2]
-                else:
-                    request.args_hash = args_hash(arguments, args_key)
-                    if len(frame.raw) <= _REMEMBERED_BYTES:
-                        self._hashed = arguments, args_key, request.args_hash
+                if hashed is None or arguments is not hashed[0] or args_key is not hashed[1]:
+                    hashed = arguments, args_key, args_hash(arguments, args_key)
+                    self._hashed = hashed if len(frame.raw) <= _REMEMBERED_BYTES else None
+                request.args_hash = hashed[2]
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
         if not plan.is_plain:

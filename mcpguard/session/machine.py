@@ -35,7 +35,7 @@ Invariants
   error because the server cannot answer. A request is in flight from the output that forwards it until its end.
 - The server has at most one unanswered request with an id, so that each answer is the answer to one request. A request with
   the id of another is refused until the other is answered, even if that was cancelled.
-- The server gets no cancellation of a request that it did not get.
+- The server gets no cancellation of a held call.
 - Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
   the client in that order, too.
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
@@ -52,7 +52,7 @@ from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
-from mcpguard.session.decision_requests import DecisionRequests, name_in
+from mcpguard.session.decision_requests import DecisionRequests, meta_of, name_in
 from mcpguard.session.held_calls import HeldCall, HeldCalls
 from mcpguard.session.in_flight import InFlight, RequestsInFlight, settled_plan
 from mcpguard.session.journal import Journal
@@ -61,6 +61,7 @@ from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending
 from mcpguard.wire import frames
 from mcpguard.wire.answers import Line
 from mcpguard.wire.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal, id_key
+from mcpguard.wire.meta import CALL_IDS
 
 MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
@@ -69,9 +70,6 @@ takes some milliseconds, so that other wrappers get their turn."""
 
 MAX_OUTCOMES: Final = 64
 """Outcomes that are recorded at once, or a 16th of all, if that is more: calls are not decided while the store writes them."""
-
-_MAX_UNSENT: Final = 1024
-"""How many requests are remembered that the server did not get: a client cancels one soon, or not at all."""
 
 _CANCELLED: Final = "notifications/cancelled"
 _USED_ID: Final = "a request with the id of another that is not answered yet"
@@ -148,7 +146,6 @@ class Session:
         self.unwritten: list[tuple[DecisionRequest, Verdict]] = []
         self._retries = FreeRetries()
         self.held = HeldCalls(self._retries, self.unwritten)
-        self._unsent: dict[str, None] = {}  # the keys of requests that the server did not get
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
@@ -174,7 +171,9 @@ class Session:
             if request_id is not None and ((key := id_key(request_id)) in by_id or key in late):  # the other may be answered
                 needs_answers = True
             if method == TOOLS_CALL:
-                if "_meta" in params and (note_key := self.requests.note_key(params)):
+                call_meta = params.get("_meta")
+                has_call_id = isinstance(call_meta, dict) and not CALL_IDS.isdisjoint(call_meta)
+                if has_call_id and (note_key := self.requests.note_key(call_meta)):
                     notes[note_key] = None
                 if "requestState" in params or "inputResponses" in params:
                     needs_answers = True
@@ -215,24 +214,25 @@ class Session:
                 keys.add(key)
             if message.method == TOOLS_CALL:
                 steps.append(self._call(message, key, self._noted(message, left) if left else None))
-            else:
-                self._take_note_of(message)
+            elif not self._cancels_held(message):
+                if message.method == "initialize" and isinstance(message.params, dict):
+                    self.requests.client_name = name_in(message.params.get("clientInfo"))
                 steps.append(message)
         if held:
             self._add_due()
         return self._ask() if self._to_decide else ()
 
-    def _take_note_of(self, message: Frame) -> None:
-        """Look for the client's name in a message that is not a call, and for the cancellation of a held call."""
-        _, method, request_id, params = message
-        if method == "initialize" and isinstance(params, dict):
-            self.requests.client_name = name_in(params.get("clientInfo"))
-        elif method == _CANCELLED and request_id is None and (cancelled := _cancelled_key(params)) in self.held.calls:
-            self._drop(cancelled)
+    def _cancels_held(self, message: Frame) -> bool:
+        """Drop the held call that a message cancels; returns whether there is one. Servers take no request for that."""
+        key = _cancelled_key(message.params) if message.method == _CANCELLED and message.id is None else None
+        if key is None or key not in self.held.calls:
+            return False
+        self.held.drop(key, "cancelled while it waited", self._now_us)
+        return True
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
         """The agent in the note of a call, which counts for one call; None if there is none."""
-        key = self.requests.note_key(call.params)
+        key = self.requests.note_key(meta_of(call.params))
         return notes.pop(key, None) if key else None
 
     def _refuse(self, refusal: Refusal) -> Refusal:
@@ -283,9 +283,12 @@ class Session:
     def _ask(self) -> Sequence[DecisionRequest]:
         """The next portion of requests. A call that may be held is decided alone: others may have to wait for it."""
         requests, end = self._to_decide, 1
+        if len(requests) == 1 and requests[0].waited_us is None:
+            self._asked, self._to_decide = requests, []
+            return requests
         if requests[0].waited_us is not None:
             self._let_wait(requests[0])
-        elif len(requests) > 1:
+        else:
             size_bytes = len(requests[0].frame.raw)
             while end < min(len(requests), MAX_PORTION) and requests[end].waited_us is None:
                 size_bytes += len(requests[end].frame.raw)
@@ -304,22 +307,30 @@ class Session:
 
     def decided(self, verdicts: Sequence[Verdict]) -> Sequence[DecisionRequest]:
         """Take the verdicts on the requests that the store was asked for, in order; returns the next requests, as `judge`."""
+        asked = self._asked
+        if (verdicts[0].decision == "held" or self.held.calls) and not self._hold_on(verdicts):
+            return asked
+        for request, verdict in zip(asked, verdicts, strict=True):
+            request.verdict = verdict
+            if verdict.decision == "allowed":
+                self.tally["allowed", ""] += 1
+            else:
+                self._note_exception(request, verdict)
+        return self._ask() if self._to_decide else ()
+
+    def _hold_on(self, verdicts: Sequence[Verdict]) -> bool:
+        """Hold the calls that were decided, or no longer. Returns False if one cannot be held, and is decided again."""
         asked, held = self._asked, self.held
         if verdicts[0].decision == "held":
             if not held.hold(asked[0], verdicts[0], self._now_us):
                 asked[0].waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
-                return asked
-        elif held.calls:
-            for request in asked:
-                held.decided(request)
-            if any(verdict.decision == "allowed_unavailable" for verdict in verdicts):
-                held.hurry()  # nothing is limited, so nothing has to wait
-        for request, verdict in zip(asked, verdicts, strict=True):
-            request.verdict = verdict
-            self._count(request, verdict)
-            if verdict.decision in REFUSED and verdict.has_own_row:
-                self.lines.append(_line_of(audit.row(request, verdict, 0)))
-        return self._ask() if self._to_decide else ()
+                return False
+            return True
+        for request in asked:
+            held.decided(request)
+        if any(verdict.decision == "allowed_unavailable" for verdict in verdicts):
+            held.hurry()  # nothing is limited, so nothing has to wait
+        return True
 
     def undecided(self, why: str) -> Sequence[DecisionRequest]:
         """As `decided`, if the store could not decide the requests: they are denied."""
@@ -328,12 +339,18 @@ class Session:
         self.lines.append(Log(f"store unavailable: {why}", kind="store unavailable", is_error=True))
         return self.decided([Verdict("unavailable") for _ in self._asked])
 
+    def _note_exception(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """Count a call that is not simply allowed. A refusal that has a row is logged."""
+        if verdict.decision != "held":
+            self._count(request, verdict)
+        if verdict.decision in REFUSED and verdict.has_own_row:
+            self.lines.append(_line_of(audit.row(request, verdict, 0)))
+
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
-        if verdict.decision == "allowed":
-            self.tally[_ALLOWED] += 1
-        elif verdict.decision != "held":  # a denial that no limit made names the axis itself
-            axis = verdict.reported.axis if verdict.reported else str(request.detail.get("axis", ""))
-            self.tally[verdict.decision, axis] += 1
+        axis = (
+            verdict.reported.axis if verdict.reported else str(request.detail.get("axis", ""))
+        )  # the latter if no limit denies
+        self.tally[verdict.decision, axis] += 1
 
     # What comes out
 
@@ -406,15 +423,12 @@ class Session:
         """Answer a call that was denied, unless it is held; the server gets nothing."""
         verdict = request.verdict
         if verdict is not None and verdict.decision != "held":
-            self._note_unsent(request.key)
             self._retries.give_back(request)
             if self._client_waits or request.detail.get("reason") != denial.SERVER_GONE_REASON:
                 self._to_client.append(denial.denied(request, verdict, self._form))
         return b""
 
     def _answer_refusal(self, refusal: Refusal) -> bytes:
-        if refusal.id != "null" and refusal.message is not _USED_ID:
-            self._note_unsent(id_key(refusal.id))
         if refusal.answered:
             self._to_client.append(denial.refused(refusal))
         return b""
@@ -426,28 +440,11 @@ class Session:
             return b""
         if frame.id is not None:  # servers do not take a request for a cancellation
             self.in_flight.add(id_key(frame.id), InFlight(frame.id, None, self._now_us))
-        elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None and not self._cancel(key):
+        elif self._cancels_held(frame):  # one that was read together with it
             return b""
-        return frame.raw
-
-    def _cancel(self, key: str) -> bool:
-        """Cancel a request; returns whether the server gets the cancellation, because it has got the request or may have."""
-        if key in self.held.calls:
-            self._drop(key)
-        elif self.in_flight.has_id(key):
+        elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
             self.in_flight.cancel(key, self._now_us)
-            return True
-        return key not in self._unsent
-
-    def _drop(self, key: str) -> None:
-        self.held.drop(key, "cancelled while it waited", self._now_us)
-        self._note_unsent(key)
-
-    def _note_unsent(self, key: str) -> None:
-        """Remember that the server did not get a request, in case that the client cancels it."""
-        self._unsent[key] = None
-        if len(self._unsent) > _MAX_UNSENT:
-            del self._unsent[next(iter(self._unsent))]
+        return frame.raw
 
     def _add_due(self) -> None:
         """Put the held calls that are due before everything else, so that no later call passes them."""
@@ -599,9 +596,6 @@ class Session:
             verdict, message = Verdict("unavailable"), Refusal(0, "internal_error", message.id or "null", tool=message.tool)
         with contextlib.suppress(Exception):  # the bug may be in making requests
             self.unwritten.append((self.requests.of_refusal(message), verdict))
-
-
-_ALLOWED: Final = ("allowed", "")
 
 
 def _line_of(row: audit.Row) -> Log:

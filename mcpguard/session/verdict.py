@@ -1,6 +1,7 @@
 """What the session and a store say to each other: the request for a decision, the verdict, and the end of a call."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Final, Literal, NamedTuple, Self
 
 from mcpguard.limiter.plan import Counter, Plan, Reported
@@ -104,8 +105,7 @@ class DecisionRequest:
 
     def with_plan(self, plan: Plan) -> Self:
         """A copy with another plan."""
-        made = self.__new__(type(self))
-        made.__dict__ |= self.__dict__
+        made = copy(self)
         made.plan = plan
         return made
 
@@ -177,8 +177,7 @@ class Verdict:
 
     def dropped(self, passed_us: int) -> Self:
         """The denial of a call that was held and is dropped some time later: all waits are shorter."""
-        made = self.__new__(type(self))
-        made.__dict__ |= self.__dict__
+        made = copy(self)
         made.decision, made.states = "rate_limited", ()
         made.retry_after_us = _shorter(self.retry_after_us, passed_us)
         made.exceeded = tuple([Exceeded(at, _shorter(wait_us, passed_us)) for at, wait_us in self.exceeded])

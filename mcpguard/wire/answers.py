@@ -92,7 +92,7 @@ def read(line: Line) -> list[Answer]:
 def _id_in(text: bytes) -> str | None:
     """The id in a response's text, as JSON text."""
     try:
-        return _id_text(json.loads(text))
+        return str(int(text)) if text.isdigit() else _id_text(json.loads(text))
     except ValueError:
         return None
 

@@ -326,7 +326,8 @@ class Twins:
                         live(state, counter.window_us, one.now_us) if counter.window_us else tuple(sorted(state))
                         for counter, state in zip(plan.counters, one.states, strict=True)
                     ]
-        assert [vars(one) | {"plan": None} for one in found] == [vars(one) | {"plan": None} for one in expected]
+        told, wanted = ([vars(one) | {"plan": vars(one.plan)} for one in verdicts] for verdicts in (found, expected))
+        assert told == wanted
 
     def end(self, at: int, which: list[tuple[int, bool]]) -> None:
         pairs: list[tuple[Ending, Ending]] = []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.limiter.plan import Label, Plan, Reported, label_parts, window_of
+from mcpguard.limiter.plan import Label, Plan, Reported, label_parts
 from mcpguard.policy.explain import overriding
 from mcpguard.policy.model import Call, Policy, Rule
 from mcpguard.policy.parse import parse
@@ -287,7 +287,7 @@ def test_the_label_of_a_counter_tells_what_it_counts() -> None:
         Label("team", {"user": "alice"}, {}, "cost", 60_000_000),
         Label("team", {"user": "alice"}, {}, "calls", 60_000_000),
     ]
-    assert [window_of(counter.label) for counter in plan.counters] == [0, *[60_000_000] * 3]
+    assert [label_parts(counter.label).window_us for counter in plan.counters] == [0, *[60_000_000] * 3]
     assert len({counter.id for counter in plan.counters}) == 4
 
 

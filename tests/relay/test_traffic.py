@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
+from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
@@ -19,7 +19,6 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.traffic import Ended, Traffic
-from mcpguard.session import machine
 from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.journal import Journal
@@ -326,19 +325,6 @@ def test_the_store_is_tended_before_the_first_call(line: Line) -> None:
     assert line.store.tended.wait(30)
 
 
-def test_calls_are_decided_in_portions(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    length = len(json.dumps(call(1)))
-    monkeypatch.setattr(machine, "MAX_PORTION", 3)
-    monkeypatch.setattr(machine, "MAX_PORTION_BYTES", 5 * length)
-    line.send(*map(call, range(1, 8)))
-    line.server_has(2)
-    line.client_has(5)
-    assert line.store.together == [3, 3, 1]
-    line.send(*[call(number) | {"more": "x" * 2 * length} for number in range(11, 14)], call(14))
-    line.client_has(4)
-    assert line.store.together[3:] == [1, 1, 2]
-
-
 def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) -> None:
     line.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
     line.send(call(1))
@@ -352,18 +338,6 @@ def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) 
     lines = os.read(line.console, 4096).decode().splitlines()
     assert lines[0] == "mcpguard: policy applied"
     assert "mcpguard: policy not applied: line 3: broken" in lines
-
-
-def test_while_the_store_fails_calls_are_denied_and_everything_else_passes(line: Line) -> None:
-    line.store.failure = StoreUnavailable("the disk is full")
-    line.send(call(1), PING)
-    assert line.server_has() == [PING]
-    (message,) = line.client_has()
-    assert (message["error"]["code"], message["error"]["data"]["reason"]) == (503, "store_unavailable")
-    assert "the disk is full" in message["error"]["message"]
-    line.store.failure = None
-    line.send(call(2))
-    assert line.server_has() == [call(2)]
 
 
 def test_after_a_bug_the_requests_of_the_read_are_answered_and_the_bug_is_reported(line: Line) -> None:
@@ -446,16 +420,6 @@ def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line) -> N
     line.send(*(call(at) | {"params": {"name": "x", "_meta": {"callId": f"t{at}", "sessionId": "s"}}} for at in (3, 4)))
     line.client_has()
     assert line.store.asked == [["s t3", "s t4"]]
-
-
-def test_a_retry_is_recognised_if_its_key_is_written_with_an_escape(line: Line) -> None:
-    ask_for_input(line)
-    retry = rb'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"search","\u0072equestState":"s"}}'
-    os.write(line.to_guard, retry + b"\n")
-    line.server_has()
-    line.output.go_on.set()
-    line.send(call(3), call(4))
-    assert line.server_has() == [call(3)]
 
 
 class Token:

@@ -475,17 +475,6 @@ def test_calls_that_wait_for_errors_to_leave_the_window_take_no_room_from_each_o
     assert talk.pass_ms(2000) == ["forwarded 2", "forwarded 3"]
 
 
-def test_many_calls_that_wait_for_the_first_of_many_errors_to_leave_the_window_wait_equally_long() -> None:
-    talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "64/100s"\nwait = "36s"\n')
-    for at in range(64):
-        talk.client(call_line("flaky", at))
-        talk.answer(at, isError=True)
-        talk.time.pass_ms(1000)
-    ids = range(100, 120)
-    assert talk.client(*(call_line("flaky", at) for at in ids)) == []
-    assert talk.pass_ms(36_000) == [f"forwarded {at}" for at in ids]
-
-
 def test_a_free_retry_that_fails_is_counted_as_an_error() -> None:
     talk = Talk('[[rule]]\ntool = "flaky"\ncount = "errors"\nlimit = "1/1m"\n')
     talk.client(call_line("flaky", 1), call_line("flaky", 2))
@@ -548,19 +537,11 @@ def test_a_costly_call_is_charged_its_cost_and_one_that_costs_more_than_the_limi
     assert (data["reason"], data["cost"], "retry_after_ms" in data) == ("too_costly", 5, False)
 
 
-def test_a_session_without_held_calls_asks_for_nothing() -> None:
-    talk = Talk(RATE)
-    talk.client(call_line("search", 1))
-    assert talk.machine.held.next_us is None
-    assert not talk.machine.in_flight.to_settle
-
-
 def test_a_call_behind_one_that_was_cancelled_for_another_counter_stays_where_it_is() -> None:
     talk = Talk(RATE + CAP)
     talk.client(call_line("search", 1), call_line("browse", 2), call_line("search", 3), call_line("browse", 4))
     assert talk.client(cancel(3)) == []
     assert talk.attend() == []
-    assert talk.client(cancel(3), cancel("nobody")) == ["forwarded notifications/cancelled"]
     talk.answer(2)
     assert talk.attend() == ["forwarded 4"]
 

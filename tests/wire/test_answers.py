@@ -112,7 +112,8 @@ def test_requests_notifications_and_invalid_lines_are_not_answers(line: bytes) -
 
 def test_every_answer_of_a_batch_is_read() -> None:
     batch = [{"id": 1, "result": {}}, {"method": "ping", "id": 5}, 7, {"id": "a", "result": {"isError": True}}]
-    assert read_batch(json.dumps(batch).encode()) == [Answer("1", "ok"), Answer('"a"', "tool_error")]
+    found = read_batch(json.dumps([*batch, {"id": 2, "error": {"code": 1}}]).encode())
+    assert found == [Answer("1", "ok"), Answer('"a"', "tool_error"), Answer("2", "rpc_error")]
     assert read_batch(b'[{"id":1,"result":{}}') == read_batch(b"[" * 100_000) == read_batch(b"[]") == []
 
 

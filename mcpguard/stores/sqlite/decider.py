@@ -61,32 +61,31 @@ class Decider:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> None:
         """Decide requests by what this process has read of the log. `take_back` undoes it."""
-        follower = self._follower
-        at = self.at = follower.at
-        self._now_us, self._time_us = self._clock(), self._wall()
-        self.verdicts, self._records, self._logs, self._in_flight = [], [], {}, None
-        self._journal, self._alive = journal, set()
+        follower, self._journal = self._follower, journal
+        at, states = follower.at, follower.memory.states
+        now_us, time_us = self._now_us, self._time_us = self._clock(), self._wall()
+        self.verdicts, self._records, self._logs = [], [], {}
+        verdicts, records, logs = self.verdicts, self._records, self._logs
+        self.at, self._in_flight, self._alive = at, None, set()
         journal.begin()
-        now_us, row_id, states = self._now_us, at[1], follower.memory.states
+        row_id = at[1]
         for request in requests:
             plan = request.plan
-            admitted = None
-            if plan.is_plain and not (request.is_behind or request.rounds):
-                admitted = admit(plan, self._logs_of(plan.counters) if self._logs else states, now_us)
+            admitted = admit(plan, self._logs_of(plan.counters) if logs else states, now_us) if plan.is_plain else None
             if admitted is None:
                 verdict, record = self._decide(request, row_id)
             else:
                 verdict, after = admitted
-                self._logs |= after
+                logs |= after
                 charged = log_lines.all_charges(plan)
-                row = journal.row(request, verdict, self._time_us)
+                row = journal.row(request, verdict, time_us)
                 record = row and (log_lines.row_line(row, now_us, charged), 1, (now_us, len(charged)))
-            self.verdicts.append(verdict)
+            verdicts.append(verdict)
             if record is not None:
-                self._records.append(record)
+                records.append(record)
                 verdict.row_id = row_id
                 row_id += 1
-        self.data, self.after = pack(at, self._records)
+        self.data, self.after = pack(at, records)
 
     def charge(self) -> None:
         """Charge the counters in memory."""

@@ -97,8 +97,8 @@ class SqliteStore:
 
     # calls
 
-    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """See `Store`. It waits for room in a full log, once.
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
+        """See `Store`. With `may_wait` it waits for room in a full log.
 
         With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
         """
@@ -130,11 +130,18 @@ class SqliteStore:
                 self._decided_s = time.monotonic()
         except BaseException as error:
             decider.take_back()
+            if isinstance(error, LogFull) and may_wait:
+                with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+                    self._pace.await_drained(error.drained_end + ROOM_BYTES)
+                return self.decide(requests, journal, may_wait=False)
             if isinstance(error, (sqlite3.Error, OSError)):
                 raise database.unavailable(self.path, error) from error
             raise
         decider.charge()
-        return decider.verdicts
+        verdicts = decider.verdicts
+        if self._durable:
+            self._force(requests, verdicts)
+        return verdicts
 
     def _force(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
         """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk.
