@@ -47,12 +47,14 @@ class LocalStore(MemoryStore):
     Attributes:
         log: The outage log.
         failure: Why the store cannot be used, for the denials.
+        has_room: Whether another call may be logged.
     """
 
     def __init__(self, mode: str, means: Means, log: Callable[[], OutageLog]) -> None:
         super().__init__(clock=means.clock, wall=means.wall)
         self.log = log()
         self.failure = NOT_IN_TIME
+        self.has_room = True
         self._new_log = log
         self._mode = mode
         self._unknown_until_us = 0  # until when a counter without a log here may hold something
@@ -101,7 +103,7 @@ class LocalStore(MemoryStore):
 
     def _decide_one(self, request: DecisionRequest, call_id: int) -> tuple[Verdict, Sequence[Counter], Decision]:
         plan = request.plan
-        if self._mode == "deny" or not self.log.has_room:
+        if self._mode == "deny" or not (self.has_room and self.log.has_room):
             return self._refused(request), (), _NOTHING
         if self._mode == "allow":
             found = _uncounted(plan)
@@ -192,13 +194,12 @@ class LocalStore(MemoryStore):
 
     # when it is back
 
-    def take_log(self) -> OutageLog | None:
-        """The outage log; None if it is empty. Whatever is logged from now on has a log of its own."""
-        if self.log.is_empty:
-            return None
-        log, self.log = self.log, self._new_log()
-        self.log.to_disk = log.to_disk
-        return log
+    def hand_log_to(self, logs: list[OutageLog]) -> None:
+        """Add the outage log to these, unless it is empty. Whatever is logged from now on has a log of its own."""
+        if not self.log.is_empty:
+            logs.append(self.log)
+            self.log = self._new_log()
+            self.log.to_disk = logs[-1].to_disk
 
     def hand_over(self, store: Recoverable, place_id: Callable[[int], int], using: Using) -> None:
         """Let a store give places to the calls in flight, and free those of calls that have ended.
