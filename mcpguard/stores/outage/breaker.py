@@ -1,4 +1,4 @@
-"""The circuit breaker: why calls do without the store, when the store is probed, and the attempt to open it."""
+"""The circuit breaker: when a store that failed is probed, and an attempt to open it."""
 
 import math
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
-from mcpguard.stores.api import Clock, Recoverable
+from mcpguard.stores.api import Recoverable
 
 PROBE_US: Final = (1_000_000, 5_000_000)
 """The least and the most time between two probes. It is random in between, so that many wrappers do not probe at once."""
@@ -19,37 +19,10 @@ STEP_S: Final = 0.005
 """How long each step of a wait is. On a busy machine it takes several times as long, and so does opening a store."""
 
 
-def _random_below(bound: int) -> int:
-    return int.from_bytes(os.urandom(4)) % bound
-
-
-class CircuitBreaker:
-    """Why calls do without the store, and when it is probed next.
-
-    Args:
-        clock: A monotone clock.
-        random_below: Returns a random number from zero up to, but not including, its argument.
-
-    Attributes:
-        failure: Why the store cannot be used. It means nothing while calls use the store.
-    """
-
-    def __init__(self, clock: Clock, random_below: Callable[[int], int] = _random_below) -> None:
-        self.failure = NOT_IN_TIME
-        self._clock = clock
-        self._random_below = random_below
-        self._probe_us = 0
-
-    def trip(self, failure: StoreUnavailable) -> None:
-        """The store failed: let some time pass before it is probed."""
-        self.failure = failure
-        least_us, most_us = PROBE_US
-        self._probe_us = self._clock() + least_us + self._random_below(most_us - least_us)
-
-    @property
-    def is_probe_due(self) -> bool:
-        """Whether the next probe should begin now."""
-        return self._clock() >= self._probe_us
+def probe_wait_us() -> int:
+    """How long to wait until the next probe."""
+    least_us, most_us = PROBE_US
+    return least_us + int.from_bytes(os.urandom(4)) % (most_us - least_us)
 
 
 class Connector:

@@ -48,6 +48,7 @@ class LocalStore(MemoryStore):
         log: The outage log.
         failure: Why the store cannot be used, for the denials.
         has_room: Whether another call may be logged.
+        left: Calls that have ended, whose places the store may have.
     """
 
     def __init__(self, mode: str, means: Means, log: Callable[[], OutageLog]) -> None:
@@ -55,19 +56,14 @@ class LocalStore(MemoryStore):
         self.log = log()
         self.failure = NOT_IN_TIME
         self.has_room = True
+        self.left: list[Ending] = []
         self._new_log = log
         self._mode = mode
         self._unknown_until_us = 0  # until when a counter without a log here may hold something
         self._next_forget_us = 0
         self._given: set[int] = set()  # calls that a store was asked to give places
-        self._left: list[Ending] = []  # calls that have ended, whose places the store may have
 
     # while the store works
-
-    def admitted(self, found: Verdict) -> None:
-        """Note the places of a call that the store has decided, if it was admitted."""
-        if found.forwards and found.row_id is not None:
-            self.give_places({found.row_id: found.taken_caps})
 
     def free(self, endings: Sequence[Ending]) -> None:
         """Note calls that have ended. The store has been told."""
@@ -175,7 +171,7 @@ class LocalStore(MemoryStore):
         """See `Store`. The next store is told, if it may have their places."""
         for one in endings:
             if self.has_place(one) and (one.row_id >= 0 or one.row_id in self._given):
-                self._left.append(one._replace(failed=False))
+                self.left.append(one._replace(failed=False))
         super().settle(endings)
         self.log.flush()
 
@@ -222,14 +218,10 @@ class LocalStore(MemoryStore):
             with using():
                 self._given = set(calls)
                 store.give_places({place_id(row_id): counters for row_id, counters in calls.items()})
-        if self._left:
+        if self.left:
             with using():
-                store.settle([ending._replace(row_id=place_id(ending.row_id)) for ending in self._left])
-            self._left = []
-
-    def lose_data(self) -> None:
-        """The store does not have the data of the one before."""
-        self._left = []
+                store.settle([ending._replace(row_id=place_id(ending.row_id)) for ending in self.left])
+            self.left = []
 
 
 def _uncounted(plan: Plan) -> Verdict:

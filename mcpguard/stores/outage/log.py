@@ -63,12 +63,15 @@ class Bounds(NamedTuple):
             passed.
         batch: How many rows and outcomes, or counters, are written to the store at once. It takes a few milliseconds, for which
             a decision may have to wait.
+        logs: How many logs may wait for the store, if it fails again and again before it has read them. With more, calls have no
+            room.
     """
 
     rows: int = 10_000
     chars: int = 16 * 1024 * 1024
     counters: int = 20_000
     batch: int = 100
+    logs: int = 10
 
 
 def key_id(args_key: bytes) -> str:
@@ -149,11 +152,11 @@ class OutageLog:
     Attributes:
         id: The log's id, 13 hexadecimal digits.
         key: The same as the argument.
-        path: The file; empty if there is none.
         to_disk: Whether texts are written to a file. Until then they wait in memory.
         rows: How many rows it has.
         read_rows: How many of them a store has.
         counted_by: The key of the store that has counted what was charged; empty for none.
+        counted_parts: How many of the parts of `charges` it has counted.
         dropped: How many rows of denials had no room.
         seal: The `key_id` and the newest row of the store that it was last read into; None if there was none.
         damaged: Whether the file has something after its last whole record.
@@ -162,9 +165,8 @@ class OutageLog:
     def __init__(self, means: Means, key: str) -> None:
         self.id = f"{int.from_bytes(os.urandom(8)) >> 12:013x}"
         self.key = key
-        self.path = ""
         self.to_disk = False
-        self.rows = self.read_rows = self.dropped = 0
+        self.rows = self.read_rows = self.dropped = self.counted_parts = 0
         self.counted_by = b""
         self.seal: tuple[str, int] | None = None
         self.damaged = False
@@ -188,7 +190,7 @@ class OutageLog:
             OSError, ValueError: The file cannot be read, or has no log.
         """
         log = cls(means, "")
-        log._file, log.path, log.to_disk = file, file.path, True
+        log._file, log.to_disk = file, True
         then_us = ""
         for text, after in log._stored():
             log._at = after
@@ -299,31 +301,26 @@ class OutageLog:
             return False
         try:
             if self._waiting:
-                self._write(self._waiting)
+                self._write(self._folder)
         except (OSError, StoreUnavailable):
             self._is_failing = True
             return False
         self._waiting, self._is_failing = [], False
         return True
 
-    def _write(self, texts: Iterable[str]) -> None:
-        begin, data = self._at.end, b""
+    def _write(self, folder: OutageFolder) -> None:
+        file = self._file = self._file or folder.create()
+        texts, begin, data = self._waiting, self._at.end, b""
         if self._at is START:
-            assert self._folder is not None  # noqa: S101 - else nothing is written
-            if self._file is None:
-                self._file = self._folder.create()
-                self.path = self._file.path
-            head = (HEAD, self.id, self._folder.base(), f"{self._means.clock()}", f"{self._means.wall()}", self.key)
-            texts = ["\t".join(head), *texts]
-            begin, data = 0, START.checksum
+            head = (HEAD, self.id, folder.base(), f"{self._means.clock()}", f"{self._means.wall()}", self.key)
+            texts, begin, data = ["\t".join(head), *texts], 0, START.checksum
         packed, after = log_records.pack(self._at, [(text, 0, NO_CHARGE) for text in texts])
         data += packed
-        assert self._file is not None  # noqa: S101 - it was made with the first record
-        os.lseek(self._file.fd, begin, os.SEEK_SET)
-        if os.write(self._file.fd, data) < len(data):
+        os.lseek(file.fd, begin, os.SEEK_SET)
+        if os.write(file.fd, data) < len(data):
             with contextlib.suppress(OSError):  # else the next record is written over it
-                os.ftruncate(self._file.fd, begin)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+                os.ftruncate(file.fd, begin)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.path)
         self._at = after
 
     # reading
@@ -390,7 +387,7 @@ class OutageLog:
         self.to_disk = True
         self.flush(is_retry=True)
         self.close()
-        waiting = sum(f"\n{text}".count(f"\n{log_lines.ROW}") for text in self._waiting)
+        waiting = sum(map(log_lines.rows_in, self._waiting))
         return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting
 
     def remove(self) -> None:

@@ -120,7 +120,7 @@ class Recovery:
                     log = OutageLog.of_file(self._means, file)
                     yield from self._read(store, log)
                     log.remove()
-                    self._tell(log)
+                    self._tell(log, file.path)
             except StoreUnavailable:
                 return
             except Exception as error:
@@ -129,12 +129,12 @@ class Recovery:
             finally:
                 file.close()
 
-    def _tell(self, log: OutageLog) -> None:
+    def _tell(self, log: OutageLog, path: str) -> None:
         if log.read_rows:
             rows = plural(log.read_rows, "audit row")
             self._notify(f"a wrapper ended while the store was unavailable: {rows} of the outage written")
         if log.damaged:
-            self._notify(f"{log.path} was damaged: calls or audit rows are lost")
+            self._notify(f"{path} was damaged: calls or audit rows are lost")
 
     def _read(self, store: Recoverable, log: OutageLog) -> Iterator[None]:
         """Read a log into a store, a step for each batch.
@@ -189,15 +189,14 @@ class Recovery:
 
 
 def _count(log: OutageLog, store: Recoverable, using: Using) -> None:
-    """Count what a log has charged, unless the store has counted it."""
-    key = store.args_key
-    if log.counted_by == key:
-        return
+    """Count what a log has charged, as far as the store has not counted it."""
+    if log.counted_by != store.args_key:
+        log.counted_by, log.counted_parts = store.args_key, 0
     for number, charged in enumerate(log.charges()):
-        if charged:
+        if charged and number >= log.counted_parts:
             with using():
                 store.adopt(charged, f"{log.id}-{number}")
-    log.counted_by = key
+        log.counted_parts = max(log.counted_parts, number + 1)
 
 
 def newest_row_id(store: AuditReader) -> int:

@@ -21,10 +21,10 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
-from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker, Connector, unavailable
+from mcpguard.stores.outage.breaker import NOT_IN_TIME, Connector, probe_wait_us, unavailable
 from mcpguard.stores.outage.local import LocalStore
 from mcpguard.stores.outage.log import Bounds, Means, OutageFolder, OutageLog, key_id
-from mcpguard.stores.outage.recovery import Recovery, Using
+from mcpguard.stores.outage.recovery import Recovery
 from mcpguard.text.digest import number
 from mcpguard.text.printing import plural
 
@@ -33,9 +33,6 @@ LAST_TRY_S: Final = 0.5
 
 WORK_US: Final = 300_000
 """After this time `tend` stops to read logs, so that the bookkeeper's other tasks get their turn."""
-
-MAX_LOGS: Final = 10
-"""How many outage logs of this wrapper may wait for the store, if it fails again and again. With more, calls have no room."""
 
 TOO_SLOW: Final = StoreUnavailable("it answers too slowly")
 """The failure of a store that would let a call wait too long while it is handed an outage."""
@@ -82,7 +79,8 @@ class OutageStore:
         self._lock = threading.Lock()
         self._tending = threading.Lock()
         self._is_closed = False
-        self._breaker = CircuitBreaker(clock)
+        self._failure = NOT_IN_TIME  # why the store cannot be used
+        self._probe_us = 0  # when to probe it next
         self._store: Recoverable | None = None  # the store that calls use
         self._failed: Recoverable | None = None  # to be closed by `tend`: closing may take long
         self._connector: Connector | None = Connector(reopen)  # the attempt to open a store that is under way
@@ -103,14 +101,14 @@ class OutageStore:
         """See `CallStore`. Waits for the store as the first call does. Empty until the key is known."""
         if self._store is None:
             with self._lock:
-                self._end_opening(self._timeout_s)
+                self._end_opening()
         return self._args_key
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `CallStore`."""
         with self._lock:
             if self._store is None:
-                self._end_opening(self._timeout_s)
+                self._end_opening()
             if self._store is not None:
                 try:
                     verdicts = self._store.decide(requests, journal)
@@ -119,8 +117,8 @@ class OutageStore:
                 else:
                     self._note(requests, verdicts)
                     return verdicts
-            self._local.failure = self._breaker.failure
-            self._local.has_room = len(self._recovery.own) <= MAX_LOGS
+            self._local.failure = self._failure
+            self._local.has_room = len(self._recovery.own) <= self._local.log.bounds.logs
             return self._local.decide(requests, journal)
 
     def _note(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
@@ -129,8 +127,8 @@ class OutageStore:
         for request, verdict in zip(requests, verdicts, strict=True):
             if self._first_id and verdict.row_id is not None:
                 verdict.row_id += self._first_id
-            if request.plan.caps:
-                self._local.admitted(verdict)
+            if request.plan.caps and verdict.forwards and verdict.row_id is not None:
+                self._local.give_places({verdict.row_id: verdict.taken_caps})
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `CallStore`."""
@@ -185,23 +183,29 @@ class OutageStore:
         """See `CallStore`. While the store cannot be used there are no notes."""
         found: dict[str, str] = {}
         with self._lock:
-            self._end_opening(self._timeout_s)
+            self._end_opening()
             self._works(lambda store: found.update(store.take_notes(namespace, keys)))
         return found
 
     # opening and failing; the caller holds the lock
 
-    def _end_opening(self, timeout_s: float) -> None:
+    def _end_opening(self) -> None:
         """Wait for the first attempt to open the store, if no call has waited for it, and use the store."""
         connector = self._connector
         if connector is None or not self._may_wait:
             return
         self._may_wait = False
-        if not connector.wait(timeout_s):
+        if connector.wait(self._timeout_s):
+            self._use_opened(connector)
+        else:
             self._local.log.to_disk = True
             self._tell_failure(NOT_IN_TIME)
+
+    def _use_opened(self, connector: Connector) -> None:
+        """Use the store that an attempt has opened, unless a call has done so meanwhile."""
+        if self._connector is not connector:
             return
-        self._connector = None
+        self._connector, self._may_wait = None, False
         try:
             self._failed = connector.store()  # until it is used
             self._use(self._failed)
@@ -227,7 +231,7 @@ class OutageStore:
             if self._local.log.is_empty:
                 self._local.log.key = key_id(self._args_key)
             self._recovery.row_ids.clear()
-            self._local.lose_data()
+            self._local.left.clear()
         self._tell_warnings(store)
 
     def _follow(self) -> None:
@@ -239,12 +243,13 @@ class OutageStore:
     def _fail(self, error: Exception) -> None:
         """Let calls do without the store."""
         failure = unavailable(error)
-        is_news = self._store is not None or self._breaker.failure is NOT_IN_TIME
+        is_news = self._store is not None or self._failure is NOT_IN_TIME
         if self._store is not None:
             self._local.learn(self._store)
             self._failed, self._store = self._store, None
         self._local.log.to_disk = True
-        self._breaker.trip(failure)
+        self._failure = failure
+        self._probe_us = self._clock() + probe_wait_us()
         if is_news:
             self._tell_failure(failure)
 
@@ -309,7 +314,7 @@ class OutageStore:
     def _while_used(self, store: Recoverable) -> Iterator[None]:
         with self._lock:
             if self._store is not store:
-                raise self._breaker.failure
+                raise self._failure
             yield
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
@@ -335,54 +340,36 @@ class OutageStore:
                 return
             self._local.log.flush(is_retry=True)
             if self._connector is None:
-                if until_us is None and not self._breaker.is_probe_due:
+                if until_us is None and self._clock() < self._probe_us:
                     return
                 self._connector = Connector(self._reopen)
             connector = self._connector
-        if not connector.wait(timeout_s, is_patient=until_us is None):
-            return
-        with self._lock:
-            if self._connector is not connector:  # the first call has used it meanwhile
-                return
-            self._connector, self._may_wait = None, False
-        try:
-            store = connector.store()
+        if connector.wait(timeout_s, is_patient=until_us is None):
             with self._lock:
-                self._begin_store(store)
-                self._local.hand_log_to(self._recovery.own)
-            self._recovery.begin(store, self._before(until_us))  # this may take long, so calls go on without the store
-            with self._lock:
-                self._use(store)
-        except Exception as error:
-            connector.abandon()
-            with self._lock:
-                self._fail(error)
+                self._use_opened(connector)
 
     def _use(self, store: Recoverable) -> None:
         """Let calls use a store that can be used, once it has their charges and places. The caller holds the lock.
 
         Of the rows that wait it gets a few at once, so that those of a short outage, or from before the first call, come first.
-        A call waits for the lock at most half of its budget and one operation of the store.
+        A call waits for the lock at most half of its budget and one operation of the store. What was not counted in that time
+        is counted at the next probe.
         """
+        until_us = self._clock() + self._patience_us
+
+        @contextlib.contextmanager
+        def using() -> Iterator[None]:
+            if self._clock() > until_us:
+                raise TOO_SLOW
+            yield
+
         self._begin_store(store)
-        using = self._before(self._clock() + self._patience_us)
         self._local.hand_log_to(self._recovery.own)
         self._recovery.begin(store, using)
         self._local.hand_over(store, self._place_id, using)
         if self._recovery.own:
             self._recovery.take_in(store, using, 0)
         self._store = store
-
-    def _before(self, until_us: int | None) -> Using:
-        """Lets operations of the store begin only until a time; None for ever."""
-
-        @contextlib.contextmanager
-        def on_time() -> Iterator[None]:
-            if until_us is not None and self._clock() > until_us:
-                raise TOO_SLOW
-            yield
-
-        return on_time
 
     def _close_failed(self) -> None:
         """Close the store that failed. That may take long, so no call may wait."""

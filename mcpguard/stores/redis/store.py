@@ -31,7 +31,7 @@ from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.checks import QUESTIONS, check
 from mcpguard.stores.redis.leases import Leases
 from mcpguard.stores.redis.link import Command, Link, pack
-from mcpguard.stores.redis.reader import Reader, parse_time_us
+from mcpguard.stores.redis.reader import Reader
 from mcpguard.stores.redis.request import Commands, admitted, counters_of, errors_of, states_in
 from mcpguard.stores.redis.scripts import LEASE_US, script
 from mcpguard.stores.redis.seen import Seen
@@ -138,7 +138,7 @@ class RedisStore:
     def _begin(self, deadline_s: float) -> None:
         """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
         *answers, server_time = self._link.ask([*QUESTIONS, ("TIME",)], deadline_s=deadline_s)
-        self._note_time(parse_time_us(self._link.checked(server_time)))
+        self._note_time(layout.parse_time_us(self._link.checked(server_time)))
         self._server_warnings = self.warnings = check(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [

@@ -1,29 +1,30 @@
-"""When a store that failed is probed, with an injected clock and injected random numbers."""
+"""When a store that failed is probed, and what the user is told."""
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.outage.breaker import NOT_IN_TIME, PROBE_US, CircuitBreaker
-from tests.build import Time
+from mcpguard.stores.outage import store
+from mcpguard.stores.outage.breaker import PROBE_US, probe_wait_us
 from tests.stores.outage.moody import Place
 
-GONE = StoreUnavailable("it is gone")
+
+def test_the_time_between_two_probes_is_random_and_within_its_bounds() -> None:
+    drawn = {probe_wait_us() for _ in range(1000)}
+    assert len(drawn) > 900
+    assert PROBE_US[0] <= min(drawn) <= max(drawn) < PROBE_US[1]
 
 
-@pytest.mark.parametrize(
-    ("drawn", "wait_us"),
-    [(0, PROBE_US[0]), ((PROBE_US[1] - PROBE_US[0]) // 4, 2_000_000), (PROBE_US[1] - PROBE_US[0] - 1, PROBE_US[1] - 1)],
-)
-def test_a_probe_is_due_when_its_random_time_has_come_and_not_before(drawn: int, wait_us: int) -> None:
-    time = Time()
-    breaker = CircuitBreaker(time, lambda bound: min(drawn, bound - 1))
-    assert breaker.failure is NOT_IN_TIME
-    breaker.trip(GONE)
-    assert breaker.failure is GONE
-    time.now_us += wait_us - 1
-    assert not breaker.is_probe_due
-    time.now_us += 1
-    assert breaker.is_probe_due
+def test_a_probe_begins_when_its_time_has_come_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "probe_wait_us", lambda: 2_000_000)
+    place = Place()
+    place.break_down()
+    place.call()
+    place.failing = {}
+    place.time.now_us += 2_000_000 - 1
+    place.store.tend()
+    assert len(place.opened) == 1
+    place.time.now_us += 1
+    place.store.tend()
+    assert len(place.opened) == 2
 
 
 def test_every_outage_is_told_and_a_probe_that_fails_is_not() -> None:

@@ -25,14 +25,14 @@ def used(path: Path, time: Time) -> list[int]:
 class Broken:
     """A wrapper with an SQLite store, whose lock a test can hold so that the store cannot be used."""
 
-    def __init__(self, path: Path, mode: str, policy: str = LIMIT_3) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.time = Time()
         self.opened = 0
         self.said: list[str] = []
-        self.store = OutageStore(self.open, mode=mode, notify=self.said.append, timeout_ms=30_000, clock=self.time)
+        self.store = OutageStore(self.open, mode="local", notify=self.said.append, timeout_ms=30_000, clock=self.time)
         assert self.store.args_key  # it has been opened
-        self.session = Wrapper(self.store, policy)
+        self.session = Wrapper(self.store, LIMIT_3)
         self.lock = lock_file(path.with_name(path.name + "-calls"))
 
     def open(self) -> SqliteStore:
@@ -63,28 +63,10 @@ class Broken:
 
 
 @pytest.fixture
-def broken(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Broken]:
-    one = Broken(tmp_path / "state" / "mcpguard.db", *getattr(request, "param", ("local",)))
+def broken(tmp_path: Path) -> Iterator[Broken]:
+    one = Broken(tmp_path / "state" / "mcpguard.db")
     yield one
     one.close()
-
-
-def test_local_counting_starts_from_the_counters_that_were_last_seen(broken: Broken) -> None:
-    assert broken.call(2) == ["allowed", "allowed"]
-    assert broken.lock.acquire(1)
-    assert broken.call(2) == ["allowed", "rate_limited"]
-
-
-def test_calls_admitted_by_local_counting_are_counted_in_the_store_afterwards(broken: Broken) -> None:
-    broken.call()
-    assert broken.lock.acquire(1)
-    assert broken.call(2) == ["allowed", "allowed"]
-    broken.lock.release()
-    broken.probe()
-    broken.probe()  # outcomes of the outage are joined
-    assert not broken.store.needs_tending
-    assert broken.used() == [3]
-    assert broken.call() == ["rate_limited"]
 
 
 def test_each_change_of_state_is_reported_in_one_line(broken: Broken) -> None:
@@ -127,18 +109,6 @@ def test_a_damaged_database_is_reported_and_not_recreated(broken: Broken) -> Non
     assert "damaged" in broken.said[-1]
     assert broken.store.needs_tending
     assert broken.path.read_bytes().startswith(b"not a database")
-
-
-CLOSED = '[[rule]]\ntool = "drop"\nlimit = "deny"\n' + LIMIT_3
-
-
-@pytest.mark.parametrize("broken", [("local", LIMIT_3.replace("[[rule]]", '[[rule]]\nmode = "observe"'))], indirect=True)
-def test_an_observed_rule_without_room_is_not_charged_afterwards(broken: Broken) -> None:
-    assert broken.lock.acquire(1)
-    assert broken.call(5) == ["allowed"] * 3 + ["would_deny"] * 2
-    broken.lock.release()
-    broken.probe()
-    assert broken.used() == [3]
 
 
 @pytest.mark.posix
