@@ -69,11 +69,6 @@ class LocalStore(MemoryStore):
         """Note calls that have ended. The store has been told."""
         super().settle([ending._replace(failed=False) for ending in endings])
 
-    def has_place(self, ending: Ending) -> bool:
-        """Whether a call has a place."""
-        caps = [counter for counter in ending.plan.counters if not counter.window_us]
-        return any(ending.row_id in state for state in self._states_of(caps))
-
     # when it fails
 
     def learn(self, store: Recoverable) -> None:
@@ -170,7 +165,7 @@ class LocalStore(MemoryStore):
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. The next store is told, if it may have their places."""
         for one in endings:
-            if self.has_place(one) and (one.row_id >= 0 or one.row_id in self._given):
+            if one.plan.caps and (one.row_id >= 0 or one.row_id in self._given):
                 self.left.append(one._replace(failed=False))
         super().settle(endings)
         self.log.flush()

@@ -63,8 +63,8 @@ class Bounds(NamedTuple):
             passed.
         batch: How many rows and outcomes, or counters, are written to the store at once. It takes a few milliseconds, for which
             a decision may have to wait.
-        logs: How many logs may wait for the store, if it fails again and again before it has read them. With more, calls have no
-            room.
+        logs: How many logs may wait for the store, if it fails again and again before it has read them. With more of them calls
+            have no room.
     """
 
     rows: int = 10_000

@@ -162,9 +162,7 @@ class OutageStore:
         with self._lock:
             if self._mode == "allow":
                 endings = [ending._replace(failed=ending.failed and ending.row_id >= 0) for ending in endings]
-            told = [
-                one._replace(row_id=self._place_id(one.row_id)) for one in endings if one.failed or self._local.has_place(one)
-            ]
+            told = [one._replace(row_id=self._place_id(one.row_id)) for one in endings if one.failed or one.plan.caps]
             if self._works(lambda store: store.settle(told) if told else None):
                 self._local.free(endings)
                 self._follow()
@@ -328,23 +326,19 @@ class OutageStore:
             return self._store is not None and self._store.catch_up()
         return False
 
-    def _probe(self, *, until_us: int | None = None) -> None:
-        """Try to open the store, if a probe is due or under way, and let calls use it.
-
-        Args:
-            until_us: When to stop; None for never. If it is given, a probe begins even if none is due.
-        """
-        timeout_s = self._timeout_s if until_us is None else min(self._timeout_s, LAST_TRY_S)
+    def _probe(self, *, is_last: bool = False) -> None:
+        """Try to open the store, if a probe is due or under way, or if this is the last try, and let calls use it."""
+        timeout_s = min(self._timeout_s, LAST_TRY_S) if is_last else self._timeout_s
         with self._lock:  # the first call holds it while it waits for the store to open
             if self._store is not None:
                 return
             self._local.log.flush(is_retry=True)
             if self._connector is None:
-                if until_us is None and self._clock() < self._probe_us:
+                if not is_last and self._clock() < self._probe_us:
                     return
                 self._connector = Connector(self._reopen)
             connector = self._connector
-        if connector.wait(timeout_s, is_patient=until_us is None):
+        if connector.wait(timeout_s):
             with self._lock:
                 self._use_opened(connector)
 
@@ -384,7 +378,7 @@ class OutageStore:
         until_us = self._clock() + round(LAST_TRY_S * 1_000_000)
         if self._tending.acquire(timeout=LAST_TRY_S):
             if self._store is None and self._has_logs:
-                self._probe(until_us=until_us)
+                self._probe(is_last=True)
             if self._store is not None and self._has_logs and self._clock() <= until_us:
                 with contextlib.suppress(Exception):  # what is left is told
                     self._take_in(self._store, until_us)

@@ -252,10 +252,10 @@ class RedisStore:
         time_us = self._wall()
         denials: list[tuple[Verdict, Row]] = []
         observed: _Observed | None = None
-        fruitless = 0
+        fruitless, end_s = 0, monotonic() + self._timeout_s
         while len(verdicts) < len(requests):
-            if fruitless > _TRIES:
-                raise StoreUnavailable(f"{self._shown} gives the last room to other calls each time", "try again")
+            if fruitless > _TRIES or (verdicts and monotonic() > end_s):
+                raise StoreUnavailable(f"{self._shown} decides calls that came together too slowly", "check its load")
             fruitless += 1
             rest = requests[len(verdicts) :]
             counters = counters_of(rest)

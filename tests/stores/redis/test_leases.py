@@ -425,30 +425,6 @@ def ask(worker: Worker, word: str) -> str:
     return worker.stdout.readline().strip()
 
 
-def renewals(server: Server) -> Callable[[], bool]:
-    """Returns a function that tells whether a lease was renewed twice since this was called."""
-    (key,) = keys(server, "in_flight")
-    seen: set[bytes] = set()
-
-    def twice() -> bool:
-        seen.add(server.command("ZRANGE", key, "0", "-1", "WITHSCORES"))
-        return len(seen) > 2
-
-    return twice
-
-
-def test_the_place_of_a_process_that_was_killed_is_free_after_its_lease_and_not_while_it_lives(
-    server: Server, start: Start
-) -> None:
-    one, other = start(), start()
-    assert ask(one, "call") == "allowed"
-    wait_for(renewals(server), "the lease is not renewed")
-    assert ask(other, "call") == "rate_limited"
-    one.kill()
-    wait_for(lambda: ask(other, "call") == "allowed", "the place is never free")
-    assert ask(other, "told") == ""
-
-
 def test_a_process_that_was_stopped_for_longer_than_its_lease_says_so_and_takes_nothing_back(
     server: Server, start: Start
 ) -> None:
