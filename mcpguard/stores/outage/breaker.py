@@ -55,8 +55,18 @@ class Connector:
             if self._abandoned and self._store is not None:
                 self._store.close()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for the end of the attempt, in steps, so longer on a busy machine. Returns whether it has ended."""
+    def wait(self, timeout_s: float, *, is_patient: bool = True) -> bool:
+        """Wait for the end of the attempt.
+
+        Args:
+            timeout_s: How long to wait.
+            is_patient: Whether to wait in steps, so longer on a busy machine. False if the caller has a deadline.
+
+        Returns:
+            Whether the attempt has ended.
+        """
+        if not is_patient:
+            return self._done.wait(timeout_s)
         for _ in range(math.ceil(timeout_s / STEP_S)):
             if self._done.wait(STEP_S):
                 break

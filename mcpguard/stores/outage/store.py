@@ -338,7 +338,7 @@ class OutageStore:
                     return
                 self._connector = Connector(self._reopen)
             connector = self._connector
-        if connector.wait(timeout_s):
+        if connector.wait(timeout_s, is_patient=not is_last):
             with self._lock:
                 self._use_opened(connector)
 

@@ -307,20 +307,18 @@ class RedisStore:
                 for call_id, keys in places:
                     self._leases.add(call_id, keys, sent_us)
                 return found, reply
-            self._withdraw(requests, found)
+            self._withdraw(found)
         raise StoreUnavailable(
             f"{self._shown} answers after the leases of calls each time", "check whether this process is often stopped"
         )
 
-    def _withdraw(self, requests: Sequence[DecisionRequest], found: Sequence[Verdict]) -> None:
-        """Free the places of admitted calls, and delete their rows.
+    def _withdraw(self, found: Sequence[Verdict]) -> None:
+        """Delete the rows of admitted calls, which are decided anew: their leases have ended, or will soon.
 
         This process was stopped before it read the reply, so that other calls may have got the places.
         """
-        calls = [(one.row_id or 0, request.plan) for request, one in zip(requests, found, strict=False)]
-        self.settle([Ending(call_id, plan, failed=False) for call_id, plan in calls])
-        gone = [part for call_id, _ in calls for part in (str(layout.stream("allowed")), layout.stream_id(call_id))]
-        self._run("append", self._audit, _pack_head(self._max_bytes, len(calls)), *gone)
+        gone = [part for one in found for part in (str(layout.stream("allowed")), layout.stream_id(one.row_id or 0))]
+        self._run("append", self._audit, _pack_head(self._max_bytes, len(found)), *gone)
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. If it fails, the places become free when their leases end."""

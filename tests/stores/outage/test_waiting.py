@@ -168,6 +168,23 @@ def test_a_wait_for_the_store_has_as_many_steps_as_fit_into_its_timeout_however_
     door.store.close()
 
 
+def test_the_end_of_a_session_waits_for_the_store_in_one_step_that_a_busy_machine_does_not_prolong(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Wrapper(door.store, LIMIT_3).decisions("x") == ["allowed"]
+    connector = door.store._connector
+    assert connector
+    waits_s: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits_s.append(seconds)
+        return False
+
+    monkeypatch.setattr(connector._done, "wait", wait)
+    door.store.close()
+    assert waits_s == [0.01]  # the time limit of a call, which is shorter than `LAST_TRY_S`
+
+
 def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
     place = Place()
     place.break_down()
