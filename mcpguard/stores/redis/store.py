@@ -113,8 +113,7 @@ class RedisStore:
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
         self._seen = Seen()
-        self._is_in_doubt = True  # whether the server may have rows of a decision that this store does not know of
-        self._sessions: set[str] = set()  # whose rows are known to have no doubles: this process's, and those that it took in
+        self._sessions: set[str] = set()  # of which the server has no rows that this store does not know of
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
@@ -233,18 +232,17 @@ class RedisStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`. The script writes the rows of calls that are forwarded. Those of others are appended after them."""
-        self._sessions.add(journal.session)
         journal.begin()
         verdicts: list[Verdict] = []
-        self._is_in_doubt = True
         try:
             self._decide(requests, journal, verdicts)
         except StoreUnavailable:  # the calls are decided without this store, so none of them keeps a place or its row
             journal.take_back()
+            self._sessions.discard(journal.session)
             for one in verdicts:
                 self._leases.end(one.row_id or 0)
             raise
-        self._is_in_doubt = False
+        self._sessions.add(journal.session)
         return verdicts
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal, verdicts: list[Verdict]) -> None:
@@ -360,13 +358,12 @@ class RedisStore:
         first = rows[0]
         session = session_of(first)
         replaced: list[tuple[int, bytes]] = []
-        if self._is_in_doubt or session not in self._sessions:
+        if session not in self._sessions:
             made_us = self._now_us() - max(0, self._wall() - first.time_us)  # the reply did not come before that
             until_s = monotonic() + self._timeout_s / 2
             replaced = self._reader.rows_from(first, made_us - self._timeout_us - NEARBY_US, until_s)
         row_ids = self._append(rows, replaced)
         self._sessions.add(session)
-        self._is_in_doubt = False
         return row_ids
 
     def _append(self, rows: Sequence[Row], replaced: Sequence[tuple[int, bytes]] = ()) -> list[int]:

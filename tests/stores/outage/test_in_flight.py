@@ -267,3 +267,15 @@ def test_calls_that_begin_and_end_without_the_store_leave_it_nothing_to_free() -
     place.fail("settle", "give_places")  # the store is asked for neither
     place.probe()
     assert place.store._store is not None
+
+
+@pytest.mark.parametrize("as_it_fails", [False, True], ids=["later", "at that moment"])
+def test_a_call_of_an_earlier_outage_that_ends_in_the_next_one_gives_its_place_back(*, as_it_fails: bool) -> None:
+    place = Place(policy=CAP_2)
+    place.break_down()
+    call = place.starts()
+    place.mend()
+    place.fail("settle", "open") if as_it_fails else place.break_down()
+    place.stops(call)
+    place.mend()
+    assert places(place) == []
