@@ -293,6 +293,33 @@ def test_a_probe_while_the_first_call_waits_leaves_the_store_to_the_call() -> No
     door.store.close()
 
 
+def test_a_probe_does_not_use_a_store_that_a_call_has_used_meanwhile_and_that_has_failed(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Wrapper(door.store, LIMIT_3)
+    door.go_on.set()
+    connector = door.store._connector
+    assert connector
+    assert connector.wait(ENOUGH_S)
+
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("it is full")
+
+    def wait_while_a_call_comes(*_: object, **__: object) -> bool:
+        monkeypatch.undo()
+        monkeypatch.setattr(MemoryStore, "take_notes", fail)
+        door.store.take_notes("default", ["x"])
+        return True
+
+    monkeypatch.setattr(connector, "wait", wait_while_a_call_comes)
+    door.store.tend()
+    assert "it is full" in door.said[0]
+    assert door.closed.is_set()
+    assert door.store.needs_tending
+    assert session.decisions("x") == ["allowed"]
+    assert door.used() == [], "it was decided without the store"
+
+
 def test_upkeep_that_outlives_the_store_is_no_outage() -> None:
     door = Door()
     tending, go_on = threading.Event(), threading.Event()
