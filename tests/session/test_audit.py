@@ -24,11 +24,13 @@ from mcpguard.session.audit import (
     summed,
     with_outcome,
 )
+from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.text.digest import cut
 from mcpguard.wire.arguments import args_hash
-from tests.build import WALL_US, Talk, call_line, exceeding
+from tests.build import WALL_US, Session, Talk, Time, call_line, exceeding
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'
@@ -354,6 +356,23 @@ def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
     assert not {"args_hash", "arguments"} & none.records[0].keys()
     assert full.records[0]["arguments"] == {"secret": 7}
     assert full.records[1]["arguments"] == {"secret": 8}
+
+
+def test_a_journal_drafts_the_row_that_a_store_writes_itself_and_then_counts_the_call() -> None:
+    policy = '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "1/1h"\n'
+    store = MemoryStore(clock=Time(), wall=Time(WALL_US))
+    session = Session(store, policy)
+    session.call("x", 3)
+    journal, (request,) = session.journal, session.charges("x")
+    verdict, _ = decide_one(request, *store.peek(request.plan.counters))
+    assert (verdict.decision, verdict.count) == ("would_deny", 1)
+    journal.begin()
+    draft = journal.draft(request, verdict, WALL_US)
+    assert (draft.seq, draft.counted, journal.seq, verdict.count) == (4, 1 + 3, 3, 1)
+    journal.written(request, verdict)
+    assert (verdict.audit_id, verdict.has_own_row, verdict.count) == (f"{journal.session}-4", True, 1 + 3)
+    journal.take_back()
+    assert journal.seq == 3
 
 
 def test_the_session_of_a_row_is_read_from_its_context() -> None:

@@ -69,14 +69,13 @@ while admitted < requests do
   for at = 1, has_room and #limits or 0 do
     local limit = limits[at]
     local n, window, counter, rank = limit[N], limit[WINDOW], limit[COUNTER], limit[RANK]
-    local used = held[counter]
-    if used then -- another limit has this counter
-    elseif window > 0 then
+    local used = held[counter] -- by another limit with this counter
+    if not used and window == 0 then
+      used = redis.call('ZCOUNT', KEYS[4 + counter], string.format('(%.0f', now), '+inf')
+    elseif not used then
       local log, horizon = logs[counter], at_us - window
       -- INSERT live.lua
       used, alive[counter] = log and log[TOTAL] or 0, log
-    else
-      used = redis.call('ZCOUNT', KEYS[4 + counter], string.format('(%.0f', now), '+inf')
     end
     held[counter] = used
     if used + limit[UNITS] > n then

@@ -172,3 +172,9 @@ def parse_outcome(row_id: int, value: bytes) -> Outcome:
     """The outcome in a field of the hash of outcomes."""
     word, _, duration_us = value.partition(b" ")
     return Outcome(row_id, word.decode(), int(duration_us))
+
+
+def parse_time_us(reply: Sequence[bytes]) -> int:
+    """The reply to `TIME` in microseconds."""
+    seconds, us = reply
+    return int(seconds) * 1_000_000 + int(us)

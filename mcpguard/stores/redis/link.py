@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from hiredis import ProtocolError, Reader, pack_command
 from redis.backoff import NoBackoff
@@ -73,27 +73,18 @@ def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]
             return
 
 
-class _Connection(Protocol):
-    """The part of the library's connection that is used here. The library has no types."""
-
-    _sock: socket.socket
-
-    def connect(self) -> None: ...
-    def disconnect(self) -> None: ...
-
-
 class _Wire:
     """An open connection, and the bytes that it has received.
 
     Args:
-        connection: The connection.
+        connection: The library's connection, which has no types.
         least_s: How long a wait may take at least.
     """
 
-    def __init__(self, connection: _Connection, least_s: float) -> None:
+    def __init__(self, connection: Any, least_s: float) -> None:
         self._connection = connection
         self._least_s = least_s
-        self._socket = connection._sock
+        self._socket: socket.socket = connection._sock
         self._waits_s = -1.0  # for ever
         self._readable = _readable(self._socket)
         self._set_timeout = _timeout_setter(self._socket)
@@ -245,7 +236,7 @@ class Link:
         try:
             if timeout_s <= 0 or ("host" in where and not _resolves(str(where["host"]), timeout_s)):
                 raise TimedOut("no time is left")
-            connection: _Connection = kind(**where, **self._options(timeout_s))
+            connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
             late_hint = "check that it uses TLS; if not, write redis://" if kind is SSLConnection else ""
@@ -278,14 +269,14 @@ class Link:
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
         """
-        try:
-            return self._wire.ask(packed, 1, deadline_s)[0]
-        except RedisError as error:
-            raise self._unavailable(error) from error
+        return self._exchange(self._wire, packed, 1, deadline_s)[0]
 
     def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
+        return self._exchange(wire, pack(*commands), len(commands), min(deadline_s, monotonic() + self._timeout_s))
+
+    def _exchange(self, wire: _Wire, packed: bytes, count: int, deadline_s: float) -> list[Any]:
         try:
-            return wire.ask(pack(*commands), len(commands), min(deadline_s, monotonic() + self._timeout_s))
+            return wire.ask(packed, count, deadline_s)
         except RedisError as error:
             raise self._unavailable(error) from error
 

@@ -11,7 +11,7 @@ from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row, session_of
 from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.redis import layout
-from mcpguard.stores.redis.layout import counter_key, state
+from mcpguard.stores.redis.layout import counter_key, parse_time_us, state
 from mcpguard.stores.redis.link import Command, scan
 from mcpguard.stores.tally import tally
 
@@ -170,12 +170,6 @@ class Reader:
 
     def _outcomes(self, stream_ids: Sequence[bytes | str]) -> Sequence[bytes | None]:
         return self._ask(("HMGET", self._outcomes_key, *stream_ids))[0] if stream_ids else ()
-
-
-def parse_time_us(reply: Sequence[bytes]) -> int:
-    """The reply to `TIME` in microseconds."""
-    seconds, us = reply
-    return int(seconds) * 1_000_000 + int(us)
 
 
 def _with_lease(reply: Sequence[bytes], now_us: int) -> list[bytes]:

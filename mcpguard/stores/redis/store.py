@@ -31,7 +31,7 @@ from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.checks import QUESTIONS, check
 from mcpguard.stores.redis.leases import Leases
 from mcpguard.stores.redis.link import Command, Link, pack
-from mcpguard.stores.redis.reader import Reader, parse_time_us
+from mcpguard.stores.redis.reader import Reader
 from mcpguard.stores.redis.request import Commands, admitted, counters_of, errors_of, states_in
 from mcpguard.stores.redis.scripts import LEASE_US, script
 from mcpguard.stores.redis.seen import Seen
@@ -113,8 +113,7 @@ class RedisStore:
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
         self._seen = Seen()
-        self._is_in_doubt = True  # whether the server may have rows of a decision that this store does not know of
-        self._sessions: set[str] = set()  # whose rows are known to have no doubles: this process's, and those that it took in
+        self._sessions: set[str] = set()  # of which the server has no rows that this store does not know of
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
@@ -138,7 +137,7 @@ class RedisStore:
     def _begin(self, deadline_s: float) -> None:
         """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
         *answers, server_time = self._link.ask([*QUESTIONS, ("TIME",)], deadline_s=deadline_s)
-        self._note_time(parse_time_us(self._link.checked(server_time)))
+        self._note_time(layout.parse_time_us(self._link.checked(server_time)))
         self._server_warnings = self.warnings = check(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
@@ -233,18 +232,17 @@ class RedisStore:
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`. The script writes the rows of calls that are forwarded. Those of others are appended after them."""
-        self._sessions.add(journal.session)
         journal.begin()
         verdicts: list[Verdict] = []
-        self._is_in_doubt = True
         try:
             self._decide(requests, journal, verdicts)
         except StoreUnavailable:  # the calls are decided without this store, so none of them keeps a place or its row
             journal.take_back()
+            self._sessions.discard(journal.session)
             for one in verdicts:
                 self._leases.end(one.row_id or 0)
             raise
-        self._is_in_doubt = False
+        self._sessions.add(journal.session)
         return verdicts
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal, verdicts: list[Verdict]) -> None:
@@ -252,10 +250,10 @@ class RedisStore:
         time_us = self._wall()
         denials: list[tuple[Verdict, Row]] = []
         observed: _Observed | None = None
-        fruitless = 0
+        fruitless, end_s = 0, monotonic() + self._timeout_s
         while len(verdicts) < len(requests):
-            if fruitless > _TRIES:
-                raise StoreUnavailable(f"{self._shown} gives the last room to other calls each time", "try again")
+            if fruitless > _TRIES or (verdicts and monotonic() > end_s):
+                raise StoreUnavailable(f"{self._shown} decides calls that came together too slowly", "check its load")
             fruitless += 1
             rest = requests[len(verdicts) :]
             counters = counters_of(rest)
@@ -307,20 +305,18 @@ class RedisStore:
                 for call_id, keys in places:
                     self._leases.add(call_id, keys, sent_us)
                 return found, reply
-            self._withdraw(requests, found)
+            self._withdraw(found)
         raise StoreUnavailable(
             f"{self._shown} answers after the leases of calls each time", "check whether this process is often stopped"
         )
 
-    def _withdraw(self, requests: Sequence[DecisionRequest], found: Sequence[Verdict]) -> None:
-        """Free the places of admitted calls, and delete their rows.
+    def _withdraw(self, found: Sequence[Verdict]) -> None:
+        """Delete the rows of admitted calls, which are decided anew: their leases have ended, or will soon.
 
         This process was stopped before it read the reply, so that other calls may have got the places.
         """
-        calls = [(one.row_id or 0, request.plan) for request, one in zip(requests, found, strict=False)]
-        self.settle([Ending(call_id, plan, failed=False) for call_id, plan in calls])
-        gone = [part for call_id, _ in calls for part in (str(layout.stream("allowed")), layout.stream_id(call_id))]
-        self._run("append", self._audit, _pack_head(self._max_bytes, len(calls)), *gone)
+        gone = [part for one in found for part in (str(layout.stream("allowed")), layout.stream_id(one.row_id or 0))]
+        self._run("append", self._audit, _pack_head(self._max_bytes, len(found)), *gone)
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. If it fails, the places become free when their leases end."""
@@ -362,13 +358,12 @@ class RedisStore:
         first = rows[0]
         session = session_of(first)
         replaced: list[tuple[int, bytes]] = []
-        if self._is_in_doubt or session not in self._sessions:
+        if session not in self._sessions:
             made_us = self._now_us() - max(0, self._wall() - first.time_us)  # the reply did not come before that
             until_s = monotonic() + self._timeout_s / 2
             replaced = self._reader.rows_from(first, made_us - self._timeout_us - NEARBY_US, until_s)
         row_ids = self._append(rows, replaced)
         self._sessions.add(session)
-        self._is_in_doubt = False
         return row_ids
 
     def _append(self, rows: Sequence[Row], replaced: Sequence[tuple[int, bytes]] = ()) -> list[int]:

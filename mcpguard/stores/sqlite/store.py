@@ -130,10 +130,6 @@ class SqliteStore:
                 self._decided_s = time.monotonic()
         except BaseException as error:
             decider.take_back()
-            if isinstance(error, LogFull) and may_wait:
-                with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-                    self._pace.await_drained(error.drained_end + ROOM_BYTES)
-                return self.decide(requests, journal, may_wait=False)
             if isinstance(error, (sqlite3.Error, OSError)):
                 raise database.unavailable(self.path, error) from error
             raise

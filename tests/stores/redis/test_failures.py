@@ -184,16 +184,6 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     store.close()
 
 
-def test_a_server_that_restarts_between_two_calls_is_reconnected(server: Server) -> None:
-    session = Session(opened(server), POLICY)
-    session.call("report")
-    server.kill()
-    with unavailable("does not answer"):
-        session.call("report")
-    server.start()
-    assert session.decisions("report", 6)[-2:] == ["allowed", "rate_limited"]  # the server kept nothing on disk
-
-
 def test_a_server_without_memory_refuses_and_charges_nothing(server: Server) -> None:
     session = Session(opened(server), POLICY)
     session.call("report")

@@ -160,17 +160,6 @@ def test_a_place_that_was_given_to_another_call_is_not_renewed_and_the_user_is_t
     assert other.used == [1]
 
 
-def test_each_loss_is_told(guards: Guards, time: Time) -> None:
-    stopped, other = guards()
-    for _ in range(2):
-        assert stopped.decision() == "allowed"
-        time.pass_ms(LEASE_MS)
-        assert other.decision() == "allowed"
-        assert len(stopped.told()) == 1
-        stopped.end()
-        other.end()
-
-
 def test_a_call_that_ends_after_its_lease_has_lost_nothing_if_nobody_took_its_place(guards: Guards, time: Time) -> None:
     stopped, other = guards()
     stopped.begin()
@@ -186,15 +175,6 @@ def test_a_place_that_nobody_took_is_renewed_after_its_lease(guards: Guards, tim
     time.pass_ms(2 * LEASE_MS)
     assert stopped.told() == ()
     assert other.decision() == "rate_limited"
-
-
-def test_a_denied_call_takes_no_place_away(guards: Guards, time: Time) -> None:
-    stopped, other = guards('[[rule]]\ntool = "x"\nconcurrent = 1\n[[rule]]\nuser = "*"\nlimit = "1/1h"\n')
-    stopped.begin()
-    time.pass_ms(LEASE_MS)
-    assert other.begin().reason == "rate_limited"
-    assert stopped.told() == ()
-    assert stopped.used[-1] == 1
 
 
 def test_a_reset_frees_the_places_and_is_no_loss(guards: Guards, time: Time) -> None:
@@ -384,15 +364,6 @@ def test_a_server_without_memory_refuses_a_call_with_a_cap_and_gives_it_no_place
 FAILING = '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'
 
 
-def test_errors_are_counted_once_even_if_the_servers_clock_is_ahead(server: Server) -> None:
-    session = Session(RedisStore(server.address, PATIENT), FAILING)
-    (request,) = session.charges("x")
-    (verdict,) = session.store.decide([request], session.journal)
-    session.store._ahead_us -= 3_600_000_000  # type: ignore[attr-defined]
-    session.store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
-    assert [held.used for held in session.store.held()] == [1]
-
-
 def test_an_error_that_the_server_would_count_too_late_is_not_counted_and_told_to_the_caller(server: Server) -> None:
     session = Session(RedisStore(server.address, PATIENT), FAILING)
     (request,) = session.charges("x")
@@ -452,30 +423,6 @@ def ask(worker: Worker, word: str) -> str:
     assert worker.stdout is not None
     worker.stdin.write(word + "\n")
     return worker.stdout.readline().strip()
-
-
-def renewals(server: Server) -> Callable[[], bool]:
-    """Returns a function that tells whether a lease was renewed twice since this was called."""
-    (key,) = keys(server, "in_flight")
-    seen: set[bytes] = set()
-
-    def twice() -> bool:
-        seen.add(server.command("ZRANGE", key, "0", "-1", "WITHSCORES"))
-        return len(seen) > 2
-
-    return twice
-
-
-def test_the_place_of_a_process_that_was_killed_is_free_after_its_lease_and_not_while_it_lives(
-    server: Server, start: Start
-) -> None:
-    one, other = start(), start()
-    assert ask(one, "call") == "allowed"
-    wait_for(renewals(server), "the lease is not renewed")
-    assert ask(other, "call") == "rate_limited"
-    one.kill()
-    wait_for(lambda: ask(other, "call") == "allowed", "the place is never free")
-    assert ask(other, "told") == ""
 
 
 def test_a_process_that_was_stopped_for_longer_than_its_lease_says_so_and_takes_nothing_back(

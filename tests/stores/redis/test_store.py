@@ -1,8 +1,6 @@
 """The Redis store beyond the contract: namespaces, expiry, the bound of the audit log, warnings about the server."""
 
-import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -295,17 +293,6 @@ def test_the_audit_log_never_exceeds_its_bound_and_the_oldest_rows_are_evicted(s
     assert 0.6 < share_of_max(server, most) < 1.1
 
 
-def test_calls_one_by_one_keep_the_audit_log_within_its_bound(server: Server, opened: Opened) -> None:
-    store = opened(max_bytes=100_000)
-    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "9999/1h"\n')
-    for _ in range(300):
-        session.one("x")
-    entries, size = store._ask(("XRANGE", "{mcpguard:default}:audit", "-", "+"), ("GET", "{mcpguard:default}:size"))
-    estimated = sum(math.ceil(1.2 * sum(map(len, fields[1::2]))) + 190 for _, fields in entries)
-    assert struct.unpack("<4q", size)[2:] == (estimated, 0)
-    assert 99_000 < estimated <= 100_000
-
-
 @pytest.mark.parametrize("length", [100, 1700, 3700, 8000, 65_000])
 def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_length(
     server: Server, opened: Opened, length: int
@@ -366,18 +353,6 @@ def test_refusals_keep_their_share_of_the_memory_when_forwarded_calls_need_room(
     sizes = [int(server.command("MEMORY", "USAGE", "{mcpguard:default}:" + name)[1:]) for name in ("audit", "refused")]
     assert 0.15 < sizes[1] / sum(sizes) < 0.35
     assert sum(sizes) > 600_000
-
-
-def test_a_flood_in_one_namespace_changes_no_counter_of_another(tmp_path: Path) -> None:
-    with running(tmp_path / "redis", "--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
-        flooded = Session(RedisStore(server.address, PATIENT._replace(namespace="a", max_bytes=MAX_BYTES)), POLICY)
-        other = Session(RedisStore(server.address, PATIENT._replace(namespace="b", max_bytes=MAX_BYTES)), POLICY)
-        assert other.decisions("report", 2) == ["allowed"] * 2
-        for at in range(250):
-            refuse_as_new(flooded, str(at))
-        assert other.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
-        for session in (flooded, other):
-            session.store.close()
 
 
 def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, opened: Opened) -> None:
@@ -624,23 +599,15 @@ def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_betwe
     assert b"cmdstat_hgetall" not in server.command("INFO", "commandstats")
 
 
-def test_a_user_without_a_right_that_a_script_needs_is_told_which_one(tmp_path: Path) -> None:
-    with running(tmp_path / "redis") as server:
-        session = Session(RedisStore(server.address, PATIENT), POLICY)
-        server.command("ACL", "SETUSER", "default", "-mget")
-        with pytest.raises(StoreUnavailable, match="mget") as caught:
-            session.call("report")
-        assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
-
-
 @pytest.mark.parametrize("command", ["xadd", "set", "hset"])
 def test_a_decision_that_the_server_cannot_write_whole_counts_nothing(tmp_path: Path, command: str) -> None:
     with running(tmp_path / "redis") as server:
         session = Session(RedisStore(server.address, PATIENT), POLICY)
+        session.call("free")
         server.command("ACL", "SETUSER", "default", "-" + command)
         with pytest.raises(StoreUnavailable, match=command):
             session.call("report")
         server.command("ACL", "SETUSER", "default", "+@all")
         assert session.store.held() == []
         session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
-        assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]
+        assert [entry.record["decision"] for entry in session.store.entries()] == ["allowed", "unavailable"]
