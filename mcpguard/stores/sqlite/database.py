@@ -19,7 +19,6 @@ from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory, unpack
-from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
@@ -28,6 +27,7 @@ _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _EMPTY: Final = "it is empty"
+OF_ANOTHER: Final = "another program made this database"
 _T = TypeVar("_T")
 
 _suspects: Final[set[str]] = set()
@@ -159,6 +159,13 @@ def reported(path: StrPath) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         raise unavailable(path, error) from error
+
+
+def no_store(path: StrPath, how: str) -> StoreUnavailable:
+    """The error for a file that is no store, probably because its path is mistyped."""
+    return StoreUnavailable(
+        f"{path} is not a store of mcpguard: {how}", "correct the path, or move the file away: a new one is made"
+    )
 
 
 def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailable:
