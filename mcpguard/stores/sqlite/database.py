@@ -34,18 +34,17 @@ _suspects: Final[set[str]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
 
 
-def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
+def connect(path: StrPath, *, timeout_s: float = BUSY_S) -> sqlite3.Connection:
     """A connection to a database that exists.
 
     Args:
         path: The file.
-        mode: `ro` or `rw`.
         timeout_s: How long each statement waits for another process.
 
     Raises:
         sqlite3.Error: It cannot be opened.
     """
-    uri = f"{_uri(os.path.realpath(path))}?mode={mode}"
+    uri = f"{_uri(os.path.realpath(path))}?mode=rw"
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db

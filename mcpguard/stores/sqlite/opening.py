@@ -129,7 +129,7 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         turn = log.turn()
         undo.callback(turn.close)
         drained_end = log.drained().end  # first, because upkeep writes it last
-        with contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)) as db:
+        with contextlib.closing(database.connect(path, timeout_s=timeout_s)) as db:
             database.check_pages(db, path)
             belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
         reader = Reader(path, log, timeout_s=timeout_s)
@@ -180,7 +180,7 @@ def _database(path: str, log: CallLog | None) -> sqlite3.Connection:
         is_new = True
     else:
         is_new = not os.stat(path).st_size and log is None
-    db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
+    db = database.connect(path, timeout_s=OPEN_TIMEOUT_S)
     try:
         if not is_new:
             database.check_pages(db, path)

@@ -232,7 +232,7 @@ class Upkeep:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A new connection to the database: cached pages of an old one would hide damage."""
         try:
-            with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
+            with contextlib.closing(database.connect(self._path, timeout_s=database.BUSY_S)) as db:
                 db.execute("PRAGMA synchronous = FULL")  # no call waits for it
                 db.execute(f"PRAGMA cache_size = {_CACHED_PAGES}")
                 db.execute(f"PRAGMA cache_spill = {_CHANGED_PAGES}")
