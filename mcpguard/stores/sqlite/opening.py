@@ -8,7 +8,7 @@ import time
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import is_there, open_private, private_folder
+from mcpguard.files import is_there, open_private, private_folder, size_bytes
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
@@ -161,35 +161,21 @@ def _repair(path: str, hold: SharedHold, wall: Clock | None) -> list[str]:
         log = CallLog(log_path(path)) if is_there(log_path(path)) else None  # refused before anything is changed
         if log is not None:
             opened.callback(log.close)
-        db = opened.enter_context(contextlib.closing(_database(path, log)))
+        is_new = log is None and not size_bytes(path)  # an empty file beside a call log is damaged: it was truncated
+        if not is_there(path):
+            os.close(open_private(path))
+            is_new = True
+        db = opened.enter_context(contextlib.closing(database.connect(path, timeout_s=OPEN_TIMEOUT_S)))
+        if not is_new:
+            database.check_pages(db, path)
+            _refuse_another_log(path, db, log)
+        migrate(db, path)
         if log is None:
             log = opened.enter_context(contextlib.closing(_new_log(path, db, warnings)))
         _agree(path, db, log, hold, warnings)
         if wall is not None:
             _begin_time(path, db, log, hold, wall)
     return warnings
-
-
-def _database(path: str, log: CallLog | None) -> sqlite3.Connection:
-    """The database, created if it is missing, and brought to the newest schema once it is known to belong to the call log.
-
-    An empty file beside a call log is damaged: it was truncated.
-    """
-    if not is_there(path):
-        os.close(open_private(path))
-        is_new = True
-    else:
-        is_new = not os.stat(path).st_size and log is None
-    db = database.connect(path, timeout_s=OPEN_TIMEOUT_S)
-    try:
-        if not is_new:
-            database.check_pages(db, path)
-            _refuse_another_log(path, db, log)
-        migrate(db, path)
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _refuse_another_log(path: str, db: sqlite3.Connection, log: CallLog | None) -> None:
