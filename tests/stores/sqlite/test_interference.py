@@ -43,9 +43,6 @@ def drain(store: SqliteStore) -> None:
     assert store._with_lock(store._upkeep.drain)
 
 
-# Long records
-
-
 # A database that others have locked
 
 
