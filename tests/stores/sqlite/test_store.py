@@ -259,6 +259,21 @@ def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_
     assert len(list(open_store().entries())) == 2
 
 
+def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_them(path: Path, open_store: Open) -> None:
+    store = open_store()
+    decisions(store, 2)
+    store.close()
+    copy = path.read_bytes()
+    store = open_store()
+    decisions(store, 2, "b" * 16)
+    store.close()
+    path.write_bytes(copy)
+    store = open_store()
+    assert store._log.drained().end < store._follower.at.end
+    store.close()
+    assert ask(path, "SELECT count(*) FROM audit") == [(4,)]
+
+
 def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
