@@ -304,6 +304,7 @@ def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_
     store, other = open_store(durability="full"), open_store(durability="full")
     session, others = Session(store, MANY + DENIED), Session(other, MANY, session="b" * 16)
     others.one("x")
+    usual = Session(open_store(), MANY, session="c" * 16)
     forced: list[bool] = []
 
     def force(_: int) -> None:
@@ -317,6 +318,7 @@ def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_
     assert session.decisions("no") == ["denied"]
     store.record([Outcome(row_id, "ok", 1)])
     store.append([])
+    usual.one("x")
     assert forced == [True] * 2
 
 

@@ -625,19 +625,6 @@ def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store:
     assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_a_call_that_was_counted_is_allowed_though_the_system_refuses_to_end_its_turn(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse_release(fd: int, how: int) -> None:
-        if how == locks._RELEASE:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-        lock(fd, how)
-
-    lock = locks._lock
-    monkeypatch.setattr(locks, "_lock", refuse_release)
-    assert decisions(open_store(), 6) == ["allowed"] * 5 + ["rate_limited"]
-
-
 def test_whichever_read_of_the_log_fails_while_a_store_is_opened_it_is_an_unavailable_store(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -685,17 +672,6 @@ def test_closing_moves_all_records_into_the_database(path: Path, open_store: Ope
     assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
     Path(log_path(path)).unlink()
     assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
-
-
-@pytest.mark.parametrize(("durability", "syncs"), [("normal", 0), ("full", 1)])
-def test_full_durability_forces_a_decision_to_the_disk_and_normal_does_not(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, durability: str, syncs: int
-) -> None:
-    store = open_store(durability=durability)
-    synced: list[int] = []
-    monkeypatch.setattr(call_log, "_sync", synced.append)
-    decisions(store, 1)
-    assert len(synced) == syncs
 
 
 EACH_ONCE = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n'

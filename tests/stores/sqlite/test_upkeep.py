@@ -327,20 +327,6 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     assert store._is_busy()
 
 
-def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "PACE_BYTES", 1)
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
-
-    def no_call_does(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    for name in ("drain", "tend", "_connected"):
-        monkeypatch.setattr(upkeep.Upkeep, name, no_call_does)
-    monkeypatch.setattr(store._upkeep, "await_drained", no_call_does)
-    assert set(session.decisions("free", 5000, _meta=ALONE)) == {"allowed"}
-
-
 @contextlib.contextmanager
 def tended(store: SqliteStore) -> Iterator[None]:
     """Runs a bookkeeper's thread beside the thread that decides."""
