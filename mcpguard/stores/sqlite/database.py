@@ -228,13 +228,15 @@ def damaged(path: StrPath, how: str, condition: str = "") -> StoreDamaged:
 def check_pages(db: sqlite3.Connection, path: StrPath) -> None:
     """Check a database before it is used: its size always, every page only if there is a suspicion.
 
+    The caller has the store's lock, or reads in a transaction: so the file does not change meanwhile.
+
     Raises:
         StoreUnavailable, sqlite3.DatabaseError: It is damaged.
     """
+    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     size = size_bytes(path)
     if not size:
         raise damaged(path, _EMPTY)
-    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     if os.fspath(path) in _suspects or pages * page_bytes > size:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":

@@ -129,7 +129,7 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         turn = log.turn()
         undo.callback(turn.close)
         drained_end = log.drained().end  # first, because upkeep writes it last
-        with contextlib.closing(database.connect(path, timeout_s=timeout_s)) as db:
+        with contextlib.closing(database.connect(path, timeout_s=timeout_s)) as db, database.reading(db):
             database.check_pages(db, path)
             belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
         reader = Reader(path, log, timeout_s=timeout_s)
