@@ -215,10 +215,11 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     second.decide("x")
     (file,) = owner_files(path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    second.end()
     first.end()
     first.store.close()
     assert owner_files(path) == [file]
-    second.end()
+    second.store.catch_up()
     second.store.close()
     assert owner_files(path) == []
 
