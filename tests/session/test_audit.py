@@ -369,7 +369,7 @@ def test_a_journal_drafts_the_row_that_a_store_writes_itself_and_then_counts_the
     journal.begin()
     draft = journal.draft(request, verdict, WALL_US)
     assert (draft.seq, draft.counted, journal.seq, verdict.count) == (4, 1 + 3, 3, 1)
-    journal.written(request, verdict)
+    journal.written(verdict)
     assert (verdict.audit_id, verdict.has_own_row, verdict.count) == (f"{journal.session}-4", True, 1 + 3)
     journal.take_back()
     assert journal.seq == 3

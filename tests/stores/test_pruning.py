@@ -94,13 +94,3 @@ def test_it_takes_no_lock_that_calls_need(path: Path) -> None:
     turn.release()
     turn.close()
     log.close()
-
-
-def test_it_uses_the_room_that_deleted_rows_leave(path: Path) -> None:
-    import sqlite3
-
-    prune(path, 20)
-    with sqlite3.connect(path) as db:
-        assert db.execute("SELECT bytes FROM namespace").fetchone()[0] < 24 * 160
-        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    db.close()

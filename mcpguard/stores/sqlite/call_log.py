@@ -24,7 +24,6 @@ from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, close, open_private, open_unnoted
-from mcpguard.followed_file import FolderChanges
 from mcpguard.stores.locks import FileLock
 from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Position
@@ -99,7 +98,6 @@ class CallLog:
 
     Attributes:
         header: The store's key and its time base, written when the log was created.
-        folder: Tells whether to `check` again.
         appended_bytes: How much this object has appended.
 
     Raises:
@@ -116,7 +114,6 @@ class CallLog:
                 raise damaged(self.path, "it is not a file")
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
-            self.folder = FolderChanges(os.path.dirname(path))
         except BaseException:
             os.close(self.fd)
             raise
@@ -352,7 +349,6 @@ class CallLog:
         if self.fd >= 0:
             close(self.fd)
             self.fd = -1
-            self.folder.close()
 
 
 def create(path: StrPath, header: Mapping[str, object], at: Position = START) -> None:

@@ -19,7 +19,6 @@ from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory, unpack
-from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
@@ -28,24 +27,24 @@ _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _EMPTY: Final = "it is empty"
+OF_ANOTHER: Final = "another program made this database"
 _T = TypeVar("_T")
 
 _suspects: Final[set[str]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
 
 
-def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
+def connect(path: StrPath, *, timeout_s: float = BUSY_S) -> sqlite3.Connection:
     """A connection to a database that exists.
 
     Args:
         path: The file.
-        mode: `ro` or `rw`.
         timeout_s: How long each statement waits for another process.
 
     Raises:
         sqlite3.Error: It cannot be opened.
     """
-    uri = f"{_uri(os.path.realpath(path))}?mode={mode}"
+    uri = f"{_uri(os.path.realpath(path))}?mode=rw"
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db
@@ -161,6 +160,13 @@ def reported(path: StrPath) -> Iterator[None]:
         raise unavailable(path, error) from error
 
 
+def no_store(path: StrPath, how: str) -> StoreUnavailable:
+    """The error for a file that is no store, probably because its path is mistyped."""
+    return StoreUnavailable(
+        f"{path} is not a store of mcpguard: {how}", "correct the path, or move the file away: a new one is made"
+    )
+
+
 def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailable:
     """The error for the user."""
     if isinstance(error, OSError):
@@ -222,13 +228,15 @@ def damaged(path: StrPath, how: str, condition: str = "") -> StoreDamaged:
 def check_pages(db: sqlite3.Connection, path: StrPath) -> None:
     """Check a database before it is used: its size always, every page only if there is a suspicion.
 
+    The caller has the store's lock, or reads in a transaction: so the file does not change meanwhile.
+
     Raises:
         StoreUnavailable, sqlite3.DatabaseError: It is damaged.
     """
+    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     size = size_bytes(path)
     if not size:
         raise damaged(path, _EMPTY)
-    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     if os.fspath(path) in _suspects or pages * page_bytes > size:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":

@@ -45,9 +45,10 @@ class Drain:
         self._db = db
         self._key = key
         self._pauses = pauses
-        self._rows: list[list[object]] = []
+        self._rows: list[tuple[object, ...]] = []
         self._outcomes: list[tuple[str, int, int]] = []
-        self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
+        self._ids: dict[str, int] = {}  # of shared texts
+        self._namespaces: dict[str, int] = {}  # by context
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
         self._labels: dict[int, str] = {}
@@ -73,36 +74,25 @@ class Drain:
         self._write_counters([one for text in batch for one in line_changes(text)])
 
     def _take_row(self, row_id: int, fields: list[str]) -> None:
-        """Take a row as its line has it: SQLite converts digits to integers by the columns' types."""
-        _, time_us, seq, decision, context, reported, request_id, args_hash, *rest, detail, _, _ = fields
-        context_id, namespace, limit = self._use(context, reported)
-        self._bytes[namespace] += row_bytes(len(detail) + len(request_id))
-        values: list[object] = [row_id, namespace, time_us, seq, decision, context_id, limit, request_id or None]
-        values.append(bytes.fromhex(args_hash) if args_hash else None)
-        self._rows.append([*values, *[value or None for value in rest], detail or None, None, None])
+        row = log_lines.read_row(fields)
+        namespace = self._namespaces.get(row.context) or self._find_namespace(row.context)
+        self._bytes[namespace] += row_bytes(len(row.detail or "") + len(row.request_id or ""))
+        limit = self._use(row.reported) if row.reported else None
+        self._rows.append((row_id, namespace, *row[:3], self._use(row.context), limit, *row[5:], None, None))
 
-    def _use(self, context: str, reported: str) -> tuple[int, int, int | None]:
-        """Count a row with these texts; returns the ids of the context, of its namespace, and of the limit."""
-        context_id, namespace = self._fragments.get(context) or self._context(context)
-        self._uses[context] += 1
-        if not reported:
-            return context_id, namespace or 0, None
-        limit, _ = self._fragments.get(reported) or self._fragment(reported, None)
-        self._uses[reported] += 1
-        return context_id, namespace or 0, limit
+    def _use(self, text: str) -> int:
+        """Count a row with a shared text. Returns the text's id."""
+        self._uses[text] += 1
+        return self._ids.get(text) or self._ids.setdefault(text, number(text, self._key))
 
-    def _context(self, text: str) -> tuple[int, int | None]:
-        name = (json.loads(text)["namespace"],)
+    def _find_namespace(self, context: str) -> int:
+        name = (json.loads(context)["namespace"],)
         self._db.execute("INSERT OR IGNORE INTO namespace (name) VALUES (?)", name)
         (namespace,) = self._db.execute("SELECT id FROM namespace WHERE name = ?", name).fetchone()
-        found = self._fragment(text, namespace)
-        if not self._db.execute("SELECT 1 FROM fragment WHERE id = ?", found[:1]).fetchone():
-            self._bytes[namespace] += fragment_bytes(len(text))
-        return found
-
-    def _fragment(self, text: str, namespace: int | None) -> tuple[int, int | None]:
-        self._fragments[text] = number(text, self._key), namespace
-        return self._fragments[text]
+        if not self._db.execute("SELECT 1 FROM fragment WHERE id = ?", (number(context, self._key),)).fetchone():
+            self._bytes[namespace] += fragment_bytes(len(context))
+        self._namespaces[context] = namespace
+        return int(namespace)
 
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
@@ -126,8 +116,7 @@ class Drain:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 
     def _write_rows(self) -> None:
-        uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
-        self._write_all(_USE, uses)
+        self._write_all(_USE, [(self._ids[text], text, self._namespaces.get(text), n) for text, n in self._uses.items()])
         self._insert_rows()
         self._write_all(_SET_OUTCOME, self._outcomes)
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])

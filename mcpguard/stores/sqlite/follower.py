@@ -97,8 +97,7 @@ class Follower:
                     f"{self._log.path} did not come free in time", "look for a stopped process that holds its lock"
                 )
             try:
-                if self._log.folder.may_have_changed():
-                    self._log.check()
+                self._log.check()
                 if not tries_left:
                     self.follow()
                 if self._log.ends_at(self.at) or self._read_in_time():

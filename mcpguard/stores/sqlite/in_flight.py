@@ -46,34 +46,30 @@ class InFlight:
     """
 
     def __init__(self, places: Iterable[Place] = ()) -> None:
-        self._places: dict[int, dict[int, Place]] = {}  # by counter and call
-        for place in places:
-            self.take(place)
+        self._places = {place[:2]: place for place in places}
 
     def __iter__(self) -> Iterator[Place]:
-        return (place for places in self._places.values() for place in places.values())
+        return iter(self._places.values())
 
     def copy(self) -> "InFlight":
         """A copy that changes on its own."""
         return InFlight(self)
 
-    def of(self, counter_ids: Iterable[int]) -> list[Place]:
+    def of(self, counter_ids: Collection[int]) -> list[Place]:
         """The places of some counters."""
-        return [place for key in counter_ids for place in self._places.get(key, {}).values()]
+        return [place for place in self if place.counter_id in counter_ids]
 
     def state(self, counter_id: int) -> State:
         """The state of a counter: the ids of its calls."""
-        return tuple(self._places.get(counter_id, ()))
+        return tuple([place.call_id for place in self if place.counter_id == counter_id])
 
     def take(self, place: Place) -> None:
         """Take a place."""
-        self._places.setdefault(place.counter_id, {})[place.call_id] = place
+        self._places[place[:2]] = place
 
     def free(self, counter_id: int, call_id: int) -> None:
         """Free a place, if it is taken."""
-        places = self._places.get(counter_id, {})
-        if places.pop(call_id, None) and not places:
-            del self._places[counter_id]
+        self._places.pop((counter_id, call_id), None)
 
     def follow(self, fields: Sequence[str]) -> None:
         """Apply a line of one of `KINDS`."""
@@ -84,7 +80,8 @@ class InFlight:
         elif kind == log_lines.FREED:
             self.free(int(counter_id), int(rest[0]))
         else:
-            self._places.pop(int(counter_id), None)
+            for place in self.of([int(counter_id)]):
+                self.free(place.counter_id, place.call_id)
 
     def without(self, owners: Collection[str]) -> "InFlight":
         """The places that others than these owners hold."""

@@ -8,7 +8,7 @@ import time
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import is_there, open_private, private_folder
+from mcpguard.files import is_there, open_private, private_folder, size_bytes
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
@@ -128,14 +128,14 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         undo.callback(log.close)
         turn = log.turn()
         undo.callback(turn.close)
-        drained_end = log.drained().end  # first, because upkeep writes it last
-        with contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s)) as db:
+        with contextlib.closing(database.connect(path, timeout_s=timeout_s)) as db, database.reading(db):
             database.check_pages(db, path)
             belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
         reader = Reader(path, log, timeout_s=timeout_s)
         undo.callback(reader.close)
+        drained_end = log.drained().end
         memory, at = reader.memory()
-        belongs = belongs and drained_end <= at.end
+        belongs = belongs and drained_end == at.end  # else upkeep is just moving it, or ended before both had the same
         at = memory.read_on(log, at)
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
         if not (belongs and is_of_this_boot and hold.share(has_lock=has_lock)):
@@ -161,35 +161,21 @@ def _repair(path: str, hold: SharedHold, wall: Clock | None) -> list[str]:
         log = CallLog(log_path(path)) if is_there(log_path(path)) else None  # refused before anything is changed
         if log is not None:
             opened.callback(log.close)
-        db = opened.enter_context(contextlib.closing(_database(path, log)))
+        is_new = log is None and not size_bytes(path)  # an empty file beside a call log is damaged: it was truncated
+        if not is_there(path):
+            os.close(open_private(path))
+            is_new = True
+        db = opened.enter_context(contextlib.closing(database.connect(path, timeout_s=OPEN_TIMEOUT_S)))
+        if not is_new:
+            database.check_pages(db, path)
+            _refuse_another_log(path, db, log)
+        migrate(db, path)
         if log is None:
             log = opened.enter_context(contextlib.closing(_new_log(path, db, warnings)))
         _agree(path, db, log, hold, warnings)
         if wall is not None:
             _begin_time(path, db, log, hold, wall)
     return warnings
-
-
-def _database(path: str, log: CallLog | None) -> sqlite3.Connection:
-    """The database, created if it is missing, and brought to the newest schema once it is known to belong to the call log.
-
-    An empty file beside a call log is damaged: it was truncated.
-    """
-    if not is_there(path):
-        os.close(open_private(path))
-        is_new = True
-    else:
-        is_new = not os.stat(path).st_size and log is None
-    db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
-    try:
-        if not is_new:
-            database.check_pages(db, path)
-            _refuse_another_log(path, db, log)
-        migrate(db, path)
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _refuse_another_log(path: str, db: sqlite3.Connection, log: CallLog | None) -> None:

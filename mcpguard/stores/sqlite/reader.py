@@ -78,7 +78,7 @@ class Reader:
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
             self._identity = database.identity(path)
-            found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
+            found = database.connect(path, timeout_s=timeout_s) if is_there(path) else _lost_database(path)
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
             require_schema(self._db, path)

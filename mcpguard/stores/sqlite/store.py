@@ -94,6 +94,12 @@ class SqliteStore:
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
         self.args_key = self._log.key
         self.warnings = self._warnings = self._files.warnings
+        try:
+            with self._follower.turn():  # a store that no call could use counts as not opened
+                pass
+        except BaseException:
+            self._files.close()
+            raise
 
     # calls
 

@@ -111,6 +111,7 @@ class Upkeep:
         self._drained_us = now_us
         self._drained_end = 0  # not known yet
         self._rest_us = DRAIN_EVERY_US
+        self._told_bounds = False
         self.has_more_to_do = True
         self._busy = busy
         self._awaited = 0
@@ -232,7 +233,7 @@ class Upkeep:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A new connection to the database: cached pages of an old one would hide damage."""
         try:
-            with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
+            with contextlib.closing(database.connect(self._path, timeout_s=database.BUSY_S)) as db:
                 db.execute("PRAGMA synchronous = FULL")  # no call waits for it
                 db.execute(f"PRAGMA cache_size = {_CACHED_PAGES}")
                 db.execute(f"PRAGMA cache_spill = {_CHANGED_PAGES}")
@@ -244,12 +245,12 @@ class Upkeep:
         self.is_failing = False
 
     def _tell_bounds(self, db: sqlite3.Connection) -> None:
-        """Store the namespace's bounds, for all processes that do upkeep."""
+        """Store the namespace's bounds, once, for all processes that do upkeep."""
         known = db.execute("SELECT name, keep_us, max_bytes FROM namespace WHERE name = ?", self._bounds[:1]).fetchone()
-        if known != self._bounds:
+        if known != self._bounds and not self._told_bounds:
             with database.writing(db):
                 db.execute(_SET_BOUNDS, self._bounds)
-            self.has_more_to_do = True
+        self._told_bounds = True
 
     def _drain(self, db: sqlite3.Connection, end: int | None = None) -> bool:
         """Move records into the database: those before a position, and some more; or all. False if `HOLD_S` is too short."""

@@ -17,8 +17,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
 from mcpguard.stores import locks
-from mcpguard.stores.locks import shows_life
-from mcpguard.stores.sqlite import call_log, in_flight, schema
+from mcpguard.stores.sqlite import call_log, schema
 from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -56,18 +55,6 @@ def drain(store: SqliteStore, times: tuple[Time, Time], after_s: int = 3) -> Non
         for time in times:
             time.pass_s(1)  # after a drain that took long, upkeep rests
         store.tend()
-
-
-def examined(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files of owners that are examined from now on."""
-    files: list[Path] = []
-
-    def examine(file: Path) -> bool:
-        files.append(file)
-        return shows_life(file)
-
-    monkeypatch.setattr(in_flight, "shows_life", examine)
-    return files
 
 
 def in_database(path: Path) -> int:
@@ -140,15 +127,6 @@ def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store
     worker.send_signal(signal.SIGCONT)
     assert ask(worker, "end") == "ended"
     assert caller.words("x") == ["allowed"]
-
-
-def test_a_batch_of_a_turn_gets_the_places_of_all_that_have_ended(path: Path, start: Start, open_store: Open) -> None:
-    store = open_store()
-    workers = [start("call_when_told", path) for _ in range(2)]
-    assert [ask(worker, "call") for worker in workers] == ["allowed", "allowed"]
-    for worker in workers:
-        kill(worker)
-    assert Caller(store, CAPPED).words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
 
 
 def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(path: Path, start: Start) -> None:
@@ -237,10 +215,11 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     second.decide("x")
     (file,) = owner_files(path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    second.end()
     first.end()
     first.store.close()
     assert owner_files(path) == [file]
-    second.end()
+    second.store.catch_up()
     second.store.close()
     assert owner_files(path) == []
 

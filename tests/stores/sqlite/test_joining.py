@@ -13,6 +13,7 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
+from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
 from tests.build import Session
@@ -107,6 +108,11 @@ def has_a_log_that_ends_before_its_database(path: Path, _: pytest.MonkeyPatch) -
     log.close()
 
 
+def has_a_log_that_does_not_know_what_its_database_has(path: Path, _: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(CallLog(log_path(path))) as log:
+        log.set_drained(START)
+
+
 def has_the_time_of_another_boot(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "base_id", lambda: "another boot")
 
@@ -128,6 +134,7 @@ def is_cut(path: Path, _: pytest.MonkeyPatch) -> None:
         lacks_its_log,
         has_another_stores_log,
         has_a_log_that_ends_before_its_database,
+        has_a_log_that_does_not_know_what_its_database_has,
         has_the_time_of_another_boot,
         has_an_earlier_schema,
         is_cut,
@@ -142,6 +149,9 @@ def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_c
     store_that(path, monkeypatch)
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
+    if store_that is has_a_log_that_does_not_know_what_its_database_has:
+        again = open_store()
+        assert again._log.drained().end == again._follower.at.end
 
 
 def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:

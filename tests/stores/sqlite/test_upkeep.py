@@ -187,20 +187,6 @@ def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> Non
     monkeypatch.setattr(draining.Drain, "write", wrapped)
 
 
-def test_a_call_is_decided_while_a_transaction_of_upkeep_is_open(
-    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = open_store(), open_store(timeout_ms=1)
-    Session(one, FIVE_A_MINUTE).call("x", 2)
-    session = Session(other, FIVE_A_MINUTE, session="b" * 16)
-    decided: list[str] = []
-    during(monkeypatch, lambda: decided.extend(session.decisions("x")))
-    times[0].now_us += upkeep.DRAIN_EVERY_US
-    one.tend()
-    assert decided == ["allowed"]
-    assert used(one) == used(other) == [3]
-
-
 @pytest.mark.parametrize("between", ["reset", "adopt", "call"])
 def test_records_appended_while_the_log_is_drained_are_kept(
     open_store: Open, tend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, between: str
@@ -339,20 +325,6 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     assert bool(waits) is not (is_awaited or is_urgent)
     assert store._log.drained() == store._follower.at
     assert store._is_busy()
-
-
-def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "PACE_BYTES", 1)
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
-
-    def no_call_does(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    for name in ("drain", "tend", "_connected"):
-        monkeypatch.setattr(upkeep.Upkeep, name, no_call_does)
-    monkeypatch.setattr(store._upkeep, "await_drained", no_call_does)
-    assert set(session.decisions("free", 5000, _meta=ALONE)) == {"allowed"}
 
 
 @contextlib.contextmanager
@@ -518,15 +490,6 @@ def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open
     assert [entry.row_id for entry in store.entries()] == [2]
     assert session.decisions("free") == ["allowed"]
     assert [entry.row_id for entry in store.entries()] == [2, 3]
-
-
-def test_an_outcome_whose_row_was_deleted_is_not_kept(open_store: Open, tend: Callable[..., None]) -> None:
-    store = open_store(max_bytes=1)
-    verdicts = Session(store, FIVE_A_MINUTE).call("free", 3)
-    tend(store)
-    store.record([Outcome(verdict.row_id or 0, "ok", 1) for verdict in verdicts])
-    tend(store)
-    assert [(entry.row_id, entry.record["outcome"]) for entry in store.entries()] == [(3, "ok")]
 
 
 def test_expired_counters_are_deleted_and_get_their_labels_back_when_they_are_charged_again(
