@@ -15,13 +15,16 @@ from typing import Final, TypeVar
 from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
 from mcpguard.limiter.sliding import State
-from mcpguard.stores.sqlite.call_log import log_path
+from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory, unpack
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
+
+_LOOK_S: Final = 0.05
+"""How long a look waits that tells whether a database is locked. A transaction of a usual program is shorter."""
 
 _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -34,20 +37,54 @@ _suspects: Final[set[str]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
 
 
-def connect(path: StrPath, *, timeout_s: float = BUSY_S) -> sqlite3.Connection:
+def connect(path: StrPath, *, mode: str = "rw", timeout_s: float = BUSY_S) -> sqlite3.Connection:
     """A connection to a database that exists.
 
     Args:
         path: The file.
+        mode: How SQLite opens it.
         timeout_s: How long each statement waits for another process.
 
     Raises:
         sqlite3.Error: It cannot be opened.
     """
-    uri = f"{_uri(os.path.realpath(path))}?mode=rw"
+    uri = f"{_uri(os.path.realpath(path))}?mode={mode}"
     db = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA mmap_size = 0")  # reading a truncated mapped file would kill the process
     return db
+
+
+@contextlib.contextmanager
+def readable(path: StrPath) -> Iterator[sqlite3.Connection]:
+    """A transaction that reads a database, also while another program has locked it, as long as that one changes nothing.
+
+    Raises:
+        sqlite3.Error: It cannot be read, or is being changed.
+    """
+    with contextlib.closing(connect(path, timeout_s=_LOOK_S)) as db:
+        try:
+            db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+        else:
+            with reading(db):
+                yield db
+            return
+    # A program that changes a database makes a journal before, and changes the file's times
+    before = _unchanged(path)
+    with contextlib.closing(connect(path, mode="ro&immutable=1")) as db:
+        yield db
+    if before is None or before != _unchanged(path):
+        raise sqlite3.OperationalError("database is locked")
+
+
+def _unchanged(path: StrPath) -> tuple[int, int, int] | None:
+    """What tells whether a file was changed; None while it is being changed."""
+    if size_bytes(beside(path, "-journal")) or size_bytes(beside(path, "-wal")):
+        return None
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _uri(name: str) -> str:

@@ -128,15 +128,18 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         undo.callback(log.close)
         turn = log.turn()
         undo.callback(turn.close)
-        with contextlib.closing(database.connect(path, timeout_s=timeout_s)) as db, database.reading(db):
+        drained_end = log.drained().end
+        with database.readable(path) as db:
             database.check_pages(db, path)
             belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
+            memory, at = database.load(db), database.position(db)
+        belongs = belongs and drained_end == at.end  # else upkeep is just moving it, or ended before both had the same
         reader = Reader(path, log, timeout_s=timeout_s)
         undo.callback(reader.close)
-        drained_end = log.drained().end
-        memory, at = reader.memory()
-        belongs = belongs and drained_end == at.end  # else upkeep is just moving it, or ended before both had the same
         at = memory.read_on(log, at)
+        if not turn.acquire(timeout_s):  # a call could not be decided either
+            raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
+        turn.release()
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
         if not (belongs and is_of_this_boot and hold.share(has_lock=has_lock)):
             raise StoreUnavailable(f"{path} is being opened by another process")

@@ -81,7 +81,8 @@ class Reader:
             found = database.connect(path, timeout_s=timeout_s) if is_there(path) else _lost_database(path)
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
-            require_schema(self._db, path)
+            if log is None:  # else whoever opened it has asked, and the database may be locked
+                require_schema(self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db, self._losses.skip)
         self._log = log

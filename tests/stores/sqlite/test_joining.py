@@ -2,6 +2,8 @@
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -197,3 +199,52 @@ def test_a_closed_store_leaves_no_file_open(path: Path) -> None:
     Session(store, FIVE).call("x", 1)
     store.close()
     assert open_files() == before
+
+
+LOCKER = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN EXCLUSIVE")
+if sys.argv[2] == "writes":
+    db.execute("UPDATE counter SET log = zeroblob(100000)")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def another_program(path: Path, does: str) -> Iterator[None]:
+    """A program that holds an exclusive lock on the database: of this process the kernel would release it too early."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", LOCKER, str(path), does], stdin=pipe, stdout=pipe) as locker:
+        assert locker.stdout is not None
+        assert locker.stdout.readline() == b"locked\n"
+        yield
+        locker.kill()
+
+
+def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_knows_every_count(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    Session(store, FIVE).call("x", 2)
+    assert store._with_lock(store._upkeep.drain)
+    Session(store, FIVE, session="b" * 16).call("x", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Upkeep, "drain", lambda _: False)
+        store.close()
+    with another_program(path, "reads"):
+        late = open_store()
+        assert Session(late, FIVE, session="c" * 16).decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+    late.close()
+    assert [held.used for held in open_store().held()] == [5]
+
+
+def test_a_database_that_another_program_is_changing_is_not_read(path: Path, open_store: Open) -> None:
+    store = open_store()
+    Session(store, FIVE).call("x", 2)
+    store.close()
+    with another_program(path, "writes"), pytest.raises(StoreUnavailable, match="locked"):
+        open_store()
+    assert [held.used for held in open_store().held()] == [2]
