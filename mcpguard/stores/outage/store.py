@@ -301,6 +301,8 @@ class OutageStore:
     def _take_in(self, store: Recoverable, until_us: int) -> None:
         """Read logs into the store that calls use. Tell the user when it has all that this wrapper did without it."""
         with self._lock:
+            if self._store is not store:  # it has failed meanwhile: what was noted since goes on in one log
+                return
             self._local.hand_log_to(self._recovery.own)
         recovery = self._recovery
         recovery.take_in(store, lambda: self._while_used(store), until_us)

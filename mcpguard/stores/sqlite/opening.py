@@ -137,9 +137,6 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         reader = Reader(path, log, timeout_s=timeout_s)
         undo.callback(reader.close)
         at = memory.read_on(log, at)
-        if not turn.acquire(timeout_s):  # a call could not be decided either
-            raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
-        turn.release()
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
         if not (belongs and is_of_this_boot and hold.share(has_lock=has_lock)):
             raise StoreUnavailable(f"{path} is being opened by another process")
