@@ -35,7 +35,7 @@ Invariants
   error because the server cannot answer. A request is in flight from the output that forwards it until its end.
 - The server has at most one unanswered request with an id, so that each answer is the answer to one request. A request with
   the id of another is refused until the other is answered, even if that was cancelled.
-- The server gets no cancellation of a held call.
+- The server gets no cancellation of a request that it did not get.
 - Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
   the client in that order, too.
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
@@ -44,7 +44,7 @@ Invariants
 """
 
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -70,6 +70,9 @@ takes some milliseconds, so that other wrappers get their turn."""
 
 MAX_OUTCOMES: Final = 64
 """Outcomes that are recorded at once, or a 16th of all, if that is more: calls are not decided while the store writes them."""
+
+_MAX_UNSENT: Final = 1024
+"""How many requests are remembered that the server did not get: a client cancels one soon, or not at all."""
 
 _CANCELLED: Final = "notifications/cancelled"
 _USED_ID: Final = "a request with the id of another that is not answered yet"
@@ -146,6 +149,7 @@ class Session:
         self.unwritten: list[tuple[DecisionRequest, Verdict]] = []
         self._retries = FreeRetries()
         self.held = HeldCalls(self._retries, self.unwritten)
+        self._unsent: deque[str] = deque(maxlen=_MAX_UNSENT)  # the keys of requests that the server did not get
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
@@ -228,6 +232,7 @@ class Session:
         if key is None or key not in self.held.calls:
             return False
         self.held.drop(key, "cancelled while it waited", self._now_us)
+        self._unsent.append(key)
         return True
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
@@ -423,12 +428,15 @@ class Session:
         """Answer a call that was denied, unless it is held; the server gets nothing."""
         verdict = request.verdict
         if verdict is not None and verdict.decision != "held":
+            self._unsent.append(request.key)
             self._retries.give_back(request)
             if self._client_waits or request.detail.get("reason") != denial.SERVER_GONE_REASON:
                 self._to_client.append(denial.denied(request, verdict, self._form))
         return b""
 
     def _answer_refusal(self, refusal: Refusal) -> bytes:
+        if refusal.message is not _USED_ID:  # else the server may have got the other request
+            self._unsent.append(id_key(refusal.id))
         if refusal.answered:
             self._to_client.append(denial.refused(refusal))
         return b""
@@ -443,6 +451,8 @@ class Session:
         elif self._cancels_held(frame):  # one that was read together with it
             return b""
         elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
+            if key in self._unsent and not self.in_flight.has_id(key):
+                return b""
             self.in_flight.cancel(key, self._now_us)
         return frame.raw
 

@@ -542,6 +542,7 @@ def test_a_call_behind_one_that_was_cancelled_for_another_counter_stays_where_it
     talk.client(call_line("search", 1), call_line("browse", 2), call_line("search", 3), call_line("browse", 4))
     assert talk.client(cancel(3)) == []
     assert talk.attend() == []
+    assert talk.client(cancel(3), cancel("nobody")) == ["forwarded notifications/cancelled"]
     talk.answer(2)
     assert talk.attend() == ["forwarded 4"]
 
