@@ -183,8 +183,13 @@ class Upstream:
         if self._output.queued_bytes:
             self._output.await_room(self._client_is_gone)  # backpressure
 
-    def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
-        """Judge lines from the client, by the newest identity and policy; returns the frames for the server."""
+    def _judge(self, lines: Sequence[bytes | Refusal], *, alone: bool = False) -> bytes:
+        """Judge lines from the client, by the newest identity and policy; returns the frames for the server.
+
+        Args:
+            lines: The lines. Held calls that are due are judged with them.
+            alone: Whether no held calls are judged with the lines, and only the first that is due if there are none.
+        """
         try:
             messages = self._reader.read(lines)
             if self._policy is None:
@@ -198,11 +203,19 @@ class Upstream:
                 self._change_policy(policy)
             if self._is_input_closed:
                 self.notice_client_end()
-            return self._dispatcher.judge(messages, monotonic_us())
+            return self._dispatcher.judge(messages, monotonic_us(), alone=alone)
         except Exception as error:  # the client would hang if this loop ended in silence
             self._console.internal_error(error)
-            self._dispatcher.is_guarding.wait()
-            return self._dispatcher.dispatch(lambda session: session.unjudged(lines, monotonic_us()))
+            return self._judge_one_by_one(lines, alone=alone)
+
+    def _judge_one_by_one(self, lines: Sequence[bytes | Refusal], *, alone: bool) -> bytes:
+        """After a bug, judge held calls and lines one by one, so that it keeps no others from being judged."""
+        self._dispatcher.is_guarding.wait()
+        held = len(self._dispatcher.session.held.calls) if self._dispatcher.session else 0
+        alone = alone or len(lines) + held <= 1
+        self._dispatcher.dispatch(lambda session: session.unjudged(lines if alone else None, monotonic_us()))
+        parts: list[Sequence[bytes | Refusal]] = [] if alone else [*[()] * held, *([line] for line in lines)]
+        return b"".join([self._judge(part, alone=True) for part in parts])
 
     def _change_policy(self, policy: "Policy | PolicyError") -> None:
         self._dispatcher.post(lambda session: session.change_policy(policy))

@@ -35,16 +35,17 @@ Invariants
   error because the server cannot answer. A request is in flight from the output that forwards it until its end.
 - The server has at most one unanswered request with an id, so that each answer is the answer to one request. A request with
   the id of another is refused until the other is answered, even if that was cancelled.
-- The server gets no cancellation of a held call.
+- The server gets no cancellation of a request that it did not get.
 - Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
   the client in that order, too.
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
 - Memory is bounded, whatever the client writes: see `in_flight`, `decision_requests`, `retries`, `held_calls` and `journal`.
-- No method raises anything. An exception is a bug. The relay reports it and calls `unjudged`.
+- No method raises anything. An exception is a bug. The relay reports it and calls `unjudged`; then it hands over, alone, each
+  held call and each line; and calls `unjudged` for each that leads to an exception again.
 """
 
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -70,6 +71,9 @@ takes some milliseconds, so that other wrappers get their turn."""
 
 MAX_OUTCOMES: Final = 64
 """Outcomes that are recorded at once, or a 16th of all, if that is more: calls are not decided while the store writes them."""
+
+_MAX_UNSENT: Final = 1024
+"""How many requests are remembered that the server did not get: a client cancels one soon, or not at all."""
 
 _CANCELLED: Final = "notifications/cancelled"
 _USED_ID: Final = "a request with the id of another that is not answered yet"
@@ -146,6 +150,7 @@ class Session:
         self.unwritten: list[tuple[DecisionRequest, Verdict]] = []
         self._retries = FreeRetries()
         self.held = HeldCalls(self._retries, self.unwritten)
+        self._unsent: deque[str] = deque(maxlen=_MAX_UNSENT)  # the keys of requests that the server did not get
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
@@ -155,6 +160,7 @@ class Session:
         self._now_us = 0
         self._steps: list[Frame | Refusal | DecisionRequest] = []  # the messages, with calls as requests
         self._due: Sequence[HeldCall] = ()  # the held calls that are decided anew
+        self._denied: list[tuple[DecisionRequest, Verdict]] = []  # what is refused, whatever the store says
         self._to_decide: list[DecisionRequest] = []  # by the store
         self._asked: Sequence[DecisionRequest] = ()  # the portion of these that the store was asked for last
 
@@ -182,7 +188,12 @@ class Session:
         return LookUp(tuple(notes), needs_answers) if notes or needs_answers else None
 
     def judge(
-        self, messages: Sequence[Frame | Refusal], now_us: int, notes: Mapping[str, str] | None = None
+        self,
+        messages: Sequence[Frame | Refusal],
+        now_us: int,
+        notes: Mapping[str, str] | None = None,
+        *,
+        alone: bool = False,
     ) -> Sequence[DecisionRequest]:
         """Judge messages from the client, and the held calls that are due.
 
@@ -190,13 +201,14 @@ class Session:
             messages: As `frames.read` returns them; none if only held calls are due, or their clients are to be told.
             now_us: A monotone clock's reading.
             notes: The agents in the `notes` that were looked up, by key. Calls without a note are absent.
+            alone: Whether no held calls are judged with the messages, and only the first that is due if there are none.
 
         Returns:
             The requests that the store has to decide in one transaction, for `decided`; empty if none is left.
         """
         if self._server_exited:
             return ()
-        self._now_us, self._due, self._to_decide = now_us, (), []
+        self._now_us, self._due, self._denied, self._to_decide = now_us, (), [], []
         steps = self._steps = []
         left = dict(notes) if notes else None
         keys: set[str] = set()  # of the requests among the messages
@@ -218,8 +230,9 @@ class Session:
                 if message.method == "initialize" and isinstance(message.params, dict):
                     self.requests.client_name = name_in(message.params.get("clientInfo"))
                 steps.append(message)
-        if held:
-            self._add_due()
+        if held and not (alone and messages):
+            self._add_due(1 if alone else None)
+        self.unwritten += self._denied
         return self._ask() if self._to_decide else ()
 
     def _cancels_held(self, message: Frame) -> bool:
@@ -228,6 +241,7 @@ class Session:
         if key is None or key not in self.held.calls:
             return False
         self.held.drop(key, "cancelled while it waited", self._now_us)
+        self._unsent.append(key)
         return True
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
@@ -236,7 +250,7 @@ class Session:
         return notes.pop(key, None) if key else None
 
     def _refuse(self, refusal: Refusal) -> Refusal:
-        self.unwritten.append((self.requests.of_refusal(refusal), Verdict("invalid")))
+        self._denied.append((self.requests.of_refusal(refusal), Verdict("invalid")))
         return refusal
 
     def _call(self, frame: Frame, key: str, noted: str | None, rounds: int | None = None) -> DecisionRequest:
@@ -274,9 +288,8 @@ class Session:
             assert isinstance(policy, PolicyError)  # noqa: S101 - else the store decides
             why = f"no policy is in force. {policy.message}. Every tool is closed until it is fixed."
             request.explain("policy_invalid", why)
-        self.held.decided(request)
         request.verdict = verdict
-        self.unwritten.append((request, verdict))
+        self._denied.append((request, verdict))
 
     # Verdicts
 
@@ -391,7 +404,7 @@ class Session:
                 frame = self._answer_denied(step)
             if frame:
                 to_server += (frame, b"\n")
-        self._steps = []
+        self._steps, self._due = [], ()
         to_client, self._to_client = self._to_client, []
         return b"".join(to_server), b"".join(to_client)
 
@@ -423,12 +436,16 @@ class Session:
         """Answer a call that was denied, unless it is held; the server gets nothing."""
         verdict = request.verdict
         if verdict is not None and verdict.decision != "held":
+            self._unsent.append(request.key)
+            self.held.decided(request)
             self._retries.give_back(request)
             if self._client_waits or request.detail.get("reason") != denial.SERVER_GONE_REASON:
                 self._to_client.append(denial.denied(request, verdict, self._form))
         return b""
 
     def _answer_refusal(self, refusal: Refusal) -> bytes:
+        if refusal.message is not _USED_ID:  # else the server may have got the other request
+            self._unsent.append(id_key(refusal.id))
         if refusal.answered:
             self._to_client.append(denial.refused(refusal))
         return b""
@@ -443,13 +460,15 @@ class Session:
         elif self._cancels_held(frame):  # one that was read together with it
             return b""
         elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
+            if key in self._unsent and not self.in_flight.has_id(key):
+                return b""
             self.in_flight.cancel(key, self._now_us)
         return frame.raw
 
-    def _add_due(self) -> None:
-        """Put the held calls that are due before everything else, so that no later call passes them."""
+    def _add_due(self, most: int | None) -> None:
+        """Put the held calls that are due, or the first of them, before everything else, so that no later call passes them."""
         now_us, later = self._now_us, self._to_decide
-        due = self._due = self.held.due(now_us)
+        due = self._due = self.held.due(now_us)[:most]
         self._to_decide = []
         requests = []
         for call in due:
@@ -554,33 +573,35 @@ class Session:
 
     # Bugs
 
-    def unjudged(self, lines: Sequence[bytes | Refusal], now_us: int) -> None:
+    def unjudged(self, lines: Sequence[bytes | Refusal] | None, now_us: int) -> None:
         """Note that a bug has kept lines from being judged, and the held calls that were due.
 
-        Nothing of them is forwarded, and their requests are answered with an error. Calls that were charged stay charged.
+        Nothing of them is forwarded. Calls that were charged stay charged.
 
         Args:
-            lines: As `LineSplitter` returns them.
+            lines: As `LineSplitter` returns them. Their requests are answered with an error, and so are the held calls. None if
+                all are judged again, each alone.
             now_us: A monotone clock's reading.
         """
         self._to_client = []
         steps, self._steps, self._to_decide = self._steps, [], []
-        waiting = [call for call in self._due if self.held.calls.get(call.key) is call]
-        for call in waiting:
-            self.held.drop(call.key, "mcpguard failed to judge it", now_us)
-        dropped = {call.key for call in waiting}
+        waiting = [call.key for call in self._due if call.key in self.held.calls]
         for step in steps:
-            if isinstance(step, DecisionRequest) and step.key not in dropped:
-                if step.verdict is None or step.verdict.forwards:
+            if isinstance(step, DecisionRequest) and step.key not in waiting:
+                self.held.decided(step)  # if it began to wait just now
+                if step.verdict is None or step.verdict.decision not in REFUSED:
                     self._retries.give_back(step)
                 if step.verdict is not None and step.verdict.forwards and not self.in_flight.has_id(step.key):
                     self._forward(step, step.verdict)
             request_id = step.request_id if isinstance(step, DecisionRequest) else step.id
             if isinstance(step, DecisionRequest | Frame) and request_id:
                 self.in_flight.end(id_key(request_id), "no_answer", now_us)
-        self._to_client += [denial.unjudged(call.request.request_id) for call in self._due]
+        for key in waiting if lines is not None else ():
+            self.held.drop(key, "mcpguard failed to judge it", now_us)
+        gone = [call for call in self._due if call.key not in self.held.calls]
+        self._to_client += [denial.unjudged(call.request.request_id) for call in gone]
         self._due = ()
-        for line in lines:
+        for line in lines or ():
             messages: Sequence[Frame | Refusal] = (Frame(b"", None, "null", None),)  # if the bug is in the parser
             with contextlib.suppress(Exception):
                 messages = frames.read([line])
@@ -590,9 +611,11 @@ class Session:
     def _answer_unjudged(self, message: Frame | Refusal) -> None:
         verdict = Verdict("invalid")
         if isinstance(message, Refusal):
-            self._to_client += [denial.refused(message)] if message.answered else []
+            self._answer_refusal(message)
         else:
-            self._to_client += [] if message.id is None else [denial.unjudged(message.id)]
+            if message.id is not None:
+                self._unsent.append(id_key(message.id))
+                self._to_client.append(denial.unjudged(message.id))
             verdict, message = Verdict("unavailable"), Refusal(0, "internal_error", message.id or "null", tool=message.tool)
         with contextlib.suppress(Exception):  # the bug may be in making requests
             self.unwritten.append((self.requests.of_refusal(message), verdict))

@@ -116,9 +116,9 @@ def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene
     def watch(owner: object, name: str) -> None:
         use = getattr(owner, name)
 
-        def watched(*args: object) -> object:
+        def watched(*args: object, **options: object) -> object:
             used.append((name, scene.dispatcher._lock.locked()))
-            return use(*args)
+            return use(*args, **options)
 
         monkeypatch.setattr(owner, name, watched)
 

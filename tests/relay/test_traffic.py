@@ -340,14 +340,16 @@ def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) 
     assert "mcpguard: policy not applied: line 3: broken" in lines
 
 
-def test_after_a_bug_the_requests_of_the_read_are_answered_and_the_bug_is_reported(line: Line) -> None:
+def test_after_a_bug_the_calls_are_answered_the_bug_is_reported_and_everything_else_passes(line: Line) -> None:
     line.store.failure = ZeroDivisionError("a bug")
-    line.send(call(1))
-    assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(1, 503)]
+    notification = {"jsonrpc": "2.0", "method": "notifications/x"}
+    line.send(PING, call(1), notification, call(2))
+    assert [(message["id"], message["error"]["code"]) for message in line.client_has(2)] == [(1, 503), (2, 503)]
+    assert line.server_has(2) == [PING, notification]
     assert b"internal error, please report it: ZeroDivisionError('a bug')" in os.read(line.console, 4096)
     line.store.failure = None
-    line.send(call(1), PING)
-    assert line.server_has(2) == [call(1), PING]
+    line.send(call(1))
+    assert line.server_has() == [call(1)]
 
 
 def fails_on(name: str, make: Callable[..., DecisionRequest]) -> Callable[..., DecisionRequest]:
@@ -361,7 +363,7 @@ def fails_on(name: str, make: Callable[..., DecisionRequest]) -> Callable[..., D
     return made
 
 
-def test_after_a_bug_in_judging_the_requests_of_the_read_are_answered_and_held_calls_and_later_ones_go_on(
+def test_a_bug_in_judging_one_call_concerns_no_other_call_of_the_read_and_no_held_call(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line.policy.changed = parse('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
@@ -369,14 +371,30 @@ def test_after_a_bug_in_judging_the_requests_of_the_read_are_answered_and_held_c
     assert line.server_has() == [call(1)]
     with monkeypatch.context() as patched:
         patched.setattr(DecisionRequests, "of_call", fails_on("odd", DecisionRequests.of_call))
-        line.send(PING, call(3) | {"params": {"name": "odd", "arguments": {}}})
-        assert {(one["id"], one["error"]["code"]) for one in line.client_has(2)} <= {("ping", 503), (3, 503)}
-    line.send(call(5))
+        odd, other = [call(at) | {"params": {"name": name, "arguments": {}}} for at, name in ((3, "odd"), (4, "other"))]
+        line.send(PING, odd, other, call(5))
+        assert [(one["id"], one["error"]["code"]) for one in line.client_has()] == [(3, 503)]
+        assert line.server_has(2) == [PING, other]
     for ended, following in ((1, 2), (2, 5)):
         line.answer(ended)
         assert line.server_has() == [call(following)]
     until(lambda: 3 in line.rows(), "the call that was not judged has a row")
-    assert line.rows()[3] == "unavailable"
+    assert line.rows() == {1: "allowed", 2: "allowed", 3: "unavailable", 4: "allowed", 5: "allowed"}
+
+
+def test_a_bug_in_deciding_one_of_many_held_calls_drops_that_call_only(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.policy.changed = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "60s"\n')
+    odd = [call(at) | {"params": {"name": "odd"}} for at in (1, 2)]
+    line.send(call(3), odd[0], call(4), odd[1], call(5))
+    assert line.server_has(2) == [call(3), odd[0]]
+    monkeypatch.setattr(DecisionRequests, "of_call", fails_on("odd", DecisionRequests.of_call))
+    line.policy.changed = parse('mode = "enforce"')  # now all of them are due
+    other = call(6) | {"params": {"name": "other", "arguments": {}}}
+    line.send(other)
+    assert [(one["id"], one["error"]["code"]) for one in line.client_has()] == [(2, 503)]
+    assert line.server_has(3) == [call(4), call(5), other]
+    until(lambda: 2 in line.rows(), "the dropped call has a row")
+    assert line.rows() == {at: "rate_limited" if at == 2 else "allowed" for at in range(1, 7)}
 
 
 def test_a_bug_in_deciding_a_held_call_drops_that_call_only(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:

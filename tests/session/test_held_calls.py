@@ -11,6 +11,7 @@ from mcpguard.session import held_calls, in_flight
 from mcpguard.session.held_calls import LOOK_US
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.wire.frames import read
 from tests.build import Talk, call_line, cancel, request
 from tests.callers import Caller
 
@@ -542,6 +543,7 @@ def test_a_call_behind_one_that_was_cancelled_for_another_counter_stays_where_it
     talk.client(call_line("search", 1), call_line("browse", 2), call_line("search", 3), call_line("browse", 4))
     assert talk.client(cancel(3)) == []
     assert talk.attend() == []
+    assert talk.client(cancel(3), cancel("nobody")) == ["forwarded notifications/cancelled"]
     talk.answer(2)
     assert talk.attend() == ["forwarded 4"]
 
@@ -671,3 +673,50 @@ def test_a_held_call_that_a_bug_keeps_from_being_judged_is_dropped_and_answered(
     assert talk.unjudged() == ["answered 2: 503"]
     assert talk.machine.held.next_us is None
     assert talk.records[-1]["reason"] == "mcpguard failed to judge it"
+
+
+def test_a_bug_in_judging_later_lines_concerns_no_held_call_that_was_judged_before() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2), call_line("search", 3)) == ["forwarded 1"]
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 2"]
+    assert talk.unjudged(request("ping", 4)) == ["answered 4: 503"]  # the bug is in the parser
+    talk.answer(2)
+    assert talk.attend() == ["forwarded 3"]
+
+
+def test_a_held_call_that_is_judged_again_after_a_bug_is_denied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nlimit = "1/1h"\nwait = "1h"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.machine.change_identity(Unauthenticated("there is no token", "write one"))
+    with monkeypatch.context() as patched:
+        patched.setattr(held_calls.HeldCall, "waited_us", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            talk.machine.judge((), talk.time())
+    talk.machine.unjudged(None, talk.time())
+    assert talk.decide_held() == ["answered 2: 401"]
+    assert decisions(talk) == [(1, "allowed"), (2, "unauthenticated")]
+    assert talk.machine.held.next_us is None
+
+
+def test_a_call_that_began_to_wait_before_a_bug_is_judged_again_with_the_other_lines_and_is_held() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
+    lines = [call_line("search", 1), call_line("search", 2), call_line("other", 3)]
+    asked = talk.machine.judge(read(lines), talk.time())
+    for _ in range(2):
+        asked = talk.machine.decided(talk.store.decide(asked, talk.journal))
+    assert [one.request_id for one in asked] == ["3"]  # and here is the bug
+    talk.machine.unjudged(None, talk.time())
+    assert talk.carry_out() == []
+    assert [talk.client(line) for line in lines] == [["forwarded 1"], [], ["forwarded 3"]]
+    talk.answer(1)
+    assert talk.attend() == ["forwarded 2"]
+
+
+def test_a_line_that_is_judged_alone_is_judged_without_the_held_calls_that_are_due() -> None:
+    talk = Talk('[[rule]]\ntool = "search"\nconcurrent = 1\nwait = "60s"\n')
+    assert talk.client(call_line("search", 1), call_line("search", 2)) == ["forwarded 1"]
+    talk.answer(1)
+    assert talk.machine.judge(read([request("ping", 3)]), talk.time(), alone=True) == ()  # and here is the bug
+    assert talk.unjudged(request("ping", 3)) == ["answered 3: 503"]
+    assert talk.attend() == ["forwarded 2"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcpguard.session import in_flight
+from mcpguard.session import in_flight, machine
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Verdict
 from tests.build import Talk, call_line, cancel, request
@@ -157,6 +157,19 @@ def test_a_cancellation_does_not_cancel_a_later_call() -> None:
 CANCELLATION = "forwarded notifications/cancelled"
 
 
+@pytest.mark.parametrize("same_read", [True, False])
+@pytest.mark.parametrize(
+    "unseen", [call_line("closed", 2), b'{"id":2,"method":"tools/call","params":{"name":7}}'], ids=["denied", "refused"]
+)
+def test_the_server_gets_no_cancellation_of_a_request_that_it_did_not_get(unseen: bytes, *, same_read: bool) -> None:
+    talk = Talk('[[rule]]\ntool = "closed"\nlimit = "deny"\n')
+    lines = [unseen, cancel(2), cancel("2")]
+    came_out = talk.client(*lines) if same_read else [one for line in lines for one in talk.client(line)]
+    assert len(came_out) == 1
+    assert came_out[0].startswith("answered 2: ")
+    assert talk.client(call_line("x", 2), cancel(2)) == ["forwarded 2", CANCELLATION], "the id is used by another call now"
+
+
 def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_have_got() -> None:
     talk = Talk(ANYTHING)
     talk.client(call_line("x", 1), request("ping", "b"), call_line("x", 3))
@@ -164,6 +177,13 @@ def test_the_server_gets_the_cancellation_of_every_request_that_it_got_or_may_ha
     talk.answer(3)
     assert talk.client(cancel(1), cancel("b"), cancel(3), cancel(1), cancel("unknown")) == [CANCELLATION] * 5
     assert talk.client(b'{"method":"notifications/cancelled","params":{}}') == [CANCELLATION]
+
+
+def test_requests_that_the_server_did_not_get_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_MAX_UNSENT", 2)
+    talk = Talk('[[rule]]\ntool = "closed"\nlimit = "deny"\n')
+    talk.client(*(call_line("closed", at) for at in range(3)))
+    assert talk.client(*(cancel(at) for at in range(3))) == [CANCELLATION]
 
 
 def test_neither_a_request_with_the_method_of_a_cancellation_nor_another_notification_cancels_a_call() -> None:

@@ -10,6 +10,7 @@ from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session import decision_requests, machine
 from mcpguard.session.audit import Outcome
+from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.machine import LookUp
 from mcpguard.text.digest import cut
 from mcpguard.wire import frames
@@ -440,6 +441,17 @@ def test_after_a_bug_every_request_is_answered_and_none_is_forwarded() -> None:
     assert {one["error"]["data"]["reason"] for one in talk.to_client[:2]} == {"internal_error"}
     assert talk.client(call_line("x", 3)) == ["forwarded 3"]
     assert talk.server_exits("over") == ["answered 3: -32000"]
+
+
+def test_a_refused_line_that_is_judged_again_after_a_bug_has_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    talk = Talk(ANYTHING)
+    with monkeypatch.context() as patched:
+        patched.setattr(DecisionRequests, "of_call", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            talk.machine.judge(frames.read([b"not json", call_line("x", 1)]), 0)
+    talk.machine.unjudged(None, 0)
+    assert talk.client(b"not json", call_line("x", 1)) == ["forwarded 1", "answered None: -32700"]
+    assert [one["decision"] for one in talk.records] == ["invalid", "allowed"]
 
 
 def test_a_call_that_a_bug_stops_after_its_decision_frees_its_place() -> None:
