@@ -188,11 +188,6 @@ def label_parts(label: str) -> Label:
     return Label(namespace, values, shared, counts[0] if counts else "calls", window_us)
 
 
-def window_of(label: str) -> int:
-    """The window in µs in a counter's label."""
-    return int(json.loads(label)[-1])
-
-
 def counter_id(label: str) -> int:
     """The key of a counter in every store."""
     return number(label)

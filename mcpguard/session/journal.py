@@ -1,12 +1,11 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
-import copy
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from mcpguard.limiter.plan import Plan
 from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
-from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
+from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict, copied
 
 STORM_US: Final = 1_000_000
 """Equal denials within this time share a row. So do denials of one kind, if the kind has `KIND_STORMS` already."""
@@ -117,7 +116,7 @@ class Journal:
 
     def draft(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row:
         """The row that `row` would return for a forwarded call. Changes nothing."""
-        changes, seq, one = len(self._before), self.seq, copy.copy(verdict)
+        changes, seq, one = len(self._before), self.seq, copied(verdict)
         self._count_denials(one)
         self._restore(changes, seq)
         return row(request, one, time_us, seq + 1)

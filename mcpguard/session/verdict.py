@@ -1,8 +1,7 @@
 """What the session and a store say to each other: the request for a decision, the verdict, and the end of a call."""
 
 from collections.abc import Sequence
-from copy import copy
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self, TypeVar
 
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, State
@@ -28,13 +27,23 @@ FORWARDED: frozenset[Decided] = frozenset({"allowed", "would_deny", "continued",
 """The decisions after which a call is forwarded to the server."""
 
 REFUSED: frozenset[Decided] = frozenset({"rate_limited", "denied", "unauthenticated", "invalid", "unavailable"})
-"""The decisions that charge nothing. No limit bounds their number, so the journal's budget bounds their rows."""
+"""The decisions that charge nothing. No limit bounds their number, so the journal bounds their rows."""
 
 NO_LIMITS: Final = Plan()
 """The plan of what no limit decides."""
 
 NO_FRAME: Final = Frame(b"", None, None, None)
 """The frame of what is not a call."""
+
+
+_T = TypeVar("_T")
+
+
+def copied(one: _T) -> _T:
+    """A copy with the same attributes. `copy` does this too, but takes a millisecond to load."""
+    made = object.__new__(type(one))
+    made.__dict__ |= one.__dict__
+    return made
 
 
 class DecisionRequest:
@@ -105,7 +114,7 @@ class DecisionRequest:
 
     def with_plan(self, plan: Plan) -> Self:
         """A copy with another plan."""
-        made = copy(self)
+        made = copied(self)
         made.plan = plan
         return made
 
@@ -177,7 +186,7 @@ class Verdict:
 
     def dropped(self, passed_us: int) -> Self:
         """The denial of a call that was held and is dropped some time later: all waits are shorter."""
-        made = copy(self)
+        made = copied(self)
         made.decision, made.states = "rate_limited", ()
         made.retry_after_us = _shorter(self.retry_after_us, passed_us)
         made.exceeded = tuple([Exceeded(at, _shorter(wait_us, passed_us)) for at, wait_us in self.exceeded])
