@@ -100,8 +100,8 @@ def _warned(warnings: Sequence[str], hint: str) -> Iterator[Check]:
 
 
 def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
-    from mcpguard.stores.redis.layout import prefix
     from mcpguard.stores.redis.link import Link
+    from mcpguard.stores.redis.states import prefix
 
     timeout_s = PATIENCE_MS / 1000
     if url.password and not url.is_tls and not all(is_loopback(host) for host, _ in url.hosts):

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
-from mcpguard.limiter.plan import Plan
+from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
-from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict, copied
+from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000
 """Equal denials within this time share a row. So do denials of one kind, if the kind has `KIND_STORMS` already."""
@@ -73,19 +73,37 @@ class Journal:
         self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
 
-    def rows(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict], time_us: int) -> list[Row]:
+    def rows(
+        self,
+        requests: Sequence[DecisionRequest],
+        verdicts: Sequence[Verdict],
+        time_us: int,
+        *,
+        are_forwarded_written: bool = False,
+    ) -> list[Row]:
         """The rows to write for requests that were just decided. Completes the verdicts.
 
         Args:
             requests: The requests.
             verdicts: Their verdicts; see `row`.
             time_us: Wall-clock time.
+            are_forwarded_written: Whether the store has written the rows of forwarded calls, in order, with the numbers from
+                `seq + 1` on. They are not returned.
 
         Returns:
             In order, a row for each verdict except held calls, and denials that wait for a shared row.
         """
         self.begin()
-        found = [self.row(request, verdict, time_us) for request, verdict in zip(requests, verdicts, strict=True)]
+        for verdict in verdicts if are_forwarded_written else ():
+            if verdict.forwards:
+                self.seq += 1
+                verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
+        found = []
+        for request, verdict in zip(requests, verdicts, strict=True):
+            if are_forwarded_written and verdict.forwards:
+                self._count_denials(verdict)
+            else:
+                found.append(self.row(request, verdict, time_us))
         return [one for one in found if one is not None]
 
     def begin(self) -> None:
@@ -106,34 +124,14 @@ class Journal:
         one = row(request, verdict, time_us, self.seq + 1)
         if decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
             return None
-        self._number(verdict)
-        return one
-
-    def written(self, verdict: Verdict) -> None:
-        """As `row`, of a forwarded call whose row the store has written, with the next number."""
-        self._count_denials(verdict)
-        self._number(verdict)
-
-    def draft(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row:
-        """The row that `row` would return for a forwarded call. Changes nothing."""
-        changes, seq, one = len(self._before), self.seq, copied(verdict)
-        self._count_denials(one)
-        self._restore(changes, seq)
-        return row(request, one, time_us, seq + 1)
-
-    def _number(self, verdict: Verdict) -> None:
-        """Give a verdict's row the next number."""
         self.seq += 1
         verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
+        return one
 
     def take_back(self) -> None:
         """Undo the last call of `rows`, because the transaction with its rows has failed."""
-        self._restore(0, self._seq_before)
-
-    def _restore(self, changes: int, seq: int) -> None:
-        """Undo all changes but the first ones."""
-        self.seq = seq
-        while len(self._before) > changes:
+        self.seq = self._seq_before
+        while self._before:
             mapping, key, value = self._before.pop()
             if value is None:
                 del mapping[key]
@@ -160,6 +158,15 @@ class Journal:
                     rows.append(named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting))
                     self._storms[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
         return rows
+
+    @property
+    def has_no_denials(self) -> bool:
+        """Whether `denials_on` is 0 for each counter."""
+        return not self._denials
+
+    def denials_on(self, counter: Counter) -> int:
+        """This session's denials on a counter since its last admission."""
+        return self._denials.get(counter.id, 0)
 
     @property
     def is_waiting(self) -> bool:

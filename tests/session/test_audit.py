@@ -24,7 +24,6 @@ from mcpguard.session.audit import (
     summed,
     with_outcome,
 )
-from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
@@ -358,21 +357,14 @@ def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
     assert full.records[1]["arguments"] == {"secret": 8}
 
 
-def test_a_journal_drafts_the_row_that_a_store_writes_itself_and_then_counts_the_call() -> None:
-    policy = '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "1/1h"\n'
-    store = MemoryStore(clock=Time(), wall=Time(WALL_US))
-    session = Session(store, policy)
-    session.call("x", 3)
-    journal, (request,) = session.journal, session.charges("x")
-    verdict, _ = decide_one(request, *store.peek(request.plan.counters))
-    assert (verdict.decision, verdict.count) == ("would_deny", 1)
-    journal.begin()
-    draft = journal.draft(request, verdict, WALL_US)
-    assert (draft.seq, draft.counted, journal.seq, verdict.count) == (4, 1 + 3, 3, 1)
-    journal.written(verdict)
-    assert (verdict.audit_id, verdict.has_own_row, verdict.count) == (f"{journal.session}-4", True, 1 + 3)
-    journal.take_back()
-    assert journal.seq == 3
+def test_a_journal_tells_the_denials_on_a_counter_since_the_last_admission() -> None:
+    session = Session(MemoryStore(clock=Time(), wall=Time(WALL_US)), '[[rule]]\ntool = "*"\nlimit = ["2/1m", "9/1h"]\n')
+    session.call("closed", 2)
+    minute, hour = session.charges("closed")[0].plan.counters
+    assert session.journal.has_no_denials
+    session.call("closed", 3)
+    assert not session.journal.has_no_denials
+    assert [session.journal.denials_on(one) for one in (minute, hour)] == [3, 0]
 
 
 def test_the_session_of_a_row_is_read_from_its_context() -> None:

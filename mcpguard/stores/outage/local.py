@@ -47,27 +47,34 @@ class LocalStore(MemoryStore):
     Attributes:
         log: The outage log.
         failure: Why the store cannot be used, for the denials.
-        has_room: Whether another call may be logged.
-        left: Calls that have ended, whose places the store may have.
     """
 
     def __init__(self, mode: str, means: Means, log: Callable[[], OutageLog]) -> None:
         super().__init__(clock=means.clock, wall=means.wall)
         self.log = log()
         self.failure = NOT_IN_TIME
-        self.has_room = True
-        self.left: list[Ending] = []
         self._new_log = log
         self._mode = mode
         self._unknown_until_us = 0  # until when a counter without a log here may hold something
         self._next_forget_us = 0
         self._given: set[int] = set()  # calls that a store was asked to give places
+        self._left: list[Ending] = []  # calls that have ended, whose places the store may have
 
     # while the store works
+
+    def admitted(self, found: Verdict) -> None:
+        """Note the places of a call that the store has decided, if it was admitted."""
+        if found.forwards and found.row_id is not None:
+            self.give_places({found.row_id: found.taken_caps})
 
     def free(self, endings: Sequence[Ending]) -> None:
         """Note calls that have ended. The store has been told."""
         super().settle([ending._replace(failed=False) for ending in endings])
+
+    def has_place(self, ending: Ending) -> bool:
+        """Whether a call has a place."""
+        caps = [counter for counter in ending.plan.counters if not counter.window_us]
+        return any(ending.row_id in state for state in self._states_of(caps))
 
     # when it fails
 
@@ -94,7 +101,7 @@ class LocalStore(MemoryStore):
 
     def _decide_one(self, request: DecisionRequest, call_id: int) -> tuple[Verdict, Sequence[Counter], Decision]:
         plan = request.plan
-        if self._mode == "deny" or not (self.has_room and self.log.has_room):
+        if self._mode == "deny" or not self.log.has_room:
             return self._refused(request), (), _NOTHING
         if self._mode == "allow":
             found = _uncounted(plan)
@@ -165,8 +172,8 @@ class LocalStore(MemoryStore):
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. The next store is told, if it may have their places."""
         for one in endings:
-            if one.plan.caps and (one.row_id >= 0 or one.row_id in self._given):
-                self.left.append(one._replace(failed=False))
+            if self.has_place(one) and (one.row_id >= 0 or one.row_id in self._given):
+                self._left.append(one._replace(failed=False))
         super().settle(endings)
         self.log.flush()
 
@@ -185,12 +192,13 @@ class LocalStore(MemoryStore):
 
     # when it is back
 
-    def hand_log_to(self, logs: list[OutageLog]) -> None:
-        """Add the outage log to these, unless it is empty. Whatever is logged from now on has a log of its own."""
-        if not self.log.is_empty:
-            logs.append(self.log)
-            self.log = self._new_log()
-            self.log.to_disk = logs[-1].to_disk
+    def take_log(self) -> OutageLog | None:
+        """The outage log; None if it is empty. Whatever is logged from now on has a log of its own."""
+        if self.log.is_empty:
+            return None
+        log, self.log = self.log, self._new_log()
+        self.log.to_disk = log.to_disk
+        return log
 
     def hand_over(self, store: Recoverable, place_id: Callable[[int], int], using: Using) -> None:
         """Let a store give places to the calls in flight, and free those of calls that have ended.
@@ -213,10 +221,14 @@ class LocalStore(MemoryStore):
             with using():
                 self._given = set(calls)
                 store.give_places({place_id(row_id): counters for row_id, counters in calls.items()})
-        if self.left:
+        if self._left:
             with using():
-                store.settle([ending._replace(row_id=place_id(ending.row_id)) for ending in self.left])
-            self.left = []
+                store.settle([ending._replace(row_id=place_id(ending.row_id)) for ending in self._left])
+            self._left = []
+
+    def lose_data(self) -> None:
+        """The store does not have the data of the one before."""
+        self._left = []
 
 
 def _uncounted(plan: Plan) -> Verdict:

@@ -15,7 +15,6 @@ number of rows is bounded, so that neither can grow without end.
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import time
@@ -24,9 +23,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, private_folder, size_bytes
-from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
-from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.api import Clock
@@ -41,9 +38,6 @@ from mcpguard.text.printing import compact
 HEAD: Final = "h"
 SEAL: Final = "s"
 
-BATCH_CHARS: Final = 64 * 1024
-"""How much text a batch may have, unless a single row has more."""
-
 MAX_FOLDER_BYTES: Final = 256 * 1024 * 1024
 """No new file is made while all files of the store and namespace together exceed this."""
 
@@ -57,21 +51,19 @@ class Bounds(NamedTuple):
     """How much is kept of an outage.
 
     Attributes:
-        rows: How many rows of forwarded calls a log has, and how many other rows.
+        rows: How many rows of forwarded calls a log has, and how many other rows. A log that is read into the store and the one
+            that follows it each have as many.
         chars: The same bound for their text, which includes the calls' arguments if the audit log keeps them in full.
         counters: How many counters are counted without the store. A call that needs one more is denied until windows have
             passed.
-        batch: How many rows and outcomes, or counters, are written to the store at once. It takes a few milliseconds, for which
-            a decision may have to wait.
-        logs: How many logs may wait for the store, if it fails again and again before it has read them. With more of them calls
-            have no room.
+        batch: How many rows and outcomes are written to the store at once. It takes a few milliseconds, for which a decision
+            may have to wait.
     """
 
     rows: int = 10_000
     chars: int = 16 * 1024 * 1024
     counters: int = 20_000
     batch: int = 100
-    logs: int = 10
 
 
 def key_id(args_key: bytes) -> str:
@@ -152,22 +144,22 @@ class OutageLog:
     Attributes:
         id: The log's id, 13 hexadecimal digits.
         key: The same as the argument.
+        path: The file; empty if there is none.
         to_disk: Whether texts are written to a file. Until then they wait in memory.
         rows: How many rows it has.
         read_rows: How many of them a store has.
-        counted_by: The key of the store that has counted what was charged; empty for none.
-        counted_parts: How many of the parts of `charges` it has counted.
         dropped: How many rows of denials had no room.
         seal: The `key_id` and the newest row of the store that it was last read into; None if there was none.
+        shift_us: How far the clock is ahead of the clock of the charges.
         damaged: Whether the file has something after its last whole record.
     """
 
     def __init__(self, means: Means, key: str) -> None:
         self.id = f"{int.from_bytes(os.urandom(8)) >> 12:013x}"
         self.key = key
+        self.path = ""
         self.to_disk = False
-        self.rows = self.read_rows = self.dropped = self.counted_parts = 0
-        self.counted_by = b""
+        self.rows = self.read_rows = self.dropped = self.shift_us = 0
         self.seal: tuple[str, int] | None = None
         self.damaged = False
         self.bounds = means.bounds
@@ -177,35 +169,30 @@ class OutageLog:
         self._at = START
         self._waiting: list[str] = []
         self._is_failing = False  # whether the last write failed
-        self._counters: dict[int, Counter] = {}
-        self._charged: dict[int, State] = {}  # by counter id
-        self._shift_us = 0  # how far the clock is ahead of the clock of the charges
         self._kept = {True: [0, 0], False: [0, 0]}  # rows and their text, of forwarded calls and others
 
     @classmethod
-    def of_file(cls, means: Means, file: LifeSign) -> "OutageLog":
+    def of_file(cls, means: Means, folder: OutageFolder, file: LifeSign) -> "OutageLog":
         """The log that another wrapper has left in a locked file.
 
         Raises:
             OSError, ValueError: The file cannot be read, or has no log.
         """
         log = cls(means, "")
-        log._file, log.to_disk = file, True
+        log._file, log.path, log.to_disk = file, file.path, True
         then_us = ""
         for text, after in log._stored():
             log._at = after
             kind, *fields = text.split("\t")
             if kind == HEAD:
                 log.id, base, then_us, then_wall_us, log.key = fields
-                if means.folder and base != means.folder.base():
-                    log._shift_us = means.clock() - int(then_us) - (means.wall() - int(then_wall_us))
+                if base != folder.base():
+                    log.shift_us = means.clock() - int(then_us) - (means.wall() - int(then_wall_us))
             elif kind == SEAL:
                 log.seal = fields[0], int(fields[1])
-            else:
-                log._charge(text)
         size = os.fstat(file.fd).st_size
         log.damaged = size > log._at.end
-        if not then_us and size and any(_bytes(file, size, 0)):  # a power cut may leave zeros
+        if not then_us and size and any(_read(file, size, 0)):  # a power cut may leave zeros
             raise ValueError("it is not an outage log")
         return log
 
@@ -249,41 +236,11 @@ class OutageLog:
         kept[0] += 1
         kept[1] += len(row.detail or "") + len(row.request_id or "")
         self.rows += 1
-        self._log("\n".join([*map(log_lines.counter_line, counters), log_lines.row_line(row, charged_us, charged)]))
+        self._waiting.append("\n".join([*map(log_lines.counter_line, counters), log_lines.row_line(row, charged_us, charged)]))
 
     def failure(self, counter: Counter, charged_us: int, charged: str) -> None:
         """Log that a call that failed was charged on a counter of errors."""
-        self._log(f"{log_lines.counter_line(counter)}\n{log_lines.charged_line(charged_us, charged)}")
-
-    def _log(self, text: str) -> None:
-        self._charge(text)
-        self._waiting.append(text)
-
-    def _charge(self, text: str) -> None:
-        """Note what a text says of counters and charges."""
-        now_us = self._means.clock()
-        for kind, *fields in [line.split("\t") for line in text.split("\n")]:
-            if kind == log_lines.COUNTER:
-                self._counters[int(fields[0])] = Counter(int(fields[0]), fields[2], int(fields[1]))
-            elif kind != log_lines.OUTCOME:
-                *_, charged_us, charged = fields
-                for key, window_us, n, cost in log_lines.read_charges(charged) if charged else ():
-                    log = self._charged.get(key, EMPTY)
-                    at_us = min(int(charged_us) + self._shift_us, now_us)
-                    at_us = max(at_us, log[-2]) if log else at_us
-                    self._charged[key] = sliding.charge(sliding.live(log, window_us, at_us), n, window_us, at_us, cost)
-
-    def charges(self) -> Iterator[list[tuple[Counter, State]]]:
-        """What was charged, as `Recoverable.adopt` takes it, in parts that are the same whenever this is called.
-
-        Counters whose windows have passed are left out.
-        """
-        keys = list(self._charged)
-        for at in range(0, len(keys), self.bounds.batch):
-            now_us = self._means.clock()
-            some = [self._counters[key] for key in keys[at : at + self.bounds.batch]]
-            logs = [sliding.live(self._charged[one.id], one.window_us, now_us) for one in some]
-            yield [(one, sliding.shift(log, -now_us)) for one, log in zip(some, logs, strict=True) if log]
+        self._waiting.append(f"{log_lines.counter_line(counter)}\n{log_lines.charged_line(charged_us, charged)}")
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Log outcomes of rows, of this log or of the store that `key` names."""
@@ -299,26 +256,31 @@ class OutageLog:
             return False
         try:
             if self._waiting:
-                self._write(self._folder)
+                self._write(self._waiting)
         except (OSError, StoreUnavailable):
             self._is_failing = True
             return False
         self._waiting, self._is_failing = [], False
         return True
 
-    def _write(self, folder: OutageFolder) -> None:
-        file = self._file = self._file or folder.create()
-        texts, begin, data = self._waiting, self._at.end, b""
+    def _write(self, texts: Iterable[str]) -> None:
+        begin, data = self._at.end, b""
         if self._at is START:
-            head = (HEAD, self.id, folder.base(), f"{self._means.clock()}", f"{self._means.wall()}", self.key)
-            texts, begin, data = ["\t".join(head), *texts], 0, START.checksum
+            assert self._folder is not None  # noqa: S101 - else nothing is written
+            if self._file is None:
+                self._file = self._folder.create()
+                self.path = self._file.path
+            head = (HEAD, self.id, self._folder.base(), f"{self._means.clock()}", f"{self._means.wall()}", self.key)
+            texts = ["\t".join(head), *texts]
+            begin, data = 0, START.checksum
         packed, after = log_records.pack(self._at, [(text, 0, NO_CHARGE) for text in texts])
         data += packed
-        os.lseek(file.fd, begin, os.SEEK_SET)
-        if os.write(file.fd, data) < len(data):
+        assert self._file is not None  # noqa: S101 - it was made with the first record
+        os.lseek(self._file.fd, begin, os.SEEK_SET)
+        if os.write(self._file.fd, data) < len(data):
             with contextlib.suppress(OSError):  # else the next record is written over it
-                os.ftruncate(file.fd, begin)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.path)
+                os.ftruncate(self._file.fd, begin)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         self._at = after
 
     # reading
@@ -345,33 +307,21 @@ class OutageLog:
             self._folder = None
         return None
 
-    def batches(self) -> Iterator[tuple[dict[int, Row], list[Outcome]]]:
-        """Rows, by provisional id, and outcomes, in order, some at a time. The file has a beginning of what was logged."""
-        rows: dict[int, Row] = {}
-        outcomes: list[Outcome] = []
-        number = size = 0
-        for text in itertools.chain((text for text, _ in self._stored()), self._waiting.copy()):
-            if size and (size + len(text) > BATCH_CHARS or len(rows) + len(outcomes) >= self.bounds.batch):
-                yield rows, outcomes
-                rows, outcomes, size = {}, [], 0
-            size += len(text)
-            for kind, *fields in [line.split("\t") for line in text.split("\n")]:
-                if kind == log_lines.OUTCOME:
-                    row_id, outcome, duration_us = fields
-                    outcomes.append(Outcome(int(row_id), outcome, int(duration_us)))
-                elif kind == log_lines.ROW:
-                    rows[self.row_id(number)] = log_lines.read_row([kind, *fields])
-                    number += 1
-        yield rows, outcomes
+    def texts(self) -> Iterator[str]:
+        """What was logged, in order, without head and seals. The file has a beginning of it."""
+        for text, _ in self._stored():
+            if text[0] not in {HEAD, SEAL}:
+                yield text
+        yield from [text for text in self._waiting if text[0] not in {HEAD, SEAL}]
 
     def _stored(self) -> Iterator[tuple[str, Position]]:
         """The whole records of the file, each with the position after it."""
         at = START
         while self._file is not None:
             begin = at.end - CHECKSUM_BYTES
-            data = _bytes(self._file, _READ_BYTES, begin)
+            data = _read(self._file, _READ_BYTES, begin)
             if (length := log_records.first_length(data, at)) > len(data):
-                data = _bytes(self._file, length, begin)
+                data = _read(self._file, length, begin)
             found = [*log_records.texts(data, at)]
             if not found:
                 return
@@ -385,7 +335,7 @@ class OutageLog:
         self.to_disk = True
         self.flush(is_retry=True)
         self.close()
-        waiting = sum(map(log_lines.rows_in, self._waiting))
+        waiting = sum(f"\n{text}".count(f"\n{log_lines.ROW}") for text in self._waiting)
         return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting
 
     def remove(self) -> None:
@@ -411,6 +361,6 @@ def _shortened(row: Row) -> Row:
     return row._replace(detail=compact(detail))
 
 
-def _bytes(file: LifeSign, count: int, at: int) -> bytes:
+def _read(file: LifeSign, count: int, at: int) -> bytes:
     os.lseek(file.fd, at, os.SEEK_SET)
     return os.read(file.fd, count)

@@ -1,9 +1,8 @@
 """Wraps a store for `run`, so that calls go on while the store cannot be used.
 
-Calls use the store until it fails. Then they use the store in memory of `local`, which notes all that it does in an outage log
-(`log`). The bookkeeper's thread calls `tend`, which probes the store now and then (`breaker`). A store that can be used again
-first counts what this wrapper has charged, and gets its calls in flight. Then calls use it, and `recovery` reads the rows of
-the outage into it, and the logs of wrappers that have ended.
+While the circuit breaker (`breaker`) is closed, calls use the store. After a failure they use the store in memory of `local`,
+which notes all that it does in an outage log (`log`). The bookkeeper's thread calls `tend`, which probes the store, reads the
+outage log into it, gives it the calls in flight, and then does the same for the logs of wrappers that have ended (`recovery`).
 
 Two locks: `_lock` is held for what a call needs, which is at most one operation of the store or one wait for it to open.
 `_tending` is held while `tend` or `close` works, and taken before `_lock`.
@@ -21,21 +20,15 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
-from mcpguard.stores.outage.breaker import NOT_IN_TIME, Connector, probe_wait_us, unavailable
+from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker, Connector, unavailable
 from mcpguard.stores.outage.local import LocalStore
 from mcpguard.stores.outage.log import Bounds, Means, OutageFolder, OutageLog, key_id
-from mcpguard.stores.outage.recovery import Recovery
+from mcpguard.stores.outage.recovery import LeftLogs, OwnLogs
 from mcpguard.text.digest import number
 from mcpguard.text.printing import plural
 
 LAST_TRY_S: Final = 0.5
 """How long `close` may take to read the outage log into a store that can be used again."""
-
-WORK_US: Final = 300_000
-"""After this time `tend` stops to read logs, so that the bookkeeper's other tasks get their turn."""
-
-TOO_SLOW: Final = StoreUnavailable("it answers too slowly")
-"""The failure of a store that would let a call wait too long while it is handed an outage."""
 
 _ROW_ID_BITS: Final = 128
 """Row ids of all stores are below 2 to this power. The bits above it are the number of the store: 0 for the first one."""
@@ -79,20 +72,18 @@ class OutageStore:
         self._lock = threading.Lock()
         self._tending = threading.Lock()
         self._is_closed = False
-        self._failure = NOT_IN_TIME  # why the store cannot be used
-        self._probe_us = 0  # when to probe it next
-        self._store: Recoverable | None = None  # the store that calls use
+        self._breaker = CircuitBreaker(clock)
+        self._store: Recoverable | None = None  # the store that calls use; None unless the breaker is closed
         self._failed: Recoverable | None = None  # to be closed by `tend`: closing may take long
         self._connector: Connector | None = Connector(reopen)  # the attempt to open a store that is under way
-        self._may_wait = True  # whether a call may wait for that attempt: for the first one, and only once
-        self._is_told = False  # whether the user was told that the store cannot be used
         self._args_key = b""  # of the store that was used last, which was made at random with the store
         self._first_id = 0  # what is added to the row ids of this store, so that those of an earlier one are not taken for them
         self._warnings: tuple[str, ...] = ()  # what the user was told
         means = Means(folder, clock, wall, bounds or Bounds())
         self._local = LocalStore(mode, means, lambda: OutageLog(means, key_id(self._args_key)))
         self._salt = os.urandom(16)
-        self._recovery = Recovery(means, notify)
+        self._own_logs = OwnLogs(clock)
+        self._left_logs = LeftLogs(means, self._own_logs.row_ids, notify)
 
     # calls
 
@@ -101,14 +92,14 @@ class OutageStore:
         """See `CallStore`. Waits for the store as the first call does. Empty until the key is known."""
         if self._store is None:
             with self._lock:
-                self._end_opening()
+                self._end_opening(self._timeout_s)
         return self._args_key
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `CallStore`."""
         with self._lock:
             if self._store is None:
-                self._end_opening()
+                self._end_opening(self._timeout_s)
             if self._store is not None:
                 try:
                     verdicts = self._store.decide(requests, journal)
@@ -117,8 +108,7 @@ class OutageStore:
                 else:
                     self._note(requests, verdicts)
                     return verdicts
-            self._local.failure = self._failure
-            self._local.has_room = len(self._recovery.own) <= self._local.log.bounds.logs
+            self._local.failure = self._breaker.failure
             return self._local.decide(requests, journal)
 
     def _note(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
@@ -128,8 +118,8 @@ class OutageStore:
         for request, verdict in zip(requests, verdicts, strict=True):
             if self._first_id and verdict.row_id is not None:
                 verdict.row_id += self._first_id
-            if request.plan.caps and verdict.forwards and verdict.row_id is not None:
-                self._local.give_places({verdict.row_id: verdict.taken_caps})
+            if request.plan.caps:
+                self._local.admitted(verdict)
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `CallStore`."""
@@ -142,18 +132,13 @@ class OutageStore:
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `CallStore`. Outcomes that the store does not take are kept. Those of an earlier store are lost with its data."""
         with self._lock:
-            known, later = [], []
+            known = []
             for one in outcomes:
-                row_id = self._recovery.row_ids.get(one.row_id, one.row_id)
-                row_id -= self._first_id if one.row_id >= 0 else 0
-                if row_id >= 0:
+                row_id = one.row_id - self._first_id if one.row_id >= 0 else self._own_logs.row_ids.get(one.row_id, one.row_id)
+                if row_id >= 0 or one.row_id < 0:
                     known.append(one._replace(row_id=row_id))
-                elif one.row_id < 0 and (self._store is None or self._recovery.own):
-                    later.append(one)  # the store does not have its row yet
-            if not self._works(lambda store: store.record(known)):
-                later += known
-            if later:
-                self._local.record(later)
+            if not self._works(lambda store: store.record([one for one in known if one.row_id >= 0])):
+                self._local.record(known)
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `CallStore`. What the store does not take is kept: places are freed, and errors counted, when it is back.
@@ -163,7 +148,9 @@ class OutageStore:
         with self._lock:
             if self._mode == "allow":
                 endings = [ending._replace(failed=ending.failed and ending.row_id >= 0) for ending in endings]
-            told = [one._replace(row_id=self._place_id(one.row_id)) for one in endings if one.failed or one.plan.caps]
+            told = [
+                one._replace(row_id=self._place_id(one.row_id)) for one in endings if one.failed or self._local.has_place(one)
+            ]
             if self._works(lambda store: store.settle(told) if told else None):
                 self._local.free(endings)
                 self._follow()
@@ -182,32 +169,27 @@ class OutageStore:
         """See `CallStore`. While the store cannot be used there are no notes."""
         found: dict[str, str] = {}
         with self._lock:
-            self._end_opening()
+            self._end_opening(self._timeout_s)
             self._works(lambda store: found.update(store.take_notes(namespace, keys)))
         return found
 
     # opening and failing; the caller holds the lock
 
-    def _end_opening(self) -> None:
-        """Wait for the first attempt to open the store, if no call has waited for it, and use the store."""
+    def _end_opening(self, timeout_s: float) -> None:
+        """Wait for the first attempt to open the store, if it is still under way, and use the store."""
         connector = self._connector
-        if connector is None or not self._may_wait:
+        if self._breaker.state != "connecting" or connector is None:
             return
-        self._may_wait = False
-        if connector.wait(self._timeout_s):
-            self._use_opened(connector)
-        else:
+        if not connector.wait(timeout_s):
             self._local.log.to_disk = True
+            self._breaker.begin_probe()
             self._tell_failure(NOT_IN_TIME)
-
-    def _use_opened(self, connector: Connector) -> None:
-        """Use the store that an attempt has opened, unless a call has done so meanwhile."""
-        if self._connector is not connector:
             return
-        self._connector, self._may_wait = None, False
+        self._connector = None
         try:
-            self._failed = connector.store()  # until it is used
-            self._use(self._failed)
+            store = self._failed = connector.store()  # until it is used
+            self._begin_store(store)
+            self._use_if_read(store)
             self._failed = None
         except Exception as error:
             self._fail(error)
@@ -229,31 +211,30 @@ class OutageStore:
             self._args_key = store.args_key
             if self._local.log.is_empty:
                 self._local.log.key = key_id(self._args_key)
-            self._recovery.row_ids.clear()
-            self._local.left.clear()
+            self._own_logs.row_ids.clear()
+            self._local.lose_data()
         self._tell_warnings(store)
 
     def _follow(self) -> None:
         """If the server of the store that calls use came back without its data, give it what it needs."""
         if self._store is not None and self._store.args_key != self._args_key:
             self._begin_store(self._store)
-            self._works(lambda store: self._local.hand_over(store, self._place_id, contextlib.nullcontext))
+            self._works(self._give_places)
+
+    def _give_places(self, store: Recoverable) -> None:
+        self._local.hand_over(store, self._place_id, self._own_logs.on_time)
 
     def _fail(self, error: Exception) -> None:
         """Let calls do without the store."""
-        failure = unavailable(error)
-        is_news = self._store is not None or self._failure is NOT_IN_TIME
         if self._store is not None:
             self._local.learn(self._store)
             self._failed, self._store = self._store, None
         self._local.log.to_disk = True
-        self._failure = failure
-        self._probe_us = self._clock() + probe_wait_us()
-        if is_news:
+        failure = unavailable(error)
+        if self._breaker.trip(failure):
             self._tell_failure(failure)
 
     def _tell_failure(self, failure: StoreUnavailable) -> None:
-        self._is_told = True
         hint = f" ({failure.hint})" if failure.hint else ""
         self._notify(f"store unavailable: {failure.message}{hint}; until it is back {_EFFECTS[self._mode]}")
 
@@ -269,26 +250,20 @@ class OutageStore:
     def needs_tending(self) -> bool:
         """See `CallStore`."""
         store = self._store
-        return store is None or self._has_logs or self._recovery.has_work or store.needs_tending
-
-    @property
-    def _has_logs(self) -> bool:
-        """Whether there is something that the store does not have yet."""
-        return bool(self._recovery.own) or not self._local.log.is_empty
+        return store is None or bool(self._own_logs.read) or self._left_logs.has_work or store.needs_tending
 
     def tend(self) -> None:
         """See `CallStore`. While the store cannot be used, probe it when a probe is due."""
         with self._tending:
             if self._is_closed:
                 return
-            self._close_failed()
-            if is_probe := self._store is None:
+            store = self._store
+            self._tidy()
+            if store is None:
                 self._probe()
-            if (store := self._store) is not None:
+            else:
                 try:
-                    if not is_probe:
-                        store.tend()
-                    self._take_in(store, self._clock() + WORK_US)
+                    store.tend()
                 except Exception as error:
                     with self._lock:
                         if self._store is store:
@@ -296,26 +271,14 @@ class OutageStore:
                 with self._lock:
                     self._follow()
                 self._tell_warnings(store)
-            self._close_failed()
-
-    def _take_in(self, store: Recoverable, until_us: int) -> None:
-        """Read logs into the store that calls use. Tell the user when it has all that this wrapper did without it."""
-        with self._lock:
-            if self._store is not store:  # it has failed meanwhile: what was noted since goes on in one log
-                return
-            self._local.hand_log_to(self._recovery.own)
-        recovery = self._recovery
-        recovery.take_in(store, lambda: self._while_used(store), until_us)
-        if self._is_told and not recovery.own:
-            self._is_told = False
-            dropped = f"; {plural(recovery.dropped, 'row')} of denials dropped" if recovery.dropped else ""
-            self._notify(f"store is back: {plural(recovery.rows, 'audit row')} of the outage written{dropped}")
+                self._left_logs.take_in(store, lambda: self._while_used(store))
+            self._tidy()
 
     @contextlib.contextmanager
     def _while_used(self, store: Recoverable) -> Iterator[None]:
         with self._lock:
             if self._store is not store:
-                raise self._failure
+                raise self._breaker.failure
             yield
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
@@ -329,50 +292,76 @@ class OutageStore:
             return self._store is not None and self._store.catch_up()
         return False
 
-    def _probe(self, *, is_last: bool = False) -> None:
-        """Try to open the store, if a probe is due or under way, or if this is the last try, and let calls use it."""
-        timeout_s = min(self._timeout_s, LAST_TRY_S) if is_last else self._timeout_s
+    def _probe(self, *, until_us: int | None = None) -> None:
+        """Try to open the store, if a probe is due or under way, and hand it the outage.
+
+        Args:
+            until_us: When to stop; None for never. If it is given, a probe begins even if none is due.
+        """
+        timeout_s = self._timeout_s if until_us is None else min(self._timeout_s, LAST_TRY_S)
         with self._lock:  # the first call holds it while it waits for the store to open
             if self._store is not None:
                 return
             self._local.log.flush(is_retry=True)
-            if self._connector is None:
-                if not is_last and self._clock() < self._probe_us:
+            if self._breaker.state == "open":
+                if until_us is None and not self._breaker.is_probe_due:
                     return
+                self._breaker.begin_probe()
                 self._connector = Connector(self._reopen)
             connector = self._connector
-        if connector.wait(timeout_s, is_patient=not is_last):
+        if connector is None or not connector.wait(timeout_s, is_patient=until_us is None):
+            return
+        with self._lock:
+            self._end_opening(0)
+            if self._connector is not connector:  # the store was used, or has failed, with the first attempt
+                return
+            self._connector = None
+        try:
+            self._recover(connector.store(), until_us)
+        except Exception as error:
+            connector.abandon()
             with self._lock:
-                self._use_opened(connector)
+                self._fail(error)
 
-    def _use(self, store: Recoverable) -> None:
-        """Let calls use a store that can be used, once it has their charges and places. The caller holds the lock.
+    def _recover(self, store: Recoverable, until_us: int | None) -> None:
+        """Hand the outage to a store that can be used again, and let calls use the store.
 
-        Of the rows that wait it gets a few at once, so that those of a short outage, or from before the first call, come first.
-        A call waits for the lock at most half of its budget and one operation of the store. What was not counted in that time
-        is counted at the next probe.
+        Until then calls are decided locally, and log rows. A log is read without the lock, so that calls do not wait. What they
+        have logged meanwhile is read with the lock, if it is little, so that no row is missing when the first call uses the
+        store. A call waits for the lock at most half of its budget and one operation of the store.
         """
-        until_us = self._clock() + self._patience_us
+        own = self._own_logs
+        with self._lock:
+            self._begin_store(store)
+            own.begin()
+        while self._store is not store:
+            if until_us is not None and self._clock() > until_us:
+                raise NOT_IN_TIME
+            with self._lock:
+                own.late_us = self._clock() + self._patience_us
+                try:
+                    self._use_if_read(store)
+                finally:
+                    own.late_us = 0
+            if own.is_long:
+                own.read_on()
+        dropped = f"; {plural(own.dropped, 'row')} of denials dropped" if own.dropped else ""
+        self._notify(f"store is back: {plural(own.rows, 'audit row')} of the outage written{dropped}")
 
-        @contextlib.contextmanager
-        def using() -> Iterator[None]:
-            if self._clock() > until_us:
-                raise TOO_SLOW
-            yield
+    def _use_if_read(self, store: Recoverable) -> None:
+        """Let calls use a store, if it has all that this wrapper has logged, or gets it soon. The caller holds the lock."""
+        if self._own_logs.read_short(store, self._local.take_log):
+            self._give_places(store)
+            self._store = store
+            self._breaker.close()
+            self._left_logs.look_soon()
 
-        self._begin_store(store)
-        self._local.hand_log_to(self._recovery.own)
-        self._recovery.begin(store, using)
-        self._local.hand_over(store, self._place_id, using)
-        if self._recovery.own:
-            self._recovery.take_in(store, using, 0)
-        self._store = store
-
-    def _close_failed(self) -> None:
-        """Close the store that failed. That may take long, so no call may wait."""
+    def _tidy(self) -> None:
+        """Close the store that failed, and remove the logs that the store has. Both may take long, so no call may wait."""
         failed, self._failed = self._failed, None
         if failed is not None:
             failed.close()
+        self._own_logs.remove_read()
 
     # the end
 
@@ -380,13 +369,10 @@ class OutageStore:
         """See `CallStore`. Tries once more to reach the store, for `LAST_TRY_S` and one operation of the store at most."""
         until_us = self._clock() + round(LAST_TRY_S * 1_000_000)
         if self._tending.acquire(timeout=LAST_TRY_S):
-            if self._store is None and self._has_logs:
-                self._probe(is_last=True)
-            if self._store is not None and self._has_logs and self._clock() <= until_us:
-                with contextlib.suppress(Exception):  # what is left is told
-                    self._take_in(self._store, until_us)
-            self._recovery.close()
-            self._close_failed()
+            if self._store is None and not (self._own_logs.reading is None and self._local.log.is_empty):
+                self._probe(until_us=until_us)
+            self._left_logs.close()
+            self._tidy()
             self._tending.release()
         with self._lock:
             self._is_closed = True
@@ -399,7 +385,7 @@ class OutageStore:
 
     def _leave_rest(self) -> None:
         """Leave the outage logs to other wrappers, and tell the user how many rows they have."""
-        rows = [log.leave() for log in (*self._recovery.own, self._local.log) if not log.is_empty]
+        rows = [log.leave() for log in (self._own_logs.reading, self._local.log) if log is not None and not log.is_empty]
         if kept := sum(left for left, _ in rows):
             self._notify(f"{plural(kept, 'audit row')} kept on disk for the next wrapper that reaches the store")
         if lost := sum(lost for _, lost in rows):

@@ -1,7 +1,5 @@
 """The address of a store on a Redis or Valkey server."""
 
-import contextlib
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,18 +43,12 @@ class RedisAddress(NamedTuple):
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
         """See `Address`."""
-        from mcpguard.stores.redis import layout, upkeep
+        from mcpguard.stores.redis import states, upkeep
 
-        return upkeep.prune(self.url, layout.prefix(options.namespace), before_us)
+        return upkeep.prune(self.url, states.prefix(options.namespace), before_us)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
-        """See `Address`. The server deletes the note when it expires. Uses a connection of its own."""
-        from mcpguard.identity.client_agents import NOTE_KEPT_US
-        from mcpguard.stores.redis import layout
-        from mcpguard.stores.redis.link import Link
+        """See `Address`."""
+        from mcpguard.stores.redis import notes
 
-        deadline_s = time.monotonic() + timeout_s
-        key = layout.note_key(layout.prefix(namespace), note.key)
-        written = "SET", key, f"{wall_us} {note.agent}", "PX", NOTE_KEPT_US // 1000
-        with contextlib.closing(Link(self.url, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
-            link.checked(link.ask([written if note.agent else ("DEL", key)], deadline_s=deadline_s)[0])
+        notes.leave(self.url, namespace, note, wall_us=wall_us, timeout_s=timeout_s)

@@ -1,143 +1,303 @@
--- Admits requests in order, as long as all limits of each have room: charges the counters and writes the audit rows. At the first
--- request that is not admitted it stops, and the client decides that one from what the counters hold.
+-- Decides requests in order, charges their counters and writes the audit rows of those that are forwarded.
 --
 -- KEYS  those of `audit.lua`; each counter, see `log.lua` and `places.lua`; the index of counters
--- ARGV  1: the labels of the counters, packed
+-- ARGV  1: the labels of the counters, a NUL after each
 --       then the limits of each request
 --       then, packed: the deadline in this server's time, the number of the session's newest row, the bound of the audit log in
---       bytes
---       then of each request
---         - the decision if it is admitted; nothing if it must not be; or the end of its row, which has line breaks
+--       bytes, and whether this may be a usual call. In the same argument follow texts with a NUL after each: the session's
+--       denials on each counter since its last admission, with commas, or nothing; then for each request
+--         - nothing; or `?`, the microseconds that the call has been held (nothing if it is denied at once without room), whether
+--           it is behind another call, and the decision if it is admitted
 --         - the detail of its row
---         - the beginning of its row
--- Returns the time alone if the deadline has passed. Else a table: the time; the value of each counter; and for each admitted
--- request the stream id of its row, the index of the reported limit (0: none), what that limit's counter holds, and the number of
--- calls in flight, if there is a cap on them. If a request was not admitted, the value of a counter of calls in flight is a table
--- with their ids.
+--       then of each request the lines of its row up to the context
+-- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request
+--         - the stream id of its row if it is forwarded, and the decision
+--         - the index of the reported limit (0: none), what that limit's counter holds, and the wait
+--         - the number of limits without room, then their indexes and waits
+--         - the number of calls in flight, if there is a cap on them
+--       All of it is one flat table, because a server spends time on each table of a reply. Only if a call is held, the value of a
+--       counter of calls in flight is not nil, but a table with their ids. For a usual call it returns something else: see
+--       `usual.lua`.
 --
--- Every call waits for this script. The expensive parts are commands, numbers as text, tables that grow, and functions, which are
--- made anew in each run: {nil, nil, nil, nil} reserves room for four.
+-- Every call waits for this script. The expensive parts are commands, numbers as text, texts (each byte of a new one is hashed),
+-- tables that grow, and functions, which are made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
--- n, window (0: calls in flight), grain, what the call takes, index of the counter, rank, and where the fragment begins and ends.
--- The rank is 2 if the limit is observed, and 1 more if it counts errors or calls in flight. The fragments are after all limits
-local LIMIT, LIMIT_BYTES = '<i8i8i8I4I4I4I4I4', 44
-local N, WINDOW, GRAIN, UNITS, COUNTER, RANK, FIRST, LAST = 1, 2, 3, 4, 5, 6, 7, 8
+local TEXTS = 'ss'
+-- n, window (0: calls in flight), index of the counter (0: none), rule, rank, and where the fragment begins and ends. The rank is 2
+-- if the limit is observed, and 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the
+-- longest wait follow. The fragments are after all limits
+local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4I4I4', '<i8i8'
+local N, WINDOW, COUNTER, RULE, RANK, FIRST, LAST, UNITS, WAIT = 1, 2, 3, 4, 5, 6, 7, 8, 9
+local OBSERVED, MORE = 2, 4
+local NOTHING_EXCEEDED = {}
 
-local requests = math.floor((#ARGV - 2) / 4)
-local deadline, seq, max_bytes = struct.unpack('<i8i8i8', ARGV[2 + requests])
-if now > deadline then
-  return now
-end
-local counters = #KEYS - 5
-local reply = read(4, 4 + counters)
+reply = reply or read(4, 4 + counters)
 read_audit(reply[1])
 reply[1] = now
 local logs = {nil, nil, nil, nil}
 for counter = 1, counters do
   logs[counter] = reply[1 + counter] and unpack_log(reply[1 + counter]) or nil
 end
-
-local labels, labels_from = {}, 1
-local function name(counter)
-  while #labels < counter do
-    labels[#labels + 1], labels_from = struct.unpack('s', ARGV[1], labels_from)
-  end
-  redis.call('HSET', KEYS[#KEYS], string.match(KEYS[4 + counter], '%d+$'), labels[counter])
+local charged = {nil, nil, nil, nil} -- windows of the counters that were charged, by index
+local denied -- the session's denials since its last admission, by index of the counter
+local plans -- limits by their text
+local in_flight, places -- by index of the counter: how many calls are in flight, and the ids of the calls that got a place
+local has_written, has_held = false, false -- whether a row was written, and whether a call is held
+local denials
+denials, texts_from = struct.unpack('s', ARGV[2 + requests], texts_from)
+for count in string.gmatch(denials, '%d+') do
+  denied = denied or {}
+  denied[#denied + 1] = tonumber(count)
 end
 
-local admitted = 0
-while admitted < requests do
-  local packed, word = ARGV[2 + admitted], ARGV[3 * admitted + 3 + requests]
-  local limits, at_us = {nil, nil, nil, nil}, now -- as limiter/sliding.decide
-  local last = word == '' and 0 or #packed
-  for at = 1, last do
-    local from = (at - 1) * LIMIT_BYTES + 1
-    if from > last then
-      break
+for request = 1, requests do
+  local packed, choices, detail = ARGV[1 + request]
+  choices, detail, texts_from = struct.unpack(TEXTS, ARGV[2 + requests], texts_from)
+  local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
+  local flying, taken
+  local limits = plans and plans[packed]
+  if not limits then
+    limits = {nil, nil, nil, nil}
+    local from, at, last = 1, 1, #packed
+    while from <= last do
+      local limit = {struct.unpack(LIMIT, packed, from)}
+      limits[at], from, at, last = limit, limit[UNITS], at + 1, math.min(last, limit[FIRST] - 1)
+      limit[UNITS] = 1
+      if limit[RANK] >= MORE then
+        limit[RANK] = limit[RANK] - MORE
+        limit[UNITS], limit[WAIT], from = struct.unpack(MORE_OF_LIMIT, packed, from)
+        limits.has_cap = limits.has_cap or limit[WINDOW] == 0
+      end
     end
-    local limit = {struct.unpack(LIMIT, packed, from)}
-    local log = logs[limit[COUNTER]]
+    if requests > 1 then
+      plans = plans or {}
+      plans[packed] = limits
+    end
+  end
+
+  -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one of the
+  -- lowest rank
+  local at_us = now
+  for at = 1, #limits do
+    local log = logs[limits[at][COUNTER]]
     if log and log[NEWEST] > at_us then
       at_us = log[NEWEST]
     end
-    limits[at], last = limit, math.min(last, limit[FIRST] - 1)
   end
-  local alive, held = {nil, nil, nil, nil}, {nil, nil, nil, nil} -- logs, and what each counter holds
-  local reported, count, remaining, lowest = 0, false, false, 0 -- as session/decision.verdict
-  local least, flying
-  local has_room = word ~= ''
-  for at = 1, has_room and #limits or 0 do
+  local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
+  local full, is_denied
+  local lowest = 0
+  for at = 1, #limits do
     local limit = limits[at]
-    local n, window, counter, rank = limit[N], limit[WINDOW], limit[COUNTER], limit[RANK]
-    local used = held[counter] -- by another limit with this counter
-    if not used and window == 0 then
-      used = redis.call('ZCOUNT', KEYS[4 + counter], string.format('(%.0f', now), '+inf')
-    elseif not used then
-      local log, horizon = logs[counter], at_us - window
-      -- INSERT live.lua
-      used, alive[counter] = log and log[TOTAL] or 0, log
+    local n, counter = limit[N], limit[COUNTER]
+    local used = held[counter]
+    if n > 0 and not used then
+      if limit[WINDOW] > 0 then
+        local log, horizon = logs[counter], at_us - limit[WINDOW]
+        -- INSERT live.lua
+        used = log and log[TOTAL] or 0
+        alive[counter] = log
+      else
+        in_flight = in_flight or {}
+        used = in_flight[counter] or redis.call('ZCOUNT', KEYS[4 + counter], string.format('(%.0f', now), '+inf')
+        in_flight[counter] = used
+      end
+      held[counter] = used
     end
-    held[counter] = used
-    if used + limit[UNITS] > n then
-      has_room = false
-      break
-    end
-    local sum = used + (rank % 2 == 1 and window > 0 and 0 or limit[UNITS]) -- a call takes no error
-    if not remaining or rank < lowest or (rank == lowest and n - sum < remaining) then
-      reported, count, remaining, lowest = at, sum, n - sum, rank
-    end
-    if window == 0 and (not least or n - sum < least) then
-      least, flying = n - sum, sum
+    if n == 0 or used + limit[UNITS] > n then
+      full = full or {}
+      full[#full + 1] = at
+    else
+      if not smallest[counter] or n < smallest[counter][N] then
+        smallest[counter] = limit
+      end
+      local rank = limit[RANK]
+      local sum = used + (rank % 2 == 1 and limit[WINDOW] > 0 and 0 or limit[UNITS]) -- a call takes no error
+      if not remaining or rank < lowest or (rank == lowest and n - sum < remaining) then
+        reported, held_by_reported, remaining, lowest = at, sum, n - sum, rank
+      end
     end
   end
-  if not has_room then
-    break
+  local decision = 'allowed'
+  if full then
+    local enforced = {}
+    for _, at in ipairs(full) do
+      if limits[at][RANK] < OBSERVED then
+        enforced[#enforced + 1] = at
+      end
+    end
+    local without_room = {}
+    local worst = 0
+    exceeded, reported = {}, 0
+    for _, at in ipairs(#enforced > 0 and enforced or full) do
+      local limit = limits[at]
+      local n, window, units = limit[N], limit[WINDOW], limit[UNITS]
+      local severity, after = n == 0 and 3 or window == 0 and 1 or 2, false -- as core/verdict.severity; false: no wait is enough
+      if window > 0 and units <= n then -- as core/limiter.retry_after
+        local log = alive[limit[COUNTER]]
+        local over, next_at = log[TOTAL] + units - n, 1
+        while over > 0 do
+          local time, cost = log[NEWEST], log[COST]
+          if next_at <= #log[CLOSED] then
+            time, cost = struct.unpack(ENTRY, log[CLOSED], next_at)
+          end
+          over, after, next_at = over - cost, time + window - at_us, next_at + ENTRY_BYTES
+        end
+        severity = 0
+      end
+      exceeded[#exceeded + 1] = {at, after}
+      without_room[limit[RULE]] = true
+      if reported == 0 or severity > worst or (severity == 0 and worst == 0 and after > wait) then
+        reported, worst, wait = at, severity, after
+      end
+    end
+    local n = limits[reported][N]
+    held_by_reported = n > 0 and held[limits[reported][COUNTER]]
+    remaining = n > 0 and math.max(0, n - held_by_reported)
+    smallest = {}
+    is_denied = #enforced > 0
+    if is_denied then
+      decision = n > 0 and 'rate_limited' or 'denied'
+    else
+      decision = 'would_deny'
+      for _, limit in ipairs(limits) do
+        local other = smallest[limit[COUNTER]]
+        if not without_room[limit[RULE]] and (not other or limit[N] < other[N]) then
+          smallest[limit[COUNTER]] = limit
+        end
+      end
+    end
+  end
+
+  if limits.has_cap then -- as core/verdict._in_flight
+    local least
+    for at = 1, #limits do
+      local n, counter = limits[at][N], limits[at][COUNTER]
+      if n > 0 and limits[at][WINDOW] == 0 then
+        local total = in_flight[counter] + (smallest[counter] and 1 or 0)
+        if not least or n - total < least then
+          least, flying = n - total, total
+        end
+      end
+    end
+  end
+  if choices ~= '' then -- as core/verdict.decide_one
+    local waited_us, behind, admitted = string.match(choices, '^%?(%d*) (%d) (%a+)$')
+    local is_held = behind == '1'
+    if is_denied then
+      is_held = waited_us ~= ''
+    end
+    if is_held and is_denied then -- as core/waiting.is_held
+      for _, one in ipairs(exceeded) do
+        local limit = limits[one[1]]
+        local left, after = (limit[WAIT] or 0) - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
+        is_held = is_held and left > 0 and after and after <= left
+      end
+    end
+    if is_held then
+      decision, smallest, has_held = 'held', {}, true
+    elseif decision == 'allowed' then
+      decision = admitted
+    end
+  end
+  for counter, limit in pairs(smallest) do
+    local window = limit[WINDOW]
+    if window == 0 then
+      in_flight[counter], taken = in_flight[counter] + 1, taken or {}
+      taken[#taken + 1] = counter
+    elseif limit[RANK] % 2 == 0 then
+      local log, n, cost = alive[counter], limit[N], limit[UNITS]
+      -- INSERT count.lua
+      logs[counter], charged[counter] = log, window
+    end
+  end
+
+  -- As core/journal.Journal._count_denial
+  count = held_by_reported
+  if (full or denied) and decision ~= 'denied' and decision ~= 'held' and decision ~= 'continued' then
+    denied = denied or {}
+    for counter in pairs(smallest) do
+      denied[counter] = 0
+    end
+    local counted = {}
+    for _, one in ipairs(exceeded) do
+      local limit = limits[one[1]]
+      local counter = limit[COUNTER]
+      if limit[N] > 0 and not smallest[counter] and not counted[counter] then
+        counted[counter] = true
+        denied[counter] = (denied[counter] or 0) + 1
+      end
+    end
+    if full and count then
+      count = count + (counted[limits[reported][COUNTER]] and denied[limits[reported][COUNTER]] or 1)
+    end
   end
 
   -- Rows are written before counters: a server that refuses a row must not have counted the call. A row without a charge can be
   -- found and replaced
-  local from = 3 * admitted + 4 + requests
-  local detail, row = ARGV[from], word
-  if not string.find(word, '\n', 1, true) then
+  local stream_id = false
+  if not (is_denied or decision == 'held') then
+    local fragment = reported > 0 and string.sub(packed, limits[reported][FIRST], limits[reported][LAST]) or ''
     if flying then
       detail = (detail == '' and '{' or string.sub(detail, 1, -2) .. ',') .. '"in_flight":' .. flying .. '}'
     end
-    local fragment = reported > 0 and string.sub(packed, limits[reported][FIRST], limits[reported][LAST]) or ''
-    row = word .. '\n' .. fragment .. '\n' .. detail .. '\n'
-      .. struct.pack(NUMBERS, seq + 1, count or -1, remaining or -1, -1, -1)
+    if #exceeded > 1 then
+      local all = {}
+      for at, one in ipairs(exceeded) do
+        local after = one[2] and ',"retry_after_ms":' .. math.ceil(one[2] / 1000) or ''
+        all[at] = string.sub(packed, limits[one[1]][FIRST], limits[one[1]][LAST] - 1) .. after .. '}'
+      end
+      local before = detail == '' and '{' or string.sub(detail, 1, -2) .. ','
+      detail = before .. '"exceeded":[' .. table.concat(all, ',') .. ']}'
+    end
+    seq, has_written = seq + 1, true
+    stream_id = append(MAIN, ARGV[2 + requests + request], decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
+      .. struct.pack(NUMBERS, seq, count or -1, remaining or -1, wait and math.ceil(wait / 1000) or -1, -1), max_bytes)
   end
-  seq, admitted = seq + 1, admitted + 1
-  local stream_id = append(MAIN, ARGV[from + 1], row, max_bytes)
-  write_audit()
-  for at = 1, #limits do
-    local limit = limits[at]
-    local window, counter, key = limit[WINDOW], limit[COUNTER], KEYS[4 + limit[COUNTER]]
-    local used = held[counter]
-    held[counter] = nil
-    if used and window == 0 then
-      if used == 0 then
-        name(counter)
-      end
-      redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('%.0f', now))
-      give_place(key, stream_id)
-    elseif used and limit[RANK] % 2 == 0 then
-      local log, grain, cost = alive[counter], limit[GRAIN], limit[UNITS]
-      -- INSERT count.lua
-      if not reply[1 + counter] then
-        name(counter)
-      end
-      logs[counter], reply[1 + counter] = log, write(key, log, window)
+  if taken then
+    places = places or {}
+    for _, counter in ipairs(taken) do
+      places[counter] = places[counter] or {}
+      table.insert(places[counter], stream_id)
     end
   end
   local slot = #reply
-  reply[slot + 1], reply[slot + 2], reply[slot + 3], reply[slot + 4] = stream_id, reported, count, flying or false
+  reply[slot + 1], reply[slot + 2], reply[slot + 3] = stream_id, decision, reported
+  reply[slot + 4], reply[slot + 5], reply[slot + 6] = held_by_reported, wait, #exceeded
+  for at, one in ipairs(exceeded) do
+    reply[slot + 5 + 2 * at], reply[slot + 6 + 2 * at] = one[1], one[2]
+  end
+  if flying then
+    reply[slot + 7 + 2 * #exceeded] = flying
+  end
 end
 
-if admitted < requests then
-  for counter = 1, counters do
-    if string.find(KEYS[4 + counter], ':in_flight:', 1, true) then
-      reply[1 + counter] = redis.call('ZRANGE', KEYS[4 + counter], string.format('(%.0f', now), '+inf', 'BYSCORE')
+if has_written then
+  write_audit()
+end
+local label_from, labelled = 1, 0 -- labels are read up to here, and up to this counter
+for counter = 1, counters do
+  local ids = places and places[counter]
+  if charged[counter] or ids then
+    if ids and in_flight[counter] == #ids or not (ids or reply[1 + counter]) then
+      local label
+      while labelled < counter do
+        label, label_from = struct.unpack('s', ARGV[1], label_from)
+        labelled = labelled + 1
+      end
+      redis.call('HSET', KEYS[#KEYS], string.match(KEYS[4 + counter], '%d+$'), label)
     end
+    if ids then
+      redis.call('ZREMRANGEBYSCORE', KEYS[4 + counter], '-inf', string.format('%.0f', now))
+      give_places(KEYS[4 + counter], ids)
+    else
+      reply[1 + counter] = write(KEYS[4 + counter], logs[counter], charged[counter])
+    end
+  end
+end
+if has_held and in_flight then
+  for counter in pairs(in_flight) do
+    reply[1 + counter] = redis.call('ZRANGE', KEYS[4 + counter], string.format('(%.0f', now), '+inf', 'BYSCORE')
   end
 end
 return reply

@@ -5,6 +5,6 @@
 
 for at = 2, #KEYS do
   redis.call('HSET', KEYS[1], string.match(KEYS[at], '%d+$'), ARGV[2 * at - 3])
-  give_place(KEYS[at], ARGV[2 * at - 2])
+  give_places(KEYS[at], {ARGV[2 * at - 2]})
 end
 return now

@@ -4,11 +4,12 @@ A place of a call in flight has a lease, so that it becomes free if its wrapper 
 stopped for longer than a lease may find that another call has got the place.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
+from mcpguard.session.verdict import Lease
 from mcpguard.stores.api import Clock
-from mcpguard.stores.redis import layout
+from mcpguard.stores.redis import rows
 
 LOST: Final = (
     "this process was stopped, or cut off from the store, for {:g} s or more, and places of its calls in flight were given "
@@ -21,16 +22,22 @@ Run = Callable[[Sequence[str], Sequence[str]], Sequence[int]]
 """Runs `renew.lua` with these keys and arguments, and returns its reply."""
 
 
-class Places(NamedTuple):
+class Place:
     """The places of one call.
 
-    Attributes:
+    Args:
         keys: The keys of their counters.
-        sent_us: When the command was sent that gave them, or renewed their leases.
+        sent_us: When the command was sent that gave them, or renewed their lease.
+        until_us: See `Lease`.
+
+    Attributes:
+        lease: Their lease.
     """
 
-    keys: Sequence[str]
-    sent_us: int
+    def __init__(self, keys: Sequence[str], sent_us: int, until_us: int) -> None:
+        self.keys = keys
+        self.sent_us = sent_us
+        self.lease = Lease(until_us)
 
 
 class Leases:
@@ -38,67 +45,83 @@ class Leases:
 
     Args:
         lease_us: How long a lease is.
-        clock: A monotonic clock.
     """
 
-    def __init__(self, lease_us: int, clock: Clock) -> None:
+    def __init__(self, lease_us: int) -> None:
         self._lease_us = lease_us
-        self._clock = clock
-        self._places: dict[int, Places] = {}
+        self._places: dict[int, Place] = {}
         self._is_lost = False
         self._next_us = 0
 
-    def add(self, call_id: int, keys: Sequence[str], sent_us: int) -> None:
-        """Keep the places of a call until it ends, if it has any."""
-        if keys:
-            self._places[call_id] = Places(keys, sent_us)
+    def new(self, keys: Sequence[str], sent_us: int) -> Place:
+        """The places that a command, sent at this time, gave to a call."""
+        return Place(keys, sent_us, self._until_us(sent_us))
 
-    def end(self, call_id: int) -> None:
-        """Forget a call that has ended."""
-        self._places.pop(call_id, None)
+    def _until_us(self, sent_us: int) -> int:
+        """When the lease is taken to end: a tenth early, because the server's clock and ours may differ in speed."""
+        return sent_us + self._lease_us - self._lease_us // 10
+
+    def add(self, call_id: int, place: Place) -> None:
+        """Keep the places of a call until it ends."""
+        self._places[call_id] = place
+
+    def end(self, call_id: int) -> Place | None:
+        """Forget a call that has ended. Returns its places, if it had any."""
+        return self._places.pop(call_id, None)
 
     @property
     def has_work(self) -> bool:
         """Whether there are leases to renew, or a loss to report."""
         return bool(self._places) or self._is_lost
 
-    def is_late(self, sent_us: int) -> bool:
-        """Whether leases that a command gave may have ended, so that the server may have given the places to others.
-
-        A tenth early, because the server's clock and ours may differ in speed.
-        """
-        return self._clock() > sent_us + self._lease_us - self._lease_us // 10
-
-    def renew_due(self, run: Run) -> None:
+    def renew_due(self, run: Run, clock: Clock) -> None:
         """Renew all leases, if a third of the oldest one has passed. After a failure, try again after a thirtieth.
 
         Raises:
             StoreUnavailable: The server does not answer, or refuses.
         """
-        now_us = self._clock()
+        now_us = clock()
         if now_us < self._next_us:
             return
         self._next_us = now_us + self._lease_us // 30
-        calls = list(self._places.copy().items())
-        if not any(now_us - places.sent_us >= self._lease_us // 3 for _, places in calls):
-            return
+        places = self._places.copy()
+        if any(now_us - place.sent_us >= self._lease_us // 3 for place in places.values()):
+            self.renew(places, run, clock)
+
+    def renew(self, places: Mapping[int, Place], run: Run, clock: Clock) -> None:
+        """Renew the leases of calls.
+
+        Raises:
+            StoreUnavailable: The server does not answer, or refuses.
+        """
+        calls = list(places.items())
         for at in range(0, len(calls), _BATCH):
             some = calls[at : at + _BATCH]
-            sent_us = self._clock()
-            keys = [key for _, places in some for key in places.keys]
-            found = iter(run(keys, [layout.member(call_id) for call_id, places in some for _ in places.keys]))
-            for call_id, places in some:
-                self._renewed(call_id, places, [key for key in places.keys if next(found)], sent_us)
+            sent_us = clock()
+            keys = [key for _, place in some for key in place.keys]
+            found = iter(run(keys, [rows.member(call_id) for call_id, place in some for _ in place.keys]))
+            for call_id, place in some:
+                kept = [key for key in place.keys if next(found)]
+                if len(kept) < len(place.keys) and self.is_late(place, clock()):
+                    self._is_lost = self._is_lost or call_id in self._places
+                    place.lease.until_us = 0
+                elif place.lease.until_us:
+                    place.lease.until_us = self._until_us(sent_us)
+                place.keys, place.sent_us = kept, sent_us
+                if not kept:
+                    self.end(call_id)
 
-    def _renewed(self, call_id: int, places: Places, kept: Sequence[str], sent_us: int) -> None:
-        """Note which places of a call are left. Before a lease has ended, only a `reset` or a loss of data takes one away."""
-        if call_id not in self._places:  # the call has ended meanwhile
-            return
-        self._is_lost |= len(kept) < len(places.keys) and self.is_late(places.sent_us)
-        if kept:
-            self.add(call_id, kept, sent_us)
-        else:
-            self.end(call_id)
+    def settled(self, place: Place, freed: Sequence[str], now_us: int) -> None:
+        """Note the keys at which a call still had a place when it ended."""
+        if len(freed) < len(place.keys) and self.is_late(place, now_us):
+            self._is_lost = True
+
+    def is_late(self, place: Place, now_us: int) -> bool:
+        """Whether the lease may have ended, so that the server may have given the places to others.
+
+        Before that, places are gone only after a `reset`, or if the server has lost its data: no other call has them.
+        """
+        return now_us > place.lease.until_us
 
     def take_loss(self) -> tuple[str, ...]:
         """What to tell the user if places were lost since this was last called."""

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from hiredis import ProtocolError, Reader, pack_command
 from redis.backoff import NoBackoff
@@ -58,11 +58,6 @@ LEAST_WAITED: Final = 0.25
 sent, or while the reply waits to be read: then the server is not to blame."""
 
 
-def pack(*commands: Command) -> bytes:
-    """Commands in the server's protocol."""
-    return b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
-
-
 def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]]:
     """Read a hash in pieces, so that no decision waits for all of it. A field may come twice."""
     cursor = b"0"
@@ -73,18 +68,27 @@ def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]
             return
 
 
+class _Connection(Protocol):
+    """The part of the library's connection that is used here. The library has no types."""
+
+    _sock: socket.socket
+
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+
+
 class _Wire:
     """An open connection, and the bytes that it has received.
 
     Args:
-        connection: The library's connection, which has no types.
+        connection: The connection.
         least_s: How long a wait may take at least.
     """
 
-    def __init__(self, connection: Any, least_s: float) -> None:
+    def __init__(self, connection: _Connection, least_s: float) -> None:
         self._connection = connection
         self._least_s = least_s
-        self._socket: socket.socket = connection._sock
+        self._socket = connection._sock
         self._waits_s = -1.0  # for ever
         self._readable = _readable(self._socket)
         self._set_timeout = _timeout_setter(self._socket)
@@ -236,7 +240,7 @@ class Link:
         try:
             if timeout_s <= 0 or ("host" in where and not _resolves(str(where["host"]), timeout_s)):
                 raise TimedOut("no time is left")
-            connection = kind(**where, **self._options(timeout_s))
+            connection: _Connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
             late_hint = "check that it uses TLS; if not, write redis://" if kind is SSLConnection else ""
@@ -269,14 +273,15 @@ class Link:
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
         """
-        return self._exchange(self._wire, packed, 1, deadline_s)[0]
+        try:
+            return self._wire.ask(packed, 1, deadline_s)[0]
+        except RedisError as error:
+            raise self._unavailable(error) from error
 
     def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
-        return self._exchange(wire, pack(*commands), len(commands), min(deadline_s, monotonic() + self._timeout_s))
-
-    def _exchange(self, wire: _Wire, packed: bytes, count: int, deadline_s: float) -> list[Any]:
+        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
         try:
-            return wire.ask(packed, count, deadline_s)
+            return wire.ask(packed, len(commands), min(deadline_s, monotonic() + self._timeout_s))
         except RedisError as error:
             raise self._unavailable(error) from error
 

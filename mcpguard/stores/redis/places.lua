@@ -5,7 +5,10 @@
 
 local KEPT_MS = 3600000 -- how long a set is kept after its last use: longer than any lease
 
-local function give_place(key, id)
-  redis.call('ZADD', key, now + LEASE_US, id)
+-- Gives places to calls with these ids
+local function give_places(key, ids)
+  for _, id in ipairs(ids) do
+    redis.call('ZADD', key, now + LEASE_US, id)
+  end
   redis.call('PEXPIRE', key, KEPT_MS)
 end

@@ -1,12 +1,13 @@
 -- Deletes some audit rows that are too old, or for which there is no room.
 --
 -- KEYS  those of `audit.lua`
--- ARGV  1: the bound of the audit log in bytes, and the time in ms before which rows are too old
+-- ARGV  1: the bound of the audit log in bytes, and how many milliseconds rows are kept
 -- Returns the number of deleted rows; 0 if no more have to be deleted.
 
 local AT_ONCE, BYTES_AT_ONCE = 200, 1048576 -- a millisecond or two of work: calls wait for it
 
-local max_bytes, before_ms = struct.unpack('<i8i8', ARGV[1])
+local max_bytes, keep_ms = struct.unpack('<i8i8', ARGV[1])
+local before_ms = now / 1000 - keep_ms
 local oldest, drop, drop_one = evicting()
 read_audit(redis.call('GET', KEYS[4]))
 
@@ -29,7 +30,5 @@ while freed < BYTES_AT_ONCE and dropped < AT_ONCE do
   end
   freed, dropped = freed + bytes, dropped + 1
 end
-if dropped > 0 then
-  write_audit()
-end
+write_audit()
 return dropped

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
-from time import monotonic
 from typing import Any, Final
 
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, label_parts
 from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.session.audit import Outcome, Row, session_of
+from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
-from mcpguard.stores.redis import layout
-from mcpguard.stores.redis.layout import counter_key, parse_time_us, state
+from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.link import Command, scan
+from mcpguard.stores.redis.states import counter_key, state
 from mcpguard.stores.tally import tally
 
 _FIRST_PAGE: Final = 1
@@ -49,7 +48,7 @@ class Reader:
         self._skipped = skipped
         self._ask = ask
         self._checked = checked
-        *self._both, self._outcomes_key, _ = layout.audit_keys(prefix)
+        *self._both, self._outcomes_key, _ = rows.audit_keys(prefix)
 
     def held(self) -> list[CounterUse]:
         """See `Store`."""
@@ -93,45 +92,24 @@ class Reader:
     def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
         """See `Readable`."""
         for found in self._pages(after, wanted):
-            yield tally(self._joined(found, wanted), layout.row_id(found[-1][0]))
+            yield tally(self._joined(found, wanted), rows.row_id(found[-1][0]))
 
     def _pages(self, after: int, wanted: Wanted | None) -> Iterator[list[_Found]]:
         """The rows that may be wanted, oldest first, some at a time."""
-        after = max(after, layout.first_id(wanted.written_since_us) - 1 if wanted else 0)
-        return self._read(self._streams(wanted), "XRANGE", "(" + layout.stream_id(after), "+")
+        after = max(after, rows.first_id(wanted.written_since_us) - 1 if wanted else 0)
+        return self._read(self._streams(wanted), "XRANGE", "(" + rows.stream_id(after), "+")
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
-        first = layout.stream_id(layout.first_id(wanted.written_since_us)) if wanted else "-"
+        first = rows.stream_id(rows.first_id(wanted.written_since_us)) if wanted else "-"
         for found in self._read(self._streams(wanted), "XREVRANGE", "+", first):
             yield from (one.entry for one in self._joined(found, wanted))
-
-    def rows_from(self, first: Row, since_us: int, until_s: float) -> list[tuple[int, bytes]]:
-        """The streams and stream ids of the rows that the session of `first` has written from `first.seq` on.
-
-        Args:
-            first: A row that is to be written now.
-            since_us: The time of the server's clock from which on rows are searched.
-            until_s: When the search ends in any case, by `time.monotonic`, because a call may wait for it.
-        """
-        session = session_of(first)
-        needle, written = session.encode(), []
-        for found in self._read(self._both, "XRANGE", str(max(0, since_us) // 1000), "+"):
-            for stream_id, fields in found:
-                one = layout.stored(stream_id, fields, None) if any(needle in part for part in fields) else None
-                if one is not None and session_of(one.row) == session and one.row.seq >= first.seq:
-                    written.append((layout.stream(one.row.decision), stream_id))
-            if monotonic() > until_s:
-                break
-        return written
 
     def _streams(self, wanted: Wanted | None) -> Sequence[str]:
         """The keys of the streams that may have wanted rows."""
         if wanted is None or wanted.decisions is None:
             return self._both
-        return [
-            key for number, key in enumerate(self._both, 1) if any(layout.stream(one) == number for one in wanted.decisions)
-        ]
+        return [key for number, key in enumerate(self._both, 1) if any(rows.stream(one) == number for one in wanted.decisions)]
 
     def _read(self, streams: Sequence[str], command: str, begin: str, end: str) -> Iterator[list[_Found]]:
         """Rows of streams, in the order of a command, some at a time: each time those of one transaction."""
@@ -140,36 +118,42 @@ class Reader:
             asked = [(command, key, begin, end, "COUNT", count) for key in streams]
             *_, replies = self._ask(("MULTI",), *asked, ("EXEC",))
             pages: list[list[_Found]] = list(map(self._checked, replies))
-            found = [(sign * layout.row_id(one[0]), one) for page in pages for one in page]
+            found = [(sign * rows.row_id(one[0]), one) for page in pages for one in page]
             if not found:
                 return
             found.sort(key=itemgetter(0))
             for page in pages:
                 if len(page) == count:  # the stream may have rows after the last one of the page
-                    last = sign * layout.row_id(page[-1][0])
+                    last = sign * rows.row_id(page[-1][0])
                     found = [one for one in found if one[0] <= last]
             yield [one for _, one in found]
             begin = "(" + found[-1][1][0].decode()
-            count = layout.next_count(count, [one for page in pages for one in page])
+            count = rows.next_count(count, [one for page in pages for one in page])
 
     def _joined(self, found: Sequence[_Found], wanted: Wanted | None) -> list[StoredRow]:
         """The wanted rows, with their outcomes."""
         outcomes = self._outcomes([stream_id for stream_id, _ in found])
         joined: list[StoredRow] = []
         for (stream_id, fields), outcome in zip(found, outcomes, strict=True):
-            if (one := layout.stored(stream_id, fields, outcome)) is None:
-                self._skipped(layout.row_id(stream_id))
+            if (one := rows.stored(stream_id, fields, outcome)) is None:
+                self._skipped(rows.row_id(stream_id))
             elif wanted is None or wanted.admits_row(one.row, one.outcome):
                 joined.append(one)
         return joined
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
-        values = self._outcomes([layout.stream_id(row_id) for row_id in row_ids])
-        return [layout.parse_outcome(row_id, value) for row_id, value in zip(row_ids, values, strict=True) if value is not None]
+        values = self._outcomes([rows.stream_id(row_id) for row_id in row_ids])
+        return [rows.parse_outcome(row_id, value) for row_id, value in zip(row_ids, values, strict=True) if value is not None]
 
     def _outcomes(self, stream_ids: Sequence[bytes | str]) -> Sequence[bytes | None]:
         return self._ask(("HMGET", self._outcomes_key, *stream_ids))[0] if stream_ids else ()
+
+
+def parse_time_us(reply: Sequence[bytes]) -> int:
+    """The reply to `TIME` in microseconds."""
+    seconds, us = reply
+    return int(seconds) * 1_000_000 + int(us)
 
 
 def _with_lease(reply: Sequence[bytes], now_us: int) -> list[bytes]:

@@ -8,7 +8,7 @@ local found = {}
 for at = 1, #KEYS do
   found[at] = redis.call('ZSCORE', KEYS[at], ARGV[at]) and 1 or 0
   if found[at] == 1 then
-    give_place(KEYS[at], ARGV[at])
+    give_places(KEYS[at], {ARGV[at]})
   end
 end
 return found

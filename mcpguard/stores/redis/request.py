@@ -1,32 +1,59 @@
-"""Makes the command that runs `charge.lua`, and reads the reply."""
+"""Makes the command that runs `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
 
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mcpguard.limiter.plan import Counter, Plan
-from mcpguard.limiter.sliding import Limit, State, grain
+from mcpguard.limiter.sliding import Exceeded
 from mcpguard.session.audit import fragment
-from mcpguard.session.verdict import DecisionRequest, Verdict
+from mcpguard.session.journal import Journal
+from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
-from mcpguard.stores.redis import layout
+from mcpguard.stores.redis import rows, states
 from mcpguard.text.printing import compact
+
+_RESULTS: Final = 6
+"""How many values the script returns for each request, not counting the limits that had no room."""
+
+_MOST_USUAL: Final = 64
+"""How many counters a usual call may have."""
 
 _MOST_PLANS: Final = 512
 """How many plans have their beginning of a command kept, in about a kilobyte each."""
 
-_LIMIT: Final = struct.Struct("<qqqIIIII")
-_HEAD: Final = struct.Struct("<qqq")
-_RESULTS: Final = 4
-"""How many values the script returns for each request that it admits."""
+_LIMIT: Final = struct.Struct("<qqIIIII")
+_MORE_OF_LIMIT: Final = struct.Struct("<qq")
+
+_DECIDED: Final[dict[bytes, Decided]] = {
+    b"allowed": "allowed",
+    b"rate_limited": "rate_limited",
+    b"denied": "denied",
+    b"would_deny": "would_deny",
+    b"continued": "continued",
+    b"held": "held",
+}
 
 
 def counters_of(requests: Sequence[DecisionRequest]) -> tuple[Counter, ...]:
     """The counters of all requests, each once."""
-    if len(requests) == 1:
-        return requests[0].plan.counters
-    return tuple({counter.id: counter for request in requests for counter in request.plan.counters}.values())
+    found = {counter.id: counter for request in requests for counter in request.plan.counters}
+    return tuple(found.values())
+
+
+class _Beginning(NamedTuple):
+    """The beginning of a command that decides one request: what depends only on its plan.
+
+    Attributes:
+        plan: The plan.
+        packed: The command up to the plan's limits.
+        is_usual: Whether it may be a usual call: see `usual.lua`.
+    """
+
+    plan: Plan
+    packed: bytes
+    is_usual: bool
 
 
 class Commands:
@@ -44,67 +71,60 @@ class Commands:
         self._prefix = prefix
         self._max_bytes = max_bytes
         self._clock = clock
-        self._beginnings: dict[int, tuple[Plan, bytes]] = {}  # by the plan's identity: hashing it takes longer than all else
+        self._beginnings: dict[int, _Beginning] = {}  # by the plan's identity: hashing a plan takes longer than all else
 
     def command(
         self,
         requests: Sequence[DecisionRequest],
-        observed: tuple[Plan, bytes] | None,
-        seq: int,
+        counters: Sequence[Counter],
+        journal: Journal,
+        *,
         time_us: int,
         deadline_us: int,
     ) -> bytes:
-        """The command that admits requests.
+        """The command that decides requests.
 
         Args:
             requests: The requests.
-            observed: If only observed rules refuse the first request: the limits that it is charged on, and the end of its row.
-            seq: The number of the session's newest row.
+            counters: Their counters; see `counters_of`.
+            journal: The session's journal.
             time_us: Wall-clock time.
             deadline_us: The deadline, in the server's time.
         """
-        plans = [one.plan for one in requests]
-        words = [_word(one) for one in requests]
-        if observed:
-            plans[0], words[0] = observed
-        parts = [
-            self._begin_one(plans[0]) if len(plans) == 1 and not observed else self._begin(plans, counters_of(requests)),
-            _bulk(_HEAD.pack(deadline_us, seq, self._max_bytes)),
-        ]
-        for request, word in zip(requests, words, strict=True):
-            detail = compact(request.detail).encode() if request.detail else b""
-            parts += (_bulk(word), _bulk(detail), _bulk(layout.beginning(request, time_us)))
+        is_usual = False
+        if len(requests) == 1:
+            (request,) = requests
+            _, beginning, is_usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
+            is_usual = is_usual and not (request.detail or request.rounds or request.is_behind) and request.waited_us is None
+        else:
+            beginning = self._begin([one.plan for one in requests], counters)
+        head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
+        head += _USUAL_TEXTS if is_usual and journal.has_no_denials else _texts(requests, counters, journal)
+        parts = [beginning, _bulk(head), *[_bulk(rows.beginning(request, time_us)) for request in requests]]
         if self._clock is not None:
             parts.append(_bulk(b"%d" % self._clock()))
         return b"".join(parts)
 
-    def _begin_one(self, plan: Plan) -> bytes:
-        """The beginning of a command that decides one request, which depends only on its plan."""
-        known = self._beginnings.get(id(plan))
-        if known is None:
-            if len(self._beginnings) >= _MOST_PLANS:
-                self._beginnings.clear()
-            known = self._beginnings[id(plan)] = plan, self._begin([plan], plan.counters)
-        return known[1]
+    def _begin_one(self, plan: Plan, counters: Sequence[Counter]) -> _Beginning:
+        if len(self._beginnings) >= _MOST_PLANS:
+            self._beginnings.clear()
+        is_usual = plan.is_plain and len(counters) <= _MOST_USUAL and not any(limit.observe for limit in plan.limits)
+        found = self._beginnings[id(plan)] = _Beginning(plan, self._begin([plan], counters), is_usual)
+        return found
 
     def _begin(self, plans: Sequence[Plan], counters: Sequence[Counter]) -> bytes:
         """The command up to the limits of the last request, with these plans."""
         index = {counter.id: at for at, counter in enumerate(counters, 1)}
         keys = [
-            *layout.audit_keys(self._prefix),
-            *[layout.counter_key(self._prefix, counter.id, window_us=counter.window_us) for counter in counters],
+            *rows.audit_keys(self._prefix),
+            *[states.counter_key(self._prefix, counter.id, window_us=counter.window_us) for counter in counters],
             self._prefix + "counters",
         ]
         args = ["".join([f"{counter.label}\0" for counter in counters]).encode()]
         args += [_limits(plan, tuple([index[one.id] for one in plan.counters])) for plan in plans]
         parts = [b"EVALSHA", self._sha, b"%d" % len(keys), *[key.encode() for key in keys], *args]
-        count = len(parts) + 1 + 3 * len(plans) + (self._clock is not None)
+        count = len(parts) + 1 + len(plans) + (self._clock is not None)
         return b"*%d\r\n%b" % (count, b"".join(map(_bulk, parts)))
-
-
-def _word(request: DecisionRequest) -> bytes:
-    """The decision on a request that has room; nothing if it must wait."""
-    return b"" if request.is_behind else b"continued" if request.rounds else b"allowed"
 
 
 def _bulk(part: bytes) -> bytes:
@@ -112,50 +132,95 @@ def _bulk(part: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(part), part)
 
 
+_HEAD: Final = struct.Struct("<qqqB")
+_USUAL_TEXTS: Final = b"\0\0\0"
+
+
+def _texts(requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal) -> bytes:
+    """The session's denials on each counter, and the texts of each request, with a NUL after each."""
+    texts = ["" if journal.has_no_denials else ",".join([str(journal.denials_on(counter)) for counter in counters])]
+    for request in requests:
+        choices = ""
+        if request.waited_us is not None or request.is_behind or request.rounds:
+            waited = "" if request.waited_us is None else request.waited_us
+            choices = f"?{waited} {request.is_behind:d} {'continued' if request.rounds else 'allowed'}"
+        texts += (choices, compact(request.detail) if request.detail else "")
+    return ("\0".join(texts) + "\0").encode()
+
+
 @lru_cache(maxsize=512)
 def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
     """A plan's limits: see `LIMIT` in `charge.lua`."""
     packed: list[bytes] = []
     fragments = [fragment(reported).encode() for reported in plan.reported]
-    smallest: dict[int, Limit] = {}
-    for limit in sorted(plan.limits, key=lambda one: -one.n):
-        smallest[limit.counter] = limit
-    last = _LIMIT.size * len(plan.limits)
-    for limit, text in zip(plan.limits, fragments, strict=True):
+    have_more = [limit.counts != "calls" or limit.wait_us > 0 for limit in plan.limits]
+    last = _LIMIT.size * len(plan.limits) + _MORE_OF_LIMIT.size * sum(have_more)
+    for limit, text, has_more in zip(plan.limits, fragments, have_more, strict=True):
         counter = indexes[limit.counter] if limit.n else 0
-        window_us = limit.window_us if limit.n else 1  # a closed tool has no room in any window
-        grain_us = grain(smallest[limit.counter].n, window_us)
-        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"})
+        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"}) + 4 * has_more
         first, last = last + 1, last + len(text)
-        packed.append(_LIMIT.pack(limit.n, window_us, grain_us, limit.cost, counter, rank, first, last))
+        packed.append(_LIMIT.pack(limit.n, limit.window_us, counter, limit.rule, rank, first, last))
+        if has_more:
+            packed.append(_MORE_OF_LIMIT.pack(limit.cost, limit.wait_us))
     return b"".join(packed + fragments)
 
 
-def admitted(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
-    """The verdicts on the requests that were admitted, by the reply of `charge.lua`."""
+pack_append_head: Final = struct.Struct("<qq").pack
+"""Packs the first argument of `append.lua`: the bound of the audit log in bytes, and the number of rows that are replaced."""
+
+
+USUAL_REPLY: Final = struct.Struct("<qqqIq")
+"""The beginning of the reply to a usual call: see `usual.lua`."""
+
+
+def time_in(reply: Sequence[Any]) -> int:
+    """The server's time in a reply of `charge.lua`."""
+    return int.from_bytes(reply[:8], "little") if type(reply) is bytes else reply[0]
+
+
+def usual_verdict(plan: Plan, reply: bytes) -> Verdict:
+    """The verdict in the reply to a usual call."""
+    _, ms, number, at, count = USUAL_REPLY.unpack_from(reply)
+    return Verdict("allowed", plan, at - 1, count, plan.limits[at - 1].n - count, row_id=ms << 64 | number)
+
+
+def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
+    """The verdicts in the reply of `charge.lua`, in the order of the requests."""
     found: list[Verdict] = []
-    for request, here in zip(requests, range(1 + len(counters), len(reply), _RESULTS), strict=False):
+    here = 1 + len(counters)
+    for request in requests:
         plan = request.plan
-        stream_id, at, count, in_flight = reply[here : here + _RESULTS]
-        one = Verdict("continued" if request.rounds else "allowed", plan, row_id=layout.row_id(stream_id))
+        stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
+        here += _RESULTS + 2 * full
+        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else rows.row_id(stream_id))
         if at:
-            one.limit, one.count, one.remaining = at - 1, count, plan.limits[at - 1].n - count
+            one.limit = at - 1
+            if count is not None:
+                one.count = count
+                one.remaining = max(0, plan.limits[at - 1].n - count)
+        if full:
+            exceeded = reply[here - 2 * full : here]
+            one.retry_after_us = wait_us
+            one.exceeded = tuple([Exceeded(at - 1, wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
         if plan.caps:
-            one.in_flight = in_flight
+            one.in_flight = reply[here]
+            here += 1
+        if word == b"held":
+            values = {counter.id: value for counter, value in zip(counters, reply[1:], strict=False)}
+            one.states = tuple([states.state(values[counter.id], counter.window_us) for counter in plan.counters])
+            one.now_us = reply[0]
         found.append(one)
     return found
 
 
-def states_in(reply: Sequence[Any], counters: Sequence[Counter]) -> dict[int, State]:
-    """The states of counters by id, by the reply of `charge.lua` to a request that was not admitted."""
-    return {one.id: layout.state(value, one.window_us) for one, value in zip(counters, reply[1:], strict=False)}
-
-
 def errors_of(plan: Plan) -> list[tuple[Counter, int]]:
-    """The counters on which a failed call is counted, each with the grain of the smallest of its limits."""
+    """The counters on which a failed call is counted, each with the smallest of its limits."""
     smallest: dict[int, int] = {}
     for limit in plan.limits:
         if limit.counts == "errors":
             smallest[limit.counter] = min(limit.n, smallest.get(limit.counter, limit.n))
-    counters = [(plan.counters[counter], n) for counter, n in smallest.items()]
-    return [(counter, grain(n, counter.window_us)) for counter, n in counters]
+    return [(plan.counters[counter], n) for counter, n in smallest.items()]
+
+
+pack_settle_head: Final = struct.Struct("<qq").pack
+"""Packs the first argument of `settle.lua`: the deadline in the server's time, and the number of places."""

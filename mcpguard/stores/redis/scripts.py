@@ -9,7 +9,7 @@ LEASE_US: Final = 30_000_000
 that."""
 
 PARTS: Final = {
-    "charge": ("values", "log", "places", "audit"),
+    "charge": ("values", "usual", "log", "places", "audit"),
     "settle": ("values", "log"),
     "give_places": ("places",),
     "renew": ("places",),

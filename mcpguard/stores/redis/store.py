@@ -1,38 +1,42 @@
 """Stores counters and audit log on a server that many machines share.
 
-The server decides by its own clock. One script reads the counters of all calls, and admits calls, charges them and writes their
-rows, until one has no room. That call is decided here, by what the counters held: it charges nothing. So the script is a second
-implementation of `limiter/sliding.py` only as far as calls are admitted, and is tested against that step by step. All keys of a
+A decision is one script, which runs by the server's clock. It reads the counters of all calls, decides, and writes counters and
+audit rows. It is a second implementation of `limiter/sliding.py`, and is tested against that step by step. All keys of a
 namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a row also makes room for it.
 """
 
 import contextlib
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.identity.client_agents import NOTE_KEPT_US
-from mcpguard.limiter.plan import Counter, Plan, counter_id
+from mcpguard.limiter.plan import Counter, counter_id
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, session_of
-from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.losses import Losses
-from mcpguard.stores.redis import layout
-from mcpguard.stores.redis.checks import QUESTIONS, check
-from mcpguard.stores.redis.leases import Leases
-from mcpguard.stores.redis.link import Command, Link, pack
-from mcpguard.stores.redis.reader import Reader
-from mcpguard.stores.redis.request import Commands, admitted, counters_of, errors_of, states_in
+from mcpguard.stores.redis import checks, notes, rows, states
+from mcpguard.stores.redis.duplicates import duplicates
+from mcpguard.stores.redis.leases import Leases, Place
+from mcpguard.stores.redis.link import Command, Link
+from mcpguard.stores.redis.reader import Reader, parse_time_us
+from mcpguard.stores.redis.request import (
+    Commands,
+    counters_of,
+    errors_of,
+    pack_append_head,
+    pack_settle_head,
+    time_in,
+    usual_verdict,
+    verdicts_of,
+)
 from mcpguard.stores.redis.scripts import LEASE_US, script
 from mcpguard.stores.redis.seen import Seen
 from mcpguard.stores.redis.upkeep import Upkeep
@@ -45,22 +49,8 @@ SCHEMA: Final = 1
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening may take. No call waits for it."""
 
-NEARBY_US: Final = 1_000_000
-"""How much earlier than it seems a row may have been written whose reply was lost, since clocks differ."""
-
 _BATCH: Final = 500
 _TRIES: Final = 3
-
-_pack_head: Final = struct.Struct("<qq").pack
-"""Packs the first argument of `append.lua` and `settle.lua`."""
-
-
-class _Observed(NamedTuple):
-    """A call that only observed rules refuse: its verdict, the limits that it is charged on, and the end of its row."""
-
-    verdict: Verdict
-    charged: Plan
-    row_end: bytes
 
 
 class RedisStore:
@@ -104,16 +94,17 @@ class RedisStore:
         self._max_bytes = options.max_bytes
         self._clock = clock
         self._wall = wall
-        self._prefix = layout.prefix(options.namespace)
-        self._audit = layout.audit_keys(self._prefix)
+        self._prefix = states.prefix(options.namespace)
+        self._audit = rows.audit_keys(self._prefix)
+        self._leases = Leases(lease_us)
         self._ticks = clock or boot_us
-        self._leases = Leases(lease_us, self._ticks)
         names = ("charge", "settle", "give_places", "renew", "adopt", "append", "record")
         self._scripts = {name: script(name, is_time_given=clock is not None, lease_us=lease_us) for name in names}
         self._shas: dict[str, bytes] = {}
         self._ahead_us = 0
         self._seen = Seen()
-        self._sessions: set[str] = set()  # of which the server has no rows that this store does not know of
+        self._reply_lost = True
+        self._sessions: set[str] = set()  # whose rows are known to have no doubles: this process's, and those that it took in
         self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
         deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
         self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
@@ -126,19 +117,17 @@ class RedisStore:
             self._link.close()
             raise
 
-    # the connection
-
     def _key(self, name: str) -> str:
         return self._prefix + name
 
-    def _keys_of(self, counters: Sequence[Counter]) -> list[str]:
-        return [layout.counter_key(self._prefix, one.id, window_us=one.window_us) for one in counters]
+    def _counter_key(self, key: int, window_us: int = 1) -> str:
+        return states.counter_key(self._prefix, key, window_us=window_us)
 
     def _begin(self, deadline_s: float) -> None:
         """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
-        *answers, server_time = self._link.ask([*QUESTIONS, ("TIME",)], deadline_s=deadline_s)
-        self._note_time(layout.parse_time_us(self._link.checked(server_time)))
-        self._server_warnings = self.warnings = check(self._shown, answers)
+        *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
+        self._note_time(parse_time_us(self._link.checked(server_time)))
+        self._server_warnings = self.warnings = checks.check(self._shown, answers)
         meta = self._key("meta")
         commands: list[Command] = [
             ("HSETNX", meta, "schema", SCHEMA),
@@ -169,222 +158,239 @@ class RedisStore:
     def _now_us(self) -> int:
         return self._clock() if self._clock else boot_us() + self._ahead_us
 
-    def _connect(self, deadline_s: float) -> None:
-        """Replace the connection if it is lost."""
-        if self._link.is_lost():
-            self._link.renew(deadline_s)
-            self._begin(deadline_s)
-
     def _ask(self, *commands: Command, deadline_s: float | None = None) -> list[Any]:
         """Send commands, on a new connection if the server has closed the last one. Returns their replies.
 
         Raises:
             StoreUnavailable: There is no reply in time, or one of them is an error.
         """
+        return [self._link.checked(reply) for reply in self._replies(commands, deadline_s)]
+
+    def _replies(self, commands: Sequence[Command], deadline_s: float | None = None) -> list[Any]:
         deadline_s = deadline_s or monotonic() + self._timeout_s
-        self._connect(deadline_s)
-        return [self._link.checked(reply) for reply in self._link.ask(commands, deadline_s=deadline_s)]
+        if self._link.is_lost():
+            self._reconnect(deadline_s)
+        return self._link.ask(commands, deadline_s=deadline_s)
 
-    def _run(self, name: str, keys: Sequence[str], *args: bytes | str) -> Any:
+    def _reconnect(self, deadline_s: float) -> None:
+        """Replace the connection."""
+        self._link.renew(deadline_s)
+        self._begin(deadline_s)
+
+    def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
         """Run a script and return its reply."""
-        end_s = monotonic() + self._timeout_s
-        self._connect(end_s)
-        return self._send(name, self._packed(name, keys, *args), end_s)
-
-    def _packed(self, name: str, keys: Sequence[str], *args: bytes | str) -> bytes:
-        return pack(("EVALSHA", self._shas[name], *self._arguments(keys, *args)))
+        deadline_s = deadline_s or monotonic() + self._timeout_s
+        command: Command = ("EVALSHA", self._shas[name], *self._arguments(keys, *args))
+        reply = self._replies([command], deadline_s)[0]
+        if isinstance(reply, ResponseError):
+            self._load_again(name, reply, deadline_s)
+            reply = self._ask(command, deadline_s=deadline_s)[0]
+        return reply
 
     def _arguments(self, keys: Sequence[str], *args: bytes | str) -> Command:
         """What follows the script in the command that runs it."""
         return len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),))
 
-    def _send(self, name: str, packed: bytes, deadline_s: float) -> Any:
-        """Run a script by a command that is packed already. If the server has forgotten the script, load it again."""
-        reply = self._link.exchange(packed, deadline_s=deadline_s)
-        if isinstance(reply, ResponseError):
-            if not str(reply).startswith("NOSCRIPT"):
-                self._link.checked(reply)
-            self._ask(("SCRIPT", "LOAD", self._scripts[name]), deadline_s=deadline_s)
-            reply = self._link.checked(self._link.exchange(packed, deadline_s=deadline_s))
-        return reply
+    def _load_again(self, name: str, error: ResponseError, deadline_s: float) -> None:
+        """Load a script again, if the error says that the server has forgotten it.
 
-    def _run_in_time(self, name: str, packed: Callable[[int], bytes]) -> Sequence[Any]:
-        """Run a script that has a deadline, and return its reply.
-
-        If it begins too late, it does nothing, and is run again: the server's clock was further ahead than we knew, or the
-        command was sent too late, because this machine is busy.
-
-        Args:
-            name: The script.
-            packed: Returns the command with a deadline in the server's time.
+        Raises:
+            StoreUnavailable: It is another error.
         """
-        for _ in range(_TRIES):
-            end_s, end_us = monotonic() + self._timeout_s, boot_us() + self._timeout_us
-            self._connect(end_s)
-            reply = self._send(name, packed(end_us + self._ahead_us), end_s)
-            if not isinstance(reply, int):
-                self._note_time(reply[0])
-                return reply  # type: ignore[no-any-return]
-            self._note_time(reply)
-        raise StoreUnavailable(f"{self._shown} starts scripts too late", "check the load and the clock of its machine")
-
-    # calls
+        if not str(error).startswith("NOSCRIPT"):
+            self._link.checked(error)
+        self._ask(("SCRIPT", "LOAD", self._scripts[name]), deadline_s=deadline_s)
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        """See `Store`. The script writes the rows of calls that are forwarded. Those of others are appended after them."""
-        journal.begin()
-        verdicts: list[Verdict] = []
+        """See `Store`. The script decides, and writes the rows of calls that are forwarded. Those of others are appended."""
+        time_us = self._wall()
+        self._sessions.add(journal.session)
+        verdicts = self._decided(requests, journal, time_us)
+        if denials := journal.rows(requests, verdicts, time_us, are_forwarded_written=True):
+            self._append_denials(denials, verdicts, journal)
+        return verdicts
+
+    def _append_denials(self, denials: Sequence[Row], verdicts: Sequence[Verdict], journal: Journal) -> None:
+        """Append the rows of denials. If that fails the calls are decided without this store, so none of them keeps a place."""
         try:
-            self._decide(requests, journal, verdicts)
-        except StoreUnavailable:  # the calls are decided without this store, so none of them keeps a place or its row
+            row_ids = self._append(denials)
+        except StoreUnavailable:
+            self._reply_lost = True  # the calls get other rows, which replace those that are here
             journal.take_back()
-            self._sessions.discard(journal.session)
             for one in verdicts:
                 self._leases.end(one.row_id or 0)
             raise
-        self._sessions.add(journal.session)
-        return verdicts
-
-    def _decide(self, requests: Sequence[DecisionRequest], journal: Journal, verdicts: list[Verdict]) -> None:
-        """Decide requests in order, and write their rows. `verdicts` gets the verdicts."""
-        time_us = self._wall()
-        denials: list[tuple[Verdict, Row]] = []
-        observed: _Observed | None = None
-        fruitless, end_s = 0, monotonic() + self._timeout_s
-        while len(verdicts) < len(requests):
-            if fruitless > _TRIES or (verdicts and monotonic() > end_s):
-                raise StoreUnavailable(f"{self._shown} decides calls that came together too slowly", "check its load")
-            fruitless += 1
-            rest = requests[len(verdicts) :]
-            counters = counters_of(rest)
-            found, reply = self._admit(rest, counters, observed, seq=journal.seq, time_us=time_us)
-            for one in found:
-                journal.written(one)
-            verdicts += found
-            fruitless = 0 if found else fruitless
-            states = states_in(reply, counters) if len(found) < len(rest) else {}
-            observed = None
-            for request in rest[len(found) :]:
-                one, decision = decide_one(request, [states[key] for key in request.plan.keys], reply[0])
-                if decision.admitted:
-                    observed = self._observed(request, one, journal, time_us) if one.exceeded else None
-                    break
-                if row := journal.row(request, one, time_us):
-                    denials.append((one, row))
-                verdicts.append(one)
-                fruitless = 0
-        for (one, _), row_id in zip(denials, self._append([row for _, row in denials]), strict=True):
+        denied = [one for one in verdicts if one.has_own_row and not one.forwards]
+        for one, row_id in zip(denied, row_ids, strict=True):
             one.row_id = row_id
 
-    def _observed(self, request: DecisionRequest, one: Verdict, journal: Journal, time_us: int) -> _Observed:
-        without_room = one.rules_without_room
-        charged = request.plan.only(lambda limit: limit.rule not in without_room)
-        return _Observed(one, charged, layout.packed(journal.draft(request, one, time_us))[1])
-
-    def _admit(
-        self,
-        requests: Sequence[DecisionRequest],
-        counters: Sequence[Counter],
-        observed: _Observed | None,
-        *,
-        seq: int,
-        time_us: int,
-    ) -> tuple[list[Verdict], Sequence[Any]]:
-        """Have the server admit calls until one has no room. Returns their verdicts, and the reply of `charge.lua`."""
-        as_observed = observed and (observed.charged, observed.row_end)
+    def _decided(self, requests: Sequence[DecisionRequest], journal: Journal, time_us: int) -> list[Verdict]:
+        """The verdicts on requests. Those that are forwarded have rows, and keep their places."""
+        counters = requests[0].plan.counters if len(requests) == 1 else counters_of(requests)
+        has_caps = any(one.plan.caps for one in requests)
         for _ in range(_TRIES):
-            sent_us = self._ticks()
-            reply = self._run_in_time("charge", partial(self._commands.command, requests, as_observed, seq, time_us))
-            self._seen.note(counters, reply[1 : 1 + len(counters)], reply[0])
-            found = admitted(requests, counters, reply)
-            if found and observed:
-                observed.verdict.row_id = found[0].row_id
-                found[0] = observed.verdict
-            places = [(one.row_id or 0, self._keys_of(one.taken_caps)) for one in found if one.plan.caps]
-            if not places or not self._leases.is_late(sent_us):
-                for call_id, keys in places:
-                    self._leases.add(call_id, keys, sent_us)
-                return found, reply
-            self._withdraw(found)
+            sent_us = self._ticks() if has_caps else 0
+            reply = self._charge(requests, counters, journal, time_us)
+            self._seen.note(counters, reply)
+            if type(reply) is bytes:
+                return [usual_verdict(requests[0].plan, reply)]
+            verdicts = verdicts_of(requests, counters, reply)
+            if not has_caps or self._keep_places(verdicts, sent_us):
+                return verdicts
         raise StoreUnavailable(
-            f"{self._shown} answers after the leases of calls each time", "check whether this process is often stopped"
+            f"{self._shown} gave the call's place to another call each time", "check whether this process is often stopped"
         )
 
-    def _withdraw(self, found: Sequence[Verdict]) -> None:
-        """Delete the rows of admitted calls, which are decided anew: their leases have ended, or will soon.
+    def _charge(
+        self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
+    ) -> Sequence[Any]:
+        """Let the server decide. Returns the reply of `charge.lua`."""
+        for _ in range(_TRIES):
+            end_s, end_us = monotonic() + self._timeout_s, boot_us() + self._timeout_us
+            if self._link.is_lost():
+                self._reconnect(end_s)
+            self._reply_lost = True
+            deadline_us = end_us + self._ahead_us
+            command = self._commands.command(requests, counters, journal, time_us=time_us, deadline_us=deadline_us)
+            reply = self._link.exchange(command, deadline_s=end_s)
+            if isinstance(reply, ResponseError):
+                self._load_again("charge", reply, end_s)
+                reply = self._link.checked(self._link.exchange(command, deadline_s=end_s))
+            self._ahead_us = time_in(reply) - boot_us()
+            self._reply_lost = False
+            if len(reply) > 1:
+                return reply  # type: ignore[no-any-return]
+            # The server's clock is further ahead than we knew, or the command was sent too late, because this machine is busy.
+            # It has charged nothing, and now we know its time
+        raise self._too_late()
 
-        This process was stopped before it read the reply, so that other calls may have got the places.
+    def _too_late(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._shown} starts scripts too late", "check the load and the clock of its machine")
+
+    def _keep_places(self, verdicts: Sequence[Verdict], sent_us: int) -> bool:
+        """Keep the places that calls have just got.
+
+        This process may have been stopped before it read the reply, for longer than the leases. Then they are renewed.
+
+        Returns:
+            False if a place was given to another call, so that this one must not be forwarded. Then all rows are deleted.
         """
-        gone = [part for one in found for part in (str(layout.stream("allowed")), layout.stream_id(one.row_id or 0))]
-        self._run("append", self._audit, _pack_head(self._max_bytes, len(found)), *gone)
+        places: dict[int, Place] = {}
+        for one in verdicts:
+            if one.in_flight is None or not one.forwards or one.row_id is None:
+                continue
+            if caps := one.taken_caps:
+                place = places[one.row_id] = self._leases.new(self._cap_keys(caps), sent_us)
+                one.lease = place.lease
+        if self._any_late(places):
+            self._reply_lost = True  # until it is known whether the rows stay
+            self._leases.renew(places, self._renew, self._ticks)
+            is_lost = self._any_late(places)
+            if is_lost:
+                self._delete_rows(verdicts)
+            self._reply_lost = False
+            if is_lost:
+                return False
+        for call_id, place in places.items():
+            self._leases.add(call_id, place)
+        return True
+
+    def _delete_rows(self, verdicts: Sequence[Verdict]) -> None:
+        """Delete the rows of a decision."""
+        ids = [rows.stream_id(one.row_id) for one in verdicts if one.row_id is not None]
+        args = [part for stream_id in ids for part in (str(rows.stream("allowed")), stream_id)]
+        self._run("append", self._audit, pack_append_head(self._max_bytes, len(ids)), *args)
+
+    def _any_late(self, places: Mapping[int, Place]) -> bool:
+        now_us = self._ticks()
+        return any(self._leases.is_late(place, now_us) for place in places.values())
+
+    def _cap_keys(self, counters: Sequence[Counter]) -> list[str]:
+        return [self._counter_key(counter.id, 0) for counter in counters]
+
+    def _renew(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
+        return self._run("renew", keys, *members)  # type: ignore[no-any-return]
+
+    def _renew_aside(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
+        """As `_renew`, on a connection of its own."""
+        return self._upkeep.run(self._scripts["renew"], *self._arguments(keys, *members))  # type: ignore[no-any-return]
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. If it fails, the places become free when their leases end."""
-        places: list[tuple[int, str]] = []
+        places: list[tuple[Ending, str]] = []
         errors: list[tuple[Counter, int]] = []
         for ending in endings:
-            self._leases.end(ending.row_id)
             caps = [counter for counter in ending.plan.counters if not counter.window_us]
-            places += [(ending.row_id, key) for key in self._keys_of(caps)]
+            places += [(ending, key) for key in self._cap_keys(caps)]
             errors += errors_of(ending.plan) if ending.failed else []
+        kept = {ending.row_id: self._leases.end(ending.row_id) for ending in endings}
         if not (places or errors):
             return
-        failed = [counter for counter, _ in errors]
-        keys = [self._key("counters"), *(key for _, key in places), *self._keys_of(failed)]
-        args = [layout.member(call_id) for call_id, _ in places]
-        args += [part for counter, grain_us in errors for part in (str(grain_us), str(counter.window_us), counter.label)]
-        now_us, *values = self._run_in_time(
-            "settle", lambda deadline_us: self._packed("settle", keys, _pack_head(deadline_us, len(places)), *args)
-        )
-        self._seen.note(failed, values, now_us)
+        keys = [self._key("counters"), *(key for _, key in places), *(self._counter_key(counter.id) for counter, _ in errors)]
+        args = [rows.member(ending.row_id) for ending, _ in places]
+        args += [part for counter, n in errors for part in (str(n), str(counter.window_us), counter.label)]
+        for _ in range(_TRIES):
+            end_s = monotonic() + self._timeout_s
+            deadline_us = boot_us() + self._timeout_us + self._ahead_us
+            reply = self._run("settle", keys, pack_settle_head(deadline_us, len(places)), *args, deadline_s=end_s)
+            self._note_time(reply[0])
+            if len(reply) > 1:
+                break
+        else:
+            raise self._too_late()
+        were_there, values = reply[2 : 2 + len(places)], reply[2 + len(places) :]
+        self._seen.note([counter for counter, _ in errors], [reply[0], *values])
+        freed = {(ending.row_id, key) for (ending, key), was_there in zip(places, were_there, strict=True) if was_there}
+        now_us = self._ticks()
+        for call_id, place in kept.items():
+            if place is not None:
+                self._leases.settled(place, [key for key in place.keys if (call_id, key) in freed], now_us)
 
     def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Recoverable`."""
         for at in range(0, len(calls), _BATCH):
             some = list(calls.items())[at : at + _BATCH]
             sent_us = self._ticks()
-            keys = [key for _, counters in some for key in self._keys_of(counters)]
-            args = [part for call_id, counters in some for one in counters for part in (one.label, layout.member(call_id))]
+            keys = [key for _, counters in some for key in self._cap_keys(counters)]
+            args = [part for call_id, counters in some for one in counters for part in (one.label, rows.member(call_id))]
             self._run("give_places", [self._key("counters"), *keys], *args)
             for call_id, counters in some:
-                self._leases.add(call_id, self._keys_of(counters), sent_us)
+                if counters:
+                    self._leases.add(call_id, self._leases.new(self._cap_keys(counters), sent_us))
 
-    # rows
-
-    def append(self, rows: Sequence[Row]) -> list[int]:
+    def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
-        if not rows:
+        if not rows_to_write:
             return []
-        first = rows[0]
-        session = session_of(first)
-        replaced: list[tuple[int, bytes]] = []
-        if session not in self._sessions:
-            made_us = self._now_us() - max(0, self._wall() - first.time_us)  # the reply did not come before that
-            until_s = monotonic() + self._timeout_s / 2
-            replaced = self._reader.rows_from(first, made_us - self._timeout_us - NEARBY_US, until_s)
-        row_ids = self._append(rows, replaced)
+        session = session_of(rows_to_write[0])
+        is_in_doubt = self._reply_lost or session not in self._sessions
+        row_ids = self._append(rows_to_write, self._already_written(rows_to_write[0]) if is_in_doubt else ())
         self._sessions.add(session)
+        self._reply_lost = False
         return row_ids
 
-    def _append(self, rows: Sequence[Row], replaced: Sequence[tuple[int, bytes]] = ()) -> list[int]:
+    def _append(self, rows_to_write: Sequence[Row], replaced: Sequence[tuple[int, bytes]] = ()) -> list[int]:
         row_ids: list[int] = []
-        for at in range(0, len(rows), _BATCH):
+        for at in range(0, len(rows_to_write), _BATCH):
             args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
-            for row in rows[at : at + _BATCH]:
-                args += (str(layout.stream(row.decision)), *layout.packed(row))
-            head = _pack_head(self._max_bytes, len(replaced))
-            row_ids += map(layout.row_id, self._run("append", self._audit, head, *args))
+            for row in rows_to_write[at : at + _BATCH]:
+                args += (str(rows.stream(row.decision)), *rows.packed(row))
+            head = pack_append_head(self._max_bytes, len(replaced))
+            row_ids += map(rows.row_id, self._run("append", self._audit, head, *args))
             replaced = ()
         return row_ids
+
+    def _already_written(self, first: Row) -> list[tuple[int, bytes]]:
+        age_us = max(0, self._wall() - first.time_us)
+        made_us = self._now_us() - age_us
+        return duplicates(self._ask, self._audit[:2], first, age_us=age_us, made_us=made_us, timeout_s=self._timeout_s)
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
         for at in range(0, len(outcomes), _BATCH):
             some = outcomes[at : at + _BATCH]
-            args = [part for row_id, outcome, us in some for part in (layout.stream_id(row_id), f"{outcome} {us}")]
+            args = [part for row_id, outcome, us in some for part in (rows.stream_id(row_id), f"{outcome} {us}")]
             self._run("record", (self._key("audit"), self._key("outcomes")), *args)
-
-    # outages, and all else
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
@@ -399,7 +405,7 @@ class RedisStore:
         """See `Store`."""
         for at in range(0, len(logs), _BATCH):
             some = logs[at : at + _BATCH]
-            counters = self._keys_of([counter for counter, _ in some])
+            counters = [self._counter_key(counter.id) for counter, _ in some]
             keys = [self._key(f"adopted:{write_back_id}:{at}"), self._key("counters"), *counters]
             args = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
             self._run("adopt", keys, *args)
@@ -409,7 +415,7 @@ class RedisStore:
         gone = 0
         for at in range(0, len(labels), _BATCH):
             ids = [counter_id(label) for label in labels[at : at + _BATCH]]
-            keys = [layout.counter_key(self._prefix, key, window_us=window_us) for key in ids for window_us in (1, 0)]
+            keys = [self._counter_key(key, window_us) for key in ids for window_us in (1, 0)]
             *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("HDEL", self._key("counters"), *ids), ("EXEC",))
             gone += count
             self._seen.forget(ids)
@@ -417,18 +423,11 @@ class RedisStore:
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
         """See `Store`."""
-        names = [layout.note_key(layout.prefix(namespace), key) for key in keys]
-        values = self._ask(("MGET", *names))[0] if keys else []
-        noted = [at for at, value in enumerate(values) if value]
-        if noted:  # `GETDEL` would do the same, but is not among the rights that the manual has always asked for
-            taken = self._ask(*[("SET", names[at], "", "XX", "GET", "PX", 1) for at in noted])
-            return {keys[at]: agent for at, value in zip(noted, taken, strict=True) if (agent := self._agent_in(value))}
-        return {}
-
-    def _agent_in(self, note: bytes | None) -> str:
-        """The agent in a note; empty if the note has expired, or another wrapper has taken it."""
-        noted_us, _, agent = (note or b"").decode().partition(" ")
-        return agent if agent and abs(self._wall() - int(noted_us)) <= NOTE_KEPT_US else ""
+        if not keys:
+            return {}
+        wall_us = self._wall()
+        found = [*notes.read(keys, self._ask(notes.reading(namespace, keys))[0], wall_us=wall_us)]
+        return notes.read(found, self._ask(*notes.taking(namespace, found)), wall_us=wall_us) if found else {}
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`. Does nothing: a call is in the server when it is decided."""
@@ -443,14 +442,10 @@ class RedisStore:
         A failure is ignored: if the server cannot be used, the next call finds out.
         """
         with contextlib.suppress(StoreUnavailable):
-            self._leases.renew_due(self._renew)
+            self._leases.renew_due(self._renew_aside, self._ticks)
         self.warnings = (*self._server_warnings, *self._leases.take_loss())
         with contextlib.suppress(StoreUnavailable):
             self._upkeep.tend()
-
-    def _renew(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
-        """Renew leases, on a connection of its own, because calls use the other one meanwhile."""
-        return self._upkeep.run(self._scripts["renew"], *self._arguments(keys, *members))  # type: ignore[no-any-return]
 
     @property
     def needs_tending(self) -> bool:

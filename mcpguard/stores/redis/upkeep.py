@@ -7,9 +7,10 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
-from mcpguard.stores.redis.layout import audit_keys, counter_key, parse_time_us
+from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.scripts import script
+from mcpguard.stores.redis.states import counter_key
 from mcpguard.stores.redis.url import RedisUrl
 
 EVERY_MS: Final = 60_000
@@ -45,20 +46,18 @@ def prune(address: RedisUrl, prefix: str, before_us: int) -> Iterator[int]:
     Raises:
         StoreUnavailable: The server does not answer, or refuses.
     """
-    with _opened(address, prefix) as link:
-        yield from _pruned(link, prefix, _NO_BOUND, before_us // 1000)
-
-
-def _opened(address: RedisUrl, prefix: str) -> closing[Link]:
-    return closing(Link(address, timeout_s=TIMEOUT_S, key=prefix + "audit", deadline_s=_soon_s()))
-
-
-def _pruned(link: Link, prefix: str, max_bytes: int, before_ms: int) -> Iterator[int]:
-    """Delete rows, as `prune.lua` does. Yields the number of rows of each portion."""
-    keys = audit_keys(prefix)
-    bounds = struct.pack("<qq", max_bytes, before_ms)
-    while dropped := _ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
-        yield dropped
+    keys = rows.audit_keys(prefix)
+    link = Link(address, timeout_s=TIMEOUT_S, key=keys[0], deadline_s=_soon_s())
+    try:
+        while _ask(link, ("EXISTS", *keys[:2])):
+            seconds, part_us = _ask(link, ("TIME",))
+            keep_ms = (int(seconds) * 1_000_000 + int(part_us) - before_us) // 1000
+            dropped = _ask(link, ("EVAL", script("prune"), len(keys), *keys, struct.pack("<qq", _NO_BOUND, max(0, keep_ms))))
+            if not dropped:
+                return
+            yield int(dropped)
+    finally:
+        link.close()
 
 
 class Upkeep:
@@ -112,13 +111,10 @@ class Upkeep:
 
     def _work(self) -> Generator[None, None, None]:
         """Do upkeep, and pause after each piece."""
-        with _opened(self._address, self._prefix) as link:
+        with self._link() as link:
             (is_mine,) = link.ask([("SET", self._prefix + "tended", 1, "NX", "PX", EVERY_MS)], deadline_s=_soon_s())
             if is_mine is not None:  # it is an error if the server's memory is full: deleting rows makes room
-                before_us = parse_time_us(_ask(link, ("TIME",))) - self._keep_us
-                for _ in _pruned(link, self._prefix, self._max_bytes, before_us // 1000):
-                    yield
-                yield from self._drop_counters(link)
+                yield from self._prune(link)
 
     def run(self, text: str, *rest: bytes | str | int) -> Any:
         """Run a script, and return its reply.
@@ -130,8 +126,19 @@ class Upkeep:
         Raises:
             StoreUnavailable: The server does not answer, or refuses.
         """
-        with _opened(self._address, self._prefix) as link:
+        with self._link() as link:
             return _ask(link, ("EVAL", text, *rest))
+
+    def _link(self) -> closing[Link]:
+        return closing(Link(self._address, timeout_s=TIMEOUT_S, key=self._prefix + "audit", deadline_s=_soon_s()))
+
+    def _prune(self, link: Link) -> Iterator[None]:
+        """Delete old rows, and index entries of expired counters."""
+        keys = rows.audit_keys(self._prefix)
+        bounds = struct.pack("<qq", self._max_bytes, self._keep_us // 1000)
+        while _ask(link, ("EVAL", script("prune"), len(keys), *keys, bounds)):
+            yield
+        yield from self._drop_counters(link)
 
     def _drop_counters(self, link: Link) -> Iterator[None]:
         """Delete the index entries of counters whose keys have expired."""

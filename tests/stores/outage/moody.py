@@ -142,9 +142,10 @@ class Place:
     def kill(self) -> None:
         """Release the locks on outage logs, as the system does when the process is killed."""
         store = self.store
-        for log in (store._local.log, *store._recovery.own):
-            log.close()
-        store._recovery.close()
+        for log in (store._local.log, store._own_logs.reading, *store._own_logs.read):
+            if log is not None:
+                log.close()
+        store._left_logs.close()
 
     def mend(self) -> None:
         """Let the store work again, and let a probe close the breaker."""

@@ -54,6 +54,19 @@ def used(place: Place) -> dict[str, int]:
 # cost
 
 
+def test_a_call_of_an_outage_takes_its_cost_from_the_limit_and_from_the_counter_in_the_store() -> None:
+    place = Place(policy=COST_10)
+    assert place.call(1, "report") == ["allowed"]
+    place.break_down()
+    verdict = place.one("report")
+    assert (verdict.decision, verdict.cost, verdict.count, verdict.remaining) == ("allowed", 4, 8, 2)
+    assert refusal(place, "report") == ("rate_limited", 3600_000_000)
+    assert refusal(place, "everything") == ("too_costly", None)
+    assert place.call(3) == ["allowed", "allowed", "rate_limited"]
+    place.mend()
+    assert used(place) == {"cost": 10}
+
+
 def test_costs_are_written_back_with_the_times_of_the_calls() -> None:
     place = Place(policy=COST_10)
     place.break_down()

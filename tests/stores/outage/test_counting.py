@@ -34,6 +34,18 @@ def test_the_number_of_local_counters_is_bounded_and_a_call_that_needs_one_more_
     assert place.used() == [1] * 10
 
 
+def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_window() -> None:
+    place = Place(policy=EACH_TOOL_5, bounds=Bounds(counters=1))
+    place.break_down()
+    place.call(1, "echo")
+    place.time.pass_s(1800)
+    place.call(2, "echo")
+    place.time.pass_s(1800)
+    assert place.call(1, "other") + place.call(4, "echo") == ["unavailable"] + ["allowed"] * 3 + ["rate_limited"]
+    place.time.pass_s(3600)
+    assert place.call(1, "other") == ["allowed"]
+
+
 def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_outage() -> None:
     place = Place(policy=EACH_TOOL_5)
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
@@ -87,6 +99,18 @@ def test_a_log_of_one_outage_is_not_used_in_the_next_if_the_store_has_charged_th
     forget(place, "echo")
     place.break_down()
     assert place.call(1, "echo") == ["unavailable"]
+
+
+def test_a_counter_that_was_last_seen_empty_is_counted_from_zero() -> None:
+    place = Place(policy=EACH_TOOL_5 + '[[rule]]\nuser = "*"\nlimit = "1/1m"\n')
+    assert place.call(1, "x") + place.call(1, "echo") == ["allowed", "rate_limited"]
+    (_, echo) = [request.plan.counters for request in place.session.charges("x") + place.session.charges("echo")]
+    for counter in echo:
+        place.memory.states.setdefault(counter.id, ())
+        place.memory.counters[counter.id] = counter
+    place.time.pass_s(60)
+    place.break_down()
+    assert place.call(1, "echo") == ["allowed"]
 
 
 def test_a_counter_that_was_reset_after_an_outage_is_counted_from_zero_in_the_next() -> None:
@@ -205,19 +229,3 @@ def test_a_call_with_long_arguments_is_not_forwarded_if_the_log_has_no_room_for_
     assert decisions == ["allowed"] * 10 + ["unavailable"] * 10
     place.mend()
     assert [record["seq"] for record in place.records()] == list(range(1, 12))
-
-
-def test_a_store_that_fails_again_and_again_does_not_let_its_outages_take_ever_more_memory() -> None:
-    place = Place(policy=UNLIMITED, bounds=Bounds(logs=2))
-    decisions = []
-    for _ in range(4):
-        place.break_down()
-        decisions += place.call()
-        place.fail("append")
-        place.probe()
-    assert decisions == ["allowed"] * 3 + ["unavailable"]
-    place.mend()
-    while place.store.needs_tending:
-        place.store.tend()
-    assert [record["decision"] for record in place.records()] == decisions
-    assert place.call() == ["allowed"]

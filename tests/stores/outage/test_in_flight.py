@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.session.verdict import NO_LIMITS
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage.log import Bounds
 from tests.stores.outage.moody import Place
@@ -42,7 +43,31 @@ def test_a_call_that_has_no_place_and_has_not_failed_does_not_use_the_store() ->
     assert place.said == []
 
 
+def test_a_call_that_was_decided_without_its_limits_has_no_place() -> None:
+    place = Place(policy=CAP_2)
+    (request,) = place.session.charges("search")
+    request.rounds, request.plan = 1, NO_LIMITS
+    place.store.decide([request], place.session.journal)
+    place.break_down()
+    place.call()
+    place.mend()
+    assert len(places(place)) == 1
+
+
 # in an outage
+
+
+def test_calls_that_the_store_admitted_and_calls_of_the_outage_are_counted_together() -> None:
+    place = Place(policy=CAP_2)
+    before = place.starts()
+    place.break_down()
+    during = place.starts()
+    assert refused(place) == "concurrent"
+    place.stops(before)
+    place.starts()
+    assert refused(place) == "concurrent"
+    place.stops(during)
+    assert place.one().in_flight == 2
 
 
 def test_calls_of_the_outage_that_are_decided_together_count_for_each_other() -> None:
@@ -50,6 +75,18 @@ def test_calls_of_the_outage_that_are_decided_together_count_for_each_other() ->
     place.break_down()
     verdicts = place.session.call("search", 3)
     assert [(one.decision, one.in_flight) for one in verdicts] == [("allowed", 1), ("allowed", 2), ("rate_limited", 2)]
+
+
+def test_calls_in_flight_of_other_wrappers_are_not_counted() -> None:
+    other = Place(policy=CAP_2)
+    for _ in range(2):
+        other.starts()
+    place = Place(policy=CAP_2, other=other, session="00000000000000bb")
+    assert refused(place) == "concurrent"
+    place.break_down()
+    for _ in range(2):
+        place.starts()
+    assert refused(place) == "concurrent"
 
 
 def test_a_refused_call_with_room_within_its_wait_is_held_and_not_charged() -> None:
@@ -128,6 +165,20 @@ def test_calls_in_flight_need_no_room_for_the_log_of_a_counter() -> None:
 # when the store is back
 
 
+@pytest.mark.parametrize("mode", ["local", "deny"])
+def test_when_the_store_is_back_it_has_the_calls_that_are_still_in_flight_and_no_others(mode: str) -> None:
+    place = Place(mode, '[[rule]]\ntool = "*"\nconcurrent = 2\n')
+    before = [place.starts("a"), place.starts("b"), place.starts("b")]
+    place.break_down()
+    place.call(1, "c")
+    during = [place.starts("a"), place.starts("c")] if mode == "local" else []
+    place.stops(before[1], *during[1:])
+    place.mend()
+    assert sorted(place.used()) == ([1, 1, 2] if mode == "local" else [1, 1])
+    place.stops(before[0], before[2], *during[:1])
+    assert len(places(place)) == (1 if mode == "local" else 0)
+
+
 def test_calls_admitted_without_the_store_are_held_under_negative_ids_that_differ_between_wrappers() -> None:
     one = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 9\n')
     other = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 9\n', other=one, session="00000000000000bb")
@@ -142,6 +193,37 @@ def test_calls_admitted_without_the_store_are_held_under_negative_ids_that_diffe
     assert len(places(one)) == 3
     other.stops(*calls[1])
     assert places(one) == []
+
+
+def test_a_call_has_a_place_at_any_time_while_the_store_takes_over() -> None:
+    place = Place(policy=CAP_2)
+    place.starts()
+    place.break_down()
+    place.call()
+    before = places(place)
+    place.failing = {}
+    place.fail("settle")  # the store is not asked to free any
+    place.probe()
+    assert set(before) < set(places(place))
+    assert len(places(place)) == 2
+
+
+def test_a_store_that_the_calls_in_flight_do_not_reach_is_not_used_until_they_do() -> None:
+    place = Place(policy=CAP_2)
+    before, ended = place.starts(), place.starts()
+    place.break_down()
+    place.stops(ended)
+    during = place.starts()
+    for failing in ("give_places", "settle"):
+        place.fail(failing)
+        place.probe()
+        assert place.store._store is None
+    place.stops(during)
+    place.mend()
+    assert place.store._store is not None
+    assert len(places(place)) == 1
+    place.stops(before)
+    assert places(place) == []
 
 
 def no_reply() -> None:
@@ -214,6 +296,22 @@ def test_a_call_may_end_after_the_session(tmp_path: Path) -> None:
 # a store that comes back without its data
 
 
+def test_a_store_that_comes_back_without_its_data_holds_all_calls_in_flight() -> None:
+    place = Place(policy=CAP_2)
+    before, ended = place.starts(), place.starts()
+    place.break_down()
+    place.stops(ended)
+    during = place.starts()
+    place.memory = Memory()
+    place.mend()
+    assert len(places(place)) == 2
+    assert refused(place) == "concurrent"
+    place.stops(before)
+    after = place.starts()
+    place.stops(during, after)
+    assert places(place) == []
+
+
 def test_a_place_that_was_left_in_one_store_is_not_freed_in_another() -> None:
     place = Place(policy=CAP_2)
     place.starts()
@@ -243,6 +341,21 @@ def test_a_server_that_lost_its_data_between_two_calls_holds_the_calls_in_flight
     place.stops(*calls)
     assert places(place) == []
     assert place.said == []
+
+
+def test_calls_that_a_server_without_its_data_does_not_take_are_held_when_it_is_back() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nconcurrent = 3\n')
+    before = place.starts()
+    lose_data(place)
+    place.fail("give_places", "open")
+    after = place.starts()
+    assert "it is gone" in place.said[0]
+    during = place.starts()
+    assert refused(place) == "concurrent"
+    place.mend()
+    assert len(places(place)) == 3
+    place.stops(before, during, after)
+    assert places(place) == []
 
 
 def test_an_ending_of_an_earlier_store_frees_no_place_of_a_call_with_the_same_row_id() -> None:

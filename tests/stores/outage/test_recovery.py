@@ -11,7 +11,8 @@ from mcpguard.session.audit import Row
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage import store as outage_store
 from mcpguard.stores.outage.breaker import PROBE_US
-from mcpguard.stores.outage.log import BATCH_CHARS, Bounds
+from mcpguard.stores.outage.log import Bounds
+from mcpguard.stores.outage.recovery import BATCH_CHARS
 from tests.build import START_US
 from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
@@ -124,49 +125,55 @@ def test_an_interrupted_write_back_is_continued_and_loses_nothing(failing: str) 
     assert f"{3 * BATCH + 1} audit rows" in place.said[-1]
 
 
-def test_calls_use_the_store_when_it_has_counted_the_outage_and_before_it_has_all_its_rows() -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "400/1h"\n')
+def test_calls_are_decided_locally_during_write_back_and_their_rows_come_last() -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "300/1h"\n')
     place.break_down()
-    last = [place.one() for _ in range(3 * BATCH)][-1]
-
-    def slow() -> None:
-        place.time.pass_s(1)
-        place.before["append"] = slow
-
-    place.before["append"] = slow
+    place.call(2 * BATCH)
+    during: list[str] = []
+    place.before["append"] = lambda: during.extend(place.call(2 * BATCH))
     place.mend()
-    assert len(place.records()) == 2 * BATCH
-    place.ends(last)  # the store does not have its row yet
-    assert place.call(2 * BATCH) == ["allowed"] * (400 - 3 * BATCH) + ["rate_limited"] * (5 * BATCH - 400)
-    while place.store.needs_tending:
-        place.store.tend()
-    assert place.used() == [400]
-    assert place.outcomes().count("ok") == 1
-    assert sorted(int(str(record["seq"])) for record in place.records()) == list(range(1, 402))
-    assert place.said[-1] == f"store is back: {3 * BATCH} audit rows of the outage written"
+    assert during == ["allowed"] * (300 - 2 * BATCH) + ["rate_limited"] * (4 * BATCH - 300)
+    assert place.used() == [300]
+    assert [record["seq"] for record in place.records()] == list(range(1, 302))
+    assert place.call() == ["rate_limited"]
 
 
-def test_rows_from_before_the_first_call_and_of_a_short_outage_come_before_those_of_later_calls() -> None:
+def test_write_back_ends_even_if_calls_add_rows_as_fast_as_they_are_written() -> None:
     place = Place(policy=UNLIMITED)
     place.break_down()
-    place.call(3)
+    place.call(2 * BATCH)
+
+    def flood() -> None:
+        assert len(place.records()) < 20 * BATCH
+        place.before["append"] = flood
+        if not place.store._lock.locked():  # else calls have to wait
+            place.call(BATCH)
+
+    place.before["append"] = flood
     place.mend()
-    place.call(2)
-    assert [record["seq"] for record in place.records()] == [1, 2, 3, 4, 5]
+    seqs = [record["seq"] for record in place.records()]
+    assert seqs == list(range(1, len(seqs) + 1))
 
 
-def test_a_store_that_counts_too_slowly_while_calls_wait_is_not_used_before_it_has_counted_the_rest() -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["90/1h", "90/1d", "90/2d"]\n', bounds=Bounds(batch=1))
+def test_a_store_that_counts_too_slowly_does_not_get_the_last_batch_while_a_call_waits() -> None:
+    place = Place()
     place.break_down()
     place.call(2)
+    place.before["adopt"] = lambda: place.time.pass_s(20)
     place.failing.clear()
-    for counted in (1, 2):
-        place.before["adopt"] = lambda: place.time.pass_s(20)
-        place.probe()
-        assert place.store._store is None
-        assert place.used() == [2] * counted
+    place.probe()
+    assert place.store.needs_tending
     place.mend()
-    assert (place.used(), len(place.records())) == ([2] * 3, 2)
+    assert (place.used(), len(place.records())) == ([2], 2)
+
+
+def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(policy='[[rule]]\nuser = "*"\nlimit = ["3/1h", "5/1d"]\n', bounds=Bounds(batch=1))
+    place.break_down()
+    place.call(1)
+    place.after["adopt"] = lambda: place.before.update(adopt=lambda: place.time.pass_s(20))  # the second batch has no row
+    place.mend()
+    assert (place.used(), len(place.records())) == ([1, 1], 1)
 
 
 @pytest.mark.parametrize(("n", "left"), [(64, [[10], [9], [8]]), (65, [[10], [10], []])])

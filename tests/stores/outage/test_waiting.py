@@ -3,12 +3,12 @@
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.session.audit import Outcome
+from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.outage.breaker import PROBE_US, STEP_S, Connector
 from mcpguard.stores.outage.store import OutageStore
@@ -185,6 +185,16 @@ def test_the_end_of_a_session_waits_for_the_store_in_one_step_that_a_busy_machin
     assert waits_s == [0.01]  # the time limit of a call, which is shorter than `LAST_TRY_S`
 
 
+def test_an_abandoned_attempt_closes_the_store_that_it_opened() -> None:
+    door = Door(timeout_ms=0)
+    connector = Connector(door.open)
+    door.go_on.set()
+    assert connector.wait(ENOUGH_S)
+    connector.abandon()
+    assert door.closed.is_set()
+    door.store.close()
+
+
 def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
     place = Place()
     place.break_down()
@@ -293,31 +303,43 @@ def test_a_probe_while_the_first_call_waits_leaves_the_store_to_the_call() -> No
     door.store.close()
 
 
-def test_a_probe_does_not_use_a_store_that_a_call_has_used_meanwhile_and_that_has_failed(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = Wrapper(door.store, LIMIT_3)
+def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() -> None:
+    place = Place()
+    door = Door(timeout_ms=1000 * ENOUGH_S)
+    opened: list[MemoryStore] = []
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(MemoryStore):
+        def append(self, rows: Sequence[Row]) -> list[int]:
+            writing.set()
+            assert go_on.wait(ENOUGH_S)
+            return super().append(rows)
+
+    def open_slow() -> MemoryStore:
+        assert door.go_on.wait(ENOUGH_S)
+        opened.append(Slow(door.memory, clock=door.time))
+        return opened[-1]
+
+    said: list[str] = []
+    store = OutageStore(
+        open_slow, mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S, clock=door.time, wall=door.time
+    )
+    lock = store._lock = TellingLock()  # type: ignore[assignment]
+    place.call()
+    store.append(place.memory.rows)  # the store is not open yet, so the buffer keeps them
     door.go_on.set()
-    connector = door.store._connector
-    assert connector
-    assert connector.wait(ENOUGH_S)
-
-    def fail(*_: object) -> None:
-        raise StoreUnavailable("it is full")
-
-    def wait_while_a_call_comes(*_: object, **__: object) -> bool:
-        monkeypatch.undo()
-        monkeypatch.setattr(MemoryStore, "take_notes", fail)
-        door.store.take_notes("default", ["x"])
-        return True
-
-    monkeypatch.setattr(connector, "wait", wait_while_a_call_comes)
-    door.store.tend()
-    assert "it is full" in door.said[0]
-    assert door.closed.is_set()
-    assert door.store.needs_tending
-    assert session.decisions("x") == ["allowed"]
-    assert door.used() == [], "it was decided without the store"
+    session = Wrapper(store, LIMIT_3)
+    call = threading.Thread(target=session.decisions, args=("x",))
+    call.start()
+    assert writing.wait(ENOUGH_S)
+    probe = threading.Thread(target=store.tend)
+    probe.start()
+    assert lock.is_waited_for.wait(ENOUGH_S)
+    go_on.set()
+    for thread in (call, probe):
+        thread.join(ENOUGH_S)
+    assert (len(opened), said) == (1, [])
+    store.close()
 
 
 def test_upkeep_that_outlives_the_store_is_no_outage() -> None:

@@ -178,10 +178,21 @@ def test_a_script_that_starts_after_its_deadline_writes_nothing_and_evicts_no_ro
     requests = session.charges("report")
     past_us = store._now_us() - 10_000_000
     commands = request.Commands(store._shas["charge"], store._prefix, max_bytes=1)
-    too_late = commands.command(requests, None, session.journal.seq, 0, past_us)
-    assert type(store._link.exchange(too_late, deadline_s=time.monotonic() + ENOUGH_S)) is int
+    counters = request.counters_of(requests)
+    too_late = commands.command(requests, counters, session.journal, time_us=0, deadline_us=past_us)
+    assert len(store._link.exchange(too_late, deadline_s=time.monotonic() + ENOUGH_S)) == 1
     assert (list(store.entries()), store.held()) == before
     store.close()
+
+
+def test_a_server_that_restarts_between_two_calls_is_reconnected(server: Server) -> None:
+    session = Session(opened(server), POLICY)
+    session.call("report")
+    server.kill()
+    with unavailable("does not answer"):
+        session.call("report")
+    server.start()
+    assert session.decisions("report", 6)[-2:] == ["allowed", "rate_limited"]  # the server kept nothing on disk
 
 
 def test_a_server_without_memory_refuses_and_charges_nothing(server: Server) -> None:

@@ -118,10 +118,12 @@ def test_a_place_is_free_when_its_lease_has_ended_and_not_a_microsecond_earlier(
 def test_a_wrapper_that_is_tended_keeps_its_place_as_long_as_the_call_takes(guards: Guards, time: Time) -> None:
     one, other = guards()
     assert not one.store.needs_tending
-    one.begin()
+    verdict = one.begin()
+    assert verdict.lease is not None
     for _ in range(10):
         assert one.store.needs_tending
         time.pass_ms(LEASE_MS // 3)
+        assert time() < verdict.lease.until_us
         assert one.told() == ()
         assert other.decision() == "rate_limited"
     one.end()
@@ -148,16 +150,40 @@ def test_leases_are_renewed_only_when_a_third_has_passed(guards: Guards, time: T
 
 def test_a_place_that_was_given_to_another_call_is_not_renewed_and_the_user_is_told_once(guards: Guards, time: Time) -> None:
     stopped, other = guards()
-    stopped.begin()
+    lease = stopped.begin().lease
+    assert lease is not None
     time.pass_ms(LEASE_MS)
     assert other.decision() == "allowed"
     (told,) = stopped.told()
     assert told.startswith("this process was stopped, or cut off from the store, for 30 s or more")
+    assert time() > lease.until_us
     assert other.used == [1]
     assert stopped.told() == ()
     assert not stopped.store.needs_tending
     stopped.end()
     assert other.used == [1]
+
+
+def test_each_loss_is_told(guards: Guards, time: Time) -> None:
+    stopped, other = guards()
+    for _ in range(2):
+        assert stopped.decision() == "allowed"
+        time.pass_ms(LEASE_MS)
+        assert other.decision() == "allowed"
+        assert len(stopped.told()) == 1
+        stopped.end()
+        other.end()
+
+
+def test_a_loss_is_told_even_if_the_call_ends_before_its_lease_would_be_renewed(guards: Guards, time: Time) -> None:
+    stopped, other = guards()
+    stopped.begin()
+    time.pass_ms(LEASE_MS)
+    assert other.decision() == "allowed"
+    stopped.end()
+    assert stopped.store.needs_tending
+    assert len(stopped.told()) == 1
+    assert not stopped.store.needs_tending
 
 
 def test_a_call_that_ends_after_its_lease_has_lost_nothing_if_nobody_took_its_place(guards: Guards, time: Time) -> None:
@@ -175,6 +201,15 @@ def test_a_place_that_nobody_took_is_renewed_after_its_lease(guards: Guards, tim
     time.pass_ms(2 * LEASE_MS)
     assert stopped.told() == ()
     assert other.decision() == "rate_limited"
+
+
+def test_a_denied_call_takes_no_place_away(guards: Guards, time: Time) -> None:
+    stopped, other = guards('[[rule]]\ntool = "x"\nconcurrent = 1\n[[rule]]\nuser = "*"\nlimit = "1/1h"\n')
+    stopped.begin()
+    time.pass_ms(LEASE_MS)
+    assert other.begin().reason == "rate_limited"
+    assert stopped.told() == ()
+    assert stopped.used[-1] == 1
 
 
 def test_a_reset_frees_the_places_and_is_no_loss(guards: Guards, time: Time) -> None:
@@ -195,8 +230,10 @@ def test_a_call_has_a_place_on_each_of_its_caps_and_one_of_them_can_be_lost(guar
     assert (verdict.in_flight, stopped.used) == (1, [1, 1])
     time.pass_ms(LEASE_MS)
     assert other.begin("y").in_flight == 1
+    assert verdict.lease is not None
     for tells in (True, False):
         assert bool(stopped.told()) == tells
+        assert time() > verdict.lease.until_us
         time.pass_ms(LEASE_MS // 3)
         other.store.tend()
     assert sorted(other.used) == [1, 1]
@@ -248,8 +285,10 @@ def test_a_call_whose_verdict_arrives_late_is_forwarded_if_nobody_took_its_place
 ) -> None:
     stopped, other = guards()
     Interrupted(stopped, monkeypatch, lambda: time.pass_ms(LEASE_MS))
-    assert stopped.decision() == "allowed"
-    assert stopped.used == [1]
+    verdict = stopped.begin()
+    assert verdict.decision == "allowed"
+    assert verdict.lease is not None
+    assert verdict.lease.until_us > time()
     time.now_us += LEASE_US - 1
     assert other.decision() == "rate_limited"
 
@@ -265,6 +304,15 @@ def test_a_call_that_is_decided_anew_has_one_row(guards: Guards, time: Time, mon
     assert stopped.decision() == "rate_limited"
     mine = [entry.record for entry in stopped.store.entries() if entry.record["session"] == stopped.journal.session]
     assert [(record["seq"], record["decision"]) for record in mine] == [(1, "rate_limited")]
+
+
+def test_only_a_call_with_a_place_has_a_lease(guards: Guards, time: Time) -> None:
+    one, _ = guards()
+    verdicts = [one.begin("free"), one.begin(), one.begin()]
+    assert [verdict.lease is None for verdict in verdicts] == [True, False, True]
+    lease = verdicts[1].lease
+    assert lease is not None
+    assert time() < lease.until_us < time() + LEASE_US
 
 
 def test_calls_admitted_without_the_store_get_places_whether_there_is_room_or_not(guards: Guards, time: Time) -> None:
@@ -364,6 +412,15 @@ def test_a_server_without_memory_refuses_a_call_with_a_cap_and_gives_it_no_place
 FAILING = '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'
 
 
+def test_errors_are_counted_once_even_if_the_servers_clock_is_ahead(server: Server) -> None:
+    session = Session(RedisStore(server.address, PATIENT), FAILING)
+    (request,) = session.charges("x")
+    (verdict,) = session.store.decide([request], session.journal)
+    session.store._ahead_us -= 3_600_000_000  # type: ignore[attr-defined]
+    session.store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
+    assert [held.used for held in session.store.held()] == [1]
+
+
 def test_an_error_that_the_server_would_count_too_late_is_not_counted_and_told_to_the_caller(server: Server) -> None:
     session = Session(RedisStore(server.address, PATIENT), FAILING)
     (request,) = session.charges("x")
@@ -391,6 +448,7 @@ def test_a_call_that_outlives_a_restart_of_the_server_has_its_place_again(tmp_pa
         session = Wrapper(wrapper, ONE)
         (request,) = session.charges("x")
         (verdict,) = wrapper.decide([request], session.journal)
+        assert verdict.lease is not None
         own.kill()
         assert session.decisions("x") == ["rate_limited"]
         own.start()
@@ -423,6 +481,30 @@ def ask(worker: Worker, word: str) -> str:
     assert worker.stdout is not None
     worker.stdin.write(word + "\n")
     return worker.stdout.readline().strip()
+
+
+def renewals(server: Server) -> Callable[[], bool]:
+    """Returns a function that tells whether a lease was renewed twice since this was called."""
+    (key,) = keys(server, "in_flight")
+    seen: set[bytes] = set()
+
+    def twice() -> bool:
+        seen.add(server.command("ZRANGE", key, "0", "-1", "WITHSCORES"))
+        return len(seen) > 2
+
+    return twice
+
+
+def test_the_place_of_a_process_that_was_killed_is_free_after_its_lease_and_not_while_it_lives(
+    server: Server, start: Start
+) -> None:
+    one, other = start(), start()
+    assert ask(one, "call") == "allowed"
+    wait_for(renewals(server), "the lease is not renewed")
+    assert ask(other, "call") == "rate_limited"
+    one.kill()
+    wait_for(lambda: ask(other, "call") == "allowed", "the place is never free")
+    assert ask(other, "told") == ""
 
 
 def test_a_process_that_was_stopped_for_longer_than_its_lease_says_so_and_takes_nothing_back(

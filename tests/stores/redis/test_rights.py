@@ -110,7 +110,7 @@ def test_the_rights_in_the_manual_are_enough_for_calls_in_flight_and_errors(serv
     (request,) = session.charges("report")
     (verdict,) = store.decide([request], session.journal)
     held = session.one("report")
-    assert (held.decision, held.states) == ("held", [(), (verdict.row_id,)])
+    assert (held.decision, held.states) == ("held", ((), (verdict.row_id,)))
     time.now_us += LEASE_US // 2
     store.tend()
     time.now_us += LEASE_US - 1

@@ -1,6 +1,8 @@
 """The Redis store beyond the contract: namespaces, expiry, the bound of the audit log, warnings about the server."""
 
+import math
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -16,9 +18,10 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.redis import layout, upkeep
+from mcpguard.stores.redis import rows, upkeep
+from mcpguard.stores.redis.duplicates import NEARBY_US
 from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.store import NEARBY_US, RedisStore
+from mcpguard.stores.redis.store import RedisStore
 from mcpguard.text.printing import compact
 from tests.build import Session, Time
 from tests.redis_servers import Server, running, wait_for
@@ -121,7 +124,26 @@ def test_a_call_takes_one_script_of_one_read_and_a_write_for_its_row_and_each_of
     session = Session(opened(), POLICY + '[[rule]]\nuser = "*"\nlimit = "5/1h"\n')
     session.one("report")
     found = commands(server, lambda: session.one("report"))
-    assert found == {"evalsha": 1, "time": 1, "mget": 1, "xadd": 1, "set": 1 + 2}
+    assert found == {"evalsha": 1, "time": 1, "mget": 1, "xadd": 1, "setrange": 1, "set": 2}
+
+
+def test_a_call_within_a_grain_of_the_last_one_replaces_only_the_head_of_each_counter(server: Server, opened: Opened) -> None:
+    session = Session(opened(), '[[rule]]\ntool = "x"\nlimit = "65/365d"\n[[rule]]\nuser = "*"\nlimit = "1000/1h"\n')
+    session.one("x")
+    found = commands(server, lambda: session.one("x"))
+    assert found == {"evalsha": 1, "time": 1, "mget": 1, "xadd": 1, "setrange": 1 + 2}
+    assert [held.used for held in session.store.held()] == [2, 2]
+
+
+@pytest.mark.parametrize("command", ["setrange", "set"])
+def test_a_usual_call_that_the_server_cannot_write_whole_is_not_counted(tmp_path: Path, command: str) -> None:
+    with running(tmp_path / "redis") as server:
+        session = Session(RedisStore(server.address, PATIENT), '[[rule]]\ntool = "x"\nlimit = ["9/1h", "999/1d", "9/2h"]\n')
+        session.call("x")
+        server.command("ACL", "SETUSER", "default", "-" + command)
+        with pytest.raises(StoreUnavailable, match=command):
+            session.call("x")
+        assert [held.used for held in session.store.held()] == [1, 1, 1]
 
 
 def test_a_denial_that_shares_a_row_writes_nothing(server: Server, opened: Opened) -> None:
@@ -293,6 +315,17 @@ def test_the_audit_log_never_exceeds_its_bound_and_the_oldest_rows_are_evicted(s
     assert 0.6 < share_of_max(server, most) < 1.1
 
 
+def test_calls_one_by_one_keep_the_audit_log_within_its_bound(server: Server, opened: Opened) -> None:
+    store = opened(max_bytes=100_000)
+    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "9999/1h"\n')
+    for _ in range(300):
+        session.one("x")
+    entries, size = store._ask(("XRANGE", "{mcpguard:default}:audit", "-", "+"), ("GET", "{mcpguard:default}:size"))
+    estimated = sum(math.ceil(1.2 * sum(map(len, fields[1::2]))) + 190 for _, fields in entries)
+    assert struct.unpack("<4q", size)[2:] == (estimated, 0)
+    assert 99_000 < estimated <= 100_000
+
+
 @pytest.mark.parametrize("length", [100, 1700, 3700, 8000, 65_000])
 def test_the_estimated_memory_of_a_row_matches_the_servers_for_rows_of_any_length(
     server: Server, opened: Opened, length: int
@@ -353,6 +386,18 @@ def test_refusals_keep_their_share_of_the_memory_when_forwarded_calls_need_room(
     sizes = [int(server.command("MEMORY", "USAGE", "{mcpguard:default}:" + name)[1:]) for name in ("audit", "refused")]
     assert 0.15 < sizes[1] / sum(sizes) < 0.35
     assert sum(sizes) > 600_000
+
+
+def test_a_flood_in_one_namespace_changes_no_counter_of_another(tmp_path: Path) -> None:
+    with running(tmp_path / "redis", "--maxmemory", "12mb", "--maxmemory-policy", "noeviction") as server:
+        flooded = Session(RedisStore(server.address, PATIENT._replace(namespace="a", max_bytes=MAX_BYTES)), POLICY)
+        other = Session(RedisStore(server.address, PATIENT._replace(namespace="b", max_bytes=MAX_BYTES)), POLICY)
+        assert other.decisions("report", 2) == ["allowed"] * 2
+        for at in range(250):
+            refuse_as_new(flooded, str(at))
+        assert other.decisions("report", 4) == ["allowed"] * 3 + ["rate_limited"]
+        for session in (flooded, other):
+            session.store.close()
 
 
 def test_calls_and_upkeep_shrink_the_audit_log_to_a_lower_bound(server: Server, opened: Opened) -> None:
@@ -448,12 +493,12 @@ def test_rows_of_a_wrapper_that_ended_replace_the_rows_of_its_decision_whose_rep
 
 def test_a_wrapper_that_starts_does_not_search_all_rows_of_a_fleet(server: Server, opened: Opened) -> None:
     for minute in range(1, 1500):
-        call, row = layout.packed(Row(minute * 60_000_000, 1, "allowed", "{}"))
+        call, row = rows.packed(Row(minute * 60_000_000, 1, "allowed", "{}"))
         server.command("XADD", "{mcpguard:default}:audit", f"{minute * 60_000}-1", "call", call, "row", row)
     server.command("CONFIG", "RESETSTAT")
     session = Session(opened(), POLICY)
     session.store.append(session.journal.rows(session.charges("free"), [Verdict("allowed")], wall_us()))
-    assert b"cmdstat_xrange:calls=2," in server.command("INFO", "commandstats")
+    assert b"cmdstat_xrevrange:calls=2," in server.command("INFO", "commandstats")
 
 
 def test_appended_rows_replace_no_row_with_an_earlier_number(server: Server, opened: Opened) -> None:
@@ -508,9 +553,9 @@ def test_a_server_that_does_not_report_its_settings_causes_no_warning(tmp_path: 
     ],
 )
 def test_a_row_is_read_as_it_was_written_even_if_a_later_version_adds_fields(row: Row) -> None:
-    call, rest = layout.packed(row)
-    assert layout.row([b"later", b"x\ny", b"call", call, b"row", rest]) == row
-    assert layout.row([b"row", call + rest]) == row
+    call, rest = rows.packed(row)
+    assert rows.row([b"later", b"x\ny", b"call", call, b"row", rest]) == row
+    assert rows.row([b"row", call + rest]) == row
 
 
 def test_admissions_that_are_sent_twice_under_one_id_are_counted_once(server: Server, opened: Opened) -> None:
@@ -537,8 +582,8 @@ def test_costs_of_outages_that_are_larger_than_an_entry_can_hold_admit_no_call(
 def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy_fleet(
     server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mcpguard.stores.redis.store.NEARBY_US", 100_000)
-    session = Session(opened(timeout_ms=20_000), POLICY)
+    monkeypatch.setattr("mcpguard.stores.redis.duplicates.SEARCHED_ROWS", 50)
+    session = Session(opened(), POLICY)
     time_us = wall_us()
     session.call("report", 3)
     begun_us = wall_us()
@@ -551,10 +596,29 @@ def test_rows_of_a_decision_whose_reply_was_lost_are_found_among_those_of_a_busy
     assert mine == [1, 2, 3]
 
 
+def test_the_search_for_rows_reads_fewer_rows_at_a_time_if_they_are_long(server: Server, opened: Opened) -> None:
+    call, row = rows.packed(Row(1, 1, "allowed", "{}", detail='{"arguments":"' + "a" * 300_000 + '"}'))
+    for _ in range(60):
+        server.command("XADD", "{mcpguard:default}:audit", "*", "call", call, "row", row)
+    store = opened()
+    session = Session(store, POLICY)
+    asked: list[int] = []
+    ask = store._ask
+
+    def noting(*commands: Command, deadline_s: float | None = None) -> list[Any]:
+        asked.extend(int(command[-1]) for command in commands if command[0] == "XREVRANGE")
+        return ask(*commands, deadline_s=deadline_s)
+
+    store._ask = noting  # type: ignore[method-assign]
+    store.append(session.journal.rows(session.charges("free"), [Verdict("allowed")], wall_us()))
+    assert asked
+    assert max(asked) <= 8
+
+
 @pytest.mark.parametrize("newest_first", [False, True])
 def test_each_reply_to_a_reader_has_few_rows_if_they_are_long(server: Server, opened: Opened, *, newest_first: bool) -> None:
-    call, row = layout.packed(Row(1, 1, "allowed", '{"namespace":"default"}', detail='{"arguments":"' + "a" * 300_000 + '"}'))
-    short = layout.packed(Row(1, 1, "denied", '{"namespace":"default"}'))
+    call, row = rows.packed(Row(1, 1, "allowed", '{"namespace":"default"}', detail='{"arguments":"' + "a" * 300_000 + '"}'))
+    short = rows.packed(Row(1, 1, "denied", '{"namespace":"default"}'))
     for _ in range(40):
         server.command("XADD", "{mcpguard:default}:audit", "*", "call", call, "row", row)
         server.command("XADD", "{mcpguard:default}:refused", "*", "call", short[0], "row", short[1])
@@ -599,15 +663,23 @@ def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_betwe
     assert b"cmdstat_hgetall" not in server.command("INFO", "commandstats")
 
 
+def test_a_user_without_a_right_that_a_script_needs_is_told_which_one(tmp_path: Path) -> None:
+    with running(tmp_path / "redis") as server:
+        session = Session(RedisStore(server.address, PATIENT), POLICY)
+        server.command("ACL", "SETUSER", "default", "-mget")
+        with pytest.raises(StoreUnavailable, match="mget") as caught:
+            session.call("report")
+        assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
+
+
 @pytest.mark.parametrize("command", ["xadd", "set", "hset"])
 def test_a_decision_that_the_server_cannot_write_whole_counts_nothing(tmp_path: Path, command: str) -> None:
     with running(tmp_path / "redis") as server:
         session = Session(RedisStore(server.address, PATIENT), POLICY)
-        session.call("free")
         server.command("ACL", "SETUSER", "default", "-" + command)
         with pytest.raises(StoreUnavailable, match=command):
             session.call("report")
         server.command("ACL", "SETUSER", "default", "+@all")
         assert session.store.held() == []
         session.store.append(session.journal.rows(session.charges("report"), [Verdict("unavailable")], wall_us()))
-        assert [entry.record["decision"] for entry in session.store.entries()] == ["allowed", "unavailable"]
+        assert [entry.record["decision"] for entry in session.store.entries()] == ["unavailable"]

@@ -1,57 +1,12 @@
-"""How a namespace is laid out on the server: its keys, its counters, and its audit rows.
-
-The rows are in two streams, one of them for refusals; their outcomes are in a hash. `values.lua` describes the counters.
-"""
+"""Converts audit rows to and from their form on the server: two streams, one of them for refusals, and a hash of outcomes."""
 
 import struct
 from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import quote
 
-from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome, Row, cut_id, is_whole
 from mcpguard.session.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import StoredRow
-
-_HEAD: Final = struct.Struct("<qqIq")
-_ENTRY: Final = struct.Struct("<qI")
-"""A counter's log is a head and its older entries."""
-
-
-def prefix(namespace: str) -> str:
-    """The beginning of all keys of a namespace. The braces put them into one slot of a cluster."""
-    return "{mcpguard:" + quote(namespace) + "}:"
-
-
-def counter_key(prefix: str, counter_id: int, *, window_us: int = 1) -> str:
-    """The key of a counter; if its window is 0, that of the ids of calls in flight."""
-    return f"{prefix}counter:{counter_id}" if window_us else f"{prefix}in_flight:{counter_id}"
-
-
-def note_key(prefix: str, key: str) -> str:
-    """The key of the note of a call's agent."""
-    return f"{prefix}note:{key}"
-
-
-def state(value: Any, window_us: int) -> State:
-    """The state of a counter: a log, from its value; or the calls in flight, from the members of the set, oldest first."""
-    return log(value) if window_us else tuple(sorted(map(call_id, value or ())))
-
-
-def log(value: bytes | None) -> State:
-    """The log in a counter's value; None is the value of a counter that does not exist."""
-    if value is None:
-        return EMPTY
-    opened_us, newest_us, cost, _ = _HEAD.unpack_from(value)
-    closed = [part for entry in _ENTRY.iter_unpack(value[_HEAD.size :]) for part in entry]
-    return (opened_us, *closed, newest_us, cost)
-
-
-def newest_us(value: bytes) -> int:
-    """The time of the newest entry in a counter's value."""
-    newest: int = _HEAD.unpack_from(value)[1]
-    return newest
-
 
 _LINES: Final = ("time_us", "request_id", "args_hash", "trace_id", "context", "decision", "reported", "detail")
 _CALL_LINES: Final = 5
@@ -172,9 +127,3 @@ def parse_outcome(row_id: int, value: bytes) -> Outcome:
     """The outcome in a field of the hash of outcomes."""
     word, _, duration_us = value.partition(b" ")
     return Outcome(row_id, word.decode(), int(duration_us))
-
-
-def parse_time_us(reply: Sequence[bytes]) -> int:
-    """The reply to `TIME` in microseconds."""
-    seconds, us = reply
-    return int(seconds) * 1_000_000 + int(us)
