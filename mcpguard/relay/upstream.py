@@ -94,7 +94,7 @@ class Upstream:
         self._read_ahead = read_ahead
         self._shut_down = shut_down
         self._judged: Callable[[], None] = lambda: None
-        self._policy: PolicySource | None = None  # until calls are judged
+        self._policy: PolicySource | None = None
         self._identity: IdentitySource | None = None
         self._source = source
         self._client_input = client_input
@@ -192,7 +192,7 @@ class Upstream:
         """
         try:
             messages = self._reader.read(lines)
-            if self._policy is None:
+            if not self._dispatcher.is_guarding.is_set():
                 to_server = self._dispatcher.pass_early(messages, monotonic_us())
                 if to_server is not None:
                     return to_server

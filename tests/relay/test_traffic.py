@@ -4,6 +4,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
@@ -304,6 +305,28 @@ def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
     unguarded.guard()
     assert unguarded.server_has() == [call(1)]
     assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "allowed"]
+
+
+def test_a_message_that_comes_while_the_guard_is_set_waits_for_it(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, taken = unguarded.traffic._dispatcher, threading.Event()
+    pass_early, judge, begin = dispatcher.pass_early, dispatcher.judge, dispatcher.begin
+
+    def noted(take: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        try:
+            return take(*args, **more)
+        finally:
+            taken.set()
+
+    def begin_late(*args: Any) -> None:
+        unguarded.send(PING)
+        assert taken.wait(30)
+        begin(*args)
+
+    monkeypatch.setattr(dispatcher, "pass_early", partial(noted, pass_early))
+    monkeypatch.setattr(dispatcher, "judge", partial(noted, judge))
+    monkeypatch.setattr(dispatcher, "begin", begin_late)
+    unguarded.guard()
+    assert unguarded.server_has() == [PING]
 
 
 @pytest.mark.parametrize("first", [call(1), {"jsonrpc": "2.0", "id": 1, "method": 7}], ids=["call", "refusal"])
