@@ -129,7 +129,8 @@ class Upstream:
                 if lines := self._splitter.feed(chunk):
                     self._take(lines)
                 self._is_judging = False
-            self._take(self._splitter.finish())
+            if rest := self._splitter.finish():
+                self._take(rest)
         except OSError:
             pass  # a broken stream counts as ended, and so does one whose server or client no longer takes anything
         finally:

@@ -482,6 +482,13 @@ def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
     assert token.asked == [True, False]
 
 
+def test_the_end_of_the_clients_input_does_not_wait_for_keys(line: Line) -> None:
+    line.traffic._upstream._identity = token = Token()
+    line.close_client()
+    assert line.client_ended.wait(30)
+    assert token.asked == []
+
+
 def test_a_call_that_is_answered_before_it_is_cancelled_has_the_outcome_of_its_answer(line: Line) -> None:
     line.send(call(1))
     line.server_has()
