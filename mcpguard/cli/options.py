@@ -3,10 +3,12 @@
 import contextlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial, wraps
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import click
@@ -18,7 +20,7 @@ from mcpguard.identity.agent import Agent, agent_matches
 from mcpguard.policy.model import AXES
 from mcpguard.session.audit import DECISIONS, OUTCOMES
 from mcpguard.session.verdict import REFUSED
-from mcpguard.stores.api import Wanted
+from mcpguard.stores.api import AuditReader, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.text.patterns import glob
 
@@ -88,6 +90,15 @@ def require_terminal(command: str, hint: str) -> None:
 
 _LIMITED_AXES: Final = ("user", "tool", "agent")
 """The values of `axis` in an audit record."""
+
+_VALUES: Final = ("decision", "outcome", "axis", "tool", "user", "agent", "server")
+"""The filters by a member of a record, in the order in which `nearest` tries to do without them."""
+
+LOOKED_AT: Final = 10_000
+"""How many of the newest rows `nearest` looks at. Reading them takes about a third of a second."""
+
+MAX_OFFERED: Final = 3
+"""How many values `nearest` offers."""
 
 _LATEST_US: Final = 253_402_300_799_999_999
 """The last microsecond of the year 9999, after which no time can be shown."""
@@ -168,6 +179,55 @@ def selects(key: str, pattern: str, text: str) -> bool:
 def all_match(patterns: Mapping[str, str], members: Mapping[str, object]) -> bool:
     """Whether a row or a counter with these members has a name for each pattern, and the pattern matches it."""
     return all(key in members and selects(key, pattern, str(members[key])) for key, pattern in patterns.items())
+
+
+def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> str:
+    """A hint for filters that no row matches: other values of one of them, which match some of the newest rows.
+
+    Args:
+        store: The store.
+        namespace: The namespace of the rows.
+        filters: The values of `row_filters`.
+
+    Returns:
+        Empty if no row matches all the filters but one.
+    """
+    everything = Wanted(partial(_is_in_context, namespace, {}))
+    keys = [key for key in (*_VALUES, "denied", "since", "until") if is_given(filters[key])]
+    records = [record for _, record in islice(store.newest(wanted=everything), LOOKED_AT if keys else 0)]
+    for key in keys:
+        others = wanted_rows(namespace, {**filters, key: () if isinstance(filters[key], tuple) else None})
+        found = [record for record in records if record["decision"] != "policy" and others.admits(record)]
+        if not found:
+            continue
+        if key == "since":
+            return f"use an earlier --since: the newest row that matches without it is of {found[0]['time']}"
+        if key == "until":
+            return "use a later --until: all rows that match without it are later"
+        if key == "denied":
+            return "leave out --denied: the rows that match without it are of calls that were forwarded"
+        pattern = filters[key][0] if isinstance(filters[key], tuple) else filters[key]
+        values = _by_likeness(pattern, {str(record[key]) for record in found if key in record})
+        if values:
+            tries = [f"--{key} {shlex.quote(_typable(value))}" for value in values[:MAX_OFFERED]]
+            tries += ["--denied"] if key == "decision" and REFUSED & set(values) else []
+            return f"try filters that find rows: {', '.join(tries)}"
+    return ""
+
+
+def _typable(value: str) -> str:
+    """A pattern that matches a value, with * in place of characters that a terminal cannot show."""
+    return "".join(char if char.isprintable() else "*" for char in value)
+
+
+def _by_likeness(pattern: str, values: set[str]) -> list[str]:
+    """Values in the order of their likeness to a pattern. Denials are like denials."""
+    import difflib  # loaded only if nothing is found
+
+    def likeness(value: str) -> tuple[bool, float]:
+        return (value in REFUSED) == (pattern in REFUSED), difflib.SequenceMatcher(None, pattern.lower(), value.lower()).ratio()
+
+    return sorted(values, key=likeness, reverse=True)
 
 
 def _is_in_context(namespace: str, patterns: Mapping[str, str], context: Mapping[str, object]) -> bool:

@@ -37,9 +37,9 @@ def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
 
     Returns:
         A line for each rule that can never admit, because another rule denies all of its calls; for each limit that another
-        limit of its rule makes superfluous; for each cost that no limit counts; for each wait without effect, or so long that
-        clients give up; for each tool that has its name in Claude Code; for each client that has its name in `clientInfo`; and
-        for each tier that is neither usual nor in `tiers`.
+        limit of its rule makes superfluous; for each cost that no limit counts, or that is above a whole limit; for each wait
+        without effect, or so long that clients give up; for each tool that has its name in Claude Code; for each client that
+        has its name in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
     """
     return [
         *_never_admitting(policy),
@@ -134,12 +134,30 @@ def _never_binding(policy: Policy) -> Iterator[str]:
 
 
 def _costs(policy: Policy) -> Iterator[str]:
-    """Warn of costs that nothing counts."""
-    counting = [rule for rule, _ in policy.parts if rule.counts == "cost" and rule.rates]
+    """Warn of costs that nothing counts, and of costs above a whole limit."""
+    counting = [(rule, at) for rule, at in policy.parts if rule.counts == "cost" and rule.rates]
     for cost in policy.costs:
-        if not any(rule.may_meet(cost.pattern) for rule in counting):
+        meeting = [(rule, at) for rule, at in counting if rule.may_meet(cost.pattern)]
+        if not meeting:
             hint = 'write count = "cost" in a rule, or remove it'
             yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
+        for rule, at in meeting:
+            least = min(rule.rates)
+            if cost.units > least.n and not policy.observe and not rule.observe and not _is_replaced(policy, rule, cost):
+                yield (
+                    f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
+                    f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
+                )
+
+
+def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
+    """Whether a narrower cost, or a narrower rule, applies to all calls of a rule that have this cost."""
+    if any(cost.pattern.is_wider_than(one.pattern) and one.pattern.covers_all_of(rule) for one in policy.costs):
+        return True
+    both = {key: cost.pattern if key in ("tool", "server") else rule for key in SELECTORS}
+    return any(
+        rule.is_overridden_by(other) and all(other.covers(one, key) for key, one in both.items()) for other, _ in policy.parts
+    )
 
 
 def cost_label(cost: Cost) -> str:

@@ -94,7 +94,7 @@ class Upstream:
         self._read_ahead = read_ahead
         self._shut_down = shut_down
         self._judged: Callable[[], None] = lambda: None
-        self._policy: PolicySource | None = None  # until calls are judged
+        self._policy: PolicySource | None = None
         self._identity: IdentitySource | None = None
         self._source = source
         self._client_input = client_input
@@ -129,7 +129,8 @@ class Upstream:
                 if lines := self._splitter.feed(chunk):
                     self._take(lines)
                 self._is_judging = False
-            self._take(self._splitter.finish())
+            if rest := self._splitter.finish():
+                self._take(rest)
         except OSError:
             pass  # a broken stream counts as ended, and so does one whose server or client no longer takes anything
         finally:
@@ -192,7 +193,7 @@ class Upstream:
         """
         try:
             messages = self._reader.read(lines)
-            if self._policy is None:
+            if not self._dispatcher.is_guarding.is_set():
                 to_server = self._dispatcher.pass_early(messages, monotonic_us())
                 if to_server is not None:
                     return to_server

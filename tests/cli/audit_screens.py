@@ -14,7 +14,7 @@ from tests.build import WALL_US, Session, Time, identity
 from tests.cli.command import on_terminal
 
 SCREENS: Final = Path(__file__).parent / "screens"
-WIDTHS: Final = (80, 160)
+WIDTHS: Final = (40, 80, 160)
 DAY_US: Final = 86_400_000_000
 
 POLICY: Final = """

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -207,10 +208,49 @@ def test_on_a_terminal_and_in_a_pipe_it_says_that_no_rows_match(home: Path, form
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "mcpguard: no rows match\n")
 
 
-def test_if_no_rows_match_a_misspelt_name_is_corrected(home: Path) -> None:
-    done = mcpguard(home, "audit", "tail", "--tool", "watches", "--user", "nobody")
-    told = "warning: none of the newest calls in the audit log has the tool watches; did you mean watched?"
-    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (0, "", ["mcpguard: no rows match", told])
+@pytest.mark.parametrize(
+    ("filters", "hint"),
+    [
+        (
+            ["--decision", "denied", "--user", "alice*"],
+            "try filters that find rows: --decision rate_limited, --decision allowed, --denied",
+        ),
+        (["--decision", "invalid", "--since", "1h", "--tool", "watched"], "try filters that find rows: --decision would_deny"),
+        (["--user", ""], "try filters that find rows: --user "),
+        (["--user", "alice"], "try filters that find rows: --user alice@acme.com, --user bob"),
+        (
+            ["--agent", "Claude Code"],
+            "try filters that find rows: --agent 'Claude Code::interactive::default', --agent Cursor::background::nightly",
+        ),
+        (["--denied", "--tool", "watched"], "try filters that find rows: --tool closed, --tool echo"),
+        (["--denied", "--tool", "watched", "--user", "bob", "--axis", "tool"], "try filters that find rows: --tool closed"),
+        (
+            ["--denied", "--outcome", "ok"],
+            "leave out --denied: the rows that match without it are of calls that were forwarded",
+        ),
+        (["--outcome", "cancelled"], "try filters that find rows: --outcome ok"),
+        (["--since", "2999-01-01"], "use an earlier --since: the newest row that matches without it is of 20"),
+        (["--until", "1h"], "use a later --until: all rows that match without it are later"),
+    ],
+)
+def test_if_no_rows_match_the_nearest_filters_are_offered(home: Path, filters: list[str], hint: str) -> None:
+    done = mcpguard(home, "audit", "tail", *filters)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith(f"mcpguard: no rows match\nhint: {hint}")
+
+
+def test_the_time_offered_instead_of_since_is_that_of_the_newest_row(home: Path) -> None:
+    newest = json.loads(mcpguard(home, "audit", "tail", "--tool", "echo", "-n", "1", "--json").stdout)
+    done = mcpguard(home, "audit", "tail", "--tool", "echo", "--since", "2999-01-01")
+    assert done.stderr.endswith(f"without it is of {newest['time']}\n")
+
+
+def test_an_offered_filter_finds_a_name_with_control_characters(tmp_path: Path) -> None:
+    calls(tmp_path, "echo", 1, "--user", "bob\x1b[2J\u202e x", "--server", "crm")
+    hint = mcpguard(tmp_path, "audit", "tail", "--user", "bob").stderr.splitlines()[-1]
+    offered = shlex.split(hint.removeprefix("hint: try filters that find rows: "))
+    assert offered == ["--user", "bob*[2J* x"]
+    assert tools(mcpguard(tmp_path, "audit", "tail", "--json", *offered)) == ["echo"]
 
 
 def test_a_pipe_gets_the_table_if_it_is_asked_for_and_not_because_columns_is_set(home: Path) -> None:

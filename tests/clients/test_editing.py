@@ -106,38 +106,38 @@ ODD = "  odd{}:\n    ? command\n    : x\n"
 """A form of YAML in which arguments cannot be added."""
 
 
-@pytest.mark.parametrize("place", [0, 9, 20])
+@pytest.mark.parametrize("place", [0, 17, 40])
 def test_one_server_that_cannot_be_edited_is_named_and_the_others_are_edited(place: int) -> None:
-    parts = [entry(Dialect.YAML, number) for number in range(20)]
+    parts = [entry(Dialect.YAML, number) for number in range(40)]
     parts.insert(place, ODD.format(""))
     data = ("mcpServers:\n" + "".join(parts)).encode()
-    made = edited(data, Dialect.YAML, [Edit(SERVERS, "odd", GUARD), *edits(20, *GUARD)])
+    made = edited(data, Dialect.YAML, [*edits(40, *GUARD), Edit(SERVERS, "odd", GUARD)])
     (fault,) = made.faults
     assert (fault.message, fault.line) == ("the server odd cannot be edited in place", 2 + 5 * place + 1)
     assert {one.name: one.guard for one in entries(made.data, SERVERS, Dialect.YAML)} == {
-        **{f"s{number}": GUARD for number in range(20)},
+        **{f"s{number}": GUARD for number in range(40)},
         "odd": None,
     }
-    assert made.done == frozenset(edits(20, *GUARD))
+    assert made.done == frozenset(edits(40, *GUARD))
 
 
-def test_of_very_many_servers_none_is_edited_if_one_cannot_be_and_the_file_is_not_parsed_for_each() -> None:
+def test_many_servers_that_cannot_be_edited_are_all_named_after_a_bounded_number_of_tries() -> None:
     data = ("mcpServers:\n" + "".join(ODD.format(number) for number in range(200))).encode()
     wanted = [Edit(SERVERS, f"odd{number}", GUARD) for number in range(200)]
     read.cache_clear()
     made = edited(data, Dialect.YAML, wanted)
-    assert read.cache_info().misses <= 2
+    assert read.cache_info().misses <= 25
     assert (made.data, made.done) == (data, frozenset())
-    (fault,) = made.faults
-    assert all(f"odd{number}" in fault.message for number in range(200))
+    told = " ".join(fault.message for fault in made.faults)
+    assert all(f"odd{number}" in told for number in range(200))
 
 
-def test_of_edits_that_are_possible_alone_but_not_together_the_first_is_made() -> None:
-    data = b'{"mcpServers": {"crm": {"command": "npx"}}}'
-    first, second = (Edit(layout, "crm", GUARD) for layout in (SERVERS, SERVERS._replace(nested="x")))
-    made = edited(data, Dialect.JSON, [first, second])
-    assert (made.done, len(made.faults)) == (frozenset([first]), 1)
-    assert unguarded(made.data, SERVERS, Dialect.JSON, "crm", drop_empty_args=True) == data
+def test_edits_that_are_possible_alone_but_not_together_are_not_made() -> None:
+    data = b'{"mcpServers": {"crm": {"command": "npx"}, "odd": {"command": "npx"}}}'
+    wanted = [Edit(layout, name, GUARD) for layout in (SERVERS, SERVERS._replace(nested="x")) for name in ("crm", "odd")]
+    made = edited(data, Dialect.JSON, [*wanted, Edit(SERVERS, "odd", ("/x/python", "-m", "mcpguard", "run", "--"))])
+    assert (made.data, made.done) == (data, frozenset())
+    assert made.faults
 
 
 @pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.name)

@@ -279,8 +279,8 @@ def test_a_limit_that_is_called_superfluous_denies_no_call_that_the_others_admit
             assert {exceeded.limit for exceeded in decision.exceeded} - {*idle}
 
 
-def cost_warnings(text: str) -> list[str]:
-    return [one for one in warnings(parse(text)) if "cost" in one]
+def cost_warnings(text: str, *, head: str = "") -> list[str]:
+    return [one for one in warnings(parse(head + text)) if "cost" in one]
 
 
 def test_a_cost_that_no_rule_counts_is_warned_of() -> None:
@@ -291,3 +291,28 @@ def test_a_cost_that_no_rule_counts_is_warned_of() -> None:
         assert len(cost_warnings(f"[[rule]]\n{rule}\ncount='cost'\n{cost}")) == 1
     for rule in ("tool='report'", "tool='re*'", "user='bob'", "server='crm'"):
         assert cost_warnings(f"[[rule]]\n{rule}\nlimit='50/1h'\ncount='cost'\n{cost}") == []
+
+
+def test_a_cost_above_a_whole_limit_is_warned_of() -> None:
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    rule = "[[rule]]\nuser='*'\nlimit=['50/1h', '19/1m']\ncount='cost'\n"
+    (warning,) = cost_warnings(rule + cost)
+    assert warning == (
+        "line 5: the cost of tool=report: line 1: rule 1 (user=*) never admits such a call, because it costs 20 and the whole"
+        " limit is 19/1m; raise the limit or lower the cost"
+    )
+    assert cost_warnings(rule.replace("19/1m", "20/1m") + cost) == []
+    assert cost_warnings(rule + cost, head='mode = "observe"\n') == []
+    assert cost_warnings(rule + "mode='observe'\n" + cost) == []
+
+
+def test_a_cost_above_a_limit_is_not_warned_of_where_a_narrower_cost_or_rule_applies() -> None:
+    wide, narrow = "[[cost]]\ntool='*'\ncost=20\n", "[[cost]]\ntool='report'\ncost=5\n"
+    rule = "[[rule]]\ntool='report'\nlimit='10/1h'\ncount='cost'\n"
+    assert len(cost_warnings(rule + wide)) == 1
+    assert cost_warnings(rule + wide + narrow) == []
+    of_all = "[[rule]]\nuser='*'\ntool='*'\nlimit='10/1h'\ncount='cost'\n"
+    cost = "[[cost]]\ntool='report'\ncost=20\n"
+    exception = "[[rule]]\nuser='*'\ntool='report'\nlimit='90/1h'\ncount='cost'\n"
+    assert cost_warnings(of_all + exception + cost) == []
+    assert len(cost_warnings(of_all + exception.replace("'*'", "'bob'") + cost)) == 1

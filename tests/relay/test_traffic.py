@@ -4,6 +4,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
@@ -306,6 +307,28 @@ def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
     assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "allowed"]
 
 
+def test_a_message_that_comes_while_the_guard_is_set_waits_for_it(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, taken = unguarded.traffic._dispatcher, threading.Event()
+    pass_early, judge, begin = dispatcher.pass_early, dispatcher.judge, dispatcher.begin
+
+    def noted(take: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        try:
+            return take(*args, **more)
+        finally:
+            taken.set()
+
+    def begin_late(*args: Any) -> None:
+        unguarded.send(PING)
+        assert taken.wait(30)
+        begin(*args)
+
+    monkeypatch.setattr(dispatcher, "pass_early", partial(noted, pass_early))
+    monkeypatch.setattr(dispatcher, "judge", partial(noted, judge))
+    monkeypatch.setattr(dispatcher, "begin", begin_late)
+    unguarded.guard()
+    assert unguarded.server_has() == [PING]
+
+
 @pytest.mark.parametrize("first", [call(1), {"jsonrpc": "2.0", "id": 1, "method": 7}], ids=["call", "refusal"])
 def test_the_first_call_or_refusal_has_the_row_of_the_policy_before_it(unguarded: Line, first: dict[str, Any]) -> None:
     unguarded.send(first)
@@ -457,6 +480,13 @@ def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
         os.write(line.to_guard, message + b"\n")
         line.server_has()
     assert token.asked == [True, False]
+
+
+def test_the_end_of_the_clients_input_does_not_wait_for_keys(line: Line) -> None:
+    line.traffic._upstream._identity = token = Token()
+    line.close_client()
+    assert line.client_ended.wait(30)
+    assert token.asked == []
 
 
 def test_a_call_that_is_answered_before_it_is_cancelled_has_the_outcome_of_its_answer(line: Line) -> None:

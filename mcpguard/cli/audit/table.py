@@ -20,7 +20,7 @@ WIDE: Final = 155
 change."""
 
 _LEAST_TOOL: Final = 8
-"""The least width of a tool's name."""
+"""The least width of a tool's name. If there is less room, each row has two lines."""
 
 _OBSERVED: Final = ("would_deny", "allowed_unavailable")
 """Decisions after which a call was forwarded, though not as a matter of course."""
@@ -38,18 +38,23 @@ class Table:
         self._is_wide = width >= WIDE
         self._day = ""
         self._who: list[str] = []
-        self._columns = self._layout(width)
-        self._heading = [self._row({name: name for name, _ in self._columns})]
+        self._lines = self._layout(width)
+        self._size = {name: abs(size) for columns in self._lines for name, size in columns}
+        self._heading = self._row({name: name for name in self._size})
 
-    def _layout(self, width: int) -> Columns:
+    def _layout(self, width: int) -> list[Columns]:
+        """The columns of a row, by line."""
         begin, end = [("TIME", 8), ("DECISION", 12), ("AXIS", 5)], [("COUNT", -6), ("LIMIT", 9), ("OUTCOME", 11)]
         end += [("ID", 24)] if width >= WITH_ID else []
         spare = room_beside(begin + end, width)
+        if spare < _LEAST_TOOL:
+            first = [("TIME", 8), ("DECISION", max(4, self._width - 27)), ("AXIS", 5), ("OUTCOME", 11)]
+            return [first, [("", 1), ("TOOL", max(4, self._width - 19)), ("COUNT", -6), ("LIMIT", 9)]]
         if not self._is_wide:
-            return [*begin, ("TOOL", max(_LEAST_TOOL, spare)), *end]
+            return [[*begin, ("TOOL", spare), *end]]
         server, user, agent = spare // 8, spare // 5, spare * 2 // 5
         names = [("SERVER", server), ("USER", user), ("AGENT", agent), ("TOOL", spare - server - user - agent - 3)]
-        return begin + names + end
+        return [begin + names + end]
 
     def lines(self, record: Mapping[str, object], *, ended: bool = False) -> list[str]:
         """The lines of a record. Above the first one are the names of the columns.
@@ -65,7 +70,7 @@ class Table:
         decision = str(record["decision"])
         if "repeats" in record:
             times = f" ×{record['repeats']}"
-            tool = fit(tool, max(1, dict(self._columns)["TOOL"] - len(times))).rstrip() + times
+            tool = fit(tool, max(1, self._size["TOOL"] - len(times))).rstrip() + times
         cells = {"DECISION": decision, "AXIS": str(record.get("axis", "")), "TOOL": tool, "COUNT": str(record.get("count", ""))}
         cells |= {"LIMIT": _limit(record), "OUTCOME": _end(record)}
         style = "red" if decision in REFUSED else "yellow" if decision in _OBSERVED else ""
@@ -75,7 +80,7 @@ class Table:
         at = time.localtime(time_us // 1_000_000)  # unlike `datetime`, it takes any zone that TZ names
         name = {key: printable(str(record[key])) for key in ("id", "user", "agent", "server") if key in record}
         cells = {"TIME": time.strftime("%H:%M:%S", at)} | {key.upper(): text for key, text in name.items()} | cells
-        lines = [self._row(cells, style)]
+        lines = self._row(cells, style)
         who = [
             name.get("user", ""),
             *(f"{word} {name[key]}" for word, key in (("as", "agent"), ("on", "server")) if key in name),
@@ -91,13 +96,15 @@ class Table:
             lines = [day, *lines]
         return lines
 
-    def _row(self, cells: Mapping[str, str], style: str = "") -> str:
-        padded = dict(
-            zip(dict(self._columns), fit_all([cells.get(name, "") for name, _ in self._columns], self._columns), strict=True)
-        )
-        if style:
-            padded["DECISION"] = click.style(padded["DECISION"], fg=style)
-        return " ".join(padded.values()).rstrip()
+    def _row(self, cells: Mapping[str, str], style: str = "") -> list[str]:
+        lines = []
+        for columns in self._lines:
+            names = [name for name, _ in columns]
+            padded = dict(zip(names, fit_all([cells.get(name, "") for name in names], columns), strict=True))
+            if style and "DECISION" in padded:
+                padded["DECISION"] = click.style(padded["DECISION"], fg=style)
+            lines.append(" ".join(padded.values()).rstrip())
+        return lines
 
 
 def ended_us(record: Mapping[str, object]) -> int:

@@ -10,9 +10,8 @@ import click
 
 from mcpguard.cli.audit.table import Table, ended_us
 from mcpguard.cli.base import Command
-from mcpguard.cli.names import unseen
-from mcpguard.cli.options import none_match, row_filters, wanted_rows, with_settings
-from mcpguard.cli.present import reader_leaves, say, warn, width_of_terminal
+from mcpguard.cli.options import nearest, none_match, row_filters, wanted_rows, with_settings
+from mcpguard.cli.present import echo, reader_leaves, say, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.reading.following import is_over, until_replaced
 from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
@@ -100,7 +99,7 @@ class Tail:
                 break
         self._show(found)
         if not shown and rows != 0:
-            self._say_none(follow=follow)
+            self._say_none(store, follow=follow)
         return last_id
 
     def _follow_until_replaced(self, store: Readable, is_replaced: Callable[[], bool], last_id: int) -> bool:
@@ -151,11 +150,11 @@ class Tail:
         """Whether the wanted time has ended, or the reader of stdout goes away within `POLL_S`."""
         return is_over(self._wanted) or reader_leaves(within_s=POLL_S)
 
-    def _say_none(self, *, follow: bool) -> None:
-        """Say that no row is shown, and which of the wanted names is probably misspelt."""
+    def _say_none(self, store: Readable, *, follow: bool) -> None:
+        """Say that no row is shown, and offer filters that find rows."""
         say(f"{none_match('rows', self._filters)}{' yet' if follow else ''}")
-        for note in unseen(self._settings, self._filters):
-            warn(note)
+        if hint := nearest(store, self._settings.namespace, self._filters):
+            echo(f"hint: {hint}", err=True)
 
 
 @click.command("tail", Command)

@@ -103,8 +103,8 @@ class SqliteStore:
 
     # calls
 
-    def decide(self, requests: Sequence[DecisionRequest], journal: Journal, *, may_wait: bool = True) -> list[Verdict]:
-        """See `Store`. With `may_wait` it waits for room in a full log.
+    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
+        """See `Store`. It waits for room in a full log, once.
 
         With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
         """
@@ -140,10 +140,7 @@ class SqliteStore:
                 raise database.unavailable(self.path, error) from error
             raise
         decider.charge()
-        verdicts = decider.verdicts
-        if self._durable:
-            self._force(requests, verdicts)
-        return verdicts
+        return decider.verdicts
 
     def _force(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
         """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk.
