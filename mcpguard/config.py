@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mcpguard.errors import ConfigError, StoreUnavailable, closest_word
+from mcpguard.errors import ConfigError, StoreUnavailable, closest_word, did_you_mean
 from mcpguard.files import absolute, read_at_once
 from mcpguard.identity.account import folders
 from mcpguard.run_options import DENIALS
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
         arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
         file_path: `config.toml`, which may be missing; None if the settings do not come from `load`. See `file`.
         warnings: Warnings for the user who starts `run` with these settings.
-        places: Where `store`, `user`, `agent`, `namespace` and `denials` are set, for errors: an option, a variable, or a file
+        places: Where `policy`, `store`, `user`, `agent`, `namespace` and `denials` are set: an option, a variable, or a file
             and a key.
     """
 
@@ -260,50 +260,55 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     Raises:
         ConfigError: A setting is not valid.
     """
+
+    def chosen(key: str) -> tuple[str | None, str]:
+        """The value of an option or a variable, and which of them has it."""
+        return options.get(key) or environ.get(f"MCPGUARD_{key.upper()}"), place(key, options.get(key), environ)
+
     accounts = folders(environ)
-    named = options.get("config") or environ.get("MCPGUARD_CONFIG")
-    where = place("config", options.get("config"), environ)
+    named, where = chosen("config")
     file = absolute(named, where=where) if named else accounts.config_file
     values = _read(file, accounts.state, where=where if named else "")
     if "jwt" in values:
-        _refuse_another_user(file, values, {"--user": options.get("user"), "MCPGUARD_USER": environ.get("MCPGUARD_USER")})
-    places = {key: place(key, options.get(key), environ, f"{file}: {path}") for key, path in _IN_FILE.items()}
-    for key in places:
-        if given := options.get(key) or environ.get(f"MCPGUARD_{key.upper()}"):
-            values[key] = given
+        _refuse_another_user(file, values, chosen("user"))
+    places = {key: f"{file}: {path}" for key, path in _IN_FILE.items()}
+    for key in _IN_FILE:
+        value, where = chosen(key)
+        if value:
+            values[key], places[key] = value, where
     if any("\ud800" <= char <= "\udfff" for char in str(values.get("namespace", ""))):  # the bytes that are not UTF-8
         raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "write MCPGUARD_NAMESPACE=team")
-    if "denials" in values:
-        _setting("denials", DENIALS, values["denials"], places["denials"])
+    _setting("denials", DENIALS, values.get("denials", "auto"), places["denials"])
     for key in SWITCHES:
         if (is_on := switch(f"MCPGUARD_{key.upper()}", environ)) is not None:
             values[key] = is_on
-    server = options.get("server") or environ.get("MCPGUARD_SERVER")
-    places["server"] = place("server", options.get("server"), environ)
+    server, places["server"] = chosen("server")
     for key, name in {**values, "server": server}.items():
         if key in _NAMES and holds_token(str(name)):  # it would be in every audit row
             hint = "configure [identity.jwt] to take users from tokens"
             raise ConfigError(f"{places[key]} holds a token where a name belongs", hint)
-    warnings: tuple[str, ...] = ()
-    if store := options.get("store"):
-        from mcpguard.stores.address import has_password
-
-        if has_password(store):
-            where = f"{file} (mode 0600) or MCPGUARD_STORE"
-            seen = "which other accounts can see in the list of processes"
-            warnings = (f"--store holds a password, {seen}: put the URL into {where}",)
-    policy = options.get("policy") or environ.get("MCPGUARD_POLICY")
-    where = place("policy", options.get("policy"), environ)
+    policy, places["policy"] = chosen("policy")
     return Settings(
-        policy_path=absolute(policy, where=where) if policy else accounts.policy_file,
+        policy_path=absolute(policy, where=places["policy"]) if policy else accounts.policy_file,
         policy_named=bool(policy),
         database_path=accounts.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
         file_path=file,
-        warnings=warnings,
+        warnings=_warnings(file, options.get("store")),
         places=places,
         **values,  # type: ignore[arg-type]
     )
+
+
+def _warnings(file: str, store: str | None) -> tuple[str, ...]:
+    """A warning if the option `--store` holds a password."""
+    if not store:
+        return ()
+    from mcpguard.stores.address import has_password
+
+    seen = "which other accounts can see in the list of processes"
+    told = f"--store holds a password, {seen}: put the URL into {file} (mode 0600) or MCPGUARD_STORE"
+    return (told,) if has_password(store) else ()
 
 
 def switch(name: str, environ: Mapping[str, str]) -> bool | None:
@@ -320,13 +325,12 @@ def switch(name: str, environ: Mapping[str, str]) -> bool | None:
     return found
 
 
-def _refuse_another_user(file: str, values: Mapping[str, object], given: Mapping[str, str | None]) -> None:
+def _refuse_another_user(file: str, values: Mapping[str, object], chosen: tuple[str | None, str]) -> None:
     """Refuse a configured user beside `[identity.jwt]`, because one of the two would have no effect."""
-    places = {**given, f"{file}: identity.user": values.get("user")}
-    named = next((place for place, user in places.items() if user), None)
-    if named is not None:
+    if chosen[0] or "user" in values:
         hint = f"leave it out, or remove [identity.jwt] from {file}"
-        raise ConfigError(f"{named}: only a verified token may name the user here", hint)
+        where = chosen[1] if chosen[0] else f"{file}: identity.user"
+        raise ConfigError(f"{where}: only a verified token may name the user here", hint)
 
 
 def _read(file: str, state: str, *, where: str) -> dict[str, object]:
@@ -422,5 +426,4 @@ def _hint(key: str, table: str, known: Sequence[str]) -> str:
     other = "" if table else next((name for name, keys in SETTINGS.items() if key in keys), "")
     if other:
         return f"write {key} below a line [{other}]"
-    near = closest_word(key, known)
-    return f"did you mean {near}?" if near else f"use one of: {' '.join(known)}"
+    return did_you_mean(key, known)

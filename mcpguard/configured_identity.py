@@ -10,8 +10,17 @@ from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity, parse_agent
 from mcpguard.identity.client_agents import claude_session, claude_tier
 
-SOURCES: Final = {"os": "the OS account", "jwt": "the token", "default": "a client fills in its own name"}
-"""Where a user or an agent comes from, for people, by the word in `user_source` or `agent_source`."""
+SOURCES: Final = {
+    "os": "the OS account",
+    "jwt": "the token",
+    "default": "a client fills in its own name",
+    "hook": "the client's hook",
+    "clientInfo": "what the client tells of itself",
+    "meta": "the call's _meta",
+    "audit": "from the last call of this tool",
+    "unknown": "unknown; name it with --server",
+}
+"""Where a user, an agent or a server comes from, for people, by the word in `user_source` and so on."""
 
 TOKEN_UNUSED: Final = "MCPGUARD_TOKEN is set but not used, because config.toml has no [identity.jwt]"  # noqa: S105 - not a token
 

@@ -27,15 +27,11 @@ def status_text(status: int) -> str:
     Args:
         status: 128 + n for signal n, as a shell reports it; or -n, as `subprocess` does.
     """
-    status = status if status >= 0 else 128 - status
-    if status <= 128:
-        return f"status {status}"
     import signal
 
-    try:
-        return f"status {status} ({signal.Signals(status - 128).name})"
-    except ValueError:
-        return f"status {status}"
+    status = status if status >= 0 else 128 - status
+    names = {128 + one: f" ({one.name})" for one in signal.Signals}
+    return f"status {status}{names.get(status, '')}"
 
 
 LOOK_AT_LIMITS: Final = "look at the limits of this system: ulimit -a"
@@ -160,15 +156,15 @@ def require(what: str, extra: str, *modules: str) -> None:
     Raises:
         McpguardError: One is not installed.
     """
-    from importlib.util import find_spec
+    from importlib import import_module
 
     for module in modules:
         try:
-            found = find_spec(module)
-        except ModuleNotFoundError:  # a package that the module is in
-            found = None
-        if found is None:
-            raise McpguardError(f"{what} needs {module.replace('.', '-')}, which is not installed", installing(extra))
+            import_module(module)
+        except ImportError as error:
+            raise McpguardError(
+                f"{what} needs {module.replace('.', '-')}, which is not installed", installing(extra)
+            ) from error
 
 
 def installing(extra: str) -> str:
@@ -187,3 +183,13 @@ def closest_word(word: str, known: Collection[str], *, least: float = 0.6) -> st
 
     by_lower = {text.lower(): text for text in known}
     return next((by_lower[near] for near in difflib.get_close_matches(word.lower(), by_lower, 1, least)), None)
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """The hint for an unknown word: the known one that was probably meant, else all of them; empty if there is none.
+
+    >>> did_you_mean("usr", ("user", "limit")), did_you_mean("x", ("user", "limit"))
+    ('did you mean user?', 'use one of: user limit')
+    """
+    near = closest_word(word, known)
+    return f"did you mean {near}?" if near else f"use one of: {' '.join(known)}" if known else ""

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 StrPath = str | os.PathLike[str]
 """What names a file. The modules of `run` keep it as text, because pathlib takes 0.6 MiB of memory and 3 ms to load."""
 
-SETTLING_NS: Final = 50_000_000
-"""A file or folder that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
-
 _MAX_LINKS: Final = 40
 """The number of links that Linux follows."""
 

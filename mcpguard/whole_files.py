@@ -16,9 +16,7 @@ from typing import IO, Final
 from mcpguard.errors import McpguardError
 from mcpguard.files import is_there
 
-_NO_LINK: Final = (
-    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-)
+_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """Flags to open a file that is not a link. A pipe, in whose place a file was, must not make the command wait."""
 
 SWAPPED_HINT: Final = "check who else may write to its folder, then run this again"
@@ -77,64 +75,31 @@ def replace(path: Path, data: bytes, *, must_keep_owner: bool = True, check: Cal
     Raises:
         OSError: The file cannot be written; it is unchanged. `ESTALE` if its name leads to another file by now.
     """
-    with contextlib.ExitStack() as opened:
-        original = None if sys.platform == "win32" else _original(path, opened)
+    original = _original(path)
+    try:
         fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
         try:
-            made = _fill(fd, original, data, must_keep_owner=must_keep_owner)
+            _fill(fd, original, data, must_keep_owner=must_keep_owner)
             check()
-            if sys.platform != "win32":  # Windows has access lists, and replaces no open file
-                _require_same(path, None if original is None else _identity(os.fstat(original)))
-                _require_same(Path(name), made)
+            if original is not None and not os.path.samestat(os.fstat(original), os.lstat(path)):
+                raise OSError(errno.ESTALE, "its name leads to another file by now", str(path))
             os.replace(name, path)  # noqa: PTH105 - the tests stop the process at each function of `os`
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)  # noqa: PTH108
             raise
+    finally:
+        if original is not None:
+            os.close(original)
     sync_folder(path.parent)
 
 
-_STALE: Final = "its name leads to another file by now"
-
-
-def _original(path: Path, opened: contextlib.ExitStack) -> int | None:
-    """Open the file that is replaced, until `opened` closes; None if there is none."""
-    usual = os.O_RDONLY | _NO_LINK
+def _original(path: Path) -> int | None:
+    """Open the file that is replaced; None if there is none, and on Windows, which replaces no open file."""
     try:
-        try:
-            fd = os.open(path, usual)
-        except PermissionError:
-            fd = os.open(path, usual | os.O_WRONLY)  # a file that may only be written
+        return None if sys.platform == "win32" else os.open(path, os.O_RDONLY | _NO_LINK)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # it was no link before
-            raise OSError(errno.ESTALE, _STALE, str(path)) from error
-        raise
-    opened.callback(os.close, fd)
-    return fd
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
-def _require_same(path: Path, expected: tuple[int, int] | None) -> None:
-    """Refuse a name that leads to another file by now: somebody else may write to the folder, and has swapped it.
-
-    Args:
-        path: The name.
-        expected: The file that it led to; None if there was none.
-
-    Raises:
-        OSError: It leads to another file.
-    """
-    try:
-        found = _identity(os.lstat(path))
-    except FileNotFoundError:
-        found = None
-    if found != expected:
-        raise OSError(errno.ESTALE, _STALE, str(path))
 
 
 @contextlib.contextmanager
@@ -175,7 +140,7 @@ def _prefix(path: Path) -> str:
     return f".{path.name}.mcpguard-"
 
 
-def _fill(fd: int, original: int | None, data: bytes, *, must_keep_owner: bool) -> tuple[int, int]:
+def _fill(fd: int, original: int | None, data: bytes, *, must_keep_owner: bool) -> None:
     """Write the file that will replace another one, onto the disk, with the other's mode, owner and attributes.
 
     Nothing is done by name: others may swap names in the folder.
@@ -185,9 +150,6 @@ def _fill(fd: int, original: int | None, data: bytes, *, must_keep_owner: bool) 
         original: The file that will be replaced; None if there is none.
         data: The content.
         must_keep_owner: See `replace`.
-
-    Returns:
-        The identity of the new file.
 
     Raises:
         OSError: The disk is full, or the file cannot have the owner of the original.
@@ -200,7 +162,6 @@ def _fill(fd: int, original: int | None, data: bytes, *, must_keep_owner: bool) 
             else:
                 _make_alike(fd, original, must_keep_owner=must_keep_owner)
         os.fsync(fd)
-        return _identity(os.fstat(fd))
     finally:
         os.close(fd)
 

@@ -16,8 +16,8 @@ from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
+from mcpguard.session.machine import Log, LookUp
 from mcpguard.session.machine import Session as Machine
-from mcpguard.session.output import Log, LookUp
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import CallStore, Store
 from mcpguard.stores.memory import MemoryStore
@@ -120,8 +120,7 @@ class Wrapper:
         """All requests for the store when the client writes lines. A relay would receive them in portions."""
         messages = read(lines)
         self.machine.look_up(messages)
-        self.machine.judge(messages, 0)
-        return self.machine._to_decide
+        return [*self.machine.judge(messages, 0), *self.machine._to_decide]
 
     def charges(self, tool: str, times: int = 1, **params: object) -> list[DecisionRequest]:
         """The requests of `times` calls that the client makes at once."""
@@ -156,7 +155,7 @@ class Wrapper:
 
     def keep_arguments(self, how: str) -> None:
         """Change the setting `arguments`."""
-        self.machine._requests._arguments = how
+        self.machine.requests._arguments = how
 
     def call(self, tool: str, times: int = 1, **params: object) -> list[Verdict]:
         """The verdicts on `times` calls, decided in one transaction."""
@@ -263,14 +262,14 @@ class Talk(Session):
         """Time passes, and held calls are decided when they are due."""
         end_us = self.time() + 1000 * ms
         came_out: list[str] = []
-        while (due_us := self.machine.held_calls_due_us) is not None and due_us <= end_us:
+        while (due_us := self.machine.held.next_us) is not None and due_us <= end_us:
             self.time.now_us = max(self.time(), due_us)
             came_out += self.decide_held()
         self.time.now_us = end_us
         return came_out
 
     def decide_held(self) -> list[str]:
-        return self.carry_out(self.machine.judge_held(self.time()))
+        return self.carry_out(self.machine.judge((), self.time()))
 
     def attend(self) -> list[str]:
         """Held calls that are due now are decided."""

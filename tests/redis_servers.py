@@ -75,11 +75,6 @@ class Server:
     def _answers(self) -> bool:
         return self.command("PING").startswith((b"+PONG", b"-NOAUTH", b"-LOADING"))
 
-    @property
-    def is_asleep(self) -> bool:
-        """Whether it does not answer within half a second."""
-        return not self.command("PING", timeout_s=0.5)
-
     def command(self, *words: str | bytes, timeout_s: float = ENOUGH_S) -> bytes:
         """Send a command, and return the first part of the reply; empty without a reply."""
         parts = [word.encode() if isinstance(word, str) else word for word in words]

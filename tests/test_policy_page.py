@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.waiting import MAX_WAITING
-from mcpguard.policy.model import Call
-from mcpguard.policy.parse import parse
 from mcpguard.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
 from mcpguard.session.held_calls import LOOK_US
 from tests.build import Talk, call_line
@@ -24,15 +21,6 @@ def chapter(title: str) -> str:
 def policy(title: str) -> str:
     (found,) = re.findall(r"```toml\n(.*?)```", chapter(title), re.DOTALL)
     return str(found)
-
-
-def plan(title: str, user: str, tool: str) -> Plan:
-    return parse(policy(title)).plan(Call(user, "a::interactive::b", "crm", tool))
-
-
-def limits(title: str, user: str, tool: str) -> list[tuple[str, int]]:
-    """What the limits of a call count, and how much they allow."""
-    return [(limit.counts, limit.n) for limit in plan(title, user, tool).limits]
 
 
 REASONS = {
@@ -103,40 +91,3 @@ def test_the_bounds_are_those_of_the_program() -> None:
     assert MAX_WAIT_SECONDS == 3600
     assert f"At most {MAX_WAITING} calls wait" in chapter("Waiting")
     assert f"noticed within {LOOK_US // 1000} ms" in chapter("Waiting")
-
-
-def test_a_wait_in_a_rule_replaces_the_wait_at_the_top() -> None:
-    of_report = {(limit.n, limit.wait_us // 1_000_000) for limit in plan("Waiting", "alice", "generate_report").limits}
-    assert of_report == {(5, 2), (2, 30)}
-
-
-def test_the_polling_tool_is_an_exception() -> None:
-    assert limits("Equal arguments", "alice", "search") == [("calls", 5)]
-    assert limits("Equal arguments", "alice", "get_status") == []
-
-
-def test_each_part_of_a_rule_is_overridden_separately() -> None:
-    assert limits("Parts of a rule", "bob", "search") == [("calls", 20), ("concurrent", 2)]
-    assert sorted(limits("Parts of a rule", "alice", "search")) == [("calls", 100), ("concurrent", 2)]
-    waits = {limit.counts: limit.wait_us for limit in plan("Parts of a rule", "alice", "search").limits}
-    assert waits == {"calls": 0, "concurrent": 5_000_000}
-
-
-def test_what_the_page_says_of_equal_arguments_is_so() -> None:
-    talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "1/1h"\n', args_key=lambda: bytes(16))
-    at = 0
-
-    def is_denied(tool: str, **params: object) -> bool:
-        nonlocal at
-        at += 1
-        return talk.client(call_line(tool, at, **params)) == [f"answered {at}: 429"]
-
-    assert not is_denied("a", arguments={"x": 1, "y": 2})
-    assert is_denied("a", arguments={"y": 2, "x": 1.0})
-    assert is_denied("a", arguments={"x": 1, "y": 2}, _meta={"z": 1})
-    assert not is_denied("b", arguments={"x": 1, "y": 2}), "another tool"
-    assert not is_denied("a", arguments={"x": True, "y": 2})
-    assert not is_denied("a", arguments={"x": "1", "y": 2})
-    assert not is_denied("a")
-    assert is_denied("a", arguments={})
-    assert talk.to_client[-1]["error"]["data"]["axis"] == "user"

@@ -8,6 +8,8 @@ import contextlib
 import gc
 import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from mcpguard import run_options
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
@@ -18,21 +20,46 @@ def main() -> None:
     try:
         wanted = run_options.parse(sys.argv[1:])
         if wanted is not None:
-            from mcpguard.cli.start import start
-
             start(**wanted)
-        _leave(_by_click())
+        status = _by_click()
     except McpguardError as error:
-        _leave(_complain(error))
+        status = _complain(error)
     except KeyboardInterrupt:
-        _leave(ExitStatus.INTERRUPTED)
+        status = ExitStatus.INTERRUPTED
+    _leave(ExitStatus.OK if sys.argv[1:2] == ["hook"] else status)  # after another status a client may stop the call
+
+
+def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool, **options: str | None) -> NoReturn:
+    """Run a server behind mcpguard, and end this process with the server's exit status.
+
+    Args:
+        argv: The server's command.
+        server: The server's name; None to derive it from the command.
+        observe: Decide and log, but deny nothing.
+        quiet: Write only errors to stderr.
+        options: The options of `config.load`.
+
+    Raises:
+        McpguardError: The settings are not valid, or the server cannot be started.
+    """
+    from mcpguard import config
+    from mcpguard.relay.run import run
+
+    for fd in (0, 1, 2):  # that the client left closed: no other file, such as the store, may take its place
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    settings = config.load(os.environ, server=server, **options)
+    settings = settings._replace(quiet=quiet or settings.quiet, observe=observe or settings.observe)
+    status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"))
+    os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once, because a thread may still wait for the client
 
 
 def _by_click() -> int:
     import click
 
     from mcpguard.cli.commands import cli
-    from mcpguard.cli.errors import by_click
 
     gc.enable()
     _tolerate_output()
@@ -43,15 +70,35 @@ def _by_click() -> int:
         click.echo(values, nl=bool(values))  # bash would take an empty line for a value
         return ExitStatus.OK
     try:
-        status = cli.main(standalone_mode=False)
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"  # else colours are for terminals
+        # Unlike `click.Command.main`, this leaves pipes and * alone
+        with cli.make_context("mcpguard", sys.argv[1:], color=False if plain else None) as ctx:
+            status = cli.invoke(ctx)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except click.exceptions.Abort:
         return ExitStatus.INTERRUPTED
     except click.ClickException as error:
+        from mcpguard.cli.errors import by_click
+
         return _complain(UsageError(*by_click(error)))
+    except BrokenPipeError as error:
+        return _unread(error)
     except OSError as error:
         what = f"cannot use {error.filename}" if error.filename else "cannot write the output"
         return _complain(McpguardError(f"{what}: {error.strerror or error}"))
-    return status if isinstance(status, int) else 0
+    return status if isinstance(status, int) else ExitStatus.OK
+
+
+def _unread(error: BrokenPipeError) -> int:
+    """The status if a pipe has no reader. Without a reader of stdout, the command ends quietly."""
+    from mcpguard.cli.present import reader_leaves
+
+    if not reader_leaves(within_s=0):
+        return _complain(McpguardError(f"cannot continue: {error.strerror or 'broken pipe'}"))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
+    return ExitStatus.OK
 
 
 def _tolerate_output() -> None:

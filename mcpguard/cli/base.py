@@ -1,16 +1,15 @@
-"""Base classes of the commands and groups, and how commands behave beside calls and in pipes."""
+"""Base classes of the commands and groups, and how commands behave beside calls."""
 
 import contextlib
 import importlib
 import os
 import signal
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mcpguard.errors import ExitStatus, McpguardError, UsageError, closest_word
+from mcpguard.errors import ExitStatus, UsageError, closest_word
 
 if TYPE_CHECKING:  # a hook delays a call, and completes nothing
     from click.shell_completion import CompletionItem
@@ -37,8 +36,6 @@ class Command(_ShortHelp):
         Raises:
             click.UsageError: With this command's context, so that the hint can name its help.
         """
-        if ctx.resilient_parsing:  # a shell completes the line, which may have any error
-            return super().parse_args(ctx, args)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
@@ -50,42 +47,6 @@ class Command(_ShortHelp):
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by `__main__`
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return super().invoke(ctx)
-
-
-_MEANT: Final = {
-    "add": ("set", "policy set"),
-    "allow": ("set", "policy set"),
-    "clear": ("reset",),
-    "create": ("init", "policy init"),
-    "delete": ("unset", "policy unset"),
-    "deny": ("set", "policy set"),
-    "enable": ("mode", "policy mode"),
-    "enforce": ("mode", "policy mode"),
-    "follow": ("tail", "audit tail"),
-    "limit": ("set", "policy set"),
-    "limits": ("policy show",),
-    "lint": ("check", "policy check"),
-    "list": ("tail", "show", "policy show"),
-    "log": ("audit tail",),
-    "logs": ("audit tail",),
-    "ls": ("tail", "show", "policy show"),
-    "new": ("init", "policy init"),
-    "observe": ("mode", "policy mode"),
-    "print": ("tail", "show"),
-    "remove": ("unset", "policy unset"),
-    "rm": ("unset", "policy unset"),
-    "rules": ("policy show",),
-    "show": ("tail", "policy show"),
-    "start": ("run",),
-    "status": ("usage", "whoami"),
-    "test": ("check", "policy check"),
-    "validate": ("check", "policy check"),
-    "verify": ("check", "policy check"),
-    "view": ("tail", "show"),
-    "why": ("explain", "policy explain"),
-    "wrap": ("run",),
-}
-"""Commands that people try because other programs have them, and what they probably mean. The first that exists is the hint."""
 
 
 class Group(_ShortHelp, click.Group):
@@ -142,49 +103,17 @@ class Group(_ShortHelp, click.Group):
             UsageError: There is no such command. The hint is the command that is probably meant.
         """
         word = args[0]
-        if self.get_command(ctx, word) is None and not word.startswith("-"):
-            raise UsageError(f"no such command: {word}", self._probably(ctx, word, args[1:]))
+        if word not in self._parts and not word.startswith("-"):
+            raise UsageError(f"no such command: {word}", self._probably(ctx, word))
         return super().resolve_command(ctx, args)
 
-    def _probably(self, ctx: click.Context, word: str, rest: list[str]) -> str:
+    def _probably(self, ctx: click.Context, word: str) -> str:
         """The hint for a command that does not exist."""
-        path, names = ctx.command_path, self.list_commands(ctx)
-        if word == "help":
-            return f"run {' '.join([path, *(name for name in rest[:1] if name in names)])} --help"
-        if word == "version":
-            return f"run {ctx.find_root().command_path} --version"
-        near = closest_word(word, names)
-        for meant in [*(f"{name} {word}" for name in names), *_MEANT.get(word, ()), *([near] if near else [])]:
-            if self._has(ctx, meant.split()):
-                return f"did you mean {path} {meant}?"
-        return f"use one of: {' '.join(names)}"
-
-    def _has(self, ctx: click.Context, names: list[str]) -> bool:
-        """Whether there is a command of this name, or of this group and name."""
-        command = self.get_command(ctx, names[0])
-        if len(names) == 1 or command is None:
-            return command is not None
-        return isinstance(command, click.Group) and command.get_command(ctx, names[1]) is not None
-
-
-@contextlib.contextmanager
-def until_reader_leaves() -> Iterator[None]:
-    """End the command, without an error, when nobody still reads stdout.
-
-    Raises:
-        click.exceptions.Exit: The reader of stdout has gone away.
-        McpguardError: The reader of another pipe has. click would exit without a message.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        from mcpguard.cli.present import reader_leaves  # imported late: the hook is one of the commands
-
-        if not reader_leaves(within_s=0):
-            raise McpguardError(f"cannot continue: {error.strerror or 'broken pipe'}") from error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes stdout at exit
-        raise click.exceptions.Exit(ExitStatus.OK) from error
+        names = self.list_commands(ctx)
+        groups = {name: group for name in names if isinstance(group := self.get_command(ctx, name), Group)}
+        inner = (f"{name} {word}" for name, group in groups.items() if word in group.list_commands(ctx))
+        meant = next(inner, None) or closest_word(word, names)
+        return f"did you mean {ctx.command_path} {meant}?" if meant else f"use one of: {' '.join(names)}"
 
 
 def give_way() -> None:

@@ -1,31 +1,17 @@
 """The program's commands."""
 
-from typing import Any
-
 import click
 
 from mcpguard import __version__
-from mcpguard.cli.base import Group, until_reader_leaves
-
-
-class _Program(Group):
-    """A command ends quietly when the reader of stdout goes away."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with until_reader_leaves():  # `--help` prints
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with until_reader_leaves():
-            return super().invoke(ctx)
+from mcpguard.cli.base import Group
 
 
 @click.group(
-    cls=_Program,
+    cls=Group,
     parts={
         "run": ("run:run", "start a server behind mcpguard"),
         "install": ("clients.install:install", "make your clients start their servers through mcpguard"),
-        "uninstall": ("clients.uninstall:uninstall", "undo install"),
+        "uninstall": ("clients.install:uninstall", "undo install"),
         "clients": ("clients.listing:clients", "list the clients, their servers, and which are guarded"),
         "policy": ("policy:policy", "show, check, explain and edit limits"),
         "audit": ("audit:audit", "read the audit log"),

@@ -5,8 +5,10 @@ colons, and inserts a value without quoting it; click's script for zsh drops the
 mcpguard on the PATH, whatever path the line begins with: `./mcpguard` may be anybody's, and a tab must not start it.
 """
 
+import contextlib
 import os
 import re
+import shlex
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -94,9 +96,6 @@ complete --command %(prog_name)s --no-files --keep-order --arguments '(%(complet
 _SPECIAL: Final = re.compile(r"[^\w./:@%+,=-]")
 """Characters that a shell may not take as they are."""
 
-_KEPT_BY_READLINE: Final = "@$"
-"""Readline breaks a word before these characters, and after all others."""
-
 
 class Typed(NamedTuple):
     """An unfinished command line.
@@ -132,30 +131,22 @@ def read(line: str, breaks: str = "") -> Typed:
         line: The line up to the cursor.
         breaks: Characters at which the shell begins to replace a word anew (`COMP_WORDBREAKS`).
     """
+    line = re.sub(r"(?<!\\)((?:\\\\)*)\\$", r"\1", line)  # half of an escape
     words: list[str] = []
-    word, quote, start, at = "", "", 0, 0
-    is_begun = False
-    while at < len(line):
-        char, at = line[at], at + 1
-        if char == quote:
-            quote, start = "", len(word)
-        elif char == "\\" and quote != "'" and (not quote or line[at : at + 1] in tuple('"\\$`')):
-            word, at = word + line[at : at + 1], at + 1
-        elif quote:
-            word += char
-        elif char in "'\"":
-            quote, start = char, len(word)
-        elif char in " \t\n":
-            if is_begun:
-                words.append(word)
-            word, start, is_begun = "", 0, False
-            continue
-        else:
-            word += char
-            if char in breaks:
-                start = len(word) - (char in _KEPT_BY_READLINE)
-        is_begun = True
-    return Typed(words, word, quote, start)
+    for quote in ("", "'", '"'):
+        with contextlib.suppress(ValueError):  # another quotation mark is open
+            words = shlex.split(line + quote)
+            break
+    if quote:
+        tail = line[line.rindex(quote) + 1 :]
+        replaced = re.sub(r'\\(["\\])', r"\1", tail) if quote == '"' else tail
+    else:  # readline replaces the text after the last break; of these, only @ and $ belong to it
+        found = re.search(rf"[@$]?(?:\\.|[^\\\s'\"{re.escape(breaks)}])*$", line)
+        replaced = re.sub(r"\\(.)", r"\1", found[0]) if found else ""
+        if not replaced and line[-1:] in {"", " ", "\t", "\n"}:
+            words.append("")
+    word = words.pop() if words else ""
+    return Typed(words, word, quote, max(0, len(word) - len(replaced)))
 
 
 _Complete = Callable[[list[str], str], list[CompletionItem[str]]]

@@ -1,14 +1,10 @@
 """`mcpguard demo`."""
 
-import contextlib
-import os
 import signal
-from collections.abc import Iterator
 
 import click
 
 from mcpguard.cli.base import Command
-from mcpguard.errors import ExitStatus
 
 
 @click.command("demo", Command)
@@ -22,21 +18,11 @@ def demo(keep: bool) -> int:
 
     Example: mcpguard demo
     """
-    with _ended_by_ctrl_c():
-        # mcp and rich take longer to import than most commands take to run
-        from mcpguard.demo.story import run_demo
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an import may swallow a `KeyboardInterrupt`
+    # mcp and rich take longer to import than most commands take to run
+    from mcpguard.demo.story import run_demo
 
+    signal.signal(signal.SIGINT, before)
     return run_demo(keep=keep)
-
-
-@contextlib.contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once. An import may swallow a `KeyboardInterrupt` or turn it into another error."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # the parent process made us ignore it
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *_: os._exit(ExitStatus.INTERRUPTED))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -11,9 +10,9 @@ import click
 from mcpguard import config, run_options
 from mcpguard.cli import run
 from mcpguard.cli.base import Command
-from mcpguard.cli.clients.changing import complete_clients, complete_servers, named_clients
+from mcpguard.cli.clients import complete_clients, complete_servers, named_clients
 from mcpguard.cli.names import files
-from mcpguard.cli.present import echo_json, is_coloured, paragraph
+from mcpguard.cli.present import echo_json, paragraph
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import checkup
 from mcpguard.errors import ConfigError, ExitStatus, UsageError
@@ -117,10 +116,9 @@ def _words(options: dict[str, Any]) -> list[str]:
 
 def _shown(found: Iterable[Check]) -> Iterator[Check]:
     """Print each check as soon as it is known."""
-    coloured = sys.stdout.isatty() and is_coloured()
     for one in found:
         word = "note" if one.is_advice else "ok" if one.ok else "FAIL"
-        label = click.style(f"{word:4}", fg=_STYLES[word]) if coloured else f"{word:4}"
+        label = click.style(f"{word:4}", fg=_STYLES[word])
         paragraph(f"{one.check}: {one.detail}", indent=" " * 6, label=f"{label}  ")
         if one.hint:
             paragraph(one.hint, indent=" " * 12, label="      hint: ")

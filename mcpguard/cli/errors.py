@@ -4,11 +4,10 @@ import os
 import re
 from collections.abc import Iterator
 from typing import Final
-from unicodedata import east_asian_width
 
 import click
 
-from mcpguard.cli.present import WIDTH
+from mcpguard.cli.present import WIDTH, cell_width
 from mcpguard.errors import McpguardError, PolicyError, Problem, closest_word
 from mcpguard.text.printing import printable
 from mcpguard.text.redaction import redacted
@@ -24,20 +23,16 @@ def lines(error: McpguardError) -> list[str]:
     """The lines that describe an error, as they are printed."""
     if not isinstance(error, PolicyError) or not error.problems:
         return [_safe(f"mcpguard: {error.message}"), *_hint(error.hint)]
-    problems = error.problems
+    source, problems = error.source, error.problems
     found: list[str] = []
     for problem in problems[:SHOWN]:
-        found += ["", *_problem_lines(problem, error.source)] if found else _problem_lines(problem, error.source)
-    more = len(problems) - SHOWN
+        found += [""] if found else []
+        message = _safe(f"mcpguard: {source}: line {problem.line}: {problem.message}")
+        found += [message, *_excerpt(problem), *_hint(problem.hint)]
     if len(problems) > 1:
-        found += ["", _safe(f"{error.source}: {len(problems)} errors{f', {more} of them not shown' if more > 0 else ''}")]
+        more = f", {len(problems) - SHOWN} of them not shown" if len(problems) > SHOWN else ""
+        found += ["", _safe(f"{source}: {len(problems)} errors{more}")]
     return found
-
-
-def _problem_lines(problem: Problem, source: str) -> list[str]:
-    """An error in a policy: the message, the line of the file with a mark below it, and the hint."""
-    message = _safe(f"mcpguard: {source}: line {problem.line}: {problem.message}")
-    return [message, *_excerpt(problem), *_hint(problem.hint)]
 
 
 def _safe(text: str) -> str:
@@ -55,27 +50,21 @@ def _excerpt(problem: Problem) -> Iterator[str]:
     if not text.strip() or redacted(text) != text:
         return
     cells = ["    " if char == "\t" else printable(char) for char in text]
-    begin = problem.column - 1
-    room = _width() - _MARGIN
-    first, last = 0, len(cells)
-    widths = [_columns([cell]) for cell in cells]
-    over = sum(widths) - room
-    while over > 0 and last > begin + problem.width:
-        last -= 1
-        over -= widths[last]
-    while over > 0 and first < begin:
-        over -= widths[first]
-        first += 1
+    first, last, begin = 0, len(cells), problem.column - 1
+    end = begin + problem.width
+    over = sum(map(cell_width, cells)) - (_width() - _MARGIN)
     while over > 0:
-        last -= 1
-        over -= widths[last]
-    before = "…" if first else ""
-    shown = f"{before}{''.join(cells[first:last])}{'…' if last < len(cells) else ''}"
-    gap = " " * (len(before) + _columns(cells[first:begin]))
-    mark = "^" * max(1, _columns(cells[begin : min(last, begin + problem.width)]))
-    margin = " " * len(str(problem.line))
-    yield f"  {problem.line} | {shown}"
-    yield f"  {margin} | {gap}{mark}"
+        if last > end or first >= begin:
+            last -= 1
+            over -= cell_width(cells[last])
+        else:
+            over -= cell_width(cells[first])
+            first += 1
+    before, after = "…" if first else "", "…" if last < len(cells) else ""
+    gap = " " * (len(before) + cell_width("".join(cells[first:begin])))
+    mark = "^" * max(1, cell_width("".join(cells[begin : min(last, end)])))
+    yield f"  {problem.line} | {before}{''.join(cells[first:last])}{after}"
+    yield f"  {' ' * len(str(problem.line))} | {gap}{mark}"
 
 
 def _width() -> int:
@@ -84,11 +73,6 @@ def _width() -> int:
         return max(40, min(os.get_terminal_size(2).columns, 160))
     except OSError:
         return WIDTH
-
-
-def _columns(cells: list[str]) -> int:
-    """The width of a text on a terminal."""
-    return sum(2 if east_asian_width(char) in "WF" else 1 for cell in cells for char in cell)
 
 
 def by_click(error: click.ClickException) -> tuple[str, str]:

@@ -3,15 +3,16 @@
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
 from mcpguard.cli.base import Command, Group
-from mcpguard.errors import ExitStatus, UsageError
+from mcpguard.errors import ExitStatus
 
 TIMEOUT_S: Final = 1.0
 """The longest that a hook runs, because a call waits for it. It waits for the store at most `timeout_ms`."""
@@ -20,35 +21,9 @@ MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
 """The longest input, which includes the call's arguments. The hook ignores a longer one."""
 
 
-class _Harmless(Group):
-    """A group that reports usage errors with exit status 0, because a hook's exit status 2 would block the call."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _harmless():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _harmless():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def _harmless() -> Iterator[None]:
-    try:
-        yield
-    except (click.UsageError, UsageError) as error:
-        from mcpguard.cli.errors import by_click, lines  # imported late: a call waits for the hook
-
-        told = error if isinstance(error, UsageError) else UsageError(*by_click(error))
-        click.echo("\n".join(lines(told)), err=True)
-        raise click.exceptions.Exit(ExitStatus.OK) from error
-    except click.exceptions.Exit as error:  # the help was printed
-        raise click.exceptions.Exit(ExitStatus.OK) from error
-
-
 @click.group(
     "hook",
-    cls=_Harmless,
+    Group,
     parts={
         "claude-code": ("hook:claude_code", "Tell Claude Code's subagents apart."),
         "codex": ("hook:codex", "Tell Codex's subagents apart by name."),
@@ -70,11 +45,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _store_options(function: _Function) -> _Function:
-    function = click.option("--store", metavar="URL", help="The server entries' store, if the settings do not name it.")(
-        function
-    )
     config = click.option("--config", "config_file", metavar="F", help="The settings file, if the server entries name one.")
-    return config(function)
+    store = click.option("--store", metavar="URL", help="The server entries' store, if the settings do not name it.")
+    return config(store(function))
 
 
 @click.command("claude-code", Command)
@@ -190,7 +163,10 @@ def _note(name: str, config_file: str | None, store: str | None) -> bytes:
     """
     from mcpguard.identity.client_agents import HOOKS, agent_note, meta_with_id
 
-    hook_input = json.loads(_input())
+    given = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(given) > MAX_INPUT_BYTES:
+        return b""
+    hook_input = json.loads(given)
     note = agent_note(HOOKS[name], hook_input, os.environ)
     if note is None:
         return b""
@@ -201,18 +177,3 @@ def _note(name: str, config_file: str | None, store: str | None) -> bytes:
     settings.address.leave_note(settings.namespace, note, wall_us=wall_us, timeout_s=timeout_s)
     call_meta = meta_with_id(hook_input, note.key) if HOOKS[name].adds_id else None
     return b"" if call_meta is None else json.dumps({"metaToUse": call_meta}, allow_nan=False).encode() + b"\n"
-
-
-def _input() -> bytes:
-    """Read all of stdin.
-
-    Raises:
-        ValueError: The input is too long.
-        OSError: stdin is closed.
-    """
-    data = bytearray()
-    while chunk := os.read(0, 1 << 16):
-        data += chunk
-        if len(data) > MAX_INPUT_BYTES:
-            raise ValueError("too long")
-    return bytes(data)

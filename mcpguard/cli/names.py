@@ -89,14 +89,12 @@ def _sought(given: Mapping[str, str | None], rows: list[Mapping[str, Any]]) -> I
 
 def _nearest(value: str, names: set[str]) -> str | None:
     """The name that was probably meant. The users of a domain are not alike only because of the domain."""
-    user, at, domain = value.partition("@")
-    if user and at:
-        known = {
-            name.partition("@")[0]: name for name in sorted(names, key=lambda name: name.endswith(at + domain)) if at in name
-        }
-        near = closest_word(user, known, least=LIKE)
-        return known[near] if near else None
-    return closest_word(value, names, least=LIKE)
+    if "@" not in value:
+        return closest_word(value, names, least=LIKE)
+    user, _, domain = value.partition("@")
+    known = {name.partition("@")[0]: name for name in sorted(names, key=lambda name: name.endswith(f"@{domain}"))}
+    near = closest_word(user, known, least=LIKE)
+    return known[near] if near else None
 
 
 def _look_for_a_while(look: Callable[..., None], *args: Any) -> None:

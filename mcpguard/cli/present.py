@@ -1,6 +1,5 @@
 """What commands print: paragraphs of at most 80 columns, tables for a terminal, JSON; and what happens if nobody reads it."""
 
-import contextlib
 import json
 import os
 import select
@@ -8,18 +7,13 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 from unicodedata import east_asian_width
 
 import click
 
-from mcpguard.errors import McpguardError
 from mcpguard.text.printing import printable
-
-if TYPE_CHECKING:  # loaded where there is a terminal
-    from rich.console import Console
-    from rich.table import Table
 
 Columns = Sequence[tuple[str, int]]
 """The columns of a table: their headings and sizes. A negative size aligns a column to the right."""
@@ -74,20 +68,6 @@ def warn(text: str) -> None:
     echo(f"warning: {text}", err=True)
 
 
-@contextlib.contextmanager
-def written_to(output: object) -> Iterator[None]:
-    """Name the file that `-o` names if the block cannot write to it.
-
-    Raises:
-        McpguardError: The file cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        what = f"-o: {output} cannot be written: {error.strerror or error}"
-        raise McpguardError(what, "check that its folder is writable and the disk is not full") from error
-
-
 def reader_leaves(*, within_s: float) -> bool:
     """Wait for this long. True as soon as the reader of stdout has gone away."""
     if not hasattr(select, "poll"):
@@ -95,16 +75,13 @@ def reader_leaves(*, within_s: float) -> bool:
         return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
-    try:
-        return bool(poll.poll(within_s * 1000))
-    except OSError:  # the system has no memory for it: a later look can tell
-        time.sleep(within_s)
-        return False
+    return bool(poll.poll(within_s * 1000))
 
 
-def is_coloured() -> bool:
-    """Whether output to a terminal has colours."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def coloured_diff(line: str) -> str:
+    """A line of a diff, control characters escaped, in colours."""
+    colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+    return click.style(printable(line.expandtabs()), fg=colour, bold=line.startswith(("+++", "---")) or None)
 
 
 def width_of_terminal() -> int:
@@ -144,28 +121,21 @@ def room_beside(columns: Columns, width: int) -> int:
     return width - 1 - sum(abs(size) + 1 for _, size in columns)
 
 
-def new_table() -> tuple["Console", "Table"]:
-    """A console on stdout and an empty table for it. The console uses colours only on a terminal, and not with NO_COLOR."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
-    return console, Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-
-
-def print_table(rows: Iterable[Sequence[str | tuple[str, str]]], columns: Sequence[dict[str, Any]], *, margin: int = 0) -> None:
+def print_table(rows: Iterable[Sequence[str | tuple[str, str]]], columns: Sequence[dict[str, Any]]) -> None:
     """Print a table on the terminal. Long texts take several lines.
 
     Args:
         rows: The cells of each row: a text, or a text and its style.
         columns: The arguments of `rich.table.Column` for each column. Without a `header` there is no line of headings.
-        margin: Columns of the terminal that stay free.
     """
+    from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
-    console, table = new_table()
-    console.width -= margin
-    table.show_header = any("header" in column for column in columns)
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
+    console.width -= 1  # a line of full width would wrap on some terminals
+    has_header = any("header" in column for column in columns)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=has_header)
     for column in columns:
         table.add_column(**{"overflow": "fold", **column})
     for row in rows:

@@ -2,21 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from mcpguard import run_options
+from mcpguard.cli import start
 from mcpguard.cli.base import Command
 from mcpguard.cli.names import files, seen
 from mcpguard.errors import UsageError
 from mcpguard.run_options import OPTIONS, Option
-
-_COMPLETE: Final = {
-    **{key: seen(key) for key in ("server", "user", "agent")},
-    **dict.fromkeys(("policy", "config"), files),
-}
-"""What a shell offers for an option."""
 
 
 def _click(option: Option) -> click.Option:
@@ -24,7 +19,8 @@ def _click(option: Option) -> click.Option:
     if option.is_flag:
         return click.Option(names, is_flag=True, help=option.help)
     kind = click.Choice(option.choices) if option.choices else click.STRING
-    complete = _COMPLETE.get(option.key)
+    is_name = option.key in {"server", "user", "agent"}
+    complete = files if option.key in {"policy", "config"} else seen(option.key) if is_name else None
     return click.Option(names, metavar=option.metavar or None, type=kind, help=option.help, shell_complete=complete)
 
 
@@ -48,8 +44,6 @@ def run(argv: tuple[str, ...], **options: Any) -> None:
     """
     if not argv:
         raise UsageError("no command to run", "write mcpguard run -- npx -y @acme/crm-server")
-    from mcpguard.cli.start import start
-
     start(list(argv), **options)
 
 

@@ -68,16 +68,14 @@ whoami.params[:0] = [param for param in run.run.params if isinstance(param, clic
 
 def _caller(settings: Settings, identity: Identity) -> Report:
     agent, source = identity.agent(None)
-    known = {"agent": agent, "agent_source": source, "server": identity.server}
-    more = {"email": identity.email, "roles": identity.roles, "scopes": identity.scopes, "act": identity.act}
-    report = {"user": identity.user, "user_source": identity.user_source} | known | more
-    report = {key: value for key, value in report.items() if value or key == "user"}
-    ignored = identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN")
-    warnings = [TOKEN_UNUSED] if ignored else []
+    known = {"user_source": identity.user_source, "agent": agent, "agent_source": source}
+    known |= {key: getattr(identity, key) for key in ("server", "email", "roles", "scopes", "act")}
+    warnings = [TOKEN_UNUSED] if identity.user_source != "jwt" and os.environ.get("MCPGUARD_TOKEN") else []
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
     unlimited = None if isinstance(policy, PolicyError) else policy.tier_warning(identity.agent_parts.tier)
     warnings += [unlimited] if unlimited else []
-    return report | {"problems": [], "warnings": warnings}
+    known = {"user": identity.user} | {key: value for key, value in known.items() if value}
+    return known | {"problems": [], "warnings": warnings}
 
 
 def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:
@@ -97,8 +95,8 @@ def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> R
         token["claims"] = dict(found.claims)
     keys: Report = {"source": source.keys.source}
     if source.keys.fetched_s is not None:
-        age_s = round(time.time() - source.keys.fetched_s)
-        keys |= {"fetched": utc(source.keys.fetched_s)} | ({"age_seconds": age_s} if age_s >= 0 else {})
+        age_s = max(0, round(time.time() - source.keys.fetched_s))
+        keys |= {"fetched": utc(source.keys.fetched_s), "age_seconds": age_s}
     if source.keys.problem:
         keys["problem"] = source.keys.problem
     problems = [{"message": problem.message, "hint": problem.hint} for problem in found.problems]
@@ -145,5 +143,4 @@ def _show(report: Report) -> None:
         return
     styles = {"problem": "red", "warning": "yellow"}
     columns: list[dict[str, object]] = [{"max_width": (width_of_terminal() - 1) // 3}, {}]
-    # A line of full width would wrap on some terminals
-    print_table([((name, styles.get(name, "")), text) for name, text in rows], columns, margin=1)
+    print_table([((name, styles.get(name, "")), text) for name, text in rows], columns)

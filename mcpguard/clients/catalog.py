@@ -185,13 +185,13 @@ CLIENTS: Final = (
     Client(
         "gemini",
         "Gemini CLI",
-        _files("{home}/.gemini/settings.json", "{project}/.gemini/settings.json", dialect=Dialect.JSON_WITH_COMMENTS),
+        _files("{home}/.gemini/settings.json", "{project}/.gemini/settings.json", dialect=Dialect.JSONC),
         "enter /mcp reload, or restart Gemini CLI",
     ),
     Client(
         "qwen",
         "Qwen Code",
-        _files("{home}/.qwen/settings.json", "{project}/.qwen/settings.json", dialect=Dialect.JSON_WITH_COMMENTS),
+        _files("{home}/.qwen/settings.json", "{project}/.qwen/settings.json", dialect=Dialect.JSONC),
         "restart Qwen Code",
     ),
     Client(

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -77,15 +76,14 @@ class Machine(NamedTuple):
 
     def paths(self, pattern: str, project: Path | None = None) -> list[Path]:
         """The paths that a pattern stands for. A pattern without `*` has one path, whether it exists or not."""
-        match = re.fullmatch(r"\{(\w+)\}/(.*)", pattern)
-        assert match, pattern  # noqa: S101 - the catalog is part of the program
-        base = project if match[1] == PROJECT else self.base(match[1])
+        name, _, rest = pattern.partition("/")
+        base = project if name == "{project}" else self.base(name.strip("{}"))
         if base is None:
             return []
-        if "*" not in match[2]:
-            return [base / match[2]]
+        if "*" not in rest:
+            return [base / rest]
         try:
-            return sorted(base.glob(match[2]))
+            return sorted(base.glob(rest))
         except PermissionError:  # the base is in a folder that may not be looked into
             return []
 

@@ -145,30 +145,23 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
     whole, values = plain(node), plain(_holder(node, layout))
     is_disabled = whole.get("disabled") is True or whole.get("enabled") is False
     kind, detail = _without_command(values, layout)
-    words: tuple[str, ...] = ()
-    guard = None
-    may_start, has_args = False, True
-    if not kind:
-        start = start_of(document, layout, node)
-        if isinstance(start, str):
-            kind, detail = "faulty", start
-            may_start = not is_disabled and (detail == _OPAQUE or bool(values.get(layout.command)))
-        else:
-            kind, words, has_args = "stdio", start.words, start.args is not None
-            guard = words[: start.guard] if start.guard else None
+    start = None if kind else start_of(document, layout, node)
+    if isinstance(start, str):
+        kind, detail = "faulty", start
+    found = start if isinstance(start, Start) else None
     tables = [table for table in (values.get(key) for key in ENV) if isinstance(table, dict)]
     return Entry(
         name,
-        "disabled" if is_disabled else kind,
-        words,
-        guard,
+        "disabled" if is_disabled else kind or "stdio",
+        found.words if found else (),
+        found.words[: found.guard] if found and found.guard else None,
         is_sandboxed=whole.get("sandboxEnabled") is True,
         detail=detail,
         env={key: value for table in tables for key, value in table.items() if isinstance(value, str)},
         cwd=_text(values, "cwd"),
-        may_start=may_start,
+        may_start=kind == "faulty" and not is_disabled and (detail == _OPAQUE or bool(values.get(layout.command))),
         env_file=_text(values, "envFile"),
-        has_args=has_args,
+        has_args=not found or found.args is not None,
     )
 
 

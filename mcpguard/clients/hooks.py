@@ -1,6 +1,7 @@
 """The hooks of clients: what `install --hook` adds to a JSON file of hooks in place, and how a removal restores the file."""
 
 import codecs
+import contextlib
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from mcpguard.clients.catalog import Client, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.launcher import Launcher, may_vary, program_of, words_of
-from mcpguard.clients.plan import HookOutcome, Plan, Record, real
+from mcpguard.clients.plan import HookOutcome, Plan
 from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.edits import appended, removed
@@ -87,42 +88,35 @@ def plan_hooks(
             continue
         file = hook_file(machine, client.hook, project)
         with plan.noting_faults(file):
-            commands = hook_commands(plan.content(file), client.hook.event)
-            outcome = HookOutcome(client, file, "the hook was removed", client.after)
+            data = plan.content(file)
+            commands = hook_commands(data, client.hook.event)
             if launcher is not None:
                 found = {command: guard_of(command, guards, project) for command in commands}
-                outcome = _add(plan, client, client.hook, file, found, launcher)
+                plan.hooks.append(_added_to(plan, client, client.hook, file, found, launcher))
             elif commands:
-                new = without_hook(plan.content(file), client.hook.event)
-                stays = plan.holds(_was_empty(file)) or file.is_symlink()
-                plan.put(file, new if new or stays else None, Dialect.JSON)
-                plan.note(_was_empty(file), holds=False)
-            if launcher or commands:
-                plan.hooks.append(outcome)
+                new = without_hook(data, client.hook.event)
+                plan.put(file, b"" if new is None and file.is_symlink() else new, Dialect.JSON)
+                plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
 
 
-def _add(plan: Plan, client: Client, hook: Hook, file: Path, found: Mapping[str, Guard], launcher: Launcher) -> HookOutcome:
-    data, exists = plan.content(file), may_exist(file)
-    mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
+def _added_to(
+    plan: Plan, client: Client, hook: Hook, file: Path, found: Mapping[str, Guard], launcher: Launcher
+) -> HookOutcome:
+    """Plan to add a hook to a file with these command lines of mcpguard's, or to mend them."""
     if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
         hint = f"write {launcher.program} in its place in the file"
         raise Fault(f"{file}: the hook is not changed: {unsafe[0].fault}", hint)
+    mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
     if found and not mended:
         return HookOutcome(client, file, "the hook is there already")
     if mended:
-        new = with_commands(data, hook.event, mended)
+        text, new = "the hook's mcpguard is this one now", with_commands(plan.content(file), hook.event, mended)
     else:
-        new = with_hook(data, hook.event, _entry(hook, launcher.hook(client.key)), version=None if hook.is_matched else 1)
+        data = plan.content(file) if may_exist(file) else None
+        entry, version = _entry(hook, launcher.hook(client.key)), None if hook.is_matched else 1
+        text, new = "the hook was added", with_hook(data, hook.event, entry, version=version)
     plan.put(file, new, Dialect.JSON)
-    if not data:
-        plan.note(_was_empty(file), holds=exists)
-    text = "the hook's mcpguard is this one now" if mended else "the hook was added"
     return HookOutcome(client, file, text, hook.after or client.after)
-
-
-def _was_empty(file: Path) -> Record:
-    """The record of a file that was there and had no content."""
-    return Record(real(file))
 
 
 def _entry(hook: Hook, command: str) -> dict[str, Any]:
@@ -141,11 +135,11 @@ def hook_commands(data: bytes, event: str) -> list[str]:
     return [] if is_blank(data) else [str(lines[0].value) for _, lines in _hooks(parsed(data, Dialect.JSON).root, event)]
 
 
-def with_hook(data: bytes, event: str, entry: Mapping[str, Any], *, version: int | None = None) -> bytes:
+def with_hook(data: bytes | None, event: str, entry: Mapping[str, Any], *, version: int | None = None) -> bytes:
     """Add a hook of mcpguard, in place of the one that is there. `without_hook` removes it.
 
     Args:
-        data: The file; empty if it does not exist.
+        data: The file; None if it does not exist.
         event: The client's name for the event.
         entry: The hook: for Claude Code and Codex a matcher with a list of hooks, for Copilot CLI the hook itself.
         version: The `version` that a new file gets; None for a file that has none.
@@ -153,15 +147,17 @@ def with_hook(data: bytes, event: str, entry: Mapping[str, Any], *, version: int
     Raises:
         Unreadable: The file is not JSON, or cannot be edited in place.
     """
-    data = without_hook(data, event)
-    if is_blank(data):
+    old = data and without_hook(data, event)
+    if old is None or is_blank(old):
         head = {} if version is None else {"version": version}
         made = encoded(_new_file(head | {"hooks": {event: [dict(entry)]}}))
-        mark = data[: len(data) - len(data.removeprefix(codecs.BOM_UTF8))]
-        return mark + made + data.removeprefix(mark)
-    document = parsed(data, Dialect.JSON)
+        if old is None:
+            return made
+        mark = old[: len(old) - len(old.removeprefix(codecs.BOM_UTF8))]
+        return mark + made + _THERE.encode() + old.removeprefix(mark)
+    document = parsed(old, Dialect.JSON)
     new = document.after([_added(document, event, dict(entry))])
-    if without_hook(new, event) != data:
+    if without_hook(new, event) != old:
         raise Unreadable("the hook cannot be added in place")
     return new
 
@@ -182,11 +178,11 @@ def with_commands(data: bytes, event: str, new: Mapping[str, str]) -> bytes:
     return document.after(Splice(line.start, line.end, quoted(new[text])) for line in lines if (text := str(line.value)) in new)
 
 
-def without_hook(data: bytes, event: str) -> bytes:
+def without_hook(data: bytes, event: str) -> bytes | None:
     """Remove the hooks of mcpguard for an event, and what `with_hook` has added for them.
 
     Returns:
-        The file; empty if `with_hook` has made it.
+        The file; None if `with_hook` has made it.
 
     Raises:
         Unreadable: The file is not JSON, or cannot be edited in place.
@@ -195,9 +191,10 @@ def without_hook(data: bytes, event: str) -> bytes:
         return data
     document = parsed(data, Dialect.JSON)
     hooks = [hook for hook, _ in _hooks(document.root, event)]
-    if hooks and (rest := _after_new_file(document, event, hooks)) is not None:
-        return rest
-    return removed(document, hooks)
+    after = _after_new_file(document, event, hooks) if hooks else None
+    if after is None:
+        return removed(document, hooks)
+    return document.mark + after.removeprefix(_THERE).encode() if after else None
 
 
 def _entries(root: Node, event: str) -> Node | None:
@@ -244,21 +241,22 @@ def _unit(document: Document) -> str:
     return document.indentation(first) or "  "
 
 
+_THERE: Final = "\n"
+"""Follows the content of a file that was there, and blank, before `with_hook` wrote it."""
+
+
 def _new_file(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _after_new_file(document: Document, event: str, hooks: list[Node]) -> bytes | None:
-    """What follows a file that `with_hook` has made; None if it has not made this one, or if somebody has edited it."""
-    root = document.root
-    value, entries = plain(root), _entries(root, event)
+def _after_new_file(document: Document, event: str, hooks: list[Node]) -> str | None:
+    """What follows the content that `with_hook` gives a new file; None if it is not like that, or if somebody has edited it."""
+    value, entries = plain(document.root), _entries(document.root, event)
     is_ours = isinstance(entries, Array) and [child.node for child in entries.children] == hooks
     if not is_ours or value.keys() - {"version", "hooks"} or value["hooks"].keys() != {event}:
         return None
-    try:
-        value = json.loads(document.text)  # unlike `plain`, it leaves integers as they are
-    except ValueError:
-        return None
-    whole = _new_file(value)
-    rest = document.text.removeprefix(whole)
-    return document.mark + rest.encode() if document.text.startswith(whole) and not rest.strip() else None
+    with contextlib.suppress(ValueError):  # an integer of thousands of digits
+        whole = _new_file(json.loads(document.text))  # unlike `plain`, it leaves integers as they are
+        rest = document.text.removeprefix(whole)
+        return rest if document.text.startswith(whole) and not rest.strip() else None
+    return None

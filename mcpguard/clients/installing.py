@@ -1,9 +1,8 @@
 """Plans what `install` and `uninstall` change in the entries of servers."""
 
-import itertools
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,12 +11,9 @@ from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
 from mcpguard.clients.launcher import Launcher
-from mcpguard.clients.plan import Outcome, Plan, record_of
-from mcpguard.documents.document import Dialect
+from mcpguard.clients.plan import Outcome, Plan, real, record_of
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Array, Object, plain
-
-_OTHER_GUARDS: Final = ("avakill-shim", "airlock-mcp", "mcp-proxy", "tollbooth", "mcp-tollbooth")
 
 _STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:-cli)?(?:\.exe|[\[@=:]\S{0,100})?['"]?\s+run(?:\s|$)""")
 """The program, or the package that `pipx run` and an image of a container name, perhaps with an extra or a version."""
@@ -34,9 +30,6 @@ _LEFT: Final = {
     "bundled": "part of the client or of an extension, which starts it without a command in this file",
 }
 
-Step = tuple[Outcome, Edit | None]
-"""What happens to a server, and the edit of its entry that this needs."""
-
 
 def plan_servers(plan: Plan, sources: Iterable[Source], servers: frozenset[str], launcher: Launcher | None) -> None:
     """Plan to edit the entries of servers, all of a file at once. What cannot be done is a fault of the plan.
@@ -48,75 +41,70 @@ def plan_servers(plan: Plan, sources: Iterable[Source], servers: frozenset[str],
         launcher: The command to write; None to undo what this function has done with one.
     """
     guards = Guards(os.environ)
-    for (file, dialect), group in itertools.groupby(sources, lambda source: (source.file, source.dialect)):
-        steps: list[Step] = []
+    files: dict[str, list[Source]] = {}
+    for source in sources:
+        files.setdefault(real(source.file), []).append(source)
+    for group in files.values():
+        outcomes: list[Outcome] = []
         for source in group:
-            with plan.noting_faults(file):
-                for entry in entries_of(source, plan.content(file)):
+            with plan.noting_faults(source.file):
+                for entry in entries_of(source, plan.content(source.file)):
                     plan.servers.add(entry.name)
                     if not servers or entry.name in servers:
-                        with plan.noting_faults(file):
-                            steps.append(_step(plan, source, entry, launcher, guards))
-        done = _edit(plan, file, dialect, list(dict.fromkeys(edit for _, edit in steps if edit)))
-        for outcome, edit in steps:
-            if edit is None or edit in done:
-                plan.add(outcome)
-            if edit and edit in done and outcome.action != "mend":  # without its record, an empty list would be left
-                plan.note(record_of(outcome.source, outcome.server), holds=bool(edit.guard and edit.drop_empty_args))
+                        with plan.noting_faults(source.file):
+                            outcomes.append(_outcome(plan, source, entry, launcher, guards))
+        _edit(plan, outcomes)
 
 
-def _step(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None, guards: Guards) -> Step:
+def _edit(plan: Plan, outcomes: Sequence[Outcome]) -> None:
+    """Plan the edits of a file. Clients that share it want the same ones; the first of them has the strictest dialect."""
+    done: Collection[Edit] = ()
+    edits = list(dict.fromkeys(one.edit for one in outcomes if one.edit))
+    for source in [one.source for one in outcomes if one.edit][:1]:
+        with plan.noting_faults(source.file):
+            made = edited(plan.content(source.file), source.dialect, edits)
+            for fault in made.faults:
+                plan.note_fault(source.file, fault)
+            plan.put(source.file, made.data, source.dialect)
+            done = made.done
+    for one in outcomes:
+        if one.edit is None or one.edit in done:
+            plan.outcomes.append(one)
+        if one.edit and one.edit in done and one.action != "mend":  # without its record, an empty list would be left
+            plan.note(record_of(one.source, one.server), holds=bool(one.edit.guard and one.edit.drop_empty_args))
+
+
+def _outcome(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None, guards: Guards) -> Outcome:
     if entry.guard is None and launcher:
-        return _guard(plan, source, entry, launcher)
-    if entry.guard is None and starts_mcpguard(entry):
-        return Outcome(source, entry.name, "leave", OWN_COMMAND), None
-    if entry.guard and launcher is None:
-        drops = plan.holds(record_of(source, entry.name))
-        return Outcome(source, entry.name, "unguard"), Edit(source.layout, entry.name, drop_empty_args=drops)
-    if entry.guard and launcher:
-        guard = guards.of_entry(source, entry.guard[0])
-        if guard.is_gone:
-            edit = Edit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
-            return Outcome(source, entry.name, "mend", f"{entry.guard[0]} is gone"), edit
-        if guard.state == "unsafe" and entry.kind == "stdio":  # it guards nothing
-            hint = f"write {launcher.program} in its place in the file"
-            raise Fault(f"{source.file}: {entry.name}: not changed: {guard.fault}", hint)
-    return Outcome(source, entry.name, plan.was_edited(source, entry.name) or "keep"), None
+        return _guarded(plan, source, entry, launcher)
+    if entry.guard is None:
+        starts = starts_mcpguard(entry)
+        return Outcome(source, entry.name, "leave" if starts else "keep", OWN_COMMAND if starts else "")
+    if launcher is None:
+        edit = Edit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
+        return Outcome(source, entry.name, "unguard", edit=edit)
+    guard = guards.of_entry(source, entry.guard[0])
+    if guard.is_gone:
+        edit = Edit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
+        return Outcome(source, entry.name, "mend", f"{entry.guard[0]} is gone", edit)
+    if guard.state == "unsafe" and entry.kind == "stdio":  # it guards nothing
+        hint = f"write {launcher.program} in its place in the file"
+        raise Fault(f"{source.file}: {entry.name}: not changed: {guard.fault}", hint)
+    return Outcome(source, entry.name, "keep")
 
 
-def _edit(plan: Plan, file: Path, dialect: Dialect, edits: Collection[Edit]) -> Collection[Edit]:
-    """Plan the edits of a file; return those that can be made."""
-    if not edits:
-        return ()
-    with plan.noting_faults(file):
-        made = edited(plan.content(file), dialect, edits)
-        for fault in made.faults:
-            with plan.noting_faults(file):
-                raise fault
-        plan.put(file, made.data, dialect)
-        return made.done
-    return ()
-
-
-def _guard(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Step:
+def _guarded(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
     if entry.may_start:
         raise Fault(f"{source.file}: {entry.name}: not changed: {entry.detail}")
     left = entry.detail if entry.kind == "faulty" else _LEFT.get(entry.kind, "" if entry.name else "it has no name")
     if left or starts_mcpguard(entry):
-        return Outcome(source, entry.name, "leave", left or OWN_COMMAND), None
+        return Outcome(source, entry.name, "leave", left or OWN_COMMAND)
     if entry.is_sandboxed and not _may_write(plan.content(source.file), source, plan.state):
         hint = f"add {plan.state} to sandbox.filesystem.allowWrite in this file, or remove sandboxEnabled"
         raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
+    remark = "it starts in the container, where mcpguard must have the same path" if source.is_of_container else ""
     edit = Edit(source.layout, entry.name, launcher.words(entry.name), drop_empty_args=not entry.has_args)
-    return Outcome(source, entry.name, "guard", _remark(source, entry)), edit
-
-
-def _remark(source: Source, entry: Entry) -> str:
-    """What a user should know of a server that is now guarded; may be empty."""
-    if source.is_of_container:
-        return "it starts in the container, where mcpguard must have the same path"
-    other = Path(entry.words[0]).name if entry.words else ""
-    return f"it also runs through {other}" if other in _OTHER_GUARDS else ""
+    return Outcome(source, entry.name, "guard", remark, edit)
 
 
 def starts_mcpguard(entry: Entry) -> bool:

@@ -1,7 +1,6 @@
 """Finds rules for subagents that match nothing because a client on this machine has no hook of mcpguard."""
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +48,7 @@ def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> list
         for at, rule in enumerate(policy.rules)
         if rule.agent and _selects_subagents(rule.agent) and at not in starter
     ]
-    clients = list(_without_hook(found)) if selecting else []
+    clients = _without_hook(found) if selecting else []
     missing = []
     for at, agent in selecting:
         lacking = [client for client in clients if _needs_hook(agent, HOOKS[client.key].client)]
@@ -72,21 +71,20 @@ def _needs_hook(agent: Agent, client: str) -> bool:
     return glob(agent.client, client) and not (client == CODEX and glob(agent.name, DEFAULT.name))
 
 
-def _without_hook(found: Iterable[Client] | None) -> Iterator[Client]:
+def _without_hook(found: Iterable[Client] | None) -> list[Client]:
     """The clients that have no hook of mcpguard, neither for the account nor for the project in the working folder."""
     try:
         machine = Machine.this()
     except ConfigError:  # without a home folder there are no clients
-        return
-    for client in dict.fromkeys([source.client for source in sources(machine)] if found is None else found):
-        if client.hook and not _has_hook(machine, client.hook):
-            yield client
+        return []
+    clients = dict.fromkeys([source.client for source in sources(machine)] if found is None else found)
+    return [client for client in clients if client.hook and not _has_hook(machine, client.hook)]
 
 
 def _has_hook(machine: Machine, hook: Hook) -> bool:
     """Whether a hook is there. A file that cannot be read counts as one that has it: `doctor` reports it."""
     try:
-        projects = [None, Path(os.getcwd())]  # noqa: PTH109 - `Path.cwd` is the same
+        projects = [None, Path.cwd()]
     except OSError:
         projects = [None]
     try:

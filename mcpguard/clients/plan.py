@@ -1,27 +1,27 @@
 """Changes of clients' files: planned first, so that they can be shown, and then written.
 
-`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: what the files do not tell. It
-has the entries that had no `args`, the files of hooks that were empty, and the folders that were made for files of hooks.
-Without it, `uninstall` leaves the entries an empty list, removes the files, and leaves the folders.
+`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`.
+Without it, `uninstall` leaves them an empty list.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Set
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, may_exist, read, sources, unreadable
+from mcpguard.clients.editing import Edit
 from mcpguard.clients.writing import NotWritten, remove, replace
 from mcpguard.documents.document import Dialect
 from mcpguard.documents.model import Unreadable
 from mcpguard.errors import McpguardError
-from mcpguard.files import is_there, private_folder, read_at_once
+from mcpguard.files import private_folder, read_at_once
 from mcpguard.system_programs import output_of
+from mcpguard.whole_files import reported, write
 
 NAME: Final = "installed.json"
 
@@ -39,12 +39,14 @@ class Outcome(NamedTuple):
         server: Its name.
         action: `guard`, `mend`, `unguard`, `keep` or `leave`.
         detail: What the user should know; empty for the usual.
+        edit: The edit of its entry that this needs; None if it needs none.
     """
 
     source: Source
     server: str
     action: str
     detail: str = ""
+    edit: Edit | None = None
 
 
 class HookOutcome(NamedTuple):
@@ -80,22 +82,22 @@ class Change(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An entry that had no `args`, a file that was empty, or a folder that was missing.
+    """An entry that had no `args`.
 
     Attributes:
-        file: The client's file; for a folder, its path with a separator at the end.
-        keys: The path of the entry in the file; the server's name is the last key. Empty for a file and a folder.
+        file: The client's file.
+        keys: The path of the entry in the file; the server's name is the last key.
     """
 
     file: str
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...]
 
 
 def load(state: Path) -> set[Record]:
     """The records. A missing or damaged file has none."""
     try:
-        return _records(read_at_once(state / NAME))
-    except OSError:
+        return {Record(str(one["file"]), tuple(map(str, one["keys"]))) for one in json.loads(read_at_once(state / NAME))}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
         return set()
 
 
@@ -105,24 +107,12 @@ def save(state: Path, *, added: Set[Record] = frozenset(), dropped: Set[Record] 
     Raises:
         McpguardError: The file cannot be written.
     """
-    path = state / NAME
-    known = load(state)
-    if added <= known and not dropped & known:
-        return
-    try:
-        private_folder(state)
-        old = read_at_once(path) if is_there(path) else None
-    except OSError as error:
-        raise McpguardError(f"{path}: cannot be written: {error.strerror}", "check who may write to the folder") from error
-    records = (_records(old or b"") | added) - dropped
-    replace(path, old, json.dumps([one._asdict() for one in sorted(records)], indent=1).encode() + b"\n", backups=None)
-
-
-def _records(data: bytes) -> set[Record]:
-    try:
-        return {Record(str(one["file"]), tuple(map(str, one["keys"]))) for one in json.loads(data)}
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return set()
+    path, known = state / NAME, load(state)
+    new = (known | added) - dropped
+    if new != known:
+        with reported(path):
+            private_folder(state)
+        write(path, json.dumps([one._asdict() for one in sorted(new)], indent=1).encode() + b"\n")
 
 
 class Plan:
@@ -151,7 +141,6 @@ class Plan:
         self._files: dict[str, Change] = {}
         self._records = load(state)
         self._notes: dict[Record, bool] = {}
-        self._edited: dict[Record, str] = {}
         self._told: set[str] = set()
 
     def content(self, file: Path) -> bytes:
@@ -167,7 +156,7 @@ class Plan:
         return self._files[key].new or b""
 
     def put(self, file: Path, new: bytes | None, dialect: Dialect) -> None:
-        """Change a file, create it, or with None remove it. Folders that are made for it are removed with it.
+        """Change a file, create it, or with None remove it.
 
         Raises:
             Fault: A client is running that would undo the change.
@@ -178,21 +167,7 @@ class Plan:
             hint = f"quit {client.title}, also in the tray, then run this again"
             raise Fault(f"{file}: not changed: {client.title} is running, and would write its own copy back", hint)
         self.content(file)
-        self._files[key] = change = self._files[key]._replace(new=new, dialect=dialect)
-        for folder in _folders(file) if change.old is None or new is None else ():
-            record = _was_missing(folder)
-            if self.holds(record) if new is None else not os.path.isdir(folder):  # noqa: PTH112 - `Path` raises without permission
-                self.note(record, holds=new is not None)
-
-    def add(self, outcome: Outcome) -> None:
-        """Add what happens to a server."""
-        self.outcomes.append(outcome)
-        if outcome.action != "keep":
-            self._edited.setdefault(record_of(outcome.source, outcome.server), outcome.action)
-
-    def was_edited(self, source: Source, server: str) -> str:
-        """What the plan has done with an entry for another client that reads the same file; empty if nothing."""
-        return self._edited.get(record_of(source, server), "")
+        self._files[key] = self._files[key]._replace(new=new, dialect=dialect)
 
     @property
     def changes(self) -> list[Change]:
@@ -210,14 +185,18 @@ class Plan:
 
     @contextlib.contextmanager
     def noting_faults(self, file: Path) -> Iterator[None]:
-        """Note what the block could not do with a file, once for all clients and scopes that share the file."""
+        """Note what the block could not do with a file."""
         try:
             yield
         except (Unreadable, Fault) as error:
-            fault = unreadable(file, error) if isinstance(error, Unreadable) else error
-            if fault.message not in self._told:
-                self._told.add(fault.message)
-                self.faults.append(fault)
+            self.note_fault(file, error)
+
+    def note_fault(self, file: Path, error: Unreadable | Fault) -> None:
+        """Note what could not be done with a file, once for all clients and scopes that share the file."""
+        fault = unreadable(file, error) if isinstance(error, Unreadable) else error
+        if fault.message not in self._told:
+            self._told.add(fault.message)
+            self.faults.append(fault)
 
     def note(self, record: Record, *, holds: bool) -> None:
         """Keep a record, or drop it once the files are written."""
@@ -243,18 +222,10 @@ class Plan:
                 failed = True
                 yield change, error
             else:
-                if change.new is None:
-                    self._remove_folders(change.file)
                 yield change, None
         if not failed:
             with contextlib.suppress(McpguardError):  # a record too many does no harm
                 save(self.state, dropped=self._notes.keys() - added)
-
-    def _remove_folders(self, file: Path) -> None:
-        """Remove the folders that were made for a file, unless there is something else in them."""
-        with contextlib.suppress(OSError):
-            for folder in itertools.takewhile(lambda one: self.holds(_was_missing(one)), _folders(file)):
-                folder.rmdir()
 
 
 def record_of(source: Source, server: str) -> Record:
@@ -262,21 +233,13 @@ def record_of(source: Source, server: str) -> Record:
     return Record(real(source.file), (*source.layout.path, server))
 
 
-def _folders(file: Path) -> Sequence[Path]:
-    """The folders around a file, from the innermost."""
-    return Path(real(file)).parents
-
-
-def _was_missing(folder: Path) -> Record:
-    """The record of a folder that was made for a file."""
-    return Record(os.path.join(folder, ""))  # noqa: PTH118 - `Path` drops the separator at the end
-
-
 def _write(change: Change, backups: Path) -> None:
     if change.new is not None:
         replace(change.file, change.old, change.new, backups=backups)
     elif change.old is not None:
         remove(change.file, change.old, backups=backups)
+        with contextlib.suppress(OSError):  # there is something else in the folder
+            change.file.parent.rmdir()
 
 
 def is_running(client: Client) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mcpguard.clients.entries import ENV
@@ -14,11 +14,11 @@ from mcpguard.text.masking import MASK, masked_output, masked_words
 _LONG: Final = 200
 """Of a longer line only the parts that change are shown: some clients write a file in one line."""
 
+_BESIDE: Final = 60
+"""How many characters are shown beside the part of a long line that changes."""
+
 _WINDOW: Final = 32
 """How many lines may be inserted or removed in one place before the rest of a file is compared line by line."""
-
-_NEAR: Final = 4
-"""Parts of a long line with fewer pieces between them are shown as one."""
 
 _SHOWN: Final = ("args", "bash", "cmd", "command", "cwd", "matcher", "name", "powershell", "type")
 """The members whose texts are shown. Any other text may be a secret."""
@@ -37,13 +37,13 @@ def diff(change: Change) -> Iterator[str]:
     yield f"--- {before}"
     yield f"+++ {after}"
     for hunk in _hunks(old, new):
-        gone, come = old[hunk[0] : hunk[1]], new[hunk[2] : hunk[3]]
+        gone = [masked_output(line, ()) for line in old[hunk[0] : hunk[1]]]
+        come = [masked_output(line, ()) for line in new[hunk[2] : hunk[3]]]
         yield f"@@ -{_range(*hunk[:2])} +{_range(*hunk[2:])} @@"
         if any(len(line) > _LONG for line in (*gone, *come)):
-            yield from _excerpts("\n".join(gone), "\n".join(come))
-        else:
-            yield from _signed("-", gone)
-            yield from _signed("+", come)
+            gone, come = _excerpts("\n".join(gone), "\n".join(come))
+        yield from (f"-{line}" for line in gone)
+        yield from (f"+{line}" for line in come)
 
 
 def _lines(data: bytes | None, dialect: Dialect) -> list[str]:
@@ -115,33 +115,17 @@ def _next_equal(old: Sequence[str], new: Sequence[str], first: int, second: int)
 
 def _range(start: int, end: int) -> str:
     """Lines in the form of a unified diff."""
-    length = end - start
-    return f"{start + 1}" if length == 1 else f"{start + 1 if length else start},{length}"
+    return f"{start + 1 if start < end else start},{end - start}"
 
 
-def _signed(sign: str, lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        yield sign + masked_output(line, ())
-
-
-def _excerpts(old: str, new: str) -> Iterator[str]:
-    """The parts of long lines that change."""
-    pieces = [re.findall(r"[^,{}\[\]\n]*(?:[,{}\[\]\n]|$)", text) for text in (old, new)]
-    merged: list[Hunk] = []
-    for hunk in _hunks(*pieces):
-        if merged and hunk[0] - merged[-1][1] < _NEAR:
-            merged[-1] = (merged[-1][0], hunk[1], merged[-1][2], hunk[3])
-        else:
-            merged.append(hunk)
-    for hunk in merged:
-        yield from _signed("-", _excerpt(pieces[0], *hunk[:2]))
-        yield from _signed("+", _excerpt(pieces[1], *hunk[2:]))
-
-
-def _excerpt(pieces: Sequence[str], start: int, end: int) -> list[str]:
-    lines = "".join(pieces[start:end]).strip("\n").split("\n")
-    if start:
-        lines[0] = f"…{lines[0]}"
-    if end < len(pieces):
-        lines[-1] = f"{lines[-1]}…"
-    return lines if start < end else []
+def _excerpts(*texts: str) -> list[list[str]]:
+    """The lines of the part in which two texts differ."""
+    start = max(0, len(os.path.commonprefix(texts)) - _BESIDE)  # noqa: RUF071 - of texts, not of paths
+    backwards = [text[start:][::-1] for text in texts]
+    alike = len(os.path.commonprefix(backwards))  # noqa: RUF071 - of texts, not of paths
+    shown = []
+    for text in texts:
+        end = min(len(text), len(text) - alike + _BESIDE)
+        part = f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
+        shown.append(part.split("\n") if text else [])
+    return shown

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import re
-import tempfile
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +23,14 @@ class NotWritten(McpguardError):
     """A file was left as it is."""
 
 
-def replace(path: Path, old: bytes | None, new: bytes, *, backups: Path | None) -> None:
+def replace(path: Path, old: bytes | None, new: bytes, *, backups: Path) -> None:
     """Replace a file's content. The file keeps its mode, its owner and its attributes; a link to it stays a link.
 
     Args:
         path: The file.
         old: The content that the new one was made from; None if there is no file. Then its folder is created, too.
         new: The new content.
-        backups: The folder of the backups; None to save none.
+        backups: The folder of the backups.
 
     Raises:
         NotWritten: The file cannot be written, or its content is not `old`. It was left as it is. Or another program changed it
@@ -47,8 +47,7 @@ def replace(path: Path, old: bytes | None, new: bytes, *, backups: Path | None) 
             target.parent.mkdir(parents=True, exist_ok=True)
         else:
             whole_files.require_writable(target)
-            if backups:
-                _save(target, old, backups)
+            _save(target, old, backups)
         whole_files.remove_leftovers(target)
         whole_files.replace(target, new, check=check)
     with contextlib.suppress(OSError):  # written, even if it cannot be read
@@ -109,18 +108,10 @@ def _save(path: Path, data: bytes, backups: Path) -> None:
         NotWritten: The file cannot be saved.
     """
     where = re.sub(r"[^\w.-]+", "-", str(path)).strip("-")[-150:]
+    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}-{where}"
     try:
         private_folder(backups)
-        fd, name = tempfile.mkstemp(f"-{where}", time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()), backups)
-        try:
-            whole_files.write_all(fd, data)
-            os.fsync(fd)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)  # noqa: PTH108
-            raise
-        finally:
-            os.close(fd)
+        whole_files.replace(backups / name, data)
     except OSError as error:
         what = f"{path}: not changed, because no copy of it can be saved in {backups}: {error.strerror or error}"
         raise NotWritten(what, "check that this folder can be written to, and that the disk is not full") from error

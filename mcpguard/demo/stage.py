@@ -130,19 +130,6 @@ class Stage:
         log = self._log_of(tally.person)
         return log.read_text("utf-8").splitlines().count(tally.tool) if log.exists() else 0
 
-    def check(self, tallies: Sequence[Tally]) -> None:
-        """Compare the answers that the clients received with the calls that the servers received.
-
-        Raises:
-            McpguardError: The numbers differ.
-        """
-        for tally in tallies:
-            if (reached := self.reached(tally)) != tally.answered:
-                raise McpguardError(
-                    f"the demo failed: {tally.answered} calls of {tally.tool} by {tally.person.name} were answered, "
-                    f"but {reached} reached the server"
-                )
-
     async def audit_tail(self, rows: int, width: int) -> str:
         """The last denials in the audit log, as `mcpguard audit tail` prints them.
 

@@ -97,13 +97,12 @@ def _settings(settings: Settings) -> Iterator[Check]:
 
 def _policy(settings: Settings) -> Iterator[Check]:
     """Tell which policy is in force, and warn of its likely mistakes."""
-    file = PolicyFile(settings.policy, named=settings.policy_named)
-    policy = file.begin()
+    policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
     if isinstance(policy, PolicyError):
         yield failed_by("policy", policy)
         return
     rules = plural(len(policy.rules), "rule")
-    where = f"starter policy, no file at {settings.policy}" if file.is_starter else str(settings.policy)
+    where = f"starter policy, no file at {settings.policy}" if policy.is_starter else str(settings.policy)
     if policy.observe:
         yield advice("policy", f"{where}: {rules}, observe mode denies nothing", 'write mode = "enforce" into it to deny calls')
     elif not policy.rules:
@@ -116,7 +115,7 @@ def _policy(settings: Settings) -> Iterator[Check]:
     for one in missing:
         yield advice("policy", one.warning, one.command)
     explained = {one.at for one in missing}
-    for warning in [] if file.is_starter else never_matched(policy, settings, explained=explained):
+    for warning in [] if policy.is_starter else never_matched(policy, settings, explained=explained):
         yield advice("policy", warning, "compare each name with mcpguard audit tail")
     unlimited = policy.tier_warning(configured_tier(settings))
     if unlimited:

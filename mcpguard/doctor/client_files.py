@@ -79,7 +79,8 @@ class Files:
         are_ok = True
         for program, guard in guards.items():
             servers = ", ".join(entry.name for entry in found if entry.guard and entry.guard[0] == program)
-            for check in self._guard(name, servers, guard, source):
+            look = "run mcpguard doctor in the container" if source.is_of_container else self._instead
+            for check in self._guard(name, servers, guard, _mend(source), look):
                 are_ok = are_ok and check.ok
                 yield check
         for entry in found:
@@ -95,22 +96,27 @@ class Files:
         elif found and are_ok:
             yield good(name, text)
 
-    def _guard(self, name: str, servers: str, guard: Guard, source: Source) -> Iterator[Check]:
-        """What is wrong with the mcpguard of some entries; nothing if all is well."""
-        instead = self._instead()  # `uninstall` would remove options and hooks with it
+    def _guard(self, name: str, what: str, guard: Guard, mend: str, look: str) -> Iterator[Check]:
+        """What is wrong with the mcpguard of some entries or of a hook; nothing if all is well.
+
+        Args:
+            name: The check.
+            what: The servers, or the hook.
+            guard: Their mcpguard.
+            mend: The command that mends a mcpguard that is gone.
+            look: What to do if the mcpguard cannot be examined from here.
+        """
         if guard.is_gone:
-            yield failed(name, f"{servers}: {guard.fault}", _mend(source))
+            yield failed(name, f"{what}: {guard.fault}", mend)
         elif guard.state == "unsafe":
-            yield failed(name, f"{servers}: {guard.fault}", instead)
+            yield failed(name, f"{what}: {guard.fault}", self._instead)
         elif guard.state == "unseen":
-            hint = "run mcpguard doctor in the container" if source.is_of_container else instead
-            yield advice(name, f"{servers}: {guard.fault}", hint)
+            yield advice(name, f"{what}: {guard.fault}", look)
         elif guard.file and guard.version is None:
-            yield advice(name, f"{servers}: {guard.file}, version unknown", f"if it is not {__version__}, {instead}")
+            yield advice(name, f"{what}: {guard.file}, version unknown", f"if it is not {__version__}, {self._instead}")
         elif guard.file and guard.version != __version__:
-            yield failed(
-                name, f"{servers}: {guard.file} is mcpguard {guard.version}; this is {__version__}", f"upgrade it, or {instead}"
-            )
+            told = f"{what}: {guard.file} is mcpguard {guard.version}; this is {__version__}"
+            yield failed(name, told, f"upgrade it, or {self._instead}")
 
     def _hook(self, client: Client, file: Path, project: Path | None) -> Iterator[Check]:
         assert client.hook  # noqa: S101 - see the caller
@@ -120,19 +126,15 @@ class Files:
         except Fault as fault:
             yield failed(name, fault.message, fault.hint or "correct the file")
             return
+        mend = f"{_MEND} {client.key}{_option(project)} --hook"
         for command in commands:
             guard = guard_of(command, self._guards, project)
-            if guard.is_gone:
-                text = f"its mcpguard is missing: {command}" if guard.state == "missing" else guard.fault
-                yield failed(name, text, f"{_MEND} {client.key}{_option(project)} --hook")
-            elif guard.state == "unsafe":
-                yield failed(name, guard.fault, self._instead())
-            elif guard.state == "unseen":
-                yield advice(name, f"{_UNCHECKED}: {command}", "remove the hook from the file, if you do not know it")
-            else:
-                yield good(name, command)
+            found = list(self._guard(name, command, guard, mend, "remove the hook from the file, if you do not know it"))
+            yield from found or [good(name, command)]
 
+    @property
     def _instead(self) -> str:
+        """What to do about a mcpguard. `uninstall` would remove options and hooks with it."""
         return f"write {self._guards.own or 'the path of an installed mcpguard'} in its place in the file"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS
-from mcpguard.clients.discovery import Machine, Source, readable_entries, sources
+from mcpguard.clients.discovery import Machine, readable_entries, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
 from mcpguard.doctor.check import Check
@@ -16,17 +16,8 @@ from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.text.masking import masked_words
 
-_FILLED: Final = re.compile(r"\$\{(?:env:)?(\w+)(?::-([^}]*))?\}|\{env:(\w+)\}|\$(\w+)")
-"""Variables that clients fill in from their environment: `${A}`, `${A:-default}`, `${env:A}`, `{env:A}`; some also `$A`."""
-
-_FILL_BARE: Final = ("copilot", "gemini", "qwen")
-"""The clients that also fill in `$A`."""
-
 _FILL_NOTHING: Final = ("claude-desktop", "codex", "zed", "goose")
 """The clients that pass `${A}` on as it is, for example to a shell."""
-
-_PROJECT: Final = "${workspaceFolder}"
-"""The folder of the project, as VS Code and Cursor name it."""
 
 _VARIABLE: Final = re.compile(r"\$\{[^}]*\}|\{env:\w+\}")
 
@@ -47,16 +38,8 @@ class Command(NamedTuple):
     is_guarded: bool
 
 
-class _Start(NamedTuple):
-    """An entry, and its file."""
-
-    source: Source
-    entry: Entry
-
-    @property
-    def own(self) -> tuple[tuple[str, ...], frozenset[tuple[str, str]], str]:
-        """The server's own command, its variables and its folder."""
-        return self.entry.words[len(self.entry.guard or ()) :], frozenset(self.entry.env.items()), self.entry.cwd
+_Start = tuple[tuple[str, ...], frozenset[tuple[str, str]], str]
+"""A server's own command, its variables and its folder."""
 
 
 def checks() -> Iterator[Check]:
@@ -85,63 +68,51 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
 
     Args:
         server: The server's name in the clients' files.
-        environ: Fills in the variables of the clients.
+        environ: The environment.
         client: The client; None for any client.
 
     Raises:
-        UsageError: No client has the server, they start it differently, only the client knows a variable, or other accounts
-            may change the mcpguard that it starts.
+        UsageError: No client has the server, they start it differently, the client fills in a variable, or other accounts may
+            change the mcpguard that it starts.
     """
     machine = Machine.this()
     project = _project(machine)
     clients = [BY_KEY[client]] if client else CLIENTS
     here = sources(machine, clients, project) if project else []
     files = (*sources(machine, clients), *here)
-    known = [_Start(source, entry) for source in files for entry in readable_entries(source) if entry.words]
-    found = [one for one in known if one.entry.name == server]
-    found = [one for one in found if one.entry.kind != "disabled"] or found
-    found = [one for one in found if not one.source.project or one.source in here] or found  # without those of other projects
+    known = [(source, entry) for source in files for entry in readable_entries(source) if entry.words]
+    found = [one for one in known if one[1].name == server]
+    found = [one for one in found if one[1].kind != "disabled"] or found
+    found = [one for one in found if not one[0].project or one[0] in here] or found  # without those of other projects
     again = f"give its command: mcpguard doctor --server {shlex.quote(server)} -- COMMAND"
     if not found:
         who = BY_KEY[client].title if client else "no client"
-        names = " ".join(sorted({one.entry.name for one in known}))
+        names = " ".join(sorted({entry.name for _, entry in known}))
         text = f"--server: {who} has {'no' if client else 'a'} server {server} with a command"
         raise UsageError(text, f"use one of: {names}" if names else again)
-    if len({one.own for one in found}) > 1:
-        titles = {one.source.client.key: one.source.client.title for one in found}
+    if len({_own(entry) for _, entry in found}) > 1:
+        titles = {source.client.key: source.client.title for source, _ in found}
         start = f"{', '.join(titles.values())} {'start' if len(titles) > 1 else 'starts'}"
         hint = f"name one with --client: {' '.join(titles)}" if len(titles) > 1 else again
         raise UsageError(f"--server: {start} {server} with different commands, folders or variables", hint)
-    chosen = [one for one in found if not one.source.folder]
+    chosen = [one for one in found if not one[0].folder]
     if not chosen:
-        shown = shlex.join(masked_words(found[0].own[0]))
+        shown = shlex.join(masked_words(_own(found[0][1])[0]))
         raise UsageError(
-            f"--server: {found[0].source.file} is a project's file, and doctor starts nothing that it names",
+            f"--server: {found[0][0].file} is a project's file, and doctor starts nothing that it names",
             f"if you trust it, give its command: mcpguard doctor --server {shlex.quote(server)} -- {shown}",
         )
-    source, entry = next((one for one in chosen if one.entry.guard), chosen[0])
+    source, entry = next((one for one in chosen if one[1].guard), chosen[0])
     if entry.guard and (guard := Guards(environ).of_entry(source, entry.guard[0])).state == "unsafe":
         raise UsageError(f"--server: {server}: {guard.fault}", again)
     if entry.env_file:
         raise UsageError(f"--server: only the client reads the variables of {server} from {entry.env_file}", again)
-    if source.client.key in _FILL_NOTHING:
-        return Command(entry.words, dict(entry.env), entry.cwd, entry.guard is not None)
-    bare = source.client.key in _FILL_BARE
-    words = tuple(_filled(word, environ, bare=bare) for word in entry.words)
-    env = {name: _filled(value, environ, bare=bare) for name, value in entry.env.items()}
-    cwd = _filled(entry.cwd.replace(_PROJECT, str(source.start)), environ, bare=bare)
-    if not cwd and os.path.isdir(source.project):  # noqa: PTH112 - `Path.is_dir` raises without permission
-        cwd = source.project
-    unknown = [name for text in (*words, *env.values(), cwd) for name in _VARIABLE.findall(text)]
-    if unknown:
+    texts = (*entry.words, *entry.env.values(), entry.cwd) if source.client.key not in _FILL_NOTHING else ()
+    if unknown := [name for text in texts for name in _VARIABLE.findall(text)]:
         raise UsageError(f"--server: only the client can fill in {' '.join(dict.fromkeys(unknown))} for {server}", again)
-    return Command(words, env, cwd, entry.guard is not None)
+    cwd = entry.cwd or (source.project if os.path.isdir(source.project) else "")  # noqa: PTH112 - `Path.is_dir` raises
+    return Command(entry.words, dict(entry.env), cwd, entry.guard is not None)
 
 
-def _filled(text: str, environ: Mapping[str, str], *, bare: bool) -> str:
-    def value(found: re.Match[str]) -> str:
-        if found[4] and not bare:
-            return found[0]
-        return environ.get(found[1] or found[3] or found[4], found[0] if found[2] is None else found[2])
-
-    return _FILLED.sub(value, text)
+def _own(entry: Entry) -> _Start:
+    return entry.words[len(entry.guard or ()) :], frozenset(entry.env.items()), entry.cwd

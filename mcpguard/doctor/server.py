@@ -21,8 +21,8 @@ from mcpguard.errors import CommandError, McpguardError, PolicyError
 from mcpguard.files import no_temporary_folder
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.server_name import server_name
+from mcpguard.policy.explain import rule_matches
 from mcpguard.policy.file import PolicyFile
-from mcpguard.policy.match import rule_matches
 from mcpguard.policy.model import Call, Policy
 from mcpguard.reading.explaining import caller
 from mcpguard.relay.command import find_program

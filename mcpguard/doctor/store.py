@@ -1,4 +1,4 @@
-"""Checks the store: that it can be opened for writing, what it holds, who holds it open, and how much space is left."""
+"""Checks the store: that it can be opened for writing, what it holds, and how much space is left."""
 
 import contextlib
 import glob
@@ -16,7 +16,6 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.stores.api import AuditReader
 from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.text.printing import plural
 from mcpguard.text.times import span_down
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 LEAST_FREE_BYTES: Final = 32 * 1024 * 1024
 """The least free space. A new store's call log alone takes 8 MiB."""
-
-_SHOWN_HOLDERS: Final = 8
 
 
 def checks(settings: Settings) -> Iterator[Check]:
@@ -44,7 +41,6 @@ def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
     if not settings.address.exists():
         yield from _not_made_yet(path)
         return
-    held = holders(path)
     try:
         with settings.change_store() as store:
             store.append([])  # takes the lock that each call takes, and writes nothing
@@ -58,8 +54,7 @@ def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
         yield failed("store", f"{closed[0]} cannot be written to", "give this account the right to write to it")
         return
     used = sum(file.stat().st_size for file in files)
-    opened = "" if held is None else f", {_held(held)}"
-    yield good("store", f"{path}: {size(used)}, {oldest}{opened}")
+    yield good("store", f"{path}: {size(used)}, {oldest}")
     yield from _warned(warnings, "if this happens again, check the disk, and whether another program changes these files")
     yield from _space(path.parent, settings, used)
 
@@ -104,32 +99,6 @@ def _warned(warnings: Sequence[str], hint: str) -> Iterator[Check]:
         yield advice("store", warning, hint)
 
 
-def _held(pids: Sequence[int]) -> str:
-    if not pids:
-        return "no process holds it open"
-    shown = " ".join(map(str, pids[:_SHOWN_HOLDERS])) + (" …" if len(pids) > _SHOWN_HOLDERS else "")
-    return f"process {shown} holds it open" if len(pids) == 1 else f"{len(pids)} processes hold it open ({shown})"
-
-
-def holders(path: Path, proc: Path = Path("/proc")) -> list[int] | None:
-    """The processes of this account that hold an SQLite store open; None if this system does not tell.
-
-    Args:
-        path: The database.
-        proc: Linux's table of processes.
-    """
-    if not (proc / "self").exists():
-        return None
-    wanted = f"{os.path.realpath(path)}-open"
-    found = []
-    for folder in proc.iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
-            with contextlib.suppress(OSError):  # a process that has ended, or that belongs to another account
-                if any(os.readlink(fd) == wanted for fd in (folder / "fd").iterdir()):  # noqa: PTH115 - much faster
-                    found.append(int(folder.name))
-    return sorted(found)
-
-
 def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     from mcpguard.stores.redis.link import Link
     from mcpguard.stores.redis.states import prefix
@@ -152,9 +121,7 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
         return
     lines = replies[0].decode(errors="replace").splitlines() if isinstance(replies[0], bytes) else []
     info = dict(line.split(":", 1) for line in lines if ":" in line)
-    others = int(info.get("connected_clients", "1")) - 1
-    holds = f"{oldest}, {plural(others, 'other connection')}"
-    detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {holds}"
+    detail = f"{url.shown}, namespace {settings.namespace}: answers in {took_ms:.0f} ms, {oldest}"
     if took_ms > settings.timeout_ms:
         yield advice(
             "store", detail, f"raise store.timeout_ms, or use a nearer server: a call waits {settings.timeout_ms} ms at most"

@@ -1,8 +1,8 @@
 """The dialects of files, and a file as a document that can be edited in place."""
 
 import codecs
+import json
 import re
-from bisect import bisect_right
 from collections.abc import Iterable
 from enum import Enum
 from functools import lru_cache
@@ -16,8 +16,6 @@ class Dialect(Enum):
     """What the reader of a file accepts."""
 
     JSON = "JSON"
-    JSON_WITH_COMMENTS = "JSON with comments"
-    """Comments, but no trailing commas."""
     JSONC = "JSON with comments and trailing commas"
     TOML = "TOML"
     YAML = "YAML"
@@ -65,14 +63,12 @@ class Document(NamedTuple):
         mark: The byte order mark, or nothing.
         dialect: How the text was parsed.
         root: The tree of nodes.
-        lines: Where each line begins.
     """
 
     text: str
     mark: bytes
     dialect: Dialect
     root: Node
-    lines: list[int]
 
     def after(self, splices: Iterable[Splice]) -> bytes:
         """The file after edits.
@@ -88,16 +84,15 @@ class Document(NamedTuple):
 
     def line_start(self, at: int) -> int:
         """The first character of the line in which a character is."""
-        return self.lines[bisect_right(self.lines, at) - 1]
+        return self.text.rfind("\n", 0, at) + 1
 
     def line_end(self, at: int) -> int:
         """The first character of the line after that in which a character is, or the end of the file."""
-        line = bisect_right(self.lines, at)
-        return self.lines[line] if line < len(self.lines) else len(self.text)
+        return self.text.find("\n", at) + 1 or len(self.text)
 
     def line_break(self, at: int) -> str:
         """The line break that ends the line before a character's line; the file's first one if there is no such line."""
-        end = self.line_start(at) or (self.lines[1] if len(self.lines) > 1 else 0)
+        end = self.line_start(at) or self.text.find("\n") + 1
         return "\r\n" if self.text.endswith("\r\n", 0, end) else "\n"
 
     def indentation(self, at: int) -> str:
@@ -126,14 +121,9 @@ def read(data: bytes, dialect: Dialect) -> Document:
         before = body[: error.start].decode()
         raise Unreadable("the file is not UTF-8", *line_and_column(before, len(before))) from error
     try:
-        return with_lines(text, mark, dialect, _parse(text, dialect))
+        return Document(text, mark, dialect, _parse(text, dialect))
     except RecursionError as error:
         raise Unreadable("the file is nested too deeply") from error
-
-
-def with_lines(text: str, mark: bytes, dialect: Dialect, root: Node) -> Document:
-    """A document of which the tree is known."""
-    return Document(text, mark, dialect, root, [0, *(found.end() for found in re.finditer("\n", text))])
 
 
 def _parse(text: str, dialect: Dialect) -> Node:
@@ -141,13 +131,13 @@ def _parse(text: str, dialect: Dialect) -> Node:
         return toml.parse(text)
     if dialect is Dialect.YAML:
         return yaml.parse(text)
-    return jsonc.parse(text, comments=dialect is not Dialect.JSON, trailing_commas=dialect is Dialect.JSONC)
+    return jsonc.parse(text, is_strict=dialect is Dialect.JSON)
 
 
-_SHORT: Final = {'"': '\\"', "\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_ESCAPED: Final = re.compile(r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]')
+_ESCAPED: Final = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""Characters that JSON leaves as they are, and another dialect does not."""
 
 
 def quoted(text: str) -> str:
     """A text in double quotes, which JSON, TOML and YAML read alike."""
-    return '"' + _ESCAPED.sub(lambda match: _SHORT.get(match[0]) or f"\\u{ord(match[0]):04x}", text) + '"'
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))

@@ -4,8 +4,8 @@ import re
 import tomllib
 from typing import Any, Final
 
+from mcpguard.documents.jsonc import Reader
 from mcpguard.documents.model import Array, Child, Object, Scalar, Unreadable, line_and_column, plain
-from mcpguard.documents.reading import Reader
 
 _PLACE: Final = r" \(at (?:line (\d+), column (\d+)|end of document)\)$"  # compiled only for an error
 _NOT_FOUND: Final = "mcpguard cannot find the places of values in this file"
@@ -53,7 +53,7 @@ def _unreadable(text: str, message: str) -> Unreadable:
 
 def located(text: str) -> Object:
     """The tree of a text that tomllib accepts."""
-    reader = _Locator(text, _BLANK_OR_COMMENT, trailing_commas=True)
+    reader = _Locator(text, _BLANK_OR_COMMENT)
     root = table = Object(0, len(text), is_block=True)
     reader.skip()
     while reader.at < len(text):

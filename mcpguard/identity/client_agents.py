@@ -47,9 +47,6 @@ class AgentHook(NamedTuple):
         call_id: The member with the call's id.
         agent_id: The member that only a subagent has.
         agent_type: The member with the agent's name.
-        adds_id: Whether the hook adds the call's id to the call's `_meta`, because the client sends no id. It adds none to the
-            main agent's calls.
-        process: The variable that names the client's process to its hooks and servers; empty if there is none.
     """
 
     client: str
@@ -58,26 +55,19 @@ class AgentHook(NamedTuple):
     call_id: str
     agent_id: str
     agent_type: str
-    adds_id: bool = False
-    process: str = ""
+
+    @property
+    def adds_id(self) -> bool:
+        """Whether the hook adds the call's id to the `_meta` of a subagent's call, because the client sends no id."""
+        return not self.session
 
 
 _PRE_TOOL_USE: Final = {"hook_event_name": "PreToolUse", "tool_name": "mcp__"}
 
 HOOKS: Final = {
-    "claude-code": AgentHook(
-        CLAUDE_CODE, _PRE_TOOL_USE, "session_id", "tool_use_id", "agent_id", "agent_type", process=_CLAUDE_PROCESS
-    ),
+    "claude-code": AgentHook(CLAUDE_CODE, _PRE_TOOL_USE, "session_id", "tool_use_id", "agent_id", "agent_type"),
     "codex": AgentHook(CODEX, _PRE_TOOL_USE, "session_id", "tool_use_id", "agent_id", "agent_type"),
-    "copilot": AgentHook(
-        "GitHub Copilot CLI",
-        {"serverName": "", "toolName": ""},
-        session="",
-        call_id="toolCallId",
-        agent_id="agentId",
-        agent_type="agentType",
-        adds_id=True,
-    ),
+    "copilot": AgentHook("GitHub Copilot CLI", {"serverName": "", "toolName": ""}, "", "toolCallId", "agentId", "agentType"),
 }
 """The hooks by the name of their command, `mcpguard hook NAME`."""
 
@@ -117,7 +107,8 @@ def agent_note(hook: AgentHook, hook_input: object, environ: Mapping[str, str]) 
             return None
     key = hook_input.get(hook.call_id)
     if hook.session:
-        key = _joined(_process(environ, hook.process) or hook_input.get(hook.session), key)
+        process = _process(environ) if hook.client == CLAUDE_CODE else ""
+        key = _joined(process or hook_input.get(hook.session), key)
     elif not _is_id(key):
         key = None
     kind = hook_input.get(hook.agent_type)
@@ -170,7 +161,7 @@ def claude_session(environ: Mapping[str, str]) -> str:
     Args:
         environ: The server's environment.
     """
-    return _process(environ, _CLAUDE_PROCESS) or environ.get(_CLAUDE_SESSION, "")
+    return _process(environ) or environ.get(_CLAUDE_SESSION, "")
 
 
 def claude_tier(environ: Mapping[str, str]) -> str:
@@ -204,9 +195,9 @@ def _joined(session: object, call_id: object) -> str | None:
     return f"{session} {call_id}" if _is_id(session) and _is_id(call_id) else None
 
 
-def _process(environ: Mapping[str, str], variable: str) -> str:
-    """A client's process in the form of an id; empty if it is not known. The variable is a path."""
-    value = environ.get(variable, "")
+def _process(environ: Mapping[str, str]) -> str:
+    """The process of Claude Code in the form of an id; empty if it is not known. The variable is a path."""
+    value = environ.get(_CLAUDE_PROCESS, "")
     return blake2b(value.encode(errors="surrogateescape"), digest_size=16).hexdigest() if value else ""
 
 

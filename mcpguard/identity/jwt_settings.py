@@ -107,14 +107,11 @@ def is_loopback(host: str) -> bool:
 
 def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:
     if holds_token(str(value)):
-        place = "a path" if where.endswith(("token_file", "jwks")) else "none"
         hint = "write the token into a file that only you can read, and give that file as token_file"
-        raise ConfigError(f"{where} holds a token where {place} belongs", hint)
+        raise ConfigError(f"{where} holds a token, which does not belong here", hint)
     values = value if many and isinstance(value, list) else [value]
     if not values or not all(isinstance(text, str) and text.strip() for text in values):
-        shown = "this" if where.endswith("jwks") else repr(value)  # a URL can hold a secret
-        what = "empty" if all(isinstance(text, str) for text in values) else "not text"
-        raise ConfigError(f"{where}: {shown} is {what}", f'write {where.rpartition(".")[2]} = "…"')
+        raise ConfigError(f"{where}: this is empty or not text", f'write {where.rpartition(".")[2]} = "…"')
     return tuple(values)
 
 

@@ -17,7 +17,7 @@ from mcpguard.identity import claims
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.claims import Claims
 from mcpguard.identity.jwt_settings import JwtSettings
-from mcpguard.identity.keys import FETCH_S, REFRESH_S, Jwk, Keys, keys_of
+from mcpguard.identity.keys import FETCH_S, REFRESH_S, Keys, keys_of
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
 """The longest token that is accepted. Tokens with hundreds of groups take about ten kilobytes."""
@@ -82,7 +82,7 @@ class TokenSource:
         if settings.token_file and self._token is None:
             self._file = FollowedFile(settings.token_file, max_bytes=MAX_TOKEN_BYTES)
         self._has_warned = False
-        self._keys_seen = -1, "", False
+        self._keys_seen = self.keys.state
         self._examined = Examination(())
         self._examined_s = 0.0
         self._reported: Identity | tuple[str, str] | None = None
@@ -93,12 +93,6 @@ class TokenSource:
         if self._token is not None:
             return VARIABLE
         return str(self._settings.token_file) if self._settings.token_file else "nowhere"
-
-    @property
-    def _renewal(self) -> str:
-        if self._token is not None:
-            return f"get a new token and restart the server: {VARIABLE} is read only at the start"
-        return "get a new token; the next call uses it, without a restart"
 
     def begin(self) -> Identity | Unauthenticated:
         """The caller now, or why the token names none."""
@@ -114,18 +108,12 @@ class TokenSource:
         Args:
             for_call: Whether a call waits for the result. Only then does it wait for a fetch of keys.
         """
-        changed = self._may_have_changed()
-        if changed:
-            self.examine()
+        self._examine_changed()
         if self._examined.lacks_key:
             self.keys.seek()
-            if self.keys.is_fetching and for_call:
+            if for_call and self.keys.is_fetching:
                 self.keys.wait(self._budget_s)
-            if self._state_of_keys() != self._keys_seen:
-                changed = True
-                self.examine()
-        if not changed:
-            return None
+            self._examine_changed()
         found = _outcome(self._examined)
         if self._reported == _comparable(found):
             return None
@@ -133,14 +121,11 @@ class TokenSource:
         self._notify(f"user {found.user}, verified" if isinstance(found, Identity) else f"unauthenticated: {found.message}")
         return found
 
-    def _may_have_changed(self) -> bool:
-        if self._file is not None and self._look(self._file):
-            return True
+    def _examine_changed(self) -> None:
+        has_new_token = self._file is not None and self._look(self._file)
         still_holds = self._examined_s <= self._clock() < self._examined.until_s  # it does not if the clock was set back
-        return not still_holds or self.keys.revision != self._keys_seen[0]
-
-    def _state_of_keys(self) -> tuple[int, str, bool]:
-        return self.keys.revision, self.keys.problem, self.keys.is_fetching
+        if has_new_token or not still_holds or self.keys.state != self._keys_seen:
+            self.examine()
 
     def _look(self, file: FollowedFile) -> bool:
         has_changed = file.look()
@@ -152,7 +137,7 @@ class TokenSource:
     def examine(self) -> Examination:
         """Verify the token, and start to fetch keys if it needs newer ones."""
         now_s = self._examined_s = self._clock()
-        self._keys_seen = self._state_of_keys()
+        self._keys_seen = self.keys.state
         content: bytes | str | None = self._token.encode(errors="replace") if self._token is not None else None
         if self._file is not None:
             self._look(self._file)
@@ -160,7 +145,7 @@ class TokenSource:
         if now_s >= self.keys.stale_s:
             self.keys.seek()
         found = self._examine(content, now_s)
-        if found.problems and not found.lacks_key and self.keys.fetched_s is None:
+        if found.problems and not found.lacks_key and not len(self.keys):
             found = found._replace(problems=(*found.problems, self._no_keys()))
         self._examined = found
         return found
@@ -176,31 +161,27 @@ class TokenSource:
             return Examination((Unauthenticated(f"{where} is empty", "log in, so that the token is written"),))
         try:
             header, payload = _read(token)
-        except (jwt.DecodeError, ValueError, RecursionError):
+        except (jwt.InvalidTokenError, ValueError, RecursionError):  # its text can repeat the header
             return Examination((Unauthenticated(f"{where} is not a signed JWT", _NOT_A_JWT),))
-        except jwt.InvalidTokenError:  # its text can repeat the header
-            hint = "get a token whose kid is text, and without critical extensions"
-            return Examination((Unauthenticated(f"{where} has an unsupported kid or crit in its header", hint),))
-        allowed = self._settings.algorithms
+        allowed, expected = self._settings.algorithms, self._settings.expected
         is_allowed = header.get("alg") in allowed
         if is_allowed:
             forged = self._signature_problem(token, header, where)
         else:
             hint = "sign with one of these, or change identity.jwt.algorithms"
             forged = Unauthenticated(f"{where} is not signed with {' or '.join(allowed)}", hint)
-        problems = tuple(claims.problems(payload, self._settings.expected, where=where, renew=self._renewal, now_s=now_s))
-        stale_s = self.keys.stale_s if self.keys.stale_s > now_s else now_s + REFRESH_S
+        renew = "get a new token; the next call uses it, without a restart"
+        if self._token is not None:
+            renew = f"get a new token and restart the server: {VARIABLE} is read only at the start"
+        problems = tuple(claims.problems(payload, expected, where=where, renew=renew, now_s=now_s))
+        until_s = now_s + REFRESH_S  # a token that is rejected now can become valid
         if forged or problems:
-            return Examination(
-                (forged, *problems) if forged else problems,
-                claims=payload,
-                is_verified=not forged,
-                lacks_key=is_allowed and forged is not None,
-                until_s=min(_valid_from_s(payload, now_s), stale_s),
-            )
-        until_s = min((claims.time_of(payload, "exp") or 0) + claims.LEEWAY_S, stale_s)
-        who = claims.identity(payload, self._settings.expected, self._configured)
-        return Examination((), identity=who, claims=payload, is_verified=True, until_s=until_s)
+            lacks_key = is_allowed and forged is not None
+            all_problems = (forged, *problems) if forged else problems
+            return Examination(all_problems, None, payload, is_verified=not forged, lacks_key=lacks_key, until_s=until_s)
+        expires_s = (claims.time_of(payload, "exp") or 0) + claims.LEEWAY_S
+        until_s = min(expires_s, max(until_s, self.keys.stale_s))
+        return Examination((), claims.identity(payload, expected, self._configured), payload, is_verified=True, until_s=until_s)
 
     def _missing(self, why: str | None) -> Unauthenticated:
         file = self._settings.token_file
@@ -215,41 +196,28 @@ class TokenSource:
     def _signature_problem(self, token: bytes, header: dict[str, Any], where: str) -> Unauthenticated | None:
         """Why none of the known keys verifies the signature; None if one does."""
         algorithm, kid = header["alg"], header.get("kid")
+        if _is_signed(token, algorithm, self.keys.find(kid, algorithm)):
+            return None
+        self.keys.seek()  # the provider may have new keys, possibly with an old kid
         keys = self.keys.find(kid, algorithm)
         if _is_signed(token, algorithm, keys):
             return None
-        self.keys.seek()  # the provider may have new keys, possibly with an old kid
-        before, keys = keys, self.keys.find(kid, algorithm)
-        if keys != before and _is_signed(token, algorithm, keys):
-            return None
-        if self.keys.fetched_s is None:
+        if not len(self.keys):
             return self._no_keys()
         hint = "get a new token, or check identity.jwt.jwks; later calls fetch the keys again"
+        what = f"is signed with a key that {self.keys.source} does not have"
         if keys:
             what = f"has a signature that is not {self._settings.expected.issuer}'s"
             hint = "get a new token: this one was changed, or somebody else signed it"
-        elif kid is None:
-            what = f"has no kid, and {self.keys.source} has no key for {algorithm}"
-        elif self.keys.has(kid):
-            what = f"is signed with {algorithm}, but the key with its kid is for another algorithm"
-        else:
-            what = f"is signed with a key that {self.keys.source} does not have"
-        if self._is_fetching():
+        if self.keys.is_fetching:
             return Unauthenticated(f"{where} {what}; newer keys are being fetched", "call again in a moment")
         if self.keys.problem:
             what += f"; newer keys cannot be fetched from {self.keys.source}: {self.keys.problem}"
         return Unauthenticated(f"{where} {what}", hint)
 
-    def _is_fetching(self) -> bool:
-        """Whether keys are being fetched. A result that says so holds until the fetch ends."""
-        is_fetching = self.keys.is_fetching
-        if is_fetching:  # it may have begun after `_keys_seen` was set, and may fail as the last one did
-            self._keys_seen = (*self._keys_seen[:2], True)
-        return is_fetching
-
     def _no_keys(self) -> Unauthenticated:
         source = self.keys.source
-        if self._is_fetching():
+        if self.keys.is_fetching:
             return Unauthenticated(f"keys are being fetched from {source}", "call again in a moment")
         hint = "check identity.jwt.jwks; later calls try again"
         return Unauthenticated(f"keys cannot be fetched from {source}: {self.keys.problem}", hint)
@@ -295,11 +263,11 @@ def _comparable(found: Identity | Unauthenticated) -> Identity | tuple[str, str]
     return (found.message, found.hint) if isinstance(found, Unauthenticated) else found
 
 
-def _is_signed(token: bytes, algorithm: str, keys: Sequence[Jwk]) -> bool:
+def _is_signed(token: bytes, algorithm: str, keys: Sequence[jwt.PyJWK]) -> bool:
     """Whether one of the keys verifies the signature."""
     for key in keys:
         with contextlib.suppress(Exception):  # any error means: not verified; its text can hold the token
-            jwt.PyJWS(algorithms=[algorithm]).decode_complete(token, jwt.PyJWK(dict(key), algorithm), algorithms=[algorithm])
+            jwt.PyJWS(algorithms=[algorithm]).decode_complete(token, key, algorithms=[algorithm])
             return True
     return False
 
@@ -308,7 +276,7 @@ def _read(token: bytes) -> tuple[dict[str, Any], Claims]:
     """Parse a token's header and claims without verifying them.
 
     Raises:
-        jwt.InvalidTokenError: `kid` or `crit` in the header is not supported; a `DecodeError` if this is not a JWT at all.
+        jwt.InvalidTokenError: This is not a JWT, or `kid` or `crit` in its header is not supported.
         ValueError: It holds what cannot be logged as JSON: NaN, Infinity or a lone surrogate.
         RecursionError: It is nested too deeply.
     """
@@ -316,10 +284,3 @@ def _read(token: bytes) -> tuple[dict[str, Any], Claims]:
     header, payload = parsed["header"], parsed["payload"]
     json.dumps([header, payload], ensure_ascii=False, allow_nan=False).encode()
     return header, payload
-
-
-def _valid_from_s(payload: Claims, now_s: float) -> float:
-    """When a token that is rejected now can become valid: at its `nbf` or `iat`. Infinity if both have passed."""
-    times = [time_s for name in ("nbf", "iat") if (time_s := claims.time_of(payload, name)) is not None]
-    begin_s = max(times, default=0.0) - claims.LEEWAY_S
-    return begin_s if begin_s > now_s else float("inf")

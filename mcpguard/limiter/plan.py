@@ -78,6 +78,8 @@ class Reported(NamedTuple):
 class Plan:
     """The limits that a call must pass, how each is reported, and the counters that the limits name by index.
 
+    Equal calls have the same object, so a store can keep what it has made of a plan by the plan itself.
+
     Args:
         limits: The limits.
         reported: How each limit is reported.
@@ -87,7 +89,8 @@ class Plan:
         keys: The ids of the counters.
         is_plain: Whether all limits count calls, each has a counter of its own, with the same index, no counter depends on the
             call's arguments, and no call waits.
-        plain_limits: Of such a plan, each limit's n, window in µs, grain in µs, and whether it is observed; else empty.
+        plain_limits: Of such a plan, each limit's counter id, n, window in µs, grain in µs, and whether it is observed; else
+            empty.
         is_closed: Whether every call with this plan is denied.
         is_split: Whether a counter depends on the call's arguments: see `of_arguments`.
         settles: Whether the store has to be told when a call with this plan has ended.
@@ -102,7 +105,6 @@ class Plan:
         self.limits = limits
         self.reported = reported
         self.counters = counters
-        self._hash = hash((limits, reported, counters))  # stores look up by plan what they have made of it, for each call
         self.keys = tuple([counter.id for counter in counters])
         counted = {limit.counts for limit in limits}
         self.is_closed = any(not limit.n and not limit.observe for limit in limits)
@@ -118,16 +120,9 @@ class Plan:
             and not (self.is_split or self.waits)
         )
         self.plain_limits = [
-            (one.n, one.window_us, grain(one.n, one.window_us), one.observe) for one in (limits if self.is_plain else ())
+            (key, one.n, one.window_us, grain(one.n, one.window_us), one.observe)
+            for key, one in zip(self.keys, limits if self.is_plain else (), strict=False)
         ]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Plan):
-            return NotImplemented
-        return (self.limits, self.reported, self.counters) == (other.limits, other.reported, other.counters)
-
-    def __hash__(self) -> int:
-        return self._hash
 
     def counts_arguments(self, at: int) -> bool:
         """Whether the limit with this index counts calls with equal arguments."""
@@ -191,11 +186,6 @@ def label_parts(label: str) -> Label:
     """The parts of a counter's label."""
     namespace, values, shared, *counts, window_us = json.loads(label)
     return Label(namespace, values, shared, counts[0] if counts else "calls", window_us)
-
-
-def window_of(label: str) -> int:
-    """The window in µs in a counter's label."""
-    return int(json.loads(label)[-1])
 
 
 def counter_id(label: str) -> int:

@@ -1,9 +1,9 @@
 """Edits a policy file and keeps its comments, order and mode. A failed edit leaves the file unchanged."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from mcpguard.errors import McpguardError, PolicyError
 from mcpguard.limiter.sliding import Counts
@@ -16,6 +16,9 @@ from mcpguard.whole_files import write
 
 _EDITED: Final = ("limit", "count", "concurrent", "wait", "name", "mode")
 """The keys of a rule that an edit changes. The other keys identify the rule."""
+
+_Kind = Literal["rule", "cost"]
+_PARSE: Final[dict[_Kind, Callable[..., Any]]] = {"rule": parse_rule, "cost": parse_cost}
 
 _ONE_BY_ONE: Final = "set the limit and the cap one after the other"
 """The hint for an edit of a limit and a cap that are not in one rule."""
@@ -61,32 +64,43 @@ class _Open:
         self.before = parse(old, source=str(path))
         self.text = PolicyText(old)
 
-    def save(
-        self, *, rules: Sequence[Rule] | None = None, costs: Sequence[Cost] | None = None, observe: bool | None = None
-    ) -> Edit:
+    def put(self, kind: _Kind, at: int | None, table: dict[str, Any], values: dict[str, Any]) -> tuple[Edit, int]:
+        """Give the rule or cost at a place these values, or add this table if the place is None. Returns its place, too."""
+        found = self._all(kind)
+        if at is None:
+            at = len(found)
+            self.text.append(kind, table)
+            found.append(_PARSE[kind](table, where=str(self._path)))
+        else:
+            found[at] = _PARSE[kind](self.text.set(kind, at, values), where=str(self._path))
+        return self.save(kind, found), at
+
+    def take_out(self, kind: _Kind, at: int) -> tuple[Any, Policy]:
+        """Remove the rule or cost at a place. Returns it, and the policy now."""
+        found = self._all(kind)
+        self.text.remove(kind, at)
+        return found.pop(at), self.save(kind, found).after
+
+    def _all(self, kind: _Kind) -> list[Any]:
+        return list(self.before.rules if kind == "rule" else self.before.costs)
+
+    def save(self, what: _Kind | Literal["mode"], now: Any) -> Edit:
         """Write the edited text, if the edit changed nothing else.
 
         Args:
-            rules: The rules that the policy must have now; None for those before, and so on.
-            costs: The costs.
-            observe: Whether it only observes.
+            what: What it changed.
+            now: The rules or costs that the policy must have now, or whether it must observe.
 
         Raises:
             McpguardError: The edit changed something else, or the file cannot be written.
         """
         before = self.before
-        expected = _content(
-            Policy(
-                before.rules if rules is None else tuple(rules),
-                observe=before.observe if observe is None else observe,
-                costs=before.costs if costs is None else tuple(costs),
-                wait_us=before.wait_us,
-            )
-        )
+        expected = _content(before) | {what: _bare(now)}
         if expected == _content(before) and not self._is_new:
             return Edit(before, before, is_new_file=False)
-        what = f"{self._path}: this edit would change more than it should"
-        refusal = McpguardError(what, "edit the file by hand: mcpguard policy edit")
+        refusal = McpguardError(
+            f"{self._path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
+        )
         new = self.text.edited()
         try:
             after = parse(new, source=str(self._path))
@@ -116,10 +130,18 @@ def _opened(path: Path, *, missing: PolicyError | None = None) -> Iterator[_Open
         yield _Open(path, target, text)
 
 
-def _content(policy: Policy) -> tuple[object, ...]:
+def _content(policy: Policy) -> dict[str, object]:
     """What a policy says, without where it says it."""
-    rules = [rule._replace(rates=tuple(sorted(rule.rates)), line=0) for rule in policy.rules]
-    return policy.observe, policy.wait_us, rules, [cost[:2] for cost in policy.costs]
+    return {"rule": _bare(policy.rules), "cost": _bare(policy.costs), "mode": policy.observe, "wait": policy.wait_us}
+
+
+def _bare(value: Any) -> Any:
+    """Rules and costs without their lines, and each rule's limits sorted; other values as they are."""
+    if isinstance(value, Rule):
+        return value._replace(rates=tuple(sorted(value.rates)), line=0)
+    if isinstance(value, Cost):
+        return value._replace(line=0)
+    return [_bare(one) for one in value] if isinstance(value, Sequence) else value
 
 
 def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
@@ -181,19 +203,10 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
         McpguardError: The file cannot be written; it is unchanged.
     """
     with _opened(path) as file:
-        before = file.before
         rule = parse_rule(table, where=str(path))
-        at = _place(before, rule, table)
-        rules = list(before.rules)
-        if at is None:
-            at = len(rules)
-            rules.append(rule)
-            file.text.append("rule", table)
-        else:
-            cleared = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
-            edited = file.text.set("rule", at, cleared | {key: table[key] for key in _EDITED if key in table})
-            rules[at] = parse_rule(edited, where=str(path))
-        return file.save(rules=rules), at
+        cleared = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
+        values = cleared | {key: table[key] for key in _EDITED if key in table}
+        return file.put("rule", _place(file.before, rule, table), table, values)
 
 
 def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
@@ -212,16 +225,7 @@ def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
     """
     with _opened(path) as file:
         cost = parse_cost(table, where=str(path))
-        at = _place_of_cost(file.before, cost)
-        costs = list(file.before.costs)
-        if at is None:
-            at = len(costs)
-            costs.append(cost)
-            file.text.append("cost", table)
-        else:
-            costs[at] = cost
-            file.text.set("cost", at, {"cost": cost.units})
-        return file.save(costs=costs), at
+        return file.put("cost", _place_of_cost(file.before, cost), table, {"cost": cost.units})
 
 
 def _place_of_cost(policy: Policy, cost: Cost) -> int | None:
@@ -245,7 +249,7 @@ def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
         if file.before.observe == observe:
             return Edit(file.before, file.before, is_new_file=False)
         file.text.set_mode(mode)
-        return file.save(observe=observe)
+        return file.save("mode", observe)
 
 
 class TakenOut(NamedTuple):
@@ -294,22 +298,14 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
             )
         (at,) = found
         old = before.rules[at]
-        rules = list(before.rules)
         if part is None or len(old.parts) == 1:
-            file.text.remove("rule", at)
-            return TakenOut(rules.pop(at), file.save(rules=rules).after)
-        edited = file.text.set("rule", at, dict.fromkeys(["concurrent"] if part == "concurrent" else ["limit", "count"]))
-        rules[at] = parse_rule(edited, where=str(path))
-        gone = next(one for one in old.parts if one.counts == part)
-        return TakenOut(gone, file.save(rules=rules).after, at)
+            return TakenOut(*file.take_out("rule", at))
+        edit, _ = file.put("rule", at, {}, dict.fromkeys(["concurrent"] if part == "concurrent" else ["limit", "count"]))
+        return TakenOut(next(one for one in old.parts if one.counts == part), edit.after, at)
 
 
 def take_out_cost(path: Path, cost: Cost, *, named: bool) -> tuple[Cost, Policy] | None:
     """Remove the cost with the same selectors from a policy file; see `take_out`."""
     with _opened(path, missing=no_such_file(path, named=named)) as file:
-        costs = list(file.before.costs)
         at = _place_of_cost(file.before, cost)
-        if at is None:
-            return None
-        file.text.remove("cost", at)
-        return costs.pop(at), file.save(costs=costs).after
+        return None if at is None else file.take_out("cost", at)

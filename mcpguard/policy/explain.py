@@ -1,10 +1,14 @@
-"""Describes rules in sentences."""
+"""Explains rules: what they mean, in sentences; and what they are to a call, and the quota left."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Final
+from functools import partial
+from typing import Final, Literal, NamedTuple
 
-from mcpguard.limiter.plan import ARGUMENTS
-from mcpguard.policy.model import Cost, Policy, Rate, Rule
+from mcpguard.limiter import sliding
+from mcpguard.limiter.plan import ARGUMENTS, Counter, Plan, Reported
+from mcpguard.limiter.sliding import State
+from mcpguard.policy.model import AXES, SELECTORS, Call, Cost, Policy, Rate, Rule
 from mcpguard.text.printing import amount
 from mcpguard.text.times import span_in_words, window
 
@@ -40,16 +44,57 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
 
 def sentences(policy: Policy) -> list[str]:
     """The sentence of each rule. If narrower rules override a rule, its sentence says so and names them by number."""
+    found = []
+    for rule, narrower in zip(policy.rules, overriding(policy), strict=True):
+        text = sentence(rule, policy.costs)
+        more = f", unless a narrower rule says otherwise: {rule_numbers(narrower)}" if narrower else ""
+        found.append(f"{text[:-1]}{more}.")
+    return found
+
+
+class Covered:
+    """Finds the rules that a rule may cover, among many.
+
+    Args:
+        rules: All rules.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._sorted: dict[str, list[tuple[str, int]]] = {}  # by axis the selectors in order, each with the index of its rule
+        for at, rule in enumerate(rules):
+            for axis, text in _texts(rule):
+                self._sorted.setdefault(axis, []).append((text, at))
+        for texts in self._sorted.values():
+            texts.sort()
+
+    def near(self, rule: Rule) -> list[int]:
+        """The indexes of the rules that one of all rules may cover, in order: one of their selectors begins like its own."""
+        spans = []
+        for axis, pattern in _texts(rule):
+            texts, prefix = self._sorted[axis], pattern.partition("*")[0]
+            begin = bisect_left(texts, (prefix,))
+            end = bisect_right(texts, prefix, begin, key=partial(_beginning, len(prefix)))
+            spans.append((end - begin, begin, axis))
+        size, begin, axis = min(spans)
+        return sorted(at for _, at in self._sorted[axis][begin : begin + size])
+
+
+def _texts(rule: Rule) -> list[tuple[str, str]]:
+    """The selectors for `AXES`, each with its axis; and an empty one, which every rule has."""
+    return [("", ""), *((axis, rule.selectors[axis][0]) for axis in AXES if axis in rule.selectors)]
+
+
+def _beginning(size: int, text: tuple[str, int]) -> str:
+    return text[0][:size]
+
+
+def overriding(policy: Policy) -> list[list[int]]:
+    """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
+    covered, parts = Covered(policy.rules), [rule.parts for rule in policy.rules]
     return [
-        _with_exceptions(sentence(rule, policy.costs), narrower)
-        for rule, narrower in zip(policy.rules, policy.overriding(), strict=True)
+        [at for at in covered.near(rule) if any(mine.is_overridden_by(other) for mine in rule.parts for other in parts[at])]
+        for rule in policy.rules
     ]
-
-
-def _with_exceptions(text: str, narrower: Sequence[int]) -> str:
-    if not narrower:
-        return text
-    return f"{text[:-1]}, unless a narrower rule says otherwise: {rule_numbers(narrower)}."
 
 
 def rule_numbers(places: Sequence[int]) -> str:
@@ -75,9 +120,9 @@ def _prices(rule: Rule, costs: Sequence[Cost]) -> list[str]:
     if rule.counts != "cost" or not rule.rates:
         return []
     known = [cost for cost in costs if rule.may_meet(cost.pattern)]
-    words = [f"{_what(cost.pattern)} {'cost' if _names_several(cost.pattern) else 'costs'} {cost.units:,}" for cost in known]
+    words = [f"a call of {_what(cost.pattern)} costs {cost.units:,}" for cost in known]
     if len(words) > _NAMED + 1:
-        words = [*words[:_NAMED], f"{len(words) - _NAMED} more have a cost"]
+        words = [*words[:_NAMED], f"{len(words) - _NAMED} more costs"]
     return [series(words)] if words else ["each call costs 1"]
 
 
@@ -85,56 +130,23 @@ def _clause(rule: Rule) -> str:
     """What one part of a rule limits."""
     if rule.deny:
         return _denying(rule)
-    if rule.counts == "concurrent":
-        return _capping(rule)
-    if not rule.rates:
+    who, what = _who(rule), _what(rule)
+    if rule.concurrent == 0:
+        return f"{who} may have any number of calls of {what} in flight{_through(rule)}, unless another rule applies"
+    if rule.concurrent:
+        calls = amount(rule.concurrent, "call") + (f" of {what}" if what != "tools" else "")
+        does = f"may have at most {calls} in flight at once"
+    elif not rule.rates:
         counted = {"cost": " at any cost", "errors": " on errors"}.get(rule.counts, "")
-        who = f"{_who(rule, together=False)} may call {_what(rule)}{_through(rule)}"
-        return f"{who} without limit{counted}, unless another rule applies"
-    if rule.counts == "errors":
-        return _closing(rule)
-    if rule.counts == "cost":
+        return f"{who} may call {what}{_through(rule)} without limit{counted}, unless another rule applies"
+    elif rule.counts == "errors":
+        does = f"may call {what} until calls fail {' or '.join(map(_times, rule.rates))}"
+    elif rule.counts == "cost":
         units = [f"{amount(rate.n, 'unit')} {span(rate)}" for rate in rule.rates]
-        return f"{_who(rule)} may spend {series(units)} on {_what(rule)}{_through(rule)}{_together(rule)}"
-    if _names_tools(rule):
-        times = series([_times(rate) for rate in rule.rates])
-        return f"{_who(rule)} may call {_what(rule)} {times}{_through(rule)}{_together(rule)}"
-    first, *more = rule.rates
-    calls = [f"{amount(first.n, 'call')} {span(first)}", *(f"{rate.n:,} {span(rate)}" for rate in more)]
-    return f"{_who(rule)} may make {series(calls)}{_to_servers(rule)}{_through(rule)}{_together(rule)}"
-
-
-def _capping(rule: Rule) -> str:
-    """What a cap on calls in flight says."""
-    if not rule.concurrent:
-        who = f"{_who(rule, together=False)} may have any number of calls of {_what(rule)} in flight{_through(rule)}"
-        return f"{who}, unless another rule applies"
-    what = f" of {_what(rule)}" if _names_tools(rule) else _to_servers(rule)
-    calls = amount(rule.concurrent, "call")
-    return f"{_who(rule)} may have at most {calls}{what} in flight at once{_through(rule)}{_together(rule)}"
-
-
-def _closing(rule: Rule) -> str:
-    """What a limit on errors says."""
-    what, who = _what(rule), _who(rule)
-    if _spread(rule, "user") != "one":
-        who = who[0].lower() + who[1:]
-    is_many = _names_several(rule)
-    what = f"all {what}" if is_many and not _matching(rule, "tool") else what
-    if _spread(rule, "tool") != "one":  # the name of a tool stays as it is
-        what = what[0].upper() + what[1:]
-    errors = [f"{amount(rate.n, 'error')} {_within(rate)}" for rate in rule.rates]
-    closed = f"{what} {'are' if is_many else 'is'} closed for {who}{_through(rule)} after {' or '.join(errors)}"
-    return f"{closed}{_together(rule)}"
-
-
-def _within(rate: Rate) -> str:
-    text = span(rate)
-    return text if text.startswith("in ") else f"in {text}"
-
-
-def _names_tools(rule: Rule) -> bool:
-    return "tool" in rule.selectors or "tool" in rule.per
+        does = f"may spend {series(units)} on {what}"
+    else:
+        does = f"may call {what} {series([_times(rate) for rate in rule.rates])}"
+    return f"{who} {does}{_through(rule)}{_together(rule)}"
 
 
 def _is_counted(rule: Rule) -> bool:
@@ -183,20 +195,16 @@ def _spread(rule: Rule, axis: str) -> str:
     return "all" if axis in rule.selectors else "any"
 
 
-def _who(rule: Rule, *, together: bool = True) -> str:
-    """The sentence's subject: users. With `together`, it says whether they share a counter."""
+def _who(rule: Rule) -> str:
+    """The sentence's subject: users. If the rule counts anything, it says whether they share a counter."""
     users = _spread(rule, "user")
     badges = _badges(rule)
-    narrowing = f"{_matching(rule, 'user')}{badges}"
     if users == "one":
-        user = rule.selectors["user"][0] + badges
-    elif users == "each" or (narrowing and not together):
-        user = f"each user{narrowing}"
-    elif narrowing:
-        user = f"all users{narrowing} together"
-    else:
-        user = "all users together" if together else "all users"
-    return user if users == "one" else user[0].upper() + user[1:]
+        return rule.selectors["user"][0] + badges
+    narrowing = f"{_matching(rule, 'user')}{badges}"
+    if users == "each" or (narrowing and not _is_counted(rule)):
+        return f"Each user{narrowing}"
+    return f"All users{narrowing}{' together' if _is_counted(rule) else ''}"
 
 
 def _badges(rule: Rule) -> str:
@@ -231,19 +239,6 @@ def _what(rule: Rule) -> str:
     return text
 
 
-def _names_several(rule: Rule) -> bool:
-    """Whether `_what` is a plural. The name of a tool can begin with `tools`, too."""
-    return _spread(rule, "tool") != "one" and _what(rule).startswith("tools")
-
-
-def _to_servers(rule: Rule) -> str:
-    """The servers of a rule that does not distinguish tools."""
-    spread = _spread(rule, "server")
-    if spread == "one":
-        return f" to server {rule.selectors['server'][0]}"
-    return {"each": " to each server", "all": " to servers", "any": ""}[spread] + _matching(rule, "server")
-
-
 def _through(rule: Rule) -> str:
     if _is_counted(rule) and _spread(rule, "agent") == "each":
         return f" through each agent{_matching(rule, 'agent')}"
@@ -275,3 +270,140 @@ def _denying(rule: Rule) -> str:
         return f"{rule.selectors['user'][0]}{badges} may not call {what}"
     narrowing = f"{_matching(rule, 'user')}{badges}"
     return f"No user{narrowing} may call {what}" if narrowing else f"Nobody may call {what}"
+
+
+Status = Literal["applies", "overridden", "no match"]
+
+
+class RuleMatch(NamedTuple):
+    """How a rule matches a call, or a part of it.
+
+    Attributes:
+        at: The rule's index in the policy.
+        rule: The rule. If only one of its two parts is overridden, or each by another rule: one part.
+        status: Whether it applies, is overridden, or does not match.
+        reason: Why it does not apply, as a clause; empty if it does.
+        winner: The index of the rule that overrides it; None if none does.
+        narrower_in: The selectors in which the winner is narrower; empty if it wins because it comes first in the file.
+    """
+
+    at: int
+    rule: Rule
+    status: Status
+    reason: str = ""
+    winner: int | None = None
+    narrower_in: tuple[str, ...] = ()
+
+
+class Headroom(NamedTuple):
+    """The quota left of a limit.
+
+    Attributes:
+        reported: The limit, as a denial names it.
+        at: Its rule's index in the policy.
+        counter: The limit's counter; None for `deny`.
+        used: The calls, units or errors in the counter, or the calls in flight; 0 for `deny`.
+        remaining: How many more the limit admits.
+        retry_after_us: The wait until it admits such a call: 0 if it does now, None if waiting does not help, or if nobody
+            knows how long it takes.
+        cost: What the call takes of it: 1 unless it counts cost.
+    """
+
+    reported: Reported
+    at: int
+    counter: Counter | None
+    used: int
+    remaining: int
+    retry_after_us: int | None
+    cost: int = 1
+
+    @property
+    def is_too_costly(self) -> bool:
+        """Whether the call costs more than the whole limit."""
+        return self.reported.limit is not None and self.cost > self.reported.limit
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the counter is known. It is not if it depends on arguments that are not given."""
+        return self.counter is None or not self.counter.is_split
+
+
+def rule_matches(policy: Policy, call: Call) -> list[RuleMatch]:
+    """How each rule matches a call, in the order of the file. A rule whose parts differ in that has one for each part."""
+    parts: list[list[tuple[Rule, int | None]]] = [[] for _ in policy.rules]
+    for place, winner in policy.matching(call):
+        part, at = policy.parts[place]
+        parts[at].append((part, winner))
+    found: list[RuleMatch] = []
+    for at, rule in enumerate(policy.rules):
+        matches = [_part_match(policy, at, part, winner) for part, winner in parts[at]]
+        if not matches:
+            found.append(RuleMatch(at, rule, "no match", _mismatch(rule, call)))
+        elif all(one[2:] == matches[0][2:] for one in matches):
+            found.append(matches[0]._replace(rule=rule))
+        else:
+            found += matches
+    return found
+
+
+def _part_match(policy: Policy, at: int, part: Rule, winner: int | None) -> RuleMatch:
+    """How a part of a rule that matches is treated.
+
+    Args:
+        policy: The policy.
+        at: The rule's index.
+        part: The part.
+        winner: The index of the part that overrides it; None if none does.
+    """
+    if winner is None:
+        return RuleMatch(at, part, "applies")
+    other, number = policy.parts[winner]
+    narrower = tuple(key for key in SELECTORS if not other.covers(part, key)) if part.is_overridden_by(other) else ()
+    if narrower:
+        return RuleMatch(at, part, "overridden", f"rule {number + 1} is narrower in {series(narrower)}", number, narrower)
+    differing = [key for key in ("role", "scope") if part.selectors.get(key) != other.selectors.get(key)]
+    reason = f"rule {number + 1} comes first in the file, and differs in {series(differing)} only"
+    return RuleMatch(at, part, "overridden", reason, number)
+
+
+def _mismatch(rule: Rule, call: Call) -> str:
+    """Why a rule does not match, as a clause that names each selector that does not match the call."""
+    words = []
+    for key in SELECTORS:
+        for pattern in rule.selectors.get(key, ()):
+            if Rule({key: (pattern,)}, frozenset()).matches(call):
+                continue
+            if key not in AXES:
+                words.append(f"no {key} matches {pattern}" if "*" in pattern else f"the {key} {pattern} is missing")
+            elif not getattr(call, key):
+                words.append(f"the {key} is not known")
+            else:
+                words.append(f"the {key} does not match {pattern}" if "*" in pattern else f"the {key} is not {pattern}")
+    return series(words)
+
+
+def headrooms(plan: Plan, states: Sequence[State], now_us: int) -> list[Headroom]:
+    """The quota left of each limit of a plan.
+
+    Args:
+        plan: The plan of a call.
+        states: The states of the plan's counters, in order.
+        now_us: The store's time.
+    """
+    found = []
+    for limit, reported in zip(plan.limits, plan.reported, strict=True):
+        if not limit.n:
+            found.append(Headroom(reported, limit.rule, None, 0, 0, None))
+            continue
+        counter, state = plan.counters[limit.counter], states[limit.counter]
+        used, wait_us = used_of(state, limit.n, limit.window_us, now_us, limit.cost)
+        found.append(Headroom(reported, limit.rule, counter, used, max(0, limit.n - used), wait_us, limit.cost))
+    return found
+
+
+def used_of(state: State, n: int, window_us: int, now_us: int, cost: int = 1) -> tuple[int, int | None]:
+    """What a counter holds, and the wait until a limit of `n` admits a call: see `Headroom`."""
+    if not window_us:
+        return len(state), 0 if len(state) < n else None
+    log = sliding.live(state, window_us, now_us)
+    return sliding.used(log), sliding.retry_after(log, n, window_us, now_us, cost)

@@ -1,10 +1,9 @@
 """Loads the policy file, and follows its changes in a running wrapper."""
 
 import contextlib
-import gc
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from mcpguard.errors import PolicyError
@@ -30,7 +29,6 @@ class PolicyFile:
 
     def __init__(self, path: StrPath, *, named: bool = False, observe: bool = False) -> None:
         self._path = os.fspath(path)
-        self.is_starter = False
         self._named = named
         self._observe = observe
         self._file = FollowedFile(path)
@@ -48,8 +46,7 @@ class PolicyFile:
 
         A file over `AT_ONCE_BYTES` is parsed in a thread. The first `poll` after that returns the result.
         """
-        if self._file.look():
-            self._has_changed = True
+        self._has_changed |= self._file.look()
         if not self._has_changed:
             return None
         content = self._file.content
@@ -69,7 +66,9 @@ class PolicyFile:
         if parsing and parsing.content == content:
             return parsing.found
         with contextlib.suppress(RuntimeError):  # the system has no thread now: the next `poll` tries again
-            self._parsing = _Parsing(content, self._parsed)
+            parsing = _Parsing(content, self._parsed)
+            parsing.start()
+            self._parsing = parsing
         return None
 
     def _is_not_made_yet(self, content: bytes | str | None) -> bool:
@@ -80,8 +79,7 @@ class PolicyFile:
         return content is None and not (self._named or self._was_loaded or os.path.islink(self._path))
 
     def _noted(self, found: Policy | PolicyError) -> Policy | PolicyError:
-        self.is_starter = self._is_not_made_yet(self._file.content)
-        self._was_loaded = self._was_loaded or (isinstance(found, Policy) and not self.is_starter)
+        self._was_loaded |= isinstance(found, Policy) and not found.is_starter
         return found
 
     def _parsed(self, content: bytes | str | None) -> Policy | PolicyError:
@@ -98,7 +96,7 @@ class PolicyFile:
             return PolicyError(message, hint, source=error.source, problems=error.problems)
 
 
-class _Parsing:
+class _Parsing(threading.Thread):
     """A thread that parses a content.
 
     Attributes:
@@ -106,33 +104,18 @@ class _Parsing:
         found: The policy or the error; None until the thread has finished.
     """
 
-    def __init__(
-        self, content: bytes | str | None, parse_content: Callable[[bytes | str | None], Policy | PolicyError]
-    ) -> None:
+    def __init__(self, content: bytes | str | None, parsed: Callable[[bytes | str | None], Policy | PolicyError]) -> None:
+        super().__init__(name="mcpguard-policy", daemon=True)
         self.content = content
         self.found: Policy | PolicyError | None = None
-        self._parse_content = parse_content
-        threading.Thread(target=self._parse, name="mcpguard-policy", daemon=True).start()
+        self._parsed = parsed
 
-    def _parse(self) -> None:
+    def run(self) -> None:
+        """Parse it."""
         try:
-            with _without_collections():
-                found = self._parse_content(self.content)
+            self.found = self._parsed(self.content)
         except Exception as error:  # else `found` would stay None for ever
-            found = PolicyError(f"internal error, please report it: {error!r}")
-        self.found = found
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Collect no garbage for some time: no other thread can run during a collection, and each new rule is looked at again."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
+            self.found = PolicyError(f"internal error, please report it: {error!r}")
 
 
 def load(path: StrPath, *, named: bool) -> Policy:

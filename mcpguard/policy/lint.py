@@ -3,15 +3,16 @@
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, combinations
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
-from mcpguard.limiter.sliding import EXACT
-from mcpguard.policy.explain import rule_numbers, series
+from mcpguard.limiter.plan import ARGUMENTS
+from mcpguard.limiter.sliding import grain
+from mcpguard.policy.explain import Covered, overriding, rule_numbers, series
 from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.parse import untouched
-from mcpguard.policy.tighter import Tightness, admitted_at_most, can_deny_beside
 from mcpguard.text.patterns import glob
 from mcpguard.text.times import span_in_words, window
 
@@ -20,6 +21,9 @@ MAX_PATIENCE_US: Final = 5_000_000
 
 Source: docs/policy.md#waiting.
 """
+
+_ANY: Final = {("*",), ("*::*::*",)}
+"""Patterns that match each value of an axis."""
 
 _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
@@ -33,9 +37,9 @@ def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
 
     Returns:
         A line for each rule that can never admit, because another rule denies all of its calls; for each limit that another
-        limit of its rule makes superfluous; for each cost that no limit counts, or that is more than a whole limit; for each
-        wait without effect, or so long that clients give up; for each tool that has its name in Claude Code; for each client
-        that has its name in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
+        limit of its rule makes superfluous; for each cost that no limit counts, or that is above a whole limit; for each wait
+        without effect, or so long that clients give up; for each tool that has its name in Claude Code; for each client that
+        has its name in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
     """
     return [
         *_never_admitting(policy),
@@ -139,40 +143,27 @@ def _costs(policy: Policy) -> Iterator[str]:
             yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
         for rule, at in meeting:
             least = min(rule.rates)
-            if cost.units <= least.n or policy.observe or rule.observe or _is_replaced(policy, rule, cost):
-                continue
-            yield (
-                f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
-                f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
-            )
+            if cost.units > least.n and not policy.observe and not rule.observe and not _is_replaced(policy, rule, cost):
+                yield (
+                    f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
+                    f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
+                )
+
+
+def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
+    """Whether a narrower cost, or a narrower rule, applies to all calls of a rule that have this cost."""
+    if any(cost.pattern.is_wider_than(one.pattern) and one.pattern.covers_all_of(rule) for one in policy.costs):
+        return True
+    both = {key: cost.pattern if key in ("tool", "server") else rule for key in SELECTORS}
+    return any(
+        rule.is_overridden_by(other) and all(other.covers(one, key) for key, one in both.items()) for other, _ in policy.parts
+    )
 
 
 def cost_label(cost: Cost) -> str:
     """A `[[cost]]` in a warning: its line if it is known, and its text."""
     where = cost.pattern.text
     return f"{f'line {cost.line}: ' if cost.line else ''}the cost of {where if cost.selectors else 'any call'}"
-
-
-def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
-    """Whether a narrower cost, or a narrower rule, applies to all calls of a rule that have this cost."""
-    selectors = {key: rule.selectors.get(key, ()) for key in ("tool", "server")}
-    of_rule = Rule({key: patterns for key, patterns in selectors.items() if patterns}, frozenset())
-    wide = cost.pattern
-    for other in policy.costs:
-        one = other.pattern
-        if wide.is_wider_than(one) and one.covers_all_of(of_rule):
-            return True
-    return any(
-        rule.is_overridden_by(other)
-        and all(other.covers(wide, key) for key in ("tool", "server"))
-        and not _narrows(other, rule)
-        for other, _ in policy.parts
-    )
-
-
-def _narrows(rule: Rule, other: Rule) -> bool:
-    """Whether a rule is narrower than another one in who calls."""
-    return not all(rule.covers(other, key) for key in ("user", "agent", "role", "scope"))
 
 
 def _waits(policy: Policy) -> Iterator[str]:
@@ -204,17 +195,11 @@ def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
-    named: dict[tuple[str, str], list[int]] = {}  # by a name that rules select by: these rules
-    for at, rule in enumerate(policy.rules):
-        for name in rule.exact.items():
-            named.setdefault(name, []).append(at)
+    covered = Covered(policy.rules)
     shutters: dict[int, int] = {}
     for at, rule in enumerate(policy.rules):
-        if rule.deny and not rule.observe:
-            # each rule that it covers has the same names
-            near = min([named[name] for name in rule.exact.items()], key=len, default=range(len(policy.rules)))
-            for closed in _closed_by(policy.rules, at, near):
-                shutters.setdefault(closed, at)
+        for closed in _closed_by(policy.rules, at, covered.near(rule)) if rule.deny and not rule.observe else ():
+            shutters.setdefault(closed, at)
     starter = untouched(policy)
     for at, shutter in sorted(shutters.items()):
         if at in starter:  # its author does not expect it to admit anything
@@ -251,54 +236,16 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
         near: The indexes of the rules that it may cover.
     """
     deny = rules[closing]
-    axis = next((axis for axis in AXES if axis in deny.selectors), "")
-    exceptions: dict[str, list[int]] = {}  # by their value on this axis, because rules with different values never meet
-    for at in near:
-        if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts):
-            exceptions.setdefault(rules[at].exact.get(axis, ""), []).append(at)
-    every = {at for some in exceptions.values() for at in some}
+    exceptions = {
+        at
+        for at in near
+        if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts)
+    }
     for at in near:
         rule = rules[at]
-        if rule.deny or at in every or not all(deny.covers(rule, key) for key in SELECTORS):
-            continue
-        name = rule.exact.get(axis)
-        meeting = [*exceptions.get(name, ()), *exceptions.get("", ())] if name else every
-        if not any(rule.may_meet(rules[other]) for other in meeting):
+        is_covered = not rule.deny and at not in exceptions and all(deny.covers(rule, key) for key in SELECTORS)
+        if is_covered and not any(rule.may_meet(rules[other]) for other in exceptions):
             yield at
-
-
-def counted_in_grains(rule: Rule, before: Iterable[Rule]) -> list[str]:
-    """Explain which calls count longer than the window because a limit above 64 has counted them, one sentence for each window.
-
-    Args:
-        rule: The rule with the new limits.
-        before: The rules that may have counted in the same counters.
-    """
-    larger = {
-        rate.window_us
-        for other in before
-        if other.counts == rule.counts and other.per == rule.per and other.shared == rule.shared and rule.may_meet(other)
-        for rate in other.rates
-        if rate.n > EXACT
-    }
-    what = {"cost": "Units taken", "errors": "Errors counted"}.get(rule.counts, "Calls made")
-    return [
-        f"{what} before this edit may count up to {_short(-(-rate.window_us // EXACT))} longer than {rate.text}:"
-        f" a limit above {EXACT} has counted them in groups, without the time of each call."
-        for rate in rule.rates
-        if rate.n <= EXACT and rate.window_us in larger
-    ]
-
-
-def _short(span_us: int) -> str:
-    """A time span in whole seconds, rounded up.
-
-    >>> _short(1_350_000_000), _short(3_600_000_001)
-    ('22m 30s', '1h 1s')
-    """
-    minutes, seconds = divmod(-(-span_us // 1_000_000), 60)
-    hours, minutes = divmod(minutes, 60)
-    return " ".join(f"{count}{unit}" for count, unit in ((hours, "h"), (minutes, "m"), (seconds, "s")) if count)
 
 
 def _foreign_names(policy: Policy) -> Iterator[str]:
@@ -315,3 +262,106 @@ def _own_names(policy: Policy) -> Iterator[str]:
         if own and known_client(own.client) != own.client:
             agent = own._replace(client=known_client(own.client))
             yield f'{label(policy, at)} names a client by its name in clientInfo; did you mean agent = "{agent}"?'
+
+
+class Tightness:
+    """Which rules of a policy cap the calls of others more tightly.
+
+    A rule caps the calls of another one more tightly if, in any window, it denies some callers earlier. It counts all calls of
+    these callers that the other counts: so a limit on one tool caps no rule for all tools. Rules with `deny` are left out.
+
+    Args:
+        policy: The policy.
+
+    Attributes:
+        starter: The indexes of the starter rules that nobody has edited.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.starter = untouched(policy)
+        self._rules = [rule.parts[0] for rule in policy.rules]  # the part with the limits, if there is one
+        self._narrower = [[self._rules[one] for one in others] for others in overriding(policy)]
+
+    def capping(self, at: int, among: Iterable[int] | None = None) -> list[int]:
+        """The indexes of the rules that cap the calls of a rule more tightly, in order; only those `among`, if given."""
+        others = range(len(self._rules)) if among is None else sorted(among)
+        return [other for other in others if other != at and self._caps(other, at)]
+
+    def defeated(self) -> Iterator[tuple[int, int]]:
+        """The rules that no caller can exhaust, each with a rule that caps all of its calls more tightly.
+
+        If that is a starter rule that nobody has edited, it is enough that it keeps some callers below the limit for good.
+
+        Yields:
+            The index of the rule, and that of the other.
+        """
+        named: dict[frozenset[tuple[str, str]], list[int]] = {}  # rules by all names that they select by
+        for at, rule in enumerate(self._rules):
+            named.setdefault(frozenset(rule.exact.items()), []).append(at)
+        for at, rule in enumerate(self._rules):
+            if at in self.starter or not rule.rates:
+                continue
+            names = list(rule.exact.items())
+            fewer = chain.from_iterable(combinations(names, count) for count in range(len(names) + 1))
+            near = chain.from_iterable(named.get(frozenset(some), ()) for some in fewer)
+            yield from ((at, other) for other in self.capping(at, near) if self._defeats(other, at))
+
+    def _caps(self, other: int, at: int) -> bool:
+        wide, rule = self._rules[other], self._rules[at]
+        return (
+            _can_deny_first(wide, rule)
+            and wide.may_meet(rule)
+            and _spans(wide, rule, ("tool", "server"))
+            and not wide.is_overridden_by(rule)
+            and not rule.is_overridden_by(wide)  # an exception from it
+            and not any(wide.is_overridden_by(one) and _spans(one, rule, SELECTORS) for one in self._narrower[other])
+        )
+
+    def _defeats(self, other: int, at: int) -> bool:
+        """Whether a rule that caps the calls of another one keeps callers below its limit."""
+        wide, rule = self._rules[other], self._rules[at]
+        if other in self.starter:
+            return _admits_fewer(wide, rule) or _is_slower(wide, rule)
+        return (
+            _admits_fewer(wide, rule)
+            and _spans(wide, rule, SELECTORS)
+            and wide.per <= rule.per.union(rule.exact)  # all calls in one counter of the rule are in one of the other
+            and not any(wide.is_overridden_by(one) and one.may_meet(rule) for one in self._narrower[other])
+        )
+
+
+def admitted_at_most(rate: Rate, window_us: int) -> int:
+    """The most calls that a limit admits in any window of this length.
+
+    >>> admitted_at_most(Rate(5, 60_000_000, "1m"), 3_600_000_000), admitted_at_most(Rate(5, 60_000_000, "1m"), 1_000_000)
+    (300, 5)
+    """
+    return rate.n * -(-window_us // rate.window_us)
+
+
+def can_deny_beside(rate: Rate, other: Rate) -> bool:
+    """Whether a limit can ever deny a call that another limit of the same calls admits."""
+    # A call may count longer than the window, by a grain
+    return admitted_at_most(other, rate.window_us + grain(rate.n, rate.window_us)) > rate.n
+
+
+def _can_deny_first(wide: Rule, rule: Rule) -> bool:
+    counts_alike = rule.counts == wide.counts or (rule.counts == "calls" and wide.counts == "cost")  # a call costs at least 1
+    if rule.deny or wide.observe or not counts_alike or (ARGUMENTS in wide.per and ARGUMENTS not in rule.per):
+        return False
+    return any(all(can_deny_beside(one, other) for other in rule.rates) for one in wide.rates)
+
+
+def _admits_fewer(wide: Rule, rule: Rule) -> bool:
+    """Whether a rule admits fewer calls in a window of another one than the other's limit."""
+    return any(admitted_at_most(one, other.window_us) < other.n for one in wide.rates for other in rule.rates)
+
+
+def _is_slower(wide: Rule, rule: Rule) -> bool:
+    """Whether a rule admits fewer calls than another one in the long run."""
+    return any(all(one.n * other.window_us < other.n * one.window_us for other in rule.rates) for one in wide.rates)
+
+
+def _spans(wide: Rule, rule: Rule, selectors: Sequence[str]) -> bool:
+    """Whether a rule selects all that another one selects. Unlike `covers`, `*` selects as much as no selector."""
+    return all(wide.covers(rule, key) or (key in AXES and wide.selectors[key] in _ANY) for key in selectors)

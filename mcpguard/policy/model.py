@@ -6,7 +6,7 @@ make the call's plan (see `plan`). `parse` parses rules, `explain` describes the
 A rule with limits and with a cap on calls in flight has two parts, which are overridden by the same parts of other rules.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import Agent, agent_matches
@@ -46,6 +46,13 @@ class Call(NamedTuple):
     tool: str
     roles: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Mapping[str, object]) -> "Call":
+        """The call of a record of the audit log, which has no scopes. A member that it lacks is empty."""
+        user, agent, tool, server = (str(record.get(axis, "")) for axis in AXES)
+        roles = record.get("roles")
+        return cls(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ())
 
 
 class Rate(NamedTuple):
@@ -107,6 +114,11 @@ class Rule(NamedTuple):
     def key(self) -> tuple[object, ...]:
         """The selectors, `per`, and what is counted: what identifies a rule within a policy."""
         return self.counts, self.per, *(frozenset(self.selectors.get(selector, ())) for selector in SELECTORS)
+
+    @property
+    def keys(self) -> list[object]:
+        """The keys of the rule's parts. No other rule of a policy has one of them."""
+        return [part.key for part in self.parts]
 
     @property
     def agent(self) -> Agent | None:
@@ -257,6 +269,16 @@ class Cost(NamedTuple):
         """A rule with the same selectors."""
         return Rule(self.selectors, frozenset())
 
+    @property
+    def keys(self) -> list[object]:
+        """What identifies the cost within a policy; see `Rule.keys`."""
+        return self.pattern.keys
+
+    @property
+    def text(self) -> str:
+        """The cost in reports: its selectors."""
+        return self.pattern.text
+
 
 class Policy:
     """A policy in force.
@@ -338,43 +360,24 @@ class Policy:
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
         """The indexes of the parts whose rules match `call`, each with the index of the part that overrides it, or None."""
         matched = self.matched(call)
-        competing = self._by_kind(matched)
+        kinds = {at: self.parts[at][0].kind for at in matched}
         firsts: dict[tuple[object, ...], int] = {}  # of rules that differ only in role or scope, the first
         result: list[tuple[int, int | None]] = []
         for at in matched:
             rule = self.parts[at][0]
-            winner = next((other for other in competing[rule.kind] if rule.is_wider_than(self.parts[other][0])), None)
+            competing = [other for other in matched if kinds[other] == kinds[at]]
+            winner = next((other for other in competing if rule.is_wider_than(self.parts[other][0])), None)
             if winner is None:
                 first = firsts.setdefault(rule.reach, at)
                 winner = first if first != at else None
             result.append((at, winner))
         return result
 
-    def overriding(self) -> list[list[int]]:
-        """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
-        found: list[set[int]] = [set() for _ in self.rules]
-        competing = self._by_kind(range(len(self.parts)))
-        named: dict[tuple[object, ...], list[int]] = {}  # the parts by their kind and a name that they select by
-        for at, (rule, _) in enumerate(self.parts):
-            for name in rule.exact.items():
-                named.setdefault((rule.kind, name), []).append(at)
-        for rule, at in self.parts:  # a narrower rule has the same names
-            near = min((named[rule.kind, name] for name in rule.exact.items()), key=len, default=competing[rule.kind])
-            found[at].update(self.parts[other][1] for other in near if rule.is_wider_than(self.parts[other][0]))
-        return [sorted(others) for others in found]
-
-    def _by_kind(self, places: Iterable[int]) -> dict[tuple[object, ...], list[int]]:
-        """Some indexes of parts by their rules' `kind`: only those of one kind can override each other."""
-        found: dict[tuple[object, ...], list[int]] = {}
-        for at in places:
-            found.setdefault(self.parts[at][0].kind, []).append(at)
-        return found
-
 
 def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy: Policy) -> Plan:
     limits: list[Limit] = []
     reported: list[Reported] = []
-    counters: dict[str, tuple[int, Counter]] = {}
+    counters: dict[Counter, int] = {}
     for rule, at in parts:
         observed = policy.observe or rule.observe
         wait_us = policy.wait_us if rule.wait_us is None else rule.wait_us
@@ -383,18 +386,17 @@ def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy:
             limits.append(Limit(0, 0, -1, at, observed))
         cost = policy.cost(call) if rule.counts == "cost" else 1
         for rate in rule.bounds:
-            label = _label(rule, call, namespace, rate.window_us)
-            if label not in counters:
-                counters[label] = (len(counters), Counter(counter_id(label), label, rate.window_us))
-            limits.append(Limit(rate.n, rate.window_us, counters[label][0], at, observed, rule.counts, cost, wait_us))
-    return Plan(tuple(limits), tuple(reported), tuple(counter for _, counter in counters.values()))
+            number = counters.setdefault(_counter(rule, call, namespace, rate.window_us), len(counters))
+            limits.append(Limit(rate.n, rate.window_us, number, at, observed, rule.counts, cost, wait_us))
+    return Plan(tuple(limits), tuple(reported), tuple(counters))
 
 
-def _label(rule: Rule, call: Call, namespace: str, window_us: int) -> str:
+def _counter(rule: Rule, call: Call, namespace: str, window_us: int) -> Counter:
     values: dict[str, str] = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
     if ARGUMENTS in rule.per:
         values[ARGUMENTS] = ""
-    return Label(namespace, values, rule.shared, rule.counts, window_us).text
+    label = Label(namespace, values, rule.shared, rule.counts, window_us).text
+    return Counter(counter_id(label), label, window_us)
 
 
 def _one_matches(pattern: str, values: Sequence[str]) -> bool:

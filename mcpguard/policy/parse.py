@@ -2,26 +2,28 @@
 
 import re
 import tomllib
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 from mcpguard.errors import PolicyError, Problem
 from mcpguard.limiter.plan import ARGUMENTS
-from mcpguard.limiter.sliding import Counts
-from mcpguard.policy.model import AXES, SELECTORS, Cost, Policy, Rate, Rule
+from mcpguard.policy.model import AXES, SELECTORS, Cost, Policy, Rule
 from mcpguard.policy.values import (
+    MAX_CONCURRENT,
+    MAX_N,
+    MAX_WAIT_SECONDS,
+    Axes,
     Fault,
+    Limits,
+    Number,
+    Patterns,
+    Span,
+    Text,
+    Value,
+    Words,
     nearest_word,
-    parse_concurrent,
-    parse_count,
-    parse_limit,
-    parse_mode,
-    parse_per,
-    parse_selector,
-    parse_units,
-    parse_wait,
-    shown_value,
 )
 from mcpguard.text.digest import blake2b
 
@@ -51,24 +53,74 @@ limit = "30/1m"
 """
 """The policy in force if there is no file."""
 
-_KEYS: Final = ("mode", "wait", "rule", "cost")
-_RULE_KEYS: Final = (*SELECTORS, "per", "limit", "concurrent", "count", "wait", "mode", "name")
+_MODE: Final = Words(("enforce", "observe"))
+_WAIT: Final = Span(MAX_WAIT_SECONDS)
 _ELSEWHERE: Final = {
     "cost": 'write a table [[cost]] for what a call costs, and count = "cost" in a rule to count it',
     "arguments": 'write per = ["user", "arguments"] to count equal arguments separately: rules do not select by arguments',
 }
-"""Hints for keys that a rule does not have, although they are words of a policy."""
-
-_SETTINGS: Final = frozenset({"store", "identity", "audit", "denials", "quiet", "max_frame_bytes"})
+_SETTINGS: Final = ("store", "identity", "audit", "denials", "quiet", "max_frame_bytes")
 """Words of `config.toml`."""
 
-_COST_SELECTORS: Final = ("tool", "server")
-_COST_KEYS: Final = (*_COST_SELECTORS, "cost")
-_LIKE_HEADER = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
-"""A line that is meant to be a header."""
 
-_SELECTION: Final = re.compile(rf"(?:^| )({'|'.join(SELECTORS)}|per)=")
-_HEADER = re.compile(r"^[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]", re.MULTILINE)
+class _Keys(NamedTuple):
+    """The keys that a table may have.
+
+    Attributes:
+        values: What each may have as its value.
+        hints: Hints for keys that belong elsewhere.
+        others: How other keys are written that it may have.
+    """
+
+    values: Mapping[str, Value]
+    hints: Mapping[str, str]
+    others: tuple[str, ...] = ()
+
+    def parse(self, table: Mapping[str, object], faults: list[Fault]) -> dict[str, Any]:
+        """The values of a table. Other keys than these are faults."""
+        found = {}
+        for key, value in table.items():
+            if key in self.values:
+                found[key] = self.values[key].parse(key, value, faults)
+            else:
+                hint = self.hints.get(key) or nearest_word(key, (*self.values, *self.others))
+                faults.append(Fault((key,), f"unknown key {key!r}", hint, on_key=True))
+        return found
+
+
+_RULE: Final = _Keys(
+    {
+        **{key: Patterns(may_be_list=key in ("role", "scope")) for key in SELECTORS},
+        "per": Axes(),
+        "limit": Limits(),
+        "concurrent": Number(MAX_CONCURRENT, "calls in flight", 'write limit = "deny" to close a tool', unlimited=True),
+        "count": Words(("calls", "cost", "errors"), {"concurrent": "write concurrent = 2 to cap calls in flight"}),
+        "wait": _WAIT,
+        "mode": _MODE,
+        "name": Text(),
+    },
+    _ELSEWHERE,
+)
+_COST: Final = _Keys(
+    {
+        "tool": Patterns(),
+        "server": Patterns(),
+        "cost": Number(
+            MAX_N, "units", 'write a narrower rule for calls that cost nothing, with limit = "unlimited" and count = "cost"'
+        ),
+    },
+    dict.fromkeys(SELECTORS, "use only tool and server: a cost depends on nothing else"),
+)
+_TOP: Final = _Keys(
+    {"mode": _MODE, "wait": _WAIT},
+    {key: f"write {key} below a line [[rule]]" for key in _RULE.values}
+    | {key: f"write {key} into config.toml" for key in _SETTINGS},
+    ("[[rule]]", "[[cost]]"),
+)
+_TABLES: Final = ("rule", "cost")
+_HEADER: Final = re.compile(r"[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]")
+_LIKE_HEADER: Final = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
+"""A line that is meant to be a header."""
 
 
 def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_starter: bool = False) -> Policy:
@@ -86,43 +138,23 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_s
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # not TOMLDecodeError for a number with too many digits, or for deep nesting
-        raise _error(source, [_not_toml(error, text)]) from error
+        raise _error(source, text, [_not_toml(error, text)]) from error
     if not data:
         hint = "write rules into the file, or remove it for the starter policy"
-        raise _error(source, [_problem(text, 0, 0, "the file is empty", hint)])
-    faults = [Fault((key,), f"unknown key {key!r}", _hint_at_top(key), on_key=True) for key in data if key not in _KEYS]
-    whole = parse_mode(data.get("mode", "enforce"), faults)
-    wait_us = parse_wait(data["wait"], faults) if "wait" in data else 0
-    lines = _header_lines("" if is_starter else text)
-    rules: list[Rule] = []
-    numbers: dict[tuple[object, ...], int] = {}
-    for at, (table, line) in enumerate(_tables(data, "rule", lines, faults)):
-        found: list[Fault] = []
-        rule = _rule(table, line, found)
-        if rule is not None:
-            twins = [twin for part in rule.parts if (twin := numbers.setdefault(part.key, at + 1)) <= at]
-            if twins:
-                message = f"the same selectors and per as rule {twins[0]}: {rule.text}"
-                hint = 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]'
-                found.append(Fault((), message, hint))
-            rules.append(rule)
-        faults += [fault._replace(path=("rule", at, *fault.path)) for fault in found]
-    costs: list[Cost] = []
-    priced: dict[tuple[object, ...], int] = {}
-    for at, (table, line) in enumerate(_tables(data, "cost", lines, faults)):
-        found = []
-        cost = _cost(table, line, found)
-        if cost is not None:
-            twin = priced.setdefault(cost.pattern.key, at + 1)
-            if twin <= at:
-                found.append(Fault((), f"the same selectors as cost {twin}: {cost.pattern.text}", "keep one of them"))
-            costs.append(cost)
-        faults += [fault._replace(path=("cost", at, *fault.path)) for fault in found]
+        raise _error(source, text, [_Mark(0, 0, "the file is empty", hint)])
+    faults: list[Fault] = []
+    top = _TOP.parse({key: value for key, value in data.items() if key not in _TABLES}, faults)
+    lines: dict[str, list[int]] = {kind: [] for kind in _TABLES}
+    for number, line in enumerate(() if is_starter else text.split("\n"), 1):
+        if header := _HEADER.match(line):
+            lines[header[1]].append(number)
+    rules = _parsed(data, "rule", _rule, lines, faults)
+    costs = _parsed(data, "cost", _cost, lines, faults)
     if faults:
-        raise _error(source, _located(faults, text))
+        raise _error(source, text, _located(faults, text))
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
-    observe = observe or whole == "observe"
-    return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=wait_us, is_starter=is_starter)
+    observe = observe or top.get("mode") == "observe"
+    return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=top.get("wait", 0), is_starter=is_starter)
 
 
 def untouched(policy: Policy) -> set[int]:
@@ -131,72 +163,83 @@ def untouched(policy: Policy) -> set[int]:
     return {at for at, rule in enumerate(policy.rules) if (rule.selectors, rule.rates) in starter}
 
 
-def _hint_at_top(key: str) -> str:
-    if key in _RULE_KEYS:
-        return f"write {key} below a line [[rule]]"
-    if key in _SETTINGS:
-        return f"write {key} into config.toml"
-    return nearest_word(key, ("mode", "wait", "[[rule]]", "[[cost]]"))
+_T = TypeVar("_T", bound=Rule | Cost)
+_Parse = Callable[[dict[str, object], int, list[Fault]], _T | None]
 
 
-def _tables(
-    data: dict[str, object], name: str, lines: dict[str, list[int]], faults: list[Fault]
-) -> list[tuple[dict[str, object], int]]:
-    """The tables `[[name]]`, each with the line of its header; 0 if that is unknown."""
-    tables = data.get(name, [])
+def _parsed(
+    data: dict[str, object], kind: str, parse_one: _Parse[_T], lines: dict[str, list[int]], faults: list[Fault]
+) -> list[_T]:
+    """Parse the tables `[[kind]]`.
+
+    Args:
+        data: The policy.
+        kind: `rule` or `cost`.
+        parse_one: Parses one table.
+        lines: The lines of the headers, by kind. Unless there is one for each table, the lines of the tables are unknown.
+        faults: Receives the errors.
+    """
+    tables = data.get(kind, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        hint = f"begin each {name} with a line [[{name}]]"
-        faults.append(Fault((name,), f"{shown_value(name)} is not a list of tables", hint, on_key=True))
+        faults.append(
+            Fault((kind,), f"{kind!r} is not a list of tables", f"begin each {kind} with a line [[{kind}]]", on_key=True)
+        )
         return []
-    known = lines[name] if len(lines[name]) == len(tables) else [0] * len(tables)
-    return list(zip(tables, known, strict=True))
+    known = lines[kind] if len(lines[kind]) == len(tables) else [0] * len(tables)
+    found: list[_T] = []
+    numbers: dict[object, int] = {}
+    for at, (table, line) in enumerate(zip(tables, known, strict=True)):
+        own: list[Fault] = []
+        parsed = parse_one(table, line, own)
+        if parsed is not None:
+            twin = min(numbers.setdefault(key, at + 1) for key in parsed.keys)
+            if twin <= at:
+                hint = 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]'
+                own.append(Fault((), f"the same selectors and per as {kind} {twin}: {parsed.text}", hint))
+            found.append(parsed)
+        faults += [one._replace(path=(kind, at, *one.path)) for one in own]
+    return found
 
 
-def _error(source: str, problems: Sequence[Problem]) -> PolicyError:
+class _Mark(NamedTuple):
+    """What is wrong between two offsets of a text, perhaps in the rule of this number."""
+
+    begin: int
+    end: int
+    message: str
+    hint: str
+    rule: int = 0
+
+
+def _located(faults: Sequence[Fault], text: str) -> list[_Mark]:
+    """Faults at the places of their values, in the order of the text."""
+    from mcpguard.documents.model import span  # only for error messages
+    from mcpguard.documents.toml import located
+
+    root = located(text)
+    found = []
+    for path, message, hint, on_key in faults:
+        number = path[1] + 1 if len(path) > 1 and isinstance(path[1], int) else 0
+        message = f"{path[0]} {number}: {message}" if number else message
+        found.append(_Mark(*span(root, path, of_key=on_key), message, hint, number if path[0] == "rule" else 0))
+    return sorted(found, key=itemgetter(0, 1))
+
+
+def _error(source: str, text: str, marks: Sequence[_Mark]) -> PolicyError:
+    """The error with a problem for each mark. Of a part that has several lines, the first is shown."""
+    ends = [match.start() for match in re.finditer("\n", text)] + [len(text)]
+    problems = []
+    for begin, end, message, hint, rule in marks:
+        line = bisect_left(ends, begin)
+        line_begin = ends[line - 1] + 1 if line else 0
+        shown = text[line_begin : ends[line]].rstrip("\r")
+        width = max(1, min(end, line_begin + len(shown)) - begin)
+        problems.append(Problem(message, hint, line + 1, begin - line_begin + 1, width, shown, rule))
     first, *more = problems
     message = f"{source}: line {first.line}: {first.message}"
     if more:
         message += f" (and {len(more)} more error{'s' if len(more) > 1 else ''})"
     return PolicyError(message, first.hint, source=source, problems=problems)
-
-
-def _located(faults: Sequence[Fault], text: str) -> list[Problem]:
-    """The problems at the places of faults, in the order of the text."""
-    from mcpguard.documents.model import span  # only for error messages
-    from mcpguard.documents.toml import located
-
-    root = located(text)
-    spans = [span(root, fault.path, of_key=fault.on_key) for fault in faults]
-    found = []
-    line, counted = 1, 0
-    for (begin, end), (path, message, hint, _) in sorted(zip(spans, faults, strict=True), key=itemgetter(0)):
-        line += text.count("\n", counted, begin)
-        counted = begin
-        number = path[1] + 1 if len(path) > 1 and isinstance(path[1], int) else 0
-        message = f"{path[0]} {number}: {message}" if number else message
-        rule = number if path[0] == "rule" else 0
-        found.append(_problem(text, begin, end, message, hint, line=line, rule=rule))
-    return found
-
-
-def _problem(text: str, begin: int, end: int, message: str, hint: str, *, line: int = 0, rule: int = 0) -> Problem:
-    """The problem with a part of a text, or with the part's first line if it has several. `line` is its line if it is known."""
-    line_begin = text.rfind("\n", 0, begin) + 1
-    line_end = text.find("\n", begin)
-    shown = text[line_begin : len(text) if line_end < 0 else line_end].rstrip("\r")
-    width = max(1, min(end, line_begin + len(shown)) - begin)
-    return Problem(message, hint, line or text.count("\n", 0, begin) + 1, begin - line_begin + 1, width, shown, rule)
-
-
-def _header_lines(text: str) -> dict[str, list[int]]:
-    """The lines of the headers `[[rule]]` and `[[cost]]`."""
-    lines: dict[str, list[int]] = {"rule": [], "cost": []}
-    line, counted = 1, 0
-    for match in _HEADER.finditer(text):
-        line += text.count("\n", counted, match.start())
-        counted = match.start()
-        lines[match[1]].append(line)
-    return lines
 
 
 def unreadable(source: str, why: str | None) -> PolicyError:
@@ -219,16 +262,17 @@ def text_of(content: bytes, *, source: str) -> str:
     except UnicodeDecodeError as error:
         text = content.decode(errors="replace")
         at = len(content[: error.start].decode())
-        problem = _problem(text, at, at + 1, "not UTF-8", "a policy is a file in TOML, saved as UTF-8")
-        raise _error(source, [problem]) from error
+        mark = _Mark(at, at + 1, "not UTF-8", "a policy is a file in TOML, saved as UTF-8")
+        raise _error(source, text, [mark]) from error
 
 
-def _not_toml(error: Exception, text: str) -> Problem:
+def _not_toml(error: Exception, text: str) -> _Mark:
     if text.startswith("\ufeff"):
-        return _problem(text, 0, 1, "begins with a byte order mark", "save the file as UTF-8 without one")
-    words = str(error)
-    found = re.search(r"\(at line (\d+), column (\d+)\)", words)
-    at = _offset(text, int(found[1]), int(found[2])) if found else len(text)
+        return _Mark(0, 1, "begins with a byte order mark", "save the file as UTF-8 without one")
+    words, at = str(error), len(text)
+    if found := re.search(r"\(at line (\d+), column (\d+)\)", words):
+        before = text.split("\n")[: int(found[1]) - 1]
+        at = sum(map(len, before)) + len(before) + int(found[2]) - 1
     reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
     line = text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0]
     hint = 'put text in quotes: tool = "search", limit = "100/1h"'
@@ -242,14 +286,7 @@ def _not_toml(error: Exception, text: str) -> Problem:
     elif reason.startswith("Cannot declare") or _LIKE_HEADER.match(line):
         name = "cost" if "cost" in line else "rule"
         hint = f"begin each {name} with a line that has only [[{name}]]"
-    return _problem(text, at, at + 1, f"not TOML: {reason}", hint)
-
-
-def _offset(text: str, line: int, column: int) -> int:
-    begin = 0
-    for _ in range(line - 1):
-        begin = text.index("\n", begin) + 1
-    return begin + column - 1
+    return _Mark(at, at + 1, f"not TOML: {reason}", hint)
 
 
 def parse_rule(table: dict[str, object], *, where: str) -> Rule:
@@ -262,45 +299,20 @@ def parse_rule(table: dict[str, object], *, where: str) -> Rule:
     Raises:
         PolicyError: The rule is invalid. The message is the first error, and begins with `where`.
     """
-    faults: list[Fault] = []
-    rule = _rule(table, 0, faults)
-    if rule is None:
-        raise PolicyError(f"{where}: {faults[0].message}", faults[0].hint)
-    return rule
-
-
-def rule_of_text(text: str, limit: object, counts: Counts = "calls") -> Rule | None:
-    """The rule with this `Rule.text` and this limit.
-
-    Args:
-        text: The rule's text.
-        limit: A value of `limit` in a policy file; of `concurrent` for a cap on calls in flight.
-        counts: What the limit counts; `concurrent` for such a cap.
-
-    Returns:
-        None if no rule has this text.
-    """
-    _, *parts = _SELECTION.split(text)
-    table: dict[str, object] = dict(zip(parts[::2], parts[1::2], strict=True))
-    for key in table.keys() & {"role", "scope", "per"}:
-        table[key] = str(table[key]).split(",")
-    if table.get("per") == ["none"]:
-        table["per"] = []
-    try:
-        table["concurrent" if counts == "concurrent" else "limit"] = limit
-        rule = parse_rule(table | ({"count": counts} if counts in ("cost", "errors") else {}), where="rule")
-    except PolicyError:
-        return None
-    return rule if rule.text == text else None
+    return _alone(table, where, _rule)
 
 
 def parse_cost(table: dict[str, object], *, where: str) -> Cost:
     """Parse one `[[cost]]`; see `parse_rule`."""
+    return _alone(table, where, _cost)
+
+
+def _alone(table: dict[str, object], where: str, parse_one: _Parse[_T]) -> _T:
     faults: list[Fault] = []
-    cost = _cost(table, 0, faults)
-    if cost is None:
+    found = parse_one(table, 0, faults)
+    if found is None:
         raise PolicyError(f"{where}: {faults[0].message}", faults[0].hint)
-    return cost
+    return found
 
 
 def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | None:
@@ -311,65 +323,44 @@ def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | No
         line: The rule's line in the file; 0 if unknown.
         faults: Receives the errors. Their paths begin within the rule.
     """
+    found = _RULE.parse(table, faults)
+    if not found.keys() & {"limit", "concurrent"}:
+        faults.append(Fault((), "no limit", 'add one: limit = "100/1h", "deny" or "unlimited"; or concurrent = 2'))
+    deny = table.get("limit") == "deny"
     faults += [
-        Fault((key,), f"unknown key {key!r}", _ELSEWHERE.get(key) or nearest_word(key, _RULE_KEYS), on_key=True)
-        for key in table
-        if key not in _RULE_KEYS
+        Fault((key,), f"{key}: this rule denies every call", f"leave {key} out", on_key=True)
+        for key in ("concurrent", "count", "wait")
+        if deny and key in table
     ]
-    selectors: dict[str, tuple[str, ...]] = {key: parse_selector(key, table[key], faults) for key in SELECTORS if key in table}
-    rates: list[Rate] = []
-    word = ""
-    if "limit" not in table:
-        if "concurrent" not in table:
-            faults.append(Fault((), "no limit", 'add one: limit = "100/1h", "deny" or "unlimited"; or concurrent = 2'))
-    elif table["limit"] in ("deny", "unlimited"):
-        word = str(table["limit"])
-    else:
-        rates = parse_limit(table["limit"], faults)
-    concurrent = parse_concurrent(table["concurrent"], faults) if "concurrent" in table else None
-    counts = parse_count(table, faults)
-    if word == "deny":
-        for key in ("concurrent", "count", "wait"):
-            if key in table:
-                faults.append(Fault((key,), f"{key}: this rule denies every call", f"leave {key} out", on_key=True))
-    given = "per" in table
-    per = parse_per(table["per"], faults) if given else tuple(axis for axis in AXES if axis in selectors)
-    name = table.get("name", "")
-    if not isinstance(name, str):
-        faults.append(Fault(("name",), f"name: {shown_value(name)} is not text", 'write name = "search, all users"'))
-    mode = parse_mode(table.get("mode", "enforce"), faults)
-    wait_us = parse_wait(table["wait"], faults) if "wait" in table else None
+    counts = found.get("count", "calls")
+    if counts != "calls" and "limit" not in found:
+        faults.append(Fault(("count",), f"count: no limit that counts {counts}", 'add one: limit = "100/1h"'))
     if faults:
         return None
+    selectors: dict[str, tuple[str, ...]] = {key: found[key] for key in SELECTORS if key in found}
+    per = found.get("per", tuple(axis for axis in AXES if axis in selectors))
     implied = {"tool", "server"} if ARGUMENTS in per else {"server"} if "tool" in per else set()
     return Rule(
         selectors=selectors,
         per=frozenset(per) | implied,
-        per_text=(",".join(per) or "none") if given else "",
-        rates=tuple(rates),
-        deny=word == "deny",
-        observe=mode == "observe",
-        name=str(name),
+        per_text=(",".join(per) or "none") if "per" in found else "",
+        rates=found.get("limit", ()),
+        deny=deny,
+        observe=found.get("mode") == "observe",
+        name=found.get("name", ""),
         line=line,
         counts=counts,
-        concurrent=concurrent,
-        has_limit="limit" in table,
-        wait_us=wait_us,
+        concurrent=found.get("concurrent"),
+        has_limit="limit" in found,
+        wait_us=found.get("wait"),
     )
 
 
 def _cost(table: dict[str, object], line: int, faults: list[Fault]) -> Cost | None:
     """Parse one `[[cost]]`. If it is invalid, None, and every error is added to `faults`."""
-    for key in table:
-        if key in _COST_KEYS:
-            continue
-        hint = "use only tool and server: a cost depends on nothing else" if key in SELECTORS else nearest_word(key, _COST_KEYS)
-        faults.append(Fault((key,), f"unknown key {key!r}", hint, on_key=True))
-    selectors: dict[str, tuple[str, ...]] = {
-        key: parse_selector(key, table[key], faults) for key in _COST_SELECTORS if key in table
-    }
-    if table.get("cost") is None:
+    found = _COST.parse(table, faults)
+    if "cost" not in found:
         faults.append(Fault((), "no cost", "add one: cost = 20"))
+    if faults:
         return None
-    units = parse_units(table["cost"], faults)
-    return None if faults else Cost(selectors, units, line)
+    return Cost({key: found[key] for key in ("tool", "server") if key in found}, found["cost"], line)

@@ -5,23 +5,30 @@ limit is the busiest window times `HEADROOM`, rounded up, and at least `LEAST_LI
 
 Caps on calls in flight, limits on cost or errors, and limits that count equal arguments separately stay as they are: the audit
 log does not tell enough about what they count.
+
+Memory grows with the calls within a window and the hours of the history: `max_mb` bounds both.
 """
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import count
 from typing import Final, Literal, NamedTuple
 
 from mcpguard.identity.agent import Agent
 from mcpguard.limiter.plan import ARGUMENTS
-from mcpguard.policy.busiest import LEAST_CALLS, MAX_ENTRIES, Peak, Tracked
 from mcpguard.policy.lint import superfluous
 from mcpguard.policy.model import AXES, Call, Policy, Rate, Rule
 from mcpguard.text.digest import MAX_NAME_BYTES
 from mcpguard.text.patterns import glob
 from mcpguard.text.printing import plural
 from mcpguard.text.times import window
+
+LEAST_CALLS: Final = 20
+"""Fewer calls say too little about a rule."""
+
+_Kind = Literal["change", "add", "keep", "few"]
 
 HEADROOM: Final = 2
 """A suggested limit is this many times the calls in the busiest window."""
@@ -45,6 +52,15 @@ HELD_ROWS: Final = 4096
 COUNTED: Final = frozenset({"allowed", "would_deny", "allowed_unavailable"})
 """The decisions of calls that reached the server and cost quota."""
 
+_BURST: Final = 4
+"""A busiest window is a single burst if it has at least `LEAST_CALLS`, and more than this many times those of other times."""
+
+_BURST_US: Final = 3_600_000_000
+"""Windows in the same or the next span of this length, or of their own if that is longer, may be parts of one burst."""
+
+_BURST_HISTORY: Final = 5
+"""A history of less than this many such spans has no single burst: there is nothing to compare it with."""
+
 _NEW_WINDOWS: Final = (Rate(1, 60_000_000, "1m"), Rate(1, 3_600_000_000, "1h"))
 """The windows of new rules."""
 
@@ -56,6 +72,88 @@ _MAX_CALLS: Final = 4096
 
 _STEPS: Final = (10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 """The first two digits of a rounded limit."""
+
+
+class Peak(NamedTuple):
+    """The busiest window of a rule.
+
+    Attributes:
+        calls: The calls in it.
+        who: The values that the rule counts, such as the user; empty if it counts all calls together.
+        begin_us: The wall-clock time of its first call.
+    """
+
+    calls: int = 0
+    who: str = ""
+    begin_us: int = 0
+
+
+class _Busiest:
+    """The busiest window of a limit.
+
+    Args:
+        rate: The limit.
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self.peak = Peak()
+        self._times: defaultdict[tuple[str, ...], deque[int]] = defaultdict(deque)  # the calls in the window of each counter
+        self._apart_us = max(rate.window_us, _BURST_US)
+        self._most: dict[int, int] = {}  # by spans of this length, the most calls in a window that begins in them
+
+    def add(self, key: tuple[str, ...], who: str, time_us: int) -> None:
+        """Count a call of a counter in the window that begins with it. It is no later than the calls before."""
+        times = self._times[key]
+        begin_us = min(time_us, times[-1]) if times else time_us
+        times.append(begin_us)
+        while times[0] >= begin_us + self.rate.window_us:
+            times.popleft()
+        span = begin_us // self._apart_us
+        self._most[span] = max(self._most.get(span, 0), len(times))
+        if len(times) > self.peak.calls:
+            self.peak = Peak(len(times), who, begin_us)
+
+    def burst(self, history_us: int) -> str:
+        """Say that the busiest window is a single burst, which may be a loop; empty if it is none."""
+        calls, _, begin_us = self.peak
+        at = begin_us // self._apart_us
+        others = max((most for span, most in self._most.items() if abs(span - at) > 1), default=0)
+        if calls < LEAST_CALLS or calls <= _BURST * others or history_us < _BURST_HISTORY * self._apart_us:
+            return ""
+        return f"a single burst, at other times no {window(self.rate.window_us)} has more than {plural(others, 'call')}"
+
+    @property
+    def text(self) -> str:
+        """The busiest window in words: `busiest hour of 41 calls by alice`."""
+        by = f" by {self.peak.who}" if self.peak.who else ""
+        return f"busiest {window(self.rate.window_us)} of {plural(self.peak.calls, 'call')}{by}"
+
+    @property
+    def raised(self) -> tuple[int, str]:
+        """The limit for it, and how that follows."""
+        why = f"and at least {LEAST_LIMIT}" if HEADROOM * self.peak.calls < LEAST_LIMIT else "rounded up"
+        return with_headroom(self.peak.calls), f"x{HEADROOM}, {why}"
+
+
+class _Tracked:
+    """A rule, how often it was called, and the busiest window of each of its limits."""
+
+    def __init__(self, rule: Rule, rates: tuple[Rate, ...]) -> None:
+        self.rule = rule
+        self.calls = 0
+        self.busiest = [_Busiest(rate) for rate in rates]
+        self._axes = [axis for axis in AXES if axis in rule.per]
+        implied = {"server"} if "tool" in rule.per and "server" not in rule.selectors else set()
+        self._shown = [axis for axis in self._axes if axis not in rule.exact and axis not in implied]
+
+    def add(self, call: Call, time_us: int) -> None:
+        """Count a call, which is no later than the calls before."""
+        self.calls += 1
+        key = tuple([getattr(call, axis) for axis in self._axes])
+        who = " ".join([getattr(call, axis) for axis in self._shown])
+        for one in self.busiest:
+            one.add(key, who, time_us)
 
 
 class SuggestedLimit(NamedTuple):
@@ -97,7 +195,7 @@ class Suggestion(NamedTuple):
         denied: The calls that the rule denied.
     """
 
-    kind: Literal["change", "add", "keep", "few"]
+    kind: _Kind
     table: dict[str, object]
     at: int
     limits: tuple[SuggestedLimit, ...]
@@ -131,8 +229,6 @@ class Findings(NamedTuple):
 class Survey:
     """Counts the calls of audit rows as the rules of a policy would, and as new rules would.
 
-    Its memory grows with the number of counters in use within one window, and not with the number of rows.
-
     Args:
         policy: The policy in force.
     """
@@ -140,11 +236,11 @@ class Survey:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._rules = {
-            at: Tracked(rule, rule.rates) for at, rule in enumerate(policy.rules) if rule.rates and _can_be_surveyed(rule)
+            at: _Tracked(rule, rule.rates) for at, rule in enumerate(policy.rules) if rule.rates and _can_be_surveyed(rule)
         }
-        self._tiers: dict[str, Tracked] = {}
-        self._tools: dict[str, Tracked] = {}
-        self._applying: dict[Call, list[Tracked]] = {}
+        self._tiers: dict[str, _Tracked] = {}
+        self._tools: dict[str, _Tracked] = {}
+        self._counting = lru_cache(_MAX_CALLS)(self._counting_of)
         self._denied: Counter[str] = Counter()
         self._calls = 0
         self._first_us = self._last_us = 0
@@ -161,27 +257,21 @@ class Survey:
             self._calls += 1
             self._first_us = min(self._first_us or time_us, time_us)
             self._last_us = max(self._last_us, time_us)
-            roles = row.get("roles")
-            user, agent, tool, server = (str(row[axis]) for axis in AXES)
-            call = Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ())
-            if call not in self._applying:
-                if len(self._applying) == _MAX_CALLS:
-                    self._applying.clear()
-                self._applying[call] = self._counting(call)
-            for tracked in self._applying[call]:
+            call = Call.of(row)
+            for tracked in self._counting(call):
                 tracked.add(call, time_us)
 
-    def _counting(self, call: Call) -> list[Tracked]:
+    def _counting_of(self, call: Call) -> list[_Tracked]:
         """The rules in force and the possible new rules that count a call."""
         found = [self._rules[at] for part, at in self._policy.applying(call) if part.rates and at in self._rules]
         agent = Agent.split(call.agent)
         if agent and _can_be_exact(agent.tier) and not any(_limits_tier(rule, agent.tier) for rule in self._policy.rules):
             rule = Rule({"user": ("*",), "agent": (f"*::{agent.tier}::*",)}, frozenset({"user"}), "user")
-            found.append(self._tiers.setdefault(agent.tier, Tracked(rule, _NEW_WINDOWS)))
+            found.append(self._tiers.setdefault(agent.tier, _Tracked(rule, _NEW_WINDOWS)))
         if _can_be_exact(call.tool) and not any(_rules_tool(rule, call.tool) for rule in self._policy.rules):
             rule = Rule({"user": ("*",), "tool": (call.tool,)}, frozenset({"user", "tool", "server"}))
             if call.tool in self._tools or len(self._tools) < _MAX_TOOLS:
-                found.append(self._tools.setdefault(call.tool, Tracked(rule, _NEW_WINDOWS)))
+                found.append(self._tools.setdefault(call.tool, _Tracked(rule, _NEW_WINDOWS)))
         return found
 
     def findings(self) -> Findings:
@@ -252,17 +342,11 @@ def _limits_calls(rule: Rule) -> bool:
     return rule.has_limit and rule.counts != "errors" and ARGUMENTS not in rule.per
 
 
-def _of_rule(tracked: Tracked, at: int, denied: int, history_us: int) -> Suggestion:
+def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Suggestion:
     """The suggestion for a rule in force."""
-    rule = tracked.rule
-    table = _table(rule)
-    limits = tuple([_for_rate(tracked, number, history_us) for number in range(len(rule.rates))])
-    if tracked.calls < LEAST_CALLS:
-        why = f"only {plural(tracked.calls, 'call')} seen"
-        limits = tuple([one._replace(n=rate.n, busiest="", why=why) for one, rate in zip(limits, rule.rates, strict=True)])
-        return Suggestion("few", table, at, limits, tracked.calls, denied)
-    is_changed = any(one.n != one.was for one in limits)
-    return Suggestion("change" if is_changed else "keep", table, at, limits, tracked.calls, denied)
+    limits = tuple([_of_rate(one, tracked.calls, history_us) for one in tracked.busiest])
+    kind: _Kind = "few" if tracked.calls < LEAST_CALLS else "change" if any(one.n != one.was for one in limits) else "keep"
+    return Suggestion(kind, _table(tracked.rule), at, limits, tracked.calls, denied)
 
 
 def _table(rule: Rule) -> dict[str, object]:
@@ -271,49 +355,34 @@ def _table(rule: Rule) -> dict[str, object]:
     return table | ({"per": [axis for axis in rule.per_text.split(",") if axis != "none"]} if rule.per_text else {})
 
 
-def _for_rate(tracked: Tracked, at: int, history_us: int) -> SuggestedLimit:
-    rate, peak = tracked.rates[at], tracked.peaks[at]
-    busiest = _busiest(rate, peak)
+def _of_rate(one: _Busiest, calls: int, history_us: int) -> SuggestedLimit:
+    """The suggestion for a limit in force of a rule that has counted so many calls."""
+    (was, window_us, text), seen = one.rate, one.peak.calls
+    kept = SuggestedLimit(was, text, was, one.peak, one.text, "")
     low, high = FITS
-    n, why = _raised(peak)
-    if history_us < 2 * rate.window_us and rate.n >= HEADROOM * peak.calls:
-        n, why = rate.n, "stays, the history is shorter than two windows"
-    elif low * peak.calls <= rate.n <= max(LEAST_LIMIT, high * peak.calls):
-        n, why = rate.n, "stays, it fits"
-    burst = tracked.burst(at, history_us) if n != rate.n else ""
-    return SuggestedLimit(n, rate.text, rate.n, peak, busiest, why, burst)
+    if calls < LEAST_CALLS:
+        return kept._replace(busiest="", why=f"only {plural(calls, 'call')} seen")
+    if history_us < 2 * window_us and was >= HEADROOM * seen:
+        return kept._replace(why="stays, the history is shorter than two windows")
+    if low * seen <= was <= max(LEAST_LIMIT, high * seen):
+        return kept._replace(why="stays, it fits")
+    n, why = one.raised
+    return kept._replace(n=n, why=why, burst=one.burst(history_us) if n != was else "")
 
 
-def _raised(peak: Peak) -> tuple[int, str]:
-    """The limit for a busiest window, and how it is derived."""
-    why = f"and at least {LEAST_LIMIT}" if HEADROOM * peak.calls < LEAST_LIMIT else "rounded up"
-    return with_headroom(peak.calls), f"x{HEADROOM}, {why}"
-
-
-def _new(tracked: Tracked, history_us: int) -> Suggestion:
+def _new(tracked: _Tracked, history_us: int) -> Suggestion:
     """The suggestion of a new rule. A limit that can never deny a call is left out."""
     table = _table(tracked.rule)
     if tracked.calls < LEAST_CALLS:
         return Suggestion("few", table, -1, (), tracked.calls, 0)
-    rates = [rate._replace(n=_raised(peak)[0]) for rate, peak in zip(tracked.rates, tracked.peaks, strict=True)]
+    rates = [one.rate._replace(n=one.raised[0]) for one in tracked.busiest]
     idle = [rate for rate, _ in superfluous(rates)]
     limits = [
-        SuggestedLimit(rate.n, rate.text, None, peak, _busiest(rate, peak), _raised(peak)[1], tracked.burst(at, history_us))
-        for at, (rate, peak) in enumerate(zip(rates, tracked.peaks, strict=True))
+        SuggestedLimit(rate.n, rate.text, None, one.peak, one.text, one.raised[1], one.burst(history_us))
+        for rate, one in zip(rates, tracked.busiest, strict=True)
         if rate not in idle
     ]
     return Suggestion("add", table, -1, tuple(limits), tracked.calls, 0)
-
-
-def _busiest(rate: Rate, peak: Peak) -> str:
-    """The busiest window in words.
-
-    >>> _busiest(Rate(1, 3_600_000_000, "1h"), Peak(41, "alice"))
-    'busiest hour of 41 calls by alice'
-    """
-    about = "about " if peak.calls > MAX_ENTRIES else ""
-    by = f" by {peak.who}" if peak.who else ""
-    return f"busiest {window(rate.window_us)} of {about}{plural(peak.calls, 'call')}{by}"
 
 
 def with_headroom(calls: int) -> int:

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.documents.document import Dialect, Splice, spliced, with_lines
-from mcpguard.documents.edits import appended, without
+from mcpguard.documents.document import Dialect, Document, Splice, spliced
 from mcpguard.documents.model import Array, Child, Object, plain
 from mcpguard.documents.toml import located
+from mcpguard.errors import McpguardError
 
 _BLANK: Final = " \t\r\n"
 """White space in TOML. Python knows more characters of that kind."""
@@ -19,9 +19,6 @@ _DEFAULTS: Final = {"name": "", "mode": "enforce"}
 
 _REASON: Final = "busiest "
 """The beginning of a comment beside a suggested limit. The next suggestion replaces such a comment."""
-
-_AFTER_ITEM: Final = re.compile(r"[ \t]*(,?)[ \t]*(?:#[^\n]*)?\r?\n")
-"""What follows an item that is the last one on its line."""
 
 _TOP_COMMENT: Final = re.compile(r"(?:[ \t]*#[^\n]*\n)+[ \t\r]*\n")
 """The comment about a whole file. Without a blank line below it, a comment belongs to what follows."""
@@ -35,25 +32,28 @@ class PolicyText:
 
     Args:
         text: The text of a valid policy.
+
+    Each method raises `McpguardError` if the tables that it edits have no headers, because they are in a list in brackets.
     """
 
     def __init__(self, text: str) -> None:
         self._root = located(text)
-        self._document = with_lines(text, b"", Dialect.TOML, self._root)
+        self._document = Document(text, b"", Dialect.TOML, self._root)
         self._text = text
         self._splices: list[Splice] = []
-        self._new: dict[str, list[list[str]]] = {}
+        self._new: list[tuple[str, list[str]]] = []
 
     def append(self, kind: str, table: Mapping[str, Any]) -> None:
         """Add a table after all others."""
+        self._tables(kind)
         pairs = [_pair(key, value) for key, value in table.items() if value != _DEFAULTS.get(key)]
-        self._new.setdefault(kind, []).append(pairs)
+        self._new.append((kind, pairs))
 
     def set(self, kind: str, at: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Give a table other values, by key; None removes a key. The other keys stay. Returns the table with these values.
 
-        In a list of limits with comments, limits that do not change keep their place and comment. Where that cannot be done,
-        the comments are put above all limits. If a word such as `deny` replaces the list, the comments are put after it.
+        The comments in a list of limits are put above all its limits. If a word such as `deny` replaces the list, they are put
+        after it.
         """
         table = self._tables(kind).children[at].node
         assert isinstance(table, Object)  # noqa: S101 - the policy is valid
@@ -70,22 +70,15 @@ class PolicyText:
                 self._set_limit(member, value)
             else:
                 self._replace(member, _token(value))
-        if not table.is_block:
-            self._splices += without(self._document, table, gone)
-            self._splices += [appended(self._document, table, list(added.values()))] if added else []
-        else:
-            lines = [(self._document.line_start(table.children[one].start), table.children[one].end) for one in gone]
-            self._splices += [Splice(start, self._document.line_end(end), "") for start, end in lines]
-            self._add_lines(table.end, [pair for key, pair in added.items() if key in _DEFAULTS])
-            self._add_lines(table.content_end, [pair for key, pair in added.items() if key not in _DEFAULTS])
+        lines = [(self._document.line_start(table.children[one].start), table.children[one].end) for one in gone]
+        self._splices += [Splice(start, self._document.line_end(end), "") for start, end in lines]
+        self._add_lines(table.end, [pair for key, pair in added.items() if key in _DEFAULTS])
+        self._add_lines(table.content_end, [pair for key, pair in added.items() if key not in _DEFAULTS])
         return {key: value for key, value in (plain(table) | values).items() if value is not None}
 
     def remove(self, kind: str, at: int) -> None:
         """Remove a table and the comment right above it."""
         tables, text, document = self._tables(kind), self._text, self._document
-        if not tables.is_block:
-            self._splices += without(document, tables, {at})
-            return
         table = tables.children[at]
         begin, end = document.line_start(table.start), document.line_end(table.end)
         above = begin
@@ -110,15 +103,9 @@ class PolicyText:
 
     def edited(self) -> str:
         """The text after the edits. If they leave no content, it gets a `mode`: an empty file is not a valid policy."""
-        splices, end = list(self._splices), ""
-        for kind, tables in self._new.items():
-            array = self._root.get(kind)
-            if isinstance(array, Array) and not array.is_block:  # rule = [{…}]
-                splices.append(appended(self._document, array, [f"{{{', '.join(pairs)}}}" for pairs in tables]))
-            else:
-                end += "".join("\n".join([f"\n[[{kind}]]", *pairs, ""]) for pairs in tables)
+        end = "".join("\n".join([f"\n[[{kind}]]", *pairs, ""]) for kind, pairs in self._new)
         line_break = "\r\n" if "\r\n" in self._text else "\n"
-        new = spliced(self._text, [one._replace(text=re.sub(r"\r?\n", line_break, one.text)) for one in splices])
+        new = spliced(self._text, [one._replace(text=re.sub(r"\r?\n", line_break, one.text)) for one in self._splices])
         if all(line.lstrip(_BLANK)[:1] in ("", "#") for line in [*new.split("\n"), *end.split("\n")]):
             end = f"\n{_pair('mode', 'enforce')}\n"
         if not end:
@@ -127,8 +114,12 @@ class PolicyText:
         return above + (f"\n{end}" if above else end.lstrip("\n")).replace("\n", line_break)
 
     def _tables(self, kind: str) -> Array:
-        tables = self._root.get(kind)
+        """The tables of a kind; an empty array if there are none."""
+        tables = self._root.get(kind) or Array(0, is_block=True)
         assert isinstance(tables, Array)  # noqa: S101 - the policy is valid
+        if not tables.is_block:
+            message = f"the file has {kind} = […] in place of lines [[{kind}]], so only you can edit it"
+            raise McpguardError(message, f"begin each {kind} with a line [[{kind}]]: mcpguard policy edit")
         return tables
 
     def _replace(self, member: Child, token: str) -> None:
@@ -151,28 +142,7 @@ class PolicyText:
             return
         limits = [value] if isinstance(value, str) else value
         is_kept = _comments(old) and isinstance(limits[0], str)
-        if is_kept and isinstance(node, Array) and (splices := self._in_place(node, limits)):
-            self._splices += splices
-            return
-        listed = [(limit, "") for limit in limits] if is_kept else value
-        self._replace(member, _token(listed, _comments(old)))
-
-    def _in_place(self, array: Array, limits: Sequence[str]) -> list[Splice]:
-        """Edit a list of limits, each of which is on a line of its own; nothing if that cannot be done."""
-        document, text, splices = self._document, self._text, list[Splice]()
-        wanted = {limit.partition("/")[2]: limit for limit in limits}
-        for child in array.children:
-            begin, end = document.line_start(child.start), document.line_end(child.end)
-            after = _AFTER_ITEM.fullmatch(text, child.end, end)
-            limit = wanted.pop(str(plain(child.node)).partition("/")[2], None)
-            is_last = child == array.children[-1]
-            if text[begin : child.start].strip(_BLANK) or not after or not (after[1] or (is_last and not wanted)):
-                return []
-            splices.append(Splice(child.start, child.end, _token(limit)) if limit else Splice(begin, end, ""))
-        last = array.children[-1]
-        at = document.line_end(last.end)
-        lines = "".join(f"{document.indentation(last.start)}{_token(limit)},\n" for limit in wanted.values())
-        return [*splices, Splice(at, at, lines)]
+        self._replace(member, _token([(limit, "") for limit in limits] if is_kept else value, _comments(old)))
 
 
 def _pair(key: str, value: object) -> str:

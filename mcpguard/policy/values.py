@@ -1,16 +1,16 @@
-"""Parses the values of a policy's keys.
+"""What the keys of a policy may have as their values: their types and bounds, and how they are parsed.
 
-Each function adds a fault for a value that is wrong, with a hint at the right form. What it returns then is not used.
+A value that is wrong is a fault, with a hint at the right form.
 """
 
 import re
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from mcpguard.errors import closest_word
 from mcpguard.identity.agent import Agent, nearest
 from mcpguard.identity.caller import KNOWN_CLIENTS, known_client
-from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.model import PER, SELECTORS, Rate
 from mcpguard.text.times import UNITS_S, seconds_of
 
@@ -29,7 +29,9 @@ MAX_WINDOW_SECONDS: Final = 3650 * 86400
 MAX_WAIT_SECONDS: Final = 3600
 """The longest `wait`. Few clients wait even for a minute, unless they get progress notifications."""
 
-_COUNTS: Final[tuple[Counts, ...]] = ("calls", "cost", "errors")
+LIMIT_WORDS: Final = ("deny", "unlimited")
+"""The words that can stand in place of limits."""
+
 _RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
 _LOOSE_RATE = r"(?i)\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*"  # compiled only for an error
 _MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
@@ -45,88 +47,143 @@ class Fault(NamedTuple):
     on_key: bool = False
 
 
-def parse_concurrent(value: object, faults: list[Fault]) -> int:
-    """Parse a `concurrent`; 0 for `unlimited`."""
-    if value == "unlimited":
-        return 0
-    hint = f'write a whole number from 1 to {MAX_CONCURRENT}, or "unlimited"'
-    zero = 'write limit = "deny" to close a tool'
-    return _whole_number("concurrent", value, MAX_CONCURRENT, faults, what="a number of calls in flight", hint=hint, zero=zero)
+class Value(Protocol):
+    """What a key of a policy may have as its value."""
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> Any:
+        """The value as rules have it. If it is wrong, a fault is added, and what is returned is not used."""
 
 
-def _whole_number(key: str, value: object, most: int, faults: list[Fault], *, what: str, hint: str, zero: str) -> int:
-    """Parse a whole number from 1 to `most`; 0 if it is none.
+class Words(NamedTuple):
+    """One of some words.
 
-    Args:
-        key: Its key.
-        value: Its value.
-        most: The largest.
-        faults: Receives the error.
-        what: What the number is.
-        hint: The hint for most errors.
-        zero: The hint for 0.
+    Attributes:
+        words: The words.
+        hints: Hints for other words that are probably written.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most:
-        return value
-    if value == 0:
-        hint = zero
-    elif isinstance(value, str) and value.strip().isdecimal():
-        hint = f"write it without quotes: {key} = {value.strip()[:20]}"
-    faults.append(Fault((key,), f"{key}: {shown_value(value)} is not {what}", hint))
-    return 0
+
+    words: tuple[str, ...]
+    hints: Mapping[str, str] = MappingProxyType({})
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> str:
+        """See `Value`."""
+        word = value if isinstance(value, str) else ""
+        if word not in self.words:
+            hint = self.hints.get(word) or nearest_word(word, self.words)
+            faults.append(Fault((key,), f"{key}: {shown_value(value)} is none of {' '.join(self.words)}", hint))
+        return word
 
 
-def parse_count(table: dict[str, object], faults: list[Fault]) -> Counts:
-    """Parse the `count` of a rule: what its limits count."""
-    value = table.get("count", "calls")
-    if value not in _COUNTS:
-        hint = nearest_word(value if isinstance(value, str) else "", _COUNTS)
-        if value == "concurrent":
-            hint = "write concurrent = 2 to cap calls in flight"
-        faults.append(Fault(("count",), f"count: {shown_value(value)} cannot be counted", hint))
-        return "calls"
-    if value != "calls" and "limit" not in table:
-        faults.append(Fault(("count",), f"count: no limit that counts {value}", 'add one: limit = "100/1h"'))
-    return next(one for one in _COUNTS if one == value)
+class Number(NamedTuple):
+    """A whole number from 1 on.
+
+    Attributes:
+        most: The largest.
+        what: What it is a number of.
+        zero: The hint for 0.
+        unlimited: Whether the word `unlimited` is allowed. It is parsed as 0.
+    """
+
+    most: int
+    what: str
+    zero: str
+    unlimited: bool = False
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> int:
+        """See `Value`."""
+        if self.unlimited and value == "unlimited":
+            return 0
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= self.most:
+            return value
+        hint = f"write a whole number from 1 to {self.most}" + (', or "unlimited"' if self.unlimited else "")
+        if value == 0:
+            hint = self.zero
+        elif isinstance(value, str) and value.strip().isdecimal():
+            hint = f"write it without quotes: {key} = {value.strip()[:20]}"
+        faults.append(Fault((key,), f"{key}: {shown_value(value)} is not a number of {self.what}", hint))
+        return 0
 
 
-def parse_wait(value: object, faults: list[Fault]) -> int:
-    """Parse a `wait`; in microseconds."""
-    seconds = seconds_of(value)
-    if seconds is None or seconds > MAX_WAIT_SECONDS:
-        hint = f'write text, from "0s" to "{MAX_WAIT_SECONDS}s" (s m h): wait = "5s"'
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WAIT_SECONDS:
-            hint = f'did you mean "{value}s"?'
-        what = "is not a time to wait" if seconds is None else "is too long"
-        faults.append(Fault(("wait",), f"wait: {shown_value(value)} {what}", hint))
-    return (seconds or 0) * 1_000_000
+class Span(NamedTuple):
+    """A span of time from `0s` to `most_s` seconds. It is parsed as microseconds."""
+
+    most_s: int
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> int:
+        """See `Value`."""
+        seconds = seconds_of(value)
+        if seconds is None or seconds > self.most_s:
+            hint = f'write text, from "0s" to "{self.most_s}s" (s m h): {key} = "5s"'
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= self.most_s:
+                hint = f'did you mean "{value}s"?'
+            what = "is not a time to wait" if seconds is None else "is too long"
+            faults.append(Fault((key,), f"{key}: {shown_value(value)} {what}", hint))
+        return (seconds or 0) * 1_000_000
 
 
-def parse_units(value: object, faults: list[Fault]) -> int:
-    """Parse the `cost` of a `[[cost]]`; in units."""
-    hint = f"write a whole number from 1 to {MAX_N}"
-    zero = 'write a narrower rule for calls that cost nothing, with limit = "unlimited" and count = "cost"'
-    return _whole_number("cost", value, MAX_N, faults, what="a number of units", hint=hint, zero=zero)
+class Text(NamedTuple):
+    """Any text."""
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> str:
+        """See `Value`."""
+        if not isinstance(value, str):
+            faults.append(Fault((key,), f"{key}: {shown_value(value)} is not text", f'write {key} = "search, all users"'))
+        return str(value)
 
 
-def parse_limit(value: object, faults: list[Fault]) -> list[Rate]:
-    """Parse the rates of a `limit`."""
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        faults.append(Fault(("limit",), "limit: an empty list", 'write limit = "100/1h", "deny" or "unlimited"'))
-    rates: list[Rate] = []
-    for at, item in enumerate(values):
-        path: Path = ("limit", at) if isinstance(value, list) else ("limit",)
-        rate = _rate(item)
-        if not isinstance(rate, Rate):
-            faults.append(Fault(path, f"limit: {rate[0]}", rate[1]))
-            continue
-        twin = next((other for other in rates if other.window_us == rate.window_us), None)
-        if twin is not None:
-            both = f"{twin.n}/{twin.text} and {rate.n}/{rate.text}"
-            faults.append(Fault(path, f"limit: two limits for one window: {both}", "keep one of them"))
-        rates.append(rate)
-    return rates
+class Patterns(NamedTuple):
+    """A pattern of a selector; with `may_be_list` also a list of them."""
+
+    may_be_list: bool = False
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> tuple[str, ...]:
+        """See `Value`."""
+        is_list = self.may_be_list and isinstance(value, list)
+        values = value if is_list else [value]
+        if not values:
+            faults.append(Fault((key,), f"{key}: an empty list", f"leave {key} out to match any"))
+        return tuple([_pattern(key, item, (key, at) if is_list else (key,), faults) for at, item in enumerate(values)])
+
+
+class Axes(NamedTuple):
+    """A list of some of `PER`. It is parsed in their order."""
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> tuple[str, ...]:
+        """See `Value`."""
+        if not isinstance(value, list):
+            hint = "[]" if value in ("", "none") else f'["{value if isinstance(value, str) else "user"}"]'
+            faults.append(Fault((key,), f"{key}: {shown_value(value)} is not a list", f"write {key} = {hint}"))
+            return ()
+        for at, axis in enumerate(value):
+            if axis not in PER:
+                meant = axis if isinstance(axis, str) and axis not in SELECTORS else ""  # role is not a misspelt tool
+                faults.append(Fault((key, at), f"{key}: unknown axis {shown_value(axis)}", nearest_word(meant, PER)))
+        return tuple(axis for axis in PER if axis in value)
+
+
+class Limits(NamedTuple):
+    """A limit `N/W`, a list of such, or one of `LIMIT_WORDS`, which has no rates."""
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> tuple[Rate, ...]:
+        """See `Value`."""
+        if value in LIMIT_WORDS:
+            return ()
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            faults.append(Fault((key,), f"{key}: an empty list", f'write {key} = "100/1h", "deny" or "unlimited"'))
+        rates: list[Rate] = []
+        for at, item in enumerate(values):
+            path: Path = (key, at) if isinstance(value, list) else (key,)
+            rate = _rate(item)
+            if not isinstance(rate, Rate):
+                faults.append(Fault(path, f"{key}: {rate[0]}", rate[1]))
+                continue
+            twin = next((other for other in rates if other.window_us == rate.window_us), None)
+            if twin is not None:
+                both = f"{twin.n}/{twin.text} and {rate.n}/{rate.text}"
+                faults.append(Fault(path, f"{key}: two limits for one window: {both}", "keep one of them"))
+            rates.append(rate)
+        return tuple(rates)
 
 
 def _rate(value: object) -> Rate | tuple[str, str]:
@@ -137,7 +194,7 @@ def _rate(value: object) -> Rate | tuple[str, str]:
     """
     if not isinstance(value, str):
         return f"{shown_value(value)} is not text", 'write text in quotes: "100/1h"'
-    if value in ("deny", "unlimited"):
+    if value in LIMIT_WORDS:
         return f"{shown_value(value)} stands alone", f'write limit = "{value}", without other limits'
     match = _RATE.fullmatch(value)
     if not match or len(value) > 32:
@@ -168,18 +225,9 @@ def _nearest_rate(text: str) -> str:
     several = re.split(r"[\s,;]+", text.strip())
     if len(several) > 1 and all(_RATE.fullmatch(one) for one in several):
         return f"write each limit by itself: {' '.join(several)}"
-    if near := closest_word(text.strip().lower(), ("deny", "unlimited")):
+    if near := closest_word(text.strip().lower(), LIMIT_WORDS):
         return f'did you mean "{near}"?'
     return 'write a number of calls per window, such as "5/1m" or "100/90m" (s m h d w), or "deny" or "unlimited"'
-
-
-def parse_selector(key: str, value: object, faults: list[Fault]) -> tuple[str, ...]:
-    """Parse the patterns of a selector."""
-    is_list = key in {"role", "scope"} and isinstance(value, list)
-    values = value if is_list and isinstance(value, list) else [value]
-    if not values:
-        faults.append(Fault((key,), f"{key}: an empty list", f"leave {key} out to match any"))
-    return tuple([_pattern(key, item, (key, at) if is_list else (key,), faults) for at, item in enumerate(values)])
 
 
 def _pattern(key: str, value: object, path: "Path", faults: list[Fault]) -> str:
@@ -199,32 +247,6 @@ def _pattern(key: str, value: object, path: "Path", faults: list[Fault]) -> str:
 def _nearest_agent(text: str) -> Agent:
     agent = nearest(text, {*KNOWN_CLIENTS, *KNOWN_CLIENTS.values()})
     return agent._replace(client=known_client(agent.client))
-
-
-def parse_per(value: object, faults: list[Fault]) -> tuple[str, ...]:
-    """Parse a `per`; in the order of `PER`."""
-    if not isinstance(value, list):
-        hint = "per = []" if value in ("", "none") else f'per = ["{value if isinstance(value, str) else "user"}"]'
-        faults.append(Fault(("per",), f"per: {shown_value(value)} is not a list", f"write {hint}"))
-        return ()
-    for at, axis in enumerate(value):
-        if axis not in PER:
-            meant = axis if isinstance(axis, str) and axis not in SELECTORS else ""  # role is not a misspelt tool
-            faults.append(Fault(("per", at), f"per: unknown axis {shown_value(axis)}", nearest_word(meant, PER)))
-    return tuple(axis for axis in PER if axis in value)
-
-
-def parse_mode(value: object, faults: list[Fault]) -> str:
-    """Parse a `mode`."""
-    if value not in ("enforce", "observe"):
-        faults.append(
-            Fault(
-                ("mode",),
-                f"mode: {shown_value(value)} is neither enforce nor observe",
-                'write mode = "enforce" or mode = "observe"',
-            )
-        )
-    return "observe" if value == "observe" else "enforce"
 
 
 def shown_value(value: object) -> str:

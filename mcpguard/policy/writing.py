@@ -1,7 +1,6 @@
 """Reads and makes a policy file, locks it for a change, and keeps a copy of it for an editor."""
 
 import contextlib
-import itertools
 import os
 import shutil
 import sys
@@ -100,7 +99,7 @@ class Draft:
 
     Attributes:
         file: The copy.
-        is_kept: Whether the copy stays, because its text could not be saved anywhere else.
+        is_kept: Whether the copy stays, because it could not be saved.
 
     Raises:
         PolicyError: The file cannot be read.
@@ -134,21 +133,18 @@ class Draft:
 
         Raises:
             McpguardError: The file cannot be written, or another process changed it since the copy was made. It is unchanged,
-                and the hint names a file with the text.
+                and the hint names the copy, which stays.
         """
         content = self._content()
+        self.is_kept = True
         try:
             with locked(self._path) as target:
-                is_as_before = is_there(target) and read_at_once(target) == self._before
-                kept = None if is_as_before else _unused(self._path.with_name(f"{self._path.name}.edited"))
-                write(kept or target, content)
+                if not is_there(target) or read_at_once(target) != self._before:
+                    raise McpguardError(f"{self._path}: not saved: another process has changed it while you edited")
+                write(target, content)
         except McpguardError as error:
-            self.is_kept = True
-            raise McpguardError(error.message, f"look for your text in {self.file}; the file is unchanged") from error
-        if kept:
-            raise McpguardError(
-                f"{self._path}: another process has changed it while you edited", f"look for your text in {kept}"
-            )
+            raise McpguardError(error.message, f"look for your text in {self.file}") from error
+        self.is_kept = False
 
     def _content(self) -> bytes:
         try:
@@ -156,12 +152,6 @@ class Draft:
         except OSError as error:
             message = f"the text cannot be read after the editor: {error.strerror}"
             raise McpguardError(message, f"edit again: {self._path} is unchanged") from error
-
-
-def _unused(path: Path) -> Path:
-    """This path, or one with a number if there is such a file: it may be the only copy of an earlier text."""
-    names = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(2)))
-    return next(name for name in names if not os.path.lexists(name))
 
 
 @contextlib.contextmanager

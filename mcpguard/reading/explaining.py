@@ -14,8 +14,8 @@ from mcpguard.identity.caller import Identity, parse_agent
 from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.sliding import EMPTY, State, decide
 from mcpguard.limiter.waiting import is_held
+from mcpguard.policy.explain import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.lint import label
-from mcpguard.policy.match import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.model import AXES, Call, Policy
 from mcpguard.policy.parse import untouched
 from mcpguard.session.decision import verdict
@@ -198,7 +198,9 @@ def _server_of(store: Readable, namespace: str, tool: str) -> str:
     return ""
 
 
-def never_matched(policy: Policy, settings: Settings, *, explained: Collection[int] = ()) -> list[str]:
+def never_matched(
+    policy: Policy, settings: Settings, *, explained: Collection[int] = (), newest: int = CALLS_LOOKED_AT
+) -> list[str]:
     """One warning for each rule that matched no call in the audit log.
 
     Rules on scopes are skipped, because the log has no scopes, and so are starter rules that nobody has edited.
@@ -207,6 +209,7 @@ def never_matched(policy: Policy, settings: Settings, *, explained: Collection[i
         policy: The policy.
         settings: The settings.
         explained: The indexes of rules that are left out, because another warning says why they match nothing.
+        newest: How many of the newest rows are looked at.
     """
     calls: set[Call] = set()
     rows = 0
@@ -214,20 +217,15 @@ def never_matched(policy: Policy, settings: Settings, *, explained: Collection[i
         if not settings.address.exists():
             return []
         with settings.read_store() as store:
-            for _, record in store.newest():
+            for _, record in islice(store.newest(), newest):
                 rows += 1
-                is_call = all(key in record for key in AXES)
-                if is_call and record["namespace"] == settings.namespace:
-                    roles = record.get("roles")
-                    user, agent, tool, server = (str(record[key]) for key in AXES)
-                    calls.add(Call(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ()))
-                if rows == CALLS_LOOKED_AT:
-                    break
+                if all(key in record for key in AXES) and record["namespace"] == settings.namespace:
+                    calls.add(Call.of(record))
     except StoreUnavailable:
         return []
     matched = {policy.parts[part][1] for call in calls for part in policy.matched(call)}
     skipped = untouched(policy)
-    since = f"the newest {rows}" if rows == CALLS_LOOKED_AT else "the"
+    since = f"the newest {rows}" if rows == newest else "the"
     return [
         f"{label(policy, at)} has matched none of {since} calls in the audit log"
         for at, rule in enumerate(policy.rules)

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from mcpguard.errors import McpguardError
-from mcpguard.limiter.plan import Counter, Reported
+from mcpguard.limiter.plan import Reported
 from mcpguard.limiter.sliding import Counts
-from mcpguard.policy.match import used_of
+from mcpguard.policy.explain import Headroom, headrooms
 from mcpguard.policy.model import AXES, Call, Policy, Rule
-from mcpguard.policy.parse import rule_of_text
 from mcpguard.session.audit import BY_RULES, POLICY_AT_START
 from mcpguard.stores.api import AuditReader, Readable, Wanted
 from mcpguard.text.times import seconds_of
@@ -42,18 +41,6 @@ class LimitThen(NamedTuple):
     text: str
     left: int | None
 
-    @property
-    def value(self) -> int | str:
-        """As a policy writes it: the value of `limit`, or of `concurrent`."""
-        if self.limit is None:
-            return "deny"
-        return self.limit if self.counts == "concurrent" else f"{self.limit}/{self.window}"
-
-    @property
-    def window_us(self) -> int:
-        """The window's length; 0 for calls in flight and for `deny`."""
-        return (seconds_of(self.window) or 0) * 1_000_000
-
 
 class RuleThen(NamedTuple):
     """A rule that a row names.
@@ -69,24 +56,6 @@ class RuleThen(NamedTuple):
     limits: list[int]
 
 
-class CounterNow(NamedTuple):
-    """What the counter of a limit holds now.
-
-    Attributes:
-        counter: The counter.
-        n: The limit in force; that of the row if the policy has none for this window.
-        in_force: Whether the policy has a limit for this window.
-        used: The calls, units or errors in the counter, or the calls in flight.
-        retry_after_us: The wait until the limit admits such a call; 0 if it does now. None if nobody knows, or it never will.
-    """
-
-    counter: Counter
-    n: int
-    in_force: bool
-    used: int
-    retry_after_us: int | None
-
-
 class Shown(NamedTuple):
     """A row and what explains it.
 
@@ -94,15 +63,16 @@ class Shown(NamedTuple):
         record: The row.
         limits: The limits that said no, or the one with the least quota left.
         rules: Their rules.
-        counters: By the index of a limit, what its counter holds now. A limit has none if the row does not tell which counter
-            it was: one of several by arguments, or by a name that a row of several denials leaves out.
-        commands: For each rule, the command that changes it.
+        counters: By the index of a limit, what is left of it now. A limit has none if the row does not tell which counter it
+            was: one of several by arguments, or by a name that a row of several denials leaves out. Nor has one that is no
+            longer in force.
+        commands: For each rule in force, the command that sets it as it is now.
     """
 
     record: dict[str, object]
     limits: list[LimitThen]
     rules: list[RuleThen]
-    counters: dict[int, CounterNow]
+    counters: dict[int, Headroom]
     commands: list[str]
 
     @property
@@ -147,20 +117,18 @@ def explain_row(store: Readable, policy: Policy, record: dict[str, Any], *, poli
     """
     limits = _limits(record)
     rules = _rules(policy, limits)
-    counters: dict[int, CounterNow] = {}
+    counters: dict[int, Headroom] = {}
     commands = []
     for rule in rules:
-        in_force = None if rule.at is None else policy.rules[rule.at]
-        parts = in_force.parts if in_force else ()
+        if rule.at is None:
+            continue
+        in_force = policy.rules[rule.at]
+        commands.append(shlex.join(["mcpguard", "policy", "set", *policy_option, *in_force.setting]))
+        now = _now(store, policy, in_force, record)
         for at in rule.limits:
             limit = limits[at]
-            found = _counter(limit, record)
-            if found is not None:
-                rates = {rate.window_us: rate.n for part in parts if part.counts == limit.counts for rate in part.bounds}
-                counters[at] = _now(store, found, rates, limit, record.get("cost", 1))
-        held = [counters[at].used if at in counters else 0 for at in rule.limits]
-        command = _command(rule.text, in_force, [limits[at] for at in rule.limits], held, record)
-        commands += [shlex.join(["mcpguard", "policy", "set", *policy_option, *command])] if command else []
+            if (room := now.get((limit.counts, (seconds_of(limit.window) or 0) * 1_000_000))) and limit.limit is not None:
+                counters[at] = room
     return Shown(record, limits, rules, counters, commands)
 
 
@@ -181,22 +149,18 @@ def _in_force(policy: Policy, limit: LimitThen) -> int | None:
     return next(iter(same + other), None)
 
 
-def _now(store: Readable, counter: Counter, rates: Mapping[int, int], limit: LimitThen, cost: int) -> CounterNow:
-    """What a counter holds now.
+def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any]) -> dict[tuple[Counts, int], Headroom]:
+    """By what they count and their window, what is left for a row's call of the limits that a rule has now.
 
-    Args:
-        store: The store.
-        counter: The counter.
-        rates: The limits in force of its rule, by window.
-        limit: The limit of the row.
-        cost: The units that the call of the row takes.
+    It is empty if the row does not tell which counters the call has.
     """
-    (state,), now_us = store.peek([counter])
-    n = rates.get(counter.window_us, limit.limit or 0)
-    in_force = counter.window_us in rates
-    return CounterNow(
-        counter, n, in_force, *used_of(state, n, counter.window_us, now_us, cost if limit.counts == "cost" else 1)
-    )
+    if any(axis not in record for axis in AXES if axis in rule.per):
+        return {}
+    roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
+    call = Call.of(record)._replace(roles=roles, scopes=scopes)
+    plan = Policy((rule,), costs=policy.costs).plan(call, str(record["namespace"]))
+    rooms = headrooms(plan, *store.peek(plan.counters))
+    return {(one.reported.counts or "calls", one.counter.window_us): one for one in rooms if one.counter and one.is_known}
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
@@ -212,67 +176,3 @@ def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
         then = (limit == decided, one.get("retry_after_ms"), limit.limit_text, left)
         found.append(LimitThen(limit.rule, limit.limit, limit.window or "", counts, *then))
     return found
-
-
-def _counter(limit: LimitThen, record: Mapping[str, Any]) -> Counter | None:
-    """The counter of a limit. It does not depend on the policy in force. None if the row does not tell enough."""
-    rule = rule_of_text(limit.rule, limit.value, limit.counts)
-    if limit.limit is None or rule is None or any(axis not in record for axis in AXES if axis in rule.per):
-        return None
-    roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
-    user, agent, server, tool = (str(record.get(key, "")) for key in ("user", "agent", "server", "tool"))
-    call = Call(user, agent, server, tool, roles, scopes)
-    plan = Policy((rule,)).plan(call, str(record["namespace"]))
-    return plan.counters[0] if plan.counters and not plan.is_split else None
-
-
-def _command(
-    text: str, rule: Rule | None, limits: Sequence[LimitThen], held: Sequence[int], record: Mapping[str, Any]
-) -> list[str] | None:
-    """The arguments of the command that changes a rule: so that it admits such a call, if it refused it.
-
-    Args:
-        text: The rule's text.
-        rule: The rule, if it is in force.
-        limits: Its limits that the row names.
-        held: What their counters hold now; 0 if nobody knows.
-        record: The row.
-    """
-    first = limits[0]
-    rule = rule or rule_of_text(text, first.value if len(limits) == 1 else [one.value for one in limits], first.counts)
-    if rule is None:
-        return None
-    refused: dict[tuple[str, int], tuple[LimitThen, int]] = {}
-    if "exceeded" in record:
-        refused = {(one.counts, one.window_us): (one, now) for one, now in zip(limits, held, strict=True)}
-    caps = [one.counts == "concurrent" for one in limits]
-    if any(caps) and rule.concurrent is not None:
-        rule = rule._replace(concurrent=_raised(rule.concurrent, refused.get(("concurrent", 0)), record))
-        if all(caps):
-            return rule.parts[-1].setting
-    else:
-        rule = rule.parts[0]
-    rates = [rate._replace(n=_raised(rate.n, refused.get((rule.counts, rate.window_us)), record)) for rate in rule.rates]
-    return rule._replace(rates=tuple(rates), deny=False, has_limit=True).setting
-
-
-def _raised(n: int, refused: tuple[LimitThen, int] | None, record: Mapping[str, Any]) -> int:
-    """A limit that admits such a call.
-
-    Args:
-        n: The limit in force.
-        refused: The same limit in the row, if it had no room, and what its counter holds now; else None.
-        record: The row.
-    """
-    if refused is None:
-        return n
-    limit, held = refused
-    cost = record.get("cost", 1) if limit.counts == "cost" else 1
-    least = (limit.limit or 0) + cost
-    if not limit.is_reported:  # the row does not tell what its counter held: more than the limit, if this was lowered
-        least = max(least, held + cost)
-    elif record.get("remaining"):  # there is room for a part of the call's cost
-        least -= record["remaining"]
-    else:  # the count has at least this denial
-        least = max(least, (record.get("count") or 0) - 1 + cost)
-    return max(n, least)

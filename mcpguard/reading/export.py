@@ -1,7 +1,9 @@
 """Writes audit rows as JSON lines, as CSV, or as OCSF events."""
 
+import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
+from io import StringIO
 from typing import Final, NamedTuple
 
 from mcpguard import __version__
@@ -34,21 +36,16 @@ class Format(NamedTuple):
 
 
 def _csv_line(found: Mapping[str, object]) -> str:
-    return ",".join(["" if (value := found.get(member)) is None else _cell(value) for member in MEMBERS])
+    line = StringIO()
+    csv.writer(line, lineterminator="").writerow([_cell(found[member]) if member in found else "" for member in MEMBERS])
+    return line.getvalue()
 
 
 def _cell(value: object) -> str:
     """A cell. No spreadsheet takes a text for a formula: a text that begins like a formula gets an apostrophe."""
-    if isinstance(value, str):
-        text = printable(value)
-        text = "'" + text if value.startswith(_FORMULA) else text
-    else:
-        text = json.dumps(value)
-    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
-
-
-def _ocsf_line(found: Mapping[str, object]) -> str:
-    return json.dumps(ocsf_event(found))
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return ("'" if value.startswith(_FORMULA) else "") + printable(value)
 
 
 def ocsf_event(found: Mapping[str, object]) -> dict[str, object]:
@@ -139,5 +136,5 @@ def _message(found: Mapping[str, object]) -> str:
 FORMATS: Final[Mapping[str, Format]] = {
     "jsonl": Format("", json.dumps),
     "csv": Format(",".join(MEMBERS), _csv_line),
-    "ocsf": Format("", _ocsf_line, skips="policy"),
+    "ocsf": Format("", lambda found: json.dumps(ocsf_event(found)), skips="policy"),
 }

@@ -10,7 +10,7 @@ from mcpguard.config import Settings
 from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import AXES, Policy
 from mcpguard.policy.parse import STARTER, parse
-from mcpguard.policy.suggest import COUNTED, HELD_ROWS, Findings, Survey
+from mcpguard.policy.suggest import COUNTED, Findings, Survey
 from mcpguard.policy.text import PolicyText
 from mcpguard.policy.writing import read
 from mcpguard.stores.api import Wanted
@@ -68,18 +68,9 @@ def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:
     def is_call(context: Mapping[str, object]) -> bool:
         return context.get("namespace") == settings.namespace and all(axis in context for axis in AXES)
 
-    wanted = Wanted(is_call, COUNTED | {"rate_limited"})
     with settings.read_store() as store:
-        older = 0
-        for _, record in store.newest(wanted=wanted):
-            if int(str(record["time_us"])) < since_us:
-                older += 1
-                if older == HELD_ROWS:  # rows of an outage are older than the rows before them
-                    return
-                continue
-            older = 0
-            if wanted.admits(record):
-                yield record
+        for _, record in store.newest(wanted=Wanted(is_call, COUNTED | {"rate_limited"}, since_us=since_us)):
+            yield record
 
 
 def _rewritten(text: str, findings: Findings) -> str:

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ from mcpguard.identity.agent import Agent
 from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.following import follow
-from mcpguard.session.audit import FAILED, Row, audit_id, axis_of, limit_text, members, record
+from mcpguard.session.audit import FAILED, limit_text, record
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.stores.locks import try_lock
@@ -72,7 +73,24 @@ _LATER: Final = frozenset({0, 408, 429, 500, 502, 503, 504})
 _USER: Final = re.compile(rf"^user=[^*]+?(?= (?:{'|'.join(SELECTORS)}|per)=|$)")
 """What selects one user in the text of a rule."""
 
-_METHOD: Final = {"mcp.method.name": "tools/call", "gen_ai.operation.name": "execute_tool"}
+_NO_CALLS: Final = ("policy", "invalid")
+_METHOD: Final[dict[str, str | int]] = {"mcp.method.name": "tools/call", "gen_ai.operation.name": "execute_tool"}
+_OF_CALLS: Final = {"gen_ai.tool.name": "tool", "mcpguard.server": "server", "user.name": "user"}
+_OF_DURATIONS: Final = _OF_CALLS | {"error.type": "error"}
+_OF_DECISIONS: Final = _OF_CALLS | {"mcpguard.decision": "decision", "mcpguard.axis": "axis", "mcpguard.tier": "tier"}
+_OF_SPANS: Final = _OF_DURATIONS | {
+    "gen_ai.agent.name": "agent",
+    "jsonrpc.request.id": "request_id",
+    "mcpguard.audit_id": "id",
+    **{
+        f"mcpguard.{name}": name
+        for name in (
+            "session", "decision", "axis", "rule", "limit", "reason", "cost", "in_flight", "waited_ms", "remaining",
+            "retry_after_ms", "repeats", "outcome",
+        )
+    },
+}  # fmt: skip
+"""The attributes, each with the member of a record that it has."""
 
 logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)  # its lines would be on stderr, and can repeat headers
 
@@ -177,7 +195,7 @@ class Telemetry:
 
     def __init__(self, service: str, namespace: str, *, with_user: bool) -> None:
         source = {"service.name": service, "service.version": __version__, "mcpguard.namespace": namespace}
-        self._source = Resource(_attributes(source))
+        self._source = Resource({key: _text(value) for key, value in source.items()})
         self._with_user = with_user
         self._reader = InMemoryMetricReader()
         meter = MeterProvider([self._reader], self._source, shutdown_on_exit=False).get_meter("mcpguard", __version__)
@@ -192,101 +210,59 @@ class Telemetry:
     def metrics(self, rows: Iterable[StoredRow]) -> MetricsData | None:
         """Count rows. Returns the metrics of all rows so far; None if there are none."""
         for one in rows:
-            row = one.row
-            if row.decision == "policy":
+            if one.row.decision == "policy":
                 continue
-            context = members(row.context)
-            agent = Agent.split(str(context.get("agent", "")))
-            common = {
-                "mcpguard.server": context.get("server"),
-                "gen_ai.tool.name": context.get("tool"),
-                "user.name": context.get("user") if self._with_user else None,
-            }
-            axis = axis_of(row.decision, row.reported, row.detail)
-            by = {"mcpguard.decision": row.decision, "mcpguard.axis": axis, "mcpguard.tier": agent.tier if agent else None}
-            self._decisions.add(row.repeats or 1, _attributes(common | by))
+            found = self._record(one)
+            self._decisions.add(one.row.repeats or 1, _attributes(found, _OF_DECISIONS))
             if one.duration_us is not None:
-                error = {"error.type": _error(row.decision, one.outcome)}
-                self._durations.record(one.duration_us / 1e6, _attributes(_METHOD | common | error))
+                self._durations.record(one.duration_us / 1e6, _METHOD | _attributes(found, _OF_DURATIONS))
         return self._reader.get_metrics_data()
 
     def spans(self, rows: Iterable[StoredRow]) -> list[ReadableSpan]:
-        """The spans of calls. A row about lines that are no calls has none.
+        """The spans of calls. A row about lines that are no calls has none; a row that sums up denials may name no tool.
 
         The same row always has the same span id, so a backend can tell that it got a span twice.
         """
-        return [self._span(one) for one in rows if _is_of_calls(one.row)]
+        records = [(one, self._record(one)) for one in rows]
+        return [self._span(one, found) for one, found in records if "tool" in found or one.row.decision not in _NO_CALLS]
 
-    def _span(self, stored: StoredRow) -> ReadableSpan:
-        row, outcome = stored.row, stored.outcome
-        context = members(row.context)
-        limit = members(row.reported) if row.reported else {}
-        error = _error(row.decision, outcome)
-        found = record(row) if row.detail or row.decision in REFUSED else {}
-        name = str(found.get("id") or audit_id(str(context["session"]), row.seq))
-        attributes = _METHOD | {
-            "gen_ai.tool.name": context.get("tool"),
-            "gen_ai.agent.name": context.get("agent"),
-            "jsonrpc.request.id": None if row.request_id is None else _id_text(row.request_id),
-            "network.transport": "pipe",
-            "error.type": error,
-            "mcpguard.audit_id": name,
-            "mcpguard.session": context["session"],
-            "mcpguard.server": context.get("server"),
-            "mcpguard.decision": row.decision,
-            "mcpguard.axis": axis_of(row.decision, row.reported, row.detail),
-            "mcpguard.rule": limit.get("rule") if self._with_user else _without_user(limit.get("rule")),
-            "mcpguard.limit": limit_text(limit) if "limit" in limit else None,
-            "mcpguard.reason": found.get("reason") if self._with_user or row.decision != "unauthenticated" else None,
-            "mcpguard.cost": found.get("cost"),
-            "mcpguard.in_flight": found.get("in_flight"),
-            "mcpguard.waited_ms": found.get("waited_ms"),
-            "mcpguard.remaining": row.remaining,
-            "mcpguard.retry_after_ms": row.retry_after_ms,
-            "mcpguard.repeats": row.repeats,
-            "mcpguard.outcome": outcome,
-            "user.name": context.get("user") if self._with_user else None,
+    def _record(self, stored: StoredRow) -> dict[str, Any]:
+        """A row as `audit tail --json` prints it, but for what spans and metrics write in another form."""
+        found: dict[str, Any] = record(stored.row, outcome=stored.outcome, duration_us=stored.duration_us)
+        decision, outcome = found["decision"], found.get("outcome")
+        agent = Agent.split(found.get("agent", ""))
+        found |= {
+            "tier": agent.tier if agent else None,
+            "error": decision if decision in REFUSED else outcome if outcome in FAILED else None,
+            "limit": limit_text(found) if "limit" in found else None,
+            "request_id": str(found["request_id"]) if "request_id" in found else None,
         }
-        trace_id = int(row.trace_id or f"{context['session']}{row.seq:016x}", 16)
-        span_id = int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
+        if not self._with_user:
+            found |= {"user": None, "rule": _USER.sub(f"user={MASK}", found["rule"]) if "rule" in found else None}
+            found |= {"reason": None} if decision == "unauthenticated" else {}
+        return found
+
+    def _span(self, stored: StoredRow, found: dict[str, Any]) -> ReadableSpan:
+        row = stored.row
+        trace_id = found.get("trace_id") or f"{found['session']}{row.seq:016x}"
+        span_id = blake2b(found["id"].encode(), digest_size=8).digest()
         return ReadableSpan(
-            _text(f"tools/call {context['tool']}") if "tool" in context else "tools/call",
-            SpanContext(trace_id, span_id, is_remote=False),
+            _text(f"tools/call {found['tool']}") if "tool" in found else "tools/call",
+            SpanContext(int(trace_id, 16), int.from_bytes(span_id), is_remote=False),
             resource=self._source,
-            attributes=_attributes(attributes),
+            attributes=_METHOD | {"network.transport": "pipe"} | _attributes(found, _OF_SPANS),
             kind=SpanKind.SERVER,
-            status=Status(StatusCode.ERROR, error) if error else Status(),
+            status=Status(StatusCode.ERROR, found["error"]) if found["error"] else Status(),
             start_time=row.time_us * 1000,
             end_time=(row.time_us + (stored.duration_us or 0)) * 1000,
             instrumentation_scope=InstrumentationScope("mcpguard", __version__),
         )
 
 
-def _is_of_calls(row: Row) -> bool:
-    """Whether a row is about a call. One that sums up denials names no tool if they are of several."""
-    return "tool" in members(row.context) or row.decision not in {"policy", "invalid"}
-
-
-def _without_user(rule: object) -> object:
-    """A rule's text, with a mask in place of the user that it names. A pattern of users stays."""
-    return _USER.sub(f"user={MASK}", rule) if isinstance(rule, str) else rule
-
-
-def _error(decision: str, outcome: str | None) -> str | None:
-    return decision if decision in REFUSED else outcome if outcome in FAILED else None
-
-
-def _id_text(request_id: str) -> str:
-    """A request's id as text. An id that was cut is not JSON."""
-    try:
-        found = json.loads(request_id)
-    except ValueError:
-        return request_id
-    return found if isinstance(found, str) else request_id
-
-
-def _attributes(values: Mapping[str, object]) -> dict[str, str | int]:
-    return {key: value if isinstance(value, int) else _text(value) for key, value in values.items() if value is not None}
+def _attributes(found: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str | int]:
+    """The attributes with these names, each with the member of a record that it has. Numbers stay numbers."""
+    values = {name: found.get(member) for name, member in names.items()}
+    return {name: value if isinstance(value, int) else _text(value) for name, value in values.items() if value is not None}
 
 
 def _text(value: object) -> str:
@@ -405,20 +381,26 @@ class Exporter:
             Unreached: The collector takes no rows, and the log is not followed.
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
-        if not self._options.follow:
-            with self._settings.read_store() as store:
-                for page in store.rows(after=self._begin(store), wanted=self._options.wanted):
-                    self._send_all(page, store.args_key)
+        if self._options.follow:
+            self._patiently(self._follow)
             return
-        sent_before = -1
+        with self._settings.read_store() as store:
+            for page in store.rows(after=self._begin(store), wanted=self._options.wanted):
+                self._send_all(page, store.args_key)
+
+    def _patiently(self, do: Callable[[], None]) -> None:
+        """Do something; if the log is followed, again until the store and the collector can be used."""
+        told: tuple[str, int] | None = None
         while True:
             try:
-                self._follow()
+                do()
                 return
-            except StoreUnavailable as error:
-                if self.sent > sent_before:
+            except (StoreUnavailable, Unreached) as error:
+                if not self._options.follow:
+                    raise
+                if told != (error.message, self.sent):
                     self._say(f"{error.message}; trying again")
-                sent_before = self.sent
+                told = error.message, self.sent
                 self._sleep(AGAIN_S)
 
     def _follow(self) -> None:
@@ -445,26 +427,8 @@ class Exporter:
         """Send rows of the store that has this key."""
         for at in range(0, len(page), BATCH):
             batch = page[at : at + BATCH]
-            if spans := self._telemetry.spans(batch):
-                self._deliver(spans)
-            if metrics := self._telemetry.metrics(batch):
-                self._deliver(metrics)
+            for message in (self._telemetry.spans(batch), self._telemetry.metrics(batch)):
+                if message:
+                    self._patiently(partial(self._collector.send, message))
             self._position.write(batch[-1].row_id, key)
             self.sent += len(batch)
-
-    def _deliver(self, message: Sequence[ReadableSpan] | MetricsData) -> None:
-        has_failed = False
-        while True:
-            try:
-                self._collector.send(message)
-            except Unreached as error:
-                if not self._options.follow:
-                    raise
-                if not has_failed:
-                    self._say(f"{error.message}; trying again")
-                has_failed = True
-                self._sleep(AGAIN_S)
-            else:
-                if has_failed:
-                    self._say("the collector takes rows again")
-                return

@@ -1,15 +1,26 @@
-"""How full each counter is, by the rule and the limit that the policy in force has for it."""
+"""How full each counter is, by the limit that the policy in force has for it; and the same while people watch.
+
+A look at the store reads all counters, and counts the rows since the last look. It makes a record only of a denial.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from itertools import islice
 from typing import Final, NamedTuple
 
+from mcpguard.errors import PolicyError
 from mcpguard.identity.agent import agent_matches
 from mcpguard.limiter.plan import label_parts
 from mcpguard.limiter.sliding import Counts, State
-from mcpguard.policy.match import used_of
+from mcpguard.policy.explain import used_of
+from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import PER, Policy, Rate, Rule
-from mcpguard.stores.api import CounterUse
+from mcpguard.session.audit import members, record
+from mcpguard.session.verdict import REFUSED
+from mcpguard.stores.api import CounterUse, Readable, Wanted
 from mcpguard.text.patterns import glob
 from mcpguard.text.times import ms_up
 
@@ -57,10 +68,10 @@ class Limits:
 
     def __init__(self, policy: Policy, namespace: str) -> None:
         self._namespace = namespace
-        self._rules: dict[tuple[Counts, frozenset[str], str], list[Rule]] = {}
-        self._known: dict[str, _Labelled | None] = {}
+        self._parts: dict[tuple[object, ...], list[Rule]] = {}
         for rule, _ in policy.parts:
-            self._rules.setdefault((rule.counts, rule.per, json.dumps(rule.shared)), []).append(rule)
+            self._parts.setdefault((rule.counts, rule.per, json.dumps(rule.shared)), []).append(rule)
+        self._empty = lru_cache(_KNOWN)(self._empty_of)
 
     def usages(self, held: Iterable[CounterUse], now_us: int) -> list[Usage]:
         """The usage of the namespace's counters, the least left first. Counters without a rule come last.
@@ -69,46 +80,33 @@ class Limits:
             held: The counters of a store.
             now_us: The store's time.
         """
-        if len(self._known) > _KNOWN:
-            self._known.clear()
-        found = []
-        for label, used, log in held:
-            if label not in self._known:
-                self._known[label] = self._labelled(label)
-            labelled = self._known[label]
-            if labelled is not None:
-                found.append(_usage(labelled, used, log, now_us))
-        found.sort(key=_order)
-        return found
+        found = [_used(one, used, log, now_us) for label, used, log in held if (one := self._empty(label))]
+        return sorted(found, key=_order)
 
-    def _labelled(self, label: str) -> "_Labelled | None":
+    def _empty_of(self, label: str) -> Usage | None:
+        """The usage of the counter with this label if it holds nothing; None if it is in another namespace."""
         namespace, values, shared, counts, window_us = label_parts(label)
         if namespace != self._namespace:
             return None
-        alike = self._rules.get((counts, frozenset(values), json.dumps(shared)), [])
+        alike = self._parts.get((counts, frozenset(values), json.dumps(shared)), [])
         counter = {**values, **{key: ",".join(texts) for key, texts in shared.items()}}
-        return _Labelled(counter, window_us, counts, *(_limit(alike, values, window_us) or (None, None)))
-
-
-class _Labelled(NamedTuple):
-    counter: Mapping[str, str]
-    window_us: int
-    counts: Counts
-    rule: Rule | None
-    rate: Rate | None
+        rule, rate = _limit(alike, values, window_us) or (None, None)
+        return Usage(counter, window_us, rule, rate, 0, None, None, counts)
 
 
 def _order(one: Usage) -> tuple[object, ...]:
     return one.left is None, one.left, -one.share, -(one.next_free_ms or 0), tuple(one.counter.items())
 
 
-def _usage(labelled: _Labelled, used: int, log: State, now_us: int) -> Usage:
-    counter, window_us, counts, rule, rate = labelled
-    wait_us = None if rate is None or used >= rate.n else 0
-    if window_us:
-        used, wait_us = used_of(log, rate.n if rate else 0, window_us, now_us)
-    left = None if rate is None else max(0, rate.n - used)
-    return Usage(counter, window_us, rule, rate, used, left, None if wait_us is None else ms_up(wait_us), counts)
+def _used(one: Usage, used: int, log: State, now_us: int) -> Usage:
+    """The usage of a counter that holds this."""
+    n = one.rate.n if one.rate else 0
+    wait_us = 0 if used < n else None
+    if one.window_us:
+        used, wait_us = used_of(log, n, one.window_us, now_us)
+    if one.rate is None:
+        return one._replace(used=used)
+    return one._replace(used=used, left=max(0, n - used), next_free_ms=None if wait_us is None else ms_up(wait_us))
 
 
 def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tuple[Rule, Rate] | None:
@@ -128,3 +126,134 @@ def _limit(alike: list[Rule], values: Mapping[str, str], window_us: int) -> tupl
 def _matches(rule: Rule, axis: str, value: str) -> bool:
     match = agent_matches if axis == "agent" else glob
     return axis in PER and all(match(pattern, value) for pattern in rule.selectors.get(axis, ()))
+
+
+RATE_S: Final = 5.0
+"""The time over which calls per second are averaged."""
+
+DENIALS: Final = 8
+"""How many of the latest denials are kept."""
+
+NO_AXIS: Final = "none"
+"""Stands for the axis of calls that no limit decided."""
+
+_SEARCHED: Final = 500
+"""How many of the newest rows are searched for denials at the start."""
+
+
+class View(NamedTuple):
+    """What a look at the store found.
+
+    Attributes:
+        usages: The counters, the least left first.
+        calls_per_s: Calls per second by axis.
+        denials_per_s: Denials per second by axis.
+        denials: The latest denials, the newest first.
+        trouble: Why the policy file could not be applied; empty if it could.
+    """
+
+    usages: list[Usage]
+    calls_per_s: Mapping[str, float]
+    denials_per_s: Mapping[str, float]
+    denials: list[dict[str, object]]
+    trouble: str
+
+
+class Watcher:
+    """Looks at a store again and again.
+
+    Args:
+        store: The store.
+        file: The policy file, whose edits are followed.
+        policy: The policy in force at the start.
+        namespace: The namespace.
+        is_selected: Whether a row or a counter with these members is shown.
+        clock: Seconds that never run backwards.
+
+    Attributes:
+        policy: The policy in force.
+    """
+
+    def __init__(
+        self,
+        store: Readable,
+        file: PolicyFile,
+        policy: Policy,
+        namespace: str,
+        is_selected: Callable[[Mapping[str, object]], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._file = file
+        self._namespace = namespace
+        self.policy = policy
+        self._limits = Limits(policy, namespace)
+        self._is_selected = is_selected
+        self._clock = clock
+        self._trouble = ""
+        self._denials: deque[dict[str, object]] = deque(maxlen=DENIALS)
+        self._counted: deque[tuple[float, Counter[tuple[str, bool]]]] = deque()
+        self._last_id = 0
+        for entry in islice(store.newest(), _SEARCHED):
+            self._last_id = max(self._last_id, entry.row_id)
+            if entry.record["decision"] in REFUSED and self._is_ours(entry.record) and len(self._denials) < DENIALS:
+                self._denials.append(entry.record)
+        self._since_s = clock()
+
+    def look(self) -> View:
+        """Look at the store.
+
+        Raises:
+            StoreUnavailable: It cannot be read.
+        """
+        self._take_up_policy()
+        before = self._last_id
+        self._count()
+        held = self._store.held()
+        _, now_us = self._store.peek(())
+        usages = [one for one in self._limits.usages(held, now_us) if self._is_selected(one.counter)]
+        if self._counted and any(denied for _, denied in self._counted[-1][1]):
+            self._note_denials(before)
+        return View(usages, self._rates(denied=False), self._rates(denied=True), list(self._denials), self._trouble)
+
+    def _take_up_policy(self) -> None:
+        found = self._file.poll()
+        if isinstance(found, PolicyError):
+            self._trouble = found.message
+        elif found is not None:
+            self.policy, self._trouble = found, ""
+            self._limits = Limits(found, self._namespace)
+
+    def _is_ours(self, found: Mapping[str, object]) -> bool:
+        return found.get("namespace") == self._namespace and self._is_selected(found)
+
+    def _count(self) -> None:
+        """Count the rows since the last look."""
+        calls: Counter[tuple[str, bool]] = Counter()
+        for tally in self._store.tally(after=self._last_id):
+            self._last_id = max(self._last_id, tally.last_id)
+            for group, durations in tally.calls.items():
+                if group.decision != "policy" and self._is_ours(members(group.context)):
+                    calls[group.axis or NO_AXIS, group.decision in REFUSED] += sum(durations.values())
+        now_s = self._clock()
+        self._counted.append((now_s, calls))
+        while len(self._counted) > 1 and self._counted[0][0] < now_s - RATE_S:
+            self._since_s = self._counted.popleft()[0]
+
+    def _note_denials(self, after: int) -> None:
+        wanted = Wanted(None, REFUSED)
+        for page in self._store.rows(after=after, wanted=wanted):
+            for one in page:
+                found = record(one.row)
+                if one.row_id <= self._last_id and self._is_ours(found):
+                    self._denials.appendleft(found)
+
+    def _rates(self, *, denied: bool) -> dict[str, float]:
+        """Calls per second by axis: the denied ones, or all."""
+        sums: Counter[str] = Counter()
+        for _, calls in self._counted:
+            for (axis, is_denied), number in calls.items():
+                if is_denied or not denied:
+                    sums[axis] += number
+        span_s = max(self._counted[-1][0] - self._since_s, 0.001) if self._counted else 1.0
+        return {axis: number / span_s for axis, number in sums.items()}

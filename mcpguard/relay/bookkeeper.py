@@ -109,7 +109,7 @@ class Bookkeeper:
         until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
         while True:
             is_read, is_long = self._read_handful(), time.monotonic() > tend_s
-            if is_read or is_long or self._hurry.is_set() or self._session.in_flight.outcomes >= MAX_OUTCOMES:
+            if is_read or is_long or self._hurry.is_set() or len(self._session.in_flight.outcomes) >= MAX_OUTCOMES:
                 self._dispatcher.record(wall_us())
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
                 return

@@ -7,22 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import Readiness
+from mcpguard.relay.readiness import has_room
 from mcpguard.text.printing import printable
 
 AT_ONCE: Final = 10
 """How many lines of one kind may be written in a burst. After that, one is written every `EVERY_S`."""
 
 EVERY_S: Final = 1.0
-
-
-class _Bucket:
-    """A token bucket for lines of one kind, and how many were left out since the last line."""
-
-    def __init__(self, now_s: float) -> None:
-        self.tokens = float(AT_ONCE)
-        self.since_s = now_s
-        self.left_out = 0
 
 
 class Console:
@@ -40,8 +31,7 @@ class Console:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._dropped = 0
-        self._kinds: dict[str, _Bucket] = {}
-        self._is_ready = Readiness(fd)
+        self._kinds: dict[str, tuple[float, float, int]] = {}  # by kind: lines allowed, as of when, and left out since
 
     def line(self, text: str, *, kind: str = "") -> None:
         """Write `mcpguard: text`. If the descriptor is full the line is dropped; a later line says how many were.
@@ -72,7 +62,7 @@ class Console:
                 if left_out:
                     text += f" ({left_out} more like this were left out)"
             try:
-                if sys.platform != "win32" and not self._is_ready():
+                if sys.platform != "win32" and not has_room(self._fd):
                     self._dropped += 1
                     return
                 if self._dropped:
@@ -86,12 +76,8 @@ class Console:
     def _left_out(self, kind: str) -> int | None:
         """How many lines of a kind were left out before this one; None if this one has to be left out, too."""
         now_s = self._clock_s()
-        bucket = self._kinds.setdefault(kind, _Bucket(now_s))
-        bucket.tokens = min(AT_ONCE, bucket.tokens + (now_s - bucket.since_s) / EVERY_S)
-        bucket.since_s = now_s
-        if bucket.tokens < 1.0:
-            bucket.left_out += 1
-            return None
-        bucket.tokens -= 1.0
-        left_out, bucket.left_out = bucket.left_out, 0
-        return left_out
+        tokens, since_s, left_out = self._kinds.get(kind, (AT_ONCE, now_s, 0))
+        tokens = min(AT_ONCE, tokens + (now_s - since_s) / EVERY_S)
+        is_written = tokens >= 1.0
+        self._kinds[kind] = (tokens - 1.0, now_s, 0) if is_written else (tokens, now_s, left_out + 1)
+        return left_out if is_written else None

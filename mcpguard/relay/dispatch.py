@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Final
 from mcpguard.errors import StoreUnavailable
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
-from mcpguard.session.opening import Opening
 from mcpguard.stores.clock import monotonic_us, wall_us
-from mcpguard.wire.frames import Frame, Refusal
+from mcpguard.wire.frames import Frame, Refusal, id_key
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
-    from mcpguard.session.machine import Session
-    from mcpguard.session.output import LookUp
+    from mcpguard.session.machine import LookUp, Session
     from mcpguard.session.verdict import DecisionRequest
     from mcpguard.stores.api import CallStore
 
@@ -25,6 +23,9 @@ Event = Callable[["Session"], None]
 BUSY_S: Final = 0.1
 """How long a shutdown waits for the session."""
 
+MAX_EARLY_BYTES: Final = 64 * 1024
+"""How many bytes pass before `begin`. A client writes less than 1 KiB before it waits for the server's first answer."""
+
 
 class Dispatcher:
     """Lets several threads use one session: one event at a time, with everything that it leads to.
@@ -32,7 +33,8 @@ class Dispatcher:
     The lock is held while a thread uses the session or the store, except for the store's upkeep. No thread holds it while it
     waits for a pipe.
 
-    Before `begin` there is no session: call only `open`, `post` and `read_answers`.
+    Loading the session takes as long as a small server takes to boot. So before `begin` messages pass that the session would
+    only have to remember. Until then call only `pass_early`, `post` and `read_answers`.
 
     Args:
         unread: The server's output that the session has not read.
@@ -40,6 +42,10 @@ class Dispatcher:
             events precede the last answers.
         console: Takes lines for stderr.
         freed: Called when calls have ended that others may wait for. It is called under the lock.
+
+    Attributes:
+        session: The session; None before `begin`.
+        is_guarding: Set when calls can be judged.
     """
 
     def __init__(
@@ -49,10 +55,12 @@ class Dispatcher:
         console: Console,
         freed: Callable[[], None] = lambda: None,
     ) -> None:
-        self._session: Session
+        self.session: Session | None = None
         self._store: CallStore
-        self._begun = threading.Event()
-        self._opening = Opening()
+        self.is_guarding = threading.Event()
+        self._early: list[tuple[Sequence[Frame | Refusal], int]] = []  # what has passed, and when
+        self._early_ids: set[str] = set()
+        self._early_bytes = 0
         self._unread = unread
         self._reply = reply
         self._console = console
@@ -60,25 +68,43 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._posted: deque[Event] = deque()
 
-    def open(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
-        """The frames for the server, of messages that need no session; None if they have to wait for `begin`."""
+    def pass_early(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
+        """The frames for the server, of messages that need no session; None if they have to wait until `is_guarding` is set.
+
+        So do calls, refusals, and a request with the id of an earlier one, before which the session reads answers; and all
+        later messages with them.
+        """
         with self._lock:
-            return None if self._posted or self._begun.is_set() else self._opening.forward(messages, now_us)
+            ids = [message.id for message in messages if isinstance(message, Frame) and message.id is not None]
+            keys = self._early_ids | {*map(id_key, ids)}
+            data = b"".join([message.raw + b"\n" for message in messages if isinstance(message, Frame) and not message.is_call])
+            if (
+                self._posted
+                or self.session is not None
+                or data.count(b"\n") < len(messages)
+                or len(keys) < len(self._early_ids) + len(ids)
+                or self._early_bytes + len(data) > MAX_EARLY_BYTES
+            ):
+                return None
+            self._early.append((messages, now_us))
+            self._early_ids = keys
+            self._early_bytes += len(data)
+            return data
 
     def begin(self, session: "Session", store: "CallStore") -> None:
-        """Use a session from now on. It is told of what has passed.
+        """Use a session from now on, and judge calls. It is told of what has passed, then of what was posted.
 
         Args:
             session: The state machine.
             store: Decides calls and writes audit rows.
         """
         with self._lock:
-            self._session = session
+            self.session = session
             self._store = store
-            for messages, now_us in self._opening.passed:
+            for messages, now_us in self._early:
                 session.judge(messages, now_us)  # there is no call among them, and the server has the frames
                 session.output()
-            self._begun.set()
+            self.is_guarding.set()
 
     def post(self, event: Event) -> None:
         """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs."""
@@ -91,41 +117,37 @@ class Dispatcher:
             The frames for the server. The caller writes them, because a server may take its time.
         """
         with self._lock:
-            self._tell_posted()
-            event(self._session)
-            return self._carry_out(())
+            session = self._told()
+            event(session)
+            return self._carry_out(session, ())
 
-    def judge_held(self, now_us: int, *, alone: bool = False) -> bytes:
-        """As `dispatch`, for the held calls that are due; see `Session.judge_held`."""
+    def judge(self, messages: Sequence[Frame | Refusal], now_us: int, *, alone: bool = False) -> bytes:
+        """As `dispatch`, for messages from the client, and for the held calls that are due; see `Session.judge`."""
         with self._lock:
-            self._tell_posted()
-            return self._carry_out(self._session.judge_held(now_us, alone=alone))
-
-    def judge(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes:
-        """As `dispatch`, for messages from the client."""
-        session = self._session
-        with self._lock:
-            if self._posted:
-                self._tell_posted()
+            session = self._told() if self._posted or self.session is None else self.session
             needed = session.look_up(messages)
-            notes = self._look_up(needed) if needed else None
-            return self._carry_out(session.judge(messages, now_us, notes))
+            notes = self._look_up(session, needed) if needed else None
+            return self._carry_out(session, session.judge(messages, now_us, notes, alone=alone))
 
-    def _tell_posted(self) -> None:
+    def _told(self) -> "Session":
+        """The session, which has been told of what was posted."""
+        session = self.session
+        assert session is not None  # noqa: S101 - see `begin`
         while self._posted:
-            self._posted.popleft()(self._session)
+            self._posted.popleft()(session)
+        return session
 
-    def _look_up(self, needed: "LookUp") -> dict[str, str]:
+    def _look_up(self, session: "Session", needed: "LookUp") -> dict[str, str]:
         if needed.answers:
-            self._read_answers()
+            self._read_answers(session)
         if needed.notes:
             with contextlib.suppress(StoreUnavailable):
-                return self._store.take_notes(self._session.namespace, needed.notes)
+                return self._store.take_notes(session.namespace, needed.notes)
         return {}
 
-    def _carry_out(self, asked: "Sequence[DecisionRequest]") -> bytes:
+    def _carry_out(self, session: "Session", asked: "Sequence[DecisionRequest]") -> bytes:
         """Have the store decide what the session asks for, and carry out what comes of it; returns frames for the server."""
-        session, store = self._session, self._store
+        store = self._store
         if session.unwritten:
             with contextlib.suppress(StoreUnavailable):
                 store.append(session.rows(wall_us()))
@@ -138,22 +160,22 @@ class Dispatcher:
                 asked = session.decided(verdicts)
         to_server, to_client = session.output()
         if session.in_flight.endings:
-            self._settle()
+            self._settle(session)
         if session.lines:
-            self._write_lines()
+            self._write_lines(session)
         if to_client:
             self._reply(to_client)
         return to_server
 
-    def _settle(self) -> None:
+    def _settle(self, session: "Session") -> None:
         """Tell the store which calls have ended, before the client can know it."""
         with contextlib.suppress(StoreUnavailable):
-            self._store.settle(self._session.take_endings())
-        if self._session.held_calls_due_us is not None:
+            self._store.settle(session.take_endings())
+        if session.held.calls:
             self._freed()
 
-    def _write_lines(self) -> None:
-        for text, kind, is_error in self._session.take_lines():
+    def _write_lines(self, session: "Session") -> None:
+        for text, kind, is_error in session.take_lines():
             (self._console.error if is_error else self._console.line)(text, kind=kind)
 
     def record(self, wall_us: int, *, everything: bool = False) -> None:
@@ -164,8 +186,7 @@ class Dispatcher:
             everything: Whether the session ends, so that every denial must be in a row now.
         """
         with self._lock:
-            self._tell_posted()
-            session = self._session
+            session = self._told()
             outcomes = session.take_outcomes()
             rows = session.last_rows(wall_us, everything=everything)
             try:
@@ -174,8 +195,8 @@ class Dispatcher:
                 if rows:
                     self._store.append(rows)
             except StoreUnavailable:
-                session.in_flight.drop_outcomes()  # the calls are counted; memory must not grow while the store is away
-            self._write_lines()
+                session.in_flight.outcomes.clear()  # the calls are counted; memory must not grow while the store is away
+            self._write_lines(session)
 
     def last_answers(self, how: str) -> bytes:
         """Note that the server is gone, after the client has received its output; returns answers for the requests in flight.
@@ -185,11 +206,12 @@ class Dispatcher:
         """
         now_us = monotonic_us()
         with self._lock:
-            self._read_answers()
-            self._session.server_wrote(self._unread.last(), now_us)
-            self._tell_posted()
-            answers = self._session.server_exited(how, now_us)
-            self._settle()
+            if self.session is not None:
+                self._read_answers(self.session)
+                self.session.server_wrote(self._unread.last(), now_us)
+            session = self._told()
+            answers = session.server_exited(how, now_us)
+            self._settle(session)
             return answers
 
     def read_answers(self, most_bytes: int | None = None, *, waits: bool = True) -> bool:
@@ -197,15 +219,14 @@ class Dispatcher:
 
         Args:
             most_bytes: About how much to read; None for everything.
-            waits: Whether to wait for `begin`, and while another thread uses the session. Else nothing is read then.
+            waits: Whether to wait until calls can be judged, and while another thread uses the session. Else nothing is read
+                then.
         """
         if waits:
-            self._begun.wait()
-        elif not self._begun.is_set():
-            return False
-        if self._lock.acquire(blocking=waits):
+            self.is_guarding.wait()
+        if self.session is not None and self._lock.acquire(blocking=waits):
             try:
-                self._read_answers(most_bytes)
+                self._read_answers(self.session, most_bytes)
             finally:
                 self._lock.release()
         return not self._unread.held_bytes
@@ -220,19 +241,19 @@ class Dispatcher:
 
         Also true if that cannot be found out within `BUSY_S`, because another thread uses the session or a store that hangs.
         """
-        if not self._lock.acquire(timeout=BUSY_S):
+        if self.session is None or not self._lock.acquire(timeout=BUSY_S):
             return True
         try:
-            self._read_answers()
-            return bool(self._session.in_flight.by_id)
+            self._read_answers(self.session)
+            return bool(self.session.in_flight.by_id)
         finally:
             self._lock.release()
 
-    def _read_answers(self, most_bytes: int | None = None) -> None:
+    def _read_answers(self, session: "Session", most_bytes: int | None = None) -> None:
         for lines, now_us in self._unread.take(most_bytes):
             try:
-                self._session.server_wrote(lines, now_us)
-                if self._session.in_flight.endings:
-                    self._settle()
+                session.server_wrote(lines, now_us)
+                if session.in_flight.endings:
+                    self._settle(session)
             except Exception as error:  # an outcome is lost; the session must not end for that
                 self._console.internal_error(error)

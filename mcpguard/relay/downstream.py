@@ -1,15 +1,22 @@
-"""The loop from the server to the client: bytes pass unchanged, and are kept until their outcomes are read."""
+"""The server's output, and the loop that moves it to the client: bytes pass unchanged, and are kept."""
 
+import os
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.server_stream import ServerStream
+from mcpguard.relay.readiness import has_bytes
 
-if TYPE_CHECKING:  # the first answers pass before it is loaded
-    from mcpguard.session.machine import Session
+CHUNK_BYTES: Final = 64 * 1024
+"""The size of a pipe."""
+
+MAX_HELD_BYTES: Final = 32 * 1024 * 1024
+"""The most bytes that are read ahead. Then the server has to wait for the client."""
 
 MUCH_UNREAD_BYTES: Final = 128 * 1024
 """If more is unread, this loop reads twice as much as it passes on, if no other thread uses the session. Usually the bookkeeper
@@ -17,6 +24,72 @@ reads the answers while there are no calls."""
 
 MAX_UNREAD_BYTES: Final = 512 * 1024
 """If more is unread, this loop waits for the session, to bound the memory."""
+
+
+class ServerStream:
+    """The server's output. The downstream loop reads it; the upstream loop reads it ahead to resolve a deadlock.
+
+    A client that writes thousands of calls before it reads an answer leaves no room for answers. Then the downstream loop waits
+    for the client, the server for the downstream loop, and the upstream loop for the server. So the upstream loop reads ahead,
+    which lets the server go on.
+
+    Args:
+        fd: mcpguard's end of the server's standard output.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._reading = threading.Lock()
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._passed_bytes = 0
+        self._end_bytes = sys.maxsize  # the length at which the stream ends, even if its pipe does not
+
+    def read(self) -> bytes:
+        """The next bytes; empty at the end. Only the downstream loop calls it.
+
+        Raises:
+            OSError: The stream is broken.
+        """
+        with self._reading:
+            if self._passed_bytes >= self._end_bytes:
+                return b""
+            chunk = self._held.popleft() if self._held else b""
+            if chunk:
+                self._passed_bytes += len(chunk)
+                self._held_bytes -= len(chunk)  # last, so that `end`, which takes no lock, counts no byte too few
+            else:
+                chunk = os.read(self._fd, CHUNK_BYTES)
+                self._passed_bytes += len(chunk)
+            return chunk
+
+    def end(self) -> None:
+        """End the stream after what the server, which is gone, can have written, even if another process goes on writing."""
+        waiting = self._held_bytes + 2 * CHUNK_BYTES  # held; in the pipe; in a read that is under way
+        self._end_bytes = waiting + self._passed_bytes
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are bytes to read, or the end."""
+        return bool(self._held) or has_bytes(self._fd)
+
+    def read_ahead(self) -> bool:
+        """Read some bytes ahead if the downstream loop is busy; returns whether there were any. Does not wait."""
+        if self._held_bytes >= MAX_HELD_BYTES or not self._reading.acquire(blocking=False):
+            return False
+        try:
+            if not has_bytes(self._fd):
+                return False
+            chunk = os.read(self._fd, CHUNK_BYTES)
+            if not chunk:
+                return False  # the end, which the downstream loop has to read
+            self._held.append(chunk)
+            self._held_bytes += len(chunk)
+        except OSError:
+            return False
+        finally:
+            self._reading.release()
+        return True
 
 
 class Downstream:
@@ -27,6 +100,9 @@ class Downstream:
         output: The client's side.
         unread: Keeps chunks that may contain answers.
         dispatcher: Lets the session read them.
+
+    Attributes:
+        kept: Called when a chunk was kept, so that there may be something to record.
     """
 
     def __init__(
@@ -40,18 +116,7 @@ class Downstream:
         self._output = output
         self._unread = unread
         self._dispatcher = dispatcher
-        self._session: Session | None = None
-        self._kept: Callable[[], None] = lambda: None
-
-    def begin(self, session: "Session", kept: Callable[[], None]) -> None:
-        """Let a session read answers. Until then every chunk is kept.
-
-        Args:
-            session: The core's state machine.
-            kept: Called when a chunk was kept, so that there may be something to record.
-        """
-        self._kept = kept
-        self._session = session
+        self.kept: Callable[[], None] = lambda: None
 
     def run(self, ended: Callable[[], None]) -> None:
         """Move bytes until the stream ends.
@@ -74,8 +139,8 @@ class Downstream:
 
         If the store has to be told of the end of a call, it is told before the client can know of the end.
         """
-        session = self._session
+        session = self._dispatcher.session
         if self._unread.add(chunk, awaits_answers=session is None or session.in_flight.awaits_answers):
-            self._kept()
+            self.kept()
             if session is not None and session.in_flight.to_settle:
                 self._dispatcher.read_answers()

@@ -21,7 +21,6 @@ from mcpguard.relay.upstream import IdentitySource
 from mcpguard.session.audit import summary
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
-from mcpguard.stores.api import CallStore
 from mcpguard.stores.outage.log import OutageFolder
 from mcpguard.stores.outage.store import LAST_TRY_S, OutageStore
 from mcpguard.stores.sqlite.address import SqliteAddress
@@ -48,18 +47,23 @@ class Guard:
     def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console) -> None:
         self._console = console
         settings.address.load()  # outside of the store's time budget, because calls wait for it
-        self._store = _store(settings, console)  # it is opened while the policy is read
-        self._journal = Journal(os.urandom(8).hex())
-        session = Session(
+        self._store = store = OutageStore(  # it is opened while the policy is read
+            settings.open_store,
+            mode=settings.on_unavailable,
+            notify=console.error,
+            folder=_outages(settings),
+            timeout_ms=settings.timeout_ms,
+        )
+        self._session = Session(
             identity,
             PolicyError("the policy is being loaded"),
-            self._journal,
+            Journal(os.urandom(8).hex()),
             namespace=settings.namespace,
             denials=settings.denials,
             arguments=settings.arguments,
-            args_key=functools.partial(getattr, self._store, "args_key"),
+            args_key=functools.partial(getattr, store, "args_key"),
         )
-        _begin(traffic, session, self._store, settings, console)
+        self._begin(traffic, identity, settings)
         # What a later call or a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
         import mcpguard.documents.toml
         import mcpguard.wire.form  # noqa: F401
@@ -67,24 +71,35 @@ class Guard:
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()
 
+    def _begin(self, traffic: Traffic, configured: Identity, settings: Settings) -> None:
+        """Load what calls are judged by, let the traffic judge them, and tell the user who calls and what is in force."""
+        policy_file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
+        policy = policy_file.begin()
+        token: IdentitySource | None = None
+        found: Identity | Unauthenticated = configured
+        if settings.jwt:
+            from mcpguard.identity.token import TokenSource  # loads PyJWT: only if it is needed
+
+            budget_ms, tell = settings.timeout_ms, self._console.error
+            token = source = TokenSource(settings.jwt, configured, os.environ, budget_ms=budget_ms, notify=tell)
+            found = source.begin()
+        traffic.guard(self._session, self._store, policy, found, policy_file, token)
+        where = "the starter policy" if isinstance(policy, Policy) and policy.is_starter else quoted(settings.policy_path)
+        for line, is_error in _introduction(configured, found, policy, where=where, store=settings.address.shown):
+            (self._console.error if is_error else self._console.line)(line)
+        for line in (*settings.warnings, *exposed(settings.files)):
+            self._console.error(line)
+        with contextlib.suppress(Exception):  # a bug is reported when a real call meets it
+            rehearse(found if isinstance(found, Identity) else configured, policy)
+
     def close(self, at_most: Callable[[float], float]) -> None:
         """Tell the user what the session's calls were, and close the store. The traffic has ended.
 
         Args:
             at_most: How long a part of the shutdown may take; see `Supervisor`.
         """
-        self._console.line(summary(self._journal.tally))
+        self._console.line(summary(self._session.tally))
         threads.start_last(self._store.close, "close", at_most(CLOSE_S))
-
-
-def _store(settings: Settings, console: Console) -> OutageStore:
-    return OutageStore(
-        settings.open_store,
-        mode=settings.on_unavailable,
-        notify=console.error,
-        folder=_outages(settings),
-        timeout_ms=settings.timeout_ms,
-    )
 
 
 def _outages(settings: Settings) -> OutageFolder:
@@ -100,35 +115,6 @@ def _outages(settings: Settings) -> OutageFolder:
     return OutageFolder(folder, f"{name}-outage-{which}-")
 
 
-def _begin(traffic: Traffic, session: Session, store: CallStore, settings: Settings, console: Console) -> None:
-    """Load what calls are judged by, let the traffic judge them, and tell the user who calls and what is in force.
-
-    Args:
-        traffic: The traffic, which has started.
-        session: The core's state machine, with the configured identity.
-        store: Decides calls and writes audit rows.
-        settings: The settings of this machine.
-        console: Takes lines for stderr.
-    """
-    policy_file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
-    policy = policy_file.begin()
-    token: IdentitySource | None = None
-    configured = session.identity
-    found: Identity | Unauthenticated = configured
-    if settings.jwt:
-        token, found = _verified(configured, settings, console)
-    traffic.guard(session, store, policy, found, policy_file, token)
-    identity = found if isinstance(found, Identity) else configured
-    user = found.user if isinstance(found, Identity) else f"unauthenticated: {found.message}"
-    where = "the starter policy" if policy_file.is_starter else quoted(settings.policy_path)
-    tell = console.line if found is identity and isinstance(policy, Policy) else console.error
-    _introduce(tell, identity, policy, user=user, where=where, store=settings.address.shown)
-    for line in (*settings.warnings, *exposed(settings.files)):
-        console.error(line)
-    with contextlib.suppress(Exception):  # a bug is reported when a real call meets it
-        rehearse(identity, policy)
-
-
 def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:
     """Judge a call that nobody has made, in a session of its own, so that the first real call finds everything in place.
 
@@ -141,31 +127,24 @@ def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:
     Session(identity, policy, Journal("")).judge(Reader().read([_CALL]), 0)
 
 
-def _introduce(
-    tell: Callable[[str], None], identity: Identity, policy: Policy | PolicyError, *, user: str, where: str, store: str
-) -> None:
-    """Write the line that names the mode, the caller, the policy and the store; and warn if no rule limits the agent's tier.
+def _introduction(
+    configured: Identity, found: Identity | Unauthenticated, policy: Policy | PolicyError, *, where: str, store: str
+) -> list[tuple[str, bool]]:
+    """The line that names the mode, the caller, the policy and the store, and a warning if no rule limits the agent's tier.
 
-    The mode stands first: in observe mode nothing is denied, whatever else the line says.
+    The mode stands first: in observe mode nothing is denied, whatever else the line says. Each with whether it is an error.
     """
+    identity = found if isinstance(found, Identity) else configured
+    user = found.user if isinstance(found, Identity) else f"unauthenticated: {found.message}"
+    unlimited = None
     if isinstance(policy, Policy):
         observed = 0 if policy.observe else sum(rule.observe for rule in policy.rules)
         rules = plural(len(policy.rules), "rule") + (f", {observed} in observe mode" if observed else "")
-        mode = policy.mode_text
+        mode, unlimited = policy.mode_text, policy.tier_warning(identity.agent_parts.tier)
     else:
         rules, mode = f"no policy: {policy.message}", "mode=closed (every call is denied)"
     names = {"server": identity.server, "user": user, "agent": identity.agent(None)[0]}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
-    tell(f"{__version__} {mode} {caller} policy={where} ({rules}) store={quoted(store)}")
-    unlimited = policy.tier_warning(identity.agent_parts.tier) if isinstance(policy, Policy) else None
-    if unlimited:
-        tell(unlimited)
-
-
-def _verified(configured: Identity, settings: Settings, console: Console) -> tuple[IdentitySource, Identity | Unauthenticated]:
-    """The source of the token's identity, and the identity now."""
-    from mcpguard.identity.token import TokenSource  # loads PyJWT: only if it is needed
-
-    assert settings.jwt is not None  # noqa: S101 - the caller has checked it
-    source = TokenSource(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=console.error)
-    return source, source.begin()
+    is_error = found is not identity or isinstance(policy, PolicyError)
+    line = f"{__version__} {mode} {caller} policy={where} ({rules}) store={quoted(store)}"
+    return [(text, is_error) for text in (line, unlimited) if text]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import LOOK_S, Readiness, await_room, has_reader
+from mcpguard.relay.readiness import LOOK_S, await_room, has_reader, has_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """If more bytes of replies are queued, mcpguard reads nothing from the client until the client has read some."""
@@ -35,6 +35,7 @@ class ClientOutput:
 
     Attributes:
         taken: How many bytes the client or its pipe has taken.
+        queued_bytes: How many bytes of replies are queued.
     """
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
@@ -44,12 +45,11 @@ class ClientOutput:
         self._writing = threading.Lock()
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[bytes] = deque()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         self._in_frame = False
         self._broken = False
         self._finished = False
         self._replier: threading.Thread | None = None
-        self._is_ready = Readiness(fd)
 
     def relay(self, chunk: bytes, observe: Callable[[bytes], None]) -> None:
         """Write a chunk of the server's, and queued replies where a frame ends. Waits for the client.
@@ -79,14 +79,14 @@ class ClientOutput:
         """Write mcpguard's own frames between two of the server's: at once if that does not block, else from a queue."""
         if not self._queue and self._writing.acquire(blocking=False):
             try:
-                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and self._is_ready():
+                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and has_room(self._fd):
                     self._write(data)
                     return
             finally:
                 self._writing.release()
         with self._changed:
             self._queue.append(data)
-            self._queued_bytes += len(data)
+            self.queued_bytes += len(data)
             if self._replier is None:
                 with contextlib.suppress(RuntimeError):  # the system has no thread now: the next reply tries again
                     replier = threading.Thread(target=self._reply_queued, name="mcpguard-replies", daemon=True)
@@ -103,13 +103,13 @@ class ClientOutput:
         Raises:
             ConnectionAbortedError: The client is gone.
         """
-        if self._queued_bytes <= MAX_QUEUED_BYTES:
-            if self._queued_bytes > _MUCH_QUEUED_BYTES:
+        if self.queued_bytes <= MAX_QUEUED_BYTES:
+            if self.queued_bytes > _MUCH_QUEUED_BYTES:
                 with self._changed:
                     self._changed.wait(_GIVE_WAY_S)
             return
         with self._changed:
-            while self._queued_bytes > MAX_QUEUED_BYTES and not self._broken:
+            while self.queued_bytes > MAX_QUEUED_BYTES and not self._broken:
                 if client_is_gone():
                     raise ConnectionAbortedError
                 self._changed.wait(LOOK_S)
@@ -122,7 +122,7 @@ class ClientOutput:
     @property
     def waits_for_reader(self) -> bool:
         """Whether somebody holds the other end, and has left no room for more."""
-        return self.has_reader and not Readiness(self._fd)()
+        return self.has_reader and not has_room(self._fd)
 
     @property
     def is_writing(self) -> bool:
@@ -175,7 +175,7 @@ class ClientOutput:
                     size += len(together[-1])
             self._write(b"".join(together))
             with self._changed:
-                self._queued_bytes -= size
+                self.queued_bytes -= size
                 self._changed.notify_all()
 
     def _wake(self) -> None:

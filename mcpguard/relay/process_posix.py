@@ -23,6 +23,9 @@ _PR_SET_DUMPABLE: Final = 4
 _OF_ONE_PROCESS: Final = frozenset({signal.SIGUSR1, signal.SIGUSR2})
 """Signals that somebody sends to one process. Other processes of the group may have no handler, and would end by them."""
 
+_WATCHDOG: Final = 'trap "" HUP INT QUIT TERM USR1 USR2; read -r word; kill -s KILL -- "-$1"'
+"""The shell command that ends a group when its input ends. It ignores the signals that all processes of a session may get."""
+
 _LIMITED: Final = frozenset({errno.EAGAIN, errno.ENOMEM, errno.E2BIG, errno.EMFILE, errno.ENFILE})
 """Errors of a program that could run with higher limits."""
 
@@ -52,6 +55,7 @@ class ServerProcess:
         self.was_killed = False
         self._pipes = {strays.pipe_of(stdin), strays.pipe_of(stdout)}
         self._strays: set[strays.Process] = set()
+        self._watchdog = 0  # the shell
         self._devnull = os.open(os.devnull, os.O_WRONLY)  # opened early: later there may be no descriptor left
 
     def confirm(self) -> None:
@@ -73,6 +77,27 @@ class ServerProcess:
             elif number in _LIMITED:
                 hint = LOOK_AT_LIMITS
             raise CommandError(f"cannot run {self._command}: {what}", hint, ExitStatus.NOT_EXECUTABLE)
+
+    def watch(self) -> None:
+        """Have its group killed if mcpguard is killed, if the system has a shell, descriptors and a process for that.
+
+        On Linux the kernel kills the server itself then, but not the processes that it has started. So a shell waits for the
+        end of a pipe that only mcpguard holds.
+        """
+        shell = "/bin/sh"
+        with contextlib.suppress(OSError):
+            read, _ = os.pipe()
+            nowhere = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+            try:
+                self._watchdog = os.posix_spawn(
+                    shell,
+                    [shell, "-c", _WATCHDOG, "mcpguard-watchdog", str(self.pid)],
+                    {},
+                    file_actions=[(os.POSIX_SPAWN_DUP2, read, 0), *nowhere],
+                    setpgroup=0,  # signals to mcpguard's group or the server's must not reach it
+                )
+            finally:
+                close(read)
 
     def poll(self) -> int | None:
         """Its exit status; None while it runs.
@@ -128,9 +153,13 @@ class ServerProcess:
         os.dup2(self._devnull, self.stdin, inheritable=False)
 
     def reap(self) -> None:
-        """Remove the zombie: in a container, process 1 may not do it. From now on send no signal."""
+        """Remove the zombie: in a container, process 1 may not do it. From now on send no signal, and nobody watches."""
         with contextlib.suppress(OSError):
             os.waitpid(self.pid, os.WNOHANG)
+        if self._watchdog:
+            with contextlib.suppress(OSError):
+                os.kill(self._watchdog, signal.SIGKILL)
+                os.waitpid(self._watchdog, 0)
 
 
 def end_by(number: int) -> None:

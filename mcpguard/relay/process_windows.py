@@ -40,6 +40,9 @@ class ServerProcess:
     def confirm(self) -> None:
         """Nothing to wait for: `spawn` has raised if Windows cannot run the program."""
 
+    def watch(self) -> None:
+        """Do nothing: Windows has no process that could watch."""
+
     def poll(self) -> int | None:
         """Its exit status; None while it runs."""
         if self.status is None:

@@ -1,4 +1,4 @@
-"""Whether a descriptor is ready for a read or a write, and how to wait until it is.
+"""Whether a descriptor is ready for a read or a write, how to wait until it is, and how to wake the thread that waits.
 
 Reads and writes of the client's descriptors may be non-blocking. That is a property of the open file, which any process that
 shares it can set, and Node does.
@@ -14,40 +14,42 @@ STUCK_S: Final = 2.0
 LOOK_S: Final = 0.01
 """How often a thread that waits looks for other work, or for the end of the client."""
 
+TICK_S: Final = 0.2
+"""How often the main thread looks for a signal on Windows."""
+
 if sys.platform == "win32":
+    import contextlib
     import ctypes
     import msvcrt
     import threading
     import time
+    from queue import Empty, SimpleQueue
 
-    class Readiness:
-        """On Windows a pipe never counts as ready, because Windows cannot tell: only threads that may block write to it."""
+    # Windows cannot tell whether a pipe is ready, whether its other end is open, or whether the client has closed its side
+    def has_room(fd: int) -> bool:
+        """Whether a write of `PIPE_BUF` bytes is known to return at once: never. So only threads that may block write."""
+        return False
 
-        def __init__(self, fd: int) -> None:
-            self._fd = fd
+    def has_bytes(fd: int) -> bool:
+        """Whether a read is known to return at once: never."""
+        return False
 
-        def __call__(self) -> bool:
-            """Whether a write of `PIPE_BUF` bytes would return at once."""
-            return False
+    def has_ended(fd: int) -> bool:
+        """Whether the client is known to have closed its side: never."""
+        return False
 
-    class ServerInput:
-        """On Windows the writes themselves block."""
+    def has_reader(fd: int) -> bool:
+        """Whether somebody is known to hold the other end of the output: never."""
+        return False
 
-        def __init__(self, fd: int) -> None:
-            del fd
+    def await_bytes(fd: int) -> None:
+        """Return at once: reads block on Windows."""
 
-        def wait(self, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
-            """Return at once."""
+    def await_room(fd: int) -> None:
+        """Return at once: writes block on Windows."""
 
-    class ClientEnd:
-        """On Windows only a read can tell."""
-
-        def __init__(self, fd: int) -> None:
-            del fd
-
-        def __call__(self) -> bool:
-            """Whether the client has closed its side."""
-            return False
+    def await_server(fd: int, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
+        """Return at once: writes block on Windows."""
 
     class ClientInput:
         """Waits for bytes from the client, for a time. On Windows it looks again and again.
@@ -84,19 +86,25 @@ if sys.platform == "win32":
         def close(self) -> None:
             """Do nothing: there is nothing to release."""
 
-    def has_bytes(fd: int) -> bool:
-        """Whether a read is known to return at once: never, because Windows cannot tell."""
-        return False
+    class Wake:
+        """A queue, polled every `TICK_S`, because on Windows no signal interrupts the wait for a lock.
 
-    def await_bytes(fd: int) -> None:
-        """Return at once: reads block on Windows."""
+        Args:
+            output: The descriptor that the client reads from.
+        """
 
-    def await_room(fd: int) -> None:
-        """Return at once: writes block on Windows."""
+        def __init__(self, output: int) -> None:
+            del output
+            self._queue: SimpleQueue[None] = SimpleQueue()
 
-    def has_reader(fd: int) -> bool:
-        """Whether somebody is known to hold the other end of the output: never, because Windows cannot tell."""
-        return False
+        def set(self) -> None:
+            """End the current wait, or the next one."""
+            self._queue.put(None)
+
+        def wait(self, timeout_s: float | None) -> None:
+            """Wait until `set` is called, a signal comes or time is up. It may return without a reason."""
+            with contextlib.suppress(Empty):
+                self._queue.get(timeout=TICK_S if timeout_s is None else min(timeout_s, TICK_S))
 
 else:
     import contextlib
@@ -104,6 +112,7 @@ else:
     import io
     import os
     import select
+    import signal
     import threading
     import time
 
@@ -112,7 +121,7 @@ else:
 
     _PIPE_BYTES: Final = 65_536
 
-    def events(poll: select.poll, timeout_ms: float | None = None) -> list[tuple[int, int]]:
+    def _events(poll: select.poll, timeout_ms: float | None = None) -> list[tuple[int, int]]:
         """What `poll` reports. Nothing, perhaps too early, while the system has no memory to wait: a later look can tell."""
         try:
             return poll.poll(timeout_ms)
@@ -123,67 +132,56 @@ else:
             time.sleep(LOOK_S)
         return []
 
-    class Readiness:
-        """Tells whether a write would return at once.
+    def _seen(fd: int, event: int, timeout_ms: float | None = 0) -> int:
+        """The events of a descriptor. From any thread."""
+        poll = select.poll()  # a new one: two threads must not use the same object
+        poll.register(fd, event)
+        return next((seen for _, seen in _events(poll, timeout_ms)), 0)
 
-        Args:
-            fd: A pipe, a socket, a terminal or a file.
-        """
+    def has_room(fd: int) -> bool:
+        """Whether a write of `PIPE_BUF` bytes would return at once."""
+        return bool(_seen(fd, select.POLLOUT) & select.POLLOUT)
 
-        def __init__(self, fd: int) -> None:
-            self._poll = select.poll()
-            self._poll.register(fd, select.POLLOUT)
+    def has_bytes(fd: int) -> bool:
+        """Whether a read would return at once."""
+        return bool(_seen(fd, select.POLLIN))
 
-        def __call__(self) -> bool:
-            """Whether a write of `PIPE_BUF` bytes would return at once."""
-            return any(event & select.POLLOUT for _, event in events(self._poll, 0))
+    def has_ended(fd: int) -> bool:
+        """Whether the client has closed its side, even while there are bytes to read."""
+        return bool(_seen(fd, _PEER_END))
 
-    class ServerInput:
-        """The pipe to the server, made non-blocking, so that the writer can do other work while the pipe is full.
+    def has_reader(fd: int) -> bool:
+        """Whether somebody is known to hold the other end of the output; see `_watch_reader`."""
+        return sys.platform == "linux" and not _seen(fd, 0)
+
+    def await_bytes(fd: int) -> None:
+        """Wait until there are bytes to read, or the end."""
+        while not _seen(fd, select.POLLIN, None):
+            pass
+
+    def await_room(fd: int) -> None:
+        """Wait until a write takes bytes, or fails."""
+        while not _seen(fd, select.POLLOUT, None):
+            pass
+
+    def await_server(fd: int, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
+        """Wait until the pipe to the server, which is non-blocking, takes bytes, or the server has closed it.
 
         Args:
             fd: The pipe.
+            client_is_gone: Tells whether the client has closed both its ends.
+            work: Called while the pipe is full, and again at once if it returns True.
+
+        Raises:
+            ConnectionAbortedError: The client is gone, and the server has not taken a byte for `STUCK_S` since.
         """
-
-        def __init__(self, fd: int) -> None:
-            self._fd = fd
-            os.set_blocking(fd, False)
-
-        def wait(self, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
-            """Wait until the pipe takes bytes, or the server has closed it.
-
-            Args:
-                client_is_gone: Tells whether the client has closed both its ends.
-                work: Called while the pipe is full, and again at once if it returns True.
-
-            Raises:
-                ConnectionAbortedError: The client is gone, and the server has not taken a byte for `STUCK_S` since.
-            """
-            poll = select.poll()
-            poll.register(self._fd, select.POLLOUT)
-            deadline = float("inf")
-            while time.monotonic() < deadline:
-                if events(poll, 0 if work() else LOOK_S * 1000):
-                    return
-                if deadline == float("inf") and client_is_gone():
-                    deadline = time.monotonic() + STUCK_S
-            raise ConnectionAbortedError
-
-    class ClientEnd:
-        """Tells whether the client has closed its side, even while there are bytes to read.
-
-        Args:
-            fd: The descriptor that the client writes to.
-        """
-
-        def __init__(self, fd: int) -> None:
-            self._fd = fd
-
-        def __call__(self) -> bool:
-            """Whether the client has closed its side. From any thread."""
-            poll = select.poll()  # a new one: two threads must not use the same object
-            poll.register(self._fd, _PEER_END)
-            return bool(events(poll, 0))
+        deadline = float("inf")
+        while time.monotonic() < deadline:
+            if _seen(fd, select.POLLOUT, 0 if work() else LOOK_S * 1000):
+                return
+            if deadline == float("inf") and client_is_gone():
+                deadline = time.monotonic() + STUCK_S
+        raise ConnectionAbortedError
 
     class ClientInput:
         """Waits for bytes from the client, for a time.
@@ -209,7 +207,7 @@ else:
             poll.register(self._fd, select.POLLIN)
             if self._pipe:
                 poll.register(self._pipe[0], select.POLLIN)
-            found = dict(events(poll, int(timeout_s * 1000 + 0.999)))  # rounded up
+            found = dict(_events(poll, int(timeout_s * 1000 + 0.999)))  # rounded up
             if self._pipe and self._pipe[0].fileno() in found:
                 self._pipe[0].read(_PIPE_BYTES)
             return self._fd in found
@@ -239,27 +237,7 @@ else:
                 with contextlib.suppress(OSError):
                     end.close()
 
-    def has_bytes(fd: int) -> bool:
-        """Whether a read would return at once."""
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(events(poll, 0))
-
-    def await_bytes(fd: int) -> None:
-        """Wait until there are bytes to read, or the end."""
-        _await(fd, select.POLLIN)
-
-    def await_room(fd: int) -> None:
-        """Wait until a write takes bytes, or fails."""
-        _await(fd, select.POLLOUT)
-
-    def _await(fd: int, event: int) -> None:
-        poll = select.poll()
-        poll.register(fd, event)
-        while not events(poll):
-            pass
-
-    def watch_reader(poll: select.poll, fd: int) -> None:
+    def _watch_reader(poll: select.poll, fd: int) -> None:
         """Have `poll` report that nobody reads from a descriptor any more. Only Linux does.
 
         A pipe is reported when its last reader closes it, a terminal when it hangs up, a socket when its other side is closed,
@@ -268,10 +246,32 @@ else:
         if sys.platform == "linux":
             poll.register(fd, 0)  # errors and the end are reported whatever is asked for
 
-    def has_reader(fd: int) -> bool:
-        """Whether somebody is known to hold the other end of the output; see `watch_reader`."""
-        if sys.platform != "linux":
-            return False
-        poll = select.poll()
-        watch_reader(poll, fd)
-        return not events(poll, 0)
+    class Wake:
+        """A pipe that signals are written to as well, so that a signal just before the wait ends the wait, too.
+
+        Args:
+            output: The descriptor that the client reads from. When nobody reads from it any more, the wait ends once.
+        """
+
+        def __init__(self, output: int) -> None:
+            self._output = output
+            self._read, write = os.pipe()
+            os.set_blocking(self._read, False)
+            os.set_blocking(write, False)
+            self._write = write
+            signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+            self._poll = select.poll()
+            self._poll.register(self._read, select.POLLIN)
+            _watch_reader(self._poll, output)
+
+        def set(self) -> None:
+            """End the current wait, or the next one."""
+            with contextlib.suppress(BlockingIOError):  # full: it will wake anyway
+                os.write(self._write, b"!")
+
+        def wait(self, timeout_s: float | None) -> None:
+            """Wait until `set` is called, a signal comes, the reader leaves or time is up. It may return without a reason."""
+            if self._output in dict(_events(self._poll, None if timeout_s is None else timeout_s * 1000)):
+                self._poll.unregister(self._output)  # it would end every later wait at once
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._read, _PIPE_BYTES)

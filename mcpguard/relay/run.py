@@ -49,19 +49,17 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     from mcpguard.relay.console import Console  # from here on the server boots at the same time
     from mcpguard.relay.output import ClientOutput
     from mcpguard.relay.traffic import Traffic
-    from mcpguard.relay.watchdog import Watchdog
 
     server_process.confirm()
     sys.setswitchinterval(SWITCH_S)
     console = Console(quiet=settings.quiet)
     output = ClientOutput(1, lambda: supervisor.ended("client"))
     traffic = Traffic(server_process, output, console, supervisor.ended, max_frame_bytes=settings.max_frame_bytes)
-    watchdog: Watchdog
     guard: Guard
 
     def begin() -> None:
-        nonlocal guard, watchdog
-        watchdog = Watchdog(server_process.pid)
+        nonlocal guard
+        server_process.watch()
         from mcpguard.configured_identity import configured_identity  # while the client's first messages pass
         from mcpguard.relay.guard import Guard
 
@@ -69,7 +67,6 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         guard = Guard(traffic, identity, settings, console)
 
     status = supervisor.supervise(server_process, traffic, console, begin)
-    watchdog.dismiss()
     server_process.reap()
     guard.close(supervisor.at_most)
     if server_process.was_killed:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from mcpguard.errors import status_text
 from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.wake import Wake
+from mcpguard.relay.readiness import Wake
 
 if TYPE_CHECKING:  # loaded while the server boots; the supervisor is needed before it starts
     from mcpguard.relay.console import Console

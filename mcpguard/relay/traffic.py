@@ -8,11 +8,10 @@ from mcpguard.relay import threads
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
-from mcpguard.relay.downstream import Downstream
+from mcpguard.relay.downstream import Downstream, ServerStream
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput
-from mcpguard.relay.server_stream import ServerStream
 from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
@@ -109,19 +108,14 @@ class Traffic:
         """
         from mcpguard.relay.bookkeeper import Bookkeeper
 
-        self._dispatcher.begin(session, store)
         bookkeeper = self._bookkeeper = Bookkeeper(session, store, self._dispatcher, self._console, self._shut_down)
-        self._downstream.begin(session, kept=bookkeeper.wake)
+        self._downstream.kept = bookkeeper.wake
+        self._upstream.guard(policies, identities, bookkeeper.judged)
         self._dispatcher.post(lambda session: session.change_identity(identity))
-        self._dispatcher.dispatch(lambda session: session.start(policy))
+        self._dispatcher.post(lambda session: session.start(policy))
+        self._dispatcher.begin(session, store)
         bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
         self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
-        self._upstream.guard(
-            session,
-            policies,
-            identities,
-            judged=bookkeeper.judged,
-        )
 
     def close_input(self, why: str) -> None:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""

@@ -1,6 +1,7 @@
 """The loop from the client to the server: what the client writes is judged, then forwarded or answered."""
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -8,10 +9,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
+from mcpguard.relay.downstream import CHUNK_BYTES
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.readiness import ClientEnd, ClientInput, ServerInput, await_bytes, has_bytes
-from mcpguard.relay.server_stream import CHUNK_BYTES
+from mcpguard.relay.readiness import ClientInput, await_bytes, await_server, has_bytes, has_ended
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
 from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
@@ -92,41 +93,29 @@ class Upstream:
         self._console = console
         self._read_ahead = read_ahead
         self._shut_down = shut_down
-        self._session: Session | None = None
         self._judged: Callable[[], None] = lambda: None
         self._policy: PolicySource | None = None
         self._identity: IdentitySource | None = None
-        self._is_guarding = threading.Event()
         self._source = source
         self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
         self._reader = Reader()
-        self._client_has_ended = ClientEnd(source)
-        self._input = ServerInput(server.stdin)
+        if sys.platform != "win32":  # so that this loop can do other work while the pipe is full
+            os.set_blocking(server.stdin, False)
         self._later: list[bytes] = []  # the frames of held calls that were decided while the server took no input
         self._is_input_closed = False
         self._is_judging = False
         self._is_over = False
 
-    def guard(
-        self,
-        session: "Session",
-        policy: PolicySource,
-        identity: IdentitySource | None,
-        *,
-        judged: Callable[[], None],
-    ) -> None:
-        """Begin to judge calls. Until then they wait, with all that the client writes after them.
+    def guard(self, policy: PolicySource, identity: IdentitySource | None, judged: Callable[[], None]) -> None:
+        """Set what calls are judged by. They wait until `Dispatcher.begin`, with all that the client writes after them.
 
         Args:
-            session: The core's state machine.
             policy: The source of the policy.
             identity: The source of the identity; None if it does not change.
             judged: Called after messages were judged. It may wait if the store needs time before it takes more calls.
         """
-        self._judged = judged
-        self._session, self._identity, self._policy = session, identity, policy
-        self._is_guarding.set()
+        self._judged, self._identity, self._policy = judged, identity, policy
 
     def run(self, ended: Callable[[], None]) -> None:
         """Move bytes until the client has closed its side.
@@ -137,9 +126,11 @@ class Upstream:
         try:
             while chunk := self._read():
                 self._is_judging = True
-                self._take(self._splitter.feed(chunk))
+                if lines := self._splitter.feed(chunk):
+                    self._take(lines)
                 self._is_judging = False
-            self._take(self._splitter.finish())
+            if rest := self._splitter.finish():
+                self._take(rest)
         except OSError:
             pass  # a broken stream counts as ended, and so does one whose server or client no longer takes anything
         finally:
@@ -165,13 +156,13 @@ class Upstream:
 
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""
-        if self._client_has_ended():
+        if has_ended(self._source):
             self._dispatcher.post(_client_left)
 
     def _read(self) -> bytes:
         while True:
-            if self._session is not None and self._session.held_calls_due_us is not None:
-                self._attend_held_calls(self._session)
+            if (session := self._dispatcher.session) is not None and session.held.calls:
+                self._attend_held_calls(session)
             try:
                 return os.read(self._source, CHUNK_BYTES)
             except BlockingIOError:
@@ -179,79 +170,53 @@ class Upstream:
 
     def _attend_held_calls(self, session: "Session") -> None:
         """Until the client writes, or no call is still held, decide the held calls that are due."""
-        while (due_us := session.held_calls_due_us) is not None:
+        while (due_us := session.held.next_us) is not None:
             left_s = max(0.0, (due_us - monotonic_us()) / 1_000_000)
             if self._client_input.wait(min(left_s, LOOK_S)):
                 return
-            if to_server := self._decide_held_calls():
-                self._send(to_server)
-            self._judged()
-            self._output.await_room(self._client_is_gone)
-
-    def _decide_held_calls(self) -> bytes:
-        """Decide the held calls that are due, by the newest identity and policy; returns the frames for the server."""
-        try:
-            self._poll_identity(for_call=True)
-            if self._policy and (policy := self._policy.poll()) is not None:
-                self._change_policy(policy)
-            return self._dispatcher.judge_held(monotonic_us())
-        except Exception as error:
-            return self._judge_one_by_one((), error)
+            self._take(())
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
-        if not lines:
-            return
-        try:
-            to_server = self._judge(lines)
-        except Exception as error:  # the client would hang if this loop ended in silence
-            to_server = self._judge_one_by_one(lines, error)
-        if to_server:
+        """Judge lines from the client, and the held calls that are due, and write what comes of it to the server."""
+        if to_server := self._judge(lines):
             self._send(to_server)
         self._judged()
-        self._output.await_room(self._client_is_gone)  # backpressure
+        if self._output.queued_bytes:
+            self._output.await_room(self._client_is_gone)  # backpressure
 
-    def _judge(self, lines: Sequence[bytes | Refusal]) -> bytes:
-        """Judge lines from the client; returns the frames for the server."""
-        messages = self._reader.read(lines)
-        to_server = self._open(messages) if self._policy is None else None
-        if to_server is None:
+    def _judge(self, lines: Sequence[bytes | Refusal], *, alone: bool = False) -> bytes:
+        """Judge lines from the client, by the newest identity and policy; returns the frames for the server.
+
+        Args:
+            lines: The lines. Held calls that are due are judged with them.
+            alone: Whether no held calls are judged with the lines, and only the first that is due if there are none.
+        """
+        try:
+            messages = self._reader.read(lines)
+            if not self._dispatcher.is_guarding.is_set():
+                to_server = self._dispatcher.pass_early(messages, monotonic_us())
+                if to_server is not None:
+                    return to_server
+                self._dispatcher.is_guarding.wait()
             if self._identity:
-                self._poll_identity(for_call=any(map(_is_call, messages)))
+                self._poll_identity(for_call=not lines or any(map(_is_call, messages)))
             if self._policy and (policy := self._policy.poll()) is not None:
                 self._change_policy(policy)
             if self._is_input_closed:
                 self.notice_client_end()
-            to_server = self._dispatcher.judge(messages, monotonic_us())
-        return to_server
+            return self._dispatcher.judge(messages, monotonic_us(), alone=alone)
+        except Exception as error:  # the client would hang if this loop ended in silence
+            self._console.internal_error(error)
+            return self._judge_one_by_one(lines, alone=alone)
 
-    def _judge_one_by_one(self, lines: Sequence[bytes | Refusal], error: Exception) -> bytes:
-        """After an internal error, judge held calls and lines one by one, so that it keeps no others from being judged."""
-        self._console.internal_error(error)
-        self._is_guarding.wait()
-        held = self._session.held_calls if self._session else 0
-        if len(lines) == 1 and not held:
-            return self._answer_unjudged(lines)
-        to_server = [self._answer_unjudged(())]
-        for line in [*[None] * held, *lines]:
-            try:
-                if line is None:
-                    to_server.append(self._dispatcher.judge_held(monotonic_us(), alone=True))
-                else:
-                    to_server.append(self._judge([line]))
-            except Exception as again:
-                self._console.internal_error(again)
-                to_server.append(self._answer_unjudged(() if line is None else (line,)))
-        return b"".join(to_server)
-
-    def _answer_unjudged(self, lines: Sequence[bytes | Refusal]) -> bytes:
-        return self._dispatcher.dispatch(lambda session: session.unjudged(lines, monotonic_us()))
-
-    def _open(self, messages: Sequence[Frame | Refusal]) -> bytes | None:
-        """The frames for the server, of messages that need no session; None when there is a session that judges them."""
-        to_server = self._dispatcher.open(messages, monotonic_us())
-        if to_server is None:
-            self._is_guarding.wait()
-        return to_server
+    def _judge_one_by_one(self, lines: Sequence[bytes | Refusal], *, alone: bool) -> bytes:
+        """After a bug, judge held calls and lines one by one, so that it keeps no others from being judged."""
+        self._dispatcher.is_guarding.wait()
+        held = len(self._dispatcher.session.held.calls) if self._dispatcher.session else 0
+        alone = alone or len(lines) + held <= 1
+        self._dispatcher.dispatch(lambda session: session.unjudged(lines if alone else None, monotonic_us()))
+        parts: list[Sequence[bytes | Refusal]] = [] if alone else [*[()] * held, *([line] for line in lines)]
+        return b"".join([self._judge(part, alone=True) for part in parts])
 
     def _change_policy(self, policy: "Policy | PolicyError") -> None:
         self._dispatcher.post(lambda session: session.change_policy(policy))
@@ -273,7 +238,7 @@ class Upstream:
             try:  # a pipe takes 64 KiB at a time: a slice of bytes would copy the rest each time
                 written += os.write(self._server.stdin, memoryview(data)[written:] if written else data)
             except BlockingIOError:
-                self._input.wait(self._client_is_gone, self._work_meanwhile)
+                await_server(self._server.stdin, self._client_is_gone, self._work_meanwhile)
                 data += b"".join(self._later)
                 self._later.clear()
             except OSError:
@@ -282,18 +247,18 @@ class Upstream:
                 return
 
     def _client_is_gone(self) -> bool:
-        return self._client_has_ended() and not self._output.has_reader
+        return has_ended(self._source) and not self._output.has_reader
 
     def _work_meanwhile(self) -> bool:
         """While the server takes no input, decide held calls that are due, and read ahead; returns whether it has read."""
-        due_us = self._session.held_calls_due_us if self._session else None
-        if due_us is not None and due_us <= monotonic_us() and not self._client_has_ended():
-            self._later.append(self._decide_held_calls())
+        due_us = self._dispatcher.session.held.next_us if self._dispatcher.session else None
+        if due_us is not None and due_us <= monotonic_us() and not has_ended(self._source):
+            self._later.append(self._judge(()))
             self._judged()
         return self._read_ahead()
 
     def _answer_undelivered(self, data: bytes) -> None:
-        self._is_guarding.wait()  # an exit is noticed only after that
+        self._dispatcher.is_guarding.wait()  # an exit is noticed only after that
         if self._shut_down.wait(EXIT_S):
             return  # the server has exited, and all requests in flight are answered with its status
         self.notice_client_end()

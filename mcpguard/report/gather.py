@@ -5,8 +5,10 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from mcpguard.limiter.plan import Reported
 from mcpguard.reading.statistics import Figures
@@ -46,26 +48,24 @@ def rounded_us(duration_us: int) -> int:
     return round(10 ** (round(_BUCKETS * math.log10(max(1, duration_us))) / _BUCKETS))
 
 
-_Name = TypeVar("_Name", str, tuple[str, str])
+Name = tuple[str, ...]
+"""A user, an agent, or a server and its tool."""
 
 
-class Named(Generic[_Name]):
+class Named:
     """Figures by name, of at most `2 * NAMES` names."""
 
     def __init__(self) -> None:
-        self.figures: dict[_Name, Figures] = {}
+        self.figures: dict[Name, Figures] = {}
 
-    def of(self, name: _Name) -> Figures:
+    def of(self, *name: str) -> Figures:
         """The figures of a name."""
-        found = self.figures.get(name)
-        if found is None:
-            if len(self.figures) >= 2 * NAMES:
-                for rare in sorted(self.figures, key=lambda one: self.figures[one].calls)[:NAMES]:
-                    del self.figures[rare]
-            found = self.figures[name] = Figures()
-        return found
+        if name not in self.figures and len(self.figures) >= 2 * NAMES:
+            for rare in sorted(self.figures, key=lambda one: self.figures[one].calls)[:NAMES]:
+                del self.figures[rare]
+        return self.figures.setdefault(name, Figures())
 
-    def top(self, n: int) -> list[tuple[_Name, Figures]]:
+    def top(self, n: int) -> list[tuple[Name, Figures]]:
         """The names with the most calls."""
         return heapq.nsmallest(n, self.figures.items(), key=lambda one: (-one[1].calls, one[0]))
 
@@ -79,6 +79,7 @@ class Slot:
         self.would_deny: Counter[str] = Counter()
 
 
+@dataclass
 class Use:
     """How a limit was used, as far as rows name it: a row names the limit that decided.
 
@@ -90,15 +91,21 @@ class Use:
             in flight.
     """
 
-    def __init__(self) -> None:
-        self.denied = 0
-        self.would_deny = 0
-        self.was_full = False
-        self.peak = 0
+    denied: int = 0
+    would_deny: int = 0
+    was_full: bool = False
+    peak: int = 0
 
 
-Kind = tuple[str, str, str, str, str, Reported | None]
-"""What the denials of a burst have in common: decision, user, agent, server, tool, limit. A name is empty if it is unknown."""
+class Kind(NamedTuple):
+    """What the denials of a burst have in common. A name is empty if it is unknown."""
+
+    decision: str
+    user: str
+    agent: str
+    server: str
+    tool: str
+    limit: Reported | None
 
 
 class Burst(NamedTuple):
@@ -122,8 +129,7 @@ class Bursts:
 
     def __init__(self) -> None:
         self._open: dict[Kind, Burst] = {}  # the burst with the newest row is the last
-        self._worst: list[tuple[int, int, int, Burst]] = []  # a heap
-        self._ended = 0
+        self._ended: list[Burst] = []
 
     def add(self, kind: Kind, time_us: int, calls: int) -> None:
         """Count the denials of a row."""
@@ -131,34 +137,24 @@ class Bursts:
         if burst and time_us - burst.last_us > GAP_US:
             self._end(burst)
             burst = None
-        if burst:
-            first, last = min(burst.first_us, time_us), max(burst.last_us, time_us)
-            self._open[kind] = Burst(burst.calls + calls, first, last, kind)
-            return
         if len(self._open) >= _OPEN:
             for old in list(self._open)[: _OPEN // 2]:
                 self._end(self._open.pop(old))
-        self._open[kind] = Burst(calls, time_us, time_us, kind)
+        burst = burst or Burst(0, time_us, time_us, kind)
+        first, last = min(burst.first_us, time_us), max(burst.last_us, time_us)
+        self._open[kind] = Burst(burst.calls + calls, first, last, kind)
 
     def _end(self, burst: Burst) -> None:
-        self._ended += 1  # orders equal bursts, so that kinds are not compared
         if burst.calls >= LEAST_BURST:
-            self._worst = _pushed(self._worst, (burst.calls, -burst.first_us, self._ended, burst))
+            self._ended = _worst([*self._ended, burst])
 
     def worst(self) -> list[Burst]:
         """The bursts with the most calls, the worst first."""
-        found = self._worst
-        for number, burst in enumerate(self._open.values(), self._ended + 1):
-            if burst.calls >= LEAST_BURST:
-                found = _pushed(found, (burst.calls, -burst.first_us, number, burst))
-        return [one[-1] for one in sorted(found, reverse=True)]
+        return _worst([*self._ended, *(burst for burst in self._open.values() if burst.calls >= LEAST_BURST)])
 
 
-def _pushed(heap: list[tuple[int, int, int, Burst]], one: tuple[int, int, int, Burst]) -> list[tuple[int, int, int, Burst]]:
-    """A heap of at most `WORST` with one more."""
-    heap = list(heap)
-    (heapq.heappush if len(heap) < WORST else heapq.heappushpop)(heap, one)
-    return heap
+def _worst(bursts: Sequence[Burst]) -> list[Burst]:
+    return sorted(bursts, key=lambda burst: (-burst.calls, burst.first_us))[:WORST]
 
 
 class Findings:
@@ -179,13 +175,9 @@ class Findings:
         self.slots = [Slot() for _ in range(-((self.first_us - until_us) // self.slot_us))]
         self.all = Figures()
         self.decisions: Counter[str] = Counter()
-        self.users: Named[str] = Named()
-        self.agents: Named[str] = Named()
-        self.tools: Named[tuple[str, str]] = Named()  # by server and tool
+        self.users, self.agents, self.tools = Named(), Named(), Named()
         self.limits: dict[Reported, Use] = {}
         self.bursts = Bursts()
-        self._limit_of: dict[str, Reported | None] = {}  # by the limit's text in a row
-        self._names_of: dict[str, tuple[str, str, str, str]] = {}  # by the context's text in a row
 
     def add(self, stored: StoredRow) -> None:
         """Count a row, which stands for at least one call."""
@@ -195,16 +187,14 @@ class Findings:
         duration = None if stored.duration_us is None else rounded_us(stored.duration_us)
         self.decisions[decision] += weight
         slot = self.slots[min(len(self.slots) - 1, max(0, (row.time_us - self.first_us) // self.slot_us))]
-        user, agent, server, tool = self._names(row.context)
-        self.all.add(decision, weight, outcome, duration)
-        slot.figures.add(decision, weight, outcome, duration)
-        if user:
-            self.users.of(user).add(decision, weight, outcome, duration)
-        if agent:
-            self.agents.of(agent).add(decision, weight, outcome, duration)
-        if tool:
-            self.tools.of((server, tool)).add(decision, weight, outcome, duration)
-        limit = self._limit(row.reported) if row.reported else None
+        user, agent, server, tool = _names(row.context)
+        counted = [self.all, slot.figures]
+        counted += [self.users.of(user)] if user else []
+        counted += [self.agents.of(agent)] if agent else []
+        counted += [self.tools.of(server, tool)] if tool else []
+        for figures in counted:
+            figures.add(decision, weight, outcome, duration)
+        limit = _limit(row.reported) if row.reported else None
         use = self._use(limit) if limit else None
         if decision in REFUSED or decision == "would_deny":
             counts = slot.denied if decision in REFUSED else slot.would_deny
@@ -216,38 +206,28 @@ class Findings:
                 use.would_deny += weight
             for one in json.loads(row.detail or "{}").get("exceeded", ()):
                 self._use(Reported.of(one)).was_full = True
-            self.bursts.add((decision, user, agent, server, tool, limit), row.time_us, weight)
+            self.bursts.add(Kind(decision, user, agent, server, tool, limit), row.time_us, weight)
         elif use and row.counted and decision == "allowed":
             use.peak = max(use.peak, row.counted)
 
-    def _names(self, context: str) -> tuple[str, str, str, str]:
-        """The user, the agent, the server and the tool of a row; empty if unknown."""
-        found = self._names_of.get(context)
-        if found is None:
-            if len(self._names_of) >= NAMES:
-                self._names_of.clear()
-            named = members(context)
-            user, agent, server, tool = (str(named.get(key, "")) for key in ("user", "agent", "server", "tool"))
-            found = self._names_of[context] = user, agent, server, tool
-        return found
-
-    def _limit(self, text: str) -> Reported | None:
-        """The limit of a row; None if the row sums up denials of several limits."""
-        if text not in self._limit_of:
-            if len(self._limit_of) >= NAMES:
-                self._limit_of.clear()
-            found = json.loads(text)
-            self._limit_of[text] = Reported.of(found) if "rule" in found else None
-        return self._limit_of[text]
-
     def _use(self, limit: Reported) -> Use:
         """The use of a limit. The rules of edited policies are kept too, but at most `NAMES` limits."""
-        found = self.limits.get(limit)
-        if found is None:
-            if len(self.limits) >= NAMES:
-                return Use()
-            found = self.limits[limit] = Use()
-        return found
+        return self.limits.setdefault(limit, Use()) if limit in self.limits or len(self.limits) < NAMES else Use()
+
+
+@lru_cache(NAMES)
+def _names(context: str) -> tuple[str, str, str, str]:
+    """The user, the agent, the server and the tool of a row; empty if unknown."""
+    named = members(context)
+    user, agent, server, tool = (str(named.get(key, "")) for key in ("user", "agent", "server", "tool"))
+    return user, agent, server, tool
+
+
+@lru_cache(NAMES)
+def _limit(text: str) -> Reported | None:
+    """The limit of a row; None if the row sums up denials of several limits."""
+    found = json.loads(text)
+    return Reported.of(found) if "rule" in found else None
 
 
 def slot_us(period_us: int) -> int:

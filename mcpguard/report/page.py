@@ -2,10 +2,10 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from mcpguard import __version__
 from mcpguard.limiter.plan import Reported
@@ -14,7 +14,7 @@ from mcpguard.policy.suggest import with_headroom
 from mcpguard.reading.statistics import Figures
 from mcpguard.report import charts
 from mcpguard.report.charts import Series
-from mcpguard.report.gather import AXES, Burst, Findings, Named, Use
+from mcpguard.report.gather import AXES, Findings, Name, Named, Use
 from mcpguard.text.printing import printable
 from mcpguard.text.times import span_in_words, window
 
@@ -29,7 +29,6 @@ _LABELS: Final = 8
 """The most points of a chart that have a label: there is room for no more."""
 
 _ERROR_COLOURS: Final = {"tool_error": "orange", "rpc_error": "violet"}
-_Name = TypeVar("_Name", str, tuple[str, str])
 
 _AXIS_COLOURS: Final = {"user": "blue", "agent": "orange", "tool": "violet", "none": "grey"}
 
@@ -47,100 +46,63 @@ def page(findings: Findings, policy: Policy | None, *, namespace: str, filters: 
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "share": _share, "ms": _ms, "name": _name}
+    shown = {"number": _number, "share": _share, "ms": _ms, "name": _name, "time": _time, "seconds": _seconds, "span": _span}
+    environment.filters |= shown
     template = environment.from_string((files("mcpguard.report") / "page.html").read_text("utf-8"))
-    unused = unreached(policy, findings.limits) if policy and not filters else []
+    starts = range(findings.first_us, findings.until_us, findings.slot_us)
     return template.render(
         version=__version__,
         namespace=namespace,
         filters=filters,
-        since=_time(findings.since_us),
-        until=_time(findings.until_us),
-        begin=_time(findings.first_us) if findings.first_us > findings.since_us else "",
-        made=_time(made_us),
-        slot=_span(findings.slot_us),
+        findings=findings,
         total=findings.all,
-        decisions=findings.decisions.most_common(),
-        outcomes=findings.all.outcomes.most_common(),
-        quantiles=findings.all.percentiles_ms(),
+        made_us=made_us,
+        axes=AXES,
         charts=_charts(findings),
-        slots=_slot_rows(findings),
-        has_would=findings.all.would_deny > 0,
-        bursts=[_burst(one) for one in findings.bursts.worst()],
-        tops=[
-            ("Users", "user", _top(findings.users)),
-            ("Agents", "agent", _top(findings.agents)),
-        ],
-        tools=_tools(findings.tools),
+        slots=[(start, slot) for start, slot in zip(starts, findings.slots, strict=True) if slot.figures.calls],
+        users=_top(findings.users),
+        agents=_top(findings.agents),
+        tools=_top(findings.tools),
         limits=_fired(findings),
-        unreached=unused[:_LIMITS],
-        unreached_more=max(0, len(unused) - _LIMITS),
+        unreached=unreached(policy, findings.limits) if policy and not filters else [],
+        shown=_LIMITS,
         policy=policy,
     )
 
 
-class Chart(NamedTuple):
-    """A chart of the page.
-
-    Attributes:
-        title: Its title.
-        what: What it shows, as a sentence.
-        legend: The name and the colour of each series.
-        svg: The drawing.
-    """
-
-    title: str
-    what: str
-    legend: Sequence[tuple[str, str]]
-    svg: str
-
-
-def _charts(findings: Findings) -> list[Chart]:
-    slots = findings.slots
-    labels = _labels(findings)
-    each = _span(findings.slot_us)
-    counted = [
-        (
-            "Calls",
-            f"Calls per {each}.",
-            [
-                Series("allowed", "green", [slot.figures.allowed or None for slot in slots]),
-                Series("would be denied", "amber", [slot.figures.would_deny or None for slot in slots]),
-                Series("denied", "red", [slot.figures.denied or None for slot in slots]),
-            ],
-        ),
-        (
-            "Denials by axis",
-            f"Calls that were not forwarded, per {each}, by the axis of the limit.",
-            _by_axis([slot.denied for slot in slots]),
-        ),
+def _charts(findings: Findings) -> Iterator[tuple[str, str, Sequence[Series], str]]:
+    """The charts: title, what it shows, as a sentence, its series, and the drawing."""
+    slots, labels, each = findings.slots, _labels(findings), _span(findings.slot_us)
+    allowed = [slot.figures.allowed or None for slot in slots]
+    would_deny = [slot.figures.would_deny or None for slot in slots]
+    denied = [slot.figures.denied or None for slot in slots]
+    calls = [
+        Series("allowed", "green", allowed),
+        Series("would be denied", "amber", would_deny),
+        Series("denied", "red", denied),
+    ]
+    errors = [
+        Series(word, colour, [slot.figures.outcomes[word] or None for slot in slots]) for word, colour in _ERROR_COLOURS.items()
+    ]
+    by_axis, would_by_axis = (_by_axis([getattr(slot, key) for slot in slots]) for key in ("denied", "would_deny"))
+    for title, what, series in (
+        ("Calls", f"Calls per {each}.", calls),
+        ("Denials by axis", f"Calls that were not forwarded, per {each}, by the axis of the limit.", by_axis),
         (
             "Would-be denials by axis",
             f"Calls that observed limits would have denied, per {each}, by the axis of the limit.",
-            _by_axis([slot.would_deny for slot in slots]),
+            would_by_axis,
         ),
-        (
-            "Errors",
-            f"Calls that failed, per {each}, by their outcome.",
-            [
-                Series(word, colour, [slot.figures.outcomes[word] or None for slot in slots])
-                for word, colour in _ERROR_COLOURS.items()
-            ],
-        ),
-    ]
-    found: list[Chart] = []
-    for title, what, series in counted:
+        ("Errors", f"Calls that failed, per {each}, by their outcome.", errors),
+    ):
         if shown := [one for one in series if any(one.values)]:
-            found.append(Chart(title, what, _legend(shown), charts.stacked(labels, shown)))
-    percentiles = [slot.figures.percentiles_ms() for slot in slots]
-    durations = [
-        Series(name, colour, [one[at] for one in percentiles])
-        for name, colour, at in (("p99", "violet", 2), ("p95", "orange", 1), ("p50", "blue", 0))
-    ]
+            yield title, what, shown, charts.stacked(labels, shown)
+    percentiles = zip(*(slot.figures.percentiles_ms() for slot in slots), strict=True)
+    names = (("p50", "blue"), ("p95", "orange"), ("p99", "violet"))
+    durations = [Series(*name, values) for name, values in zip(names, percentiles, strict=True)][::-1]
     if any(durations[0].values):
         what = f"Milliseconds from the call to its answer, per {each}. The scale is logarithmic."
-        found.append(Chart("Durations", what, _legend(durations), charts.lines(labels, durations)))
-    return found
+        yield "Durations", what, durations, charts.lines(labels, durations)
 
 
 def _by_axis(counts: Sequence[Counter[str]]) -> list[Series]:
@@ -148,10 +110,6 @@ def _by_axis(counts: Sequence[Counter[str]]) -> list[Series]:
         Series("no limit" if axis == "none" else axis, _AXIS_COLOURS[axis], [one[axis] or None for one in counts])
         for axis in AXES
     ]
-
-
-def _legend(series: Sequence[Series]) -> list[tuple[str, str]]:
-    return [(one.name, one.colour) for one in series]
 
 
 def _labels(findings: Findings) -> list[str]:
@@ -164,36 +122,10 @@ def _labels(findings: Findings) -> list[str]:
     return [start[part] if at in shown else "" for at, start in enumerate(starts)]
 
 
-def _slot_rows(findings: Findings) -> list[dict[str, object]]:
-    """The numbers of the charts, without slots in which nothing was called."""
-    rows = []
-    for at, slot in enumerate(findings.slots):
-        if slot.figures.calls:
-            figures = slot.figures
-            rows.append(
-                {
-                    "time": _time(findings.first_us + at * findings.slot_us),
-                    "figures": figures,
-                    "denied": [slot.denied[axis] for axis in AXES],
-                    "would_deny": [slot.would_deny[axis] for axis in AXES],
-                    "quantiles": figures.percentiles_ms(),
-                }
-            )
-    return rows
-
-
-def _top(named: Named[_Name]) -> list[tuple[_Name, Figures, float]]:
+def _top(named: Named) -> list[tuple[Name, Figures, float]]:
     """The names with the most calls, their figures, and their length as a bar in percent."""
     top = named.top(TOP)
-    most = max((figures.calls for _, figures in top), default=1)
-    return [(name, figures, 100 * figures.calls / most) for name, figures in top]
-
-
-def _tools(named: Named[tuple[str, str]]) -> list[dict[str, object]]:
-    rows = []
-    for (server, tool), figures, width in _top(named):
-        rows.append({"server": server, "tool": tool, "figures": figures, "width": width, "quantiles": figures.percentiles_ms()})
-    return rows
+    return [(name, figures, 100 * figures.calls / top[0][1].calls) for name, figures in top]
 
 
 def _fired(findings: Findings) -> list[tuple[Reported, int, int]]:
@@ -234,13 +166,10 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
     for rule, _ in policy.parts:
         for rate, limit in zip(rule.bounds, rule.reported, strict=False):  # `deny` has no rate
             use = uses.get(limit, Use())
-            if use.denied or use.would_deny or use.was_full:
-                continue
-            lower = with_headroom(use.peak) if use.peak and rule.counts == "calls" else rate.n
-            if lower < rate.n:
-                found.append(Unreached(rule, rate, limit, use.peak, lower, _command(rule, rate, lower)))
-            else:
-                found.append(Unreached(rule, rate, limit, use.peak, None, ""))
+            if not (use.denied or use.would_deny or use.was_full):
+                lower = with_headroom(use.peak) if use.peak and rule.counts == "calls" else rate.n
+                suggestion = (lower, _command(rule, rate, lower)) if lower < rate.n else (None, "")
+                found.append(Unreached(rule, rate, limit, use.peak, *suggestion))
     return found
 
 
@@ -250,24 +179,14 @@ def _command(rule: Rule, changed: Rate, n: int) -> str:
     return shlex.join(["mcpguard", "policy", "set", *rule._replace(rates=rates).setting])
 
 
-def _burst(burst: Burst) -> Mapping[str, object]:
-    decision, user, agent, server, tool, limit = burst.kind
-    return {
-        "calls": burst.calls,
-        "first": _time(burst.first_us, seconds=True),
-        "lasted": _span(burst.last_us - burst.first_us),
-        "decision": decision,
-        "user": user,
-        "agent": agent,
-        "server": server,
-        "tool": tool,
-        "limit": limit,
-    }
+def _time(time_us: int) -> str:
+    """A time in UTC, to the minute."""
+    return _seconds(time_us)[:-3]
 
 
-def _time(time_us: int, *, seconds: bool = False) -> str:
-    """A time in UTC, to the minute or the second."""
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")
+def _seconds(time_us: int) -> str:
+    """A time in UTC, to the second."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _span(span_us: int) -> str:

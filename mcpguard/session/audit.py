@@ -94,19 +94,16 @@ class Outcome(NamedTuple):
 
 def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
     """The row of a decided request."""
-    detail = shortened(request.detail) if verdict.decision in REFUSED else request.detail
-    if verdict.in_flight is not None:
-        detail = detail | {"in_flight": verdict.in_flight}
-    if len(verdict.exceeded) > 1:
-        exceeded = [reported.members() | _wait(wait) for reported, wait in verdict.without_room]
-        detail = detail | {"exceeded": exceeded}
-    return Row(
+    decision, detail, limit, request_id = verdict.decision, request.detail, verdict.limit, request.request_id
+    if decision != "allowed" or verdict.in_flight is not None:
+        detail = _detail(request, verdict)
+    members = (
         time_us,
         seq,
-        verdict.decision,
+        decision,
         request.context,
-        fragment(verdict.reported) if verdict.reported else None,
-        cut_id(request.request_id) or None,
+        None if limit is None else fragment(verdict.plan.reported[limit]),
+        (request_id if len(request_id) <= _MAX_ID_CHARS else cut_id(request_id)) or None,
         request.args_hash,
         request.trace_id,
         verdict.count,
@@ -115,6 +112,16 @@ def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) 
         None,
         compact(detail) if detail else None,
     )
+    return tuple.__new__(Row, members)  # half the time of `Row(…)`
+
+
+def _detail(request: DecisionRequest, verdict: Verdict) -> dict[str, object]:
+    detail = shortened(request.detail) if verdict.decision in REFUSED else request.detail
+    if verdict.in_flight is not None:
+        detail = detail | {"in_flight": verdict.in_flight}
+    if len(verdict.exceeded) > 1:
+        detail = detail | {"exceeded": [reported.members() | _wait(wait) for reported, wait in verdict.without_room]}
+    return detail
 
 
 _NUMBER: Final = (int, type(None))

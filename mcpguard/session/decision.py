@@ -1,6 +1,6 @@
 """The decision on one call: from its plan and the states of its counters to a verdict and the counters' new states."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from mcpguard.limiter import sliding
@@ -25,8 +25,12 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
         The verdict, and the decision with the new states. A call that is held is not charged.
     """
     plan = request.plan
-    if plan.is_plain and not (request.is_behind or request.rounds) and (admitted := admit(plan, states, now_us)):
-        return admitted[0], Decision(True, (), tuple(admitted[1]), (), plan.limits)
+    if (
+        plan.is_plain
+        and not (request.is_behind or request.rounds)
+        and (admitted := admit(plan, dict(zip(plan.keys, states, strict=True)), now_us))
+    ):
+        return admitted[0], Decision(True, (), tuple(admitted[1].values()), (), plan.limits)
     decision = sliding.decide(plan.limits, states, now_us, call_id)
     found = verdict(plan, decision)
     if (
@@ -41,21 +45,21 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
     return found, decision
 
 
-def admit(plan: Plan, states: Sequence[State | None], now_us: int) -> tuple[Verdict, list[State]] | None:
+def admit(plan: Plan, states: Mapping[int, State], now_us: int) -> tuple[Verdict, dict[int, State]] | None:
     """Decide a usual call in half of the time: each of its limits has room, and its counter is in use.
 
     Args:
         plan: A plan that `is_plain`.
-        states: The states of its counters; None for an unused one.
+        states: The states of counters, by their ids.
         now_us: The store's time.
 
     Returns:
         The verdict, and the new states. None if the call is not a usual one.
     """
-    after: list[State] = []
+    after: dict[int, State] = {}
     tightest, count, least, is_observed = -1, 0, 0, False
-    for at, (n, window_us, grain_us, observe) in enumerate(plan.plain_limits):
-        log = states[at]
+    for at, (key, n, window_us, grain_us, observe) in enumerate(plan.plain_limits):
+        log = states.get(key)
         if not log or log[-2] > now_us:
             return None
         if log[1] <= now_us - window_us:
@@ -69,9 +73,9 @@ def admit(plan: Plan, states: Sequence[State | None], now_us: int) -> tuple[Verd
         if tightest < 0 or (left < least if observe is is_observed else is_observed):
             tightest, count, least, is_observed = at, used + 1, left, observe
         if now_us - log[0] < grain_us:  # as `charge` does it
-            after.append((*log[:-2], now_us, log[-1] + 1))
+            after[key] = (*log[:-2], now_us, log[-1] + 1)
         else:
-            after.append(charge(log, n, window_us, now_us))
+            after[key] = charge(log, n, window_us, now_us)
     return Verdict("allowed", plan, tightest, count, least), after
 
 

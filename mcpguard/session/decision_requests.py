@@ -1,71 +1,160 @@
-"""Makes the requests for the store: to decide a call, or to write the row of a refused frame or of a policy."""
+"""Makes the requests for the store from the identity and the policy in force: of a call, a refused frame, or a policy."""
 
 import json
 import re
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
-from mcpguard.identity.client_agents import codex_tier
+from mcpguard.errors import PolicyError, Unauthenticated
+from mcpguard.identity import client_agents
+from mcpguard.identity.caller import CODEX, Identity, known_client
+from mcpguard.limiter.plan import Plan
 from mcpguard.policy.model import Call, Policy
-from mcpguard.session.callers import Caller, Callers, name_in
-from mcpguard.session.verdict import NO_LIMITS, DecisionRequest, Verdict
+from mcpguard.session.verdict import NO_LIMITS, DecisionRequest
 from mcpguard.text.digest import cut
+from mcpguard.text.printing import compact
 from mcpguard.wire import meta
 from mcpguard.wire.arguments import NONE, args_hash
 from mcpguard.wire.frames import Frame, Refusal
 from mcpguard.wire.heavy import Unbuilt
+
+MAX_CALLERS: Final = 1024
+"""How many callers are remembered, so that rules are matched only once for each."""
+
+MAX_ARGUMENTS: Final = 64
+"""How many plans are remembered of a caller whose calls are counted by arguments. A loop repeats few."""
+
+MAX_CALLER_CHARS: Final = 1024
+"""Callers with longer names are not remembered."""
 
 _REMEMBERED_BYTES: Final = 4096
 """The arguments of a longer call are not remembered."""
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
+_Names = tuple[str | None, str | None, str | None, str | None, str]
+"""What tells callers apart: the client's name, the agent in the call's `_meta`, the agent that a hook noted for the call, the
+tier that Codex reports in `_meta`, each None if there is none; and the tool."""
 
-class DecisionRequests:
-    """Makes decision requests.
 
-    Args:
-        callers: The identity and the policy in force.
-        arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
-        args_key: Returns the key of the hash; empty for no hash. It is called for each call.
+class Caller(NamedTuple):
+    """What the calls of one agent to one tool have in common.
+
+    Attributes:
+        call: Who calls which tool.
+        plan: The limits that each call must pass.
+        context: The caller and the tool in the audit row: a JSON object, as text.
+        of_arguments: If the plan is split by arguments, the plans by the arguments' hash.
     """
 
-    def __init__(self, callers: Callers, arguments: str, args_key: Callable[[], bytes]) -> None:
-        self._callers = callers
+    call: Call
+    plan: Plan
+    context: str
+    of_arguments: dict[str, Plan]
+
+    def plan_of(self, digest: str, earlier: str = "") -> Plan:
+        """The plan of a call with these arguments; see `Plan.of_arguments`."""
+        found = self.of_arguments.get(digest + earlier)
+        if found is None:
+            if len(self.of_arguments) >= MAX_ARGUMENTS:
+                self.of_arguments.clear()
+            found = self.of_arguments[digest + earlier] = self.plan.of_arguments(digest, earlier)
+        return found
+
+
+class DecisionRequests:
+    """The identity and the policy in force, and the requests that follow from them.
+
+    Args:
+        identity: The configured identity.
+        policy: The policy, or the reason why there is none.
+        session: The session's id.
+        namespace: The namespace of counters and audit log.
+        arguments: What the audit log keeps of a call's arguments: `hash`, `none` or `full`.
+        args_key: Returns the key of the hash; empty for no hash. It is called for each call.
+
+    Attributes:
+        identity: The identity in force.
+        unauthenticated: The reason why no user is verified; None if a user is, or need not be.
+        policy: The policy in force, or the reason why there is none.
+        client_name: The client's name in the handshake; None if it gave none.
+        callers: The callers that are remembered.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        policy: Policy | PolicyError,
+        session: str,
+        *,
+        namespace: str,
+        arguments: str,
+        args_key: Callable[[], bytes],
+    ) -> None:
+        self.identity = self._configured = identity
+        self.unauthenticated: Unauthenticated | None = None
+        self.policy = policy
+        self.client_name: str | None = None
+        self.callers: dict[_Names, Caller] = {}
+        self._session = session
+        self._namespace = namespace
         self._arguments = arguments
         self._args_key = args_key
         self._has_own_key = False  # whether calls were counted by a key of this session, while the store's was not known
         # The last arguments, the key, and the hash: the next arguments may be the same object
         self._hashed: tuple[object, bytes, bytes] | None = None
 
-    def of_call(self, frame: Frame, params: dict[str, Any], noted: str | None) -> DecisionRequest:
+    def identify(self, found: Identity | Unauthenticated) -> None:
+        """Put an identity in force, or the reason why no user is verified."""
+        self.unauthenticated = found if isinstance(found, Unauthenticated) else None
+        self.identity = found if isinstance(found, Identity) else self._configured
+        self.callers.clear()
+
+    def take_up(self, policy: Policy | PolicyError) -> None:
+        """Put a policy in force. An error leaves the last good policy in force."""
+        if isinstance(policy, Policy) or isinstance(self.policy, PolicyError):
+            self.policy = policy
+            self.callers.clear()
+
+    def note_key(self, call_meta: Mapping[str, object]) -> str | None:
+        """The key of the note that a hook may have left for a call with this `_meta`; None if no note can count."""
+        identity = self.identity
+        if meta.CALL_IDS.isdisjoint(call_meta) or identity.has_whole_agent:
+            return None
+        if client_agents.is_codexs_main_agent(call_meta) and identity.trust_client_info:
+            name = name_in(call_meta.get(meta.CLIENT_INFO)) or self.client_name
+            if name and known_client(name) == CODEX:
+                return None
+        return client_agents.note_key(call_meta, identity.claude_session)
+
+    def of_call(self, frame: Frame, key: str, noted: str | None) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
 
         Args:
             frame: The call.
-            params: Its `params`.
+            key: The `id_key` of its id.
             noted: The agent that a hook noted for it; None if no hook did.
         """
-        client_name, meta_agent, tier, trace = self._callers.client_name, None, None, None
+        params: dict[str, object] = frame.params
+        client_name, meta_agent, tier, trace = self.client_name, None, None, None
         if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None
-            tier = codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
+            tier = client_agents.codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-        names = (client_name, meta_agent, noted, tier, params["name"])
-        caller = self._callers.known.get(names) or self._callers.new(*names)
+        names = (client_name, meta_agent, noted, tier, frame.params["name"])
+        caller = self.callers.get(names) or self._new_caller(names)
         call, plan, context, _ = caller
-        request = DecisionRequest(call, plan, context, frame, str(frame.id))
+        request = DecisionRequest(call, plan, context, frame, str(frame.id), key)
         request.client_name = client_name
         if noted is not None:
             request.noted = noted
         if self._arguments == "hash":
-            if key := self._args_key():
-                arguments = params.get("arguments", NONE)
-                hashed = self._hashed
-                if hashed is None or arguments is not hashed[0] or key is not hashed[1]:
-                    hashed = arguments, key, args_hash(arguments, key)
+            if args_key := self._args_key():
+                arguments, hashed = params.get("arguments", NONE), self._hashed
+                if hashed is None or arguments is not hashed[0] or args_key is not hashed[1]:
+                    hashed = arguments, args_key, args_hash(arguments, args_key)
                     self._hashed = hashed if len(frame.raw) <= _REMEMBERED_BYTES else None
                 request.args_hash = hashed[2]
         elif self._arguments == "full":
@@ -76,15 +165,38 @@ class DecisionRequests:
             request.trace_id = match[1]
         return request
 
+    def _new_caller(self, names: _Names) -> Caller:
+        """A caller that is not among `callers`. It is remembered."""
+        identity, tool = self.identity, names[-1]
+        agent, source = identity.agent(*names[:-1])
+        call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
+        plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else NO_LIMITS
+        members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
+        members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
+        caller = Caller(call, plan, self._context(members), {})
+        if len(self.callers) >= MAX_CALLERS:
+            self.callers.clear()
+        if sum(len(name) for name in (*names, agent) if name) <= MAX_CALLER_CHARS:
+            self.callers[names] = caller
+        return caller
+
+    def _context(self, members: Mapping[str, object], *, with_user: bool = True) -> str:
+        """The context of an audit row: a JSON object with the session, the server, the user, and these members."""
+        identity = self.identity
+        context: dict[str, object] = {"session": self._session, "namespace": self._namespace, "server": cut(identity.server)}
+        if with_user and not self.unauthenticated:
+            context |= {"user": cut(identity.user), "user_source": identity.user_source}
+            if identity.email:
+                context["email"] = cut(identity.email)
+        return compact({**context, **members})
+
     def _complete(self, request: DecisionRequest, caller: Caller, params: dict[str, object]) -> None:
         """Add what only the requests of some plans have."""
         plan = caller.plan
         if plan.is_split:
             key, arguments, earlier = self._args_key(), params.get("arguments", NONE), ""
             if not key or self._has_own_key:
-                earlier = args_hash(
-                    arguments, self._callers.session.encode()
-                ).hex()  # whoever reads the hash can read either key
+                earlier = args_hash(arguments, self._session.encode()).hex()  # whoever reads the hash can read either key
                 self._has_own_key = True
             request.plan = caller.plan_of(args_hash(arguments, key).hex(), earlier) if key else caller.plan_of(earlier)
         if plan.cost is not None:
@@ -94,36 +206,35 @@ class DecisionRequests:
 
     def of_refusal(self, refusal: Refusal) -> DecisionRequest:
         """The row of a frame that was refused."""
-        identity = self._callers.identity
+        identity = self.identity
         tool = {} if refusal.tool is None else {"tool": cut(refusal.tool)}
         return DecisionRequest(
             Call(identity.user, "", identity.server, refusal.tool or ""),
             NO_LIMITS,
-            self._callers.context(tool),
+            self._context(tool),
             request_id="" if refusal.id == "null" else cut(refusal.id),
             detail={"reason": refusal.message},
         )
 
-    def of_unjudged(self, message: Frame | Refusal) -> tuple[DecisionRequest, Verdict]:
-        """The row, and its verdict, of a message that a bug kept from being judged."""
-        if isinstance(message, Refusal):
-            return self.of_refusal(message), Verdict("invalid")
-        refusal = Refusal(0, "internal_error", message.id or "null", tool=message.tool)
-        return self.of_refusal(refusal), Verdict("unavailable")
-
     def of_policy(self, reason: str) -> DecisionRequest:
         """The row that names the policy in force, and why the row is written."""
-        policy, server = self._callers.policy, self._callers.identity.server
-        detail: dict[str, object] = {"policy": policy.digest} if isinstance(policy, Policy) else {}
+        detail: dict[str, object] = {"policy": self.policy.digest} if isinstance(self.policy, Policy) else {}
         detail["reason"] = reason
-        context = self._callers.context({}, with_user=False)
-        return DecisionRequest(Call("", "", server, ""), NO_LIMITS, context, detail=detail)
+        return DecisionRequest(
+            Call("", "", self.identity.server, ""), NO_LIMITS, self._context({}, with_user=False), detail=detail
+        )
 
 
 def meta_of(params: object) -> dict[str, object]:
     """The `_meta` in a call's `params`; empty if it is not an object."""
     found = params.get("_meta") if isinstance(params, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def name_in(client_info: object) -> str | None:
+    """The client's name in a `clientInfo`; None if there is none."""
+    name = client_info.get("name") if isinstance(client_info, dict) else None
+    return name if isinstance(name, str) and name else None
 
 
 def _in_full(arguments: object) -> object:

@@ -1,13 +1,17 @@
-"""A denial as the client receives it: a JSON-RPC error or a tool result. Its message is complete without the data."""
+"""What mcpguard answers in the server's place: denials, as a JSON-RPC error or a tool result; refusals; and other errors.
+
+The message of a denial is complete without the data.
+"""
 
 from typing import Final
 
 from mcpguard.limiter.plan import Reported
 from mcpguard.policy.model import Call
-from mcpguard.session.verdict import Verdict
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.digest import cut
 from mcpguard.text.printing import compact, plural, printable
 from mcpguard.text.times import ms_up
+from mcpguard.wire.frames import Refusal
 
 RATE_LIMITED: Final = 429
 DENIED: Final = 403
@@ -17,6 +21,9 @@ UNAVAILABLE: Final = 503
 
 SERVER_GONE: Final = -32000
 """`Connection closed` in both SDKs."""
+
+SERVER_GONE_REASON: Final = "server_gone"
+"""The audit's reason for a call that came when the server took nothing more."""
 
 RESULT_CLIENTS: Final = frozenset({"codex-mcp-client", "fastmcp", "mcp"})
 RESULT_CLIENT_BEGINNINGS: Final = ("qwen-cli-mcp-client-", "stdio: ")
@@ -33,6 +40,35 @@ server's name as its own. Codex's model gets the error's data as well, and a sta
 
 Source: docs/clients.md, for which each client was sent both forms.
 """
+
+
+def denied(request: DecisionRequest, verdict: Verdict, denials: str) -> bytes:
+    """The denial of a call.
+
+    Args:
+        request: The call's request.
+        verdict: Its verdict.
+        denials: The configured form of a denial.
+    """
+    reason = str(request.detail.get("reason", ""))
+    if reason == SERVER_GONE_REASON:
+        return error(request.request_id, SERVER_GONE, request.why)
+    equal = verdict.limit is not None and verdict.plan.counts_arguments(verdict.limit)
+    code, message, data = describe(request.call, verdict, reason, request.why, equal=equal)
+    if request.frame.params.get("task") is None and form(denials, request.client_name, request.call.server) == "result":
+        return result(request.request_id, message, data)
+    return error(request.request_id, code, message, data)
+
+
+def refused(refusal: Refusal) -> bytes:
+    """The answer to a line that must not reach the server."""
+    return error(refusal.id, refusal.code, f"Refused: {refusal.message}")
+
+
+def unjudged(request_id: str) -> bytes:
+    """The answer to a request that a bug kept from being judged."""
+    message = "mcpguard failed to judge this request; it was not forwarded"
+    return error(request_id, UNAVAILABLE, message, {"reason": "internal_error"})
 
 
 def form(denials: str, client_name: str | None, server: str) -> str:
@@ -154,13 +190,6 @@ def _whose(call: Call, axis: str) -> str:
 
 def _exceeded(verdict: Verdict) -> list[dict[str, object]]:
     return [
-        {
-            "axis": reported.axis,
-            **({} if reported.limit is None else {"limit": reported.limit}),
-            **({} if reported.window is None else {"window": reported.window}),
-            **({} if reported.counts is None else {"counts": reported.counts}),
-            **({} if wait is None else {"retry_after_ms": ms_up(wait)}),
-            "rule": reported.rule,
-        }
+        {**reported.members(), **({} if wait is None else {"retry_after_ms": ms_up(wait)})}
         for reported, wait in verdict.without_room
     ]

@@ -102,11 +102,6 @@ class HeldCalls:
         """When there is something to do; None if no call is held."""
         return min((call.next_us for call in self), default=None)
 
-    def get(self, request: DecisionRequest) -> HeldCall | None:
-        """The held call that a request decides anew; None if it is of another call."""
-        call = self.calls.get(request.key)
-        return call if call is not None and call.request.frame is request.frame else None
-
     def due(self, now_us: int) -> list[HeldCall]:
         """The calls that have to be decided anew."""
         return [call for call in self if call.due_us <= now_us]
@@ -162,8 +157,8 @@ class HeldCalls:
 
     def decided(self, request: DecisionRequest) -> None:
         """Note that a request was decided and is not held, or not any more."""
-        if (call := self.get(request)) is not None:
-            self._remove(call.key)
+        if request.key in self.calls:
+            self._remove(request.key)
 
     def drop(self, key: str, why: str, now_us: int) -> None:
         """Drop a call that is held, by its `id_key`."""
@@ -207,7 +202,7 @@ class HeldCalls:
     def _before(self, request: DecisionRequest) -> Iterator[HeldCall]:
         """The held calls before a request's."""
         for call in self:
-            if call.request.frame is request.frame:
+            if call.key == request.key:
                 return
             yield call
 

@@ -1,11 +1,15 @@
 """Requests in flight: sent to the server and not answered yet; and the outcomes of those that have ended."""
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.limiter.plan import Plan
 from mcpguard.session.audit import ERRORS, Outcome
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.wire import answers
+from mcpguard.wire.answers import Line, RetryInput
+from mcpguard.wire.frames import id_key
 
 MAX_IN_FLIGHT: Final = 65_536
 MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
@@ -43,6 +47,7 @@ class RequestsInFlight:
     asks `has_id` first. It is also true of a request that was cancelled or forgotten, until the server answers it after all.
 
     Attributes:
+        outcomes: The outcomes to be recorded, oldest first.
         endings: The calls that have ended and that the store has to be told of at once. Whoever tells it empties the list.
         to_settle: How many of the requests in flight are such calls.
         by_id: The requests, by `id_key`; do not change them.
@@ -54,14 +59,9 @@ class RequestsInFlight:
         self.to_settle = 0
         self.by_id: dict[str, InFlight] = {}
         self._chars = 0
-        self._outcomes: list[Outcome] = []
+        self.outcomes: list[Outcome] = []
         self.late: dict[str, None] = {}
         self._forgotten: deque[Ending] = deque()  # calls that were forgotten and still have places
-
-    @property
-    def outcomes(self) -> int:
-        """How many outcomes there are to be recorded."""
-        return len(self._outcomes)
 
     @property
     def awaits_answers(self) -> bool:
@@ -82,12 +82,24 @@ class RequestsInFlight:
         while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
             self._forget(next(iter(requests)), request.since_us)
 
-    def answered(self, key: str, outcome: str, now_us: int) -> InFlight | None:
-        """Note an answer: as `end`. The answer to a request that was cancelled or forgotten changes nothing."""
-        if key in self.late:
-            del self.late[key]
-            return None
-        return self.end(key, outcome, now_us)
+    def read_answers(self, lines: Sequence[Line], now_us: int) -> Iterator[tuple[InFlight, RetryInput]]:
+        """End the requests that the server has answered. Yields those that it wants to be made again, and with what input.
+
+        The answer to a request that was cancelled or forgotten changes nothing.
+
+        Args:
+            lines: The lines that may be answers.
+            now_us: When they were read.
+        """
+        for line in lines:
+            if not self.awaits_answers:
+                return
+            for answer in answers.read(line):
+                key = id_key(answer.id)
+                if key in self.late:
+                    del self.late[key]
+                elif (request := self.end(key, answer.outcome, now_us)) and answer.wanted:
+                    yield request, answer.wanted
 
     def cancel(self, key: str, now_us: int) -> None:
         """End a request that the client has cancelled, if it is in flight. The server may still answer it."""
@@ -108,7 +120,7 @@ class RequestsInFlight:
             return None
         self._chars -= len(request.id) + len(request.tool or "")
         if request.row_id is not None:
-            self._outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
+            self.outcomes.append(Outcome(request.row_id, outcome, now_us - request.since_us))
         if request.plan is not None:
             self.to_settle -= 1
         return request
@@ -143,12 +155,8 @@ class RequestsInFlight:
 
     def take_outcomes(self, most: int) -> list[Outcome]:
         """Remove and return the oldest outcomes, at most `most`."""
-        taken, self._outcomes = self._outcomes[:most], self._outcomes[most:]
+        taken, self.outcomes = self.outcomes[:most], self.outcomes[most:]
         return taken
-
-    def drop_outcomes(self) -> None:
-        """Forget all outcomes that are not recorded."""
-        self._outcomes.clear()
 
 
 def settled_plan(request: DecisionRequest, verdict: Verdict) -> Plan | None:

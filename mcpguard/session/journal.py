@@ -1,6 +1,5 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
-import collections
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeGuard
 
@@ -9,24 +8,12 @@ from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000
-"""Equal denials within this time share a row. So do denials of one kind, once the kind's budget is spent."""
+"""Equal denials within this time share a row. So do denials of one kind, if the kind has `KIND_STORMS` already."""
 
-BURST_BYTES: Final = 64 * 1024
-REFILL_BYTES_PER_S: Final = 2 * 1024
-"""A kind's budget: the bytes that the rows of its denials may take at once, and the bytes that are added each second.
-
-The first is about a hundred rows, which show what a flood consists of. The second is three rows of the usual size, so that each
-of three loops at once has a row each second. Once its budget is spent, a kind has one row a second, which sums it up. So a
-client that makes up a name for every call needs about a day to fill the audit's 256 MB. Without budgets it needs half a minute.
-A storm's last row may put its kind in debt, which the next seconds pay off.
-"""
-
-ROW_BYTES: Final = 256
-"""What a row takes beside its context, its detail and the request's id: for numbers, the limit and the entry in an index."""
-
-_MAX_STORMS: Final = 1024
-"""Storms that a session remembers. While it has as many, further denials are summed up by kind. If `flush` is called each
-second, the budgets prevent that."""
+KIND_STORMS: Final = 32
+"""How many storms of one kind a session has at once. Further denials of the kind share a row, which sums them up. So a kind has
+at most so many rows a second, and a client that makes up a name for every call needs hours to fill the audit's 256 MB. Without
+this bound it needs half a minute."""
 
 _MAX_DENIALS: Final = 4096
 """Counters whose denials a session counts. If there are more, all are counted anew."""
@@ -37,9 +24,6 @@ while it waited is not equal to a denial: for such calls the reason follows the 
 
 _Kind = tuple[str, str]
 """What the denials of one kind have in common: their decision, and the axis of the limit, empty if no limit made it."""
-
-
-_ALLOWED: Final[_Kind] = ("allowed", "")
 
 
 class _Storm(NamedTuple):
@@ -67,19 +51,11 @@ class _Storm(NamedTuple):
         return f"{self.first_id}.{self.shared + 1}"
 
 
-class _Budget(NamedTuple):
-    """What was left of a kind's budget at a time. Less than nothing is a debt."""
-
-    left_bytes: int
-    at_us: int
-
-
 class Journal:
     """What a session remembers in order to write its audit rows, in bounded memory whatever names a client makes up.
 
     - The number of its newest row.
-    - Its storms: equal denials, which share a row.
-    - What is left of each kind's budget. Once it is spent, denials of the kind share a row even if they differ in names.
+    - Its storms: equal denials, which share a row; and the denials of a kind that has too many storms, which share one, too.
     - Its denials on each counter since the last admission, which show how many calls a loop has made.
 
     Args:
@@ -87,20 +63,15 @@ class Journal:
 
     Attributes:
         seq: The number of the newest row.
-        tally: The number of calls by decision and axis.
     """
 
     def __init__(self, session: str) -> None:
         self.session = session
         self.seq = 0
-        self.tally: collections.Counter[tuple[str, str]] = collections.Counter()
-        self._storms: dict[_Key, _Storm] = {}
-        self._sums: dict[_Kind, _Storm] = {}  # the denials beyond each kind's budget
-        self._budgets: dict[_Kind, _Budget] = {}  # budgets that are not here are full
+        self._storms: dict[_Key | _Kind, _Storm] = {}  # by their kind, if a kind has too many
         self._denials: dict[int, int] = {}  # by counter, since the last admission
         self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
         self._seq_before = 0
-        self._keeps_new_storms = True
 
     def rows(
         self,
@@ -123,13 +94,14 @@ class Journal:
             In order, a row for each verdict except held calls, and denials that wait for a shared row.
         """
         self.begin()
-        written = [one for one in verdicts if one.forwards] if are_forwarded_written else []
-        for verdict in written:
-            self._number(verdict)
-        found: list[Row | None] = []
+        for verdict in verdicts if are_forwarded_written else ():
+            if verdict.forwards:
+                self.seq += 1
+                verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
+        found = []
         for request, verdict in zip(requests, verdicts, strict=True):
-            if written and verdict.forwards:
-                self._count(request, verdict)
+            if are_forwarded_written and verdict.forwards:
+                self._count_denials(verdict)
             else:
                 found.append(self.row(request, verdict, time_us))
         return [one for one in found if one is not None]
@@ -138,27 +110,23 @@ class Journal:
         """Begin the rows of a transaction, which `take_back` undoes."""
         self._before.clear()
         self._seq_before = self.seq
-        self._keeps_new_storms = len(self._storms) < _MAX_STORMS
 
     def row(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row | None:
         """The row to write for a request that was just decided; None for a denial that waits for a shared row, or a held call.
 
         Completes the verdict: sets `audit_id`, `has_own_row` and a denial's `count`. `rows` does this for several requests.
         """
-        if verdict.decision == "held":
+        decision = verdict.decision
+        if decision == "held":
             return None
-        self._count(request, verdict)
+        if decision != "allowed" or self._denials:
+            self._count_denials(verdict)
         one = row(request, verdict, time_us, self.seq + 1)
-        if verdict.decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
+        if decision in REFUSED and not self._gets_own_row(one, verdict, request.detail.get("reason")):
             return None
-        self._number(verdict)
-        return one
-
-    def _number(self, verdict: Verdict) -> None:
-        """Give a verdict's row the next number."""
         self.seq += 1
-        verdict.has_own_row = True
-        verdict.audit_id = audit_id(self.session, self.seq)
+        verdict.has_own_row, verdict.audit_id = True, audit_id(self.session, self.seq)
+        return one
 
     def take_back(self) -> None:
         """Undo the last call of `rows`, because the transaction with its rows has failed."""
@@ -179,34 +147,17 @@ class Journal:
             mapping[key] = value
 
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
-        """The rows of storms whose newest row is a second old, or of all storms. Each has the time of its last denial.
-
-        A storm whose row its kind's budget does not allow ends with this row, and the kind is in debt for it.
-        """
+        """The rows of storms whose newest row is a second old, or of all storms. Each has the time of its last denial."""
         rows: list[Row] = []
-        for key, storm in self._due(self._storms, time_us, all_of_them=all_of_them):
-            del self._storms[key]
-            if storm.last:
-                rows.append(self._shared(storm, storm.last))
-                if self._pay(storm.kind, rows[-1], time_us, may_owe=True):
+        for key, storm in list(self._storms.items()):
+            if all_of_them or not 0 <= time_us - storm.since_us < STORM_US:
+                del self._storms[key]
+                if storm.last:
+                    self.seq += 1
+                    last = sum_of(storm.last) if key == storm.kind else storm.last
+                    rows.append(named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting))
                     self._storms[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
-        for kind, storm in self._due(self._sums, time_us, all_of_them=all_of_them):
-            del self._sums[kind]
-            if storm.last:
-                rows.append(self._shared(storm, sum_of(storm.last)))
-                self._sums[kind] = _Storm(kind, time_us, storm.first_id, storm.shared + 1)
-        for kind in list(self._budgets):
-            if self._left(kind, time_us) == BURST_BYTES:
-                del self._budgets[kind]
         return rows
-
-    def _due(self, storms: dict[Any, _Storm], time_us: int, *, all_of_them: bool) -> list[tuple[Any, _Storm]]:
-        return [one for one in storms.items() if all_of_them or not 0 <= time_us - one[1].since_us < STORM_US]
-
-    def _shared(self, storm: _Storm, last: Row) -> Row:
-        """The row of the denials that wait in a storm."""
-        self.seq += 1
-        return named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting)
 
     @property
     def has_no_denials(self) -> bool:
@@ -220,7 +171,7 @@ class Journal:
     @property
     def is_waiting(self) -> bool:
         """Whether `flush` has rows to return, or something to forget, now or later."""
-        return bool(self._storms or self._sums or self._budgets)
+        return bool(self._storms)
 
     def _gets_own_row(self, one: Row, verdict: Verdict, reason: object) -> bool:
         """Whether a denial has a row of its own. If not, it waits for the next row of its storm or kind.
@@ -231,57 +182,24 @@ class Journal:
             reason: The reason in its request. If a limit refused the call, it is the reason why the call was dropped.
         """
         kind = one.decision, verdict.reported.axis if verdict.reported else ""
-        key = one.context, one.decision, f"{one.reported} {reason}" if one.reported and reason else one.reported
+        key: _Key | _Kind = one.context, one.decision, f"{one.reported} {reason}" if one.reported and reason else one.reported
         storm = self._storms.get(key)
-        if _goes_on(storm, one.time_us):
-            self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=one))
-        elif self._keeps_new_storms and self._pay(kind, one, one.time_us):
+        if storm is None and sum(other.kind == kind for other in self._storms.values()) >= KIND_STORMS:
+            key, storm = kind, self._storms.get(kind)
+        if not _goes_on(storm, one.time_us):
             self._set(self._storms, key, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
             return True
-        else:
-            storm = self._sums.get(kind)
-            if not _goes_on(storm, one.time_us):
-                self._set(self._sums, kind, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
-                return True
-            self._set(self._sums, kind, storm._replace(waiting=storm.waiting + 1, last=summed(storm.last or one, one)))
+        last = summed(storm.last or one, one) if key == kind else one
+        self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=last))
         verdict.audit_id = storm.next_id
         return False
 
-    def _pay(self, kind: _Kind, one: Row, time_us: int, *, may_owe: bool = False) -> bool:
-        """Take a row's bytes from its kind's budget. Returns whether they were left.
-
-        Args:
-            kind: The kind.
-            one: The row.
-            time_us: Wall-clock time.
-            may_owe: Whether bytes that are not left are taken, too.
-        """
-        texts = f"{one.context}{one.detail or ''}{one.request_id or ''}"
-        left = self._left(kind, time_us) - ROW_BYTES - len(texts.encode())
-        if left >= 0 or may_owe:
-            self._set(self._budgets, kind, _Budget(left, time_us))
-        return left >= 0
-
-    def _left(self, kind: _Kind, time_us: int) -> int:
-        """What is left of a kind's budget, which is full again if the clock was set back."""
-        budget = self._budgets.get(kind)
-        if budget is None or time_us < budget.at_us:
-            return BURST_BYTES
-        return min(BURST_BYTES, budget.left_bytes + (time_us - budget.at_us) * REFILL_BYTES_PER_S // 1_000_000)
-
-    def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
-        decision = verdict.decision
-        if decision == "allowed":
-            kind = _ALLOWED
-        elif verdict.reported:
-            kind = decision, verdict.reported.axis
-        else:
-            kind = decision, str(request.detail.get("axis", ""))  # set in a denial that no limit made
-        self._set(self.tally, kind, self.tally[kind] + 1)
-        if decision in {"rate_limited", "would_deny"}:
+    def _count_denials(self, verdict: Verdict) -> None:
+        """Count a denial, or forget denials on the counters of an admitted call."""
+        if verdict.decision in {"rate_limited", "would_deny"}:
             self._count_denial(verdict)
-        elif decision == "allowed" and self._denials:
-            self._forget_denials(request.plan, range(len(request.plan.counters)))
+        elif verdict.decision == "allowed" and self._denials:
+            self._forget_denials(verdict.plan, range(len(verdict.plan.counters)))
 
     def _forget_denials(self, plan: Plan, charged: Iterable[int]) -> None:
         """Forget the denials on counters that were charged."""

@@ -39,31 +39,30 @@ Invariants
 - Messages go to the server in the order in which the client wrote them, except held calls, which others pass. Answers go to
   the client in that order, too.
 - The store is told of the end of a call that its plan `settles` before the client gets the answer.
-- Memory is bounded, whatever the client writes: see `in_flight`, `callers`, `retries`, `held_calls` and `journal`.
-- No method raises anything. An exception is a bug. The relay reports it and calls `unjudged`; then it hands over, one by one,
-  the held calls that were due and the lines; and calls `unjudged` for each that leads to an exception again.
+- Memory is bounded, whatever the client writes: see `in_flight`, `decision_requests`, `retries`, `held_calls` and `journal`.
+- No method raises anything. An exception is a bug. The relay reports it and calls `unjudged`; then it hands over, alone, each
+  held call and each line; and calls `unjudged` for each that leads to an exception again.
 """
 
 import contextlib
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
-from mcpguard.session import audit, replies
-from mcpguard.session.callers import Callers, name_in
-from mcpguard.session.decision_requests import DecisionRequests, meta_of
+from mcpguard.session import audit, denial
+from mcpguard.session.decision_requests import DecisionRequests, meta_of, name_in
 from mcpguard.session.held_calls import HeldCall, HeldCalls
 from mcpguard.session.in_flight import InFlight, RequestsInFlight, settled_plan
 from mcpguard.session.journal import Journal
-from mcpguard.session.output import Log, LookUp
 from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending, Verdict
-from mcpguard.wire import answers, frames
-from mcpguard.wire.answers import Answer, Line
-from mcpguard.wire.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal
-from mcpguard.wire.ids import id_key
+from mcpguard.wire import frames
+from mcpguard.wire.answers import Line
+from mcpguard.wire.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal, id_key
+from mcpguard.wire.meta import CALL_IDS
 
 MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
@@ -81,6 +80,34 @@ _USED_ID: Final = "a request with the id of another that is not answered yet"
 _INPUT_CLOSED: Final = "the server has closed its input"
 
 
+class LookUp(NamedTuple):
+    """What the relay has to look up before it hands over messages.
+
+    Attributes:
+        notes: The keys of the notes that hooks may have left in the store for the calls, each once.
+        answers: Whether the session first has to read everything that the server has written. It has to if a call claims to be
+            a retry that the server has asked for, or if a request has the id of one in flight, or a cancellation names one,
+            which the server may have answered.
+    """
+
+    notes: Sequence[str]
+    answers: bool
+
+
+class Log(NamedTuple):
+    """A line for stderr.
+
+    Attributes:
+        text: The line.
+        kind: The kind by which lines are rationed; empty for a line that a client cannot cause any number of times.
+        is_error: Whether somebody has to act on it. Then it is written even with `--quiet`.
+    """
+
+    text: str
+    kind: str = ""
+    is_error: bool = False
+
+
 class Session:
     """One client's session with one server.
 
@@ -94,9 +121,12 @@ class Session:
         args_key: Returns the key of the arguments' hash; empty for no hash. It is called for each call.
 
     Attributes:
+        requests: Makes the requests, from the identity and the policy in force.
         in_flight: The requests in flight. If it has any `to_settle`, answers have to be read before the client gets them.
+        held: The held calls.
         unwritten: What has a row that no decision of the store writes, with its verdict; see `rows`.
         lines: Lines for stderr; see `take_lines`.
+        tally: The number of calls by decision and axis.
     """
 
     def __init__(
@@ -113,31 +143,26 @@ class Session:
         self.journal = journal
         self.namespace = namespace
         self._form = denials
-        self._callers = Callers(identity, policy, journal.session, namespace)
-        self._requests = DecisionRequests(self._callers, arguments, args_key)
+        self.requests = DecisionRequests(
+            identity, policy, journal.session, namespace=namespace, arguments=arguments, args_key=args_key
+        )
         self.in_flight = RequestsInFlight()
         self.unwritten: list[tuple[DecisionRequest, Verdict]] = []
         self._retries = FreeRetries()
-        self._held = HeldCalls(self._retries, self.unwritten)
-        self._unsent: dict[str, None] = {}  # the keys of requests that the server did not get
+        self.held = HeldCalls(self._retries, self.unwritten)
+        self._unsent: deque[str] = deque(maxlen=_MAX_UNSENT)  # the keys of requests that the server did not get
         self._client_waits = True
         self._input_closed = ""  # the reason; empty while it is open
         self._server_exited = False
         self._to_client: list[bytes] = []
         self.lines: list[Log] = []
-        self._asked: Sequence[DecisionRequest] = ()  # the portion that the store was asked for last
-        self._begin(0)
-
-    def _begin(self, now_us: int, messages: Sequence[Frame | Refusal] = ()) -> None:
-        """Begin to judge messages."""
-        self._now_us = now_us
-        self._messages = messages
+        self.tally: Counter[tuple[str, str]] = Counter()
+        self._now_us = 0
         self._steps: list[Frame | Refusal | DecisionRequest] = []  # the messages, with calls as requests
-        self._ids: set[str] = set()  # the `id_key` of each request among the messages
         self._due: Sequence[HeldCall] = ()  # the held calls that are decided anew
         self._denied: list[tuple[DecisionRequest, Verdict]] = []  # what is refused, whatever the store says
         self._to_decide: list[DecisionRequest] = []  # by the store
-        self._decided = 0  # how many of these have verdicts
+        self._asked: Sequence[DecisionRequest] = ()  # the portion of these that the store was asked for last
 
     # What the client writes
 
@@ -152,7 +177,9 @@ class Session:
             if request_id is not None and ((key := id_key(request_id)) in by_id or key in late):  # the other may be answered
                 needs_answers = True
             if method == TOOLS_CALL:
-                if "_meta" in params and (note_key := self._callers.note_key(meta_of(params))):
+                call_meta = params.get("_meta")
+                has_call_id = isinstance(call_meta, dict) and not CALL_IDS.isdisjoint(call_meta)
+                if has_call_id and (note_key := self.requests.note_key(call_meta)):
                     notes[note_key] = None
                 if "requestState" in params or "inputResponses" in params:
                     needs_answers = True
@@ -161,23 +188,31 @@ class Session:
         return LookUp(tuple(notes), needs_answers) if notes or needs_answers else None
 
     def judge(
-        self, messages: Sequence[Frame | Refusal], now_us: int, notes: Mapping[str, str] | None = None
+        self,
+        messages: Sequence[Frame | Refusal],
+        now_us: int,
+        notes: Mapping[str, str] | None = None,
+        *,
+        alone: bool = False,
     ) -> Sequence[DecisionRequest]:
-        """Judge messages from the client.
+        """Judge messages from the client, and the held calls that are due.
 
         Args:
-            messages: As `frames.read` returns them.
+            messages: As `frames.read` returns them; none if only held calls are due, or their clients are to be told.
             now_us: A monotone clock's reading.
             notes: The agents in the `notes` that were looked up, by key. Calls without a note are absent.
+            alone: Whether no held calls are judged with the messages, and only the first that is due if there are none.
 
         Returns:
             The requests that the store has to decide in one transaction, for `decided`; empty if none is left.
         """
         if self._server_exited:
             return ()
-        self._begin(now_us, messages)
+        self._now_us, self._due, self._denied, self._to_decide = now_us, (), [], []
+        steps = self._steps = []
         left = dict(notes) if notes else None
-        steps, ids, held, in_flight = self._steps, self._ids, self._held.calls, self.in_flight
+        keys: set[str] = set()  # of the requests among the messages
+        held, in_flight = self.held.calls, self.in_flight
         for message in messages:
             if isinstance(message, Refusal):
                 steps.append(self._refuse(message))
@@ -185,35 +220,37 @@ class Session:
             request_id, key = message.id, ""
             if request_id is not None:
                 key = id_key(request_id)
-                if key in ids or key in held or key in in_flight.by_id or key in in_flight.late:
+                if key in keys or key in held or key in in_flight.by_id or key in in_flight.late:
                     steps.append(self._refuse(Refusal(INVALID_REQUEST, _USED_ID, request_id, tool=message.tool)))
                     continue
-                ids.add(key)
+                keys.add(key)
             if message.method == TOOLS_CALL:
-                steps.append(self._call(message, key, self._noted(message.params, left) if left else None))
-            else:
-                self._take_note_of(message)
+                steps.append(self._call(message, key, self._noted(message, left) if left else None))
+            elif not self._cancels_held(message):
+                if message.method == "initialize" and isinstance(message.params, dict):
+                    self.requests.client_name = name_in(message.params.get("clientInfo"))
                 steps.append(message)
-        if held:
-            self._add_due()
+        if held and not (alone and messages):
+            self._add_due(1 if alone else None)
         self.unwritten += self._denied
-        return self._ask()
+        return self._ask() if self._to_decide else ()
 
-    def _take_note_of(self, message: Frame) -> None:
-        """Look for the client's name in a message that is not a call, and for the cancellation of a held call."""
-        _, method, request_id, params = message
-        if method == "initialize" and isinstance(params, dict):
-            self._callers.client_name = name_in(params.get("clientInfo"))
-        elif method == _CANCELLED and request_id is None and (cancelled := _cancelled_key(params)) in self._held.calls:
-            self._drop(str(cancelled))
+    def _cancels_held(self, message: Frame) -> bool:
+        """Drop the held call that a message cancels; returns whether there is one. Servers take no request for that."""
+        key = _cancelled_key(message.params) if message.method == _CANCELLED and message.id is None else None
+        if key is None or key not in self.held.calls:
+            return False
+        self.held.drop(key, "cancelled while it waited", self._now_us)
+        self._unsent.append(key)
+        return True
 
-    def _noted(self, params: object, notes: dict[str, str]) -> str | None:
+    def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
         """The agent in the note of a call, which counts for one call; None if there is none."""
-        key = self._callers.note_key(meta_of(params))
+        key = self.requests.note_key(meta_of(call.params))
         return notes.pop(key, None) if key else None
 
     def _refuse(self, refusal: Refusal) -> Refusal:
-        self._denied.append((self._requests.of_refusal(refusal), Verdict("invalid")))
+        self._denied.append((self.requests.of_refusal(refusal), Verdict("invalid")))
         return refusal
 
     def _call(self, frame: Frame, key: str, noted: str | None, rounds: int | None = None) -> DecisionRequest:
@@ -225,10 +262,9 @@ class Session:
             noted: The agent that a hook noted for it; None if no hook did.
             rounds: The call's number among the free retries of one charge; None if that is not known yet.
         """
-        params: dict[str, Any] = frame.params
-        callers, request = self._callers, self._requests.of_call(frame, params, noted)
-        request.key = key
-        if self._input_closed or callers.unauthenticated or not isinstance(callers.policy, Policy):
+        requests, params = self.requests, frame.params
+        request = requests.of_call(frame, key, noted)
+        if self._input_closed or requests.unauthenticated or not isinstance(requests.policy, Policy):
             self._deny(request)
             return request
         if rounds is None and ("requestState" in params or "inputResponses" in params) and not request.plan.is_closed:
@@ -240,21 +276,18 @@ class Session:
 
     def _deny(self, request: DecisionRequest) -> None:
         """Deny a call, whatever its limits are."""
-        unauthenticated, policy = self._callers.unauthenticated, self._callers.policy
+        unauthenticated, policy = self.requests.unauthenticated, self.requests.policy
         verdict = Verdict("unavailable")
         if self._input_closed:
-            request.detail = {**request.detail, "reason": replies.SERVER_GONE}
-            request.why = self._input_closed
+            request.explain(denial.SERVER_GONE_REASON, self._input_closed)
         elif unauthenticated:
-            verdict = Verdict("unauthenticated")
-            request.detail = {**request.detail, "axis": "user", "reason": unauthenticated.message}
-            hint = unauthenticated.hint
-            request.why = f"{unauthenticated.message}. {hint[:1].upper()}{hint[1:]}."
+            verdict, hint = Verdict("unauthenticated"), unauthenticated.hint
+            request.explain(unauthenticated.message, f"{unauthenticated.message}. {hint[:1].upper()}{hint[1:]}.")
+            request.detail["axis"] = "user"
         else:
             assert isinstance(policy, PolicyError)  # noqa: S101 - else the store decides
-            request.detail = {**request.detail, "reason": "policy_invalid"}
-            request.why = f"no policy is in force. {policy.message}. Every tool is closed until it is fixed."
-        self._held.decided(request)
+            why = f"no policy is in force. {policy.message}. Every tool is closed until it is fixed."
+            request.explain("policy_invalid", why)
         request.verdict = verdict
         self._denied.append((request, verdict))
 
@@ -262,49 +295,75 @@ class Session:
 
     def _ask(self) -> Sequence[DecisionRequest]:
         """The next portion of requests. A call that may be held is decided alone: others may have to wait for it."""
-        requests, start = self._to_decide, self._decided
-        if start == len(requests):
-            return ()
-        end = start + 1
-        if len(requests) > end:
-            most = 1 if requests[start].waited_us is not None else MAX_PORTION
-            size_bytes = len(requests[start].frame.raw)
-            while end < len(requests) and end - start < most and requests[end].waited_us is None:
+        requests, end = self._to_decide, 1
+        if len(requests) == 1 and requests[0].waited_us is None:
+            self._asked, self._to_decide = requests, []
+            return requests
+        if requests[0].waited_us is not None:
+            self._let_wait(requests[0])
+        else:
+            size_bytes = len(requests[0].frame.raw)
+            while end < min(len(requests), MAX_PORTION) and requests[end].waited_us is None:
                 size_bytes += len(requests[end].frame.raw)
                 if size_bytes > MAX_PORTION_BYTES:
                     break
                 end += 1
-        asked = self._asked = requests[start:end]
-        if asked[0].waited_us is not None:
-            self._let_wait(asked[0])
-        return asked
+        self._asked, self._to_decide = requests[:end], requests[end:]
+        return self._asked
+
+    def _let_wait(self, request: DecisionRequest) -> None:
+        """Tell the store of a request whether it may be held, and whether an earlier call waits for one of its counters."""
+        if request.key in self.held.calls or (self.held.has_room and self._client_waits):
+            request.is_behind = self.held.is_behind(request)
+        else:
+            request.waited_us = None
 
     def decided(self, verdicts: Sequence[Verdict]) -> Sequence[DecisionRequest]:
         """Take the verdicts on the requests that the store was asked for, in order; returns the next requests, as `judge`."""
-        asked, held = self._asked, self._held
+        asked = self._asked
+        if (verdicts[0].decision == "held" or self.held.calls) and not self._hold_on(verdicts):
+            return asked
+        for request, verdict in zip(asked, verdicts, strict=True):
+            request.verdict = verdict
+            if verdict.decision == "allowed":
+                self.tally["allowed", ""] += 1
+            else:
+                self._note_exception(request, verdict)
+        return self._ask() if self._to_decide else ()
+
+    def _hold_on(self, verdicts: Sequence[Verdict]) -> bool:
+        """Hold the calls that were decided, or no longer. Returns False if one cannot be held, and is decided again."""
+        asked, held = self._asked, self.held
         if verdicts[0].decision == "held":
             if not held.hold(asked[0], verdicts[0], self._now_us):
                 asked[0].waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
-                return asked
-        elif held.calls:
-            for request in asked:
-                held.decided(request)
-            if any(verdict.decision == "allowed_unavailable" for verdict in verdicts):
-                held.hurry()  # nothing is limited, so nothing has to wait
-        for request, verdict in zip(asked, verdicts, strict=True):
-            request.verdict = verdict
-            if verdict.decision in REFUSED and verdict.has_own_row:
-                self.lines.append(replies.line_of(audit.row(request, verdict, 0)))
-        self._decided += len(asked)
-        return self._ask() if self._decided < len(self._to_decide) else ()
+                return False
+            return True
+        for request in asked:
+            held.decided(request)
+        if any(verdict.decision == "allowed_unavailable" for verdict in verdicts):
+            held.hurry()  # nothing is limited, so nothing has to wait
+        return True
 
     def undecided(self, why: str) -> Sequence[DecisionRequest]:
         """As `decided`, if the store could not decide the requests: they are denied."""
         for request in self._asked:
-            request.detail = {**request.detail, "reason": "store_unavailable"}
-            request.why = f"the store of counters is unavailable ({why})."
+            request.explain("store_unavailable", f"the store of counters is unavailable ({why}).")
         self.lines.append(Log(f"store unavailable: {why}", kind="store unavailable", is_error=True))
         return self.decided([Verdict("unavailable") for _ in self._asked])
+
+    def _note_exception(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """Count a call that is not simply allowed. A refusal that has a row is logged."""
+        if verdict.decision != "held":
+            self._count(request, verdict)
+        if verdict.decision in REFUSED and verdict.has_own_row:
+            self.lines.append(_line_of(audit.row(request, verdict, 0)))
+
+    def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
+        axis = (
+            verdict.reported.axis if verdict.reported else str(request.detail.get("axis", ""))
+        )  # the latter if no limit denies
+        self.tally[verdict.decision, axis] += 1
 
     # What comes out
 
@@ -312,6 +371,8 @@ class Session:
         """The rows of what is `unwritten`. Denials of these calls name their rows, so this has to come before `output`."""
         unwritten = self.unwritten.copy()
         self.unwritten.clear()
+        for request, verdict in unwritten:
+            self._count(request, verdict)
         return self._logged(self.journal.rows([one for one, _ in unwritten], [verdict for _, verdict in unwritten], wall_us))
 
     def last_rows(self, wall_us: int, *, everything: bool = False) -> list[audit.Row]:
@@ -324,7 +385,7 @@ class Session:
         return self.rows(wall_us) + self._logged(self.journal.flush(wall_us, all_of_them=everything))
 
     def _logged(self, rows: list[audit.Row]) -> list[audit.Row]:
-        self.lines += [replies.line_of(row) for row in rows if row.decision != "policy"]
+        self.lines += [_line_of(row) for row in rows if row.decision != "policy"]
         return rows
 
     def output(self) -> tuple[bytes, bytes]:
@@ -343,7 +404,7 @@ class Session:
                 frame = self._answer_denied(step)
             if frame:
                 to_server += (frame, b"\n")
-        self._steps = []
+        self._steps, self._due = [], ()
         to_client, self._to_client = self._to_client, []
         return b"".join(to_server), b"".join(to_client)
 
@@ -356,12 +417,12 @@ class Session:
         """Remove and return the calls that have ended and that the store has to be told of at once."""
         endings, self.in_flight.endings = self.in_flight.endings, []
         for ending in endings:
-            self._held.freed(ending.plan)
+            self.held.freed(ending.plan)
         return endings
 
     def take_outcomes(self) -> list[audit.Outcome]:
         """Remove and return some outcomes to be recorded."""
-        return self.in_flight.take_outcomes(max(MAX_OUTCOMES, self.in_flight.outcomes // 16))
+        return self.in_flight.take_outcomes(max(MAX_OUTCOMES, len(self.in_flight.outcomes) // 16))
 
     def _forward(self, request: DecisionRequest, verdict: Verdict) -> bytes:
         """Let a call be in flight; returns its frame."""
@@ -373,80 +434,41 @@ class Session:
 
     def _answer_denied(self, request: DecisionRequest) -> bytes:
         """Answer a call that was denied, unless it is held; the server gets nothing."""
-        verdict = request.verdict or Verdict("held")
-        if verdict.decision != "held":
-            self._note_unsent(request.key)
+        verdict = request.verdict
+        if verdict is not None and verdict.decision != "held":
+            self._unsent.append(request.key)
+            self.held.decided(request)
             self._retries.give_back(request)
-            if self._client_waits or request.detail.get("reason") != replies.SERVER_GONE:
-                self._to_client.append(replies.denied(request, verdict, self._form))
+            if self._client_waits or request.detail.get("reason") != denial.SERVER_GONE_REASON:
+                self._to_client.append(denial.denied(request, verdict, self._form))
         return b""
 
     def _answer_refusal(self, refusal: Refusal) -> bytes:
-        if refusal.id != "null" and refusal.message is not _USED_ID:
-            self._note_unsent(id_key(refusal.id))
+        if refusal.message is not _USED_ID:  # else the server may have got the other request
+            self._unsent.append(id_key(refusal.id))
         if refusal.answered:
-            self._to_client.append(replies.refused(refusal))
+            self._to_client.append(denial.refused(refusal))
         return b""
 
     def _pass_on(self, frame: Frame) -> bytes:
         """A frame that is not a call, if the server gets it; else nothing."""
         if self._input_closed:
-            if frame.id is not None:
-                self._answer_all([frame.id], self._input_closed)
+            self._answer_gone([] if frame.id is None else [frame.id], self._input_closed)
             return b""
         if frame.id is not None:  # servers do not take a request for a cancellation
             self.in_flight.add(id_key(frame.id), InFlight(frame.id, None, self._now_us))
-        elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None and not self._cancel(key):
+        elif self._cancels_held(frame):  # one that was read together with it
             return b""
+        elif frame.method == _CANCELLED and (key := _cancelled_key(frame.params)) is not None:
+            if key in self._unsent and not self.in_flight.has_id(key):
+                return b""
+            self.in_flight.cancel(key, self._now_us)
         return frame.raw
 
-    def _cancel(self, key: str) -> bool:
-        """Cancel a request; returns whether the server gets the cancellation, because it has got the request or may have."""
-        if key in self._held.calls:
-            self._drop(key)
-        elif self.in_flight.has_id(key):
-            self.in_flight.cancel(key, self._now_us)
-            return True
-        return key not in self._unsent
-
-    def _drop(self, key: str) -> None:
-        self._held.drop(key, "cancelled while it waited", self._now_us)
-        self._note_unsent(key)
-
-    def _note_unsent(self, key: str) -> None:
-        """Remember that the server did not get a request, in case that the client cancels it."""
-        self._unsent[key] = None
-        if len(self._unsent) > _MAX_UNSENT:
-            del self._unsent[next(iter(self._unsent))]
-
-    # Held calls
-
-    @property
-    def held_calls(self) -> int:
-        """How many calls are held."""
-        return len(self._held.calls)
-
-    @property
-    def held_calls_due_us(self) -> int | None:
-        """When `judge_held` has to be called; None if no call is held."""
-        return self._held.next_us if self._held.calls else None
-
-    def judge_held(self, now_us: int, *, alone: bool = False) -> Sequence[DecisionRequest]:
-        """As `judge`, for the held calls that are to be decided anew, or of which the client is to be told that they wait.
-
-        Args:
-            now_us: A monotone clock's reading.
-            alone: Whether only the first call that is due is decided: a bug has kept all of them from being judged.
-        """
-        self._begin(now_us)
-        self._add_due(alone=alone)
-        self.unwritten += self._denied
-        return self._ask()
-
-    def _add_due(self, *, alone: bool = False) -> None:
-        """Put the held calls that are due before everything else, so that no later call passes them."""
+    def _add_due(self, most: int | None) -> None:
+        """Put the held calls that are due, or the first of them, before everything else, so that no later call passes them."""
         now_us, later = self._now_us, self._to_decide
-        due = self._due = self._held.due(now_us)[: 1 if alone else None]
+        due = self._due = self.held.due(now_us)[:most]
         self._to_decide = []
         requests = []
         for call in due:
@@ -457,26 +479,9 @@ class Session:
             requests.append(request)
         self._to_decide += later
         self._steps[:0] = requests
-        self._to_client += [told for call in self._held if call not in due and (told := call.progress(now_us))]
-
-    def _let_wait(self, request: DecisionRequest) -> None:
-        """Tell the store of a request whether it may be held, and whether an earlier call waits for one of its counters."""
-        if self._held.get(request) is None and not (self._held.has_room and self._client_waits):
-            request.waited_us = None
-        else:
-            request.is_behind = self._held.is_behind(request)
+        self._to_client += [told for call in self.held if call not in due and (told := call.progress(now_us))]
 
     # The policy and the caller
-
-    @property
-    def identity(self) -> Identity:
-        """The identity in force."""
-        return self._callers.identity
-
-    @property
-    def agent(self) -> str:
-        """The agent of a call that does not name one."""
-        return self._callers.identity.agent(self._callers.client_name)[0]
 
     def start(self, policy: Policy | PolicyError | None = None) -> None:
         """Note that the policy was loaded. Until then there are only messages that need no verdict.
@@ -485,14 +490,14 @@ class Session:
             policy: The policy in force from now on, or why there is none; None for the one that the session was made with.
         """
         if policy is not None:
-            self._callers.take_up(policy)
+            self.requests.take_up(policy)
         self._write_policy_row(audit.POLICY_AT_START)
 
     def change_policy(self, found: Policy | PolicyError) -> None:
         """Note that the policy file has changed: `found` is the new policy, or the fault of the file."""
-        before = self._callers.policy
-        self._callers.take_up(found)
-        self._held.hurry()
+        before = self.requests.policy
+        self.requests.take_up(found)
+        self.held.hurry()
         if isinstance(found, PolicyError):
             reason = f"not applied: {found.message}"
             self.lines.append(Log(f"policy {reason}", is_error=True))
@@ -503,19 +508,19 @@ class Session:
         self._write_policy_row("applied")
 
     def _write_policy_row(self, reason: str) -> None:
-        self.unwritten.append((self._requests.of_policy(reason), Verdict("policy")))
+        self.unwritten.append((self.requests.of_policy(reason), Verdict("policy")))
 
     def change_identity(self, found: Identity | Unauthenticated) -> None:
         """Note that the token has changed: `found` is the new identity, or the reason why no user is verified."""
-        self._callers.identify(found)
-        self._held.hurry()
+        self.requests.identify(found)
+        self.held.hurry()
 
     # The server, and the end
 
     @property
     def has_outcomes(self) -> bool:
         """Whether there are outcomes to be recorded, or rows to be written."""
-        return self.in_flight.outcomes > 0 or bool(self.unwritten)
+        return bool(self.in_flight.outcomes or self.unwritten)
 
     def server_wrote(self, lines: Sequence[Line], now_us: int) -> None:
         """Read outcomes off what the server has written, and grant free retries.
@@ -524,19 +529,9 @@ class Session:
             lines: The lines that may be answers.
             now_us: A monotone clock's reading, taken when mcpguard read them.
         """
-        for line in lines:
-            if not self.in_flight.awaits_answers:
-                break
-            if line.frame.lstrip().startswith(b"["):
-                for one in answers.read_batch(line.frame):
-                    self._answered(one, now_us)
-            elif answer := answers.read_answer(line.frame, whole=line.whole):
-                self._answered(answer, now_us)
-
-    def _answered(self, answer: Answer, now_us: int) -> None:
-        request = self.in_flight.answered(id_key(answer.id), answer.outcome, now_us)
-        if answer.wanted and request and request.tool is not None:
-            self._retries.grant(request.user, request.tool, answer.wanted, request.rounds + 1)
+        for request, wanted in self.in_flight.read_answers(lines, now_us):
+            if request.tool is not None:
+                self._retries.grant(request.user, request.tool, wanted, request.rounds + 1)
 
     def undelivered(self, data: bytes, now_us: int) -> None:
         """Note that the server closed its input before it took these frames.
@@ -545,18 +540,19 @@ class Session:
             data: Whole lines. The server may have taken a part of the first.
             now_us: A monotone clock's reading.
         """
-        ids = replies.requests_in(data)
-        self._answer_all([one for one in ids if self.in_flight.end(id_key(one), "no_answer", now_us)], _INPUT_CLOSED)
+        sent = frames.read([line for line in data.split(b"\n") if line])
+        ids = [one.id for one in sent if isinstance(one, Frame) and one.id is not None]
+        self._answer_gone([one for one in ids if self.in_flight.end(id_key(one), "no_answer", now_us)], _INPUT_CLOSED)
 
     def close_input(self, why: str) -> None:
         """Note that the server receives nothing more. `why` is a clause for the client; the first one counts."""
         self._input_closed = self._input_closed or why
-        self._held.hurry()  # they are answered with this reason, or before that with the server's exit status
+        self.held.hurry()  # they are answered with this reason, or before that with the server's exit status
 
     def client_left(self, now_us: int) -> None:
         """Note that the client has closed its side, or that mcpguard was told to end."""
         self._client_waits = False
-        self._held.drop_all("the client left while it waited", now_us)
+        self.held.drop_all("the client left while it waited", now_us)
 
     def server_exited(self, how: str, now_us: int) -> bytes:
         """Note that the server is gone, and that all that it wrote has been passed on; returns the last frames for the client.
@@ -566,57 +562,69 @@ class Session:
             now_us: A monotone clock's reading.
         """
         self._server_exited = True
-        held = self._held.drop_all("the server ended while it waited", now_us)
-        ids = [*self.in_flight.end_all("no_answer", now_us), *held]
-        return b"".join(replies.gone(ids, how)) if self._client_waits else b""
+        held = self.held.drop_all("the server ended while it waited", now_us)
+        self._answer_gone([*self.in_flight.end_all("no_answer", now_us), *held], how)
+        return self.output()[1]
 
-    def _answer_all(self, ids: Sequence[str], why: str) -> None:
-        """Answer requests in the server's place, if the client waits for answers."""
+    def _answer_gone(self, ids: Sequence[str], why: str) -> None:
+        """Answer requests that the server cannot answer, if the client waits for answers."""
         if self._client_waits:
-            self._to_client += replies.gone(ids, why)
+            self._to_client += [denial.error(one, denial.SERVER_GONE, why) for one in ids]
 
     # Bugs
 
-    def unjudged(self, lines: Sequence[bytes | Refusal], now_us: int) -> None:
-        """Note that a bug has kept messages from being judged. Nothing of them is forwarded.
+    def unjudged(self, lines: Sequence[bytes | Refusal] | None, now_us: int) -> None:
+        """Note that a bug has kept lines from being judged, and the held calls that were due.
+
+        Nothing of them is forwarded. Calls that were charged stay charged.
 
         Args:
-            lines: As `LineSplitter` returns them: their requests are answered with an error or a refusal. Empty if they are
-                handed over again, one by one.
+            lines: As `LineSplitter` returns them. Their requests are answered with an error, and so are the held calls. None if
+                all are judged again, each alone.
             now_us: A monotone clock's reading.
         """
-        self._abandon(now_us)
-        for line in lines:
+        self._to_client = []
+        steps, self._steps, self._to_decide = self._steps, [], []
+        waiting = [call.key for call in self._due if call.key in self.held.calls]
+        for step in steps:
+            if isinstance(step, DecisionRequest) and step.key not in waiting:
+                self.held.decided(step)  # if it began to wait just now
+                if step.verdict is None or step.verdict.decision not in REFUSED:
+                    self._retries.give_back(step)
+                if step.verdict is not None and step.verdict.forwards and not self.in_flight.has_id(step.key):
+                    self._forward(step, step.verdict)
+            request_id = step.request_id if isinstance(step, DecisionRequest) else step.id
+            if isinstance(step, DecisionRequest | Frame) and request_id:
+                self.in_flight.end(id_key(request_id), "no_answer", now_us)
+        for key in waiting if lines is not None else ():
+            self.held.drop(key, "mcpguard failed to judge it", now_us)
+        gone = [call for call in self._due if call.key not in self.held.calls]
+        self._to_client += [denial.unjudged(call.request.request_id) for call in gone]
+        self._due = ()
+        for line in lines or ():
             messages: Sequence[Frame | Refusal] = (Frame(b"", None, "null", None),)  # if the bug is in the parser
             with contextlib.suppress(Exception):
                 messages = frames.read([line])
             for message in messages:
-                if isinstance(message, Refusal):
-                    self._to_client += [replies.refused(message)] if message.answered else []
-                elif message.id is not None:
-                    self._to_client += replies.unjudged([message.id])
-                with contextlib.suppress(Exception):  # the bug may be in making requests
-                    self.unwritten.append(self._requests.of_unjudged(message))
+                self._answer_unjudged(message)
 
-    def _abandon(self, now_us: int) -> None:
-        """End what a bug has stopped, as if nothing of it were read. Calls that were charged stay charged."""
-        due = self._due
-        held = {id(call.request.frame) for call in due}
-        self._to_client = []
-        for step in self._steps:
-            if isinstance(step, DecisionRequest):
-                verdict = step.verdict
-                if id(step.frame) not in held and (verdict is None or verdict.forwards):
-                    self._retries.give_back(step)
-                if verdict is not None and verdict.forwards and not self.in_flight.has_id(step.key):
-                    self._forward(step, verdict)
-        for key in [*self._ids, *(call.key for call in due)]:
-            self.in_flight.end(key, "no_answer", now_us)
-        if len(due) == 1 and not self._messages and due[0].key in self._held.calls:
-            self._held.drop(due[0].key, "mcpguard failed to judge it", now_us)
-        gone = [call.request.request_id for call in due if call.key not in self._held.calls]
-        self._to_client += replies.unjudged(gone)
-        self._begin(now_us)
+    def _answer_unjudged(self, message: Frame | Refusal) -> None:
+        verdict = Verdict("invalid")
+        if isinstance(message, Refusal):
+            self._answer_refusal(message)
+        else:
+            if message.id is not None:
+                self._unsent.append(id_key(message.id))
+                self._to_client.append(denial.unjudged(message.id))
+            verdict, message = Verdict("unavailable"), Refusal(0, "internal_error", message.id or "null", tool=message.tool)
+        with contextlib.suppress(Exception):  # the bug may be in making requests
+            self.unwritten.append((self.requests.of_refusal(message), verdict))
+
+
+def _line_of(row: audit.Row) -> Log:
+    """The line about a denial or a refusal. A client cannot make up kinds, because a kind contains no name."""
+    record = audit.record(row)
+    return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")
 
 
 def _cancelled_key(params: object) -> str | None:

@@ -1,4 +1,4 @@
-"""The protocols of a store: one for `run`, one for each kind of command, and one for outages; and how a store is addressed."""
+"""The protocols of a store: one for `run`, one for commands that read, and one for outages; and how a store is addressed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -264,19 +264,6 @@ class Readable(AuditReader, Protocol):
         """Release all resources."""
 
 
-class Resettable(Protocol):
-    """What the command `reset` needs of a store. A method that cannot do its work raises `StoreUnavailable`."""
-
-    def held(self) -> list[CounterUse]:
-        """The counters that are not empty."""
-
-    def reset(self, labels: Sequence[str]) -> int:
-        """Empty these counters for all users of the store. Returns how many of them were not empty."""
-
-    def close(self) -> None:
-        """Release all resources."""
-
-
 class Recoverable(CallStore, AuditReader, Protocol):
     """What the outage store needs of the store that it wraps: all that `run` needs, and more."""
 
@@ -321,8 +308,14 @@ class Recoverable(CallStore, AuditReader, Protocol):
         """
 
 
-class Store(Recoverable, Resettable, Protocol):
-    """What opening a store for writing returns."""
+class Store(Recoverable, Protocol):
+    """What opening a store for writing returns: what the command `reset` needs, too."""
+
+    def held(self) -> list[CounterUse]:
+        """The counters that are not empty."""
+
+    def reset(self, labels: Sequence[str]) -> int:
+        """Empty these counters for all users of the store. Returns how many of them were not empty."""
 
 
 class Options(NamedTuple):

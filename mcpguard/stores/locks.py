@@ -32,12 +32,8 @@ else:
     _lock = fcntl.flock
 
 
-def try_lock(fd: int) -> bool:
+def try_lock(fd: int, how: int = _TRY) -> bool:
     """Take the lock on an open file if it is free. Returns whether it was. Closing the file releases it."""
-    return _tried(fd, _TRY)
-
-
-def _tried(fd: int, how: int) -> bool:
     try:
         _lock(fd, how)
     except BlockingIOError:
@@ -66,10 +62,13 @@ class FileLock:
 
     Args:
         fd: The open file. The lock closes it.
+
+    Attributes:
+        fd: The same; -1 once it is closed.
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     def acquire(self, timeout_s: float) -> bool:
         """Wait for the lock; return whether it was taken.
@@ -78,7 +77,7 @@ class FileLock:
             timeout_s: How long to wait; 0 to try once. On a busy machine it may take longer, see `LEAST_PAUSED`.
         """
         try:
-            _lock(self._fd, _TRY)  # a usual call pays for no more
+            _lock(self.fd, _TRY)  # a usual call pays for no more
         except BlockingIOError:
             return self._wait(timeout_s)
         return True
@@ -86,12 +85,12 @@ class FileLock:
     def _wait(self, timeout_s: float) -> bool:
         until_s = time.monotonic() + timeout_s
         for _ in range(QUICK_TRIES if timeout_s else 0):
-            if try_lock(self._fd):
+            if try_lock(self.fd):
                 return True
         pause_s, paused_s = FIRST_PAUSE_S, 0.0
         while paused_s < timeout_s * LEAST_PAUSED or time.monotonic() < until_s:
             time.sleep(pause_s)
-            if try_lock(self._fd):
+            if try_lock(self.fd):
                 return True
             paused_s += pause_s
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
@@ -104,15 +103,15 @@ class FileLock:
         release or the end of this process.
         """
         try:  # noqa: SIM105 - on every call's path
-            _lock(self._fd, _RELEASE)
+            _lock(self.fd, _RELEASE)
         except OSError:
             pass
 
     def close(self) -> None:
         """Close the file, which releases the lock."""
-        if self._fd >= 0:
-            close(self._fd)
-            self._fd = -1
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
 
 
 def lock_file(path: StrPath) -> FileLock:
@@ -124,7 +123,7 @@ def lock_file(path: StrPath) -> FileLock:
     return FileLock(open_private(path))
 
 
-class SharedHold:
+class SharedHold(FileLock):
     """A shared lock on a file, by which a process can tell whether others hold it, too.
 
     Args:
@@ -135,7 +134,7 @@ class SharedHold:
     """
 
     def __init__(self, path: StrPath) -> None:
-        self._fd = open_private(path)
+        super().__init__(open_private(path))
 
     def alone(self) -> bool:
         """Try to hold it exclusively. Returns whether no other process holds it; always true on Windows.
@@ -144,36 +143,27 @@ class SharedHold:
         """
         if sys.platform == "win32":  # pragma: no cover - not run in CI
             return True
-        return try_lock(self._fd)
+        return try_lock(self.fd)
 
-    def try_share(self) -> bool:
-        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held; false on Windows."""
-        return sys.platform != "win32" and _tried(self._fd, _TRY_SHARED)
+    def share(self, *, has_lock: bool) -> bool:
+        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held.
 
-    def share(self) -> None:
-        """Hold it together with others.
-
-        The caller holds the store's lock, so that no process calls `alone` at the same time.
+        Args:
+            has_lock: Whether the caller has the store's lock. On Windows it is not shared without it.
         """
-        if sys.platform != "win32":
-            fcntl.flock(self._fd, fcntl.LOCK_SH)
-
-    def close(self) -> None:
-        """Release it."""
-        if self._fd >= 0:
-            close(self._fd)
-            self._fd = -1
+        return has_lock if sys.platform == "win32" else try_lock(self.fd, _TRY_SHARED)
 
 
-class LifeSign:
+class LifeSign(FileLock):
     """A file that this process keeps locked, so that others can tell whether the process still runs.
+
+    `end` deletes the file; `close` leaves it to whoever locks it next.
 
     Args:
         path: The file. It is made if it is missing.
 
     Attributes:
         path: The same.
-        fd: The open file.
 
     Raises:
         BlockingIOError: Another process has locked the file, or has deleted it before it was locked.
@@ -183,7 +173,7 @@ class LifeSign:
     def __init__(self, path: StrPath) -> None:
         self.path = os.fspath(path)
         is_new = not os.path.exists(path)
-        self.fd = open_private(path)
+        super().__init__(open_private(path))
         try:
             if not (try_lock(self.fd) and self.is_there()):
                 raise BlockingIOError
@@ -205,12 +195,6 @@ class LifeSign:
         _close_and_delete(self.fd, self.path)
         self.fd = -1
 
-    def close(self) -> None:
-        """Leave the file to whoever locks it next."""
-        if self.fd >= 0:
-            close(self.fd)
-            self.fd = -1
-
 
 _LOOKS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 """How a file is opened whose lock is looked at. To open a pipe might never end."""
@@ -225,7 +209,7 @@ def shows_life(path: StrPath) -> bool:
     except PermissionError:
         return True
     try:
-        return not _tried(fd, _TRY_SHARED)  # shared, since others may ask at the same time
+        return not try_lock(fd, _TRY_SHARED)  # shared, since others may ask at the same time
     finally:
         close(fd)
 
@@ -234,7 +218,7 @@ def delete_if_dead(path: StrPath) -> None:
     """Delete a `LifeSign`'s file, unless its process still runs."""
     with contextlib.suppress(OSError):
         fd = os.open(path, _LOOKS)
-        if _tried(fd, _TRY_SHARED):
+        if try_lock(fd, _TRY_SHARED):
             _close_and_delete(fd, path)
         else:
             os.close(fd)

@@ -28,15 +28,15 @@ class Losses:
             self._told.add(lost)
             self._notify(lost)
 
-    def skip(self, row_id: int | None) -> None:
-        """Tell that a row is damaged, and left out; without an id, that one is not counted.
+    def skip(self, row_id: int) -> None:
+        """Tell that a row is damaged, and left out.
 
         Raises:
             StoreUnavailable: Nobody is told.
         """
-        row = "a row" if row_id is None else f"row {row_id}"
         if self._notify is None:
-            raise StoreUnavailable(f"{row} of {self._where} is damaged", "mcpguard audit tail and export leave it out")
-        what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
+            hint = "mcpguard audit tail and export leave it out"
+            raise StoreUnavailable(f"row {row_id} of {self._where} is damaged", hint)
         if len(self._told) <= _NAMED_ROWS:
-            self.tell(f"{row} of {self._where} {what}, and {'not counted' if row_id is None else 'left out'}")
+            what = "is damaged" if len(self._told) < _NAMED_ROWS else "and others are damaged"
+            self.tell(f"row {row_id} of {self._where} {what}, and left out")

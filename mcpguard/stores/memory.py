@@ -7,7 +7,7 @@ from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import EMPTY, Decision, Limit, State
-from mcpguard.session.audit import Outcome, Row, record
+from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.decision import decide_one
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
@@ -169,33 +169,31 @@ class MemoryStore:
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        found = (self._entry(row_id) for row_id in range(after + 1, len(self._memory.rows) + 1))
-        return (entry for entry in found if wanted is None or wanted.admits(entry.record))
-
-    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
-        """See `Readable`."""
-        found = [
-            StoredRow(row_id, row, *(self._memory.outcomes[row_id][1:] if row_id in self._memory.outcomes else (None, None)))
-            for row_id, row in enumerate(self._memory.rows[after:], after + 1)
-        ]
-        yield [one for one in found if wanted is None or wanted.admits_row(one.row, one.outcome)]
-
-    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
-        """See `Readable`."""
-        for page in self.rows(after=after, wanted=wanted):
-            yield tally(page, len(self._memory.rows))
+        return (one.entry for one in self._stored(after, wanted))
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Store`."""
-        return reversed(list(self.entries(wanted=wanted)))
+        return (one.entry for one in reversed(self._stored(0, wanted)))
+
+    def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
+        """See `Readable`."""
+        yield self._stored(after, wanted)
+
+    def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
+        """See `Readable`."""
+        yield tally(self._stored(after, wanted), len(self._memory.rows))
+
+    def _stored(self, after: int, wanted: Wanted | None) -> list[StoredRow]:
+        outcomes = self._memory.outcomes
+        found = [
+            StoredRow(row_id, row, *(outcomes[row_id][1:] if row_id in outcomes else (None, None)))
+            for row_id, row in enumerate(self._memory.rows[after:], after + 1)
+        ]
+        return [one for one in found if wanted is None or wanted.admits_row(one.row, one.outcome)]
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Store`."""
         return [self._memory.outcomes[row_id] for row_id in row_ids if row_id in self._memory.outcomes]
-
-    def _entry(self, row_id: int) -> Entry:
-        _, outcome, duration_us = self._memory.outcomes.get(row_id, (row_id, None, None))
-        return Entry(row_id, record(self._memory.rows[row_id - 1], outcome=outcome, duration_us=duration_us))
 
     def held(self) -> list[CounterUse]:
         """See `Store`."""
@@ -203,11 +201,8 @@ class MemoryStore:
         found = []
         for key, counter in self._memory.counters.items():
             state = self._memory.states.get(key, EMPTY)
-            if counter.window_us:
-                log = sliding.live(state, counter.window_us, now_us)
-                found.append(CounterUse(counter.label, sliding.used(log), log))
-            else:
-                found.append(CounterUse(counter.label, len(state), EMPTY))
+            log = sliding.live(state, counter.window_us, now_us) if counter.window_us else EMPTY
+            found.append(CounterUse(counter.label, sliding.used(log) if counter.window_us else len(state), log))
         return [one for one in found if one.used]
 
     def reset(self, labels: Sequence[str]) -> int:

@@ -39,86 +39,62 @@ MAX_PARSED_ANSWER_BYTES: Final = 1024 * 1024
 _END_BYTES: Final = 1024
 """How much is kept of each end of a larger answer: its id is in one of them."""
 
-_LONG_BYTES: Final = 4096
-"""Lines longer than this are skipped if their first bytes show that they are not answers."""
-
-_ID = rb'(0|-?[1-9][0-9]*|"[^"\\\x00-\x1f\x7f-\xff]*")'
-_VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
-# The orders in which libraries write a response. Each pattern matches only at the outer level of the object.
-_KIND = rb'"(result|error)"\s*:\s*+(?!null)'  # some servers write both, and null for the one that there is not
-_ID_FIRST = re.compile(rb"\s*\{\s*" + _VERSION + rb',\s*"id"\s*:\s*' + _ID + rb"\s*,\s*" + _KIND)
-_VERSION_SECOND = re.compile(rb'\s*\{\s*"id"\s*:\s*' + _ID + rb"\s*,\s*" + _VERSION + rb",\s*" + _KIND)
-_RESULT_FIRST = re.compile(rb"\s*\{\s*(?:" + _VERSION + rb",\s*)?+" + _KIND)
-_ID_LAST = re.compile(rb',\s*"id"\s*:\s*' + _ID + rb"\s*(?:,\s*" + _VERSION + rb")?+\}\s*$")
-# The two ends of a large answer cannot be parsed. So any id is found there, in any order, and without a version
-_ANY_ID = rb'"id"\s*:\s*(-?[0-9]+(?:\.0+)?|"(?:[^"\\\x00-\x1f]++|\\.)*+")\s*'
-_OTHER = rb'"(?:jsonrpc"\s*:\s*"2\.0"|(?:result|error)"\s*:\s*null)\s*'
-_BEGINNING = re.compile(rb"\s*\{\s*(?:" + _OTHER + rb",\s*)*+(?:" + _ANY_ID + rb",\s*)?+(?:" + _OTHER + rb",\s*)*+" + _KIND)
-_END = re.compile(rb",\s*" + _ANY_ID + rb"(?:,\s*" + _OTHER + rb")*+\}\s*$")
+# The shapes in which libraries write a response, at the outer level of the object: its id is first or last
+_ID = rb'"id"\s*:\s*(-?[0-9]+(?:\.0+)?|"(?:[^"\\\x00-\x1f]++|\\.)*+")\s*'
+_OTHER = rb'"(?:jsonrpc"\s*:\s*"2\.0"|(?:result|error)"\s*:\s*null)\s*'  # some servers write both, and null for one
+_KIND = rb'"(result|error)"\s*:\s*+(?!null)'
+_BEGINNING = re.compile(rb"\s*\{\s*(?:" + _OTHER + rb",\s*)*+(?:" + _ID + rb",\s*)?+(?:" + _OTHER + rb",\s*)*+" + _KIND)
+_END = re.compile(rb",\s*" + _ID + rb"(?:,\s*" + _OTHER + rb")*+\}\s*$")
 # Requests and notifications, as every SDK writes them. The id of such a request is the server's
-_NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:"id"\s*:\s*' + _ID + rb'\s*,\s*)?"method"\s*:')
+_NO_ANSWER = re.compile(rb'\s*\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?(?:' + _ID + rb',\s*)?"method"\s*:')
 # Letters that are written as escapes. No SDK writes its keys so, but every parser reads such keys
-_ESCAPED_LETTER = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA])")
+_ESCAPED: Final = b"\\u00"
 _ESCAPE = re.compile(rb"\\(?:u00([46][1-9a-fA-F]|[57][0-9aA])|.)", re.DOTALL)
 # Members of a result that is not simply `ok`
 _NEEDS_PARSING = re.compile(rb'"(?:isError"\s*:\s*true|input_required")')
 
 
-def read_answer(frame: bytes, *, whole: bool = True) -> Answer | None:
-    """Read a line from the server as an answer.
+class Line(NamedTuple):
+    """A line from the server that may be an answer: all of it, or its two ends if it exceeds `MAX_PARSED_ANSWER_BYTES`."""
 
-    Args:
-        frame: The line, or its two ends.
-        whole: Whether it is the whole line.
+    frame: bytes
+    whole: bool = True
 
-    Returns:
-        The answer; None for a request, a notification, or anything else that is not a response.
+
+def read(line: Line) -> list[Answer]:
+    """The answers in a line from the server: none in a request, a notification, or anything else that is not a response.
+
+    Protocol version 2025-03-26 allows several, in a batch.
     """
-    if _has_escaped_letter(frame, 0, len(frame)):
+    frame, whole = line
+    if _ESCAPED in frame:
         frame = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()) if match[1] else match[0], frame)
-    if not whole:
-        return _read_ends(frame)
-    found = _shape(frame)
-    if found:
-        request_id, kind = found
-        if kind == b"error":
-            return Answer(request_id, "rpc_error")
-        # Without these bytes it is `ok` and needs no input
+    shape = _BEGINNING.match(frame)
+    with_id = shape and (shape if shape[1] else _END.search(frame, max(0, len(frame) - _END_BYTES)))
+    request_id = _id_in(with_id[1]) if with_id else None
+    if shape and request_id is not None:
+        if shape[2] == b"error":
+            return [Answer(request_id, "rpc_error")]
+        if not whole:
+            return [Answer(request_id, "unparsed")]
         if not ((b"true" in frame or b"input_required" in frame) and _NEEDS_PARSING.search(frame)):
-            return Answer(request_id, "ok")
-    elif b'"id"' not in frame or _NO_ANSWER.match(frame):
-        return None
+            return [Answer(request_id, "ok")]
+    elif not whole or b'"id"' not in frame or _NO_ANSWER.match(frame):
+        return []
     try:
         message = json.loads(frame)
     except (ValueError, RecursionError):
-        return Answer(found[0], "unparsed") if found else None
-    return _answer(message)
+        return [] if request_id is None else [Answer(request_id, "unparsed")]
+    found = map(_answer, message if isinstance(message, list) else [message])
+    return [answer for answer in found if answer is not None]
 
 
-def _has_escaped_letter(data: bytes, start: int, end: int) -> bool:
-    at = data.find(b"\\u00", start, end)  # in a tenth of the pattern's time
-    return at >= 0 and _ESCAPED_LETTER.search(data, at, end) is not None
-
-
-def _shape(frame: bytes) -> tuple[str, bytes] | None:
-    match = _ID_FIRST.match(frame) or _VERSION_SECOND.match(frame)
-    if match:
-        return match[1].decode(), match[2]
-    first = _RESULT_FIRST.match(frame)
-    last = _ID_LAST.search(frame, max(0, len(frame) - 512)) if first else None
-    return (last[1].decode(), first[1]) if first and last else None
-
-
-def _read_ends(frame: bytes) -> Answer | None:
-    beginning = _BEGINNING.match(frame)
-    with_id = beginning if beginning is None or beginning[1] else _END.search(frame)
-    if beginning is None or with_id is None:
-        return None
+def _id_in(text: bytes) -> str | None:
+    """The id in a response's text, as JSON text."""
     try:
-        request_id = _id_text(json.loads(with_id[1]))
+        return str(int(text)) if text.isdigit() else _id_text(json.loads(text))
     except ValueError:
         return None
-    return None if request_id is None else Answer(request_id, "rpc_error" if beginning[2] == b"error" else "unparsed")
 
 
 def _id_text(value: object) -> str | None:
@@ -148,93 +124,54 @@ def _answer(message: object) -> Answer | None:
     return Answer(request_id, "tool_error" if result.get("isError") is True else "ok", wanted)
 
 
-def read_batch(frame: bytes) -> list[Answer]:
-    """Read a line from the server as a batch of answers, which protocol version 2025-03-26 allows.
-
-    Args:
-        frame: The whole line.
-    """
-    try:
-        messages = json.loads(frame)
-    except (ValueError, RecursionError):
-        return []
-    found = map(_answer, messages) if isinstance(messages, list) else ()
-    return [answer for answer in found if answer is not None]
-
-
-class Line(NamedTuple):
-    """A line from the server that may be an answer: all of it, or its two ends if it exceeds `MAX_PARSED_ANSWER_BYTES`."""
-
-    frame: bytes
-    whole: bool
-
-
 def _may_have_id(line: bytes) -> bool:
-    return b'"id"' in line or _has_escaped_letter(line, 0, len(line))
+    return b'"id"' in line or _ESCAPED in line
 
 
 class AnswerLines:
-    """Cuts the server's stream into lines that may be answers, in bounded memory and with few passes over each byte."""
+    """Cuts the server's stream into lines that may be answers, in bounded memory."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._held = 0
-        self._skipping = False  # the rest of a line that is not an answer
 
     @property
     def is_between_frames(self) -> bool:
         """Whether the stream so far ends with a newline."""
-        return not (self._held or self._skipping)
+        return not self._held
 
     def feed(self, chunk: bytes) -> list[Line]:
         """The lines that `chunk` completes, except those without an id."""
-        end = chunk.find(b"\n") + 1
-        if not end:
-            self._hold(chunk)
-            return []
-        lines = []
-        start = 0
-        if not self.is_between_frames:
-            self._hold(chunk[:end])
-            lines = self._finish()
-            start = end
-        last = chunk.rfind(b"\n") + 1
-        # A look at the start of a long line is cheaper than a search for an id through all of it
-        while (end := chunk.find(b"\n", start) + 1) - start > _LONG_BYTES and _NO_ANSWER.match(chunk, start):
-            start = end
-        if last > start and (chunk.find(b'"id"', start, last) >= 0 or _has_escaped_letter(chunk, start, last)):
-            lines += [Line(line, True) for line in chunk[start:last].split(b"\n") if _may_have_id(line)]
-        if last < len(chunk):
-            self._hold(chunk[last:])
-        return lines
+        *lines, rest = chunk.split(b"\n")
+        begun = []
+        if lines and self._held:
+            self._hold(lines.pop(0))
+            begun = self._finish()
+        found = [*begun, *[Line(line) for line in lines if _may_have_id(line)]]
+        if rest:
+            self._hold(rest)
+        return found
 
     def last(self) -> list[Line]:
         """The unterminated last line if it is valid JSON: a line that was cut off answers nothing."""
-        if self._skipping or not 0 < self._held <= MAX_PARSED_ANSWER_BYTES:
+        if not 0 < self._held <= MAX_PARSED_ANSWER_BYTES:
             return []
         lines = self._finish()
         try:
-            json.loads(lines[0].frame)
+            json.loads(b"".join([line.frame for line in lines]))
         except (ValueError, RecursionError):
             return []
         return lines
 
     def _finish(self) -> list[Line]:
-        whole = self._held <= MAX_PARSED_ANSWER_BYTES
-        frame = b"".join(self._parts)
+        line = Line(b"".join(self._parts), self._held <= MAX_PARSED_ANSWER_BYTES)
         self._parts.clear()
         self._held = 0
-        skipped, self._skipping = self._skipping, False
-        return [] if skipped else [Line(frame, whole)]
+        return [line] if _may_have_id(line.frame) else []
 
     def _hold(self, part: bytes) -> None:
-        if self._skipping:
-            return
         self._held += len(part)
         self._parts.append(part)
-        if len(self._parts) == 1 and _NO_ANSWER.match(part):
-            self._skipping = True
-            self._parts.clear()
-        elif self._held > MAX_PARSED_ANSWER_BYTES:
+        if self._held > MAX_PARSED_ANSWER_BYTES:
             kept = b"".join(self._parts)
             self._parts = [kept[:_END_BYTES], kept[-_END_BYTES:]]

@@ -7,11 +7,11 @@ values.
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mcpguard.text.digest import blake2b
 from mcpguard.wire.heavy import TooDeep, is_heavy
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate
 
@@ -38,6 +38,12 @@ _SHORT_BYTES: Final = MAX_DEPTH
 
 _CALLS_A_FORM: Final = 4
 """How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
+
+_EXACT_DIGITS: Final = 15
+"""Up to this many digits, all parsers read an integer alike."""
+
+_SHORT_CHARS: Final = 64
+"""Longer ids are known by a hash, so that those of many requests take little memory."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -122,10 +128,6 @@ _scan = _scanner()
 # This parser calls a hook for each integer, so it is used only for a line on which `_scan` has failed.
 _scan_long = _scanner(parse_int=_integer)
 
-# Matches up to the next bracket that is not in a string. In linear time even in invalid JSON, because the quantifiers are
-# possessive and the closing quote is optional.
-_BRACKET: Final = rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+"?)*+([\[\]{}])'
-
 
 def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
     """The messages in some lines, which are not a client's first; see `Reader.read`."""
@@ -204,9 +206,9 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
             del text
             outline = _outline(line)
             value = outline.value()
-        elif line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_too_deep(line):
-            raise TooDeep
         else:
+            if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
+                outline = _outline(line)  # raises if they are nested too deeply
             value = _whole(text)
     except TooDeep:
         return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
@@ -258,19 +260,6 @@ def _whole(text: str) -> object:
 
 def _end_of_space(text: str, start: int) -> int:
     return len(text) - len(text[start:].lstrip(" \t\n\r"))
-
-
-def _is_too_deep(line: bytes) -> bool:
-    depth = 0
-    bracket = re.compile(_BRACKET, re.DOTALL)  # not before: few sessions see such a line
-    for match in iter(bracket.scanner(line).match, None):  # type: ignore[attr-defined]  # each starts where the last one ended: linear time
-        if match[1] in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        else:
-            depth -= 1
-    return False
 
 
 def _judge(message: dict[str, object], raw: bytes) -> Frame | Refusal:
@@ -336,6 +325,25 @@ def id_text(value: object) -> str | None:
     if type(value) is str:
         return json.dumps(value)
     return None
+
+
+def id_key(request_id: str) -> str:
+    """What an id has in common with all ids that a server could not tell from it.
+
+    Some servers write the id 7 as `"7"`, and the clients of both SDKs take that for its answer. Others read every number as a
+    double, so that two large integers become one.
+
+    Args:
+        request_id: The id as JSON text; see `id_text`.
+    """
+    if request_id[-1:] != '"' and len(request_id) <= _EXACT_DIGITS:
+        return request_id
+    key = request_id.strip('"')
+    if len(key) > _EXACT_DIGITS and key.removeprefix("-").isdecimal():
+        number = float(key)
+        if abs(number) < float("inf"):
+            return repr(number)
+    return key if len(key) <= _SHORT_CHARS else blake2b(key.encode(), digest_size=16).hexdigest()
 
 
 def _unequal(text: str) -> bool:

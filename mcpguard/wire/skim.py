@@ -16,7 +16,13 @@ from typing import Final
 
 from mcpguard.wire import meta
 from mcpguard.wire.heavy import TooDeep, Unbuilt
-from mcpguard.wire.keys import AT_ONCE, RESERVED, RESERVED_PARAMS, ManyKeys
+from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, TWICE, fault_in, faulty
+
+_AT_ONCE: Final = 4096
+"""How many keys are checked in one step."""
+
+_PARTS: Final = 4
+"""Hashes are compared in this many parts, one after another, because a set takes ten times the memory of its hashes."""
 
 _BUILT_BYTES: Final = 65_536
 """How many bytes of a line's arrays and objects are built. Strings and numbers are always built, because they do not grow."""
@@ -117,10 +123,10 @@ class Outline:
         """The object in a span, with only those members that are kept."""
         marks = self._marks[level]
         marks = marks[bisect_left(marks, start) : bisect_left(marks, end)]
-        checked = ManyKeys(_RESERVED[where]) if where in _RESERVED else None
+        checked = _ManyKeys(_RESERVED[where]) if where in _RESERVED else None
         kept: dict[str, object] = {}
-        for at in range(0, len(marks) - 1, AT_ONCE):
-            some = marks[at : at + AT_ONCE + 1]
+        for at in range(0, len(marks) - 1, _AT_ONCE):
+            some = marks[at : at + _AT_ONCE + 1]
             keys = self._keys(some)
             if checked:
                 checked.add(keys)
@@ -258,3 +264,42 @@ class _Check:
         elif len(self.marks[0]) > self._max_batch + 1:
             return 0, self._outer.pop()
         return depth - 1, 0
+
+
+class _ManyKeys:
+    """Checks the keys of one object, added in parts, with 8 bytes of memory for each key.
+
+    Keys of different parts are compared by 64 bits of their hashes. One in 30 million lines with a million keys is refused by
+    mistake.
+
+    Args:
+        reserved: `RESERVED` or `RESERVED_PARAMS`.
+    """
+
+    def __init__(self, reserved: frozenset[str]) -> None:
+        self._reserved = reserved
+        self._fault: str | None = None
+        self._ids = 0
+        self._hashes = array("q")
+
+    def add(self, keys: list[str]) -> None:
+        """Add some of the keys, at most `_AT_ONCE`."""
+        self._ids += keys.count("id")
+        if keys and self._fault is None:
+            text = "\0".join(keys)
+            self._fault = TWICE if len(set(keys)) < len(keys) else fault_in(text, len(keys), self._reserved)
+            self._hashes.extend(map(hash, text.casefold().split("\0")))
+
+    @property
+    def fault(self) -> str | None:
+        """See `fault_in_keys`."""
+        if self._fault is None:
+            parts = ({value for value in self._hashes if value % _PARTS == part} for part in range(_PARTS))
+            if sum(map(len, parts)) < len(self._hashes):
+                self._fault = "two keys that are equal, or differ only by case"
+        return self._fault
+
+    def object_of(self, members: dict[str, object]) -> dict[str, object]:
+        """The object with these keys, of whose members only `members` were kept."""
+        fault = self.fault
+        return members if fault is None else faulty(members, fault, has_two_ids=self._ids > 1)

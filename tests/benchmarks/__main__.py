@@ -1,6 +1,6 @@
 """Measure mcpguard side by side with the bare server, the least relay, `cat` and other programs of its kind.
 
-All figures of one table come from one run on one machine, the variants taking turns; only ratios are worth comparing
+All figures of one section come from one run on one machine, the variants taking turns; only ratios are worth comparing
 between machines.
 """
 
@@ -8,7 +8,7 @@ import argparse
 import compileall
 import os
 import platform
-import shutil
+import shlex
 import sys
 import tempfile
 import time
@@ -18,12 +18,11 @@ from pathlib import Path
 import mcpguard
 
 from . import calls, figures, first_answer, flat, pipelined, regression, streams, wrappers
-from .effort import FULL, QUICK
-from .report import Section, table
+from .effort import Effort
+from .report import Section, text
 from .session import BenchmarkError
-from .variants import BARE, CAT, GUARD, LEAST, Variant, peer
+from .variants import BARE, CAT, GUARD, LEAST, Variant
 
-MOST_PEERS = 2
 NAMES = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "flat")
 
 EPILOG = """\
@@ -43,53 +42,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check:
             return _check()
         if options.renew:
-            return _renew()
-        return _measure(options)
+            regression.write(regression.renewed(_ratio))
+            return 0
+        return _show(options)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _measure(options: argparse.Namespace) -> int:
-    effort = QUICK if options.quick else FULL
-    relays = [BARE, LEAST, GUARD, *options.peer]
-    with_cat = [BARE, LEAST, CAT, GUARD, *options.peer]
+def measure(
+    names: Sequence[str],
+    folder: Path,
+    effort: Effort,
+    *,
+    peers: Sequence[Variant] = (),
+    guard: Variant = GUARD,
+    sizes: Mapping[str, Sequence[flat.Point]] | None = None,
+) -> tuple[list[Section], list[flat.Curve]]:
+    """What is measured under these names."""
+    relays = [BARE, LEAST, guard, *peers]
     curves: list[flat.Curve] = []
 
     def measure_curves(folder: Path) -> list[Section]:
-        curves.extend(flat.measure(effort, folder, flat.points(quick=options.quick)))
-        return flat.sections(curves)
+        curves.extend(flat.measure(effort, folder, sizes or flat.points(), guard))
+        return []
 
     measures: Mapping[str, Callable[[Path], list[Section]]] = {
         "calls": lambda folder: calls.measure(relays, effort, folder),
         "paced": lambda folder: calls.measure_paced(relays, effort, folder),
         "sdk-calls": lambda folder: calls.measure_sdk(relays, effort, folder),
-        "redis": lambda folder: calls.measure_redis(effort, folder),
-        "wrappers": lambda folder: wrappers.measure(effort, folder),
+        "redis": lambda folder: calls.measure_redis(effort, folder, guard),
+        "wrappers": lambda folder: wrappers.measure(effort, folder, guard),
         "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
-        "streams": lambda folder: streams.measure(with_cat, effort, folder),
+        "streams": lambda folder: streams.measure([*relays, CAT], effort, folder),
         "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
         "flat": measure_curves,
     }
-    names = options.only or NAMES
-    if shutil.which("redis-server") is None:
-        print("redis-server is not installed: redis and wrappers are left out", file=sys.stderr)
-        names = [name for name in names if name not in {"redis", "wrappers"}]
-    started = time.monotonic()
     sections: list[Section] = []
+    for name in names:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        (folder / name).mkdir()
+        sections += measures[name](folder / name)
+    return sections, curves
+
+
+def _show(options: argparse.Namespace) -> int:
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as root:
-        for name in names:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            folder = Path(root) / name
-            folder.mkdir(exist_ok=True)
-            sections += measures[name](folder)
+        sections, curves = measure(options.only or NAMES, Path(root), Effort(), peers=options.peer)
     if options.docs:  # those figures of the manual that were measured
         texts = {"figures": figures.markdown(sections)} if not options.only else {}
-        texts |= {"curves": flat.markdown(curves)} if curves else {}
-        figures.write(texts, flat.picture(curves) if curves else "")
+        figures.write(texts | ({"curves": flat.markdown(curves)} if curves else {}))
     took = time.monotonic() - started
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s\n")
-    print(table(sections, [variant.name for variant in with_cat]))
+    print(text(sections), flat.markdown(curves), sep="\n")
     return 0
 
 
@@ -101,12 +107,6 @@ def _check() -> int:
     if failures:
         print("hint: if that is meant: python -m tests.benchmarks --renew", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _renew() -> int:
-    regression.write(regression.renewed(_ratio))
-    print(f"wrote {regression.REFERENCES}")
-    return 0
 
 
 def _ratio(name: str) -> float:
@@ -121,7 +121,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="a rough look in about a minute")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add_argument(
         "--peer",
@@ -129,29 +128,23 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         type=_peer,
         metavar="NAME=PREFIX",
-        help="another program to measure, at most two; PREFIX stands before the server's command",
+        help="another program to measure; PREFIX stands before the server's command",
     )
     parser.add_argument(
-        "--docs", action="store_true", help="put the figures into docs/performance.md; the table needs a full run"
+        "--docs", action="store_true", help="put the figures into docs/performance.md; the first table needs a full run"
     )
     parser.add_argument(
         "--check", action="store_true", help="only compare with references.toml; fail if mcpguard takes over a quarter more"
     )
     parser.add_argument("--renew", action="store_true", help="only measure the ratios in references.toml anew")
-    options = parser.parse_args(argv)
-    names_of_all = [variant.name for variant in (BARE, LEAST, CAT, GUARD, *options.peer)]
-    if len(options.peer) > MOST_PEERS:
-        parser.error("at most two peers fit the table")
-    if taken := {name for name in names_of_all if names_of_all.count(name) > 1}:
-        parser.error(f"two variants have the name {taken.pop()}")
-    return options
+    return parser.parse_args(argv)
 
 
 def _peer(text: str) -> Variant:
-    try:
-        return peer(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError("expected NAME=PREFIX, NAME of at most 8 letters") from None
+    name, _, prefix = text.partition("=")
+    if not name or not prefix:
+        raise argparse.ArgumentTypeError("expected NAME=PREFIX")
+    return Variant(name, tuple(shlex.split(prefix)))
 
 
 if __name__ == "__main__":

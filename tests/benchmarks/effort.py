@@ -14,6 +14,7 @@ class Effort(NamedTuple):
         streams: The same of streams.
         starts: Starts of the tiny server, and of the SDK server.
         wrapper_seconds: How long wrappers share a store.
+        wrappers: How many of them.
         flat: Rounds, and calls of one size in one round.
     """
 
@@ -24,8 +25,5 @@ class Effort(NamedTuple):
     streams: tuple[int, float] = (5, 0.5)
     starts: tuple[int, int] = (21, 9)
     wrapper_seconds: float = 5
+    wrappers: tuple[int, ...] = (1, 4, 16)
     flat: tuple[int, int] = (20, 500)
-
-
-FULL = Effort()
-QUICK = Effort((6, 300), (3, 20), (6, 40), (3, 0.2), (2, 0.15), (7, 3), 0.5, (5, 300))

@@ -10,16 +10,13 @@ from .session import BenchmarkError
 from .variants import CAT, GUARD, LEAST, ROOT
 
 PAGE: Final = ROOT / "docs" / "performance.md"
-PICTURE: Final = PAGE.parent / "images" / "benchmarks" / "flat.svg"
 END: Final = "<!-- end of these figures -->"
 
 Found = dict[tuple[str, str, str], float]
 """Figures by section, row and variant."""
 
-LEAST_NAME: Final = "smallest possible relay"
-WARDEN: Final = "warden"
-WARDEN_NAME: Final = "mcp-warden"
-OTHERS: Final = ((LEAST_NAME, LEAST.name), (WARDEN_NAME, WARDEN))
+OTHERS: Final = {"bare": "bare server", LEAST.name: "smallest possible relay", "warden": "mcp-warden", CAT.name: "`cat`"}
+"""What mcpguard is compared with, and how the table names it. Peers are in the table by these names only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +27,12 @@ class Line:
         text: What was measured.
         places: Section and row of each of its figures, which stand with slashes between them.
         unit: Their unit.
-        others: What it is compared with: how the table names it, and its variant.
         also: Further figures of mcpguard itself to compare with: their name, and section and row of each.
     """
 
     text: str
     places: Sequence[tuple[str, str]]
     unit: str = ""
-    others: Sequence[tuple[str, str]] = ()
     also: tuple[str, Sequence[tuple[str, str]]] | None = None
 
 
@@ -55,21 +50,18 @@ LINES: Final = (
         "time added to a call (median), a server on the Python SDK, on two cores / placed by the scheduler",
         _placed(SDK, P50, "split", "free"),
         "µs",
-        OTHERS,
     ),
-    Line("the same, a server that answers at once, on two cores / on one", _placed(HOT, P50, "split", "one"), "µs", OTHERS),
-    Line("the same, a call every 20 ms, on two cores / on one", _placed(PACED, P50, "split", "one"), "µs", OTHERS),
+    Line("the same, a server that answers at once, on two cores / on one", _placed(HOT, P50, "split", "one"), "µs"),
+    Line("the same, a call every 20 ms, on two cores / on one", _placed(PACED, P50, "split", "one"), "µs"),
     Line(
         "time added to the 99th percentile, one call after another, on two cores / on one",
         _placed(HOT, P99, "split", "one"),
         "µs",
-        OTHERS,
     ),
     Line(
         "the 99.9th percentile of these calls, on two cores / on one",
         _placed(HOT, P999, "split", "one"),
         "µs",
-        (("bare server", "bare"), *OTHERS),
     ),
     Line(
         "time added to a call (median), counters on Redis, on two cores / on one",
@@ -77,7 +69,7 @@ LINES: Final = (
         "µs",
         also=("one round trip to it", _placed(REDIS, "one round trip there, us", "split", "one")),
     ),
-    Line("calls per second, if thousands of calls wait for answers", [("calls pipelined", "calls/s")], "", OTHERS),
+    Line("calls per second, if thousands of calls wait for answers", [("calls pipelined", "calls/s")]),
     Line("denials per second, of a client that does not wait", [("denials pipelined", "denials/s")]),
     Line(
         "calls per second, 1 / 4 / 16 clients that wait for each answer, one SQLite file",
@@ -88,13 +80,11 @@ LINES: Final = (
         "server → client, frames of 1 MiB / 64 KiB",
         [("server to client, MB/s", row) for row in ("1 MiB frames", "64 KiB frames")],
         "MB/s",
-        (("`cat`", CAT.name),),
     ),
     Line(
         "first answer later than the bare server's, a server that boots in 1.7 ms",
         [(f"{START}, tiny server", "added, ms")],
         "ms",
-        OTHERS,
     ),
     Line("the same, an SDK server", [(f"{START}, SDK server", "added, ms")], "ms"),
     Line("resident memory at its peak in a storm of denials", [("denials pipelined", PEAK)], "MiB"),
@@ -102,7 +92,6 @@ LINES: Final = (
         "the same, one call at a time / thousands of calls waiting",
         [*_placed(HOT, PEAK, "split"), ("calls pipelined", PEAK)],
         "MiB",
-        OTHERS,
     ),
 )
 
@@ -123,7 +112,7 @@ def markdown(sections: Sequence[Section]) -> str:
 
 
 def _comparisons(found: Found, line: Line) -> Iterator[str]:
-    for name, variant in line.others:
+    for variant, name in OTHERS.items():
         if cell := _cell(found, line.places, variant, line.unit):
             yield f"{name} {cell}"
     if line.also and (cell := _cell(found, line.also[1], GUARD.name, line.unit)):
@@ -169,8 +158,6 @@ def renewed(page: str, figures: Mapping[str, str]) -> str:
     return page
 
 
-def write(figures: Mapping[str, str], picture: str) -> None:
-    """Renew figures in the page, and the picture unless it is empty."""
+def write(figures: Mapping[str, str]) -> None:
+    """Renew figures in the page."""
     PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")
-    if picture:
-        PICTURE.write_text(picture, encoding="utf-8")

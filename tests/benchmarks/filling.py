@@ -95,7 +95,7 @@ def fill_rows(path: Path, count: int, *, over_s: int) -> None:
 
 @contextmanager
 def _bulk(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(database.connect(path, mode="rw")) as db:
+    with closing(database.connect(path)) as db:
         db.executescript("PRAGMA synchronous = OFF; PRAGMA journal_mode = OFF; PRAGMA cache_size = -65536")
         with database.writing(db):
             yield db

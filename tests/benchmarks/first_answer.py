@@ -1,6 +1,5 @@
 """How long a client waits from starting the command to the answer to `initialize`."""
 
-import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,9 @@ from .variants import BARE, GUARD, SDK_SERVER, TINY_SERVER, Variant
 
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
-    sections = [_section("tiny server", variants, TINY_SERVER, effort.starts[0], folder)]
-    if importlib.util.find_spec("mcp"):
-        few = [variant for variant in variants if variant.name in (BARE.name, GUARD.name)]
-        sections.append(_section("SDK server", few, SDK_SERVER, effort.starts[1], folder))
-    return sections
+    few = [variant for variant in variants if variant.name in (BARE.name, GUARD.name)]
+    kinds = (("tiny server", variants, TINY_SERVER), ("SDK server", few, SDK_SERVER))
+    return [_section(*kind, starts, folder) for kind, starts in zip(kinds, effort.starts, strict=True) if starts]
 
 
 def _section(what: str, variants: Sequence[Variant], server: Sequence[str], starts: int, folder: Path) -> Section:

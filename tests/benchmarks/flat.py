@@ -23,10 +23,9 @@ from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
 
 from .calls import SETTLE, WARM_UP, cpus
-from .chart import Panel, svg
 from .effort import Effort
 from .filling import create, fill_counters, fill_rows, tool_name, user_name
-from .report import Row, Section, added, percentile
+from .report import added, percentile
 from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
@@ -41,18 +40,6 @@ LOOK_EVERY_S = 0.01
 PATIENCE_S = 60
 USER = user_name(0)
 
-ALIKE = 1.3
-"""Figures that differ by no more than this factor count as the same."""
-
-DESCRIPTION = (
-    "Time added to a call by the number of counters, of audit rows, of rules, and of users and tools: the same for all"
-)
-DRAWN = {
-    "added to the median, µs": "added to the median",
-    "added to the 99th percentile, µs": "to the 99th percentile",
-    "added to the first call of a tool, median, µs": "to the first call of a tool",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -60,7 +47,6 @@ class Point:
 
     Attributes:
         label: It as text.
-        size: It as a number.
         policy: The policy's text.
         fill: Fills the store.
         tools: The tools that are called in turn.
@@ -68,7 +54,6 @@ class Point:
     """
 
     label: str
-    size: int
     policy: str = THREE_LIMITS
     fill: Callable[[Path], None] = create
     tools: Sequence[bytes] = (b"echo",)
@@ -77,44 +62,26 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What was found for a kind: for each size, microseconds.
+    """What was found for a kind.
 
     Attributes:
         title: What the sizes count.
-        labels: The sizes as text.
-        sizes: The sizes.
-        p50: Added to the median of a call.
-        p99: Added to the 99th percentile.
-        first: Added to the median of the first call of a tool by its wrapper.
-        start_ms: From the start of the wrapper to the answer to its first call.
+        labels: The sizes.
+        lines: The figures of each size, by what was measured.
     """
 
     title: str
     labels: Sequence[str]
-    sizes: Sequence[int]
-    p50: Sequence[float]
-    p99: Sequence[float]
-    first: Sequence[float]
-    start_ms: Sequence[float]
-
-    @property
-    def lines(self) -> dict[str, Sequence[float]]:
-        return {
-            "added to the median, µs": self.p50,
-            "added to the 99th percentile, µs": self.p99,
-            "added to the first call of a tool, median, µs": self.first,
-            "start to the answer to the first call, ms": self.start_ms,
-        }
+    lines: Mapping[str, Sequence[float]]
 
 
-def points(*, quick: bool) -> dict[str, list[Point]]:
-    """The sizes of each kind; if `quick`, only those that are filled in no time."""
-    most = 10_000 if quick else 10_000_000
+def points() -> dict[str, list[Point]]:
+    """The sizes of each kind."""
     return {
-        "counters that hold calls": [_counters(10**power) for power in range(2, 7) if 10**power <= most],
-        "audit rows": [_rows(10**power) for power in range(3, 8) if 10**power <= most],
+        "counters that hold calls": [_counters(10**power) for power in range(2, 7)],
+        "audit rows": [_rows(10**power) for power in range(3, 8)],
         "rules": [_rules(10**power) for power in range(1, 5)],
-        "users × tools": [_users(*of) for of in ((1, 1), (10, 5), (50, 20), (500, 50)) if of[0] * of[1] <= most],
+        "users × tools": [_users(*of) for of in ((1, 1), (10, 5), (50, 20), (500, 50))],
     }
 
 
@@ -123,7 +90,7 @@ def _counters(size: int) -> Point:
         create(path)
         fill_counters(path, parse(EACH_USER_AND_TOOL), size // COUNTERS_A_USER, COUNTERS_A_USER)
 
-    return Point(f"{size:,}", size, fill=fill)
+    return Point(f"{size:,}", fill=fill)
 
 
 def _rows(size: int) -> Point:
@@ -131,7 +98,7 @@ def _rows(size: int) -> Point:
         create(path)
         fill_rows(path, size, over_s=ROWS_OVER_S)
 
-    return Point(f"{size:,}", size, fill=fill)
+    return Point(f"{size:,}", fill=fill)
 
 
 def _rules(size: int) -> Point:
@@ -141,7 +108,7 @@ def _rules(size: int) -> Point:
         for at in range(size - 3)
         for tool in (f'tool = "{tool_name(at)}*"\n' if at % 2 else "",)
     ]
-    return Point(f"{size:,}", size, "\n".join([THREE_LIMITS, *others]))
+    return Point(f"{size:,}", "\n".join([THREE_LIMITS, *others]))
 
 
 def _users(users: int, tools: int) -> Point:
@@ -153,7 +120,7 @@ def _users(users: int, tools: int) -> Point:
 
     rules = [f'[[rule]]\nuser = "{user_name(at)}"\nlimit = "{LIMIT}"\n' for at in range(users)]
     names = [tool_name(at).encode() for at in range(tools)]
-    return Point(f"{users} × {tools}", users * tools, "\n".join([THREE_LIMITS, *rules]), fill, names, users)
+    return Point(f"{users} × {tools}", "\n".join([THREE_LIMITS, *rules]), fill, names, users)
 
 
 class OtherUsers:
@@ -178,16 +145,16 @@ class OtherUsers:
         self._store.close()
 
 
-def measure(effort: Effort, folder: Path, kinds: Mapping[str, Sequence[Point]]) -> list[Curve]:
+def measure(effort: Effort, folder: Path, kinds: Mapping[str, Sequence[Point]], guard: Variant = GUARD) -> list[Curve]:
     curves = []
     for at, (title, of_kind) in enumerate(kinds.items()):
         place = folder / str(at)
-        curves.append(_curve(title, of_kind, effort, place))
+        curves.append(_curve(title, of_kind, effort, place, guard))
         shutil.rmtree(place)  # it can be a gigabyte
     return curves
 
 
-def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -> Curve:
+def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Variant) -> Curve:
     homes = {point.label: _home(point, folder / str(at)) for at, point in enumerate(of_kind)}
     p50: dict[str, list[float]] = {name: [] for name in (BARE.name, *homes)}
     p99: dict[str, list[float]] = {name: [] for name in p50}
@@ -202,10 +169,10 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
         turns.append((bare, (b"echo",), None))
         for point in of_kind:
             home = homes[point.label]
-            with _guard(home, point.label).start(BENCH_SERVER, home) as session:
+            with _at_home(guard, home, point.label).start(BENCH_SERVER, home) as session:
                 _first_call(session)  # of a start that finds cold caches and is not counted
             before = time.perf_counter()
-            session = stack.enter_context(_guard(home, point.label).start(BENCH_SERVER, home))
+            session = stack.enter_context(_at_home(guard, home, point.label).start(BENCH_SERVER, home))
             _first_call(session)
             start_ms[point.label] = (time.perf_counter() - before) * 1000
             others = stack.enter_context(closing(OtherUsers(home / STORE, point))) if point.users else None
@@ -231,16 +198,20 @@ def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path) -
                 p99[session.name].append(percentile(times_us, 99))
                 first[session.name].append(percentile(first_us, 50))
     labels = [point.label for point in of_kind]
-    more = [added(found, BARE.name) for found in (p50, p99, first)]
-    lines = [[of[label] for label in labels] for of in (*more, start_ms)]
-    return Curve(title, labels, [point.size for point in of_kind], *lines)
+    found = {
+        "added to the median, µs": added(p50, BARE.name),
+        "added to the 99th percentile, µs": added(p99, BARE.name),
+        "added to the first call of a tool, median, µs": added(first, BARE.name),
+        "start to the answer to the first call, ms": start_ms,
+    }
+    return Curve(title, labels, {what: [values[label] for label in labels] for what, values in found.items()})
 
 
 def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:
     """Wait until a wrapper has moved its calls into the database, about two seconds after it did that last."""
     until_s = time.monotonic() + patience_s
     with closing(CallLog(log_path(store), writable=False)) as log:
-        while log.has_more(log.drained()):
+        while not log.ends_at(log.drained()):
             if time.monotonic() > until_s:
                 raise BenchmarkError(f"{store} has not taken its calls within {patience_s} seconds")
             time.sleep(LOOK_EVERY_S)
@@ -261,23 +232,10 @@ def _home(point: Point, home: Path) -> Path:
     return home
 
 
-def _guard(home: Path, name: str) -> Variant:
+def _at_home(guard: Variant, home: Path, name: str) -> Variant:
     names = {"MCPGUARD_CONFIG": home / "config.toml", "MCPGUARD_POLICY": home / "policy.toml"}
     env = {**{name: str(path) for name, path in names.items()}, "MCPGUARD_STORE": f"sqlite:///{home / STORE}"}
-    return replace(GUARD, name=name, env={**GUARD.env, **env, "MCPGUARD_USER": USER})
-
-
-def sections(curves: Sequence[Curve]) -> list[Section]:
-    """The curves as tables, a row for each size."""
-    found = []
-    for curve in curves:
-        rows = [
-            Row(f"{label}: {what}", {GUARD.name: values[at]}, 1)
-            for at, label in enumerate(curve.labels)
-            for what, values in curve.lines.items()
-        ]
-        found.append(Section(f"flat: {curve.title}", rows))
-    return found
+    return replace(guard, name=name, env={**guard.env, **env, "MCPGUARD_USER": USER})
 
 
 def markdown(curves: Sequence[Curve]) -> str:
@@ -290,19 +248,3 @@ def markdown(curves: Sequence[Curve]) -> str:
             cells = [*(f"{value:,.0f}" for value in values), f"{max(values) / values[0]:.2f}"]
             lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def picture(curves: Sequence[Curve]) -> str:
-    """The curves as an SVG."""
-    return svg([panel(curve) for curve in curves], unit="µs", description=DESCRIPTION)
-
-
-def panel(curve: Curve) -> Panel:
-    """The part of the picture for one curve: what lies in its band takes as long as with the smallest size."""
-    lines = {DRAWN[what]: values for what, values in curve.lines.items() if what in DRAWN}
-    band = (curve.p50[0] / ALIKE, curve.p50[0] * ALIKE)
-    return Panel(curve.title, [_short(label) for label in curve.labels], curve.sizes, lines, band)
-
-
-def _short(label: str) -> str:
-    return label.removesuffix(",000,000") + "M" if label.endswith(",000,000") else label

@@ -22,24 +22,21 @@ _DENIAL = re.compile(rb'"id":\s*(\d+),\s*"error":')
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
     rates: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    in_flight = dict.fromkeys(rates, 0)
     with ExitStack() as stack:
         sessions = [stack.enter_context(variant.start(BENCH_SERVER, folder)) for variant in variants]
         counts = {}
         for session in sessions:
             session.widen_pipes()
             session.handshake()
-            seconds, _ = flood(session, 1, TRY_CALLS)
+            seconds = flood(session, 1, TRY_CALLS)
             counts[session.name] = max(LEAST_CALLS, int(TRY_CALLS / seconds * effort.pipelined[1]))
         for number in range(effort.pipelined[0]):
             for session in sessions:
                 count = counts[session.name]
-                seconds, most = flood(session, 1 + TRY_CALLS + number * count, count)
-                rates[session.name].append(count / seconds)
-                in_flight[session.name] = max(in_flight[session.name], most)
+                rates[session.name].append(count / flood(session, 1 + TRY_CALLS + number * count, count))
         memory = {session.name: session.peak_kib() for session in sessions if session.name != BARE.name}
-    rows = [Row("calls/s", medians(rates)), Row("most in flight", in_flight), memory_row(memory)]
-    return [Section("calls pipelined", rows), *_denials([one for one in variants if one is GUARD], effort, folder)]
+    rows = [Row("calls/s", medians(rates)), memory_row(memory)]
+    return [Section("calls pipelined", rows), *_denials([one for one in variants if one.name == GUARD.name], effort, folder)]
 
 
 def _denials(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Section]:
@@ -51,16 +48,16 @@ def _denials(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[
             session.handshake()
             session.write(echo_call(1, b"full"))
             session.read_answer(1)
-            seconds, _ = flood(session, 2, TRY_CALLS, is_denied=True)
+            seconds = flood(session, 2, TRY_CALLS, is_denied=True)
             count = max(LEAST_CALLS, int(TRY_CALLS / seconds * effort.pipelined[1]))
             first_ids = range(2 + TRY_CALLS, 2 + TRY_CALLS + count * effort.pipelined[0], count)
-            rates = [count / flood(session, first_id, count, is_denied=True)[0] for first_id in first_ids]
+            rates = [count / flood(session, first_id, count, is_denied=True) for first_id in first_ids]
             rows = [Row("denials/s", medians({variant.name: rates})), memory_row({variant.name: session.peak_kib()})]
             sections.append(Section("denials pipelined", rows))
     return sections
 
 
-def flood(session: Session, first_id: int, count: int, *, is_denied: bool = False) -> tuple[float, int]:
+def flood(session: Session, first_id: int, count: int, *, is_denied: bool = False) -> float:
     """Write `count` calls as fast as they are taken, while reading the answers.
 
     Args:
@@ -70,22 +67,19 @@ def flood(session: Session, first_id: int, count: int, *, is_denied: bool = Fals
         is_denied: Whether the calls are of a tool whose limit is used up.
 
     Returns:
-        Seconds from the first write to the last answer, and the most calls that were under way at once.
+        Seconds from the first write to the last answer.
     """
     ids = range(first_id, first_id + count)
     tool = b"full" if is_denied else b"echo"
     calls = [echo_call(request_id, tool) for request_id in ids]
     writes = [b"".join(calls[at : at + CALLS_A_WRITE]) for at in range(0, count, CALLS_A_WRITE)]
     answered = 0
-    most = 0
     failures: list[Exception] = []
 
     def write() -> None:
-        nonlocal most
         try:
-            for number, data in enumerate(writes, 1):
+            for data in writes:
                 session.write(data)
-                most = max(most, number * CALLS_A_WRITE - answered)
         except Exception as error:
             failures.append(error)
 
@@ -106,4 +100,4 @@ def flood(session: Session, first_id: int, count: int, *, is_denied: bool = Fals
     if sorted(found) != list(ids):
         wanted = "a denial" if is_denied else "a result"
         raise session.failure(f"answered {len(set(found) & set(ids))} of {count} calls with {wanted}")
-    return seconds, most
+    return seconds

@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from .calls import SETTLE, WARM_UP, cpus
 from .pipelined import flood
@@ -44,47 +44,39 @@ UNDISTURBED: Final = 10
 PACE_S: Final = 0.007  # of three programs that take turns, so that each gets a call every 21 ms
 BLOCK: Final = 50  # calls in one write, answered in 2 ms: larger ones are disturbed more often
 BLOCKS: Final = 10
-
-
-class Size(NamedTuple):
-    """How much is measured for one ratio."""
-
-    rounds: int = 20
-    calls: int = 100
-    paced_calls: int = 100
-    starts: int = 12
-    flood: int = 20_000
+ROUNDS: Final = 20
+CALLS: Final = 100  # in a round
+STARTS: Final = 12
+FLOOD: Final = 20_000
 
 
 _Times = Mapping[str, list[float]]
 
 
-def measure_calls(folder: Path, size: Size) -> float:
+def measure_calls(folder: Path) -> float:
     """Time added to one call after another."""
-    return _ratio_of_added(
-        _take_turns(folder, lambda session: ping_pong(session, 1, SETTLE + size.calls)[SETTLE:], size.rounds)
-    )
+    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, SETTLE + CALLS)[SETTLE:]))
 
 
-def measure_paced(folder: Path, size: Size) -> float:
+def measure_paced(folder: Path) -> float:
     """Time added to a call every 20 ms."""
-    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, 1, int(PACE_S * 1e6)), size.paced_calls))
+    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, 1, int(PACE_S * 1e6)), CALLS))
 
 
-def measure_pipelined(folder: Path, size: Size) -> float:
+def measure_pipelined(folder: Path) -> float:
     """Time added to calls that are sent without waiting for answers."""
-    return _ratio_of_added(_take_turns(folder, lambda session: _blocks(session, b"echo"), size.rounds))
+    return _ratio_of_added(_take_turns(folder, lambda session: _blocks(session, b"echo")))
 
 
-def measure_denials(folder: Path, size: Size) -> float:
+def measure_denials(folder: Path) -> float:
     """Time until a client that does not wait for answers is denied. The bare server denies nothing."""
-    return _ratio(_take_turns(folder, lambda session: _blocks(session, b"full"), size.rounds, (YARDSTICK, GUARD)))
+    return _ratio(_take_turns(folder, lambda session: _blocks(session, b"full"), variants=(YARDSTICK, GUARD)))
 
 
-def measure_first_answer(folder: Path, size: Size) -> float:
+def measure_first_answer(folder: Path) -> float:
     """CPU time from the start to the first answer."""
     times: dict[str, list[float]] = {YARDSTICK.name: [], GUARD.name: []}
-    for start in range(1 + size.starts):
+    for start in range(1 + STARTS):
         for variant in (YARDSTICK, GUARD):
             with variant.start(TINY_SERVER, folder) as session:
                 session.write(INITIALIZE)
@@ -94,19 +86,19 @@ def measure_first_answer(folder: Path, size: Size) -> float:
     return _ratio(times)
 
 
-def measure_memory(folder: Path, size: Size) -> float:
+def measure_memory(folder: Path) -> float:
     """Most memory taken, after floods of calls and of denials."""
     peaks_kib = {}
     with _sessions(folder, (YARDSTICK, GUARD)) as sessions:
         for session in sessions:
             session.widen_pipes()
-            flood(session, 1, size.flood)
-            flood(session, 1, size.flood, is_denied=True)
+            flood(session, 1, FLOOD)
+            flood(session, 1, FLOOD, is_denied=True)
             peaks_kib[session.name] = session.peak_kib()
     return peaks_kib[GUARD.name] / peaks_kib[YARDSTICK.name]
 
 
-MEASURES: Final[Mapping[str, Callable[[Path, Size], float]]] = {
+MEASURES: Final[Mapping[str, Callable[[Path], float]]] = {
     "calls one after another": measure_calls,
     "a call every 20 ms": measure_paced,
     "calls pipelined": measure_pipelined,
@@ -131,7 +123,7 @@ def _sessions(folder: Path, variants: Sequence[Variant]) -> Iterator[list[Sessio
 def _take_turns(
     folder: Path,
     take: Callable[[Session], list[float]],
-    rounds: int,
+    rounds: int = ROUNDS,
     variants: Sequence[Variant] = (BARE, YARDSTICK, GUARD),
 ) -> _Times:
     times: dict[str, list[float]] = {variant.name: [] for variant in variants}
@@ -187,21 +179,11 @@ def write(references: Mapping[str, float], file: Path = REFERENCES) -> None:
     file.write_text("\n".join([HEAD, *lines, ""]), encoding="utf-8")
 
 
-def measure(name: str, folder: Path, size: Size = Size()) -> float:  # noqa: B008 - it is immutable
+def measure(name: str, folder: Path) -> float:
     """One ratio: what mcpguard takes, divided by what the yardstick takes."""
     with cpus("one") as (first, _):
         os.sched_setaffinity(0, first)  # what is started from here on inherits it
-        return MEASURES[name](folder, size)
-
-
-def regressions(references: Mapping[str, float], found: Mapping[str, float]) -> dict[str, str]:
-    """The ratios that are over their references by more than a quarter, each with a sentence about it."""
-    return {
-        name: f"{name}: mcpguard takes {now:.2f} times what the yardstick takes, {now / references[name] - 1:.0%} more than "
-        f"the reference of {references[name]:.2f}"
-        for name, now in found.items()
-        if now > references[name] * MOST
-    }
+        return MEASURES[name](folder)
 
 
 def check(references: Mapping[str, float], measure: Callable[[str], float], say: Callable[[str], object] = print) -> list[str]:
@@ -216,14 +198,16 @@ def check(references: Mapping[str, float], measure: Callable[[str], float], say:
         A sentence for each ratio that is over its reference each time.
     """
     found: dict[str, float] = {}
-    over = dict.fromkeys(references, "")
+    over = list(references)
     for _ in range(TRIES):
         for name in over:
             now = measure(name)
             found[name] = min(now, found.get(name, now))
             hint = "  much less: --renew, or it can grow back unseen" if now * MOST < references[name] else ""
             say(f"{name:<26}{now:6.2f}  reference {references[name]:.2f}  {now / references[name] - 1:+.0%}{hint}")
-        over = regressions(references, found)
-        if not over:
-            break
-    return list(over.values())
+        over = [name for name in found if found[name] > references[name] * MOST]
+    return [
+        f"{name}: mcpguard takes {found[name]:.2f} times what the yardstick takes, {found[name] / references[name] - 1:.0%} "
+        f"more than the reference of {references[name]:.2f}"
+        for name in over
+    ]

@@ -1,12 +1,9 @@
-"""Figures, and the one table they are printed in."""
+"""Figures, and how they are printed."""
 
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-WIDTH = 80
-COLUMN = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +51,12 @@ def memory_row(peaks_kib: Mapping[str, float]) -> Row:
     return Row("peak memory, MiB", {name: kib / 1024 for name, kib in peaks_kib.items()}, 1)
 
 
-def table(sections: Sequence[Section], variants: Sequence[str]) -> str:
-    """Lay the sections out, a column for each variant, `-` where nothing was measured."""
-    lines = [_line("", variants)]
+def text(sections: Sequence[Section]) -> str:
+    """A line for each row, with the figures of all variants."""
+    lines = []
     for section in sections:
         lines += ["", section.title]
         for row in section.rows:
-            cells = [f"{row.values[name]:,.{row.decimals}f}" if name in row.values else "-" for name in variants]
-            lines.append(_line(f"  {row.label}", cells))
+            found = ", ".join(f"{name} {value:,.{row.decimals}f}" for name, value in row.values.items())
+            lines.append(f"  {row.label}: {found}")
     return "\n".join(lines)
-
-
-def _line(label: str, cells: Sequence[str]) -> str:
-    return (f"{label:<{WIDTH - COLUMN * len(cells)}}" + "".join(f"{cell:>{COLUMN}}" for cell in cells)).rstrip()

@@ -1,13 +1,12 @@
 """That a regression is told from a busy machine, and what is said about it."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from . import regression
-from .regression import Size, check, regressions
+from .regression import check
 from .session import BenchmarkError
 
 REFERENCES = {"calls": 2.0, "memory": 1.5}
@@ -19,17 +18,10 @@ def measured(**figures: Sequence[float]) -> Callable[[str], float]:
     return lambda name: next(left[name])
 
 
-def test_only_more_than_a_quarter_more_is_a_regression_which_names_the_ratio_and_both_figures() -> None:
-    assert not regressions(REFERENCES, {"calls": 2.5, "memory": 0.1})
-    assert regressions(REFERENCES, {"calls": 2.52, "memory": 1.5}) == {
-        "calls": "calls: mcpguard takes 2.52 times what the yardstick takes, 26% more than the reference of 2.00"
-    }
-
-
 def test_only_a_ratio_that_was_over_is_measured_again_and_its_lowest_figure_counts() -> None:
-    assert not check(REFERENCES, measured(calls=[9, 9, 2.4], memory=[1.4]), list)
-    (failure,) = check(REFERENCES, measured(calls=[3, 2.6, 9], memory=[1.9, 1.4]), list)
-    assert failure.startswith("calls: mcpguard takes 2.60 times")
+    assert not check(REFERENCES, measured(calls=[9, 9, 2.5], memory=[0.1]), list)
+    (failure,) = check(REFERENCES, measured(calls=[3, 2.52, 9], memory=[1.9, 1.4]), list)
+    assert failure == "calls: mcpguard takes 2.52 times what the yardstick takes, 26% more than the reference of 2.00"
 
 
 def test_each_measurement_is_shown_beside_its_reference_and_one_far_below_with_a_hint_to_renew_it() -> None:
@@ -49,9 +41,3 @@ def test_the_references_are_those_of_the_ratios_that_are_measured_each_the_middl
     regression.write({"memory": 1.5}, file)
     with pytest.raises(BenchmarkError, match="--renew"):
         regression.read(file)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
-@pytest.mark.parametrize("name", regression.MEASURES)
-def test_every_ratio_can_be_measured(name: str, tmp_path: Path) -> None:
-    assert regression.measure(name, tmp_path, Size(rounds=1, paced_calls=1, starts=1, flood=1000)) != 0

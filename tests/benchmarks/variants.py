@@ -1,7 +1,6 @@
 """What can stand between the client and the server, and how each is started."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,15 +68,3 @@ GUARD = Variant(
     (sys.executable, "-m", "mcpguard", "run", "--server", "bench", "--denials", "error", "--"),
     {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
 )
-
-
-def peer(text: str) -> Variant:
-    """Read `name=command prefix`.
-
-    Raises:
-        ValueError: one of the two is missing, or the name does not fit a column.
-    """
-    name, _, command = text.partition("=")
-    if not name.isidentifier() or len(name) > 8 or not command.strip():
-        raise ValueError(text)
-    return Variant(name, tuple(shlex.split(command)))

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from .report import Row, Section
 from .session import BenchmarkError
 from .variants import BENCH_SERVER, GUARD, POLICY, PROGRAMS, ROOT, Variant
 
-NUMBERS = (1, 4, 16)
 OUTAGE = "until it is back"  # a wrapper says so when it loses its store; from then on it counts on its own, which is faster
 
 
@@ -26,27 +25,24 @@ def redis(folder: Path) -> Iterator[Server]:
         yield server
 
 
-def measure(effort: Effort, folder: Path, guard: Variant = GUARD, numbers: Sequence[int] = NUMBERS) -> list[Section]:
+def measure(effort: Effort, folder: Path, guard: Variant = GUARD) -> list[Section]:
     sections = []
     with redis(folder) as server:
         for store, env in (("SQLite", {}), ("Redis", {"MCPGUARD_STORE": server.url})):
             rows = []
-            for number in numbers:
-                rates, outages = _together(
-                    replace(guard, env={**guard.env, **env}), number, effort, folder / store / str(number)
-                )
+            for number in effort.wrappers:
+                rates = _together(replace(guard, env={**guard.env, **env}), number, effort, folder / store / str(number))
                 share = min(rates) * number / sum(rates)
                 rows += [
                     Row(f"{number} at once, calls/s", {GUARD.name: sum(rates)}),
                     Row(f"{number} at once, smallest share", {GUARD.name: share}, 2),
-                    Row(f"{number} at once, without the store", {GUARD.name: outages}),
                 ]
             sections.append(Section(f"wrappers that share a store in {store}", rows))
     return sections
 
 
-def _together(variant: Variant, number: int, effort: Effort, folder: Path) -> tuple[list[float], int]:
-    """The calls a second of each, and how many lost the store at some time."""
+def _together(variant: Variant, number: int, effort: Effort, folder: Path) -> list[float]:
+    """The calls a second of each."""
     home = folder / "home"
     home.mkdir(mode=0o700, parents=True)
     (home / "policy.toml").write_text(POLICY, encoding="utf-8")
@@ -71,7 +67,9 @@ def _together(variant: Variant, number: int, effort: Effort, folder: Path) -> tu
                 caller.stdin.write("\n")
                 caller.stdin.flush()
         rates = [float(_line(caller, folder)) for caller in callers]
-    return rates, sum(OUTAGE in file.read_text(errors="replace") for file in folder.glob("*/*") if file.is_file())
+    if any(OUTAGE in file.read_text(errors="replace") for file in folder.glob("*/*") if file.is_file()):
+        raise BenchmarkError(f"one of {number} wrappers lost its store, and counted on its own")
+    return rates
 
 
 def _line(caller: "subprocess.Popen[str]", folder: Path) -> str:

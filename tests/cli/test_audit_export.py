@@ -2,9 +2,7 @@ import csv
 import errno
 import json
 import os
-import re
 import select
-import shutil
 import signal
 import stat
 import subprocess
@@ -16,12 +14,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mcpguard.cli import base, present
+from mcpguard.cli import base
 from mcpguard.cli.audit import export
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from tests.cli.command import BOUND, calls, command, line_of, mcpguard, on_terminal, process, start
+from tests.cli.command import calls, command, line_of, mcpguard, process, start
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, until
 
 
@@ -86,13 +84,13 @@ def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
 def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, really = tmp_path / "out", export._write_all
+    file, really = tmp_path / "out", export._pages
 
-    def write_all(*args: Any, **more: Any) -> int:
+    def pages(*args: Any, **more: Any) -> Any:
         file.write_text("theirs")
         return really(*args, **more)
 
-    monkeypatch.setattr(export, "_write_all", write_all)
+    monkeypatch.setattr(export, "_pages", pages)
     done = mcpguard(home, "audit", "export", "-o", str(file))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
@@ -152,15 +150,6 @@ def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: P
     assert following.returncode == 1
 
 
-def test_a_progress_bar_is_on_a_terminal_only(home: Path, tmp_path: Path) -> None:
-    status, shown = on_terminal(home, "audit", "export", "-o", str(tmp_path / "out"))
-    assert status == 0
-    rows = f"{len(lines_of(home))} rows"
-    assert re.search(rf"exporting .*100%\S* {rows}\n", shown)
-    assert shown.endswith(f"{rows} written\n")
-    assert "exporting" not in on_terminal(home, "audit", "export")[1]
-
-
 def test_all_rows_are_written_also_if_stderr_is_closed(home: Path) -> None:
     done = process(home, "audit", "export", under=("sh", "-c", 'exec "$@" 2>&-', "sh"))
     assert (done.returncode, done.stdout.splitlines()) == (0, lines_of(home))
@@ -178,24 +167,6 @@ def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path,
 
     monkeypatch.setattr(base, "os", SimpleNamespace(nice=refuse))
     assert len(lines_of(home)) > 0
-
-
-def test_a_reader_is_waited_for_while_the_system_has_no_memory_to_tell_whether_it_has_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Poll:
-        def register(self, *_: int) -> None:
-            pass
-
-        def poll(self, _: float) -> NoReturn:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-
-    waits: list[float] = []
-    monkeypatch.setattr(present, "select", SimpleNamespace(poll=Poll))
-    monkeypatch.setattr(present, "time", SimpleNamespace(sleep=waits.append))
-    monkeypatch.setattr(present, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1)))
-    assert not present.reader_leaves(within_s=0.25)
-    assert waits == [0.25]
 
 
 def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> None:
@@ -293,21 +264,6 @@ def test_follow_to_a_file_goes_on_though_nobody_reads_stdout(tmp_path: Path) -> 
         following.kill()
         with following.stderr:
             following.wait()
-
-
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
-def test_follow_appends_to_a_file_that_may_be_written_but_not_read(tmp_path: Path) -> None:
-    calls(tmp_path, "echo", 1)
-    file = tmp_path / "out.jsonl"
-    file.write_text("before\n")
-    file.chmod(0o200)
-    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file), under=BOUND)
-    until(lambda: file.stat().st_size > len("before\n") or following.poll() is not None, "a row is written")
-    following.kill()
-    following.communicate()
-    file.chmod(0o600)
-    before, row = file.read_text().splitlines()
-    assert (before, json.loads(row)["tool"]) == ("before", "echo")
 
 
 def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:

@@ -80,23 +80,3 @@ def test_a_wrong_command_line_is_refused(home: Path, arguments: tuple[str, ...],
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(f"mcpguard: {message}\nhint: ")
     assert "hunter2" not in done.stderr
-
-
-def test_headers_for_an_unencrypted_collector_are_refused_before_anything_is_sent(home: Path) -> None:
-    done = mcpguard(home, "audit", "export", "--otlp", "http://192.0.2.1:4318", **{HEADERS: "api-key=hunter2"})
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [
-        f"mcpguard: --otlp: http://192.0.2.1:4318 would receive {HEADERS} unencrypted",
-        f"hint: write https://, or unset {HEADERS}",
-    ]
-
-
-def test_a_collector_that_refuses_rows_ends_the_export_with_an_error(home: Path, receiver: Receiver) -> None:
-    receiver.answers = [(401, {})]
-    done = mcpguard(
-        home, "audit", "export", "--otlp", receiver.url, "--follow", "--since", "1h", **{HEADERS: "api-key=hunter2"}
-    )
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"mcpguard: {receiver.url}/v1/traces: the collector answered with status 401\nhint: check {HEADERS}\n"
-    )

@@ -7,11 +7,8 @@ from unittest.mock import patch
 
 import pytest
 
-from mcpguard.stores.api import Options
-from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import BOUND, mcpguard, process
-from tests.redis_servers import running
 from tests.report.week import POLICY, UNTIL_US, fill, week
 
 
@@ -115,7 +112,7 @@ def test_a_period_may_begin_before_the_first_year_and_end_after_the_last(home: P
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("-o", "/dev/null"), 2, "-o: /dev/null is not a regular file"),
+        (("-o", "/tmp"), 2, "-o: /tmp is a folder"),
         (("-o", "/nowhere/r.html"), 2, "-o: there is no folder /nowhere"),
         (("--since", "1h", "--until", "2h"), 2, "no time is since 1h and until 2h"),
         (("--since", "9999-01-01"), 2, "--since names a time that has not come yet"),
@@ -137,29 +134,3 @@ def test_a_file_that_cannot_be_written_is_named_with_a_hint(home: Path, tmp_path
         f"mcpguard: -o: {file} cannot be written: Permission denied\n"
         "hint: check that its folder is writable and the disk is not full\n",
     )
-
-
-def test_a_report_is_made_from_a_redis_store(tmp_path: Path) -> None:
-    with running(tmp_path) as server:
-        url = f"redis://127.0.0.1:{server.port}/0"
-        store = RedisAddress(server.address).open(Options(timeout_ms=20_000))
-        rows = list(week(calls_an_hour=3))
-        fill(store, rows, later_us=time.time_ns() // 1000 - UNTIL_US)
-        store.close()
-        done = mcpguard(tmp_path, "audit", "report", "-o", "-", "--store", url)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert calls(done.stdout) == sum(one.row.repeats or 1 for one in rows)
-
-
-def test_a_report_is_made_while_the_queue_of_calls_is_locked(home: Path, tmp_path: Path) -> None:
-    import fcntl
-
-    locks = [path for path in home.iterdir() if path.name.startswith("mcpguard.db") and path.is_file()]
-    held = [os.open(path, os.O_RDWR) for path in locks if path.suffix != ".db"]
-    try:
-        for fd in held:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        assert mcpguard(home, "audit", "report", "-o", str(tmp_path / "r.html")).returncode == 0
-    finally:
-        for fd in held:
-            os.close(fd)

@@ -45,15 +45,9 @@ def test_an_error_of_the_system_names_its_file(tmp_path: Path, monkeypatch: pyte
     def fail(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/bin/x")
 
-    monkeypatch.setattr(commands.cli, "main", fail)
+    monkeypatch.setattr(commands.cli, "invoke", fail)
     done = mcpguard(tmp_path, "clients")
     assert (done.returncode, done.stderr) == (1, "mcpguard: cannot use /bin/x: Input/output error\n")
-
-
-def test_a_hook_without_a_command_does_not_block_the_call(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "hook")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == mcpguard(tmp_path, "hook", "--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -82,18 +76,9 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
 @pytest.mark.parametrize(
     ("argv", "message", "hint"),
     [
-        (["help"], "no such command: help", "run mcpguard --help"),
-        (["help", "policy"], "no such command: help", "run mcpguard policy --help"),
-        (["policy", "help", "set"], "no such command: help", "run mcpguard policy set --help"),
-        (["version"], "no such command: version", "run mcpguard --version"),
-        (["policy", "version"], "no such command: version", "run mcpguard --version"),
-        (["policy", "list"], "no such command: list", "did you mean mcpguard policy show?"),
-        (["policy", "remove", "--tool", "a"], "no such command: remove", "did you mean mcpguard policy unset?"),
         (["policy", "sett"], "no such command: sett", "did you mean mcpguard policy set?"),
-        (["audit", "list"], "no such command: list", "did you mean mcpguard audit tail?"),
         (["set", "--tool", "a"], "no such command: set", "did you mean mcpguard policy set?"),
         (["tail"], "no such command: tail", "did you mean mcpguard audit tail?"),
-        (["rules"], "no such command: rules", "did you mean mcpguard policy show?"),
         (["polcy"], "no such command: polcy", "did you mean mcpguard policy?"),
         (["run", "--denials", "none", "cat"], "--denials: 'none' is not one of auto, error, result", None),
         (["audit", "tail", "-n", "x"], "--lines: 'x' is not a whole number", None),
@@ -120,7 +105,7 @@ def test_every_wrong_command_line_is_reported_in_one_form(
     done = mcpguard(tmp_path, *argv)
     assert (done.returncode, done.stdout) == (2, "")
     hint = hint or f"see mcpguard {' '.join(word for word in argv[:2] if not word.startswith('-'))} --help"
-    assert done.stderr.replace("python -m ", "").splitlines() == [f"mcpguard: {message}", f"hint: {hint}"]
+    assert done.stderr.splitlines() == [f"mcpguard: {message}", f"hint: {hint}"]
 
 
 def test_a_word_that_is_like_no_command_gets_the_list_of_commands(tmp_path: Path) -> None:
@@ -204,7 +189,7 @@ def test_another_pipe_without_a_reader_is_an_error_with_a_message(
 
 def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "set", "--user", "bob", "--user=al", "5/1m").stdout.endswith(
-        "al may make 5 calls a minute, counting all tools together.\n"
+        "al may call tools 5 times a minute, counting all tools together.\n"
     )
     assert "call of b\n" in mcpguard(tmp_path, "policy", "explain", "--tool", "a", "--tool", "b").stdout
     path = mcpguard(tmp_path, "policy", "path", "--policy", "/a", "--policy", "/b").stdout
@@ -275,7 +260,7 @@ def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path
     [
         (["run", "--", "cat"], "mcpguard.errors"),
         (["policy", "show"], "click"),
-        (["policy", "show"], "mcpguard.cli.errors"),
+        (["policy", "show"], "mcpguard.cli.policy.show"),
         (["usage"], "mcpguard.policy.file"),
     ],
 )

@@ -263,22 +263,6 @@ def test_a_value_is_quoted_as_the_rest_of_the_word(line: str, value: str, rest: 
 
 
 @pytest.mark.parametrize(
-    ("line", "words", "word"),
-    [
-        ("", [], ""),
-        ("a b", ["a"], "b"),
-        ("a  b ", ["a", "b"], ""),
-        ("a '' \"\"", ["a", ""], ""),
-        ("a 'b c' \"d \\\" \\e", ["a", "b c"], 'd " \\e'),
-        ("a b\\", ["a"], "b"),
-    ],
-)
-def test_an_unfinished_line_is_split_as_a_shell_splits_it(line: str, words: list[str], word: str) -> None:
-    typed = completion.read(line)
-    assert (typed.words, typed.word) == (words, word)
-
-
-@pytest.mark.parametrize(
     ("line", "index", "lines"),
     [
         ("mcpguard run --agent Cl", 3, ["plain", "'Claude Code::subagent::Explore'", "_"]),

@@ -1,6 +1,7 @@
 """`mcpguard hook`: it is quick, prints only what the client expects, and never stops a call."""
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
-from mcpguard.identity.client_agents import HOOKS, AgentNote
+from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -24,7 +25,7 @@ from tests.cli.command import command, mcpguard
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, until
 from tests.end_to_end.outages import root_only
 from tests.identity.test_client_agents import CODEX_SESSION, EXPLORE, without
-from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
+from tests.recorded_hooks import CODEX, COPILOT
 
 IN_TIME_S = TIMEOUT_S + 20
 """The hook's own time limit, and time for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
@@ -66,6 +67,10 @@ def hook(
     return done.stdout
 
 
+def given_on_stdin(given: object) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(json.dumps(given).encode()))
+
+
 def noted(path: Path, namespace: str = "default", key: str = "abc123 toolu_01ABC") -> str | None:
     store = SqliteStore(path)
     try:
@@ -100,28 +105,6 @@ def test_it_uses_the_store_and_the_namespace_of_the_settings(home: Path, tmp_pat
     (tmp_path / "three.toml").write_text(f'[store]\nurl = "sqlite://{tmp_path}/three.db"\n')
     note(home, EXPLORE, "--config", str(tmp_path / "three.toml"))
     assert noted(tmp_path / "three.db")
-    assert not noted(home / "mcpguard.db")
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe\x00",
-        b"null",
-        b"[]",
-        b"[" * 100_000,
-        b'{"tool_name": 7}',
-        without("agent_id", "agent_type"),
-        without(tool_name="Bash"),
-        without("tool_use_id"),
-    ],
-    ids=lambda given: str(given)[:20],
-)
-def test_input_without_a_subagent_is_ignored(home: Path, given: bytes | dict[str, Any]) -> None:
-    for client in HOOKS:
-        assert hook(home, given, client=client) == b""
     assert not noted(home / "mcpguard.db")
 
 
@@ -162,12 +145,6 @@ def test_copilots_hook_prints_the_meta_that_it_is_given_and_the_calls_id(home: P
     assert printed.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("call_meta", ['"x"', "[]", "7", '{"x": 1e999}', '{"x": NaN}'])
-def test_copilots_hook_prints_nothing_if_it_cannot_keep_the_meta(home: Path, call_meta: str) -> None:
-    given = json.dumps(COPILOT["subagent"]["hook"] | {"_meta": "HERE"}).replace('"HERE"', call_meta)
-    assert note(home, given.encode(), client="copilot") == b""
-
-
 def test_copilots_hook_prints_nothing_if_it_left_no_note(tmp_path: Path) -> None:
     assert hook(tmp_path / "none", COPILOT["subagent"]["hook"], client="copilot") == b""
     (tmp_path / "config.toml").write_text("not toml [")
@@ -188,15 +165,6 @@ def test_copilots_hook_ends_in_time_if_nobody_reads_what_it_prints(home: Path) -
         os.close(reader)
     assert (process.returncode, err) == (0, b"")
     assert time.monotonic() - begin < IN_TIME_S
-
-
-def test_claude_codes_hook_opens_no_store_and_no_settings_in_another_program(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mcpguard.config.load", None)  # calling it fails
-    for _, given in ELSEWHERE:
-        monkeypatch.setattr("mcpguard.cli.hook._input", lambda given=given: json.dumps(given).encode())
-        assert _note("claude-code", None, None) == b""
 
 
 def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path) -> None:
@@ -256,10 +224,10 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
 
     monkeypatch.setenv("MCPGUARD_HOME", str(home))
     monkeypatch.setattr(SqliteAddress, "leave_note", leave_note)
-    monkeypatch.setattr("mcpguard.cli.hook._input", lambda: json.dumps(EXPLORE).encode())
-    _note("claude-code", None, None)
-    (home / "config.toml").write_text("[store]\ntimeout_ms = 90\n")
-    _note("claude-code", None, None)
+    for config in ("", "[store]\ntimeout_ms = 90\n"):
+        (home / "config.toml").write_text(config)
+        monkeypatch.setattr(sys, "stdin", given_on_stdin(EXPLORE))
+        _note("claude-code", None, None)
     assert waits == [0.25, 0.09]
 
 

@@ -133,15 +133,6 @@ def test_a_hook_whose_mcpguard_a_shell_or_another_command_finds_stays(account: A
     assert hooks.read_bytes() == before
 
 
-def test_in_a_projects_file_too_only_the_program_of_a_hook_is_replaced(account: Account) -> None:
-    account.write("project/.mcp.json", "{}")
-    entry = {"hooks": [{"type": "command", "command": "/gone/mcpguard hook claude-code 2>/dev/null || true"}]}
-    hooks = account.write("project/.claude/settings.local.json", json.dumps({"hooks": {"PreToolUse": [entry]}}))
-    project = ["--project", str(account.project)]
-    assert account.run("install", "claude-code", *project, "--hook", "--yes").returncode == 0
-    assert f'"{PROGRAM} hook claude-code 2>/dev/null || true"' in hooks.read_text()
-
-
 def test_a_hook_whose_mcpguard_others_may_change_is_left_and_told(account: Account) -> None:
     account.codex()
     public = account.home / "public"
@@ -201,21 +192,6 @@ def test_a_folder_that_was_made_for_a_hook_stays_with_what_somebody_has_put_into
     assert (done.returncode, mine.read_text(), [path.name for path in mine.parent.iterdir()]) == (0, "mine", [mine.name])
 
 
-def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
-    account.codex()
-    target = account.write("home/dotfiles/hooks.json", "")
-    hooks = account.home / ".codex/hooks.json"
-    hooks.symlink_to(target)
-    account.run("install", "--hook", "--yes")
-    assert target.read_bytes() != b""
-    account.run("uninstall", "--yes")
-    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
-    account.run("install", "--hook", "--yes")
-    (account.state / "installed.json").unlink()
-    account.run("uninstall", "--yes")
-    assert (hooks.is_symlink(), target.read_bytes()) == (True, b"")
-
-
 def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
     account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     before = account.files()
@@ -247,13 +223,3 @@ def test_a_damaged_file_of_hooks_is_left(account: Account) -> None:
     assert done.returncode == 1
     assert f"mcpguard: {hooks}:1:2: " in done.stderr
     assert (hooks.read_text(), codex.read_text()) == ("{", CODEX)
-
-
-@pytest.mark.parametrize("hooks", ['{"hooks": []}', '{"hooks": {"PreToolUse": {}}}', "[]"])
-def test_a_file_of_hooks_in_another_form_is_left(account: Account, hooks: str) -> None:
-    account.codex()
-    file = account.write("home/.codex/hooks.json", hooks)
-    done = account.run("install", "--hook", "--yes")
-    assert done.returncode == 1
-    assert f"mcpguard: {file}" in done.stderr
-    assert file.read_text() == hooks

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -54,25 +53,8 @@ def test_without_a_writable_state_folder_no_file_is_changed(account: Account) ->
     assert f"no copy of it can be saved in {account.state}/backups: Permission denied" in done.stderr
     done = account.in_process("install", "--yes", under=BOUND)  # it must note that a server had no arguments
     assert done.returncode == 1
-    assert f"{account.state}/installed.json: not changed: Permission denied" in done.stderr
+    assert f"{account.state}/installed.json: cannot be written: Permission denied" in done.stderr
     assert (cursor.read_text(), codex.read_text()) == (CURSOR, CODEX)
-
-
-def test_a_file_that_changes_while_the_user_reads_the_diff_is_left(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    cursor, codex = account.cursor(), account.codex()
-    write = plan._write
-
-    def late(change: plan.Change, backups: Path) -> None:
-        if change.file == cursor:
-            cursor.write_text("{}")
-        write(change, backups)
-
-    monkeypatch.setattr(plan, "_write", late)
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
-    assert cursor.read_text() == "{}"
-    assert PROGRAM in codex.read_text()
-    assert "another program has changed it just now (hint: run this again)" in done.stderr
 
 
 def test_a_link_to_nothing_is_reported(account: Account) -> None:
@@ -129,7 +111,8 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
     monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
     done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
-    assert f"{link}: not changed: Claude Desktop is running" in done.stderr
+    named = link if "cursor" in argv else desktop
+    assert f"{named}: not changed: Claude Desktop is running" in done.stderr
 
 
 @pytest.mark.parametrize("content", [CURSOR, '{"globalShortcut": ""}'], ids=["guarded", "without servers"])

@@ -47,14 +47,14 @@ def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, fil
     assert file.read_text() == BY_HAND
 
 
-@pytest.mark.parametrize(("typed", "saved"), [(b"d\n", False), (b"\x04", False), (b"x\nd\n", False), (b"s\n", True)])
-def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, typed: bytes, saved: bool) -> None:
+@pytest.mark.parametrize("typed", [b"n\n", b"\x04", b"x\nn\n"])
+def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, typed: bytes) -> None:
     status, said = on_terminal(tmp_path, "policy", "edit", typed=typed, VISUAL=SPOIL)
     assert status == 78
     assert "line 13: not TOML" in said
-    assert "Edit again (e), discard the changes (d), or save anyway (s)?" in said
-    assert f"{file}: " + ("saved with errors" if saved else "the changes were discarded") in said.replace("\n", "")
-    assert (file.read_text() != BY_HAND) is saved
+    assert "Edit again, or else discard the changes? [Y/n]:" in said
+    assert f"{file}: the changes were discarded" in said.replace("\n", "")
+    assert file.read_text() == BY_HAND
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -77,44 +77,23 @@ def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path) -> None:
     assert file.read_text() == BY_HAND
 
 
-def test_edit_does_not_overwrite_what_another_process_has_written(tmp_path: Path, file: Path) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\necho "# other" >> {file}\n')
+@pytest.mark.parametrize(("change", "left"), [("echo '# other' >>", BY_HAND + "# other\n"), ("rm", None)])
+def test_edit_keeps_the_text_if_another_process_has_changed_or_removed_the_file(
+    tmp_path: Path, file: Path, change: str, left: str | None
+) -> None:
+    editor, drafts = tmp_path / "editor", tmp_path / "drafts"
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\n{change} {file}\n')
     editor.chmod(0o700)
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "another process has changed it while you edited" in done.stderr
-    assert file.read_text() == BY_HAND + "# other\n"
-    kept = tmp_path / "policy.toml.edited"
-    assert f"look for your text in {kept}" in done.stderr
-    assert kept.read_text() == BY_HAND.replace("100", "200")
-
-
-def test_edit_keeps_each_text_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text(f'#!/bin/sh\ncat {file} > "$1"\necho "# mine" >> "$1"\necho "# other" >> {file}\n')
-    editor.chmod(0o700)
-    first, second = tmp_path / "policy.toml.edited", tmp_path / "policy.toml.edited.2"
-    assert f"look for your text in {first}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
-    text = first.read_text()
-    assert f"look for your text in {second}\n" in mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor)).stderr
-    assert first.read_text() == text
-    assert second.read_text() != text
-
-
-def test_edit_keeps_the_text_if_another_process_removes_the_file(tmp_path: Path, file: Path) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nrm {file}\n')
-    editor.chmod(0o700)
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL=str(editor))
-    kept = tmp_path / "policy.toml.edited"
+    drafts.mkdir()
+    done = process(tmp_path, "policy", "edit", VISUAL=str(editor), TMPDIR=str(drafts))
+    (kept,) = drafts.glob("*/policy.toml")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
-        f"mcpguard: {file}: another process has changed it while you edited",
+        f"mcpguard: {file}: not saved: another process has changed it while you edited",
         f"hint: look for your text in {kept}",
     ]
     assert kept.read_text() == BY_HAND.replace("100", "200")
-    assert not file.exists()
+    assert (file.read_text() if file.exists() else None) == left
 
 
 def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path) -> None:
@@ -128,7 +107,7 @@ def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file:
     (kept,) = drafts.glob("*/policy.toml")
     assert done.stderr.splitlines() == [
         f"mcpguard: {file}: cannot be written: Permission denied",
-        f"hint: look for your text in {kept}; the file is unchanged",
+        f"hint: look for your text in {kept}",
     ]
     assert (file.read_text(), kept.read_text()) == (BY_HAND, BY_HAND.replace("100", "200"))
 

@@ -5,8 +5,6 @@ from typing import Any
 import pytest
 
 from tests.cli.command import mcpguard
-from tests.end_to_end.host import Host, script
-from tests.end_to_end.test_tokens import call_until
 from tests.provider import KeyServer, settings, token, write_token
 
 CLOSED_BUT_FOR_ADMINS = """
@@ -52,33 +50,6 @@ def test_user_agent_and_scopes_come_from_the_token(home: Path, argv: list[str]) 
     assert found["next"]["decision"] == "allowed"
 
 
-CLAIMED = "Claude Code::api::nightly"
-
-
-@pytest.mark.parametrize("argv", [["--token"], []])
-def test_an_agent_that_the_token_names_overrides_the_option(home: Path, argv: list[str]) -> None:
-    command = ("policy", "explain", "--tool", "delete_user", "--agent", "Claude Code::subagent::Explore", *argv)
-    done = mcpguard(home, *command)
-    assert f"  agent:  {CLAIMED} (the token)\n" in done.stdout
-    assert done.stderr == f"warning: --agent: a call has another one, {CLAIMED}, since the token names it\n"
-    with Host(home, *script("obedient"), options=["--agent", "Claude Code::subagent::Explore"]) as host:
-        assert "result" in call_until(host, "delete_user", "result")
-        assert host.end() == 0
-        assert host.audit()[-1]["agent"] == CLAIMED
-    assert mcpguard(home, "policy", "explain", "--tool", "x", "--agent", "::api::nightly", *argv).stderr == ""
-
-
-def test_the_option_fills_in_the_parts_of_the_agent_that_the_token_does_not_name(home: Path) -> None:
-    write_token(home / "token", token(agent="nightly"))
-    done = mcpguard(home, "policy", "explain", "--tool", "delete_user", "--agent", "Codex::background::x")
-    assert "  agent:  Codex::background::nightly (the token)\n" in done.stdout
-    assert done.stderr.startswith("warning: --agent: a call has another one, Codex::background::nightly,")
-    write_token(home / "token", token())
-    done = mcpguard(home, "policy", "explain", "--tool", "delete_user", "--agent", "Codex::background::x")
-    assert "  agent:  Codex::background::x\n" in done.stdout
-    assert done.stderr == ""
-
-
 def test_for_another_user_it_says_that_their_token_may_name_the_agent(home: Path) -> None:
     text = mcpguard(home, "policy", "explain", "--tool", "delete_user", "--user", "bob").stdout
     assert "  agent:  unknown::interactive::default (the user's token may name another in" in text
@@ -92,13 +63,6 @@ def test_an_expired_token_is_reported_as_a_call_would_report_it(home: Path) -> N
     ]
 
 
-def test_a_token_given_instead_of_its_file_is_not_repeated(home: Path) -> None:
-    assert refused(home, "--token", token()) == [
-        "mcpguard: --token holds a token where a path belongs",
-        "hint: write the token into a file that only you can read, and name that file",
-    ]
-
-
 def test_an_unknown_home_folder_of_the_token_is_reported_in_one_line(home: Path) -> None:
     assert (
         refused(home, "--token", "~nosuchuser/x")[0]
@@ -108,10 +72,3 @@ def test_an_unknown_home_folder_of_the_token_is_reported_in_one_line(home: Path)
 
 def test_a_user_and_a_token_together_are_a_usage_error(home: Path) -> None:
     assert refused(home, "--token", "x", "--user", "bob")[0] == "mcpguard: --user and --token both name the user"
-
-
-def test_a_token_is_an_error_if_users_are_not_verified(tmp_path: Path) -> None:
-    assert refused(tmp_path, "--token") == [
-        "mcpguard: no token names the user here",
-        "hint: configure [identity.jwt] in config.toml",
-    ]

@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import shlex
 import stat
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.policy.parse import STARTER, parse
-from tests.cli.command import calls, command, mcpguard, process
+from tests.cli.command import calls, command, mcpguard
 from tests.end_to_end.host import DEADLINE_S, environment
 from tests.policy.test_editing import BY_HAND
 
@@ -27,80 +26,14 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-LATE = (
-    "Calls made before this edit may count up to {} longer than {}: a limit above 64 has counted them in groups,"
-    " without the time of each call.\n"
-)
-
-
-@pytest.mark.parametrize(
-    ("selectors", "limits", "told"),
-    [
-        (["--user", "*"], ["64/1h", "20/1d"], LATE.format("57s", "1h")),  # 1d is a new window
-        (["--user", "*"], ["65/1h"], ""),
-        (["--user", "bob"], ["10/60m"], LATE.format("57s", "60m")),  # an override counts in the same counter
-        (["--user", "bob", "--per", "none"], ["10/1h"], ""),
-        (["--user", "bob", "--role", "dev"], ["10/1h"], ""),
-    ],
-)
-def test_set_says_how_much_longer_the_calls_of_a_limit_above_64_count(
-    tmp_path: Path, file: Path, selectors: list[str], limits: list[str], told: str
-) -> None:
-    done = mcpguard(tmp_path, "policy", "set", "--tool", "search", *selectors, *limits)
-    assert "".join(done.stdout.splitlines(keepends=True)[2:]) == told
-
-
-def test_unset_says_so_too_if_a_lower_limit_now_applies(tmp_path: Path) -> None:
-    mcpguard(tmp_path, "policy", "set", "--user", "*", "60/1d")
-    mcpguard(tmp_path, "policy", "set", "--user", "bob", "100/1d")
-    done = mcpguard(tmp_path, "policy", "unset", "--user", "bob")
-    assert done.stdout.endswith("removed the rule for user=bob (it was 100/1d)\n" + LATE.format("22m 30s", "1d"))
-    done = mcpguard(tmp_path, "policy", "unset", "--user", "*")
-    assert "longer" not in done.stdout
-
-
-def test_unset_of_a_missing_rule_names_similar_rules(tmp_path: Path, file: Path) -> None:
+def test_unset_of_a_missing_rule_leaves_the_file(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "unset", "--tool", "search")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[0] == f"mcpguard: {file}: no rule for tool=search"
-    assert "hint: look at similar rules:" in done.stderr
-    assert "user=* tool=search" in done.stderr
+    assert done.stderr.splitlines() == [
+        f"mcpguard: {file}: no rule for tool=search",
+        "hint: see the rules with mcpguard policy show",
+    ]
     assert file.read_text() == BY_HAND
-
-
-def test_a_full_disk_leaves_the_file_unchanged_and_no_temporary_file(tmp_path: Path, file: Path) -> None:
-    def full() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-
-    done = process(tmp_path, "policy", "set", "--tool", "x", "5/1m", preexec=full, PYTHONDONTWRITEBYTECODE="1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "cannot be written: File too large" in done.stderr
-    assert file.read_text() == BY_HAND
-    assert list(tmp_path.iterdir()) == [file]
-
-
-@pytest.mark.parametrize("umask", [0, 0o077, 0o277, 0o777])
-def test_a_new_file_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
-    def masked() -> None:
-        os.umask(umask)
-
-    home = tmp_path / "home"
-    assert process(home, "policy", "init", preexec=masked, PYTHONDONTWRITEBYTECODE="1").returncode == 0
-    assert stat.S_IMODE((home / "policy.toml").stat().st_mode) == 0o600
-    assert stat.S_IMODE(home.stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize("argv", [["init"], ["set", "--tool", "x", "5/1m"], ["edit"]])
-def test_a_dangling_link_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, argv: list[str]) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    shared.chmod(0o1777)
-    link = shared / "policy.toml"
-    link.symlink_to(tmp_path / "target")
-    done = mcpguard(tmp_path, "policy", *argv, "--policy", str(link), EDITOR="true")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"{link}: cannot be written: a link to a missing file, in a folder that others may write to" in done.stderr
-    assert list(tmp_path.iterdir()) == [shared]
 
 
 def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
@@ -128,14 +61,6 @@ def test_the_commands_that_drop_a_tighter_rule_name_the_file(tmp_path: Path) -> 
     drop = said.splitlines()[-1].partition("30/1m: mcpguard ")[2]
     assert drop == f"policy unset --policy '{file}' --user '*' --agent '*::api::*'"
     assert "removed the rule" in mcpguard(tmp_path, *shlex.split(drop)).stdout
-
-
-def test_only_the_tighter_part_of_a_rule_is_dropped(tmp_path: Path, file: Path) -> None:
-    file.write_text('[[rule]]\nuser = "*"\nlimit = "5/1m"\nconcurrent = 2\n')
-    said = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "x", "9/1m").stdout
-    drop = said.partition("5/1m: mcpguard ")[2]
-    assert mcpguard(tmp_path, *shlex.split(drop)).returncode == 0
-    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["2-in-flight", "9/1m"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +91,7 @@ def test_a_limit_for_agents_is_not_warned_of_if_its_author_says_what_it_counts(t
 
 
 def test_a_name_that_no_call_has_is_warned_of_and_set_all_the_same(tmp_path: Path) -> None:
-    agent = ("--user", "alice@acme.com", "--server", "crm", "--agent", "Claude Code::subagent::Explore")
+    agent = ("--user", "alice@accounting.acme.example", "--server", "crm", "--agent", "Claude Code::subagent::Explore")
     calls(tmp_path, "search_customers", 1, *agent)
     none = "warning: none of the newest calls in the audit log has the "
     for argv, warnings in (
@@ -174,15 +99,28 @@ def test_a_name_that_no_call_has_is_warned_of_and_set_all_the_same(tmp_path: Pat
         (["--tool", "Search_Customers"], ["tool Search_Customers; did you mean search_customers?"]),
         (["--tool", "delete_user"], ["tool delete_user; compare the name with mcpguard audit tail"]),
         (["--server", "cmr"], ["server cmr; compare the name with mcpguard audit tail"]),
-        (["--user", "alic@acme.com"], ["user alic@acme.com; did you mean alice@acme.com?"]),
-        (["--user", "alice@acme.org"], ["user alice@acme.org; did you mean alice@acme.com?"]),
+        (
+            ["--user", "alic@accounting.acme.example"],
+            ["user alic@accounting.acme.example; did you mean alice@accounting.acme.example?"],
+        ),
+        (["--user", "alice@acme.org"], ["user alice@acme.org; did you mean alice@accounting.acme.example?"]),
         (["--user", "*", "--agent", "*::*::Explor"], ["agent Explor; did you mean Explore?"]),
         (["--user", "*", "--agent", "Cloud Code::*::*"], ["client Cloud Code; did you mean Claude Code?"]),
         # Other users, other agents, patterns, and names that calls have
-        (["--user", "bob@acme.com"], []),
+        (["--user", "bob@accounting.acme.example"], []),
         (["--user", "*", "--agent", "Cursor::background::nightly"], []),
         (["--tool", "searh_*"], []),
-        (["--user", "alice@acme.com", "--agent", "Claude Code::subagent::Explore", "--tool", "search_customers"], []),
+        (
+            [
+                "--user",
+                "alice@accounting.acme.example",
+                "--agent",
+                "Claude Code::subagent::Explore",
+                "--tool",
+                "search_customers",
+            ],
+            [],
+        ),
     ):
         done = mcpguard(tmp_path, "policy", "set", *argv, "1/1h")
         assert done.stderr.splitlines() == [f"{none}{warning}" for warning in warnings]
@@ -191,10 +129,6 @@ def test_a_name_that_no_call_has_is_warned_of_and_set_all_the_same(tmp_path: Pat
         "did you mean search_customers?"
         in mcpguard(tmp_path, "policy", "set", "--tool", "searh_customers", "--cost", "2").stderr
     )
-
-
-def test_without_calls_in_the_log_no_name_is_warned_of(tmp_path: Path) -> None:
-    assert mcpguard(tmp_path, "policy", "set", "--tool", "searh_customers", "1/1h").stderr == ""
 
 
 def test_set_observe_makes_one_rule_report_only_and_set_enforce_ends_that(tmp_path: Path, file: Path) -> None:
@@ -225,17 +159,6 @@ def test_set_does_not_say_that_rules_were_in_force_where_a_named_file_was_missin
     file.unlink()
     done = mcpguard(tmp_path, "policy", "set", "--policy", str(file), "--tool", "a", "--cost", "5")
     assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: the cost of tool=a: added\n")
-
-
-def test_a_star_as_the_agent_is_any_agent(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_text('[[rule]]\nagent = "*"\nlimit = "5/1m"\n')
-    assert "rule 1 is unchanged" in mcpguard(tmp_path, "policy", "set", "--agent", "*", "5/1m").stdout
-    assert "changed rule 1" in mcpguard(tmp_path, "policy", "set", "--agent", "*::*::*", "6/1m").stdout
-    said = mcpguard(tmp_path, "policy", "explain", "--agent", "Cursor::background::nightly", "--tool", "search").stdout
-    assert "Next call: allowed; then 5 left of 6/1m (rule agent=*::*::*)" in said
-    assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, 1 rule\n"
-    assert "removed the rule for agent=*::*::*" in mcpguard(tmp_path, "policy", "unset", "--agent", "*").stdout
 
 
 @pytest.mark.parametrize("option", ["--tool", "--user", "--role", "--name"])
@@ -280,39 +203,6 @@ concurrent = "unlimited"
 """
 
 
-def test_a_cap_joins_the_limit_of_its_rule_and_each_is_changed_by_itself(tmp_path: Path, file: Path) -> None:
-    begin = "Each user may call search"
-    for argv, limits, words in (
-        (["--concurrent", "2"], "100/1h 2-in-flight", f"changed rule 1 (it was 100/1h)\n{begin} 100 times an hour; at most 2"),
-        (["50/1h"], "50/1h 2-in-flight", "changed rule 1 (it was 100/1h 2-in-flight)"),
-        (["--concurrent", "3", "--wait", "5s"], "50/1h 3-in-flight", "2-in-flight and without a wait)"),
-        (["--wait", "4s", "--concurrent", "3"], "50/1h 3-in-flight", "(it was with a wait of 5s)"),
-        (["--concurrent", "3"], "50/1h 3-in-flight", "rule 1 is unchanged"),
-        (["60/1h", "--concurrent", "unlimited"], "60/1h unlimited-in-flight", "any number of calls may be in flight"),
-    ):
-        done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--tool", "search", *argv)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert words in done.stdout
-        assert [rule.limits_text for rule in parse(file.read_text()).rules] == [limits, "5/1m"]
-
-
-def test_a_limit_that_counts_something_else_is_another_rule(tmp_path: Path, file: Path) -> None:
-    for count in ("errors", "cost"):
-        done = mcpguard(tmp_path, "policy", "set", "--tool", "report", "--count", count, "3/1m")
-        assert f"added rule {len(parse(file.read_text()).rules)}" in done.stdout
-    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "3-errors/1m", "3-units/1m"]
-    mcpguard(tmp_path, "policy", "set", "--tool", "report", "--count", "errors", "4/1m")
-    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "4-errors/1m", "3-units/1m"]
-    done = mcpguard(tmp_path, "policy", "unset", "--tool", "report")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "several rules are for tool=report: 2 (5/1m), 3 (4-errors/1m), 4 (3-units/1m)\nhint: add --count" in done.stderr
-    done = mcpguard(tmp_path, "policy", "unset", "--tool", "report", "--count", "errors")
-    assert "removed the rule for tool=report (it was 4-errors/1m)" in done.stdout
-    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["100/1h", "5/1m", "3-units/1m"]
-    done = mcpguard(tmp_path, "policy", "unset", "--tool", "report")
-    assert "several rules are for tool=report: 2 (5/1m), 3 (3-units/1m)\nhint: add --count" in done.stderr
-
-
 def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
     assert "calls with different arguments are counted separately." in done.stdout
@@ -351,9 +241,6 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
     assert file.read_text() == BY_HAND + '\n[[cost]]\ntool = "report"\nserver = "crm"\ncost = 20\n'
     assert "the cost of tool=report server=crm: unchanged" in mcpguard(tmp_path, "policy", "set", *of, "20").stdout
     assert "changed (it was 20)\n" in mcpguard(tmp_path, "policy", "set", *of, "30").stdout
-    done = mcpguard(tmp_path, "policy", "set", "--count", "cost", "29/1h")
-    assert "never admits such a call, because it costs 30 and the whole limit is 29/1h" in done.stderr
-    mcpguard(tmp_path, "policy", "unset", "--count", "cost")
     done = mcpguard(tmp_path, "policy", "unset", *of)
     assert done.stdout == f"{file}: removed the cost of tool=report server=crm (it was 30)\n"
     assert file.read_text() == BY_HAND
@@ -371,8 +258,8 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
         ("set --tool x 5/1m 6/60s", "two limits for one window", "keep"),
         ("set --agent subagent 5/1m", "does not have three parts", "client::tier::name"),
         ("set --tool '' 5/1m", "empty text", "*"),
-        ("set --per users 5/1m", "unknown axis 'users'", "user,agent,tool,server"),
-        ("set --per '' 5/1m", "unknown axis ''", "none"),
+        ("set --per users 5/1m", "unknown axis 'users'", "did you mean 'user'?"),
+        ("set --per '' 5/1m", "unknown axis ''", "use one of: user agent"),
         ("set --tool x", "missing argument LIMIT..., or --concurrent", "--help"),
         ("set --tool x --wait 5s", "missing argument LIMIT..., or --concurrent", "--help"),
         ("set --tool x --count errors --concurrent 2", "count: no limit that counts errors", "limit ="),

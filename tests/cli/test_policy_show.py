@@ -11,7 +11,7 @@ from tests.policy.test_editing import BY_HAND
 def test_show_says_that_the_starter_policy_is_in_force(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "show")
     assert done.stdout.splitlines()[0] == f"starter policy: no file at {tmp_path / 'policy.toml'}"
-    assert "Each user may make 60 calls a minute through each agent" in done.stdout
+    assert "Each user may call tools 60 times a minute through each agent" in done.stdout
     shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
     assert (shown["starter"], shown["file"], len(shown["rules"])) == (True, None, 4)
 
@@ -75,7 +75,7 @@ def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: 
 
 def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Path, file: Path) -> None:
     said = "no rules: nothing is limited"
-    file.write_text("rule = []\n")
+    file.write_text('mode = "enforce"\n')
     assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
     assert on_terminal(tmp_path, "policy", "show") == (0, f"policy: {file}\n\n{said}\n")
     assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, {said}\n"
@@ -92,7 +92,7 @@ def test_show_describes_caps_cost_errors_and_waits(tmp_path: Path, file: Path) -
         "wait: 5s (a refused call waits at most this long, if its rule has no wait)\n",
         "1. 5/1m 2-in-flight  user=* tool=report\n",
         "2. 100-units/1h  user=*\n",
-        "report costs 20; a refused call never waits.\n",
+        "a call of report costs 20; a refused call never waits.\n",
         "3. 3-errors/1m  tool=sync\n",
         "4. unlimited-in-flight  tool=poll per=user,arguments\n",
         "\nCosts:\n    A call of report takes 20 units of each limit that counts cost.\n",

@@ -46,8 +46,8 @@ SAMPLES: Final = [
         "crm",
         {"postgres-context-server": "bundled", "old-form": "faulty"},
     ),
-    Sample("gemini.settings.json", SERVERS, Dialect.JSON_WITH_COMMENTS, "crm", {"remote": "remote"}),
-    Sample("qwen.settings.json", SERVERS, Dialect.JSON_WITH_COMMENTS, "crm bare", {"remote": "remote"}),
+    Sample("gemini.settings.json", SERVERS, Dialect.JSONC, "crm", {"remote": "remote"}),
+    Sample("qwen.settings.json", SERVERS, Dialect.JSONC, "crm bare", {"remote": "remote"}),
     Sample("opencode.jsonc", Layout(("mcp",), args=None), Dialect.JSONC, "crm bun", {"jira": "remote", "off": "disabled"}),
     Sample(
         "cline_mcp_settings.json",

@@ -88,13 +88,13 @@ def test_a_hook_is_written_in_the_style_of_the_file() -> None:
         )
 
 
-def test_a_new_file_of_copilot_cli_has_a_version_and_is_empty_afterwards() -> None:
+def test_a_new_file_of_copilot_cli_has_a_version_and_goes_afterwards() -> None:
     hook = {"type": "command", "bash": "/x/mcpguard hook copilot", "timeoutSec": 5}
-    new = with_hook(b"", "preMcpToolCall", hook, version=1)
+    new = with_hook(None, "preMcpToolCall", hook, version=1)
     assert json.loads(new) == {"version": 1, "hooks": {"preMcpToolCall": [hook]}}
     assert new.endswith(b"}\n")
     assert hook_commands(new, "preMcpToolCall") == ["/x/mcpguard hook copilot"]
-    assert without_hook(new, "preMcpToolCall") == b""
+    assert without_hook(new, "preMcpToolCall") is None
 
 
 def test_a_hook_of_another_path_is_replaced() -> None:
@@ -117,11 +117,11 @@ def test_a_hook_that_shares_an_entry_with_others_is_removed_alone(order: str) ->
 def test_what_others_have_added_after_the_hook_stays(indent: int | None) -> None:
     edited = json.loads(with_hook(pretty({"a": 1}), EVENT, HOOK)) | {"b": 2}
     new = without_hook(pretty(edited, indent), EVENT)
-    assert new == pretty({"a": 1, "b": 2}, indent) or (indent is None and hook_commands(new, EVENT) == [])
+    assert new == pretty({"a": 1, "b": 2}, indent) or (indent is None and hook_commands(new or b"", EVENT) == [])
     edited["hooks"]["Stop"] = [OTHER]
     new = without_hook(pretty(edited, indent), EVENT)
-    assert json.loads(new)["hooks"].pop(EVENT, []) == []
-    assert json.loads(new) | {"hooks": {"Stop": [OTHER]}} == {"a": 1, "b": 2, "hooks": {"Stop": [OTHER]}}
+    assert json.loads(new or b"")["hooks"].pop(EVENT, []) == []
+    assert json.loads(new or b"") | {"hooks": {"Stop": [OTHER]}} == {"a": 1, "b": 2, "hooks": {"Stop": [OTHER]}}
 
 
 @pytest.mark.parametrize(

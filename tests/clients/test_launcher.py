@@ -10,7 +10,6 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard.clients import launcher as module
 from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, own_program, stable, words_of
 from mcpguard.errors import McpguardError
 
@@ -33,6 +32,12 @@ def link(path: Path, target: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
     return path
+
+
+def here(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
+    """Let this environment's program be here."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(script.parent))
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
 
 
 @pytest.mark.parametrize("variable", ["UV_TOOL_BIN_DIR", "PIPX_BIN_DIR", "XDG_BIN_HOME"])
@@ -86,7 +91,7 @@ def test_a_place_that_will_not_stay_is_warned_of(
     for folder in ("work/checkout", "home"):  # some people keep their whole home folder in git
         (tmp_path / folder / ".git").mkdir(parents=True)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
-    monkeypatch.setattr(module, "_script", lambda: program(tmp_path / place))
+    here(monkeypatch, program(tmp_path / place))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     warnings = launcher({}).warnings
     assert [said in warning for warning in warnings] == ([True] if said else [])
@@ -99,31 +104,22 @@ def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", refuse)
-    assert "is in a cache" in module._warning_of_place(tmp_path / "home/.cache/uv/archive-v0/x1/bin/mcpguard")
+    here(monkeypatch, program(tmp_path / "home/.cache/uv/archive-v0/x1/bin/mcpguard"))
+    (warning,) = launcher({}).warnings
+    assert "is in a cache" in warning
 
 
-def test_an_environment_without_the_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_script", lambda: None)
-    with pytest.raises(McpguardError, match="no program mcpguard") as error:
-        launcher({})
-    assert "uv tool install" in error.value.hint
-
-
-def test_the_program_of_this_environment_is_found() -> None:
-    found = module._script()
-    assert found is not None
-    assert found.is_file()
-    assert found.parent == Path(sys.executable).parent
-
-
-def test_a_program_in_the_working_folder_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_the_program_is_an_error_and_one_in_the_working_folder_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     brought = program(tmp_path / "project/mcpguard")
     monkeypatch.chdir(brought.parent)
-    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path / "none"))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "none/python"))
+    here(monkeypatch, tmp_path / "none/mcpguard")
     for argv in ("-c", "", "mcpguard"):
         monkeypatch.setattr(sys, "argv", [argv])
-        assert own_program({}) is None
+        with pytest.raises(McpguardError, match="no program mcpguard") as error:
+            launcher({})
+        assert "uv tool install" in error.value.hint
     monkeypatch.setattr(sys, "argv", [str(brought)])
     assert own_program({"PATH": ""}) == brought
 

@@ -11,7 +11,7 @@ from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.plan import NAME, Record, is_running, load, save
 from mcpguard.errors import McpguardError
 
-ONE, TWO = Record("/a.json", ("mcpServers", "crm")), Record("/b.json")
+ONE, TWO = Record("/a.json", ("mcpServers", "crm")), Record("/b.json", ("mcp", "x"))
 
 
 @pytest.fixture

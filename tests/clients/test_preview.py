@@ -73,7 +73,7 @@ def test_what_is_no_secret_is_shown_as_it_is_in_the_file() -> None:
         '{"mcpServers": {\n  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "timeout": 20, "on": true }\n}}'
     )
     assert guarding(text, Dialect.JSON) == [
-        "@@ -2 +2 @@",
+        "@@ -2,1 +2,1 @@",
         '-  "a": { "type": "stdio",  "command": "npx", "args": ["-y", "a@1"], "timeout": 20, "on": true }',
         '+  "a": { "type": "stdio",  "command": "/x/mcpguard", "args": ["run", "--server", "crm", "--", "npx", "-y", "a@1"], '
         '"timeout": 20, "on": true }',
@@ -82,17 +82,13 @@ def test_what_is_no_secret_is_shown_as_it_is_in_the_file() -> None:
 
 def test_of_a_long_line_the_parts_that_change_are_shown_with_marks_where_it_goes_on() -> None:
     servers = {name: {"command": "npx", "args": ["-y", name], "env": {"K": "s3cret1"}} for name in "abc"}
-    text = json.dumps({"history": ["a long story"] * 100, "mcpServers": servers, "end": 1})
+    text = json.dumps({"history": ["a long story"] * 100, "mcpServers": servers, "end": [1] * 100})
     shown = guarding(text, Dialect.JSON)
-    assert shown[:3] == [
-        "@@ -1 +1 @@",
-        '-…"command": "npx", "args": ["-y",…',
-        '+…"command": "/x/mcpguard", "args": ["run", "--server", "crm", "--", "npx", "-y",…',
-    ]
-    assert len(shown) == 1 + 2 * 3
-    for line in shown[1:]:
-        if line.startswith("-"):
-            assert line.strip("-…") in text
+    assert [line[:2] for line in shown] == ["@@", "-…", "+…"]
+    assert shown[2].count('"command": "/x/mcpguard", "args": ["run", "--server", "crm", "--", "npx", "-y",') == 3
+    assert all(line.endswith("…") or line.startswith("@@") for line in shown)
+    assert max(map(len, shown)) < len(text) / 2
+    assert "s3cret1" not in "".join(shown)
 
 
 NUMBERS = st.lists(st.integers(0, 5), max_size=80)

@@ -73,13 +73,6 @@ def test_calls_without_a_note_are_absent(place: Place) -> None:
     assert store.take_notes(place.namespace, ["t1", "t2", "t2"]) == {"t2": EXPLORE}
 
 
-def test_a_second_note_of_a_call_replaces_the_first(place: Place) -> None:
-    store = place.open()
-    place.note(place.namespace, "t1", EXPLORE)
-    place.note(place.namespace, "t1", PLAN)
-    assert store.take_notes(place.namespace, ["t1"]) == {"t1": PLAN}
-
-
 def test_notes_are_not_visible_in_another_namespace(place: Place) -> None:
     store = place.open()
     place.note(place.namespace + "-one", "t1", EXPLORE)
@@ -111,14 +104,6 @@ def test_an_agent_of_any_name_is_read_as_it_was_noted(place: Place, name: str) -
     store = place.open()
     place.note("a'b", "t'1", f"a::b::{name}")
     assert store.take_notes("a'b", ["t'1"]) == {"t'1": f"a::b::{name}"}
-
-
-def test_a_note_changes_no_counter_and_writes_no_audit_row(place: Place) -> None:
-    session = Session(place.open(), '[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
-    assert session.decisions("x") == ["allowed"]
-    place.note(place.namespace, "t1", EXPLORE)
-    assert session.decisions("x", 2) == ["allowed", "rate_limited"]
-    assert len(list(session.store.entries())) == 3
 
 
 def test_peek_reads_counters_without_changing_them(place: Place) -> None:

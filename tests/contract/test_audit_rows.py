@@ -1,17 +1,8 @@
 """Audit rows: one for every decision, in order, without gaps, and few for many equal denials."""
 
-import json
-from collections import Counter
-from collections.abc import Callable
-
-import pytest
-
-from mcpguard.errors import Unauthenticated
 from mcpguard.session.audit import Outcome
-from mcpguard.session.journal import BURST_BYTES, REFILL_BYTES_PER_S, ROW_BYTES, Journal
-from mcpguard.session.verdict import DecisionRequest, Verdict
-from mcpguard.text.digest import cut
-from tests.build import Session, call_line, identity
+from mcpguard.session.verdict import Verdict
+from tests.build import Session, call_line
 from tests.contract.conftest import Place
 
 POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1m"\n[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
@@ -44,17 +35,6 @@ def test_the_audit_id_of_a_verdict_is_the_id_of_its_row(place: Place) -> None:
     session = Session(place.open(), POLICY)
     verdicts = session.call("report", 5)
     assert [verdict.audit_id for verdict in verdicts] == [one["id"] for one in records(place)]
-
-
-def test_a_long_request_id_is_cut_in_its_row(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    long, longest = "i" * 2000, "i" * 5000
-    for tool in ("free", "closed"):
-        for request_id in (long, longest):
-            session.store.decide(session.requests(call_line(tool, request_id)), session.journal)
-            place.pass_ms(1500)
-            session.store.append(session.journal.flush(place.wall()))
-    assert [one["request_id"] for one in records(place)] == [long, cut(json.dumps(longest))] * 2
 
 
 def test_each_session_numbers_its_rows_without_gaps(place: Place) -> None:
@@ -108,14 +88,6 @@ def test_outcomes_can_be_read_by_row(place: Place) -> None:
             session.store.tend()
 
 
-def test_any_number_of_outcomes_is_recorded(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    session.store.record([])
-    rows = [verdict.row_id for verdict in session.call("free", 1100)]
-    session.store.record([Outcome(row, "ok", 0) for row in rows if row is not None])
-    assert Counter(one.get("outcome") for one in records(place)) == {"ok": 1100}
-
-
 def test_equal_denials_become_one_row_a_second_with_their_number(place: Place) -> None:
     session = Session(place.open(), POLICY)
     session.call("report", 5)
@@ -131,31 +103,6 @@ def test_equal_denials_become_one_row_a_second_with_their_number(place: Place) -
     assert "repeats" not in rows[0]
     assert 4 <= len(rows) <= 6
     assert not session.journal.flush(place.wall(), all_of_them=True)
-
-
-def test_each_of_many_equal_denials_names_the_row_that_counts_it(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    session.call("report", 5)
-    verdicts = session.call("report", 4)
-    assert [verdict.has_own_row for verdict in verdicts] == [True, False, False, False]
-    assert [verdict.row_id is None for verdict in verdicts] == [False, True, True, True]
-    place.pass_ms(1000)
-    session.store.append(session.journal.flush(place.wall()))
-    first, rest = records(place)[5:]
-    assert [verdict.audit_id for verdict in verdicts] == [first["id"]] + [rest["id"]] * 3
-    assert [verdict.count for verdict in verdicts] == [first["count"], 7, 8, rest["count"]] == [6, 7, 8, 9]
-
-
-def test_a_row_for_many_denials_has_the_time_of_the_last_one(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    session.call("report", 6)
-    place.pass_ms(300)
-    session.call("report")
-    place.pass_ms(700)
-    session.call("free")
-    session.store.append(session.journal.flush(place.wall()))
-    last, free, shared = [one["time_us"] for one in records(place)[5:]]
-    assert (last, shared, free) == (place.wall() - 1_000_000, place.wall() - 700_000, place.wall())
 
 
 OBSERVED = """
@@ -198,122 +145,12 @@ def test_the_count_includes_a_call_that_is_charged_on_the_counter_of_a_full_obse
     ]
 
 
-def test_the_denials_before_a_call_that_only_an_observed_rule_would_deny_are_counted_no_more(place: Place) -> None:
-    enforced = '[[rule]]\nuser = "*"\nlimit = "1/1m"\n'
-    observed = '[[rule]]\ntool = "report"\nlimit = "1/1h"\nmode = "observe"\n'
-    session = Session(place.open(), enforced + observed)
-    assert [(one.decision, one.count) for one in session.call("report", 3)][1:] == [("rate_limited", 2), ("rate_limited", 3)]
-    place.pass_ms(60_000)
-    found = [(one.decision, one.count) for one in [session.one("report"), session.one("report")]]
-    assert found == [("would_deny", 2), ("rate_limited", 2)]
-
-
-def test_a_rule_that_would_close_a_tool_adds_nothing_to_the_counts_of_others(place: Place) -> None:
-    closed = '[[rule]]\ntool = "report"\nlimit = "deny"\nmode = "observe"\n'
-    assert Session(place.open(), closed).decisions("report", 2) == ["would_deny"] * 2
-    session = Session(place.open(), closed + '[[rule]]\nuser = "*"\nlimit = "2/1m"\n', session="b" * 16)
-    assert [(one.decision, one.count) for one in session.call("report", 4)] == [
-        *[("would_deny", None)] * 2,
-        *[("rate_limited", 3), ("rate_limited", 4)],
-    ]
-
-
-FLOODS: dict[str, Callable[[Session, str], list[DecisionRequest]]] = {
-    "denied": lambda session, name: session.charges(f"closed {name}"),
-    "rate_limited": lambda session, name: session.charges(f"limited {name}"),
-    "invalid": lambda session, name: session.requests(call_line(f"{name}", None)),
-    "unauthenticated": lambda session, name: session.requests(call_line(f"{name}")),
-}
-"""By decision: the client makes a call with a name that gets this decision; returns what the store is asked for."""
-
-FLOODED = """
-[[rule]]
-user = "*"
-tool = "closed*"
-limit = "deny"
-[[rule]]
-user = "*"
-tool = "limited*"
-per = ["user"]
-limit = "1/1h"
-"""
-
-
-@pytest.mark.no_cover
-@pytest.mark.parametrize("decision", FLOODS)
-@pytest.mark.no_cover
-def test_a_flood_of_refused_calls_with_ever_new_names_has_few_rows_and_evicts_none(place: Place, decision: str) -> None:
-    session = Session(place.open(), FLOODED)
-    admitted = session.call("limited")[0]
-    if decision == "unauthenticated":
-        session.machine.change_identity(Unauthenticated("it has expired", "log in"))
-    verdicts = []
-    for at in range(20):
-        names = [f"{at} {one} ".ljust(200, "x") for one in range(100)]
-        requests = [request for name in names for request in FLOODS[decision](session, name)]
-        unwritten = [verdict for _, verdict in session.machine.unwritten]
-        session.write_rows(place.wall())
-        verdicts += session.store.decide(requests, session.journal) if requests else unwritten
-        place.pass_ms(100)
-        if at % 2:
-            session.store.append(session.journal.flush(place.wall()))
-    session.store.append(session.journal.flush(place.wall(), all_of_them=True))
-    first, *refused = records(place)
-    assert (first["id"], first["decision"]) == (admitted.audit_id, "allowed")
-    assert {one["decision"] for one in refused} == {decision}
-    assert len(refused) < (BURST_BYTES + 2 * REFILL_BYTES_PER_S) // (ROW_BYTES + 200) + 4
-    assert sum(int(str(one.get("repeats", 1))) for one in refused) == len(verdicts) == 2000
-    assert Counter(one.audit_id for one in verdicts) == {one["id"]: one.get("repeats", 1) for one in refused}
-    assert [one["seq"] for one in refused] == list(range(2, len(refused) + 2))
-    for one in refused:
-        if "repeats" in one:
-            assert one["reason"] == "more of this kind, not kept one by one"
-            assert "tool" not in one
-            assert one.get("user") == first["user"] or decision == "unauthenticated"
-    others = session.refuse(call_line("other")) if decision == "unauthenticated" else session.call("other")
-    assert others[0].has_own_row
-
-
-def test_long_arguments_of_a_denied_call_are_cut(place: Place) -> None:
-    session = Session(place.open(), POLICY, arguments="full")
-    arguments = {"text": "x" * 10_000}
-    session.call("report", 6, arguments=arguments)
-    session.call("closed", arguments=arguments)
-    *admitted, limited, closed = [one["arguments"] for one in records(place)]
-    assert admitted == [arguments] * 5
-    assert limited == closed == cut(json.dumps(arguments, separators=(",", ":")))
-
-
-def test_denials_that_differ_do_not_share_a_row(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    session.call("report", 6)
-    other = Session(place.open(), POLICY, session="b" * 16, who=identity("bob@acme.com"))
-    other.call("report")
-    session.call("closed", 2)
-    told = [(one["user"], one["tool"]) for one in records(place) if one["decision"] != "allowed"]
-    assert told == [("alice@acme.com", "report"), ("bob@acme.com", "report"), ("alice@acme.com", "closed")]
-
-
-def test_a_denial_after_a_second_without_denials_has_its_own_row_at_once(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    session.call("report", 6)
-    place.pass_ms(1000)
-    assert session.one("report").has_own_row
-    assert len(records(place)) == 7
-
-
 def test_count_includes_the_denials_since_the_last_admission(place: Place) -> None:
     session = Session(place.open(), POLICY)
     assert [verdict.count for verdict in session.call("report", 8)] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [verdict.remaining for verdict in session.call("report", 1)] == [0]
     place.pass_ms(60_000)
     assert [verdict.count for verdict in session.call("report", 7)] == [1, 2, 3, 4, 5, 6, 7]
-
-
-def test_count_adds_only_the_denials_of_this_session(place: Place) -> None:
-    one, two = (Session(place.open(), POLICY, session=f"{at:016x}") for at in range(2))
-    one.call("report", 9)
-    assert two.one("report").count == 6
 
 
 def test_count_includes_a_denial_once_if_two_limits_share_a_counter(place: Place) -> None:
@@ -338,17 +175,6 @@ def test_rows_of_what_no_limit_decides_charge_nothing(place: Place) -> None:
     assert (policy_row["decision"], policy_row["reason"]) == ("policy", "in force at the start")
     assert len(str(policy_row["policy"])) == 32
     assert (invalid_row["reason"], invalid_row["request_id"]) == ("a method that is not a string", 4)
-
-
-def test_rows_can_be_written_without_a_decision(place: Place) -> None:
-    session = Session(place.open(), POLICY)
-    request = session.charges("free")[0]
-    rows = Journal("c" * 16).rows([request], [Verdict("allowed_unavailable")], place.wall())
-    session.store.append(rows)
-    (one,) = records(place)
-    assert (one["decision"], one["time_us"]) == ("allowed_unavailable", place.wall())
-    session.store.append([])
-    assert len(records(place)) == 1
 
 
 def test_the_audit_log_is_read_after_a_row_and_from_its_end(place: Place) -> None:

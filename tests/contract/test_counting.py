@@ -33,14 +33,6 @@ def test_several_handles_together_never_exceed_a_limit(place: Place) -> None:
     assert decisions == [["allowed"]] * 5 + [["rate_limited"]] * 7
 
 
-def test_a_call_that_one_handle_admits_is_counted_by_every_other_at_once(place: Place) -> None:
-    first, second = (Session(place.open(), FIVE_A_MINUTE, session=f"{at:016x}") for at in range(2))
-    first.call("report", 3)
-    second.call("report", 1)
-    assert first.one("report").count == 5
-    assert second.one("report").decision == "rate_limited"
-
-
 def test_a_large_limit_is_never_exceeded_in_any_window(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "100/1s"\n')
     admitted: list[int] = []
@@ -207,13 +199,6 @@ def test_reset_empties_the_counters_it_names_for_every_handle(place: Place) -> N
     assert used(place) == {}
 
 
-def test_resetting_an_empty_counter_is_not_counted(place: Place) -> None:
-    session = Session(place.open(), FIVE_A_MINUTE)
-    session.call("report")
-    labels = list(used(place))
-    assert [session.store.reset(labels), session.store.reset(labels)] == [1, 0]
-
-
 def test_upkeep_changes_no_decision(place: Place) -> None:
     session = Session(place.open(), '[[rule]]\ntool = "report"\nlimit = ["5/1m", "7/1h"]\n')
     session.call("report", 5)
@@ -292,15 +277,3 @@ def test_calls_that_have_left_the_window_let_no_adopted_call_leave_it_later(plac
         Session(place.open(), '[[rule]]\ntool = "report"\nlimit = "50/1m"\n', session="b" * 16).one("report").retry_after_us
         == 1_000
     )
-
-
-@pytest.mark.no_cover
-def test_many_counters_in_one_transaction_are_all_counted(place: Place) -> None:
-    session = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
-    requests = [request for at in range(700) for request in session.charges(f"tool{at}")]
-    for decision in ("allowed", "rate_limited"):
-        verdicts = session.store.decide(requests, session.journal)
-        assert {verdict.decision for verdict in verdicts} == {decision}
-    other = Session(place.open(), '[[rule]]\ntool = "*"\nlimit = "1/1m"\n', session="b" * 16)
-    assert {verdict.decision for verdict in other.store.decide(requests, other.journal)} == {"rate_limited"}
-    assert len(used(place)) == 700

@@ -1,4 +1,4 @@
-"""The policies, calls and verdicts of `vectors/`, by the core alone and through every store.
+"""The policies, calls and verdicts of `vectors/`, through every store.
 
 A step is a call that is made several times; a new policy; or the end of the oldest calls in flight: `end` has their outcomes.
 """
@@ -9,16 +9,9 @@ from typing import Any
 
 import pytest
 
-from mcpguard.limiter import sliding
-from mcpguard.limiter.plan import Plan
-from mcpguard.limiter.sliding import EMPTY, State
-from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.session.audit import ERRORS
-from mcpguard.session.decision import decide_one
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.stores.memory import release
-from mcpguard.wire.arguments import NONE, args_hash
+from mcpguard.session.verdict import Ending, Verdict
 from tests.build import START_US, TESTS, Session, identity
 from tests.contract.conftest import Place
 
@@ -27,8 +20,6 @@ VECTORS: list[dict[str, Any]] = [
     for name in ("policy", "any_agent", "beyond_counting")
     for vector in json.loads((TESTS / "vectors" / f"{name}.json").read_text())
 ]
-
-each_vector = pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
 
 
 def expected(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -59,44 +50,7 @@ def check(verdicts: list[Verdict], step: dict[str, Any]) -> None:
         assert "retry_after_ms" not in got or got["decision"] != "denied"
 
 
-@each_vector
-def test_the_core_alone_decides_as_the_vector_says(vector: dict[str, Any]) -> None:
-    policy = parse(vector["policy"])
-    states: dict[int, State] = {}
-    in_flight: list[tuple[int, Plan]] = []
-    call_id = 0
-    for step in vector["calls"]:
-        if "policy" in step:
-            policy = parse(step["policy"])
-            continue
-        now_us = START_US + round(step["at"] * 1_000_000)
-        for outcome in step.get("end", ()):
-            ended, plan = in_flight.pop(0)
-            held = [states.get(counter.id, EMPTY) for counter in plan.counters]
-            after = sliding.fail(plan.limits, held, now_us)[0] if outcome in ERRORS else held
-            caps = {limit.counter for limit in plan.limits if limit.counts == "concurrent"}
-            for at, (counter, state) in enumerate(zip(plan.counters, after, strict=True)):
-                states[counter.id] = release(state, ended) if at in caps else state
-        if "end" in step:
-            continue
-        roles, scopes = tuple(step.get("roles", ())), tuple(step.get("scopes", ()))
-        call = Call(step["user"], step["agent"], step["server"], step["tool"], roles, scopes)
-        plan = policy.plan(call)
-        plan = plan.of_arguments(args_hash(arguments_of(step).get("arguments", NONE), b"key").hex())
-        verdicts = []
-        for _ in range(step["times"]):
-            call_id += 1
-            request = DecisionRequest(call, plan, "")
-            request.waited_us = 0 if plan.waits else None
-            found, decision = decide_one(request, [states.get(one.id, EMPTY) for one in plan.counters], now_us, call_id)
-            if decision.admitted:
-                states.update(zip([counter.id for counter in plan.counters], decision.states, strict=True))
-                in_flight.append((call_id, plan))
-            verdicts.append(found)
-        check(verdicts, step)
-
-
-@each_vector
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
 def test_a_store_decides_as_the_vector_says(vector: dict[str, Any], place: Place) -> None:
     policy = parse(vector["policy"])
     in_flight: list[Ending] = []

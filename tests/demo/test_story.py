@@ -116,7 +116,7 @@ sys.meta_path.insert(0, Interrupted)
 """Is loaded by the interpreter's start: Ctrl-C while mcp is imported, and an import that makes another error of it."""
 
 
-@pytest.mark.parametrize(("trap", "status"), [("true", 130), ("trap '' INT", 7)])
+@pytest.mark.parametrize(("trap", "status"), [("true", -signal.SIGINT), ("trap '' INT", 7)])
 def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_ignored(
     tmp_path: Path, trap: str, status: int
 ) -> None:
@@ -208,15 +208,6 @@ class Refusing:
 
     async def call_tool(self, *_: object) -> NoReturn:
         raise self.error
-
-
-def test_a_call_that_did_not_reach_the_server_but_was_answered_fails_the_demo(tmp_path: Path) -> None:
-    (tmp_path / "calls-alice").write_text("search_customers\nsearch_customers\ngenerate_report\n")
-    tally = Tally(ALICE, "search_customers", took_s=[0.1, 0.1])
-    Stage(tmp_path).check([tally])
-    tally.took_s.append(0.1)
-    with pytest.raises(McpguardError, match="3 calls of search_customers by alice were answered, but 2 reached the server"):
-        Stage(tmp_path).check([tally])
 
 
 def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_denied() -> None:

@@ -208,11 +208,14 @@ def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
     name = f"Codex (hook), {hooks}"
     assert hook(f"{PROGRAM} hook codex") == Check(name, True, f"{PROGRAM} hook codex")
     gone = "/gone/mcpguard hook codex"
-    assert hook(gone) == Check(name, False, f"its mcpguard is missing: {gone}", "mcpguard install codex --hook")
+    told = "its mcpguard is missing: /gone/mcpguard"
+    assert hook(gone) == Check(name, False, f"{gone}: {told}", "mcpguard install codex --hook")
     for command in (f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex", "$TOOLS/mcpguard hook codex"):
         assert hook(command) == Check(name, True, command)
     gone = f"MCPGUARD_STORE=redis://h/0 {gone}"
-    assert hook(gone).detail == f"its mcpguard is missing: {gone}"
+    assert hook(gone).detail == f"{gone}: {told}"
+    old = f"{installed(machine.home / 'x', '0.0.1')} hook codex"
+    assert not hook(old).ok
     hooks.write_text("{")
     (check,) = checks(machine)
     assert (check.check, check.ok) == (name, False)
@@ -255,7 +258,7 @@ def test_a_hook_whose_mcpguard_may_be_somebody_elses_is_not_ok(machine: Machine)
         assert not hook(program).ok
     for program in ("$PWD/mcpguard", "uvx mcpguard", f"sh {brought}; {PROGRAM}", f"A=$(sh {brought}) {PROGRAM}"):
         assert hook(program).is_advice
-        assert hook(program).detail == f"not checked: {program} hook claude-code"
+        assert hook(program).detail.startswith(f"{program} hook claude-code: ")
     assert hook(PROGRAM) == Check(f"Claude Code (hook), {hooks}", True, f"{PROGRAM} hook claude-code")
     assert not (machine.home / "touched").exists()
 

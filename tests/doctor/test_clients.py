@@ -66,12 +66,12 @@ def test_a_server_of_a_client_is_started_by_its_name(tmp_path: Path) -> None:
 
 def test_the_options_and_variables_of_a_guarded_entry_are_used(tmp_path: Path) -> None:
     policy(tmp_path, rule("7/1h", user="carol", server="customers"))
-    guard = ["run", "--server", "customers", "--user", "${WHO}", "--"]
+    guard = ["run", "--server", "customers", "--user", "carol", "--"]
     program = tmp_path / "mcpguard"
-    entry = {"command": str(program), "args": [*guard, PYTHON, SDK], "env": {"MCPGUARD_AGENT": "::api::${JOB:-nightly}"}}
+    entry = {"command": str(program), "args": [*guard, PYTHON, SDK], "env": {"MCPGUARD_AGENT": "::api::nightly"}}
     cursor(tmp_path, crm=entry)
     windsurf(tmp_path, crm={**SERVER, "env": entry["env"]})
-    checks = doctor(tmp_path, "--server", "crm", status=1, WHO="carol")  # 1, because the program mcpguard does not exist
+    checks = doctor(tmp_path, "--server", "crm", status=1)  # 1, because the program mcpguard does not exist
     assert only(checks, "identity").detail.startswith("user carol (--user), agent ")
     assert "agent unknown::api::nightly (MCPGUARD_AGENT)" in only(checks, "identity").detail
     assert only(checks, "server").detail.startswith("customers: ")
@@ -93,23 +93,14 @@ def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dic
     assert hint == "correct its env in the client's file"
 
 
-def test_a_variable_without_braces_is_filled_in_as_the_client_does_it(tmp_path: Path) -> None:
-    file = written(tmp_path / "account/.gemini/settings.json", crm={"command": "$TOOL", "args": ["$SCRIPT"]})
-    assert only(doctor(tmp_path, "--server", "crm", TOOL=PYTHON, SCRIPT=SDK), "server").ok
-    file.unlink()
-    cursor(tmp_path, crm={"command": "$TOOL", "args": [SDK]})
-    found = only(doctor(tmp_path, "--server", "crm", status=1, TOOL=PYTHON), "server")
-    assert found.detail == "cannot run $TOOL: no such command"
-
-
 def test_a_server_starts_in_the_folder_that_its_entry_names(tmp_path: Path) -> None:
     folder = tmp_path / "crm server"
     folder.mkdir()
     (folder / "server").write_text(f'#!/bin/sh\ntest -f mcpguard.py && exec "{PYTHON}" "{SDK}"\n')
     (folder / "server").chmod(0o755)
     (folder / "mcpguard.py").write_text("raise SystemExit('the wrong mcpguard')")
-    cursor(tmp_path, crm={"command": "./server", "cwd": "${FOLDER}"}, erp={**SERVER, "cwd": "/gone"})
-    assert only(doctor(tmp_path, "--server", "crm", FOLDER=str(folder)), "server").ok
+    cursor(tmp_path, crm={"command": "./server", "cwd": str(folder)}, erp={**SERVER, "cwd": "/gone"})
+    assert only(doctor(tmp_path, "--server", "crm"), "server").ok
     found = only(doctor(tmp_path, "--server", "erp", status=1), "server")
     assert (found.detail, found.hint) == ("erp: there is no folder /gone", "correct cwd in the client's file")
 
@@ -192,13 +183,13 @@ def test_the_client_whose_server_is_started_can_be_named(tmp_path: Path) -> None
             "Cursor starts twice with different commands, folders or variables",
             "give its command: mcpguard doctor ",
         ),
-        ("key", "only the client can fill in ${input:key} for key", "give its command: mcpguard doctor "),
+        ("key", "only the client can fill in ${input:key} {env:A} for key", "give its command: mcpguard doctor "),
     ],
 )
 def test_a_server_that_cannot_be_started_by_its_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, hint: str
 ) -> None:
-    key = {"command": "x", "args": ["${input:key}"]}
+    key = {"command": "x", "args": ["${input:key}", "$A"], "env": {"A": "{env:A}"}}
     cursor(tmp_path, crm=SERVER, key=key, twice=SERVER, remote={"url": "https://acme.com"})
     cursor(tmp_path / "project", twice={"command": "x"})
     monkeypatch.chdir(tmp_path / "project/account")

@@ -67,7 +67,7 @@ def test_a_file_of_keys_is_read(tmp_path: Path) -> None:
     write_token(settings(tmp_path, jwks), token())
     assert only(doctor(tmp_path), "keys").detail == f"{jwks}: 2 keys"
     jwks.unlink()
-    assert only(doctor(tmp_path, status=1), "keys").detail == f"{jwks}: no such file"
+    assert only(doctor(tmp_path, status=1), "keys").detail == f"{jwks}: No such file or directory"
 
 
 def test_a_token_that_is_not_used_is_noted_and_a_broken_agent_fails(tmp_path: Path) -> None:

@@ -37,24 +37,25 @@ def test_the_tools_of_a_server_are_listed_with_the_rules_that_apply(tmp_path: Pa
     assert mcpguard(tmp_path, "audit", "tail", "--json", "--decision", "allowed").stdout == ""
 
 
-def test_tools_to_which_the_same_rules_apply_are_one_line(tmp_path: Path) -> None:
-    names = [f"tool_{number}" for number in range(14)]
-    code = f"""
+OLDER = """
 import json, sys
-info = {{"protocolVersion": "2024-11-05", "capabilities": {{}}, "serverInfo": {{"name": "many", "version": "1"}}}}
-tools = [{{"name": name, "inputSchema": {{"type": "object"}}}} for name in {names}]
-results = {{"initialize": info, "tools/list": {{"tools": tools}}}}
+info = {"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": {"name": "old", "version": "1"}}
+tools = [{"name": f"tool_{number}", "inputSchema": {"type": "object"}} for number in range(5)]
+results = {"initialize": info, "tools/list": {"tools": tools}}
 for line in sys.stdin:
     message = json.loads(line)
     if "id" in message:
-        print(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}}), flush=True)
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}), flush=True)
 """
+"""A server that exits on the first request of today's clients."""
+
+
+def test_an_older_server_is_asked_as_older_clients_ask_and_tools_with_the_same_rules_are_one_line(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/1m", tool="tool_3"))
-    checks = doctor(tmp_path, "--server", "crm", "--", *python(code))
-    others = ", ".join(name for name in names if name != "tool_3")
-    found = [(one.check, one.detail) for one in checks if one.check.startswith("tool")]
-    assert found == [
-        (f"tools {others}", "no rule applies, so nothing limits it"),
+    checks = doctor(tmp_path, "--server", "crm", "--", *python(OLDER))
+    assert only(checks, "server").detail.startswith("crm: old 1, protocol 2024-11-05, 5 tools, ready in ")
+    assert [(one.check, one.detail) for one in checks if one.check.startswith("tool")] == [
+        ("tools tool_0, tool_1, tool_2, tool_4", "no rule applies, so nothing limits it"),
         ("tool tool_3", "5/1m by rule 1 (tool=tool_3)"),
     ]
 
@@ -109,21 +110,6 @@ def test_a_server_that_exits_without_a_word_is_told(tmp_path: Path) -> None:
     for status in (0, 7):
         found = only(doctor(tmp_path, "--quiet", "--", *python(f"import os; os._exit({status})"), status=1), "server")
         assert found.detail == f"server exited with status {status}; it wrote nothing to stderr"
-
-
-def test_a_server_that_exits_on_the_first_request_of_todays_clients_is_asked_as_older_clients_ask(tmp_path: Path) -> None:
-    code = """
-import json, sys
-info = {"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": {"name": "old", "version": "1"}}
-results = {"initialize": info, "tools/list": {"tools": [{"name": "search", "inputSchema": {"type": "object"}}]}}
-for line in sys.stdin:
-    message = json.loads(line)
-    if "id" in message:
-        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}), flush=True)
-"""
-    checks = doctor(tmp_path, "--server", "crm", "--", *python(code))
-    assert only(checks, "server").detail.startswith("crm: old 1, protocol 2024-11-05, 1 tool, ready in ")
-    assert only(checks, "tool search")
 
 
 @pytest.mark.parametrize("answer_s", [0.001, 2.0])  # the first one ends while the server starts

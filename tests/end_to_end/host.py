@@ -199,14 +199,6 @@ class Host:
         thread.join(DEADLINE_S)
         assert not thread.is_alive(), "mcpguard does not read its stdin"
 
-    def send_until_stuck(self, data: bytes) -> None:
-        """Write until the wrapper has read nothing for half a second. Fails if it reads all of the data."""
-        view = memoryview(data)
-        os.set_blocking(self.stdin.fileno(), False)
-        while select.select([], [self.stdin], [], 0.5)[1]:
-            view = view[os.write(self.stdin.fileno(), view) :]
-            assert view, "all of it was read"
-
     def read(self, size: int = 1 << 16) -> bytes:
         """Read from the wrapper's stdout; empty at its end."""
         if not select.select([self.stdout], [], [], DEADLINE_S)[0]:

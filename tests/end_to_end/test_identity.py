@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from tests.cli.command import mcpguard
+from tests.redis_servers import running
 
-from .host import Host, Message, call, policy, request, rule, script
+from .host import Host, Message, call, request, script
 
 WHO = ("user", "user_source", "agent", "agent_source", "server")
 ACCOUNT = getpass.getuser()
@@ -80,18 +81,23 @@ def test_whether_a_client_is_believed_is_configured(tmp_path: Path, config: str,
     assert [(row["agent"], row["agent_source"]) for row in rows] == [expected]
 
 
-def test_the_guards_secrets_are_not_the_servers_and_all_else_is(tmp_path: Path) -> None:
-    store = f"sqlite://{tmp_path}/other.db"
-    env = {"MCPGUARD_TOKEN": "s3cret", "MCPGUARD_STORE": store, "SERVERS_OWN": "thing"}
-    with Host(tmp_path, *script("obedient"), env=env) as host:
-        text = host.call(1, "variables")["result"]["content"][0]["text"]
-        assert host.end() == 0
-        assert "s3cret" not in host.err
+def test_the_guards_secrets_are_not_the_servers_nor_in_any_output_and_all_else_is_passed_on(tmp_path: Path) -> None:
+    with running(tmp_path / "redis", "--requirepass", "pa55word") as server:
+        secrets = {"MCPGUARD_TOKEN": "s3cret", "MCPGUARD_STORE": server.url, "MCPGUARD_STORE_PASSWORD": "pa55word"}
+        with Host(tmp_path, *script("obedient"), env={**secrets, "SERVERS_OWN": "thing"}) as host:
+            text = host.call(1, "variables")["result"]["content"][0]["text"]
+            assert host.end() == 0
+        told = mcpguard(tmp_path, "audit", "tail", "--json", **secrets).stdout
+        assert '"tool": "variables"' in told or '"tool":"variables"' in told
+        wrong = mcpguard(tmp_path, "audit", "tail", **secrets | {"MCPGUARD_STORE_PASSWORD": "wr0ng"})
+        assert wrong.returncode == 69
+        assert wrong.stderr.startswith(f"mcpguard: {server.url} refuses: ")
     variables = json.loads(text)
     assert variables["SERVERS_OWN"] == "thing"
-    assert "s3cret" not in text
-    assert not {"MCPGUARD_TOKEN", "MCPGUARD_STORE"} & variables.keys()
-    assert (tmp_path / "other.db").exists()
+    assert not secrets.keys() & variables.keys()
+    for secret in ("s3cret", "pa55word", "wr0ng"):
+        assert secret not in host.err + text + told + wrong.stderr
+    assert f"store={server.url}" in host.err
     assert not (tmp_path / "mcpguard.db").exists()
 
 
@@ -102,24 +108,17 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     assert {file.stat().st_mode & 0o777 for file in home.iterdir()} == {0o600}
 
 
-def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("agent", "times"), [("Codex::batch::x", 1), ("Codex::background::x", 0)])
+def test_a_tier_that_no_rule_matches_is_said_on_one_line_by_all_that_tell_of_it(tmp_path: Path, agent: str, times: int) -> None:
     said = "no rule matches agents of the tier batch, so nothing limits their calls; check the spelling"
-    for agent, times in (("Codex::batch::x", 1), ("Codex::background::x", 0), ("Codex::::", 0)):
-        with Host(tmp_path, *script("obedient"), options=["--agent", agent]) as host:
-            host.call(1, "search")
-            assert host.end() == 0
-        assert host.err.splitlines().count(f"mcpguard: {said}") == times
-        assert mcpguard(tmp_path, "whoami", "--agent", agent).stdout.count(f"warning: {said}\n") == times
-        explained = mcpguard(tmp_path, "policy", "explain", "--tool", "x", "--agent", agent)
-        assert explained.stderr.count(f"warning: {said}\n") == times
-        checked = mcpguard(tmp_path, "policy", "check", MCPGUARD_AGENT=agent)
-        assert checked.returncode == 0
-        assert checked.stdout.count(f"warning: {said}\n") == times
-    policy(tmp_path, rule("5/1h", user="*"))
-    with Host(tmp_path, *script("obedient"), options=["--agent", "Codex::batch::x"]) as host:
+    with Host(tmp_path, *script("obedient"), options=["--agent", agent]) as host:
+        host.call(1, "search")
         assert host.end() == 0
-    assert said not in host.err
-    assert "OK" in mcpguard(tmp_path, "policy", "check", MCPGUARD_AGENT="not::an::agent::at all").stdout
+    assert host.err.splitlines().count(f"mcpguard: {said}") == times
+    assert mcpguard(tmp_path, "whoami", "--agent", agent).stdout.count(f"warning: {said}\n") == times
+    explained = mcpguard(tmp_path, "policy", "explain", "--tool", "x", "--agent", agent)
+    assert explained.stderr.count(f"warning: {said}\n") == times
+    assert mcpguard(tmp_path, "policy", "check", MCPGUARD_AGENT=agent).stdout.count(f"warning: {said}\n") == times
 
 
 WOMAN = "\U0001f469"
@@ -135,9 +134,3 @@ def test_odd_names_stand_in_the_first_line_in_quotation_marks_and_without_contro
     assert first.isprintable()
     assert r' server="客户 服务" user="al ice\"\x1b[2J\u202e" ' in first
     assert rf' agent="a\\x1b::batch::{WOMAN}\u200d" policy=the starter policy (4 rules) store=' in first
-
-
-def test_very_long_names_push_nothing_else_out_of_the_first_line(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient"), options=["--user", "x" * 5000, "--server", "客" * 3000]) as host:
-        assert host.end() == 0
-    assert f"(4 rules) store={tmp_path}/mcpguard.db\n" in host.err

@@ -9,8 +9,6 @@ from typing import Final
 
 import pytest
 
-from mcpguard.relay import supervisor
-
 from .host import DEADLINE_S, Host, audit, budget, call, ends, environment, lines, policy, program, request, rule, script, until
 
 pytestmark = pytest.mark.waits
@@ -37,16 +35,6 @@ def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, sta
         assert host.wait() == status
         assert f"server exited with {told}\n" in host.err
         assert "Traceback" not in host.err
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_store_in_a_folder_whose_name_is_not_utf_8_counts_calls(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="echo"))
-    folder = tmp_path / os.fsdecode(b"caf\xe9")
-    folder.mkdir()
-    with Host(tmp_path, *script("obedient"), options=("--store", f"sqlite://{folder}/calls.db")) as host:
-        assert ["result" in host.call(nth, "echo") for nth in (1, 2)] == [True, False]
-        assert host.end() == 0
 
 
 @pytest.mark.parametrize("status", [0, 7])
@@ -85,16 +73,6 @@ def test_a_frame_that_the_server_left_unfinished_does_not_swallow_the_last_answe
         assert host.rest() == b""
         assert host.wait() == 3
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
-
-
-def test_a_last_answer_that_lacks_only_its_newline_is_one(tmp_path: Path) -> None:
-    ends = b'{"jsonrpc":"2.0","id":1,"result":{"content":[]}}'
-    command = f"import os, sys; sys.stdin.readline(); os.write(1, {ends!r})"
-    with Host(tmp_path, sys.executable, "-S", "-c", command) as host:
-        host.send(call(1, "t"))
-        assert host.rest() == ends
-        assert host.wait() == 0
-    assert [row["outcome"] for row in audit(tmp_path)] == ["ok"]
 
 
 def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are_answered(tmp_path: Path) -> None:
@@ -163,47 +141,6 @@ def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_
         assert host.nobody_is_left()
         assert "Traceback" not in host.err
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
-
-
-@pytest.mark.parametrize("heeds", [True, False])
-def test_a_client_that_leaves_with_a_call_in_flight_gets_nothing_that_the_server_did_not_write(
-    tmp_path: Path, heeds: bool
-) -> None:
-    hangs = "for line in sys.stdin: print('{}', flush=True)"
-    command = f"import signal, sys\n{hangs}" + ("" if heeds else "\nwhile True: signal.pause()")
-    with Host(tmp_path, sys.executable, "-S", "-c", command) as host:
-        host.send(call(1, "hang"))
-        assert host.message() == {}
-        host.stdin.close()
-        if not heeds:
-            host.kill(signal.SIGTERM)
-        assert host.rest() == b""
-        assert host.wait() == (0 if heeds else -signal.SIGTERM)
-    assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
-
-
-def test_denials_of_what_a_client_wrote_before_it_left_are_answered(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="closed"))
-    done = subprocess.run(
-        [sys.executable, "-m", "mcpguard", "run", "--", "cat"],
-        input=lines([call(number, "closed") for number in range(500)]) + b"not json\n",
-        env=environment(tmp_path),
-        capture_output=True,
-        check=False,
-    )
-    assert [json.loads(line)["error"]["code"] for line in done.stdout.splitlines()] == [403] * 500 + [-32700]
-
-
-@pytest.mark.parametrize("server", ["exec <&-; sleep 0.1; exit 3", "exit 3"])
-def test_a_client_that_has_left_gets_no_answer_in_the_place_of_a_server_that_takes_nothing(tmp_path: Path, server: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mcpguard", "run", "--", "sh", "-c", server],
-        input=lines([call(number, "x") for number in range(100)]),
-        env=environment(tmp_path),
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (3, b"")
 
 
 def test_a_signal_that_comes_before_the_guard_is_ready_ends_it_too(tmp_path: Path) -> None:
@@ -295,13 +232,6 @@ def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_pat
         assert host.nobody_is_left()
 
 
-def test_what_a_launchers_child_does_not_answer_is_answered_when_it_dies(tmp_path: Path) -> None:
-    with Host(tmp_path, *launched("obedient")) as host:
-        host.send(call(1, "hang"), call(2, "leave", {"status": 5}))
-        assert [host.answer(number)["error"]["code"] for number in (1, 2)] == [GONE, GONE]
-        assert host.wait() == 0
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, None])
 def test_a_launchers_child_that_heeds_nothing_is_killed_when_the_session_ends(
     tmp_path: Path, number: signal.Signals | None
@@ -326,15 +256,6 @@ def test_what_has_left_the_servers_group_is_killed_when_the_session_ends(tmp_pat
         assert host.nobody_is_left()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a parent-death signal is Linux's")
-def test_the_death_of_the_guard_is_the_death_of_a_server_that_heeds_nothing(tmp_path: Path) -> None:
-    command = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
-    with Host(tmp_path, sys.executable, "-c", command) as host:
-        assert host.line() == b"ready"
-        host.kill(signal.SIGKILL)
-        assert host.nobody_is_left()
-
-
 @pytest.mark.parametrize("whole_group", [False, True])
 def test_the_death_of_the_guard_is_the_death_of_all_that_a_server_started_and_that_heeds_nothing(
     tmp_path: Path, *, whole_group: bool
@@ -347,9 +268,7 @@ def test_the_death_of_the_guard_is_the_death_of_all_that_a_server_started_and_th
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks for a child in /proc")
-@pytest.mark.parametrize(
-    "number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anything_behind(tmp_path: Path, number: int) -> None:
     with Host(tmp_path, *script("stubborn")) as host:
         host.notification("notifications/ready")
@@ -438,10 +357,10 @@ def test_the_server_is_the_guards_child_in_a_process_group_of_its_own(tmp_path: 
 
 
 def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: Path) -> None:
-    policy(tmp_path, rule("30000/1d", tool="*"))
+    policy(tmp_path, rule("9000/1d", tool="*"))
     dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
     with Host(tmp_path, sys.executable, "-S", "-c", dies) as host:
-        with host.sending(lines([call(number, "t") for number in range(20_000)]), in_vain=True):
+        with host.sending(lines([call(number, "t") for number in range(6000)]), in_vain=True):
             answers = host.rest()
         assert host.wait() == 7
         assert "store unavailable" not in host.err
@@ -454,7 +373,7 @@ def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: 
 
 def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(tmp_path: Path) -> None:
     dies = "import os, sys; sys.stdin.read(1); sys.stdin.buffer.peek(); os._exit(3)"
-    for turn in range(10):
+    for turn in range(3):
         home = tmp_path / str(turn)
         policy(home, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
         calls = [call(0, "big", {"text": "x" * 60_000}), call(1, "big", {"text": "x" * 20_000})]
@@ -464,59 +383,6 @@ def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(
             assert host.wait() == 3
         decided = {int(row["request_id"]) for row in audit(home) if "repeats" not in row}
         assert decided <= answered
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a server as somebody else")
-@pytest.mark.parametrize(("server", "status"), [("cat", 0), ("sleep 1000", 137)])
-def test_a_signal_ends_a_session_whose_server_runs_as_somebody_whom_we_may_not_signal(
-    tmp_path: Path, server: str, status: int
-) -> None:
-    somebody = ["setpriv", "--reuid", "65534", "sh", "-c", f"echo $$; exec {server}"]
-    with Host(tmp_path, *somebody, under=["setpriv", "--bounding-set", "-kill"]) as host:
-        pid = int(host.line())
-        host.kill(signal.SIGTERM)
-        assert host.wait() == status
-        if status:  # it is the test's to end
-            os.kill(pid, signal.SIGKILL)
-
-
-def test_a_server_that_joins_another_group_ends_with_a_signal(tmp_path: Path) -> None:
-    moves = "import os, signal; os.setpgid(0, os.getpgid(os.getppid())); os.write(1, b'up\\n'); signal.pause()"
-    with Host(tmp_path, sys.executable, "-S", "-c", moves, own_group=True) as host:
-        assert host.line() == b"up"
-        host.kill(signal.SIGTERM)
-        assert host.wait() == -signal.SIGTERM
-        assert host.nobody_is_left()
-
-
-def test_a_client_that_reads_late_gets_all_that_a_server_wrote_before_it_exited(tmp_path: Path) -> None:
-    writes = "import os, sys; sys.stdin.readline(); sys.stdout.write('x' * 150_000 + chr(10)); sys.stdout.flush(); os._exit(3)"
-    with Host(tmp_path, sys.executable, "-S", "-c", writes) as host:
-        host.send(call(1, "t"))
-        with pytest.raises(subprocess.TimeoutExpired):
-            host.process.wait(supervisor.DRAIN_S + 0.5)
-        assert host.line() == b"x" * 150_000
-        assert host.answer(1)["error"]["code"] == GONE
-        assert host.wait() == 3
-
-
-def test_a_client_that_only_waits_for_the_end_is_not_waited_for_with_answers_that_it_does_not_read(tmp_path: Path) -> None:
-    budget(tmp_path, SHORT_MS)
-    dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
-    calls = lines([call(number, "t") for number in range(20_000)])
-    with Host(tmp_path, sys.executable, "-S", "-c", dies) as host, host.sending(calls, in_vain=True):
-        assert host.wait() == 7
-    assert {row["outcome"] for row in audit(tmp_path) if row["decision"] == "allowed"} == {"no_answer"}
-
-
-def test_a_client_that_is_gone_is_noticed_behind_more_replies_than_may_wait(tmp_path: Path) -> None:
-    budget(tmp_path, SHORT_MS)
-    policy(tmp_path, rule("deny", tool="*"))
-    calls = lines([call(number, "t", {"text": "x" * 100}) for number in range(20_000)])
-    with Host(tmp_path, "cat", tuned={"mcpguard.relay.output.MAX_QUEUED_BYTES": 4 << 20}) as host:
-        host.send_until_stuck(calls)
-        host.leave()
-        assert host.nobody_is_left()
 
 
 @pytest.mark.parametrize("server", [script("obedient"), launched("obedient")], ids=["server", "a launcher's child"])
@@ -544,7 +410,7 @@ def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(
         assert host.wait() == 0
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "file", "null device"])
+@pytest.mark.parametrize("kind", ["pipe", "null device"])
 def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path: Path, kind: str) -> None:
     late = "import sys, time; sys.stdin.read(); time.sleep(1.0); open('answered', 'w'); print('late'); sys.exit(5)"
     read, write = ends(kind, tmp_path)
@@ -564,7 +430,7 @@ def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path
     os.close(write)
 
 
-@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH])
+@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGUSR2, signal.SIGWINCH])
 def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(tmp_path: Path, number: signal.Signals) -> None:
     tells = f"import os, signal; signal.signal({int(number)}, lambda *_: os.write(1, b'got\\n')); os.write(1, b'up\\n')"
     with Host(tmp_path, sys.executable, "-S", "-c", f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
@@ -576,7 +442,7 @@ def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(
         assert host.end() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGUSR1])
 def test_a_signal_for_one_process_leaves_the_servers_helpers_running(tmp_path: Path, number: signal.Signals) -> None:
     server = f"""
 import os, signal, subprocess
@@ -596,7 +462,7 @@ helper.kill()
         assert host.end() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGABRT, signal.SIGSEGV, signal.SIGUSR1, signal.SIGALRM])
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGUSR1])
 def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_without_a_core_dump(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -1,14 +1,12 @@
 import contextlib
 import hashlib
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .host import Host, call, environment, lines, policy, request, rule, script
+from .host import Host, call, lines, policy, request, rule, script
 
 
 def test_what_passes_is_the_same_to_the_byte_both_ways(tmp_path: Path) -> None:
@@ -46,20 +44,9 @@ def test_a_line_that_is_too_long_is_refused_and_the_next_one_passes(tmp_path: Pa
 def test_thousands_of_admitted_calls_written_before_the_first_answer_is_read_are_all_answered_in_order(tmp_path: Path) -> None:
     policy(tmp_path, rule("1000000/1h", user="*", tool="search"))
     with Host(tmp_path, *script("obedient")) as host:
-        host.send(lines([call(number, "search", {"text": "x" * 100}) for number in range(20_000)]))
-        assert [host.message()["id"] for _ in range(20_000)] == list(range(20_000))
+        host.send(lines([call(number, "search", {"text": "x" * 100}) for number in range(5_000)]))
+        assert [host.message()["id"] for _ in range(5_000)] == list(range(5_000))
         assert host.end() == 0
-
-
-def test_denials_between_large_answers_tear_none(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="search"))
-    requests = [call(number, "search") if number % 5 else call(number, "big", {"mib": 1}) for number in range(100)]
-    with Host(tmp_path, *script("obedient")) as host:
-        with host.sending(lines(requests)):
-            answers = {message["id"]: message for message in (host.message() for _ in requests)}
-        assert host.end() == 0
-    assert [number for number in range(100) if "result" in answers[number]] == list(range(0, 100, 5))
-    assert {len(answers[number]["result"]["text"]) for number in range(0, 100, 5)} == {1 << 20}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
@@ -100,7 +87,7 @@ def test_the_servers_stderr_passes_through(tmp_path: Path) -> None:
 
 
 def test_a_stderr_that_nobody_reads_stops_neither_calls_nor_denials_nor_the_end(tmp_path: Path) -> None:
-    policy(tmp_path, "".join(rule("1/1h", tool=f"tool-{number}") for number in range(300)))
+    policy(tmp_path, "".join(rule("1/1h", tool=f"tool-{number}") for number in range(100)))
     read, write = os.pipe()
     os.set_blocking(write, False)
     with contextlib.suppress(BlockingIOError):
@@ -109,37 +96,11 @@ def test_a_stderr_that_nobody_reads_stops_neither_calls_nor_denials_nor_the_end(
     os.set_blocking(write, True)
     with Host(tmp_path, *script("obedient"), stderr=write) as host:
         os.close(write)
-        for number in range(300):
+        for number in range(100):
             assert "result" in host.call(number, f"tool-{number}")
             assert host.call(f"{number} again", f"tool-{number}")["error"]["code"] == 429
         assert host.end() == 0
     os.close(read)
-
-
-def test_a_closed_stderr_stops_nothing(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", tool="search"))
-    done = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "mcpguard", "run", "--", *script("obedient")],
-        input=lines([call(1, "search"), call(2, "search"), call(3, "flood_stderr", {"bytes": 10})]),
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    assert done.returncode == 0
-    answers = {message["id"]: message for message in map(json.loads, done.stdout.splitlines())}
-    assert answers[2].pop("error")["code"] == 429
-    assert all("result" in answers[request_id] for request_id in (1, 3, "last"))
-
-
-def test_a_closed_stdin_is_the_end_of_the_clients_input(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "mcpguard", "run", "--", *script("obedient")],
-        env=environment(tmp_path),
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["id"] == "last"
 
 
 def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happened(tmp_path: Path) -> None:
@@ -163,7 +124,6 @@ def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happene
     [
         (rule("1/1h", user="*"), ["--observe"], {}, "observe (nothing is denied)", "1 rule"),
         (rule("1/1h", user="*"), [], {"MCPGUARD_OBSERVE": "1"}, "observe (nothing is denied)", "1 rule"),
-        ('mode = "observe"\n' + rule("1/1h", user="*"), [], {}, "observe (nothing is denied)", "1 rule"),
         (rule("1/1h", user="*") + rule("1/1h", mode="observe"), [], {}, "enforce", "2 rules, 1 in observe mode"),
         ("broken", [], {}, "closed (every call is denied)", "no policy: {file}: "),
     ],
@@ -191,78 +151,3 @@ def test_a_quiet_guard_says_nothing_of_what_goes_as_it_should_and_of_denials(tmp
         assert "result" in host.call(2, "closed")
         assert host.end() == 0
         assert host.err == ""
-
-
-def test_a_quiet_guard_says_what_has_to_be_mended(tmp_path: Path) -> None:
-    file = policy(tmp_path, "broken")
-    with Host(tmp_path, *script("obedient"), options=["--quiet"]) as host:
-        host.call(1, "search")
-        policy(tmp_path, rule("deny", tool="x"))
-        host.call(2, "search")
-        policy(tmp_path, "broken again")
-        host.call(3, "leave", {"status": 9})
-        host.wait()
-        said = host.err.splitlines()
-    assert [str(file) in line for line in said] == [True, True, False]
-    assert "no policy: " in said[0]
-    assert said[1].startswith("mcpguard: policy not applied: ")
-    assert said[2] == "mcpguard: server exited with status 9"
-
-
-def test_a_client_that_makes_up_names_does_not_fill_stderr(tmp_path: Path) -> None:
-    policy(tmp_path, rule("deny", tool="*"))
-    requests = [call(number, f"made-up-{number}") for number in range(3000)]
-    odd = [call(number, f"odd-{number}\0") for number in range(3000)]
-    with Host(tmp_path, *script("obedient")) as host:
-        with host.sending(lines([*requests, *odd])):
-            for _ in range(6000):
-                host.message()
-        host.end()
-        said = host.err.splitlines()
-    assert sum("denied" in line for line in said) < 100
-    assert sum("invalid" in line for line in said) < 100
-    assert "6000" not in said[-1]
-    assert "3000 denied (tool 3000); 3000 invalid frames" in said[-1]
-
-
-NAMES = (
-    "a::b", "with space", " ", "", "naïve ☃", "🦊🦊", "a\tb\nc\x1b[2J\x7f", "mcp__crm__search", "x" * 10_000, "é" * 5_000,
-    "*", "..", "%s{}", '"quoted\\"', "\u2028", "user=* tool=*",
-)  # fmt: skip
-
-
-def test_any_text_may_name_a_tool(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", user="*", tool="*"))
-    with Host(tmp_path, *script("obedient", tmp_path / "calls")) as host:
-        for name in NAMES:
-            assert "result" in host.call(1, name), name
-            error = host.call(2, name)["error"]
-            assert error["code"] == 429, name
-            assert len(error["data"]["tool"].encode()) <= 256, name
-            if len(name) < 100:
-                assert error["data"]["tool"] == name
-            assert "result" in host.call(3, name + "other"), name
-        assert host.end() == 0
-        assert "Traceback" not in host.err
-        assert "internal error" not in host.err
-        decisions = [row["decision"] for row in host.audit()]
-    assert decisions == ["allowed", "rate_limited", "allowed"] * len(NAMES)
-    seen = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-    assert seen == [one for name in NAMES for one in ([1, name], [3, name + "other"])]
-
-
-def test_outcomes_and_durations_are_in_the_audit(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient")) as host:
-        host.call(1, "search")
-        host.call(2, "fail")
-        host.call(3, "fail_softly")
-        host.send(call(4, "hang"))
-        host.notification("notifications/hanging")
-        host.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 4}})
-        host.notification("notifications/seen")
-        host.send(call(5, "hang"))
-        host.notification("notifications/hanging")
-        assert host.end() == 0
-        rows = host.audit()
-    assert [row["outcome"] for row in rows] == ["ok", "rpc_error", "tool_error", "cancelled", "no_answer"]
-    assert all(0 <= row["duration_ms"] < 60_000 for row in rows)

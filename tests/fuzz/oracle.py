@@ -69,7 +69,6 @@ class Wire(Session):
         self.answers = AnswerLines()
         self.to_server: list[bytes] = []
         self.to_client: list[bytes] = []
-        self.continued: list[str] = []
 
     def write(self, chunk: bytes) -> None:
         self._take(self.splitter.feed(chunk))
@@ -88,10 +87,7 @@ class Wire(Session):
         asked = self.machine.judge(messages, 0)
         self.write_rows()
         while asked:
-            verdicts = self.store.decide(asked, self.journal)
-            decided = zip(asked, verdicts, strict=True)
-            self.continued += [one.call.tool for one, verdict in decided if verdict.decision == "continued"]
-            asked = self.machine.decided(verdicts)
+            asked = self.machine.decided(self.store.decide(asked, self.journal))
         to_server, to_client = self.machine.output()
         self.to_server += to_server.splitlines(keepends=True)
         self.to_client += to_client.splitlines(keepends=True)
@@ -119,7 +115,7 @@ def check(
     wire.end()
     check_far_side(wire)
     invalid = _check_answers(stream, max_frame_bytes, wire)
-    assert wire.journal.tally["invalid", ""] == invalid, "what was refused and what the audit says was refused differ"
+    assert wire.machine.tally["invalid", ""] == invalid, "what was refused and what the audit says was refused differ"
     for entry in wire.store.entries():
         audit.line(entry.record)
     return wire
@@ -135,8 +131,7 @@ def check_far_side(wire: Wire) -> None:
         assert found == plain, f"a parser ({kind}) sees {_first_difference(found, plain)}"
     calls = Counter(cut(reading.tool) for reading in plain if reading.tool is not None)  # as counters name them
     assert "closed" not in calls, "a denied call arrived"
-    paid = wire.charged + Counter(cut(tool) for tool in wire.continued)
-    assert calls == paid, f"the server runs {dict(calls)}, charged is {dict(paid)}"
+    assert calls == wire.charged, f"the server runs {dict(calls)}, charged is {dict(wire.charged)}"
 
 
 def _first_difference(found: list[Reading], plain: list[Reading]) -> str:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mcpguard.wire import frames
 from tests.fuzz.attacks import COUNTED, EXPOSED, HIDDEN
-from tests.fuzz.grammar import ATTACKS, Draw, stream
+from tests.fuzz.grammar import Draw, stream
 from tests.fuzz.oracle import check
 
 
@@ -36,7 +36,7 @@ def test_what_stands_before_or_after_an_odd_line_changes_nothing_for_the_worse(l
 streams = st.builds(lambda seed: stream(Draw(seed)), st.integers(0, 2**64 - 1))
 
 
-@settings(max_examples=2000)  # planted faults were found within 1000
+@settings(max_examples=1000)  # planted faults were found within these
 @given(
     streams, st.sampled_from([1, 7, 64, 1 << 16]), st.sampled_from([300, 1 << 20]), st.sampled_from(["hash", "full", "none"])
 )
@@ -52,42 +52,7 @@ def test_bytes_without_any_sense_are_answered_and_do_no_harm(written: bytes) -> 
     check(written, chunk_bytes=16)
 
 
-def judged(line: bytes) -> list[tuple[object, ...]]:
-    """What becomes of a line, but for how a fault in it is told."""
-    return [
-        (one.method, one.id, one.raw, one.is_call, name_in(one))
-        if isinstance(one, frames.Frame)
-        else (one.code, one.id, one.answered, one.tool)
-        for one in frames.parse(line)
-    ]
-
-
-def name_in(frame: frames.Frame) -> object:
-    return frame.params.get("name") if frame.is_call and isinstance(frame.params, dict) else None
-
-
-def assert_judged_alike(written: bytes) -> None:
-    lines = [line for line in written.split(b"\n") if line.strip(b" \t\r")]
-    light = [judged(line) for line in lines]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frames, "is_heavy", lambda _: True)
-        assert [judged(line) for line in lines] == light
-
-
-@pytest.mark.parametrize("line", ATTACKS)
-def test_an_odd_line_is_judged_alike_whether_all_of_it_is_built_or_little(line: bytes) -> None:
-    assert_judged_alike(line)
-    assert_judged_alike(b"[" + line + b"]")
-    assert_judged_alike(b"[ " + line + b"\r,\t" + line + b"]")
-
-
-@settings(max_examples=2000)
-@given(streams)
-def test_every_line_is_judged_alike_whether_all_of_it_is_built_or_little(written: bytes) -> None:
-    assert_judged_alike(written)
-
-
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(streams, st.sampled_from(["hash", "full", "none"]))
 def test_every_parser_sees_what_was_judged_also_where_little_was_built(written: bytes, arguments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -20,8 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mcpguard.identity.fetch import FetchError, get
-from mcpguard.identity.keys import RemoteKeys
-from tests import provider
+from mcpguard.identity.keys import Keys
 from tests.provider import KeyServer, key
 
 TIMEOUT_S = 0.3
@@ -63,14 +62,13 @@ def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def times_out(url: str) -> None:
     began_s = time.monotonic()
-    with pytest.raises(TimeoutError):
-        get(url, TIMEOUT_S, 1 << 20)
+    assert fails(url, TIMEOUT_S) == "no answer in 0.3 s"
     assert time.monotonic() - began_s < AT_MOST_S
 
 
 def gives_up(url: str, folder: Path) -> None:
     """Check that nobody waits longer than the timeout for keys, although their thread may wait for ever."""
-    keys = RemoteKeys(url, folder, fetch_s=TIMEOUT_S)
+    keys = Keys(url, folder, fetch_s=TIMEOUT_S)
     began_s = time.monotonic()
     keys.wait(30)
     assert time.monotonic() - began_s < AT_MOST_S
@@ -136,12 +134,9 @@ def test_reading_ends_when_the_time_is_over(server: KeyServer) -> None:
     times_out(server.url)
 
 
-def test_a_server_that_sends_nothing_times_out(server: KeyServer) -> None:
+def test_a_server_that_sends_nothing_or_accepts_no_connection_times_out(server: KeyServer) -> None:
     server.behaviour = lambda _: server.pause()
     times_out(server.url)
-
-
-def test_a_server_that_does_not_accept_connections_times_out() -> None:
     with silent("127.0.0.1") as port:
         times_out(f"http://127.0.0.1:{port}/")
 
@@ -152,30 +147,6 @@ def test_garbage_and_a_refused_connection_are_one_line_errors(server: KeyServer)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert fails(f"http://127.0.0.1:{port}/") == "connection refused"
-
-
-def test_redirects_on_this_machine_are_followed_at_most_three_times(server: KeyServer) -> None:
-    with provider.serving() as other:
-        other.status, other.headers, other.body = 302, {"Location": server.url}, b""
-        assert get(other.url, 30, 1 << 20) == server.body
-        other.headers = {"Location": "/again"}
-        assert fails(other.url) == "it redirects too often"
-        assert other.asked == 5
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "http://idp.acme.com/keys",
-        "http://127.0.0.1.acme.com/",
-        "ftp://127.0.0.1/",
-        "file:///etc/passwd",
-        "https://a:b@acme.com/",
-    ],
-)
-def test_a_redirect_to_an_untrusted_url_is_not_followed(server: KeyServer, target: str) -> None:
-    server.status, server.headers, server.body = 301, {"Location": target}, b""
-    assert fails(server.url) == "it redirects to an address that is not trusted: only https is"
 
 
 # TLS
@@ -237,25 +208,6 @@ def test_certificates_that_cannot_be_read_are_a_one_line_error(tmp_path: Path, m
     assert fails("https://127.0.0.1:1/") == why
     (tmp_path / "missing").write_text("no certificate")
     assert fails("https://127.0.0.1:1/") == why
-
-
-def test_a_redirect_from_https_to_http_is_not_followed(
-    secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with provider.serving() as plain:
-        secure.status, secure.headers, secure.body = 302, {"Location": plain.url}, b""
-        assert fails(secure.url) == "it redirects to an address that is not trusted: only https is"
-        assert plain.asked == 0
-
-
-def test_redirects_from_https_to_https_are_followed(
-    secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    secure.status, secure.headers, secure.body = 302, {"Location": "/again"}, b""
-    assert fails(secure.url) == "it redirects too often"
-    assert secure.asked == 4
 
 
 def test_a_server_that_never_starts_the_tls_handshake_times_out() -> None:
@@ -325,17 +277,6 @@ def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.
     assert fails(f"https://{host}/keys") == "its name cannot be resolved"
 
 
-def test_a_redirect_from_this_machine_may_lead_to_https(server: KeyServer) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    server.status, server.headers, server.body = 307, {"Location": f"https://127.0.0.1:{port}/"}, b""
-    assert fails(server.url) == "connection refused"
-    server.headers = {}
-    assert fails(server.url) == "it answers with HTTP status 307"
-    server.headers = {"Location": "http://[::1"}
-    assert fails(server.url) == "it does not speak HTTP"
-
-
 def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         asked: list[bytes] = []
@@ -383,7 +324,7 @@ def test_this_machine_is_reached_without_any_proxy(server: KeyServer, monkeypatc
 # What is sent
 
 
-def test_neither_cookies_nor_passwords_from_netrc_are_sent(
+def test_neither_cookies_nor_passwords_are_sent_and_no_redirect_is_followed(
     server: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
@@ -397,11 +338,12 @@ def test_neither_cookies_nor_passwords_from_netrc_are_sent(
         received.append({name.lower(): value for name, value in handler.headers.items()})
         handler.send_response(302)
         handler.send_header("Set-Cookie", "session=s3cret; Path=/")
-        handler.send_header("Location", "/again")
+        handler.send_header("Location", "/again?s3cret")
         handler.end_headers()
 
     server.behaviour = redirect
-    assert fails(server.url) == "it redirects too often"
-    assert len(received) == 4
+    for asked in (1, 2):
+        assert fails(server.url) == "it redirects to another address: configure that one"
+        assert len(received) == asked
     assert not any({"cookie", "authorization"} & set(headers) for headers in received)
     assert {headers["accept-encoding"] for headers in received} == {"identity"}

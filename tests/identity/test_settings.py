@@ -73,6 +73,18 @@ def test_a_missing_required_setting_is_an_error_with_an_example(tmp_path: Path, 
     assert hint.startswith(f'write {missing} = "')
 
 
+EMPTY_OR_NO_TEXT = [
+    "algorithms = []",
+    "user_claim = ''",
+    "agent_claim = ' '",
+    "roles_claim = ['a']",
+    "token_file = 7",
+    "audience = ['crm', 7]",
+    "issuer = ['a']",
+    "jwks = ['https://idp.acme.com/?k=s3cret']",
+]
+
+
 def with_line(line: str) -> str:
     """The least settings, with a line in place of that of its key."""
     key = line.partition(" ")[0]
@@ -88,16 +100,7 @@ def with_line(line: str) -> str:
         ("algorithms = ['none']", "'none' is not allowed", f"use one of: {' '.join(ALGORITHMS)}"),
         ("algorithms = ['RS256', 'HS512']", "'HS512' is not allowed", "use one of: "),
         ("algorithms = 'rs256'", "'rs256' is not allowed", "use one of: "),
-        ("algorithms = []", "[] is empty", 'write algorithms = "…"'),
-        ("user_claim = ''", "'' is empty", 'write user_claim = "…"'),
-        ("agent_claim = ' '", "' ' is empty", 'write agent_claim = "…"'),
-        ("roles_claim = ['a']", "['a'] is not text", 'write roles_claim = "…"'),
-        ("token_file = 7", "7 is not text", 'write token_file = "…"'),
-        ("audience = []", "[] is empty", 'write audience = "…"'),
-        ("audience = ['crm', 7]", "['crm', 7] is not text", 'write audience = "…"'),
-        ("issuer = ['a']", "['a'] is not text", 'write issuer = "…"'),
-        ("jwks = ['https://idp.acme.com/?k=s3cret']", "this is not text", 'write jwks = "…"'),
-        ("jwks = { url = 'https://idp.acme.com/?k=s3cret' }", "this is not text", 'write jwks = "…"'),
+        *((f"{line}", "this is empty or not text", f'write {line.partition(" ")[0]} = "…"') for line in EMPTY_OR_NO_TEXT),
         ("token_file = '~nosuchuser/x'", "the home or working folder for ~nosuchuser/x does not exist", ""),
         ("jwks = '~nosuchuser/x'", "the home or working folder for ~nosuchuser/x does not exist", ""),
     ],
@@ -122,22 +125,12 @@ def test_another_table_or_value_in_place_of_the_table_is_an_error(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "url",
-    [
-        "https://idp.acme.com/keys",
-        "https://idp.acme.com:8443/keys?a=b",
-        "http://127.0.0.1:8080/keys",
-        "http://localhost/keys",
-        "http://[::1]/",
-    ],
-)
-def test_keys_are_fetched_only_by_https_or_on_this_machine(url: str) -> None:
-    assert url_problem(url) == ""
-
-
-@pytest.mark.parametrize(
     ("url", "why"),
     [
+        ("https://idp.acme.com:8443/keys?a=b", ""),
+        ("http://127.0.0.1:8080/keys", ""),
+        ("http://localhost/keys", ""),
+        ("http://[::1]/", ""),
         ("http://idp.acme.com/keys", "only https is trusted, or http on this machine"),
         ("http://127.0.0.1.acme.com/keys", "only https is trusted, or http on this machine"),
         ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
@@ -154,9 +147,11 @@ def test_keys_are_fetched_only_by_https_or_on_this_machine(url: str) -> None:
         ("https://s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
     ],
 )
-def test_an_untrusted_url_is_refused_and_its_password_not_repeated(tmp_path: Path, url: str, why: str) -> None:
+def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_repeated(
+    tmp_path: Path, url: str, why: str
+) -> None:
     assert url_problem(url) == why
-    if url.isprintable():
+    if why and url.isprintable():
         message, _ = refusal(tmp_path, with_line(f'jwks = "{url}"'))
         assert message == f"{tmp_path}/config.toml: identity.jwt.jwks: {why}"
         assert "s3cret" not in message
@@ -181,7 +176,7 @@ def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> N
     assert loaded(tmp_path, LEAST, {"MCPGUARD_USER": ""}).user is None
 
 
-@pytest.mark.parametrize("key", ["token_file", "jwks", "issuer", "audience", "algorithms", "user_claim"])
+@pytest.mark.parametrize("key", ["token_file", "jwks", "audience"])
 @pytest.mark.parametrize("form", ['"{}"', '"Bearer {}"', '"~/{}"', '"""{}\n"""', '["{}"]', '{{token = "{}"}}'])
 @pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "cut"])
 def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
@@ -191,8 +186,7 @@ def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
     if is_cut:
         text = text[: text.rindex(".") - 9]
     message, hint = refusal(tmp_path, with_line(f"{key} = {form.format(text)}"))
-    place = "a path" if key in {"token_file", "jwks"} else "none"
-    assert message == f"{tmp_path}/config.toml: identity.jwt.{key} holds a token where {place} belongs"
+    assert message == f"{tmp_path}/config.toml: identity.jwt.{key} holds a token, which does not belong here"
     assert not [part for part in text.split(".") if part in message + hint]
 
 

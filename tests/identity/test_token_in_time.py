@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mcpguard import followed_file
-from mcpguard.identity.keys import MAX_AGE_S, REFRESH_S, RemoteKeys
+from mcpguard.identity.keys import FILE_AGE_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, Keys
 from mcpguard.identity.token import TokenSource
 from tests.end_to_end.host import until
 from tests.identity.token_holder import CONFIGURED, Wrapper, told
@@ -60,43 +60,18 @@ def test_a_token_that_is_not_valid_yet_is_accepted_from_its_time_on(wrapper: Wra
     assert "is not valid before" in wrapper.has(token(nbf=begins_s, iat=begins_s))
     wrapper.now_s = begins_s - 30.1
     assert wrapper.polls() == "nothing new"
-    wrapper.now_s = begins_s - 30
+    wrapper.now_s += REFRESH_S
     assert wrapper.polls() == "alice"
 
 
-def test_a_key_added_to_the_file_is_used_at_once_and_a_removed_key_is_dropped_soon(wrapper: Wrapper) -> None:
+def test_a_key_added_to_the_file_is_used_after_a_second_and_a_removed_key_is_dropped_soon(wrapper: Wrapper) -> None:
     assert "is signed with a key that" in wrapper.has(token(number=1))
     wrapper.jwks.write_bytes(key_set(jwk(), jwk(number=1)))
+    wrapper.now_s += FILE_REFRESH_S
     assert wrapper.polls() == "alice"
     wrapper.jwks.write_bytes(key_set(jwk()))
-    wrapper.now_s += 61
+    wrapper.now_s += FILE_AGE_S
     assert "is signed with a key that" in wrapper.polls()
-
-
-def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(wrapper: Wrapper) -> None:
-    published = [key_set(jwk()), key_set(jwk(number=1))]
-    go_on = threading.Event()
-    go_on.set()
-    now: dict[str, float] = {"now_s": wrapper.now_s}
-
-    def fetch(*_: object) -> bytes:
-        assert go_on.wait(30)
-        return published.pop(0)
-
-    keys = RemoteKeys(
-        "https://idp.acme.com/keys", wrapper.home, clock=lambda: now["now_s"], wall=lambda: now["now_s"], fetch=fetch
-    )
-    keys.wait(30)
-    wrapper.file.write_text(token(exp=int(wrapper.now_s) + 9999))
-    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys, clock=lambda: now["now_s"])
-    assert told(source.begin()) == "alice"
-    go_on.clear()
-    now["now_s"] += MAX_AGE_S
-    assert told(source.poll()) == "nothing new"
-    assert keys.is_fetching
-    go_on.set()
-    keys.wait(30)
-    assert "is signed with a key that https://idp.acme.com/keys does not have" in told(source.poll())
 
 
 def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
@@ -105,6 +80,7 @@ def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
     assert NOT_THEIRS in wrapper.has(token())
     assert wrapper.polls() == "nothing new"
     wrapper.jwks.write_bytes(key_set(jwk()))
+    wrapper.now_s += FILE_REFRESH_S
     assert wrapper.polls() == "alice"
 
 
@@ -126,7 +102,7 @@ class Remote:
         self.file = wrapper.file
         self.lines: list[str] = []
         url = "https://idp.acme.com/keys?k=s3cret"
-        self.keys = RemoteKeys(url, wrapper.home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
+        self.keys = Keys(url, wrapper.home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
         self.keys.wait(30)
         self.source = TokenSource(
             wrapper.settings,
@@ -154,6 +130,18 @@ class Remote:
         found = told(self.source.poll(for_call=True))
         until(lambda: not self.keys.is_fetching, "the end of a fetch")
         return found
+
+
+def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(wrapper: Wrapper) -> None:
+    remote = Remote(wrapper, key_set(jwk()), key_set(jwk(number=1)))
+    assert remote.begins(token(exp=int(wrapper.now_s) + 9999)) == "alice"
+    remote.go_on.clear()
+    remote.now_s += MAX_AGE_S
+    assert told(remote.source.poll()) == "nothing new"
+    assert remote.keys.is_fetching
+    remote.go_on.set()
+    remote.keys.wait(30)
+    assert "is signed with a key that https://idp.acme.com/keys does not have" in told(remote.source.poll())
 
 
 @pytest.mark.parametrize("kid", ["RS256-0", None])
@@ -257,7 +245,7 @@ def test_cached_keys_with_a_future_time_are_fetched_again(wrapper: Wrapper) -> N
         asked.set()
         return key_set(jwk())
 
-    keys = RemoteKeys("https://idp.acme.com/keys?k=s3cret", wrapper.home, fetch=fetch)
+    keys = Keys("https://idp.acme.com/keys?k=s3cret", wrapper.home, fetch=fetch)
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys)
     assert told(source.begin()) == "alice"
@@ -268,7 +256,7 @@ def test_keys_that_cannot_be_read_are_reported(wrapper: Wrapper) -> None:
     wrapper.jwks.unlink()
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
-    assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: no such file"
+    assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: No such file or directory"
 
 
 @pytest.mark.parametrize("is_link", [False, True])
@@ -307,7 +295,7 @@ def test_a_token_file_that_becomes_readable_for_others_is_warned_of_although_the
 def test_only_a_call_waits_for_a_fetch_of_keys(wrapper: Wrapper) -> None:
     waits: list[float] = []
 
-    class Slow(RemoteKeys):
+    class Slow(Keys):
         def wait(self, timeout_s: float) -> None:
             waits.append(timeout_s)
 

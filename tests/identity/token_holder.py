@@ -8,7 +8,7 @@ from mcpguard.errors import Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.claims import Expected
 from mcpguard.identity.jwt_settings import JwtSettings
-from mcpguard.identity.keys import FileKeys
+from mcpguard.identity.keys import Keys
 from mcpguard.identity.token import TokenSource
 from tests.provider import AUDIENCE, ISSUER, jwk, key_set
 
@@ -28,7 +28,7 @@ class Wrapper:
         self.settings = JwtSettings(Expected(ISSUER, (AUDIENCE,)), self.jwks, algorithms, self.file, home)
         self.now_s = time.time()
         self.lines: list[str] = []
-        self.keys = FileKeys(self.jwks, wall=lambda: self.now_s)
+        self.keys = Keys(self.jwks, home, clock=lambda: self.now_s, wall=lambda: self.now_s)
         self.source = TokenSource(
             self.settings,
             CONFIGURED,

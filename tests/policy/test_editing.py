@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +112,6 @@ def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-def test_a_rule_that_the_starter_policy_has_already_makes_the_file_too(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    found = parse(STARTER).rules[0]
-    edit, at = put(
-        file, {"user": "*", "agent": found.selectors["agent"][0], "per": sorted(found.per), "limit": found.limit_text}
-    )
-    assert (edit.is_new_file, edit.is_unchanged, at) == (True, False, 0)
-    assert file.read_text() == STARTER
-
-
 def test_the_same_selectors_with_another_per_are_another_rule(file: Path) -> None:
     put(file, {"user": "*", "tool": "search", "per": ["user", "tool"], "limit": "1/1h"})
     assert len(rules(file)) == 2
@@ -137,16 +128,14 @@ def test_a_name_that_is_given_later_is_written_into_its_own_rule(file: Path) -> 
     assert [rule.name for rule in parse(file.read_text()).rules] == ["renamed", ""]
 
 
-@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
-def test_an_empty_name_removes_the_name_and_adds_none_to_a_new_rule(tmp_path: Path, *, inline: bool) -> None:
+def test_an_empty_name_removes_the_name_and_adds_none_to_a_new_rule(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
-    unnamed = 'rule = [{tool = "a", limit = "5/1m"}]\n' if inline else '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
+    unnamed = '[[rule]]\ntool = "a"\nlimit = "5/1m"\n\n# b\n'
     file.write_text(unnamed)
     put(file, {"tool": "a", "limit": "5/1m", "name": "ours"})
     assert parse(file.read_text()).rules[0].name == "ours"
     put(file, {"tool": "a", "limit": "5/1m", "name": ""})
-    assert file.read_text().replace(" }", "}") == unnamed
-    put(file, {"tool": "a", "limit": "5/1m", "name": ""})
+    assert file.read_text() == unnamed
     put(file, {"tool": "b", "limit": "5/1m", "name": ""})
     assert "name" not in file.read_text()
     assert rules(file) == [("tool=a", "5/1m"), ("tool=b", "5/1m")]
@@ -168,7 +157,6 @@ limit = "5/1m"  # five
 NOTED = '[[rule]]\ntool = "a"\nlimit = [\n  # "9/1h" was too few\n  "6/1m",\n  "60/1h",\n]\n'
 BOTH = {"tool": "a", "limit": ["6/1m", "60/1h"]}
 MAY = '[[rule]]\ntool = "a"\nlimit = [\n  "5/1m", # short\n] # in May\n'
-INLINE = 'rule = [\n  {tool = "a", limit = "5/1m"}\n  # more to come\n]\n'
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
@@ -183,22 +171,18 @@ INLINE = 'rule = [\n  {tool = "a", limit = "5/1m"}\n  # more to come\n]\n'
             '# last words\n\n[[rule]]\ntool = "search"\nrole = ["a", "b"]\nper = []\nlimit = "deny"\n',
         ),
         (COMMENTED, {"tool": "b", "limit": "6/1m"}, "5/1m", "6/1m"),
-        (COMMENTED, {"tool": "a", "limit": ["10/1m", "100/1h"]}, '"20/1m",', '"10/1m",'),
-        (COMMENTED, {"tool": "a", "limit": "20/1m"}, '  "100/1h",  # per hour\n', ""),
         (
             COMMENTED,
-            {"tool": "a", "limit": "90/1h"},
-            '  "20/1m",   # short bursts\n  # and the long run\n  "100',
-            '  # and the long run\n  "90',
+            {"tool": "a", "limit": ["10/1m", "100/1h"]},
+            COMMENTED[40:116],
+            '[\n  # short bursts\n  # and the long run\n  # per hour\n  "10/1m",\n  "100/1h",\n]',
         ),
-        (COMMENTED, {"tool": "a", "limit": ["20/1m", "100/1h", "500/1d"]}, "# per hour\n", '# per hour\n  "500/1d",\n'),
         (COMMENTED, {"tool": "a", "limit": "deny"}, COMMENTED[40:116], '"deny" # short bursts; and the long run; per hour'),
         (MAY, {"tool": "a", "limit": "unlimited"}, MAY[28:], '"unlimited" # short; in May\n'),
         # a comment that has no limit of its own
         ('[[rule]]\ntool = "a"\nlimit = [\n  "5/1m"\n  # "9/1h" was too few\n]\n', BOTH, "", NOTED),
         ('[[rule]]\ntool = "a"\nlimit = [ "5/1m" # "9/1h" was too few\n]\n', BOTH, "", NOTED),
         ('[[rule]]\ntool = "a"\nlimit = [ # "9/1h" was too few\n  "5/1d", "5/1w"]\n', BOTH, "", NOTED),
-        (INLINE, {"tool": "b", "limit": "6/1m"}, '"}', '"},\n  {tool = "b", limit = "6/1m"}'),
         ('[[rule]]\nlimit = "5/1m"', {"concurrent": 3}, '"5/1m"', '"5/1m"\nconcurrent = 3\n'),
         (MIXED, {"tool": "report", "concurrent": 3}, "# agreed\n", "# agreed\nconcurrent = 3\n"),
     ],
@@ -287,15 +271,6 @@ def test_a_file_that_is_not_a_policy_is_an_error_with_its_line_and_stays(tmp_pat
         assert file.read_bytes() == content
 
 
-def test_a_file_in_another_encoding_is_an_error_with_its_line(file: Path) -> None:
-    for text, line in ((BY_HAND.replace("Ask Ines", "Ask Inés"), 1), (BY_HAND.replace("in May", "in März"), 9)):
-        file.write_bytes(text.encode("latin-1"))
-        with pytest.raises(PolicyError) as raised:
-            put(file, {"tool": "search", "limit": "1/1h"})
-        assert raised.value.message == f"{file}: line {line}: not UTF-8"
-        assert raised.value.exit_status == ExitStatus.CONFIGURATION
-
-
 @pytest.mark.posix
 def test_no_edit_waits_for_a_pipe_in_place_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
@@ -305,28 +280,6 @@ def test_no_edit_waits_for_a_pipe_in_place_of_the_file(tmp_path: Path) -> None:
             edit()
         assert raised.value.message == f"{file}: cannot be read: not a regular file"
         assert raised.value.exit_status == ExitStatus.CONFIGURATION
-
-
-def test_an_edit_that_would_break_a_valid_file_does_not_report_the_file_as_invalid(tmp_path: Path) -> None:
-    file = tmp_path / "policy.toml"
-    valid = 'rule = [{tool = "a", limit = [\n  "5/1m", # ours\n]}]\n'
-    file.write_text(valid)
-    with pytest.raises(McpguardError) as raised:
-        put(file, {"tool": "a", "limit": "deny"})  # behind the word, the comment would hide the brackets
-    assert raised.value.message == f"{file}: this edit would change more than it should"
-    assert raised.value.exit_status == ExitStatus.FAILURE
-    assert file.read_text() == valid
-
-
-def test_an_error_while_writing_leaves_the_file_and_nothing_beside_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(McpguardError, match="cannot be written: No space left on device"):
-        put(file, {"tool": "x", "limit": "5/1m"})
-    assert file.read_text() == BY_HAND
-    assert list(file.parent.iterdir()) == [file]
 
 
 # The file itself
@@ -360,6 +313,7 @@ def test_the_starter_policy_is_written_only_where_there_is_no_file(file: Path) -
 
 KILLED_BEFORE_THE_END = """
 import os, signal, sys
+from collections.abc import Callable
 from pathlib import Path
 from mcpguard.policy import editing
 os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
@@ -453,10 +407,9 @@ def test_the_mode_is_changed_or_added_where_it_belongs_and_all_else_stays(tmp_pa
     assert [rule.text for rule in policy.rules] == [rule.text for rule in parse(before).rules]
 
 
-@pytest.mark.parametrize("inline", [False, True], ids=["table", "inline"])
-def test_a_rules_own_mode_is_set_and_kept(tmp_path: Path, *, inline: bool) -> None:
+def test_a_rules_own_mode_is_set_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
-    file.write_text('rule = [{tool = "a", limit = "5/1m"}]\n' if inline else RULE)
+    file.write_text(RULE)
 
     def modes(**more: str) -> list[bool]:
         put(file, {"tool": "a", "limit": "5/1m", **more})
@@ -628,27 +581,33 @@ def test_a_part_of_a_rule_is_removed(mixed: Path) -> None:
     assert take_out(mixed, rule, named=True, part="cost") is None
 
 
-def test_rules_and_costs_in_inline_lists_can_be_edited(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda file: put(file, {"tool": "b", "limit": "7/1m"}),
+        lambda file: put(file, {"tool": "a", "limit": "7/1m"}),
+        lambda file: remove(file, tool="a"),
+        lambda file: put_cost(file, {"tool": "a", "cost": 4}),
+    ],
+)
+def test_rules_and_costs_in_a_list_in_brackets_are_left_to_the_user(tmp_path: Path, edit: Callable[[Path], object]) -> None:
     file = tmp_path / "policy.toml"
-    text = 'cost = [{tool = "a", cost = 2}]  # dear\nrule = [{tool = "a", limit = "5/1m", concurrent = 2}]  # ours\n'
+    text = 'cost = [{tool = "a", cost = 2}]  # dear\nrule = [{tool = "a", limit = "5/1m"}]  # ours\n'
     file.write_text(text)
-    put(file, {"tool": "a", "concurrent": 3})
-    put_cost(file, {"tool": "a", "cost": 4})
-    put_cost(file, {"cost": 5})
-    put(file, {"tool": "b", "limit": "7/1m"})
-    assert file.read_text() == (
-        'cost = [{tool = "a", cost = 4}, {cost = 5}]  # dear\n'
-        'rule = [{tool = "a", limit = "5/1m", concurrent = 3}, {tool = "b", limit = "7/1m"}]  # ours\n'
-    )
-    assert remove(file, tool="b") == "7/1m"
-    take_out_cost(file, parse_cost({"tool": "a", "cost": 1}, where="test"), named=True)
-    take_out(file, parse_rule({"tool": "a", "limit": "unlimited"}, where="test"), named=True, part="calls")
-    assert tomllib.loads(file.read_text()) == {"cost": [{"cost": 5}], "rule": [{"tool": "a", "concurrent": 3}]}
+    with pytest.raises(McpguardError, match=r"= \[…\] in place of lines \[\["):
+        edit(file)
+    assert file.read_text() == text
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [("100/1h", "9/1h"), ('wait = "5s"', 'wait = "6s"'), ("cost = 20", "cost = 21"), ("concurrent = 2", "concurrent = 3")],
+    [
+        ("100/1h", "9/1h"),
+        ("100/1h", "9/1"),
+        ('wait = "5s"', 'wait = "6s"'),
+        ("cost = 20", "cost = 21"),
+        ("concurrent = 2", "concurrent = 3"),
+    ],
 )
 def test_an_edit_that_would_change_more_than_its_place_is_refused(
     mixed: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str

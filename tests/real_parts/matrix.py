@@ -1,18 +1,13 @@
 """Which clients and servers there are, and what is done with each pair of them."""
 
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .parts import MissingError, Parts
+from .parts import Parts
 
 Json = dict[str, Any]
-CHECKS: Final = ("call", "error", "result", "audit", "progress", "asks", "log", "cancel", "change", "rounds", "task")
-"""What is looked at; the columns of the table."""
-
 MODERN: Final = "2026"
 
 
@@ -53,13 +48,13 @@ class Client:
     Attributes:
         name: What it says it is.
         mode: `auto` or `legacy`.
-        command: The program that does a job's steps; None for one that has a command line of its own.
+        command: The program that does a job's steps.
         lacks: Features its SDK does not have, and of which era.
     """
 
     name: str
     mode: str
-    command: Callable[[Parts], list[str]] | None
+    command: Callable[[Parts], list[str]]
     lacks: tuple[str, ...] = ()
 
     @property
@@ -90,8 +85,7 @@ PROGRESS = Feature(
     [step("hold", "count", {"steps": 3}, then="release")],
     lambda answers: answers[0].get("progress") == [1, 2, 3] and answers[0]["text"] == "counted 3",
 )
-LOG = Feature([step("log", "say", level="debug")], lambda answers: "said" in str(answers[0].get("logged")))
-LOG_WITHOUT_LEVELS = Feature([step("log", "say")], LOG.judge)
+LOG = Feature([step("log", "say")], lambda answers: "said" in str(answers[0].get("logged")))
 CANCEL = Feature(
     [step("cancel", "hang"), step("call", "gave_up")],
     lambda answers: answers[0].get("cancelled") is True and answers[1]["text"] == "gave up",
@@ -159,25 +153,12 @@ def _npm_server(name: str, *arguments: str) -> Callable[[Parts, Path], list[str]
     return command
 
 
-def _module(venv: str, module: str) -> Callable[[Parts, Path], list[str]]:
-    return lambda parts, home: [parts.python(venv), "-m", module]
-
-
 def _own_server(venv: str, module: str) -> Callable[[Parts, Path], list[str]]:
-    return _module(venv, f"tests.real_parts.programs.{module}")
-
-
-def _repository(parts: Parts, home: Path) -> list[str]:
-    git = shutil.which("git")
-    if not git:
-        raise MissingError("git is not here")
-    subprocess.run([git, "init", "--quiet", str(home)], check=True)
-    return [parts.python("git"), "-m", "mcp_server_git"]
+    return lambda parts, home: [parts.python(venv), "-m", f"tests.real_parts.programs.{module}"]
 
 
 _ECHO: tuple[str, Json, str] = ("echo", {"message": "é\u2028"}, "echo: é\u2028")
-_WORK_1 = Feature([step("task", "work")], says("worked"), _HANDSHAKE, charged="work")
-_WORK_2 = Feature([step("task", "work")], says("task task-1"), (MODERN,), charged="work")
+_WORK = Feature([step("task", "work")], says("task task-1"), (MODERN,), charged="work")
 SERVERS: Final = (
     Server(
         "everything",
@@ -197,35 +178,13 @@ SERVERS: Final = (
         modern=False,
     ),
     Server("memory", _npm_server("server-memory"), "read_graph", {}, '"entities"', modern=False),
-    Server("time", _module("time", "mcp_server_time"), "get_current_time", {"timezone": "Etc/UTC"}, '"timezone": "Etc/UTC"'),
-    Server("git", _repository, "git_status", {"repo_path": "{home}"}, "Repository status"),
+    Server("python-1", _own_server("python-1", "server_python_1"), *_ECHO, OWN, modern=False),
     Server(
-        "py1-lowlevel",
-        _own_server("python-1", "server_python_1"),
-        *_ECHO,
-        OWN | {"change": CHANGES, "task": _WORK_1},
-        modern=False,
-    ),
-    Server(
-        "py1-fastmcp",
-        _own_server("python-1", "server_python_1_fastmcp"),
-        *_ECHO,
-        OWN | {"log": LOG_WITHOUT_LEVELS},
-        modern=False,
-    ),
-    Server(
-        "py2-mcpserver",
+        "python-2",
         _own_server("python-2", "server_python_2"),
         *_ECHO,
-        OWN
-        | {
-            "log": LOG_WITHOUT_LEVELS,
-            "change": Feature(CHANGES.steps, CHANGES.judge, (MODERN,)),
-            "rounds": ROUNDS,
-            "task": _WORK_2,
-        },
+        OWN | {"change": Feature(CHANGES.steps, CHANGES.judge, (MODERN,)), "rounds": ROUNDS, "task": _WORK},
     ),
-    Server("fastmcp", _own_server("fastmcp", "server_fastmcp"), *_ECHO, OWN | {"rounds": ROUNDS}),
     Server(
         "typescript-2",
         lambda parts, home: parts.program("server_typescript_2.mjs"),
@@ -250,10 +209,4 @@ CLIENTS: Final = (
     Client("typescript-sdk-1", "legacy", _typescript("typescript_1.mjs")),
     Client("typescript-sdk-2", "auto", _typescript("typescript_2.mjs"), lacks=("task of 2025", "task of 2026")),
     Client("typescript-sdk-2", "legacy", _typescript("typescript_2.mjs"), lacks=("task of 2025",)),
-    Client(
-        "fastmcp", "auto", _own_client("fastmcp", "client_fastmcp"), lacks=("task of 2025", "task of 2026", "change of 2026")
-    ),
-    Client("fastmcp", "legacy", _own_client("fastmcp", "client_fastmcp"), lacks=("task of 2025",)),
-    Client("inspector-cli", "auto", None),
-    Client("inspector-cli", "legacy", None),
 )

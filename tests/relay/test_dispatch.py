@@ -9,11 +9,10 @@ from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
-from mcpguard.relay.dispatch import Dispatcher, Event
+from mcpguard.relay.dispatch import MAX_EARLY_BYTES, Dispatcher, Event
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
-from mcpguard.session.opening import Opening
 from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.wire import answers
 from mcpguard.wire.frames import read
@@ -80,47 +79,59 @@ def test_all_frames_of_a_read_are_written_at_once_each_way(scene: Scene) -> None
 PING = request("ping", 2)
 
 
-def test_messages_pass_before_there_is_a_session_unless_an_event_was_posted_before_them(scene: Scene) -> None:
+def test_messages_pass_before_there_is_a_session_which_is_told_of_them(scene: Scene) -> None:
     early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
-    assert early.open(read([PING]), 0) == PING + b"\n"
-    assert early.open(read([CALL]), 0) is None
-    early.post(lambda session: session.close_input("the server has closed its input"))
-    assert early.open(read([request("ping", 3)]), 0) is None
+    notification = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
+    assert early.pass_early(read([PING, notification]), 0) == PING + b"\n" + notification + b"\n"
     early.begin(scene.session, scene.store)
-    assert scene.session.in_flight.by_id
-    assert early.open(read([request("ping", 3)]), 0) is None
+    assert [*scene.session.in_flight.by_id] == ["2"]
+    assert early.pass_early(read([request("ping", 3)]), 0) is None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [[CALL], [request("ping", 3), CALL], [b"not json"], [PING], [request("ping", 3), request("ping", "3")]],
+    ids=["call", "call behind a ping", "refused", "id of an earlier one", "id twice"],
+)
+def test_messages_that_need_the_session_wait_for_it(scene: Scene, lines: list[bytes]) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    assert early.pass_early(read([PING]), 0)
+    assert early.pass_early(read(lines), 0) is None
+
+
+def test_messages_pass_before_there_is_a_session_in_bounded_memory_and_not_after_an_event(scene: Scene) -> None:
+    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    assert early.pass_early(read([request("ping", 3, text="x" * MAX_EARLY_BYTES)]), 0) is None
+    early.post(lambda session: session.close_input("the server has closed its input"))
+    assert early.pass_early(read([PING]), 0) is None
 
 
 def test_no_message_passes_by_a_session_that_has_begun(scene: Scene) -> None:
-    assert scene.dispatcher.open(read([PING]), 0) is None
+    assert scene.dispatcher.pass_early(read([PING]), 0) is None
 
 
 def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
     used: list[tuple[str, bool]] = []
 
     def watch(owner: object, name: str) -> None:
         use = getattr(owner, name)
 
-        def watched(*args: object) -> object:
-            used.append((name, scene.dispatcher._lock.locked() or early._lock.locked()))
-            return use(*args)
+        def watched(*args: object, **options: object) -> object:
+            used.append((name, scene.dispatcher._lock.locked()))
+            return use(*args, **options)
 
         monkeypatch.setattr(owner, name, watched)
 
-    watch(Opening, "forward")
     for name in ("look_up", "judge", "decided", "output", "server_wrote", "take_outcomes", "server_exited"):
         watch(scene.session, name)
     watch(scene.store, "decide")
-    early.open(read([request("ping", 4)]), 0)
-    early.begin(scene.session, scene.store)
     scene.client(CALL)
     scene.client(PING, request("ping", 3))
     scene.unread.add(ANSWER, awaits_answers=True)
     scene.dispatcher.read_answers()
     scene.dispatcher.record(0)
     scene.dispatcher.last_answers("server exited with status 1")
-    assert len({name for name, _ in used}) == 9
+    assert len({name for name, _ in used}) == 8
     assert all(is_locked for _, is_locked in used)
 
 
@@ -201,7 +212,7 @@ def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
 ) -> None:
     scene.client(CALL, call_line("x", 2))
     with monkeypatch.context() as patched:
-        patched.setattr(answers, "read_answer", lambda *_, **__: 1 / 0)
+        patched.setattr(answers, "read", lambda *_: 1 / 0)
         scene.unread.add(ANSWER, awaits_answers=True)
         scene.dispatcher.read_answers()
     assert b"internal error, please report it: ZeroDivisionError" in os.read(scene.console, 4096)

@@ -1,5 +1,6 @@
-"""The loop from the server to the client bounds what is unread."""
-
+import os
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,102 @@ import pytest
 
 from mcpguard.relay import downstream
 from mcpguard.relay.answers_queue import AnswersQueue
-from mcpguard.relay.downstream import Downstream
+from mcpguard.relay.downstream import CHUNK_BYTES, Downstream, ServerStream
+
+
+class Server:
+    """A stream, with the test as the server."""
+
+    def __init__(self) -> None:
+        self.reads, self.writes = os.pipe()
+        self.stream = ServerStream(self.reads)
+
+    def write(self, data: bytes) -> None:
+        os.write(self.writes, data)
+
+    def end(self) -> None:
+        os.close(self.writes)
+        self.writes = -1
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    one = Server()
+    yield one
+    if one.writes >= 0:
+        one.end()
+    os.close(one.reads)
+
+
+def test_bytes_that_were_read_ahead_come_first_and_in_order(server: Server) -> None:
+    for part in (b"1", b"2"):
+        server.write(part)
+        assert server.stream.read_ahead()
+    server.write(b"3")
+    assert [server.stream.read() for _ in range(3)] == [b"1", b"2", b"3"]
+
+
+def test_nothing_is_read_ahead_from_a_silent_server(server: Server) -> None:
+    assert not server.stream.read_ahead()
+
+
+def test_the_end_is_left_to_the_downstream_loop(server: Server) -> None:
+    server.write(b"last")
+    server.end()
+    assert server.stream.read_ahead()
+    assert not server.stream.read_ahead()
+    assert server.stream.read() == b"last"
+    assert server.stream.read() == b""
+
+
+def test_nothing_is_read_ahead_while_the_downstream_loop_reads(server: Server) -> None:
+    found: list[bytes] = []
+    downstream = threading.Thread(target=lambda: found.append(server.stream.read()))
+    downstream.start()
+    while not server.stream._reading.locked():
+        pass
+    assert not server.stream.read_ahead()
+    server.write(b"for the loop")
+    downstream.join()
+    assert found == [b"for the loop"]
+
+
+def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downstream, "MAX_HELD_BYTES", 10)
+    server.write(b"x" * 10)
+    assert server.stream.read_ahead()
+    server.write(b"y")
+    assert not server.stream.read_ahead()
+    assert server.stream.read() == b"x" * 10
+    assert server.stream.read_ahead()
+
+
+def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_on_writing(
+    server: Server,
+) -> None:
+    server.write(b"ahead")
+    assert server.stream.read_ahead()
+    server.write(b"last")
+    server.stream.end()
+    assert server.stream.read() + server.stream.read() == b"aheadlast"
+    others = 0
+    for _ in range(100):
+        server.write(b"x" * 4096)
+        others += len(server.stream.read())
+        server.stream.read_ahead()
+    assert CHUNK_BYTES <= others < 3 * CHUNK_BYTES
+
+
+def test_a_stream_has_more_while_bytes_are_held_or_in_the_pipe_and_at_its_end(server: Server) -> None:
+    assert not server.stream.has_more
+    server.write(b"x")
+    assert server.stream.has_more
+    assert server.stream.read_ahead()
+    assert server.stream.has_more
+    assert server.stream.read() == b"x"
+    assert not server.stream.has_more
+    server.end()
+    assert server.stream.has_more
 
 
 def test_the_loop_reads_answers_if_much_is_unread_and_waits_for_the_session_if_too_much_is(
@@ -19,6 +115,6 @@ def test_the_loop_reads_answers_if_much_is_unread_and_waits_for_the_session_if_t
     waited: list[bool] = []
     stream: Any = SimpleNamespace(read=lambda: chunks.pop(0))
     output: Any = SimpleNamespace(relay=lambda chunk, observe: observe(chunk))
-    dispatcher: Any = SimpleNamespace(read_answers=lambda most_bytes, waits: waited.append(waits))
+    dispatcher: Any = SimpleNamespace(session=None, read_answers=lambda most_bytes, waits: waited.append(waits))
     Downstream(stream, output, AnswersQueue(), dispatcher).run(lambda: None)
     assert waited == [False, False, True]

@@ -236,6 +236,15 @@ def test_the_servers_input_can_be_ended_without_a_free_descriptor(start: Start) 
     assert ended(child) == 0
 
 
+def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: Start) -> None:
+    child = start("cat")
+    with no_descriptor_left(child.stdin + 1):
+        child.watch()
+    child.close_stdin()
+    assert ended(child) == 0
+    child.reap()
+
+
 def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
         spawn(["cat"], os.environ)

@@ -11,24 +11,22 @@ from typing import NoReturn
 import pytest
 
 from mcpguard.relay import readiness
-from mcpguard.relay.readiness import ClientEnd, ClientInput, Readiness, ServerInput
-from mcpguard.relay.wake import Wake
+from mcpguard.relay.readiness import ClientInput, Wake, await_server, has_ended, has_room
 from tests.end_to_end.host import ends
 
 
 @pytest.fixture
-def full() -> ServerInput:
+def full() -> int:
     """A pipe to a server that reads nothing, as full as can be."""
     _, write = os.pipe()
-    pipe = ServerInput(write)
-    while Readiness(write)():
+    while has_room(write):
         os.write(write, b"x" * 4096)
-    return pipe
+    return write
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "socket of which one half is closed"])
 def test_a_client_that_has_left_is_noticed_while_the_server_reads_nothing(
-    full: ServerInput, monkeypatch: pytest.MonkeyPatch, kind: str
+    full: int, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(readiness, "STUCK_S", 0.1)
     ours, theirs = socket.socketpair()
@@ -42,9 +40,9 @@ def test_a_client_that_has_left_is_noticed_while_the_server_reads_nothing(
     else:
         theirs.send(b"still to be read")
         theirs.shutdown(socket.SHUT_WR)
-    assert ClientEnd(fd)()
+    assert has_ended(fd)
     with pytest.raises(ConnectionAbortedError):
-        full.wait(ClientEnd(fd), lambda: False)
+        await_server(full, lambda: has_ended(fd), lambda: False)
     theirs.close()
     ours.close()
 
@@ -84,7 +82,7 @@ def test_a_client_that_has_not_left_has_not_ended() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.send(b"something")
-        assert not ClientEnd(ours.fileno())()
+        assert not has_ended(ours.fileno())
 
 
 @pytest.mark.posix

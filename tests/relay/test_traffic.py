@@ -4,13 +4,14 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
+from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
@@ -19,7 +20,6 @@ from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.traffic import Ended, Traffic
-from mcpguard.session import machine
 from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.journal import Journal
@@ -248,7 +248,7 @@ def test_the_session_is_told_what_passed_before_it_was_loaded(unguarded: Line) -
     unguarded.answer(0)
     assert [message["id"] for message in unguarded.client_has()] == [0]
     unguarded.guard()
-    assert unguarded.session.agent == "Zed::interactive::default"
+    assert unguarded.session.requests.client_name == "zed"
     unguarded.close_client()
     assert unguarded.client_ended.wait(30)
     unguarded.traffic._dispatcher.read_answers()
@@ -274,7 +274,7 @@ def test_the_exit_of_a_server_that_takes_nothing_is_awaited_from_when_the_guard_
     guarding: list[bool] = []
 
     def wait(_: float) -> bool:
-        guarding.append(unguarded.traffic._upstream._is_guarding.is_set())
+        guarding.append(unguarded.traffic._dispatcher.is_guarding.is_set())
         return False
 
     monkeypatch.setattr(unguarded.traffic._shut_down, "wait", wait)
@@ -290,7 +290,7 @@ def test_after_a_bug_messages_are_answered_once_the_policy_is_loaded(unguarded: 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(unguarded.traffic._dispatcher, "open", fail)
+    monkeypatch.setattr(unguarded.traffic._dispatcher, "pass_early", fail)
     unguarded.send(PING)
     assert b"ZeroDivisionError" in os.read(unguarded.console, 4096)
     unguarded.guard()
@@ -305,6 +305,28 @@ def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
     unguarded.guard()
     assert unguarded.server_has() == [call(1)]
     assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "allowed"]
+
+
+def test_a_message_that_comes_while_the_guard_is_set_waits_for_it(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, taken = unguarded.traffic._dispatcher, threading.Event()
+    pass_early, judge, begin = dispatcher.pass_early, dispatcher.judge, dispatcher.begin
+
+    def noted(take: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        try:
+            return take(*args, **more)
+        finally:
+            taken.set()
+
+    def begin_late(*args: Any) -> None:
+        unguarded.send(PING)
+        assert taken.wait(30)
+        begin(*args)
+
+    monkeypatch.setattr(dispatcher, "pass_early", partial(noted, pass_early))
+    monkeypatch.setattr(dispatcher, "judge", partial(noted, judge))
+    monkeypatch.setattr(dispatcher, "begin", begin_late)
+    unguarded.guard()
+    assert unguarded.server_has() == [PING]
 
 
 @pytest.mark.parametrize("first", [call(1), {"jsonrpc": "2.0", "id": 1, "method": 7}], ids=["call", "refusal"])
@@ -326,19 +348,6 @@ def test_the_store_is_tended_before_the_first_call(line: Line) -> None:
     assert line.store.tended.wait(30)
 
 
-def test_calls_are_decided_in_portions(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    length = len(json.dumps(call(1)))
-    monkeypatch.setattr(machine, "MAX_PORTION", 3)
-    monkeypatch.setattr(machine, "MAX_PORTION_BYTES", 5 * length)
-    line.send(*map(call, range(1, 8)))
-    line.server_has(2)
-    line.client_has(5)
-    assert line.store.together == [3, 3, 1]
-    line.send(*[call(number) | {"more": "x" * 2 * length} for number in range(11, 14)], call(14))
-    line.client_has(4)
-    assert line.store.together[3:] == [1, 1, 2]
-
-
 def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) -> None:
     line.policy.changed = parse('[[rule]]\ntool = "*"\nlimit = "deny"\n')
     line.send(call(1))
@@ -352,18 +361,6 @@ def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) 
     lines = os.read(line.console, 4096).decode().splitlines()
     assert lines[0] == "mcpguard: policy applied"
     assert "mcpguard: policy not applied: line 3: broken" in lines
-
-
-def test_while_the_store_fails_calls_are_denied_and_everything_else_passes(line: Line) -> None:
-    line.store.failure = StoreUnavailable("the disk is full")
-    line.send(call(1), PING)
-    assert line.server_has() == [PING]
-    (message,) = line.client_has()
-    assert (message["error"]["code"], message["error"]["data"]["reason"]) == (503, "store_unavailable")
-    assert "the disk is full" in message["error"]["message"]
-    line.store.failure = None
-    line.send(call(2))
-    assert line.server_has() == [call(2)]
 
 
 def test_after_a_bug_the_calls_are_answered_the_bug_is_reported_and_everything_else_passes(line: Line) -> None:
@@ -381,10 +378,10 @@ def test_after_a_bug_the_calls_are_answered_the_bug_is_reported_and_everything_e
 def fails_on(name: str, make: Callable[..., DecisionRequest]) -> Callable[..., DecisionRequest]:
     """Like the function that makes the request for a call, but with a bug in it for one tool."""
 
-    def made(requests: DecisionRequests, frame: Frame, params: dict[str, Any], *rest: Any) -> DecisionRequest:
-        if params["name"] == name:
+    def made(requests: DecisionRequests, frame: Frame, *rest: Any) -> DecisionRequest:
+        if frame.tool == name:
             raise RecursionError("a bug")
-        return make(requests, frame, params, *rest)
+        return make(requests, frame, *rest)
 
     return made
 
@@ -406,6 +403,21 @@ def test_a_bug_in_judging_one_call_concerns_no_other_call_of_the_read_and_no_hel
         assert line.server_has() == [call(following)]
     until(lambda: 3 in line.rows(), "the call that was not judged has a row")
     assert line.rows() == {1: "allowed", 2: "allowed", 3: "unavailable", 4: "allowed", 5: "allowed"}
+
+
+def test_a_bug_in_deciding_one_of_many_held_calls_drops_that_call_only(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.policy.changed = parse('[[rule]]\ntool = "*"\nconcurrent = 1\nwait = "60s"\n')
+    odd = [call(at) | {"params": {"name": "odd"}} for at in (1, 2)]
+    line.send(call(3), odd[0], call(4), odd[1], call(5))
+    assert line.server_has(2) == [call(3), odd[0]]
+    monkeypatch.setattr(DecisionRequests, "of_call", fails_on("odd", DecisionRequests.of_call))
+    line.policy.changed = parse('mode = "enforce"')  # now all of them are due
+    other = call(6) | {"params": {"name": "other", "arguments": {}}}
+    line.send(other)
+    assert [(one["id"], one["error"]["code"]) for one in line.client_has()] == [(2, 503)]
+    assert line.server_has(3) == [call(4), call(5), other]
+    until(lambda: 2 in line.rows(), "the dropped call has a row")
+    assert line.rows() == {at: "rate_limited" if at == 2 else "allowed" for at in range(1, 7)}
 
 
 def test_a_bug_in_deciding_a_held_call_drops_that_call_only(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,16 +463,6 @@ def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line) -> N
     assert line.store.asked == [["s t3", "s t4"]]
 
 
-def test_a_retry_is_recognised_if_its_key_is_written_with_an_escape(line: Line) -> None:
-    ask_for_input(line)
-    retry = rb'{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"search","\u0072equestState":"s"}}'
-    os.write(line.to_guard, retry + b"\n")
-    line.server_has()
-    line.output.go_on.set()
-    line.send(call(3), call(4))
-    assert line.server_has() == [call(3)]
-
-
 class Token:
     """A source of the identity that notes whether it is polled for a call."""
 
@@ -478,6 +480,13 @@ def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
         os.write(line.to_guard, message + b"\n")
         line.server_has()
     assert token.asked == [True, False]
+
+
+def test_the_end_of_the_clients_input_does_not_wait_for_keys(line: Line) -> None:
+    line.traffic._upstream._identity = token = Token()
+    line.close_client()
+    assert line.client_ended.wait(30)
+    assert token.asked == []
 
 
 def test_a_call_that_is_answered_before_it_is_cancelled_has_the_outcome_of_its_answer(line: Line) -> None:
@@ -615,7 +624,7 @@ def one_at_once() -> Iterator[Line]:
     one.send(call(1))
     assert one.server_has() == [call(1)]
     one.send(call(2))
-    until(lambda: one.session.held_calls_due_us is not None, "the second call is held")
+    until(lambda: one.session.held.next_us is not None, "the second call is held")
     yield one
     one.close()
 
@@ -667,7 +676,7 @@ def test_a_held_call_is_decided_though_the_server_takes_no_input(full: Line) -> 
 def two_to_come(full: Line) -> Line:
     """The same line, whose server has a long message and the call that was held to come."""
     full.policy.changed = parse('mode = "enforce"')
-    until(lambda: full.session.held_calls_due_us is None, "the second call is admitted")
+    until(lambda: full.session.held.next_us is None, "the second call is admitted")
     return full
 
 

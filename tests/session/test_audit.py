@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mcpguard.errors import Unauthenticated
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit
 from mcpguard.policy.model import Call
@@ -28,7 +29,7 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.text.digest import cut
 from mcpguard.wire.arguments import args_hash
-from tests.build import WALL_US, Session, Talk, Time, exceeding
+from tests.build import WALL_US, Session, Talk, Time, call_line, exceeding
 
 HOURLY = Reported("user", "user=alice tool=search", 100, "1h")
 CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","user":"alice","tool":"search"}'
@@ -209,10 +210,14 @@ def test_a_summary_does_not_count_invalid_frames_as_calls() -> None:
     assert summary({("invalid", ""): 2}) == "no calls; 2 invalid frames"
 
 
-def test_a_journal_counts_decisions_by_axis() -> None:
+def test_a_session_counts_decisions_by_axis_each_once() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
-    talk.call("x", 3)
-    assert talk.journal.tally == {("allowed", ""): 2, ("rate_limited", "tool"): 1}
+    talk.client(*[call_line("x", at) for at in range(3)], b"not json")
+    talk.identify(Unauthenticated("no token", "get one"))
+    talk.client(call_line("x", 4))
+    assert talk.machine.tally == {
+        ("allowed", ""): 2, ("rate_limited", "tool"): 1, ("invalid", ""): 1, ("unauthenticated", "user"): 1,
+    }  # fmt: skip
 
 
 # Storms

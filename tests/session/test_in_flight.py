@@ -30,14 +30,6 @@ def test_an_answer_gives_the_outcome_and_the_duration(answer: dict[str, object],
     assert not talk.awaits_answers
 
 
-def test_answers_to_other_requests_have_no_outcome() -> None:
-    talk = Talk(ANYTHING)
-    assert talk.client(request("tools/list", 1)) == ["forwarded 1"]
-    assert talk.awaits_answers
-    talk.answer(1, tools=[])
-    assert (talk.outcomes, talk.awaits_answers) == ([], False)
-
-
 def test_a_denied_call_is_not_in_flight() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "deny"\n')
     assert talk.client(call_line("x", 1)) == ["answered 1: 403"]
@@ -143,14 +135,6 @@ def test_a_cancelled_call_ends_as_cancelled_even_if_it_is_answered_later(request
     assert [message["method"] for message in talk.to_server] == ["tools/call", "notifications/cancelled"]
 
 
-def test_the_outcome_of_a_cancelled_call_is_recorded_without_an_answer() -> None:
-    talk = Talk(ANYTHING)
-    talk.client(call_line("x", 1))
-    talk.client(cancel(1))
-    assert talk.record() == []
-    assert talk.outcomes == [Outcome(1, "cancelled", 0)]
-
-
 def test_a_call_can_be_cancelled_in_the_read_that_made_it() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(call_line("slow", 1), cancel(1)) == ["forwarded 1", "forwarded notifications/cancelled"]
@@ -235,13 +219,6 @@ def test_cancelling_a_request_that_is_not_in_flight_changes_nothing(request_id: 
     assert [outcome.outcome for outcome in talk.outcomes] == ["ok"]
 
 
-def test_cancelling_another_request_has_no_outcome() -> None:
-    talk = Talk(ANYTHING)
-    assert talk.client(request("ping", 1), cancel(1)) == ["forwarded 1", "forwarded notifications/cancelled"]
-    talk.answer(1)
-    assert (talk.outcomes, talk.awaits_answers) == ([], False)
-
-
 def test_requests_that_are_never_answered_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "MAX_IN_FLIGHT", 3)
     talk = Talk(ANYTHING)
@@ -295,12 +272,3 @@ def test_a_call_without_a_row_can_be_answered_and_retried() -> None:
     assert talk.outcomes == []
     talk.client(call_line("greet", 2, inputResponses={"who": {}}))
     assert talk.verdicts[-1].decision == "continued"
-
-
-def test_outcomes_that_no_store_takes_can_be_dropped() -> None:
-    talk = Talk()
-    talk.client(call_line("x", 1))
-    talk.machine.server_wrote(talk.lines.feed(b'{"jsonrpc":"2.0","id":1,"result":{}}\n'), talk.time())
-    talk.machine.in_flight.drop_outcomes()
-    talk.record()
-    assert talk.outcomes == []

@@ -8,10 +8,10 @@ from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
-from mcpguard.session import callers, machine
+from mcpguard.session import decision_requests, machine
 from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
-from mcpguard.session.output import LookUp
+from mcpguard.session.machine import LookUp
 from mcpguard.text.digest import cut
 from mcpguard.wire import frames
 from mcpguard.wire.arguments import args_hash
@@ -148,8 +148,6 @@ def test_the_handshake_names_the_client_of_later_calls() -> None:
     talk.client(request("initialize", 2, clientInfo={"name": "claude-ai", "version": "1"}), call_line("x", 3))
     told = [(one["agent"], one["agent_source"]) for one in talk.records]
     assert told == [("unknown::interactive::default", "default"), ("Claude Desktop::interactive::default", "clientInfo")]
-    assert talk.machine.agent == "Claude Desktop::interactive::default"
-    assert talk.machine.identity == UNNAMED
 
 
 def test_without_a_handshake_each_call_names_its_client() -> None:
@@ -200,21 +198,13 @@ def test_roles_and_the_users_source_are_in_the_audit() -> None:
     assert (talk.records[0]["roles"], talk.records[0]["user_source"]) == (["dev", "ops"], "config")
 
 
-def test_memory_for_callers_is_bounded() -> None:
-    talk = Talk(ANYTHING)
-    talk.client(*[call_line(f"tool{at}", at) for at in range(3000)])
-    assert len(talk.machine._callers) <= 1024
-    assert len(talk.to_server) == 3000
-
-
-@pytest.mark.no_cover
 def test_equal_calls_share_a_plan_and_the_number_of_plans_is_bounded() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
     first, second = talk.charges("search", 2)
     assert first.plan is second.plan
     for number in range(3000):
         talk.charges(f"tool {number}")
-    assert len(talk.machine._callers) <= callers.MAX_CALLERS
+    assert len(talk.machine.requests.callers) <= decision_requests.MAX_CALLERS
 
 
 def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
@@ -226,7 +216,7 @@ def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
         "answered 2: 429",
     ]
     assert [verdict.decision for verdict in talk.verdicts] == ["allowed", "rate_limited", "allowed"]
-    assert not talk.machine._callers
+    assert not talk.machine.requests.callers
     assert all(len(held.label) < 600 for held in talk.store.held())
 
 
@@ -271,8 +261,8 @@ def test_each_row_has_the_hash_of_its_calls_own_arguments() -> None:
 def test_plans_for_other_arguments_are_bounded() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "2/10m"\n')
     talk.client(*(call_line("x", at, arguments={"q": at}) for at in range(200)))
-    (caller,) = talk.machine._callers.known.values()
-    assert len(caller.of_arguments) <= callers.MAX_ARGUMENTS
+    (caller,) = talk.machine.requests.callers.values()
+    assert len(caller.of_arguments) <= decision_requests.MAX_ARGUMENTS
     assert talk.client(call_line("x", 200, arguments={"q": 0}), call_line("x", 201, arguments={"q": 0})) == [
         "forwarded 200", "answered 201: 429",
     ]  # fmt: skip
@@ -302,7 +292,7 @@ def test_a_policy_that_was_loaded_after_the_session_was_made_is_in_force_from_th
     assert talk.start(loaded) == []
     digest = loaded.digest if isinstance(loaded, Policy) else None
     assert [(one.get("policy"), one["reason"]) for one in talk.policy_records] == [(digest, "in force at the start")]
-    assert talk.machine._callers.policy is loaded
+    assert talk.machine.requests.policy is loaded
     assert talk.logged == []
 
 
@@ -459,16 +449,17 @@ def test_a_refused_line_that_is_judged_again_after_a_bug_has_one_row(monkeypatch
         patched.setattr(DecisionRequests, "of_call", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             talk.machine.judge(frames.read([b"not json", call_line("x", 1)]), 0)
-    assert talk.unjudged() == []
+    talk.machine.unjudged(None, 0)
     assert talk.client(b"not json", call_line("x", 1)) == ["forwarded 1", "answered None: -32700"]
     assert [one["decision"] for one in talk.records] == ["invalid", "allowed"]
 
 
 def test_a_call_that_a_bug_stops_after_its_decision_frees_its_place() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nconcurrent = 1\n')
-    asked = talk.machine.judge(frames.read([call_line("x", 1)]), 0)
+    lines = [call_line("x", 1), call_line("x", 3)]
+    asked = talk.machine.judge(frames.read(lines), 0)
     talk.machine.decided(talk.store.decide(asked, talk.journal))  # and here is the bug
-    assert talk.unjudged(call_line("x", 1)) == ["answered 1: 503"]
+    assert talk.unjudged(*lines) == ["answered 1: 503", "answered 3: 503"]
     talk.settle()
     assert talk.client(call_line("x", 2)) == ["forwarded 2"]
 

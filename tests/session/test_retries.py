@@ -7,7 +7,7 @@ import pytest
 from mcpguard.errors import PolicyError
 from mcpguard.session import retries
 from mcpguard.session.audit import Outcome
-from mcpguard.session.output import LookUp
+from mcpguard.session.machine import LookUp
 from mcpguard.wire.frames import read
 from tests.build import Talk, call_line, identity, request
 

@@ -26,7 +26,7 @@ def test_without_a_verified_user_calls_are_denied_and_everything_else_passes() -
         "tool": "x",
         "user": None,
     }
-    assert talk.journal.tally["unauthenticated", "user"] == 1
+    assert talk.machine.tally["unauthenticated", "user"] == 1
     told = [(one["decision"], one.get("axis"), one.get("reason"), "user" in one, "user_source" in one) for one in talk.records]
     assert told == [
         ("unauthenticated", "user", EXPIRED.message, False, False),

@@ -1,10 +1,14 @@
 """`mcpguard audit`: reads the audit log."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import click
 
 from mcpguard.cli.base import Group
 from mcpguard.config import Settings
-from mcpguard.errors import McpguardError
+from mcpguard.errors import McpguardError, UsageError
 
 
 @click.group(
@@ -39,3 +43,25 @@ def require_store(settings: Settings) -> None:
             f"no audit log yet: there is no store at {settings.address.shown}",
             "start a server with mcpguard run, which creates it",
         )
+
+
+@contextlib.contextmanager
+def output_file(output: str) -> Iterator[Path | None]:
+    """The file that `-o` names, to be written in the block; None for `-`, which stands for stdout.
+
+    Raises:
+        UsageError: It is a folder, or its folder is missing.
+        McpguardError: The file cannot be written.
+    """
+    path = Path(output)
+    try:
+        if output != "-" and path.is_dir():
+            raise UsageError(f"-o: {output} is a folder", "name a file")
+        if output != "-" and not path.parent.is_dir():
+            raise UsageError(f"-o: there is no folder {path.parent}", "create it, or name another file")
+        yield None if output == "-" else path
+    except OSError as error:
+        if output == "-":
+            raise
+        what = f"-o: {output} cannot be written: {error.strerror or error}"
+        raise McpguardError(what, "check that its folder is writable and the disk is not full") from error

@@ -5,36 +5,35 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
 import click
-from click.core import ParameterSource
 
-from mcpguard import config, whole_files
-from mcpguard.cli.audit import require_store
+from mcpguard import whole_files
+from mcpguard.cli.audit import output_file, require_store
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.filters import row_filters, wanted_rows
 from mcpguard.cli.names import files
-from mcpguard.cli.options import store_option
-from mcpguard.cli.present import reader_leaves, say, written_to
+from mcpguard.cli.options import row_filters, wanted_rows, with_settings
+from mcpguard.cli.present import reader_leaves, say
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus, McpguardError, UsageError, require
+from mcpguard.errors import McpguardError, UsageError, require
 from mcpguard.identity.account import state_folder
 from mcpguard.reading.export import FORMATS
 from mcpguard.reading.following import follow as follow_rows
-from mcpguard.stores.api import Readable, StoredRow, Wanted
+from mcpguard.stores.api import StoredRow, Wanted
 from mcpguard.text.printing import amount, plural
 
 _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is appended to."
 
 
 @click.command("export", Command)
-@click.option("--format", "form", type=click.Choice(tuple(FORMATS)), default="jsonl", show_default=True, help="The format.")
+@click.option("--format", "form", type=click.Choice(tuple(FORMATS)), help="The format. Default: jsonl.")
 @click.option(
     "-o",
     "--output",
+    default="-",
     metavar="FILE",
     shell_complete=files,
     help="The file to write. Default: stdout. A file that exists is not replaced.",
@@ -43,16 +42,16 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
 @click.option("--otlp", "collector", metavar="URL", help="Send rows to an OpenTelemetry collector, over HTTP, instead.")
 @click.option("--otlp-user", "with_user", is_flag=True, help="With --otlp: name users in spans and metrics.")
 @row_filters
-@store_option
+@with_settings("store")
 def export(
-    form: str,
-    output: str | None,
+    settings: Settings,
+    form: str | None,
+    output: str,
     follow: bool,
     collector: str | None,
     with_user: bool,
-    store: str | None,
     **filters: Any,
-) -> int:
+) -> None:
     """Write rows of the audit log, the oldest first: as JSON lines, as CSV, or as OCSF events.
 
     A file appears under its name when it is complete, and only your account can read it. With --follow a row is written when
@@ -70,38 +69,37 @@ def export(
       mcpguard audit export --otlp http://localhost:4318 --follow
     """
     give_way()
-    settings = config.load(os.environ, store=store)
-    wanted = wanted_rows(settings.namespace, **filters)
+    wanted = wanted_rows(settings.namespace, filters)
     if not follow:
         require_store(settings)
     if collector is not None:
-        if output is not None or click.get_current_context().get_parameter_source("form") is ParameterSource.COMMANDLINE:
+        if output != "-" or form is not None:
             raise UsageError("--otlp excludes -o and --format", "leave them out: rows are sent to the collector")
-        return _send(settings, collector, wanted, with_user=with_user, follow=follow)
+        _send(settings, collector, wanted, with_user=with_user, follow=follow)
+        return
     if with_user:
         raise UsageError("--otlp-user needs --otlp", "write --otlp URL")
-    if output == "-":
-        output = None
-    naming = contextlib.nullcontext() if output is None else written_to(output)
-    is_file, rows = output is not None, 0
-    try:
-        with naming, _opened(output, follow=follow) as (file, is_empty):
-            heading = FORMATS[form].heading
-            if heading and is_empty:
-                file.write(heading + "\n")
-            write = FORMATS[form].lines
-            if follow:
-                sleep = _wait_for_reader if file is sys.stdout else time.sleep
-                for _, page in follow_rows(settings, wanted, say, sleep):
-                    file.write(write(page))
-                    file.flush()
-            else:
-                rows = _write_all(settings, wanted, file, write, is_file=is_file)
-        if is_file and not follow:  # said when the file has its name, which does not depend on stderr
-            click.echo(f"{amount(rows, 'row')} written", err=True)
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
-    return ExitStatus.OK
+    rows, chosen = 0, FORMATS[form or "jsonl"]
+    with output_file(output) as path, _opened(path, follow=follow) as (file, is_empty):
+        if chosen.heading and is_empty:
+            file.write(chosen.heading + "\n")
+        for page in _pages(settings, wanted, _wait_for_reader if path is None else time.sleep, follow=follow):
+            file.write(chosen.lines(page))
+            file.flush()
+            rows += len(page)
+    if path and not follow:  # said when the file has its name, which does not depend on stderr
+        click.echo(f"{amount(rows, 'row')} written", err=True)
+
+
+def _pages(
+    settings: Settings, wanted: Wanted, sleep: Callable[[float], None], *, follow: bool
+) -> Iterator[Sequence[StoredRow]]:
+    """All wanted rows, some at a time; with `follow`, then those that come."""
+    if follow:
+        yield from (page for _, page in follow_rows(settings, wanted, say, sleep))
+        return
+    with settings.read_store() as store:
+        yield from store.rows(wanted=wanted)
 
 
 def _wait_for_reader(seconds: float) -> None:
@@ -114,85 +112,42 @@ def _wait_for_reader(seconds: float) -> None:
         raise BrokenPipeError
 
 
-def _write_all(
-    settings: Settings, wanted: Wanted, file: IO[str], write: Callable[[list[StoredRow]], str], *, is_file: bool
-) -> int:
-    """Write all rows. Returns how many."""
-    rows = 0
-    with settings.read_store() as opened, _progress(opened, is_file=is_file) as advance:
-        for page in opened.rows(wanted=wanted):
-            rows += len(page)
-            file.write(write(list(page)))
-            if page:
-                advance(page[-1].row_id, rows)
-    return rows
-
-
 @contextlib.contextmanager
-def _progress(store: Readable, *, is_file: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, if that is a terminal and stdout goes elsewhere."""
-    if not (sys.stderr and sys.stderr.isatty()) or not (is_file or not sys.stdout.isatty()):
-        yield lambda _row_id, _rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    first = next((entry.row_id for entry in store.entries()), 0)
-    last = next((entry.row_id for entry in store.newest()), 0)
-    columns = (TextColumn("exporting"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]:,} rows"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=max(1, last - first), rows=0)
-        yield lambda row_id, rows: progress.update(task, completed=row_id - first, rows=rows)
-
-
-@contextlib.contextmanager
-def _opened(output: str | None, *, follow: bool) -> Iterator[tuple[IO[str], bool]]:
+def _opened(path: Path | None, *, follow: bool) -> Iterator[tuple[IO[str], bool]]:
     """The file to write, and whether it is empty.
 
     A new file is written beside its place and gets its name at the end. With `follow` the file is appended to.
 
     Raises:
-        UsageError: The file exists, is a folder, or its folder is missing.
+        UsageError: The file exists.
     """
-    if output is None:
+    if path is None:
         yield sys.stdout, True
         return
-    path = Path(output)
-    if path.is_dir():
-        raise UsageError(f"-o: {output} is a folder", "name a file")
-    if not path.parent.is_dir():
-        raise UsageError(f"-o: there is no folder {path.parent}", "create it, or name another file")
     mode = path.stat().st_mode if path.exists() else None
     if follow or (mode is not None and not stat.S_ISREG(mode)):  # such as /dev/null or a named pipe
-        with open(path, "a", encoding="utf-8", opener=_private) as file:
+        with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             if mode is not None and stat.S_ISREG(mode) and _is_cut(path):
                 file.write("\n")
             yield file, not path.stat().st_size
         return
     if mode is not None:
-        raise UsageError(f"{output} exists, and is not replaced", "name another file, or remove it first")
+        raise UsageError(f"{path} exists, and is not replaced", "name another file, or remove it first")
     try:
         with whole_files.new_file(path.absolute()) as file:
             yield file, True
     except FileExistsError:
-        raise UsageError(f"{output} exists by now, and is not replaced", "name another file") from None
+        raise UsageError(f"{path} exists by now, and is not replaced", "name another file") from None
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a file ends within a line, such as when the disk was full. One that may only be written counts as whole."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 1))
-            return file.read() not in {b"", b"\n"}
-    except PermissionError:
-        return False
+    """Whether a file ends within a line, such as when the disk was full."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read() not in {b"", b"\n"}
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> int:
+def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, follow: bool) -> None:
     """Send rows to an OpenTelemetry collector.
 
     Args:
@@ -212,10 +167,7 @@ def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, foll
         with contextlib.closing(position):
             exporter = telemetry.Exporter(settings, telemetry.Collector(url), position, options, say)
             exporter.run()
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
     except OSError as error:
         hint = "check that the folder is writable and the disk is not full"
         raise McpguardError(f"the position of the export cannot be kept: {error}", hint) from error
     click.echo(f"{plural(exporter.sent, 'row')} sent", err=True)
-    return ExitStatus.OK

@@ -1,15 +1,13 @@
 """`mcpguard audit prune`: deletes old rows."""
 
-import os
 from datetime import UTC, datetime
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.filters import time_us
-from mcpguard.cli.options import require_terminal, store_option, yes_option
+from mcpguard.cli.options import require_terminal, time_us, with_settings, yes_option
 from mcpguard.cli.present import echo
+from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
 from mcpguard.text.printing import amount, printable
 
@@ -17,8 +15,8 @@ from mcpguard.text.printing import amount, printable
 @click.command("prune", Command)
 @click.option("--before", metavar="WHEN", required=True, help="Delete rows before 12h, 30d … ago, or an RFC 3339 time.")
 @yes_option
-@store_option
-def prune(before: str, yes: bool, store: str | None) -> int:
+@with_settings("store")
+def prune(settings: Settings, before: str, yes: bool) -> int | None:
     """Delete the rows of the audit log that are older than a time. Counters and limits stay as they are.
 
     mcpguard deletes rows after `keep` by itself; see config.toml. Rows are deleted in small portions, so that no call waits.
@@ -32,10 +30,9 @@ def prune(before: str, yes: bool, store: str | None) -> int:
     before_us = time_us("--before", before)
     if not yes:
         require_terminal("prune", "add --yes to delete without asking")
-    settings = config.load(os.environ, store=store)
     if not settings.address.exists():
         echo(f"no rows: there is no store at {settings.address.shown}")
-        return ExitStatus.OK
+        return None
     when = datetime.fromtimestamp(before_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     where = printable(settings.address.shown)
     if not yes and not click.confirm(f"Delete the audit rows before {when} in {where}?", err=True):
@@ -48,4 +45,4 @@ def prune(before: str, yes: bool, store: str | None) -> int:
             deleted += some
     finally:
         click.echo(f"{amount(deleted, 'row')} deleted")
-    return ExitStatus.OK
+    return None

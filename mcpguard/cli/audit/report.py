@@ -8,14 +8,13 @@ from typing import Any, Final
 
 import click
 
-from mcpguard import config, whole_files
-from mcpguard.cli.audit import require_store
+from mcpguard import whole_files
+from mcpguard.cli.audit import output_file, require_store
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.filters import is_given, row_filters, wanted_rows
-from mcpguard.cli.options import policy_option, store_option
-from mcpguard.cli.present import echo, written_to
-from mcpguard.errors import ExitStatus, UsageError, require
-from mcpguard.files import is_there
+from mcpguard.cli.options import is_given, row_filters, wanted_rows, with_settings
+from mcpguard.cli.present import echo
+from mcpguard.config import Settings
+from mcpguard.errors import UsageError, require
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.stores.clock import wall_us
@@ -24,22 +23,18 @@ from mcpguard.text.printing import plural
 PERIOD_US: Final = 7 * 86_400_000_000
 """The period without `--since`."""
 
-_STDOUT: Final = Path("-")
-
 
 @click.command("report", Command)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
-    default=Path("report.html"),
+    default="report.html",
     metavar="FILE",
     help="The file; - for stdout. Default: report.html.",
 )
 @row_filters
-@policy_option
-@store_option
-def report(output: Path, policy: str | None, store: str | None, **filters: Any) -> int:
+@with_settings("policy", "store")
+def report(settings: Settings, output: str, **filters: Any) -> None:
     """Write an HTML page about a period: calls, denials, bursts, errors, durations, and how limits are used.
 
     The page is one file without scripts. A browser shows it without any request. The period is the last 7 days unless
@@ -52,16 +47,14 @@ def report(output: Path, policy: str | None, store: str | None, **filters: Any) 
     """
     give_way()
     require("audit report", "report", "jinja2")
-    settings = config.load(os.environ, store=store, policy=policy)
-    wanted = wanted_rows(settings.namespace, **filters)
+    wanted = wanted_rows(settings.namespace, filters)
     now_us = wall_us()
     until_us = now_us if wanted.until_us is None else wanted.until_us
     since_us = until_us - PERIOD_US if wanted.since_us is None else wanted.since_us
     if since_us >= until_us:
         raise UsageError("--since names a time that has not come yet", "write a span before now, such as 7d")
-    with written_to(output):
-        _check(output)
-    require_store(settings)
+    with output_file(output):  # refused before all rows are read
+        require_store(settings)
     from mcpguard.report.gather import gather
     from mcpguard.report.page import page
 
@@ -71,27 +64,12 @@ def report(output: Path, policy: str | None, store: str | None, **filters: Any) 
     policy_file = PolicyFile(settings.policy, named=settings.policy_named).begin()
     in_force = policy_file if isinstance(policy_file, Policy) else None  # the page says so if it is not valid
     text = page(findings, in_force, namespace=settings.namespace, filters=_shown(filters), made_us=now_us)
-    if output == _STDOUT:
-        sys.stdout.write(text)
-    else:
-        with written_to(output):
-            whole_files.write(Path(os.path.realpath(output)), text.encode())
-        calls, denied = plural(findings.all.calls, "call"), f"{findings.all.denied} denied"
-        echo(f"wrote {output}: {calls}, {denied}")
-    return ExitStatus.OK
-
-
-def _check(output: Path) -> None:
-    """Refuse a path that no page can be written to.
-
-    Raises:
-        OSError: The system does not say what is there.
-        UsageError: It is no file, or its folder is missing.
-    """
-    if output != _STDOUT and is_there(output) and not output.is_file():
-        raise UsageError(f"-o: {output} is not a regular file", "name a file, or - for stdout")
-    if not output.parent.is_dir():
-        raise UsageError(f"-o: there is no folder {output.parent}", "create it, or name another file")
+    with output_file(output) as path:
+        if path is None:
+            sys.stdout.write(text)
+            return
+        whole_files.write(Path(os.path.realpath(path)), text.encode())
+    echo(f"wrote {output}: {plural(findings.all.calls, 'call')}, {findings.all.denied} denied")
 
 
 def _shown(filters: dict[str, Any]) -> str:

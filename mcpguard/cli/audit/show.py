@@ -1,36 +1,30 @@
 """`mcpguard audit show`: explains one row: its rule, its counters, and how to change the rule."""
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.audit import require_store
 from mcpguard.cli.base import Command
-from mcpguard.cli.counters.table import counter_text
-from mcpguard.cli.options import json_option, policy_option, store_option
+from mcpguard.cli.counters import counter_text
+from mcpguard.cli.options import json_option, policy_words, with_settings
 from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph
+from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES
-from mcpguard.policy.explain import sentence
+from mcpguard.policy.explain import Headroom, sentence
 from mcpguard.policy.file import load
 from mcpguard.policy.model import Policy
-from mcpguard.reading.explaining_row import CounterNow, LimitThen, Shown, explain_row, find
+from mcpguard.reading.explaining_row import LimitThen, Shown, explain_row, find
 from mcpguard.session.audit import MEMBERS
 from mcpguard.text.times import ms_up
 
 _OF_LIMITS: Final = ("axis", "rule", "limit", "window", "counts", "count", "remaining", "retry_after_ms", "exceeded")
 """The members that describe the limits that decided. They are shown with these limits, if the row names them."""
 
-_SOURCE_WORDS: Final = SOURCES | {
-    "hook": "the client's hook",
-    "clientInfo": "what the client tells of itself",
-    "meta": "the call's _meta",
-    "default": "not known",
-}
+_SOURCE_WORDS: Final = SOURCES | {"default": "not known"}
 """Where a user or an agent comes from. For `config` a row does not tell which of three places it was."""
 
 
@@ -52,7 +46,7 @@ def shown_as_json(shown: Shown, policy: Policy) -> dict[str, object]:
                 "limit": limit.limit,
                 "window": limit.window or None,
                 **({} if limit.counts == "calls" else {"counts": limit.counts}),
-                "counter": None if at not in shown.counters else counter_text(shown.counters[at].counter.label),
+                "counter": _counter_text(shown.counters.get(at)),
                 "then": _then_as_json(limit, shown.record),
                 "now": None if at not in shown.counters else _now_as_json(shown.counters[at]),
             }
@@ -72,11 +66,11 @@ def _then_as_json(limit: LimitThen, record: Mapping[str, object]) -> dict[str, o
     }
 
 
-def _now_as_json(now: CounterNow) -> dict[str, object]:
+def _now_as_json(now: Headroom) -> dict[str, object]:
     return {
-        "limit": now.n if now.in_force else None,
+        "limit": now.reported.limit,
         "used": now.used,
-        "remaining": max(0, now.n - now.used),
+        "remaining": now.remaining,
         "retry_after_ms": None if now.retry_after_us is None else ms_up(now.retry_after_us),
     }
 
@@ -112,61 +106,63 @@ def print_shown(shown: Shown, policy: Policy, file: str) -> None:
         for number in one.limits:
             _print_limit(shown.limits[number], shown.counters.get(number), record)
     if shown.commands:
-        what = "rule" if len(shown.commands) == 1 else "rules"
-        click.echo(
-            f"\nTo let the {what} admit such a call:" if shown.was_refused else "\nTo change the rule, edit its limit in:"
-        )
+        click.echo(f"\nTo change the {'rule' if len(shown.commands) == 1 else 'rules'}, edit the limit in:")
     for command in shown.commands:
         echo(f"    {command}")
 
 
-def _print_limit(limit: LimitThen, now: CounterNow | None, record: Mapping[str, object]) -> None:
+def _print_limit(limit: LimitThen, now: Headroom | None, record: Mapping[str, object]) -> None:
     if limit.limit is None:
         paragraph("deny: it counts nothing", indent="    ")
         return
-    paragraph(f"{limit.text} for {counter_text(now.counter.label)}" if now else f"{limit.text}", indent="    ")
-    left, count = limit.left, record.get("count")
+    paragraph(f"{limit.text} for {_counter_text(now)}" if now else limit.text, indent="    ")
     word = "in flight" if limit.counts == "concurrent" else "used"
-    parts = [] if left is None else [f"{limit.limit - left:,} {word}", f"{left:,} left"]
-    parts += [_retry(limit.retry_after_ms)] if limit.retry_after_ms is not None else []
-    parts += [f"count {count} with denials"] if left is not None and limit.is_reported and count != limit.limit - left else []
+    then = _then_as_json(limit, record)
+    parts = _parts(then, word)
+    parts += (
+        [f"count {then['count']} with denials"]
+        if then["used"] is not None and then["count"] not in (None, then["used"])
+        else []
+    )
     if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
-    if now is None:
-        return
-    parts = [f"{now.used:,} {word}", f"{max(0, now.n - now.used):,} left" + (f" of {now.n}" if now.n != limit.limit else "")]
-    parts += [_retry(ms_up(now.retry_after_us))] if now.retry_after_us else []
-    parts += [] if now.in_force else ["but the policy has no such limit now"]
-    paragraph(f"now:  {', '.join(parts)}", indent="      ")
+    if now:
+        of = "" if now.reported.limit == limit.limit else f" of {now.reported.limit}"
+        paragraph(f"now:  {', '.join(_parts(_now_as_json(now), word, of))}", indent="      ")
 
 
-def _retry(ms: int) -> str:
-    return f"retry in {-(-ms // 1000):,} s"
+def _counter_text(now: Headroom | None) -> str | None:
+    return counter_text(now.counter.label) if now and now.counter else None
+
+
+def _parts(counter: Mapping[str, Any], word: str, of: str = "") -> list[str]:
+    """What a counter holds, what is left of its limit, and when it has room."""
+    wait_ms = counter["retry_after_ms"]
+    found = [] if counter["used"] is None else [f"{counter['used']:,} {word}", f"{counter['remaining']:,} left{of}"]
+    return [*found, f"retry in {-(-wait_ms // 1000):,} s"] if wait_ms else found
 
 
 @click.command("show", Command)
 @click.argument("row_id", metavar="ID")
-@policy_option
-@store_option
+@with_settings("policy", "store")
 @json_option
-def show(row_id: str, policy: str | None, store: str | None, as_json: bool) -> None:
+def show(settings: Settings, row_id: str, as_json: bool) -> None:
     """Show a row, the rule that decided, and what its counters held then and hold now.
 
     ID is the audit_id of a denial, the id of a row of `audit tail` (on a terminal of at least 120 columns, or in a pipe), or
-    the word last, which stands for the newest row that `audit tail` shows. The last lines are a command that changes the
-    rule. For a denial, the rule would have admitted the call with the limits in this command.
+    the word last, which stands for the newest row that `audit tail` shows. The last line is a command that sets the rule as it
+    is now: edit its limit to change the rule.
 
     \b
     Examples:
       mcpguard audit show last
       mcpguard audit show 45732ae6c06cfb07-4
     """
-    settings = config.load(os.environ, policy=policy, store=store)
     require_store(settings)
     found = load(settings.policy, named=settings.policy_named)
     with settings.read_store() as opened:
         record = find(opened, settings.namespace, row_id)
-        explained = explain_row(opened, found, record, policy_option=["--policy", policy] if policy else [])
+        explained = explain_row(opened, found, record, policy_option=policy_words(settings))
     if as_json:
         echo_json(shown_as_json(explained, found), indent=2)
     else:

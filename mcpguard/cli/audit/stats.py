@@ -1,29 +1,27 @@
 """`mcpguard audit stats`: counts the calls in the audit log."""
 
-import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.filters import is_narrow, row_filters, wanted_rows
-from mcpguard.cli.options import json_option, store_option
+from mcpguard.cli.options import json_option, none_match, row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import echo_json, fit, fit_all, room_beside, say, width_of_terminal
-from mcpguard.errors import ExitStatus
+from mcpguard.config import Settings
 from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.text.printing import printable, quoted
 
-_MEMBERS = ("calls", "allowed", "denied", "would_deny", "errors", "p50_ms", "p95_ms", "p99_ms")
+_LEAST_KEY: Final = 8
+"""The least width of what is counted by."""
 
 
 @click.command("stats", Command)
 @click.option("--by", type=click.Choice(KEYS), default="tool", show_default=True, help="What to count by.")
 @row_filters
 @json_option
-@store_option
-def stats(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
+@with_settings("store")
+def stats(settings: Settings, by: str, as_json: bool, **filters: Any) -> None:
     """Count the calls in the audit log, with their denials, errors and durations.
 
     A row that stands for several denials counts as that many calls. Durations are exact to 0.5 %. Hours are in UTC. Errors are
@@ -36,8 +34,7 @@ def stats(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
       mcpguard audit stats --by hour --tool search_customers --json
     """
     give_way()
-    settings = config.load(os.environ, store=store)
-    wanted = wanted_rows(settings.namespace, **filters)
+    wanted = wanted_rows(settings.namespace, filters)
     found: list[Statistic] = []
     total = None
     if settings.address.exists():
@@ -48,35 +45,26 @@ def stats(by: str, as_json: bool, store: str | None, **filters: Any) -> int:
     elif total is None:
         say(f"no calls: there is no store at {settings.address.shown}")
     elif not found:
-        say("no calls" + (" match" if is_narrow(filters) else ""))
+        say(none_match("calls", filters))
     else:
         lines = _table(by, [*found, total], width_of_terminal()) if sys.stdout.isatty() else [_line(by, one) for one in found]
         click.echo("\n".join(lines))
-    return ExitStatus.OK
 
 
 def _line(by: str, one: Statistic) -> str:
-    words = [f"{name}={value}" for name in _MEMBERS if (value := getattr(one, name)) is not None]
+    words = [f"{name}={value}" for name in Statistic._fields[1:] if (value := getattr(one, name)) is not None]
     return " ".join([f"{by}={'-' if one.key is None else quoted(one.key)}", *words])
 
 
 def _table(by: str, found: list[Statistic], width: int) -> list[str]:
-    """A table with as many columns as fit; in a narrow one a key has a line of its own."""
+    """A table with as many columns as fit."""
     columns = [("CALLS", -9), ("DENIED", -8), ("DENIED %", -8), ("ERRORS", -7), ("P50", -7), ("P95", -7), ("P99", -7)]
     if width >= 110:
         columns[1:1] = [("ALLOWED", -9)]
         columns[4:4] = [("WOULD DENY", -10)]
-    elif width < 60:
-        columns = [("CALLS", -9), ("DENIED %", -8), ("P50", -7), ("P99", -7)]
-    spare = room_beside(columns, width)
-    lines = []
-    for key, values in [
-        (by.upper(), {name: name for name, _ in columns}),
-        *((_key(by, one.key), _cells(one)) for one in found),
-    ]:
-        cells = " ".join(fit_all([values[name] for name, _ in columns], columns))
-        lines += [fit(key, width - 1).rstrip(), f"  {cells}"] if spare < 8 else [f"{fit(key, spare)} {cells}"]
-    return lines
+    spare = max(_LEAST_KEY, room_beside(columns, width))
+    rows = [(by.upper(), {name: name for name, _ in columns}), *((_key(by, one.key), _cells(one)) for one in found)]
+    return [" ".join([fit(key, spare), *fit_all([values[name] for name, _ in columns], columns)]) for key, values in rows]
 
 
 def _key(by: str, key: str | None) -> str:

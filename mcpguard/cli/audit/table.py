@@ -6,9 +6,9 @@ from typing import Final
 
 import click
 
-from mcpguard.cli.counters.table import short_limit
-from mcpguard.cli.present import cell_width, fit, fit_all, room_beside
-from mcpguard.session.verdict import FORWARDED
+from mcpguard.cli.counters import short_limit
+from mcpguard.cli.present import Columns, cell_width, fit, fit_all, room_beside
+from mcpguard.session.verdict import FORWARDED, REFUSED
 from mcpguard.text.printing import printable
 from mcpguard.text.times import span_up
 
@@ -22,15 +22,8 @@ change."""
 _LEAST_TOOL: Final = 8
 """The least width of a tool's name. If there is less room, each row has two lines."""
 
-_STYLES: Final = {
-    "rate_limited": "red",
-    "denied": "red",
-    "unauthenticated": "red",
-    "unavailable": "red",
-    "invalid": "red",
-    "would_deny": "yellow",
-    "allowed_unavailable": "yellow",
-}
+_OBSERVED: Final = ("would_deny", "allowed_unavailable")
+"""Decisions after which a call was forwarded, though not as a matter of course."""
 
 
 class Table:
@@ -38,11 +31,9 @@ class Table:
 
     Args:
         width: The width of the terminal in columns.
-        coloured: Whether decisions are coloured.
     """
 
-    def __init__(self, width: int, *, coloured: bool) -> None:
-        self._coloured = coloured
+    def __init__(self, width: int) -> None:
         self._width = width - 1  # a line of full width would wrap on some terminals
         self._is_wide = width >= WIDE
         self._day = ""
@@ -51,40 +42,39 @@ class Table:
         self._size = {name: abs(size) for columns in self._lines for name, size in columns}
         self._heading = self._row({name: name for name in self._size})
 
-    def _layout(self, width: int) -> list[list[tuple[str, int]]]:
-        """The columns of a row, by line. A negative size aligns a column to the right."""
+    def _layout(self, width: int) -> list[Columns]:
+        """The columns of a row, by line."""
         begin, end = [("TIME", 8), ("DECISION", 12), ("AXIS", 5)], [("COUNT", -6), ("LIMIT", 9), ("OUTCOME", 11)]
-        ids = [("ID", 24)] if width >= WITH_ID else []
-        spare = room_beside(begin + end + ids, width)
-        if self._is_wide:
-            server, user, agent = spare // 8, spare // 5, spare * 2 // 5
-            names = [("SERVER", server), ("USER", user), ("AGENT", agent), ("TOOL", spare - server - user - agent - 3)]
-            return [begin + names + end + ids]
-        if spare >= _LEAST_TOOL:
-            return [[*begin, ("TOOL", spare), *end, *ids]]
-        first = [("TIME", 8), ("DECISION", max(4, self._width - 27)), ("AXIS", 5), ("OUTCOME", 11)]
-        return [first, [("", 1), ("TOOL", max(4, self._width - 19)), ("COUNT", -6), ("LIMIT", 9)]]
+        end += [("ID", 24)] if width >= WITH_ID else []
+        spare = room_beside(begin + end, width)
+        if spare < _LEAST_TOOL:
+            first = [("TIME", 8), ("DECISION", max(4, self._width - 27)), ("AXIS", 5), ("OUTCOME", 11)]
+            return [first, [("", 1), ("TOOL", max(4, self._width - 19)), ("COUNT", -6), ("LIMIT", 9)]]
+        if not self._is_wide:
+            return [[*begin, ("TOOL", spare), *end]]
+        server, user, agent = spare // 8, spare // 5, spare * 2 // 5
+        names = [("SERVER", server), ("USER", user), ("AGENT", agent), ("TOOL", spare - server - user - agent - 3)]
+        return [begin + names + end]
 
-    def lines(self, record: Mapping[str, object]) -> list[str]:
+    def lines(self, record: Mapping[str, object], *, ended: bool = False) -> list[str]:
         """The lines of a record. Above the first one are the names of the columns.
 
-        Lines with the date, and in a narrow table with user, agent and server, come before it if these have changed.
+        Lines with the date, and in a narrow table with user, agent and server, come before it if these have changed. With
+        `ended`, the record was shown without its outcome: its line has the time of the outcome.
         """
-        decision = str(record["decision"])
+        heading, self._heading = self._heading, []
         tool = printable(str(record.get("tool", record.get("reason", ""))))
+        if ended:
+            cells = {"DECISION": "ended", "TOOL": tool, "OUTCOME": _end(record)}
+            return heading + self._with_context(record, ended_us(record), cells)
+        decision = str(record["decision"])
         if "repeats" in record:
             times = f" ×{record['repeats']}"
             tool = fit(tool, max(1, self._size["TOOL"] - len(times))).rstrip() + times
         cells = {"DECISION": decision, "AXIS": str(record.get("axis", "")), "TOOL": tool, "COUNT": str(record.get("count", ""))}
         cells |= {"LIMIT": _limit(record), "OUTCOME": _end(record)}
-        lines = self._with_context(record, int(str(record["time_us"])), cells, _STYLES.get(decision, ""))
-        heading, self._heading = self._heading, []
-        return heading + lines
-
-    def ended(self, record: Mapping[str, object]) -> list[str]:
-        """The lines of the outcome of a call whose row was shown without it. The time is that of the outcome."""
-        cells = {"DECISION": "ended", "TOOL": printable(str(record.get("tool", ""))), "OUTCOME": _end(record)}
-        return self._with_context(record, ended_us(record), cells)
+        style = "red" if decision in REFUSED else "yellow" if decision in _OBSERVED else ""
+        return heading + self._with_context(record, int(str(record["time_us"])), cells, style)
 
     def _with_context(self, record: Mapping[str, object], time_us: int, cells: dict[str, str], style: str = "") -> list[str]:
         at = time.localtime(time_us // 1_000_000)  # unlike `datetime`, it takes any zone that TZ names
@@ -109,13 +99,11 @@ class Table:
     def _row(self, cells: Mapping[str, str], style: str = "") -> list[str]:
         lines = []
         for columns in self._lines:
-            padded = fit_all([cells.get(name, "") for name, _ in columns], columns)
-            if style and self._coloured:
-                padded = [
-                    click.style(text, fg=style) if name == "DECISION" else text
-                    for text, (name, _) in zip(padded, columns, strict=True)
-                ]
-            lines.append(" ".join(padded).rstrip())
+            names = [name for name, _ in columns]
+            padded = dict(zip(names, fit_all([cells.get(name, "") for name in names], columns), strict=True))
+            if style and "DECISION" in padded:
+                padded["DECISION"] = click.style(padded["DECISION"], fg=style)
+            lines.append(" ".join(padded.values()).rstrip())
         return lines
 
 

@@ -1,27 +1,22 @@
 """`mcpguard audit tail`: shows the newest rows of the audit log, and follows the log."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.audit.table import Table, ended_us
 from mcpguard.cli.base import Command
-from mcpguard.cli.filters import is_narrow, nearest, row_filters, wanted_rows
-from mcpguard.cli.options import store_option
-from mcpguard.cli.present import echo, is_coloured, reader_leaves, say, width_of_terminal
+from mcpguard.cli.options import nearest, none_match, row_filters, wanted_rows, with_settings
+from mcpguard.cli.present import echo, reader_leaves, say, width_of_terminal
 from mcpguard.config import Settings
-from mcpguard.errors import ExitStatus
 from mcpguard.reading.following import is_over, until_replaced
 from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
 from mcpguard.session.verdict import FORWARDED
-from mcpguard.stores.api import Entry, Readable, Wanted
+from mcpguard.stores.api import Entry, Readable
 from mcpguard.text.times import rfc3339
 
 POLL_S: Final = 0.25
@@ -34,40 +29,23 @@ ROWS: Final = 10
 """How many rows are shown without `-n` and `--since`."""
 
 _Record = Mapping[str, object]
+Form = Callable[..., list[str]]
+"""Gives the lines of a record; with `ended`, those of the outcome of a call whose row was printed without it."""
 
 
-class Form(Protocol):
-    """The form in which rows are printed."""
-
-    def lines(self, record: _Record) -> list[str]:
-        """The lines of a row."""
-
-    def ended(self, record: _Record) -> list[str]:
-        """The lines of the outcome of a call whose row was printed without it."""
+def as_object(record: _Record, *, ended: bool = False) -> list[str]:
+    """A record as a JSON object. A row is printed again when its outcome is known."""
+    del ended
+    return [json.dumps(record)]
 
 
-class Objects:
-    """Each record as a JSON object. A row is printed again when its outcome is known."""
-
-    def lines(self, record: _Record) -> list[str]:
-        """See `Form`."""
-        return [json.dumps(record)]
-
-    ended = lines
-
-
-class Pairs:
-    """Each record as a line of `key=value`."""
-
-    def lines(self, record: _Record) -> list[str]:
-        """See `Form`."""
-        return [f"time={record['time']} {line(record, with_server=True)} id={record['id']}"]
-
-    def ended(self, record: _Record) -> list[str]:
-        """See `Form`."""
-        shown = {key: record[key] for key in ("server", "user", "agent", "tool", "outcome") if key in record}
-        at = rfc3339(ended_us(record))
-        return [f"time={at} {line({'decision': 'ended', **shown}, with_server=True)} id={record['id']}"]
+def as_pairs(record: _Record, *, ended: bool = False) -> list[str]:
+    """A record as a line of `key=value`."""
+    time, shown = record["time"], record
+    if ended:
+        known = {key: record[key] for key in ("server", "user", "agent", "tool", "outcome") if key in record}
+        time, shown = rfc3339(ended_us(record)), {"decision": "ended"} | known
+    return [f"time={time} {line(shown, with_server=True)} id={record['id']}"]
 
 
 class Tail:
@@ -75,27 +53,17 @@ class Tail:
 
     Args:
         settings: The settings of this machine.
-        wanted: The rows that are shown.
-        form: The form in which they are printed.
-        with_starts: Whether rows are shown that only name the policy with which a session started.
-        found_none: Called with the store if none of its rows is shown, though some were asked for.
+        filters: The values of `row_filters`.
+        form: The form in which rows are printed.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        wanted: Wanted,
-        form: Form,
-        *,
-        with_starts: bool,
-        found_none: Callable[[Readable], None],
-    ) -> None:
+    def __init__(self, settings: Settings, filters: Mapping[str, Any], form: Form) -> None:
         self._settings = settings
-        self._wanted = wanted
-        self._of_any_outcome = wanted._replace(outcomes=None)
+        self._filters = filters
         self._form = form
-        self._with_starts = with_starts
-        self._found_none = found_none
+        self._wanted = wanted_rows(settings.namespace, filters)
+        self._of_any_outcome = self._wanted._replace(outcomes=None)
+        self._with_starts = form is as_object or "policy" in (self._wanted.decisions or ())
         self._awaited: dict[int, dict[str, object]] = {}  # rows of calls without an outcome, by row id
 
     def show(self, rows: int | None, *, follow: bool) -> None:
@@ -105,49 +73,34 @@ class Tail:
             rows: How many of the newest rows; None for all.
             follow: Whether to follow the log.
         """
-        is_new = False
-        if not self._settings.address.exists():
+        is_new = not self._settings.address.exists()
+        if is_new:
             say(f"no audit log yet: there is no store at {self._settings.address.shown}")
-            is_new = follow and self._store_appears()
-            if not is_new:
-                return
-        if not follow:
-            with self._settings.read_store() as store:
-                self._show_newest(store, rows, follow=False)
-            return
-        while True:
+        while self._settings.address.exists() or (follow and self._store_appears()):
             with until_replaced(self._settings) as is_replaced, self._settings.read_store() as store:
-                last_id = 0 if is_new else self._show_newest(store, rows, follow=True)
-                if not self._follow_until_replaced(store, is_replaced, last_id):
+                last_id = 0 if is_new else self._show_newest(store, rows, follow=follow)
+                if not follow or not self._follow_until_replaced(store, is_replaced, last_id):
                     return
             say(f"{self._settings.address.shown} was removed or replaced; following the new store from its first row")
             self._awaited.clear()
-            is_new = self._store_appears()
-            if not is_new:
-                return
+            is_new = True
 
     def _show_newest(self, store: Readable, rows: int | None, *, follow: bool) -> int:
-        """Show the newest rows. Returns the id of the newest row of all."""
-        last_id, newest = self._newest(store, rows, follow=follow)
-        if not self._show(newest) and rows != 0:
-            self._found_none(store)
-        return last_id
-
-    def _newest(self, store: Readable, rows: int | None, *, follow: bool) -> tuple[int, list[Entry]]:
-        """The id of the newest row, and the newest rows to show; with `follow` also those whose outcome may still come."""
+        """Show the newest rows; with `follow`, also remember those whose outcome may come. Returns the id of the newest."""
         last_id = next((entry.row_id for entry in store.newest()), 0)
         found: list[Entry] = []
         shown = 0
-        if rows == 0:
-            return last_id, found
-        for entry in store.newest(wanted=self._of_any_outcome if follow else self._wanted):
+        for entry in store.newest(wanted=self._of_any_outcome if follow else self._wanted) if rows != 0 else ():
             if entry.row_id > last_id or not self._is_to_show(entry.record):
                 continue  # `_follow_until_replaced` shows rows that were written since
             shown += self._wanted.admits(entry.record)
             found.append(entry)
             if shown == rows:
                 break
-        return last_id, found
+        self._show(found)
+        if not shown and rows != 0:
+            self._say_none(store, follow=follow)
+        return last_id
 
     def _follow_until_replaced(self, store: Readable, is_replaced: Callable[[], bool], last_id: int) -> bool:
         """Show new rows until the store is in another file. False if following ends first."""
@@ -166,18 +119,15 @@ class Tail:
     def _is_to_show(self, record: _Record) -> bool:
         return self._with_starts or record.get("reason") != POLICY_AT_START
 
-    def _show(self, entries: list[Entry]) -> int:
-        """Show rows in the order of their times, and remember those without an outcome. Returns how many were shown."""
-        shown = 0
+    def _show(self, entries: list[Entry]) -> None:
+        """Show rows in the order of their times, and remember those without an outcome."""
         for row_id, record in sorted(entries, key=lambda entry: (entry.record["time_us"], entry.row_id)):
             if self._wanted.admits(record):
-                self._print(self._form.lines(record))
-                shown += 1
+                click.echo("\n".join(self._form(record)))
             if record["decision"] in FORWARDED and "outcome" not in record:
                 self._awaited[row_id] = record
                 if len(self._awaited) > MAX_AWAITED:
                     del self._awaited[next(iter(self._awaited))]
-        return shown
 
     def _show_outcomes(self, store: Readable) -> None:
         """Show the outcomes that came since their rows were read."""
@@ -186,13 +136,8 @@ class Tail:
         came = [(self._awaited.pop(one.row_id), one) for one in store.outcomes_of(list(self._awaited))]
         ended = [(self._wanted.admits(before), with_outcome(before, outcome)) for before, outcome in came]
         for was_shown, record in sorted(ended, key=lambda one: ended_us(one[1])):
-            if was_shown:
-                self._print(self._form.ended(record))
-            elif self._wanted.admits(record):
-                self._print(self._form.lines(record))
-
-    def _print(self, lines: list[str]) -> None:
-        click.echo("\n".join(lines))
+            if was_shown or self._wanted.admits(record):
+                click.echo("\n".join(self._form(record, ended=was_shown)))
 
     def _store_appears(self) -> bool:
         """Wait until there is a store. False if following ends first."""
@@ -204,6 +149,12 @@ class Tail:
     def _ends(self) -> bool:
         """Whether the wanted time has ended, or the reader of stdout goes away within `POLL_S`."""
         return is_over(self._wanted) or reader_leaves(within_s=POLL_S)
+
+    def _say_none(self, store: Readable, *, follow: bool) -> None:
+        """Say that no row is shown, and offer filters that find rows."""
+        say(f"{none_match('rows', self._filters)}{' yet' if follow else ''}")
+        if hint := nearest(store, self._settings.namespace, self._filters):
+            echo(f"hint: {hint}", err=True)
 
 
 @click.command("tail", Command)
@@ -219,8 +170,8 @@ class Tail:
 @row_filters
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--table", "as_table", is_flag=True, help="Print the table in a pipe, too, COLUMNS wide.")
-@store_option
-def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: str | None, **filters: Any) -> int:
+@with_settings("store")
+def tail(settings: Settings, follow: bool, rows: int | None, as_json: bool, as_table: bool, **filters: Any) -> None:
     """Show the newest rows of the audit log, oldest first: a table on a terminal, key=value lines in a pipe.
 
     COUNT is how many calls the limit's counter holds. In a denial it also has the denials of this session since its last
@@ -234,28 +185,8 @@ def tail(follow: bool, rows: int | None, as_json: bool, as_table: bool, store: s
       mcpguard audit tail --decision rate_limited --axis user --since 2h
       mcpguard audit tail -n 1000 --json | jq .tool
     """
-    settings = config.load(os.environ, store=store)
-    wanted = wanted_rows(settings.namespace, **filters)
-    if rows is None and not filters["since"]:
-        rows = ROWS
     is_terminal = sys.stdout.isatty()
-    if as_json:
-        form: Form = Objects()
-    else:
-        form = Table(width_of_terminal(), coloured=is_terminal and is_coloured()) if is_terminal or as_table else Pairs()
-    with_starts = as_json or "policy" in (wanted.decisions or ())
-    found_none = partial(_say_none, settings, filters, follow=follow)
-    shown = Tail(settings, wanted, form, with_starts=with_starts, found_none=found_none)
-    try:
-        shown.show(rows, follow=follow)
-    except KeyboardInterrupt:
-        return ExitStatus.INTERRUPTED
-    return ExitStatus.OK
-
-
-def _say_none(settings: Settings, filters: Mapping[str, Any], store: Readable, *, follow: bool) -> None:
-    """Say that no row is shown, and offer filters that find rows."""
-    hint = nearest(store, settings.namespace, filters) if is_narrow(filters) else ""
-    say(f"{'no rows match' if is_narrow(filters) else 'no rows'}{' yet' if follow else ''}")
-    if hint:
-        echo(f"hint: {hint}", err=True)
+    form: Form = as_object if as_json else as_pairs
+    if not as_json and (is_terminal or as_table):
+        form = Table(width_of_terminal()).lines
+    Tail(settings, filters, form).show(ROWS if rows is None and not filters["since"] else rows, follow=follow)

@@ -1,1 +1,69 @@
-"""`mcpguard install`, `uninstall` and `clients`: the servers in clients' files."""
+"""`mcpguard install`, `uninstall` and `clients`: the servers in clients' files; and how a command line names clients."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
+from mcpguard.clients.discovery import Machine, readable_entries, sources
+from mcpguard.errors import McpguardError, UsageError, did_you_mean
+from mcpguard.files import named_path
+
+NO_SERVERS: Final = "no client with servers is found"
+
+
+def complete_clients(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The clients that are found on this machine."""
+    del ctx, param
+    try:
+        titles = {source.client.key: source.client.title for source in sources(Machine.this())}
+    except (OSError, McpguardError):
+        return []
+    return [CompletionItem(key, help=title) for key, title in titles.items() if key.startswith(incomplete)]
+
+
+def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The servers in the clients' files."""
+    del param
+    try:
+        found = sources(Machine.this(), project=project_folder(ctx.params.get("project")))
+    except (OSError, McpguardError):
+        return []
+    names = {entry.name: source.client.title for source in found for entry in readable_entries(source)}
+    return [CompletionItem(name, help=title) for name, title in sorted(names.items()) if name.startswith(incomplete)]
+
+
+project_option = click.option(
+    "--project", metavar="DIR", help="Use the files of the project in DIR instead of your account's.", type=click.Path()
+)
+
+
+def project_folder(name: str | None) -> Path | None:
+    """The folder of `--project`.
+
+    Raises:
+        UsageError: There is no such folder.
+        ConfigError: The working folder, to which the name is relative, no longer exists.
+    """
+    if name is None:
+        return None
+    folder = named_path(name, where="--project")
+    if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` raises without permission
+        raise UsageError(f"--project: {name}: no such folder", "name the folder that holds the project's files")
+    return folder
+
+
+def named_clients(keys: Sequence[str]) -> list[Client]:
+    """The clients with these keys; all clients without keys.
+
+    Raises:
+        UsageError: There is no such client.
+    """
+    for key in keys:
+        if key not in BY_KEY:
+            raise UsageError(f"no such client: {key}", did_you_mean(key.replace(" ", "-"), BY_KEY))
+    return [BY_KEY[key] for key in dict.fromkeys(keys)] or list(CLIENTS)

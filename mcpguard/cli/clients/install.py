@@ -1,22 +1,59 @@
-"""`mcpguard install`: make clients start their servers through mcpguard."""
+"""`mcpguard install` and `uninstall`: make clients start their servers through mcpguard, and undo it."""
 
 import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import click
 
+from mcpguard import config
 from mcpguard.cli.base import Command
-from mcpguard.cli.clients import changing
-from mcpguard.cli.present import warn
+from mcpguard.cli.clients import NO_SERVERS, complete_clients, complete_servers, named_clients, project_folder, project_option
+from mcpguard.cli.options import all_of, require_terminal, yes_option
+from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
+from mcpguard.clients.catalog import CLIENTS, Client
+from mcpguard.clients.discovery import Fault, Machine, client_paths, sources
+from mcpguard.clients.hooks import plan_hooks
+from mcpguard.clients.installing import plan_servers
+from mcpguard.clients.launcher import Launcher, launcher
+from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.clients.plan import Change, Outcome, Plan
+from mcpguard.clients.preview import diff
+from mcpguard.configured_identity import configured_identity
+from mcpguard.errors import ExitStatus, McpguardError, did_you_mean
 from mcpguard.identity.account import state_folder
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.model import Policy
+from mcpguard.text.printing import printable
+from mcpguard.text.redaction import redacted
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_DONE: Final = {
+    "guard": "guarded",
+    "unguard": "no longer guarded",
+    "mend": "its mcpguard is this one now",
+    "leave": "not changed",
+}
+"""What was done with a server, by the action of its outcome."""
+
+
+def _change_options(hook: str) -> Callable[[_F], _F]:
+    """The arguments of both commands. `hook` is the help of `--hook`."""
+    server = "Only the server with this name. May be repeated."
+    return all_of(
+        click.argument("clients", nargs=-1, metavar="[CLIENT]...", shell_complete=complete_clients),
+        click.option("--server", "servers", metavar="NAME", multiple=True, help=server, shell_complete=complete_servers),
+        project_option,
+        click.option("--hook", is_flag=True, help=hook),
+        click.option("--dry-run", is_flag=True, help="Print the changes as a diff, and change nothing."),
+        yes_option,
+    )
 
 
 @click.command("install", Command)
-@changing.change_options
-@click.option("--hook", is_flag=True, help="Also add the client's hook, which tells its subagents apart.")
-@changing.confirm_options
-def install(
-    clients: tuple[str, ...], servers: tuple[str, ...], project: str | None, hook: bool, dry_run: bool, yes: bool
-) -> int:
+@_change_options("Also add the client's hook, which tells its subagents apart.")
+def install(**given: Any) -> int:
     """Make clients start their stdio servers through mcpguard, so that the policy limits their calls.
 
     Without CLIENT, all clients that are found are changed; without --server, all their stdio servers. Only the command and the
@@ -40,23 +77,194 @@ def install(
       mcpguard install claude-code --hook
       mcpguard install --project . --yes
     """
-    from mcpguard.clients.hooks import plan_hooks
-    from mcpguard.clients.installing import plan_servers
-    from mcpguard.clients.launcher import launcher
-    from mcpguard.clients.plan import Plan
-
-    chosen = changing.chosen(clients, project)
     start = launcher(os.environ)
-    changing.check_settings()
-    plan = Plan(state_folder(os.environ), chosen.machine)
-    plan_servers(plan, chosen.sources, frozenset(servers), start)
-    if hook:
-        clients_with_hooks = changing.with_servers(chosen.present, plan, servers)
-        plan_hooks(plan, chosen.machine, clients_with_hooks, chosen.project, start)
-        plan.faults += changing.without_hook(chosen)
-    for warning in start.warnings if plan.changes else ():
-        warn(warning)
-    status = changing.carry_out(plan, chosen, servers, changing.INSTALL, dry_run=dry_run, yes=yes)
-    if not hook:
-        changing.warn_of_missing_hooks(chosen)
+    settings = config.load(os.environ)
+    _ = settings.address, configured_identity(settings, "server")  # raise what the servers would fail with
+    return _change(**given, start=start)
+
+
+@click.command("uninstall", Command)
+@_change_options("With --server: also remove the hooks of the clients that have the server.")
+def uninstall(**given: Any) -> int:
+    """Undo `mcpguard install`: clients start their servers directly again, and nothing limits their calls.
+
+    Without CLIENT, all clients that are found are changed; without --server, all their servers, and their hooks. Only what
+    `install` has added is removed, even if the client or you changed the file since then. Policy, counters and audit log stay.
+
+    \b
+    Examples:
+      mcpguard uninstall --dry-run
+      mcpguard uninstall cursor --server crm
+    """
+    return _change(**given, start=None)
+
+
+def _change(
+    clients: Sequence[str], servers: Sequence[str], project: str | None, *, hook: bool, dry_run: bool, yes: bool,
+    start: Launcher | None,
+) -> int:  # fmt: skip
+    """Plan the changes of both commands, show them, ask, change the files, and print what was done.
+
+    Args:
+        clients: The keys of the clients; empty for all that are found.
+        servers: The names of the servers; empty for all.
+        project: The folder of `--project`.
+        hook: Whether to change the hooks, too.
+        dry_run: Only show the changes.
+        yes: Do not ask.
+        start: What starts mcpguard; None for `uninstall`.
+    """
+    wanted, machine, folder = named_clients(clients), Machine.this(), project_folder(project)
+    found = sources(machine, wanted, folder)
+    present = list(dict.fromkeys(source.client for source in found))
+    absent = [client for client in wanted if client not in present] if clients else []
+    plan = Plan(state_folder(os.environ), machine)
+    plan_servers(plan, found, frozenset(servers), start)
+    if hook or not (start or servers):
+        have = {outcome.source.client for outcome in plan.outcomes}
+        with_hook = [client for client in (present if start else wanted) if not servers or client in have]
+        plan_hooks(plan, machine, with_hook, folder, start)
+    faults = [*plan.faults, *_unknown_servers(servers, plan)]
+    missing = [_missing(client, list(client_paths(machine, client, folder))) for client in absent]
+    if start:
+        faults += [*(_without_hook(wanted) if clients and hook else ()), *missing]
+        faults += [] if found or clients else [_no_file(folder)]
+        for warning in start.warnings if plan.changes else ():
+            warn(warning)
+    status = _carry_out(
+        plan, faults, [] if start else missing, "guarded already" if start else "not guarded", dry_run=dry_run, yes=yes
+    )
+    if start and not hook:
+        _warn_of_missing_hooks(present)
+    return status
+
+
+def _missing(client: Client, paths: Sequence[Path]) -> Fault:
+    """The fault of a named client that has no file. It says where the file would be."""
+    if paths:
+        return Fault(f"{client.title}: no file {paths[0]}", "add a server in the client first")
+    return Fault(f"{client.title}: it has no files in a project", "leave out --project")
+
+
+def _no_file(folder: Path | None) -> Fault:
+    where = f" in {folder}" if folder else ""
+    return Fault(
+        f"no file of a client is found{where}", "add a server in a client first; mcpguard install --help names the clients"
+    )
+
+
+def _without_hook(clients: Iterable[Client]) -> Iterator[Fault]:
+    """A fault for each client that has no hook."""
+    able = ", ".join(client.key for client in CLIENTS if client.hook)
+    for client in clients:
+        if client.hook is None:
+            yield Fault(f"{client.title}: mcpguard has no hook for it", f"use one of: {able}")
+
+
+def _unknown_servers(servers: Iterable[str], plan: Plan) -> Iterator[Fault]:
+    """A fault for each of the named servers that no file has, or that cannot be changed."""
+    for server in dict.fromkeys(servers):
+        outcomes = [outcome for outcome in plan.outcomes if outcome.server == server]
+        if server not in plan.servers:
+            yield Fault(f"no file has a server named {server}", did_you_mean(server, sorted(plan.servers)))
+        elif outcomes and all(outcome.action == "leave" for outcome in outcomes):
+            yield Fault(f"{server}: not changed: {outcomes[0].detail}")
+
+
+def _warn_of_missing_hooks(clients: Sequence[Client]) -> None:
+    """Warn of the policy's rules for subagents of clients that have no hook."""
+    settings = config.load(os.environ)
+    policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
+    if isinstance(policy, Policy):
+        for one in missing_hooks(policy, clients):
+            warn(str(one))
+
+
+def _carry_out(
+    plan: Plan, faults: Sequence[McpguardError], absent: Sequence[Fault], kept: str, *, dry_run: bool, yes: bool
+) -> int:
+    """Show a plan, ask, change the files, and print what was done; return the exit status.
+
+    Args:
+        plan: The plan.
+        faults: What cannot be done.
+        absent: What need not be done, since there is no file.
+        kept: What holds for a server that needs no change.
+        dry_run: Only show the changes.
+        yes: Do not ask.
+    """
+    status = _complain(faults)
+    changes = plan.changes
+    if changes and not _agreed(changes, dry_run=dry_run, yes=yes):
+        if dry_run:
+            return status
+        click.echo("nothing was changed", err=True)
+        return ExitStatus.FAILURE
+    errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
+    for one in absent:
+        echo(one.message)
+    if not (plan.outcomes or plan.hooks or absent or status):
+        click.echo(NO_SERVERS)
+    failed = {os.path.realpath(file) for file in errors}  # a file can have several names
+    _report(plan, failed, kept)
+    steps = plan.steps({os.path.realpath(change.file) for change in changes} - failed)
+    if steps:
+        click.echo("\nTo make the changes take effect:")
+    for client, step in steps.items():
+        paragraph(f"  {client.title}: {step}")
+    return max(status, _complain(errors.values()))
+
+
+def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
+    """Print the diff, and ask unless `--yes` was given. With `--dry-run` the answer is no.
+
+    Raises:
+        UsageError: There is no terminal to ask on.
+    """
+    if yes and not dry_run:
+        return True
+    if not dry_run:
+        require_terminal(
+            click.get_current_context().info_name or "",
+            "add --yes to change the files without asking, or --dry-run to see the changes",
+        )
+    for change in changes:
+        for line in diff(change):
+            click.echo(coloured_diff(line), err=not dry_run)
+    if dry_run:
+        return False
+    what = f"{len(changes)} files" if len(changes) > 1 else str(changes[0].file)
+    return click.confirm(f"Change {printable(what)}?", err=True)
+
+
+def _report(plan: Plan, failed: Collection[str], kept: str) -> None:
+    """Print a paragraph for each file: which servers were changed, which were not, and why.
+
+    Args:
+        plan: The plan.
+        failed: The files that could not be changed, with all links followed. They are left out.
+        kept: What holds for a server that needs no change.
+    """
+    places: dict[str, list[Outcome]] = {}
+    for outcome in plan.outcomes:
+        if os.path.realpath(outcome.source.file) not in failed:
+            places.setdefault(outcome.source.place, []).append(outcome)
+    for place, outcomes in places.items():
+        echo(place)
+        for outcome in outcomes:
+            paragraph(
+                f"  {outcome.server}: {_DONE.get(outcome.action, kept)}{f' ({outcome.detail})' if outcome.detail else ''}"
+            )
+    for hook in plan.hooks:
+        if os.path.realpath(hook.file) not in failed:
+            paragraph(f"{hook.client.title}, {hook.file}: {hook.text}")
+
+
+def _complain(faults: Iterable[McpguardError]) -> ExitStatus:
+    """Print a line for each fault, with its hint; return the exit status."""
+    status = ExitStatus.OK
+    for fault in faults:
+        status = ExitStatus.FAILURE
+        hint = f" (hint: {fault.hint})" if fault.hint else ""
+        echo(redacted(f"mcpguard: {fault.message}{hint}"), err=True)
     return status

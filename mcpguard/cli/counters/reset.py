@@ -1,29 +1,31 @@
 """`mcpguard reset`: empty counters."""
 
 import json
-import os
 from collections.abc import Mapping
+from typing import Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command
-from mcpguard.cli.counters.table import counter_text
-from mcpguard.cli.filters import given, name_filters, selects
-from mcpguard.cli.options import require_terminal, store_option, yes_option
+from mcpguard.cli.counters import counter_text
+from mcpguard.cli.options import given, name_filters, require_terminal, selects, with_settings, yes_option
+from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
 from mcpguard.limiter.plan import Label, label_parts
 from mcpguard.stores.api import CounterUse
 from mcpguard.text.printing import amount, printable
 from mcpguard.text.times import window
 
+_LISTED: Final = 10
+"""The most counters that a question lists."""
+
 
 @click.command("reset", Command)
 @name_filters("counters")
-@store_option
+@with_settings("store")
 @yes_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
-def reset(yes: bool, as_json: bool, **options: str | None) -> int:
+def reset(settings: Settings, yes: bool, as_json: bool, **names: str | None) -> int | None:
     """Empty the counters that match all the given selectors, or all counters. Limits and the audit log stay as they are.
 
     --user alice matches the counters that count only alice's calls. It does not match a counter that users share, such as
@@ -37,27 +39,23 @@ def reset(yes: bool, as_json: bool, **options: str | None) -> int:
     """
     if not yes:
         require_terminal("reset", "add --yes to reset without asking")
-    settings = config.load(os.environ, store=options["store"])
     if not settings.address.exists():
         click.echo(printable(f"no counters: there is no store at {settings.address.shown}"), err=as_json)
-        return ExitStatus.OK
+        return None
     with settings.change_store() as store:
-        found = [
-            held
-            for held in store.held()
-            if (counter := label_parts(held.label)).namespace == settings.namespace and is_selected(counter, given(options))
-        ]
+        labels = [(held, label_parts(held.label)) for held in store.held()]
+        found = [held for held, label in labels if label.namespace == settings.namespace and is_selected(label, given(names))]
         if not found:
             click.echo("no counter in use matches", err=as_json)
-            return ExitStatus.OK
+            return None
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
         store.reset([held.label for held in found])
     for held in found:
         click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
-    click.echo(f"{_count(found)} reset", err=as_json)
-    return ExitStatus.OK
+    click.echo(f"{amount(len(found), 'counter')} reset", err=as_json)
+    return None
 
 
 def _as_json(held: CounterUse) -> dict[str, object]:
@@ -77,18 +75,11 @@ def _text(held: CounterUse) -> str:
     return printable(f"{counter_text(held.label)}: {used_text(held)}")
 
 
-def _count(found: list[CounterUse]) -> str:
-    return amount(len(found), "counter")
-
-
 def _agreed(found: list[CounterUse]) -> bool:
     """List the counters, at most ten of them, and ask for confirmation."""
-    shown = 10
-    for held in found[:shown]:
-        click.echo(_text(held), err=True)
-    if len(found) > shown:
-        click.echo(f"and {len(found) - shown:,} more", err=True)
-    return click.confirm(f"Reset {_count(found)}?", err=True)
+    more = [f"and {len(found) - _LISTED:,} more"] if len(found) > _LISTED else []
+    click.echo("\n".join([*map(_text, found[:_LISTED]), *more]), err=True)
+    return click.confirm(f"Reset {amount(len(found), 'counter')}?", err=True)
 
 
 def used_text(held: CounterUse) -> str:
@@ -101,10 +92,8 @@ def used_text(held: CounterUse) -> str:
 
 def is_selected(counter: Label, patterns: Mapping[str, str]) -> bool:
     """Whether every pattern matches a value of the counter, or the text of another selector of its rule."""
+    texts = {key: [counter.values[key]] for key in counter.values}
     return all(
-        any(
-            selects(key, pattern, text)
-            for text in [*([counter.values[key]] if key in counter.values else []), *counter.shared.get(key, [])]
-        )
+        any(selects(key, pattern, text) for text in [*texts.get(key, ()), *counter.shared.get(key, ())])
         for key, pattern in patterns.items()
     )

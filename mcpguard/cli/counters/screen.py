@@ -1,20 +1,19 @@
 """The live screen of `usage --watch`."""
 
-import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from mcpguard.cli.counters.table import NARROW, Table, short_limit
+from mcpguard.cli.counters import short_limit, table
 from mcpguard.cli.present import fit, fit_all
 from mcpguard.config import Settings
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.reading.following import until_replaced
-from mcpguard.reading.watching import DENIALS, NO_AXIS, View, Watcher
+from mcpguard.reading.usage import DENIALS, NO_AXIS, View, Watcher
 from mcpguard.text.printing import printable
 
 if TYPE_CHECKING:
@@ -30,19 +29,8 @@ EFFORT: Final = 25
 ROWS: Final = 40
 """The most counters on the screen."""
 
-_SIGNALS: Final = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+SIGNALS: Final = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _AXES: Final = ("user", "tool", "agent", NO_AXIS)
-
-
-class _Ended(BaseException):
-    """A signal ends the program.
-
-    Args:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 def show(
@@ -51,8 +39,8 @@ def show(
     policy: Policy,
     is_selected: Callable[[Mapping[str, object]], bool],
     rows: int | None,
-) -> int:
-    """Show the screen until a signal ends it. The terminal is then as it was. Returns the exit status.
+) -> NoReturn:
+    """Show the screen until a signal ends the program. The terminal is then as it was.
 
     Args:
         settings: The settings of this machine.
@@ -65,54 +53,39 @@ def show(
     from rich.live import Live
 
     console = Console(highlight=False)  # without colours if NO_COLOR is set
-    try:
-        with (
-            _raising(),
-            Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False, redirect_stdout=False) as live,
-        ):
-            while True:  # again if the store is replaced
-                while not settings.address.exists():
-                    time.sleep(PERIOD_S)
-                with until_replaced(settings) as is_replaced, settings.read_store() as store:
-                    watcher = Watcher(store, file, policy, settings.namespace, is_selected)
-                    try:
-                        while not is_replaced():
-                            began_s = time.process_time()
-                            live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
-                            time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))
-                    finally:  # after an error, too: the file tells each new policy only once
-                        policy = watcher.policy
-    except _Ended as ended:
-        return 128 + ended.number
+    for one in SIGNALS:
+        signal.signal(one, end)
+    with Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False, redirect_stdout=False) as live:
+        while True:  # again if the store is replaced
+            while not settings.address.exists():
+                time.sleep(PERIOD_S)
+            with until_replaced(settings) as is_replaced, settings.read_store() as store:
+                watcher = Watcher(store, file, policy, settings.namespace, is_selected)
+                try:
+                    while not is_replaced():
+                        began_s = time.process_time()
+                        live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
+                        time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))
+                finally:  # after an error, too: the file tells each new policy only once
+                    policy = watcher.policy
 
 
-@contextlib.contextmanager
-def _raising() -> Iterator[None]:
-    """Raise `_Ended` at a signal, so that what is on the stack restores the terminal. Further signals are ignored."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        for one in numbers:
-            signal.signal(one, signal.SIG_IGN)
-        raise _Ended(number)
-
-    numbers = [signal.SIGINT, *_SIGNALS]
-    before = {one: signal.signal(one, end) for one in numbers}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+def end(number: int, _: FrameType | None) -> NoReturn:
+    """End the program, so that what is on the stack restores the terminal. Further signals are ignored."""
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def _text(view: View, where: str, console: "Console", rows: int | None) -> "Text":
     from rich.text import Text
 
     width, height = console.size
-    lines = screen(view, where, width, height, rows, coloured=console.color_system is not None)
+    lines = screen(view, where, width, height, rows)
     return Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop")
 
 
-def screen(view: View, where: str, width: int, height: int, rows: int | None, *, coloured: bool) -> list[str]:
+def screen(view: View, where: str, width: int, height: int, rows: int | None) -> list[str]:
     """The lines of the screen, none longer than its width.
 
     Args:
@@ -121,29 +94,33 @@ def screen(view: View, where: str, width: int, height: int, rows: int | None, *,
         width: The width of the terminal in columns.
         height: Its height in lines.
         rows: The most counters.
-        coloured: Whether there are colours.
     """
     now = time.strftime("%H:%M:%S")
-    head = [f"mcpguard usage  {now}  {printable(where)}", *([printable(view.trouble)] if view.trouble else []), ""]
-    head += _rates(view, width)
-    denials = [_denial(one, width) for one in view.denials[: min(DENIALS, max(1, height // 5))]] or ["none"]
+    head = [
+        f"mcpguard usage  {now}  {printable(where)}",
+        *([printable(view.trouble)] if view.trouble else []),
+        "",
+        *_rates(view),
+    ]
+    denials = [_denial(one) for one in view.denials[: min(DENIALS, max(1, height // 5))]] or ["none"]
     tail = ["", "LATEST DENIALS", *denials]
-    most = min(ROWS if rows is None else rows, len(view.usages))
-    of_each = 2 if width < NARROW else 1
-    room = height - len(head) - 1 - of_each  # below the empty line and the heading
-    if most and room - len(tail) < of_each:
+    room = height - len(head) - 2  # for the empty line and the heading
+    if view.usages and room <= len(tail):
         tail = []  # a low screen shows counters
-    most = max(0, min(most, (room - len(tail)) // of_each))
-    table = "\n".join(Table(width, coloured=coloured).lines(view.usages[:most])).split("\n")
-    if not view.usages:
-        table = ["no counter holds calls"]
-    lines = [*(fit(line, width - 1).rstrip() for line in head), "", *table, *(fit(line, width - 1).rstrip() for line in tail)]
+    most = max(0, min(ROWS if rows is None else rows, room - len(tail)))
+    counters = table(view.usages[:most], width) if view.usages else ["no counter holds calls"]
+    lines = [
+        *(fit(line, width - 1).rstrip() for line in head),
+        "",
+        *counters,
+        *(fit(line, width - 1).rstrip() for line in tail),
+    ]
     return lines[:height]
 
 
-def _rates(view: View, width: int) -> list[str]:
+def _rates(view: View) -> list[str]:
     """A table of calls and denials per second by axis."""
-    columns = [("", 9 if width < NARROW else 16), *[(axis, -5 if width < NARROW else -9) for axis in ("all", *_AXES)]]
+    columns = [("", 16), *[(axis, -9) for axis in ("all", *_AXES)]]
     lines = [" ".join(fit_all([name for name, _ in columns], columns))]
     for name, of in (("calls/s", view.calls_per_s), ("denials/s", view.denials_per_s)):
         values = [sum(of.values()), *(of.get(axis, 0.0) for axis in _AXES)]
@@ -152,12 +129,10 @@ def _rates(view: View, width: int) -> list[str]:
     return lines
 
 
-def _denial(found: Mapping[str, object], width: int) -> str:
+def _denial(found: Mapping[str, object]) -> str:
     at = time.strftime("%H:%M:%S", time.localtime(datetime.fromisoformat(str(found["time"])).timestamp()))
     who = [printable(str(found[key])) for key in ("tool", "user", "agent", "server") if key in found]
     limit = short_limit(found) if "limit" in found else ""
-    if width < NARROW:
-        return " ".join([at, *who[:2]])
     times = [f"×{found['repeats']}"] if "repeats" in found else []
     return " ".join(
         [at, fit(str(found["decision"]), 12), fit(str(found.get("axis", "")), 5), fit(limit, 9), *who[:1], *times, *who[1:]]

@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command, give_way
-from mcpguard.cli.counters.table import Table, plain, usage_as_json
-from mcpguard.cli.filters import all_match, given, name_filters
-from mcpguard.cli.options import policy_option, store_option
-from mcpguard.cli.present import is_coloured, say, width_of_terminal
-from mcpguard.errors import ExitStatus, PolicyError, UsageError
+from mcpguard.cli.counters import plain, table, usage_as_json
+from mcpguard.cli.options import all_match, given, name_filters, with_settings
+from mcpguard.cli.present import say, width_of_terminal
+from mcpguard.config import Settings
+from mcpguard.errors import PolicyError, UsageError
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 
@@ -25,10 +24,9 @@ from mcpguard.policy.model import Policy
 )
 @click.option("-n", "--lines", "rows", type=click.IntRange(min=0), metavar="N", help="The number of counters. Default: all.")
 @name_filters("counters")
-@policy_option
-@store_option
+@with_settings("policy", "store")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
-def usage(watch: bool, rows: int | None, policy: str | None, store: str | None, as_json: bool, **names: str | None) -> int:
+def usage(settings: Settings, watch: bool, rows: int | None, as_json: bool, **names: str | None) -> None:
     """Show how full each counter is, the least quota left first.
 
     A line has the number of calls that a counter holds, its limit, how many calls are left, and when the limit allows the next
@@ -45,7 +43,6 @@ def usage(watch: bool, rows: int | None, policy: str | None, store: str | None, 
         raise UsageError("--watch shows a screen on a terminal", "use mcpguard usage --json for programs")
     if watch and (kind := os.environ.get("TERM", "").lower()) in {"dumb", "unknown"}:  # for which `rich` draws nothing
         raise UsageError(f"--watch needs a terminal that can move its cursor, and TERM is {kind}", "leave out --watch")
-    settings = config.load(os.environ, policy=policy, store=store)
     file = PolicyFile(settings.policy, named=settings.policy_named)
     found = file.begin()
     if isinstance(found, PolicyError):
@@ -53,17 +50,16 @@ def usage(watch: bool, rows: int | None, policy: str | None, store: str | None, 
     is_selected = partial(all_match, given(names))
     if not settings.address.exists():
         say(f"no counters: there is no store at {settings.address.shown}")
-        return ExitStatus.OK
+        return
     if watch:
         from mcpguard.cli.counters import screen
 
         give_way()
-        return screen.show(settings, file, found, is_selected, rows)
+        screen.show(settings, file, found, is_selected, rows)
     _print(settings, found, is_selected, rows, as_json=as_json)
-    return ExitStatus.OK
 
 
-def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: int | None, *, as_json: bool) -> None:
+def _print(settings: Settings, policy: Policy, is_selected: Any, rows: int | None, *, as_json: bool) -> None:
     from mcpguard.reading.usage import Limits
 
     with settings.read_store() as store:
@@ -77,7 +73,6 @@ def _print(settings: config.Settings, policy: Policy, is_selected: Any, rows: in
     elif not sys.stdout.isatty():
         lines = [plain(one) for one in found]
     else:
-        table = Table(width_of_terminal(), coloured=is_coloured())
-        lines = table.lines(found) if found else []
+        lines = table(found, width_of_terminal()) if found else []
     for line in lines:
         click.echo(line)

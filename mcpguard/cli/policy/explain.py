@@ -11,7 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.base import Command
-from mcpguard.cli.counters.table import counter_text
+from mcpguard.cli.counters import counter_text
 from mcpguard.cli.names import files, unseen
 from mcpguard.cli.options import json_option, name_option, policy_option, store_option
 from mcpguard.cli.policy.show import named, print_source, rule_as_json, source_as_json
@@ -19,8 +19,8 @@ from mcpguard.cli.present import echo_json, paragraph, print_table, warn
 from mcpguard.configured_identity import SOURCES
 from mcpguard.errors import UsageError
 from mcpguard.identity.caller import parse_agent
+from mcpguard.policy.explain import Headroom, RuleMatch
 from mcpguard.policy.file import load
-from mcpguard.policy.match import Headroom, RuleMatch
 from mcpguard.policy.model import Policy
 from mcpguard.reading.explaining import Explanation, caller
 from mcpguard.reading.explaining import explain as explained
@@ -28,14 +28,17 @@ from mcpguard.session.verdict import Verdict
 from mcpguard.text.times import ms_up
 from mcpguard.wire.frames import refuse_constant
 
-_SOURCES: Final = SOURCES | {
-    "default": "",
-    "audit": "from the last call of this tool",
-    "unknown": "unknown; name it with --server",
-}
+_SOURCES: Final = SOURCES | {"default": ""}
 """The remark on a value's source. For the source `config` it is the option, variable or file."""
 
 _HEADINGS: Final = {"applies": "Applies", "overridden": "Overridden", "no match": "Does not match"}
+_STYLES: Final = {"applies": "green", "overridden": "yellow", "no match": "dim"}
+_COLUMNS: Final = (
+    {"header": "RULE", "ratio": 2},
+    {"header": "LIMIT", "max_width": 12},
+    {"header": "STATUS", "max_width": 10},
+    {"header": "REASON, OR QUOTA LEFT", "ratio": 3},
+)
 
 
 def _require_names(given: Iterable[tuple[str, str | None]]) -> None:
@@ -46,16 +49,12 @@ def _require_names(given: Iterable[tuple[str, str | None]]) -> None:
 
     Raises:
         UsageError: A value is empty or a pattern.
-        ConfigError: An agent does not have three parts.
     """
     for option, value in given:
         if value == "":
-            instead = "" if option == "--tool" else ", or leave the option out"
-            raise UsageError(f"{option} is empty", f"give a name{instead}")
+            raise UsageError(f"{option} is empty", f"give a name{'' if option == '--tool' else ', or leave the option out'}")
         if value is not None and "*" in value:
             raise UsageError(f"{option}: {value!r} is a pattern", "give an exact name: only rules have patterns")
-        if value and option == "--agent":
-            parse_agent(value, where=option)
 
 
 def _arguments_of(text: str | None) -> dict[str, object] | None:
@@ -78,19 +77,9 @@ def _arguments_of(text: str | None) -> dict[str, object] | None:
 def _as_json(found: Explanation, policy: Policy, file: Path) -> dict[str, object]:
     """An explanation as JSON. Counts are null if the store cannot be read."""
     call, verdict = found.call, found.verdict
+    sources = {key if key.endswith("_from") else f"{key}_source": source for key, source in found.sources.items()}
     return {
-        "call": {
-            "user": call.user,
-            "user_source": found.sources["user"],
-            "agent": call.agent,
-            "agent_source": found.sources["agent"],
-            "server": call.server or None,
-            "server_source": found.sources["server"],
-            "tool": call.tool,
-            "roles": list(call.roles),
-            "scopes": list(call.scopes),
-            **{key: source for key, source in found.sources.items() if key.endswith("_from")},
-        },
+        "call": call._asdict() | {"server": call.server or None} | sources,
         "policy": source_as_json(policy, file),
         "store": {"readable": not found.failure, "reason": found.failure or None},
         "rules": [
@@ -123,26 +112,26 @@ def _limit_as_json(left: Headroom, *, known: bool) -> dict[str, object]:
 
 
 def _verdict_as_json(verdict: Verdict) -> dict[str, object]:
-    values: dict[str, object] = {
-        "decision": verdict.decision,
-        **(verdict.reported.members() if verdict.reported else {}),
-        "reason": verdict.reason,
-        "cost": verdict.cost,
-        "in_flight": verdict.in_flight,
-        "count": verdict.count,
-        "remaining": verdict.remaining,
-        "retry_after_ms": None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us),
-    }
-    return {key: value for key, value in values.items() if value is not None}
+    wait = {"retry_after_ms": None if verdict.retry_after_us is None else ms_up(verdict.retry_after_us)}
+    values = {key: getattr(verdict, key) for key in ("reason", "cost", "in_flight", "count", "remaining")} | wait
+    reported = verdict.reported.members() if verdict.reported else {}
+    return {"decision": verdict.decision} | reported | {key: value for key, value in values.items() if value is not None}
 
 
 def _print(found: Explanation) -> None:
     """Print the call, what each rule does to it, and the decision on the next such call."""
     _print_call(found)
     if sys.stdout.isatty():
-        _print_table(found)
-    else:
-        _print_plain(found)
+        click.echo()
+        print_table([_cells(found, one) for one in found.matches], _COLUMNS)
+    for status, heading in () if sys.stdout.isatty() else _HEADINGS.items():
+        matches = [one for one in found.matches if one.status == status]
+        if matches:
+            click.echo(f"\n{heading}:")
+        for one in matches:
+            paragraph(f"{one.at + 1}. {one.rule.limits_text}  {named(one.rule)}")
+            for line in _lines(found, one):
+                paragraph(line, indent="    ")
     click.echo()
     paragraph(f"Next call: {_next(found)}")
 
@@ -152,11 +141,7 @@ def _print_call(found: Explanation) -> None:
     paragraph(f"call of {call.tool}")
     for key in ("user", "agent", "server"):
         place = sources.get(f"{key}_from", "")
-        remarks = [
-            _SOURCES.get(sources[key], ""),
-            "" if place.startswith("--") else place,
-            found.agent_open if key == "agent" else "",
-        ]
+        remarks = (_SOURCES.get(sources[key], ""), "" if place.startswith("--") else place, found.agent_open * (key == "agent"))
         remark = "; ".join(filter(None, remarks))
         paragraph(f"{key + ':':8}{getattr(call, key) or '-'}{f' ({remark})' if remark else ''}", indent="  ")
     for key, values in (("roles", call.roles), ("scopes", call.scopes)):
@@ -166,36 +151,10 @@ def _print_call(found: Explanation) -> None:
         paragraph(f"the store cannot be read, so the counts are unknown: {found.failure}")
 
 
-def _print_plain(found: Explanation) -> None:
-    for status, heading in _HEADINGS.items():
-        matches = [one for one in found.matches if one.status == status]
-        if matches:
-            click.echo(f"\n{heading}:")
-        for one in matches:
-            paragraph(f"{one.at + 1}. {one.rule.limits_text}  {named(one.rule)}")
-            for line in _lines(found, one):
-                paragraph(line, indent="    ")
-
-
-def _print_table(found: Explanation) -> None:
-    styles = {"applies": "green", "overridden": "yellow", "no match": "dim"}
-    rows = [
-        (
-            f"{one.at + 1}. {named(one.rule)}",
-            one.rule.limits_text.replace(" ", "\n"),
-            (one.status, styles[one.status]),
-            "\n".join(_lines(found, one)),
-        )
-        for one in found.matches
-    ]
-    columns = (
-        {"header": "RULE", "ratio": 2},
-        {"header": "LIMIT", "max_width": 12},
-        {"header": "STATUS", "max_width": 10},
-        {"header": "REASON, OR QUOTA LEFT", "ratio": 3},
-    )
-    click.echo()
-    print_table(rows, columns)
+def _cells(found: Explanation, one: RuleMatch) -> Sequence[str | tuple[str, str]]:
+    """The cells of a rule in the table."""
+    rule, limits = f"{one.at + 1}. {named(one.rule)}", one.rule.limits_text.replace(" ", "\n")
+    return rule, limits, (one.status, _STYLES[one.status]), "\n".join(_lines(found, one))
 
 
 def _lines(found: Explanation, one: RuleMatch) -> list[str]:
@@ -299,6 +258,8 @@ def explain(
         raise UsageError("--user and --token both name the user", "give only one of them")
     given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
     _require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
+    if agent:
+        parse_agent(agent, where="--agent")
     given_arguments = _arguments_of(arguments)
     settings = config.load(os.environ, config=config_file, server=server, **options)
     policy = load(settings.policy, named=settings.policy_named)

@@ -1,17 +1,14 @@
 """`mcpguard policy set`, `unset` and `mode`: edits of the policy file."""
 
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command
 from mcpguard.cli.names import unseen, words
-from mcpguard.cli.options import all_of, name_option, policy_option
+from mcpguard.cli.options import all_of, name_option, policy_words, with_settings
 from mcpguard.cli.policy.show import NO_RULES
 from mcpguard.cli.present import echo, warn
 from mcpguard.clients.missing_hooks import missing_hooks
@@ -21,42 +18,29 @@ from mcpguard.errors import McpguardError, PolicyError, UsageError
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
-from mcpguard.policy.file import load
-from mcpguard.policy.lint import cost_label, counted_in_grains, unset_command, warnings
-from mcpguard.policy.model import PER, Policy, Rule
+from mcpguard.policy.lint import Tightness, cost_label, unset_command, warnings
+from mcpguard.policy.model import PER, Policy
 from mcpguard.policy.parse import parse_cost, parse_rule
-from mcpguard.policy.tighter import Tightness
 from mcpguard.text.printing import plural
 from mcpguard.text.times import span
 
 _T = TypeVar("_T")
 _COMMAND_LINE: Final = "command line"
-_OBSERVING: Final = "The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce"
-"""Printed after a rule was set."""
-
+_SELECTORS: Final = {
+    "user": "A user, or a pattern with *.",
+    "agent": "An agent, client::tier::name; each part is a name or a pattern.",
+    "tool": "A tool, or a pattern.",
+    "server": "A server's name, or a pattern.",
+    "role": "A role of the verified token. Repeat it to require several.",
+    "scope": "A scope of the verified token. Repeat it to require several.",
+}
+_PER_HELP: Final = (
+    "What has a count of its own: some of user,agent,tool,server,arguments; or none. Default: those that the rule selects by."
+)
 _rule_options = all_of(
-    name_option("user", "G", "A user, or a pattern with *.", with_patterns=True),
-    name_option("agent", "G", "An agent, client::tier::name; each part is a name or a pattern.", with_patterns=True),
-    name_option("tool", "G", "A tool, or a pattern.", with_patterns=True),
-    name_option("server", "G", "A server's name, or a pattern.", with_patterns=True),
-    *(
-        name_option(
-            key,
-            "G",
-            f"A {key} of the verified token. Repeat it to require several.",
-            with_patterns=True,
-            multiple=True,
-        )
-        for key in ("role", "scope")
-    ),
-    click.option(
-        "--per",
-        metavar="LIST",
-        shell_complete=words(*PER, "none"),
-        help="What has a count of its own: some of user,agent,tool,server,arguments; or none. Default: those that the rule"
-        " selects by.",
-    ),
-    policy_option,
+    *(name_option(key, "G", text, with_patterns=True, multiple=key in {"role", "scope"}) for key, text in _SELECTORS.items()),
+    click.option("--per", metavar="LIST", shell_complete=words(*PER, "none"), help=_PER_HELP),
+    with_settings("policy"),
 )
 
 
@@ -80,7 +64,7 @@ def _count_option(text: str) -> Callable[..., Any]:
 )
 @click.argument("limits", nargs=-1, metavar="[LIMIT]...")
 def set_(
-    limits: tuple[str, ...], name: str | None, observe: bool | None, policy: str | None, count: str | None,
+    settings: Settings, limits: tuple[str, ...], name: str | None, observe: bool | None, count: str | None,
     concurrent: str | None, wait: str | None, cost: str | None, **selectors: Any,
 ) -> None:  # fmt: skip
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
@@ -114,25 +98,20 @@ def set_(
     }
     table |= {key: value for key, value in given.items() if value is not None}
     if cost is not None:
-        _set_cost(table | {"cost": _number(cost)}, policy)
+        _set_cost(table | {"cost": _number(cost)}, settings)
         return
     if not limits and concurrent is None:
         raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
     _parsed(parse_rule, table)
-    settings = config.load(os.environ, policy=policy)
     edit, at = put(settings.policy, table)
-    _say_new_file(settings.policy, edit, named=settings.policy_named)
+    _say_new_file(settings, edit)
     echo(f"{settings.policy}: {_what_changed(edit, at)}")
     echo(sentences(edit.after)[at])
-    before, after = edit.before, edit.after
-    if not edit.is_unchanged:
-        for consequence in counted_in_grains(after.rules[at], [before.rules[at]] if at < len(before.rules) else before.rules):
-            click.echo(consequence)
+    after = edit.after
     if after.observe:
-        click.echo(_OBSERVING)
-    option = ["--policy", policy] if policy else []
-    _say_what_caps(after, at, option)
-    _warn(edit, settings, table, *_all_users_together(after, at, option))
+        click.echo("The policy is in observe mode, so nothing is denied: mcpguard policy mode enforce")
+    _say_what_caps(after, at, policy_words(settings))
+    _warn(edit, settings, table, *_all_users_together(after, at, policy_words(settings)))
 
 
 def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> None:
@@ -152,11 +131,9 @@ def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -
     rule = policy.rules[at]
     if rule.agent and rule.parts[0].bounds and "user" not in rule.selectors and not rule.per_text:
         each = rule._replace(selectors={"user": ("*",), **rule.selectors})
-        yield (
-            f"rule {at + 1} counts all users together; to count each user separately:"
-            f" {shlex.join(['mcpguard', 'policy', 'set', *policy_option, *each.setting])};"
-            f" then drop this rule: {unset_command(policy, at, policy_option=policy_option)}"
-        )
+        command = shlex.join(["mcpguard", "policy", "set", *policy_option, *each.setting])
+        drop = unset_command(policy, at, policy_option=policy_option)
+        yield f"rule {at + 1} counts all users together; to count each user separately: {command}; then drop this rule: {drop}"
 
 
 def _number(text: str | None) -> int | str | None:
@@ -164,12 +141,11 @@ def _number(text: str | None) -> int | str | None:
     return int(text) if text is not None and len(text) <= 20 and text.isascii() and text.isdecimal() else text
 
 
-def _set_cost(table: dict[str, Any], policy: str | None) -> None:
+def _set_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     _parsed(parse_cost, table)
-    settings = config.load(os.environ, policy=policy)
     edit, at = put_cost(settings.policy, table)
-    _say_new_file(settings.policy, edit, named=settings.policy_named)
+    _say_new_file(settings, edit)
     was = edit.before.costs[at].units if at < len(edit.before.costs) else None
     cost = edit.after.costs[at]
     done = "unchanged" if edit.is_unchanged else "added" if was is None else f"changed (it was {was:,})"
@@ -202,7 +178,7 @@ def _warn(edit: Edit, settings: Settings, table: dict[str, Any], *more: str) -> 
 @_count_option("Remove only the limit that counts this. A cap on calls in flight stays.")
 @click.option("--concurrent", is_flag=True, help="Remove only the cap on calls in flight. A limit stays.")
 @click.option("--cost", is_flag=True, help="Remove what a call of --tool and --server costs.")
-def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool, **selectors: Any) -> None:
+def unset(settings: Settings, count: Counts | None, concurrent: bool, cost: bool, **selectors: Any) -> None:
     """Remove the rule with exactly these selectors and this --per.
 
     \b
@@ -215,31 +191,26 @@ def unset(policy: str | None, count: Counts | None, concurrent: bool, cost: bool
         raise UsageError("--count, --concurrent and --cost exclude each other", "give only one of them")
     table = _rule_table(selectors)
     if cost:
-        _unset_cost(table | {"cost": 1}, policy)
+        _unset_cost(table | {"cost": 1}, settings)
         return
     rule = _parsed(parse_rule, table | {"limit": "unlimited"})
-    settings = config.load(os.environ, policy=policy)
     part: Counts | None = "concurrent" if concurrent else count
     found = take_out(settings.policy, rule, named=settings.policy_named, part=part)
     if found is None:
-        policy_now = load(settings.policy, named=True)
         what = "no rule" if part is None else "no rule with a cap" if concurrent else f"no limit that counts {part}"
-        raise McpguardError(f"{settings.policy}: {what} for {rule.text}", _nearest(rule, policy_now.rules))
+        raise McpguardError(f"{settings.policy}: {what} for {rule.text}", "see the rules with mcpguard policy show")
     gone, after, at = found
     whole = "the rule" if at is None else f"the {'cap' if concurrent else 'limit'} of rule {at + 1}"
     echo(f"{settings.policy}: removed {whole} for {gone.text} (it was {gone.limits_text})")
     if at is not None:
         echo(sentences(after)[at])
-    for consequence in dict.fromkeys(one for rule in after.rules for one in counted_in_grains(rule, [gone])):
-        click.echo(consequence)
     if not after.rules:
         click.echo(NO_RULES)
 
 
-def _unset_cost(table: dict[str, Any], policy: str | None) -> None:
+def _unset_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     cost = _parsed(parse_cost, table)
-    settings = config.load(os.environ, policy=policy)
     found = take_out_cost(settings.policy, cost, named=settings.policy_named)
     if found is None:
         raise McpguardError(f"{settings.policy}: no cost for {cost.pattern.text}", "see them with mcpguard policy show")
@@ -247,18 +218,10 @@ def _unset_cost(table: dict[str, Any], policy: str | None) -> None:
     echo(f"{settings.policy}: removed {cost_label(gone._replace(line=0))} (it was {gone.units:,})")
 
 
-def _nearest(rule: Rule, rules: tuple[Rule, ...]) -> str:
-    import difflib  # loaded only for an error
-
-    texts = [other.text for other in rules]
-    near = difflib.get_close_matches(rule.text, texts, 3, 0.3) or texts[:3]
-    return f"look at similar rules: {'; '.join(near)}" if near else "add a rule first: the file has none"
-
-
 @click.command("mode", Command)
-@policy_option
+@with_settings("policy")
 @click.argument("mode", type=click.Choice(["observe", "enforce"]))
-def mode(policy: str | None, mode: str) -> None:
+def mode(settings: Settings, mode: str) -> None:
     """Set the mode of the whole policy. In observe mode, calls that would be denied are logged, and nothing is denied.
 
     Running servers obey from their next call on. A rule in observe mode stays in it.
@@ -269,10 +232,9 @@ def mode(policy: str | None, mode: str) -> None:
       mcpguard audit tail --decision would_deny --since 7d
       mcpguard policy mode enforce
     """
-    settings = config.load(os.environ, policy=policy)
     path = settings.policy
     edit = set_mode(path, mode, named=settings.policy_named)
-    _say_new_file(path, edit, named=settings.policy_named)
+    _say_new_file(settings, edit)
     was = " (unchanged)" if edit.is_unchanged else f" (it was {'enforce' if mode == 'observe' else 'observe'})"
     echo(f"{path}: mode: {mode}{was}")
     if mode == "observe":
@@ -283,18 +245,11 @@ def mode(policy: str | None, mode: str) -> None:
             echo(f"rule {at + 1} ({rule.text}) has a mode of its own and still denies nothing")
 
 
-def _say_new_file(path: Path, edit: Edit, *, named: bool) -> None:
-    """Say if an edit made the file.
-
-    Args:
-        path: The file.
-        edit: The edit.
-        named: Whether an option or a variable names the file. Then no policy was in force without it.
-    """
+def _say_new_file(settings: Settings, edit: Edit) -> None:
+    """Say if an edit made the file. If an option or a variable names it, no policy was in force without it."""
     if edit.is_new_file:
-        rules = plural(len(edit.before.rules), "starter rule")
-        were = "" if named else ", which were in force without a file"
-        echo(f"{path}: new file with the {rules}{were}")
+        were = "" if settings.policy_named else ", which were in force without a file"
+        echo(f"{settings.policy}: new file with the {plural(len(edit.before.rules), 'starter rule')}{were}")
 
 
 def _what_changed(edit: Edit, at: int) -> str:
@@ -304,15 +259,14 @@ def _what_changed(edit: Edit, at: int) -> str:
     if at >= len(edit.before.rules):
         return f"added rule {at + 1}"
     old, new = edit.before.rules[at], edit.after.rules[at]
-    was = [old.limits_text] if old.limits_text != new.limits_text else []
-    was += [_waiting(old)] if old.wait_us != new.wait_us else []
-    was += ["in observe mode" if old.observe else "enforced"] if old.observe != new.observe else []
-    was += [f"named {old.name!r}" if old.name else "without a name"] if old.name != new.name else []
+    parts = (
+        (old.limits_text, new.limits_text, old.limits_text),
+        (old.wait_us, new.wait_us, "without a wait" if old.wait_us is None else f"with a wait of {span(old.wait_us)}"),
+        (old.observe, new.observe, "in observe mode" if old.observe else "enforced"),
+        (old.name, new.name, f"named {old.name!r}" if old.name else "without a name"),
+    )
+    was = [text for before, after, text in parts if before != after]
     return f"changed rule {at + 1}{f' (it was {series(was)})' if was else ''}"
-
-
-def _waiting(rule: Rule) -> str:
-    return "without a wait" if rule.wait_us is None else f"with a wait of {span(rule.wait_us)}"
 
 
 def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
@@ -320,9 +274,6 @@ def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         selectors: The values of `_rule_options` except `--policy`.
-
-    Raises:
-        UsageError: `--per` names an unknown axis.
     """
     per = selectors.pop("per")
     table = {key: value for key, value in selectors.items() if value is not None and value != ()}
@@ -330,9 +281,6 @@ def _rule_table(selectors: dict[str, Any]) -> dict[str, Any]:
         table[key] = table[key][0] if len(table[key]) == 1 else list(table[key])
     if per is not None:
         table["per"] = [] if per.strip() == "none" else [axis.strip() for axis in per.split(",")]
-        unknown = next((axis for axis in table["per"] if axis not in PER), None)
-        if unknown is not None:
-            raise UsageError(f"--per: unknown axis {unknown!r}", f"write some of {','.join(PER)}, or none")
     return table
 
 

@@ -1,17 +1,16 @@
 """`mcpguard policy show`: prints each rule with a sentence that explains it."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command
-from mcpguard.cli.options import json_option, policy_option
+from mcpguard.cli.options import json_option, with_settings
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
-from mcpguard.policy.explain import cost_sentence, sentences
+from mcpguard.config import Settings
+from mcpguard.policy.explain import cost_sentence, overriding, sentences
 from mcpguard.policy.file import load
 from mcpguard.policy.model import PER, Cost, Policy, Rule
 from mcpguard.text.printing import plural
@@ -42,7 +41,7 @@ def _as_json(policy: Policy, path: Path) -> dict[str, object]:
                 "overridden_by": [other + 1 for other in narrower],
                 "sentence": text,
             }
-            for at, (rule, narrower, text) in enumerate(zip(policy.rules, policy.overriding(), sentences(policy), strict=True))
+            for at, (rule, narrower, text) in enumerate(zip(policy.rules, overriding(policy), sentences(policy), strict=True))
         ],
     }
 
@@ -106,9 +105,9 @@ def named(rule: Rule) -> str:
 
 
 @click.command("show", Command)
-@policy_option
+@with_settings("policy")
 @json_option
-def show(policy: str | None, as_json: bool) -> None:
+def show(settings: Settings, as_json: bool) -> None:
     """Show where the policy comes from, and each rule with a sentence that explains it.
 
     \b
@@ -116,7 +115,6 @@ def show(policy: str | None, as_json: bool) -> None:
       mcpguard policy show
       mcpguard policy show --json
     """
-    settings = config.load(os.environ, policy=policy)
     found = load(settings.policy, named=settings.policy_named)
     if as_json:
         echo_json(_as_json(found, settings.policy), indent=2)
@@ -141,15 +139,3 @@ def print_source(policy: Policy, path: Path) -> None:
     if policy.wait_us:
         wait = span(policy.wait_us)
         click.echo(f"wait: {wait} (a refused call waits at most this long, if its rule has no wait)")
-
-
-@click.command("path", Command)
-@policy_option
-def path(policy: str | None) -> None:
-    """Print the path of the policy file, even if there is no such file.
-
-    \b
-    Example:
-      cat "$(mcpguard policy path)"
-    """
-    click.echo(str(config.load(os.environ, policy=policy).policy))

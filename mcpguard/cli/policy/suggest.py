@@ -1,26 +1,21 @@
 """`mcpguard policy suggest`: suggests limits from the audit log, as JSON, as TOML, as a diff."""
 
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import click
 
-from mcpguard import config
 from mcpguard.cli.base import Command
-from mcpguard.cli.options import json_option, policy_option, store_option
-from mcpguard.cli.present import echo, echo_json, is_coloured
+from mcpguard.cli.options import json_option, with_settings
+from mcpguard.cli.present import coloured_diff, echo, echo_json
+from mcpguard.config import Settings, span_us
 from mcpguard.errors import ExitStatus, McpguardError
 from mcpguard.policy.suggest import FITS, HEADROOM, Suggestion
 from mcpguard.reading.suggesting import SuggestedPolicy
 from mcpguard.reading.suggesting import suggest as suggested
 from mcpguard.stores.clock import wall_us
-from mcpguard.text.printing import amount, plural, printable
+from mcpguard.text.printing import amount, plural
 from mcpguard.text.times import rfc3339
-
-_COLOURS: Final = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def _as_json(found: SuggestedPolicy, path: Path, since: str) -> dict[str, object]:
@@ -100,16 +95,6 @@ def _text(suggestion: Suggestion) -> str:
     return " ".join(f"{key}={value}" for key, value in suggestion.table.items() if isinstance(value, str))
 
 
-def _print_text(text: str, colours: Mapping[str, str]) -> None:
-    """Print a text of several lines; on a terminal with control characters escaped, and with colours by first characters."""
-    if not sys.stdout.isatty():
-        click.echo(text, nl=False)
-        return
-    for line in text.splitlines():
-        shown = printable(line.expandtabs())
-        click.echo(click.style(shown, fg=colours[line[:1]]) if line[:1] in colours else shown)
-
-
 def _say(text: str) -> None:
     echo(text, err=True)
 
@@ -118,10 +103,9 @@ def _say(text: str) -> None:
 @click.option("--since", metavar="D", default="7d", show_default=True, help="How far back to look: 12h, 7d, 4w …")
 @click.option("--toml", "only", flag_value="toml", help="Print only the suggested policy.")
 @click.option("--diff", "only", flag_value="diff", help="Print only the difference from the policy in force, for patch.")
-@policy_option
-@store_option
+@with_settings("policy", "store")
 @json_option
-def suggest(since: str, only: str | None, policy: str | None, store: str | None, as_json: bool) -> int:
+def suggest(settings: Settings, since: str, only: str | None, as_json: bool) -> int | None:
     """Suggest limits from the calls in the audit log, as a policy and as its difference from the policy in force.
 
     A suggested limit is twice the calls in the busiest window, rounded up. It is never below what was seen. Each has its
@@ -134,8 +118,7 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
       mcpguard policy suggest --toml > suggested.toml
       mcpguard policy suggest --diff | patch "$(mcpguard policy path)"
     """
-    since_us = wall_us() - config.span_us(since, where="--since")
-    settings = config.load(os.environ, policy=policy, store=store)
+    since_us = wall_us() - span_us(since, where="--since")
     found = suggested(settings, since_us=since_us)
     if as_json:
         echo_json(_as_json(found, settings.policy, since), indent=2)
@@ -148,9 +131,15 @@ def suggest(since: str, only: str | None, policy: str | None, store: str | None,
     if not diff:
         click.echo("nothing to suggest: no limit needs a change", err=True)
     if only != "diff" and (diff or only):
-        _print_text(found.after, {})
+        _print_text(found.after)
     if not only and diff:
         click.echo()
     if only != "toml":
-        _print_text(diff, _COLOURS if is_coloured() else {})
-    return ExitStatus.OK
+        _print_text(diff)
+    return None
+
+
+def _print_text(text: str) -> None:
+    """Print a text of several lines; on a terminal in the colours of a diff."""
+    is_terminal = sys.stdout.isatty()
+    click.echo("".join(f"{coloured_diff(line)}\n" for line in text.splitlines()) if is_terminal else text, nl=False)

@@ -96,12 +96,10 @@ def _read(text: str, log: OutageLog, labelled: dict[int, Counter], now_us: int) 
 
 
 def _charge(logs: dict[int, State], charged: str, at_us: int) -> None:
-    for one in log_lines.charge_texts(charged):
-        key, _, limit = one.partition(",")
-        window_us, n, cost = log_lines.read_limit(limit)
-        log = logs.get(int(key), EMPTY)
+    for key, window_us, n, cost in log_lines.read_charges(charged):
+        log = logs.get(key, EMPTY)
         now_us = max(at_us, log[-2]) if log else at_us
-        logs[int(key)] = sliding.charge(sliding.live(log, window_us, now_us), n, window_us, now_us, cost)
+        logs[key] = sliding.charge(sliding.live(log, window_us, now_us), n, window_us, now_us, cost)
 
 
 def _session(log: OutageLog) -> str:

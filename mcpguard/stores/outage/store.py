@@ -113,7 +113,8 @@ class OutageStore:
 
     def _note(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
         """Note what an outage needs of a decision. It is on every call's path."""
-        self._follow()
+        if self._store is not None and self._store.args_key != self._args_key:
+            self._follow()
         for request, verdict in zip(requests, verdicts, strict=True):
             if self._first_id and verdict.row_id is not None:
                 verdict.row_id += self._first_id

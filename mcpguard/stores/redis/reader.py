@@ -5,7 +5,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from mcpguard.limiter import sliding
-from mcpguard.limiter.plan import Counter, window_of
+from mcpguard.limiter.plan import Counter, label_parts
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
@@ -56,7 +56,7 @@ class Reader:
         for piece in scan(lambda command: self._ask(command)[0], self._prefix + "counters"):
             index |= piece
         held: list[CounterUse] = []
-        counters = [Counter(int(key), label.decode(), window_of(label.decode())) for key, label in index.items()]
+        counters = [Counter(int(key), label.decode(), label_parts(label.decode()).window_us) for key, label in index.items()]
         for at in range(0, len(counters), _BATCH):
             some = counters[at : at + _BATCH]
             found, now_us = self.peek(some)

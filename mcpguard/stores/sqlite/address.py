@@ -51,9 +51,9 @@ class SqliteAddress(NamedTuple):
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
         """See `Address`."""
-        from mcpguard.stores.sqlite import pruning
+        from mcpguard.stores.sqlite.upkeep import prune
 
-        return pruning.prune(self.path, options, before_us)
+        return prune(self.path, options, before_us)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""

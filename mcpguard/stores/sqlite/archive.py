@@ -1,63 +1,32 @@
-"""Reads many audit rows of the database: as they are kept, or counted. No record is made of a row.
+"""Reads audit rows of the database, page by page.
 
 Each query reads a few rows and ends before they are used, so that upkeep does not wait long.
 """
 
 import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
-from mcpguard.session.audit import Row, axis_of, is_whole
-from mcpguard.session.verdict import REFUSED
-from mcpguard.stores.api import Group, StoredRow, Wanted
+from mcpguard.session.audit import Row, is_whole, whole_members
+from mcpguard.stores.api import StoredRow, Wanted
 from mcpguard.stores.sqlite import database
-from mcpguard.stores.tally import DIGITS, HOUR_US, rounded_us
 
-_PAGE_ROWS: Final = 2000
+_PAGE_ROWS: Final = 500
 _PAGE_CHARS: Final = 4 * 1024 * 1024
-"""A page of rows ends before it has more rows, or more characters of detail."""
+"""A page ends before it has more rows, or more characters of detail. A call of this process may wait for it."""
 
-_COUNTED_ROWS: Final = 20_000
-"""How many row ids a query counts: about 40 ms."""
-
-_TEXTS: Final = 20_000
-"""The most shared texts, and the most groups, that are kept in memory."""
+_NAMED: Final = 10_000
+"""The most contexts that a query names. SQLite limits the length of a query."""
 
 _ROWS: Final = """
-    SELECT a.id, a.context, a.reported, a.time_us, a.seq, a.decision, a.request_id, a.args_hash, a.trace_id, a.counted,
+    SELECT a.id, a.time_us, a.seq, a.decision, a.context, a.reported, a.request_id, a.args_hash, a.trace_id, a.counted,
         a.remaining, a.retry_after_ms, a.repeats, a.detail, a.outcome, a.duration_us
     FROM audit a WHERE a.id > ? AND a.id < ? %s ORDER BY a.id %s
 """
-
-
-def _rounded(column: str) -> str:
-    """`rounded_us` in SQL, for durations of up to eleven days."""
-    cases = [f"WHEN {column} < {10**digits} THEN {column} / {unit} * {unit}" for digits, unit in _UNITS]
-    return f"CASE {' '.join(cases)} END"
-
-
-_UNITS: Final = [(digits, 10 ** (digits - DIGITS)) for digits in range(DIGITS, 13)]
-_REFUSED: Final = ",".join(map(repr, sorted(REFUSED)))
-_COUNTED: Final = f"""
-    SELECT {_rounded("a.duration_us")}, a.context, a.reported, a.decision, a.outcome,
-        CASE typeof(a.time_us) WHEN 'integer' THEN a.time_us / {HOUR_US} END, a.repeats,
-        CASE WHEN a.reported IS NULL AND a.decision IN ({_REFUSED}) THEN a.detail END,
-        CASE WHEN a.outcome IS NULL AND a.id IN (%s) THEN a.id END
-    FROM audit a WHERE a.id > ? AND a.id < ? %s
-"""  # noqa: S608 - words of this program
-
-
-class Condition(NamedTuple):
-    """A filter for rows of the database.
-
-    Attributes:
-        sql: Its condition in SQL, after AND; empty for all rows.
-        unsure: The filter, if rows that meet the condition must be checked. None if the condition is exact.
-    """
-
-    sql: str
-    unsure: Wanted | None
+_IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
+_NEWEST_AMONG: Final = """
+    SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256) WHERE typeof(time_us) = 'integer'
+"""
 
 
 class Archive:
@@ -65,33 +34,74 @@ class Archive:
 
     Args:
         db: A connection.
-        skipped: Is told the id of a row that is left out because it is damaged; None of rows that are only counted.
+        skipped: Is told the id of a row that is left out because it is damaged.
     """
 
-    def __init__(self, db: sqlite3.Connection, skipped: Callable[[int | None], None]) -> None:
+    def __init__(self, db: sqlite3.Connection, skipped: Callable[[int], None]) -> None:
         self._db = db
         self._skipped = skipped
-        self._texts: dict[int | None, str] = {}
-        self._groups: dict[tuple[Any, ...], Group] = {}
+
+    def condition(self, wanted: Wanted | None) -> tuple[str, int]:
+        """A condition in SQL that the wanted rows meet, and others may, too; and an id that no wanted row is below.
+
+        Rows share their texts, so few texts have to be examined.
+        """
+        if wanted is None:
+            return "", 0
+        conditions = []
+        if wanted.context is not None:
+            every = self._db.execute("SELECT id, json FROM fragment WHERE namespace IS NOT NULL")
+            known = ((key, whole_members(text, "namespace")) for key, text in every)
+            contexts = [key for key, one in known if one is None or wanted.context(one)]  # or a damaged row is not named
+            if len(contexts) <= _NAMED:
+                conditions.append(f"a.context IN ({','.join(map(str, contexts))})")
+        if wanted.decisions is not None:
+            conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
+        if wanted.axis is not None:
+            conditions.append("(a.reported IS NOT NULL OR a.detail IS NOT NULL)")
+        if wanted.outcomes is not None:  # the outcome may be in the call log
+            conditions.append(f"(a.outcome IS NULL OR a.outcome IN ({','.join(map(repr, sorted(wanted.outcomes)))}))")
+        if wanted.since_us is not None:
+            conditions.append(f"a.time_us >= {wanted.since_us}")
+        if wanted.until_us is not None:
+            conditions.append(f"a.time_us < {wanted.until_us}")
+        return "".join(f"AND {one} " for one in conditions), self._first_since(wanted.written_since_us)
+
+    def _first_since(self, written_us: int) -> int:
+        """An id that no row of this time or later is below; for 0 the first id.
+
+        Found by bisection, because ids grow with the time of writing.
+
+        Rows that waited for the store during an outage are older than those before them. So each step looks at several rows.
+        """
+        low, end = self._db.execute(_IDS).fetchone()
+        while low < end and written_us:
+            middle = (low + end) // 2
+            (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
+            if newest_us is None or newest_us >= written_us:
+                end = middle
+            else:
+                low = middle + 1
+        return int(low)
 
     def page(
         self,
         after: int,
         before: int,
-        condition: Condition,
+        condition: str,
+        wanted: Wanted | None,
         outcomes: Mapping[int, tuple[str, int]],
         *,
-        most: int | None = None,
-        newest_first: bool = False,
+        newest_first: bool,
     ) -> tuple[list[StoredRow], int, int]:
         """The next rows.
 
         Args:
             after: The largest id that is too small.
             before: The smallest id that is too large.
-            condition: Which rows are returned.
+            condition: What `condition` returns for `wanted`.
+            wanted: Which rows are returned; None for all.
             outcomes: The outcomes that are not in the database yet, by row id.
-            most: How many rows to look at, at most; None for the usual number.
             newest_first: Whether to begin with the largest id.
 
         Returns:
@@ -99,87 +109,32 @@ class Archive:
         """
         found: list[tuple[Any, ...]] = []
         chars = 0
-        last = after if newest_first else before
+        last = after if newest_first else before - 1
         with database.reading(self._db):
-            cursor = self._db.execute(_ROWS % (condition.sql, "DESC" if newest_first else ""), (after, before))
+            cursor = self._db.execute(_ROWS % (condition, "DESC" if newest_first else ""), (after, before))
             for one in cursor:
                 found.append(one)
                 chars += len(str(one[13] or ""))
-                if len(found) == (most or _PAGE_ROWS) or chars > _PAGE_CHARS:
+                if len(found) == _PAGE_ROWS or chars > _PAGE_CHARS:
                     last = one[0]
                     break
             cursor.close()
-            self._load(key for one in found for key in one[1:3])
-        texts = self._texts
+            texts = self._texts(key for one in found for key in one[4:6])
         rows = []
-        for one in found:
-            outcome, duration_us = one[14:]
-            if outcome is None and one[0] in outcomes:
-                outcome, duration_us = outcomes[one[0]]
-            row = Row(one[3], one[4], one[5], texts.get(one[1], ""), texts.get(one[2], one[2]), *one[6:14])
+        for row_id, *values, outcome, duration_us in found:
+            if outcome is None and row_id in outcomes:
+                outcome, duration_us = outcomes[row_id]
+            values[3:5] = texts.get(values[3], ""), texts.get(values[4], values[4])
+            row = Row(*values)
             if not is_whole(row, outcome, duration_us):
-                self._skipped(one[0])
-            elif not condition.unsure or condition.unsure.admits_row(row, outcome):
-                rows.append(StoredRow(one[0], row, outcome, duration_us))
+                self._skipped(row_id)
+            elif wanted is None or wanted.admits_row(row, outcome):
+                rows.append(StoredRow(row_id, row, outcome, duration_us))
         return (rows, after, last) if newest_first else (rows, last, before)
 
-    def counts(
-        self, after: int, before: int, condition: Condition, outcomes: Mapping[int, tuple[str, int]]
-    ) -> tuple[dict[Group, dict[int | None, int]], int, int]:
-        """The next rows, counted as in a `Tally`; see `page`."""
-        until = min(before, after + _COUNTED_ROWS + 1)
-        ended = ",".join(str(key) for key in outcomes if after < key < until)
-        with database.reading(self._db):
-            found = Counter(self._db.execute(_COUNTED % (ended, condition.sql), (after, until)))
-            self._load(key for one in found for key in one[1:3])
-        calls: dict[Group, dict[int | None, int]] = {}
-        places: dict[tuple[Any, ...], tuple[dict[int | None, int], int]] = {}
-        for (duration_us, *alike), rows in found.items():
-            kind = tuple(alike)
-            place = places.get(kind)
-            if place is None:
-                *of_group, repeats, detail, row_id = kind
-                if row_id is not None:
-                    of_group[3], exact_us = outcomes[row_id]
-                    duration_us = rounded_us(exact_us)
-                group = self._group(tuple(of_group), repeats, detail, condition)
-                place = places[kind] = ({}, 0) if group is None else (calls.setdefault(group, {}), repeats or 1)
-            durations, times = place
-            durations[duration_us] = durations.get(duration_us, 0) + rows * times
-        return calls, until - 1, before
-
-    def _group(self, kind: tuple[Any, ...], repeats: int | None, detail: str | None, condition: Condition) -> Group | None:
-        """The group of rows.
-
-        Args:
-            kind: What they have in common: ids of `context` and `reported`, decision, outcome and hour.
-            repeats: See `Row`.
-            detail: The detail of a refusal that no limit made.
-            condition: Which rows are wanted. None is returned for others, and for damaged ones.
-        """
-        context, reported, decision, outcome, hour = kind
-        texts = self._texts
-        row = Row(hour and hour * HOUR_US, 0, decision, texts.get(context, ""), texts.get(reported, reported))
-        row = row._replace(repeats=repeats, detail=detail)
-        group = self._groups.get(kind)
-        if group is None or repeats is not None:
-            if not is_whole(row, outcome, None):
-                self._skipped(None)
-                return None
-            group = Group(row.context, axis_of(decision, row.reported, detail), decision, outcome, hour)
-            if detail is None:
-                self._groups[kind] = group
-        if condition.unsure and not condition.unsure._replace(since_us=None, until_us=None).admits_row(row, group.outcome):
-            return None
-        return group
-
-    def _load(self, keys: Iterable[int | None]) -> None:
-        """Load the shared texts that are not in memory yet."""
-        if len(self._texts) > _TEXTS:
-            self._texts.clear()
-        if len(self._groups) > _TEXTS:
-            self._groups.clear()
-        wanted: Sequence[int] = list({key for key in keys if key is not None} - self._texts.keys())
-        for some in database.batches(wanted):
-            question = f"SELECT id, json FROM fragment WHERE id IN ({database.marks(some)})"  # noqa: S608 - marks only
-            self._texts.update(self._db.execute(question, some))
+    def _texts(self, keys: Iterable[int | None]) -> dict[int | None, str]:
+        """The shared texts of rows, by id."""
+        found: dict[int | None, str] = {}
+        for some in database.batches(list({key for key in keys if key is not None})):
+            found.update(self._db.execute(f"SELECT id, json FROM fragment WHERE id IN ({database.marks(some)})", some))  # noqa: S608 - marks only
+        return found

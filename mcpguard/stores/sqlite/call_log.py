@@ -24,7 +24,6 @@ from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, close, open_private, open_unnoted
-from mcpguard.stores.folder_changes import FolderChanges
 from mcpguard.stores.locks import FileLock
 from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Position
@@ -99,7 +98,6 @@ class CallLog:
 
     Attributes:
         header: The store's key and its time base, written when the log was created.
-        folder: Tells whether to `check` again.
         appended_bytes: How much this object has appended.
 
     Raises:
@@ -116,7 +114,6 @@ class CallLog:
                 raise damaged(self.path, "it is not a file")
             self._identity = _identity(os.fstat(self.fd))
             self.header = self._read_header()
-            self.folder = FolderChanges(os.path.dirname(path))
         except BaseException:
             os.close(self.fd)
             raise
@@ -189,16 +186,9 @@ class CallLog:
             found = _pread(self.fd, _END_BYTES, _HEADER_BYTES + place)
         return found[:CHECKSUM_BYTES] == checksum and found[CHECKSUM_BYTES:] != end.to_bytes(8, "little")
 
-    def has_more(self, at: Position) -> bool:
-        """Whether there may be a record after a position.
-
-        Raises:
-            Lost: The log does not have the record that ends there.
-        """
-        found = self._read(at.end - CHECKSUM_BYTES, _END_BYTES)
-        if found[:CHECKSUM_BYTES] != at.checksum:
-            raise Lost
-        return found[CHECKSUM_BYTES:] == at.end.to_bytes(8, "little")
+    def _continues(self, at: Position) -> bool:
+        """Whether the log has the record that ends at a position."""
+        return self._read(at.end - CHECKSUM_BYTES, CHECKSUM_BYTES) == at.checksum
 
     def resumed(self, at: Position, database: StrPath) -> tuple[Position | None, str]:
         """Where to read on in a log whose database has it up to a position, and what is lost by that, for the store's owner.
@@ -217,18 +207,11 @@ class CallLog:
             return drained, f"{database} is older than its call log: what was counted and audited between them is lost"
         return None, f"{self.path} ends before its database does, as after a power cut: calls that only it held are lost"
 
-    def _continues(self, at: Position) -> bool:
-        try:
-            self.has_more(at)
-        except Lost:
-            return False
-        return True
-
     def records(self, at: Position) -> Iterator[tuple[str, Position]]:
         """The text of each record after a position, with the position after it. Reads without a lock.
 
         Raises:
-            Lost: See `has_more`.
+            Lost: The log does not have the record that ends there.
         """
         is_end = False
         while not is_end:
@@ -241,7 +224,7 @@ class CallLog:
         """What some of the records after a position change, the position after them, and whether there may be more.
 
         Raises:
-            Lost: See `has_more`.
+            Lost: See `records`.
         """
         return log_records.changes(self._next(at), at)
 
@@ -366,7 +349,6 @@ class CallLog:
         if self.fd >= 0:
             close(self.fd)
             self.fd = -1
-            self.folder.close()
 
 
 def create(path: StrPath, header: Mapping[str, object], at: Position = START) -> None:

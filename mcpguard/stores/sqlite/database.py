@@ -9,17 +9,16 @@ import errno
 import os
 import sqlite3
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
-from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.limiter.sliding import State
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
-from mcpguard.stores.sqlite.memory import unpack
-from mcpguard.stores.sqlite.schema import OF_ANOTHER, no_store
+from mcpguard.stores.sqlite.memory import Memory, unpack
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
@@ -31,18 +30,19 @@ _BATCH: Final = 500
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _EMPTY: Final = "it is empty"
+OF_ANOTHER: Final = "another program made this database"
 _T = TypeVar("_T")
 
 _suspects: Final[set[str]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
 
 
-def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
+def connect(path: StrPath, *, mode: str = "rw", timeout_s: float = BUSY_S) -> sqlite3.Connection:
     """A connection to a database that exists.
 
     Args:
         path: The file.
-        mode: `ro` or `rw`.
+        mode: How SQLite opens it.
         timeout_s: How long each statement waits for another process.
 
     Raises:
@@ -54,25 +54,24 @@ def connect(path: StrPath, *, mode: str, timeout_s: float = BUSY_S) -> sqlite3.C
     return db
 
 
-def is_locked(path: StrPath) -> bool:
-    """Whether another program keeps a database from being read."""
-    with contextlib.closing(connect(path, mode="rw", timeout_s=_LOOK_S)) as db:
+@contextlib.contextmanager
+def readable(path: StrPath) -> Iterator[sqlite3.Connection]:
+    """A transaction that reads a database, also while another program has locked it, as long as that one changes nothing.
+
+    Raises:
+        sqlite3.Error: It cannot be read, or is being changed.
+    """
+    with contextlib.closing(connect(path, timeout_s=_LOOK_S)) as db:
         try:
             db.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
         except sqlite3.OperationalError as error:
-            return "locked" in str(error)
-    return False
-
-
-@contextlib.contextmanager
-def unlocked(path: StrPath) -> Iterator[sqlite3.Connection]:
-    """A connection that takes no lock, for a database that another program has locked.
-
-    A program that changes the database makes a journal before, and changes the file's times.
-
-    Raises:
-        sqlite3.OperationalError: The database was being changed.
-    """
+            if "locked" not in str(error):
+                raise
+        else:
+            with reading(db):
+                yield db
+            return
+    # A program that changes a database makes a journal before, and changes the file's times
     before = _unchanged(path)
     with contextlib.closing(connect(path, mode="ro&immutable=1")) as db:
         yield db
@@ -148,25 +147,25 @@ def begin(db: sqlite3.Connection, value: bytes, at: Position) -> None:
         set_position(db, at)
 
 
-def all_logs(db: sqlite3.Connection) -> list[tuple[int, int, State]]:
-    """Each counter's id, window in µs and log."""
-    return [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]
+def load(db: sqlite3.Connection) -> Memory:
+    """The counters, places and notes. A file that no wrapper of this version has opened yet has no table of places."""
+    logs = [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]
+    has_places = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'in_flight'").fetchone()
+    places = db.execute("SELECT counter, call, owner, label FROM in_flight ORDER BY call") if has_places else ()
+    memory = Memory(logs, map(Place._make, places))
+    found = db.execute("SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us")
+    memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in found}
+    memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
+    return memory
 
 
-def logs(db: sqlite3.Connection, ids: Collection[int]) -> dict[int, State]:
-    """The logs of some counters; a missing one is empty."""
-    found = dict.fromkeys(ids, EMPTY)
-    for some in batches(list(ids)):
-        question = f"SELECT id, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
-        found |= {key: unpack(log) for key, log in db.execute(question, some)}
+def logs(db: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[int, int, State]]:
+    """Id, window in µs and log of those of some counters that are not empty."""
+    found: list[tuple[int, int, State]] = []
+    for some in batches(ids):
+        question = f"SELECT id, window_us, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
+        found += [(key, window_us, unpack(log)) for key, window_us, log in db.execute(question, some)]
     return found
-
-
-def places(db: sqlite3.Connection) -> list[Place]:
-    """The places that calls in flight hold. A file that no wrapper of this version has opened yet has no table of them."""
-    if not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'in_flight'").fetchone():
-        return []
-    return list(map(Place._make, db.execute("SELECT counter, call, owner, label FROM in_flight ORDER BY call")))
 
 
 def outcomes(db: sqlite3.Connection, row_ids: Sequence[int]) -> dict[int, tuple[str, int]]:
@@ -196,6 +195,13 @@ def reported(path: StrPath) -> Iterator[None]:
         yield
     except (sqlite3.Error, OSError) as error:
         raise unavailable(path, error) from error
+
+
+def no_store(path: StrPath, how: str) -> StoreUnavailable:
+    """The error for a file that is no store, probably because its path is mistyped."""
+    return StoreUnavailable(
+        f"{path} is not a store of mcpguard: {how}", "correct the path, or move the file away: a new one is made"
+    )
 
 
 def unavailable(path: StrPath, error: sqlite3.Error | OSError) -> StoreUnavailable:
@@ -259,13 +265,15 @@ def damaged(path: StrPath, how: str, condition: str = "") -> StoreDamaged:
 def check_pages(db: sqlite3.Connection, path: StrPath) -> None:
     """Check a database before it is used: its size always, every page only if there is a suspicion.
 
+    The caller has the store's lock, or reads in a transaction: so the file does not change meanwhile.
+
     Raises:
         StoreUnavailable, sqlite3.DatabaseError: It is damaged.
     """
+    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     size = size_bytes(path)
     if not size:
         raise damaged(path, _EMPTY)
-    pages, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     if os.fspath(path) in _suspects or pages * page_bytes > size:
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":

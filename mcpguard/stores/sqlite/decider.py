@@ -11,9 +11,8 @@ from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.follower import Follower
-from mcpguard.stores.sqlite.in_flight import InFlight, Place
+from mcpguard.stores.sqlite.in_flight import InFlight, Owners, Place
 from mcpguard.stores.sqlite.log_records import IN_TEXT, Charge, Position, pack
-from mcpguard.stores.sqlite.owners import Owners, Ownership
 
 TOO_MANY: Final = "too_many_counters"
 """The reason in the row of a call that is refused because the store has no room for its counter."""
@@ -31,8 +30,7 @@ class Decider:
 
     Args:
         follower: This process, which follows the log.
-        owners: The processes with calls in flight.
-        owner: This process as one of them.
+        owners: The processes with calls in flight, of which this process may be one.
         wall: Wall-clock time.
 
     Attributes:
@@ -54,41 +52,40 @@ class Decider:
     _alive: set[str]  # the processes that were found alive
     _in_flight: InFlight | None  # a copy of the memory's, once a call takes or frees a place
 
-    def __init__(self, follower: Follower, owners: Owners, owner: Ownership, wall: Clock) -> None:
+    def __init__(self, follower: Follower, owners: Owners, wall: Clock) -> None:
         self._follower = follower
         self._owners = owners
-        self._owner = owner
         self._clock = follower.clock
         self._wall = wall
         self._windows: dict[int, int] = {}  # of counters that are new
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> None:
         """Decide requests by what this process has read of the log. `take_back` undoes it."""
-        follower = self._follower
-        states, at = follower.memory.states, follower.at
-        self.at, self.verdicts, self._records, self._logs, self._in_flight, self._alive = at, [], [], {}, None, set()
-        self._journal, self._now_us, self._time_us = journal, self._clock(), self._wall()
+        follower, self._journal = self._follower, journal
+        at, states = follower.at, follower.memory.states
+        now_us, time_us = self._now_us, self._time_us = self._clock(), self._wall()
+        self.verdicts, self._records, self._logs = [], [], {}
+        verdicts, records, logs = self.verdicts, self._records, self._logs
+        self.at, self._in_flight, self._alive = at, None, set()
         journal.begin()
-        row_id, records, record = at[1], self._records, None
+        row_id = at[1]
         for request in requests:
             plan = request.plan
-            logs = self._logs_of(plan.counters) if self._logs else states
-            is_usual = plan.is_plain and not (request.is_behind or request.rounds)
-            admitted = admit(plan, [*map(logs.get, plan.keys)], self._now_us) if is_usual else None
+            admitted = admit(plan, self._logs_of(plan.counters) if logs else states, now_us) if plan.is_plain else None
             if admitted is None:
                 verdict, record = self._decide(request, row_id)
             else:
                 verdict, after = admitted
-                self._logs.update(zip(plan.keys, after, strict=True))
-                row = journal.row(request, verdict, self._time_us)
+                logs |= after
                 charged = log_lines.all_charges(plan)
-                record = row and (log_lines.row_line(row, self._now_us, charged), 1, (self._now_us, len(charged)))
-            self.verdicts.append(verdict)
+                row = journal.row(request, verdict, time_us)
+                record = row and (log_lines.row_line(row, now_us, charged), 1, (now_us, len(charged)))
+            verdicts.append(verdict)
             if record is not None:
                 records.append(record)
                 verdict.row_id = row_id
                 row_id += 1
-        self.data, self.after = pack(at, records) if records else (b"", at)
+        self.data, self.after = pack(at, records)
 
     def charge(self) -> None:
         """Charge the counters in memory."""
@@ -115,8 +112,7 @@ class Decider:
         counters = request.plan.counters
         verdict, decision = self._decide_by_limits(request, row_id)
         if verdict.forwards and self._follower.memory.is_full and self._needs_counter(counters):
-            request.detail = request.detail | {"reason": TOO_MANY}
-            request.why = _WHY.format(self._follower.memory.most)
+            request.explain(TOO_MANY, _WHY.format(self._follower.memory.most))
             verdict, decision = Verdict("unavailable", request.plan), _NOTHING
         owner = ""
         for limit in decision.charged:
@@ -124,7 +120,7 @@ class Decider:
             if limit.window_us:
                 self._logs[counter.id], self._windows[counter.id] = decision.states[limit.counter], limit.window_us
             else:
-                owner = self._owner.prepare()
+                owner = self._owners.prepare()
                 self._places().take(Place(counter.id, row_id, owner, counter.label))
         row = self._journal.row(request, verdict, self._time_us)
         return verdict, row and log_lines.decision_record(row, counters, decision, row_id, owner)
@@ -156,7 +152,7 @@ class Decider:
     def _free_dead(self, counters: Sequence[Counter]) -> bool:
         """Free all places of the processes that have places of these counters and have ended; returns whether there are any."""
         in_flight = self._in_flight or self._follower.memory.in_flight
-        holders = {place.owner for place in in_flight.of([one.id for one in counters])} - {self._owner.name, *self._alive}
+        holders = {place.owner for place in in_flight.of([one.id for one in counters])} - {self._owners.name, *self._alive}
         dead = self._owners.dead(holders)
         self._alive |= holders - dead
         freed = [place for place in in_flight if place.owner in dead]

@@ -8,7 +8,7 @@ from typing import Final
 
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, log_lines, notes
-from mcpguard.stores.sqlite.memory import LineChange, add_charges, change_all, pack, windows
+from mcpguard.stores.sqlite.memory import LineChange, Memory, changed, line_changes, pack
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 from mcpguard.text.digest import number
 
@@ -45,14 +45,13 @@ class Drain:
         self._db = db
         self._key = key
         self._pauses = pauses
-        self._rows: list[list[object]] = []
+        self._rows: list[tuple[object, ...]] = []
         self._outcomes: list[tuple[str, int, int]] = []
-        self._fragments: dict[str, tuple[int, int | None]] = {}  # by text: its id, and for a context the namespace's id
+        self._ids: dict[str, int] = {}  # of shared texts
+        self._namespaces: dict[str, int] = {}  # by context
         self._uses: Counter[str] = Counter()
         self._bytes: Counter[int] = Counter()
         self._labels: dict[int, str] = {}
-        self._windows: dict[int, int] = {}
-        self._changes: list[LineChange] = []
 
     def write(self, first_row: int, batch: Sequence[str]) -> None:
         """Write records.
@@ -72,41 +71,28 @@ class Drain:
             else:
                 self._take(fields)
         self._write_rows()
-        self._write_counters()
+        self._write_counters([one for text in batch for one in line_changes(text)])
 
     def _take_row(self, row_id: int, fields: list[str]) -> None:
-        """Take a row as its line has it: SQLite converts digits to integers by the columns' types."""
-        _, time_us, seq, decision, context, reported, request_id, args_hash, *rest, detail, charged_us, charged = fields
-        context_id, namespace, limit = self._use(context, reported)
-        self._bytes[namespace] += row_bytes(len(detail) + len(request_id))
-        values: list[object] = [row_id, namespace, time_us, seq, decision, context_id, limit, request_id or None]
-        values.append(bytes.fromhex(args_hash) if args_hash else None)
-        self._rows.append([*values, *[value or None for value in rest], detail or None, None, None])
-        if charged:
-            add_charges(self._changes, charged, [int(charged_us)])
+        row = log_lines.read_row(fields)
+        namespace = self._namespaces.get(row.context) or self._find_namespace(row.context)
+        self._bytes[namespace] += row_bytes(len(row.detail or "") + len(row.request_id or ""))
+        limit = self._use(row.reported) if row.reported else None
+        self._rows.append((row_id, namespace, *row[:3], self._use(row.context), limit, *row[5:], None, None))
 
-    def _use(self, context: str, reported: str) -> tuple[int, int, int | None]:
-        """Count a row with these texts; returns the ids of the context, of its namespace, and of the limit."""
-        context_id, namespace = self._fragments.get(context) or self._context(context)
-        self._uses[context] += 1
-        if not reported:
-            return context_id, namespace or 0, None
-        limit, _ = self._fragments.get(reported) or self._fragment(reported, None)
-        self._uses[reported] += 1
-        return context_id, namespace or 0, limit
+    def _use(self, text: str) -> int:
+        """Count a row with a shared text. Returns the text's id."""
+        self._uses[text] += 1
+        return self._ids.get(text) or self._ids.setdefault(text, number(text, self._key))
 
-    def _context(self, text: str) -> tuple[int, int | None]:
-        name = (json.loads(text)["namespace"],)
+    def _find_namespace(self, context: str) -> int:
+        name = (json.loads(context)["namespace"],)
         self._db.execute("INSERT OR IGNORE INTO namespace (name) VALUES (?)", name)
         (namespace,) = self._db.execute("SELECT id FROM namespace WHERE name = ?", name).fetchone()
-        found = self._fragment(text, namespace)
-        if not self._db.execute("SELECT 1 FROM fragment WHERE id = ?", found[:1]).fetchone():
-            self._bytes[namespace] += fragment_bytes(len(text))
-        return found
-
-    def _fragment(self, text: str, namespace: int | None) -> tuple[int, int | None]:
-        self._fragments[text] = number(text, self._key), namespace
-        return self._fragments[text]
+        if not self._db.execute("SELECT 1 FROM fragment WHERE id = ?", (number(context, self._key),)).fetchone():
+            self._bytes[namespace] += fragment_bytes(len(context))
+        self._namespaces[context] = namespace
+        return int(namespace)
 
     def _take(self, fields: list[str]) -> None:
         kind = fields[0]
@@ -114,18 +100,12 @@ class Drain:
             self._outcomes.append((fields[2], int(fields[3]), int(fields[1])))
         elif kind == log_lines.COUNTER:
             self._labels[int(fields[1])] = fields[3]
-            self._windows[int(fields[1])] = int(fields[2])
-        elif kind == log_lines.CHARGED:
-            add_charges(self._changes, fields[2], [int(fields[1])])
         elif kind == log_lines.TAKEN:
             self._db.execute("INSERT OR REPLACE INTO in_flight VALUES (?, ?, ?, ?)", fields[1:])
         elif kind == log_lines.FREED:
             self._db.execute("DELETE FROM in_flight WHERE counter = ? AND call = ?", fields[1:])
         elif kind == log_lines.EMPTIED:
-            self._changes.append(fields)
             self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
-        elif kind == log_lines.MERGED:
-            self._changes.append(fields)
         elif kind == notes.NOTED:
             namespace, note, noted_us = notes.read_note(fields)
             if note.agent:
@@ -136,8 +116,7 @@ class Drain:
             self._db.execute("INSERT OR REPLACE INTO adopted VALUES (?, ?)", (fields[1], int(fields[2])))
 
     def _write_rows(self) -> None:
-        uses = [(self._fragments[text][0], text, self._fragments[text][1], n) for text, n in self._uses.items()]
-        self._write_all(_USE, uses)
+        self._write_all(_USE, [(self._ids[text], text, self._namespaces.get(text), n) for text, n in self._uses.items()])
         self._insert_rows()
         self._write_all(_SET_OUTCOME, self._outcomes)
         self._write_all("UPDATE namespace SET bytes = bytes + ? WHERE id = ?", [(n, key) for key, n in self._bytes.items()])
@@ -146,19 +125,19 @@ class Drain:
         self._write_all(_INSERT_ROW, self._rows)
         self._rows.clear()
 
-    def _write_counters(self) -> None:
-        """Write the counters that the records change."""
-        self._windows |= windows(one for one in self._changes if isinstance(one, tuple))
-        others = [fields for fields in self._changes if not isinstance(fields, tuple)]
-        self._windows |= {int(fields[1]): int(fields[2]) for fields in others if fields[0] == log_lines.MERGED}
-        emptied = {int(fields[1]) for fields in others if fields[0] == log_lines.EMPTIED}
-        states = database.logs(self._db, {*self._windows, *emptied})
-        change_all(states, self._pauses.between(self._changes))
-        self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key, log in states.items() if not log))
-        held = ((key, log) for key, log in states.items() if log)
-        values = ((key, self._windows[key], self._labels.get(key, log_lines.NO_LABEL), log[-2], pack(log)) for key, log in held)
+    def _write_counters(self, changes: Sequence[LineChange]) -> None:
+        """Write the counters whose logs are changed."""
+        ids = changed(changes)
+        memory = Memory(database.logs(self._db, list(ids)))
+        for one in self._pauses.between(changes):
+            memory.take(one)
+        held = [(key, log) for key in ids if (log := memory.states.get(key))]
+        self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key in ids if not memory.states.get(key)))
+        values = (
+            (key, memory.windows[key], self._labels.get(key, log_lines.NO_LABEL), log[-2], pack(log)) for key, log in held
+        )
         self._write_all(_SET_COUNTER, values)
-        self._write_all(_SET_LABEL, ((label, key) for key, label in self._labels.items() if states.get(key)))
+        self._write_all(_SET_LABEL, ((label, key) for key, label in self._labels.items() if memory.states.get(key)))
 
     def _write_all(self, statement: str, values: Iterable[Sequence[object]]) -> None:
         self._db.executemany(statement, self._pauses.between(values))

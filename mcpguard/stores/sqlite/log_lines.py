@@ -114,15 +114,14 @@ def all_charges(plan: Plan) -> str:
     return charges(plan.counters, plan.limits)
 
 
-def charge_texts(text: str) -> list[str]:
-    """The parts of what `charges` returns, one for each counter."""
-    return text[2:-2].split("],[")
+@lru_cache(maxsize=128)
+def read_charges(text: str) -> list[tuple[int, int, int, int]]:
+    """Id, window in µs, n of the limit and cost of each counter in what `charges` returns.
 
-
-def read_limit(text: str) -> tuple[int, int, int]:
-    """Window in µs, n of the limit and cost: what one of the `charge_texts` has after the id."""
-    window_us, n, *cost = map(int, text.split(","))
-    return window_us, n, cost[0] if cost else 1
+    >>> read_charges("[[11,60,5],[12,70,9,4]]")
+    [(11, 60, 5, 1), (12, 70, 9, 4)]
+    """
+    return [(key, window_us, n, cost[0] if cost else 1) for key, window_us, n, *cost in json.loads(text)]
 
 
 def counter_line(counter: Counter) -> str:

@@ -76,7 +76,7 @@ def pack(at: Position, records: Iterable[tuple[str, int, Charge]]) -> tuple[byte
         if len(body) > MAX_TEXT_BYTES:
             raise StoreUnavailable(f"the call log takes no record of {len(body)} bytes")
         body = HEAD.pack(end, row, rows, len(body), time_us, charge_bytes) + body
-        checksum = _checksum(checksum + body)
+        checksum = zlib.adler32(checksum + body, int.from_bytes(checksum, "little")).to_bytes(CHECKSUM_BYTES, "little")
         data += body + checksum
         end = begin + len(data)
         row += rows

@@ -5,11 +5,10 @@ import functools
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import is_there, open_private, private_folder
+from mcpguard.files import is_there, open_private, private_folder, size_bytes
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
@@ -25,7 +24,7 @@ OPEN_TIMEOUT_S: Final = 2.0
 """How long opening waits, at least, for processes that open the store or do upkeep. No call waits for it."""
 
 JOIN_EVERY_S: Final = 0.02
-"""How often a process that waits for the store's lock tries whether it can do without it."""
+"""How long a process waits for the store's lock until it tries again whether it can do without it."""
 
 _ROWS_SKIPPED: Final = call_log.RING_BYTES
 """How many row ids are skipped after a call log was removed: more than it can have held, so that no id is used twice."""
@@ -77,7 +76,7 @@ class Files(NamedTuple):
 
 
 def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Clock) -> Files:
-    """Open a store's files.
+    """Open a store's files. The store's lock is needed only to create or to repair something: upkeep often has it.
 
     Args:
         path: The database. It and its folder are created if they are missing, with modes 0600 and 0700.
@@ -97,132 +96,86 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
         undo.callback(lock.close)
         hold = SharedHold(beside(path, "-open"))
         undo.callback(hold.close)
+        join = functools.partial(_join, path, lock, hold, timeout_s=timeout_s, own_clock=own_clock)
         until_s = time.monotonic() + max(OPEN_TIMEOUT_S, timeout_s)
-        wait_s = 0.0
-        while not lock.acquire(wait_s):
+        files, warnings = None, []
+        while files is None:
             with contextlib.suppress(StoreUnavailable, Lost):
-                joined = _join(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock)
-                undo.pop_all()
-                return joined
-            if time.monotonic() > until_s:
+                files = join(has_lock=False)
+                break
+            if lock.acquire(JOIN_EVERY_S):
+                try:
+                    warnings = _repair(path, hold, None if own_clock else wall)
+                    files = join(has_lock=True)
+                finally:
+                    lock.release()
+            elif time.monotonic() > until_s:
                 raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
-            wait_s = JOIN_EVERY_S
-        try:
-            with contextlib.suppress(StoreUnavailable, Lost):
-                if readable := _join_locked(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock):
-                    undo.pop_all()
-                    return readable
-            warnings: list[str] = []
-            log = CallLog(log_path(path)) if is_there(log_path(path)) else None  # refused before anything is changed
-            if log is not None:
-                undo.callback(log.close)
-            with contextlib.closing(_database(path, log)) as db:
-                if log is None:
-                    log = _new_log(path, db, warnings)
-                    undo.callback(log.close)
-                _agree(path, db, log, hold, warnings)
-            reader = Reader(path, log, timeout_s=timeout_s)
-            undo.callback(reader.close)
-            memory, at = reader.memory()
-            turn = log.turn()
-            undo.callback(turn.close)
-            at = memory.read_on(log, at)  # before the turn, so that others do not wait for it
-            with _held(turn, log, max(OPEN_TIMEOUT_S, timeout_s)):
-                at = memory.read_on(log, at)
-            newest = [wall, memory.latest_us, reader.latest_us]
-            reader.clock = own_clock or _time_base(path, log, hold, lambda: max(ask() for ask in newest))
-            hold.share()
-        finally:
-            lock.release()
         undo.pop_all()
-        return Files(path, database.identity(path), log, turn, lock, hold, reader, memory, at, tuple(warnings))
+        return files._replace(warnings=tuple(warnings))
 
 
-def _join_locked(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files | None:
-    """Open a store whose database another program has locked. It can be read as long as that program changes nothing.
+def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None, has_lock: bool) -> Files:
+    """Open a store of which nothing is left to create or to repair.
 
-    Returns:
-        None if it is not locked.
-
-    Raises:
-        StoreUnavailable, Lost: It cannot be read, or has to be repaired.
-    """
-    with database.reported(path):
-        if not (is_there(path) and database.is_locked(path)):
-            return None
-        return _join(path, lock, hold, timeout_s=timeout_s, own_clock=own_clock, is_locked=True)
-
-
-def _join(
-    path: str,
-    lock: FileLock,
-    hold: SharedHold,
-    *,
-    timeout_s: float,
-    own_clock: Clock | None,
-    is_locked: bool = False,
-) -> Files:
-    """Open a store that others have open, while one of them holds the store's lock for upkeep.
-
-    With `is_locked` the database is read without a lock.
-
-    A process with the lock may repair the store while no other process has it open. So `hold` is shared last, when nothing is
-    left to create or to repair.
+    A process with the store's lock may repair the store while no other process has it open. So `hold` is shared last.
 
     Raises:
-        StoreUnavailable, Lost: It has to be opened with the lock.
+        StoreUnavailable, Lost: It has to be repaired.
     """
     with contextlib.ExitStack() as undo, database.reported(path):
         log = CallLog(log_path(path))
         undo.callback(log.close)
         turn = log.turn()
         undo.callback(turn.close)
-        usual = contextlib.closing(database.connect(path, mode="rw", timeout_s=timeout_s))
-        with usual as own, database.unlocked(path) if is_locked else contextlib.nullcontext(own) as db:
+        drained_end = log.drained().end
+        with database.readable(path) as db:
+            database.check_pages(db, path)
             belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
-            reader = Reader(path, log, timeout_s=timeout_s, unlocked=db)
-            undo.callback(reader.close)
-            memory, at = reader.memory(db)
-        is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
+            memory, at = database.load(db), database.position(db)
+        belongs = belongs and drained_end == at.end  # else upkeep is just moving it, or ended before both had the same
+        reader = Reader(path, log, timeout_s=timeout_s)
+        undo.callback(reader.close)
         at = memory.read_on(log, at)
-        if not (belongs and is_of_this_boot and hold.try_share()):
+        is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
+        if not (belongs and is_of_this_boot and hold.share(has_lock=has_lock)):
             raise StoreUnavailable(f"{path} is being opened by another process")
-        reader.clock = own_clock or _clock_of(log)
+        reader.clock = own_clock or functools.partial(clock.boot_us, int(str(log.header["time_offset_us"])))
         undo.pop_all()
         return Files(path, database.identity(path), log, turn, lock, hold, reader, memory, at, ())
 
 
-@contextlib.contextmanager
-def _held(turn: FileLock, log: CallLog, timeout_s: float) -> Iterator[None]:
-    """Hold the lock on the call log; an error if another process does not release it in time."""
-    if not turn.acquire(timeout_s):
-        raise StoreUnavailable(f"{log.path} is locked by another process", "end the process that holds it")
-    try:
-        yield
-    finally:
-        turn.release()
+def _repair(path: str, hold: SharedHold, wall: Clock | None) -> list[str]:
+    """Create what is missing, and mend what does not belong together. The caller has the store's lock.
 
+    Args:
+        path: The database.
+        hold: Tells whether another process has the store open.
+        wall: Wall-clock time; None if the store needs no time base.
 
-def _database(path: str, log: CallLog | None) -> sqlite3.Connection:
-    """The database, created if it is missing, and brought to the newest schema once it is known to belong to the call log.
-
-    An empty file beside a call log is damaged: it was truncated.
+    Returns:
+        Messages for the store's owner.
     """
-    if not is_there(path):
-        os.close(open_private(path))
-        is_new = True
-    else:
-        is_new = not os.stat(path).st_size and log is None
-    db = database.connect(path, mode="rw", timeout_s=OPEN_TIMEOUT_S)
-    try:
+    warnings: list[str] = []
+    with contextlib.ExitStack() as opened:
+        log = CallLog(log_path(path)) if is_there(log_path(path)) else None  # refused before anything is changed
+        if log is not None:
+            opened.callback(log.close)
+        is_new = log is None and not size_bytes(path)  # an empty file beside a call log is damaged: it was truncated
+        if not is_there(path):
+            os.close(open_private(path))
+            is_new = True
+        db = opened.enter_context(contextlib.closing(database.connect(path, timeout_s=OPEN_TIMEOUT_S)))
         if not is_new:
             database.check_pages(db, path)
             _refuse_another_log(path, db, log)
         migrate(db, path)
-    except BaseException:
-        db.close()
-        raise
-    return db
+        if log is None:
+            log = opened.enter_context(contextlib.closing(_new_log(path, db, warnings)))
+        _agree(path, db, log, hold, warnings)
+        if wall is not None:
+            _begin_time(path, db, log, hold, wall)
+    return warnings
 
 
 def _refuse_another_log(path: str, db: sqlite3.Connection, log: CallLog | None) -> None:
@@ -263,33 +216,22 @@ def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, wa
     warnings += filter(None, [warning])
 
 
-def _time_base(path: str, log: CallLog, hold: SharedHold, begin_us: Clock) -> Clock:
-    """The store's time: the machine's boot clock plus an offset in the log's header. It never runs backwards.
+def _begin_time(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, wall: Clock) -> None:
+    """Begin the store's time: the machine's boot clock plus an offset in the log's header. It never runs backwards.
 
     After a restart of the machine the wall clock says how long it was off. If the wall clock is ahead, windows end early, and
     each limit admits at most its N once more. If it is behind, time goes on from the newest charge, and windows end late by at
     most their length.
-
-    Args:
-        path: The database.
-        log: Its call log.
-        hold: Tells whether another process has the store open.
-        begin_us: When a new time base begins: the later of wall-clock time and the newest charge. It is called only for a new
-            one, because it searches all counters.
     """
     header, mine = log.header, clock.base_id()
-    if header.get("time_base") != mine:
-        if "time_base" in header and not hold.alone():  # a log without a time base was just created
-            raise StoreUnavailable(
-                f"{path} is in use by another machine, or by a container with a clock of its own",
-                "name a file of its own with --store, or use Redis to share counters between machines",
-            )
-        offset_us = begin_us() - clock.boot_us()
-        header = {**header, "time_base": mine, "time_offset_us": offset_us}
-        log.write_header(header)
-    return _clock_of(log)
-
-
-def _clock_of(log: CallLog) -> Clock:
-    """The time by a log's time base, which is this machine's."""
-    return functools.partial(clock.boot_us, int(str(log.header["time_offset_us"])))
+    if header.get("time_base") == mine:
+        return
+    if "time_base" in header and not hold.alone():  # a log without a time base was just created
+        raise StoreUnavailable(
+            f"{path} is in use by another machine, or by a container with a clock of its own",
+            "name a file of its own with --store, or use Redis to share counters between machines",
+        )
+    memory = database.load(db)
+    memory.read_on(log, database.position(db))
+    offset_us = max(wall(), memory.latest_us()) - clock.boot_us()
+    log.write_header({**header, "time_base": mine, "time_offset_us": offset_us})

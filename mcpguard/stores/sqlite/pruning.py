@@ -1,72 +1,101 @@
-"""Deletes old audit rows when a person asks for it, in portions of `upkeep`. It never takes the lock on the call log."""
+"""Deletes audit rows that are too old, or too many, in the caller's transaction: some at a time."""
 
-import contextlib
-import os
-import time
-from collections.abc import Iterator
+import sqlite3
+from collections import Counter
 from typing import Final
 
-from mcpguard.errors import StoreUnavailable
-from mcpguard.files import is_there
-from mcpguard.stores.api import Options
-from mcpguard.stores.clock import wall_us
-from mcpguard.stores.locks import lock_file
-from mcpguard.stores.sqlite import database
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
-from mcpguard.stores.sqlite.opening import open_files
-from mcpguard.stores.sqlite.schema import require_schema
-from mcpguard.stores.sqlite.upkeep import Upkeep
+from mcpguard.stores.api import DISORDER_US
+from mcpguard.stores.pauses import Pauses
+from mcpguard.stores.sqlite import call_log, database
+from mcpguard.stores.sqlite.draining import fragment_bytes, row_bytes
 
-LOCK_S: Final = 5.0
-"""How long a portion waits for another process that does upkeep."""
+AT_ONCE: Final = 2000
+_STEP: Final = 100
+_UNUSE: Final = "UPDATE fragment SET uses = uses - ? WHERE id = ?"
+_OLDEST: Final = """
+    SELECT id, CASE typeof(time_us) WHEN 'integer' THEN time_us END, context, reported,
+        coalesce(length(detail), 0) + coalesce(length(request_id), 0)
+    FROM audit WHERE namespace = ? AND id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?
+"""
+_ALL: Final = -1
+_PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
 
-_PAUSE_S: Final = 0.01
-"""The pause between two portions, in which others can do upkeep."""
+JOURNAL_SHARE: Final = 16
+"""This share of a namespace's bound is for the rollback journal. Outcomes have half of it: each may put a page into it."""
 
 
-def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
-    """Delete a namespace's rows from before a time. Yields the number of rows of each portion, after it is deleted.
+def prune_old(db: sqlite3.Connection, wall_us: int, pauses: Pauses) -> bool:
+    """Delete some rows that are too old. Returns whether there may be more."""
+    more = False
+    for namespace, keep_us in db.execute("SELECT id, keep_us FROM namespace WHERE keep_us IS NOT NULL").fetchall():
+        oldest = pauses.between(db.execute(_OLDEST, (namespace, AT_ONCE)))
+        found = [one for one in oldest if one[1] is not None and one[1] < wall_us - keep_us]
+        _drop_rows(db, namespace, found, pauses)
+        more |= len(found) == AT_ONCE
+    return more
 
-    Args:
-        path: The database, which exists.
-        options: They name the namespace and its bounds.
-        before_us: The time, in wall-clock time.
 
-    Raises:
-        StoreUnavailable: The database is not one of this mcpguard, it cannot be written, or another process does not release
-            the store's lock.
+def drop_before(db: sqlite3.Connection, name: str, before_us: int, pauses: Pauses) -> tuple[int, bool]:
+    """Delete some of a namespace's rows from before a time. See `Upkeep.prune`."""
+    (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (name,)).fetchone() or (0,)
+    found = []
+    for one in db.execute(_OLDEST, (namespace, _ALL)):
+        time_us = one[1] or 0  # a damaged row has none
+        if time_us < before_us:
+            found.append(one)
+        if len(found) == AT_ONCE or time_us >= before_us + DISORDER_US:
+            break
+    _drop_rows(db, namespace, found, pauses)
+    return len(found), len(found) == AT_ONCE
+
+
+def prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:
+    """Delete the oldest rows of each namespace that is above its bound, at most `most`. Returns whether there may be more.
+
+    The size of a namespace is an estimate, never too low. If all estimates together exceed the file, they are scaled down.
     """
-    with contextlib.ExitStack() as undo, database.reported(path):
-        os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
-        if not _is_whole(path):
-            open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us).close()
-        lock = lock_file(beside(path, "-lock"))
-        undo.callback(lock.close)
-        log = CallLog(log_path(path))
-        undo.callback(log.close)
-        upkeep = Upkeep(path, log, options, now_us=0, busy=lambda: False)
-        before_us = min(before_us, wall_us())
-        more = True
-        while more:
-            if not lock.acquire(LOCK_S):
-                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
-            try:
-                dropped, more = upkeep.prune(before_us)
-            except Lost:
-                raise damaged(log.path, "it does not continue where the database is") from None
-            finally:
-                lock.release()
-            if dropped:
-                yield dropped
-            time.sleep(_PAUSE_S if more else 0)
+    pages, free, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS)
+    (known,) = db.execute("SELECT total(bytes) FROM namespace").fetchone()
+    scale = min(1.0, (pages - free) * page_bytes / max(known, 1.0))
+    for namespace, max_bytes in db.execute("SELECT id, max_bytes FROM namespace WHERE max_bytes IS NOT NULL").fetchall():
+        bound = _share(max_bytes) / scale
+        while _size(db, namespace) > bound:
+            if most <= 0:
+                return True
+            found = list(pauses.between(db.execute(_OLDEST, (namespace, _STEP))))
+            if not found:
+                break
+            _drop_rows(db, namespace, found, pauses)
+            most -= len(found)
+    return False
 
 
-def _is_whole(path: str) -> bool:
-    """Whether a store needs no repair, as a wrapper makes it when it opens the store."""
-    with contextlib.closing(database.connect(path, mode="rw")) as db:
-        require_schema(db, path)
-        if not is_there(log_path(path)):
-            return False
-        at = database.position(db)
-        with contextlib.closing(CallLog(log_path(path))) as log:
-            return log.resumed(at, path)[0] == at
+def _share(max_bytes: int) -> int:
+    """The part of a namespace's bound for its rows: the call log and a rollback journal take the rest."""
+    return max(max_bytes - max_bytes // JOURNAL_SHARE - call_log.RING_BYTES, max_bytes // 2)
+
+
+def _size(db: sqlite3.Connection, namespace: int) -> int:
+    return int(db.execute("SELECT bytes FROM namespace WHERE id = ?", (namespace,)).fetchone()[0])
+
+
+def _drop_rows(
+    db: sqlite3.Connection, namespace: int, found: list[tuple[int, int | None, int, int | None, int]], pauses: Pauses
+) -> None:
+    """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses."""
+    unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)
+    db.executemany("DELETE FROM audit WHERE id = ?", pauses.between(one[:1] for one in found))
+    db.executemany(_UNUSE, pauses.between((count, key) for key, count in unused.items()))
+    freed = sum(row_bytes(length) for *_, length in found) + _drop_unused(db, list(unused))
+    db.execute("UPDATE namespace SET bytes = max(0, bytes - ?) WHERE id = ?", (freed, namespace))
+
+
+def _drop_unused(db: sqlite3.Connection, ids: list[int]) -> int:
+    """Delete those of these shared texts that no row uses. Returns the bytes that the contexts among them took."""
+    freed = 0
+    for some in database.batches(ids):
+        which = f"WHERE uses <= 0 AND id IN ({database.marks(some)})"
+        lengths = db.execute(f"SELECT length(json) FROM fragment {which} AND namespace IS NOT NULL", some)  # noqa: S608 - marks only
+        freed += sum(fragment_bytes(length) for (length,) in lengths)
+        db.execute(f"DELETE FROM fragment {which}", some)  # noqa: S608 - marks only
+    return freed

@@ -9,43 +9,30 @@ import contextlib
 import functools
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.files import StrPath, is_there
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
-from mcpguard.session.audit import Outcome, whole_members
+from mcpguard.session.audit import Outcome
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Wanted
 from mcpguard.stores.losses import Losses
 from mcpguard.stores.sqlite import call_log, database, log_lines
-from mcpguard.stores.sqlite.archive import Archive, Condition
+from mcpguard.stores.sqlite.archive import Archive
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, damaged, log_path
-from mcpguard.stores.sqlite.in_flight import InFlight
+from mcpguard.stores.sqlite.in_flight import InFlight, Owners
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
-from mcpguard.stores.sqlite.owners import Owners
 from mcpguard.stores.sqlite.schema import migrate, require_schema
 from mcpguard.stores.tally import tally
 
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
 
-_ENTRIES: Final = 500
-"""How many rows are read at once for records: a call may wait for that."""
-
-_IDS: Final = "SELECT coalesce((SELECT min(id) FROM audit), 1), coalesce((SELECT max(id) FROM audit), 0) + 1"
-_NEWEST_AMONG: Final = """
-    SELECT max(time_us) FROM (SELECT time_us FROM audit WHERE id >= ? ORDER BY id LIMIT 256) WHERE typeof(time_us) = 'integer'
-"""
-
-_NAMED: Final = 10_000
-"""The most contexts that a query names. SQLite limits the length of a query."""
-
 _Found = TypeVar("_Found")
-_Outcomes = Mapping[int, tuple[str, int]]
 
 
 class Pending(NamedTuple):
@@ -68,7 +55,6 @@ class Reader:
         log: The call log, which `close` does not close; None to open it as soon as it exists. Then a store is read as it would
             be after its repair by a wrapper.
         timeout_s: How long to wait for upkeep.
-        unlocked: See `database.unlocked`: what is asked of a locked database for the schema.
         notify: Is told what is lost, once each. Without it a damaged row is an error.
 
     Attributes:
@@ -84,7 +70,6 @@ class Reader:
         log: CallLog | None = None,
         *,
         timeout_s: float = database.BUSY_S,
-        unlocked: sqlite3.Connection | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self.path = os.fspath(path)
@@ -93,13 +78,13 @@ class Reader:
         self._journal = beside(path, "-journal")
         with contextlib.ExitStack() as undo, database.reported(path):
             self._identity = database.identity(path)
-            found = database.connect(path, mode="rw", timeout_s=timeout_s) if is_there(path) else _lost_database(path)
+            found = database.connect(path, timeout_s=timeout_s) if is_there(path) else _lost_database(path)
             self._db = undo.enter_context(contextlib.closing(found))
             self._db.execute("PRAGMA query_only = ON")
-            require_schema(unlocked or self._db, path)
+            if log is None:  # else whoever opened it has asked, and the database may be locked
+                require_schema(self._db, path)
             undo.pop_all()
         self._archive = Archive(self._db, self._losses.skip)
-        self._few = functools.partial(self._archive.page, most=_ENTRIES)
         self._log = log
         self.clock: Clock = self._shared_clock
 
@@ -141,7 +126,7 @@ class Reader:
             is_of_this_boot = header.get("time_base") == clock.base_id()
         if is_of_this_boot:
             return clock.boot_us() + int(str(header["time_offset_us"]))
-        return max([clock.wall_us(), *(log[-2] for _, _, log in self.counters() if log)])
+        return max(clock.wall_us(), self._memory_now().latest_us())
 
     @property
     def args_key(self) -> bytes:
@@ -154,23 +139,19 @@ class Reader:
 
     # counters
 
-    def counters(self) -> list[tuple[str, int, State]]:
-        """Each counter's label, window in µs and log."""
-        question = "SELECT id, label FROM counter WHERE label != ?"
-        (memory, names), (_, texts) = self._with_log(
-            lambda db: (_memory(db), dict(db.execute(question, (log_lines.NO_LABEL,)).fetchall()))
-        )
-        for line in (line for text in texts for line in text.split("\n") if line[0] == log_lines.COUNTER):
-            _, key, _, label = line.split("\t")
-            names[int(key)] = label
-        memory.apply(texts)
-        return [(names[key], memory.windows[key], log) for key, log in memory.states.items() if key in names]
-
     def held(self) -> list[CounterUse]:
         """See `Readable`."""
         now_us = self.clock()
-        logs = [(label, sliding.live(log, window_us, now_us)) for label, window_us, log in self.counters()]
-        in_flight = collections.Counter(place.label for place in self._in_flight(self._memory_now()))
+        question = "SELECT id, label FROM counter WHERE label != ?"
+        (memory, labels), (_, texts) = self._with_log(
+            lambda db: (database.load(db), dict(db.execute(question, (log_lines.NO_LABEL,)).fetchall()))
+        )
+        labels |= {int(key): label for _, key, _, label in _lines(texts, log_lines.COUNTER)}
+        memory.apply(texts)
+        logs = [
+            (labels[key], sliding.live(log, memory.windows[key], now_us)) for key, log in memory.states.items() if key in labels
+        ]
+        in_flight = collections.Counter(place.label for place in self._in_flight(memory))
         return [CounterUse(label, sliding.used(log), log) for label, log in logs if log] + [
             CounterUse(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
         ]
@@ -178,13 +159,12 @@ class Reader:
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Readable`."""
         memory = self._memory_now()
-        calls = self._in_flight(memory)
-        logs = memory.states
-        return [logs.get(one.id, sliding.EMPTY) if one.window_us else calls.state(one.id) for one in counters], self.clock()
+        memory.in_flight = self._in_flight(memory)
+        return memory.states_of(counters), self.clock()
 
     def _memory_now(self) -> Memory:
         """The counters and places at the end of the log."""
-        memory, (_, texts) = self._with_log(_memory)
+        memory, (_, texts) = self._with_log(database.load)
         memory.apply(texts)
         return memory
 
@@ -193,71 +173,48 @@ class Reader:
         calls = memory.in_flight
         return calls.without(Owners(self.path).dead({place.owner for place in calls}))
 
-    def memory(self, unlocked: sqlite3.Connection | None = None) -> tuple[Memory, Position]:
-        """The database's counters and notes, and the position from which a process then follows the call log."""
-        db = unlocked or self._db
-        with self._asking(), database.reading(db):
-            memory = _memory(db)
-            found = db.execute("SELECT namespace, tool_use_id, agent, noted_us FROM agent_note")
-            memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in found}
-            memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
-            return memory, database.position(db)
-
-    def latest_us(self) -> int:
-        """The store time of the newest charge in the database; 0 if there is none."""
-        with self._asking():
-            return int(self._db.execute("SELECT max(last_us) FROM counter").fetchone()[0] or 0)
+    def memory(self) -> tuple[Memory, Position]:
+        """The database's counters and places, and the position from which a process then follows the call log."""
+        with self._asking(), database.reading(self._db):
+            return database.load(self._db), database.position(self._db)
 
     # audit
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
-        pending = self._pending()
-        for page, _ in self._pages(self._few, pending, after, wanted):
-            yield from (one.entry for one in page)
-        yield from (one.entry for one in _stored(pending, after, wanted))
+        return (one.entry for page, _ in self._pages(after, wanted) for one in page)
 
     def newest(self, *, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""
-        pending = self._pending()
-        yield from (one.entry for one in reversed(list(_stored(pending, 0, wanted))))
-        for page, _ in self._pages(functools.partial(self._few, newest_first=True), pending, 0, wanted):
-            yield from (one.entry for one in page)
+        return (one.entry for page, _ in self._pages(0, wanted, newest_first=True) for one in page)
 
     def rows(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[list[StoredRow]]:
         """See `Readable`."""
-        pending = self._pending()
-        yield from (page for page, _ in self._pages(self._archive.page, pending, after, wanted))
-        yield list(_stored(pending, after, wanted))
+        return (page for page, _ in self._pages(after, wanted))
 
     def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
         """See `Readable`."""
-        pending = self._pending()
-        for calls, last in self._pages(self._archive.counts, pending, after, wanted):
-            yield Tally(last, calls)
-        last = pending.first - 1 + sum(map(log_lines.rows_in, pending.texts))
-        yield tally(_stored(pending, after, wanted), max(after, last))
+        return (tally(page, last_id) for page, last_id in self._pages(after, wanted))
 
-    def _pages(
-        self,
-        read: Callable[[int, int, Condition, _Outcomes], tuple[_Found, int, int]],
-        pending: Pending,
-        after: int,
-        wanted: Wanted | None,
-    ) -> Iterator[tuple[_Found, int]]:
-        """What a method of `Archive` reads of the database's rows, page by page; and the last id of each, if they ascend."""
-        before = pending.first
-        if after >= before - 1:
-            return
-        condition = self._ask_for_texts(lambda: self._condition(wanted))
-        with self._asking():
-            after = max(after, self._first_since(wanted.written_since_us if wanted else 0) - 1)
-        if condition is None:
-            return
+    def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
+        """The wanted rows of database and log, page by page; and the last id of each page, if they ascend."""
+        _, pending = self._with_log(lambda _: None)
         outcomes = _outcomes(pending.texts)
-        while after < before - 1:
-            found, after, before = self._ask_for_texts(functools.partial(read, after, before, condition, outcomes))
-            yield found, after
+        of_log = list(_of_log(pending, outcomes, after, wanted))
+        if newest_first:
+            yield of_log[::-1], 0
+        at, before = after, pending.first
+        if at < before - 1:
+            condition, first = self._ask_for_texts(lambda: self._archive.condition(wanted))
+            at = max(at, first - 1)
+            ask = functools.partial(
+                self._archive.page, condition=condition, wanted=wanted, outcomes=outcomes, newest_first=newest_first
+            )
+            while at < before - 1:
+                page, at, before = self._ask_for_texts(functools.partial(ask, at, before))
+                yield page, at
+        if not newest_first:
+            yield of_log, max(after, pending.first - 1 + sum(map(log_lines.rows_in, pending.texts)))
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
@@ -265,84 +222,25 @@ class Reader:
         known = _outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
-    def _condition(self, wanted: Wanted | None) -> Condition | None:
-        """A filter for rows; None if no row can pass it. Rows share their texts, so few texts have to be examined."""
-        if wanted is None:
-            return Condition("", None)
-        conditions = []
-        is_exact = wanted.axis is None and wanted.outcomes is None
-        every: list[tuple[int, str, int | None]] = []
-        if wanted.context is not None or wanted.axis is not None:
-            every = self._db.execute("SELECT id, json, namespace FROM fragment").fetchall()
-        if wanted.context is not None:
-            known = ((key, whole_members(text, "namespace"), at) for key, text, at in every if at is not None)
-            contexts = {key: at for key, one, at in known if one is None or wanted.context(one)}  # or the row is not named
-            if not contexts:
-                return None
-            is_few = len(contexts) <= _NAMED
-            is_exact = is_exact and is_few
-            of = f"a.context IN ({_numbers(contexts)})" if is_few else f"a.namespace IN ({_numbers(set(contexts.values()))})"
-            conditions.append(of)
-        if wanted.decisions is not None:
-            conditions.append(f"a.decision IN ({','.join(map(repr, sorted(wanted.decisions)))})")
-        if wanted.axis is not None:
-            of_limits = ((key, whole_members(text, "axis")) for key, text, namespace in every if namespace is None)
-            limits = [key for key, one in of_limits if one is None or wanted.axis(str(one["axis"]))]
-            # a denial that no limit made tells its axis itself
-            conditions.append(f"(a.reported IN ({_numbers(limits)}) OR (a.reported IS NULL AND a.detail IS NOT NULL))")
-        if wanted.outcomes is not None:  # the outcome may be in the call log
-            conditions.append(f"(a.outcome IS NULL OR a.outcome IN ({','.join(map(repr, sorted(wanted.outcomes)))}))")
-        if wanted.since_us is not None:
-            conditions.append(f"a.id >= {self._first_since(wanted.written_since_us)} AND a.time_us >= {wanted.since_us}")
-        if wanted.until_us is not None:
-            conditions.append(f"a.time_us < {wanted.until_us}")
-        return Condition("".join(f"AND {one} " for one in conditions), None if is_exact else wanted)
-
-    def _first_since(self, written_us: int) -> int:
-        """An id that no row of this time or later is below; for 0 the first id.
-
-        Found by bisection, because ids grow with the time of writing.
-
-        Rows that waited for the store during an outage are older than those before them. So each step looks at several rows.
-        """
-        low, end = self._db.execute(_IDS).fetchone()
-        while low < end and written_us:
-            middle = (low + end) // 2
-            (newest_us,) = self._db.execute(_NEWEST_AMONG, (middle,)).fetchone()
-            if newest_us is None or newest_us >= written_us:
-                end = middle
-            else:
-                low = middle + 1
-        return int(low)
-
     # both
 
-    def _pending(self) -> Pending:
-        return self._with_log(lambda _: None)[1]
-
-    def _with_log(self, question: Callable[[sqlite3.Connection], _Found]) -> tuple[_Found, Pending]:
+    def _with_log(self, question: Callable[[sqlite3.Connection], _Found], tries: int = _TRIES) -> tuple[_Found, Pending]:
         """The result of a query, and the log's records since then."""
-        for _ in range(_TRIES):
-            drained_end = self._drained_end()
-            with self._asking(), database.reading(self._db):
-                at = database.position(self._db)
-                found = question(self._db)
-            log = self._call_log()
-            if log is None:
-                if at.end > START.end:  # else another process is creating the store
-                    self._losses.tell(call_log.removed(log_path(self.path)))
-                return found, Pending(at.row, [])
-            with contextlib.suppress(Lost), database.reported(log.path):  # lost if upkeep has moved them since
-                return found, Pending(at.row, [text for text, _ in log.records(at)])
-            if log is self._own_log and (drained_end > at.end or self._drained_end() <= at.end):  # upkeep has not moved them
-                return found, self._repaired(log, at)
-        raise damaged(log_path(self.path), "it does not continue where the database is")
-
-    def _drained_end(self) -> int:
-        """Up to where the log knows the database to have it: in a whole store, no further than the database has it."""
+        with self._asking(), database.reading(self._db):
+            at = database.position(self._db)
+            found = question(self._db)
         log = self._call_log()
-        with database.reported(log_path(self.path)):
-            return 0 if log is None else log.drained().end
+        if log is None:
+            if at.end > START.end:  # else another process is creating the store
+                self._losses.tell(call_log.removed(log_path(self.path)))
+            return found, Pending(at.row, [])
+        with contextlib.suppress(Lost), database.reported(log.path):
+            return found, Pending(at.row, [text for text, _ in log.records(at)])
+        if tries > 1:  # upkeep may have moved them since, and calls overwritten them
+            return self._with_log(question, tries - 1)
+        if log is not self._own_log:
+            raise damaged(log.path, "it does not continue where the database is")
+        return found, self._repaired(log, at)
 
     def _repaired(self, log: CallLog, at: Position) -> Pending:
         """What a wrapper would take in of a log that does not continue at the database's position."""
@@ -368,11 +266,6 @@ def _lost_database(path: StrPath) -> sqlite3.Connection:
         return db
 
 
-def _memory(db: sqlite3.Connection) -> Memory:
-    """The database's counters and places."""
-    return Memory(database.all_logs(db), database.places(db))
-
-
 def _text_or_bytes(data: bytes) -> str | bytes:
     try:
         return data.decode()
@@ -380,28 +273,25 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
-def _numbers(ids: Iterable[int]) -> str:
-    return ",".join(map(str, ids))
+def _lines(texts: Sequence[str], kind: str) -> Iterator[list[str]]:
+    """The fields of the lines of a kind."""
+    return (line.split("\t") for text in texts for line in text.split("\n") if line[0] == kind)
 
 
 def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     """The outcomes that records tell, by row; the first of each stands."""
     found: dict[int, tuple[str, int]] = {}
-    for line in (line for text in texts for line in text.split("\n") if line[0] == log_lines.OUTCOME):
-        _, row_id, outcome, duration_us = line.split("\t")
+    for _, row_id, outcome, duration_us in _lines(texts, log_lines.OUTCOME):
         found.setdefault(int(row_id), (outcome, int(duration_us)))
     return found
 
 
-def _stored(pending: Pending, after: int, wanted: Wanted | None) -> Iterator[StoredRow]:
+def _of_log(
+    pending: Pending, outcomes: Mapping[int, tuple[str, int]], after: int, wanted: Wanted | None
+) -> Iterator[StoredRow]:
     """The wanted audit rows of the log after a row, oldest first."""
-    outcomes = _outcomes(pending.texts)
-    row_id = pending.first
-    for line in (line for text in pending.texts for line in text.split("\n")):
-        if line[0] != log_lines.ROW:
-            continue
+    for row_id, fields in enumerate(_lines(pending.texts, log_lines.ROW), pending.first):
         if row_id > after:  # others are not parsed: somebody who follows the log reads it again and again
-            row, outcome = log_lines.read_row(line.split("\t")), outcomes.get(row_id, (None, None))
+            row, outcome = log_lines.read_row(fields), outcomes.get(row_id, (None, None))
             if wanted is None or wanted.admits_row(row, outcome[0]):
                 yield StoredRow(row_id, row, *outcome)
-        row_id += 1

@@ -3,12 +3,12 @@
 Never edit a released step: files that have passed it would not get the change.
 """
 
-import contextlib
 import sqlite3
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, is_there
+from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import log_path
 
 PAGE_BYTES: Final = 4096
@@ -57,16 +57,6 @@ _PREVIEWS: Final = 3
 VERSION: Final = _PREVIEWS + len(STEPS)
 
 
-OF_ANOTHER: Final = "another program made this database"
-
-
-def no_store(path: StrPath, how: str) -> StoreUnavailable:
-    """The error for a file that is no store, probably because its path is mistyped."""
-    return StoreUnavailable(
-        f"{path} is not a store of mcpguard: {how}", "correct the path, or move the file away: a new one is made"
-    )
-
-
 def require_schema(db: sqlite3.Connection, path: StrPath) -> int:
     """The version of a file's schema; 0 if it is new.
 
@@ -77,7 +67,7 @@ def require_schema(db: sqlite3.Connection, path: StrPath) -> int:
     question = "SELECT user_version, EXISTS (SELECT 1 FROM sqlite_master) FROM pragma_user_version"
     found, has_tables = map(int, db.execute(question).fetchone())
     if not found and has_tables and not is_there(log_path(path)):
-        raise no_store(path, OF_ANOTHER)  # each store has a call log
+        raise database.no_store(path, database.OF_ANOTHER)  # each store has a call log
     if found > VERSION:
         raise StoreUnavailable(
             f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",
@@ -105,14 +95,8 @@ def migrate(db: sqlite3.Connection, path: StrPath) -> None:
     steps = STEPS[max(0, found - _PREVIEWS) :]
     if not steps:
         return
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with database.writing(db):
         for statement in ";".join(steps).split(";"):
             if statement.strip():
                 db.execute(statement)
         db.execute(f"PRAGMA user_version = {max(found, _PREVIEWS) + len(steps)}")
-        db.execute("COMMIT")
-    except BaseException:
-        with contextlib.suppress(sqlite3.Error):  # SQLite has done it already after some errors
-            db.execute("ROLLBACK")
-        raise

@@ -33,10 +33,10 @@ from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.decider import Decider
-from mcpguard.stores.sqlite.follower import Follower, Pace
+from mcpguard.stores.sqlite.follower import Follower
+from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
-from mcpguard.stores.sqlite.owners import Owners, Ownership
 from mcpguard.stores.sqlite.upkeep import Upkeep
 
 ROOM_BYTES: Final = 256 * 1024
@@ -85,17 +85,21 @@ class SqliteStore:
         self.entries, self.newest = reader.entries, reader.newest
         self.outcomes_of, self.held = reader.outcomes_of, reader.held
         self._clock = self._reader.clock
-        self._follower = Follower(path, self._files, wall, timeout_s=self._timeout_s, most_counters=most_counters)
+        self._follower = Follower(path, self._files, timeout_s=self._timeout_s, most_counters=most_counters)
         self._owners = Owners(path)
-        self._owner = Ownership(self._owners)
-        self._decider = Decider(self._follower, self._owners, self._owner, wall)
+        self._decider = Decider(self._follower, self._owners, wall)
         self._upkeep = Upkeep(path, self._log, options, now_us=self._clock(), busy=self._is_busy)
         self._decided_s = 0.0
         self._forced_bytes = 0
         self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
-        self._pace = Pace(self._log, self._follower, self._upkeep, timeout_s=self._timeout_s)
         self.args_key = self._log.key
         self.warnings = self._warnings = self._files.warnings
+        try:
+            with self._follower.turn():  # a store that no call could use counts as not opened
+                pass
+        except BaseException:
+            self._files.close()
+            raise
 
     # calls
 
@@ -108,7 +112,7 @@ class SqliteStore:
             verdicts = self._decide(requests, journal)
         except LogFull as full:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-                self._pace.await_drained(full.drained_end + ROOM_BYTES)
+                self._upkeep.await_drained(full.drained_end + ROOM_BYTES, self._timeout_s)
             verdicts = self._decide(requests, journal)
         if self._durable:
             self._force(requests, verdicts)
@@ -159,7 +163,7 @@ class SqliteStore:
 
     def _prepare_owner(self) -> str:
         with database.reported(self.path):
-            return self._owner.prepare()
+            return self._owners.prepare()
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
@@ -175,7 +179,7 @@ class SqliteStore:
 
         def lines() -> list[str]:
             now_us = self._clock()
-            found = [log_lines.ending_lines(one, self._follower.states_of(one.plan.counters), now_us) for one in endings]
+            found = [log_lines.ending_lines(one, self._follower.memory.states_of(one.plan.counters), now_us) for one in endings]
             return [one for one in found if one]
 
         if any(ending.failed or ending.plan.caps for ending in endings):
@@ -218,7 +222,7 @@ class SqliteStore:
         except LogFull as full:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):
                 if not self._with_lock(self._upkeep.drain):
-                    self._pace.await_drained(full.drained_end + ROOM_BYTES)
+                    self._upkeep.await_drained(full.drained_end + ROOM_BYTES, self._timeout_s)
             self._publish(lines)
         return len(held & set(labels))
 
@@ -248,9 +252,9 @@ class SqliteStore:
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `Store`."""
-        if self._log.appended_bytes > self._pace.next_check_bytes:
+        if self._log.appended_bytes > self._upkeep.next_check_bytes:
             with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the next call or `tend` reports it
-                self._pace.keep(hurry)
+                self._upkeep.keep_pace(self._follower.at.end, self._timeout_s, hurry)
 
     def catch_up(self) -> bool:
         """See `CallStore`."""
@@ -283,7 +287,7 @@ class SqliteStore:
     def needs_tending(self) -> bool:
         """See `Store`."""
         try:
-            return self._log.drained().end < self._follower.at.end or self._upkeep.is_behind
+            return self._log.drained().end < self._follower.at.end or self._upkeep.has_more_to_do
         except (OSError, StoreUnavailable):
             return False  # the store is closed, or the next call will report the error
 
@@ -324,7 +328,7 @@ class SqliteStore:
 
     def _check_owner(self) -> None:
         """Make the file by which others see that this process lives again, if somebody has removed it."""
-        if removed := self._owner.check():
+        if removed := self._owners.check():
             self._warn_of(
                 f"{removed} was removed: other wrappers may have given places of calls that are in flight here to others"
             )
@@ -366,6 +370,6 @@ class SqliteStore:
             if self._log.drained().end < self._follower.at.end:
                 until_s = time.monotonic() + DRAIN_AT_CLOSE_S
                 self._with_lock(lambda: self._upkeep.drain() and time.monotonic() < until_s)
-        name = self._owner.name
-        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
+        name = self._owners.name
+        self._owners.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
         self._files.close()

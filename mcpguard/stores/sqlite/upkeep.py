@@ -8,19 +8,21 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US
-from mcpguard.stores.api import DISORDER_US, Options
+from mcpguard.stores.api import Options
+from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, log_lines
-from mcpguard.stores.sqlite.call_log import RING_BYTES, CallLog, damaged
-from mcpguard.stores.sqlite.draining import Drain, fragment_bytes, row_bytes
+from mcpguard.stores.sqlite import call_log, database, log_lines, pruning
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
+from mcpguard.stores.sqlite.draining import Drain, row_bytes
+from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.log_records import Position
-from mcpguard.stores.sqlite.owners import Owners
+from mcpguard.stores.sqlite.opening import open_files
+from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 DRAIN_BYTES: Final = 1024 * 1024
@@ -41,17 +43,31 @@ process that opens the store. On a slow disk a transaction takes a second."""
 
 PRUNE_EVERY_US: Final = 60_000_000
 
+PACE_BYTES: Final = 32 * 1024
+"""A process checks how full the log is each time that it has appended this much: about 60 single calls."""
+
+CROWDED_SHARE: Final = 1 / 2
+"""When more than this share of the log waits for the database, the log is crowded. The fuller it is, the longer a process waits
+before it takes more calls, and the sooner it checks again. So a process with many calls waits most, and upkeep can work."""
+
+LONGEST_WAIT_S: Final = 0.25
+"""The longest wait before a process takes more calls, however long the timeout is."""
+
+LOOK_EVERY_S: Final = 0.005
+"""How often a process that waits for the database checks how far it is."""
+
+LOCK_S: Final = 5.0
+"""How long a portion that a person waits for waits for another process that does upkeep."""
+
+_PAUSE_S: Final = 0.01
+"""The pause between two such portions, in which others can do upkeep."""
+
 _DRAINED_AT_ONCE_BYTES: Final = 256 * 1024
 """Records and rows. A larger transaction would make a large rollback journal, which counts as disk space of the store."""
-
-_JOURNAL_SHARE: Final = 16
-"""This share of a namespace's bound is for the rollback journal. Outcomes have half of it: each may put a page into it."""
 
 _LEAST_OUTCOMES: Final = 256
 """This many outcomes may be in one transaction, however small the bound is."""
 
-_PRUNED_AT_ONCE: Final = 2000
-_PRUNED_STEP: Final = 100
 _SPARE_PAGES: Final = 256
 _PAGES_AT_ONCE: Final = 512
 
@@ -61,23 +77,14 @@ _GRACE_US: Final = 60_000_000
 
 _WRITE_BACK_IDS_KEPT_US: Final = 30 * 86_400_000_000
 
-_UNUSE: Final = "UPDATE fragment SET uses = uses - ? WHERE id = ?"
 _SET_BOUNDS: Final = """
     INSERT INTO namespace (name, keep_us, max_bytes) VALUES (?, ?, ?)
     ON CONFLICT (name) DO UPDATE SET keep_us = excluded.keep_us, max_bytes = excluded.max_bytes
 """
-_OLDEST: Final = """
-    SELECT id, CASE typeof(time_us) WHEN 'integer' THEN time_us END, context, reported,
-        coalesce(length(detail), 0) + coalesce(length(request_id), 0)
-    FROM audit WHERE namespace = ? AND id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?
-"""
-_ALL: Final = -1
 _CACHED_PAGES: Final = 32
 _CHANGED_PAGES: Final = 512
 """How many pages upkeep keeps in memory, and how many while a transaction changes them. Beyond that SQLite writes some early.
 With its usual 2 MiB of pages a wrapper has 0.6 MiB more from then on, and upkeep is not faster."""
-
-_PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
 
 
 class Upkeep:
@@ -93,6 +100,8 @@ class Upkeep:
 
     Attributes:
         is_failing: Whether this process could not write the database when it last tried.
+        has_more_to_do: Whether `tend` has more to do at once.
+        next_check_bytes: `keep_pace` does something only if this process has appended more than this.
     """
 
     def __init__(self, path: str, log: CallLog, options: Options, *, now_us: int, busy: Callable[[], bool]) -> None:
@@ -103,11 +112,12 @@ class Upkeep:
         self._drained_end = 0  # not known yet
         self._rest_us = DRAIN_EVERY_US
         self._told_bounds = False
-        self._has_more_to_do = False
+        self.has_more_to_do = True
         self._busy = busy
         self._awaited = 0
-        self._most_outcomes = max(_LEAST_OUTCOMES, options.max_bytes // (2 * _JOURNAL_SHARE) // PAGE_BYTES)
+        self._most_outcomes = max(_LEAST_OUTCOMES, options.max_bytes // (2 * pruning.JOURNAL_SHARE) // PAGE_BYTES)
         self.is_failing = False
+        self.next_check_bytes = log.appended_bytes + PACE_BYTES
 
     def is_due(self, end: int, now_us: int) -> bool:
         """Whether `tend` would do something now.
@@ -123,14 +133,8 @@ class Upkeep:
         return (
             waiting_bytes >= DRAIN_BYTES
             or (waiting_bytes > 0 and now_us - self._drained_us >= self._rest_us)
-            or self._has_more_to_do
-            or not self._told_bounds
+            or self.has_more_to_do
         )
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether `tend` has more to do at once."""
-        return self._has_more_to_do or not self._told_bounds
 
     def tend(self, end: int, *, now_us: int, wall_us: int) -> None:
         """Drain the log, and from time to time prune and shrink. What takes longer than `HOLD_S` is left to the next process.
@@ -156,13 +160,13 @@ class Upkeep:
             (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
             if abs(wall_us - pruned_us) > PRUNE_EVERY_US:
                 self._prune_shared(db, now_us, wall_us)
-                self._has_more_to_do = True
-            if self._has_more_to_do:
+                self.has_more_to_do = True
+            if self.has_more_to_do:
                 pauses = self._pauses()
                 with database.writing(db):
-                    more = _prune_old(db, wall_us, pauses)
-                    more |= _prune_surplus(db, _PRUNED_AT_ONCE, pauses)
-                self._has_more_to_do = self._shrink(db) or more
+                    more = pruning.prune_old(db, wall_us, pauses)
+                    more |= pruning.prune_surplus(db, pruning.AT_ONCE, pauses)
+                self.has_more_to_do = self._shrink(db) or more
 
     def drain(self) -> bool:
         """Move records of the log into the database, while somebody waits for it. Raises as `tend` does.
@@ -184,8 +188,34 @@ class Upkeep:
                 return 0, True
             with database.writing(db):
                 namespace, *_ = self._bounds
-                dropped, more = _drop_before(db, namespace, before_us, self._pauses())
+                dropped, more = pruning.drop_before(db, namespace, before_us, self._pauses())
             return dropped, self._shrink(db) or more
+
+    def keep_pace(self, end: int, timeout_s: float, hurry: Callable[[], None]) -> None:
+        """Wait for a moment if the log is crowded, unless this process could not write the database itself.
+
+        Args:
+            end: The newest position of the log that the caller knows of.
+            timeout_s: How long to wait at most.
+            hurry: Called before the wait, to start upkeep.
+
+        Raises:
+            StoreUnavailable, OSError: The log cannot be read.
+        """
+        waiting_share = (end - self._log.drained().end) / call_log.RING_BYTES
+        crowding = 0.0 if self.is_failing else max(0.0, (waiting_share - CROWDED_SHARE) / (1 - CROWDED_SHARE))  # 1: full
+        if crowding:
+            hurry()
+            with self.awaited():  # a root, to slow processes down as soon as it is crowded
+                time.sleep(min(timeout_s, LONGEST_WAIT_S) * crowding**0.5)
+        self.next_check_bytes = self._log.appended_bytes + round(PACE_BYTES * (1 - crowding))
+
+    def await_drained(self, end: int, timeout_s: float) -> None:
+        """Wait until the database has the log up to a position, for at most the timeout."""
+        until_s = time.monotonic() + timeout_s
+        with self.awaited():
+            while self._log.drained().end < end and time.monotonic() < until_s:
+                time.sleep(LOOK_EVERY_S)
 
     @contextlib.contextmanager
     def awaited(self) -> Iterator[None]:
@@ -203,7 +233,7 @@ class Upkeep:
     def _connected(self) -> Iterator[sqlite3.Connection]:
         """A new connection to the database: cached pages of an old one would hide damage."""
         try:
-            with contextlib.closing(database.connect(self._path, mode="rw", timeout_s=database.BUSY_S)) as db:
+            with contextlib.closing(database.connect(self._path, timeout_s=database.BUSY_S)) as db:
                 db.execute("PRAGMA synchronous = FULL")  # no call waits for it
                 db.execute(f"PRAGMA cache_size = {_CACHED_PAGES}")
                 db.execute(f"PRAGMA cache_spill = {_CHANGED_PAGES}")
@@ -215,14 +245,12 @@ class Upkeep:
         self.is_failing = False
 
     def _tell_bounds(self, db: sqlite3.Connection) -> None:
-        """Store the namespace's bounds, for all processes that do upkeep."""
-        if not self._told_bounds:
-            known = db.execute("SELECT name, keep_us, max_bytes FROM namespace WHERE name = ?", self._bounds[:1]).fetchone()
-            if known != self._bounds:
-                with database.writing(db):
-                    db.execute(_SET_BOUNDS, self._bounds)
-                self._has_more_to_do = True
-            self._told_bounds = True
+        """Store the namespace's bounds, once, for all processes that do upkeep."""
+        known = db.execute("SELECT name, keep_us, max_bytes FROM namespace WHERE name = ?", self._bounds[:1]).fetchone()
+        if known != self._bounds and not self._told_bounds:
+            with database.writing(db):
+                db.execute(_SET_BOUNDS, self._bounds)
+        self._told_bounds = True
 
     def _drain(self, db: sqlite3.Connection, end: int | None = None) -> bool:
         """Move records into the database: those before a position, and some more; or all. False if `HOLD_S` is too short."""
@@ -258,8 +286,8 @@ class Upkeep:
                 raise StoreUnavailable(f"{self._path} takes the call log from two processes at once", hint)
             Drain(db, self._log.key, pauses).write(since.row, batch)
             database.set_position(db, upto)
-            more = _prune_surplus(db, max(_PRUNED_AT_ONCE, 2 * (upto.row - since.row)), pauses)
-        self._has_more_to_do |= more
+            more = pruning.prune_surplus(db, max(pruning.AT_ONCE, 2 * (upto.row - since.row)), pauses)
+        self.has_more_to_do |= more
         self._log.set_drained(upto)
         self._drained_end = upto.end
 
@@ -293,78 +321,36 @@ class Upkeep:
         return bool(surplus > _PAGES_AT_ONCE)
 
 
-def _prune_old(db: sqlite3.Connection, wall_us: int, pauses: Pauses) -> bool:
-    """Delete some rows that are too old. Returns whether there may be more."""
-    more = False
-    for namespace, keep_us in db.execute("SELECT id, keep_us FROM namespace WHERE keep_us IS NOT NULL").fetchall():
-        oldest = pauses.between(db.execute(_OLDEST, (namespace, _PRUNED_AT_ONCE)))
-        found = [one for one in oldest if one[1] is not None and one[1] < wall_us - keep_us]
-        _drop_rows(db, namespace, found, pauses)
-        more |= len(found) == _PRUNED_AT_ONCE
-    return more
+def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
+    """Delete a namespace's rows from before a time, as a person asks for it. Never takes the lock on the call log.
 
+    Args:
+        path: The database, which exists.
+        options: They name the namespace and its bounds.
+        before_us: The time, in wall-clock time.
 
-def _drop_before(db: sqlite3.Connection, name: str, before_us: int, pauses: Pauses) -> tuple[int, bool]:
-    """Delete some of a namespace's rows from before a time. See `Upkeep.prune`."""
-    (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", (name,)).fetchone() or (0,)
-    found = []
-    for one in db.execute(_OLDEST, (namespace, _ALL)):
-        time_us = one[1] or 0  # a damaged row has none
-        if time_us < before_us:
-            found.append(one)
-        if len(found) == _PRUNED_AT_ONCE or time_us >= before_us + DISORDER_US:
-            break
-    _drop_rows(db, namespace, found, pauses)
-    return len(found), len(found) == _PRUNED_AT_ONCE
+    Yields:
+        The number of rows of each portion, after it is deleted.
 
-
-def _prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:
-    """Delete the oldest rows of each namespace that is above its bound, at most `most`. Returns whether there may be more.
-
-    The size of a namespace is an estimate, never too low. If all estimates together exceed the file, they are scaled down.
+    Raises:
+        StoreUnavailable: The database is not one of this mcpguard, it cannot be written, or another process does not release
+            the store's lock.
     """
-    pages, free, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS)
-    (known,) = db.execute("SELECT total(bytes) FROM namespace").fetchone()
-    scale = min(1.0, (pages - free) * page_bytes / max(known, 1.0))
-    for namespace, max_bytes in db.execute("SELECT id, max_bytes FROM namespace WHERE max_bytes IS NOT NULL").fetchall():
-        bound = _share(max_bytes) / scale
-        while _size(db, namespace) > bound:
-            if most <= 0:
-                return True
-            found = list(pauses.between(db.execute(_OLDEST, (namespace, _PRUNED_STEP))))
-            if not found:
-                break
-            _drop_rows(db, namespace, found, pauses)
-            most -= len(found)
-    return False
-
-
-def _share(max_bytes: int) -> int:
-    """The part of a namespace's bound for its rows: the call log and a rollback journal take the rest."""
-    return max(max_bytes - max_bytes // _JOURNAL_SHARE - RING_BYTES, max_bytes // 2)
-
-
-def _size(db: sqlite3.Connection, namespace: int) -> int:
-    return int(db.execute("SELECT bytes FROM namespace WHERE id = ?", (namespace,)).fetchone()[0])
-
-
-def _drop_rows(
-    db: sqlite3.Connection, namespace: int, found: list[tuple[int, int | None, int, int | None, int]], pauses: Pauses
-) -> None:
-    """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses."""
-    unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)
-    db.executemany("DELETE FROM audit WHERE id = ?", pauses.between(one[:1] for one in found))
-    db.executemany(_UNUSE, pauses.between((count, key) for key, count in unused.items()))
-    freed = sum(row_bytes(length) for *_, length in found) + _drop_unused(db, list(unused))
-    db.execute("UPDATE namespace SET bytes = max(0, bytes - ?) WHERE id = ?", (freed, namespace))
-
-
-def _drop_unused(db: sqlite3.Connection, ids: list[int]) -> int:
-    """Delete those of these shared texts that no row uses. Returns the bytes that the contexts among them took."""
-    freed = 0
-    for some in database.batches(ids):
-        which = f"WHERE uses <= 0 AND id IN ({database.marks(some)})"
-        lengths = db.execute(f"SELECT length(json) FROM fragment {which} AND namespace IS NOT NULL", some)  # noqa: S608 - marks only
-        freed += sum(fragment_bytes(length) for (length,) in lengths)
-        db.execute(f"DELETE FROM fragment {which}", some)  # noqa: S608 - marks only
-    return freed
+    with contextlib.ExitStack() as undo, database.reported(path):
+        os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
+        Reader(path).close()  # what is no store is refused before it gets files beside it
+        files = undo.enter_context(contextlib.closing(open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us)))
+        upkeep = Upkeep(path, files.log, options, now_us=0, busy=lambda: False)
+        more = True
+        while more:
+            if not files.lock.acquire(LOCK_S):
+                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+            try:
+                dropped, more = upkeep.prune(min(before_us, wall_us()))
+            except Lost:
+                raise damaged(files.log.path, "it does not continue where the database is") from None
+            finally:
+                files.lock.release()
+            if dropped:
+                yield dropped
+            time.sleep(_PAUSE_S if more else 0)

@@ -67,15 +67,6 @@ def fail(request_id: Any, _: dict[str, Any]) -> None:
     send({"id": request_id, "error": {"code": -32603, "message": "it failed"}})
 
 
-def fail_softly(request_id: Any, _: dict[str, Any]) -> None:
-    send({"id": request_id, "result": {"content": [], "isError": True}})
-
-
-def flood_stderr(request_id: Any, arguments: dict[str, Any]) -> None:
-    write(b"e" * arguments["bytes"] + b"\n", 2)
-    answer(request_id, "flooded")
-
-
 def big(request_id: Any, arguments: dict[str, Any]) -> None:
     write(b'{"jsonrpc":"2.0","id":%d,"result":{"text":"' % request_id)
     for number in range(arguments["mib"]):
@@ -94,7 +85,7 @@ def session(request_id: Any, _: dict[str, Any]) -> None:
 TOOLS: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     tool.__name__: tool
     for tool in (
-        leave, die, hang, half, close_stdout, close_stdin, fail, fail_softly, flood_stderr, big, variables, session,
+        leave, die, hang, half, close_stdout, close_stdin, fail, big, variables, session,
     )
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 
@@ -45,26 +45,6 @@ class Seen:
         return {kind: getattr(self, kind) for kind in ("progress", "asked", "logged", "updated") if getattr(self, kind)}
 
 
-class Session(Protocol):
-    """A connected client of some SDK."""
-
-    @property
-    def version(self) -> str: ...
-
-    async def tools(self) -> list[str]: ...
-
-    async def call(self, tool: str, arguments: Answer) -> Answer: ...
-
-    async def cancel(self, tool: str, arguments: Answer) -> None:
-        """Call, and give it up once it has reported progress."""
-
-    async def set_level(self, level: str) -> None: ...
-
-    def subscribed(self, uri: str) -> AbstractAsyncContextManager[None]: ...
-
-    async def task(self, tool: str, arguments: Answer) -> Answer: ...
-
-
 def told(result: Any) -> Answer:
     """What a call's result says, of either generation of the SDK."""
     text = "\n".join(block.text for block in result.content if block.type == "text")
@@ -73,7 +53,10 @@ def told(result: Any) -> Answer:
 
 
 class OnSdk:
-    """What the clients of all SDKs have in common."""
+    """What the clients of all SDKs have in common.
+
+    Each adds `version`, `tools`, `set_level`, `subscribed` and `task`.
+    """
 
     def __init__(self, client: Any, seen: Seen) -> None:
         self.client = client
@@ -92,10 +75,10 @@ class OnSdk:
             tasks.cancel_scope.cancel()
 
 
-Connect = Callable[[Answer, str, Seen], AbstractAsyncContextManager[Session]]
+Connect = Callable[[Answer, str, Seen], AbstractAsyncContextManager[Any]]
 
 
-async def _held(session: Session, seen: Seen, step: Answer) -> Answer:
+async def _held(session: Any, seen: Seen, step: Answer) -> Answer:
     """Call a tool that reports progress and then waits until another is called."""
     answers: list[Answer] = []
 
@@ -109,7 +92,7 @@ async def _held(session: Session, seen: Seen, step: Answer) -> Answer:
     return answers[0]
 
 
-async def _step(session: Session, seen: Seen, step: Answer) -> Answer:
+async def _step(session: Any, seen: Seen, step: Answer) -> Any:
     tool, arguments = step.get("tool", ""), step.get("arguments", {})
     match step["do"]:
         case "list":

@@ -233,13 +233,6 @@ def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
     assert len(place.records()) == BATCH
 
 
-def test_the_tally_counts_a_call_once_even_if_the_store_failed_during_it() -> None:
-    place = Place()
-    place.fail("decide")
-    place.call(4)
-    assert place.session.journal.tally == {("allowed", ""): 3, ("rate_limited", "user"): 1}
-
-
 def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_with_its_new_key_and_no_old_outcomes() -> None:
     place = Place()
     old = place.one()

@@ -57,7 +57,7 @@ def plans(draw: st.DrawFn) -> list[Plan]:
     """Plans that share some of their counters. Each counter has its own window, and counts one thing."""
     kinds = draw(st.lists(st.tuples(st.sampled_from(WINDOWS_US), st.sampled_from(COUNTS)), min_size=1, max_size=4))
     windows = [0 if counts == "concurrent" else window_us for window_us, counts in kinds]
-    counters = [Counter(at + 1, f'["é",{at},{window}]', window) for at, window in enumerate(windows)]
+    counters = [Counter(at + 1, f'["é",{{}},{{"at":{at}}},{window}]', window) for at, window in enumerate(windows)]
     found = []
     for _ in range(draw(st.integers(1, 3))):
         used = draw(st.lists(st.sampled_from(range(len(counters))), max_size=4, unique=True))
@@ -151,10 +151,10 @@ def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
         plans[which],
         f'{{"namespace":"n","session":"00000000000000aa","tool":"t{which} {name} {"x" * 1500 if name else ""}"}}',
         request_id='"é"',
-        args_hash=b"\x00\xff\r\n\r\n" if detailed else None,
-        trace_id="ab" * 16 if detailed else None,
         detail={"arguments": {"text": "x" * (4000 if which else 1)}} if detailed else {},
     )
+    if detailed:
+        request.args_hash, request.trace_id = b"\x00\xff\r\n\r\n", "ab" * 16
     request.waited_us, request.is_behind, request.rounds = choices
     return request
 
@@ -296,7 +296,7 @@ def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
 def usual_plans(draw: st.DrawFn) -> list[Plan]:
     """Plans of usual calls that share some of their counters."""
     windows = draw(st.lists(st.sampled_from(WINDOWS_US), min_size=1, max_size=4))
-    counters = [Counter(at + 1, f'["é",{at},{window_us}]', window_us) for at, window_us in enumerate(windows)]
+    counters = [Counter(at + 1, f'["é",{{}},{{"at":{at}}},{window_us}]', window_us) for at, window_us in enumerate(windows)]
     found = []
     for _ in range(draw(st.integers(1, 2))):
         used = draw(st.lists(st.sampled_from(counters), min_size=1, max_size=4, unique=True))
@@ -333,7 +333,7 @@ def test_usual_calls_make_the_same_logs_and_rows_as_the_pure_functions(
 
 def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(server: Server) -> None:
     pair = Pair(server)
-    counter = Counter(1, "[1000000]", 1_000_000)
+    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
     small, large = (
         Plan((Limit(n, 1_000_000, 0),), (Reported("tool", "r", n, "1s"),), (counter,)) for n in (sliding.EXACT, 1000)
     )
@@ -348,7 +348,7 @@ def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(server: S
 @pytest.mark.parametrize("entries", [sliding.EXACT - 1, sliding.EXACT, sliding.EXACT + 1])
 def test_a_merged_log_is_coalesced_only_if_it_is_longer_than_an_exact_one(server: Server, entries: int) -> None:
     pair = Pair(server)
-    counter = Counter(1, "[1000000]", 1_000_000)
+    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
     log = (-1, *[part for at in range(-entries, 0) for part in (at, 1)])
     for store in (pair.store, pair.reference):
         store.adopt([(counter, log)], token_hex())
@@ -365,7 +365,7 @@ def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
     shared: Server, window_us: int, first: list[tuple[int, int]], second: list[tuple[int, int]]
 ) -> None:
     pair = Pair(shared)
-    counter = Counter(7, f"[{window_us}]", window_us)
+    counter = Counter(7, f'["n",{{}},{{}},{window_us}]', window_us)
     for pairs in (first, second):
         if not pairs:
             continue
@@ -382,7 +382,7 @@ def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
 
 def test_entries_a_grain_apart_stay_separate_and_closer_ones_are_merged(server: Server) -> None:
     pair = Pair(server)
-    counter = Counter(1, "[1000000]", 1_000_000)
+    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
     grain_us = 1_000_000 // sliding.EXACT
     for entries, apart_us in ((sliding.EXACT + 1, grain_us), (sliding.EXACT + 1, grain_us - 1)):
         log = (-1, *[part for at in range(-entries, 0) for part in (at * apart_us, 1)])
@@ -394,7 +394,7 @@ def test_entries_a_grain_apart_stay_separate_and_closer_ones_are_merged(server: 
 
 def test_each_entry_counts_for_exactly_its_window(server: Server) -> None:
     pair = Pair(server)
-    counter = Counter(1, "[1000000]", 1_000_000)
+    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
     plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
     for pass_us in (0, 400_000, 599_999, 1, 399_999, 1):
         pair.take(Step(pass_us, [Made()]), [plan])
@@ -405,7 +405,7 @@ def test_each_entry_counts_for_exactly_its_window(server: Server) -> None:
 
 def test_a_denial_of_a_closed_tool_does_not_change_the_count_of_other_denials(server: Server) -> None:
     pair = Pair(server)
-    counter = Counter(1, "[1000000]", 1_000_000)
+    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
     one = Limit(1, 1_000_000, 0)
     reported, closed = Reported("tool", "r", 1, "1s"), Reported("tool", "closed", None, None)
     plans = [
@@ -422,7 +422,7 @@ def test_a_denial_of_a_closed_tool_does_not_change_the_count_of_other_denials(se
 
 def test_the_log_that_was_last_seen_of_a_counter_is_the_servers(server: Server) -> None:
     pair = Pair(server)
-    counter = Counter(1, "[1000000]", 1_000_000)
+    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
     plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
     for _ in range(3):
         pair.take(Step(1, [Made()]), [plan])
@@ -433,7 +433,7 @@ def test_the_log_that_was_last_seen_of_a_counter_is_the_servers(server: Server) 
 @pytest.mark.parametrize(("waited_us", "decision"), [(0, "held"), (1, "rate_limited")])
 def test_a_call_is_held_if_there_is_room_at_the_very_end_of_its_wait(server: Server, waited_us: int, decision: str) -> None:
     pair = Pair(server)
-    counter = Counter(1, "[1000000]", 1_000_000)
+    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
     limit = Limit(1, 1_000_000, 0, wait_us=1_000_000)
     plan = Plan((limit,), (Reported("tool", "r", 1, "1s"),), (counter,))
     pair.take(Step(0, [Made()]), [plan])

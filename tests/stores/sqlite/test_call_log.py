@@ -5,7 +5,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,18 +52,6 @@ def test_a_new_log_is_empty_fully_allocated_and_private(log: CallLog, path: Path
     assert path.stat().st_size == path.stat().st_blocks * 512 == 4096 + SMALL
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [one.name for one in path.parent.iterdir()] == [path.name]
-
-
-def test_readers_get_the_records_in_order_with_the_ids_of_their_rows(log: CallLog, path: Path) -> None:
-    other = CallLog(path, writable=False)
-    at = put(log, START, [("+ one\n+ two", 2, IN_TEXT)])
-    at = put(log, at, [("o ü", 0, IN_TEXT)])
-    found = list(other.records(START))
-    assert [text for text, _ in found] == ["+ one\n+ two", "o ü"]
-    assert [after.row for _, after in found] == [3, 3]
-    assert found[-1][1] == at == other.end(START)
-    assert texts(other, found[0][1]) == ["o ü"]
-    other.close()
 
 
 @pytest.mark.posix
@@ -121,17 +108,7 @@ def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
         at = put(log, at, [("y" * 1000, 0, IN_TEXT)])
         log.set_drained(at)
     with pytest.raises(Lost):
-        log.has_more(sleeper)
-
-
-def test_a_log_that_was_restored_to_an_earlier_state_is_detected(log: CallLog, path: Path) -> None:
-    at = put(log, START, [("x", 0, IN_TEXT)])
-    before = path.read_bytes()
-    at = put(log, at, [("y", 0, IN_TEXT)])
-    with path.open("r+b") as file:
-        file.write(before)
-    with pytest.raises(Lost):
-        log.has_more(at)
+        log.next_changes(sleeper)
 
 
 def test_a_log_that_is_removed_replaced_or_truncated_is_detected(log: CallLog, path: Path) -> None:
@@ -209,7 +186,7 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
         patch.setattr(call_log, "_pwrite", fail_in_the_middle)
         with pytest.raises(OSError, match="Input/output"):
             put(log, START, [("+ one", 1, NO_CHARGE), ("+ two", 1, NO_CHARGE)])
-    assert not log.has_more(START)
+    assert log.ends_at(START)
     assert log.end(START) == START
 
 
@@ -295,32 +272,3 @@ def test_readers_that_count_get_what_records_change_and_no_more(log: CallLog) ->
 
 
 CHANGES = {"[[1]]": 5, "[[2]]": 5, "[[1],[2]]": 9, "x[[1]]": 5, "": 0, "m\t1": -1}  # how much of each text names counters
-
-
-@given(st.lists(st.sampled_from(list(CHANGES)), max_size=40))
-@settings(deadline=None)
-def test_charges_of_the_same_counters_are_read_together_and_in_order(found: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        create(Path(folder) / "log", HEADER)
-        log = CallLog(Path(folder) / "log")
-        records, wanted = [], list[tuple[int, str]]()
-        for time_us, text in enumerate(found):
-            length = CHANGES[text]
-            records.append((f"+{time_us:03}{text}", 1, IN_TEXT if length < 0 else (time_us, length) if length else NO_CHARGE))
-            if length:
-                wanted.append((time_us, text[-length:] if length > 0 else records[-1][0]))
-        put(log, START, records)
-        read = list[tuple[int, str]]()
-        together = changes(log)
-        for one in together:
-            read += [(int(one[1:4]), one)] if isinstance(one, str) else [(time_us, one[0]) for time_us in one[1]]
-        assert read == wanted
-        names = ["in text" if isinstance(one, str) else one[0] for one in together]
-        assert all(name == "in text" or name != after for name, after in pairwise(names))
-        log.close()
-
-
-def test_a_reader_that_counts_is_lost_where_the_log_does_not_continue(log: CallLog) -> None:
-    at = put(log, START, [("x", 0, IN_TEXT)])
-    with pytest.raises(Lost):
-        log.next_changes(at._replace(checksum=b"none"))

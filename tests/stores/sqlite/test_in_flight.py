@@ -17,9 +17,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
 from mcpguard.stores import locks
-from mcpguard.stores.locks import shows_life
-from mcpguard.stores.sqlite import call_log, log_lines, owners, schema
-from mcpguard.stores.sqlite.owners import Owners
+from mcpguard.stores.sqlite import call_log, schema
+from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time
@@ -56,18 +55,6 @@ def drain(store: SqliteStore, times: tuple[Time, Time], after_s: int = 3) -> Non
         for time in times:
             time.pass_s(1)  # after a drain that took long, upkeep rests
         store.tend()
-
-
-def examined(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files of owners that are examined from now on."""
-    files: list[Path] = []
-
-    def examine(file: Path) -> bool:
-        files.append(file)
-        return shows_life(file)
-
-    monkeypatch.setattr(owners, "shows_life", examine)
-    return files
 
 
 def in_database(path: Path) -> int:
@@ -140,42 +127,6 @@ def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store
     worker.send_signal(signal.SIGCONT)
     assert ask(worker, "end") == "ended"
     assert caller.words("x") == ["allowed"]
-
-
-def test_a_batch_of_a_turn_gets_the_places_of_all_that_have_ended(path: Path, start: Start, open_store: Open) -> None:
-    store = open_store()
-    workers = [start("call_when_told", path) for _ in range(2)]
-    assert [ask(worker, "call") for worker in workers] == ["allowed", "allowed"]
-    for worker in workers:
-        kill(worker)
-    assert Caller(store, CAPPED).words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
-
-
-def test_what_one_process_has_freed_no_other_has_to_free(
-    path: Path, start: Start, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = start("call_when_told", path)
-    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
-    caller, other = Caller(open_store(), CAPPED), Caller(open_store(), CAPPED, session="b" * 16)
-    kill(worker)
-    assert caller.words("x") == ["allowed"]
-    asked = examined(monkeypatch)
-    (allowed,) = other.decide("x")
-    assert (allowed.decision, allowed.in_flight) == ("allowed", 2)
-    assert asked == []
-    assert other.words("x", "x", "x") == ["rate_limited"] * 3
-    assert asked == []  # all calls are of this process
-
-
-def test_each_process_is_examined_once_in_a_turn(
-    path: Path, start: Start, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = start("call_when_told", path)
-    caller = Caller(open_store(), CAPPED)
-    assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
-    asked = examined(monkeypatch)
-    assert caller.words("x", "x", "x") == ["rate_limited"] * 3
-    assert len(asked) == 1
 
 
 def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(path: Path, start: Start) -> None:
@@ -264,10 +215,11 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     second.decide("x")
     (file,) = owner_files(path)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    second.end()
     first.end()
     first.store.close()
     assert owner_files(path) == [file]
-    second.end()
+    second.store.catch_up()
     second.store.close()
     assert owner_files(path) == []
 
@@ -371,20 +323,6 @@ def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, 
     assert caller.words("x") == ["allowed"]
 
 
-def test_a_call_whose_row_was_pruned_is_still_freed_once(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
-    store = open_store(keep_us=1_000_000)
-    caller = Caller(store, CAPPED)
-    caller.decide("x", "x")
-    drain(store, times, after_s=86_400)
-    Caller(store, CAPPED, session="b" * 16).decide("y")
-    drain(store, times, after_s=86_400)
-    assert len(list(store.entries())) == 1
-    call = caller.end()
-    assert caller.words("x") == ["allowed"]
-    store.settle([Ending(*call, False)])
-    assert caller.words("x") == ["rate_limited"]
-
-
 # Failures
 
 
@@ -417,31 +355,6 @@ def test_an_ending_that_gets_no_turn_gives_up_in_time_and_frees_nothing(open_sto
     assert caller.words("x") == ["allowed"]
 
 
-def test_an_ending_has_room_in_a_log_that_is_full_for_calls_and_never_waits(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    store = open_store(timeout_ms=1)
-    caller = Caller(store, CAPPED)
-    caller.decide("x")
-    caller.decide("x")
-    with contextlib.suppress(StoreUnavailable):
-        while True:
-            caller.decide("y")
-    monkeypatch.setattr(store._pace, "await_drained", None)
-    caller.end()
-    with contextlib.suppress(StoreUnavailable):
-        while True:
-            store._follower.append([log_lines.freed_line(1, 1)])
-    with monkeypatch.context() as patched:
-        patched.setattr(store, "_with_lock", None)
-        with pytest.raises(StoreUnavailable, match="is full"):
-            caller.store.settle([Ending(*caller.flying[0], False)])
-    store._with_lock(store._upkeep.drain)
-    caller.end()
-    assert caller.used == []
-
-
 def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> None:
     caller, other = Caller(open_store(timeout_ms=1), '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'), open_store()
     caller.decide("x")
@@ -463,12 +376,3 @@ def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(ope
         assert caller.words("y") == ["allowed"]
     assert caller.words("x") == ["allowed"]
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2]
-
-
-def test_upkeep_takes_sums_of_cost_that_are_larger_than_the_file_can_hold(open_store: Open, times: tuple[Time, Time]) -> None:
-    policy = '[[rule]]\ntool = "x"\nlimit = "1000000000/1h"\ncount = "cost"\n'
-    caller = Caller(open_store(), policy)
-    (counter,) = caller.charges("x")[0].plan.counters
-    caller.store.adopt([(counter, (-1, -1, 5_000_000_000))], "a" * 64)
-    drain(caller.store, times)  # type: ignore[arg-type]
-    assert Caller(open_store(), policy, session="b" * 16).words("x") == ["rate_limited"]

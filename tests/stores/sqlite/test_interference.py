@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -15,13 +14,14 @@ import pytest
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
+from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Options
-from mcpguard.stores.sqlite import call_log, database, follower, log_lines, log_records, upkeep
+from mcpguard.stores.sqlite import call_log, database, log_lines, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Session, identity
+from tests.build import Session
 from tests.stores.sqlite.conftest import leave
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
@@ -43,34 +43,6 @@ def drain(store: SqliteStore) -> None:
     assert store._with_lock(store._upkeep.drain)
 
 
-# Long records
-
-
-def test_others_read_all_calls_of_a_turn_that_takes_several_records(open_store: Open) -> None:
-    one, other = open_store(), open_store()
-    long = Session(one, MANY, who=identity(roles=tuple("é" * 200 + str(number) for number in range(12))))
-    assert {verdict.decision for verdict in long.call("x", 256)} == {"allowed"}
-    assert one._follower.at.end > log_records.MAX_TEXT_BYTES
-    Session(other, MANY, session="b" * 16).call("x", 2)
-    assert used(one) == used(other) == [258]
-    assert [entry.row_id for entry in other.entries()] == list(range(1, 259))
-    drain(one)
-    assert used(open_store()) == [258]
-
-
-def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log_records, "MAX_TEXT_BYTES", 40_000)
-    monkeypatch.setattr(log_lines, "RECORD_CHARS", 10_000, raising=False)
-    one, other = open_store(), open_store()
-    Session(other, MANY).call("x", 3)
-    (label,) = [held.label for held in other.held()]
-    assert one.reset([*(f"none {number}" for number in range(3000)), label]) == 1
-    assert used(other) == []
-    assert Session(other, MANY, session="b" * 16).one("x").remaining == 99_999
-
-
 # A database that others have locked
 
 
@@ -78,7 +50,7 @@ def test_a_reset_of_more_counters_than_a_record_holds_is_seen_by_others(
 def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has_room(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    monkeypatch.setattr(follower, "PACE_BYTES", 1000)
+    monkeypatch.setattr(upkeep, "PACE_BYTES", 1000)
     busy = open_store(timeout_ms=1)
     session = Session(busy, MANY)
     session.one("x")
@@ -249,17 +221,6 @@ def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_lis
     assert Session(open_store(), policy, session="c" * 16).one("x").remaining == 1
 
 
-def test_a_store_whose_folder_cannot_be_read_any_more_can_be_closed(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store()
-
-    def refuse(_: CallLog) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(CallLog, "check", refuse)
-    store.close()
-    assert store._log.fd == -1
-
-
 def test_a_note_for_a_log_that_was_restored_to_an_earlier_state_is_refused_with_a_reason(path: Path, open_store: Open) -> None:
     open_store().close()
     with contextlib.closing(CallLog(log_path(path))) as log:
@@ -275,20 +236,21 @@ def fill(write: Callable[[], object]) -> None:
             write()
 
 
-def test_outcomes_and_write_backs_have_room_in_a_log_that_is_full_for_calls(
+def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
     store = open_store(timeout_ms=0)
-    session = Session(store, MANY)
-    (verdict,) = session.call("x")
-    (counter,) = session.charges("x")[0].plan.counters
+    session = Session(store, MANY + '[[rule]]\ntool = "capped"\nconcurrent = 1\n')
+    (verdict,), (capped,) = session.call("x"), session.call("capped")
+    (counter,), cap = session.charges("x")[0].plan.counters, session.charges("capped")[0].plan
     fill(lambda: session.one("x"))
-    calls = session.journal.seq
+    calls = session.journal.seq - 1
     monkeypatch.setattr(store, "_with_lock", None)  # a call may wait: it is not drained here
-    monkeypatch.setattr(store._pace, "await_drained", None)
+    monkeypatch.setattr(store._upkeep, "await_drained", None)
     store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20)
     store.adopt([(counter, (-1, -1, 1))], token_hex())
+    store.settle([Ending(capped.row_id or 0, cap, failed=False)])
     assert used(store) == [calls + 1]
     fill(lambda: store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20))
     assert next(iter(store.entries())).record["outcome"] == "ok"
@@ -322,29 +284,6 @@ def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_
     assert (Session(after, MANY, session="b" * 16).one("x").row_id or 0) > lost
     drain(after)
     assert [entry.record["seq"] for entry in after.entries()] == [1, 2, 3, 1]
-
-
-def test_the_turn_lock_has_a_file_descriptor_of_its_own(path: Path, open_store: Open) -> None:
-    store, other = open_store(), open_store()
-    os.lseek(store._log.fd, 5, os.SEEK_SET)
-    assert store._follower.turn_lock.acquire(1)
-    os.lseek(store._follower.turn_lock._fd, 7, os.SEEK_SET)
-    assert os.lseek(store._log.fd, 0, os.SEEK_CUR) == 5
-    assert not other._follower.turn_lock.acquire(0)
-    store._follower.turn_lock.release()
-    path.with_name("mcpguard.db-calls").rename(path.with_name("away"))
-    with pytest.raises(StoreUnavailable, match="removed or replaced"):
-        store._log.turn()
-
-
-def test_others_need_not_read_the_text_of_rows_and_outcomes_that_change_no_counter(open_store: Open) -> None:
-    store = open_store()
-    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "1/1h"\n')
-    first, at = session.one("x"), store._follower.at
-    assert session.one("x").row_id == 2
-    store.record([Outcome(first.row_id or 0, "ok", 5)])
-    assert [text[0] for text, _ in store._log.records(at)] == ["+", "o"]
-    assert store._log.next_changes(at) == ([], store._follower.at, False)
 
 
 def test_nothing_is_appended_after_a_record_that_was_undone(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,12 +329,8 @@ def test_a_record_that_was_damaged_before_it_was_drained_is_reported_when_the_lo
 
 @pytest.mark.posix
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced", "cut"])
-def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(path: Path, open_store: Open, how: str) -> None:
     session = Session(open_store(), MANY)
-    later = time.time_ns() + 60_000_000_000
-    monkeypatch.setattr(time, "time_ns", lambda: later)  # the folder has settled
     assert session.decisions("x", 3) == ["allowed"] * 3
     log = Path(log_path(path))
     if how == "removed":

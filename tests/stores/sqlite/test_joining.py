@@ -15,6 +15,7 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
+from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
 from tests.build import Session
@@ -109,6 +110,11 @@ def has_a_log_that_ends_before_its_database(path: Path, _: pytest.MonkeyPatch) -
     log.close()
 
 
+def has_a_log_that_does_not_know_what_its_database_has(path: Path, _: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(CallLog(log_path(path))) as log:
+        log.set_drained(START)
+
+
 def has_the_time_of_another_boot(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "base_id", lambda: "another boot")
 
@@ -130,6 +136,7 @@ def is_cut(path: Path, _: pytest.MonkeyPatch) -> None:
         lacks_its_log,
         has_another_stores_log,
         has_a_log_that_ends_before_its_database,
+        has_a_log_that_does_not_know_what_its_database_has,
         has_the_time_of_another_boot,
         has_an_earlier_schema,
         is_cut,
@@ -142,11 +149,11 @@ def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_c
     Session(store, FIVE).call("x", 3)
     store.close()
     store_that(path, monkeypatch)
-    shared: list[SharedHold] = []
-    monkeypatch.setattr(SharedHold, "try_share", shared.append)
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
-    assert shared == []
+    if store_that is has_a_log_that_does_not_know_what_its_database_has:
+        again = open_store()
+        assert again._log.drained().end == again._follower.at.end
 
 
 def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:
@@ -165,24 +172,20 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def refuse(*_: object) -> None:
+def refuse(*_: object, **__: object) -> None:
     raise StoreUnavailable("not now")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
-@pytest.mark.parametrize("step", ["log.turn", "_time_base", "try_share"])
+@pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (opening, "_begin_time"), (SharedHold, "share")])
 def test_a_store_that_cannot_be_opened_leaves_no_file_open(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, step: str
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
 ) -> None:
     open_store().close()
     before = open_files()
-    with locked(path) if step == "try_share" else contextlib.nullcontext(), monkeypatch.context() as patch:
-        if step == "log.turn":
-            patch.setattr(CallLog, "turn", refuse)
-        elif step == "_time_base":
-            patch.setattr(opening, "_time_base", refuse)
-        else:
-            patch.setattr(SharedHold, "try_share", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "base_id", lambda: "another boot")
+        patch.setattr(owner, step, refuse)
         with pytest.raises(StoreUnavailable):
             open_store()
     assert open_files() == before
@@ -197,8 +200,6 @@ def test_a_closed_store_leaves_no_file_open(path: Path) -> None:
     store.close()
     assert open_files() == before
 
-
-# a database that another program has locked
 
 LOCKER = """
 import sqlite3, sys

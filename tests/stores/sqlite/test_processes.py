@@ -8,13 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
-from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Options
-from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Session
 from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
 
 Start = Callable[[str, Path], Worker]
@@ -88,28 +82,6 @@ def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_
         assert nth - first + 1 <= 30
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-
-
-@pytest.mark.parametrize("what", ["hold", "hold_transaction"])
-def test_a_call_that_waits_for_a_stopped_holder_of_the_lock_gives_up_in_time_and_charges_nothing(
-    path: Path, start: Start, what: str
-) -> None:
-    store = SqliteStore(path, Options(timeout_ms=50))
-    session = Session(store, '[[rule]]\ntool = "x"\nlimit = "2/1h"\n')
-    assert session.decisions("x") == ["allowed"]
-    holder = start(what, Path(log_path(path)) if what == "hold" else path)
-    assert heard(holder) in {"True", "begun"}
-    holder.send_signal(signal.SIGSTOP)
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable, match="did not come free in time"):
-            session.call("x")
-    holder.send_signal(signal.SIGCONT)
-    tell(holder)
-    assert heard(holder) in {"released", "ended"}
-    holder.wait(ENOUGH_S)
-    assert session.decisions("x", 2) == ["allowed", "rate_limited"]
-    assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3]
-    store.close()
 
 
 def test_a_full_disk_is_reported_and_changes_neither_counters_nor_audit(path: Path, start: Start) -> None:

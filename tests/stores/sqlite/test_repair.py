@@ -10,9 +10,10 @@ import pytest
 from mcpguard.stores import clock
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import call_log
+from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
+from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
@@ -169,3 +170,20 @@ def test_a_backup_that_sqlite_makes_of_a_store_in_use_can_be_restored_without_a_
     with opened(path) as store:
         assert [str(entry.record["session"])[0] for entry in store.entries()] == ["a"] * 3 + ["c"] * 2
         assert [one.used for one in store.held()] == [5]
+
+
+def test_a_reader_that_upkeep_and_calls_overtake_starts_over_and_tells_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mcpguard.db"
+    call(path, 2, "a")
+    position, told = database.position, list[str]()
+
+    def overtaken(_: sqlite3.Connection) -> Position:
+        monkeypatch.setattr(database, "position", position)
+        return Position(5, 1, b"gone")
+
+    with contextlib.closing(Reader(path, notify=told.append)) as reader:
+        monkeypatch.setattr(database, "position", overtaken)
+        assert [one.row_id for one in reader.entries()] == [1, 2]
+    assert told == []

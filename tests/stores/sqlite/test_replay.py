@@ -73,7 +73,7 @@ class Pair:
         one, other = self.files[at].call(tool, times), self.references[at].call(tool, times)
         for verdict in (*one, *other):
             verdict.row_id = None
-        assert list(map(vars, one)) == list(map(vars, other))
+        assert [vars(each) | {"plan": None} for each in one] == [vars(each) | {"plan": None} for each in other]
 
     def tend(self, at: int) -> None:
         self.pause(upkeep.PRUNE_EVERY_US // 3)
@@ -111,18 +111,8 @@ class Pair:
         log.with_name("away").rename(log)
 
     def compare(self) -> None:
-        now_us = self.time()
         store = self.files[0].store
-        assert isinstance(store, SqliteStore)
-        logs = {label: sliding.live(log, window_us, now_us) for label, window_us, log in store._reader.counters()}
-        windows = {key: counter.window_us for key, counter in self.memory.counters.items()}
-        expected = {
-            self.memory.counters[key].label: sliding.live(log, windows[key], now_us) for key, log in self.memory.states.items()
-        }
-        assert {label: log for label, log in logs.items() if log} == {label: log for label, log in expected.items() if log}
-        assert {held.label: held.used for held in store.held()} == {
-            held.label: held.used for held in self.references[0].store.held()
-        }
+        assert sorted(store.held()) == sorted(self.references[0].store.held())
         shown = [[entry.record for entry in session.store.entries()] for session in (self.files[0], self.references[0])]
         assert shown[0] == shown[1]
         assert [entry.record for entry in store.newest()] == shown[0][::-1]
@@ -185,45 +175,11 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
             states = list(sliding.fail(limits, states, now_us)[0])
             states[4] = release(states[4], call_id)
     drained_at %= len(rows) + 1
-    replayed = dict.fromkeys(range(4), EMPTY)
-    for text in rows[:drained_at]:
-        memory.change_all(replayed, memory.line_changes(text))
-    replayed = {key: memory.unpack(memory.pack(log)) if log else log for key, log in replayed.items()}
-    followed = memory.Memory([(key, 60_000_000, log) for key, log in replayed.items()])
-    for text in rows[drained_at:]:
-        memory.change_all(replayed, memory.line_changes(text))
-        followed.apply([text])
-    assert [replayed[at] for at in range(4)] == [followed.states[at] for at in range(4)] == states[:4]
-
-
-gaps_us = st.sampled_from([0, 0, 1, 1000, 937_499, 937_500, 937_501, 59_999_999, 60_000_000, 60_000_001])  # a grain: 937,500 µs
-
-
-@given(st.lists(gaps_us), st.lists(gaps_us, min_size=1), sizes, sizes, st.integers(1, 3))
-def test_charges_that_are_made_together_count_as_those_made_one_after_another(
-    before: list[int], together: list[int], n: int, other: int, cost: int
-) -> None:
-    charged, now_us, times_us = f"[[1,60000000,{n},{cost}],[2,60000000,{other}]]", START_US, []
-    states: dict[int, State] = {}
-    windows: dict[int, int] = {}
-    for gap_us in before:
-        now_us += gap_us
-        memory.charge(states, (charged, [now_us]), windows)
-    expected = dict(states)
-    for gap_us in together:
-        now_us += gap_us
-        times_us.append(now_us)
-        memory.charge(expected, (charged, [now_us]), dict(windows))
-    memory.charge(states, (charged, times_us), windows)
-    assert states == expected
-
-
-def test_many_charges_of_the_same_counters_are_not_all_made_together_so_that_upkeep_can_pause() -> None:
-    row = audit.Row(WALL_US, 1, "allowed", '{"namespace":"x"}')
-    found = memory.line_changes("\n".join([log_lines.row_line(row, at_us, "[[1,60000000,5]]") for at_us in range(1000)]))
-    assert [at_us for one in found for at_us in one[1]] == list(range(1000))
-    assert {one[0] for one in found} == {"[[1,60000000,5]]"}
-    assert max(len(one[1]) for one in found) == 64
+    drained = memory.Memory()
+    drained.apply(rows[:drained_at])
+    followed = memory.Memory([(key, 60_000_000, memory.unpack(memory.pack(log))) for key, log in drained.states.items()])
+    followed.apply(rows[drained_at:])
+    assert [followed.states.get(at, EMPTY) for at in range(4)] == states[:4]
 
 
 def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> None:
@@ -232,8 +188,6 @@ def test_the_charges_of_a_usual_call_have_the_text_that_they_always_had() -> Non
     assert log_lines.charges(counters, (calls, cost._replace(cost=1), cap)) == "[[11,60,5],[12,70,9]]"
     assert log_lines.charges(counters, (calls, cost, cap)) == "[[11,60,5],[12,70,9,4]]"
     assert log_lines.charges(counters, (cap,)) == ""
-    assert log_lines.charge_texts("[[11,60,5],[12,70,9,4]]") == ["11,60,5", "12,70,9,4"]
-    assert list(map(log_lines.read_limit, ("60,5", "70,9,4"))) == [(60, 5, 1), (70, 9, 4)]
 
 
 @given(

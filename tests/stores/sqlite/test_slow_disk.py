@@ -5,10 +5,7 @@ both instead, as if the disk took for ever. What then needs one of them fails, s
 """
 
 import contextlib
-import fcntl
-import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.sqlite import call_log, opening, upkeep
+from mcpguard.stores.sqlite import call_log, upkeep
 from mcpguard.stores.sqlite import follower as follower_module
 from mcpguard.stores.sqlite import store as store_module
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
@@ -210,26 +207,6 @@ def test_a_wrapper_that_always_has_much_to_read_reads_it_in_its_turn(open_store:
     assert verdict.remaining == 100_000 - 60 * len(turns) - 1
 
 
-def test_a_wrapper_that_others_overtake_again_while_it_reads_the_database_starts_over(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    busy, idle = open_store(), open_store()
-    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
-    sleeper.one("x")
-    overtake(writer, busy)
-    read = idle._reader.memory
-
-    def overtaken() -> Any:
-        monkeypatch.setattr(idle._reader, "memory", read)
-        found = read()
-        overtake(writer, busy)
-        return found
-
-    monkeypatch.setattr(idle._reader, "memory", overtaken)
-    assert sleeper.one("x").remaining == 100_000 - 402
-
-
 def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     busy, other = open_store(), open_store()
     writer, reader_ = Session(busy, MANY), Session(other, MANY, session="b" * 16)
@@ -249,45 +226,6 @@ def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, 
         assert turns == [call > 0]  # in its turn the first time: it did not know of the other
 
 
-def test_a_wrapper_alone_does_not_look_at_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower_module, "READ_AHEAD_CALLS", 2)
-    busy, other = open_store(), open_store()
-    Session(busy, MANY).one("x")
-    alone = Session(other, MANY, session="b" * 16)
-    alone.one("x")
-    looks: list[bool] = []
-    ends_at = CallLog.ends_at
-
-    def noted(self: CallLog, at: Position) -> bool:
-        looks.append(turn_is_free(busy))
-        return ends_at(self, at)
-
-    monkeypatch.setattr(CallLog, "ends_at", noted)
-    for _ in range(4):
-        alone.one("x")
-    assert looks == [True, False, True, False, False, False]
-
-
-def test_a_wrapper_that_starts_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = open_store()
-    Session(busy, MANY).call("x", 5)
-    turns: list[bool] = []
-    read_some = Memory.read_some
-
-    def noted(self: Memory, log: CallLog, at: Position) -> tuple[Position, bool]:
-        after, may_have_more = read_some(self, log, at)
-        if after != at:
-            turns.append(turn_is_free(busy))
-        return after, may_have_more
-
-    monkeypatch.setattr(Memory, "read_some", noted)
-    late = open_store()
-    monkeypatch.undo()
-    assert turns
-    assert all(turns)
-    assert Session(late, MANY, session="b" * 16).one("x").remaining == 100_000 - 6
-
-
 def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     busy = open_store()
     Session(busy, MANY).call("x", 5)
@@ -303,42 +241,6 @@ def test_a_hook_reads_the_log_before_its_turn(path: Path, open_store: Open, monk
     assert leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=WALL_US, timeout_s=1)
     assert turns
     assert all(turns)
-
-
-def test_records_that_come_before_the_turn_of_a_wrapper_that_starts_are_counted(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    busy = open_store()
-    held = opening._held
-
-    def overtaken(*args: Any) -> Any:
-        Session(busy, MANY).call("x", 2)
-        return held(*args)
-
-    monkeypatch.setattr(opening, "_held", overtaken)
-    assert Session(open_store(), MANY, session="b" * 16).one("x").remaining == 100_000 - 3
-
-
-def test_a_long_drain_that_somebody_waits_for_lets_others_open_the_store_between_its_transactions(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upkeep, "HOLD_S", 0)
-    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
-    busy = open_store()
-    Session(busy, MANY).call("x", 1)
-    for _ in range(20):
-        Session(busy, MANY).one("x")
-    opened: list[int] = []
-
-    def meanwhile(pause_s: float) -> None:
-        if pause_s == store_module.LOCK_GAP_S:
-            opened.append(open_store()._follower.at.end)
-
-    monkeypatch.setattr(time, "sleep", meanwhile)
-    assert busy._with_lock(busy._upkeep.drain)
-    assert len(opened) > 3
-    assert busy._log.drained().end == busy._follower.at.end
-    assert sum(held.used for held in busy.held()) == 21
 
 
 def test_a_long_drain_is_left_to_the_next_process_after_a_transaction(
@@ -384,12 +286,12 @@ def test_a_call_without_room_in_the_log_waits_for_room_and_not_for_the_whole_dra
     session = Session(store, MANY)
     waits: list[int] = []
 
-    def one_transaction(end: int) -> None:
+    def one_transaction(end: int, _: float) -> None:
         waits.append(end)
         while store._log.drained().end < end:
             store._with_lock(lambda: bool(store._upkeep.drain() and False))
 
-    monkeypatch.setattr(store._pace, "await_drained", one_transaction)
+    monkeypatch.setattr(store._upkeep, "await_drained", one_transaction)
     while not waits:
         assert session.one("x").decision == "allowed"
     assert store._follower.at.end - store._log.drained().end > 50 * 1024
@@ -402,6 +304,7 @@ def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_
     store, other = open_store(durability="full"), open_store(durability="full")
     session, others = Session(store, MANY + DENIED), Session(other, MANY, session="b" * 16)
     others.one("x")
+    usual = Session(open_store(), MANY, session="c" * 16)
     forced: list[bool] = []
 
     def force(_: int) -> None:
@@ -415,6 +318,7 @@ def test_a_call_is_forced_to_the_disk_while_others_have_their_turns_and_nothing_
     assert session.decisions("no") == ["denied"]
     store.record([Outcome(row_id, "ok", 1)])
     store.append([])
+    usual.one("x")
     assert forced == [True] * 2
 
 
@@ -434,20 +338,3 @@ def test_a_call_that_cannot_be_forced_to_the_disk_is_not_forwarded_and_stays_cou
             session.one("x")
     assert session.one("x").remaining == 99_997
     assert [entry.record["seq"] for entry in store.entries()] == [1, 1, 2]
-
-
-@pytest.mark.skipif(not hasattr(os, "O_NOATIME"), reason="only Linux")
-def test_reading_the_log_is_not_noted_in_its_inode_if_the_system_allows_that(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert fcntl.fcntl(open_store()._log.fd, fcntl.F_GETFL) & os.O_NOATIME
-    real = os.open
-
-    def of_another(name: Any, flags: int, *mode: int) -> int:
-        if flags & os.O_NOATIME:
-            raise PermissionError(1, "Operation not permitted")
-        return real(name, flags, *mode)
-
-    monkeypatch.setattr(os, "open", of_another)
-    with contextlib.closing(CallLog(log_path(path))) as log:
-        assert not fcntl.fcntl(log.fd, fcntl.F_GETFL) & os.O_NOATIME

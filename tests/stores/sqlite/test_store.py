@@ -20,7 +20,7 @@ from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, memory, opening, schema, upkeep
 from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.stores.sqlite.call_log import beside, log_path
+from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack, unpack
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -39,23 +39,15 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_store(path: Path) -> Iterator[Open]:
-    opened: list[SqliteStore] = []
+    with contextlib.ExitStack() as opened:
 
-    class ClosedOnce(SqliteStore):
-        def close(self) -> None:
-            if self in opened:
-                opened.remove(self)
-                super().close()
+        def make(
+            *, clock: Clock | None = None, wall: Clock = wall_us, most: int = memory.MOST_COUNTERS, **options: Any
+        ) -> SqliteStore:
+            store = SqliteStore(path, Options(**options), clock=clock, wall=wall, most_counters=most)
+            return opened.enter_context(contextlib.closing(store))
 
-    def make(
-        *, clock: Clock | None = None, wall: Clock = wall_us, most_counters: int = memory.MOST_COUNTERS, **options: Any
-    ) -> SqliteStore:
-        opened.append(ClosedOnce(path, Options(**options), clock=clock, wall=wall, most_counters=most_counters))
-        return opened[-1]
-
-    yield make
-    while opened:
-        opened[-1].close()
+        yield make
 
 
 def decisions(store: SqliteStore, times: int, session: str = "a" * 16) -> list[str]:
@@ -144,24 +136,28 @@ def test_a_reader_of_an_emptied_database_is_told_that_it_is_damaged(path: Path, 
         list(reader.entries())
 
 
-@pytest.mark.parametrize("name", ["", "-calls"])
-def test_a_file_that_cannot_be_looked_at_is_an_unavailable_store_to_a_reader(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize(
+    ("owner", "name", "what"),
+    [(clock, "base_id", "{path}"), (call_log, "_pread", "{path}-calls"), (os, "stat", "{path}")],
+    ids=["the boot", "the log", "the files"],
+)
+def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, what: str
 ) -> None:
-    open_store().close()
-    look = os.stat
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    def refused(which: str | Path, **options: bool) -> os.stat_result:
-        if str(which) == f"{path}{name}":
-            raise PermissionError(13, "Permission denied", str(which))
-        return look(which, **options)
-
-    monkeypatch.setattr(os, "stat", refused)
-    with (
-        pytest.raises(StoreUnavailable, match=f"{path}{name} cannot be used: Permission denied"),
-        contextlib.closing(Reader(path)) as reader,
-    ):
-        reader.clock()
+    decisions(open_store(), 1)
+    with contextlib.closing(Reader(path)) as found:
+        assert found.args_key
+        asked: list[Callable[[], object]] = [found.held]
+        if owner is not clock:
+            asked += [lambda: list(found.rows()), lambda: list(found.newest())]
+        monkeypatch.setattr(owner, name, refuse)
+        for ask_for in asked:
+            with pytest.raises(StoreUnavailable, match=what.format(path=path) + " cannot be used: Input/output error"):
+                ask_for()
+        monkeypatch.undo()
 
 
 def test_the_hint_for_what_may_be_an_error_of_the_disk_does_not_cost_a_sound_database(path: Path, open_store: Open) -> None:
@@ -173,22 +169,8 @@ def test_the_hint_for_what_may_be_an_error_of_the_disk_does_not_cost_a_sound_dat
         contextlib.closing(Reader(path)) as found,
         pytest.raises(StoreUnavailable, match="or its disk cannot be read") as raised,
     ):
-        found.counters()
+        found.held()
     assert raised.value.hint.startswith("if its disk works, move it away")
-
-
-def test_a_machine_that_does_not_tell_its_boot_makes_the_store_unavailable_to_a_reader(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    open_store()
-
-    def fail() -> NoReturn:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with contextlib.closing(Reader(path)) as found:
-        monkeypatch.setattr(clock, "base_id", fail)
-        with pytest.raises(StoreUnavailable, match="Input/output error"):
-            found.peek(())
 
 
 @pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
@@ -411,15 +393,6 @@ def test_an_error_that_has_ended_a_transaction_is_reported_itself(tmp_path: Path
         fail(db)
 
 
-def test_an_error_that_has_ended_a_migration_is_reported_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "STEPS", ("ROLLBACK; nonsense",))
-    with (
-        contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db,
-        pytest.raises(sqlite3.OperationalError, match="nonsense"),
-    ):
-        schema.migrate(db, tmp_path / "x.db")
-
-
 def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -526,20 +499,6 @@ def test_a_second_time_base_replaces_the_first_when_no_process_uses_it(machine: 
     assert decisions(open_store(wall=machine.wall), 1, "d" * 16) == ["rate_limited"]
 
 
-def test_time_does_not_run_backwards_over_a_restart_with_a_clock_that_was_set_back(machine: Machine, open_store: Open) -> None:
-    first = open_store(wall=machine.wall)
-    machine.boot.pass_s(3600)
-    decisions(first, 5)
-    first.close()
-    machine.reboots()
-    machine.wall.pass_s(-86_400)
-    after = open_store(wall=machine.wall)
-    denied = Session(after, FIVE_A_MINUTE, session="b" * 16).one("x")
-    assert (denied.decision, denied.retry_after_us) == ("rate_limited", 60_000_000)
-    machine.boot.now_us += 60_000_000
-    assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
-
-
 def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has_the_newest_charge(
     path: Path, machine: Machine, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -585,14 +544,6 @@ def test_after_a_restart_a_wrong_wall_clock_admits_each_limit_once_more_at_most_
         after.close()
 
 
-def test_a_time_namespace_is_identified_by_its_offset_and_not_by_its_number_which_is_reused() -> None:
-    text = "monotonic           0         0\nboottime      {}         0\n"
-    assert clock.boottime_offset(text.format(0)) == ""
-    assert clock.boottime_offset(text.format(50)) == clock.boottime_offset(text.format(50)) != ""
-    assert clock.boottime_offset(text.format(50)) != clock.boottime_offset(text.format(51))
-    assert clock.boottime_offset(text.format(-50)) != clock.boottime_offset(text.format(50))
-
-
 def test_the_machines_own_clock_runs_forward_and_has_a_base() -> None:
     first = clock.boot_us()
     assert clock.boot_us() >= first > 0
@@ -629,10 +580,6 @@ def test_a_local_file_system_beside_or_inside_a_network_one_is_accepted(tmp_path
     refuse_network(Path(folder), mountinfo)
 
 
-def test_without_a_table_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
-    refuse_network(Path("/srv"), tmp_path / "missing")
-
-
 @pytest.mark.posix
 def test_opening_on_a_network_file_system_creates_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "read_at_once", lambda _: b"36 21 0:1 / / rw - nfs4 host:/x rw\n")
@@ -666,15 +613,6 @@ def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_decision_does_not_wait_for_a_lock_on_the_database(path: Path, open_store: Open) -> None:
-    store = open_store(timeout_ms=1)
-    decisions(store, 1)
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("BEGIN EXCLUSIVE")
-        assert decisions(store, 5, "b" * 16) == ["allowed"] * 4 + ["rate_limited"]
-        db.execute("ROLLBACK")
-
-
 def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int, __: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -685,19 +623,6 @@ def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store:
         with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
             decisions(store, 1)
     assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
-
-
-def test_a_call_that_was_counted_is_allowed_though_the_system_refuses_to_end_its_turn(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse_release(fd: int, how: int) -> None:
-        if how == locks._RELEASE:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-        lock(fd, how)
-
-    lock = locks._lock
-    monkeypatch.setattr(locks, "_lock", refuse_release)
-    assert decisions(open_store(), 6) == ["allowed"] * 5 + ["rate_limited"]
 
 
 def test_whichever_read_of_the_log_fails_while_a_store_is_opened_it_is_an_unavailable_store(
@@ -720,21 +645,6 @@ def test_whichever_read_of_the_log_fails_while_a_store_is_opened_it_is_an_unavai
             open_store().close()
 
 
-def test_a_call_log_that_a_reader_cannot_read_is_an_unavailable_store(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> NoReturn:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    decisions(open_store(), 1)
-    with contextlib.closing(Reader(path)) as found:
-        assert found.args_key
-        monkeypatch.setattr(call_log, "_pread", fail)
-        for read in (found.rows, found.entries, found.tally):
-            with pytest.raises(StoreUnavailable, match=f"{path}-calls cannot be used: Input/output error"):
-                list(read())
-
-
 def test_a_decision_that_gets_no_turn_gives_up_in_time_and_charges_nothing(open_store: Open) -> None:
     store, other = open_store(timeout_ms=20), open_store()
     with other._follower.turn(), pytest.raises(StoreUnavailable, match="did not come free in time"):
@@ -755,19 +665,6 @@ def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_
     assert session.decisions("x") == ["allowed"]
 
 
-def test_opening_a_new_store_waits_for_others_and_then_reports_the_lock(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
-    path.parent.mkdir(parents=True)
-    theirs = lock_file(beside(path, "-lock"))
-    assert theirs.acquire(0)
-    with pytest.raises(StoreUnavailable, match="is locked by another process"):
-        open_store(timeout_ms=1)
-    theirs.close()
-    open_store()
-
-
 def test_closing_moves_all_records_into_the_database(path: Path, open_store: Open) -> None:
     store = open_store()
     decisions(store, 6)
@@ -777,25 +674,12 @@ def test_closing_moves_all_records_into_the_database(path: Path, open_store: Ope
     assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
 
 
-@pytest.mark.parametrize(("durability", "syncs"), [("normal", 0), ("full", 1)])
-def test_full_durability_forces_a_decision_to_the_disk_and_normal_does_not(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, durability: str, syncs: int
-) -> None:
-    store = open_store(durability=durability)
-    synced: list[int] = []
-    monkeypatch.setattr(call_log, "_sync", synced.append)
-    decisions(store, 1)
-    assert len(synced) == syncs
-
-
 EACH_ONCE = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n'
 
 
 def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_ones_go_on(open_store: Open) -> None:
     time = Time()
-    session = Session(
-        open_store(clock=time, most_counters=3), EACH_ONCE + '[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n'
-    )
+    session = Session(open_store(clock=time, most=3), EACH_ONCE + '[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n')
     assert [session.decisions(tool) for tool in "abc"] == [["allowed"]] * 3
     request = session.charges("d")
     (refused,) = session.store.decide(request, session.journal)
@@ -812,7 +696,7 @@ def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_one
 
 def test_nothing_is_uncounted_when_another_process_or_an_outage_has_more_counters_than_the_most(open_store: Open) -> None:
     time = Time()
-    few, many = open_store(clock=time, most_counters=2), open_store(clock=time)
+    few, many = open_store(clock=time, most=2), open_store(clock=time)
     one, other = Session(few, EACH_ONCE), Session(many, EACH_ONCE, session="b" * 16)
     assert [other.decisions(tool) for tool in "abcdef"] == [["allowed"]] * 6
     assert [one.decisions(tool, 2) for tool in "abcdef"] == [["allowed", "rate_limited"]] * 6
@@ -821,13 +705,13 @@ def test_nothing_is_uncounted_when_another_process_or_an_outage_has_more_counter
     few.adopt([(counter, (-1, -1, 1))], "a" * 64)
     assert one.decisions("g", 2) == ["allowed", "rate_limited"]
     few.close()
-    late = Session(open_store(clock=time, most_counters=2), EACH_ONCE, session="c" * 16)
+    late = Session(open_store(clock=time, most=2), EACH_ONCE, session="c" * 16)
     assert [late.decisions(tool) for tool in "abcdefg"] == [["rate_limited"]] * 7
     assert late.decisions("h") == ["unavailable"]
 
 
 def test_a_call_whose_errors_need_a_counter_that_has_no_room_is_refused(open_store: Open) -> None:
-    session = Session(open_store(clock=Time(), most_counters=1), EACH_ONCE + 'count = "errors"\n')
+    session = Session(open_store(clock=Time(), most=1), EACH_ONCE + 'count = "errors"\n')
     calls = session.charges("a")
     (allowed,) = session.store.decide(calls, session.journal)
     session.store.settle([Ending(allowed.row_id or 0, calls[0].plan, True)])
@@ -837,18 +721,11 @@ def test_a_call_whose_errors_need_a_counter_that_has_no_room_is_refused(open_sto
 
 def test_expired_counters_make_room_without_a_look_at_all_of_them_in_one_call(open_store: Open) -> None:
     time = Time()
-    session = Session(open_store(clock=time, most_counters=2000), EACH_ONCE)
+    session = Session(open_store(clock=time, most=2000), EACH_ONCE)
     for at in range(5000):
         assert session.decisions(f"t{at}") == ["allowed"]
         time.pass_ms(60)
     assert len(session.store.last_seen()[0]) <= 2000
-
-
-def test_a_batch_that_no_limit_counts_is_followed_by_other_processes(open_store: Open) -> None:
-    first, other = open_store(clock=Time()), open_store(clock=Time())
-    Session(first, FIVE_A_MINUTE).call("y", 3)
-    assert Session(other, FIVE_A_MINUTE, session="b" * 16).decisions("x") == ["allowed"]
-    assert [(entry.row_id, entry.record["tool"]) for entry in other.entries()] == list(enumerate("yyyx", 1))
 
 
 def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> None:
@@ -870,26 +747,6 @@ def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_sto
     ]
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
     assert "not kept" in str(next(iter(store.entries())).record["arguments"])
-
-
-def test_calls_that_are_each_longer_than_a_record_usually_is_are_decided_and_kept(open_store: Open) -> None:
-    store = open_store(clock=Time())
-    session = Session(store, FIVE_A_MINUTE, arguments="full")
-    text = "x" * 300_000
-    assert [verdict.decision for verdict in session.call("x", 2, arguments={"text": text})] == ["allowed"] * 2
-    assert [entry.record["arguments"] for entry in store.entries()] == [{"text": text}] * 2
-
-
-def test_the_rows_of_a_batch_for_several_tools_are_numbered_in_order(open_store: Open) -> None:
-    store = open_store(clock=Time())
-    session = Session(store, '[[rule]]\ntool = "*"\nlimit = "60/1m"\n')
-    session.call("x")
-    session.call("y")
-    batch = [*session.charges("y"), *session.charges("x", 3), *session.charges("y")]
-    verdicts = [*store.decide(batch, session.journal), *session.call("x")]
-    assert [verdict.row_id for verdict in verdicts] == [3, 4, 5, 6, 7, 8]
-    shown = [(entry.row_id, entry.record["tool"]) for entry in open_store(clock=Time()).entries()]
-    assert shown == list(enumerate("xyyxxxyx", 1))
 
 
 def test_a_log_of_an_outage_that_an_earlier_version_wrote_is_merged(open_store: Open) -> None:

@@ -6,8 +6,7 @@ import sqlite3
 import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
 from types import SimpleNamespace
@@ -16,12 +15,11 @@ import pytest
 
 from mcpguard.session.audit import Outcome
 from mcpguard.stores import pauses
-from mcpguard.stores.api import Wanted
-from mcpguard.stores.sqlite import call_log, database, draining, follower, upkeep
+from mcpguard.stores.sqlite import call_log, database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Session, Time, identity
+from tests.build import Session, Time
 from tests.stores.sqlite.conftest import Open
 
 FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
@@ -126,17 +124,6 @@ def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_chang
     assert share_bytes / 4 < max(sizes) < share_bytes
 
 
-def test_what_one_wrapper_has_drained_no_other_has_to_drain(open_store: Open, times: tuple[Time, Time]) -> None:
-    one, other = open_store(), open_store()
-    one.tend()
-    Session(one, FIVE_A_MINUTE).call("x", 2)
-    Session(other, FIVE_A_MINUTE, session="b" * 16).call("x", 2)
-    times[0].now_us += upkeep.DRAIN_EVERY_US
-    other.tend()
-    assert not one.needs_tending
-    assert used(one) == [4]
-
-
 def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
     one, other = open_store(), open_store()
     session = Session(one, FIVE_A_MINUTE)
@@ -200,20 +187,6 @@ def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> Non
     monkeypatch.setattr(draining.Drain, "write", wrapped)
 
 
-def test_a_call_is_decided_while_a_transaction_of_upkeep_is_open(
-    open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = open_store(), open_store(timeout_ms=1)
-    Session(one, FIVE_A_MINUTE).call("x", 2)
-    session = Session(other, FIVE_A_MINUTE, session="b" * 16)
-    decided: list[str] = []
-    during(monkeypatch, lambda: decided.extend(session.decisions("x")))
-    times[0].now_us += upkeep.DRAIN_EVERY_US
-    one.tend()
-    assert decided == ["allowed"]
-    assert used(one) == used(other) == [3]
-
-
 @pytest.mark.parametrize("between", ["reset", "adopt", "call"])
 def test_records_appended_while_the_log_is_drained_are_kept(
     open_store: Open, tend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, between: str
@@ -257,7 +230,7 @@ def test_much_that_others_append_is_left_to_them(open_store: Open, monkeypatch: 
 def small_log(monkeypatch: pytest.MonkeyPatch) -> int:
     """The size of a log in which a process checks its pace after two calls."""
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
-    monkeypatch.setattr(follower, "PACE_BYTES", 1024)
+    monkeypatch.setattr(upkeep, "PACE_BYTES", 1024)
     return call_log.RING_BYTES
 
 
@@ -265,11 +238,9 @@ def waiting_bytes(store: SqliteStore) -> int:
     return store._follower.at.end - store._log.drained().end
 
 
-def let_it_wait(
-    monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object], now_s: Callable[[], float] = lambda: 0.0
-) -> None:
+def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object]) -> None:
     """Call a function where a process would wait between calls."""
-    monkeypatch.setattr(follower, "time", SimpleNamespace(monotonic=now_s, sleep=sleep))
+    monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
 
 
 @pytest.mark.usefixtures("small_log")
@@ -294,26 +265,6 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
         session.call("free", 10, _meta=ALONE)
         stormy.keep_pace(lambda: None)
     assert other.decisions("free", 250, _meta=ALONE) == ["allowed"] * 250  # the same again
-
-
-def test_many_processes_that_each_append_little_do_not_fill_the_log(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, small_log: int
-) -> None:
-    stores = [open_store() for _ in range(16)]
-    sessions = [Session(store, FIVE_A_MINUTE, session=f"{at:016x}") for at, store in enumerate(stores)]
-    waiting: list[int] = []
-
-    def drain(_: float) -> None:
-        waiting.append(max(map(waiting_bytes, stores)))
-        assert stores[0]._with_lock(stores[0]._upkeep.drain)
-
-    let_it_wait(monkeypatch, drain)
-    for _ in range(20):
-        for store, session in zip(stores, sessions, strict=True):
-            assert set(session.decisions("free", 5, _meta=ALONE)) == {"allowed"}
-            store.keep_pace(lambda: None)
-    assert waiting
-    assert max(waiting) < 0.6 * small_log
 
 
 @pytest.mark.parametrize(("timeout_ms", "longest_s"), [(100, 0.1), (60_000, 0.25)])
@@ -352,30 +303,12 @@ def test_a_process_whose_upkeep_fails_does_not_wait_for_it(open_store: Open, mon
     assert not waits
 
 
-@pytest.mark.usefixtures("small_log")
-def test_a_process_that_makes_few_calls_a_second_waits_for_no_other_that_fills_the_log(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    time_s = 0.0
-    waits: list[float] = []
-    let_it_wait(monkeypatch, waits.append, lambda: time_s)
-    store, other = open_store(), open_store()
-    session = Session(store, FIVE_A_MINUTE)
-    Session(other, FIVE_A_MINUTE, session="b" * 16).call("free", 550, _meta=ALONE)
-    for step_s in (0.8, 0.1):
-        for _ in range(20):
-            time_s += step_s
-            session.call("free", _meta=ALONE)
-            store.keep_pace(lambda: None)
-        assert bool(waits) is (step_s < 0.3)
-
-
 @pytest.mark.parametrize(("is_awaited", "is_urgent"), [(False, False), (True, False), (False, True)])
 def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soon_will(
     open_store: Open, monkeypatch: pytest.MonkeyPatch, *, is_awaited: bool, is_urgent: bool
 ) -> None:
     store = open_store()
-    while store._upkeep.is_behind:
+    while store._upkeep.has_more_to_do:
         store.tend()
     Session(store, FIVE_A_MINUTE).call("x", 3)
     assert store._decided_s
@@ -394,30 +327,6 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
     assert store._is_busy()
 
 
-def test_a_call_neither_drains_the_log_nor_waits_for_that(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower, "PACE_BYTES", 1)
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
-
-    def no_call_does(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    for name in ("drain", "tend", "_connected"):
-        monkeypatch.setattr(upkeep.Upkeep, name, no_call_does)
-    monkeypatch.setattr(store._pace, "await_drained", no_call_does)
-    assert set(session.decisions("free", 5000, _meta=ALONE)) == {"allowed"}
-
-
-def test_a_storm_waits_no_longer_than_a_call_may_take(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    monkeypatch.setattr(follower, "PACE_BYTES", 1024)
-    store = open_store(timeout_ms=1)
-    session = Session(store, FIVE_A_MINUTE)
-    for _ in range(8):
-        assert session.decisions("free", 10, _meta=ALONE) == ["allowed"] * 10
-        store.keep_pace(lambda: None)  # nobody does upkeep
-
-
 @contextlib.contextmanager
 def tended(store: SqliteStore) -> Iterator[None]:
     """Runs a bookkeeper's thread beside the thread that decides."""
@@ -434,53 +343,6 @@ def tended(store: SqliteStore) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def test_a_wrapper_that_was_idle_for_a_whole_round_of_the_ring_counts_all_calls(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
-    store = open_store()
-    sleeper = Session(open_store(), FIVE_A_MINUTE)
-    sleeper.one("x")
-    busy = Session(store, FIVE_A_MINUTE, session="b" * 16)
-    busy.call("x", 3)
-    for _ in range(30):
-        busy.call("free", 50, _meta=ALONE)
-        store.tend()
-    assert sleeper.decisions("x", 2) == ["allowed", "rate_limited"]
-    assert used(store) == [5]
-
-
-@pytest.mark.parametrize(("limit", "admitted"), [("['40/1m', '90/1h']", 40), ("'unlimited'", 50)])
-def test_calls_that_are_admitted_together_have_the_rows_of_calls_one_by_one(
-    path: Path, open_store: Open, tend: Callable[..., None], tmp_path: Path, times: tuple[Time, Time], limit: str, admitted: int
-) -> None:
-    """In the call log and in the database, to all that reads them, with outcomes and without."""
-    policy = f"[[rule]]\ntool = 'x'\nlimit = {limit}\n"
-    alone = SqliteStore(tmp_path / "alone.db", clock=times[0], wall=times[1])
-    both = (open_store(), alone)
-    sessions = [Session(store, policy, args_key=lambda: b"k" * 16) for store in both]
-    together = sessions[0].store.decide(sessions[0].charges("x", 50, arguments={"a": 1}), sessions[0].journal)
-    for request in sessions[1].charges("x", 50, arguments={"a": 1}):
-        sessions[1].store.decide([request], sessions[1].journal)
-    assert [verdict.row_id for verdict in together if verdict.forwards] == list(range(1, admitted + 1))
-    for _ in ("in the log", "in the database"):
-        for wanted in (None, Wanted(None, outcomes=frozenset({"ok"}))):
-            found, expected = ([entry.record for entry in store.entries(wanted=wanted)] for store in both)
-            assert found == expected
-            pages = [[row for page in store._reader.rows(after=7, wanted=wanted) for row in page] for store in both]
-            assert pages[0] == pages[1]
-        for store in both:
-            store.record([Outcome(row_id, "ok", 10 ** (20 - row_id)) for row_id in range(20, 4, -1)])
-            store.record([Outcome(row_id, "tool_error", row_id) for row_id in range(9, 30)])
-            tend(store)
-        assert both[0].held() == alone.held()
-    assert rows(path, "fragment") == rows(tmp_path / "alone.db", "fragment")
-    for sums in ("sum(uses) FROM fragment", "sum(bytes) FROM namespace", "min(retry_after_ms) FROM audit"):
-        assert ask(path, f"SELECT {sums}") == ask(tmp_path / "alone.db", f"SELECT {sums}")
-    alone.close()
 
 
 def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drained(
@@ -522,33 +384,6 @@ def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: O
         store._files.lock.release()
 
 
-def is_users(user: str, who: Mapping[str, object]) -> bool:
-    return who.get("user") == user
-
-
-def test_rows_are_found_by_who_called_what_by_decision_and_by_axis(open_store: Open, tend: Callable[..., None]) -> None:
-    store = open_store()
-    for number, user in enumerate(["alice", "bob", "alice"]):
-        Session(store, "[[rule]]\ntool = 'x'\nlimit = '2/1h'\n", session=f"{number:016x}", who=identity(user)).call("x")
-        if number < 2:
-            tend(store)
-    everybody = Wanted(lambda _: True)
-    for wanted, found in (
-        (Wanted(partial(is_users, "alice")), [1, 3]),
-        (Wanted(partial(is_users, "bob")), [2]),
-        (Wanted(partial(is_users, "nobody")), []),
-        (everybody._replace(decisions=frozenset({"allowed"})), [1, 2]),
-        (everybody._replace(decisions=frozenset({"rate_limited", "denied"})), [3]),
-        (everybody._replace(axis="tool".__eq__), [1, 2, 3]),
-        (everybody._replace(axis="user".__eq__), []),
-    ):
-        for _ in range(2):
-            assert [entry.row_id for entry in store.entries(wanted=wanted)] == found
-            assert [entry.row_id for entry in store.newest(wanted=wanted)] == found[::-1]
-    tend(store)
-    assert [entry.row_id for entry in store.entries(wanted=everybody._replace(axis="tool".__eq__))] == [1, 2, 3]
-
-
 # Pruning
 
 
@@ -586,7 +421,6 @@ def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(call_log, "RING_BYTES", 128 * 1024)
-    monkeypatch.setattr(upkeep, "RING_BYTES", 128 * 1024)
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 32 * 1024)
     most = 2_000_000
     store = open_store(max_bytes=most)
@@ -648,15 +482,6 @@ def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Cal
     assert 50 < kept["one"] < 1000
 
 
-def test_counters_evict_no_audit_row(open_store: Open, tend: Callable[..., None]) -> None:
-    store = open_store(max_bytes=8_000_000)
-    session = Session(store, '[[rule]]\ntool = "*"\nlimit = ["5/1w", "6/2w", "7/3w", "8/4w"]\n')
-    for name in range(0, 3000, 100):
-        store.decide([request for at in range(100) for request in session.charges(f"tool-{name + at:0100}")], session.journal)
-    tend(store)
-    assert len(list(store.entries())) == 3000
-
-
 def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open, tend: Callable[..., None]) -> None:
     store = open_store(max_bytes=1)
     session = Session(store, FIVE_A_MINUTE)
@@ -665,15 +490,6 @@ def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open
     assert [entry.row_id for entry in store.entries()] == [2]
     assert session.decisions("free") == ["allowed"]
     assert [entry.row_id for entry in store.entries()] == [2, 3]
-
-
-def test_an_outcome_whose_row_was_deleted_is_not_kept(open_store: Open, tend: Callable[..., None]) -> None:
-    store = open_store(max_bytes=1)
-    verdicts = Session(store, FIVE_A_MINUTE).call("free", 3)
-    tend(store)
-    store.record([Outcome(verdict.row_id or 0, "ok", 1) for verdict in verdicts])
-    tend(store)
-    assert [(entry.row_id, entry.record["outcome"]) for entry in store.entries()] == [(3, "ok")]
 
 
 def test_expired_counters_are_deleted_and_get_their_labels_back_when_they_are_charged_again(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.limiter import sliding
-from mcpguard.policy.match import Headroom, RuleMatch, headrooms, rule_matches
+from mcpguard.policy.explain import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from tests.build import START_US

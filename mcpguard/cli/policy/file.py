@@ -1,22 +1,28 @@
-"""`mcpguard policy check`: finds errors and likely mistakes in a policy file."""
+"""`mcpguard policy check`, `edit`, `init` and `path`: the policy file as a text."""
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from mcpguard import config
 from mcpguard.cli.base import Command
+from mcpguard.cli.errors import lines
 from mcpguard.cli.names import files
-from mcpguard.cli.options import json_option, policy_option
+from mcpguard.cli.options import json_option, policy_option, with_settings
 from mcpguard.cli.policy.show import counted
-from mcpguard.cli.present import echo, echo_json
+from mcpguard.cli.present import echo, echo_json, warn
 from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_tier, used_tiers
-from mcpguard.errors import ExitStatus, PolicyError, UsageError
+from mcpguard.errors import McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
 from mcpguard.policy.file import load
 from mcpguard.policy.lint import still_capped, warnings
+from mcpguard.policy.parse import STARTER, parse
+from mcpguard.policy.writing import begin, draft_of
 from mcpguard.reading.explaining import never_matched
 
 
@@ -24,7 +30,7 @@ from mcpguard.reading.explaining import never_matched
 @click.argument("file", required=False, metavar="[FILE]", shell_complete=files)
 @policy_option
 @json_option
-def check(file: str | None, policy: str | None, as_json: bool) -> int:
+def check(file: str | None, policy: str | None, as_json: bool) -> int | None:
     """Check FILE, or the policy in force, for errors and likely mistakes. FILE is the same as --policy FILE.
 
     The exit status is 0 if the policy is valid, with or without warnings, and 78 if it is not. Shows every error with its line.
@@ -72,14 +78,14 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int:
             "notes": capped.notes,
         }
         echo_json(result, indent=2)
-        return ExitStatus.OK
+        return None
     source = f"starter policy (no file at {settings.policy})" if found.is_starter else str(settings.policy)
     echo(f"{source}: OK, {counted(found)}")
     for warning in found_warnings:
         echo(f"warning: {warning}")
     for note in capped.notes:
         echo(f"note: {note}")
-    return ExitStatus.OK
+    return None
 
 
 def _errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
@@ -90,3 +96,77 @@ def _errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
     ]
     whole = {"line": None, "column": None, "rule": None, "message": error.message, "hint": error.hint}
     return {"file": str(path), "starter": False, "rules": None, "errors": problems or [whole], "warnings": [], "notes": []}
+
+
+@click.command("edit", Command)
+@with_settings("policy")
+def edit(settings: Settings) -> int | None:
+    """Open a copy of the policy file in the editor that VISUAL or EDITOR names, check it, and save it if it is valid.
+
+    If the text has errors, mcpguard asks whether to edit it again or to discard it. Without a terminal it discards the text. If
+    there is no policy file, it first creates one with the starter rules.
+
+    \b
+    Example:
+      EDITOR=nano mcpguard policy edit
+    """
+    path = settings.policy
+    with draft_of(path) as draft:
+        while True:
+            _open_editor(draft.file)
+            try:
+                found = draft.check()
+            except PolicyError as error:
+                if not (draft.is_changed and sys.stdin and sys.stdin.isatty()):
+                    if draft.is_changed:
+                        echo(f"{path}: not saved, because the text has errors", err=True)
+                    raise
+                click.echo("\n".join(lines(error)), err=True)
+                with contextlib.suppress(click.Abort):  # the end of the input, or Ctrl-C
+                    if click.confirm("Edit again, or else discard the changes?", default=True, err=True):
+                        continue
+                echo(f"{path}: the changes were discarded", err=True)
+                return error.exit_status
+            if draft.is_changed:
+                draft.save()
+            unchanged = "" if draft.is_changed else " (unchanged)"
+            echo(f"{path}: OK, {counted(found)}{unchanged}")
+            for warning in [*warnings(found, tiers=used_tiers(settings)), *still_capped(found).warnings]:
+                warn(warning)
+            return None
+
+
+def _open_editor(file: Path) -> None:
+    try:
+        click.edit(filename=str(file))
+    except click.ClickException as error:
+        raise McpguardError(f"the editor: {error.format_message()}", "set VISUAL or EDITOR to the editor's command") from error
+    except ValueError as error:  # click splits the command into words as a shell does
+        raise McpguardError(f"VISUAL or EDITOR is not a command: {error}", "close each quotation mark") from error
+
+
+@click.command("init", Command)
+@with_settings("policy")
+def init(settings: Settings) -> None:
+    """Write the starter rules to the policy file. They apply while there is no such file.
+
+    \b
+    Example:
+      mcpguard policy init
+    """
+    path = settings.policy
+    if not begin(path):
+        raise McpguardError(f"{path} already exists", "change it with mcpguard policy set or mcpguard policy edit")
+    echo(f"{path}: wrote {len(parse(STARTER).rules)} starter rules")
+
+
+@click.command("path", Command)
+@with_settings("policy")
+def path(settings: Settings) -> None:
+    """Print the path of the policy file, even if there is no such file.
+
+    \b
+    Example:
+      cat "$(mcpguard policy path)"
+    """
+    click.echo(str(settings.policy))

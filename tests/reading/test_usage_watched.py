@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mcpguard.policy.file import PolicyFile
-from mcpguard.reading import watching
-from mcpguard.reading.watching import Watcher
+from mcpguard.reading import usage
+from mcpguard.reading.usage import Watcher
 from mcpguard.stores.memory import Memory, MemoryStore
 from tests.build import Session, identity
 
@@ -48,7 +48,7 @@ def test_calls_and_denials_per_second_are_by_axis_over_the_last_seconds(watched:
     view = watcher.look()
     assert view.calls_per_s == {"user": 1.0, "none": 2.0, "tool": 0.5}
     assert view.denials_per_s == {"tool": 0.5}
-    watched.now_s += watching.RATE_S + 1
+    watched.now_s += usage.RATE_S + 1
     watcher.look()
     watched.now_s += 1
     assert watcher.look().calls_per_s == {}
