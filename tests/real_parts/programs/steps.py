@@ -4,6 +4,7 @@ A job is `{"client": name, "root": path, "sessions": [{"command", "args", "env",
 environments with different SDKs, so nothing of them is imported here.
 """
 
+import abc
 import json
 import sys
 from collections.abc import Callable
@@ -52,10 +53,10 @@ def told(result: Any) -> Answer:
     return {"text": text, "is_error": is_error, "denial": (result.meta or {}).get("mcpguard/denial")}
 
 
-class OnSdk:
+class OnSdk(abc.ABC):
     """What the clients of all SDKs have in common.
 
-    Each adds `version`, `tools`, `set_level`, `subscribed` and `task`.
+    Each adds `call`, `version`, `tools`, `set_level`, `subscribed` and `task`.
     """
 
     def __init__(self, client: Any, seen: Seen) -> None:
@@ -65,8 +66,9 @@ class OnSdk:
     async def note(self, progress: float, total: float | None, message: str | None) -> None:
         self.seen.note("progress", progress)
 
+    @abc.abstractmethod
     async def call(self, tool: str, arguments: Answer) -> Answer:
-        raise NotImplementedError
+        """Call a tool; returns what the result says."""
 
     async def cancel(self, tool: str, arguments: Answer) -> None:
         async with anyio.create_task_group() as tasks:

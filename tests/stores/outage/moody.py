@@ -74,7 +74,31 @@ class Moody(MemoryStore):
         self.closed_by = threading.current_thread().name
 
 
-class Place:
+class Caller:
+    """A wrapper whose calls start and stop.
+
+    Attributes:
+        store: Its store.
+        session: Its session.
+    """
+
+    store: OutageStore
+    session: Wrapper
+
+    def starts(self, tool: str = "search") -> Ending:
+        """A call that is forwarded. Returns how it will end."""
+        (request,) = self.session.charges(tool)
+        (verdict,) = self.store.decide([request], self.session.journal)
+        assert verdict.forwards
+        assert verdict.row_id is not None
+        return Ending(verdict.row_id, request.plan, failed=False)
+
+    def stops(self, *calls: Ending, failed: bool = False) -> None:
+        """The server answers calls."""
+        self.store.settle([call._replace(failed=failed) for call in calls])
+
+
+class Place(Caller):
     """Where a moody store is, and one wrapper that uses it.
 
     Args:
@@ -166,18 +190,6 @@ class Place:
     def ends(self, verdict: Verdict, outcome: str = "ok") -> None:
         assert verdict.row_id is not None
         self.store.record([Outcome(verdict.row_id, outcome, 1000)])
-
-    def starts(self, tool: str = "search") -> Ending:
-        """A call that is forwarded. Returns how it will end."""
-        (request,) = self.session.charges(tool)
-        (verdict,) = self.store.decide([request], self.session.journal)
-        assert verdict.forwards
-        assert verdict.row_id is not None
-        return Ending(verdict.row_id, request.plan, failed=False)
-
-    def stops(self, *calls: Ending, failed: bool = False) -> None:
-        """The server answers calls."""
-        self.store.settle([call._replace(failed=failed) for call in calls])
 
     def used(self) -> list[int]:
         return [held.used for held in MemoryStore(self.memory, clock=self.time).held()]

@@ -8,7 +8,6 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import label_parts
-from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.store import OutageStore
@@ -16,6 +15,7 @@ from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time, Wrapper
 from tests.redis_servers import running
+from tests.stores.outage.moody import Caller
 
 POLICY = """
 [[rule]]
@@ -49,7 +49,7 @@ def opens(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opens]:
             yield lambda: RedisStore(server.address, Options(timeout_ms=5000))
 
 
-class Guard:
+class Guard(Caller):
     """A wrapper that a test cuts off from its store."""
 
     def __init__(self, opens: Opens, session: str = "00000000000000aa", policy: str = POLICY) -> None:
@@ -76,16 +76,6 @@ class Guard:
         self.time.now_us += PROBE_US[1]
         self.store.tend()
         assert self.store._store is not None
-
-    def starts(self) -> Ending:
-        (request,) = self.session.charges("search")
-        (verdict,) = self.store.decide([request], self.session.journal)
-        assert verdict.forwards
-        assert verdict.row_id is not None
-        return Ending(verdict.row_id, request.plan, failed=False)
-
-    def stops(self, *calls: Ending, failed: bool = False) -> None:
-        self.store.settle([call._replace(failed=failed) for call in calls])
 
     def refusal(self) -> str | None:
         verdict = self.session.one("search")
