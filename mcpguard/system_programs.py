@@ -17,13 +17,10 @@ def output_of(name: str, *arguments: str, within_s: float) -> str:
         arguments: Its arguments.
         within_s: How long it may take.
     """
-    windows = os.environ.get("SYSTEMROOT", r"C:\Windows")
-    is_windows = sys.platform == "win32"
-    program = rf"{windows}\System32\{name}.exe" if is_windows else f"/usr/bin/{name}"
-    environ = {"SYSTEMROOT": windows} if is_windows else {}  # without the variable Windows finds no DLLs
+    environ = {"SYSTEMROOT": _windows()} if sys.platform == "win32" else {}  # without the variable Windows finds no DLLs
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         return subprocess.run(
-            [program, *arguments],
+            [system_program(name), *arguments],
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -33,3 +30,12 @@ def output_of(name: str, *arguments: str, within_s: float) -> str:
             check=False,
         ).stdout
     return ""
+
+
+def system_program(name: str) -> str:
+    """The full path of a program of the system."""
+    return rf"{_windows()}\System32\{name}.exe" if sys.platform == "win32" else f"/usr/bin/{name}"
+
+
+def _windows() -> str:
+    return os.environ.get("SYSTEMROOT", r"C:\Windows")
