@@ -1,0 +1,96 @@
+"""Which processes run, on Windows and on Linux."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+if sys.platform == "win32":
+    import ctypes
+    from ctypes import wintypes
+
+    class _Entry(ctypes.Structure):
+        """PROCESSENTRY32W."""
+
+        _fields_ = (
+            ("size", wintypes.DWORD),
+            ("usage", wintypes.DWORD),
+            ("pid", wintypes.DWORD),
+            ("heap", ctypes.c_void_p),
+            ("module", wintypes.DWORD),
+            ("threads", wintypes.DWORD),
+            ("parent", wintypes.DWORD),
+            ("priority", wintypes.LONG),
+            ("flags", wintypes.DWORD),
+            ("program", wintypes.WCHAR * 260),
+        )
+
+    _kernel = ctypes.WinDLL("kernel32")
+    _kernel.CreateToolhelp32Snapshot.restype = _kernel.OpenProcess.restype = wintypes.HANDLE
+    _kernel.CloseHandle.argtypes = (wintypes.HANDLE,)
+    _kernel.WaitForSingleObject.argtypes = (wintypes.HANDLE, wintypes.DWORD)
+    _kernel.Process32FirstW.argtypes = _kernel.Process32NextW.argtypes = (wintypes.HANDLE, ctypes.POINTER(_Entry))
+    _PROCESSES = 0x2
+    _SYNCHRONIZE = 0x100000
+
+    def _all() -> Iterator[tuple[int, int, str]]:
+        """The processes: pid, parent, program."""
+        shot, entry = _kernel.CreateToolhelp32Snapshot(_PROCESSES, 0), _Entry(size=ctypes.sizeof(_Entry))
+        more = _kernel.Process32FirstW(shot, ctypes.byref(entry))
+        while more:
+            yield entry.pid, entry.parent, entry.program
+            more = _kernel.Process32NextW(shot, ctypes.byref(entry))
+        _kernel.CloseHandle(shot)
+
+    def runs(pid: int) -> bool:
+        """Whether a process has not ended."""
+        handle = _kernel.OpenProcess(_SYNCHRONIZE, False, pid)
+        if not handle:
+            return False
+        waited = _kernel.WaitForSingleObject(handle, 0)
+        _kernel.CloseHandle(handle)
+        return bool(waited)
+
+else:
+
+    def _all() -> Iterator[tuple[int, int, str]]:
+        """The processes: pid, parent, program."""
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    name, _, after = (folder / "stat").read_text().partition(" (")[2].rpartition(") ")
+                    if after[0] != "Z":
+                        yield int(folder.name), int(after.split()[1]), name
+
+    def runs(pid: int) -> bool:
+        """Whether a process has not ended."""
+        return any(pid == one for one, _, _ in _all())
+
+
+def below(pid: int) -> list[tuple[int, str]]:
+    """The processes that a process has started, and theirs: pid and program."""
+    everything = list(_all())
+    found: list[tuple[int, str]] = []
+    parents = {pid}
+    while parents:
+        children = [(one, program) for one, parent, program in everything if parent in parents]
+        parents = {one for one, _ in children} - {one for one, _ in found}
+        found += [child for child in children if child[0] in parents]
+    return found
+
+
+def kill(pids: Collection[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, getattr(signal, "SIGKILL", 9))  # Windows ends the process with this status
+
+
+def left_after(seconds: float, pids: Collection[int]) -> list[int]:
+    """Wait until processes have ended. Those that still run after some seconds."""
+    until = time.monotonic() + seconds
+    while (left := [pid for pid in pids if runs(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
