@@ -53,7 +53,14 @@ def start(argv: Sequence[str], *, server: str | None, observe: bool, quiet: bool
     settings = config.load(os.environ, server=server, **options)
     settings = settings._replace(quiet=quiet or settings.quiet, observe=observe or settings.observe)
     status = run(argv, settings, server=server or os.environ.get("MCPGUARD_SERVER"))
-    os._exit(status if 0 <= status <= 255 else ExitStatus.FAILURE)  # at once, because a thread may still wait for the client
+    os._exit(_exit_code(status))  # at once, because a thread may still wait for the client
+
+
+def _exit_code(status: int) -> int:
+    """The number for `os._exit`: on Windows a status has 32 bits, such as 0xC0000005, and is passed with a sign."""
+    if sys.platform == "win32":
+        return status if status < 1 << 31 else status - (1 << 32)
+    return status if 0 <= status <= 255 else ExitStatus.FAILURE
 
 
 def _by_click() -> int:
