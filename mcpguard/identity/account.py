@@ -76,11 +76,15 @@ def folders(environ: Mapping[str, str]) -> Folders:
 
 
 def account_name() -> str:
-    """The name of the OS account, or its number if it has no name. On POSIX no environment variable can change the result."""
+    """The name of the OS account, or its number if it has no name. No environment variable can change the result."""
     if sys.platform == "win32":
-        import getpass
+        import ctypes
 
-        return getpass.getuser()
+        size = ctypes.c_ulong(257)  # UNLEN + 1
+        name = ctypes.create_unicode_buffer(size.value)
+        if not ctypes.WinDLL("advapi32", use_last_error=True).GetUserNameW(name, ctypes.byref(size)):
+            raise ctypes.WinError(ctypes.get_last_error())
+        return name.value
     import pwd
 
     try:

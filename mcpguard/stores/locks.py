@@ -8,21 +8,44 @@ from typing import Final
 
 from mcpguard.files import StrPath, close, open_private
 
-if sys.platform == "win32":  # pragma: no cover - not run in CI
+if sys.platform == "win32":  # pragma: no cover - not run on Linux
+    import ctypes
     import msvcrt
+    from ctypes import wintypes
 
-    _LOCKED_BYTE: Final = 0x7FFF0000  # far behind the end of the file, because other processes cannot read a locked byte
+    class _Overlapped(ctypes.Structure):
+        """OVERLAPPED: the place of the lock."""
 
-    _TRY, _RELEASE = msvcrt.LK_NBLCK, msvcrt.LK_UNLCK
+        _fields_ = (
+            ("status", ctypes.c_size_t * 2),
+            ("offset", wintypes.DWORD),
+            ("offset_high", wintypes.DWORD),
+            ("event", wintypes.HANDLE),
+        )
 
-    _TRY_SHARED = _TRY
+    _LOCKED_BYTE: Final = 0x7FFF0000
+    """Far behind the end of the file: other processes cannot read a locked byte."""
+
+    _RELEASE: Final = 0
+    _TRY_SHARED: Final = 1  # LOCKFILE_FAIL_IMMEDIATELY
+    _TRY: Final = _TRY_SHARED | 2  # LOCKFILE_EXCLUSIVE_LOCK
+    _HELD_BY_ANOTHER: Final = (33, 997)  # ERROR_LOCK_VIOLATION, ERROR_IO_PENDING
+    _NOT_LOCKED: Final = 158
+
+    _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
+    _at = ctypes.POINTER(_Overlapped)
+    _kernel32.LockFileEx.argtypes = (wintypes.HANDLE, *[wintypes.DWORD] * 4, _at)
+    _kernel32.UnlockFileEx.argtypes = (wintypes.HANDLE, *[wintypes.DWORD] * 3, _at)
 
     def _lock(fd: int, how: int) -> None:
-        os.lseek(fd, _LOCKED_BYTE, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, how, 1)
-        except OSError as error:
-            raise BlockingIOError from error
+        """As `flock`: a lock of another kind is replaced, and the file may have none in between, and if that fails."""
+        handle, place = msvcrt.get_osfhandle(fd), ctypes.byref(_Overlapped(offset=_LOCKED_BYTE))
+        done = _kernel32.UnlockFileEx(handle, 0, 1, 0, place)
+        if how != _RELEASE and (done or ctypes.get_last_error() == _NOT_LOCKED):
+            done = _kernel32.LockFileEx(handle, how, 0, 1, 0, place)
+        if not done and (number := ctypes.get_last_error()) != _NOT_LOCKED:
+            error = ctypes.WinError(number)
+            raise BlockingIOError(*error.args) if number in _HELD_BY_ANOTHER else error
 
 else:
     import fcntl
@@ -137,21 +160,15 @@ class SharedHold(FileLock):
         super().__init__(open_private(path))
 
     def alone(self) -> bool:
-        """Try to hold it exclusively. Returns whether no other process holds it; always true on Windows.
+        """Try to hold it exclusively. Returns whether no other process holds it.
 
         The caller holds the store's lock.
         """
-        if sys.platform == "win32":  # pragma: no cover - not run in CI
-            return True
         return try_lock(self.fd)
 
-    def share(self, *, has_lock: bool) -> bool:
-        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held.
-
-        Args:
-            has_lock: Whether the caller has the store's lock. On Windows it is not shared without it.
-        """
-        return has_lock if sys.platform == "win32" else try_lock(self.fd, _TRY_SHARED)
+    def share(self) -> bool:
+        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held."""
+        return try_lock(self.fd, _TRY_SHARED)
 
 
 class LifeSign(FileLock):

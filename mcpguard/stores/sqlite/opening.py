@@ -101,12 +101,12 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
         files, warnings = None, []
         while files is None:
             with contextlib.suppress(StoreUnavailable, Lost):
-                files = join(has_lock=False)
+                files = join()
                 break
             if lock.acquire(JOIN_EVERY_S):
                 try:
                     warnings = _repair(path, hold, None if own_clock else wall)
-                    files = join(has_lock=True)
+                    files = join()
                 finally:
                     lock.release()
             elif time.monotonic() > until_s:
@@ -115,7 +115,7 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
         return files._replace(warnings=tuple(warnings))
 
 
-def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None, has_lock: bool) -> Files:
+def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
     """Open a store of which nothing is left to create or to repair.
 
     A process with the store's lock may repair the store while no other process has it open. So `hold` is shared last.
@@ -138,7 +138,7 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         undo.callback(reader.close)
         at = memory.read_on(log, at)
         is_of_this_boot = own_clock is not None or log.header.get("time_base") == clock.base_id()
-        if not (belongs and is_of_this_boot and hold.share(has_lock=has_lock)):
+        if not (belongs and is_of_this_boot and hold.share()):
             raise StoreUnavailable(f"{path} is being opened by another process")
         reader.clock = own_clock or functools.partial(clock.boot_us, int(str(log.header["time_offset_us"])))
         undo.pop_all()

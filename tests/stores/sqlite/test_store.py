@@ -16,7 +16,7 @@ from mcpguard.session.verdict import Ending
 from mcpguard.stores import clock, filesystem, locks
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.filesystem import refuse_network
+from mcpguard.stores.filesystem import network_mount
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, memory, opening, schema, upkeep
 from mcpguard.stores.sqlite.address import SqliteAddress
@@ -561,10 +561,7 @@ def test_a_network_file_system_is_refused(tmp_path: Path, kind: str, point: str)
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_text(table)
     folder = Path(point.replace("\\040", " ")) / "state"
-    with pytest.raises(StoreUnavailable, match="network file system") as raised:
-        refuse_network(folder, mountinfo)
-    assert f"({kind})" in raised.value.message
-    assert "Redis" in raised.value.hint
+    assert network_mount(str(folder), mountinfo) == kind
 
 
 @pytest.mark.posix
@@ -577,14 +574,19 @@ def test_a_local_file_system_beside_or_inside_a_network_one_is_accepted(tmp_path
     )
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_text(table)
-    refuse_network(Path(folder), mountinfo)
+    assert network_mount(folder, mountinfo) == ""
+
+
+def test_without_a_table_of_mounts_nothing_is_refused(tmp_path: Path) -> None:
+    assert network_mount("/srv", tmp_path / "missing") == ""
 
 
 @pytest.mark.posix
 def test_opening_on_a_network_file_system_creates_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "read_at_once", lambda _: b"36 21 0:1 / / rw - nfs4 host:/x rw\n")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match=r"network file system \(nfs4\)") as raised:
         SqliteStore(path)
+    assert "Redis" in raised.value.hint
     assert list(path.parent.iterdir()) == []
 
 
