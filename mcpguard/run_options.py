@@ -1,5 +1,6 @@
-"""The options of `mcpguard run`, and a parser for them that needs no library."""
+"""The options of `mcpguard run` and `mcpguard hook`, and a parser for them that needs no library."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -53,7 +54,26 @@ OPTIONS: Final = (
     ),
     Option("--quiet", "", "Write only errors to stderr."),
 )
-_BY_NAME: Final = {option.name: option for option in OPTIONS}
+
+HOOKS: Final = ("claude-code", "codex", "copilot", "cursor", "gemini")
+"""The names of clients that `hook` knows."""
+
+HOOK_OPTIONS: Final = (
+    Option("--enforce", "", "Decide each call that the hook shows, and stop those that the policy denies."),
+    *[option for option in OPTIONS if option.name not in ("--server", "--denials", "--quiet")],
+)
+"""The options of `hook NAME`."""
+
+_STARTS_RUN: Final = r"""(?:^|[\s/\\'"])mcpguard(?:-cli)?(?:\.exe|[\[@=:]\S{0,100})?['"]?\s+run(?:\s|$)"""
+"""The program, or the package that `pipx run` and an image of a container name, perhaps with an extra or a version."""
+
+_FOLDER: Final = r"(?:--(?:directory|project|prefix|cwd)|-C)[\s=]\S+"
+"""An option of a launcher for a folder, which can have the program's name: `uv --directory /src/mcpguard run server.py`."""
+
+
+def starts_run(command: str) -> bool:
+    """Whether a command line starts `mcpguard run`, perhaps through another program."""
+    return re.search(_STARTS_RUN, re.sub(_FOLDER, "", command)) is not None
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any] | None:
@@ -65,16 +85,41 @@ def parse(argv: Sequence[str]) -> dict[str, Any] | None:
     Returns:
         The arguments of `start`; None if this is another command, has an error, or asks for help.
     """
-    words = list(argv)
-    if not words or words.pop(0) != "run":
+    if argv[:1] != ["run"] or (parsed := _parsed(argv[1:], OPTIONS)) is None:
         return None
-    wanted: dict[str, Any] = {option.key: False if option.is_flag else None for option in OPTIONS}
+    wanted, words = parsed
+    return wanted | {"argv": words} if words else None
+
+
+def parse_hook(argv: Sequence[str]) -> dict[str, Any] | None:
+    """Parse the command line of `hook`.
+
+    Args:
+        argv: `hook`, the name, and options.
+
+    Returns:
+        The arguments of `hook.run.run`; None if this is another command, has an error, or asks for help.
+    """
+    if (
+        argv[:1] != ["hook"]
+        or argv[1:2] not in ([name] for name in HOOKS)
+        or (parsed := _parsed(argv[2:], HOOK_OPTIONS)) is None
+    ):
+        return None
+    wanted, words = parsed
+    return None if words else wanted | {"name": argv[1]}
+
+
+def _parsed(argv: Sequence[str], options: Sequence[Option]) -> tuple[dict[str, Any], list[str]] | None:
+    """The values of options, and the words after them; None if there is an error."""
+    words, by_name = list(argv), {option.name: option for option in options}
+    wanted: dict[str, Any] = {option.key: False if option.is_flag else None for option in options}
     while words and words[0].startswith("-") and words[0] != "-":
         word = words.pop(0)
         if word == "--":
             break
         name, has_value, value = word.partition("=")
-        option = _BY_NAME.get(name)
+        option = by_name.get(name)
         if option is None:
             return None
         if option.is_flag:
@@ -87,5 +132,5 @@ def parse(argv: Sequence[str]) -> dict[str, Any] | None:
                 return None
             value = words.pop(0)
         wanted[option.key] = value
-    known = all(wanted[option.key] in (None, *option.choices) for option in OPTIONS if option.choices)
-    return wanted | {"argv": words} if words and known else None
+    known = all(wanted[option.key] in (None, *option.choices) for option in options if option.choices)
+    return (wanted, words) if known else None

@@ -21,6 +21,11 @@ def main() -> None:
         wanted = run_options.parse(sys.argv[1:])
         if wanted is not None:
             start(**wanted)
+        asked = run_options.parse_hook(sys.argv[1:])
+        if asked is not None:
+            from mcpguard.hook.run import run
+
+            run(**asked)
         status = _by_click()
     except McpguardError as error:
         status = _complain(error)

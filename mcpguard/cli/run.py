@@ -14,7 +14,8 @@ from mcpguard.errors import UsageError
 from mcpguard.run_options import OPTIONS, Option
 
 
-def _click(option: Option) -> click.Option:
+def click_option(option: Option) -> click.Option:
+    """The option for click."""
     names = [option.name, option.key]
     if option.is_flag:
         return click.Option(names, is_flag=True, help=option.help)
@@ -28,7 +29,7 @@ def _click(option: Option) -> click.Option:
     "run",
     cls=Command,
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
-    params=[_click(option) for option in OPTIONS],
+    params=[click_option(option) for option in OPTIONS],
 )
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND [ARG]...", shell_complete=files)
 def run(argv: tuple[str, ...], **options: Any) -> None:

@@ -1,7 +1,6 @@
 """Plans what `install` and `uninstall` change in the entries of servers."""
 
 import os
-import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -14,15 +13,10 @@ from mcpguard.clients.launcher import Launcher
 from mcpguard.clients.plan import Outcome, Plan, real, record_of
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Array, Object, plain
-
-_STARTS_MCPGUARD: Final = re.compile(r"""(?:^|[\s/\\'"])mcpguard(?:-cli)?(?:\.exe|[\[@=:]\S{0,100})?['"]?\s+run(?:\s|$)""")
-"""The program, or the package that `pipx run` and an image of a container name, perhaps with an extra or a version."""
+from mcpguard.run_options import starts_run
 
 OWN_COMMAND: Final = "its own command starts mcpguard run"
 """What is said of an entry that starts mcpguard through another program, which neither `install` nor `uninstall` changes."""
-
-_FOLDER: Final = re.compile(r"(?:--(?:directory|project|prefix|cwd)|-C)[\s=]\S+")
-"""An option of a launcher for a folder, which can have the program's name: `uv --directory /src/mcpguard run server.py`."""
 
 _LEFT: Final = {
     "remote": "remote: mcpguard guards only servers that the client starts",
@@ -109,7 +103,7 @@ def _guarded(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Ou
 
 def starts_mcpguard(entry: Entry) -> bool:
     """Whether an entry starts mcpguard through another program, such as `uvx` or `sh -c`. Another guard would count twice."""
-    return _STARTS_MCPGUARD.search(_FOLDER.sub("", " ".join(entry.words))) is not None
+    return starts_run(" ".join(entry.words))
 
 
 def _may_write(data: bytes, source: Source, state: Path) -> bool:

@@ -72,6 +72,7 @@ class Identity(NamedTuple):
         trust_meta: Whether the agent is taken from a call's `_meta`.
         claude_session: The session of Claude Code that the calls belong to, if the client is Claude Code; empty if not known.
         claude_tier: The tier of Claude Code's main agent; empty if not known.
+        via: What decides the calls, if it is not `mcpguard run`: `hook`; else empty.
     """
 
     user: str
@@ -87,6 +88,7 @@ class Identity(NamedTuple):
     act: tuple[str, ...] = ()
     claude_session: str = ""
     claude_tier: str = ""
+    via: str = ""
 
     @property
     def has_whole_agent(self) -> bool:

@@ -2,7 +2,7 @@
 
 All agents of a client may use one connection, and a call does not name its agent. But before each call the client runs a hook.
 The hook receives the agent and the call's id, and leaves a note. The call has the same id in its `_meta`, so the note is joined
-to the call.
+to the call. A hook that decides calls writes into the note by which counters it has decided this one.
 
 Call ids may repeat: some model gateways count them. So a note belongs to a session of the client and counts for one call, and
 the main agent's next call with its id removes it. Claude Code sends no session with a call. Its variables tell a server the
@@ -13,7 +13,7 @@ they gave their hooks and sent in calls, see `tests/recorded_hooks`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, TypeGuard
 
 from mcpguard.identity.agent import DEFAULT, Agent, escape_part
@@ -75,16 +75,31 @@ _IS_ID = re.compile(r"[!#-\[\]-~]{1,256}")  # printable ASCII, and nothing that 
 
 
 class AgentNote(NamedTuple):
-    """Which agent makes a call.
+    """What a hook tells of a call.
 
     Attributes:
         key: Names the session and the call.
-        agent: `client::tier::name`. The tier is empty if the hook does not tell it. All of it is empty for a call of the main
-            agent: such a note removes one that an earlier call with the same id has left.
+        text: The agent, see `noted_agent`; and after a NUL, if the hook has decided the call, the ids of the counters by which
+            it has. An empty text removes the note that an earlier call with the same id has left.
     """
 
     key: str
-    agent: str
+    text: str
+
+    def after_decision(self, counters: Iterable[int]) -> "AgentNote":
+        """The note of a call that the hook has decided by these counters, named by their ids."""
+        return self._replace(text=f"{self.text}\0{' '.join(map(str, counters))}")
+
+
+def agent_in(text: str) -> str:
+    """The agent in a note's text; empty for the main agent."""
+    return text.partition("\0")[0]
+
+
+def decided_by(text: str) -> frozenset[int] | None:
+    """The ids of the counters by which a hook has decided the call, by its note's text; None if it has not decided it."""
+    _, has_decided, counters = text.partition("\0")
+    return frozenset(map(int, counters.split())) if has_decided else None
 
 
 def agent_note(hook: AgentHook, hook_input: object, environ: Mapping[str, str]) -> AgentNote | None:
@@ -105,19 +120,25 @@ def agent_note(hook: AgentHook, hook_input: object, environ: Mapping[str, str]) 
         value = hook_input.get(member)
         if not (isinstance(value, str) and value.startswith(beginning)):
             return None
-    key = hook_input.get(hook.call_id)
-    if hook.session:
-        process = _process(environ) if hook.client == CLAUDE_CODE else ""
-        key = _joined(process or hook_input.get(hook.session), key)
-    elif not _is_id(key):
-        key = None
+    key, agent = call_key(hook, hook_input, environ), noted_agent(hook, hook_input)
+    return None if key is None or (hook.adds_id and not agent) else AgentNote(key, agent)
+
+
+def call_key(hook: AgentHook, hook_input: Mapping[str, object], environ: Mapping[str, str]) -> str | None:
+    """The key of the note about the call in a hook's input; None if its session or the call has no valid id."""
+    call_id = hook_input.get(hook.call_id)
+    if not hook.session:
+        return call_id if _is_id(call_id) else None
+    process = _process(environ) if hook.client == CLAUDE_CODE else ""
+    return _joined(process or hook_input.get(hook.session), call_id)
+
+
+def noted_agent(hook: AgentHook, hook_input: Mapping[str, object]) -> str:
+    """The agent in a hook's input as `client::tier::name`, with an empty tier if it is not told; empty for the main agent."""
     kind = hook_input.get(hook.agent_type)
-    name = cut(escape_part(_storable(kind))) if isinstance(kind, str) and kind else DEFAULT.name
+    name = cut(escape_part(storable(kind))) if isinstance(kind, str) and kind else DEFAULT.name
     tier = SUBAGENT if hook_input.get(hook.agent_id) else ""
-    is_main = not tier and name == DEFAULT.name
-    if key is None or (is_main and hook.adds_id):
-        return None
-    return AgentNote(key, "" if is_main else str(Agent(hook.client, tier, name)))
+    return "" if not tier and name == DEFAULT.name else str(Agent(hook.client, tier, name))
 
 
 def meta_with_id(hook_input: Mapping[str, object], one: str) -> dict[str, object] | None:
@@ -201,8 +222,8 @@ def _process(environ: Mapping[str, str]) -> str:
     return blake2b(value.encode(errors="surrogateescape"), digest_size=16).hexdigest() if value else ""
 
 
-def _storable(text: str) -> str:
-    """A text with its lone surrogates escaped, because no store can hold a note with one."""
+def storable(text: str) -> str:
+    """A text with its lone surrogates escaped, because no store can hold one."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -6,7 +6,7 @@ make the call's plan (see `plan`). `parse` parses rules, `explain` describes the
 A rule with limits and with a cap on calls in flight has two parts, which are overridden by the same parts of other rules.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import Agent, agent_matches
@@ -23,6 +23,12 @@ AXES: Final = ("user", "agent", "tool", "server")
 
 PER: Final = (*AXES, ARGUMENTS)
 """The allowed values in `per`."""
+
+BUILT_IN: Final = "built-in"
+"""The server of a client's own tools, which only a hook shows. Starter rules do not apply to them."""
+
+STARTER_RATES: Final = {"interactive": "100/1m", "subagent": "60/1m", "background": "30/1m", "api": "30/1m"}
+"""The limits of the starter rules, by the tier of the agents that they select."""
 
 COMPETING: Final = ("user", "agent", "tool")
 """Two rules compete only if each of these selectors is in both rules or in neither."""
@@ -168,6 +174,13 @@ class Rule(NamedTuple):
         if self.concurrent == 0:
             words.append("unlimited-in-flight")
         return " ".join(words)
+
+    @property
+    def is_starter(self) -> bool:
+        """Whether it has the selectors and the limit of a starter rule. Its `per` may differ: that has changed once."""
+        agent = self.agent
+        limit = STARTER_RATES.get(agent.tier) if agent and agent.client == agent.name == "*" else None
+        return limit == self.limit_text and self.selectors.keys() == {"user", "agent"} and self.selectors["user"] == ("*",)
 
     @property
     def axis(self) -> str:
@@ -334,6 +347,11 @@ class Policy:
         """The plan of `call`. It takes long to make: cache it."""
         return _plan(self.applying(call), call, namespace, self)
 
+    def without_waiting(self, counts: Collection[Counts]) -> "Policy":
+        """The policy for calls that are decided at once, with only the parts of rules that count these."""
+        rules = tuple([part._replace(wait_us=0) for part, _ in self.parts if part.counts in counts])
+        return Policy(rules, self.digest, observe=self.observe, costs=self.costs, is_starter=self.is_starter)
+
     def cost(self, call: Call) -> int:
         """What a call takes of limits that count cost: by the narrowest `[[cost]]`, else 1.
 
@@ -355,7 +373,9 @@ class Policy:
         places: list[int] = []
         for axes, named in self._places.items():
             places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
-        return [at for at in sorted(places) if self.parts[at][0].matches(call)]
+        spared = call.server == BUILT_IN
+        found = [(at, self.parts[at][0]) for at in sorted(places)]
+        return [at for at, part in found if part.matches(call) and not (spared and part.is_starter)]
 
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
         """The indexes of the parts whose rules match `call`, each with the index of the part that overrides it, or None."""

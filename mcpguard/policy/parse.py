@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from mcpguard.errors import PolicyError, Problem
 from mcpguard.limiter.plan import ARGUMENTS
-from mcpguard.policy.model import AXES, SELECTORS, Cost, Policy, Rule
+from mcpguard.policy.model import AXES, SELECTORS, STARTER_RATES, Cost, Policy, Rule
 from mcpguard.policy.values import (
     MAX_CONCURRENT,
     MAX_N,
@@ -30,27 +30,15 @@ from mcpguard.text.digest import blake2b
 STARTER: Final = """\
 # Who can call which tools, and how often. `mcpguard policy show` describes each rule in a sentence.
 # These are the starter rules. They count each agent of each user. A narrower rule with user and agent overrides them.
-
+""" + "".join(
+    f'''
 [[rule]]
 user = "*"
-agent = "*::interactive::*"
-limit = "100/1m"
-
-[[rule]]
-user = "*"
-agent = "*::subagent::*"
-limit = "60/1m"
-
-[[rule]]
-user = "*"
-agent = "*::background::*"
-limit = "30/1m"
-
-[[rule]]
-user = "*"
-agent = "*::api::*"
-limit = "30/1m"
-"""
+agent = "*::{tier}::*"
+limit = "{limit}"
+'''
+    for tier, limit in STARTER_RATES.items()
+)
 """The policy in force if there is no file."""
 
 _MODE: Final = Words(("enforce", "observe"))
@@ -159,8 +147,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_s
 
 def untouched(policy: Policy) -> set[int]:
     """The indexes of the starter rules that are in a policy as they were, except for their `per`, which has changed once."""
-    starter = [(rule.selectors, rule.rates) for rule in parse(STARTER).rules]
-    return {at for at, rule in enumerate(policy.rules) if (rule.selectors, rule.rates) in starter}
+    return {at for at, rule in enumerate(policy.rules) if rule.is_starter}
 
 
 _T = TypeVar("_T", bound=Rule | Cost)

@@ -23,8 +23,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.stores.outage.log import OutageFolder
 from mcpguard.stores.outage.store import LAST_TRY_S, OutageStore
-from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.text.digest import blake2b, cut
+from mcpguard.text.digest import cut
 from mcpguard.text.printing import plural, quoted
 from mcpguard.wire.frames import Reader
 
@@ -51,7 +50,7 @@ class Guard:
             settings.open_store,
             mode=settings.on_unavailable,
             notify=console.error,
-            folder=_outages(settings),
+            folder=OutageFolder.of(settings.address, settings.namespace, settings.database_path),
             timeout_ms=settings.timeout_ms,
         )
         self._session = Session(
@@ -100,19 +99,6 @@ class Guard:
         """
         self._console.line(summary(self._session.tally))
         threads.start_last(self._store.close, "close", at_most(CLOSE_S))
-
-
-def _outages(settings: Settings) -> OutageFolder:
-    """The outage logs of this store and namespace: beside a store that is a file, else in the state folder.
-
-    Links are resolved, so that wrappers that name one file by different links read each other's logs.
-    """
-    address = settings.address
-    file = os.path.realpath(address.path) if isinstance(address, SqliteAddress) else None
-    names = f"{file or address.shown}\0{settings.namespace}".encode(errors="surrogatepass")  # a path need not be UTF-8
-    which = blake2b(names, digest_size=8).hexdigest()
-    folder, name = os.path.split(file) if file else (os.path.dirname(settings.database_path), "mcpguard")
-    return OutageFolder(folder, f"{name}-outage-{which}-")
 
 
 def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:

@@ -27,7 +27,7 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
     plan = request.plan
     if (
         plan.is_plain
-        and not (request.is_behind or request.rounds)
+        and not (request.is_behind or request.is_continued)
         and (admitted := admit(plan, dict(zip(plan.keys, states, strict=True)), now_us))
     ):
         return admitted[0], Decision(True, (), tuple(admitted[1].values()), (), plan.limits)
@@ -40,7 +40,7 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
     ):
         found.decision, found.states, found.now_us = "held", states, now_us
         return found, _NOTHING
-    if request.rounds and found.decision == "allowed":
+    if request.is_continued and found.decision == "allowed":
         found.decision = "continued"
     return found, decision
 

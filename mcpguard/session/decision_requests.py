@@ -118,14 +118,7 @@ class DecisionRequests:
 
     def note_key(self, call_meta: Mapping[str, object]) -> str | None:
         """The key of the note that a hook may have left for a call with this `_meta`; None if no note can count."""
-        identity = self.identity
-        if meta.CALL_IDS.isdisjoint(call_meta) or identity.has_whole_agent:
-            return None
-        if client_agents.is_codexs_main_agent(call_meta) and identity.trust_client_info:
-            name = name_in(call_meta.get(meta.CLIENT_INFO)) or self.client_name
-            if name and known_client(name) == CODEX:
-                return None
-        return client_agents.note_key(call_meta, identity.claude_session)
+        return client_agents.note_key(call_meta, self.identity.claude_session)
 
     def of_call(self, frame: Frame, key: str, noted: str | None) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
@@ -133,17 +126,19 @@ class DecisionRequests:
         Args:
             frame: The call.
             key: The `id_key` of its id.
-            noted: The agent that a hook noted for it; None if no hook did.
+            noted: The note that a hook left for it; None if no hook did.
         """
         params: dict[str, object] = frame.params
-        client_name, meta_agent, tier, trace = self.client_name, None, None, None
+        client_name, meta_agent, noted_agent, tier, trace = self.client_name, None, None, None, None
         if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None
             tier = client_agents.codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-        names = (client_name, meta_agent, noted, tier, frame.params["name"])
+            if noted and not self._is_codexs_main_agent(call_meta, client_name):
+                noted_agent = client_agents.agent_in(noted)
+        names = (client_name, meta_agent, noted_agent, tier, frame.params["name"])
         caller = self.callers.get(names) or self._new_caller(names)
         call, plan, context, _ = caller
         request = DecisionRequest(call, plan, context, frame, str(frame.id), key)
@@ -164,6 +159,11 @@ class DecisionRequests:
         if trace and isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
             request.trace_id = match[1]
         return request
+
+    def _is_codexs_main_agent(self, call_meta: Mapping[str, object], client_name: str | None) -> bool:
+        """Whether Codex reports that its main agent makes a call. Then a note of an earlier call does not name the agent."""
+        is_codex = self.identity.trust_client_info and client_name is not None and known_client(client_name) == CODEX
+        return is_codex and client_agents.is_codexs_main_agent(call_meta)
 
     def _new_caller(self, names: _Names) -> Caller:
         """A caller that is not among `callers`. It is remembered."""
@@ -188,6 +188,8 @@ class DecisionRequests:
             context |= {"user": cut(identity.user), "user_source": identity.user_source}
             if identity.email:
                 context["email"] = cut(identity.email)
+        if identity.via:
+            context["via"] = identity.via
         return compact({**context, **members})
 
     def _complete(self, request: DecisionRequest, caller: Caller, params: dict[str, object]) -> None:

@@ -50,6 +50,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.errors import PolicyError, Unauthenticated
+from mcpguard.identity import client_agents
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
@@ -200,7 +201,7 @@ class Session:
         Args:
             messages: As `frames.read` returns them; none if only held calls are due, or their clients are to be told.
             now_us: A monotone clock's reading.
-            notes: The agents in the `notes` that were looked up, by key. Calls without a note are absent.
+            notes: The `notes` that were looked up, by key. Calls without a note are absent.
             alone: Whether no held calls are judged with the messages, and only the first that is due if there are none.
 
         Returns:
@@ -245,7 +246,7 @@ class Session:
         return True
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
-        """The agent in the note of a call, which counts for one call; None if there is none."""
+        """The note of a call, which counts for one call; None if there is none."""
         key = self.requests.note_key(meta_of(call.params))
         return notes.pop(key, None) if key else None
 
@@ -259,7 +260,7 @@ class Session:
         Args:
             frame: The call.
             key: The `id_key` of its id.
-            noted: The agent that a hook noted for it; None if no hook did.
+            noted: The note that a hook left for it; None if no hook did.
             rounds: The call's number among the free retries of one charge; None if that is not known yet.
         """
         requests, params = self.requests, frame.params
@@ -271,6 +272,8 @@ class Session:
             rounds = self._retries.redeem(request.call.user, request.call.tool, params)
         if rounds:
             request.continue_as(rounds)
+        elif noted and (decided := client_agents.decided_by(noted)) is not None:
+            request.continue_from(decided)
         self._to_decide.append(request)
         return request
 
@@ -427,7 +430,7 @@ class Session:
     def _forward(self, request: DecisionRequest, verdict: Verdict) -> bytes:
         """Let a call be in flight; returns its frame."""
         call, plan, request_id = request.call, request.plan, request.request_id
-        settled = settled_plan(request, verdict) if plan.settles or request.rounds else None
+        settled = settled_plan(request, verdict) if plan.settles or request.whole_plan else None
         flight = (request_id, verdict.row_id, self._now_us, call.tool, call.user, request.rounds, settled)
         self.in_flight.add(request.key, tuple.__new__(InFlight, flight))  # half the time of `InFlight(…)`
         return request.frame.raw

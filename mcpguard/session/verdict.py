@@ -1,10 +1,10 @@
 """What the session and a store say to each other: the request for a decision, the verdict, and the end of a call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final, Literal, NamedTuple, Self, TypeVar
 
 from mcpguard.limiter.plan import Counter, Plan, Reported
-from mcpguard.limiter.sliding import Exceeded, State
+from mcpguard.limiter.sliding import Exceeded, Limit, State
 from mcpguard.policy.model import Call
 from mcpguard.wire.frames import Frame
 
@@ -61,11 +61,12 @@ class DecisionRequest:
         detail: Further members of the audit record.
         why: A sentence for the client that states the cause of a denial that no rule made.
         rounds: The call's number among the free retries of one charge; 0 if it is not a free retry.
-        noted: The agent that a hook noted for the call; None if no hook did.
+        was_decided: Whether a hook has decided it, by all limits that count calls or cost.
+        noted: The note that a hook left for the call; None if no hook did.
         client_name: The client's name, which selects the form of a denial; None if the client gave none.
         waited_us: How long the call has been held; None if it is denied at once without room.
         is_behind: Whether an earlier call waits for one of its counters. Then it is held if there is room.
-        whole_plan: Of a free retry, the plan with the limits that it need not pass; else None.
+        whole_plan: Of a call that need not pass all limits, because it has passed some before, the plan with all; else None.
         verdict: The verdict, when there is one.
     """
 
@@ -74,6 +75,7 @@ class DecisionRequest:
     trace_id: str | None = None
     why = ""
     rounds = 0
+    was_decided = False
     noted: str | None = None
     client_name: str | None = None
     waited_us: int | None = None
@@ -104,11 +106,29 @@ class DecisionRequest:
         self.detail = {**self.detail, "reason": reason}
         self.why = why
 
+    @property
+    def is_continued(self) -> bool:
+        """Whether the call was counted before: it is a free retry, or a hook has decided it."""
+        return self.rounds > 0 or self.was_decided
+
     def continue_as(self, rounds: int) -> None:
         """Let a free retry pass its limits, which do not count it. While it is in flight it takes a place under each cap."""
         self.rounds = rounds
+        self._pass(lambda limit: limit.counts != "concurrent" and (limit.n > 0 or limit.observe))
+
+    def continue_from(self, decided: Container[int]) -> None:
+        """Let a call pass the limits by which a hook has decided it. Those that the hook does not know remain.
+
+        Args:
+            decided: The ids of the counters by which the hook has decided the call.
+        """
+        counters = self.plan.counters
+        self._pass(lambda limit: counters[limit.counter].id in decided if limit.n else limit.observe)
+        self.was_decided = all(not limit.n or limit.counts in {"concurrent", "errors"} for limit in self.plan.limits)
+
+    def _pass(self, has_passed: Callable[[Limit], bool]) -> None:
         self.whole_plan = self.plan
-        self.plan = self.plan.only(lambda limit: limit.counts == "concurrent" or not (limit.n or limit.observe))
+        self.plan = self.plan.only(lambda limit: not has_passed(limit))
         if not self.plan.waits:
             self.waited_us = None
 

@@ -184,7 +184,7 @@ class CallStore(Protocol):
             keys: The keys of the notes.
 
         Returns:
-            The agents, by key. Keys without a note, or with an expired one, are absent.
+            The texts of the notes, by key. Keys without a note, or with an expired one, are absent.
         """
 
     def tend(self) -> None:

@@ -30,7 +30,7 @@ class Memory:
 
     def leave_note(self, namespace: str, note: AgentNote, *, wall_us: int) -> None:
         """See `Address`."""
-        self.notes[namespace, note.key] = (note.agent, wall_us)
+        self.notes[namespace, note.key] = (note.text, wall_us)
 
 
 class MemoryStore:

@@ -28,7 +28,7 @@ def hook(home: Path, client: str, told: Message, *options: str, **env: str) -> M
     """What a client does before a call, with all the time that a busy machine may need for it. Returns what the hook prints."""
     budget(home, PATIENT_MS)
     done = subprocess.run(
-        program("hook", client, *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
+        program("hook", client, *options, tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}),
         input=json.dumps(told).encode(),
         env=environment(home, **env),
         capture_output=True,

@@ -98,7 +98,7 @@ def test_each_of_many_calls_has_the_agent_of_its_own_note() -> None:
     assert named == ["default", *map(str, range(620)), "899"]
 
 
-def test_no_note_is_looked_up_without_an_id_or_if_the_agent_is_configured() -> None:
+def test_no_note_is_looked_up_without_an_id() -> None:
     calls = [called("a"), called("b", **by_id("t 1")), called("c", **by_id("t1")), called("d", **by_id("t1"))]
     forwarded = ["forwarded a", "forwarded b", "forwarded c", "forwarded d"]
     talk = Talk(who=UNNAMED)
@@ -106,9 +106,12 @@ def test_no_note_is_looked_up_without_an_id_or_if_the_agent_is_configured() -> N
     assert talk.looked_up == []
     assert talk.client(*calls[2:]) == forwarded[2:]
     assert talk.looked_up == [(("s t1",), False)]
+
+
+def test_a_note_changes_no_agent_that_is_configured() -> None:
     configured = Talk()  # all of its agent
-    assert configured.client(*calls) == forwarded
-    assert configured.looked_up == []
+    configured.client(called("c", **by_id("t1")), noted={"s t1": EXPLORE})
+    assert [source for _, source in agents(configured)] == ["config"]
 
 
 def test_a_note_counts_for_one_call_though_two_have_its_id() -> None:
@@ -144,7 +147,7 @@ def test_codexs_main_agent_has_no_note_whatever_one_says() -> None:
     talk.client(request("initialize", 0, clientInfo={"name": "codex-mcp-client"}))
     stale = {f"{CODEX_SESSION} call_54_main": "Codex::subagent::explorer"}
     talk.client(request("tools/call", 1, **CODEX["main"]["params"]), noted=stale)
-    assert (talk.looked_up, agents(talk)) == ([], [CODEX_MAIN])
+    assert agents(talk) == [CODEX_MAIN]
 
 
 CODEX_SESSION = "01a21980-a1a1-7341-8cf2-a8366b38779c"
@@ -166,7 +169,7 @@ def codex(*, heavy: bool) -> Talk:
 def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> None:
     talk = codex(heavy=heavy)
     assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
-    assert talk.looked_up == [((f"{CODEX_SESSION} call_58_sub",), False)]  # no note of the main agent's calls
+    assert talk.looked_up == [((f"{CODEX_SESSION} call_54_main", f"{CODEX_SESSION} call_58_sub"), False)]
 
 
 def test_another_client_does_not_get_a_tier_by_codexs_meta() -> None:

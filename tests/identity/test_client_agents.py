@@ -147,16 +147,16 @@ def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
 def test_a_note_of_any_type_can_be_stored_as_utf_8(kind: str) -> None:
     note = noted(without(agent_type="\ud800" + kind))
     assert note is not None
-    assert note.agent.encode()
+    assert note.text.encode()
 
 
 @given(st.text())
 def test_a_note_has_three_parts_of_bounded_length_for_any_type(kind: str) -> None:
     note = noted(without(agent_type=kind))
     assert note is not None
-    assert note.agent.split("::")[:2] == ["Claude Code", "subagent"]
-    assert len(note.agent.split("::")) == 3
-    assert len(note.agent.encode(errors="surrogatepass")) < 300
+    assert note.text.split("::")[:2] == ["Claude Code", "subagent"]
+    assert len(note.text.split("::")) == 3
+    assert len(note.text.encode(errors="surrogatepass")) < 300
 
 
 def test_types_with_long_names_that_differ_only_at_the_end_stay_different() -> None:
@@ -167,7 +167,7 @@ def test_types_with_long_names_that_differ_only_at_the_end_stay_different() -> N
 @given(st.dictionaries(st.sampled_from([*EXPLORE]), json_values))
 def test_any_input_gives_a_note_or_none(members: dict[str, object]) -> None:
     note = noted(EXPLORE | members)
-    assert note is None or note.agent.startswith("Claude Code::") or not note.agent
+    assert note is None or note.text.startswith("Claude Code::") or not note.text
 
 
 CLIENTS = {"codex": (CODEX, AgentNote(f"{CODEX_SESSION} call_58_sub", "Codex::subagent::explorer"))}

@@ -42,7 +42,7 @@ def hook(home: Path, name: str) -> str:
     """The hook's command, for a shell."""
     guard = home / "guard"
     options = ("--config", str(guard / "config.toml"), "--store", f"sqlite://{guard}/mcpguard.db")
-    return shlex.join(program("hook", name, *options, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}))
+    return shlex.join(program("hook", name, *options, tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}))
 
 
 def run(home: Path, *command: str, **env: str) -> list[tuple[object, object]]:

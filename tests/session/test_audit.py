@@ -47,6 +47,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
                 "server": "crm",
                 "user": "alice",
                 "user_source": "jwt",
+                "via": "hook",
                 "agent": "a::b::c",
                 "agent_source": "config",
                 "email": "a@b",

@@ -105,8 +105,8 @@ class LocalStore(MemoryStore):
             return self._refused(request), (), _NOTHING
         if self._mode == "allow":
             found = _uncounted(plan)
-            if found.forwards and (plan.counters or request.rounds):
-                found = Verdict("continued" if request.rounds else "allowed_unavailable")
+            if found.forwards and (plan.counters or request.is_continued):
+                found = Verdict("continued" if request.is_continued else "allowed_unavailable")
             return found, (), _NOTHING
         countable = self._countable(plan)
         if countable is None:

@@ -19,18 +19,19 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, private_folder, size_bytes
 from mcpguard.limiter.plan import Counter
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import FORWARDED
-from mcpguard.stores.api import Clock
+from mcpguard.stores.api import Address, Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.locks import LifeSign
 from mcpguard.stores.sqlite import log_lines, log_records
+from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, NO_CHARGE, START, Position
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import compact
@@ -88,6 +89,17 @@ class OutageFolder:
         self._folder = os.fspath(folder)
         self._prefix = prefix
         self._max_bytes = max_bytes
+
+    @classmethod
+    def of(cls, address: Address, namespace: str, database: str) -> Self:
+        """The outage logs of a store and namespace: beside a store that is a file, else beside the account's `database`.
+
+        Links are resolved, so that wrappers that name one file by different links read each other's logs.
+        """
+        file = os.path.realpath(address.path) if isinstance(address, SqliteAddress) else None
+        names = f"{file or address.shown}\0{namespace}".encode(errors="surrogatepass")  # a path need not be UTF-8
+        folder, name = os.path.split(file) if file else (os.path.dirname(database), "mcpguard")
+        return cls(folder, f"{name}-outage-{blake2b(names, digest_size=8).hexdigest()}-")
 
     def create(self) -> LifeSign:
         """Make and lock a new file, of mode 0600.

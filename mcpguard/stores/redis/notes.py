@@ -25,7 +25,7 @@ def leave(address: RedisUrl, namespace: str, note: AgentNote, *, wall_us: int, t
     """
     deadline_s = time.monotonic() + timeout_s
     key = _key(namespace, note.key)
-    command: Command = ("SET", key, f"{wall_us} {note.agent}", "PX", NOTE_KEPT_US // 1000) if note.agent else ("DEL", key)
+    command: Command = ("SET", key, f"{wall_us} {note.text}", "PX", NOTE_KEPT_US // 1000) if note.text else ("DEL", key)
     with contextlib.closing(Link(address, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
         link.checked(link.ask([command], deadline_s=deadline_s)[0])
 

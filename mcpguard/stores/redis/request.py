@@ -95,7 +95,9 @@ class Commands:
         if len(requests) == 1:
             (request,) = requests
             _, beginning, is_usual = self._beginnings.get(id(request.plan)) or self._begin_one(request.plan, counters)
-            is_usual = is_usual and not (request.detail or request.rounds or request.is_behind) and request.waited_us is None
+            is_usual = (
+                is_usual and not (request.detail or request.is_continued or request.is_behind) and request.waited_us is None
+            )
         else:
             beginning = self._begin([one.plan for one in requests], counters)
         head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
@@ -141,9 +143,9 @@ def _texts(requests: Sequence[DecisionRequest], counters: Sequence[Counter], jou
     texts = ["" if journal.has_no_denials else ",".join([str(journal.denials_on(counter)) for counter in counters])]
     for request in requests:
         choices = ""
-        if request.waited_us is not None or request.is_behind or request.rounds:
+        if request.waited_us is not None or request.is_behind or request.is_continued:
             waited = "" if request.waited_us is None else request.waited_us
-            choices = f"?{waited} {request.is_behind:d} {'continued' if request.rounds else 'allowed'}"
+            choices = f"?{waited} {request.is_behind:d} {'continued' if request.is_continued else 'allowed'}"
         texts += (choices, compact(request.detail) if request.detail else "")
     return ("\0".join(texts) + "\0").encode()
 

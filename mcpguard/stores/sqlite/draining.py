@@ -108,7 +108,7 @@ class Drain:
             self._db.execute("DELETE FROM in_flight WHERE counter = ?", fields[1:])
         elif kind == notes.NOTED:
             namespace, note, noted_us = notes.read_note(fields)
-            if note.agent:
+            if note.text:
                 self._db.execute("INSERT OR REPLACE INTO agent_note VALUES (?, ?, ?, ?)", (namespace, *note, noted_us))
             else:
                 self._db.execute("DELETE FROM agent_note WHERE namespace = ? AND tool_use_id = ?", (namespace, note.key))

@@ -117,8 +117,8 @@ class Memory:
         """Take a note, or its removal. Of the others, the oldest are dropped once they have expired."""
         namespace, note, noted_us = notes.read_note(fields)
         self.notes.pop((namespace, note.key), None)
-        if note.agent:
-            self.notes[namespace, note.key] = (note.agent, noted_us)
+        if note.text:
+            self.notes[namespace, note.key] = (note.text, noted_us)
             for one in list(itertools.islice(self.notes, 2)):
                 if abs(noted_us - self.notes[one][1]) > NOTE_KEPT_US:
                     del self.notes[one]

@@ -143,7 +143,7 @@ def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, se
     variables = {"MCPGUARD_STORE": where, "MCPGUARD_STORE_PASSWORD": password}
     session = {"CLAUDE_CODE_SESSION_ID": "abc123"}
     hook = subprocess.run(
-        command("hook", "claude-code", tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}),
+        command("hook", "claude-code", tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}),
         input=json.dumps(
             {
                 "session_id": "abc123",

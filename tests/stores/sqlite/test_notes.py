@@ -96,7 +96,7 @@ def test_a_note_that_another_process_takes_before_this_ones_turn_is_not_taken_tw
     publish = other._publish
 
     def late(lines: Callable[[], Sequence[str]]) -> int:
-        assert one.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
+        assert one.take_notes("default", ["t1"]) == {"t1": NOTE.text}
         return publish(lines)
 
     monkeypatch.setattr(other, "_publish", late)
@@ -109,7 +109,7 @@ def test_a_note_is_found_as_soon_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     store = SqliteStore(path)
     assert leave(path, wall=wall_us())
-    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.agent}
+    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.text}
     store.close()
 
 

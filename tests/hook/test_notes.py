@@ -1,7 +1,6 @@
 """`mcpguard hook`: it is quick, prints only what the client expects, and never stops a call."""
 
 import contextlib
-import io
 import json
 import os
 import select
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.cli.hook import MAX_INPUT_BYTES, TIMEOUT_S, _note
+from mcpguard.hook.run import MAX_INPUT_BYTES, TIMEOUT_S, _note
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
@@ -34,7 +33,7 @@ IN_TIME_S = TIMEOUT_S + 20
 def note(home: Path, given: bytes | dict[str, Any], *options: str, client: str = "claude-code", **env: str) -> bytes:
     """Run the hook with enough time to write a note on a busy machine. Returns what it prints."""
     budget(home, PATIENT_MS)
-    return hook(home, given, *options, client=client, tuned={"mcpguard.cli.hook.TIMEOUT_S": DEADLINE_S}, **env)
+    return hook(home, given, *options, client=client, tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}, **env)
 
 
 def hook(
@@ -65,10 +64,6 @@ def hook(
     assert (done.returncode, done.stderr) == (0, b"")
     assert not done.stdout or client == "copilot"
     return done.stdout
-
-
-def given_on_stdin(given: object) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(json.dumps(given).encode()))
 
 
 def noted(path: Path, namespace: str = "default", key: str = "abc123 toolu_01ABC") -> str | None:
@@ -226,8 +221,7 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
     monkeypatch.setattr(SqliteAddress, "leave_note", leave_note)
     for config in ("", "[store]\ntimeout_ms = 90\n"):
         (home / "config.toml").write_text(config)
-        monkeypatch.setattr(sys, "stdin", given_on_stdin(EXPLORE))
-        _note("claude-code", None, None)
+        _note("claude-code", EXPLORE)
     assert waits == [0.25, 0.09]
 
 
@@ -239,7 +233,7 @@ def test_a_hanging_name_server_does_not_delay_the_call(tmp_path: Path) -> None:
         nameserver.bind((place, 53))  # it receives queries and does not answer
         (tmp_path / "resolv.conf").write_text(f"nameserver {place}\noptions timeout:30 attempts:5\n")
         under = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', tmp_path / "resolv.conf"]
-        tuned = {"mcpguard.cli.hook.TIMEOUT_S": 8}  # long enough to reach the query on a busy machine
+        tuned = {"mcpguard.hook.run.TIMEOUT_S": 8}  # long enough to reach the query on a busy machine
 
         def has_hung() -> bool:
             hook(tmp_path, EXPLORE, "--store", "redis://cache.acme.com:6379/0", under=[*map(str, under)], tuned=tuned)

@@ -1,0 +1,132 @@
+"""Runs the hook of a client: reads its input, answers within a second, and prints nothing but the answer."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any, Final, NoReturn
+
+from mcpguard.errors import ExitStatus, McpguardError
+
+TIMEOUT_S: Final = 0.9
+"""The longest that a hook works, because a call waits for it: with its start and its end it takes a second."""
+
+LAST_S: Final = 0.05
+"""How long an answer that is being printed when the time is up may still take."""
+
+MAX_INPUT_BYTES: Final = 16 * 1024 * 1024
+"""The longest input, which includes the call's arguments."""
+
+MOST_TIMEOUT_MS: Final = 500
+"""The longest time that a deciding hook waits for the store, however long `timeout_ms` is."""
+
+
+def run(*, name: str, enforce: bool, observe: bool, **options: str | None) -> NoReturn:
+    """Run a hook, and end this process. The exit status is always 0: after another one, a client may stop the call.
+
+    Args:
+        name: The name of the hook.
+        enforce: Whether it decides calls. Else it only leaves a note of which agent makes a call.
+        observe: Decide and log, but deny nothing.
+        options: The options of `config.load`.
+    """
+    answer = _Answer(name)
+    watchdog = threading.Timer(TIMEOUT_S, answer.give)
+    with contextlib.suppress(BaseException):  # no error of the hook may stop a call
+        watchdog.start()
+        given = _input()
+        if given is not None:
+            if enforce and not (name == "copilot" and "serverName" in given):  # its second hook, which tells the call's id
+                _decide(answer, given, observe=observe, **options)
+            else:
+                answer.text = _note(name, given, **options)
+    answer.give()
+
+
+class _Answer:
+    """What the hook prints, at once or when its time is up.
+
+    Args:
+        name: The name of the hook.
+
+    Attributes:
+        name: The same.
+        text: The answer as far as it is known.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._giving = threading.Lock()
+        self.text = b""
+
+    def deny(self, reason: str) -> None:
+        """Answer that the call is denied, for this reason."""
+        from mcpguard.hook.shown import CLIENTS
+
+        self.text = json.dumps(CLIENTS[self.name].denial(reason)).encode() + b"\n"
+
+    def give(self) -> NoReturn:
+        """Print the answer, and end the process at once: the end of the interpreter would wait for threads."""
+        if self._giving.acquire(timeout=LAST_S):  # else another thread prints, and nobody reads
+            with contextlib.suppress(BaseException):
+                output = self.text
+                while output:
+                    output = output[os.write(1, output) :]
+        os._exit(ExitStatus.OK)
+
+
+def _input() -> dict[str, Any] | None:
+    """The object on stdin; None for anything else.
+
+    Raises:
+        ValueError: The input is not JSON.
+    """
+    data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    given = json.loads(data) if len(data) <= MAX_INPUT_BYTES else None
+    return given if isinstance(given, dict) else None
+
+
+def _decide(answer: _Answer, given: dict[str, Any], *, observe: bool, **options: str | None) -> None:
+    """Decide a call. What fails counts as a store that is away, except for settings that are not valid: these deny."""
+    from mcpguard import config
+    from mcpguard.hook.shown import CLIENTS
+
+    name, client = answer.name, CLIENTS[answer.name]
+    if client.shown(given) is None:
+        return
+    try:
+        settings = config.load(os.environ, **options)
+        if settings.on_unavailable == "deny":
+            answer.deny("mcpguard could not decide this call. Try again in a few seconds.")
+        from mcpguard.hook.deciding import reason_against
+
+        timeout_ms = min(settings.timeout_ms, MOST_TIMEOUT_MS)
+        settings = settings._replace(observe=observe or settings.observe, timeout_ms=timeout_ms)
+        reason = reason_against(name, client, given, settings)
+    except McpguardError as error:
+        reason = f"mcpguard cannot decide calls: {error.message} ({error.hint})"
+    answer.text = b""
+    if reason is not None:
+        answer.deny(reason)
+
+
+def _note(name: str, hook_input: dict[str, Any], **options: str | None) -> bytes:
+    """Leave the note, if there is one to leave. Returns what the hook prints.
+
+    Raises:
+        Exception: The note could not be written.
+    """
+    from mcpguard.identity.client_agents import HOOKS, agent_note, meta_with_id
+
+    note = agent_note(HOOKS[name], hook_input, os.environ)
+    if note is None:
+        return b""
+    from mcpguard import config
+
+    settings = config.load(os.environ, **options)
+    wall_us, timeout_s = time.time_ns() // 1000, settings.timeout_ms / 1000
+    settings.address.leave_note(settings.namespace, note, wall_us=wall_us, timeout_s=timeout_s)
+    call_meta = meta_with_id(hook_input, note.key) if HOOKS[name].adds_id else None
+    return b"" if call_meta is None else json.dumps({"metaToUse": call_meta}, allow_nan=False).encode() + b"\n"

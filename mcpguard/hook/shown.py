@@ -1,0 +1,167 @@
+"""What a client's hook shows of a call, and the form in which the client takes a denial.
+
+Several clients run hooks that were written for another one. Each input is told apart by its members, so that only the hook for
+the client itself decides a call.
+
+Sources: what Claude Code 2.1.332, Codex 0.171.0, Copilot CLI 1.0.102 and Gemini CLI 0.61.0 gave their hooks, and how they took
+the answers; for Cursor its documentation, cursor.com/docs/hooks.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from mcpguard.identity.client_agents import HOOKS, noted_agent, storable
+from mcpguard.limiter.sliding import Counts
+from mcpguard.policy.model import BUILT_IN
+
+Given = Mapping[str, Any]
+"""The object that a hook receives."""
+
+
+class ShownCall(NamedTuple):
+    """A call.
+
+    Attributes:
+        server: The server's name, or `BUILT_IN`; empty if only a list of the client's servers can tell where `tool` parts.
+        tool: The tool's name as the server knows it; with its server before it if `server` is empty.
+        arguments: Its arguments.
+        agent: The agent, see `client_agents.noted_agent`.
+        call_id: The call's id; empty if the client does not tell it.
+        has_failed: Whether the call is over, and has failed. Else it is about to be made.
+        command: The server's command, if the client shows it.
+    """
+
+    server: str
+    tool: str
+    arguments: object
+    agent: str = ""
+    call_id: str = ""
+    has_failed: bool = False
+    command: str = ""
+
+
+class ClientHook(NamedTuple):
+    """The deciding hook of a client.
+
+    Attributes:
+        title: The client's name in agents.
+        shown: The call in an input; None if there is none, or if another client or another hook of this one decides it.
+        denial: The answer that stops a call, from the reason for the model.
+        counts: What rules may count: errors only if the client tells of calls that fail, calls in flight never.
+    """
+
+    title: str
+    shown: Callable[[Given], ShownCall | None]
+    denial: Callable[[str], Mapping[str, object]]
+    counts: frozenset[Counts] = frozenset({"calls", "cost", "errors"})
+
+
+def _of_event(given: Given, before: str, failed: str = "") -> bool | None:
+    """Whether an input is that of a call that has failed, by its event; None for another event."""
+    event = given.get("hook_event_name")
+    return event == failed if event in {before, failed} else None
+
+
+def _claude_code(given: Given) -> ShownCall | None:
+    has_failed = _of_event(given, "PreToolUse", "PostToolUseFailure")
+    others = {"turn_id", "timestamp", "cursor_version", "sessionId"}  # Codex, Copilot CLI, Cursor, VS Code
+    if has_failed is None or not others.isdisjoint(given) or "tool_use_id" not in given:
+        return None
+    server, name = given.get("mcp_server"), _text(given, "tool_name")
+    named = _text(server, "name") if isinstance(server, dict) else ""
+    beginning = f"mcp__{re.sub('[^A-Za-z0-9_-]', '_', named)}__"
+    parts = (named, name.removeprefix(beginning)) if named and name.startswith(beginning) else _parts(name)
+    agent = noted_agent(HOOKS["claude-code"], given)
+    return ShownCall(*parts, given.get("tool_input"), agent, _text(given, "tool_use_id"), has_failed) if name else None
+
+
+def _codex(given: Given) -> ShownCall | None:
+    name = _text(given, "tool_name")
+    if _of_event(given, "PreToolUse") is None or "turn_id" not in given or not name:
+        return None
+    agent = noted_agent(HOOKS["codex"], given)
+    return ShownCall(*_parts(name), given.get("tool_input"), agent, _text(given, "tool_use_id"))
+
+
+def _copilot(given: Given) -> ShownCall | None:
+    name = _text(given, "toolName")
+    if not name or "serverName" in given or "toolResult" in given or "hook_event_name" in given:
+        return None
+    server = "" if "-" in name else BUILT_IN
+    return ShownCall(server, name, given.get("toolArgs"), noted_agent(HOOKS["copilot"], given), has_failed="error" in given)
+
+
+def _gemini(given: Given) -> ShownCall | None:
+    is_over = _of_event(given, "BeforeTool", "AfterTool")
+    answer, server = given.get("tool_response"), given.get("mcp_context")
+    name = _text(given, "tool_name")
+    if is_over is None or not name or (is_over and not (isinstance(answer, dict) and answer.get("error"))):
+        return None
+    if not isinstance(server, dict):
+        return ShownCall(BUILT_IN, name, given.get("tool_input"), has_failed=is_over)
+    words = server.get("args")
+    command = " ".join([_text(server, "command"), *(map(str, words) if isinstance(words, list) else ())])
+    parts = _text(server, "server_name"), _text(server, "tool_name") or name
+    return ShownCall(*parts, given.get("tool_input"), has_failed=is_over, command=command)
+
+
+def _cursor(given: Given) -> ShownCall | None:
+    name, arguments = _text(given, "tool_name"), given.get("tool_input")
+    if "cursor_version" not in given or not name:
+        return None
+    if given.get("hook_event_name") == "beforeMCPExecution":
+        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        return ShownCall(_text(given, "mcp_server_name") or "unknown", name, arguments, command=_text(given, "command"))
+    has_failed = _of_event(given, "preToolUse", "postToolUseFailure")
+    if has_failed is None or name.startswith("MCP:"):
+        return None
+    return ShownCall(BUILT_IN, name, arguments, call_id=_text(given, "tool_use_id"), has_failed=has_failed)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """The server and the tool in `mcp__SERVER__TOOL`; for another name `BUILT_IN` and the name."""
+    mcp, _, rest = name.partition("__")
+    server, _, tool = rest.partition("__")
+    return (server, tool) if mcp == "mcp" and server and tool else (BUILT_IN, name)
+
+
+def copilot_parts(name: str, servers: Mapping[str, bool]) -> tuple[str, str, bool]:
+    """The server and the tool in Copilot CLI's `SERVER-TOOL`, and whether a wrapper decides the server's calls.
+
+    Args:
+        name: The name.
+        servers: The servers that Copilot CLI knows, with whether a wrapper decides their calls.
+    """
+    known = max((one for one in servers if name.startswith(f"{one}-")), key=len, default="")
+    if known:
+        return known, name[len(known) + 1 :], servers[known]
+    server, _, tool = name.rpartition("-")
+    return server or BUILT_IN, tool, False
+
+
+def _text(given: Given, member: str) -> str:
+    value = given.get(member)
+    return storable(value) if isinstance(value, str) else ""
+
+
+def _pre_tool_use(reason: str) -> Mapping[str, object]:
+    decision = {"permissionDecision": "deny", "permissionDecisionReason": reason}
+    return {"hookSpecificOutput": {"hookEventName": "PreToolUse", **decision}}
+
+
+_NO_ERRORS: Final = frozenset[Counts]({"calls", "cost"})
+
+CLIENTS: Final = {
+    "claude-code": ClientHook("Claude Code", _claude_code, _pre_tool_use),
+    "codex": ClientHook("Codex", _codex, _pre_tool_use, _NO_ERRORS),  # it tells of no call that fails
+    "copilot": ClientHook(
+        "GitHub Copilot CLI", _copilot, lambda reason: {"permissionDecision": "deny", "permissionDecisionReason": reason}
+    ),
+    "cursor": ClientHook(
+        "Cursor", _cursor, lambda reason: {"permission": "deny", "user_message": reason, "agent_message": reason}
+    ),
+    "gemini": ClientHook("Gemini CLI", _gemini, lambda reason: {"decision": "deny", "reason": reason}),
+}
+"""The deciding hooks, by the name of their command, `mcpguard hook NAME --enforce`."""
