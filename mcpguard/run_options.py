@@ -100,11 +100,9 @@ def parse_hook(argv: Sequence[str]) -> dict[str, Any] | None:
     Returns:
         The arguments of `hook.run.run`; None if this is another command, has an error, or asks for help.
     """
-    if (
-        argv[:1] != ["hook"]
-        or argv[1:2] not in ([name] for name in HOOKS)
-        or (parsed := _parsed(argv[2:], HOOK_OPTIONS)) is None
-    ):
+    is_hook = argv[:1] == ["hook"] and not {*HOOKS}.isdisjoint(argv[1:2])
+    parsed = _parsed(argv[2:], HOOK_OPTIONS) if is_hook else None
+    if parsed is None:
         return None
     wanted, words = parsed
     return None if words else wanted | {"name": argv[1]}

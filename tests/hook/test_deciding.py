@@ -1,0 +1,306 @@
+"""`mcpguard hook CLIENT --enforce`: it decides each call once, exactly, and answers in the client's form."""
+
+import contextlib
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.stores.sqlite.store import SqliteStore
+from tests.end_to_end.host import (
+    DEADLINE_S,
+    PATIENT_MS,
+    Host,
+    Message,
+    budget,
+    environment,
+    policy,
+    program,
+    request,
+    rule,
+    script,
+    until,
+)
+from tests.end_to_end.test_hook import SESSION, hello
+from tests.recorded_hooks import CODEX, COPILOT
+
+TUNED = {"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S, "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS}
+"""With all the time that a busy machine may need."""
+
+
+def used(tool: str, call_id: str = "t1", **more: object) -> Message:
+    """What Claude Code tells its hook."""
+    given = {"session_id": "abc123", "transcript_path": "/t", "cwd": "/p", "permission_mode": "default"}
+    event = {"hook_event_name": "PreToolUse", "tool_name": tool, "tool_input": {"query": "x"}, "tool_use_id": call_id}
+    return given | event | more
+
+
+def failed(tool: str, call_id: str = "t1") -> Message:
+    return used(tool, call_id, hook_event_name="PostToolUseFailure", error="exit 1")
+
+
+def enforce(home: Path, given: Message, *options: str, client: str = "claude-code", **env: str) -> Message:
+    """Run the hook with patience. Returns what it prints: nothing, or one JSON object."""
+    if not (home / "config.toml").exists():
+        budget(home, PATIENT_MS)
+    done = subprocess.run(
+        program("hook", client, "--enforce", *options, tuned=TUNED),
+        input=json.dumps(given).encode(),
+        env=environment(home, **env),
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert done.stderr == b""
+    return dict(json.loads(done.stdout or b"{}"))
+
+
+def reason(answer: Message) -> str | None:
+    """Why Claude Code's or Codex's hook denies; None if it does not."""
+    if not answer:
+        return None
+    output = answer["hookSpecificOutput"]
+    assert (output["hookEventName"], output["permissionDecision"]) == ("PreToolUse", "deny")
+    return str(output["permissionDecisionReason"])
+
+
+def rows(home: Path) -> list[Message]:
+    with contextlib.closing(SqliteStore(home / "mcpguard.db")) as store:
+        return [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
+
+
+def decisions(home: Path) -> list[object]:
+    return [row["decision"] for row in rows(home)]
+
+
+def test_a_built_in_tool_is_limited_exactly_over_many_processes_and_each_decision_is_audited(tmp_path: Path) -> None:
+    policy(tmp_path, rule("10/1h", user="*", tool="WebSearch", server="built-in"))
+    budget(tmp_path, PATIENT_MS)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda at: reason(enforce(tmp_path, used("WebSearch", f"t{at}"))), range(16)))
+    assert sum(answer is None for answer in answers) == 10
+    told = "Tool WebSearch rate limit exceeded for user "
+    assert all(answer is None or (answer.startswith(told) and "10 calls per 1h. Retry in " in answer) for answer in answers)
+    found = rows(tmp_path)
+    assert [row["decision"] for row in found].count("allowed") == 10
+    assert {(row["via"], row["server"], row["tool"]) for row in found} == {("hook", "built-in", "WebSearch")}
+    assert {row["request_id"] for row in found} == {f"t{at}" for at in range(16)}
+
+
+def test_a_subagent_is_limited_by_its_name(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", agent="Claude Code::subagent::Explore", tool="Bash"))
+    assert reason(enforce(tmp_path, used("Bash"))) is None
+    explore = {"agent_id": "a1", "agent_type": "Explore"}
+    assert reason(enforce(tmp_path, used("Bash", **explore))) == (
+        "Tool Bash is denied by policy for agent Claude Code::subagent::Explore. Waiting does not help."
+    )
+
+
+DENY = {"permissionDecision": "deny", "permissionDecisionReason": "R"}
+
+
+@pytest.mark.parametrize(
+    ("client", "given", "answer"),
+    [
+        (
+            "codex",
+            CODEX["main"]["hook"],
+            {"hookSpecificOutput": {"hookEventName": "PreToolUse"} | DENY},
+        ),
+        (
+            "copilot",
+            {"sessionId": "s", "timestamp": 1, "cwd": "/none", "toolName": "crm-search_customers", "toolArgs": {}},
+            DENY,
+        ),
+        (
+            "gemini",
+            {"session_id": "s", "hook_event_name": "BeforeTool", "timestamp": "t", "tool_name": "mcp_crm_search_customers",
+             "tool_input": {}, "mcp_context": {"server_name": "crm", "tool_name": "search_customers", "command": "npx"}},
+            {"decision": "deny", "reason": "R"},
+        ),
+        (
+            "cursor",
+            {"cursor_version": "3", "hook_event_name": "beforeMCPExecution", "mcp_server_name": "crm",
+             "tool_name": "search_customers", "tool_input": "{}", "command": "npx crm"},
+            {"permission": "deny", "user_message": "R", "agent_message": "R"},
+        ),
+    ],
+)  # fmt: skip
+def test_each_client_is_answered_in_its_own_form(tmp_path: Path, client: str, given: Message, answer: Message) -> None:
+    policy(tmp_path, rule("deny", tool="search_customers", server="crm"))
+    printed = json.dumps(enforce(tmp_path, given, client=client))
+    assert (
+        json.loads(
+            printed.replace("Tool search_customers is denied by policy for all users together. Waiting does not help.", "R")
+        )
+        == answer
+    )
+
+
+def guarded(host: Host, call_id: str, tool: str = "search") -> Message:
+    return host.call(f"{call_id} {tool}", tool, _meta={"claudecode/toolUseId": call_id})
+
+
+def test_a_call_that_reaches_a_wrapper_counts_once(tmp_path: Path) -> None:
+    policy(tmp_path, rule("2/1h", user="*", tool="search"))
+    with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
+        hello(host)
+        for call_id in ("t1", "t2"):
+            assert reason(enforce(tmp_path, used("mcp__crm__search", call_id))) is None
+            assert "result" in guarded(host, call_id)
+        assert "2 calls per 1h" in str(reason(enforce(tmp_path, used("mcp__crm__search", "t3"))))
+        assert guarded(host, "t1")["error"]["code"] == 429  # a note is used once
+        assert host.end() == 0
+    assert decisions(tmp_path) == ["allowed", "continued", "allowed", "continued", "rate_limited", "rate_limited"]
+
+
+def test_a_decision_counts_for_no_other_tool_session_or_user(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="*").replace("limit", 'per = ["user", "tool"]\nlimit'))
+    with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
+        hello(host)
+        for call_id, tool, given in (
+            ("t1", "other", used("mcp__crm__search", "t1")),
+            ("t2", "third", used("mcp__crm__third", "t2", session_id="another")),
+        ):
+            assert reason(enforce(tmp_path, given, "--user", "alice")) is None
+            assert "result" in guarded(host, call_id, tool)
+            assert guarded(host, "again", tool)["error"]["code"] == 429  # it was counted by the wrapper
+        assert reason(enforce(tmp_path, used("mcp__crm__mine", "t3"), "--user", "alice")) is None
+        assert "result" in guarded(host, "t3", "mine")
+        assert guarded(host, "t4", "mine")["error"]["code"] == 429
+        assert host.end() == 0
+    assert "continued" not in decisions(tmp_path)
+
+
+def test_a_wrapper_still_caps_calls_in_flight_that_a_hook_has_decided(tmp_path: Path) -> None:
+    policy(tmp_path, '[[rule]]\nuser = "*"\nlimit = "9/1h"\nconcurrent = 1\n')
+    with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
+        hello(host)
+        for call_id in ("t1", "t2"):
+            assert reason(enforce(tmp_path, used("mcp__crm__hang", call_id))) is None
+            host.send(request(call_id, "tools/call", {"name": "hang", "_meta": {"claudecode/toolUseId": call_id}}))
+        assert host.answer("t2")["error"]["data"]["reason"] == "concurrent"
+
+
+def test_starter_rules_do_not_touch_built_in_tools(tmp_path: Path) -> None:
+    assert reason(enforce(tmp_path, used("Bash"))) is None
+    assert reason(enforce(tmp_path, used("mcp__crm__search"))) is None
+    first, second = rows(tmp_path)
+    assert "rule" not in first
+    assert second["rule"] == "user=* agent=*::interactive::*"
+
+
+def test_waits_and_caps_do_not_hold_a_hook_up(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="Bash", wait="5m") + '[[rule]]\ntool = "Bash"\nconcurrent = 1\n')
+    assert reason(enforce(tmp_path, used("Bash", "t1"))) is None
+    assert "Retry in " in str(reason(enforce(tmp_path, used("Bash", "t2"))))
+
+
+def test_calls_that_fail_are_counted_where_the_client_tells_of_them(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="*", count="errors"))
+    assert reason(enforce(tmp_path, used("Bash", "t1"))) is None
+    assert enforce(tmp_path, failed("Bash", "t1")) == {}
+    assert "keeps failing" in str(reason(enforce(tmp_path, used("Bash", "t2"))))
+
+
+def test_a_failure_that_a_wrapper_has_seen_is_not_counted_again(tmp_path: Path) -> None:
+    policy(tmp_path, rule("2/1h", user="*", tool="*", count="errors"))
+    with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
+        hello(host)
+        assert reason(enforce(tmp_path, used("mcp__crm__fail", "t1"))) is None
+        guarded(host, "t1", "fail")
+        assert host.end() == 0
+    assert enforce(tmp_path, failed("mcp__crm__fail", "t1")) == {}
+    assert reason(enforce(tmp_path, used("mcp__crm__fail", "t2"))) is None
+    assert enforce(tmp_path, failed("mcp__crm__fail", "t2")) == {}
+    assert "keeps failing" in str(reason(enforce(tmp_path, used("mcp__crm__fail", "t3"))))
+
+
+@pytest.mark.parametrize("on_unavailable", ["local", "allow", "deny"])
+def test_without_the_store_a_call_is_decided_as_on_unavailable_says(tmp_path: Path, on_unavailable: str) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="Bash"))
+    SqliteStore(tmp_path / "mcpguard.db").close()
+    good = (tmp_path / "mcpguard.db").read_bytes()
+    (tmp_path / "mcpguard.db").write_bytes(b"no database" * 1000)
+    (tmp_path / "config.toml").write_text(f'[store]\ntimeout_ms = {PATIENT_MS}\non_unavailable = "{on_unavailable}"\n')
+    denied = reason(enforce(tmp_path, used("Bash")))
+    if on_unavailable == "deny":
+        assert "the store of counters is unavailable" in str(denied)
+    else:
+        assert denied is None
+    (tmp_path / "mcpguard.db").write_bytes(good)
+    with Host(tmp_path, *script("obedient")) as host:  # reads what the hook has left
+        until(lambda: any(row.get("via") == "hook" for row in host.audit()), "the row of the hook")
+        (row,) = [row for row in host.audit() if row.get("via")]
+        assert row["decision"] == {"local": "allowed", "allow": "allowed_unavailable", "deny": "unavailable"}[on_unavailable]
+
+
+def test_a_broken_policy_or_broken_settings_deny_and_say_why(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("[[rule]\n")
+    assert "no policy is in force" in str(reason(enforce(tmp_path, used("Bash"))))
+    (tmp_path / "config.toml").write_text("[store]\ntimeout = 1\n")
+    assert "timeout: unknown setting" in str(reason(enforce(tmp_path, used("Bash"))))
+
+
+def test_with_observe_nothing_is_denied(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="Bash"))
+    assert enforce(tmp_path, used("Bash"), "--observe") == {}
+    assert decisions(tmp_path) == ["would_deny"]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    policy(tmp_path, rule("deny", tool="*"))
+    return tmp_path
+
+
+OTHERS: list[tuple[str, Any]] = [
+    ("claude-code", used("Bash", turn_id="1")),
+    ("claude-code", used("Bash", timestamp="2026")),
+    ("claude-code", used("Bash", cursor_version="3")),
+    ("claude-code", used("Bash", hook_event_name="PostToolUse")),
+    ("codex", used("Bash")),
+    ("copilot", COPILOT["main"]["hook"]),
+    ("copilot", {"toolName": "bash", "toolResult": {}, "sessionId": "s"}),
+    ("cursor", {"cursor_version": "3", "hook_event_name": "preToolUse", "tool_name": "MCP:search"}),
+    ("gemini", used("Bash")),
+    ("gemini", {"hook_event_name": "AfterTool", "tool_name": "write_file", "tool_response": {"llmContent": "x"}}),
+]
+
+
+@pytest.mark.parametrize(("client", "given"), OTHERS)
+def test_what_another_hook_decides_is_passed_over(closed: Path, client: str, given: Message) -> None:
+    assert enforce(closed, given, client=client) == {}
+    assert not (closed / "mcpguard.db").exists()
+
+
+def test_gemini_and_cursor_leave_guarded_servers_to_their_wrapper(closed: Path) -> None:
+    server: Message = {"server_name": "crm", "tool_name": "search", "command": "/opt/bin/mcpguard"}
+    gemini = {"hook_event_name": "BeforeTool", "tool_name": "mcp_crm_search", "tool_input": {}}
+    cursor = {"cursor_version": "3", "hook_event_name": "beforeMCPExecution", "tool_name": "search", "mcp_server_name": "crm"}
+    run = ["run", "--server", "crm", "--", "npx", "crm"]
+    assert enforce(closed, gemini | {"mcp_context": server | {"args": run}}, client="gemini") == {}
+    assert enforce(closed, gemini | {"mcp_context": server | {"args": ["hook"]}}, client="gemini")
+    assert enforce(closed, cursor | {"command": "/opt/bin/mcpguard " + " ".join(run)}, client="cursor") == {}
+    assert enforce(closed, cursor | {"command": "npx crm"}, client="cursor")
+
+
+@pytest.fixture
+def copilots(closed: Path) -> Path:
+    servers = {"crm": {"command": "mcpguard", "args": ["run", "--", "npx", "crm"]}, "crm-old": {"command": "npx"}}
+    (closed / "mcp-config.json").write_text(json.dumps({"mcpServers": servers}))
+    return closed
+
+
+def test_copilot_leaves_the_guarded_servers_of_its_files_to_their_wrapper(copilots: Path) -> None:
+    def answer(name: str) -> Message:
+        given = {"sessionId": "s", "timestamp": 1, "cwd": str(copilots), "toolName": name, "toolArgs": {}}
+        return enforce(copilots, given, client="copilot", COPILOT_HOME=str(copilots))
+
+    assert answer("crm-search") == {}
+    assert "Tool search is denied by policy" in answer("crm-old-search")["permissionDecisionReason"]
+    assert "Tool bash is denied by policy" in answer("bash")["permissionDecisionReason"]
+    assert {(row["server"], row["tool"]) for row in rows(copilots)} == {("crm-old", "search"), ("built-in", "bash")}
