@@ -39,10 +39,10 @@ def hook() -> None:
 def claude_code(**options: Any) -> None:
     """The hook of Claude Code, which runs it before each call (PreToolUse).
 
-    It notes which agent makes a call: a call of the Explore subagent then has the agent "Claude Code::subagent::Explore". With
-    --enforce it decides the call, and prints an answer if the call is denied; else it prints nothing. It takes at most a second,
-    and its exit status is 0. Give it the same options or variables as your server entries. Other programs that run Claude
-    Code's hooks, such as VS Code and Cursor, are not affected.
+    It notes which agent makes a call: a call of the Explore subagent then has the agent "Claude Code::subagent::Explore".
+    With --enforce it decides the call, and prints an answer if the call is denied; else it prints nothing. It takes at most
+    a second, and its exit status is 0. Give it the same options or variables as your server entries. Other programs that
+    run Claude Code's hooks, such as VS Code and Cursor, are not affected.
 
     Put this into .claude/settings.json, or into ~/.claude/settings.json for all projects. With --enforce the matcher is "*".
 
@@ -69,10 +69,10 @@ def claude_code(**options: Any) -> None:
 def codex(**options: Any) -> None:
     """The hook of Codex, which runs it before each call (PreToolUse).
 
-    It notes which agent makes a call: a call of the explorer subagent then has the agent "Codex::subagent::explorer". Without
-    the hook it has the agent "Codex::subagent::default", because Codex sends the tier but not the name. With --enforce it
-    decides the call, and prints an answer if the call is denied; else it prints nothing. It takes at most a second, and its exit
-    status is 0. Give it the same options or variables as your server entries.
+    It notes which agent makes a call: a call of the explorer subagent then has the agent "Codex::subagent::explorer".
+    Without the hook it has the agent "Codex::subagent::default", because Codex sends the tier but not the name. With
+    --enforce it decides the call, and prints an answer if the call is denied; else it prints nothing. It takes at most a
+    second, and its exit status is 0. Give it the same options or variables as your server entries.
 
     Put this into ~/.codex/hooks.json. With --enforce the matcher is "*". Then start Codex, enter /hooks, and trust the hook:
     Codex runs no hook that you have not trusted.
@@ -102,9 +102,9 @@ def copilot(**options: Any) -> None:
 
     It notes which agent makes a call: a call of the general-purpose subagent then has the agent
     "GitHub Copilot CLI::subagent::general-purpose". For a subagent's call it prints the call's _meta with the call's id added
-    (mcpguard/toolCallId). With --enforce Copilot CLI also runs it before each call of any tool (preToolUse); it then decides the
-    call, unless a guarded server does, and prints an answer if the call is denied. It takes at most a second, and its exit
-    status is 0. Give it the same options or variables as your server entries.
+    (mcpguard/toolCallId). With --enforce Copilot CLI also runs it before each call of any tool (preToolUse); it then
+    decides the call, unless a guarded server does, and prints an answer if the call is denied. It takes at most a second,
+    and its exit status is 0. Give it the same options or variables as your server entries.
 
     Put this into ~/.copilot/hooks/mcpguard.json. With --enforce put the same hook below "preToolUse", too.
 
@@ -152,8 +152,8 @@ def cursor(**options: Any) -> None:
 def gemini(**options: Any) -> None:
     """The hook of Gemini CLI, which runs it before each call (BeforeTool). It needs --enforce.
 
-    It decides calls of built-in tools and of MCP servers that are not guarded, and prints an answer if a call is denied. It takes
-    at most a second, and its exit status is 0. Give it the same options or variables as your server entries.
+    It decides calls of built-in tools and of MCP servers that are not guarded, and prints an answer if a call is denied. It
+    takes at most a second, and its exit status is 0. Give it the same options or variables as your server entries.
 
     Put this into ~/.gemini/settings.json. Gemini CLI's time limits are in milliseconds.
 

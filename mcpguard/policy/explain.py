@@ -368,6 +368,8 @@ def _part_match(policy: Policy, at: int, part: Rule, winner: int | None) -> Rule
 
 def _mismatch(rule: Rule, call: Call) -> str:
     """Why a rule does not match, as a clause that names each selector that does not match the call."""
+    if rule.matches(call):
+        return "starter rules do not apply to built-in tools"
     words = []
     for key in SELECTORS:
         for pattern in rule.selectors.get(key, ()):

@@ -11,7 +11,7 @@ from mcpguard.identity.caller import known_client
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.limiter.sliding import grain
 from mcpguard.policy.explain import Covered, overriding, rule_numbers, series
-from mcpguard.policy.model import AXES, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
+from mcpguard.policy.model import AXES, BUILT_IN, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.policy.parse import untouched
 from mcpguard.text.patterns import glob
 from mcpguard.text.times import span_in_words, window
@@ -38,14 +38,16 @@ def warnings(policy: Policy, *, tiers: Collection[str] = ()) -> list[str]:
     Returns:
         A line for each rule that can never admit, because another rule denies all of its calls; for each limit that another
         limit of its rule makes superfluous; for each cost that no limit counts, or that is above a whole limit; for each wait
-        without effect, or so long that clients give up; for each tool that has its name in Claude Code; for each client that
-        has its name in `clientInfo`; and for each tier that is neither usual nor in `tiers`.
+        without effect, or so long that clients give up; for each rule on built-in tools that a hook does not hold; for each
+        tool that has its name in Claude Code; for each client that has its name in `clientInfo`; and for each tier that is
+        neither usual nor in `tiers`.
     """
     return [
         *_never_admitting(policy),
         *_never_binding(policy),
         *_costs(policy),
         *_waits(policy),
+        *_beyond_hooks(policy),
         *_foreign_names(policy),
         *_own_names(policy),
         *_unknown_tiers(policy, {*TIERS, *tiers}),
@@ -246,6 +248,22 @@ def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iter
         is_covered = not rule.deny and at not in exceptions and all(deny.covers(rule, key) for key in SELECTORS)
         if is_covered and not any(rule.may_meet(rules[other]) for other in exceptions):
             yield at
+
+
+def beyond_hooks(policy: Policy, rule: Rule) -> str:
+    """What a hook, which decides calls of built-in tools, does not do of a rule, as the end of a sentence; empty if nothing."""
+    wait_us = policy.wait_us if rule.wait_us is None else rule.wait_us
+    gaps = ["makes no call wait"] if wait_us else []
+    gaps += ["caps no calls in flight"] if rule.concurrent else []
+    gaps += ["counts no errors in Codex, which does not tell of them"] if rule.counts == "errors" else []
+    return series(gaps) if gaps else ""
+
+
+def _beyond_hooks(policy: Policy) -> Iterator[str]:
+    for at, rule in enumerate(policy.rules):
+        server = rule.selectors.get("server", ("*",))[0]
+        if server != "*" and glob(server, BUILT_IN) and (gaps := beyond_hooks(policy, rule)):
+            yield f"{label(policy, at)} is for built-in tools, which a hook decides: it {gaps}"
 
 
 def _foreign_names(policy: Policy) -> Iterator[str]:

@@ -15,8 +15,8 @@ from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.sliding import EMPTY, State, decide
 from mcpguard.limiter.waiting import is_held
 from mcpguard.policy.explain import Headroom, RuleMatch, headrooms, rule_matches
-from mcpguard.policy.lint import label
-from mcpguard.policy.model import AXES, Call, Policy
+from mcpguard.policy.lint import beyond_hooks, label
+from mcpguard.policy.model import AXES, BUILT_IN, Call, Policy
 from mcpguard.policy.parse import untouched
 from mcpguard.session.decision import verdict
 from mcpguard.session.verdict import Verdict
@@ -153,6 +153,9 @@ def explain(
                 states, now_us = store.peek(plan.counters)
     except StoreUnavailable as error:
         failure = error.message
+    for at in dict.fromkeys(at for _, at in policy.applying(call)) if call.server == BUILT_IN else ():
+        if gaps := beyond_hooks(policy, policy.rules[at]):
+            notify(f"{label(policy, at)}: a hook decides calls of built-in tools: it {gaps}")
     if states is None:
         states = [EMPTY] * len(plan.counters)
     left: dict[int, list[Headroom]] = {}

@@ -73,6 +73,11 @@ TIERS_TOLD = "which is none of interactive subagent background api;"
         ),
         (["tool='t' limit='unlimited' wait='5s'"], "its wait has no effect, because it never refuses a call"),
         (["tool='t' limit=['5/1m', '9/1s'] count='cost'"], "remove one of them"),
+        (
+            ["server='built-*' limit='5/1m' wait='1s' concurrent=1 count='errors'"],
+            "is for built-in tools, which a hook decides: it makes no call wait, caps no calls in flight and counts no errors"
+            " in Codex, which does not tell of them",
+        ),
     ],
 )
 def test_a_probable_mistake_is_warned_of(texts: list[str], warning: str) -> None:
@@ -98,6 +103,7 @@ def test_a_probable_mistake_is_warned_of(texts: list[str], warning: str) -> None
         ("agent='Claude Code::*::*' limit='5/1m'", "agent='*::*::*' limit='5/1m'", "agent='goos*::*::*' limit='5/1m'"),
         *((f"agent='{agent}' limit='5/1m'",) for agent in ("*", "*::sub*::*", "*::api::nightly", "*::x::*")),
         ("tool='t' concurrent=2 wait='5s'",),
+        ("server='*' tool='t' concurrent=2 wait='5s'", "server='built-in' limit='5/1m'"),
         ("tool='t' limit='unlimited' wait='0s'",),
         ("tool='t' limit=['5/1m', '9/1s'] count='errors'",),  # calls in flight can exceed the smaller limit
     ],

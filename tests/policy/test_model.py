@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mcpguard.limiter.plan import Label, Plan, Reported, label_parts
 from mcpguard.policy.explain import overriding
 from mcpguard.policy.model import Call, Policy, Rule
-from mcpguard.policy.parse import parse
+from mcpguard.policy.parse import STARTER, parse
 from tests.build import steps
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
@@ -341,3 +341,19 @@ def test_rules_that_name_other_users_or_tools_cost_a_call_nothing() -> None:
         return steps(lambda: policy.plan(Call("u7", "a::b::c", "crm", "t7")))
 
     assert of(1000) == of(10)
+
+
+def test_starter_rules_do_not_apply_to_built_in_tools_and_edited_ones_do() -> None:
+    policy = parse(STARTER.replace("100/1m", "99/1m") + '[[rule]]\nuser = "*"\nlimit = "9/1h"\n')
+    calls = [ALICE._replace(agent=f"X::{tier}::y") for tier in ("interactive", "api")]
+    applying = [[at for _, at in policy.applying(call)] for call in calls]
+    assert applying == [[0, 4], [3, 4]]
+    assert [[at for _, at in policy.applying(call._replace(server="built-in"))] for call in calls] == [[0, 4], [4]]
+
+
+def test_without_waiting_a_policy_has_only_the_parts_that_count_what_is_given() -> None:
+    first = 'tool = "t"\nlimit = "9/1h"\nconcurrent = 1\nwait = "9s"\n'
+    second = 'tool = "*"\nlimit = "2/1h"\ncount = "errors"\n'
+    policy = parse(f'wait = "5s"\n[[rule]]\n{first}[[rule]]\n{second}')
+    plan = policy.without_waiting({"calls", "cost"}).plan(ALICE._replace(tool="t"))
+    assert ([limit.n for limit in plan.limits], plan.waits) == ([9], False)
