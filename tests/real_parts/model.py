@@ -1,13 +1,13 @@
-"""A scripted model on the loopback interface: it speaks the Responses API and chat completions.
+"""A scripted model on the loopback interface: it speaks the Responses API, chat completions and Anthropic's Messages API.
 
-The main agent calls `search_customers`, starts a subagent, and waits for it. The subagent calls `search_customers`. An agent
-calls each tool once, if its client offers the tool.
+Each agent makes the calls of its script in order, as far as its client offers the tools. By default the main agent calls
+`search_customers`, starts a subagent, and waits for it; the subagent calls `search_customers`.
 """
 
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Self
 
@@ -22,15 +22,44 @@ _TASK = (  # Copilot CLI
     {"prompt": SUBAGENT_PROMPT, "agent_type": "general-purpose", "name": "one", "description": "search", "mode": "sync"},
 )
 
+Script = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
+"""The calls of each agent, by its prompt: a tool's name, or the end of its name, and the arguments."""
+
+SEARCHES: Script = {MAIN_PROMPT: (_SEARCH, _SPAWN, _WAIT, _TASK), SUBAGENT_PROMPT: (_SEARCH,)}
+
 
 class Model(ThreadingHTTPServer):
-    """Serves while it is entered."""
+    """Serves while it is entered.
+
+    Args:
+        script: What the agents do.
+
+    Attributes:
+        said: All that the agents have sent to the model, as text.
+    """
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, script: Script = SEARCHES) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.script = script
+        self.said = ""
+        self.root = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"{self.root}/v1"
+
+    def next_call(self, said: object, tools: Sequence[str], calls: int) -> tuple[str, Mapping[str, Any]] | None:
+        """The tool that an agent calls next, by its offered name, and the arguments; None if the agent has finished.
+
+        Args:
+            said: The conversation so far.
+            tools: The tools that its client offers.
+            calls: How many calls the agent has made.
+        """
+        text = json.dumps(said)
+        self.said += text
+        plan = next((plan for prompt, plan in self.script.items() if prompt in text), ())
+        ends = [(next((tool for tool in tools if tool.endswith(name)), ""), arguments) for name, arguments in plan]
+        return next(iter([one for one in ends if one[0]][calls:]), None)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -54,7 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         number = next(self.numbers)
-        events = _response(body, number) if self.path.endswith("/responses") else _completion(body, number)
+        assert isinstance(self.server, Model)
+        if "/messages" in self.path:
+            events = _message(self.server, body, number)
+        else:
+            events = (_response if self.path.endswith("/responses") else _completion)(self.server, body, number)
         self._send("text/event-stream", "".join(events))
 
     def _send(self, kind: str, text: str) -> None:
@@ -65,17 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
 
 
-def _next_call(said: object, tools: list[str], called: list[str]) -> tuple[str, dict[str, Any]] | None:
-    """The tool that an agent calls next, by its offered name, and the arguments; None if the agent has finished."""
-    is_main = MAIN_PROMPT in json.dumps(said)
-    for name, arguments in (_SEARCH, _SPAWN, _WAIT, _TASK) if is_main else (_SEARCH,):
-        offered = [tool for tool in tools if tool == name or (name == _SEARCH[0] and tool.endswith(name))]
-        if offered and offered[0] not in called:
-            return offered[0], arguments
-    return None
-
-
-def _response(body: dict[str, Any], number: int) -> list[str]:
+def _response(model: Model, body: dict[str, Any], number: int) -> list[str]:
     """The events of the Responses API. Codex offers the tools of an MCP server as a namespace."""
     tools: dict[str, str | None] = {}
     for tool in body.get("tools", []):
@@ -83,15 +106,15 @@ def _response(body: dict[str, Any], number: int) -> list[str]:
             tools |= {inner["name"]: tool["name"] for inner in tool["tools"]}
         elif "name" in tool:
             tools[tool["name"]] = None
-    called = [item["name"] for item in body["input"] if item["type"] == "function_call"]
-    call = _next_call(body["input"], [*tools], called)
+    calls = sum(item["type"] == "function_call" for item in body["input"])
+    call = model.next_call(body["input"], [*tools], calls)
     item: dict[str, Any] = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Done."}]}
     if call:
         name, arguments = call
         if name == _WAIT[0]:
             (spawned,) = [item["call_id"] for item in body["input"] if item.get("name") == _SPAWN[0]]
             outputs = {item["call_id"]: item["output"] for item in body["input"] if item["type"] == "function_call_output"}
-            arguments = arguments | {"targets": [json.loads(outputs[spawned])["agent_id"]]}
+            arguments = {**arguments, "targets": [json.loads(outputs[spawned])["agent_id"]]}
         item = {"type": "function_call", "call_id": f"call_{number}", "name": name, "arguments": json.dumps(arguments)}
         item |= {"namespace": tools[name]} if tools[name] else {}
     used = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
@@ -103,12 +126,11 @@ def _response(body: dict[str, Any], number: int) -> list[str]:
     return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]
 
 
-def _completion(body: dict[str, Any], number: int) -> list[str]:
+def _completion(model: Model, body: dict[str, Any], number: int) -> list[str]:
     """The chunks of a chat completion."""
     tools = [tool["function"]["name"] for tool in body.get("tools", []) if "function" in tool]
     messages = [message for message in body["messages"] if message["role"] != "system"]
-    called = [call["function"]["name"] for message in messages for call in message.get("tool_calls") or []]
-    call = _next_call(messages, tools, called)
+    call = model.next_call(messages, tools, sum(len(message.get("tool_calls") or ()) for message in messages))
     delta: dict[str, Any] = {"role": "assistant", "content": "Done."}
     if call:
         function = {"name": call[0], "arguments": json.dumps(call[1])}
@@ -120,3 +142,34 @@ def _completion(body: dict[str, Any], number: int) -> list[str]:
         {"index": 0, "delta": {}, "finish_reason": "tool_calls" if call else "stop"},
     ]
     return [*(f"data: {json.dumps(chunk | {'choices': [choice]})}\n\n" for choice in choices), "data: [DONE]\n\n"]
+
+
+def _message(model: Model, body: dict[str, Any], number: int) -> list[str]:
+    """The events of a message. Claude Code also asks the model for the results of its WebSearch."""
+    contents = [
+        content for message in body["messages"] if isinstance(message["content"], list) for content in message["content"]
+    ]
+    calls = sum(content["type"] == "tool_use" for content in contents)
+    call = model.next_call(body["messages"], [str(tool.get("name")) for tool in body.get("tools", [])], calls)
+    block: dict[str, Any] = {"type": "text", "text": ""}
+    delta: dict[str, Any] = {"type": "text_delta", "text": "Done."}
+    if call:
+        block = {"type": "tool_use", "id": f"toolu_{number}", "name": call[0], "input": {}}
+        delta = {"type": "input_json_delta", "partial_json": json.dumps(call[1])}
+    head = {
+        "id": f"m{number}",
+        "type": "message",
+        "role": "assistant",
+        "model": body["model"],
+        "content": [],
+        "stop_reason": None,
+    }
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": head | {"usage": {"input_tokens": 1, "output_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use" if call else "end_turn"}, "usage": {"output_tokens": 1}},
+        {"type": "message_stop"},
+    ]
+    return [f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events]

@@ -32,6 +32,7 @@ PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
 """Folders of npm packages, and what is in each."""
 
 AGENTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "claude": ("@anthropic-ai/claude-code@2.1.332",),
     "codex": ("@openai/codex@0.171.0",),
     "copilot": ("@github/copilot@1.0.102",),
 }

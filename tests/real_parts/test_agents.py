@@ -1,19 +1,25 @@
-"""Codex and Copilot CLI with a scripted model: their subagents are told apart. `MCPGUARD_REAL_AGENTS=1` runs these tests."""
+"""Clients with a scripted model: their subagents are told apart, and hooks decide their calls.
 
+`MCPGUARD_REAL_AGENTS=1` runs these tests.
+"""
+
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, program
+from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, policy, program, rule
 from tests.missing import missing
 
-from .model import MAIN_PROMPT, Model
+from .model import MAIN_PROMPT, SEARCHES, SUBAGENT_PROMPT, Model, Script
 from .parts import MissingError, Parts
 
 pytestmark = pytest.mark.timeout(600)  # it may install them
@@ -24,9 +30,10 @@ SERVER = ["run", "--server", "crm", "--", sys.executable, "-m", "mcpguard.demo.c
 def client(parts: Parts, name: str) -> str:
     """The client's command."""
     if os.environ.get("MCPGUARD_REAL_AGENTS") != "1":
-        missing("MCPGUARD_REAL_AGENTS is not 1: Codex and Copilot CLI take 600 MB")
+        missing("MCPGUARD_REAL_AGENTS is not 1: Claude Code, Codex and Copilot CLI take 1 GB")
     try:
-        return str(parts.npm(name) / ".bin" / name)
+        modules = parts.npm(name)
+        return str(next(modules.glob("@anthropic-ai/claude-code-*/claude"), modules / ".bin" / name))
     except MissingError as error:
         missing(str(error))
 
@@ -38,11 +45,13 @@ def prepare(home: Path) -> None:
     SqliteStore(home / "guard" / "mcpguard.db").close()
 
 
-def hook(home: Path, name: str) -> str:
+def hook(home: Path, name: str, *options: str) -> str:
     """The hook's command, for a shell."""
     guard = home / "guard"
-    options = ("--config", str(guard / "config.toml"), "--store", f"sqlite://{guard}/mcpguard.db")
-    return shlex.join(program("hook", name, *options, tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}))
+    options += ("--config", str(guard / "config.toml"), "--store", f"sqlite://{guard}/mcpguard.db")
+    options += ("--policy", str(guard / "policy.toml")) if (guard / "policy.toml").exists() else ()
+    tuned = {"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S, "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS}
+    return shlex.join(program("hook", name, *options, tuned=tuned))
 
 
 def run(home: Path, *command: str, **env: str) -> list[tuple[object, object]]:
@@ -58,26 +67,28 @@ def run(home: Path, *command: str, **env: str) -> list[tuple[object, object]]:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    store = SqliteStore(home / "guard" / "mcpguard.db")
-    try:
-        rows = [entry.record for entry in store.entries() if entry.record["decision"] == "allowed"]
-    finally:
-        store.close()
-    return [(row["agent"], row["agent_source"]) for row in rows]
+    return [(row["agent"], row["agent_source"]) for row in rows(home) if row["decision"] == "allowed"]
 
 
-@pytest.mark.parametrize(
-    ("with_hook", "subagent"),
-    [(False, ("Codex::subagent::default", "meta")), (True, ("Codex::subagent::explorer", "hook"))],
-    ids=["without the hook", "with the hook"],
-)
-def test_codexs_subagent_is_told_apart(tmp_path: Path, parts: Parts, with_hook: bool, subagent: tuple[str, str]) -> None:
-    codex = client(parts, "codex")
-    prepare(tmp_path)
-    settings = tmp_path / ".codex"
-    settings.mkdir()
+def rows(home: Path) -> list[dict[str, Any]]:
+    """The audit rows of calls."""
+    with contextlib.closing(SqliteStore(home / "guard" / "mcpguard.db")) as store:
+        return [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
+
+
+def run_codex(home: Path, codex: str, *, hooked: Mapping[str, Sequence[str]], script: Script = SEARCHES) -> str:
+    """Run Codex, with a server that mcpguard guards. Returns all that its agents have sent to the model.
+
+    Args:
+        home: Its home.
+        codex: Its command.
+        hooked: The matchers of mcpguard's hook, and the options of each.
+        script: What its agents do.
+    """
+    settings = home / ".codex"
+    settings.mkdir(exist_ok=True)
     command, *arguments = program(*SERVER)
-    with Model() as model:
+    with Model(script) as model:
         (settings / "config.toml").write_text(
             f"""
             model = "scripted"
@@ -89,18 +100,32 @@ def test_codexs_subagent_is_told_apart(tmp_path: Path, parts: Parts, with_hook: 
             [mcp_servers.crm]
             command = {json.dumps(command)}
             args = {json.dumps(arguments)}
-            env = {{ MCPGUARD_HOME = "{tmp_path}/guard" }}
+            env = {{ MCPGUARD_HOME = "{home}/guard" }}
             required = true
             startup_timeout_sec = 60
             default_tools_approval_mode = "approve"
             """
         )
-        if with_hook:
-            entry = {"type": "command", "command": hook(tmp_path, "codex"), "timeout": 60}
-            hooks = {"PreToolUse": [{"matcher": "mcp__.*", "hooks": [entry]}]}
-            (settings / "hooks.json").write_text(json.dumps({"hooks": hooks}))
+        entries = [
+            {"matcher": matcher, "hooks": [{"type": "command", "command": hook(home, "codex", *options), "timeout": 60}]}
+            for matcher, options in hooked.items()
+        ]
+        (settings / "hooks.json").write_text(json.dumps({"hooks": {"PreToolUse": entries}}))
         options = ["--skip-git-repo-check", "--dangerously-bypass-hook-trust", "--sandbox", "read-only"]
-        agents = run(tmp_path, codex, "exec", *options, MAIN_PROMPT)
+        run(home, codex, "exec", *options, MAIN_PROMPT)
+        return model.said
+
+
+@pytest.mark.parametrize(
+    ("with_hook", "subagent"),
+    [(False, ("Codex::subagent::default", "meta")), (True, ("Codex::subagent::explorer", "hook"))],
+    ids=["without the hook", "with the hook"],
+)
+def test_codexs_subagent_is_told_apart(tmp_path: Path, parts: Parts, with_hook: bool, subagent: tuple[str, str]) -> None:
+    codex = client(parts, "codex")
+    prepare(tmp_path)
+    run_codex(tmp_path, codex, hooked={"mcp__.*": ()} if with_hook else {})
+    agents = [(row["agent"], row["agent_source"]) for row in rows(tmp_path)]
     assert agents == [("Codex::background::default", "meta"), subagent]  # `codex exec` runs without a person
 
 
@@ -128,3 +153,75 @@ def test_copilots_subagent_is_told_apart_with_the_hook(tmp_path: Path, parts: Pa
         )
     main, subagent = "GitHub Copilot CLI::interactive::default", "GitHub Copilot CLI::subagent::general-purpose"
     assert agents == [(main, "clientInfo"), (subagent, "hook")]
+
+
+SEARCH = ("search_customers", {"query": "acme"})
+WEB = ("WebSearch", {"query": "rate limits"})
+SUBAGENT = (
+    "Agent",
+    {"description": "search", "prompt": SUBAGENT_PROMPT, "subagent_type": "general-purpose", "run_in_background": False},
+)
+
+
+def run_claude(home: Path, claude: str, script: Script, *, enforce: bool = True) -> str:
+    """Run a session of Claude Code, with a server that mcpguard guards. Returns all that its agents have sent to the model."""
+    settings = home / ".claude"
+    settings.mkdir(exist_ok=True)
+    entry = {"type": "command", "command": hook(home, "claude-code", "--enforce"), "timeout": 60}
+    hooks = {"PreToolUse": [{"matcher": "*", "hooks": [entry]}]} if enforce else {}
+    allowed = {"allow": ["WebSearch", "Agent", "mcp__crm__search_customers"]}
+    (settings / "settings.json").write_text(json.dumps({"hooks": hooks, "permissions": allowed}))
+    command, *arguments = program(*SERVER)
+    server = {"command": command, "args": arguments, "env": {"MCPGUARD_HOME": f"{home}/guard"}}
+    (home / "mcp.json").write_text(json.dumps({"mcpServers": {"crm": server}}))
+    with Model(script) as model:
+        run(
+            home,
+            *(claude, "--mcp-config", str(home / "mcp.json"), "-p", MAIN_PROMPT),
+            ANTHROPIC_BASE_URL=model.root,
+            ANTHROPIC_API_KEY="none",
+            ENABLE_TOOL_SEARCH="false",
+            MCP_CONNECTION_NONBLOCKING="false",
+            CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+            DISABLE_AUTOUPDATER="1",
+        )
+        return model.said
+
+
+def test_claude_codes_web_searches_are_limited_over_sessions_and_subagents_by_its_hook(tmp_path: Path, parts: Parts) -> None:
+    claude = client(parts, "claude")
+    prepare(tmp_path)
+    policy(tmp_path / "guard", rule("10/1h", user="*", tool="WebSearch"))
+    script = {MAIN_PROMPT: [*[WEB] * 3, SUBAGENT, *[WEB] * 2], SUBAGENT_PROMPT: [WEB] * 3}
+    assert "rate limit exceeded" not in run_claude(tmp_path, claude, script)
+    assert "Tool WebSearch rate limit exceeded for user " in run_claude(tmp_path, claude, script)
+    searches = [(row["decision"], row["agent"]) for row in rows(tmp_path) if row["tool"] == "WebSearch"]
+    assert [decision for decision, _ in searches] == ["allowed"] * 10 + ["rate_limited"] * 6
+    main, subagent = "Claude Code::background::default", "Claude Code::subagent::general-purpose"
+    assert [agent for _, agent in searches] == [*[main] * 3, *[subagent] * 3, *[main] * 2] * 2
+
+
+@pytest.mark.parametrize("enforce", [False, True], ids=["without the hook", "with the hook"])
+def test_claude_codes_guarded_call_counts_once(tmp_path: Path, parts: Parts, enforce: bool) -> None:
+    claude = client(parts, "claude")
+    prepare(tmp_path)
+    policy(tmp_path / "guard", rule("2/1h", user="*", tool="search_customers"))
+    said = run_claude(tmp_path, claude, {MAIN_PROMPT: [SEARCH] * 3}, enforce=enforce)
+    assert "Tool search_customers rate limit exceeded for user " in said
+    decisions = [row["decision"] for row in rows(tmp_path)]
+    assert decisions == (["allowed", "continued"] * 2 if enforce else ["allowed"] * 2) + ["rate_limited"]
+
+
+def test_codexs_commands_and_guarded_calls_are_limited_once_by_its_hook(tmp_path: Path, parts: Parts) -> None:
+    codex = client(parts, "codex")
+    prepare(tmp_path)
+    policy(tmp_path / "guard", rule("1/1h", user="*", tool="Bash") + rule("1/1h", user="*", tool="search_customers"))
+    script = {MAIN_PROMPT: [("exec_command", {"cmd": "true"}), SEARCH] * 2}
+    said = run_codex(tmp_path, codex, hooked={"*": ("--enforce",)}, script=script)
+    assert "Tool Bash rate limit exceeded for user " in said
+    assert "Tool search_customers rate limit exceeded for user " in said
+    told = [(row["tool"], row["decision"]) for row in rows(tmp_path)]
+    search = "search_customers"
+    assert told == [
+        ("Bash", "allowed"), (search, "allowed"), (search, "continued"), ("Bash", "rate_limited"), (search, "rate_limited"),
+    ]  # fmt: skip
