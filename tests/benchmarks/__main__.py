@@ -17,13 +17,13 @@ from pathlib import Path
 
 import mcpguard
 
-from . import calls, figures, first_answer, flat, pipelined, regression, streams, wrappers
+from . import calls, figures, first_answer, flat, hooks, pipelined, regression, streams, wrappers
 from .effort import Effort
 from .report import Section, text
 from .session import BenchmarkError
 from .variants import BARE, CAT, GUARD, LEAST, Variant
 
-NAMES = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "flat")
+NAMES = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "hook", "flat")
 
 EPILOG = """\
 variants: bare = the server alone; least = two blocking loops in Python, nothing read; cat = SERVER | cat;
@@ -76,6 +76,7 @@ def measure(
         "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
         "streams": lambda folder: streams.measure([*relays, CAT], effort, folder),
         "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
+        "hook": lambda folder: hooks.measure(effort, folder, guard),
         "flat": measure_curves,
     }
     sections: list[Section] = []

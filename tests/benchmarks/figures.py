@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from . import hooks
 from .calls import PLACES
 from .report import Section
 from .session import BenchmarkError
@@ -87,6 +88,9 @@ LINES: Final = (
         "ms",
     ),
     Line("the same, an SDK server", [(f"{START}, SDK server", "added, ms")], "ms"),
+    Line(
+        "a client's hook decides a call, from its start to its end: beyond `python -c pass`", [(hooks.TITLE, "added, ms")], "ms"
+    ),
     Line("resident memory at its peak in a storm of denials", [("denials pipelined", PEAK)], "MiB"),
     Line(
         "the same, one call at a time / thousands of calls waiting",

@@ -51,12 +51,16 @@ class Variant:
         """Start it before a server; its files go into a subfolder of `folder`, mcpguard's into `folder/home`."""
         cwd = folder / self.name
         cwd.mkdir(parents=True, exist_ok=True)
-        home = folder / "home"
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (home / "policy.toml").write_text(POLICY, encoding="utf-8")
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
-        env = {**inherited, **self.env, "MCPGUARD_HOME": str(home)}
-        return Session(self.name, [*self.prefix, *server], cwd=cwd, env=env)
+        return Session(self.name, [*self.prefix, *server], cwd=cwd, env=prepared(self, folder))
+
+
+def prepared(variant: Variant, folder: Path) -> dict[str, str]:
+    """The environment of a variant, whose home `folder/home` has the policy."""
+    home = folder / "home"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (home / "policy.toml").write_text(POLICY, encoding="utf-8")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
+    return {**inherited, **variant.env, "MCPGUARD_HOME": str(home)}
 
 
 BARE = Variant("bare", ())
