@@ -11,12 +11,12 @@ from .effort import Effort
 from .report import Row, Section, added, medians
 from .variants import GUARD, Variant, prepared
 
-PASS = "python -c pass"  # noqa: S105 - no password
+PASS = "python -c pass"
 TITLE = "a hook decides a call"
 
 _GIVEN = {
-    **{"session_id": "s", "transcript_path": "/t", "cwd": "/p", "hook_event_name": "PreToolUse"},
-    **{"tool_name": "echo", "tool_input": {"text": "x"}, "tool_use_id": "toolu_1"},
+    "session_id": "s", "transcript_path": "/t", "cwd": "/p", "hook_event_name": "PreToolUse",
+    "tool_name": "echo", "tool_input": {"text": "x"}, "tool_use_id": "toolu_1",
 }
 
 

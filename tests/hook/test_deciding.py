@@ -58,6 +58,21 @@ def enforce(home: Path, given: Message, *options: str, client: str = "claude-cod
     return dict(json.loads(done.stdout or b"{}"))
 
 
+def start(home: Path, given: Message) -> subprocess.Popen[bytes]:
+    """Start the hook of Claude Code, with its input."""
+    process = subprocess.Popen(
+        program("hook", "claude-code", "--enforce", tuned=TUNED),
+        env=environment(home),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin
+    with process.stdin:
+        process.stdin.write(json.dumps(given).encode())
+    process.stdin = None  # `communicate` would flush it
+    return process
+
+
 def reason(answer: Message) -> str | None:
     """Why Claude Code's or Codex's hook denies; None if it does not."""
     if not answer:
@@ -88,6 +103,23 @@ def test_a_built_in_tool_is_limited_exactly_over_many_processes_and_each_decisio
     assert [row["decision"] for row in found].count("allowed") == 10
     assert {(row["via"], row["server"], row["tool"]) for row in found} == {("hook", "built-in", "WebSearch")}
     assert {row["request_id"] for row in found} == {f"t{at}" for at in range(16)}
+
+
+def test_eight_hooks_at_once_admit_no_call_too_many_though_some_are_killed(tmp_path: Path) -> None:
+    policy(tmp_path, rule("9/1h", user="*", tool="WebSearch"))
+    budget(tmp_path, PATIENT_MS)
+    passed = 0
+    for batch in range(3):
+        processes = [start(tmp_path, used("WebSearch", f"{batch}-{at}")) for at in range(8)]
+        passed += not processes[0].communicate()[0]
+        for process in processes[1:3]:
+            process.kill()  # wherever it is by now
+        ended = [(process.communicate()[0], process.returncode) for process in processes[1:]]
+        passed += sum((printed, status) == (b"", 0) for printed, status in ended)
+    found = rows(tmp_path)
+    admitted = [row["decision"] for row in found].count("allowed")
+    assert passed <= admitted == 9
+    assert enforce(tmp_path, used("WebSearch", "last"))
 
 
 def test_a_subagent_is_limited_by_its_name(tmp_path: Path) -> None:
