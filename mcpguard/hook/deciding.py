@@ -8,6 +8,7 @@ from typing import Final
 
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_identity
+from mcpguard.errors import StoreUnavailable
 from mcpguard.hook.shown import ClientHook, Given, ShownCall, copilot_parts
 from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key
 from mcpguard.policy.file import PolicyFile
@@ -29,17 +30,14 @@ _KEY: Final = "hook"
 """The key of the one note that the session gets: which agent calls."""
 
 
-def reason_against(name: str, client: ClientHook, given: Given, settings: Settings) -> str | None:
-    """Decide a call. Or count one that has failed, for rules that count errors.
+def decision(name: str, client: ClientHook, given: Given, settings: Settings) -> "Decision | None":
+    """The decision on the call that a hook shows; None if another process decides it.
 
     Args:
         name: The name of the hook.
         client: The client.
         given: What the hook received.
         settings: The settings of this machine.
-
-    Returns:
-        Why the call is denied, for the model; None if it is not denied, or if another process decides it.
     """
     call = client.shown(given)
     if call is None or starts_run(call.command):
@@ -49,10 +47,10 @@ def reason_against(name: str, client: ClientHook, given: Given, settings: Settin
         if is_guarded:
             return None
         call = call._replace(server=server, tool=tool)
-    return _Decision(name, client, given, call, settings).result()
+    return Decision(name, client, given, call, settings)
 
 
-class _Decision:
+class Decision:
     """The decision on one call, in a session of its own.
 
     Args:
@@ -66,6 +64,7 @@ class _Decision:
     def __init__(self, name: str, client: ClientHook, given: Given, call: ShownCall, settings: Settings) -> None:
         self._call = call
         self._settings = settings
+        self._note: AgentNote | None = None  # to be left once the call is decided
         self._key = call_key(HOOKS[name], given, os.environ) if name in HOOKS and call.server != BUILT_IN else None
         file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
         policy = file.begin()
@@ -97,7 +96,7 @@ class _Decision:
             session.change_identity(token.poll(for_call=True) or found)
 
     def result(self) -> str | None:
-        """Decide the call, or count it as failed; see `reason_against`."""
+        """Decide the call; or count it, if it has failed. Returns why it is denied, for the model; None if it is not."""
         call, session, store = self._call, self._session, self._store
         params = {"name": call.tool, "arguments": call.arguments, "_meta": {meta.COPILOT_CALL_ID: _KEY}}
         frame = Frame(b"{}", TOOLS_CALL, json.dumps(call.call_id), params)
@@ -111,17 +110,20 @@ class _Decision:
             plan = asked[0].plan
             asked = session.decided(store.decide(asked, session.journal))
         to_server, to_client = session.output()
-        if to_server and self._key is not None:
-            self._leave_note(AgentNote(self._key, call.agent).after_decision(plan.keys))
-        if os.urandom(1)[0] < UPKEEP_SHARE:
-            store.tend()
-        return None if to_server else str(json.loads(to_client)["error"]["message"])
+        if not to_server:
+            return str(json.loads(to_client)["error"]["message"])
+        if self._key is not None:
+            self._note = AgentNote(self._key, call.agent).after_decision(plan.keys)
+        return None
 
-    def _leave_note(self, note: AgentNote) -> None:
-        """Let the wrapper forward the call as decided, if the call reaches one. Without the note, the wrapper decides, too."""
-        settings = self._settings
-        with contextlib.suppress(Exception):
-            settings.address.leave_note(settings.namespace, note, wall_us=wall_us(), timeout_s=settings.timeout_ms / 1000)
+    def finish(self) -> None:
+        """Let a wrapper that gets the call forward it as decided. Without the note the wrapper counts it, too."""
+        settings, timeout_s = self._settings, self._settings.timeout_ms / 1000
+        if self._note:
+            with contextlib.suppress(StoreUnavailable):
+                settings.address.leave_note(settings.namespace, self._note, wall_us=wall_us(), timeout_s=timeout_s)
+        if os.urandom(1)[0] < UPKEEP_SHARE:
+            self._store.tend()
 
     def _count_failure(self, request: DecisionRequest) -> None:
         """Count a call that has failed, unless a wrapper does it: one that gets the call takes the call's note."""

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from mcpguard.errors import ExitStatus, McpguardError
 
@@ -34,14 +34,12 @@ def run(*, name: str, enforce: bool, observe: bool, **options: str | None) -> No
     """
     answer = _Answer(name)
     watchdog = threading.Timer(TIMEOUT_S, answer.give)
-    with contextlib.suppress(BaseException):  # no error of the hook may stop a call
+    with contextlib.suppress(BaseException):  # no error may stop a call that the hook does not decide
         watchdog.start()
-        given = _input()
-        if given is not None:
-            if enforce and not (name == "copilot" and "serverName" in given):  # its second hook, which tells the call's id
-                _decide(answer, given, observe=observe, **options)
-            else:
-                answer.text = _note(name, given, **options)
+        if enforce:
+            _decide(answer, observe=observe, **options)
+        else:
+            answer.text = _note(name, _input(), **options)
     answer.give()
 
 
@@ -77,42 +75,58 @@ class _Answer:
         os._exit(ExitStatus.OK)
 
 
-def _input() -> dict[str, Any] | None:
-    """The object on stdin; None for anything else.
+def _input() -> object:
+    """The JSON value on stdin.
 
     Raises:
-        ValueError: The input is not JSON.
+        ValueError: It is not JSON, or too long.
+        RecursionError: It is nested too deeply.
     """
     data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
-    given = json.loads(data) if len(data) <= MAX_INPUT_BYTES else None
-    return given if isinstance(given, dict) else None
+    if len(data) > MAX_INPUT_BYTES:
+        raise ValueError(f"it has over {MAX_INPUT_BYTES >> 20} MiB")
+    return json.loads(data)
 
 
-def _decide(answer: _Answer, given: dict[str, Any], *, observe: bool, **options: str | None) -> None:
-    """Decide a call. What fails counts as a store that is away, except for settings that are not valid: these deny."""
+def _decide(answer: _Answer, *, observe: bool, **options: str | None) -> None:
+    """Decide the call on stdin. What cannot be judged is denied, as by `mcpguard run`: a model writes a part of it."""
     from mcpguard import config
     from mcpguard.hook.shown import CLIENTS
 
     name, client = answer.name, CLIENTS[answer.name]
-    if client.shown(given) is None:
-        return
+    decision, call = None, None
     try:
+        given = _input()
+        if not isinstance(given, dict):
+            return
+        if name == "copilot" and "serverName" in given:  # its second hook, which tells the call's id
+            answer.text = _note(name, given, **options)
+            return
+        call = client.shown(given)
+        if call is None:
+            return
         settings = config.load(os.environ, **options)
-        if settings.on_unavailable == "deny":
-            answer.deny("mcpguard could not decide this call. Try again in a few seconds.")
-        from mcpguard.hook.deciding import reason_against
+        if settings.on_unavailable == "deny" and not call.has_failed:
+            answer.deny("mcpguard could not decide this call in time. Try again in a few seconds.")
+        from mcpguard.hook import deciding
 
         timeout_ms = min(settings.timeout_ms, MOST_TIMEOUT_MS)
         settings = settings._replace(observe=observe or settings.observe, timeout_ms=timeout_ms)
-        reason = reason_against(name, client, given, settings)
+        decision = deciding.decision(name, client, given, settings)
+        reason = decision.result() if decision else None
     except McpguardError as error:
         reason = f"mcpguard cannot decide calls: {error.message} ({error.hint})"
-    answer.text = b""
-    if reason is not None:
+    except Exception as error:
+        reason = f"mcpguard failed to judge this call: {error!r}"
+    if reason is None or (call and call.has_failed):
+        answer.text = b""
+    else:
         answer.deny(reason)
+    if decision:
+        decision.finish()
 
 
-def _note(name: str, hook_input: dict[str, Any], **options: str | None) -> bytes:
+def _note(name: str, hook_input: object, **options: str | None) -> bytes:
     """Leave the note, if there is one to leave. Returns what the hook prints.
 
     Raises:
@@ -121,7 +135,7 @@ def _note(name: str, hook_input: dict[str, Any], **options: str | None) -> bytes
     from mcpguard.identity.client_agents import HOOKS, agent_note, meta_with_id
 
     note = agent_note(HOOKS[name], hook_input, os.environ)
-    if note is None:
+    if note is None or not isinstance(hook_input, dict):
         return b""
     from mcpguard import config
 

@@ -15,8 +15,13 @@ PASS = "python -c pass"
 TITLE = "a hook decides a call"
 
 _GIVEN = {
-    "session_id": "s", "transcript_path": "/t", "cwd": "/p", "hook_event_name": "PreToolUse",
-    "tool_name": "echo", "tool_input": {"text": "x"}, "tool_use_id": "toolu_1",
+    "session_id": "s",
+    "transcript_path": "/t",
+    "cwd": "/p",
+    "hook_event_name": "PreToolUse",
+    "tool_name": "echo",
+    "tool_input": {"text": "x"},
+    "tool_use_id": "toolu_1",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mcpguard.hook.run import MAX_INPUT_BYTES
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.end_to_end.host import (
     DEADLINE_S,
@@ -42,13 +43,13 @@ def failed(tool: str, call_id: str = "t1") -> Message:
     return used(tool, call_id, hook_event_name="PostToolUseFailure", error="exit 1")
 
 
-def enforce(home: Path, given: Message, *options: str, client: str = "claude-code", **env: str) -> Message:
+def enforce(home: Path, given: Message | bytes, *options: str, client: str = "claude-code", **env: str) -> Message:
     """Run the hook with patience. Returns what it prints: nothing, or one JSON object."""
     if not (home / "config.toml").exists():
         budget(home, PATIENT_MS)
     done = subprocess.run(
         program("hook", client, "--enforce", *options, tuned=TUNED),
-        input=json.dumps(given).encode(),
+        input=given if isinstance(given, bytes) else json.dumps(given).encode(),
         env=environment(home, **env),
         capture_output=True,
         timeout=DEADLINE_S,
@@ -275,6 +276,19 @@ def test_a_broken_policy_or_broken_settings_deny_and_say_why(tmp_path: Path) -> 
     assert "no policy is in force" in str(reason(enforce(tmp_path, used("Bash"))))
     (tmp_path / "config.toml").write_text("[store]\ntimeout = 1\n")
     assert "timeout: unknown setting" in str(reason(enforce(tmp_path, used("Bash"))))
+
+
+def test_an_input_that_cannot_be_read_is_denied_since_a_model_writes_a_part_of_it(tmp_path: Path) -> None:
+    begin, end = json.dumps(used("Bash"))[:-1].encode() + b', "more": ', b"}"
+    for more in (b"[" * 100_000 + b"]" * 100_000, b"1" * 5000, b'"' + b"x" * MAX_INPUT_BYTES + b'"', b"[1 2]"):
+        assert "mcpguard failed to judge this call" in str(reason(enforce(tmp_path, begin + more + end)))
+    assert enforce(tmp_path, b"[]") == {}
+
+
+def test_a_call_that_has_failed_is_never_answered(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[store]\non_unavailable = 'never'\n")
+    assert enforce(tmp_path, used("Bash")) != {}
+    assert enforce(tmp_path, failed("Bash")) == {}
 
 
 def test_with_observe_nothing_is_denied(tmp_path: Path) -> None:

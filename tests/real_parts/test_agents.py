@@ -192,7 +192,7 @@ def test_claude_codes_web_searches_are_limited_over_sessions_and_subagents_by_it
     claude = client(parts, "claude")
     prepare(tmp_path)
     policy(tmp_path / "guard", rule("10/1h", user="*", tool="WebSearch"))
-    script = {MAIN_PROMPT: [*[WEB] * 3, SUBAGENT, *[WEB] * 2], SUBAGENT_PROMPT: [WEB] * 3}
+    script: Script = {MAIN_PROMPT: [*[WEB] * 3, SUBAGENT, *[WEB] * 2], SUBAGENT_PROMPT: [WEB] * 3}
     assert "rate limit exceeded" not in run_claude(tmp_path, claude, script)
     assert "Tool WebSearch rate limit exceeded for user " in run_claude(tmp_path, claude, script)
     searches = [(row["decision"], row["agent"]) for row in rows(tmp_path) if row["tool"] == "WebSearch"]
@@ -216,7 +216,7 @@ def test_codexs_commands_and_guarded_calls_are_limited_once_by_its_hook(tmp_path
     codex = client(parts, "codex")
     prepare(tmp_path)
     policy(tmp_path / "guard", rule("1/1h", user="*", tool="Bash") + rule("1/1h", user="*", tool="search_customers"))
-    script = {MAIN_PROMPT: [("exec_command", {"cmd": "true"}), SEARCH] * 2}
+    script: Script = {MAIN_PROMPT: [("exec_command", {"cmd": "true"}), SEARCH] * 2}
     said = run_codex(tmp_path, codex, hooked={"*": ("--enforce",)}, script=script)
     assert "Tool Bash rate limit exceeded for user " in said
     assert "Tool search_customers rate limit exceeded for user " in said
