@@ -188,3 +188,8 @@ def test_a_call_needs_room_by_each_hash_that_its_arguments_were_counted_by() -> 
     assert [both.counters[limit.counter].label for limit in both.limits] == [
         plan.of_arguments(one).counters[0].label for one in ("aa", "bb")
     ]
+
+
+def test_a_starter_rule_does_not_apply_to_a_built_in_tool() -> None:
+    (one,) = explained("user='*'\nagent='*::subagent::*'\nlimit='60/1m'", call=ALICE._replace(server="built-in"))
+    assert told(one)[:2] == ("no match", "starter rules do not apply to built-in tools")

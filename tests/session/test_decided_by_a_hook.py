@@ -1,0 +1,75 @@
+"""Calls that a hook has decided before they reach the wrapper: nothing counts them twice, and all other limits still hold."""
+
+from typing import Any
+
+import pytest
+
+from mcpguard.identity.caller import Identity
+from mcpguard.identity.client_agents import AgentNote
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import parse
+from tests.build import Talk, call_line
+
+WHO = Identity("alice", "os", "crm", claude_session="s")
+LIMITED = '[[rule]]\nuser = "*"\nlimit = "1/1m"\n'
+EXPLORE = "Claude Code::subagent::Explore"
+
+
+def decided(policy: str, *, agent: str = "", user: str = "alice") -> dict[str, str]:
+    """The note of a hook that has decided a call `t1` by a policy."""
+    plan = parse(policy).plan(Call(user, agent, "crm", "search"))
+    note = AgentNote("s t1", agent).after_decision(plan.keys)
+    return {note.key: note.text}
+
+
+def called(name: str, **params: Any) -> bytes:
+    return call_line("search", name, _meta={"claudecode/toolUseId": "t1"}, **params)
+
+
+def test_a_decided_call_is_forwarded_though_its_limit_is_full_and_charges_nothing() -> None:
+    talk = Talk(LIMITED, who=WHO)
+    assert talk.client(call_line("search", "a")) == ["forwarded a"]
+    assert talk.client(called("b"), noted=decided(LIMITED)) == ["forwarded b"]
+    assert talk.client(called("c")) == ["answered c: 429"]
+    assert [record["decision"] for record in talk.records] == ["allowed", "continued", "rate_limited"]
+
+
+def test_a_decided_call_has_the_agent_of_its_note() -> None:
+    talk = Talk(LIMITED, who=WHO)
+    talk.client(called("a"), noted=decided(LIMITED, agent=EXPLORE))
+    assert [(record["agent"], record["decision"]) for record in talk.records] == [(EXPLORE, "continued")]
+
+
+def test_a_limit_that_the_hook_did_not_decide_by_counts_the_call() -> None:
+    policy = LIMITED + '[[rule]]\ntool = "search"\nlimit = "1/1m"\n'
+    talk = Talk(policy, who=WHO)
+    assert talk.client(called("a"), noted=decided(LIMITED)) == ["forwarded a"]
+    assert talk.client(called("b"), noted=decided(LIMITED)) == ["answered b: 429"]
+    assert [(record["decision"], record["axis"]) for record in talk.records] == [("allowed", "tool"), ("rate_limited", "tool")]
+
+
+def test_the_limits_of_another_user_than_the_hooks_count_the_call() -> None:
+    talk = Talk(LIMITED, who=WHO)
+    assert talk.client(called("a"), noted=decided(LIMITED, user="bob")) == ["forwarded a"]
+    assert talk.client(called("b"), noted=decided(LIMITED, user="bob")) == ["answered b: 429"]
+
+
+@pytest.mark.parametrize("closed", ['limit = "deny"', 'limit = "deny"\nmode = "observe"'])
+def test_a_closed_tool_stays_closed(closed: str) -> None:
+    talk = Talk(f'[[rule]]\ntool = "search"\n{closed}\n', who=WHO)
+    is_open = "observe" in closed
+    assert talk.client(called("a"), noted=decided(LIMITED)) == ["forwarded a" if is_open else "answered a: 403"]
+
+
+def test_a_decided_call_takes_a_place_in_flight_and_its_failure_counts() -> None:
+    policy = LIMITED + '[[rule]]\ntool = "*"\nconcurrent = 1\n[[rule]]\nuser = "*"\ncount = "errors"\nlimit = "9/1m"\n'
+    talk = Talk(policy, who=WHO)
+    assert talk.client(called("a"), noted=decided(LIMITED)) == ["forwarded a"]
+    assert talk.client(called("b"), noted=decided(LIMITED)) == ["answered b: 429"]
+    assert [record["decision"] for record in talk.records] == ["continued", "rate_limited"]
+
+
+def test_a_row_says_that_a_hook_decided_its_call() -> None:
+    talk = Talk(LIMITED, who=WHO._replace(via="hook"))
+    talk.client(call_line("search", "a"))
+    assert [record["via"] for record in talk.records] == ["hook"]
