@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Options
-from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
