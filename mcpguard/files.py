@@ -148,7 +148,7 @@ def open_private(path: StrPath) -> int:
     Raises:
         OSError: The file cannot be opened or created. See also `place_to_make`.
     """
-    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         return os.open(path, flags)
     except FileNotFoundError:

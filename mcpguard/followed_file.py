@@ -15,6 +15,7 @@ if sys.platform == "win32":
     import _winapi
     import ctypes
 
+    _kernel32 = ctypes.WinDLL("kernel32")
     _READ_ATTRIBUTES: Final = 0x80
     _FOLDERS_TOO: Final = 0x02000000  # FILE_FLAG_BACKUP_SEMANTICS
     _TO_1970: Final = 116_444_736_000_000_000
@@ -25,7 +26,7 @@ if sys.platform == "win32":
         basic = (ctypes.c_int64 * 5)()  # FILE_BASIC_INFO, whose fourth time this is
         handle = _winapi.CreateFile(path, _READ_ATTRIBUTES, 7, 0, _winapi.OPEN_EXISTING, _FOLDERS_TOO, 0)
         try:
-            ctypes.WinDLL("kernel32").GetFileInformationByHandleEx(ctypes.c_void_p(handle), 0, basic, ctypes.sizeof(basic))
+            _kernel32.GetFileInformationByHandleEx(ctypes.c_void_p(handle), 0, basic, ctypes.sizeof(basic))
         finally:
             _winapi.CloseHandle(handle)
         return (basic[3] - _TO_1970) * 100

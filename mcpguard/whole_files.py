@@ -140,7 +140,7 @@ def new_file(path: Path) -> Iterator[IO[str]]:
     remove_leftovers(path)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
+        with os.fdopen(fd, "w", encoding="utf-8", newline="") as file:
             yield file
         try:
             os.link(name, path)  # unlike a rename it fails if the file exists by now

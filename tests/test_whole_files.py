@@ -59,7 +59,7 @@ def test_a_new_file_gets_its_name_when_it_is_complete_and_takes_nobody_elses(tmp
     with whole_files.new_file(path) as file:
         file.write("é\n")
         assert not path.exists()
-    assert path.read_text("utf-8") == "é\n"
+    assert path.read_bytes() == "é\n".encode()
     with pytest.raises(FileExistsError), whole_files.new_file(path) as file:
         file.write("other")
     with pytest.raises(ZeroDivisionError), whole_files.new_file(tmp_path / "more.csv"):

@@ -20,6 +20,7 @@ from mcpguard.policy.editing import put, put_cost, set_mode, take_out, take_out_
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.policy.text import PolicyText
 from mcpguard.policy.writing import LOCK_TIMEOUT_S, begin, folder_lock
+from tests.missing import make_link
 
 ENOUGH_S = 60
 """Only a process that hangs takes this long."""
@@ -296,7 +297,7 @@ def test_a_link_stays_and_its_target_is_replaced_as_a_whole_and_keeps_its_mode(t
     target.write_text(BY_HAND)
     target.chmod(0o644)
     link = tmp_path / "policy.toml"
-    link.symlink_to(target)
+    make_link(link, target)
     with contextlib.ExitStack() as reading:
         old = None if sys.platform == "win32" else reading.enter_context(link.open())  # there it keeps the file as it is
         put(link, {"tool": "x", "limit": "5/1m"})

@@ -1,6 +1,8 @@
 """Processes that use one store together, and a Redis server that the tests of a module share."""
 
+import contextlib
 import importlib.util
+import os
 import queue
 import subprocess
 import sys
@@ -59,6 +61,16 @@ def heard(worker: Worker) -> str:
     """The next line that a worker prints."""
     assert worker.stdout is not None
     return worker.stdout.readline().rstrip("\n")
+
+
+def open_descriptors() -> list[int]:
+    """This process' open files."""
+    found = []
+    for fd in range(1024):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            found.append(fd)
+    return found
 
 
 def tell(worker: Worker) -> None:

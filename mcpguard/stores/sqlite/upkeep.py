@@ -235,7 +235,6 @@ class Upkeep:
         try:
             with contextlib.closing(database.connect(self._path, timeout_s=database.BUSY_S)) as db:
                 db.execute("PRAGMA synchronous = FULL")  # no call waits for it
-                db.execute("PRAGMA fullfsync = ON")  # only macOS knows it: see `files.force`
                 db.execute(f"PRAGMA cache_size = {_CACHED_PAGES}")
                 db.execute(f"PRAGMA cache_spill = {_CHANGED_PAGES}")
                 database.check_pages(db, self._path)
