@@ -17,7 +17,7 @@ jwks = "https://idp.acme.com/.well-known/jwks.json"
 
 
 def loaded(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> Settings:
-    (home / "config.toml").write_text(text)
+    (home / "config.toml").write_bytes(text.encode())
     return load({"MCPGUARD_HOME": str(home)} | (environ or {}), **options)
 
 
@@ -164,7 +164,7 @@ def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_re
 def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str) -> None:
     found = loaded(tmp_path, with_line(f'jwks = "{jwks}"')).jwt
     assert found
-    assert found.jwks == Path("/etc/my keys.json").absolute()
+    assert found.jwks == tmp_path / "/etc/my keys.json"
 
 
 def test_a_file_url_can_name_a_drive(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +29,13 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
     links: list[Link] = []
 
     def connected(does: Callable[[socket.socket], None]) -> Link:
-        listening = socket.socket(socket.AF_UNIX)
-        listening.bind(str(tmp_path / "s"))
-        listening.listen()
+        if sys.platform == "win32":
+            listening = socket.create_server(("127.0.0.1", 0))
+            url = f"redis://127.0.0.1:{listening.getsockname()[1]}"
+        else:
+            listening, url = socket.socket(socket.AF_UNIX), f"unix://{tmp_path}/s"
+            listening.bind(str(tmp_path / "s"))
+            listening.listen()
 
         def serve() -> None:
             with listening, listening.accept()[0] as link:
@@ -41,7 +46,7 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
 
         threads.append(threading.Thread(target=serve))
         threads[0].start()
-        links.append(Link(parse(f"unix://{tmp_path}/s"), timeout_s=BUDGET_S, key="k", deadline_s=time.monotonic() + ENOUGH_S))
+        links.append(Link(parse(url), timeout_s=BUDGET_S, key="k", deadline_s=time.monotonic() + ENOUGH_S))
         return links[0]
 
     yield connected
