@@ -16,10 +16,11 @@ import pytest
 
 from mcpguard import locks
 from mcpguard.errors import ExitStatus, McpguardError, PolicyError
+from mcpguard.policy import writing
 from mcpguard.policy.editing import put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.policy.text import PolicyText
-from mcpguard.policy.writing import LOCK_TIMEOUT_S, begin, folder_lock
+from mcpguard.policy.writing import begin, folder_lock
 from tests.missing import make_link
 
 ENOUGH_S = 60
@@ -395,10 +396,11 @@ def test_an_edit_waits_for_another_one_for_some_time_and_then_gives_up(
     def sleep(seconds: float) -> None:
         nonlocal now_s
         now_s += seconds
-        if freed and now_s > LOCK_TIMEOUT_S / 2:
+        if freed and now_s > 0.1:
             other.release()
 
     with monkeypatch.context() as patched:
+        patched.setattr(writing, "LOCK_TIMEOUT_S", 0.2)
         patched.setattr(time, "monotonic", lambda: now_s)
         patched.setattr(time, "sleep", sleep)
         with contextlib.nullcontext() if written else pytest.raises(McpguardError, match="locked by another process"):

@@ -201,7 +201,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     if sys.platform == "win32":  # it has a folder for each name
         nobody = "nosuchuser"
     for name in ("password_file", "ca_file", "cert_file"):
-        with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "none"))):
+        with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/none")):
             address(f"rediss://host?{name}={tmp_path}/none")
         with pytest.raises(ConfigError, match=nobody):
             address(f"rediss://host?{name}=~nosuchuser/x")

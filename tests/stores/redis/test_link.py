@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.url import parse
 from tests.redis_servers import ENOUGH_S, wait_for
+
+pytestmark = pytest.mark.posix  # by a Unix socket, where the link asks nothing of its own first
 
 BUDGET_S = 1.0
 """Long enough for a peer that answers, on a busy machine."""
@@ -29,13 +30,9 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
     links: list[Link] = []
 
     def connected(does: Callable[[socket.socket], None]) -> Link:
-        if sys.platform == "win32":
-            listening = socket.create_server(("127.0.0.1", 0))
-            url = f"redis://127.0.0.1:{listening.getsockname()[1]}"
-        else:
-            listening, url = socket.socket(socket.AF_UNIX), f"unix://{tmp_path}/s"
-            listening.bind(str(tmp_path / "s"))
-            listening.listen()
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
 
         def serve() -> None:
             with listening, listening.accept()[0] as link:
@@ -46,7 +43,7 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
 
         threads.append(threading.Thread(target=serve))
         threads[0].start()
-        links.append(Link(parse(url), timeout_s=BUDGET_S, key="k", deadline_s=time.monotonic() + ENOUGH_S))
+        links.append(Link(parse(f"unix://{tmp_path}/s"), timeout_s=BUDGET_S, key="k", deadline_s=time.monotonic() + ENOUGH_S))
         return links[0]
 
     yield connected
