@@ -111,7 +111,7 @@ def _unread(error: BrokenPipeError) -> int:
 def _tolerate_output() -> None:
     """Escape characters that stdout cannot encode. If stdout is closed, discard the output."""
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="backslashreplace")
@@ -122,7 +122,7 @@ def _leave(status: int) -> None:
     try:
         sys.stdout.flush()
     except (OSError, AttributeError):
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
         status = status or ExitStatus.FAILURE
     sys.exit(status)
 

@@ -16,8 +16,8 @@ import pytest
 
 from mcpguard.cli import base
 from mcpguard.cli.audit import export
+from mcpguard.locks import lock_file
 from mcpguard.session.audit import MEMBERS
-from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from tests.cli.command import calls, command, line_of, mcpguard, process, start
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, until
