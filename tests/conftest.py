@@ -21,24 +21,10 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 
 POSIX = (
-    "benchmarks",
-    "cli",
-    "demo/test_story.py",
-    "doctor",
-    "end_to_end",
-    "examples",
-    "real_parts",
-    "reading/test_following.py",
-    "relay",
-    "stores/sqlite/test_processes.py",
-    "stores/redis",
-    "test_config.py",
-    "test_files.py",
-    "test_readme.py",
+    "benchmarks",  # they read /proc
+    "real_parts",  # programs for POSIX
 )
-"""The folders and modules whose tests need POSIX: signals, file modes, `sh`, terminals, Unix sockets, or POSIX paths in
-messages. Their tests get the mark `posix`. Single tests elsewhere have it too. Windows cannot import most of these modules.
-"""
+"""Folders that Windows cannot import. Their tests get the mark `posix`, which single tests elsewhere have too."""
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -1,6 +1,5 @@
 import contextlib
 import os
-import pwd
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,9 @@ from mcpguard.errors import ConfigError
 from mcpguard.identity.account import account_name, folders
 from mcpguard.stores.address import has_password
 from mcpguard.stores.sqlite.address import SqliteAddress
+
+if sys.platform != "win32":
+    import pwd
 
 DAY_US = 86_400_000_000
 
@@ -420,6 +422,7 @@ def test_a_path_with_a_nul_character_is_refused(tmp_path: Path) -> None:
     assert caught.value.hint == "write a path without it"
 
 
+@pytest.mark.posix
 def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
@@ -427,6 +430,7 @@ def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: p
         folders({})
 
 
+@pytest.mark.posix
 def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 4_711_000)
     assert account_name() == "4711000"
@@ -435,7 +439,7 @@ def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch
 def test_the_account_is_the_systems_whatever_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "mallory")
-    assert account_name() == pwd.getpwuid(os.getuid()).pw_name
+    assert account_name() == (pwd.getpwuid(os.getuid()).pw_name if sys.platform != "win32" else os.getlogin())
 
 
 def test_the_repr_of_settings_has_no_secret(tmp_path: Path) -> None:

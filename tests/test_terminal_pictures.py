@@ -1,15 +1,11 @@
 """The pictures in `docs/images` show the current output of the commands."""
 
-import sys
-
 import pytest
-
-if sys.platform == "win32":
-    pytest.skip("Windows has no pseudo-terminals of this kind", allow_module_level=True)
 
 from tests.terminal_pictures import IMAGES, shown, svg, words
 
 
+@pytest.mark.posix
 def test_the_pictures_have_the_words_of_a_fresh_run() -> None:
     texts = shown(rows=10_000, loop_calls=300)
     fresh = {name: set(words(svg(name, text))) for name, text in texts.items()}
