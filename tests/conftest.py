@@ -60,23 +60,26 @@ def keys() -> Iterator[KeyServer]:
 
 
 @functools.cache
-def _needs_posix(path: Path) -> bool:
-    return any(path.is_relative_to(TESTS / name) for name in POSIX)
+def _is_in(path: Path, *folders: str) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in folders)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """On Windows, do not import modules that need POSIX. None leaves the decision to pytest."""
-    return True if sys.platform == "win32" and _needs_posix(collection_path) else None
+    return True if sys.platform == "win32" and _is_in(collection_path, *POSIX) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that need POSIX, measure no coverage in tests with generated input, and run tests with the mark `waits` first.
+    """Mark tests that need POSIX, skip those for Windows elsewhere, and run tests with the mark `waits` first.
 
-    Measuring makes a test take two to three times as long. What only generated input reaches should have an example, too.
+    No coverage is measured in tests with generated input: it makes a test take two to three times as long. What only generated
+    input reaches should have an example, too.
     """
     for item in items:
-        if _needs_posix(item.path):
+        if _is_in(item.path, *POSIX):
             item.add_marker(pytest.mark.posix)
+        if _is_in(item.path, "windows") and sys.platform != "win32":
+            item.add_marker(pytest.mark.skip("it is for Windows' Python: see CONTRIBUTING.md"))
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)
