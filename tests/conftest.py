@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import signal
 import sys
 from collections import Counter
@@ -31,8 +32,12 @@ if (
 ):  # a shell ignores SIGINT for background processes, and child processes inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if sys.platform == "darwin":  # its folder for temporary files has a name that leaves too little room for that of a socket
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
+
 settings.register_profile(
     "mcpguard",
+    max_examples=25 if sys.platform == "win32" else 100,  # what they find does not depend on the system
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # it depends on the speed of the machine
     derandomize=True,
