@@ -120,6 +120,7 @@ def test_the_folder_and_the_target_of_a_link_are_checked(file: Path, tmp_path: P
     assert exposed([link]) == [f"other accounts may change {link}: {shared} may be written to by everybody"]
 
 
+@pytest.mark.posix
 def test_a_file_that_cannot_be_examined_is_not_reported(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
