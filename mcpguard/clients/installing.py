@@ -104,7 +104,7 @@ def _guarded(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Ou
         raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
     remark = "it starts in the container, where mcpguard must have the same path" if source.is_of_container else ""
     edit = Edit(source.layout, entry.name, launcher.words(entry.name), drop_empty_args=not entry.has_args)
-    return Outcome(source, entry.name, "guard", remark, edit)
+    return Outcome(source, entry.name, "guard", remark, edit, entry.words[0])
 
 
 def starts_mcpguard(entry: Entry) -> bool:

@@ -27,7 +27,7 @@ PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
 _OPTIONS: Final = ("config", "policy", "store", "user", "agent", "denials")
 _PATHS: Final = ("config", "policy")
 _CACHES: Final = frozenset({"archive-v0", ".cache", "cache", "caches"})
-"""Folders of caches, in small letters: of uv on all systems, and of programs on Linux, Windows and macOS (`~/Library/Caches`)."""
+"""Folders of caches, in small letters: uv's on all systems, and those of Linux, Windows and macOS (`~/Library/Caches`)."""
 
 _SECRETS: Final = {
     "MCPGUARD_TOKEN": "write the token into a file, name it as token_file in config.toml, and unset MCPGUARD_TOKEN",
@@ -206,7 +206,7 @@ def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Pat
 def is_same(one: StrPath, other: StrPath) -> bool:
     """Whether two paths lead to the same file or folder. Some systems ignore case, and how a letter is composed."""
     try:
-        return os.path.samefile(one, other)
+        return os.path.samefile(one, other)  # noqa: PTH121 - as in `find`
     except OSError:  # one of them does not exist
         return os.path.realpath(one) == os.path.realpath(other)
     except ValueError:  # the text is not a path, because of a U+0000 or half a character

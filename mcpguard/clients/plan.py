@@ -41,6 +41,7 @@ class Outcome(NamedTuple):
         action: `guard`, `mend`, `unguard`, `keep` or `leave`.
         detail: What the user should know; empty for the usual.
         edit: The edit of its entry that this needs; None if it needs none.
+        command: The server's own command, without its arguments, if it becomes guarded.
     """
 
     source: Source
@@ -48,6 +49,7 @@ class Outcome(NamedTuple):
     action: str
     detail: str = ""
     edit: Edit | None = None
+    command: str = ""
 
 
 class HookOutcome(NamedTuple):

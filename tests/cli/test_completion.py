@@ -165,6 +165,16 @@ def test_tab_starts_no_program_that_the_line_names_by_its_path(shell: Shell, tmp
     assert not (tmp_path / "touched").exists()
 
 
+def test_zsh_loads_the_script_though_nothing_has_started_its_completion(tmp_path: Path) -> None:
+    zsh = shutil.which("zsh")
+    if not zsh:
+        missing("zsh is not installed")
+    (tmp_path / "script").write_text(mcpguard(tmp_path, "completion", "zsh").stdout)
+    command = [zsh, "-f", "-c", 'eval "$(cat script)"; print -r -- $_comps[mcpguard]']
+    done = subprocess.run(command, env={"HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("_mcpguard_completion\n", "")
+
+
 def offered(home: Path, line: str, breaks: str = "") -> list[str]:
     """The words that bash is offered for a line, without what it quotes."""
     done = mcpguard(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS=breaks)

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, own_program, stable, words_of
+from mcpguard.clients.launcher import Launcher, find, is_same, launcher, may_vary, own_program, stable, words_of
 from mcpguard.errors import McpguardError
 
 
@@ -80,7 +80,11 @@ def test_a_program_of_another_environment_is_not_taken(tmp_path: Path, venv: Pat
     [
         ("work/checkout/.venv/bin/mcpguard", "is in the checkout"),
         ("home/.cache/uv/archive-v0/x1/bin/mcpguard", "is in a cache"),
+        ("home/Library/Caches/uv/archive-v0/x1/bin/mcpguard", "is in a cache"),
+        ("home/Library/Caches/pipx/x1/bin/mcpguard", "is in a cache"),
+        ("home/AppData/Local/pipx/pipx/Cache/x1/bin/mcpguard", "is in a cache"),
         ("tmp/venv/bin/mcpguard", "is in a temporary folder"),
+        ("homebrew/bin/mcpguard", ""),
         ("opt/venv/bin/mcpguard", ""),
         ("home/.local/bin/mcpguard", ""),
     ],
@@ -88,8 +92,9 @@ def test_a_program_of_another_environment_is_not_taken(tmp_path: Path, venv: Pat
 def test_a_place_that_will_not_stay_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
 ) -> None:
-    for folder in ("work/checkout", "home"):  # some people keep their whole home folder in git
+    for folder in ("work/checkout", "home", "homebrew"):  # some people keep their whole home folder in git
         (tmp_path / folder / ".git").mkdir(parents=True)
+    (tmp_path / "homebrew/Cellar").mkdir()
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     here(monkeypatch, program(tmp_path / place))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -155,3 +160,15 @@ def test_a_bare_name_is_looked_for_on_the_path(tmp_path: Path) -> None:
 )
 def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client(path: str, varies: bool) -> None:
     assert may_vary(path) is varies
+
+
+def test_two_spellings_of_a_path_are_one_file_where_the_system_ignores_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: stat(str(path).replace("/UPPER", "/upper"), **more))
+    program(tmp_path / "upper/mcpguard")
+    assert is_same(tmp_path / "upper/mcpguard", f"{tmp_path}/UPPER/mcpguard")
+    assert not is_same(tmp_path / "upper", tmp_path)
+    assert is_same(f"{tmp_path}/gone/../x", tmp_path / "x")  # neither exists
+    assert not is_same("a\0", "a\0")
