@@ -136,5 +136,6 @@ def _recorded(program: str) -> Iterator[str]:
         names = ("METADATA", Path(program).name)
         files = {file.name: str(found.locate_file(file)) for file in found.files or () if file.name in names}
         metadata, listed = (os.path.realpath(files.get(name, "")) for name in names)
-        if is_same(listed, program) and not changeable(metadata) and (version := found.version) and version.isprintable():
+        version = found.version if "Version" in found.metadata else ""
+        if version and version.isprintable() and is_same(listed, program) and not changeable(metadata):
             yield version
