@@ -1,16 +1,13 @@
 """Completion in real shells on a terminal, and the values that it offers."""
 
 import contextlib
-import fcntl
 import os
-import pty
 import re
 import select
 import shutil
 import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -63,6 +60,10 @@ class Shell:
         path = shutil.which(kind)
         if not path:
             missing(f"{kind} is not installed")
+        import fcntl  # Windows has none
+        import pty
+        import termios
+
         arguments, setup = START[kind]
         (home / "bin").mkdir()
         program = home / "bin/mcpguard"

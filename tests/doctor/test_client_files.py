@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from mcpguard import __version__
+from mcpguard.clients import launcher
 from mcpguard.clients.discovery import Machine
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.client_files import Files
 from mcpguard.errors import installing
 from tests.clients.installations import impostor, installed
+from tests.links import follows_links
 
-PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / launcher.PROGRAM)
 
 
 @pytest.fixture
@@ -184,6 +186,7 @@ def test_a_variable_of_the_client_in_a_projects_file_makes_no_server_guarded(mac
     assert counted.detail == "0 of 1 server guarded; not checked: 1"
 
 
+@follows_links
 def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Machine) -> None:
     project = machine.home / "work"
     own = project / ".venv/bin/mcpguard"

@@ -7,6 +7,7 @@ from mcpguard import __version__
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import found_on
 from tests.clients.installations import impostor, installed
+from tests.links import follows_links
 
 
 def program(folder: Path) -> Path:
@@ -25,12 +26,13 @@ def test_the_own_command_on_the_path_is_good(tmp_path: Path) -> None:
     assert found == Check("PATH", True, f"{own}, version {__version__}")
 
 
+@follows_links
 def test_a_link_to_the_own_command_is_the_own_command(tmp_path: Path) -> None:
     own = program(tmp_path / "own")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/mcpguard").symlink_to(own)
     (found,) = checks(own, tmp_path / "bin", tmp_path / "own")
-    assert (found.detail, found.is_advice) == (f"{tmp_path}/bin/mcpguard, version {__version__}", False)
+    assert (found.detail, found.is_advice) == (f"{tmp_path / 'bin/mcpguard'}, version {__version__}", False)
     (tmp_path / "alias").symlink_to(tmp_path / "own")  # such as the folder of a virtual environment
     assert checks(tmp_path / "alias/mcpguard", tmp_path / "own") == [Check("PATH", True, f"{own}, version {__version__}")]
 
