@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -117,7 +116,7 @@ def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files
 
 
 def test_a_python_without_ca_certificates_is_named_as_the_cause(encrypted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: (None, None, "SSL_CERT_FILE", "/none"))
+    monkeypatch.setattr("ssl.get_default_verify_paths", lambda: (None, None, "SSL_CERT_FILE", "/none"))
     with pytest.raises(StoreUnavailable, match="certificate verify failed") as caught:
         opened(tls_url(encrypted, "localhost", "cert=client.pem", "key=client.key"))
     assert "Install Certificates.command" in caught.value.hint
