@@ -58,7 +58,7 @@ class Account:
 
     def environ(self, **more: str) -> dict[str, str]:
         """Variables for a command of this account."""
-        return {"HOME": str(self.home), **dict.fromkeys(MOVING, ""), **more}
+        return {"HOME": str(self.home), "USERPROFILE": str(self.home), **dict.fromkeys(MOVING, ""), **more}
 
     def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command without a terminal, in this process."""

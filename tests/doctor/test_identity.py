@@ -19,6 +19,7 @@ def test_a_valid_token_names_the_user_and_when_it_ends(tmp_path: Path, keys: Key
     assert not [part for part in (*secret.split("."), "s3cret") if part in str(checks)]
 
 
+@pytest.mark.posix  # Windows has access lists in place of modes
 def test_every_problem_of_a_token_fails(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
     file.write_text(token(exp=1, iss="x"))

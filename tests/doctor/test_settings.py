@@ -45,6 +45,7 @@ def test_a_password_that_the_network_could_read_is_advised_against(tmp_path: Pat
     assert "s3cret" not in str(checks)
 
 
+@pytest.mark.posix
 def test_a_file_that_others_may_change_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     (tmp_path / "config.toml").chmod(0o666)
