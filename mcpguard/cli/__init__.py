@@ -17,6 +17,10 @@ from mcpguard.errors import ExitStatus, McpguardError, UsageError
 
 def main() -> None:
     """Run the `mcpguard` command. An error that the user can fix is printed as one line and a hint, without a traceback."""
+    if sys.platform == "win32":
+        from mcpguard.cli.windows import prepare_output
+
+        prepare_output()
     try:
         wanted = run_options.parse(sys.argv[1:])
         if wanted is not None:
@@ -76,6 +80,10 @@ def _by_click() -> int:
         values = answer(cli, instruction)
         click.echo(values, nl=bool(values))  # bash would take an empty line for a value
         return ExitStatus.OK
+    if sys.platform == "win32":
+        from mcpguard.cli.windows import refuse_quotes
+
+        refuse_quotes(sys.argv[1:])
     try:
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"  # else colours are for terminals
         # Unlike `click.Command.main`, this leaves pipes and * alone

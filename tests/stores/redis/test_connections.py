@@ -117,6 +117,16 @@ def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files
     assert caught.value.hint == "check that it runs and that the address, ca_file, cert_file and key_file are right"
 
 
+def test_a_python_without_ca_certificates_is_named_as_the_cause(encrypted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl.get_default_verify_paths", lambda: (None, None, "SSL_CERT_FILE", "/none"))
+    with pytest.raises(StoreUnavailable, match="certificate verify failed") as caught:
+        opened(tls_url(encrypted, "localhost", "cert=client.pem", "key=client.key"))
+    assert "Install Certificates.command" in caught.value.hint
+    with pytest.raises(StoreUnavailable) as caught:
+        opened(tls_url(encrypted, "127.0.0.2", "ca=ca.pem", "cert=client.pem", "key=client.key"))
+    assert "Install Certificates.command" not in caught.value.hint
+
+
 def test_a_tls_url_never_falls_back_to_plain_text(tmp_path: Path) -> None:
     with running(tmp_path / "redis") as server:
         words = refusal(server.url.replace("redis:", "rediss:"), "s3cret", timeout_ms=1000)
