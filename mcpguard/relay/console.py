@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import has_room
+from mcpguard.relay.readiness import AT_ONCE_BYTES, has_room
 from mcpguard.text.printing import printable
 
 AT_ONCE: Final = 10
 """How many lines of one kind may be written in a burst. After that, one is written every `EVERY_S`."""
 
 EVERY_S: Final = 1.0
+
+MAX_BYTES: Final = 4096
+"""How long a line may be. The rest is left out."""
 
 
 class Console:
@@ -31,6 +34,7 @@ class Console:
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._dropped = 0
+        self._torn = b""  # ends a line of which only the beginning was written
         self._kinds: dict[str, tuple[float, float, int]] = {}  # by kind: lines allowed, as of when, and left out since
 
     def line(self, text: str, *, kind: str = "") -> None:
@@ -61,17 +65,19 @@ class Console:
                     return
                 if left_out:
                     text += f" ({left_out} more like this were left out)"
+            if self._dropped:
+                text += f" ({self._dropped} lines before this one were dropped: stderr was full)"
+            data = self._torn + f"mcpguard: {printable(text)}".encode(errors="backslashreplace")[: MAX_BYTES - 1] + b"\n"
+            written = 0
             try:
-                if sys.platform != "win32" and not has_room(self._fd):
-                    self._dropped += 1
-                    return
-                if self._dropped:
-                    text += f" ({self._dropped} lines before this one were dropped: stderr was full)"
-                data = f"mcpguard: {printable(text)}".encode(errors="backslashreplace")
-                os.write(self._fd, data[:4095] + b"\n")
-                self._dropped = 0
+                while written < len(data) and (sys.platform == "win32" or has_room(self._fd)):
+                    written += os.write(self._fd, data[written : written + AT_ONCE_BYTES])
             except OSError:
-                self._dropped += 1
+                pass
+            is_whole = written == len(data)
+            self._dropped = 0 if is_whole else self._dropped + 1
+            if written:
+                self._torn = b"" if is_whole else b"\n"
 
     def _left_out(self, kind: str) -> int | None:
         """How many lines of a kind were left out before this one; None if this one has to be left out, too."""

@@ -7,9 +7,7 @@ if sys.platform != "win32":
 
 import _winapi
 import ctypes
-import os
 import subprocess
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import wintypes
 from typing import Final
@@ -17,6 +15,7 @@ from typing import Final
 from mcpguard.errors import CommandError, ExitStatus
 from mcpguard.relay import batch_file
 from mcpguard.relay.command import find_program
+from mcpguard.relay.readiness import ServerInput
 from mcpguard.system_programs import system_program
 
 _KILL_ON_CLOSE: Final = 0x2000
@@ -100,12 +99,10 @@ class ServerProcess:
         self._process = process
         self._job = job
         self.pid = process.pid
-        self.stdin = process.stdin.fileno()
+        self.stdin = ServerInput(process.stdin.fileno())
         self.stdout = process.stdout.fileno()
         self.status: int | None = None
         self.was_killed = False
-        self._devnull = os.open(os.devnull, os.O_WRONLY)
-        self._closing = threading.Lock()
 
     def confirm(self) -> None:
         """Nothing to wait for: `spawn` has raised if Windows cannot run the program."""
@@ -124,20 +121,9 @@ class ServerProcess:
         self._process.wait()
         ended()
 
-    def signal(self, number: int) -> None:
-        """Do nothing: the server has no console of mcpguard's, so no signal reaches it. It is killed when its time is up."""
-
-    def pass_on(self, number: int) -> None:
-        """Do nothing: as `signal`."""
-
     def kill(self) -> None:
         """Kill it and the processes that it started."""
         self._job.kill()
-
-    def close_stdin(self) -> None:
-        """End its input. The descriptor stays open, on the null device: another thread may be about to write to it."""
-        with self._closing:  # `dup2` closes the descriptor first: a second one at the same time would find none
-            os.dup2(self._devnull, self.stdin, inheritable=False)
 
     def reap(self) -> None:
         """Let processes that it started go on after mcpguard, as without it."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from mcpguard.relay import console
 from mcpguard.relay.console import AT_ONCE, EVERY_S, Console
 
 
@@ -68,6 +69,21 @@ def test_a_long_line_is_cut_to_what_a_pipe_takes_in_one_piece(terminal: Terminal
     text = terminal.text()
     assert len(text) == 4096
     assert text.endswith("x\n")
+
+
+@pytest.mark.parametrize("room", [1, 2, 8])
+def test_a_line_is_written_in_pieces_that_do_not_block_and_one_that_was_torn_is_ended(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    left = [True] * room
+    monkeypatch.setattr(console, "AT_ONCE_BYTES", 512)  # as on macOS
+    monkeypatch.setattr(console, "has_room", lambda _: bool(left and left.pop()))
+    terminal.console.line("x" * 4000)
+    left += [True] * 8
+    terminal.console.line("next")
+    written = min(512 * room, 4011)
+    dropped = "" if room == 8 else " (1 lines before this one were dropped: stderr was full)"
+    assert terminal.text() == "mcpguard: " + "x" * (written - 10 - (room == 8)) + f"\nmcpguard: next{dropped}\n"
 
 
 def test_a_pipe_without_a_reader_is_ignored() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from mcpguard.relay import downstream
 from mcpguard.relay.answers_queue import AnswersQueue
-from mcpguard.relay.downstream import CHUNK_BYTES, Downstream, ServerStream
+from mcpguard.relay.downstream import Downstream, ServerStream
+from mcpguard.relay.readiness import CHUNK_BYTES
 
 
 class Server:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from mcpguard.errors import CommandError
 from mcpguard.relay.command import find_program
 from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.run import run
+from tests.end_to_end.host import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -37,7 +39,7 @@ def start() -> Iterator[Start]:
         if child.status is None:
             child.signal(signal.SIGKILL)
             ended(child)
-        os.close(child.stdin)
+        os.close(child.stdin.fd)
         os.close(child.stdout)
 
 
@@ -120,7 +122,7 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
     child = spawn([script(tmp_path, text)], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
-    os.close(child.stdin)
+    os.close(child.stdin.fd)
     os.close(child.stdout)
     assert caught.value.exit_status == 126
     assert what in caught.value.message
@@ -133,7 +135,7 @@ def test_a_program_that_a_limit_of_the_system_keeps_from_running_is_126_and_the_
     child = spawn(["cat", "x" * 10_000_000], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
-    os.close(child.stdin)
+    os.close(child.stdin.fd)
     os.close(child.stdout)
     assert caught.value.message == "cannot run cat: Argument list too long"
     assert "ulimit -a" in caught.value.hint
@@ -147,20 +149,20 @@ def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -
 
 def test_the_server_reads_its_input_until_it_is_closed(start: Start) -> None:
     child = start("cat")
-    os.write(child.stdin, b"hello\n")
+    child.stdin.write(b"hello\n")
     assert os.read(child.stdout, 100) == b"hello\n"
     assert child.poll() is None
-    child.close_stdin()
-    child.close_stdin()
+    child.stdin.close()
+    child.stdin.close()
     assert said(child) == ""
     assert ended(child) == 0
 
 
 def test_a_write_after_the_end_of_the_servers_input_reaches_no_other_file(start: Start, tmp_path: Path) -> None:
     child = start("cat")
-    child.close_stdin()
+    child.stdin.close()
     with (tmp_path / "database").open("w"), contextlib.suppress(OSError):
-        os.write(child.stdin, b"frame\n")
+        child.stdin.write(b"frame\n")
     assert (tmp_path / "database").read_bytes() == b""
     assert said(child) == ""
 
@@ -212,6 +214,65 @@ def test_the_server_dies_with_mcpguard_though_python_lacks_the_fast_way_to_call_
     os.close(read)
 
 
+@pytest.fixture
+def _darwin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the branches of macOS, which has no `waitid` and no parent-death signal."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delattr(os, "waitid", raising=False)
+
+
+@pytest.mark.usefixtures("_darwin")
+@pytest.mark.parametrize(("does", "status"), [("os._exit(7)", 7), ("os.kill(os.getpid(), 15)", 128 + 15)])
+def test_the_status_of_a_server_is_known_on_macos(does: str, status: int) -> None:
+    child = spawn([sys.executable, "-S", "-c", f"import os; os.read(0, 1); {does}"], os.environ)
+    child.confirm()
+    assert child.poll() is None
+    child.stdin.close()
+    until(lambda: child.poll() is not None, "the server has exited")
+    assert (child.poll(), child.was_killed) == (status, status > 128)
+    child.signal(signal.SIGTERM)
+    child.reap()
+    os.close(child.stdin.fd)
+    os.close(child.stdout)
+
+
+def test_on_macos_a_server_does_not_outlive_an_mcpguard_that_is_killed_before_it_has_loaded_anything() -> None:
+    read, write = os.pipe()
+    server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.fork(); os.write({write}, b'u'); signal.pause()"
+    parent = (
+        "import os, signal, sys; sys.platform = 'darwin'; from mcpguard.relay.process import spawn;"
+        f"spawn([sys.executable, '-S', '-c', {server!r}], os.environ); os.write(1, b'up'); signal.pause()"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", parent], pass_fds=(write,), env=env, stdout=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stdout
+        assert os.read(process.stdout.fileno(), 2) == b"up"
+        process.kill()
+    while os.read(read, 2):  # until nobody holds the other end any more
+        pass
+    os.close(read)
+
+
+@pytest.mark.usefixtures("_darwin")
+def test_on_macos_nothing_watches_a_program_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watchdogs: list[int] = []
+    start = os.posix_spawn
+
+    def posix_spawn(*arguments: Any, **options: Any) -> int:
+        watchdogs.append(start(*arguments, **options))
+        return watchdogs[-1]
+
+    monkeypatch.setattr(os, "posix_spawn", posix_spawn)
+    child = spawn([script(tmp_path, "no program\n")], os.environ)
+    with pytest.raises(CommandError):
+        child.confirm()
+    os.close(child.stdin.fd)
+    os.close(child.stdout)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(watchdogs[0], os.WNOHANG)
+
+
 @contextlib.contextmanager
 def no_descriptor_left(below: int) -> Iterator[None]:
     """Leave the process no free descriptor."""
@@ -231,16 +292,16 @@ def no_descriptor_left(below: int) -> Iterator[None]:
 
 def test_the_servers_input_can_be_ended_without_a_free_descriptor(start: Start) -> None:
     child = start("cat")
-    with no_descriptor_left(child.stdin + 1):
-        child.close_stdin()
+    with no_descriptor_left(child.stdin.fd + 1):
+        child.stdin.close()
     assert ended(child) == 0
 
 
 def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: Start) -> None:
     child = start("cat")
-    with no_descriptor_left(child.stdin + 1):
+    with no_descriptor_left(child.stdin.fd + 1):
         child.watch()
-    child.close_stdin()
+    child.stdin.close()
     assert ended(child) == 0
     child.reap()
 

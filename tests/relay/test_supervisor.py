@@ -87,7 +87,7 @@ class FakeTraffic:
             assert self.supervisor
             assert self.child
             self.supervisor.ended("input")
-            self.child.close_stdin()
+            self.child.stdin.close()
 
     def client_left(self) -> None:
         self.client_waits = False
@@ -106,7 +106,7 @@ class FakeTraffic:
     def close_input(self, why: str) -> None:
         assert why
         assert self.child
-        self.child.close_stdin()
+        self.child.stdin.close()
 
     def answer_rest(self, how: str) -> None:
         self.finished.append(how)
@@ -184,7 +184,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
         signal.signal(number, handler)
     for child in one.children:
         child.signal(signal.SIGKILL)
-        os.close(child.stdin)
+        os.close(child.stdin.fd)
         os.close(child.stdout)
     for fd in (one.read, one.write, one.client_reads, one.client_output):
         if fd >= 0:
@@ -228,7 +228,7 @@ def test_a_signal_that_comes_before_the_guard_is_loaded_and_does_not_tell_to_end
 
     def client() -> None:
         assert os.read(child.stdout, 3) == b"got"
-        child.close_stdin()
+        child.stdin.close()
 
     os.kill(os.getpid(), number)
     assert scene.supervise(threading.Thread(target=client).start) == 6
@@ -307,7 +307,7 @@ def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_i
     downstream = scene.stream_ends_with(child)
 
     def load() -> None:
-        os.write(child.stdin, b"x")
+        child.stdin.write(b"x")
         until(lambda: child.poll() == 0, "the launcher is gone")
         scene.supervisor.ended("client")
 
@@ -333,7 +333,7 @@ def test_after_the_client_has_left_nothing_is_answered_in_the_servers_place(scen
     elif leaves == "signal":
         os.kill(os.getpid(), signal.SIGTERM)
     else:
-        os.write(child.stdin, b"\n")
+        child.stdin.write(b"\n")
     scene.supervise()
     assert scene.traffic.client_waits == waits
     downstream.join()
@@ -350,7 +350,7 @@ def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
     for _ in range(100_000):
         scene.supervisor.ended("client")
     child = scene.server("cat")
-    child.close_stdin()
+    child.stdin.close()
     assert scene.supervise() == 0
 
 

@@ -191,7 +191,7 @@ class Line:
         self.traffic.finish(30)
         for thread in self.traffic._threads:  # one that still has to close a descriptor would close the next test's
             thread.join()
-        for fd in (*self._fds, self.server.stdin):
+        for fd in (*self._fds, self.server.stdin.fd):
             os.close(fd)
 
 
@@ -512,7 +512,7 @@ def test_the_rest_of_a_long_frame_is_not_copied_whenever_the_server_takes_a_piec
     write = os.write
 
     def written(fd: int, data: bytes) -> int:
-        if fd == line.server.stdin and isinstance(data, bytes):
+        if fd == line.server.stdin.fd and isinstance(data, bytes):
             copied.append(len(data))
         return write(fd, data)
 
