@@ -105,11 +105,11 @@ class ClientInput:
         """Do nothing: there is nothing to release."""
 
 
-class ServerInput:
-    """Writes to the server in a thread of its own, which is the only one that uses the descriptor.
+class _Writer:
+    """Writes pieces in a thread of its own, which is the only one that uses the descriptor.
 
     Args:
-        fd: The pipe to the server.
+        fd: The descriptor.
 
     Attributes:
         fd: The same.
@@ -122,37 +122,18 @@ class ServerInput:
         self.fd = fd
         self._devnull = os.open(os.devnull, os.O_WRONLY)
         self._pieces: SimpleQueue[bytes] = SimpleQueue()
-        self._is_writing = False
         self._taken: int | OSError = 0  # what became of the last piece
         self._is_free = threading.Event()
         self._is_free.set()
-        threads.start(self._write_pieces, "server-input")
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Write some bytes; returns how many. Not from two threads at a time.
-
-        Raises:
-            BlockingIOError: The server takes none now. Call it again with the same bytes.
-            OSError: The server has closed its input.
-        """
-        if not self._is_writing:
-            self._is_writing = True
-            self._is_free.clear()
-            self._pieces.put(bytes(data[:CHUNK_BYTES]))
-        if not self.has_room(TAKES_S):
-            raise BlockingIOError
-        self._is_writing = False
-        if isinstance(self._taken, OSError):
-            raise self._taken
-        return self._taken
+        threads.start(self._write_pieces, "writer")
 
     def has_room(self, timeout_s: float) -> bool:
-        """Wait at most this long until a write would return at once. Returns whether it would."""
+        """Wait at most this long until the last piece is written. Returns whether it is."""
         return self._is_free.wait(timeout_s)
 
-    def close(self) -> None:
-        """End the server's input, after what is being written. From any thread; it does not wait."""
-        self._pieces.put(b"")
+    def _begin(self, piece: bytes) -> None:
+        self._is_free.clear()
+        self._pieces.put(piece)
 
     def _write_pieces(self) -> None:
         while True:
@@ -164,6 +145,45 @@ class ServerInput:
             except OSError as error:
                 self._taken = error
             self._is_free.set()
+
+
+class ServerInput(_Writer):
+    """The pipe to the server."""
+
+    _is_writing = False
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Write some bytes; returns how many. Not from two threads at a time.
+
+        Raises:
+            BlockingIOError: The server takes none now. Call it again with the same bytes.
+            OSError: The server has closed its input.
+        """
+        if not self._is_writing:
+            self._is_writing = True
+            self._begin(bytes(data[:CHUNK_BYTES]))
+        if not self.has_room(TAKES_S):
+            raise BlockingIOError
+        self._is_writing = False
+        if isinstance(self._taken, OSError):
+            raise self._taken
+        return self._taken
+
+    def close(self) -> None:
+        """End the server's input, after what is being written. From any thread; it does not wait."""
+        self._pieces.put(b"")
+
+
+class LineOutput(_Writer):
+    """A descriptor for lines that may get lost."""
+
+    def write(self, data: bytes) -> int:
+        """Write without waiting for a reader; returns how many bytes are or will be written: all, or none."""
+        if not self.has_room(0):
+            return 0
+        self._begin(data)
+        self.has_room(TAKES_S)  # so that the last line of a process is written
+        return len(data)
 
 
 class Wake:

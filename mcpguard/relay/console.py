@@ -1,13 +1,11 @@
 """Lines on stderr, without waiting for whoever reads them, and without filling a log file."""
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import AT_ONCE_BYTES, has_room
+from mcpguard.relay.readiness import LineOutput
 from mcpguard.text.printing import printable
 
 AT_ONCE: Final = 10
@@ -29,7 +27,7 @@ class Console:
     """
 
     def __init__(self, fd: int = 2, *, quiet: bool = False, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._fd = fd
+        self._output = LineOutput(fd)
         self._is_quiet = quiet
         self._clock_s = clock_s
         self._lock = threading.Lock()
@@ -68,12 +66,7 @@ class Console:
             if self._dropped:
                 text += f" ({self._dropped} lines before this one were dropped: stderr was full)"
             data = self._torn + f"mcpguard: {printable(text)}".encode(errors="backslashreplace")[: MAX_BYTES - 1] + b"\n"
-            written = 0
-            try:
-                while written < len(data) and (sys.platform == "win32" or has_room(self._fd)):
-                    written += os.write(self._fd, data[written : written + AT_ONCE_BYTES])
-            except OSError:
-                pass
+            written = self._output.write(data)
             is_whole = written == len(data)
             self._dropped = 0 if is_whole else self._dropped + 1
             if written:

@@ -13,6 +13,7 @@ __all__ = [
     "AT_ONCE_BYTES",
     "CHUNK_BYTES",
     "ClientInput",
+    "LineOutput",
     "ServerInput",
     "Wake",
     "await_room",
@@ -33,6 +34,7 @@ if sys.platform == "win32":
         AT_ONCE_BYTES,
         CHUNK_BYTES,
         ClientInput,
+        LineOutput,
         ServerInput,
         Wake,
         await_room,
@@ -127,6 +129,24 @@ else:
         def close(self) -> None:
             """End the server's input. The descriptor stays open, on the null device: another thread may be about to write."""
             os.dup2(self._devnull, self.fd, inheritable=False)
+
+    class LineOutput:
+        """A descriptor for lines that may get lost.
+
+        Args:
+            fd: The descriptor.
+        """
+
+        def __init__(self, fd: int) -> None:
+            self._fd = fd
+
+        def write(self, data: bytes) -> int:
+            """Write without waiting for a reader; returns how many bytes were written."""
+            written = 0
+            with contextlib.suppress(OSError):
+                while written < len(data) and has_room(self._fd):
+                    written += os.write(self._fd, data[written : written + AT_ONCE_BYTES])
+            return written
 
     class ClientInput:
         """Reads what the client writes.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mcpguard.relay import console
+from mcpguard.relay import readiness
 from mcpguard.relay.console import AT_ONCE, EVERY_S, Console
 
 
@@ -71,13 +71,14 @@ def test_a_long_line_is_cut_to_what_a_pipe_takes_in_one_piece(terminal: Terminal
     assert text.endswith("x\n")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("room", [1, 2, 8])
 def test_a_line_is_written_in_pieces_that_do_not_block_and_one_that_was_torn_is_ended(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     left = [True] * room
-    monkeypatch.setattr(console, "AT_ONCE_BYTES", 512)  # as on macOS
-    monkeypatch.setattr(console, "has_room", lambda _: bool(left and left.pop()))
+    monkeypatch.setattr(readiness, "AT_ONCE_BYTES", 512)  # as on macOS
+    monkeypatch.setattr(readiness, "has_room", lambda _: bool(left and left.pop()))
     terminal.console.line("x" * 4000)
     left += [True] * 8
     terminal.console.line("next")

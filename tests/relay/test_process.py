@@ -1,7 +1,6 @@
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from mcpguard.errors import CommandError
 from mcpguard.relay.command import find_program
 from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.run import run
-from tests.end_to_end.host import until
+from tests.end_to_end.host import CAT, PYTHON, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -37,7 +36,7 @@ def start() -> Iterator[Start]:
     yield start
     for child in children:
         if child.status is None:
-            child.signal(signal.SIGKILL)
+            child.kill()
             ended(child)
         os.close(child.stdin.fd)
         os.close(child.stdout)
@@ -45,11 +44,9 @@ def start() -> Iterator[Start]:
 
 def ended(child: ServerProcess) -> int:
     """Wait for the exit of a server; returns its status."""
-    if child.status is None:
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    status = child.poll()
-    assert status is not None
-    return status
+    until(lambda: child.poll() is not None, "the server has exited")
+    assert child.status is not None
+    return child.status
 
 
 def said(child: ServerProcess) -> str:
@@ -132,23 +129,23 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
 
 
 def test_a_program_that_a_limit_of_the_system_keeps_from_running_is_126_and_the_hint_is_the_limits() -> None:
-    child = spawn(["cat", "x" * 10_000_000], os.environ)
+    child = spawn([*CAT, "x" * 10_000_000], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
     os.close(child.stdin.fd)
     os.close(child.stdout)
-    assert caught.value.message == "cannot run cat: Argument list too long"
+    assert caught.value.message == f"cannot run {CAT[0]}: Argument list too long"
     assert "ulimit -a" in caught.value.hint
 
 
 def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -> None:
     words = ["a b", "", "$HOME", "*", "ü\udcff", "-c"]
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
-    assert json.loads(said(start(sys.executable, "-c", program, *words))) == words
+    assert json.loads(said(start(*PYTHON, program, *words))) == words
 
 
 def test_the_server_reads_its_input_until_it_is_closed(start: Start) -> None:
-    child = start("cat")
+    child = start(*CAT)
     child.stdin.write(b"hello\n")
     assert os.read(child.stdout, 100) == b"hello\n"
     assert child.poll() is None
@@ -159,7 +156,7 @@ def test_the_server_reads_its_input_until_it_is_closed(start: Start) -> None:
 
 
 def test_a_write_after_the_end_of_the_servers_input_reaches_no_other_file(start: Start, tmp_path: Path) -> None:
-    child = start("cat")
+    child = start(*CAT)
     child.stdin.close()
     with (tmp_path / "database").open("w"), contextlib.suppress(OSError):
         child.stdin.write(b"frame\n")
@@ -176,7 +173,7 @@ def test_the_server_inherits_neither_mcpguards_ends_of_its_pipes_nor_its_files(s
 
 
 def test_a_signal_to_a_server_that_has_exited_does_nothing(start: Start) -> None:
-    child = start("true")
+    child = start(*PYTHON, "pass")
     ended(child)
     child.signal(signal.SIGTERM)
 
@@ -187,7 +184,7 @@ def test_the_server_starts_with_the_default_signal_handlers(start: Start) -> Non
 
 
 def test_a_server_whose_status_is_lost_counts_as_failed(start: Start) -> None:
-    child = start("true")
+    child = start(*PYTHON, "pass")
     os.waitpid(child.pid, 0)
     assert child.poll() == 1
 
@@ -276,6 +273,8 @@ def test_on_macos_nothing_watches_a_program_that_cannot_be_run(tmp_path: Path, m
 @contextlib.contextmanager
 def no_descriptor_left(below: int) -> Iterator[None]:
     """Leave the process no free descriptor."""
+    import resource
+
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (below, limits[1]))
     taken: list[int] = []
@@ -291,14 +290,14 @@ def no_descriptor_left(below: int) -> Iterator[None]:
 
 
 def test_the_servers_input_can_be_ended_without_a_free_descriptor(start: Start) -> None:
-    child = start("cat")
+    child = start(*CAT)
     with no_descriptor_left(child.stdin.fd + 1):
         child.stdin.close()
     assert ended(child) == 0
 
 
 def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: Start) -> None:
-    child = start("cat")
+    child = start(*CAT)
     with no_descriptor_left(child.stdin.fd + 1):
         child.watch()
     child.stdin.close()
@@ -308,13 +307,13 @@ def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: St
 
 def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
-        spawn(["cat"], os.environ)
-    assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)
+        spawn(CAT, os.environ)
+    assert (caught.value.message, caught.value.exit_status) == (f"cannot start {CAT[0]}: Too many open files", 126)
 
 
 def test_a_lack_of_descriptors_before_the_server_starts_is_an_error_of_one_line(tmp_path: Path) -> None:
     settings = load({"MCPGUARD_HOME": str(tmp_path)})
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
-        run(["cat"], settings, server=None)
-    assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)
+        run(CAT, settings, server=None)
+    assert (caught.value.message, caught.value.exit_status) == (f"cannot start {CAT[0]}: Too many open files", 126)
     assert "ulimit -a" in caught.value.hint
