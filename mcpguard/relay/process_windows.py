@@ -7,6 +7,7 @@ if sys.platform != "win32":
 
 import _winapi
 import ctypes
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import wintypes
@@ -88,19 +89,20 @@ class ServerProcess:
     Args:
         process: The process.
         job: The job that it is in.
+        stdin: Our end of its standard input.
+        stdout: Our end of its standard output.
 
     Attributes:
         status: Its exit status; None while it runs.
         was_killed: Whether a signal ended it: never, because Windows has no signals.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], job: _Job) -> None:
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - `spawn` asks for pipes
+    def __init__(self, process: subprocess.Popen[bytes], job: _Job, stdin: int, stdout: int) -> None:
         self._process = process
         self._job = job
         self.pid = process.pid
-        self.stdin = ServerInput(process.stdin.fileno())
-        self.stdout = process.stdout.fileno()
+        self.stdin = ServerInput(stdin)
+        self.stdout = stdout
         self.status: int | None = None
         self.was_killed = False
 
@@ -148,15 +150,16 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
         except ValueError as error:
             hint = "name the program that the batch file starts"
             raise CommandError(f"cannot run {argv[0]}: {error}", hint, ExitStatus.NOT_EXECUTABLE) from error
+    stdin_read, stdin_write = os.pipe()
+    stdout_read, stdout_write = os.pipe()
     try:
         job = _Job()
         process = subprocess.Popen(
             command,
             executable=executable,
             env=dict(environ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
+            stdin=stdin_read,
+            stdout=stdout_write,
             creationflags=subprocess.CREATE_NO_WINDOW | _CREATE_SUSPENDED,
         )
         # Suspended until it is in the job: what it starts before would not be in it
@@ -175,7 +178,10 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
             "name a program, or an interpreter and a script",
             ExitStatus.NOT_EXECUTABLE,
         ) from error
-    return ServerProcess(process, job)
+    finally:
+        os.close(stdin_read)
+        os.close(stdout_write)
+    return ServerProcess(process, job, stdin_write, stdout_read)
 
 
 def end_by(number: int) -> None:

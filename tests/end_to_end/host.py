@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 import tomli_w
 
+from mcpguard.relay.readiness import ServerInput
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.windows import processes
@@ -133,6 +134,13 @@ def has_bytes(fd: int, timeout_s: float = 0) -> bool:
             time.sleep(0.001)
         return bool(found)
     return True
+
+
+def release(pipe: ServerInput) -> None:
+    """Close the pipe to a server. On Windows a thread may be about to use the descriptor, which stays open."""
+    pipe.close()
+    if not WINDOWS:
+        os.close(pipe.fd)
 
 
 def fill(fd: int) -> None:

@@ -15,10 +15,11 @@ from mcpguard.errors import CommandError
 from mcpguard.relay.command import find_program
 from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.run import run
-from tests.end_to_end.host import CAT, PYTHON, until
+from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
+posix = pytest.mark.posix
 Start = Callable[..., ServerProcess]
 
 
@@ -38,7 +39,7 @@ def start() -> Iterator[Start]:
         if child.status is None:
             child.kill()
             ended(child)
-        os.close(child.stdin.fd)
+        release(child.stdin)
         os.close(child.stdout)
 
 
@@ -64,7 +65,7 @@ def refusal(argv: Sequence[str], environ: Mapping[str, str]) -> CommandError:
 
 
 def script(folder: Path, text: str) -> str:
-    file = folder / "server"
+    file = folder / ("server.bat" if WINDOWS else "server")
     file.write_text(text)
     file.chmod(0o700)
     return str(file)
@@ -92,6 +93,7 @@ def test_a_command_that_cannot_be_run_has_the_status_of_a_shell_a_reason_and_a_h
     assert error.hint.startswith(hint)
 
 
+@posix
 def test_a_file_in_the_working_folder_is_run_only_with_a_leading_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, "#!/bin/sh\n")
     monkeypatch.chdir(tmp_path)
@@ -99,6 +101,7 @@ def test_a_file_in_the_working_folder_is_run_only_with_a_leading_dot(tmp_path: P
     assert refusal(["server"], {"PATH": "/nowhere"}).exit_status == 127
 
 
+@posix
 def test_the_servers_path_is_searched(tmp_path: Path, start: Start) -> None:
     script(tmp_path, "#!/bin/sh\necho found\n")
     child = start("server", environ={"PATH": str(tmp_path)})
@@ -106,6 +109,7 @@ def test_the_servers_path_is_searched(tmp_path: Path, start: Start) -> None:
     assert ended(child) == 0
 
 
+@posix
 @pytest.mark.parametrize(
     ("text", "what", "hint"),
     [
@@ -119,7 +123,7 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
     child = spawn([script(tmp_path, text)], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
-    os.close(child.stdin.fd)
+    release(child.stdin)
     os.close(child.stdout)
     assert caught.value.exit_status == 126
     assert what in caught.value.message
@@ -128,18 +132,19 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
         os.waitpid(child.pid, 0)
 
 
+@posix
 def test_a_program_that_a_limit_of_the_system_keeps_from_running_is_126_and_the_hint_is_the_limits() -> None:
     child = spawn([*CAT, "x" * 10_000_000], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
-    os.close(child.stdin.fd)
+    release(child.stdin)
     os.close(child.stdout)
     assert caught.value.message == f"cannot run {CAT[0]}: Argument list too long"
     assert "ulimit -a" in caught.value.hint
 
 
 def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -> None:
-    words = ["a b", "", "$HOME", "*", "ü\udcff", "-c"]
+    words = ["a b", "", "$HOME", "%PATH%", 'a"b\\', "*", "ü" if WINDOWS else "ü\udcff", "-c"]
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
     assert json.loads(said(start(*PYTHON, program, *words))) == words
 
@@ -164,6 +169,7 @@ def test_a_write_after_the_end_of_the_servers_input_reaches_no_other_file(start:
     assert said(child) == ""
 
 
+@posix
 def test_the_server_inherits_neither_mcpguards_ends_of_its_pipes_nor_its_files(start: Start, tmp_path: Path) -> None:
     given = {fd for fd in range(3, 256) if Path(f"/dev/fd/{fd}").exists() and os.get_inheritable(fd)}
     with (tmp_path / "ours").open("w"):
@@ -172,23 +178,27 @@ def test_the_server_inherits_neither_mcpguards_ends_of_its_pipes_nor_its_files(s
     assert found <= given
 
 
+@posix
 def test_a_signal_to_a_server_that_has_exited_does_nothing(start: Start) -> None:
     child = start(*PYTHON, "pass")
     ended(child)
     child.signal(signal.SIGTERM)
 
 
+@posix
 def test_the_server_starts_with_the_default_signal_handlers(start: Start) -> None:
     command = "kill -PIPE $$; echo still here"
     assert said(start("sh", "-c", command)) == ""
 
 
+@posix
 def test_a_server_whose_status_is_lost_counts_as_failed(start: Start) -> None:
     child = start(*PYTHON, "pass")
     os.waitpid(child.pid, 0)
     assert child.poll() == 1
 
 
+@posix
 def test_the_server_gets_exactly_the_given_environment(start: Start) -> None:
     child = start("/usr/bin/env", environ={"ONE": "1", "TWO": "ü\udcff"})
     assert sorted(said(child).splitlines()) == ["ONE=1", "TWO=ü\udcff"]
@@ -218,6 +228,7 @@ def _darwin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "waitid", raising=False)
 
 
+@posix
 @pytest.mark.usefixtures("_darwin")
 @pytest.mark.parametrize(("does", "status"), [("os._exit(7)", 7), ("os.kill(os.getpid(), 15)", 128 + 15)])
 def test_the_status_of_a_server_is_known_on_macos(does: str, status: int) -> None:
@@ -229,10 +240,11 @@ def test_the_status_of_a_server_is_known_on_macos(does: str, status: int) -> Non
     assert (child.poll(), child.was_killed) == (status, status > 128)
     child.signal(signal.SIGTERM)
     child.reap()
-    os.close(child.stdin.fd)
+    release(child.stdin)
     os.close(child.stdout)
 
 
+@posix
 def test_on_macos_a_server_does_not_outlive_an_mcpguard_that_is_killed_before_it_has_loaded_anything() -> None:
     read, write = os.pipe()
     server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.fork(); os.write({write}, b'u'); signal.pause()"
@@ -251,6 +263,7 @@ def test_on_macos_a_server_does_not_outlive_an_mcpguard_that_is_killed_before_it
     os.close(read)
 
 
+@posix
 @pytest.mark.usefixtures("_darwin")
 def test_on_macos_nothing_watches_a_program_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watchdogs: list[int] = []
@@ -264,7 +277,7 @@ def test_on_macos_nothing_watches_a_program_that_cannot_be_run(tmp_path: Path, m
     child = spawn([script(tmp_path, "no program\n")], os.environ)
     with pytest.raises(CommandError):
         child.confirm()
-    os.close(child.stdin.fd)
+    release(child.stdin)
     os.close(child.stdout)
     with pytest.raises(ChildProcessError):
         os.waitpid(watchdogs[0], os.WNOHANG)
@@ -289,6 +302,7 @@ def no_descriptor_left(below: int) -> Iterator[None]:
             os.close(fd)
 
 
+@posix
 def test_the_servers_input_can_be_ended_without_a_free_descriptor(start: Start) -> None:
     child = start(*CAT)
     with no_descriptor_left(child.stdin.fd + 1):
@@ -296,6 +310,7 @@ def test_the_servers_input_can_be_ended_without_a_free_descriptor(start: Start) 
     assert ended(child) == 0
 
 
+@posix
 def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: Start) -> None:
     child = start(*CAT)
     with no_descriptor_left(child.stdin.fd + 1):
@@ -305,12 +320,14 @@ def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: St
     child.reap()
 
 
+@posix
 def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
         spawn(CAT, os.environ)
     assert (caught.value.message, caught.value.exit_status) == (f"cannot start {CAT[0]}: Too many open files", 126)
 
 
+@posix
 def test_a_lack_of_descriptors_before_the_server_starts_is_an_error_of_one_line(tmp_path: Path) -> None:
     settings = load({"MCPGUARD_HOME": str(tmp_path)})
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:

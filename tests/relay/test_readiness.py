@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -19,7 +18,7 @@ import pytest
 
 from mcpguard.relay import blocking, readiness
 from mcpguard.relay.readiness import await_server
-from tests.end_to_end.host import ends
+from tests.end_to_end.host import ends, fill, until
 
 WAYS: list[ModuleType] = [blocking] if sys.platform == "win32" else [readiness, blocking]
 
@@ -38,7 +37,7 @@ class DarwinPoll:
     for bytes is told so when half of a socket's other end is closed.
     """
 
-    real: Callable[[], select.poll]
+    real: Callable[[], "select.poll"]
 
     def __init__(self) -> None:
         self._poll = DarwinPoll.real()
@@ -73,13 +72,6 @@ def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.setattr(readiness, "_READER_END", select.POLLIN)
     name: str = request.param
     return name
-
-
-def fill(write: Callable[[bytes], int]) -> None:
-    """Write until nothing more is taken."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            write(b"." * 65_536)
 
 
 @pytest.fixture
@@ -127,8 +119,7 @@ def test_an_output_has_a_reader_until_the_last_one_closes_it(tmp_path: Path, kin
     other = os.dup(read)
     os.write(write, b"still to be read\n")
     if is_full:
-        os.set_blocking(write, False)
-        fill(partial(os.write, write))
+        fill(write)
     assert readiness.has_reader(write)
     assert readiness.has_room(write) != is_full
     os.close(read)
@@ -173,10 +164,8 @@ def test_the_main_thread_wakes_once_when_the_reader_of_the_output_leaves(
     woken = readiness.Wake(write)
     leaving = threading.Timer(0.05, os.close, (read,))
     leaving.start()
-    until = time.monotonic() + 30
     while readiness.has_reader(write):
         woken.wait(None)
-        assert time.monotonic() < until
     woken.wait(0.0)
     began = time.monotonic()
     woken.wait(0.05)
@@ -310,7 +299,9 @@ def test_a_server_that_takes_nothing_is_given_up_some_time_after_its_client_has_
     client_read, client_write = os.pipe()
     read, write = os.pipe()
     client, pipe = way.ClientInput(client_read), way.ServerInput(write)
-    fill(pipe.write)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            pipe.write(b"." * 65_536)
     worked: list[int] = []
 
     def work() -> bool:
@@ -324,6 +315,17 @@ def test_a_server_that_takes_nothing_is_given_up_some_time_after_its_client_has_
     assert len(worked) > 3
     pipe.close()  # does not wait for the server
     os.close(read)
+
+
+def test_lines_that_nobody_reads_are_not_waited_for(way: ModuleType) -> None:
+    read, write = os.pipe()
+    output = way.LineOutput(write)
+    fill(write)
+    taken = [output.write(b"line\n") for _ in range(1000)]
+    assert sum(taken) <= 5
+    os.read(read, 1 << 20)
+    until(lambda: output.write(b"last\n") == 5, "there is room again")
+    assert b"last\n" in os.read(read, 1 << 20)[-10:]
 
 
 @pytest.mark.posix

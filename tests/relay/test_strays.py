@@ -10,6 +10,7 @@ import pytest
 
 from mcpguard.relay import strays
 from mcpguard.relay.process import ServerProcess, spawn
+from tests.end_to_end.host import release
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
@@ -44,7 +45,7 @@ def start() -> Iterator[Start]:
     for child in children:
         child.kill()
         os.waitpid(child.pid, 0)
-        os.close(child.stdin.fd)
+        release(child.stdin)
         os.close(child.stdout)
 
 

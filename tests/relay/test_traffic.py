@@ -27,7 +27,7 @@ from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.frames import Frame
-from tests.end_to_end.host import has_bytes, until
+from tests.end_to_end.host import has_bytes, release, until
 
 ALICE = Identity("alice", "config", "crm")
 
@@ -178,6 +178,10 @@ class Line:
             os.close(fd)
             self._fds.remove(fd)
 
+    def notices_the_end(self) -> None:
+        """Wait until it is noticed that the client has ended its input. By threads, that takes a moment."""
+        until(lambda: self.traffic._upstream._client_input.has_ended, "the end of the client's input is noticed")
+
     def close(self) -> None:
         self.output.go_on.set()
         if self.to_guard in self._fds:
@@ -191,8 +195,9 @@ class Line:
         self.traffic.finish(30)
         for thread in self.traffic._threads:  # one that still has to close a descriptor would close the next test's
             thread.join()
-        for fd in (*self._fds, self.server.stdin.fd):
+        for fd in self._fds:
             os.close(fd)
+        release(self.server.stdin)
 
 
 def _read(fd: int, messages: int) -> list[dict[str, Any]]:
@@ -538,6 +543,7 @@ def test_a_client_that_has_left_gets_no_answer_in_the_servers_place_though_its_m
     unguarded.traffic.close_input("the server has closed its output")
     unguarded.send(call(1))
     unguarded.close_client()
+    unguarded.notices_the_end()
     unguarded.guard()
     assert unguarded.client_ended.wait(30)
     assert not has_bytes(unguarded.from_guard)
@@ -697,6 +703,7 @@ def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes
 ) -> None:
     monkeypatch.setattr(readiness, "STUCK_S", 0.3)
     full.close_client(reads=False)
+    full.notices_the_end()
     full.policy.changed = parse('mode = "enforce"')
     assert full.client_ended.wait(30)
     assert full.policy.changed is not None
