@@ -113,6 +113,21 @@ def close(fd: int) -> None:
         os.close(fd)
 
 
+def force(fd: int) -> None:
+    """Force an open file to the disk.
+
+    Raises:
+        OSError: The disk did not take it.
+    """
+    if sys.platform == "darwin":  # `fsync` leaves it in the disk's own memory there
+        import fcntl
+
+        with contextlib.suppress(OSError):  # the file system or the disk cannot
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
+
+
 def open_unnoted(path: StrPath, flags: int) -> int:
     """Open a file that calls read.
 
@@ -133,7 +148,7 @@ def open_private(path: StrPath) -> int:
     Raises:
         OSError: The file cannot be opened or created. See also `place_to_make`.
     """
-    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
         return os.open(path, flags)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """Follows the content of a file that other programs write."""
 
 import os
+import sys
 import time
 from stat import S_ISDIR, S_ISREG
 from typing import Final
@@ -9,6 +10,26 @@ from mcpguard.files import StrPath, read_at_once
 
 SETTLING_NS: Final = 50_000_000
 """A file that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""
+
+if sys.platform == "win32":
+    import _winapi
+    import ctypes
+
+    _kernel32 = ctypes.WinDLL("kernel32")
+    _READ_ATTRIBUTES: Final = 0x80
+    _FOLDERS_TOO: Final = 0x02000000  # FILE_FLAG_BACKUP_SEMANTICS
+    _TO_1970: Final = 116_444_736_000_000_000
+    """The time from 1601, when Windows' times begin, in its unit of 100 ns."""
+
+    def _changed_ns(path: str) -> int:
+        """When a file was last changed, also if its time of writing was set back. `os.stat` has no such time on Windows."""
+        basic = (ctypes.c_int64 * 5)()  # FILE_BASIC_INFO, whose fourth time this is
+        handle = _winapi.CreateFile(path, _READ_ATTRIBUTES, 7, 0, _winapi.OPEN_EXISTING, _FOLDERS_TOO, 0)
+        try:
+            _kernel32.GetFileInformationByHandleEx(ctypes.c_void_p(handle), 0, basic, ctypes.sizeof(basic))
+        finally:
+            _winapi.CloseHandle(handle)
+        return (basic[3] - _TO_1970) * 100
 
 
 class FollowedFile:
@@ -36,6 +57,9 @@ class FollowedFile:
         before = self.content
         try:
             stat = os.stat(self._path)
+            changed_ns = stat.st_ctime_ns
+            if sys.platform == "win32":
+                changed_ns = _changed_ns(self._path)
         except (FileNotFoundError, NotADirectoryError):
             self._stamp, self.content = None, None
             return before is not None
@@ -43,11 +67,11 @@ class FollowedFile:
             self._stamp = None
             self.content = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return self.content != before
-        stamp = (stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        stamp = (stat.st_ino, stat.st_nlink, stat.st_size, stat.st_mtime_ns, changed_ns)
         if stamp == self._stamp and self._settled:
             return False
         self._stamp = stamp
-        self._settled = time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLING_NS
+        self._settled = time.time_ns() - max(stat.st_mtime_ns, changed_ns) > SETTLING_NS
         self.mode = stat.st_mode & 0o777
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
             self.content = "not a regular file"  # reading a pipe could block for ever

@@ -24,7 +24,7 @@ def output_of(name: str, *arguments: str, within_s: float) -> str:
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=within_s,
             check=False,

@@ -14,16 +14,23 @@ from pathlib import Path
 from typing import IO, Final
 
 from mcpguard.errors import McpguardError
-from mcpguard.files import is_there
+from mcpguard.files import force, is_there
 
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """Flags to open a file that is not a link. A pipe, in whose place a file was, must not make the command wait."""
 
 SWAPPED_HINT: Final = "check who else may write to its folder, then run this again"
+IN_USE_HINT: Final = "close it there, or check that you may write to it, then run this again"
 _USUAL_HINT: Final = "check that the file and its folder are writable and the disk is not full"
 
 LEFT_AFTER_S: Final = 3600.0
 """An unfinished file of this age was left by a command that was killed. Writing takes milliseconds."""
+
+IN_USE_S: Final = 2.0
+"""How long to wait for programs that have a file open which is to be replaced. Editors and virus scanners take less."""
+
+_IN_USE: Final = (5, 32)
+"""ERROR_ACCESS_DENIED, as which Windows also reports an open file, and ERROR_SHARING_VIOLATION."""
 
 
 def write(path: Path, data: bytes) -> None:
@@ -43,7 +50,7 @@ def reported(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        check = SWAPPED_HINT if error.errno == errno.ESTALE else _USUAL_HINT
+        check = {errno.ESTALE: SWAPPED_HINT, errno.ETXTBSY: IN_USE_HINT}.get(error.errno or 0, _USUAL_HINT)
         raise McpguardError(
             f"{path}: cannot be written: {error.strerror or error}", f"{check}; the file is unchanged"
         ) from error
@@ -83,7 +90,7 @@ def replace(path: Path, data: bytes, *, must_keep_owner: bool = True, check: Cal
             check()
             if original is not None and not os.path.samestat(os.fstat(original), os.lstat(path)):
                 raise OSError(errno.ESTALE, "its name leads to another file by now", str(path))
-            os.replace(name, path)  # noqa: PTH105 - the tests stop the process at each function of `os`
+            _take_place(name, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)  # noqa: PTH108
@@ -92,6 +99,26 @@ def replace(path: Path, data: bytes, *, must_keep_owner: bool = True, check: Cal
         if original is not None:
             os.close(original)
     sync_folder(path.parent)
+
+
+def _take_place(name: str, path: Path) -> None:
+    """Rename a file to another one's name. Windows refuses that while a program has the other one open: that is waited for.
+
+    Raises:
+        OSError: It is refused; `ETXTBSY` if a program has had the file open for `IN_USE_S`.
+    """
+    end_s = time.monotonic() + IN_USE_S
+    while True:
+        try:
+            os.replace(name, path)  # noqa: PTH105 - the tests stop the process at each function of `os`
+        except PermissionError as error:
+            if getattr(error, "winerror", None) not in _IN_USE:
+                raise
+            if time.monotonic() > end_s:
+                raise OSError(errno.ETXTBSY, "another program has it open") from error
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _original(path: Path) -> int | None:
@@ -113,7 +140,7 @@ def new_file(path: Path) -> Iterator[IO[str]]:
     remove_leftovers(path)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
+        with os.fdopen(fd, "w", encoding="utf-8", newline="") as file:
             yield file
         try:
             os.link(name, path)  # unlike a rename it fails if the file exists by now
@@ -161,17 +188,25 @@ def _fill(fd: int, original: int | None, data: bytes, *, must_keep_owner: bool) 
                 os.fchmod(fd, 0o600)  # whatever the umask is
             else:
                 _make_alike(fd, original, must_keep_owner=must_keep_owner)
-        os.fsync(fd)
+        force(fd)
     finally:
         os.close(fd)
 
 
 if sys.platform != "win32":
+    _ACL_AND_ATTRIBUTES: Final = 1 << 0 | 1 << 2
+    """COPYFILE_ACL and COPYFILE_XATTR of copyfile.h. COPYFILE_STAT would copy times and flags, too."""
 
     def _make_alike(fd: int, original: int, *, must_keep_owner: bool) -> None:
         """Give a file the mode, the owner and the attributes of another one."""
         found = os.fstat(original)
-        if sys.platform == "linux":
+        if sys.platform == "darwin":
+            import ctypes
+
+            ctypes.CDLL(None).fcopyfile(
+                original, fd, None, _ACL_AND_ATTRIBUTES
+            )  # such as Finder's tags; what is refused is lost
+        elif sys.platform == "linux":
             with contextlib.suppress(OSError):  # the file system has no attributes
                 for attribute in os.listxattr(original):
                     with contextlib.suppress(OSError):  # only root may set some of them

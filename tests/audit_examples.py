@@ -119,4 +119,4 @@ def _shown(records: dict[str, dict[str, object]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(PAGE.read_text().partition(HEADING)[0] + section())
+    PAGE.write_text(PAGE.read_text("utf-8").partition(HEADING)[0] + section())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import signal
 import sys
 from collections import Counter
@@ -21,32 +22,22 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent
 
 POSIX = (
-    "benchmarks",
-    "cli",
-    "demo/test_story.py",
-    "doctor",
-    "end_to_end",
-    "examples",
-    "real_parts",
-    "reading/test_following.py",
-    "relay",
-    "stores/sqlite/test_processes.py",
-    "stores/redis",
-    "test_config.py",
-    "test_files.py",
-    "test_readme.py",
+    "benchmarks",  # they read /proc
+    "real_parts",  # programs for POSIX
 )
-"""The folders and modules whose tests need POSIX: signals, file modes, `sh`, terminals, Unix sockets, or POSIX paths in
-messages. Their tests get the mark `posix`. Single tests elsewhere have it too. Windows cannot import most of these modules.
-"""
+"""Folders that Windows cannot import. Their tests get the mark `posix`, which single tests elsewhere have too."""
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # a shell ignores SIGINT for background processes, and child processes inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if sys.platform == "darwin":  # its folder for temporary files has a name that leaves too little room for that of a socket
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
+
 settings.register_profile(
     "mcpguard",
+    max_examples=25 if sys.platform == "win32" else 100,  # what they find does not depend on the system
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],  # it depends on the speed of the machine
     derandomize=True,
@@ -74,23 +65,26 @@ def keys() -> Iterator[KeyServer]:
 
 
 @functools.cache
-def _needs_posix(path: Path) -> bool:
-    return any(path.is_relative_to(TESTS / name) for name in POSIX)
+def _is_in(path: Path, *folders: str) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in folders)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """On Windows, do not import modules that need POSIX. None leaves the decision to pytest."""
-    return True if sys.platform == "win32" and _needs_posix(collection_path) else None
+    return True if sys.platform == "win32" and _is_in(collection_path, *POSIX) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that need POSIX, measure no coverage in tests with generated input, and run tests with the mark `waits` first.
+    """Mark tests that need POSIX, skip those for Windows elsewhere, and run tests with the mark `waits` first.
 
-    Measuring makes a test take two to three times as long. What only generated input reaches should have an example, too.
+    No coverage is measured in tests with generated input: it makes a test take two to three times as long. What only generated
+    input reaches should have an example, too.
     """
     for item in items:
-        if _needs_posix(item.path):
+        if _is_in(item.path, *POSIX):
             item.add_marker(pytest.mark.posix)
+        if _is_in(item.path, "windows") and sys.platform != "win32":
+            item.add_marker(pytest.mark.skip("it is for Windows' Python: see CONTRIBUTING.md"))
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)

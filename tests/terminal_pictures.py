@@ -1,13 +1,9 @@
 """Draws the pictures in `docs/images` from real runs on a terminal: `python -m tests.terminal_pictures`."""
 
-import fcntl
 import os
-import pty
 import re
-import struct
 import subprocess
 import tempfile
-import termios
 from collections.abc import Mapping
 from html import unescape
 from io import StringIO
@@ -30,6 +26,11 @@ FORMAT: Final = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=
 
 def on_a_terminal(*argv: str, env: dict[str, str], tuned: Mapping[str, object] | None = None) -> str:
     """The output of a command on a terminal with colours, without the lines that it erased."""
+    import fcntl  # Windows has none of them
+    import pty
+    import struct
+    import termios
+
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 200, COLUMNS, 0, 0))
     process = subprocess.Popen(program(*argv, tuned=tuned), env=env, stdin=theirs, stdout=theirs, stderr=theirs)

@@ -7,7 +7,7 @@ from mcpguard.session.audit import DECISIONS, MEMBERS
 from mcpguard.session.verdict import FORWARDED
 from tests.audit_examples import HEADING, PAGE, examples, section
 
-TEXT, _, EXAMPLES = PAGE.read_text().partition(HEADING)
+TEXT, _, EXAMPLES = PAGE.read_text("utf-8").partition(HEADING)
 
 
 def chapter(title: str) -> str:
@@ -38,7 +38,8 @@ def test_every_decision_has_an_example_as_it_is_written() -> None:
 def test_the_outcomes_described_are_those_of_the_program() -> None:
     root = PAGE.parents[1]
     text = "".join(
-        (root / "mcpguard" / name).read_text() for name in ("wire/answers.py", "session/in_flight.py", "session/machine.py")
+        (root / "mcpguard" / name).read_text("utf-8")
+        for name in ("wire/answers.py", "session/in_flight.py", "session/machine.py")
     )
     outcomes = first_cells("Outcomes")
     assert {"ok", "tool_error", "rpc_error", "cancelled", "no_answer", "unparsed"} == set(outcomes)

@@ -9,7 +9,7 @@ from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.discovery import Machine, client_paths, hook_file
 from mcpguard.session import denial
 
-PAGE = (Path(__file__).parents[1] / "docs" / "clients.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "clients.md").read_text("utf-8")
 INSTALL, MEASURED = PAGE.split("### What was measured")
 
 
@@ -41,7 +41,7 @@ def test_the_table_of_clients_is_that_of_install_and_each_file_in_it_is_looked_f
         client = BY_KEY[key.strip("`")]
         assert (title, after) == (client.title, client.after)
         for folder, shown in ((None, user), (Path("/project"), project)):
-            known = [str(path) for path in client_paths(Machine(Path("/home/a"), {}, "linux"), client, folder)]
+            known = [path.as_posix() for path in client_paths(Machine(Path("/home/a"), {}, "linux"), client, folder)]
             for name in re.findall(r"`([^`]*/[^`]*|\.?[a-z]+\.json)`", shown):  # not a file extension, nor a folder
                 path = name.replace("~", "/home/a") if folder is None else f"/project/{name}"
                 is_known = any(path == one or one.endswith(f"/{name}") for one in known)
@@ -56,5 +56,5 @@ def test_the_table_of_hooks_names_their_files() -> None:
         assert client.hook
         machine = Machine(Path("~"), {}, "linux")
         _, user, project = hooks[client.title]
-        assert user.startswith(f"`{hook_file(machine, client.hook, None)}`")
-        assert project == f"`{hook_file(machine, client.hook, Path('/p')).relative_to('/p')}`"
+        assert user.startswith(f"`{hook_file(machine, client.hook, None).as_posix()}`")
+        assert project == f"`{hook_file(machine, client.hook, Path('/p')).relative_to('/p').as_posix()}`"

@@ -10,13 +10,13 @@ def words(text: str) -> list[str]:
 
 
 def test_the_command_reference_is_the_help_of_every_command() -> None:
-    assert words(PAGE.read_text()) == words(reference()), "run python -m tests.command_reference"
+    assert words(PAGE.read_text("utf-8")) == words(reference()), "run python -m tests.command_reference"
 
 
 def test_every_command_and_subcommand_has_a_section() -> None:
     paths = {context.command_path for context in contexts(commands.cli, "mcpguard")}
     assert {"mcpguard run", "mcpguard policy set", "mcpguard audit tail", "mcpguard hook claude-code"} <= paths
-    headings = {line.lstrip("# ") for line in PAGE.read_text().splitlines() if line.startswith("##")}
+    headings = {line.lstrip("# ") for line in PAGE.read_text("utf-8").splitlines() if line.startswith("##")}
     assert headings == paths
 
 

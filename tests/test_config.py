@@ -1,6 +1,5 @@
 import contextlib
 import os
-import pwd
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,11 @@ from mcpguard.identity.account import account_name, folders
 from mcpguard.stores.address import has_password
 from mcpguard.stores.sqlite.address import SqliteAddress
 
+if sys.platform != "win32":
+    import pwd
+
 DAY_US = 86_400_000_000
+HOME = "USERPROFILE" if sys.platform == "win32" else "HOME"
 
 
 def loaded(home: Path, text: str = "", environ: Mapping[str, str] | None = None, **options: str | None) -> Settings:
@@ -87,7 +90,8 @@ def test_the_files_that_decide_are_the_policy_the_settings_and_the_store_if_it_i
     named.write_text("")
     usual = [str(tmp_path / name) for name in ("policy.toml", "config.toml", "mcpguard.db")]
     assert loaded(tmp_path).files == usual
-    assert loaded(tmp_path, config=str(named), policy="/p.toml", store="redis://localhost").files == ["/p.toml", str(named)]
+    policy = str(tmp_path / "p.toml")
+    assert loaded(tmp_path, config=str(named), policy=policy, store="redis://localhost").files == [policy, str(named)]
 
 
 def test_a_file_of_keys_decides_who_calls(tmp_path: Path) -> None:
@@ -153,18 +157,20 @@ def test_a_variable_that_neither_switches_on_nor_off_is_named(tmp_path: Path, na
 
 def test_a_named_policy_must_exist_and_is_found_from_where_we_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    by_option = loaded(tmp_path, environ={"MCPGUARD_POLICY": "/other.toml"}, policy="team.toml")
+    other = tmp_path / "other.toml"
+    by_option = loaded(tmp_path, environ={"MCPGUARD_POLICY": str(other)}, policy="team.toml")
     assert (by_option.policy, by_option.policy_named) == (tmp_path / "team.toml", True)
-    by_variable = loaded(tmp_path, environ={"MCPGUARD_POLICY": "/other.toml"})
-    assert (by_variable.policy, by_variable.policy_named) == (Path("/other.toml"), True)
+    by_variable = loaded(tmp_path, environ={"MCPGUARD_POLICY": str(other)})
+    assert (by_variable.policy, by_variable.policy_named) == (other, True)
 
 
 def test_a_tilde_is_the_accounts_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert folders({"MCPGUARD_HOME": "~/guard"}).config == str(tmp_path / "guard")
+    monkeypatch.setenv(HOME, str(tmp_path))
+    assert Path(folders({"MCPGUARD_HOME": "~/guard"}).config) == tmp_path / "guard"
     assert load({"MCPGUARD_HOME": "~/guard", "MCPGUARD_POLICY": "~/p.toml"}).policy == tmp_path / "p.toml"
 
 
+@pytest.mark.posix  # Windows has such a folder for every name
 @pytest.mark.parametrize("name", ["MCPGUARD_HOME", "MCPGUARD_CONFIG", "MCPGUARD_POLICY"])
 def test_an_unknown_home_folder_is_reported(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -173,6 +179,7 @@ def test_an_unknown_home_folder_is_reported(tmp_path: Path, name: str) -> None:
     assert caught.value.hint == "write an absolute path"
 
 
+@pytest.mark.posix
 def test_a_relative_path_is_refused_if_the_working_folder_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -214,13 +221,18 @@ def test_another_file_of_settings_can_be_named(tmp_path: Path) -> None:
 def test_a_file_of_settings_that_is_named_must_exist(tmp_path: Path) -> None:
     error = refusal(tmp_path, config=str(tmp_path / "none.toml"))
     hint = "give the name of a file that exists"
-    assert (error.message, error.hint) == (f"--config: {tmp_path}/none.toml: no such file", hint)
+    assert (error.message, error.hint) == (f"--config: {tmp_path / 'none.toml'}: no such file", hint)
     error = refusal(tmp_path, environ={"MCPGUARD_CONFIG": str(tmp_path / "none.toml")})
-    assert (error.message, error.hint) == (f"MCPGUARD_CONFIG: {tmp_path}/none.toml: no such file", hint)
+    assert (error.message, error.hint) == (f"MCPGUARD_CONFIG: {tmp_path / 'none.toml'}: no such file", hint)
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [("folder", "Is a directory"), ("pipe", "a pipe, not a file"), ("/dev/zero", "a device, not a file")]
+    ("kind", "why"),
+    [
+        ("folder", "Permission denied" if sys.platform == "win32" else "Is a directory"),
+        pytest.param("pipe", "a pipe, not a file", marks=pytest.mark.posix),
+        pytest.param("/dev/zero", "a device, not a file", marks=pytest.mark.posix),
+    ],
 )
 def test_what_is_no_file_is_no_file_of_settings(tmp_path: Path, kind: str, why: str) -> None:
     place = str(tmp_path / kind)  # that of a device is its own
@@ -252,7 +264,7 @@ NOT_TOML = "not TOML: ", "write text in quotes, and table names in [brackets]"
 def test_a_file_of_settings_that_is_no_toml_says_so(tmp_path: Path, content: bytes, what: str, hint: str) -> None:
     (tmp_path / "odd.toml").write_bytes(content)
     error = refusal(tmp_path, config=str(tmp_path / "odd.toml"))
-    assert error.message.startswith(f"{tmp_path}/odd.toml: {what}")
+    assert error.message.startswith(f"{tmp_path / 'odd.toml'}: {what}")
     assert error.hint == hint
 
 
@@ -299,7 +311,7 @@ SPAN = 'write a number and one of s m h d w, such as "30d"'
 )  # fmt: skip
 def test_an_invalid_setting_is_reported_with_a_hint(tmp_path: Path, text: str, where: str, what: str, hint: str) -> None:
     error = refusal(tmp_path, text)
-    assert error.message == ": ".join(part for part in (f"{tmp_path}/config.toml", where, what) if part)
+    assert error.message == ": ".join(part for part in (f"{tmp_path / 'config.toml'}", where, what) if part)
     assert error.hint == hint
 
 
@@ -332,7 +344,7 @@ def test_a_sqlite_address_is_a_path(tmp_path: Path, url: str, path: str) -> None
 
 
 def test_a_sqlite_address_may_begin_in_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("USERPROFILE" if sys.platform == "win32" else "HOME", str(tmp_path))
+    monkeypatch.setenv(HOME, str(tmp_path))
     assert loaded(tmp_path, store="sqlite:///~/team.db").address == SqliteAddress(str(tmp_path / "team.db"))
     with pytest.raises(ConfigError, match="does not exist"):
         _ = loaded(tmp_path, store="sqlite:///~nobody-here/team.db").address
@@ -350,7 +362,7 @@ def test_an_unknown_store_address_is_refused_without_repeating_its_password(tmp_
 
 
 def test_a_path_with_special_characters_is_kept_in_the_address(tmp_path: Path) -> None:
-    home = tmp_path / "a b%20c ü#?"
+    home = tmp_path / ("a b%20c ü#" if sys.platform == "win32" else "a b%20c ü#?")
     home.mkdir()
     assert loaded(home).address == SqliteAddress(str(home / "mcpguard.db"))
 
@@ -397,6 +409,7 @@ def test_an_invalid_agent_is_reported_with_its_place(
     assert caught.value.exit_status == status
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
@@ -405,6 +418,7 @@ def test_the_usual_folders_are_those_of_platformdirs(tmp_path: Path, system: str
     assert folders({}) == (places.user_config_dir, places.user_state_dir)
 
 
+@pytest.mark.posix
 def test_a_home_folder_at_the_root_is_not_named_with_two_slashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"HOME": "/"})
     monkeypatch.setattr(sys, "platform", "linux")
@@ -415,11 +429,13 @@ def test_a_path_with_a_nul_character_is_refused(tmp_path: Path) -> None:
     jwt = '[identity.jwt]\nissuer = "i"\naudience = "a"\njwks = "keys.json"\ntoken_file = "a\\u0000b"'
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, jwt)
-    where = f"{tmp_path}/config.toml: identity.jwt.token_file"
-    assert caught.value.message == f"{where}: '{tmp_path}/a\\x00b' is not a path: it has a NUL character"
+    where = f"{tmp_path / 'config.toml'}: identity.jwt.token_file"
+    path = str(tmp_path / "a\0b")
+    assert caught.value.message == f"{where}: {path!r} is not a path: it has a NUL character"
     assert caught.value.hint == "write a path without it"
 
 
+@pytest.mark.posix
 def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
@@ -427,6 +443,7 @@ def test_an_account_without_a_home_folder_is_told_how_to_name_one(monkeypatch: p
         folders({})
 
 
+@pytest.mark.posix
 def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 4_711_000)
     assert account_name() == "4711000"
@@ -435,7 +452,7 @@ def test_an_account_without_a_name_is_its_number(monkeypatch: pytest.MonkeyPatch
 def test_the_account_is_the_systems_whatever_variables_say(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.setenv(name, "mallory")
-    assert account_name() == pwd.getpwuid(os.getuid()).pw_name
+    assert account_name() == (pwd.getpwuid(os.getuid()).pw_name if sys.platform != "win32" else os.getlogin())
 
 
 def test_the_repr_of_settings_has_no_secret(tmp_path: Path) -> None:
@@ -452,7 +469,7 @@ WITH_PASSWORD = "redis://alice:S3cret@cache.acme.com/0"
 def test_it_warns_of_a_password_on_the_command_line_without_repeating_it(tmp_path: Path) -> None:
     (warning,) = loaded(tmp_path, store=WITH_PASSWORD).warnings
     assert "--store holds a password" in warning
-    assert f"{tmp_path}/config.toml" in warning
+    assert f"{tmp_path / 'config.toml'}" in warning
     assert "S3cret" not in warning
     assert loaded(tmp_path, environ={"MCPGUARD_STORE": WITH_PASSWORD}).warnings == ()
     assert loaded(tmp_path, f'[store]\nurl = "{WITH_PASSWORD}"').warnings == ()

@@ -1,11 +1,12 @@
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
-from mcpguard.files import changeable, exposed, is_there, open_private, place_to_make, private_folder, read_at_once
+from mcpguard.files import changeable, exposed, force, is_there, open_private, place_to_make, private_folder, read_at_once
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def with_group(path: Path, monkeypatch: pytest.MonkeyPatch, *, members: list[str
 # Who else may change a file
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("mode", "folder_mode", "is_exposed"),
     [
@@ -54,6 +56,7 @@ def test_a_file_that_everybody_may_write_to_is_exposed(file: Path, mode: int, fo
     assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by everybody"] * is_exposed
 
 
+@pytest.mark.posix
 def test_a_folder_that_everybody_may_write_to_is_reported_once_for_all_its_files(file: Path) -> None:
     file.parent.chmod(0o777)
     other = file.with_name("config.toml")  # which does not exist: it could be made
@@ -61,6 +64,7 @@ def test_a_folder_that_everybody_may_write_to_is_reported_once_for_all_its_files
     assert exposed([file, other]) == [f"other accounts may change {file}, {other}: {folder} may be written to by everybody"]
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_a_file_or_folder_of_another_account_is_exposed(file: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file.parent.chmod(0o1777)
@@ -69,11 +73,13 @@ def test_a_file_or_folder_of_another_account_is_exposed(file: Path, place: str, 
     assert " belongs to user " in line
 
 
+@pytest.mark.posix
 def test_a_file_of_root_is_exposed_only_by_its_mode(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     assert bool(exposed([file])) == (file.stat().st_uid != 0)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("name", "members", "told"),
     [(None, [], False), (None, ["root"], False), (None, ["bob"], True), ("staff", [], True), (None, None, True)],
@@ -86,6 +92,7 @@ def test_a_file_that_a_group_may_write_to_is_exposed_unless_the_group_is_private
     assert bool(exposed([file])) is told
 
 
+@pytest.mark.posix
 def test_the_group_of_root_counts_as_private_whatever_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import grp
 
@@ -99,6 +106,7 @@ def test_the_group_of_root_counts_as_private_whatever_its_name(file: Path, monke
     assert exposed([file]) == [f"other accounts may change {file}: {file} may be written to by group 4242"]
 
 
+@pytest.mark.posix
 def test_the_folder_and_the_target_of_a_link_are_checked(file: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -112,6 +120,7 @@ def test_the_folder_and_the_target_of_a_link_are_checked(file: Path, tmp_path: P
     assert exposed([link]) == [f"other accounts may change {link}: {shared} may be written to by everybody"]
 
 
+@pytest.mark.posix
 def test_a_file_that_cannot_be_examined_is_not_reported(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
@@ -121,6 +130,7 @@ def test_a_file_that_cannot_be_examined_is_not_reported(tmp_path: Path) -> None:
 # Files that are made
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("umask", [0, 0o077, 0o777])
 def test_a_new_file_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
@@ -131,6 +141,7 @@ def test_a_new_file_is_private_whatever_the_umask(tmp_path: Path, umask: int) ->
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 def test_a_dangling_link_in_a_folder_that_others_may_write_to_is_not_followed(tmp_path: Path, mode: int) -> None:
     shared = tmp_path / "shared"
@@ -150,6 +161,7 @@ def test_a_dangling_link_in_a_folder_that_others_may_write_to_is_not_followed(tm
         os.close(open_private(path))
 
 
+@pytest.mark.posix
 def test_a_dangling_link_in_a_private_folder_is_followed(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     (tmp_path / "link").symlink_to("target")
@@ -158,6 +170,7 @@ def test_a_dangling_link_in_a_private_folder_is_followed(tmp_path: Path) -> None
     assert (tmp_path / "link").is_symlink()
 
 
+@pytest.mark.posix
 def test_a_link_that_leads_to_itself_is_not_followed_for_ever(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     one, other = tmp_path / "one", tmp_path / "other"
@@ -178,6 +191,7 @@ def test_a_file_that_another_process_creates_at_the_same_time_is_opened(
     os.close(fd)
 
 
+@pytest.mark.posix
 def test_a_link_created_at_the_last_moment_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, target = tmp_path / "file", tmp_path / "target"
 
@@ -264,6 +278,7 @@ def test_a_new_folder_that_somebody_swaps_for_a_link_does_not_change_the_rights_
     assert stat.S_IMODE(public.stat().st_mode) == 0o755
 
 
+@pytest.mark.posix
 def test_a_file_is_changeable_by_whoever_may_rename_a_folder_or_a_link_on_its_way(tmp_path: Path) -> None:
     shared, own = tmp_path / "shared", tmp_path / "shared/own"
     own.mkdir(parents=True)
@@ -282,3 +297,25 @@ def test_a_file_is_changeable_by_whoever_may_rename_a_folder_or_a_link_on_its_wa
     assert changeable(tmp_path / "loop") == f"{tmp_path}/loop is a loop of links"
     assert changeable(f"{shared}/\0") == f"{shared} may be written to by everybody"
     assert changeable("file") == "file depends on the working folder"
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize(("refused", "asked"), [(False, ["F_FULLFSYNC"]), (True, ["F_FULLFSYNC", "fsync"])])
+def test_macos_forces_a_file_through_the_disks_own_memory_if_it_can(
+    monkeypatch: pytest.MonkeyPatch, refused: bool, asked: list[str]
+) -> None:
+    import fcntl
+
+    seen: list[str] = []
+
+    def full(fd: int, what: str) -> None:
+        seen.append(what)
+        if refused:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", "F_FULLFSYNC", raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append("fsync"))
+    force(7)
+    assert seen == asked

@@ -12,7 +12,7 @@ from mcpguard.identity.caller import Identity
 from tests.build import Talk, call_line
 from tests.cli.command import mcpguard
 
-PAGE = (Path(__file__).parents[1] / "docs/limits-by-example.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs/limits-by-example.md").read_text("utf-8")
 EXAMPLES = re.findall(r"^```console\n\$ mcpguard (.*)\n```\n\n```text\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)
 COMMANDS = [command for command, _ in EXAMPLES]
 (ALICE, BOB, REPORT, EXPLORE, INTERACTIVE, BACKGROUND, PER_USER) = COMMANDS
@@ -29,7 +29,7 @@ def test_each_command_says_what_the_page_says(tmp_path: Path, command: str, said
 def talks(home: Path, command: str, *callers: tuple[str, str]) -> list[Talk]:
     """Conversations of users and agents that share a store, under the policy that a command makes from nothing."""
     mcpguard(home, *shlex.split(command))
-    policy = (home / "policy.toml").read_text()
+    policy = (home / "policy.toml").read_text("utf-8")
     found = [Talk(policy, who=Identity(user, "config", "crm", Agent(*agent.split("::")))) for user, agent in callers]
     for one in found:
         one.store, one.time = found[0].store, found[0].time

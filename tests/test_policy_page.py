@@ -11,7 +11,7 @@ from mcpguard.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
 from mcpguard.session.held_calls import LOOK_US
 from tests.build import Talk, call_line
 
-PAGE = (Path(__file__).parents[1] / "docs/policy.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs/policy.md").read_text("utf-8")
 
 
 def chapter(title: str) -> str:

@@ -9,7 +9,7 @@ from mcpguard.identity.caller import Identity
 from tests.build import Talk, call_line
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/recipes.md").read_text()
+PAGE = (ROOT / "docs/recipes.md").read_text("utf-8")
 
 
 def chapter(title: str) -> str:

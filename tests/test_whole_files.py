@@ -1,8 +1,11 @@
 """Files are replaced as a whole. `clients/test_writing.py` has the tests of a process that is killed."""
 
+import ctypes
 import errno
 import os
 import stat
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,7 @@ def test_a_new_file_gets_its_name_when_it_is_complete_and_takes_nobody_elses(tmp
     with whole_files.new_file(path) as file:
         file.write("é\n")
         assert not path.exists()
-    assert path.read_text("utf-8") == "é\n"
+    assert path.read_bytes() == "é\n".encode()
     with pytest.raises(FileExistsError), whole_files.new_file(path) as file:
         file.write("other")
     with pytest.raises(ZeroDivisionError), whole_files.new_file(tmp_path / "more.csv"):
@@ -94,9 +97,9 @@ def test_an_old_unfinished_file_is_removed_by_the_next_new_file(tmp_path: Path) 
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize("at", ["write", "fchmod", "fsync"])
+@pytest.mark.parametrize(("module", "at"), [(os, "write"), (os, "fchmod"), (whole_files, "force")])
 def test_who_swaps_a_name_in_a_shared_folder_neither_changes_another_file_nor_gets_its_mode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, at: str
 ) -> None:
     folder, victim = tmp_path / "shared", tmp_path / "id_rsa"
     folder.mkdir()
@@ -105,15 +108,15 @@ def test_who_swaps_a_name_in_a_shared_folder_neither_changes_another_file_nor_ge
     file.chmod(0o666)
     victim.write_bytes(b"key")
     victim.chmod(0o600)
-    function = getattr(os, at)
+    function = getattr(module, at)
 
     def swapping(*args: Any, **options: Any) -> Any:
-        monkeypatch.setattr(os, at, function)
+        monkeypatch.setattr(module, at, function)
         file.unlink()
         file.symlink_to(victim)
         return function(*args, **options)
 
-    monkeypatch.setattr(os, at, swapping)
+    monkeypatch.setattr(module, at, swapping)
     with pytest.raises(McpguardError, match="cannot be written: its name leads to another file by now") as error:
         whole_files.write(file, b"new")
     assert error.value.hint.startswith("check who else may write to its folder, then run this again")
@@ -128,3 +131,85 @@ def test_a_link_is_not_followed_because_the_caller_has_followed_all(tmp_path: Pa
     with pytest.raises(McpguardError, match="cannot be written: Too many levels of symbolic links"):
         whole_files.write(tmp_path / "link", b"new")
     assert (tmp_path / "real").read_bytes() == b"old"
+
+
+class Reader:
+    """A program that has a file open. Time passes only while somebody sleeps, and the program closes the file after some of it.
+
+    Elsewhere than on Windows, `os.replace` is made to refuse as it does there.
+    """
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, *, reads_s: float) -> None:
+        self.slept_s = 0.0
+        self._reads_s = reads_s
+        self._file = path.open("rb")
+        self._replace = os.replace
+        monkeypatch.setattr(time, "monotonic", lambda: self.slept_s)
+        monkeypatch.setattr(time, "sleep", self._sleep)
+        if sys.platform != "win32":
+            monkeypatch.setattr(os, "replace", self._replace_if_closed)
+
+    def _sleep(self, s: float) -> None:
+        self.slept_s += s
+        if self.slept_s >= self._reads_s:
+            self.close()
+
+    def _replace_if_closed(self, *names: Any) -> None:
+        if not self._file.closed:
+            refusal = PermissionError(errno.EACCES, "Access is denied")
+            refusal.winerror = 5  # type: ignore[attr-defined]
+            raise refusal
+        self._replace(*names)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_a_file_that_another_program_has_open_is_replaced_when_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b"old")
+    reader = Reader(file, monkeypatch, reads_s=1)
+    whole_files.write(file, b"new")
+    assert 1 <= reader.slept_s < 1.1
+    assert file.read_bytes() == b"new"
+
+
+def test_a_file_that_another_program_keeps_open_is_left_and_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b"old")
+    reader = Reader(file, monkeypatch, reads_s=60)
+    with pytest.raises(McpguardError, match=r"policy\.toml: cannot be written: another program has it open$") as error:
+        whole_files.write(file, b"new")
+    assert error.value.hint == f"{whole_files.IN_USE_HINT}; the file is unchanged"
+    assert whole_files.IN_USE_S <= reader.slept_s < whole_files.IN_USE_S + 0.1
+    reader.close()
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("policy.toml", b"old")]
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_replaced_file_keeps_its_attributes_and_access_list_on_macos_and_is_written_if_they_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    asked: list[tuple[bytes, int, int | None, int]] = []
+
+    class Libc:
+        def __init__(self, name: str | None) -> None:
+            assert name is None
+
+        def fcopyfile(self, original: int, new: int, state: None, flags: int) -> int:
+            asked.append((os.pread(original, 9, 0), len(os.pread(new, 9, 0)), state, flags))
+            return -1 if refused else 0
+
+    file = tmp_path / "policy.toml"
+    file.write_bytes(b"old")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", Libc)
+    monkeypatch.setattr(whole_files, "force", os.fsync)
+    whole_files.write(file, b"newer")
+    assert asked == [(b"old", 5, None, 0b101)]
+    assert file.read_bytes() == b"newer"

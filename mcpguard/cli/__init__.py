@@ -17,6 +17,10 @@ from mcpguard.errors import ExitStatus, McpguardError, UsageError
 
 def main() -> None:
     """Run the `mcpguard` command. An error that the user can fix is printed as one line and a hint, without a traceback."""
+    if sys.platform == "win32":
+        from mcpguard.cli.windows import prepare_output
+
+        prepare_output()
     try:
         wanted = run_options.parse(sys.argv[1:])
         if wanted is not None:
@@ -81,6 +85,10 @@ def _by_click() -> int:
         values = answer(cli, instruction)
         click.echo(values, nl=bool(values))  # bash would take an empty line for a value
         return ExitStatus.OK
+    if sys.platform == "win32":
+        from mcpguard.cli.windows import refuse_quotes
+
+        refuse_quotes(sys.argv[1:])
     try:
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"  # else colours are for terminals
         # Unlike `click.Command.main`, this leaves pipes and * alone
@@ -116,7 +124,7 @@ def _unread(error: BrokenPipeError) -> int:
 def _tolerate_output() -> None:
     """Escape characters that stdout cannot encode. If stdout is closed, discard the output."""
     if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - open until the process ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure:
         reconfigure(errors="backslashreplace")
@@ -127,7 +135,7 @@ def _leave(status: int) -> None:
     try:
         sys.stdout.flush()
     except (OSError, AttributeError):
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
         status = status or ExitStatus.FAILURE
     sys.exit(status)
 

@@ -70,6 +70,7 @@ _ZSH: Final = """\
 if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
     %(complete_func)s "$@"
 else
+    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }
     compdef %(complete_func)s %(prog_name)s
 fi
 """
@@ -248,8 +249,8 @@ def completion(shell: str) -> None:
       fish        mcpguard completion fish > ~/.config/fish/completions/mcpguard.fish
       powershell  mcpguard completion powershell >> $PROFILE
 
-    Needs bash 4.4 or later. In .zshrc, put the line after compinit. Names come from the policy and from the newest rows of
-    the audit log. They are read for a second at most, and nothing is changed.
+    Needs bash 4.4 or later. If .zshrc runs compinit, put the line after it. Names come from the policy and from the newest
+    rows of the audit log. They are read for a second at most, and nothing is changed.
     """
     template = {"complete_func": "_mcpguard_completion", "complete_var": VARIABLE, "prog_name": PROGRAM}
     click.echo(_SHELLS[shell][0] % template, nl=False)

@@ -70,11 +70,13 @@ def warn(text: str) -> None:
 
 def reader_leaves(*, within_s: float) -> bool:
     """Wait for this long. True as soon as the reader of stdout has gone away."""
-    if not hasattr(select, "poll"):
+    if sys.platform == "win32":
+        from mcpguard.cli.windows import is_unread
+
         time.sleep(within_s)
-        return False
+        return is_unread(sys.stdout.fileno())
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # reports only errors and hang-ups
+    poll.register(sys.stdout.fileno(), select.POLLHUP)  # `poll` reports it always, but macOS nothing if asked for nothing
     return bool(poll.poll(within_s * 1000))
 
 

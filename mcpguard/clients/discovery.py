@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
 from mcpguard.clients.entries import Entry, Layout, entries
-from mcpguard.clients.launcher import is_relative, may_vary
+from mcpguard.clients.launcher import is_relative, is_same, may_vary
 from mcpguard.documents.document import Dialect
 from mcpguard.documents.model import Unreadable
 from mcpguard.errors import ConfigError, McpguardError
@@ -177,15 +177,8 @@ def _local(source: Source) -> Iterator[Source]:
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return  # the same file in the user's scope is reported, if it cannot be read
     for key in named:
-        if source.folder is None or _is_same(key, source.folder):
+        if source.folder is None or is_same(key, source.folder):
             yield source._replace(layout=Layout(("projects", key, "mcpServers")), project=key, folder=None)
-
-
-def _is_same(key: str, project: Path) -> bool:
-    try:
-        return os.path.realpath(key) == os.path.realpath(project)
-    except ValueError:  # the text is not a path, because of a U+0000 or half a character
-        return False
 
 
 def client_paths(machine: Machine, client: Client, project: Path | None = None) -> Iterator[Path]:

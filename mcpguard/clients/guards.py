@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from mcpguard import __version__
 from mcpguard.clients.discovery import Source
-from mcpguard.clients.launcher import PROGRAM, find, is_relative, may_vary, own_program
+from mcpguard.clients.launcher import PROGRAM, find, is_relative, is_same, may_vary, own_program
 from mcpguard.files import changeable
 
 _DISTRIBUTION: Final = "mcpguard-cli"
@@ -94,20 +94,20 @@ class Guards:
             return Guard("unsafe", f"other accounts may {may} its mcpguard {file or program}: {reason}", file)
         if file is None:
             return Guard("missing", f"its mcpguard is missing: {program}")
-        real = os.path.realpath(file)
-        if self.own and real == os.path.realpath(self.own):
+        if self.own and is_same(file, self.own):
             return Guard("known", file=file, version=__version__)
-        if is_foreign and real not in self._on_path:
+        if is_foreign and not any(is_same(file, other) for other in self._on_path):
             return Guard(
                 "unsafe", f"its mcpguard is neither this one nor on your PATH, so it may be the project's: {file}", file
             )
         return Guard("known", file=file, version=version_of(file))
 
     @functools.cached_property
-    def _on_path(self) -> set[str]:
-        """The mcpguards that the `PATH` finds, with all links followed."""
+    def _on_path(self) -> list[str]:
+        """The mcpguards that the `PATH` finds."""
         folders = [folder for folder in self._environ.get("PATH", "").split(os.pathsep) if os.path.isabs(folder)]  # noqa: PTH117
-        return {os.path.realpath(os.path.join(folder, PROGRAM)) for folder in folders}  # noqa: PTH118
+        places = [os.path.join(folder, PROGRAM) for folder in folders]  # noqa: PTH118
+        return [place for place in places if os.path.isfile(place)]  # noqa: PTH113 - as in `find`
 
 
 def version_of(program: Path) -> str | None:
@@ -136,5 +136,6 @@ def _recorded(program: str) -> Iterator[str]:
         names = ("METADATA", Path(program).name)
         files = {file.name: str(found.locate_file(file)) for file in found.files or () if file.name in names}
         metadata, listed = (os.path.realpath(files.get(name, "")) for name in names)
-        if listed == program and not changeable(metadata) and (version := found.version) and version.isprintable():
+        version = found.version if "Version" in found.metadata else ""
+        if version and version.isprintable() and is_same(listed, program) and not changeable(metadata):
             yield version

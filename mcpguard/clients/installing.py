@@ -9,7 +9,7 @@ from mcpguard.clients.discovery import Fault, Source, entries_of
 from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
-from mcpguard.clients.launcher import Launcher
+from mcpguard.clients.launcher import Launcher, is_same
 from mcpguard.clients.plan import Outcome, Plan, real, record_of
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Array, Object, plain
@@ -98,7 +98,7 @@ def _guarded(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Ou
         raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
     remark = "it starts in the container, where mcpguard must have the same path" if source.is_of_container else ""
     edit = Edit(source.layout, entry.name, launcher.words(entry.name), drop_empty_args=not entry.has_args)
-    return Outcome(source, entry.name, "guard", remark, edit)
+    return Outcome(source, entry.name, "guard", remark, edit, entry.words[0])
 
 
 def starts_mcpguard(entry: Entry) -> bool:
@@ -113,4 +113,4 @@ def _may_write(data: bytes, source: Source, state: Path) -> bool:
     node = root.get(*path) if isinstance(root, Object) else None
     texts = [text for text in plain(node) if isinstance(text, str)] if isinstance(node, Array) else []
     folders = [Path(os.path.expanduser(text)) for text in texts]  # noqa: PTH111
-    return any(folder == state or folder in state.parents for folder in folders)
+    return any(is_same(folder, part) for folder in folders for part in (state, *state.parents))

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.config import SWITCHES, switch
 from mcpguard.errors import McpguardError, UsageError
-from mcpguard.files import named_path
+from mcpguard.files import StrPath, named_path
 from mcpguard.stores.address import has_password
 from mcpguard.text.redaction import holds_token
 
@@ -26,6 +26,9 @@ PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
 
 _OPTIONS: Final = ("config", "policy", "store", "user", "agent", "denials")
 _PATHS: Final = ("config", "policy")
+_CACHES: Final = frozenset({"archive-v0", ".cache", "cache", "caches"})
+"""Folders of caches, in small letters: uv's on all systems, and those of Linux, Windows and macOS (`~/Library/Caches`)."""
+
 _SECRETS: Final = {
     "MCPGUARD_TOKEN": "write the token into a file, name it as token_file in config.toml, and unset MCPGUARD_TOKEN",
     "MCPGUARD_STORE_PASSWORD": "put the store's URL with its password into config.toml, and unset MCPGUARD_STORE_PASSWORD",
@@ -128,10 +131,9 @@ def _script() -> Path | None:
 
 def stable(script: Path, environ: Mapping[str, str]) -> Path:
     """The link to a program that `uv tool`, `pipx` or a package manager keeps through upgrades; else the program itself."""
-    real = os.path.realpath(script)
+    folder = Path(os.path.realpath(script)).parent
     for shim in _shims(script, environ):
-        inside = Path(os.path.realpath(shim.parent)) == Path(real).parent
-        if not inside and os.path.isfile(shim) and os.path.realpath(shim) == real:  # noqa: PTH113 - as in `find`
+        if os.path.isfile(shim) and is_same(shim, script) and not is_same(shim.parent, folder):  # noqa: PTH113 - as in `find`
             return shim
     return script
 
@@ -156,10 +158,11 @@ def _warning_of_place(program: Path) -> str:
         temporary = Path(os.path.realpath(tempfile.gettempdir()))
         if temporary in real.parents or temporary in program.parents:
             return f"{program} is in a temporary folder: {hint}"
-    if "archive-v0" in real.parts or ".cache" in real.parts:
+    if _CACHES & {part.lower() for part in real.parts}:
         return f"{program} is in a cache, which may be cleared: {hint}"
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - some people keep all of it in git
-    checkout = next((folder for folder in program.parents if folder != home and (folder / ".git").exists()), None)
+    checkouts = (folder for folder in program.parents if (folder / ".git").exists() and not is_same(folder, home))
+    checkout = next((folder for folder in checkouts if not (folder / "Cellar").exists()), None)  # Homebrew keeps itself in git
     return f"{program} is in the checkout {checkout}: {hint}" if checkout else ""
 
 
@@ -198,6 +201,16 @@ def find(program: str, environ: Mapping[str, str], folder: Path = Path()) -> Pat
     found = shutil.which(program, path=environ.get("PATH")) if os.path.basename(program) == program else program  # noqa: PTH119
     file = os.path.join(folder, found or "")  # noqa: PTH118
     return Path(file) if found and os.path.isfile(file) else None  # noqa: PTH113 - `Path.is_file` raises without permission
+
+
+def is_same(one: StrPath, other: StrPath) -> bool:
+    """Whether two paths lead to the same file or folder. Some systems ignore case, and how a letter is composed."""
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121 - as in `find`
+    except OSError:  # one of them does not exist
+        return os.path.realpath(one) == os.path.realpath(other)
+    except ValueError:  # the text is not a path, because of a U+0000 or half a character
+        return False
 
 
 def is_relative(program: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, may_exist, read, sources, unreadable
 from mcpguard.clients.editing import Edit
+from mcpguard.clients.launcher import is_same
 from mcpguard.clients.writing import NotWritten, remove, replace
 from mcpguard.documents.document import Dialect
 from mcpguard.documents.model import Unreadable
@@ -40,6 +41,7 @@ class Outcome(NamedTuple):
         action: `guard`, `mend`, `unguard`, `keep` or `leave`.
         detail: What the user should know; empty for the usual.
         edit: The edit of its entry that this needs; None if it needs none.
+        command: The server's own command, without its arguments, if it becomes guarded.
     """
 
     source: Source
@@ -47,6 +49,7 @@ class Outcome(NamedTuple):
     action: str
     detail: str = ""
     edit: Edit | None = None
+    command: str = ""
 
 
 class HookOutcome(NamedTuple):
@@ -149,7 +152,7 @@ class Plan:
         Raises:
             Fault: The file cannot be read.
         """
-        key = real(file)
+        key = self._key(file)
         if key not in self._files:
             data = read(file) if may_exist(file) else None
             self._files[key] = Change(file, data, data)
@@ -161,13 +164,17 @@ class Plan:
         Raises:
             Fault: A client is running that would undo the change.
         """
-        key = real(file)
-        client = self._rewriters.get(key)
+        client = next((client for other, client in self._rewriters.items() if is_same(other, file)), None)
         if client and is_running(client):
             hint = f"quit {client.title}, also in the tray, then run this again"
             raise Fault(f"{file}: not changed: {client.title} is running, and would write its own copy back", hint)
         self.content(file)
+        key = self._key(file)
         self._files[key] = self._files[key]._replace(new=new, dialect=dialect)
+
+    def _key(self, file: Path) -> str:
+        """The name under which a file is in `_files`."""
+        return next((other for other in self._files if is_same(other, file)), real(file))
 
     @property
     def changes(self) -> list[Change]:
@@ -204,7 +211,7 @@ class Plan:
 
     def holds(self, record: Record) -> bool:
         """Whether there is a record."""
-        return record in self._records
+        return any(one.keys == record.keys and is_same(one.file, record.file) for one in self._records)
 
     def apply(self) -> Iterator[tuple[Change, NotWritten | None]]:
         """Change the files, one after the other. A file that cannot be changed is left as it is.
@@ -248,9 +255,11 @@ def is_running(client: Client) -> bool:
         return False
     on_linux, on_mac, on_windows = client.processes
     if sys.platform == "win32":
-        return on_windows in output_of("tasklist", "/FI", f"IMAGENAME eq {on_windows}", within_s=TIMEOUT_S)
+        found = output_of("tasklist", "/FI", f"IMAGENAME eq {on_windows}", within_s=TIMEOUT_S)
+        return on_windows.lower() in found.lower()
     if sys.platform == "darwin":
-        return bool(output_of("pgrep", "-x", on_mac, within_s=TIMEOUT_S).strip())
+        found = output_of("pgrep", "-a", "-x", on_mac, within_s=TIMEOUT_S)  # -a: also if it has started this process
+        return bool(found.strip())
     return any(_name(process) == on_linux for process in Path("/proc").glob("[0-9]*"))
 
 

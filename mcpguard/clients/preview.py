@@ -33,7 +33,7 @@ def diff(change: Change) -> Iterator[str]:
     The time is proportional to the size of the file.
     """
     old, new = (_lines(data, change.dialect) for data in (change.old, change.new))
-    before, after = (str(change.file) if data is not None else os.devnull for data in (change.old, change.new))
+    before, after = (str(change.file) if data is not None else "/dev/null" for data in (change.old, change.new))
     yield f"--- {before}"
     yield f"+++ {after}"
     for hunk in _hunks(old, new):

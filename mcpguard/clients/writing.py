@@ -81,6 +81,7 @@ def _reported(path: Path) -> Iterator[None]:
 _HINTS: Final = {
     errno.EINVAL: "check where the link leads",
     errno.ESTALE: whole_files.SWAPPED_HINT,
+    errno.ETXTBSY: whole_files.IN_USE_HINT,
     errno.EACCES: "give your account the right to write to the file and to its folder",
     errno.EPERM: "if it belongs to another account, run this command as that account; else give the file a group of yours",
     errno.EROFS: "the file is on a read-only file system: edit the file that it is made from",

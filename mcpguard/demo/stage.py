@@ -119,7 +119,7 @@ class Stage:
             env=self.environment() | {CALL_LOG_VARIABLE: str(self._log_of(person))},
         )
         info = Implementation(name=person.client, version="1.0")
-        with self.stderr.open("a") as errlog:
+        with self.stderr.open("a", encoding="utf-8") as errlog:
             transport = stdio_client(command, errlog=errlog)
             async with Client(transport, client_info=info, read_timeout_seconds=_CALL_TIMEOUT_S) as client:
                 await client.list_tools()

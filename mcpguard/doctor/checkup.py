@@ -8,7 +8,7 @@ from pathlib import Path
 import mcpguard
 from mcpguard import __version__, config
 from mcpguard.clients.guards import version_of
-from mcpguard.clients.launcher import PROGRAM
+from mcpguard.clients.launcher import PROGRAM, is_same
 from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_tier, used_tiers
@@ -51,18 +51,18 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
         own: The command of this environment.
     """
     places = [Path(folder) / own.name for folder in folders if folder]
-    found: dict[Path, Path] = {}
+    found: list[Path] = []
     for place in places:
-        if os.access(place, os.X_OK) and place.is_file():
-            found.setdefault(place.resolve(), place)
+        if os.access(place, os.X_OK) and place.is_file() and not any(is_same(place, other) for other in found):
+            found.append(place)
     if not found:
         hint = (
             f"use its full path in clients: {own}" if own.is_file() else "install it as a program: uv tool install mcpguard-cli"
         )
         yield advice("PATH", f"mcpguard {__version__} is not on the PATH", hint)
         return
-    first, *others = found.values()
-    if first.resolve() == own.resolve():
+    first, *others = found
+    if is_same(first, own):
         yield good("PATH", f"{first}, version {__version__}")
     elif reason := changeable(first):
         yield advice(

@@ -11,6 +11,7 @@ from mcpguard.clients.catalog import BY_KEY, CLIENTS
 from mcpguard.clients.discovery import Machine, readable_entries, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
+from mcpguard.clients.launcher import is_same
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
@@ -60,7 +61,7 @@ def _project(machine: Machine) -> Path | None:
         folder = Path.cwd()
     except OSError:
         return None
-    return None if folder == Path(os.path.realpath(machine.home)) else folder
+    return None if is_same(folder, machine.home) else folder
 
 
 def command_of(server: str, environ: Mapping[str, str], client: str | None = None) -> Command:

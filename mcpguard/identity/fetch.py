@@ -87,7 +87,7 @@ def _reason(error: Exception) -> str:
         if isinstance(cause, socket.gaierror | UnicodeError):
             return "its name cannot be resolved"
         if isinstance(cause, OSError) and cause.errno:
-            return os.strerror(cause.errno).lower()
+            return (cause.strerror or os.strerror(cause.errno)).lower()
     return "the connection breaks off" if isinstance(error, httpx2.NetworkError) else "it does not speak HTTP"
 
 

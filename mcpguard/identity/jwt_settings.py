@@ -64,7 +64,7 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
     claims = {key: texts[key][0] for key in ("user_claim", "roles_claim", "agent_claim") if key in texts}
     jwks = texts["jwks"][0]
     if jwks.startswith("file:///"):
-        jwks = unquote(jwks.removeprefix("file://"))
+        jwks = re.sub(r"^/(?=[A-Za-z]:/)", "", unquote(jwks.removeprefix("file://")))  # the slash before a drive of Windows
     is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", jwks)  # a single letter is a drive on Windows
     if is_url and (problem := url_problem(jwks)):
         raise ConfigError(f"{where}.jwks: {problem}", _HINTS["jwks"])

@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,12 +12,11 @@ from typing import Final
 from mcpguard.errors import McpguardError
 from mcpguard.files import is_there, no_temporary_folder, place_to_make, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
+from mcpguard.identity.account import state_folder
+from mcpguard.locks import FileLock, lock_file
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import STARTER, parse, text_of, unreadable
 from mcpguard.whole_files import LEFT_AFTER_S, remove_leftovers, reported, require_writable, write
-
-if sys.platform != "win32":
-    import fcntl
 
 LOCK_TIMEOUT_S: Final = 10.0
 """How long to wait for other commands that edit the same file. Each takes a few milliseconds."""
@@ -28,8 +26,8 @@ LOCK_TIMEOUT_S: Final = 10.0
 def locked(path: Path) -> Iterator[Path]:
     """Lock a policy file against other edits.
 
-    The lock is on the folder, so that no lock file is left in a repository. If the file system cannot lock folders, there is
-    no lock.
+    The lock is the folder's, so that no lock file is left in a repository. If the file system cannot lock folders, there is no
+    lock.
 
     Yields:
         The file; if `path` is a link, its target. The folder exists.
@@ -40,28 +38,29 @@ def locked(path: Path) -> Iterator[Path]:
     with reported(path), contextlib.ExitStack() as undo:
         target = Path(place_to_make(path))
         private_folder(target.parent)
-        alone = _wait_for_lock(target, undo)  # if not, another command may be writing
-        remove_leftovers(target, older_than_s=0 if alone else LEFT_AFTER_S)
+        lock = folder_lock(target.parent)
+        undo.callback(lock.close)
+        left_after_s = 0.0
+        try:
+            if not lock.acquire(LOCK_TIMEOUT_S):
+                raise McpguardError(f"{target}: locked by another process", "end the process that holds it")
+        except OSError:  # this file system cannot lock folders: another command may be writing
+            left_after_s = LEFT_AFTER_S
+        remove_leftovers(target, older_than_s=left_after_s)
         yield target
 
 
-def _wait_for_lock(path: Path, undo: contextlib.ExitStack) -> bool:
-    """Lock a file's folder until `undo` closes; False if this file system cannot lock folders."""
+def folder_lock(folder: Path) -> FileLock:
+    """The lock on a folder. Windows cannot lock one: there it is on a file in the state folder, named by the folder's number.
+
+    Raises:
+        OSError: The folder cannot be used, or the state folder cannot be made.
+    """
     if sys.platform != "win32":
-        folder = os.open(path.parent, os.O_RDONLY)
-        undo.callback(os.close, folder)
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while time.monotonic() <= deadline:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.01)
-            except OSError:
-                return False
-            else:
-                return True
-        raise McpguardError(f"{path}: locked by another process", "end the process that holds it")
-    return False
+        return FileLock(os.open(folder, os.O_RDONLY))
+    found, state = folder.stat(), state_folder(os.environ)
+    private_folder(state)
+    return lock_file(state / f"policy-{found.st_dev:x}-{found.st_ino:x}.lock")
 
 
 def read(path: Path) -> str | None:

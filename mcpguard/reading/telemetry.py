@@ -36,12 +36,12 @@ from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.jwt_settings import is_loopback
+from mcpguard.locks import try_lock
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.following import follow
 from mcpguard.session.audit import FAILED, limit_text, record
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
-from mcpguard.stores.locks import try_lock
 from mcpguard.text.digest import blake2b
 from mcpguard.text.masking import MASK
 from mcpguard.whole_files import replace

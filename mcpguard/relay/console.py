@@ -1,19 +1,20 @@
 """Lines on stderr, without waiting for whoever reads them, and without filling a log file."""
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import has_room
+from mcpguard.relay.readiness import LineOutput
 from mcpguard.text.printing import printable
 
 AT_ONCE: Final = 10
 """How many lines of one kind may be written in a burst. After that, one is written every `EVERY_S`."""
 
 EVERY_S: Final = 1.0
+
+MAX_BYTES: Final = 4096
+"""How long a line may be. The rest is left out."""
 
 
 class Console:
@@ -26,11 +27,12 @@ class Console:
     """
 
     def __init__(self, fd: int = 2, *, quiet: bool = False, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._fd = fd
+        self._output = LineOutput(fd)
         self._is_quiet = quiet
         self._clock_s = clock_s
         self._lock = threading.Lock()
         self._dropped = 0
+        self._torn = b""  # ends a line of which only the beginning was written
         self._kinds: dict[str, tuple[float, float, int]] = {}  # by kind: lines allowed, as of when, and left out since
 
     def line(self, text: str, *, kind: str = "") -> None:
@@ -61,17 +63,14 @@ class Console:
                     return
                 if left_out:
                     text += f" ({left_out} more like this were left out)"
-            try:
-                if sys.platform != "win32" and not has_room(self._fd):
-                    self._dropped += 1
-                    return
-                if self._dropped:
-                    text += f" ({self._dropped} lines before this one were dropped: stderr was full)"
-                data = f"mcpguard: {printable(text)}".encode(errors="backslashreplace")
-                os.write(self._fd, data[:4095] + b"\n")
-                self._dropped = 0
-            except OSError:
-                self._dropped += 1
+            if self._dropped:
+                text += f" ({self._dropped} lines before this one were dropped: stderr was full)"
+            data = self._torn + f"mcpguard: {printable(text)}".encode(errors="backslashreplace")[: MAX_BYTES - 1] + b"\n"
+            written = self._output.write(data)
+            is_whole = written == len(data)
+            self._dropped = 0 if is_whole else self._dropped + 1
+            if written:
+                self._torn = b"" if is_whole else b"\n"
 
     def _left_out(self, kind: str) -> int | None:
         """How many lines of a kind were left out before this one; None if this one has to be left out, too."""

@@ -10,10 +10,7 @@ from typing import Final
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
-from mcpguard.relay.readiness import has_bytes
-
-CHUNK_BYTES: Final = 64 * 1024
-"""The size of a pipe."""
+from mcpguard.relay.readiness import CHUNK_BYTES, has_bytes
 
 MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 """The most bytes that are read ahead. Then the server has to wait for the client."""

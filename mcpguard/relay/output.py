@@ -7,15 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from mcpguard.relay.readiness import LOOK_S, await_room, has_reader, has_room
+from mcpguard.relay.readiness import AT_ONCE_BYTES, LOOK_S, await_room, has_reader, has_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """If more bytes of replies are queued, mcpguard reads nothing from the client until the client has read some."""
-
-_AT_ONCE_BYTES: Final = 4096
-"""A pipe that `poll` calls writable takes this much without blocking (PIPE_BUF). Replies are written in pieces of this size: a
-longer write returns only when the client has taken all of it, so `taken` would not show that a slow client reads."""
-
 
 _MUCH_QUEUED_BYTES: Final = 512 * 1024
 _GIVE_WAY_S: Final = 0.001
@@ -79,7 +74,7 @@ class ClientOutput:
         """Write mcpguard's own frames between two of the server's: at once if that does not block, else from a queue."""
         if not self._queue and self._writing.acquire(blocking=False):
             try:
-                if not self._queue and not self._in_frame and len(data) <= _AT_ONCE_BYTES and has_room(self._fd):
+                if not self._queue and not self._in_frame and len(data) <= AT_ONCE_BYTES and has_room(self._fd):
                     self._write(data)
                     return
             finally:
@@ -147,8 +142,11 @@ class ClientOutput:
             self._write(replies)
             self._broken = True  # the process is about to end, which would cut off a later frame
 
-    def _write(self, data: bytes, at_once: int = _AT_ONCE_BYTES) -> None:
-        """Write in pieces of `at_once` bytes; discard the data if the client is gone. The caller holds `_writing`."""
+    def _write(self, data: bytes, at_once: int = AT_ONCE_BYTES) -> None:
+        """Write in pieces of `at_once` bytes; discard the data if the client is gone. The caller holds `_writing`.
+
+        A longer write returns only when the client has taken all of it, so `taken` would not show that a slow client reads.
+        """
         written = 0
         try:
             while written < len(data) and not self._broken:

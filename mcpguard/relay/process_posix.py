@@ -16,6 +16,7 @@ from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
 from mcpguard.files import close
 from mcpguard.relay import strays
 from mcpguard.relay.command import cannot_start, find_program
+from mcpguard.relay.readiness import ServerInput
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
@@ -49,14 +50,13 @@ class ServerProcess:
         self.pid = pid
         self._failed = failed
         self._command = command
-        self.stdin = stdin
+        self.stdin = ServerInput(stdin)
         self.stdout = stdout
         self.status: int | None = None
         self.was_killed = False
         self._pipes = {strays.pipe_of(stdin), strays.pipe_of(stdout)}
         self._strays: set[strays.Process] = set()
         self._watchdog = 0  # the shell
-        self._devnull = os.open(os.devnull, os.O_WRONLY)  # opened early: later there may be no descriptor left
 
     def confirm(self) -> None:
         """Wait until the program runs. That takes a few milliseconds: load modules before you call this.
@@ -68,6 +68,7 @@ class ServerProcess:
         close(self._failed)
         if failure:
             os.waitpid(self.pid, 0)
+            self.reap()
             number = int(failure)
             what, hint = os.strerror(number), "a script needs a first line like #!/bin/sh"
             if number == errno.ENOEXEC:
@@ -82,8 +83,10 @@ class ServerProcess:
         """Have its group killed if mcpguard is killed, if the system has a shell, descriptors and a process for that.
 
         On Linux the kernel kills the server itself then, but not the processes that it has started. So a shell waits for the
-        end of a pipe that only mcpguard holds.
+        end of a pipe that only mcpguard holds. On other systems `spawn` has called this.
         """
+        if self._watchdog:
+            return
         shell = "/bin/sh"
         with contextlib.suppress(OSError):
             read, _ = os.pipe()
@@ -148,10 +151,6 @@ class ServerProcess:
         """Kill it and the processes that it started."""
         self.signal(signal.SIGKILL)
 
-    def close_stdin(self) -> None:
-        """End its input. The descriptor stays open, on the null device: another thread may be about to write to it."""
-        os.dup2(self._devnull, self.stdin, inheritable=False)
-
     def reap(self) -> None:
         """Remove the zombie: in a container, process 1 may not do it. From now on send no signal, and nobody watches."""
         with contextlib.suppress(OSError):
@@ -160,6 +159,7 @@ class ServerProcess:
             with contextlib.suppress(OSError):
                 os.kill(self._watchdog, signal.SIGKILL)
                 os.waitpid(self._watchdog, 0)
+            self._watchdog = 0
 
 
 def end_by(number: int) -> None:
@@ -203,7 +203,10 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
     """
     program = find_program(argv[0], environ)
     try:
-        return _spawn(program, argv, environ)
+        server = _spawn(program, argv, environ)
+        if sys.platform != "linux":  # on Linux the kernel kills it with mcpguard until then
+            server.watch()
+        return server
     except OSError as error:  # in this process: the new one reports its own errors
         raise cannot_start(argv[0], error) from error
 

@@ -9,7 +9,6 @@ import _winapi
 import ctypes
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import wintypes
 from typing import Final
@@ -17,6 +16,7 @@ from typing import Final
 from mcpguard.errors import CommandError, ExitStatus
 from mcpguard.relay import batch_file
 from mcpguard.relay.command import find_program
+from mcpguard.relay.readiness import ServerInput
 from mcpguard.system_programs import system_program
 
 _KILL_ON_CLOSE: Final = 0x2000
@@ -89,23 +89,22 @@ class ServerProcess:
     Args:
         process: The process.
         job: The job that it is in.
+        stdin: Our end of its standard input.
+        stdout: Our end of its standard output.
 
     Attributes:
         status: Its exit status; None while it runs.
         was_killed: Whether a signal ended it: never, because Windows has no signals.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], job: _Job) -> None:
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - `spawn` asks for pipes
+    def __init__(self, process: subprocess.Popen[bytes], job: _Job, stdin: int, stdout: int) -> None:
         self._process = process
         self._job = job
         self.pid = process.pid
-        self.stdin = process.stdin.fileno()
-        self.stdout = process.stdout.fileno()
+        self.stdin = ServerInput(stdin)
+        self.stdout = stdout
         self.status: int | None = None
         self.was_killed = False
-        self._devnull = os.open(os.devnull, os.O_WRONLY)
-        self._closing = threading.Lock()
 
     def confirm(self) -> None:
         """Nothing to wait for: `spawn` has raised if Windows cannot run the program."""
@@ -124,20 +123,9 @@ class ServerProcess:
         self._process.wait()
         ended()
 
-    def signal(self, number: int) -> None:
-        """Do nothing: the server has no console of mcpguard's, so no signal reaches it. It is killed when its time is up."""
-
-    def pass_on(self, number: int) -> None:
-        """Do nothing: as `signal`."""
-
     def kill(self) -> None:
         """Kill it and the processes that it started."""
         self._job.kill()
-
-    def close_stdin(self) -> None:
-        """End its input. The descriptor stays open, on the null device: another thread may be about to write to it."""
-        with self._closing:  # `dup2` closes the descriptor first: a second one at the same time would find none
-            os.dup2(self._devnull, self.stdin, inheritable=False)
 
     def reap(self) -> None:
         """Let processes that it started go on after mcpguard, as without it."""
@@ -162,15 +150,16 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
         except ValueError as error:
             hint = "name the program that the batch file starts"
             raise CommandError(f"cannot run {argv[0]}: {error}", hint, ExitStatus.NOT_EXECUTABLE) from error
+    stdin_read, stdin_write = os.pipe()
+    stdout_read, stdout_write = os.pipe()
     try:
         job = _Job()
         process = subprocess.Popen(
             command,
             executable=executable,
             env=dict(environ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
+            stdin=stdin_read,
+            stdout=stdout_write,
             creationflags=subprocess.CREATE_NO_WINDOW | _CREATE_SUSPENDED,
         )
         # Suspended until it is in the job: what it starts before would not be in it
@@ -189,7 +178,10 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
             "name a program, or an interpreter and a script",
             ExitStatus.NOT_EXECUTABLE,
         ) from error
-    return ServerProcess(process, job)
+    finally:
+        os.close(stdin_read)
+        os.close(stdout_write)
+    return ServerProcess(process, job, stdin_write, stdout_read)
 
 
 def end_by(number: int) -> None:

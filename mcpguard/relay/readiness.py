@@ -5,8 +5,23 @@ shares it can set, and Node does.
 """
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Final
+
+__all__ = [
+    "AT_ONCE_BYTES",
+    "CHUNK_BYTES",
+    "ClientInput",
+    "LineOutput",
+    "ServerInput",
+    "Wake",
+    "await_room",
+    "await_server",
+    "has_bytes",
+    "has_reader",
+    "has_room",
+]
 
 STUCK_S: Final = 2.0
 """How long a server may take nothing after the client has gone. Then the remaining bytes are discarded."""
@@ -14,97 +29,19 @@ STUCK_S: Final = 2.0
 LOOK_S: Final = 0.01
 """How often a thread that waits looks for other work, or for the end of the client."""
 
-TICK_S: Final = 0.2
-"""How often the main thread looks for a signal on Windows."""
-
 if sys.platform == "win32":
-    import contextlib
-    import ctypes
-    import msvcrt
-    import threading
-    import time
-    from queue import Empty, SimpleQueue
-
-    # Windows cannot tell whether a pipe is ready, whether its other end is open, or whether the client has closed its side
-    def has_room(fd: int) -> bool:
-        """Whether a write of `PIPE_BUF` bytes is known to return at once: never. So only threads that may block write."""
-        return False
-
-    def has_bytes(fd: int) -> bool:
-        """Whether a read is known to return at once: never."""
-        return False
-
-    def has_ended(fd: int) -> bool:
-        """Whether the client is known to have closed its side: never."""
-        return False
-
-    def has_reader(fd: int) -> bool:
-        """Whether somebody is known to hold the other end of the output: never."""
-        return False
-
-    def await_bytes(fd: int) -> None:
-        """Return at once: reads block on Windows."""
-
-    def await_room(fd: int) -> None:
-        """Return at once: writes block on Windows."""
-
-    def await_server(fd: int, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
-        """Return at once: writes block on Windows."""
-
-    class ClientInput:
-        """Waits for bytes from the client, for a time. On Windows it looks again and again.
-
-        Args:
-            fd: The descriptor that the client writes to.
-        """
-
-        def __init__(self, fd: int) -> None:
-            self._fd = fd
-            self._woken = threading.Event()
-
-        def wait(self, timeout_s: float) -> bool:
-            """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once."""
-            until_s = time.monotonic() + timeout_s
-            while not self._has_bytes():
-                left_s = until_s - time.monotonic()
-                if left_s <= 0 or self._woken.wait(min(left_s, LOOK_S)):
-                    self._woken.clear()
-                    return False
-            return True
-
-        def _has_bytes(self) -> bool:
-            """Whether there are bytes, or the end; True for a descriptor that is not a pipe, which cannot tell."""
-            count = ctypes.c_ulong()
-            handle = ctypes.c_void_p(msvcrt.get_osfhandle(self._fd))
-            found = ctypes.windll.kernel32.PeekNamedPipe(handle, None, 0, None, ctypes.byref(count), None)
-            return not found or count.value > 0
-
-        def wake(self) -> None:
-            """End the current wait. From any thread."""
-            self._woken.set()
-
-        def close(self) -> None:
-            """Do nothing: there is nothing to release."""
-
-    class Wake:
-        """A queue, polled every `TICK_S`, because on Windows no signal interrupts the wait for a lock.
-
-        Args:
-            output: The descriptor that the client reads from.
-        """
-
-        def __init__(self, output: int) -> None:
-            del output
-            self._queue: SimpleQueue[None] = SimpleQueue()
-
-        def set(self) -> None:
-            """End the current wait, or the next one."""
-            self._queue.put(None)
-
-        def wait(self, timeout_s: float | None) -> None:
-            """Wait until `set` is called, a signal comes or time is up. It may return without a reason."""
-            with contextlib.suppress(Empty):
-                self._queue.get(timeout=TICK_S if timeout_s is None else min(timeout_s, TICK_S))
+    from mcpguard.relay.blocking import (
+        AT_ONCE_BYTES,
+        CHUNK_BYTES,
+        ClientInput,
+        LineOutput,
+        ServerInput,
+        Wake,
+        await_room,
+        has_bytes,
+        has_reader,
+        has_room,
+    )
 
 else:
     import contextlib
@@ -114,19 +51,28 @@ else:
     import select
     import signal
     import threading
-    import time
+    from functools import partial
 
+    AT_ONCE_BYTES: Final = select.PIPE_BUF
+    """A pipe or socket that `poll` calls writable takes this much without blocking: 4096 bytes on Linux, 512 on macOS."""
+
+    CHUNK_BYTES: Final = 64 * 1024
+    """The size of a pipe."""
+
+    # That the other end is gone is reported by Linux always, and by macOS if something is asked: then it does not call the
+    # descriptor writable. The end of half a socket is reported by Linux if asked, and by macOS to who waits for bytes
     _PEER_END: Final = getattr(select, "POLLRDHUP", 0)
-    """The event for the end of the other side. `poll` always reports a pipe's; half a socket's only if asked to, on Linux."""
+    _READER_END: Final = 0 if sys.platform == "linux" else select.POLLIN
 
-    _PIPE_BYTES: Final = 65_536
+    LOOK_AGAIN_S: Final = 1.0
+    """How often the reader of an output is looked for after macOS has reported the end of one half of a socket."""
 
     def _events(poll: select.poll, timeout_ms: float | None = None) -> list[tuple[int, int]]:
         """What `poll` reports. Nothing, perhaps too early, while the system has no memory to wait: a later look can tell."""
         try:
             return poll.poll(timeout_ms)
         except OSError as error:
-            if error.errno != errno.ENOMEM:
+            if error.errno not in (errno.ENOMEM, errno.EAGAIN):
                 raise
         if timeout_ms != 0:
             time.sleep(LOOK_S)
@@ -139,52 +85,71 @@ else:
         return next((seen for _, seen in _events(poll, timeout_ms)), 0)
 
     def has_room(fd: int) -> bool:
-        """Whether a write of `PIPE_BUF` bytes would return at once."""
-        return bool(_seen(fd, select.POLLOUT) & select.POLLOUT)
+        """Whether a write of `AT_ONCE_BYTES` would return at once, perhaps with an error."""
+        return bool(_seen(fd, select.POLLOUT))
 
     def has_bytes(fd: int) -> bool:
         """Whether a read would return at once."""
         return bool(_seen(fd, select.POLLIN))
 
-    def has_ended(fd: int) -> bool:
-        """Whether the client has closed its side, even while there are bytes to read."""
-        return bool(_seen(fd, _PEER_END))
-
     def has_reader(fd: int) -> bool:
-        """Whether somebody is known to hold the other end of the output; see `_watch_reader`."""
-        return sys.platform == "linux" and not _seen(fd, 0)
+        """Whether somebody holds the other end of the output.
 
-    def await_bytes(fd: int) -> None:
-        """Wait until there are bytes to read, or the end."""
-        while not _seen(fd, select.POLLIN, None):
-            pass
+        A pipe has no reader when its last one closes it, a terminal when it hangs up, a socket when its other side is closed.
+        A file and `/dev/null` always have one, and so has a socket of which the other side has closed the half that it writes.
+        """
+        return not _seen(fd, select.POLLOUT) & ~select.POLLOUT
 
     def await_room(fd: int) -> None:
         """Wait until a write takes bytes, or fails."""
         while not _seen(fd, select.POLLOUT, None):
             pass
 
-    def await_server(fd: int, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
-        """Wait until the pipe to the server, which is non-blocking, takes bytes, or the server has closed it.
+    class ServerInput:
+        """The pipe to the server. Writes do not block, so that the thread that writes can do other work.
 
         Args:
-            fd: The pipe.
-            client_is_gone: Tells whether the client has closed both its ends.
-            work: Called while the pipe is full, and again at once if it returns True.
+            fd: Our end of the pipe.
 
-        Raises:
-            ConnectionAbortedError: The client is gone, and the server has not taken a byte for `STUCK_S` since.
+        Attributes:
+            fd: The same.
+            write: Writes some bytes; returns how many. Raises `BlockingIOError` if the server takes none now.
         """
-        deadline = float("inf")
-        while time.monotonic() < deadline:
-            if _seen(fd, select.POLLOUT, 0 if work() else LOOK_S * 1000):
-                return
-            if deadline == float("inf") and client_is_gone():
-                deadline = time.monotonic() + STUCK_S
-        raise ConnectionAbortedError
+
+        def __init__(self, fd: int) -> None:
+            self.fd = fd
+            self._devnull = os.open(os.devnull, os.O_WRONLY)  # opened early: later there may be no descriptor left
+            os.set_blocking(fd, False)
+            self.write = partial(os.write, fd)
+
+        def has_room(self, timeout_s: float) -> bool:
+            """Wait at most this long until a write would return at once. Returns whether it would."""
+            return bool(_seen(self.fd, select.POLLOUT, timeout_s * 1000))
+
+        def close(self) -> None:
+            """End the server's input. The descriptor stays open, on the null device: another thread may be about to write."""
+            os.dup2(self._devnull, self.fd, inheritable=False)
+
+    class LineOutput:
+        """A descriptor for lines that may get lost.
+
+        Args:
+            fd: The descriptor.
+        """
+
+        def __init__(self, fd: int) -> None:
+            self._fd = fd
+
+        def write(self, data: bytes) -> int:
+            """Write without waiting for a reader; returns how many bytes were written."""
+            written = 0
+            with contextlib.suppress(OSError):
+                while written < len(data) and has_room(self._fd):
+                    written += os.write(self._fd, data[written : written + AT_ONCE_BYTES])
+            return written
 
     class ClientInput:
-        """Waits for bytes from the client, for a time.
+        """Reads what the client writes.
 
         Args:
             fd: The descriptor that the client writes to.
@@ -194,6 +159,27 @@ else:
             self._fd = fd
             self._pipe: tuple[io.FileIO, io.FileIO] | None = None  # `wake` writes to the second end
             self._waking = threading.Lock()
+
+        def read(self) -> bytes:
+            """The next bytes; empty at the end. Waits for them.
+
+            Raises:
+                OSError: The stream is broken.
+            """
+            while True:
+                try:
+                    return os.read(self._fd, CHUNK_BYTES)
+                except BlockingIOError:
+                    _seen(self._fd, select.POLLIN, None)
+
+        def has_bytes(self) -> bool:
+            """Whether there are bytes to read, or the end."""
+            return has_bytes(self._fd)
+
+        @property
+        def has_ended(self) -> bool:
+            """Whether the client has closed its side, even while there are bytes to read."""
+            return bool(_seen(self._fd, select.POLLIN | _PEER_END) & ~select.POLLIN)
 
         def wait(self, timeout_s: float) -> bool:
             """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once.
@@ -209,7 +195,7 @@ else:
                 poll.register(self._pipe[0], select.POLLIN)
             found = dict(_events(poll, int(timeout_s * 1000 + 0.999)))  # rounded up
             if self._pipe and self._pipe[0].fileno() in found:
-                self._pipe[0].read(_PIPE_BYTES)
+                self._pipe[0].read(CHUNK_BYTES)
             return self._fd in found
 
         def _open_pipe(self) -> bool:
@@ -237,15 +223,6 @@ else:
                 with contextlib.suppress(OSError):
                     end.close()
 
-    def _watch_reader(poll: select.poll, fd: int) -> None:
-        """Have `poll` report that nobody reads from a descriptor any more. Only Linux does.
-
-        A pipe is reported when its last reader closes it, a terminal when it hangs up, a socket when its other side is closed,
-        a file and `/dev/null` never. A socket of which the other side has closed only the half that it writes has a reader.
-        """
-        if sys.platform == "linux":
-            poll.register(fd, 0)  # errors and the end are reported whatever is asked for
-
     class Wake:
         """A pipe that signals are written to as well, so that a signal just before the wait ends the wait, too.
 
@@ -262,7 +239,8 @@ else:
             signal.set_wakeup_fd(write, warn_on_full_buffer=False)
             self._poll = select.poll()
             self._poll.register(self._read, select.POLLIN)
-            _watch_reader(self._poll, output)
+            self._poll.register(output, _READER_END)
+            self._looks_again = False
 
         def set(self) -> None:
             """End the current wait, or the next one."""
@@ -271,7 +249,31 @@ else:
 
         def wait(self, timeout_s: float | None) -> None:
             """Wait until `set` is called, a signal comes, the reader leaves or time is up. It may return without a reason."""
-            if self._output in dict(_events(self._poll, None if timeout_s is None else timeout_s * 1000)):
+            if self._looks_again:
+                timeout_s = LOOK_AGAIN_S if timeout_s is None else min(timeout_s, LOOK_AGAIN_S)
+            is_reported = self._output in dict(_events(self._poll, None if timeout_s is None else timeout_s * 1000))
+            if is_reported:
                 self._poll.unregister(self._output)  # it would end every later wait at once
+            self._looks_again = (is_reported or self._looks_again) and has_reader(self._output)
             with contextlib.suppress(BlockingIOError):
-                os.read(self._read, _PIPE_BYTES)
+                os.read(self._read, CHUNK_BYTES)
+
+
+def await_server(pipe: ServerInput, client_is_gone: Callable[[], bool], work: Callable[[], bool]) -> None:
+    """Wait until the server takes bytes, or has closed its input.
+
+    Args:
+        pipe: The pipe to the server.
+        client_is_gone: Tells whether the client has closed both its ends.
+        work: Called while the pipe is full, and again at once if it returns True.
+
+    Raises:
+        ConnectionAbortedError: The client is gone, and the server has not taken a byte for `STUCK_S` since.
+    """
+    deadline = float("inf")
+    while time.monotonic() < deadline:
+        if pipe.has_room(0 if work() else LOOK_S):
+            return
+        if deadline == float("inf") and client_is_gone():
+            deadline = time.monotonic() + STUCK_S
+    raise ConnectionAbortedError

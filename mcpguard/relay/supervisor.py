@@ -9,7 +9,7 @@ The exit status is the server's. Every wait of a shutdown is bounded and named h
 - **The client ends its input.** The server's input ends, too. While somebody still reads, the server may take its time, as
   without mcpguard. mcpguard answers nothing in its place.
 - **The client is gone, or mcpguard gets a signal that ends it.** The server has some time to exit. Then mcpguard ends it with
-  all processes that it started.
+  all processes that it started: with a signal first, but on Windows, where no signal reaches it.
 
 Signals that do not tell mcpguard to end are passed on to the server's group.
 """
@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # loaded while the server boots; the supervisor is needed bef
     from mcpguard.relay.console import Console
     from mcpguard.relay.traffic import Ended, Traffic
 
-GRACE_AFTER_EOF_S: Final = 2.0
-"""After the client is gone: for the server's exit. The clients of both SDKs wait as long."""
+GRACE_AFTER_EOF_S: Final = 1.5 if sys.platform == "win32" else 2.0
+"""After the client is gone: for the server's exit. The clients of both SDKs wait 2 s, and then end mcpguard on Windows."""
 
 GRACE_AFTER_TERM_S: Final = 2.0
 """After SIGTERM, before SIGKILL."""
@@ -108,7 +108,7 @@ class Supervisor:
     def _pass_on(self, number: int, _frame: object) -> None:
         if self._server is None:
             self._early.append(number)
-        else:
+        elif sys.platform != "win32":
             self._server.pass_on(number)
 
     def _on_exit(self, *_: object) -> None:
@@ -133,7 +133,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, *_ENDING, *_PASSED_ON})
         self._server = server
         for number in self._early:
-            server.pass_on(number)
+            self._pass_on(number, None)
         traffic.start()
         guard()
         self._wait(lambda: self._has_exited(server) or self._is_over(traffic))
@@ -206,7 +206,8 @@ class Supervisor:
 
         self._pass_on_signals(server, sent)  # before its input ends: a server that heeds both ends by the signal
         traffic.close_input("mcpguard is about to end")
-        if not self._wait(has_ended, self.at_most(GRACE_AFTER_TERM_S), GRACE_AFTER_SIGNAL_S):
+        term_s = 0.0 if sys.platform == "win32" and not self._signals else GRACE_AFTER_TERM_S
+        if not self._wait(has_ended, self.at_most(term_s), GRACE_AFTER_SIGNAL_S):
             server.kill()
             self._wait(lambda: self._has_exited(server), GRACE_AFTER_KILL_S)
         return True
@@ -214,14 +215,15 @@ class Supervisor:
     def _pass_on_signals(self, server: ServerProcess, sent: set[int]) -> None:
         """Send a server the signals that it has not got: those to mcpguard, or SIGTERM if there is none.
 
-        A client may send SIGINT and, a moment later, SIGTERM, which a server that ignores SIGINT heeds.
+        A client may send SIGINT and, a moment later, SIGTERM, which a server that ignores SIGINT heeds. On Windows no signal
+        reaches a server, which has no console of mcpguard's.
 
         Args:
             server: The server.
             sent: The signals that it has got. The others are added.
         """
-        for number in self._signals or [signal.SIGTERM]:
-            if number not in sent:
+        if sys.platform != "win32":
+            for number in set(self._signals or [signal.SIGTERM]) - sent:
                 sent.add(number)
                 server.signal(number)
 

@@ -69,7 +69,6 @@ class Traffic:
             console,
             read_ahead=self._stream.read_ahead,
             shut_down=self._shut_down,
-            source=source,
             client_input=client_input,
             max_frame_bytes=max_frame_bytes,
         )

@@ -1,7 +1,5 @@
 """The loop from the client to the server: what the client writes is judged, then forwarded or answered."""
 
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +7,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
-from mcpguard.relay.downstream import CHUNK_BYTES
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
-from mcpguard.relay.readiness import ClientInput, await_bytes, await_server, has_bytes, has_ended
+from mcpguard.relay.readiness import ClientInput, await_server
 from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
 from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
@@ -69,8 +66,7 @@ class Upstream:
         read_ahead: Reads some of the server's output if no other thread does; returns whether there was any. Called while the
             server takes no input.
         shut_down: Set when the server has exited and its last requests are being answered.
-        source: The descriptor that the client writes to.
-        client_input: Waits for bytes from there; woken when a held call may be due.
+        client_input: What the client writes; woken when a held call may be due.
         max_frame_bytes: The longest line that is accepted.
     """
 
@@ -84,7 +80,6 @@ class Upstream:
         read_ahead: Callable[[], bool],
         shut_down: threading.Event,
         client_input: ClientInput,
-        source: int = 0,
         max_frame_bytes: int = frames.MAX_FRAME_BYTES,
     ) -> None:
         self._server = server
@@ -96,12 +91,9 @@ class Upstream:
         self._judged: Callable[[], None] = lambda: None
         self._policy: PolicySource | None = None
         self._identity: IdentitySource | None = None
-        self._source = source
         self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
         self._reader = Reader()
-        if sys.platform != "win32":  # so that this loop can do other work while the pipe is full
-            os.set_blocking(server.stdin, False)
         self._later: list[bytes] = []  # the frames of held calls that were decided while the server took no input
         self._is_input_closed = False
         self._is_judging = False
@@ -144,7 +136,7 @@ class Upstream:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
         self._is_input_closed = True
         self._dispatcher.post(lambda session: session.close_input(why))
-        self._server.close_stdin()
+        self._server.stdin.close()
 
     def await_judged(self) -> None:
         """Wait until all that the client has written is judged, at most for `JUDGED_S`. From any thread."""
@@ -152,21 +144,17 @@ class Upstream:
         looks = 0  # in a row that found nothing: two, since the loop may have read something and not noted it yet
         while looks < 2 and not self._is_over and time.monotonic() < until_s:
             time.sleep(WAIT_S)
-            looks = 0 if has_bytes(self._source) or self._is_judging else looks + 1
+            looks = 0 if self._client_input.has_bytes() or self._is_judging else looks + 1
 
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""
-        if has_ended(self._source):
+        if self._client_input.has_ended:
             self._dispatcher.post(_client_left)
 
     def _read(self) -> bytes:
-        while True:
-            if (session := self._dispatcher.session) is not None and session.held.calls:
-                self._attend_held_calls(session)
-            try:
-                return os.read(self._source, CHUNK_BYTES)
-            except BlockingIOError:
-                await_bytes(self._source)
+        if (session := self._dispatcher.session) is not None and session.held.calls:
+            self._attend_held_calls(session)
+        return self._client_input.read()
 
     def _attend_held_calls(self, session: "Session") -> None:
         """Until the client writes, or no call is still held, decide the held calls that are due."""
@@ -236,7 +224,7 @@ class Upstream:
         written = 0
         while written < len(data):
             try:  # a pipe takes 64 KiB at a time: a slice of bytes would copy the rest each time
-                written += os.write(self._server.stdin, memoryview(data)[written:] if written else data)
+                written += self._server.stdin.write(memoryview(data)[written:] if written else data)
             except BlockingIOError:
                 await_server(self._server.stdin, self._client_is_gone, self._work_meanwhile)
                 data += b"".join(self._later)
@@ -247,12 +235,12 @@ class Upstream:
                 return
 
     def _client_is_gone(self) -> bool:
-        return has_ended(self._source) and not self._output.has_reader
+        return self._client_input.has_ended and not self._output.has_reader
 
     def _work_meanwhile(self) -> bool:
         """While the server takes no input, decide held calls that are due, and read ahead; returns whether it has read."""
         due_us = self._dispatcher.session.held.next_us if self._dispatcher.session else None
-        if due_us is not None and due_us <= monotonic_us() and not has_ended(self._source):
+        if due_us is not None and due_us <= monotonic_us() and not self._client_input.has_ended:
             self._later.append(self._judge(()))
             self._judged()
         return self._read_ahead()

@@ -63,11 +63,11 @@ def base_id() -> str:
             boot += boottime_offset(read_at_once("/proc/self/timens_offsets").decode())
         return boot
     if sys.platform == "darwin":
-        import ctypes.util
+        import ctypes
 
         size = ctypes.c_size_t(64)
         buffer = ctypes.create_string_buffer(size.value)
-        libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+        libc = ctypes.CDLL(None, use_errno=True)
         if libc.sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, 0):
             raise OSError(ctypes.get_errno(), "kern.bootsessionuuid")
         return f"raw {buffer.value.decode()}"  # without the word: of a version whose clock stopped while the Mac slept

@@ -11,7 +11,7 @@ _NETWORK: Final = frozenset(
     "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
 )
 
-_CLOUD: Final = ("/Library/Mobile Documents/", "/Library/CloudStorage/")
+_CLOUD: Final = ("/library/mobile documents/", "/library/cloudstorage/")
 """Where macOS keeps what it synchronizes: iCloud's folder, and those of other services. A file there may be replaced, or be
 moved into the cloud, while it is in use."""
 
@@ -97,7 +97,7 @@ if sys.platform == "darwin":
 
     def network_volume(folder: str) -> str:
         """As `network_mount`, also for a folder that a service synchronizes with its cloud."""
-        if any(cloud in f"{folder}/" for cloud in _CLOUD):
+        if any(cloud in f"{folder.lower()}/" for cloud in _CLOUD):
             return "a folder that is synchronized with a cloud"
         libc = ctypes.CDLL(None)
         statfs = getattr(libc, "statfs$INODE64", None) or libc.statfs  # on ARM there is only one

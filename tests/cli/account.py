@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mcpguard.clients import launcher
 from tests.cli import command
 
-MOVING = ("XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "COPILOT_HOME", "APPDATA", "UV_TOOL_BIN_DIR", "PIPX_BIN_DIR")
+MOVING = (
+    "XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME", "COPILOT_HOME", "APPDATA", "LOCALAPPDATA", "UV_TOOL_BIN_DIR",
+    "PIPX_BIN_DIR",
+)  # fmt: skip
 """Variables of the machine that runs the tests, which would lead to other files."""
 
-PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / launcher.PROGRAM)
 """What `install` writes as the command."""
 
 CURSOR = """{
@@ -54,7 +58,7 @@ class Account:
 
     def environ(self, **more: str) -> dict[str, str]:
         """Variables for a command of this account."""
-        return {"HOME": str(self.home), **dict.fromkeys(MOVING, ""), **more}
+        return {"HOME": str(self.home), "USERPROFILE": str(self.home), **dict.fromkeys(MOVING, ""), **more}
 
     def run(self, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command without a terminal, in this process."""

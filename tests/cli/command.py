@@ -1,17 +1,16 @@
 """`mcpguard` run in this process, in a process of its own, or on a terminal."""
 
 import contextlib
-import fcntl
 import io
 import os
-import pty
 import select
+import shutil
 import struct
 import subprocess
 import sys
-import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 from unittest.mock import patch
 
 import pytest
@@ -24,8 +23,19 @@ BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nig
 OBEDIENT = script("obedient")
 command = program
 
-BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
+_IS_ROOT = sys.platform != "win32" and os.geteuid() == 0
+BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if _IS_ROOT else ()
 """A command to start mcpguard under, so that file permissions bind it even if the tests run as root."""
+
+_T = TypeVar("_T", bound=Callable[..., object])
+
+
+def permissions_bind(test: _T) -> _T:
+    """Mark a test that starts mcpguard under `BOUND`."""
+    skip = pytest.mark.skipif(bool(BOUND) and not shutil.which("setpriv"), reason="permissions do not bind root")
+    marked: _T = pytest.mark.posix(skip(test))
+    return marked
+
 
 ENDS_ITS_PROCESS = ("run", "hook")
 """Commands that call `os._exit`: they need a process of their own."""
@@ -38,11 +48,11 @@ def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
     """
     if argv[:1] and argv[0] in ENDS_ITS_PROCESS:
         return process(home, *argv, preexec=None, **env)
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors, newline="\n") for errors in ("strict", "backslashreplace"))
     with (
         Path(os.devnull).open() as nothing,
-        patch.dict(os.environ, environment(home, **env), clear=True),
-        patch.object(os, "nice"),
+        patch.dict(os.environ, _environment(home, env), clear=True),
+        patch.object(os, "nice", create=True),
         patch.multiple(sys, argv=["mcpguard", *argv], stdin=nothing, stdout=out, stderr=err),
         pytest.raises(SystemExit) as end,
     ):
@@ -51,16 +61,22 @@ def mcpguard(home: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[
     return subprocess.CompletedProcess(argv, int(end.value.code or 0), *said)
 
 
+def _environment(home: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a command. On Windows other ones than HOME lead to the home folder, and to what is in it."""
+    home_folder = {"USERPROFILE": env["HOME"], "APPDATA": "", "LOCALAPPDATA": ""} if "HOME" in env else {}
+    return environment(home, **{**home_folder, **env})
+
+
 def process(
     home: Path, *argv: str, under: Sequence[str] = (), preexec: Callable[[], None] | None = None, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, without a terminal."""
     return subprocess.run(
         [*under, *command(*argv)],
-        env=environment(home, **env),
+        env=_environment(home, env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=DEADLINE_S,
         check=False,
         preexec_fn=preexec,
@@ -78,15 +94,22 @@ def line_of(process: subprocess.Popen[bytes]) -> str:
     assert process.stdout
     data = b""
     while not data.endswith(b"\n"):
-        assert select.select([process.stdout], [], [], DEADLINE_S)[0], f"nothing came after {data!r}"
+        readable = sys.platform == "win32" or select.select([process.stdout], [], [], DEADLINE_S)[0]  # Windows cannot tell
+        assert readable, f"nothing came after {data!r}"
         byte = os.read(process.stdout.fileno(), 1)
         assert byte, f"the stream has ended after {data!r}"
         data += byte
-    return data.decode()
+    return data.decode().replace("\r\n", "\n")
 
 
 def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, **env: str) -> tuple[int, str]:
     """Run a command on a terminal of its own; return its exit status and what the terminal received."""
+    if sys.platform == "win32":
+        pytest.skip("needs a terminal of POSIX")
+    import fcntl
+    import pty
+    import termios
+
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = environment(home, **{"TERM": "xterm", **env})

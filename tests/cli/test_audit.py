@@ -1,6 +1,5 @@
 import contextlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -16,7 +15,20 @@ import pytest
 from mcpguard.cli.audit.table import Table
 from mcpguard.session.audit import MEMBERS, Outcome, line, with_outcome
 from tests.build import WALL_US, Talk
-from tests.cli.command import ALICE, BOB, BOUND, OBEDIENT, calls, command, line_of, mcpguard, on_terminal, process, start
+from tests.cli.command import (
+    ALICE,
+    BOB,
+    BOUND,
+    OBEDIENT,
+    calls,
+    command,
+    line_of,
+    mcpguard,
+    on_terminal,
+    permissions_bind,
+    process,
+    start,
+)
 from tests.end_to_end.host import DEADLINE_S, Host, audit, call, environment, policy, rule
 
 
@@ -66,7 +78,7 @@ def test_a_damaged_row_is_named_and_all_others_are_shown(home: Path, tmp_path: P
         db.execute("UPDATE audit SET detail = '{', reported = NULL WHERE id = ?", (damaged,))
     done = mcpguard(tmp_path, "audit", *argv)
     assert done.returncode == 0
-    assert done.stderr.splitlines()[0] == f"mcpguard: row {damaged} of {tmp_path}/mcpguard.db is damaged, and left out"
+    assert done.stderr.splitlines()[0] == f"mcpguard: row {damaged} of {tmp_path / 'mcpguard.db'} is damaged, and left out"
     assert "rate_limited" not in done.stdout or argv[0] in {"report", "stats"}
     assert "closed" in done.stdout or argv[0] == "report"
 
@@ -286,11 +298,11 @@ def test_a_damaged_value_in_a_store_is_reported_in_one_line_with_status_69(tmp_p
     done = mcpguard(tmp_path, *argv.split())
     assert (done.returncode, done.stdout) == (69, "")
     message, hint = done.stderr.splitlines()
-    assert message.startswith(f"mcpguard: {tmp_path}/mcpguard.db cannot be used: internal error: ")
+    assert message.startswith(f"mcpguard: {tmp_path / 'mcpguard.db'} cannot be used: internal error: ")
     assert hint == "hint: report it, unless the store is damaged"
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+@permissions_bind
 @pytest.mark.parametrize("closed", [".", "mcpguard.db", "mcpguard.db-calls"])
 def test_a_store_that_another_account_keeps_to_itself_is_unavailable_and_not_the_output(tmp_path: Path, closed: str) -> None:
     theirs = tmp_path / "theirs"

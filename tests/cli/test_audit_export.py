@@ -16,8 +16,8 @@ import pytest
 
 from mcpguard.cli import base
 from mcpguard.cli.audit import export
+from mcpguard.locks import lock_file
 from mcpguard.session.audit import MEMBERS
-from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from tests.cli.command import calls, command, line_of, mcpguard, process, start
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, until
@@ -128,7 +128,7 @@ def test_a_place_where_no_file_can_be_is_a_usage_error_and_leaves_no_file(
 ) -> None:
     done = process(home, "audit", "export", *more, "-o", str(tmp_path / "missing" / "out"))
     hint = "hint: create it, or name another file\n"
-    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: there is no folder {tmp_path}/missing\n{hint}")
+    assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: there is no folder {tmp_path / 'missing'}\n{hint}")
     done = process(home, "audit", "export", *more, "-o", str(tmp_path))
     assert (done.returncode, done.stderr) == (2, f"mcpguard: -o: {tmp_path} is a folder\nhint: name a file\n")
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,4 @@
-import os
 import re
-import shutil
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -8,7 +6,7 @@ from unittest.mock import patch
 import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import BOUND, mcpguard, process
+from tests.cli.command import BOUND, mcpguard, permissions_bind, process
 from tests.report.week import POLICY, UNTIL_US, fill, week
 
 
@@ -29,14 +27,14 @@ def calls(page: str) -> int:
     return int(found[1].replace("\u202f", ""))
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+@permissions_bind
 def test_a_folder_that_may_not_be_entered_is_one_line_and_a_hint(home: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0)
     done = process(home, "audit", "report", "-o", str(tmp_path / "r.html"), under=BOUND)
     tmp_path.chmod(0o700)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"mcpguard: -o: {tmp_path}/r.html cannot be written: Permission denied\n"
+        f"mcpguard: -o: {tmp_path / 'r.html'} cannot be written: Permission denied\n"
         "hint: check that its folder is writable and the disk is not full\n"
     )
 

@@ -58,7 +58,7 @@ def test_a_denial_is_shown_with_its_rule_its_counter_then_and_now_and_the_comman
     assert "decision:    rate_limited" in lines
     rest = lines[lines.index("Rule user=* tool=echo (axis user):") :]
     at = rest.index("    1/1h for user=alice@acme.com tool=echo server=crm")
-    assert folded(rest[1:at]) == f"rule 1 of {home}/policy.toml, line 1: Each user may call echo once an hour."
+    assert folded(rest[1:at]) == f"rule 1 of {home / 'policy.toml'}, line 1: Each user may call echo once an hour."
     assert rest[at + 1] == "      then: 1 used, 0 left, retry in 3,600 s, count 2 with denials"
     assert rest[at + 2].startswith("      now:  1 used, 0 left, retry in 3,")
     assert rest[at + 3 :] == [
@@ -116,7 +116,7 @@ def test_the_axis_of_a_denial_that_no_limit_made_is_shown(capsys: pytest.Capture
 def test_a_rule_that_the_policy_no_longer_has_is_said_to_be_gone(home: Path) -> None:
     policy(home, rule("5/1m", tool="other"))
     text = shown(home, row(home, "echo", 1)["id"])
-    assert f" not in {home}/policy.toml now " in folded(text.splitlines())
+    assert f" not in {home / 'policy.toml'} now " in folded(text.splitlines())
     assert text.endswith("    1/1h\n      then: 1 used, 0 left, retry in 3,600 s, count 2 with denials\n")
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from mcpguard import __version__
 from mcpguard.cli import commands
+from mcpguard.clients import launcher
 from tests.cli.account import Account
 from tests.clients.installations import impostor, installed
 
-PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / launcher.PROGRAM)
 
 
 def rows(account: Account, *argv: str) -> list[dict[str, Any]]:

@@ -1,16 +1,13 @@
 """Completion in real shells on a terminal, and the values that it offers."""
 
 import contextlib
-import fcntl
 import os
-import pty
 import re
 import select
 import shutil
 import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -63,6 +60,10 @@ class Shell:
         path = shutil.which(kind)
         if not path:
             missing(f"{kind} is not installed")
+        import fcntl  # Windows has none
+        import pty
+        import termios
+
         arguments, setup = START[kind]
         (home / "bin").mkdir()
         program = home / "bin/mcpguard"
@@ -163,6 +164,16 @@ def test_tab_starts_no_program_that_the_line_names_by_its_path(shell: Shell, tmp
     program = impostor(tmp_path / "mcpguard", tmp_path / "touched")
     shell.completed(f"{program} aud")
     assert not (tmp_path / "touched").exists()
+
+
+def test_zsh_loads_the_script_though_nothing_has_started_its_completion(tmp_path: Path) -> None:
+    zsh = shutil.which("zsh")
+    if not zsh:
+        missing("zsh is not installed")
+    (tmp_path / "script").write_text(mcpguard(tmp_path, "completion", "zsh").stdout)
+    command = [zsh, "-f", "-c", 'eval "$(cat script)"; print -r -- $_comps[mcpguard]']
+    done = subprocess.run(command, env={"HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("_mcpguard_completion\n", "")
 
 
 def offered(home: Path, line: str, breaks: str = "") -> list[str]:

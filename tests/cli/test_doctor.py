@@ -32,8 +32,8 @@ def test_each_check_is_one_line_and_each_failure_has_a_hint(tmp_path: Path) -> N
     lines = unwrapped(done.stdout)
     assert lines[0] == f"note  PATH: mcpguard {__version__} is not on the PATH"
     assert lines[1].startswith("      hint: use its full path in clients: /")
-    assert f"ok    config: no file at {tmp_path}/config.toml: the defaults apply; variables: MCPGUARD_HOME" in lines
-    assert f"note  policy: {tmp_path}/policy.toml: no rules, so nothing is limited" in lines
+    assert f"ok    config: no file at {tmp_path / 'config.toml'}: the defaults apply; variables: MCPGUARD_HOME" in lines
+    assert f"note  policy: {tmp_path / 'policy.toml'}: no rules, so nothing is limited" in lines
     (failed,) = [at for at, line in enumerate(lines) if line.startswith("FAIL")]
     assert lines[failed].startswith("FAIL  identity: ")
     assert lines[failed + 1].startswith("      hint: ")
@@ -63,7 +63,7 @@ def test_on_a_terminal_the_states_are_coloured_unless_no_color_is_set(tmp_path: 
     assert "\x1b[31mFAIL\x1b[0m" in shown
     _, plain = on_terminal(tmp_path, "doctor", columns=columns, HOME=str(tmp_path), NO_COLOR="1")
     assert "\x1b" not in plain
-    assert f"FAIL config: {tmp_path}/config.toml: not TOML" in " ".join(plain.split())
+    assert f"FAIL config: {tmp_path / 'config.toml'}: not TOML" in " ".join(plain.split())
     paths = (str(tmp_path), str(Path(sysconfig.get_path("scripts"))))
     lines = [line for line in plain.splitlines() if not any(path in line for path in paths)]
     assert all(len(line) <= min(80, columns) for line in lines)

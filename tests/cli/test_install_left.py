@@ -1,13 +1,11 @@
 """What `mcpguard install` and `uninstall` leave as it is, and what they do not find."""
 
-import os
-import shutil
-
 import pytest
 
 from mcpguard.clients import plan
 from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, servers
-from tests.cli.command import BOUND
+from tests.cli.command import BOUND, permissions_bind
+from tests.links import follows_links
 
 
 @pytest.mark.parametrize("damaged", ['{"mcpServers": {"a": {"command": "x"}}', "{// strict\n}", "\xff", "[1, 2"])
@@ -34,6 +32,7 @@ def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Accoun
     assert "  Cursor: " not in done.stdout
 
 
+@follows_links
 def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_link_to_it(account: Account) -> None:
     cursor = account.cursor()
     cursor.chmod(0o444)
@@ -50,13 +49,14 @@ def test_without_a_writable_state_folder_no_file_is_changed(account: Account) ->
     account.state.chmod(0o555)
     done = account.in_process("install", "codex", "--yes", under=BOUND)
     assert done.returncode == 1
-    assert f"no copy of it can be saved in {account.state}/backups: Permission denied" in done.stderr
+    assert f"no copy of it can be saved in {account.state / 'backups'}: Permission denied" in done.stderr
     done = account.in_process("install", "--yes", under=BOUND)  # it must note that a server had no arguments
     assert done.returncode == 1
-    assert f"{account.state}/installed.json: cannot be written: Permission denied" in done.stderr
+    assert f"{account.state / 'installed.json'}: cannot be written: Permission denied" in done.stderr
     assert (cursor.read_text(), codex.read_text()) == (CURSOR, CODEX)
 
 
+@follows_links
 def test_a_link_to_nothing_is_reported(account: Account) -> None:
     link = account.home / ".cursor/mcp.json"
     link.parent.mkdir()
@@ -97,6 +97,7 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
 
 
+@follows_links
 @pytest.mark.parametrize("argv", [["install"], ["uninstall"], ["install", "cursor"], ["uninstall", "cursor"]], ids=" ".join)
 def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads_it_through_a_link(
     account: Account, monkeypatch: pytest.MonkeyPatch, argv: list[str]
@@ -142,7 +143,9 @@ def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:
     codex = account.codex()
     done = account.run("install", "cursor", "codex", "--yes")
     assert done.returncode == 1
-    assert f"mcpguard: Cursor: no file {account.home}/.cursor/mcp.json (hint: add a server in the client first)" in done.stderr
+    assert (
+        f"mcpguard: Cursor: no file {account.home / '.cursor/mcp.json'} (hint: add a server in the client first)" in done.stderr
+    )
     assert PROGRAM in codex.read_text()
 
 
@@ -153,7 +156,7 @@ def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: 
     done = account.run("uninstall", "cursor", "codex", "--yes")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[:2] == [
-        f"Cursor: no file {account.home}/.cursor/mcp.json",
+        f"Cursor: no file {account.home / '.cursor/mcp.json'}",
         f"Codex: no file {codex}",
     ]
     assert not hooks.exists()
@@ -202,7 +205,7 @@ def test_a_missing_project_folder_is_a_usage_error(account: Account) -> None:
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "mcpguard: --project: /nowhere: no such folder")
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+@permissions_bind
 def test_a_folder_that_may_not_be_looked_into_has_no_projects_and_no_files_of_clients(account: Account) -> None:
     closed = account.project / "closed"
     (closed / "project").mkdir(parents=True)

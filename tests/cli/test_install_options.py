@@ -14,7 +14,7 @@ def test_what_the_variables_choose_is_written_as_options(account: Account) -> No
         MCPGUARD_DENIALS="error", MCPGUARD_OBSERVE="1", MCPGUARD_QUIET="1", MCPGUARD_AGENT="::background::",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    options = ["--policy", f"{account.home}/policy.toml", "--store", "redis://cache/0", "--user", "alice"]
+    options = ["--policy", f"{account.home / 'policy.toml'}", "--store", "redis://cache/0", "--user", "alice"]
     options += ["--agent", "::background::", "--denials", "error", "--observe", "--quiet"]
     assert servers(file)["a"] == guarded("a", "a", options=tuple(options))
 

@@ -114,7 +114,7 @@ def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file:
 
 def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
     file.chmod(0o444)
-    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path}/opened")
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path / 'opened'}")
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be written: Permission denied" in done.stderr
     assert list(tmp_path.iterdir()) == [file]

@@ -49,7 +49,7 @@ def test_in_a_pipe_it_lists_the_rules_by_status_with_the_quota_left(home: Path) 
     assert (
         out
         == f"""\
-policy: {home}/policy.toml
+policy: {home / "policy.toml"}
 call of echo
   user:   alice@acme.com
   agent:  Claude Code::interactive::default
@@ -205,7 +205,7 @@ def test_rules_are_explained_even_if_the_store_cannot_be_read(home: Path, how: s
 
 def test_it_says_that_the_starter_policy_applies(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "explain", *WHO, "--tool", "echo")
-    assert done.stdout.startswith(f"starter policy: no file at {tmp_path}/policy.toml\n")
+    assert done.stdout.startswith(f"starter policy: no file at {tmp_path / 'policy.toml'}\n")
     assert "Next call: allowed; then 99 left of 100/1m (rule" in done.stdout
 
 

@@ -1,16 +1,14 @@
 """`mcpguard usage` shows the counters by the policy in force, and its screen leaves the terminal as it was."""
 
 import contextlib
-import fcntl
 import json
 import os
-import pty
 import re
 import select
 import signal
 import struct
 import subprocess
-import termios
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -346,6 +344,12 @@ class Screen:
     """`usage --watch` on a terminal of its own."""
 
     def __init__(self, home: Path, no_color: str = "1") -> None:
+        if sys.platform == "win32":
+            pytest.skip("needs a terminal of POSIX")
+        import fcntl
+        import pty
+        import termios
+
         self._master, self.terminal = pty.openpty()
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self.before = termios.tcgetattr(self.terminal)
@@ -390,8 +394,12 @@ def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(home: Path, number: int) -> None:
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(home: Path, name: str) -> None:
+    import termios
+
+    number = getattr(signal, name)
     with contextlib.closing(Screen(home)) as shown:
         shown.wait_for("LATEST DENIALS")
         shown.wait_for("rate_limited")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,13 +36,14 @@ def test_only_a_file_that_the_system_does_not_find_is_taken_for_missing(
 
 
 def paths(key: str, machine: Machine, project: Path | None = None) -> list[str]:
-    return [str(path).replace("/home/a", "~") for path in client_paths(machine, BY_KEY[key], project)]
+    return [path.as_posix().removeprefix(DRIVE).replace("/home/a", "~") for path in client_paths(machine, BY_KEY[key], project)]
 
 
 HOME = Path("/home/a")
 LINUX = Machine(HOME, {}, "linux")
 MAC = Machine(HOME, {}, "darwin")
-WINDOWS = Machine(HOME, {"APPDATA": "/home/a/Roaming", "LOCALAPPDATA": "/home/a/Local"}, "win32")
+DRIVE = "C:" if sys.platform == "win32" else ""
+WINDOWS = Machine(HOME, {"APPDATA": f"{DRIVE}/home/a/Roaming", "LOCALAPPDATA": f"{DRIVE}/home/a/Local"}, "win32")
 MAC_APPS = "~/Library/Application Support"
 
 
@@ -71,6 +73,7 @@ def test_the_files_of_the_command_lines_of_cline_and_qwen_are_looked_for() -> No
         assert paths("qwen", machine, Path("/p")) == ["/p/.qwen/settings.json"]
 
 
+@pytest.mark.posix  # the paths have no drive
 def test_variables_that_move_a_clients_folder_are_obeyed() -> None:
     moved = Machine(
         HOME, {"XDG_CONFIG_HOME": "/x", "CLAUDE_CONFIG_DIR": "/c", "CODEX_HOME": "/d", "COPILOT_HOME": "/e"}, "linux"
@@ -178,6 +181,7 @@ def test_a_file_without_servers_or_without_content_has_none(tmp_path: Path) -> N
         assert entries_of(Source(BY_KEY["cursor"], "user", tmp_path, Layout(("mcpServers",)), Dialect.JSON), content) == []
 
 
+@pytest.mark.posix  # Windows refuses to open a folder
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Fault, match="Is a directory") as folder:
         read(tmp_path)

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from mcpguard import __version__
+from mcpguard.clients import launcher
 from mcpguard.clients.guards import Guard, Guards, version_of
 from tests.clients.installations import impostor, installed
+from tests.links import follows_links
 
-PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+NAME = launcher.PROGRAM
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / NAME)
+IS_ROOT = sys.platform != "win32" and os.geteuid() == 0
 
 
 @pytest.fixture
@@ -36,6 +40,7 @@ def guard(program: str, *, path: str = "/usr/bin", start: Path | None = Path(), 
     return Guards({"PATH": path}).examine(program, start, is_of_project=is_of_project)
 
 
+@follows_links
 @pytest.mark.parametrize(
     "packages",
     [
@@ -50,18 +55,18 @@ def test_the_version_is_the_one_that_is_recorded_beside_the_program(tmp_path: Pa
     program = Path(installed(tmp_path / "tools", "0.0.9", packages))
     assert version_of(program) == "0.0.9"
     (tmp_path / "bin").mkdir()
-    link = tmp_path / "bin/mcpguard"
+    link = tmp_path / f"bin/{NAME}"
     link.symlink_to(program)
     assert version_of(link) == "0.0.9"
 
 
 def test_a_program_is_not_run_for_its_version(tmp_path: Path, touched: Path) -> None:
-    assert version_of(Path(impostor(tmp_path / "a/bin/mcpguard", touched))) is None
+    assert version_of(Path(impostor(tmp_path / f"a/bin/{NAME}", touched))) is None
 
 
 def test_the_version_of_a_program_that_no_installation_has_recorded_is_unknown(tmp_path: Path) -> None:
     assert version_of(Path(installed(tmp_path / "tools", "0.0.9", listed=False))) is None
-    assert version_of(tmp_path / "gone/mcpguard") is None
+    assert version_of(tmp_path / f"gone/{NAME}") is None
     two = Path(installed(tmp_path / "two", "0.0.8"))
     installed(tmp_path / "two", "0.0.9", "lib/python3.13/site-packages")
     assert version_of(two) is None
@@ -73,8 +78,9 @@ def test_the_version_of_a_program_that_no_installation_has_recorded_is_unknown(t
     assert version_of(damaged) is None
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
-    "place", ["", "bin", "bin/mcpguard", "lib", "lib/python3.12/site-packages/mcpguard_cli-0.0.9.dist-info/METADATA"]
+    "place", ["", "bin", f"bin/{NAME}", "lib", "lib/python3.12/site-packages/mcpguard_cli-0.0.9.dist-info/METADATA"]
 )
 def test_a_version_that_other_accounts_could_have_written_is_unknown(tmp_path: Path, place: str) -> None:
     program = Path(installed(tmp_path / "tools", "0.0.9"))
@@ -82,16 +88,18 @@ def test_a_version_that_other_accounts_could_have_written_is_unknown(tmp_path: P
     assert version_of(program) is None
 
 
+@follows_links
 def test_this_mcpguard_is_known_by_its_path_and_by_a_link(tmp_path: Path) -> None:
-    link = tmp_path / "mcpguard"
+    link = tmp_path / NAME
     link.symlink_to(PROGRAM)
     for program in (PROGRAM, str(link)):
         for is_of_project in (False, True):
             assert guard(program, is_of_project=is_of_project) == Guard("known", "", Path(program), __version__)
 
 
+@pytest.mark.posix
 def test_a_program_in_a_folder_that_everybody_may_write_to_guards_nothing(shared: Path, touched: Path) -> None:
-    program = impostor(shared / "bin/mcpguard", touched)
+    program = impostor(shared / f"bin/{NAME}", touched)
     for is_of_project in (False, True):
         found = guard(program, is_of_project=is_of_project)
         assert (found.state, found.holds, found.is_gone, found.version) == ("unsafe", False, False, None)
@@ -99,15 +107,17 @@ def test_a_program_in_a_folder_that_everybody_may_write_to_guards_nothing(shared
     assert guard("mcpguard", path=str(shared / "bin")).state == "unsafe"
 
 
+@pytest.mark.posix
 def test_a_link_to_this_mcpguard_in_a_folder_that_everybody_may_write_to_guards_nothing(shared: Path) -> None:
-    (shared / "mcpguard").symlink_to(PROGRAM)
-    assert guard(str(shared / "mcpguard")).state == "unsafe"
+    (shared / NAME).symlink_to(PROGRAM)
+    assert guard(str(shared / NAME)).state == "unsafe"
 
 
+@pytest.mark.posix
 def test_a_missing_program_that_everybody_may_create_guards_nothing(shared: Path) -> None:
-    found = guard(f"{shared}/gone/mcpguard")
+    found = guard(str(shared / "gone" / NAME))
     assert (found.state, found.is_gone, found.holds) == ("unsafe", True, False)
-    assert found.fault.startswith(f"other accounts may create its mcpguard {shared}/gone/mcpguard: ")
+    assert found.fault.startswith(f"other accounts may create its mcpguard {shared}/gone/{NAME}: ")
     for name in ("/gone/mcpguard", "/\0/mcpguard", "/\ud800/mcpguard"):
         assert guard(name).state == "missing"
     found = guard("/gone/mcpguard")
@@ -115,17 +125,17 @@ def test_a_missing_program_that_everybody_may_create_guards_nothing(shared: Path
 
 
 def test_a_program_of_the_users_own_file_counts_though_its_version_is_unknown(tmp_path: Path, touched: Path) -> None:
-    program = impostor(tmp_path / "bin/mcpguard", touched)
+    program = impostor(tmp_path / f"bin/{NAME}", touched)
     assert guard(program) == Guard("known", "", Path(program), None)
 
 
 def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path, touched: Path) -> None:
-    program = impostor(tmp_path / "project/bin/mcpguard", touched)
+    program = impostor(tmp_path / f"project/bin/{NAME}", touched)
     found = guard(program, is_of_project=True)
     assert (found.state, found.holds) == ("unsafe", False)
     assert found.fault == f"its mcpguard is neither this one nor on your PATH, so it may be the project's: {program}"
     known = installed(tmp_path / "tools", "0.0.9")
-    path = f"{tmp_path}/tools/bin"
+    path = str(tmp_path / "tools/bin")
     assert guard(known, path=path, is_of_project=True) == Guard("known", "", Path(known), "0.0.9")
     assert guard("mcpguard", path=path, is_of_project=True) == Guard("known", "", Path(known), "0.0.9")
 
@@ -134,17 +144,17 @@ def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path
 def test_a_relative_folder_of_the_path_makes_no_program_of_a_project_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, touched: Path, path: str
 ) -> None:
-    impostor(tmp_path / "mcpguard", touched)
-    impostor(tmp_path / "bin/mcpguard", touched)
+    impostor(tmp_path / NAME, touched)
+    impostor(tmp_path / f"bin/{NAME}", touched)
     monkeypatch.chdir(tmp_path)
-    assert not guard("mcpguard", path=f"{path}:/usr/bin", start=tmp_path, is_of_project=True).version
-    assert guard(str(tmp_path / "mcpguard"), path=f"{path}:/usr/bin", is_of_project=True).state == "unsafe"
+    assert not guard("mcpguard", path=f"{path}{os.pathsep}/usr/bin", start=tmp_path, is_of_project=True).version
+    assert guard(str(tmp_path / NAME), path=f"{path}{os.pathsep}/usr/bin", is_of_project=True).state == "unsafe"
 
 
 def test_a_relative_path_leads_into_a_project_whoever_wrote_it(tmp_path: Path, touched: Path) -> None:
-    impostor(tmp_path / "bin/mcpguard", touched)
-    assert guard("./bin/mcpguard", start=tmp_path).state == "unsafe"
-    assert guard("bin/mcpguard", start=None).state == "unseen"
+    impostor(tmp_path / f"bin/{NAME}", touched)
+    assert guard(f"./bin/{NAME}", start=tmp_path).state == "unsafe"
+    assert guard(f"bin/{NAME}", start=None).state == "unseen"
 
 
 def test_where_only_the_client_knows_the_path_a_projects_file_is_not_believed() -> None:
@@ -158,9 +168,10 @@ def test_where_only_the_client_knows_the_path_a_projects_file_is_not_believed() 
     )
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.posix
+@pytest.mark.skipif(not IS_ROOT, reason="only root can give a file away")
 def test_a_program_of_another_account_guards_nothing(tmp_path: Path) -> None:
-    program = Path(impostor(tmp_path / "bin/mcpguard"))
+    program = Path(impostor(tmp_path / f"bin/{NAME}"))
     os.chown(program, 12345, 12345)
     assert guard(str(program)).fault.endswith(f"{program} belongs to user 12345")
     os.chown(program, 0, 0)
@@ -169,5 +180,9 @@ def test_a_program_of_another_account_guards_nothing(tmp_path: Path) -> None:
     assert guard(str(tmp_path / "link")).fault.endswith("/link belongs to user 12345")
 
 
+@pytest.mark.skipif(
+    sys.platform == "win32" and not any(Path(sysconfig.get_path("purelib")).glob("mcpguard_cli-*")),
+    reason="the environment for Wine has no record of mcpguard's installation",
+)
 def test_the_interpreters_environment_is_an_installation_of_this_version() -> None:
-    assert version_of(Path(sys.executable).parent / "mcpguard") == __version__
+    assert version_of(Path(PROGRAM)) == __version__

@@ -10,8 +10,9 @@ from typing import NoReturn
 
 import pytest
 
-from mcpguard.clients.launcher import Launcher, find, launcher, may_vary, own_program, stable, words_of
+from mcpguard.clients.launcher import PROGRAM, Launcher, find, is_same, launcher, may_vary, own_program, stable, words_of
 from mcpguard.errors import McpguardError
+from tests.links import follows_links
 
 
 def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
@@ -24,8 +25,9 @@ def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
 @pytest.fixture
 def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An environment with the program, and an account of its own."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return program(tmp_path / "tools/mcpguard-cli/bin/mcpguard").parent.parent
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "home"))
+    return program(tmp_path / f"tools/mcpguard-cli/bin/{PROGRAM}").parent.parent
 
 
 def link(path: Path, target: Path) -> Path:
@@ -40,59 +42,69 @@ def here(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
     monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
 
 
+@follows_links
 @pytest.mark.parametrize("variable", ["UV_TOOL_BIN_DIR", "PIPX_BIN_DIR", "XDG_BIN_HOME"])
 def test_the_link_in_the_folder_of_uv_or_pipx_is_taken(tmp_path: Path, venv: Path, variable: str) -> None:
-    shim = link(tmp_path / "bin/mcpguard", venv / "bin/mcpguard")
-    assert stable(venv / "bin/mcpguard", {variable: str(tmp_path / "bin")}) == shim
+    shim = link(tmp_path / f"bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
+    assert stable(venv / f"bin/{PROGRAM}", {variable: str(tmp_path / "bin")}) == shim
 
 
+@follows_links
 def test_the_link_in_the_accounts_folder_of_programs_or_on_the_path_is_taken(tmp_path: Path, venv: Path) -> None:
     too_long = f"{tmp_path}/{'x' * 300}"  # it cannot be looked into
-    on_path = link(tmp_path / "brew/mcpguard", venv / "bin/mcpguard")
-    environ = {"PATH": f"{too_long}:{venv}/bin:{tmp_path}/brew"}
-    assert stable(venv / "bin/mcpguard", environ) == on_path
-    usual = link(tmp_path / "home/.local/bin/mcpguard", venv / "bin/mcpguard")
-    assert stable(venv / "bin/mcpguard", environ) == usual
+    on_path = link(tmp_path / f"brew/{PROGRAM}", venv / f"bin/{PROGRAM}")
+    environ = {"PATH": os.pathsep.join([too_long, f"{venv}/bin", f"{tmp_path}/brew"])}
+    assert stable(venv / f"bin/{PROGRAM}", environ) == on_path
+    usual = link(tmp_path / f"home/.local/bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
+    assert stable(venv / f"bin/{PROGRAM}", environ) == usual
     assert find(f"{too_long}/mcpguard", {}) is None
 
 
+@follows_links
 def test_the_link_that_uvs_receipt_names_is_taken_first(tmp_path: Path, venv: Path) -> None:
-    link(tmp_path / "home/.local/bin/mcpguard", venv / "bin/mcpguard")
-    shim = link(tmp_path / "my bin/mcpguard", venv / "bin/mcpguard")
+    link(tmp_path / f"home/.local/bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
+    shim = link(tmp_path / f"my bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
     (venv / "uv-receipt.toml").write_text(
         '[tool]\nrequirements = [{ name = "mcpguard-cli" }]\n'
         f'entrypoints = [\n    {{ name = "mcpguard", install-path = "{shim}" }},\n]\n'
     )
-    assert stable(venv / "bin/mcpguard", {}) == shim
+    assert stable(venv / f"bin/{PROGRAM}", {}) == shim
     (venv / "uv-receipt.toml").write_text("damaged [")
-    assert stable(venv / "bin/mcpguard", {}) == tmp_path / "home/.local/bin/mcpguard"
+    assert stable(venv / f"bin/{PROGRAM}", {}) == tmp_path / f"home/.local/bin/{PROGRAM}"
 
 
+@follows_links
 def test_a_program_of_another_environment_is_not_taken(tmp_path: Path, venv: Path) -> None:
-    program(tmp_path / "home/.local/bin/mcpguard")
+    program(tmp_path / f"home/.local/bin/{PROGRAM}")
     (tmp_path / "gone").mkdir()
-    link(tmp_path / "gone/mcpguard", tmp_path / "nothing")
-    assert stable(venv / "bin/mcpguard", {"PATH": f"{tmp_path}/gone:relative"}) == venv / "bin/mcpguard"
+    link(tmp_path / f"gone/{PROGRAM}", tmp_path / "nothing")
+    assert stable(venv / f"bin/{PROGRAM}", {"PATH": f"{tmp_path}/gone{os.pathsep}relative"}) == venv / f"bin/{PROGRAM}"
 
 
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ("work/checkout/.venv/bin/mcpguard", "is in the checkout"),
-        ("home/.cache/uv/archive-v0/x1/bin/mcpguard", "is in a cache"),
-        ("tmp/venv/bin/mcpguard", "is in a temporary folder"),
-        ("opt/venv/bin/mcpguard", ""),
-        ("home/.local/bin/mcpguard", ""),
+        (f"work/checkout/.venv/bin/{PROGRAM}", "is in the checkout"),
+        (f"home/.cache/uv/archive-v0/x1/bin/{PROGRAM}", "is in a cache"),
+        (f"home/Library/Caches/uv/archive-v0/x1/bin/{PROGRAM}", "is in a cache"),
+        (f"home/Library/Caches/pipx/x1/bin/{PROGRAM}", "is in a cache"),
+        (f"home/AppData/Local/pipx/pipx/Cache/x1/bin/{PROGRAM}", "is in a cache"),
+        (f"tmp/venv/bin/{PROGRAM}", "is in a temporary folder"),
+        (f"homebrew/bin/{PROGRAM}", ""),
+        (f"opt/venv/bin/{PROGRAM}", ""),
+        (f"home/.local/bin/{PROGRAM}", ""),
     ],
 )
 def test_a_place_that_will_not_stay_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
 ) -> None:
-    for folder in ("work/checkout", "home"):  # some people keep their whole home folder in git
+    for folder in ("work/checkout", "home", "homebrew"):  # some people keep their whole home folder in git
         (tmp_path / folder / ".git").mkdir(parents=True)
+    (tmp_path / "homebrew/Cellar").mkdir()
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     here(monkeypatch, program(tmp_path / place))
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path / "home"))
     warnings = launcher({}).warnings
     assert [said in warning for warning in warnings] == ([True] if said else [])
 
@@ -104,7 +116,7 @@ def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", refuse)
-    here(monkeypatch, program(tmp_path / "home/.cache/uv/archive-v0/x1/bin/mcpguard"))
+    here(monkeypatch, program(tmp_path / f"home/.cache/uv/archive-v0/x1/bin/{PROGRAM}"))
     (warning,) = launcher({}).warnings
     assert "is in a cache" in warning
 
@@ -112,9 +124,9 @@ def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
 def test_an_environment_without_the_program_is_an_error_and_one_in_the_working_folder_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    brought = program(tmp_path / "project/mcpguard")
+    brought = program(tmp_path / f"project/{PROGRAM}")
     monkeypatch.chdir(brought.parent)
-    here(monkeypatch, tmp_path / "none/mcpguard")
+    here(monkeypatch, tmp_path / f"none/{PROGRAM}")
     for argv in ("-c", "", "mcpguard"):
         monkeypatch.setattr(sys, "argv", [argv])
         with pytest.raises(McpguardError, match="no program mcpguard") as error:
@@ -125,8 +137,8 @@ def test_an_environment_without_the_program_is_an_error_and_one_in_the_working_f
 
 
 def test_the_command_line_of_a_hook_can_be_split_again() -> None:
-    start = Launcher("/my programs/mcpguard", (("--policy", "/p"), ("--store", "redis://h/0"), ("--quiet",)))
-    assert words_of(start.hook("codex")) == ["/my programs/mcpguard", "hook", "codex", "--store", "redis://h/0"]
+    start = Launcher(f"/my programs/{PROGRAM}", (("--policy", "/p"), ("--store", "redis://h/0"), ("--quiet",)))
+    assert words_of(start.hook("codex")) == [f"/my programs/{PROGRAM}", "hook", "codex", "--store", "redis://h/0"]
     assert words_of('"unfinished') == []
 
 
@@ -143,7 +155,7 @@ def test_a_windows_path_in_a_hook_has_slashes_and_powershell_calls_it(monkeypatc
 
 
 def test_a_bare_name_is_looked_for_on_the_path(tmp_path: Path) -> None:
-    found = program(tmp_path / "bin/mcpguard")
+    found = program(tmp_path / f"bin/{PROGRAM}")
     assert find("mcpguard", {"PATH": str(tmp_path / "bin")}) == found
     assert find("mcpguard", {"PATH": str(tmp_path)}) is None
     assert find(str(found), {}) == found
@@ -151,7 +163,19 @@ def test_a_bare_name_is_looked_for_on_the_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "varies"), [("${userHome}/bin/mcpguard", True), ("{env:HOME}/bin/mcpguard", True), ("/usr/bin/mcpguard", False)]
+    ("path", "varies"), [("${userHome}/bin/mcpguard", True), ("{env:HOME}/bin/mcpguard", True), (f"/usr/bin/{PROGRAM}", False)]
 )
 def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client(path: str, varies: bool) -> None:
     assert may_vary(path) is varies
+
+
+def test_two_spellings_of_a_path_are_one_file_where_the_system_ignores_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: stat(str(path).replace("UPPER", "upper"), **more))
+    program(tmp_path / f"upper/{PROGRAM}")
+    assert is_same(tmp_path / f"upper/{PROGRAM}", f"{tmp_path}/UPPER/{PROGRAM}")
+    assert not is_same(tmp_path / "upper", tmp_path)
+    assert is_same(f"{tmp_path}/gone/../x", tmp_path / "x")  # neither exists
+    assert not is_same("a\0", "a\0")

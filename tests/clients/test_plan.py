@@ -66,14 +66,20 @@ def test_on_linux_the_names_of_processes_are_read() -> None:
     assert not is_running(DESKTOP._replace(processes=()))
 
 
-@pytest.mark.parametrize(("system", "program"), [("darwin", "/usr/bin/pgrep"), ("win32", r"D:\Win\System32\tasklist.exe")])
+@pytest.mark.parametrize(
+    ("system", "command"),
+    [
+        ("darwin", ["/usr/bin/pgrep", "-a", "-x", "Claude"]),  # -a: also a client in whose terminal this runs
+        ("win32", [r"D:\Win\System32\tasklist.exe", "/FI", "IMAGENAME eq Claude.exe"]),
+    ],
+)
 def test_the_program_of_the_system_is_started_by_its_full_path_and_gets_no_secrets(
-    monkeypatch: pytest.MonkeyPatch, system: str, program: str
+    monkeypatch: pytest.MonkeyPatch, system: str, command: list[str]
 ) -> None:
-    started: list[tuple[str, dict[str, str]]] = []
+    started: list[tuple[list[str], dict[str, str]]] = []
 
     def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
-        started.append((command[0], env))
+        started.append((command, env))
         return subprocess.CompletedProcess(command, 0, "")
 
     monkeypatch.setattr(sys, "platform", system)
@@ -81,12 +87,12 @@ def test_the_program_of_the_system_is_started_by_its_full_path_and_gets_no_secre
     monkeypatch.setenv("SYSTEMROOT", r"D:\Win")
     monkeypatch.setenv("MCPGUARD_TOKEN", "tango")
     assert not is_running(DESKTOP)
-    assert started == [(program, {"SYSTEMROOT": r"D:\Win"} if system == "win32" else {})]
+    assert started == [(command, {"SYSTEMROOT": r"D:\Win"} if system == "win32" else {})]
 
 
 @pytest.mark.parametrize(
     ("system", "found", "other"),
-    [("darwin", "4711\n", ""), ("win32", "Claude.exe    4711 Console", "INFO: No tasks are running")],
+    [("darwin", "4711\n", ""), ("win32", "claude.exe    4711 Console", "INFO: No tasks are running")],
 )
 def test_on_macos_and_windows_a_program_of_the_system_tells_and_without_it_the_client_does_not_run(
     monkeypatch: pytest.MonkeyPatch, system: str, found: str, other: str

@@ -17,7 +17,9 @@ from mcpguard import whole_files
 from mcpguard.clients import writing
 from mcpguard.clients.writing import NotWritten, remove, replace
 from tests.end_to_end.host import DEADLINE_S, ROOT
+from tests.links import follows_links
 
+IS_ROOT = sys.platform != "win32" and os.geteuid() == 0
 OLD, NEW = b'{"old": 1}\n', b'{"new": 22}\n'
 
 
@@ -45,8 +47,9 @@ def test_the_content_is_replaced_and_the_old_one_is_saved_for_this_account_alone
     (backup,) = backups.iterdir()
     assert backup.read_bytes() == OLD
     assert backup.name.endswith("client-mcp.json")
-    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
-    assert stat.S_IMODE(backups.stat().st_mode) == 0o700
+    if sys.platform != "win32":  # which has access lists instead
+        assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+        assert stat.S_IMODE(backups.stat().st_mode) == 0o700
 
 
 def test_no_backup_is_ever_overwritten(file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +63,7 @@ def test_no_backup_is_ever_overwritten(file: Path, backups: Path, monkeypatch: p
 def test_the_mode_and_the_owner_are_kept_and_the_time_is_new(file: Path, backups: Path, mode: int) -> None:
     file.chmod(mode)
     os.utime(file, (1, 1))
-    if os.geteuid() == 0:
+    if IS_ROOT:
         os.chown(file, 1234, 1235)
     before = file.stat()
     replace(file, OLD, NEW, backups=backups)
@@ -79,6 +82,7 @@ def test_extended_attributes_are_kept(file: Path, backups: Path) -> None:
     assert os.getxattr(file, "user.origin") == b"dotfiles"
 
 
+@follows_links
 def test_a_link_stays_a_link_and_its_target_is_replaced(file: Path, backups: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     second.symlink_to(file)
@@ -105,6 +109,7 @@ def test_a_link_stays_a_link_and_its_target_is_replaced(file: Path, backups: Pat
     ],
     ids=["content", "link", "name"],
 )
+@follows_links
 def test_a_file_that_changes_right_before_the_rename_is_left_with_a_hint(
     file: Path,
     backups: Path,
@@ -198,7 +203,8 @@ def test_a_read_only_file_is_left(file: Path, backups: Path, monkeypatch: pytest
     assert file.read_bytes() == OLD
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a device, or replace one")
+@pytest.mark.posix
+@pytest.mark.skipif(not IS_ROOT, reason="only root may make a device, or replace one")
 def test_a_device_behind_a_link_is_left(tmp_path: Path, backups: Path) -> None:
     device, link = tmp_path / "null", tmp_path / "settings.json"
     try:
@@ -235,6 +241,7 @@ def test_a_file_is_left_if_the_disk_refuses_it_or_the_copy_of_it(
     assert not file.exists() or (file.read_bytes(), names(file.parent)) == (OLD, ["mcp.json"])
 
 
+@pytest.mark.posix
 def test_neither_the_owner_nor_the_group_of_a_file_ever_changes(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

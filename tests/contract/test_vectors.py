@@ -18,7 +18,7 @@ from tests.contract.conftest import Place
 VECTORS: list[dict[str, Any]] = [
     vector
     for name in ("policy", "any_agent", "beyond_counting")
-    for vector in json.loads((TESTS / "vectors" / f"{name}.json").read_text())
+    for vector in json.loads((TESTS / "vectors" / f"{name}.json").read_text("utf-8"))
 ]
 
 

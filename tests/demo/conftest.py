@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,8 @@ SHORT_DEMO = host.program("demo", tuned={"mcpguard.demo.story.LOOP_CALLS": 30})
 
 
 def environment(temporary: Path) -> dict[str, str]:
-    variables = host.environment(temporary, TMPDIR=str(temporary), HOME=str(temporary))
+    names = ("TMPDIR", "TEMP", "TMP", "HOME", "USERPROFILE")  # on Windows the others
+    variables = host.environment(temporary, **dict.fromkeys(names, str(temporary)))
     del variables["MCPGUARD_HOME"]
     return variables
 
@@ -36,8 +37,10 @@ class Run:
 
 
 def shared_run(factory: pytest.TempPathFactory) -> Run:
-    """A run of the demo. All processes that run tests at the same time share it."""
-    import fcntl  # Windows has none
+    """A run of the demo. All processes that run tests at the same time share it; on Windows each has its own."""
+    if sys.platform == "win32":
+        return _run(factory)
+    import fcntl
 
     folder = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -46,11 +49,14 @@ def shared_run(factory: pytest.TempPathFactory) -> Run:
     with (folder / "demo.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
-            temporary = factory.mktemp("demo")
-            done = subprocess.run(DEMO, env=environment(temporary), cwd=ROOT, capture_output=True, text=True, check=False)
-            left_behind = [path.name for path in temporary.iterdir()]
-            file.write_text(json.dumps([done.returncode, done.stdout, done.stderr, left_behind]))
+            file.write_text(json.dumps(astuple(_run(factory))))
     return Run(*json.loads(file.read_text()))
+
+
+def _run(factory: pytest.TempPathFactory) -> Run:
+    temporary = factory.mktemp("demo")
+    done = subprocess.run(DEMO, env=environment(temporary), cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
+    return Run(done.returncode, done.stdout, done.stderr, [path.name for path in temporary.iterdir()])
 
 
 @pytest.fixture(scope="session")

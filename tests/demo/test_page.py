@@ -52,4 +52,5 @@ def test_on_a_terminal_it_has_colours_unless_no_color_is_set(monkeypatch: pytest
 def test_a_narrow_terminal_is_filled_and_a_wide_one_is_not(monkeypatch: pytest.MonkeyPatch, columns: str, width: int) -> None:
     use_terminal(monkeypatch)
     monkeypatch.setenv("COLUMNS", columns)
-    assert Page().width == width
+    page = Page()  # an old console of Windows wraps a line of full width
+    assert page.width == min(int(columns) - page.legacy_windows, width)

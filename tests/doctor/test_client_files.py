@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from mcpguard import __version__
+from mcpguard.clients import launcher
 from mcpguard.clients.discovery import Machine
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.client_files import Files
 from mcpguard.errors import installing
 from tests.clients.installations import impostor, installed
+from tests.links import follows_links
 
-PROGRAM = str(Path(sysconfig.get_path("scripts")) / "mcpguard")
+GONE = Path("/gone/mcpguard").absolute().as_posix()
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / launcher.PROGRAM)
 
 
 @pytest.fixture
@@ -86,9 +89,9 @@ def test_a_yaml_file_that_needs_an_extra_has_a_hint_that_installs_it(machine: Ma
 
 
 def test_a_mcpguard_that_is_missing_is_not_ok(machine: Machine) -> None:
-    file = cursor(machine, a="/gone/mcpguard", b="/gone/mcpguard", c=PROGRAM)
+    file = cursor(machine, a=GONE, b=GONE, c=PROGRAM)
     assert checks(machine) == [
-        Check(f"Cursor (user scope), {file}", False, "a, b: its mcpguard is missing: /gone/mcpguard", "mcpguard install cursor")
+        Check(f"Cursor (user scope), {file}", False, f"a, b: its mcpguard is missing: {GONE}", "mcpguard install cursor")
     ]
 
 
@@ -129,6 +132,7 @@ def test_a_mcpguard_whose_version_is_unknown_is_noted_and_not_run(machine: Machi
     assert not (machine.home / "touched").exists()
 
 
+@pytest.mark.posix
 def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine: Machine) -> None:
     public = machine.home / "public"
     path = impostor(public / "mcpguard", machine.home / "touched", __version__)
@@ -157,7 +161,7 @@ def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machi
     file.write_text(file.read_text().replace('"run", ', '"run", "--store", "redis://h/0", '))
     (found,) = checks(machine)
     (instead,) = re.findall(r"write (\S+) in its place", found.hint)
-    file.write_text(file.read_text().replace(other, instead))
+    file.write_text(file.read_text().replace(json.dumps(other), json.dumps(instead)))
     (found,) = checks(machine)
     assert (found.ok, found.detail) == (True, "1 of 1 server guarded")
 
@@ -184,6 +188,7 @@ def test_a_variable_of_the_client_in_a_projects_file_makes_no_server_guarded(mac
     assert counted.detail == "0 of 1 server guarded; not checked: 1"
 
 
+@follows_links
 def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Machine) -> None:
     project = machine.home / "work"
     own = project / ".venv/bin/mcpguard"
@@ -206,11 +211,12 @@ def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
         return check
 
     name = f"Codex (hook), {hooks}"
-    assert hook(f"{PROGRAM} hook codex") == Check(name, True, f"{PROGRAM} hook codex")
-    gone = "/gone/mcpguard hook codex"
-    told = "its mcpguard is missing: /gone/mcpguard"
+    own = Path(PROGRAM).as_posix()  # as `install` writes it
+    assert hook(f"{own} hook codex") == Check(name, True, f"{own} hook codex")
+    gone = f"{GONE} hook codex"
+    told = f"its mcpguard is missing: {GONE}"
     assert hook(gone) == Check(name, False, f"{gone}: {told}", "mcpguard install codex --hook")
-    for command in (f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex", "$TOOLS/mcpguard hook codex"):
+    for command in (f"MCPGUARD_STORE=redis://h/0 {own} hook codex", "$TOOLS/mcpguard hook codex"):
         assert hook(command) == Check(name, True, command)
     gone = f"MCPGUARD_STORE=redis://h/0 {gone}"
     assert hook(gone).detail == f"{gone}: {told}"
@@ -239,6 +245,7 @@ def test_a_relative_path_of_mcpguard_begins_in_the_project(machine: Machine) -> 
     assert check.detail == f"a: its mcpguard is neither this one nor on your PATH, so it may be the project's: {brought}"
 
 
+@pytest.mark.posix
 def test_a_hook_whose_mcpguard_may_be_somebody_elses_is_not_ok(machine: Machine) -> None:
     project, public = machine.home / "project", machine.home / "public"
     shared = impostor(public / "mcpguard", machine.home / "touched")

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import BOUND, mcpguard, process
+from tests.cli.command import BOUND, mcpguard, permissions_bind, process
 from tests.clients.installations import impostor
 from tests.doctor.checks import doctor, only
 from tests.end_to_end.host import policy, rule, script
+from tests.links import follows_links
 
 PYTHON, _, SDK = script("on_the_sdk")
 SERVER = {"command": PYTHON, "args": [SDK]}
@@ -105,7 +106,7 @@ def test_a_server_starts_in_the_folder_that_its_entry_names(tmp_path: Path) -> N
     assert (found.detail, found.hint) == ("erp: there is no folder /gone", "correct cwd in the client's file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may read everything")
+@permissions_bind
 def test_a_folder_that_may_not_be_looked_into_is_a_failed_check(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
@@ -117,9 +118,9 @@ def test_a_folder_that_may_not_be_looked_into_is_a_failed_check(tmp_path: Path) 
 
 
 def test_a_server_that_only_a_projects_file_names_is_not_started(tmp_path: Path, project: Path) -> None:
-    argv = ["-c", f"touch {tmp_path}/touched", "--api-key", "tango-s3cret"]
+    argv = ["-c", f"touch {tmp_path / 'touched'}", "--api-key", "tango-s3cret"]
     written(project / ".mcp.json", crm={"command": "sh", "args": argv})
-    given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path}/touched' --api-key '***'"
+    given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path / 'touched'}' --api-key '***'"
     for client in ([], ["--client", "claude-code"]):
         assert refusal(tmp_path, *client, "--server", "crm") == (
             f"--server: {project}/.mcp.json is a project's file, and doctor starts nothing that it names",
@@ -249,6 +250,7 @@ def test_of_the_servers_that_claude_code_keeps_for_projects_that_of_the_working_
     assert only(doctor(tmp_path, "--server", "crm"), "server").ok
 
 
+@follows_links
 def test_a_home_folder_behind_a_link_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = cursor(tmp_path, crm=SERVER)
     (tmp_path / "account").rename(tmp_path / "disk")

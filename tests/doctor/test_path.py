@@ -4,13 +4,15 @@ import pytest
 
 import mcpguard
 from mcpguard import __version__
+from mcpguard.clients.launcher import PROGRAM
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.checkup import found_on
 from tests.clients.installations import impostor, installed
+from tests.links import follows_links
 
 
 def program(folder: Path) -> Path:
-    return Path(impostor(folder / "mcpguard", folder / "touched"))
+    return Path(impostor(folder / PROGRAM, folder / "touched"))
 
 
 def checks(own: Path, *folders: Path) -> list[Check]:
@@ -25,14 +27,15 @@ def test_the_own_command_on_the_path_is_good(tmp_path: Path) -> None:
     assert found == Check("PATH", True, f"{own}, version {__version__}")
 
 
+@follows_links
 def test_a_link_to_the_own_command_is_the_own_command(tmp_path: Path) -> None:
     own = program(tmp_path / "own")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/mcpguard").symlink_to(own)
+    (tmp_path / "bin" / PROGRAM).symlink_to(own)
     (found,) = checks(own, tmp_path / "bin", tmp_path / "own")
-    assert (found.detail, found.is_advice) == (f"{tmp_path}/bin/mcpguard, version {__version__}", False)
+    assert (found.detail, found.is_advice) == (f"{tmp_path / 'bin' / PROGRAM}, version {__version__}", False)
     (tmp_path / "alias").symlink_to(tmp_path / "own")  # such as the folder of a virtual environment
-    assert checks(tmp_path / "alias/mcpguard", tmp_path / "own") == [Check("PATH", True, f"{own}, version {__version__}")]
+    assert checks(tmp_path / "alias" / PROGRAM, tmp_path / "own") == [Check("PATH", True, f"{own}, version {__version__}")]
 
 
 def test_the_own_command_is_the_first_one_though_its_folder_is_on_the_path_again_after_another_command(tmp_path: Path) -> None:
@@ -53,7 +56,7 @@ def test_a_command_that_is_not_on_the_path_is_noted_with_its_full_path(tmp_path:
 
 
 def test_a_program_that_is_not_installed_is_not_named(tmp_path: Path) -> None:
-    own, other = tmp_path / "none/mcpguard", installed(tmp_path / "other", "0.0.1")
+    own, other = tmp_path / "none" / PROGRAM, installed(tmp_path / "other", "0.0.1")
     (found,) = checks(own, tmp_path / "bin")
     assert (found.detail, found.hint) == (
         f"mcpguard {__version__} is not on the PATH",
@@ -83,6 +86,7 @@ def test_another_command_whose_version_is_unknown_is_noted_and_not_run(tmp_path:
     assert not (tmp_path / "other/touched").exists()
 
 
+@pytest.mark.posix
 def test_another_command_that_others_may_change_is_noted(tmp_path: Path) -> None:
     own, other = program(tmp_path / "own"), program(tmp_path / "other")
     other.parent.chmod(0o777)

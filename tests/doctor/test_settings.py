@@ -8,8 +8,10 @@ from tests.doctor.checks import doctor, of, only
 def test_a_new_installation_has_nothing_to_mend(tmp_path: Path) -> None:
     checks = doctor(tmp_path)
     assert [one.check for one in checks] == ["config", "policy", "store", "space", "identity"]
-    assert only(checks, "config").detail == f"no file at {tmp_path}/config.toml: the defaults apply; variables: MCPGUARD_HOME"
-    assert only(checks, "policy").detail == f"starter policy, no file at {tmp_path}/policy.toml: 4 rules"
+    assert (
+        only(checks, "config").detail == f"no file at {tmp_path / 'config.toml'}: the defaults apply; variables: MCPGUARD_HOME"
+    )
+    assert only(checks, "policy").detail == f"starter policy, no file at {tmp_path / 'policy.toml'}: 4 rules"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -17,7 +19,7 @@ def test_the_settings_file_and_the_names_of_variables_are_told(tmp_path: Path) -
     (tmp_path / "config.toml").write_text('[identity]\nuser = "alice"\n')
     checks = doctor(tmp_path, MCPGUARD_AGENT="::api::nightly", MCPGUARD_STORE_PASSWORD="s3cret")
     names = "MCPGUARD_AGENT MCPGUARD_HOME MCPGUARD_STORE_PASSWORD"
-    assert only(checks, "config").detail == f"{tmp_path}/config.toml; variables: {names}"
+    assert only(checks, "config").detail == f"{tmp_path / 'config.toml'}; variables: {names}"
     assert only(checks, "identity").detail == ("user alice (config.toml), agent unknown::api::nightly (MCPGUARD_AGENT)")
 
 
@@ -43,10 +45,11 @@ def test_a_password_that_the_network_could_read_is_advised_against(tmp_path: Pat
     assert "s3cret" not in str(checks)
 
 
+@pytest.mark.posix
 def test_a_file_that_others_may_change_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     (tmp_path / "config.toml").chmod(0o666)
     config, warning = of(doctor(tmp_path), "config")
     assert not config.is_advice
     assert warning.is_advice
-    assert warning.detail.startswith(f"other accounts may change {tmp_path}/config.toml: ")
+    assert warning.detail.startswith(f"other accounts may change {tmp_path / 'config.toml'}: ")

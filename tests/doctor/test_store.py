@@ -1,6 +1,5 @@
 import contextlib
 import itertools
-import os
 import shutil
 import sqlite3
 import time
@@ -11,7 +10,7 @@ import pytest
 
 from mcpguard.doctor import store
 from tests import redis_servers
-from tests.cli.command import BOUND, calls, process
+from tests.cli.command import BOUND, calls, permissions_bind, process
 from tests.doctor.checks import doctor, of, only
 from tests.end_to_end.outages import stopped_holder
 
@@ -19,7 +18,7 @@ from tests.end_to_end.outages import stopped_holder
 def test_an_open_store_tells_its_size_and_its_oldest_row(tmp_path: Path) -> None:
     calls(tmp_path, "search", 1)
     found = only(doctor(tmp_path), "store")
-    assert found.detail.startswith(f"{tmp_path}/mcpguard.db: ")
+    assert found.detail.startswith(f"{tmp_path / 'mcpguard.db'}: ")
     assert " MB, oldest row " in found.detail
     assert found.detail.endswith(" s old")
 
@@ -34,7 +33,7 @@ def test_a_damaged_store_fails(tmp_path: Path) -> None:
     calls(tmp_path, "search", 1)
     (tmp_path / "mcpguard.db").write_bytes(b"x" * 9000)
     found = only(doctor(tmp_path, status=1), "store")
-    assert found.detail.startswith(f"{tmp_path}/mcpguard.db ")
+    assert found.detail.startswith(f"{tmp_path / 'mcpguard.db'} ")
 
 
 def test_a_store_with_a_damaged_value_fails(tmp_path: Path) -> None:
@@ -42,7 +41,7 @@ def test_a_store_with_a_damaged_value_fails(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
         db.execute("UPDATE fragment SET json = '{'")
     found = only(doctor(tmp_path, status=1), "store")
-    assert found.detail == f"row 1 of {tmp_path}/mcpguard.db is damaged"
+    assert found.detail == f"row 1 of {tmp_path / 'mcpguard.db'} is damaged"
 
 
 def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path) -> None:
@@ -50,7 +49,7 @@ def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db-calls").unlink()
     _, lost = of(doctor(tmp_path), "store")
     assert lost.is_advice
-    assert lost.detail.startswith(f"{tmp_path}/mcpguard.db-calls was removed: ")
+    assert lost.detail.startswith(f"{tmp_path / 'mcpguard.db-calls'} was removed: ")
 
 
 def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_also_waits_for_it(tmp_path: Path) -> None:
@@ -58,12 +57,12 @@ def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_al
     waits = stopped_holder("hold", tmp_path / "mcpguard.db-lock")  # a wrapper that opens the store again holds it meanwhile
     with stopped_holder("hold", tmp_path / "mcpguard.db-calls"), waits:
         found = only(doctor(tmp_path, status=1), "store")
-    assert found.detail == f"{tmp_path}/mcpguard.db-calls did not come free in time"
+    assert found.detail == f"{tmp_path / 'mcpguard.db-calls'} did not come free in time"
     assert found.hint == "look for a stopped process that holds its lock"
     assert only(doctor(tmp_path), "store").ok
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+@permissions_bind
 @pytest.mark.parametrize(("closed", "is_made"), [("mcpguard.db", True), ("", False), ("", True)])
 def test_a_store_that_cannot_be_written_to_or_made_fails(tmp_path: Path, closed: str, is_made: bool) -> None:
     if is_made:
@@ -74,23 +73,23 @@ def test_a_store_that_cannot_be_written_to_or_made_fails(tmp_path: Path, closed:
     told = " ".join(done.stdout.split())
     assert (done.returncode, "ok store" in told) == (1, False)
     assert (
-        f"FAIL store: {tmp_path} cannot be written to" if is_made and not closed else f"FAIL store: {tmp_path}/mcpguard.db"
+        f"FAIL store: {tmp_path} cannot be written to" if is_made and not closed else f"FAIL store: {tmp_path / 'mcpguard.db'}"
     ) in told
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+@permissions_bind
 def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path) -> None:
     calls(tmp_path, "search", 1)
     (tmp_path / "mcpguard.db.bak").write_bytes(bytes(90_000_000))
     (tmp_path / "mcpguard.db.bak").chmod(0o400)
     done = process(tmp_path, "doctor", under=BOUND)
     assert "FAIL store" not in " ".join(done.stdout.split())
-    assert f"ok store: {tmp_path}/mcpguard.db: 8." in " ".join(done.stdout.split())
+    assert f"ok store: {tmp_path / 'mcpguard.db'}: 8." in " ".join(done.stdout.split())
 
 
 def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp_path: Path) -> None:
     checks = doctor(tmp_path, "--store", f"sqlite://{tmp_path}/state/deep/mcpguard.db")
-    assert only(checks, "store").detail == f"{tmp_path}/state/deep/mcpguard.db: not made yet; the first server makes it"
+    assert only(checks, "store").detail == f"{tmp_path / 'state/deep/mcpguard.db'}: not made yet; the first server makes it"
     assert only(checks, "space").detail.endswith(f" free in {tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
@@ -98,7 +97,7 @@ def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp
 def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = only(doctor(tmp_path, "--store", f"sqlite://{tmp_path}/file/mcpguard.db", status=1), "store")
-    assert found.detail == f"{tmp_path}/file/mcpguard.db cannot be made: {tmp_path}/file is not a folder"
+    assert found.detail == f"{tmp_path / 'file/mcpguard.db'} cannot be made: {tmp_path / 'file'} is not a folder"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")

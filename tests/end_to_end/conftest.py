@@ -7,7 +7,7 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def _usual_signals() -> Iterator[None]:
     """What a shell ignores for a command in its background, or `nohup` does, the started programs would ignore too."""
-    usual = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    usual = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
     ignored = [number for number in usual if signal.getsignal(number) is signal.SIG_IGN]
     for number in ignored:
         signal.signal(number, signal.SIG_DFL)

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pty
 import select
 import signal
 import socket
@@ -15,12 +14,14 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import tomli_w
 
+from mcpguard.relay.readiness import ServerInput
 from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.store import SqliteStore
+from tests.windows import processes
 
 ROOT = Path(__file__).parents[2]
 SERVERS = Path(__file__).parent / "servers"
@@ -28,6 +29,15 @@ DEADLINE_S = 60.0
 """Only a process that hangs takes this long."""
 PATIENT_MS = 20_000
 """A time limit for the store that is long enough on a busy machine, and shorter than `DEADLINE_S`."""
+
+WINDOWS: Final = sys.platform == "win32"
+KILL: Final = getattr(signal, "SIGKILL", signal.SIGTERM)
+"""The signal that ends a process at once. On Windows each does."""
+KILLED_STATUS: Final = 1 if WINDOWS else -9
+"""The exit status of a process that got it."""
+PYTHON: Final = [sys.executable, "-S", "-c"]
+CAT: Final = [*PYTHON, "import os\nwhile data := os.read(0, 65_536): os.write(1, data)"]
+"""A server that says what it is told."""
 
 Message = dict[str, Any]
 
@@ -101,12 +111,45 @@ def ends(kind: str, folder: Path) -> tuple[int, int]:
     if kind == "pipe":
         return os.pipe()
     if kind == "terminal":
+        import pty
+
         return pty.openpty()
     if kind == "socket":
         ours, theirs = socket.socketpair()
         return theirs.detach(), ours.detach()
     file = folder / "out" if kind == "file" else os.devnull
     return os.open(file, os.O_RDONLY | os.O_CREAT), os.open(file, os.O_WRONLY)
+
+
+def has_bytes(fd: int, timeout_s: float = 0) -> bool:
+    """Whether a pipe has bytes to read, or has ended; waits for that, at most this long."""
+    if sys.platform != "win32":
+        return bool(select.select([fd], [], [], timeout_s)[0])
+    import _winapi
+    import msvcrt
+
+    until_s = time.monotonic() + timeout_s
+    with contextlib.suppress(OSError):  # the end
+        while not (found := _winapi.PeekNamedPipe(msvcrt.get_osfhandle(fd), 0)[0]) and time.monotonic() < until_s:
+            time.sleep(0.001)
+        return bool(found)
+    return True
+
+
+def release(pipe: ServerInput) -> None:
+    """Close the pipe to a server. On Windows a thread may be about to use the descriptor, which stays open."""
+    pipe.close()
+    if not WINDOWS:
+        os.close(pipe.fd)
+
+
+def fill(fd: int) -> None:
+    """Write into a pipe until it is full."""
+    os.set_blocking(fd, False)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(fd, b"." * 4096)
+    os.set_blocking(fd, True)
 
 
 class Host:
@@ -137,6 +180,7 @@ class Host:
         budget(home, PATIENT_MS)
         self.home = home
         self._err = home / f"stderr-{time.monotonic_ns()}"
+        self._pids: set[int] = set()
         self._held, held = os.pipe()
         with self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -146,7 +190,7 @@ class Host:
                 stderr=err if stderr is None else stderr,
                 bufsize=0,
                 env=environment(home, **(env or {})),
-                pass_fds=(held,),  # every process of the session holds it open
+                pass_fds=() if WINDOWS else (held,),  # every process of the session holds it open
                 process_group=0 if own_group else None,
             )
         os.close(held)
@@ -161,7 +205,7 @@ class Host:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self.stdin.close()
         self.stdout.close()
         try:
@@ -190,7 +234,7 @@ class Host:
         """Write in a thread, for more data than a pipe holds. With `in_vain`, the wrapper may end before it has read all."""
 
         def send() -> None:
-            with contextlib.suppress(*([BrokenPipeError] if in_vain else [])):
+            with contextlib.suppress(*([OSError] if in_vain else [])):
                 self.send(data)
 
         thread = threading.Thread(target=send)
@@ -201,7 +245,7 @@ class Host:
 
     def read(self, size: int = 1 << 16) -> bytes:
         """Read from the wrapper's stdout; empty at its end."""
-        if not select.select([self.stdout], [], [], DEADLINE_S)[0]:
+        if not WINDOWS and not select.select([self.stdout], [], [], DEADLINE_S)[0]:
             raise AssertionError(f"nothing came; stderr: {self.err}")
         return os.read(self.stdout.fileno(), size)
 
@@ -268,24 +312,30 @@ class Host:
 
     def leave(self) -> int:
         """Close stdin and stdout, as a client that is gone; wait, and return the exit status."""
-        with contextlib.suppress(BrokenPipeError):
+        self._note_processes()
+        with contextlib.suppress(OSError):
             self.stdin.close()
         self.stdout.close()
         return self.wait()
 
     def wait(self) -> int:
+        self._note_processes()
         return self.process.wait(DEADLINE_S)
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def kill(self, number: int = KILL) -> None:
+        self._note_processes()
         self.process.send_signal(number)
+
+    def _note_processes(self) -> None:
+        """On Windows, where no descriptor is passed on, note which processes belong to the session."""
+        if WINDOWS:
+            self._pids |= {self.process.pid, *(pid for pid, _ in processes.below(self.process.pid))}
 
     def nobody_is_left(self) -> bool:
         """Wait until all processes of the session have ended. False after `DEADLINE_S`."""
+        if WINDOWS:
+            return not processes.left_after(DEADLINE_S, self._pids)
         return bool(select.select([self._held], [], [], DEADLINE_S)[0]) and not os.read(self._held, 1)
-
-    def somebody_is_left(self) -> bool:
-        """Whether a process of the session is running now."""
-        return not select.select([self._held], [], [], 0)[0]
 
     def audit(self) -> list[Message]:
         """The audit rows of calls."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -85,7 +84,7 @@ class Place:
     def __init__(self, folder: Path, server: Server | None = None) -> None:
         self.server = server
         self.path = folder / "mcpguard.db"
-        self.url = server.url if server else f"sqlite://{self.path}"
+        self.url = server.url if server else f"sqlite:///{self.path.as_posix().lstrip('/')}"
 
     @property
     def log(self) -> Path:
@@ -112,6 +111,11 @@ class Place:
             return [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
 
 
+def _signal(process: subprocess.Popen[str], name: str) -> None:
+    if sys.platform != "win32":  # there it only holds the lock
+        process.send_signal(getattr(signal, name))
+
+
 @contextlib.contextmanager
 def stopped_holder(what: str, path: Path) -> Iterator[None]:
     """A process that has taken the store's lock, and is stopped: `hold` a file's lock, `hold_transaction` a store's turn."""
@@ -122,9 +126,9 @@ def stopped_holder(what: str, path: Path) -> Iterator[None]:
             assert holder.stdin
             assert holder.stdout
             assert holder.stdout.readline().strip() in {"True", "begun"}
-            holder.send_signal(signal.SIGSTOP)
+            _signal(holder, "SIGSTOP")
             yield
-            holder.send_signal(signal.SIGCONT)
+            _signal(holder, "SIGCONT")
             holder.stdin.write("\n")
             holder.stdin.flush()
             assert holder.wait(DEADLINE_S) == 0
@@ -180,6 +184,8 @@ def _called_until(host: EagerHost, what: str) -> None:
 
 @contextlib.contextmanager
 def _may_not_grow(_: Place, host: EagerHost | None) -> Iterator[None]:
+    import resource
+
     assert host
     before = resource.prlimit(host.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(host.process.pid, resource.RLIMIT_FSIZE, (16_000, before[1]))

@@ -9,13 +9,40 @@ from typing import Final
 
 import pytest
 
-from .host import DEADLINE_S, Host, audit, budget, call, ends, environment, lines, policy, program, request, rule, script, until
+from tests.windows import processes
+
+from .host import (
+    CAT,
+    DEADLINE_S,
+    KILLED_STATUS,
+    PYTHON,
+    WINDOWS,
+    Host,
+    audit,
+    budget,
+    call,
+    ends,
+    environment,
+    lines,
+    policy,
+    program,
+    request,
+    rule,
+    script,
+    until,
+)
 
 pytestmark = pytest.mark.waits
 
 GONE = -32000
 NO_GRACE: Final = {f"mcpguard.relay.supervisor.{name}": 0.1 for name in ("GRACE_AFTER_EOF_S", "GRACE_AFTER_TERM_S")}
 """For tests of a server that may take its time: as soon as mcpguard ended it, the test would fail."""
+ENDED_STATUS: Final = 1 if WINDOWS else -signal.SIGTERM
+"""The exit status after mcpguard has ended a server that heeds the signal for that, if there are signals."""
+posix = pytest.mark.posix
+hears_late = pytest.mark.skipif(
+    WINDOWS, reason="Windows does not tell mcpguard whether somebody reads after the end of its input"
+)
 SHORT_MS: Final = 4000
 """A budget for the store in tests that wait for the end of it, which is still long for a busy machine."""
 
@@ -23,14 +50,14 @@ SHORT_MS: Final = 4000
 @pytest.mark.parametrize(
     ("command", "status", "told"),
     [
-        ("exit 0", 0, "status 0"),
-        ("exit 7", 7, "status 7"),
-        ("kill -KILL $$", -signal.SIGKILL, "status 137 (SIGKILL)"),
-        ("kill $$", -signal.SIGTERM, "status 143 (SIGTERM)"),
+        ("os._exit(0)", 0, "status 0"),
+        ("os._exit(7)", 7, "status 7"),
+        pytest.param("os.kill(os.getpid(), 9)", -9, "status 137 (SIGKILL)", marks=posix),
+        pytest.param("os.kill(os.getpid(), 15)", -15, "status 143 (SIGTERM)", marks=posix),
     ],
 )
 def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, status: int, told: str) -> None:
-    with Host(tmp_path, "sh", "-c", command) as host:
+    with Host(tmp_path, *PYTHON, f"import os; {command}") as host:
         assert host.rest() == b""
         assert host.wait() == status
         assert f"server exited with {told}\n" in host.err
@@ -39,7 +66,7 @@ def test_the_servers_exit_status_is_the_guards(tmp_path: Path, command: str, sta
 
 @pytest.mark.parametrize("status", [0, 7])
 def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp_path: Path, status: int) -> None:
-    with Host(tmp_path, "sh", "-c", f"cat >/dev/null; exit {status}") as host:
+    with Host(tmp_path, *PYTHON, f"import sys; sys.stdin.read(); sys.exit({status})") as host:
         assert host.end() == status
         assert "server exited" not in host.err
 
@@ -49,7 +76,7 @@ def test_a_server_that_ends_at_the_end_of_its_input_ends_with_its_own_status(tmp
     [
         ("leave", {"status": 0}, "status 0", 0),
         ("leave", {"status": 7}, "status 7", 7),
-        ("die", {"signal": "SIGSEGV"}, "status 139 (SIGSEGV)", -signal.SIGSEGV),
+        pytest.param("die", {"signal": "SIGSEGV"}, "status 139 (SIGSEGV)", -signal.SIGSEGV, marks=posix),
     ],
 )
 def test_requests_in_flight_are_answered_when_the_server_is_gone(
@@ -85,21 +112,20 @@ def test_a_server_that_closes_its_output_and_lives_on_is_ended_and_its_calls_are
 
 
 def test_a_server_that_closes_its_output_and_does_not_listen_is_killed(tmp_path: Path) -> None:
-    with Host(tmp_path, "sh", "-c", "exec >&-; sleep 1000") as host:
+    with Host(tmp_path, *PYTHON, "import os, time; os.close(1); time.sleep(1000)") as host:
         assert host.rest() == b""
-        assert host.wait() == -signal.SIGTERM
+        assert host.wait() == ENDED_STATUS
         assert host.nobody_is_left()
 
 
 def test_a_call_to_a_server_that_has_closed_its_input_is_answered_at_once(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient")) as host:
+    with Host(tmp_path, *script("obedient"), tuned=NO_GRACE) as host:
         host.call(1, "close_stdin")
         for request_id in (2, 3):
             error = host.call(request_id, "search")["error"]
             assert (error["code"], error["message"]) == (GONE, "the server has closed its input")
         assert host.ask(4, "tools/list")["error"]["code"] == GONE
-        host.kill(signal.SIGTERM)
-        assert host.wait() == -signal.SIGTERM
+        assert host.leave() == ENDED_STATUS
     found = [(row["decision"], row.get("reason") or row["outcome"]) for row in audit(tmp_path)]
     assert found == [("allowed", "ok"), ("allowed", "no_answer"), ("unavailable", "server_gone")]
 
@@ -128,10 +154,12 @@ def test_a_last_line_without_an_end_is_judged_and_answered(tmp_path: Path) -> No
     assert (tmp_path / "calls").read_text().splitlines() == ['[1, "search"]']
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_answered_in_its_place(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, name: str
 ) -> None:
+    number = signal.Signals[name]
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "hang"))
         host.notification("notifications/hanging")
@@ -143,6 +171,7 @@ def test_a_signal_to_the_guard_ends_the_server_and_is_the_status_and_nothing_is_
     assert [row["outcome"] for row in audit(tmp_path)] == ["no_answer"]
 
 
+@posix
 def test_a_signal_that_comes_before_the_guard_is_ready_ends_it_too(tmp_path: Path) -> None:
     with Host(tmp_path, "sh", "-c", "kill -TERM $PPID; cat >/dev/null; sleep 1000") as host:
         assert host.rest() == b""
@@ -150,6 +179,7 @@ def test_a_signal_that_comes_before_the_guard_is_ready_ends_it_too(tmp_path: Pat
         assert host.nobody_is_left()
 
 
+@posix
 def test_a_signal_reaches_a_server_that_ends_in_its_own_way(tmp_path: Path) -> None:
     command = "trap 'echo bye; exit 5' TERM; echo ready; while :; do read line || :; done"
     with Host(tmp_path, "sh", "-c", command) as host:
@@ -159,7 +189,7 @@ def test_a_signal_reaches_a_server_that_ends_in_its_own_way(tmp_path: Path) -> N
         assert host.wait() == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=posix), None])
 def test_a_signal_or_the_end_of_the_client_ends_a_server_that_heeds_nothing_and_all_that_it_started(
     tmp_path: Path, number: signal.Signals | None
 ) -> None:
@@ -167,10 +197,11 @@ def test_a_signal_or_the_end_of_the_client_ends_a_server_that_heeds_nothing_and_
         host.notification("notifications/ready")
         if number:
             host.kill(number)
-        assert (host.wait() if number else host.leave()) == -signal.SIGKILL
+        assert (host.wait() if number else host.leave()) == KILLED_STATUS
         assert host.nobody_is_left()
 
 
+@posix
 def test_a_client_that_ends_its_input_and_reads_on_ends_a_server_that_heeds_nothing_with_a_signal(tmp_path: Path) -> None:
     with Host(tmp_path, *script("stubborn"), tuned=NO_GRACE) as host:
         host.notification("notifications/ready")
@@ -179,17 +210,22 @@ def test_a_client_that_ends_its_input_and_reads_on_ends_a_server_that_heeds_noth
             host.process.wait(1.0)
         host.kill(signal.SIGTERM)
         assert host.rest() == b""
-        assert host.wait() == -signal.SIGKILL
+        assert host.wait() == KILLED_STATUS
         assert host.nobody_is_left()
 
 
-HELPER = "import os, signal, sys; pid = os.fork() or signal.pause(); os.write(1, b'%d\\n' % pid); sys.stdin.readline(); "
+HELPER = """
+import os, subprocess, sys
+sleeps = [sys.executable, "-S", "-c", "import time; time.sleep(1000)"]
+os.write(1, b"%d\\n" % subprocess.Popen(sleeps, stdin=0, stdout=1, close_fds=False).pid)
+sys.stdin.readline()
+"""
 """A server with a helper that has its pipes; the server says which, and waits for a line or its input's end."""
 
 
 @pytest.mark.parametrize("client_leaves", [True, False])
 def test_what_a_server_leaves_running_when_it_exits_is_left_alone(tmp_path: Path, *, client_leaves: bool) -> None:
-    with Host(tmp_path, sys.executable, "-S", "-c", HELPER + "os._exit(4)") as host:
+    with Host(tmp_path, *PYTHON, HELPER + "os._exit(4)") as host:
         helper = int(host.line())
         if client_leaves:
             assert host.end() == 4
@@ -197,13 +233,14 @@ def test_what_a_server_leaves_running_when_it_exits_is_left_alone(tmp_path: Path
             host.send(call(1, "leave"))
             assert host.answer(1)["error"]["message"] == "server exited with status 4"
             assert host.wait() == 4
-        assert host.somebody_is_left()
-        os.kill(helper, signal.SIGKILL)
+        assert processes.runs(helper)
+        processes.kill([helper])
         assert host.nobody_is_left()
 
 
+@posix
 def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path: Path) -> None:
-    with Host(tmp_path, sys.executable, "-S", "-c", HELPER + "os.kill(os.getpid(), 11)") as host:
+    with Host(tmp_path, *PYTHON, HELPER + "os.kill(os.getpid(), 11)") as host:
         host.line()
         host.send(call(1, "die"))
         assert host.answer(1)["error"]["message"] == "server exited with status 139 (SIGSEGV)"
@@ -211,12 +248,16 @@ def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path:
         assert host.nobody_is_left()
 
 
-LAUNCHER = "import os, sys; os.fork() and os._exit(0); os.execv(sys.executable, [sys.executable, '-S', *sys.argv[1:]])"
+LAUNCHER = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-S", *sys.argv[1:]], stdin=0, stdout=1, close_fds=False)
+os._exit(0)
+"""
 
 
 def launched(name: str) -> list[str]:
     """The command of a launcher that exits with 0 while its child serves on its pipes."""
-    return [sys.executable, "-S", "-c", LAUNCHER, *script(name)[2:]]
+    return [*PYTHON, LAUNCHER, *script(name)[2:]]
 
 
 def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_path: Path) -> None:
@@ -232,7 +273,7 @@ def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_pat
         assert host.nobody_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=posix), None])
 def test_a_launchers_child_that_heeds_nothing_is_killed_when_the_session_ends(
     tmp_path: Path, number: signal.Signals | None
 ) -> None:
@@ -245,6 +286,7 @@ def test_a_launchers_child_that_heeds_nothing_is_killed_when_the_session_ends(
         assert host.nobody_is_left()
 
 
+@posix
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what has left a group")
 @pytest.mark.parametrize("number", [signal.SIGTERM, None])
 def test_what_has_left_the_servers_group_is_killed_when_the_session_ends(tmp_path: Path, number: signal.Signals | None) -> None:
@@ -256,20 +298,25 @@ def test_what_has_left_the_servers_group_is_killed_when_the_session_ends(tmp_pat
         assert host.nobody_is_left()
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("whole_group", [False, pytest.param(True, marks=posix)])
 def test_the_death_of_the_guard_is_the_death_of_all_that_a_server_started_and_that_heeds_nothing(
     tmp_path: Path, *, whole_group: bool
 ) -> None:
     with Host(tmp_path, *script("stubborn"), own_group=whole_group) as host:
         host.notification("notifications/ready")
         until(lambda: " store=" in host.err, "the guard is up")
-        (os.killpg if whole_group else os.kill)(host.process.pid, signal.SIGKILL)
+        if whole_group:
+            os.killpg(host.process.pid, signal.SIGKILL)
+        else:
+            host.kill()
         assert host.nobody_is_left()
 
 
+@posix
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks for a child in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anything_behind(tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anything_behind(tmp_path: Path, name: str) -> None:
+    number = signal.Signals[name]
     with Host(tmp_path, *script("stubborn")) as host:
         host.notification("notifications/ready")
         until(lambda: " store=" in host.err, "the guard is up")
@@ -283,14 +330,15 @@ def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anyth
 
         until(heeds_nothing, "the watchdog is up")
         os.kill(watchdog, number)
-        host.kill(signal.SIGKILL)
+        host.kill()
         assert host.nobody_is_left()
 
 
 def test_the_death_of_the_guard_ends_the_input_of_a_server_and_of_its_children(tmp_path: Path) -> None:
-    with Host(tmp_path, "sh", "-c", "cat >/dev/null & cat >/dev/null; wait") as host:
+    both = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0, close_fds=False); input()"
+    with Host(tmp_path, *PYTHON, both) as host:
         until(lambda: " store=" in host.err, "the guard is up")
-        host.kill(signal.SIGKILL)
+        host.kill()
         assert host.nobody_is_left()
 
 
@@ -302,12 +350,13 @@ def test_a_client_that_does_not_read_and_goes_does_not_keep_the_guard_from_endin
         assert host.nobody_is_left()
 
 
+@hears_late
 def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: Path) -> None:
     soon = NO_GRACE | {f"mcpguard.relay.{name}": 0.1 for name in ("supervisor.PAUSE_S", "supervisor.DRAIN_S")}
     policy(tmp_path, rule("deny", tool="closed"))
     writes = "import os, sys; sys.stdin.read(); sys.stdout.write('x' * 150_000 + chr(10))"
     calls = [call(number, "closed", {}) for number in range(1000)]
-    with Host(tmp_path, sys.executable, "-S", "-c", writes, tuned=soon) as host:
+    with Host(tmp_path, *PYTHON, writes, tuned=soon) as host:
         with host.sending(lines([*calls, request("last", "ping")])):
             pass
         host.stdin.close()
@@ -319,6 +368,7 @@ def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: P
         assert host.wait() == 0
 
 
+@posix
 def test_a_signal_ends_a_session_whose_client_does_not_read(tmp_path: Path) -> None:
     with Host(tmp_path, *script("obedient")) as host:
         host.send(call(1, "big", {"mib": 50}))
@@ -342,12 +392,14 @@ sys.exit("something is left")
 """Stands for process 1 of a container that adopts what mcpguard leaves, and collects no ended processes."""
 
 
+@posix
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a process")
 def test_a_session_leaves_no_ended_process_to_be_collected(tmp_path: Path) -> None:
-    adopts = [sys.executable, "-c", ADOPTS, *program("run", "--quiet", "--", "cat")]
+    adopts = [sys.executable, "-c", ADOPTS, *program("run", "--quiet", "--", *CAT)]
     assert subprocess.run(adopts, env=environment(tmp_path), timeout=DEADLINE_S, check=False).returncode == 0
 
 
+@posix
 def test_the_server_is_the_guards_child_in_a_process_group_of_its_own(tmp_path: Path) -> None:
     with Host(tmp_path, *script("obedient")) as host:
         found = json.loads(host.call(1, "session")["result"]["content"][0]["text"])
@@ -359,7 +411,7 @@ def test_the_server_is_the_guards_child_in_a_process_group_of_its_own(tmp_path: 
 def test_a_server_that_dies_takes_no_call_with_it_that_nobody_answers(tmp_path: Path) -> None:
     policy(tmp_path, rule("9000/1d", tool="*"))
     dies = "import os, sys; sys.stdin.readline(); os._exit(7)"
-    with Host(tmp_path, sys.executable, "-S", "-c", dies) as host:
+    with Host(tmp_path, *PYTHON, dies) as host:
         with host.sending(lines([call(number, "t") for number in range(6000)]), in_vain=True):
             answers = host.rest()
         assert host.wait() == 7
@@ -377,7 +429,7 @@ def test_denials_are_answered_though_the_server_has_died_since_they_were_judged(
         home = tmp_path / str(turn)
         policy(home, rule("1/1h", tool="small") + rule("1000/1h", tool="big"))
         calls = [call(0, "big", {"text": "x" * 60_000}), call(1, "big", {"text": "x" * 20_000})]
-        with Host(home, sys.executable, "-S", "-c", dies) as host:
+        with Host(home, *PYTHON, dies) as host:
             host.send(lines([*calls, *(call(number, "small") for number in range(2, 52))]))
             answered = {json.loads(line)["id"] for line in host.rest().splitlines()}
             assert host.wait() == 3
@@ -398,10 +450,11 @@ def test_a_client_may_write_everything_end_its_input_and_only_then_read(tmp_path
     assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == [*range(20), "last"]
 
 
+@hears_late
 def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(tmp_path: Path) -> None:
     late = "import sys, time; sys.stdin.readline(); time.sleep(1.0); sys.stdout.write(str(len(sys.stdin.readlines())))"
     tuned = NO_GRACE | {"mcpguard.relay.readiness.STUCK_S": 0.1}
-    with Host(tmp_path, sys.executable, "-S", "-c", late, tuned=tuned) as host:
+    with Host(tmp_path, *PYTHON, late, tuned=tuned) as host:
         until(lambda: " store=" in host.err, "the guard is up")
         with host.sending(lines([request(number, "ping", {"text": "x" * 1000}) for number in range(170)])):
             pass
@@ -410,11 +463,12 @@ def test_what_a_server_reads_late_is_not_lost_when_the_clients_input_ends_first(
         assert host.wait() == 0
 
 
+@hears_late
 @pytest.mark.parametrize("kind", ["pipe", "null device"])
 def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path: Path, kind: str) -> None:
     late = "import sys, time; sys.stdin.read(); time.sleep(1.0); open('answered', 'w'); print('late'); sys.exit(5)"
     read, write = ends(kind, tmp_path)
-    command, err = program("run", "--", sys.executable, "-S", "-c", late, tuned=NO_GRACE), tmp_path / "err"
+    command, err = program("run", "--", *PYTHON, late, tuned=NO_GRACE), tmp_path / "err"
     with (
         err.open("w") as stderr,
         subprocess.Popen(
@@ -430,10 +484,12 @@ def test_a_server_that_answers_long_after_the_end_of_the_input_is_heard(tmp_path
     os.close(write)
 
 
-@pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGUSR2, signal.SIGWINCH])
-def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(tmp_path: Path, number: signal.Signals) -> None:
+@posix
+@pytest.mark.parametrize("name", ["SIGQUIT", "SIGUSR2", "SIGWINCH"])
+def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(tmp_path: Path, name: str) -> None:
+    number = signal.Signals[name]
     tells = f"import os, signal; signal.signal({int(number)}, lambda *_: os.write(1, b'got\\n')); os.write(1, b'up\\n')"
-    with Host(tmp_path, sys.executable, "-S", "-c", f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
+    with Host(tmp_path, *PYTHON, f"{tells}\nwhile os.read(0, 100): os.write(1, b'read\\n')") as host:
         assert host.line() == b"up"
         host.kill(number)
         assert host.line() == b"got"
@@ -442,8 +498,9 @@ def test_a_signal_that_does_not_tell_to_end_reaches_the_server_and_ends_nothing(
         assert host.end() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1])
-def test_a_signal_for_one_process_leaves_the_servers_helpers_running(tmp_path: Path, number: signal.Signals) -> None:
+@posix
+def test_a_signal_for_one_process_leaves_the_servers_helpers_running(tmp_path: Path) -> None:
+    number = signal.SIGUSR1
     server = f"""
 import os, signal, subprocess
 helper = subprocess.Popen(["sleep", "1000"])  # has no handler: the signal would end it
@@ -453,7 +510,7 @@ while os.read(0, 100):
     os.write(1, f"{{helper.poll()}}\\n".encode())
 helper.kill()
 """
-    with Host(tmp_path, sys.executable, "-S", "-c", server) as host:
+    with Host(tmp_path, *PYTHON, server) as host:
         assert host.line() == b"up"
         host.kill(number)
         assert host.line() == b"None"
@@ -462,12 +519,14 @@ helper.kill()
         assert host.end() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGUSR1])
+@posix
+@pytest.mark.parametrize("name", ["SIGABRT", "SIGUSR1"])
 def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_without_a_core_dump(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, name: str
 ) -> None:
+    number = signal.Signals[name]
     with Host(tmp_path, *script("obedient")) as host:
-        host.send(call(1, "hang"), call(2, "die", {"signal": number.name}))
+        host.send(call(1, "hang"), call(2, "die", {"signal": name}))
         assert [host.answer(request_id)["error"]["code"] for request_id in (1, 2)] == [GONE, GONE]
         assert host.rest() == b""
         _, status = os.waitpid(host.process.pid, 0)
@@ -478,14 +537,14 @@ def test_the_signal_that_kills_the_server_kills_the_guard_after_the_last_answer_
 
 
 def test_the_store_is_open_before_a_call_comes(tmp_path: Path) -> None:
-    with Host(tmp_path, "cat", tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
+    with Host(tmp_path, *CAT, tuned={"mcpguard.relay.bookkeeper.TICK_S": 3600.0}) as host:
         until(lambda: bool(host.notes()), "the policy's row is in the store", 0.1)
         assert host.end() == 0
 
 
 def test_the_first_call_imports_nothing(tmp_path: Path) -> None:
     policy(tmp_path, rule("100/1h", tool="*"))
-    with Host(tmp_path, "cat", options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
+    with Host(tmp_path, *CAT, options=("--server", "crm"), env={"PYTHONPROFILEIMPORTTIME": "1"}) as host:
         until(lambda: "mcpguard.documents.toml" in host.err and bool(host.notes()), "everything is in place", 0.1)
         imported = host.err
         host.send(call(1, "search"))

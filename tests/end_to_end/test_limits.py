@@ -1,7 +1,6 @@
 import contextlib
 import json
 import random
-import signal
 import threading
 import time
 from collections import Counter
@@ -137,7 +136,7 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
                 for number in range(dice.randrange(100)):
                     host.call(f"{name}-{life}-{number}", "short" if number % 2 else "long")
                 host.send(*(call(f"{name}-{life}-last-{number}", "short") for number in range(20)))
-                host.kill(signal.SIGKILL)
+                host.kill()
                 assert host.nobody_is_left()
 
     with ThreadPoolExecutor(8) as pool:

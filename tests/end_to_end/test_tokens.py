@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mcpguard.identity.keys import REFRESH_S
+from mcpguard.text.printing import quoted
 from tests import provider
 from tests.provider import KeyServer, settings, token, write_token
 
@@ -85,7 +86,7 @@ def test_without_a_token_every_call_is_denied_and_all_else_passes_until_there_is
         assert "result" in host.call(2, "search")
         assert host.end() == 0
         first, second = host.audit()
-        assert f'user="unauthenticated: there is no token: {file} does not exist"' in host.err
+        assert "user=" + quoted(f"unauthenticated: there is no token: {file} does not exist") in host.err
         assert "unauthenticated axis=user" in host.err
         assert "user alice, verified" in host.err
     assert (first["decision"], first["axis"], first["tool"]) == ("unauthenticated", "user", "search")

@@ -1,4 +1,3 @@
-import contextlib
 import hashlib
 import os
 import sys
@@ -6,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from .host import Host, call, lines, policy, request, rule, script
+from mcpguard.text.printing import quoted
+
+from .host import CAT, PYTHON, Host, call, fill, lines, policy, request, rule, script
 
 
 def test_what_passes_is_the_same_to_the_byte_both_ways(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ def test_what_passes_is_the_same_to_the_byte_both_ways(tmp_path: Path) -> None:
         b'{"jsonrpc":"2.0","id":7,"result":{"roots":[]}}',
         b'{"id":8,"jsonrpc":"2.0","error":{"code":-1,"message":"no"}}',
     ]
-    with Host(tmp_path, "cat") as host:  # it says what it is told
+    with Host(tmp_path, *CAT) as host:  # it says what it is told
         for line in sent:
             host.send(line + b"\n")
             assert host.line() == line
@@ -25,14 +26,14 @@ def test_what_passes_is_the_same_to_the_byte_both_ways(tmp_path: Path) -> None:
 
 
 def test_the_servers_bytes_need_not_be_json_lines(tmp_path: Path) -> None:
-    with Host(tmp_path, "sh", "-c", r"printf 'hello \377\000\r\n\n\n{broken'") as host:
+    with Host(tmp_path, *PYTHON, r"import os; os.write(1, b'hello \377\000\r\n\n\n{broken')") as host:
         assert host.rest() == b"hello \xff\x00\r\n\n\n{broken"
         assert host.wait() == 0
 
 
 def test_a_line_that_is_too_long_is_refused_and_the_next_one_passes(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("max_frame_bytes = 2048\n")
-    with Host(tmp_path, "cat") as host:
+    with Host(tmp_path, *CAT) as host:
         with host.sending(lines([call(1, "search", {"text": "x" * 3_000_000}), request(2, "ping")])):
             messages = [host.message(), host.message()]  # the guard's answer and the server's, in either order
         assert request(2, "ping") in messages
@@ -80,7 +81,7 @@ def test_an_answer_of_a_hundred_mebibytes_passes_unchanged_in_little_memory(tmp_
 
 
 def test_the_servers_stderr_passes_through(tmp_path: Path) -> None:
-    with Host(tmp_path, "sh", "-c", r"printf 'line\n\033[31mred\033[0m half' >&2") as host:
+    with Host(tmp_path, *PYTHON, r"import os; os.write(2, b'line\n\033[31mred\033[0m half')") as host:
         host.rest()
         assert host.wait() == 0
         assert "line\n\x1b[31mred\x1b[0m half" in host.err
@@ -89,11 +90,7 @@ def test_the_servers_stderr_passes_through(tmp_path: Path) -> None:
 def test_a_stderr_that_nobody_reads_stops_neither_calls_nor_denials_nor_the_end(tmp_path: Path) -> None:
     policy(tmp_path, "".join(rule("1/1h", tool=f"tool-{number}") for number in range(100)))
     read, write = os.pipe()
-    os.set_blocking(write, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(write, b"f" * 4096)
-    os.set_blocking(write, True)
+    fill(write)
     with Host(tmp_path, *script("obedient"), stderr=write) as host:
         os.close(write)
         for number in range(100):
@@ -111,7 +108,7 @@ def test_the_guard_says_at_its_start_what_it_goes_by_and_at_its_end_what_happene
         assert host.end() == 0
         first, *others = [line for line in host.err.splitlines() if line.startswith("mcpguard: ")]
     assert " mode=enforce server=crm user=alice agent=unknown::interactive::default " in first
-    assert f" policy={file} (1 rule) store={tmp_path}/mcpguard.db" in first
+    assert f" policy={quoted(file)} (1 rule) store={quoted(tmp_path / 'mcpguard.db')}" in first
     assert others[0].startswith("mcpguard: rate_limited axis=user user=alice ")
     told, _, retry_after = others[0].rpartition(" retry_after=")
     assert told.endswith(" tool=search limit=1/1h count=2")
@@ -136,7 +133,7 @@ def test_the_first_line_says_the_mode_and_the_rules(
         assert host.end() == 0
         said = host.err
     assert f" mode={mode} server=" in said
-    assert f" policy={file} ({told.format(file=file)}" in said
+    assert f" policy={quoted(file)} ({told.format(file=file)}" in said
 
 
 @pytest.mark.parametrize("how", ["option", "variable", "file"])

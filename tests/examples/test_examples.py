@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,9 @@ from mcp import Client, StdioServerParameters
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+NEEDED = os.environ if sys.platform == "win32" else {}
+"""Variables without which no program starts."""
+
 ENTRIES = [
     pytest.param(entry, id=f"{path.stem}-{name}")
     for path in sorted(EXAMPLES.glob("*.json"))
@@ -24,17 +28,24 @@ ENTRIES = [
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
     """The environment of an account of its own, with this checkout's mcpguard installed."""
+    account = {"HOME": str(tmp_path), "MCPGUARD_HOME": str(tmp_path / "mcpguard")}
+    if sys.platform == "win32":
+        python = Path(sys.executable).parent
+        return {**NEEDED, "PATH": f"{python};{python / 'Scripts'};{os.environ['PATH']}", **account}
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, arguments in (("python", ""), ("mcpguard", " -m mcpguard")):
         script = f"#!/bin/sh\nPYTHONPATH='{ROOT}' exec '{sys.executable}'{arguments} \"$@\"\n"
         (programs / name).write_text(script)
         (programs / name).chmod(0o700)
-    return {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "MCPGUARD_HOME": str(tmp_path / "mcpguard"),
-    }
+    return {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **account}
+
+
+def found(program: str, env: dict[str, str]) -> str:
+    """A program's path, since this process's PATH is another one."""
+    path = shutil.which(program, path=env["PATH"])
+    assert path
+    return path
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -43,8 +54,7 @@ def test_the_entry_of_a_client_starts_a_server_whose_tools_work(
 ) -> None:
     assert entry["command"] == "mcpguard"
     command = StdioServerParameters(
-        # The SDK looks up the command in this process's PATH, not in the one that it passes on.
-        command=str(tmp_path / "bin" / entry["command"]),
+        command=found(entry["command"], installed),
         args=entry["args"],
         env=installed | entry.get("env", {}),
         cwd=tmp_path,
@@ -61,7 +71,7 @@ def test_the_entry_of_a_client_starts_a_server_whose_tools_work(
 def test_a_policy_is_valid_toml_and_passes_the_check(path: Path, installed: dict[str, str]) -> None:
     assert tomllib.loads(path.read_text("utf-8"))["rule"]
     done = subprocess.run(
-        ["/bin/sh", "-c", f"mcpguard policy check '{path}'"], env=installed, capture_output=True, text=True, check=False
+        [found("mcpguard", installed), "policy", "check", str(path)], env=installed, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -70,7 +80,7 @@ def test_the_client_is_never_denied_twice_for_one_call_after_obeying_a_denial(
     installed: dict[str, str], tmp_path: Path
 ) -> None:
     done = subprocess.run(
-        ["/bin/sh", "-c", f"python '{EXAMPLES / 'client.py'}' 12"],
+        [found("python", installed), str(EXAMPLES / "client.py"), "12"],
         env=installed,
         cwd=tmp_path,
         capture_output=True,
@@ -86,7 +96,7 @@ def test_the_client_is_never_denied_twice_for_one_call_after_obeying_a_denial(
 def test_the_client_runs_if_mcpguard_is_not_on_the_path(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "client.py"), "1"],
-        env={"PATH": os.defpath, "HOME": str(tmp_path), "MCPGUARD_HOME": str(tmp_path)},
+        env={**NEEDED, "PATH": os.defpath, "HOME": str(tmp_path), "MCPGUARD_HOME": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ import pytest
 
 from mcpguard.hook.run import MAX_INPUT_BYTES, TIMEOUT_S, _note
 from mcpguard.identity.client_agents import AgentNote
-from mcpguard.stores.locks import lock_file
+from mcpguard.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard

@@ -17,7 +17,7 @@ jwks = "https://idp.acme.com/.well-known/jwks.json"
 
 
 def loaded(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> Settings:
-    (home / "config.toml").write_text(text)
+    (home / "config.toml").write_bytes(text.encode())
     return load({"MCPGUARD_HOME": str(home)} | (environ or {}), **options)
 
 
@@ -44,7 +44,8 @@ def test_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/alice")
+    for name in ("HOME", "USERPROFILE"):  # Windows has the latter
+        monkeypatch.setenv(name, str(tmp_path / "alice"))
     text = """
         [identity.jwt]
         issuer = "https://idp.acme.com/realms/acme"
@@ -60,7 +61,7 @@ def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         Expected("https://idp.acme.com/realms/acme", ("crm", "erp"), "email", "realm_access.roles", "agent"),
         tmp_path / "keys.json",
         ("ES256", "EdDSA"),
-        Path("/home/alice/token"),
+        tmp_path / "alice" / "token",
         tmp_path,
     )
 
@@ -69,7 +70,7 @@ def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_missing_required_setting_is_an_error_with_an_example(tmp_path: Path, missing: str) -> None:
     text = "\n".join(line for line in LEAST.splitlines() if not line.startswith(missing))
     message, hint = refusal(tmp_path, text)
-    assert message == f"{tmp_path}/config.toml: identity.jwt: no {missing}"
+    assert message == f"{tmp_path / 'config.toml'}: identity.jwt: no {missing}"
     assert hint.startswith(f'write {missing} = "')
 
 
@@ -101,13 +102,15 @@ def with_line(line: str) -> str:
         ("algorithms = ['RS256', 'HS512']", "'HS512' is not allowed", "use one of: "),
         ("algorithms = 'rs256'", "'rs256' is not allowed", "use one of: "),
         *((f"{line}", "this is empty or not text", f'write {line.partition(" ")[0]} = "…"') for line in EMPTY_OR_NO_TEXT),
-        ("token_file = '~nosuchuser/x'", "the home or working folder for ~nosuchuser/x does not exist", ""),
-        ("jwks = '~nosuchuser/x'", "the home or working folder for ~nosuchuser/x does not exist", ""),
+        *(
+            pytest.param(line, "the home or working folder for ~nosuchuser/x does not exist", "", marks=pytest.mark.posix)
+            for line in ("token_file = '~nosuchuser/x'", "jwks = '~nosuchuser/x'")  # Windows has a folder for each name
+        ),
     ],
 )
 def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, line: str, what: str, hint: str) -> None:
     message, told = refusal(tmp_path, with_line(line))
-    assert message == f"{tmp_path}/config.toml: identity.jwt.{line.partition(' ')[0]}: {what}"
+    assert message == f"{tmp_path / 'config.toml'}: identity.jwt.{line.partition(' ')[0]}: {what}"
     assert told.startswith(hint)
 
 
@@ -121,7 +124,7 @@ def test_an_invalid_setting_is_an_error_that_names_it(tmp_path: Path, line: str,
     ],
 )
 def test_another_table_or_value_in_place_of_the_table_is_an_error(tmp_path: Path, text: str, what: str, hint: str) -> None:
-    assert refusal(tmp_path, text) == (f"{tmp_path}/config.toml: {what}", hint)
+    assert refusal(tmp_path, text) == (f"{tmp_path / 'config.toml'}: {what}", hint)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_re
     assert url_problem(url) == why
     if why and url.isprintable():
         message, _ = refusal(tmp_path, with_line(f'jwks = "{url}"'))
-        assert message == f"{tmp_path}/config.toml: identity.jwt.jwks: {why}"
+        assert message == f"{tmp_path / 'config.toml'}: identity.jwt.jwks: {why}"
         assert "s3cret" not in message
 
 
@@ -161,7 +164,13 @@ def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_re
 def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str) -> None:
     found = loaded(tmp_path, with_line(f'jwks = "{jwks}"')).jwt
     assert found
-    assert found.jwks == Path("/etc/my keys.json")
+    assert found.jwks == tmp_path / "/etc/my keys.json"
+
+
+def test_a_file_url_can_name_a_drive(tmp_path: Path) -> None:
+    found = loaded(tmp_path, with_line('jwks = "file:///C:/my%20keys.json"')).jwt
+    assert found
+    assert found.jwks == tmp_path / "C:/my keys.json"  # elsewhere than on Windows a relative path
 
 
 def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> None:
@@ -186,7 +195,7 @@ def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
     if is_cut:
         text = text[: text.rindex(".") - 9]
     message, hint = refusal(tmp_path, with_line(f"{key} = {form.format(text)}"))
-    assert message == f"{tmp_path}/config.toml: identity.jwt.{key} holds a token, which does not belong here"
+    assert message == f"{tmp_path / 'config.toml'}: identity.jwt.{key} holds a token, which does not belong here"
     assert not [part for part in text.split(".") if part in message + hint]
 
 

@@ -259,6 +259,7 @@ def test_keys_that_cannot_be_read_are_reported(wrapper: Wrapper) -> None:
     assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: No such file or directory"
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("is_link", [False, True])
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o666, True)])
 def test_a_token_file_that_others_can_read_is_warned_of_once(
@@ -275,6 +276,7 @@ def test_a_token_file_that_others_can_read_is_warned_of_once(
     assert wrapper.lines == ([said] if warned else [])
 
 
+@pytest.mark.posix
 def test_a_replaced_token_file_is_not_warned_of_again(wrapper: Wrapper) -> None:
     for mode in (0o644, 0o600, 0o666, 0o644):
         new = wrapper.home / "new"
@@ -285,6 +287,7 @@ def test_a_replaced_token_file_is_not_warned_of_again(wrapper: Wrapper) -> None:
     assert len([line for line in wrapper.lines if line.startswith("others can read")]) == 1
 
 
+@pytest.mark.posix
 def test_a_token_file_that_becomes_readable_for_others_is_warned_of_although_the_token_is_the_same(wrapper: Wrapper) -> None:
     wrapper.has(token())
     wrapper.file.chmod(0o644)

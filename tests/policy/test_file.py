@@ -93,7 +93,7 @@ def settled(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 CHANGES = [
     edit,
-    pytest.param(edit_and_keep_the_time, marks=pytest.mark.posix),
+    edit_and_keep_the_time,
     replace,
     rename_and_make_anew,
     remove_and_make_anew,

@@ -93,6 +93,7 @@ def test_a_row_waits_for_a_bounded_time(followed: Followed, session: Session) ->
     assert followed.rows(lambda: None, outcome_s=0) == [("allowed", None)]
 
 
+@pytest.mark.posix
 def test_a_row_of_a_store_that_is_removed_waits_no_longer(followed: Followed, session: Session) -> None:
     session.one("slow")
     assert followed.rows(lambda: None, followed.remove, lambda: None) == [("allowed", None)]
@@ -127,6 +128,7 @@ def test_it_ends_when_the_wanted_time_and_the_time_for_outcomes_have_passed(
     assert next(clock, None) is None
 
 
+@pytest.mark.posix
 def test_it_waits_for_a_store_and_goes_on_in_one_that_replaces_it(followed: Followed) -> None:
     def replace() -> None:
         followed.remove()
@@ -137,6 +139,7 @@ def test_it_waits_for_a_store_and_goes_on_in_one_that_replaces_it(followed: Foll
     assert "was removed or replaced" in followed.said[1]
 
 
+@pytest.mark.posix
 def test_an_error_of_a_store_that_was_replaced_meanwhile_is_none(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         if is_removed:

@@ -332,6 +332,7 @@ def test_a_store_that_was_replaced_by_one_with_more_rows_is_sent_from_its_first_
     assert bench.export(follow=follow, sleep=once_more(0))[0] == 0
 
 
+@pytest.mark.posix
 def test_a_store_that_is_replaced_while_it_is_followed_is_not_sent_again(bench: Bench) -> None:
     bench.add("denied")
     assert bench.export(follow=True, sleep=once_more(1, lambda: bench.replace("denied", "denied")))[0] == 2

@@ -1,7 +1,6 @@
 """The bookkeeper works in handfuls, and while there are no calls."""
 
 import os
-import select
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -23,6 +22,7 @@ from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.pauses import QUIET_S
 from mcpguard.wire.frames import read
 from tests.build import call_line
+from tests.end_to_end.host import has_bytes
 
 
 class Store(MemoryStore):
@@ -236,5 +236,5 @@ def test_upkeep_goes_on_after_a_failure(scene: Scene, monkeypatch: pytest.Monkey
     scene.bookkeeper.wake()
     scene.bookkeeper.run()
     assert len(tended) == 2
-    is_reported = bool(select.select([scene.stderr], [], [], 0)[0])
+    is_reported = has_bytes(scene.stderr)
     assert is_reported == isinstance(error, ZeroDivisionError)

@@ -1,10 +1,11 @@
-import contextlib
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from mcpguard.relay import readiness
 from mcpguard.relay.console import AT_ONCE, EVERY_S, Console
+from tests.end_to_end.host import fill
 
 
 class Terminal:
@@ -15,20 +16,13 @@ class Terminal:
         self.time_s = 1000.0
         self.console = Console(self.write_fd, clock_s=lambda: self.time_s)
 
-    def fill(self) -> None:
-        os.set_blocking(self.write_fd, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(self.write_fd, b"." * 4096)
-        os.set_blocking(self.write_fd, True)
-
     def text(self) -> str:
         os.set_blocking(self.read_fd, False)
         data = b""
         try:
             while more := os.read(self.read_fd, 1 << 16):
                 data += more
-        except BlockingIOError:
+        except OSError:  # nothing more
             pass
         return data.decode()
 
@@ -46,8 +40,9 @@ def test_a_line_begins_with_mcpguard(terminal: Terminal) -> None:
     assert terminal.text() == "mcpguard: hello wörld\n"
 
 
+@pytest.mark.posix
 def test_a_full_pipe_drops_lines_and_the_next_line_counts_them(terminal: Terminal) -> None:
-    terminal.fill()
+    fill(terminal.write_fd)
     for number in range(1000):
         terminal.console.line(f"line {number}")
     terminal.text()
@@ -68,6 +63,22 @@ def test_a_long_line_is_cut_to_what_a_pipe_takes_in_one_piece(terminal: Terminal
     text = terminal.text()
     assert len(text) == 4096
     assert text.endswith("x\n")
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("room", [1, 2, 8])
+def test_a_line_is_written_in_pieces_that_do_not_block_and_one_that_was_torn_is_ended(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    left = [True] * room
+    monkeypatch.setattr(readiness, "AT_ONCE_BYTES", 512)  # as on macOS
+    monkeypatch.setattr(readiness, "has_room", lambda _: bool(left and left.pop()))
+    terminal.console.line("x" * 4000)
+    left += [True] * 8
+    terminal.console.line("next")
+    written = min(512 * room, 4011)
+    dropped = "" if room == 8 else " (1 lines before this one were dropped: stderr was full)"
+    assert terminal.text() == "mcpguard: " + "x" * (written - 10 - (room == 8)) + f"\nmcpguard: next{dropped}\n"
 
 
 def test_a_pipe_without_a_reader_is_ignored() -> None:

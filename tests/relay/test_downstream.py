@@ -8,7 +8,8 @@ import pytest
 
 from mcpguard.relay import downstream
 from mcpguard.relay.answers_queue import AnswersQueue
-from mcpguard.relay.downstream import CHUNK_BYTES, Downstream, ServerStream
+from mcpguard.relay.downstream import Downstream, ServerStream
+from mcpguard.relay.readiness import CHUNK_BYTES
 
 
 class Server:
@@ -35,6 +36,7 @@ def server() -> Iterator[Server]:
     os.close(one.reads)
 
 
+@pytest.mark.posix
 def test_bytes_that_were_read_ahead_come_first_and_in_order(server: Server) -> None:
     for part in (b"1", b"2"):
         server.write(part)
@@ -47,6 +49,7 @@ def test_nothing_is_read_ahead_from_a_silent_server(server: Server) -> None:
     assert not server.stream.read_ahead()
 
 
+@pytest.mark.posix
 def test_the_end_is_left_to_the_downstream_loop(server: Server) -> None:
     server.write(b"last")
     server.end()
@@ -68,6 +71,7 @@ def test_nothing_is_read_ahead_while_the_downstream_loop_reads(server: Server) -
     assert found == [b"for the loop"]
 
 
+@pytest.mark.posix
 def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downstream, "MAX_HELD_BYTES", 10)
     server.write(b"x" * 10)
@@ -78,6 +82,7 @@ def test_the_bytes_that_are_read_ahead_are_bounded(server: Server, monkeypatch: 
     assert server.stream.read_ahead()
 
 
+@pytest.mark.posix
 def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_on_writing(
     server: Server,
 ) -> None:
@@ -94,6 +99,7 @@ def test_the_stream_of_a_server_that_is_gone_ends_even_if_another_process_goes_o
     assert CHUNK_BYTES <= others < 3 * CHUNK_BYTES
 
 
+@pytest.mark.posix
 def test_a_stream_has_more_while_bytes_are_held_or_in_the_pipe_and_at_its_end(server: Server) -> None:
     assert not server.stream.has_more
     server.write(b"x")

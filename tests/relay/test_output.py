@@ -211,9 +211,11 @@ def test_a_reply_does_not_wait_for_a_client_that_does_not_read(client: Client) -
     assert data[: MIB + 1] == b"s" * (MIB - 1) + b"\nr"
 
 
-def test_backpressure_lasts_until_the_client_reads(client: Client) -> None:
+def test_backpressure_lasts_until_the_client_reads(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 2 * MIB
+    monkeypatch.setattr(output, "MAX_QUEUED_BYTES", most)
     client.output.relay(b"open, ", unseen)
-    for _ in range(MAX_QUEUED_BYTES // MIB):
+    for _ in range(most // MIB):
         client.output.reply(b"r" * (MIB - 1) + b"\n")
     client.output.await_room(lambda: False)
     client.output.reply(b"last\n")
@@ -221,7 +223,7 @@ def test_backpressure_lasts_until_the_client_reads(client: Client) -> None:
     waiting.join(0.2)
     assert waiting.is_alive()
     relaying = in_thread(client.output.relay, b"end\n", unseen)
-    size = len(b"open, end\n") + MAX_QUEUED_BYTES + len(b"last\n")
+    size = len(b"open, end\n") + most + len(b"last\n")
     assert client.read(size).endswith(b"r\nlast\n")
     assert joined(waiting)
     assert joined(relaying)
@@ -287,6 +289,7 @@ def test_only_queued_and_last_replies_end_an_open_frame(client: Client, queued: 
     assert client.ended(last) == b"half" + (b"\n" + replies if replies else b"")
 
 
+@pytest.mark.posix
 def test_the_bytes_taken_grow_with_each_page_that_a_slow_client_reads(client: Client) -> None:
     finishing = in_thread(client.output.finish, lambda: b"r" * MIB)
     until(lambda: client.output.taken == PIPE_BYTES, "the pipe is full")
@@ -326,6 +329,7 @@ def test_after_the_end_nothing_is_written_or_observed(client: Client) -> None:
     assert client.losses == 0
 
 
+@pytest.mark.posix
 def test_everything_is_written_to_a_non_blocking_pipe(client: Client) -> None:
     os.set_blocking(client.write_fd, False)
     data = bytes(range(256)) * 4096 + b"\n"

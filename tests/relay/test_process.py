@@ -1,12 +1,12 @@
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +15,11 @@ from mcpguard.errors import CommandError
 from mcpguard.relay.command import find_program
 from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.run import run
+from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
+posix = pytest.mark.posix
 Start = Callable[..., ServerProcess]
 
 
@@ -35,19 +37,17 @@ def start() -> Iterator[Start]:
     yield start
     for child in children:
         if child.status is None:
-            child.signal(signal.SIGKILL)
+            child.kill()
             ended(child)
-        os.close(child.stdin)
+        release(child.stdin)
         os.close(child.stdout)
 
 
 def ended(child: ServerProcess) -> int:
     """Wait for the exit of a server; returns its status."""
-    if child.status is None:
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    status = child.poll()
-    assert status is not None
-    return status
+    until(lambda: child.poll() is not None, "the server has exited")
+    assert child.status is not None
+    return child.status
 
 
 def said(child: ServerProcess) -> str:
@@ -65,7 +65,7 @@ def refusal(argv: Sequence[str], environ: Mapping[str, str]) -> CommandError:
 
 
 def script(folder: Path, text: str) -> str:
-    file = folder / "server"
+    file = folder / ("server.bat" if WINDOWS else "server")
     file.write_text(text)
     file.chmod(0o700)
     return str(file)
@@ -93,6 +93,7 @@ def test_a_command_that_cannot_be_run_has_the_status_of_a_shell_a_reason_and_a_h
     assert error.hint.startswith(hint)
 
 
+@posix
 def test_a_file_in_the_working_folder_is_run_only_with_a_leading_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(tmp_path, "#!/bin/sh\n")
     monkeypatch.chdir(tmp_path)
@@ -100,6 +101,7 @@ def test_a_file_in_the_working_folder_is_run_only_with_a_leading_dot(tmp_path: P
     assert refusal(["server"], {"PATH": "/nowhere"}).exit_status == 127
 
 
+@posix
 def test_the_servers_path_is_searched(tmp_path: Path, start: Start) -> None:
     script(tmp_path, "#!/bin/sh\necho found\n")
     child = start("server", environ={"PATH": str(tmp_path)})
@@ -107,6 +109,7 @@ def test_the_servers_path_is_searched(tmp_path: Path, start: Start) -> None:
     assert ended(child) == 0
 
 
+@posix
 @pytest.mark.parametrize(
     ("text", "what", "hint"),
     [
@@ -120,7 +123,7 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
     child = spawn([script(tmp_path, text)], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
-    os.close(child.stdin)
+    release(child.stdin)
     os.close(child.stdout)
     assert caught.value.exit_status == 126
     assert what in caught.value.message
@@ -129,42 +132,44 @@ def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
         os.waitpid(child.pid, 0)
 
 
+@posix
 def test_a_program_that_a_limit_of_the_system_keeps_from_running_is_126_and_the_hint_is_the_limits() -> None:
-    child = spawn(["cat", "x" * 10_000_000], os.environ)
+    child = spawn([*CAT, "x" * 10_000_000], os.environ)
     with pytest.raises(CommandError) as caught:
         child.confirm()
-    os.close(child.stdin)
+    release(child.stdin)
     os.close(child.stdout)
-    assert caught.value.message == "cannot run cat: Argument list too long"
+    assert caught.value.message == f"cannot run {CAT[0]}: Argument list too long"
     assert "ulimit -a" in caught.value.hint
 
 
 def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -> None:
-    words = ["a b", "", "$HOME", "*", "ü\udcff", "-c"]
+    words = ["a b", "", "$HOME", "%PATH%", 'a"b\\', "*", "ü" if WINDOWS else "ü\udcff", "-c"]
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
-    assert json.loads(said(start(sys.executable, "-c", program, *words))) == words
+    assert json.loads(said(start(*PYTHON, program, *words))) == words
 
 
 def test_the_server_reads_its_input_until_it_is_closed(start: Start) -> None:
-    child = start("cat")
-    os.write(child.stdin, b"hello\n")
+    child = start(*CAT)
+    child.stdin.write(b"hello\n")
     assert os.read(child.stdout, 100) == b"hello\n"
     assert child.poll() is None
-    child.close_stdin()
-    child.close_stdin()
+    child.stdin.close()
+    child.stdin.close()
     assert said(child) == ""
     assert ended(child) == 0
 
 
 def test_a_write_after_the_end_of_the_servers_input_reaches_no_other_file(start: Start, tmp_path: Path) -> None:
-    child = start("cat")
-    child.close_stdin()
+    child = start(*CAT)
+    child.stdin.close()
     with (tmp_path / "database").open("w"), contextlib.suppress(OSError):
-        os.write(child.stdin, b"frame\n")
+        child.stdin.write(b"frame\n")
     assert (tmp_path / "database").read_bytes() == b""
     assert said(child) == ""
 
 
+@posix
 def test_the_server_inherits_neither_mcpguards_ends_of_its_pipes_nor_its_files(start: Start, tmp_path: Path) -> None:
     given = {fd for fd in range(3, 256) if Path(f"/dev/fd/{fd}").exists() and os.get_inheritable(fd)}
     with (tmp_path / "ours").open("w"):
@@ -173,23 +178,27 @@ def test_the_server_inherits_neither_mcpguards_ends_of_its_pipes_nor_its_files(s
     assert found <= given
 
 
+@posix
 def test_a_signal_to_a_server_that_has_exited_does_nothing(start: Start) -> None:
-    child = start("true")
+    child = start(*PYTHON, "pass")
     ended(child)
     child.signal(signal.SIGTERM)
 
 
+@posix
 def test_the_server_starts_with_the_default_signal_handlers(start: Start) -> None:
     command = "kill -PIPE $$; echo still here"
     assert said(start("sh", "-c", command)) == ""
 
 
+@posix
 def test_a_server_whose_status_is_lost_counts_as_failed(start: Start) -> None:
-    child = start("true")
+    child = start(*PYTHON, "pass")
     os.waitpid(child.pid, 0)
     assert child.poll() == 1
 
 
+@posix
 def test_the_server_gets_exactly_the_given_environment(start: Start) -> None:
     child = start("/usr/bin/env", environ={"ONE": "1", "TWO": "ü\udcff"})
     assert sorted(said(child).splitlines()) == ["ONE=1", "TWO=ü\udcff"]
@@ -212,9 +221,73 @@ def test_the_server_dies_with_mcpguard_though_python_lacks_the_fast_way_to_call_
     os.close(read)
 
 
+@pytest.fixture
+def _darwin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the branches of macOS, which has no `waitid` and no parent-death signal."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delattr(os, "waitid", raising=False)
+
+
+@posix
+@pytest.mark.usefixtures("_darwin")
+@pytest.mark.parametrize(("does", "status"), [("os._exit(7)", 7), ("os.kill(os.getpid(), 15)", 128 + 15)])
+def test_the_status_of_a_server_is_known_on_macos(does: str, status: int) -> None:
+    child = spawn([sys.executable, "-S", "-c", f"import os; os.read(0, 1); {does}"], os.environ)
+    child.confirm()
+    assert child.poll() is None
+    child.stdin.close()
+    until(lambda: child.poll() is not None, "the server has exited")
+    assert (child.poll(), child.was_killed) == (status, status > 128)
+    child.signal(signal.SIGTERM)
+    child.reap()
+    release(child.stdin)
+    os.close(child.stdout)
+
+
+@posix
+def test_on_macos_a_server_does_not_outlive_an_mcpguard_that_is_killed_before_it_has_loaded_anything() -> None:
+    read, write = os.pipe()
+    server = f"import os, signal; signal.signal(15, signal.SIG_IGN); os.fork(); os.write({write}, b'u'); signal.pause()"
+    parent = (
+        "import os, signal, sys; sys.platform = 'darwin'; from mcpguard.relay.process import spawn;"
+        f"spawn([sys.executable, '-S', '-c', {server!r}], os.environ); os.write(1, b'up'); signal.pause()"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", parent], pass_fds=(write,), env=env, stdout=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.stdout
+        assert os.read(process.stdout.fileno(), 2) == b"up"
+        process.kill()
+    while os.read(read, 2):  # until nobody holds the other end any more
+        pass
+    os.close(read)
+
+
+@posix
+@pytest.mark.usefixtures("_darwin")
+def test_on_macos_nothing_watches_a_program_that_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watchdogs: list[int] = []
+    start = os.posix_spawn
+
+    def posix_spawn(*arguments: Any, **options: Any) -> int:
+        watchdogs.append(start(*arguments, **options))
+        return watchdogs[-1]
+
+    monkeypatch.setattr(os, "posix_spawn", posix_spawn)
+    child = spawn([script(tmp_path, "no program\n")], os.environ)
+    with pytest.raises(CommandError):
+        child.confirm()
+    release(child.stdin)
+    os.close(child.stdout)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(watchdogs[0], os.WNOHANG)
+
+
 @contextlib.contextmanager
 def no_descriptor_left(below: int) -> Iterator[None]:
     """Leave the process no free descriptor."""
+    import resource
+
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (below, limits[1]))
     taken: list[int] = []
@@ -229,31 +302,35 @@ def no_descriptor_left(below: int) -> Iterator[None]:
             os.close(fd)
 
 
+@posix
 def test_the_servers_input_can_be_ended_without_a_free_descriptor(start: Start) -> None:
-    child = start("cat")
-    with no_descriptor_left(child.stdin + 1):
-        child.close_stdin()
+    child = start(*CAT)
+    with no_descriptor_left(child.stdin.fd + 1):
+        child.stdin.close()
     assert ended(child) == 0
 
 
+@posix
 def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: Start) -> None:
-    child = start("cat")
-    with no_descriptor_left(child.stdin + 1):
+    child = start(*CAT)
+    with no_descriptor_left(child.stdin.fd + 1):
         child.watch()
-    child.close_stdin()
+    child.stdin.close()
     assert ended(child) == 0
     child.reap()
 
 
+@posix
 def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
-        spawn(["cat"], os.environ)
-    assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)
+        spawn(CAT, os.environ)
+    assert (caught.value.message, caught.value.exit_status) == (f"cannot start {CAT[0]}: Too many open files", 126)
 
 
+@posix
 def test_a_lack_of_descriptors_before_the_server_starts_is_an_error_of_one_line(tmp_path: Path) -> None:
     settings = load({"MCPGUARD_HOME": str(tmp_path)})
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
-        run(["cat"], settings, server=None)
-    assert (caught.value.message, caught.value.exit_status) == ("cannot start cat: Too many open files", 126)
+        run(CAT, settings, server=None)
+    assert (caught.value.message, caught.value.exit_status) == (f"cannot start {CAT[0]}: Too many open files", 126)
     assert "ulimit -a" in caught.value.hint

@@ -1,67 +1,138 @@
+"""Whether descriptors are ready: by `poll` as Linux has it and as macOS has it, and by threads, as on Windows."""
+
+import contextlib
 import errno
 import os
 import select
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
 
-from mcpguard.relay import readiness
-from mcpguard.relay.readiness import ClientInput, Wake, await_server, has_ended, has_room
-from tests.end_to_end.host import ends
+from mcpguard.relay import blocking, readiness
+from mcpguard.relay.readiness import await_server
+from tests.end_to_end.host import ends, fill, until
+
+WAYS: list[ModuleType] = [blocking] if sys.platform == "win32" else [readiness, blocking]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.__name__.rpartition(".")[2])
+def way(request: pytest.FixtureRequest) -> ModuleType:
+    """What runs on this system, and the threads that run on Windows."""
+    module: ModuleType = request.param
+    return module
+
+
+class DarwinPoll:
+    """`poll` as macOS has it, on Linux's.
+
+    A descriptor of which nothing is asked is not looked at. That the other end is gone is POLLHUP, without POLLOUT. Who waits
+    for bytes is told so when half of a socket's other end is closed.
+    """
+
+    real: Callable[[], "select.poll"]
+
+    def __init__(self) -> None:
+        self._poll = DarwinPoll.real()
+        self._asked: dict[int, int] = {}
+
+    def register(self, fd: int, events: int) -> None:
+        assert not events & ~(select.POLLIN | select.POLLOUT), "macOS has no POLLRDHUP"
+        if events:
+            self._asked[fd] = events
+            self._poll.register(fd, events | (select.POLLRDHUP if events & select.POLLIN else 0))
+
+    def unregister(self, fd: int) -> None:
+        del self._asked[fd]
+        self._poll.unregister(fd)
+
+    def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
+        found = []
+        for fd, seen in self._poll.poll(timeout_ms):
+            if seen & (select.POLLHUP | select.POLLERR | select.POLLRDHUP):
+                seen = select.POLLHUP | (seen & select.POLLIN)
+            found.append((fd, seen & (self._asked[fd] | select.POLLHUP)))
+        return found
+
+
+@pytest.fixture(params=["linux", "darwin"] if sys.platform == "linux" else ["this"])
+def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A system that has `poll`."""
+    if request.param == "darwin":
+        DarwinPoll.real = select.poll
+        monkeypatch.setattr(select, "poll", DarwinPoll)
+        monkeypatch.setattr(readiness, "_PEER_END", 0)
+        monkeypatch.setattr(readiness, "_READER_END", select.POLLIN)
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def full() -> int:
-    """A pipe to a server that reads nothing, as full as can be."""
-    _, write = os.pipe()
-    while has_room(write):
-        os.write(write, b"x" * 4096)
-    return write
+def signals() -> Iterator[None]:
+    """Undo what `Wake` does for signals."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.posix
+@pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("kind", ["pipe", "socket", "socket of which one half is closed"])
-def test_a_client_that_has_left_is_noticed_while_the_server_reads_nothing(
-    full: int, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(readiness, "STUCK_S", 0.1)
+def test_a_client_that_has_left_is_noticed_though_there_are_bytes_to_read(kind: str) -> None:
     ours, theirs = socket.socketpair()
     fd = ours.fileno()
     if kind == "pipe":
         fd, write = os.pipe()
         os.write(write, b"still to be read")
         os.close(write)
-    elif kind == "socket":
-        theirs.close()
     else:
         theirs.send(b"still to be read")
-        theirs.shutdown(socket.SHUT_WR)
-    assert has_ended(fd)
-    with pytest.raises(ConnectionAbortedError):
-        await_server(full, lambda: has_ended(fd), lambda: False)
+        theirs.shutdown(socket.SHUT_WR) if "half" in kind else theirs.close()
+    assert readiness.ClientInput(fd).has_ended
     theirs.close()
     ours.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.posix
+@pytest.mark.usefixtures("system")
+def test_a_client_that_has_not_left_has_not_ended() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"something")
+        assert not readiness.ClientInput(ours.fileno()).has_ended
+
+
+@pytest.mark.posix
+@pytest.mark.usefixtures("system")
+@pytest.mark.parametrize("is_full", [False, True])
 @pytest.mark.parametrize("kind", ["pipe", "terminal", "socket"])
-def test_an_output_has_a_reader_until_the_last_one_closes_it(tmp_path: Path, kind: str) -> None:
+def test_an_output_has_a_reader_until_the_last_one_closes_it(tmp_path: Path, kind: str, is_full: bool) -> None:
     read, write = ends(kind, tmp_path)
     other = os.dup(read)
     os.write(write, b"still to be read\n")
+    if is_full:
+        fill(write)
     assert readiness.has_reader(write)
+    assert readiness.has_room(write) != is_full
     os.close(read)
     assert readiness.has_reader(write)
     os.close(other)
     assert not readiness.has_reader(write)
+    assert readiness.has_room(write), "a write fails at once"
+    readiness.await_room(write)
     os.close(write)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.posix
+@pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("kind", ["file", "null device"])
 def test_a_file_always_counts_as_read(tmp_path: Path, kind: str) -> None:
     read, write = ends(kind, tmp_path)
@@ -70,7 +141,8 @@ def test_a_file_always_counts_as_read(tmp_path: Path, kind: str) -> None:
     os.close(write)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@pytest.mark.posix
+@pytest.mark.usefixtures("system")
 def test_a_socket_whose_other_side_has_ended_what_it_writes_has_a_reader() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -78,15 +150,189 @@ def test_a_socket_whose_other_side_has_ended_what_it_writes_has_a_reader() -> No
         assert readiness.has_reader(ours.fileno())
 
 
-def test_a_client_that_has_not_left_has_not_ended() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.send(b"something")
-        assert not has_ended(ours.fileno())
+@pytest.mark.posix
+@pytest.mark.usefixtures("system", "signals")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "socket of which one half is closed before"])
+def test_the_main_thread_wakes_once_when_the_reader_of_the_output_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(readiness, "LOOK_AGAIN_S", 0.01)
+    read, write = ends(kind.partition(" ")[0], tmp_path)
+    if "half" in kind:
+        with socket.socket(fileno=os.dup(read)) as theirs:
+            theirs.shutdown(socket.SHUT_WR)
+    woken = readiness.Wake(write)
+    leaving = threading.Timer(0.05, os.close, (read,))
+    leaving.start()
+    while readiness.has_reader(write):
+        woken.wait(None)
+    woken.wait(0.0)
+    began = time.monotonic()
+    woken.wait(0.05)
+    assert time.monotonic() - began >= 0.04, "and not again and again"
+    leaving.join()
+    os.close(write)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_signal_ends_the_main_threads_wait(way: ModuleType) -> None:
+    got: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: got.append(number))
+    woken = way.Wake(1)
+    threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,)).start()
+    while not got:
+        woken.wait(None)
+    assert got == [signal.SIGINT]
+
+
+@pytest.mark.usefixtures("signals")
+def test_the_main_threads_wait_ends_when_another_thread_sets_it_or_time_is_up(way: ModuleType) -> None:
+    woken = way.Wake(1)
+    for _ in range(3):
+        woken.set()
+    woken.wait(None)
+    began = time.monotonic()
+    woken.wait(0.05)
+    assert time.monotonic() - began >= 0.04
+    threading.Timer(0.1, woken.set).start()
+    woken.wait(None)
+
+
+def test_what_the_client_writes_is_read_to_its_end(way: ModuleType) -> None:
+    read, write = os.pipe()
+    client = way.ClientInput(read)
+    os.write(write, b"one")
+    assert client.read() == b"one"
+    assert not client.has_bytes()
+    assert not client.has_ended
+    os.close(write)
+    assert client.read() == b""
+    assert client.has_bytes()
+    assert client.has_ended
+    client.close()
+    os.close(read)
+
+
+def test_a_wait_for_the_client_ends_with_bytes_or_when_it_is_woken(way: ModuleType) -> None:
+    read, write = os.pipe()
+    client = way.ClientInput(read)
+    client.wait(0.0)
+    client.wake()
+    assert not client.wait(3600.0)
+    threading.Timer(0.05, client.wake).start()
+    assert not client.wait(3600.0)
+    assert not client.wait(0.001)
+    os.write(write, b"one")
+    assert client.wait(3600.0)
+    assert client.read() == b"one"
+    os.close(write)
+    assert client.wait(3600.0)
+    assert client.read() == b""
+    client.close()
+    os.close(read)
+
+
+def test_a_client_that_writes_more_than_is_judged_has_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocking, "MAX_UNREAD_BYTES", 100_000)
+    read, write = os.pipe()
+    client = blocking.ClientInput(read)
+    sent = 0
+
+    def send() -> None:
+        nonlocal sent
+        while sent < 2_000_000:
+            sent += os.write(write, b"." * 1000)
+        os.close(write)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    sending.join(0.3)
+    assert sent < 500_000
+    got = 0
+    while data := client.read():
+        got += len(data)
+    assert got == 2_000_000
+    sending.join(30)
+    os.close(read)
+
+
+def test_the_server_gets_what_is_written_to_it_and_then_its_end(way: ModuleType) -> None:
+    read, write = os.pipe()
+    pipe = way.ServerInput(write)
+    data, got = bytes(range(256)) * 4000, bytearray()
+
+    def server() -> None:
+        while more := os.read(read, 1 << 16):
+            got.extend(more)
+
+    reading = threading.Thread(target=server)
+    reading.start()
+    written = 0
+    while written < len(data):
+        try:
+            written += pipe.write(data[written:])
+        except BlockingIOError:
+            assert pipe.has_room(30)
+    pipe.close()
+    pipe.close()
+    reading.join(30)
+    assert bytes(got) == data
+    assert pipe.write(b"goes nowhere") == 12
+    for fd in (read, write):
+        os.close(fd)
+
+
+def test_a_server_that_has_closed_its_input_is_an_error_of_the_write(way: ModuleType) -> None:
+    read, write = os.pipe()
+    pipe = way.ServerInput(write)
+    os.close(read)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"Broken pipe|Invalid argument"):
+            pipe.write(b"something")
+    pipe.close()
+
+
+def test_a_server_that_takes_nothing_is_given_up_some_time_after_its_client_has_left(
+    way: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "STUCK_S", 0.1)
+    client_read, client_write = os.pipe()
+    read, write = os.pipe()
+    client, pipe = way.ClientInput(client_read), way.ServerInput(write)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            pipe.write(b"." * 65_536)
+    worked: list[int] = []
+
+    def work() -> bool:
+        worked.append(1)
+        if len(worked) == 3:
+            os.close(client_write)
+        return False
+
+    with pytest.raises(ConnectionAbortedError):
+        await_server(pipe, lambda: bool(client.has_ended), work)
+    assert len(worked) > 3
+    pipe.close()  # does not wait for the server
+    os.close(read)
+
+
+def test_lines_that_nobody_reads_are_not_waited_for(way: ModuleType) -> None:
+    read, write = os.pipe()
+    output = way.LineOutput(write)
+    fill(write)
+    taken = [output.write(b"line\n") for _ in range(1000)]
+    assert sum(taken) <= 5
+    os.read(read, 1 << 20)
+    until(lambda: output.write(b"last\n") == 5, "there is room again")
+    assert b"last\n" in os.read(read, 1 << 20)[-10:]
 
 
 @pytest.mark.posix
-def test_a_descriptor_is_looked_at_again_after_the_system_had_no_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
+def test_a_descriptor_is_looked_at_again_after_the_system_had_no_memory_for_it(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     real, refusals = select.poll, [1]
     pauses: list[float] = []
 
@@ -98,7 +344,7 @@ def test_a_descriptor_is_looked_at_again_after_the_system_had_no_memory_for_it(m
         def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
             if refusals:
                 refusals.pop()
-                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+                raise OSError(number, os.strerror(number))
             return self._poll.poll(timeout_ms)
 
     monkeypatch.setattr(select, "poll", Poll)
@@ -110,10 +356,8 @@ def test_a_descriptor_is_looked_at_again_after_the_system_had_no_memory_for_it(m
         assert pauses == []  # who only looks does not wait
         assert readiness.has_bytes(ours.fileno())
         refusals.append(1)
-        readiness.await_bytes(ours.fileno())
-        assert pauses == [readiness.LOOK_S]
-        refusals.append(1)
         readiness.await_room(ours.fileno())
+        assert pauses == [readiness.LOOK_S]
         assert not refusals
 
 
@@ -131,7 +375,7 @@ def test_the_main_thread_wakes_for_no_reason_if_the_system_has_no_memory_to_wait
     monkeypatch.setattr(time, "sleep", pauses.append)
     before = signal.set_wakeup_fd(-1)
     try:
-        Wake(1).wait(None)
+        readiness.Wake(1).wait(None)
     finally:
         signal.set_wakeup_fd(before)
     assert pauses == [readiness.LOOK_S]
@@ -143,7 +387,7 @@ def test_without_a_free_descriptor_bytes_are_awaited_in_short_waits(monkeypatch:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     ours, theirs = socket.socketpair()
-    client = ClientInput(ours.fileno())
+    client = readiness.ClientInput(ours.fileno())
     with ours, theirs:
         with monkeypatch.context() as patched:
             patched.setattr(os, "pipe", refuse)

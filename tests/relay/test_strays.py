@@ -10,6 +10,7 @@ import pytest
 
 from mcpguard.relay import strays
 from mcpguard.relay.process import ServerProcess, spawn
+from tests.end_to_end.host import release
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
@@ -44,7 +45,7 @@ def start() -> Iterator[Start]:
     for child in children:
         child.kill()
         os.waitpid(child.pid, 0)
-        os.close(child.stdin)
+        release(child.stdin)
         os.close(child.stdout)
 
 
@@ -71,7 +72,7 @@ def test_a_process_without_group_and_pipes_is_found_while_its_parent_lives(start
 
 def test_only_processes_of_the_server_outside_of_its_group_are_strays(start: Start) -> None:
     child = start("import os, signal; os.fork() and signal.pause();" + STAYS)
-    pipes = {strays.pipe_of(child.stdin), strays.pipe_of(child.stdout)}
+    pipes = {strays.pipe_of(child.stdin.fd), strays.pipe_of(child.stdout)}
     with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as other:
         assert strays.find(child.pid, pipes) == set()
         other.communicate(b"\n")

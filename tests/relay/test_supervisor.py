@@ -13,12 +13,20 @@ from mcpguard.relay.process import ServerProcess, spawn
 from mcpguard.relay.readiness import has_reader
 from mcpguard.relay.supervisor import Supervisor
 from mcpguard.relay.traffic import Traffic
-from tests.end_to_end.host import until
+from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
-PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, *PASSED_ON)
+PASSED_ON = ("SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK", "SIGCHLD", *PASSED_ON)
+    if hasattr(signal, name)
+]
+SLEEP = [*PYTHON, "import time; time.sleep(1000)"]
+ENDED_STATUS = 1 if WINDOWS else 128 + signal.SIGTERM
+"""The status of a server that mcpguard has ended, by a signal if there are signals."""
+posix = pytest.mark.posix
 IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
 
@@ -87,7 +95,7 @@ class FakeTraffic:
             assert self.supervisor
             assert self.child
             self.supervisor.ended("input")
-            self.child.close_stdin()
+            self.child.stdin.close()
 
     def client_left(self) -> None:
         self.client_waits = False
@@ -106,7 +114,7 @@ class FakeTraffic:
     def close_input(self, why: str) -> None:
         assert why
         assert self.child
-        self.child.close_stdin()
+        self.child.stdin.close()
 
     def answer_rest(self, how: str) -> None:
         self.finished.append(how)
@@ -183,8 +191,8 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     for number, handler in before.items():
         signal.signal(number, handler)
     for child in one.children:
-        child.signal(signal.SIGKILL)
-        os.close(child.stdin)
+        child.kill()
+        release(child.stdin)
         os.close(child.stdout)
     for fd in (one.read, one.write, one.client_reads, one.client_output):
         if fd >= 0:
@@ -193,7 +201,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
 @pytest.mark.parametrize("first", ["input", "reader"])
 def test_a_server_that_runs_on_gets_sigterm_when_input_and_reader_are_gone(scene: Scene, first: str) -> None:
-    scene.server("sleep", "1000")
+    scene.server(*SLEEP)
     if first == "input":
         scene.supervisor.ended("input")
         timer = threading.Timer(0.1, scene.reader_leaves)
@@ -201,7 +209,7 @@ def test_a_server_that_runs_on_gets_sigterm_when_input_and_reader_are_gone(scene
         scene.reader_leaves()
         timer = threading.Timer(0.1, scene.supervisor.ended, ["input"])
     timer.start()
-    assert scene.supervise() == 128 + signal.SIGTERM
+    assert scene.supervise() == ENDED_STATUS
     timer.join()
 
 
@@ -218,17 +226,17 @@ def test_a_reader_that_is_gone_does_not_keep_the_main_thread_busy(scene: Scene) 
     assert looks < 10
 
 
-@pytest.mark.parametrize("number", PASSED_ON)
-def test_a_signal_that_comes_before_the_guard_is_loaded_and_does_not_tell_to_end_is_passed_on(
-    scene: Scene, number: signal.Signals
-) -> None:
+@posix
+@pytest.mark.parametrize("name", PASSED_ON)
+def test_a_signal_that_comes_before_the_guard_is_loaded_and_does_not_tell_to_end_is_passed_on(scene: Scene, name: str) -> None:
+    number = signal.Signals[name]
     tells = f"import os, signal; signal.signal({number}, lambda *_: os.write(1, b'got')); os.write(1, b'up')"
     child = scene.server(sys.executable, "-S", "-c", f"{tells}\nwhile os.read(0, 1): pass\nos._exit(6)")
     assert os.read(child.stdout, 2) == b"up"
 
     def client() -> None:
         assert os.read(child.stdout, 3) == b"got"
-        child.close_stdin()
+        child.stdin.close()
 
     os.kill(os.getpid(), number)
     assert scene.supervise(threading.Thread(target=client).start) == 6
@@ -246,6 +254,7 @@ def signal_at_output(child: ServerProcess, length: int) -> threading.Thread:
     return thread
 
 
+@posix
 @pytest.mark.usefixtures("_patient")
 def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
     child = scene.server("sh", "-c", "trap 'echo got' INT; trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")
@@ -256,6 +265,7 @@ def test_a_second_signal_is_passed_on_too(scene: Scene) -> None:
     client.join()
 
 
+@posix
 def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 30.0)
     child = scene.server("sh", "-c", "trap \"trap 'exit 5' TERM; echo got\" TERM; echo up; while :; do sleep 0.01; done")
@@ -266,6 +276,7 @@ def test_a_server_that_has_got_sigterm_gets_no_second_one(scene: Scene, monkeypa
     client.join()
 
 
+@posix
 def test_a_server_has_less_time_after_a_signal_if_the_guard_took_long_to_load(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +289,7 @@ def test_a_server_has_less_time_after_a_signal_if_the_guard_took_long_to_load(
     assert scene.supervise() == 128 + signal.SIGKILL
 
 
+@posix
 @pytest.mark.usefixtures("_patient")
 def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_EOF_S", 1000.0)
@@ -290,6 +302,7 @@ def test_a_signal_shortens_the_grace_after_the_clients_end(scene: Scene, monkeyp
     timer.join()
 
 
+@posix
 def test_processes_of_a_server_that_mcpguard_ends_are_killed(scene: Scene) -> None:
     heeds = "import os, signal; signal.signal(15, lambda *_: os._exit(0)); os.fork() and (os.write(1, b'up'), signal.pause());"
     child = scene.server(sys.executable, "-S", "-c", heeds + IGNORING)
@@ -301,13 +314,14 @@ def test_processes_of_a_server_that_mcpguard_ends_are_killed(scene: Scene) -> No
     assert not downstream.is_alive()
 
 
+@posix
 def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_is_loaded(scene: Scene) -> None:
     child = scene.server(sys.executable, "-S", "-c", "import os; os.fork() and (os.read(0, 1), os._exit(0));" + IGNORING)
     assert os.read(child.stdout, 2) == b"up"
     downstream = scene.stream_ends_with(child)
 
     def load() -> None:
-        os.write(child.stdin, b"x")
+        child.stdin.write(b"x")
         until(lambda: child.poll() == 0, "the launcher is gone")
         scene.supervisor.ended("client")
 
@@ -318,27 +332,28 @@ def test_a_launchers_child_is_killed_though_its_client_leaves_before_the_guard_i
 
 @pytest.mark.usefixtures("_patient")
 def test_requests_in_flight_are_awaited_though_the_server_has_exited_since_its_child_may_answer_them(scene: Scene) -> None:
-    scene.server("cat")
+    scene.server(*CAT)
     scene.traffic.client_leaves, scene.traffic.unanswered = True, 2
     assert scene.supervise() == 0
     assert scene.traffic.unanswered < 0
 
 
-@pytest.mark.parametrize(("leaves", "waits"), [("nobody", True), ("client", False), ("signal", False)])
+@pytest.mark.parametrize(("leaves", "waits"), [("nobody", True), ("client", False), pytest.param("signal", False, marks=posix)])
 def test_after_the_client_has_left_nothing_is_answered_in_the_servers_place(scene: Scene, leaves: str, waits: bool) -> None:
-    child = scene.server("sh", "-c", "read line; exit 7")
+    child = scene.server(*PYTHON, "import os; os.read(0, 1); os._exit(7)")
     downstream = scene.stream_ends_with(child)
     if leaves == "client":
         scene.traffic.client_leaves = True
     elif leaves == "signal":
         os.kill(os.getpid(), signal.SIGTERM)
     else:
-        os.write(child.stdin, b"\n")
+        child.stdin.write(b"\n")
     scene.supervise()
     assert scene.traffic.client_waits == waits
     downstream.join()
 
 
+@posix
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(scene: Scene) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     Supervisor()
@@ -349,11 +364,12 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored(scene: Scene) -> No
 def test_waking_the_main_thread_never_blocks(scene: Scene) -> None:
     for _ in range(100_000):
         scene.supervisor.ended("client")
-    child = scene.server("cat")
-    child.close_stdin()
+    child = scene.server(*CAT)
+    child.stdin.close()
     assert scene.supervise() == 0
 
 
+@posix
 def test_a_signal_shortens_the_grace_after_sigterm(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "GRACE_AFTER_TERM_S", 1000.0)
     tells = "import os, signal; signal.signal(15, lambda *_: os.write(1, b'term')); os.write(1, b'up')"
@@ -382,45 +398,46 @@ def test_the_last_answers_are_waited_for_as_long_as_the_store_may_take(scene: Sc
         wait(timeout_s)
 
     monkeypatch.setattr(scene.supervisor._woken, "wait", wait_or_answer)
-    scene.server("false")
+    scene.server(*PYTHON, "import os; os._exit(1)")
     assert scene.supervise() == 1
     assert "answers" in scene.supervisor._ended
 
 
 def test_a_client_that_is_slow_is_waited_for(scene: Scene) -> None:
-    scene.server("false")
+    scene.server(*PYTHON, "import os; os._exit(1)")
     scene.traffic.output.writes = 3  # each found after `QUIET_S`
     assert scene.supervise() == 1
     assert scene.traffic.output.writes == -1
 
 
 def test_a_client_that_takes_nothing_is_waited_for_a_bounded_time(scene: Scene) -> None:
-    scene.server("false")
+    scene.server(*PYTHON, "import os; os._exit(1)")
     scene.traffic.output.writes = 1000
     assert scene.supervise() == 1
     assert scene.traffic.output.writes > 990
 
 
 def test_a_reader_that_may_come_later_is_waited_for_after_the_end_of_the_clients_input(scene: Scene) -> None:
-    scene.server("false")
+    scene.server(*PYTHON, "import os; os._exit(1)")
     scene.traffic.client_leaves, scene.traffic.output.writes, scene.traffic.output.late = True, 1000, 3
     assert scene.supervise() == 1
     assert scene.traffic.output.late == -1
 
 
 def test_a_client_is_waited_for_while_it_takes_bytes(scene: Scene) -> None:
-    scene.server("false")
+    scene.server(*PYTHON, "import os; os._exit(1)")
     scene.traffic.output.writes, scene.traffic.output.takes = 1000, 3
     assert scene.supervise() == 1
     assert scene.traffic.output.takes == 0
     assert scene.traffic.output.writes > 990
 
 
+@posix
 @pytest.mark.parametrize("heeds", ["its input", "nothing"])
 def test_a_server_that_cannot_be_signalled_does_not_delay_the_end(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, heeds: str
 ) -> None:
-    scene.server(*(["cat"] if heeds == "its input" else ["sleep", "1000"]))
+    scene.server(*(CAT if heeds == "its input" else SLEEP))
     if heeds == "its input":
         for name in (*GRACES, "END_AFTER_SIGNAL_S"):
             monkeypatch.setattr(supervisor, name, 30.0)
@@ -435,11 +452,12 @@ def not_permitted(_pid: int, _number: int) -> None:
     raise PermissionError
 
 
+@posix
 @pytest.mark.usefixtures("_patient")
 def test_signals_that_the_client_has_blocked_are_received(scene: Scene) -> None:
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
     try:
-        scene.server("cat")
+        scene.server(*CAT)
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM))
         timer.start()
         assert scene.supervise() == 0  # the server has it blocked, too, and ends with its input

@@ -1,13 +1,12 @@
 import json
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +18,7 @@ from mcpguard.relay import output, readiness, upstream
 from mcpguard.relay.console import Console
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
+from mcpguard.relay.readiness import ServerInput
 from mcpguard.relay.traffic import Ended, Traffic
 from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
@@ -27,7 +27,7 @@ from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.frames import Frame
-from tests.end_to_end.host import until
+from tests.end_to_end.host import has_bytes, release, until
 
 ALICE = Identity("alice", "config", "crm")
 
@@ -78,7 +78,7 @@ class Store(MemoryStore):
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         self.together.append(len(requests))
-        self.early.append(bool(select.select([self._server_reads], [], [], 0)[0]))
+        self.early.append(has_bytes(self._server_reads))
         if self.failure:
             raise self.failure
         return super().decide(requests, journal)
@@ -131,9 +131,9 @@ class Line:
             self.console, console,
         ]  # fmt: skip
         self.output = Output(client_write, self.client_ended.set)
-        self.server = ServerProcess(0, server_stdin, server_stdout, -1, "server")
+        self.server = SimpleNamespace(stdin=ServerInput(server_stdin), stdout=server_stdout)
         self.traffic = Traffic(
-            self.server,
+            cast(ServerProcess, self.server),
             self.output,
             Console(console),
             lambda what: events[what].set(),
@@ -178,6 +178,10 @@ class Line:
             os.close(fd)
             self._fds.remove(fd)
 
+    def notices_the_end(self) -> None:
+        """Wait until it is noticed that the client has ended its input. By threads, that takes a moment."""
+        until(lambda: self.traffic._upstream._client_input.has_ended, "the end of the client's input is noticed")
+
     def close(self) -> None:
         self.output.go_on.set()
         if self.to_guard in self._fds:
@@ -191,14 +195,15 @@ class Line:
         self.traffic.finish(30)
         for thread in self.traffic._threads:  # one that still has to close a descriptor would close the next test's
             thread.join()
-        for fd in (*self._fds, self.server.stdin):
+        for fd in self._fds:
             os.close(fd)
+        release(self.server.stdin)
 
 
 def _read(fd: int, messages: int) -> list[dict[str, Any]]:
     data = b""
     while data.count(b"\n") < messages or not data.endswith(b"\n"):
-        assert select.select([fd], [], [], 30)[0], f"no more comes after {data!r}"
+        assert has_bytes(fd, 30), f"no more comes after {data!r}"
         data += os.read(fd, 1 << 16)
     return [json.loads(line) for line in data.splitlines()]
 
@@ -301,7 +306,7 @@ def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
     unguarded.send(PING)
     unguarded.server_has()
     unguarded.send(call(1))
-    assert not select.select([unguarded.server_reads], [], [], 0)[0]
+    assert not has_bytes(unguarded.server_reads)
     unguarded.guard()
     assert unguarded.server_has() == [call(1)]
     assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "allowed"]
@@ -498,6 +503,7 @@ def test_a_call_that_is_answered_before_it_is_cancelled_has_the_outcome_of_its_a
     assert line.store.outcomes.get(timeout=30) == "ok"
 
 
+@pytest.mark.posix
 def test_the_clients_messages_are_read_from_a_non_blocking_descriptor(line: Line) -> None:
     os.set_blocking(line.source, False)
     for request_id in (1, 2):
@@ -505,6 +511,7 @@ def test_the_clients_messages_are_read_from_a_non_blocking_descriptor(line: Line
         assert [one["id"] for one in line.server_has()] == [request_id]
 
 
+@pytest.mark.posix
 def test_the_rest_of_a_long_frame_is_not_copied_whenever_the_server_takes_a_piece(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,7 +519,7 @@ def test_the_rest_of_a_long_frame_is_not_copied_whenever_the_server_takes_a_piec
     write = os.write
 
     def written(fd: int, data: bytes) -> int:
-        if fd == line.server.stdin and isinstance(data, bytes):
+        if fd == line.server.stdin.fd and isinstance(data, bytes):
             copied.append(len(data))
         return write(fd, data)
 
@@ -536,9 +543,10 @@ def test_a_client_that_has_left_gets_no_answer_in_the_servers_place_though_its_m
     unguarded.traffic.close_input("the server has closed its output")
     unguarded.send(call(1))
     unguarded.close_client()
+    unguarded.notices_the_end()
     unguarded.guard()
     assert unguarded.client_ended.wait(30)
-    assert not select.select([unguarded.from_guard], [], [], 0)[0]
+    assert not has_bytes(unguarded.from_guard)
 
 
 def test_a_client_that_is_gone_is_noticed_during_backpressure(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -643,7 +651,7 @@ def test_other_messages_pass_a_held_call(one_at_once: Line) -> None:
 
 def test_a_place_is_free_before_the_client_gets_the_answer(one_at_once: Line) -> None:
     early: list[bool] = []
-    one_at_once.store.settling = lambda: early.append(bool(select.select([one_at_once.from_guard], [], [], 0)[0]))
+    one_at_once.store.settling = lambda: early.append(has_bytes(one_at_once.from_guard))
     one_at_once.answer(1)
     assert [message["id"] for message in one_at_once.client_has()] == [1]
     assert early == [False]
@@ -662,7 +670,7 @@ LONG: dict[str, Any] = {**PING, "params": {"padding": "x" * 200_000}}
 def full(one_at_once: Line) -> Line:
     """The same line, whose server takes no input."""
     one_at_once.send(LONG)
-    until(lambda: bool(select.select([one_at_once.server_reads], [], [], 0)[0]), "the server's input is full")
+    until(lambda: has_bytes(one_at_once.server_reads), "the server's input is full")
     return one_at_once
 
 
@@ -695,6 +703,7 @@ def test_a_held_call_whose_client_has_left_is_not_decided_while_the_server_takes
 ) -> None:
     monkeypatch.setattr(readiness, "STUCK_S", 0.3)
     full.close_client(reads=False)
+    full.notices_the_end()
     full.policy.changed = parse('mode = "enforce"')
     assert full.client_ended.wait(30)
     assert full.policy.changed is not None

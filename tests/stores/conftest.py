@@ -1,9 +1,16 @@
 """Processes that use one store together, and a Redis server that the tests of a module share."""
 
+import contextlib
+import importlib.util
+import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -56,8 +63,67 @@ def heard(worker: Worker) -> str:
     return worker.stdout.readline().rstrip("\n")
 
 
+def open_descriptors() -> list[int]:
+    """This process' open files."""
+    found = []
+    for fd in range(1024):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            found.append(fd)
+    return found
+
+
 def tell(worker: Worker) -> None:
     """Let a worker continue."""
     assert worker.stdin is not None
     worker.stdin.write("\n")
     worker.stdin.flush()
+
+
+def killed_one_by_one(start: Callable[[], Worker], lines_each: Callable[[], int]) -> Iterator[str]:
+    """What 24 processes print, of which eight run at a time.
+
+    Args:
+        start: Starts one, which prints lines without end.
+        lines_each: After how many lines one is killed.
+    """
+    said: queue.Queue[tuple[Worker, str]] = queue.Queue()
+    left: dict[Worker, int] = {}
+
+    def listen(worker: Worker) -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            said.put((worker, line))
+        said.put((worker, ""))
+
+    def launch() -> None:
+        worker = start()
+        left[worker] = lines_each()
+        threading.Thread(target=listen, args=(worker,), daemon=True).start()
+
+    for _ in range(8):
+        launch()
+    ended = 0
+    while ended < len(left):
+        worker, line = said.get(timeout=ENOUGH_S)
+        if not line:
+            ended += 1
+            if len(left) < 24:
+                launch()
+        elif line.endswith("\n"):  # else it was killed meanwhile
+            yield line.rstrip("\n")
+            left[worker] -= 1
+            if left[worker] == 0:
+                worker.kill()
+
+
+def as_on(platform: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A copy of a module as another system loads it. Until the end of the test `sys.platform` is that system's."""
+    monkeypatch.setattr(sys, "platform", platform)
+    assert module.__file__
+    spec = importlib.util.spec_from_file_location(module.__name__, module.__file__)
+    assert spec
+    assert spec.loader
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    return copy

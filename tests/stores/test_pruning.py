@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.locks import lock_file
 from mcpguard.stores.api import DISORDER_US, Options
-from mcpguard.stores.locks import lock_file
 from mcpguard.stores.sqlite import pruning, upkeep
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path

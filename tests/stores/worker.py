@@ -1,17 +1,14 @@
 """A process that uses a store: `python -m tests.stores.worker WHAT PATH`. The tests control it through pipes."""
 
-import fcntl
 import os
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.files import open_private
+from mcpguard.locks import lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Options
-from mcpguard.stores.locks import lock_file, try_lock
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session, Time
 from tests.callers import Caller
@@ -85,14 +82,14 @@ def sit(path: Path) -> None:
 
     A process that is killed closes its files in the order in which it opened them: it leaves its seat before its place.
     """
-    seats = [open_private(path.with_name(f"seat {at}")) for at in range(SEATS)]
+    seats = [lock_file(path.with_name(f"seat {at}")) for at in range(SEATS)]
     caller = Caller(SqliteStore(path, Options(timeout_ms=20_000)), SEATED, session=session_name())
     while True:
         if caller.words("x") == ["allowed"]:
-            seat = next((fd for fd in seats if try_lock(fd)), None)
+            seat = next((one for one in seats if one.acquire(0)), None)
             say("no seat" if seat is None else "seated")
             if seat is not None:
-                fcntl.flock(seat, fcntl.LOCK_UN)
+                seat.release()
             caller.end()
 
 
@@ -118,6 +115,8 @@ def hold_transaction(path: Path) -> None:
 
 def fill_the_disk(path: Path) -> None:
     """Decide while files may not grow beyond a number of bytes. Then lift that bound, and print what the store has."""
+    import resource  # Windows has none
+
     session = Session(SqliteStore(path), FOREVER, session=session_name())
     admitted = session.call("x", 10)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -45,6 +45,7 @@ class Home:
         folder.mkdir(parents=True, exist_ok=True)
         self.policy = folder / "policy.toml"
         self.policy.write_text('mode = "enforce"\n')
+        (folder / "config.toml").write_text("[store]\ntimeout_ms = 20000\n")  # enough on a busy machine
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith(("MCPGUARD_", "STUB_"))}
         self.environ["MCPGUARD_HOME"] = str(folder)
 

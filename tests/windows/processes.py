@@ -1,12 +1,12 @@
-"""Which processes run, on Windows and on Linux."""
+"""Which processes run, on Windows and on POSIX."""
 
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 if sys.platform == "win32":
     import ctypes
@@ -58,12 +58,11 @@ else:
 
     def _all() -> Iterator[tuple[int, int, str]]:
         """The processes: pid, parent, program."""
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdecimal():
-                with contextlib.suppress(OSError):
-                    name, _, after = (folder / "stat").read_text().partition(" (")[2].rpartition(") ")
-                    if after[0] != "Z":
-                        yield int(folder.name), int(after.split()[1]), name
+        listed = ["/bin/ps", "-axo", "pid=,ppid=,stat=,comm="]
+        for line in subprocess.run(listed, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines():
+            pid, parent, state, program = line.split(maxsplit=3)
+            if state[0] != "Z":
+                yield int(pid), int(parent), program
 
     def runs(pid: int) -> bool:
         """Whether a process has not ended."""

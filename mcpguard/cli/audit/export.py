@@ -126,7 +126,7 @@ def _opened(path: Path | None, *, follow: bool) -> Iterator[tuple[IO[str], bool]
         return
     mode = path.stat().st_mode if path.exists() else None
     if follow or (mode is not None and not stat.S_ISREG(mode)):  # such as /dev/null or a named pipe
-        with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with open(path, "a", encoding="utf-8", newline="", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             if mode is not None and stat.S_ISREG(mode) and _is_cut(path):
                 file.write("\n")
             yield file, not path.stat().st_size

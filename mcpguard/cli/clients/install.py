@@ -12,6 +12,7 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, complete_clients, complete_servers, named_clients, project_folder, project_option
 from mcpguard.cli.options import all_of, require_terminal, yes_option
 from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
+from mcpguard.clients import short_path
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, client_paths, sources
 from mcpguard.clients.hooks import plan_hooks
@@ -129,7 +130,7 @@ def _change(
     if start:
         faults += [*(_without_hook(wanted) if clients and hook else ()), *missing]
         faults += [] if found or clients else [_no_file(folder)]
-        for warning in start.warnings if plan.changes else ():
+        for warning in (*start.warnings, *short_path.warnings(plan.outcomes, machine)) if plan.changes else ():
             warn(warning)
     status = _carry_out(
         plan, faults, [] if start else missing, "guarded already" if start else "not guarded", dry_run=dry_run, yes=yes

@@ -24,12 +24,12 @@ from typing import Final, NamedTuple, Self
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, private_folder, size_bytes
 from mcpguard.limiter.plan import Counter
+from mcpguard.locks import LifeSign
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import FORWARDED
 from mcpguard.stores.api import Address, Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
-from mcpguard.stores.locks import LifeSign
 from mcpguard.stores.sqlite import log_lines, log_records
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, NO_CHARGE, START, Position

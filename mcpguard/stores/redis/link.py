@@ -45,6 +45,11 @@ _HINTS: Final = (
     ("CLUSTERDOWN", "check the cluster: a part of it is down"),
 )
 
+_NO_CERTIFICATES: Final = (
+    "this Python has no CA certificates: run Install Certificates.command in its folder, or set SSL_CERT_FILE"
+)
+"""The hint for Python from python.org on macOS, which comes without them."""
+
 _MOVED: Final = "MOVED"
 """The beginning of an error that names the node that owns a key."""
 
@@ -334,6 +339,9 @@ class Link:
             hint = "check that it runs and that the address is right"
             if self._address.is_tls:  # OpenSSL's message seldom names the cause
                 hint = "check that it runs and that the address, ca_file, cert_file and key_file are right"
+                has_ca = "ca_file" in self._address.files or any(ssl.get_default_verify_paths()[:2])
+                if "certificate verify failed" in words and not has_ca:
+                    hint = _NO_CERTIFICATES
         if self._address.password:
             what = what.replace(self._address.password, "***")
         return StoreUnavailable(f"{self._address.shown} {what}", hint)

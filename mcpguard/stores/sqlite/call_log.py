@@ -23,8 +23,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
-from mcpguard.files import StrPath, close, open_private, open_unnoted
-from mcpguard.stores.locks import FileLock
+from mcpguard.files import StrPath, close, force, open_private, open_unnoted
+from mcpguard.locks import FileLock
 from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Position
 
@@ -61,15 +61,11 @@ if sys.platform == "win32":  # pragma: no cover - not run in CI
             os.lseek(fd, at, os.SEEK_SET)
             return os.write(fd, data)
 
-    _sync = os.fsync
-
 else:
     _pread = os.pread
     _pwrite = os.pwrite
-    if sys.platform == "darwin":
-        _sync = os.fsync
-    else:
-        _sync = os.fdatasync
+
+_sync: Final = getattr(os, "fdatasync", force)
 
 
 class Lost(Exception):

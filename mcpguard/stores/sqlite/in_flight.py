@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.files import StrPath
 from mcpguard.limiter.sliding import State
-from mcpguard.stores.locks import LifeSign, delete_if_dead, shows_life
+from mcpguard.locks import LifeSign, delete_if_dead, shows_life
 from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.call_log import beside
 

@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import is_there, open_private, private_folder, size_bytes
+from mcpguard.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
-from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
 from mcpguard.stores.sqlite.log_records import START, Position

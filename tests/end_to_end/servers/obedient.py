@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing would take a tenth of the time in which this server starts
@@ -40,7 +41,7 @@ def leave(_: Any, arguments: dict[str, Any]) -> None:
 
 
 def die(_: Any, arguments: dict[str, Any]) -> None:
-    os.kill(os.getpid(), getattr(signal, arguments["signal"]))
+    signal.raise_signal(getattr(signal, arguments["signal"]))
 
 
 def hang(request_id: Any, _: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ def close_stdin(request_id: Any, _: dict[str, Any]) -> None:
     os.close(0)
     answer(request_id, "closed")
     while True:
-        signal.pause()
+        time.sleep(1000)
 
 
 def fail(request_id: Any, _: dict[str, Any]) -> None:
@@ -79,7 +80,7 @@ def variables(request_id: Any, _: dict[str, Any]) -> None:
 
 
 def session(request_id: Any, _: dict[str, Any]) -> None:
-    answer(request_id, {"pid": os.getpid(), "group": os.getpgrp(), "parent": os.getppid()})
+    answer(request_id, {"pid": os.getpid(), "group": getattr(os, "getpgrp", os.getpid)(), "parent": os.getppid()})
 
 
 TOOLS: dict[str, Callable[[Any, dict[str, Any]], None]] = {

@@ -2,10 +2,16 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)
-if os.fork():
+for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+if len(sys.argv) == 1:
+    subprocess.Popen([sys.executable, "-S", __file__, "child"], close_fds=False)
+else:
     os.write(1, b'{"jsonrpc":"2.0","method":"notifications/ready"}\n')
 while True:
-    signal.pause()
+    time.sleep(1000)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores import locks
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage.breaker import PROBE_US

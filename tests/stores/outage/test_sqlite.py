@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.locks import lock_file
 from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
-from mcpguard.stores.locks import lock_file
 from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.store import SqliteStore

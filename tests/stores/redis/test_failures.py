@@ -1,6 +1,7 @@
 """A server that fails: each failure is one line, within the budget, and charges nothing unseen."""
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import ConfigError, StoreUnavailable
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import boot_us
@@ -57,7 +58,7 @@ def test_an_address_without_a_server_is_reported_in_one_line(tmp_path: Path) -> 
     port = free_port()
     with unavailable(f"redis://127.0.0.1:{port}/0 does not answer: .*refused"):
         RedisStore(parse(f"redis://127.0.0.1:{port}"))
-    with unavailable("none.sock does not answer"):
+    with unavailable("none.sock does not answer") if sys.platform != "win32" else pytest.raises(ConfigError):
         RedisStore(parse(f"unix://{tmp_path}/none.sock"))
     with unavailable("does not answer"):
         RedisStore(parse("redis://host.invalid"))

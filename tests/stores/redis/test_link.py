@@ -15,6 +15,8 @@ from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.url import parse
 from tests.redis_servers import ENOUGH_S, wait_for
 
+pytestmark = pytest.mark.posix  # by a Unix socket, where the link asks nothing of its own first
+
 BUDGET_S = 1.0
 """Long enough for a peer that answers, on a busy machine."""
 QUESTION = b"*2\r\n$4\r\nECHO\r\n$2\r\nhi\r\n"

@@ -15,8 +15,10 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import call_log, log_records
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, create
 from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, START, Change, Charge, Position, pack
+from tests.stores.conftest import open_descriptors
 
 HEADER = {"format": call_log.FORMAT, "key": "00" * 32}
+
 SMALL = 128 * 1024
 
 
@@ -111,6 +113,7 @@ def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
         log.next_changes(sleeper)
 
 
+@pytest.mark.posix
 def test_a_log_that_is_removed_replaced_or_truncated_is_detected(log: CallLog, path: Path) -> None:
     log.check()
     os.truncate(path, 5000)
@@ -134,16 +137,15 @@ def test_a_new_log_is_forced_to_the_disk_before_it_gets_its_name(tmp_path: Path,
     assert (has_name, path.exists()) == ([False], True)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
 @pytest.mark.parametrize("content", [None, b"not a log"], ids=["missing", "no log"])
 def test_a_log_that_cannot_be_opened_leaves_no_file_open(path: Path, content: bytes | None) -> None:
     path.unlink(missing_ok=True)
     if content:
         path.write_bytes(content)
-    before = list(Path("/proc/self/fd").iterdir())
+    before = open_descriptors()
     with pytest.raises((OSError, StoreUnavailable)):
         CallLog(path)
-    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+    assert open_descriptors() == before
 
 
 @pytest.mark.parametrize(
@@ -237,8 +239,8 @@ def test_a_reader_takes_the_records_before_one_that_is_not_whole_and_none_after_
             at = put(log, at, [(text, 1, (number, len(text)) if charges else IN_TEXT)])
             ends.append(at.end)
         damaged = START.end + where % (at.end - START.end)
-        (byte,) = os.pread(log.fd, 1, 4096 + damaged)
-        os.pwrite(log.fd, bytes([byte ^ damage]), 4096 + damaged)
+        (byte,) = call_log._pread(log.fd, 1, 4096 + damaged)
+        call_log._pwrite(log.fd, bytes([byte ^ damage]), 4096 + damaged)
         whole = sum(end <= damaged for end in ends)
         assert [int(text.split()[0]) for text in texts(log)] == list(range(whole))
         found = [int(one.split()[0]) if isinstance(one, str) else one[1] for one in changes(log)]

@@ -4,26 +4,26 @@ import contextlib
 import errno
 import os
 import random
-import selectors
 import signal
 import sqlite3
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
-from mcpguard.stores import locks
 from mcpguard.stores.sqlite import call_log, schema
 from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time
 from tests.callers import Caller
-from tests.stores.conftest import ENOUGH_S, Worker, heard
+from tests.stores.conftest import ENOUGH_S, Worker, heard, killed_one_by_one
 from tests.stores.sqlite.conftest import Open
 from tests.stores.worker import CAPPED, SEATS
 
@@ -39,7 +39,7 @@ def ask(worker: Worker, what: str) -> str:
 
 
 def kill(worker: Worker) -> None:
-    worker.send_signal(signal.SIGKILL)
+    worker.kill()
     worker.wait(ENOUGH_S)
 
 
@@ -115,6 +115,7 @@ def test_the_places_of_a_killed_process_are_neither_shown_nor_peeked(path: Path,
         assert reader.peek(counters)[0] == [()]
 
 
+@pytest.mark.posix
 def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store: Open, times: tuple[Time, Time]) -> None:
     store = open_store()
     worker = start("call_when_told", path)
@@ -132,32 +133,9 @@ def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store
 def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(path: Path, start: Start) -> None:
     SqliteStore(path).close()
     chance = random.Random(20260102)  # noqa: S311 - it only chooses whom to kill, and when
-    to_go = 16
-    seated = 0
-    selector = selectors.DefaultSelector()
-
-    def launch() -> None:
-        worker = start("sit", path)
-        selector.register(worker.stdout or 0, selectors.EVENT_READ, [worker, chance.randint(1, 40)])
-
-    for _ in range(8):
-        launch()
-    while selector.get_map():
-        for key, _ in selector.select(ENOUGH_S):
-            worker, _ = key.data
-            assert heard(worker) == "seated"
-            seated += 1
-            key.data[1] -= 1
-            if key.data[1] == 0:
-                worker.send_signal(signal.SIGKILL)
-                selector.unregister(worker.stdout)
-                rest, _ = worker.communicate(timeout=ENOUGH_S)
-                assert "no seat" not in rest
-                if to_go:
-                    to_go -= 1
-                    launch()
-    selector.close()
-    assert seated > 100
+    seated = list(killed_one_by_one(lambda: start("sit", path), lambda: chance.randint(1, 40)))
+    assert {*seated} == {"seated"}
+    assert len(seated) > 100
     with contextlib.closing(SqliteStore(path)) as store:
         assert store.held() == []
         caller = Caller(store, CAPPED.replace("2", str(SEATS)))
@@ -214,7 +192,7 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     first.decide("x")
     second.decide("x")
     (file,) = owner_files(path)
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert sys.platform == "win32" or stat.S_IMODE(file.stat().st_mode) == 0o600
     second.end()
     first.end()
     first.store.close()
@@ -224,6 +202,7 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     assert owner_files(path) == []
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("notices", ["at its next call", "in its upkeep", "while it is idle"])
 def test_a_process_whose_file_was_deleted_makes_it_again_keeps_its_places_and_tells(
     path: Path, start: Start, open_store: Open, notices: str

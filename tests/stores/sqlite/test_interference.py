@@ -22,6 +22,7 @@ from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session
+from tests.missing import make_link
 from tests.stores.sqlite.conftest import leave
 
 MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
@@ -117,6 +118,7 @@ def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
 # Two processes that do the same
 
 
+@pytest.mark.posix
 def test_if_the_lock_file_was_removed_two_processes_that_drain_the_log_count_nothing_twice(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +144,7 @@ def test_if_the_lock_file_was_removed_two_processes_that_drain_the_log_count_not
 
 def test_a_database_reached_by_a_link_has_one_log_and_one_lock(tmp_path: Path, path: Path, open_store: Open) -> None:
     one = open_store()
-    (tmp_path / "link.db").symlink_to(path)
+    make_link(tmp_path / "link.db", path)
     other = open_store(tmp_path / "link.db")
     Session(one, MANY).call("x", 3)
     Session(other, MANY, session="b" * 16).call("x", 2)
@@ -187,6 +189,7 @@ def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_rea
             reader._db.execute("DELETE FROM audit")
 
 
+@pytest.mark.posix
 def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor_alone(path: Path, open_store: Open) -> None:
     store = open_store()
     Session(store, MANY).call("x", 2)
@@ -206,6 +209,7 @@ def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor
             assert writer.execute("SELECT length(x) FROM new").fetchone() == (50_000,)
 
 
+@pytest.mark.posix
 def test_a_counter_whose_label_was_lost_with_the_database_is_counted_but_not_listed(path: Path, open_store: Open) -> None:
     store = open_store()
     policy = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
@@ -266,6 +270,7 @@ def ends_after(work: Callable[..., None]) -> Callable[..., None]:
     return end
 
 
+@pytest.mark.posix
 def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_log(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -347,6 +352,7 @@ def test_a_call_is_not_counted_in_a_log_that_has_lost_its_name(path: Path, open_
     assert session.journal.seq == 3
 
 
+@pytest.mark.posix
 def test_a_folder_that_a_file_replaced_is_an_outage_and_no_internal_error(path: Path, open_store: Open) -> None:
     store = open_store()
     Session(store, MANY).call("x")
@@ -356,6 +362,7 @@ def test_a_folder_that_a_file_replaced_is_an_outage_and_no_internal_error(path: 
         store.tend()
 
 
+@pytest.mark.posix
 def test_a_removed_log_is_recreated_although_an_idle_wrapper_has_the_old_one_open(path: Path, open_store: Open) -> None:
     idle = open_store()
     session = Session(idle, MANY)

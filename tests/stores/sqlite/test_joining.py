@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Options
-from mcpguard.stores.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
 from tests.build import Session
+from tests.stores.conftest import open_descriptors
 
 FIVE = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
 
@@ -168,37 +169,31 @@ def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Pat
 # files that stay open would add up: during an outage a store is opened every few seconds
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def refuse(*_: object, **__: object) -> None:
     raise StoreUnavailable("not now")
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
 @pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (opening, "_begin_time"), (SharedHold, "share")])
 def test_a_store_that_cannot_be_opened_leaves_no_file_open(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
 ) -> None:
     open_store().close()
-    before = open_files()
+    before = open_descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(clock, "base_id", lambda: "another boot")
         patch.setattr(owner, step, refuse)
         with pytest.raises(StoreUnavailable):
             open_store()
-    assert open_files() == before
+    assert open_descriptors() == before
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not list open files")
 def test_a_closed_store_leaves_no_file_open(path: Path) -> None:
     SqliteStore(path).close()
-    before = open_files()
+    before = open_descriptors()
     store = SqliteStore(path)
     Session(store, FIVE).call("x", 1)
     store.close()
-    assert open_files() == before
+    assert open_descriptors() == before
 
 
 LOCKER = """
@@ -219,7 +214,7 @@ def another_program(path: Path, does: str) -> Iterator[None]:
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", LOCKER, str(path), does], stdin=pipe, stdout=pipe) as locker:
         assert locker.stdout is not None
-        assert locker.stdout.readline() == b"locked\n"
+        assert locker.stdout.readline().rstrip() == b"locked"
         yield
         locker.kill()
 

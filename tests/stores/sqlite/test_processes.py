@@ -1,15 +1,15 @@
 """Many processes on one store: they create it together, share it fairly, and are killed at any moment."""
 
 import random
-import selectors
-import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.stores.conftest import ENOUGH_S, Worker, heard, tell
+from tests.stores.conftest import ENOUGH_S, Worker, heard, killed_one_by_one, tell
 
 Start = Callable[[str, Path], Worker]
 
@@ -40,34 +40,7 @@ def test_of_many_processes_each_gets_its_share(path: Path, start: Start) -> None
 def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_its_row(path: Path, start: Start) -> None:
     SqliteStore(path).close()
     chance = random.Random(20260101)  # noqa: S311 - it only chooses whom to kill, and when
-    reported: list[str] = []
-    to_go = 16
-    selector = selectors.DefaultSelector()
-
-    def launch() -> None:
-        worker = start("call_until_told", path)
-        selector.register(worker.stdout or 0, selectors.EVENT_READ, (worker, chance.randint(5, 60)))
-
-    for _ in range(8):
-        launch()
-    said: dict[int, int] = {}
-    while selector.get_map():
-        for key, _ in selector.select(ENOUGH_S):
-            worker, enough = key.data
-            line = heard(worker)
-            assert line
-            reported.append(line)
-            said[worker.pid] = said.get(worker.pid, 0) + 1
-            if said[worker.pid] == enough:
-                worker.send_signal(signal.SIGKILL)
-                selector.unregister(worker.stdout)
-                assert worker.stdout is not None
-                rest, _ = worker.communicate(timeout=ENOUGH_S)
-                reported += rest.split("\n")[:-1]
-                if to_go:
-                    to_go -= 1
-                    launch()
-    selector.close()
+    reported = list(killed_one_by_one(lambda: start("call_until_told", path), lambda: chance.randint(5, 60)))
     store = SqliteStore(path)
     records = [entry.record for entry in store.entries()]
     store.close()
@@ -84,6 +57,7 @@ def test_processes_killed_at_any_moment_exceed_no_limit_and_every_admission_has_
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.posix
 def test_a_full_disk_is_reported_and_changes_neither_counters_nor_audit(path: Path, start: Start) -> None:
     worker = start("fill_the_disk", path)
     output, _ = worker.communicate(timeout=ENOUGH_S)

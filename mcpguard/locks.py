@@ -30,7 +30,6 @@ if sys.platform == "win32":  # pragma: no cover - not run on Linux
     _TRY_SHARED: Final = 1  # LOCKFILE_FAIL_IMMEDIATELY
     _TRY: Final = _TRY_SHARED | 2  # LOCKFILE_EXCLUSIVE_LOCK
     _HELD_BY_ANOTHER: Final = (33, 997)  # ERROR_LOCK_VIOLATION, ERROR_IO_PENDING
-    _NOT_LOCKED: Final = 158
 
     _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
     _at = ctypes.POINTER(_Overlapped)
@@ -40,11 +39,9 @@ if sys.platform == "win32":  # pragma: no cover - not run on Linux
     def _lock(fd: int, how: int) -> None:
         """As `flock`: a lock of another kind is replaced, and the file may have none in between, and if that fails."""
         handle, place = msvcrt.get_osfhandle(fd), ctypes.byref(_Overlapped(offset=_LOCKED_BYTE))
-        done = _kernel32.UnlockFileEx(handle, 0, 1, 0, place)
-        if how != _RELEASE and (done or ctypes.get_last_error() == _NOT_LOCKED):
-            done = _kernel32.LockFileEx(handle, how, 0, 1, 0, place)
-        if not done and (number := ctypes.get_last_error()) != _NOT_LOCKED:
-            error = ctypes.WinError(number)
+        _kernel32.UnlockFileEx(handle, 0, 1, 0, place)  # it may hold none
+        if how != _RELEASE and not _kernel32.LockFileEx(handle, how, 0, 1, 0, place):
+            error = ctypes.WinError(number := ctypes.get_last_error())
             raise BlockingIOError(*error.args) if number in _HELD_BY_ANOTHER else error
 
 else:

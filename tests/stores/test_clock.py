@@ -1,0 +1,55 @@
+"""The machine's clock, and the id of its start."""
+
+import ctypes
+import time
+from typing import Any
+
+import pytest
+
+from mcpguard.stores import clock
+from tests.stores.conftest import as_on
+
+
+def test_the_machines_own_clock_runs_forward_and_has_a_base() -> None:
+    first = clock.boot_us()
+    assert clock.boot_us() >= first > 0
+    assert clock.base_id() == clock.base_id() != ""
+
+
+class Libc:
+    """The part of macOS' C library that names this boot."""
+
+    def __init__(self, boot: bytes) -> None:
+        self._boot = boot
+
+    def sysctlbyname(self, name: bytes, buffer: Any, size: Any, new: None, new_size: int) -> int:
+        assert (name, size._obj.value, new, new_size) == (b"kern.bootsessionuuid", 64, None, 0)
+        buffer.value = self._boot
+        return 0 if self._boot else -1
+
+
+@pytest.mark.posix
+def test_macos_clock_counts_sleep_and_has_another_base_than_that_of_versions_whose_clock_did_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = as_on("darwin", clock, monkeypatch)
+    monkeypatch.setattr(time, "clock_gettime_ns", {time.CLOCK_MONOTONIC_RAW: 7_000_999}.__getitem__)
+    assert (module.boot_us(), module.boot_us(5)) == (7_000, 7_005)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc(b"6A1D"))
+    assert module.base_id() == "raw 6A1D"  # an older version wrote "6A1D"
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc(b""))
+    with pytest.raises(OSError, match=r"kern\.bootsessionuuid"):
+        module.base_id()
+
+
+def test_windows_base_is_the_boot_rounded_to_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = as_on("win32", clock, monkeypatch)
+    booted_s, up_s = 1_800_000_000.0, 0.0
+    monkeypatch.setattr(time, "time", lambda: booted_s + up_s)
+    monkeypatch.setattr(time, "monotonic", lambda: up_s)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: round(up_s * 1e9))
+    first = module.base_id()
+    up_s = 86_400.5
+    assert (module.base_id(), module.boot_us(1)) == (first, 86_400_500_001)
+    booted_s += 86_400 + 601
+    assert module.base_id() != first
