@@ -67,6 +67,10 @@ class Machine(NamedTuple):
             "claude_folder": self._named("CLAUDE_CONFIG_DIR", self.home / ".claude"),
             "codex": self._named("CODEX_HOME", self.home / ".codex"),
             "copilot": self._named("COPILOT_HOME", self.home / ".copilot"),
+            "etc": None if is_windows else Path("/etc"),
+            "claude_managed": None
+            if is_windows
+            else Path("/Library/Application Support/ClaudeCode" if is_mac else "/etc/claude-code"),
         }
         return found[name]
 
@@ -193,6 +197,12 @@ def client_paths(machine: Machine, client: Client, project: Path | None = None) 
     for location in client.locations:
         if (location.scope == PROJECT) == (project is not None):
             yield from machine.paths(location.pattern, project)
+
+
+def is_used(machine: Machine, client: Client) -> bool:
+    """Whether the account has a file or a folder of the client."""
+    paths = [*client_paths(machine, client), *([hook_file(machine, client.hook, None)] if client.hook else [])]
+    return any(os.path.lexists(path) or (path.parent != machine.home and os.path.isdir(path.parent)) for path in paths)  # noqa: PTH112
 
 
 def hook_file(machine: Machine, hook: Hook, project: Path | None) -> Path:
