@@ -88,6 +88,7 @@ class Hook(NamedTuple):
         misses: The calls that the client does not show.
         off: What makes the client skip all hooks.
         dialect: What the client can read.
+        trust: The file in which the client notes which hooks its user trusts; empty if it trusts all.
     """
 
     user: str
@@ -98,6 +99,7 @@ class Hook(NamedTuple):
     misses: str = ""
     off: tuple[Switch, ...] = ()
     dialect: Dialect = Dialect.JSON
+    trust: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -271,6 +273,7 @@ CLIENTS: Final = (
                 Switch("{codex}/config.toml", ("features", "hooks"), value="false"),
                 Switch("{etc}/codex/requirements.toml", ("allow_managed_hooks_only",), value="true"),
             ),
+            trust="{codex}/config.toml",
         ),
         plugins=Plugins(
             ("{codex}/plugins/cache/*/*/*",),

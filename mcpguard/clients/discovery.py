@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
+from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location, Switch
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import is_relative, may_vary
 from mcpguard.documents.document import Dialect
-from mcpguard.documents.model import Unreadable
+from mcpguard.documents.document import read as parsed
+from mcpguard.documents.model import Unreadable, plain
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once
 from mcpguard.text.redaction import redacted
@@ -102,7 +103,8 @@ class Source(NamedTuple):
         layout: Where the entries are.
         dialect: What the client can read.
         project: The project of a `local` scope; empty for other scopes.
-        folder: The project's folder of a `project` scope; None for other scopes.
+        folder: The project's folder of a `project` scope, or the folder of a plugin; None for other scopes.
+        plugin: The plugin that brings the servers; empty for a client's own file. mcpguard never edits a plugin's file.
     """
 
     client: Client
@@ -112,6 +114,7 @@ class Source(NamedTuple):
     dialect: Dialect
     project: str = ""
     folder: Path | None = None
+    plugin: str = ""
 
     @property
     def is_of_container(self) -> bool:
@@ -131,7 +134,8 @@ class Source(NamedTuple):
     @property
     def place(self) -> str:
         """The client, the scope and the file, for a message."""
-        scope = f"{self.scope} scope, {self.project}" if self.project else f"{self.scope} scope"
+        scope = f"plugin {self.plugin}" if self.plugin else f"{self.scope} scope"
+        scope = f"{scope}, {self.project}" if self.project else scope
         return f"{self.client.title} ({scope}), {self.file}"
 
 
@@ -197,6 +201,30 @@ def client_paths(machine: Machine, client: Client, project: Path | None = None) 
     for location in client.locations:
         if (location.scope == PROJECT) == (project is not None):
             yield from machine.paths(location.pattern, project)
+
+
+def is_off(machine: Machine, switch: Switch, project: Path | None = None, *, plugin: str = "", server: str = "") -> bool:
+    """Whether a client's file switches something off. A switch for servers is never on for a plugin alone."""
+    if not server and "{server}" in "".join((switch.value, *switch.keys)):
+        return False
+    pattern, *keys = (text.replace("{plugin}", plugin).replace("{server}", server) for text in (switch.pattern, *switch.keys))
+    value = switch.value.replace('"{server}"', json.dumps(server)).replace("{home}", machine.home.as_posix())
+    for file in machine.paths(pattern, project):
+        found: Any = content_of(file)
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        items = found if isinstance(found, list) else [found]
+        if found is not None and (not value or json.loads(value) in items):
+            return True
+    return False
+
+
+def content_of(file: Path) -> Any:
+    """The value of a JSON or TOML file of a client; None if it cannot be read."""
+    try:
+        return plain(parsed(read(file), Dialect.TOML if file.suffix == ".toml" else Dialect.JSONC).root)
+    except (Fault, Unreadable):
+        return None
 
 
 def is_used(machine: Machine, client: Client) -> bool:

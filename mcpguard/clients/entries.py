@@ -29,6 +29,7 @@ class Layout(NamedTuple):
         command: The member that has the program.
         args: The member that has the arguments; None if `command` is an array of the program and its arguments.
         nested: The member with an object in which the command may be instead.
+        is_single: Whether there is one server, which has the name of the whole file.
     """
 
     path: tuple[str, ...]
@@ -36,6 +37,7 @@ class Layout(NamedTuple):
     command: str = "command"
     args: str | None = "args"
     nested: str | None = None
+    is_single: bool = False
 
 
 class Entry(NamedTuple):
@@ -120,6 +122,8 @@ def servers_of(document: Document, layout: Layout) -> list[tuple[str, Node]]:
         node = node.get(name) if isinstance(node, Object) else None
         if isinstance(node, Opaque):
             raise document.unreadable(f"{name}: {_OPAQUE}", node.start)
+    if layout.is_single:
+        return [(_text(plain(document.root), "name"), node)] if node else []
     if layout.is_list:
         items = node.children if isinstance(node, Array) else []
         return [(_text(plain(child.node), "name"), child.node) for child in items]
