@@ -36,20 +36,6 @@ class Location(NamedTuple):
     dialect: Dialect
 
 
-class Switch(NamedTuple):
-    """A value in a client's file that switches something off.
-
-    Attributes:
-        pattern: The file.
-        keys: The way to the value. `{plugin}` and `{server}`, here and elsewhere, stand for what is asked about.
-        value: The value that switches it off, alone or as an item of a list, as JSON; empty for any value.
-    """
-
-    pattern: str
-    keys: tuple[str, ...]
-    value: str = ""
-
-
 COMMAND: Final = "{command}"
 """In the form of a hook, its command line."""
 
@@ -86,7 +72,8 @@ class Hook(NamedTuple):
         after: What its user does so that the hook is used, if that is not what a change of a server needs.
         version: The `version` of a new file; None if it has none.
         misses: The calls that the client does not show.
-        off: What makes the client skip all hooks.
+        off: What makes the client skip all hooks, each as `FILE | KEY | … | VALUE`: the way to a value in a file, and the value
+            as JSON, which may be an item of a list there; `any` for every value.
         dialect: What the client can read.
         trust: The file in which the client notes which hooks its user trusts; empty if it trusts all.
     """
@@ -97,7 +84,7 @@ class Hook(NamedTuple):
     after: str = ""
     version: int | None = None
     misses: str = ""
-    off: tuple[Switch, ...] = ()
+    off: tuple[str, ...] = ()
     dialect: Dialect = Dialect.JSON
     trust: str = ""
 
@@ -120,7 +107,8 @@ class Plugins(NamedTuple):
         manifests: The client's own manifests, from the folder of a plugin. Those of other clients are used, too.
         register: The file that names the folders; empty if there is none.
         server: The name of a server, from `{plugin}` and `{server}`.
-        off: What switches a plugin or a server of it off, or replaces it.
+        off: What switches a plugin or a server of it off, or replaces it, as for a hook. `{plugin}` and `{server}` stand for
+            their names, `{home}` in a value for the home folder.
         is_bundle: Whether a plugin is one server, which its manifest describes.
     """
 
@@ -128,7 +116,7 @@ class Plugins(NamedTuple):
     manifests: tuple[str, ...]
     register: str = ""
     server: str = "{server}"
-    off: tuple[Switch, ...] = ()
+    off: tuple[str, ...] = ()
     is_bundle: bool = False
 
 
@@ -170,18 +158,14 @@ _ALL: Final = _group("*")
 _ALL_MS: Final = _group("*", timeout=5000)
 
 
-def _disabled(*patterns: str) -> tuple[Switch, ...]:
-    return tuple(Switch(pattern, ("disableAllHooks",), value="true") for pattern in patterns)
-
-
 def _extensions(folder: str, manifest: str) -> Plugins:
     """The extensions of Gemini CLI and Qwen Code."""
     return Plugins(
         (f"{folder}/extensions/*",),
         (manifest,),
         off=(
-            Switch(f"{folder}/extensions/extension-enablement.json", ("{plugin}", "overrides"), '"!{home}/*"'),
-            Switch(f"{folder}/settings.json", ("mcpServers", "{server}")),
+            f'{folder}/extensions/extension-enablement.json | {{plugin}} | overrides | "!{{home}}/*"',
+            f"{folder}/settings.json | mcpServers | {{server}} | any",
         ),
     )
 
@@ -219,7 +203,7 @@ CLIENTS: Final = (
         plugins=Plugins(
             ("{appdata}/Claude/Claude Extensions/*", "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/Claude Extensions/*"),
             ("manifest.json",),
-            off=(Switch("{appdata}/Claude/Claude Extensions Settings/{plugin}.json", ("isEnabled",), value="false"),),
+            off=("{appdata}/Claude/Claude Extensions Settings/{plugin}.json | isEnabled | false",),
             is_bundle=True,
         ),
     ),
@@ -237,13 +221,11 @@ CLIENTS: Final = (
             "{project}/.claude/settings.local.json",
             (Event("PreToolUse", _ALL, _MCP, '{"onFailure": "block"}'), Event("PostToolUseFailure", _ALL)),
             off=(
-                *_disabled(
-                    "{claude_folder}/settings.json",
-                    "{project}/.claude/settings.json",
-                    "{project}/.claude/settings.local.json",
-                    "{claude_managed}/managed-settings.json",
-                ),
-                Switch("{claude_managed}/managed-settings.json", ("allowManagedHooksOnly",), value="true"),
+                "{claude_folder}/settings.json | disableAllHooks | true",
+                "{project}/.claude/settings.json | disableAllHooks | true",
+                "{project}/.claude/settings.local.json | disableAllHooks | true",
+                "{claude_managed}/managed-settings.json | disableAllHooks | true",
+                "{claude_managed}/managed-settings.json | allowManagedHooksOnly | true",
             ),
         ),
         plugins=Plugins(
@@ -252,8 +234,8 @@ CLIENTS: Final = (
             "{claude_folder}/plugins/installed_plugins.json",
             "plugin:{plugin}:{server}",
             (
-                Switch("{claude_folder}/settings.json", ("enabledPlugins", "{plugin}"), value="false"),
-                Switch("{claude_folder}/settings.json", ("deniedMcpServers",), '{"serverName": "{server}"}'),
+                "{claude_folder}/settings.json | enabledPlugins | {plugin} | false",
+                '{claude_folder}/settings.json | deniedMcpServers | {"serverName": "{server}"}',
             ),
         ),
         fills=True,
@@ -270,8 +252,8 @@ CLIENTS: Final = (
             "start a new session, enter /hooks, and trust the hook",
             misses="hosted web search",
             off=(
-                Switch("{codex}/config.toml", ("features", "hooks"), value="false"),
-                Switch("{etc}/codex/requirements.toml", ("allow_managed_hooks_only",), value="true"),
+                "{codex}/config.toml | features | hooks | false",
+                "{etc}/codex/requirements.toml | allow_managed_hooks_only | true",
             ),
             trust="{codex}/config.toml",
         ),
@@ -279,9 +261,9 @@ CLIENTS: Final = (
             ("{codex}/plugins/cache/*/*/*",),
             (".codex-plugin/plugin.json",),
             off=(
-                Switch("{codex}/config.toml", ("plugins", "{plugin}", "enabled"), value="false"),
-                Switch("{codex}/config.toml", ("plugins", "{plugin}", "mcp_servers", "{server}", "enabled"), value="false"),
-                Switch("{codex}/config.toml", ("mcp_servers", "{server}")),
+                "{codex}/config.toml | plugins | {plugin} | enabled | false",
+                "{codex}/config.toml | plugins | {plugin} | mcp_servers | {server} | enabled | false",
+                "{codex}/config.toml | mcp_servers | {server} | any",
             ),
         ),
     ),
@@ -347,7 +329,7 @@ CLIENTS: Final = (
                 Event("postToolUseFailure", _COPILOT_HOOK),
             ),
             version=1,
-            off=_disabled("{copilot}/settings.json", "{copilot}/config.json"),
+            off=("{copilot}/settings.json | disableAllHooks | true", "{copilot}/config.json | disableAllHooks | true"),
         ),
         plugins=Plugins(
             ("{copilot}/installed-plugins/*/*",),
@@ -384,7 +366,7 @@ CLIENTS: Final = (
             "{project}/.gemini/settings.json",
             (Event("BeforeTool", _ALL_MS), Event("AfterTool", _ALL_MS)),
             "restart Gemini CLI",
-            off=(Switch("{home}/.gemini/settings.json", ("hooksConfig", "enabled"), value="false"),),
+            off=("{home}/.gemini/settings.json | hooksConfig | enabled | false",),
             dialect=Dialect.JSONC,
         ),
         plugins=_extensions("{home}/.gemini", "gemini-extension.json"),

@@ -148,8 +148,8 @@ def why_skipped(machine: Machine, client: Client, project: Path | None) -> str:
     assert hook  # noqa: S101 - see the callers
     for switch in hook.off:
         if is_off(machine, switch, project):
-            (file,) = machine.paths(switch.pattern, project)
-            return f"{client.title} skips it, because of {'.'.join(switch.keys)} in {file}"
+            pattern, *keys, value = switch.split(" | ")
+            return f"{client.title} skips it, because {machine.paths(pattern, project)[0]} has {'.'.join(keys)} = {value}"
     if not hook.trust:
         return ""
     file = hook_file(machine, hook, project)

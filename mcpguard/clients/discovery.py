@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location, Switch
+from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import is_relative, may_vary
 from mcpguard.documents.document import Dialect
@@ -203,18 +203,17 @@ def client_paths(machine: Machine, client: Client, project: Path | None = None) 
             yield from machine.paths(location.pattern, project)
 
 
-def is_off(machine: Machine, switch: Switch, project: Path | None = None, *, plugin: str = "", server: str = "") -> bool:
-    """Whether a client's file switches something off. A switch for servers is never on for a plugin alone."""
-    if not server and "{server}" in "".join((switch.value, *switch.keys)):
+def is_off(machine: Machine, switch: str, project: Path | None = None, *, plugin: str = "", server: str = "") -> bool:
+    """Whether a client's file switches something off: see `Hook.off`. A switch for servers is never on for a plugin alone."""
+    if not server and "{server}" in switch:
         return False
-    pattern, *keys = (text.replace("{plugin}", plugin).replace("{server}", server) for text in (switch.pattern, *switch.keys))
-    value = switch.value.replace('"{server}"', json.dumps(server)).replace("{home}", machine.home.as_posix())
-    for file in machine.paths(pattern, project):
+    pattern, *keys, value = switch.split(" | ")
+    value = value.replace('"{server}"', json.dumps(server)).replace("{home}", machine.home.as_posix())
+    for file in machine.paths(pattern.replace("{plugin}", plugin), project):
         found: Any = content_of(file)
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
-        items = found if isinstance(found, list) else [found]
-        if found is not None and (not value or json.loads(value) in items):
+            found = found.get(key.replace("{plugin}", plugin).replace("{server}", server)) if isinstance(found, dict) else None
+        if found is not None and (value == "any" or json.loads(value) in (found if isinstance(found, list) else [found])):
             return True
     return False
 
