@@ -9,7 +9,9 @@ from mcpguard import run_options
 from mcpguard.documents.document import Dialect, Document, is_blank, read
 from mcpguard.documents.model import Array, Child, Node, Object, Opaque, Scalar, plain
 
-_URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
+URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
+"""The members that have the address of a remote server."""
+
 ENV: Final = ("env", "environment", "envs")
 """The members that have the variables of a server."""
 
@@ -136,7 +138,8 @@ def _text(value: Any, key: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _holder(node: Object, layout: Layout) -> Object:
+def holder_of(node: Object, layout: Layout) -> Object:
+    """The object with the command: the entry, or the nested object."""
     nested = node.get(layout.nested) if layout.nested else None
     return nested if isinstance(nested, Object) else node
 
@@ -146,7 +149,7 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
         if isinstance(node, Opaque):
             return Entry(name, "faulty", detail=_OPAQUE, may_start=True)
         return Entry(name, "faulty", detail="it is not an object")
-    whole, values = plain(node), plain(_holder(node, layout))
+    whole, values = plain(node), plain(holder_of(node, layout))
     is_disabled = whole.get("disabled") is True or whole.get("enabled") is False
     kind, detail = _without_command(values, layout)
     start = None if kind else start_of(document, layout, node)
@@ -171,7 +174,7 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
 
 def _without_command(values: Mapping[str, Any], layout: Layout) -> tuple[str, str]:
     """The kind and the detail of an entry that starts no command; empty for all others."""
-    url = next((url for url in (_text(values, key) for key in _URLS) if url), "")
+    url = next((url for url in (_text(values, key) for key in URLS) if url), "")
     kind = _text(values, "type")
     if not values.get(layout.command):
         if url:
@@ -185,7 +188,7 @@ def _without_command(values: Mapping[str, Any], layout: Layout) -> tuple[str, st
 
 def start_of(document: Document, layout: Layout, node: Object) -> Start | str:
     """The places of an entry's command, or what is wrong with it."""
-    holder = _holder(node, layout)
+    holder = holder_of(node, layout)
     command = holder.member(layout.command)
     args = holder.get(layout.args) if layout.args else None
     if command is None:

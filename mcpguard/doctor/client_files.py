@@ -1,5 +1,7 @@
 """Checks the files of clients, and their hooks, and counts the servers that are guarded."""
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -13,6 +15,8 @@ from mcpguard.clients.hooks import commands_in, decides, guard_of
 from mcpguard.doctor.check import Check, advice, failed, good
 
 _MEND: Final = "mcpguard install"
+_VERSION: Final = re.compile(r"^[/A-Z].*[/\\]plugins[/\\]cache(?:[/\\][^/\\\n]+){3}", re.MULTILINE)
+"""The folder of a plugin's version, which goes with an update: `install` has written it for a server that needs it."""
 
 
 class Files:
@@ -77,6 +81,10 @@ class Files:
                 yield failed(
                     name, f"{entry.name}: mcpguard run does not accept its options", "compare them with mcpguard run --help"
                 )
+        versions = _VERSION.findall("\n".join(word for entry in found for word in (*entry.words, entry.cwd)))
+        for folder in dict.fromkeys(folder for folder in versions if not os.path.lexists(folder)):
+            are_ok = False
+            yield failed(name, f"a folder of a plugin is gone: {folder}", f"{_MEND} {source.client.key}")
         text = counted(states.values(), [server for server, state in states.items() if state == UNGUARDED])
         open_ones = [entry for entry in found if entry.guard is None and states[entry.name] == UNGUARDED]
         if fixes := list(dict.fromkeys(self._coverage.fix(source, entry) for entry in open_ones)):

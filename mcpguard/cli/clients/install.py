@@ -53,6 +53,7 @@ def _change_options(hook: str) -> Callable[[_F], _F]:
 
 @click.command("install", Command)
 @_change_options("Also add the client's hook, which tells its subagents apart.")
+@click.option("--bridge", is_flag=True, help="Also guard remote servers: they are reached through npx mcp-remote.")
 @click.option(
     "--enforce", is_flag=True, help="Also add the client's deciding hook, which limits built-in tools and all servers."
 )
@@ -60,7 +61,8 @@ def install(**given: Any) -> int:
     """Make clients start their stdio servers through mcpguard, so that the policy limits their calls.
 
     Without CLIENT, all clients that are found are changed; without --server, all their stdio servers. Only the command and the
-    arguments of an entry are changed. Remote and disabled servers are left. mcpguard shows a diff and asks.
+    arguments of an entry are changed. Remote and disabled servers are left. A server that a plugin brings to Codex gets an
+    entry of its own, which replaces the plugin's. mcpguard shows a diff and asks.
     `mcpguard uninstall` restores every file.
 
     With --enforce, the client asks mcpguard before each call of a tool: built-in tools such as WebSearch, remote servers, and
@@ -82,6 +84,7 @@ def install(**given: Any) -> int:
       mcpguard install cursor --server crm
       mcpguard install claude-code --hook
       mcpguard install claude-code codex --enforce
+      mcpguard install zed --bridge
       mcpguard install --project . --yes
     """
     start = launcher(os.environ)
@@ -108,7 +111,7 @@ def uninstall(**given: Any) -> int:
 
 def _change(
     clients: Sequence[str], servers: Sequence[str], project: str | None, *, hook: bool, dry_run: bool, yes: bool,
-    start: Launcher | None, enforce: bool = False, fail_closed: bool = False,
+    start: Launcher | None, bridge: bool = False, enforce: bool = False, fail_closed: bool = False,
 ) -> int:  # fmt: skip
     """Plan the changes of both commands, show them, ask, change the files, and print what was done.
 
@@ -120,6 +123,7 @@ def _change(
         dry_run: Only show the changes.
         yes: Do not ask.
         start: What starts mcpguard; None for `uninstall`.
+        bridge: Whether to guard remote servers, too.
         enforce: Whether the hooks are to decide calls.
         fail_closed: Whether calls are denied while the store is away.
     """
@@ -131,7 +135,7 @@ def _change(
         present = list(dict.fromkeys([*present, *deciding]))
     absent = [client for client in wanted if client not in present] if clients else []
     plan = Plan(state_folder(os.environ), machine)
-    plan_servers(plan, found, frozenset(servers), start)
+    plan_servers(plan, found, frozenset(servers), start, bridge=bridge)
     if hook or enforce or not (start or servers):
         have = {outcome.source.client for outcome in plan.outcomes}
         with_hook = [client for client in (present if start else wanted) if not servers or client in have]
