@@ -104,7 +104,7 @@ class Plugins(NamedTuple):
 
     Attributes:
         folders: The folders of plugins, if no register names them. Of the versions of a plugin, the newest counts.
-        manifests: The client's own manifests, from the folder of a plugin. Those of other clients are used, too.
+        manifest: The client's own manifest, in the folder of a plugin. Without it, that of another client is used.
         register: The file that names the folders; empty if there is none.
         server: The name of a server, from `{plugin}` and `{server}`.
         off: What switches a plugin or a server of it off, or replaces it, as for a hook. `{plugin}` and `{server}` stand for
@@ -113,7 +113,7 @@ class Plugins(NamedTuple):
     """
 
     folders: tuple[str, ...]
-    manifests: tuple[str, ...]
+    manifest: str
     register: str = ""
     server: str = "{server}"
     off: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ def _extensions(folder: str, manifest: str) -> Plugins:
     """The extensions of Gemini CLI and Qwen Code."""
     return Plugins(
         (f"{folder}/extensions/*",),
-        (manifest,),
+        manifest,
         off=(
             f'{folder}/extensions/extension-enablement.json | {{plugin}} | overrides | "!{{home}}/*"',
             f"{folder}/settings.json | mcpServers | {{server}} | any",
@@ -202,7 +202,7 @@ CLIENTS: Final = (
         processes=("claude-desktop", "Claude", "Claude.exe"),  # Claude Code's is `claude`
         plugins=Plugins(
             ("{appdata}/Claude/Claude Extensions/*", "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/Claude Extensions/*"),
-            ("manifest.json",),
+            "manifest.json",
             off=("{appdata}/Claude/Claude Extensions Settings/{plugin}.json | isEnabled | false",),
             is_bundle=True,
         ),
@@ -230,7 +230,7 @@ CLIENTS: Final = (
         ),
         plugins=Plugins(
             ("{claude_folder}/plugins/cache/*/*/*",),
-            (".claude-plugin/plugin.json",),
+            ".claude-plugin/plugin.json",
             "{claude_folder}/plugins/installed_plugins.json",
             "plugin:{plugin}:{server}",
             (
@@ -259,7 +259,7 @@ CLIENTS: Final = (
         ),
         plugins=Plugins(
             ("{codex}/plugins/cache/*/*/*",),
-            (".codex-plugin/plugin.json",),
+            ".codex-plugin/plugin.json",
             off=(
                 "{codex}/config.toml | plugins | {plugin} | enabled | false",
                 "{codex}/config.toml | plugins | {plugin} | mcp_servers | {server} | enabled | false",
@@ -283,9 +283,7 @@ CLIENTS: Final = (
             version=1,
             misses="MCP servers of cloud agents",
         ),
-        plugins=Plugins(
-            ("{home}/.cursor/plugins/cache/*/*/*", "{home}/.cursor/plugins/local/*"), (".cursor-plugin/plugin.json",)
-        ),
+        plugins=Plugins(("{home}/.cursor/plugins/cache/*/*/*", "{home}/.cursor/plugins/local/*"), ".cursor-plugin/plugin.json"),
     ),
     Client(
         "vscode",
@@ -311,7 +309,7 @@ CLIENTS: Final = (
         "restart the server (MCP: List Servers), and trust it again when VS Code asks",
         plugins=Plugins(
             ("{home}/.vscode/agent-plugins/*/*/*",),
-            ("plugin.json", ".plugin/plugin.json"),
+            "plugin.json",
             "{home}/.vscode/agent-plugins/installed.json",
         ),
     ),
@@ -333,7 +331,7 @@ CLIENTS: Final = (
         ),
         plugins=Plugins(
             ("{copilot}/installed-plugins/*/*",),
-            (".plugin/plugin.json", "plugin.json", ".github/plugin/plugin.json"),
+            ".plugin/plugin.json",
             "{copilot}/config.json",
         ),
         fills=True,

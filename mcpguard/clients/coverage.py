@@ -87,10 +87,6 @@ class Coverage:
             return f"{command} --enforce"
         return _BY_HAND.format(client.key) if source.plugin or source.dialect is Dialect.YAML else f"{command} --bridge"
 
-    def total(self) -> str:
-        """How many of the servers whose entries were read are guarded."""
-        return counted(self.states())
-
     def states(self) -> list[str]:
         """The states of the servers whose entries were read. For one that clients share, the worst of those that are used."""
         every = [
@@ -105,12 +101,10 @@ class Coverage:
         event = next(event for event in client.hook.events if event.decides)
         whole = ("", "*", None, json.loads(event.form).get("matcher"))
         try:
-            found = [
-                one for one in _ours(hook_file(self._machine, client.hook, project), client.hook) if one.event == event.name
-            ]
+            found = [*_ours(hook_file(self._machine, client.hook, project), client.hook)]
         except Fault:
             return False
-        asks = [one for one in found if decides(one.command) and one.entry.get("matcher") in whole]
+        asks = [one for one in found if one.event == event.name and decides(one.command) and one.entry.get("matcher") in whole]
         is_known = any(guard_of(one.command, self.guards, project).state == "known" for one in asks)
         return is_known and not why_skipped(self._machine, client, project)
 
@@ -166,12 +160,9 @@ def _is_trusted(states: dict[str, Any], file: Path | str, one: _Ours) -> bool:
     """Whether Codex runs a hook: it keeps a hash of the definition. Seen in 0.171.0."""
     event = re.sub(r"(?<=.)(?=[A-Z])", "_", one.event).lower()
     state = states.get(f"{file}:{event}:{one.places[0]}:{one.places[1]}") or {}
-    names = {"command", "statusMessage"} & one.handler.keys()
-    timeout_s = one.handler.get("timeout", 600)
-    whole_s = int(timeout_s) if isinstance(timeout_s, float) else timeout_s  # how numbers of JSON are read here
-    usual = {"type": "command", "timeout": whole_s, "async": one.handler.get("async", False)}
-    whole = {"event_name": event, "hooks": [usual | {name: one.handler[name] for name in names}]}
-    whole |= {name: one.entry[name] for name in ("matcher",) if name in one.entry}
+    hook = {"async": False, "timeout": 600.0} | one.handler
+    timeout_s = int(hook["timeout"]) if isinstance(hook["timeout"], float) else None  # all numbers of a document are floats
+    whole = one.entry | {"event_name": event, "hooks": [hook | {"timeout": timeout_s}]}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     return state.get("enabled") is not False and state.get("trusted_hash") == digest
@@ -187,10 +178,8 @@ def counted(states: Iterable[str], names: Iterable[str] = ()) -> str:
     found = list(states)
     servers = [state for state in found if state in COUNTED]
     by_hook, unchecked = servers.count(BY_HOOK), servers.count(UNCHECKED)
-    held = (
-        f"{servers.count(GUARDED) + by_hook} of {plural(len(servers), 'server')} guarded" if servers else "no server to guard"
-    )
-    parts = [f"{held}, {by_hook} of them by hook" if by_hook else held]
+    held = f"{servers.count(GUARDED) + by_hook} of {plural(len(servers), 'server')} guarded" if servers else ""
+    parts = [f"{held}, {by_hook} of them by hook" if by_hook else held or "no server to guard"]
     parts += [f"{UNGUARDED}: {', '.join(names)}"] if names else []
     parts += [f"{UNCHECKED}: {unchecked}"] if unchecked else []
     kinds = sorted({state for state in found if state not in COUNTED})

@@ -15,7 +15,7 @@ from mcpguard.clients.discovery import Machine, Source, content_of, is_off
 from mcpguard.clients.entries import Entry, Layout
 from mcpguard.documents.document import Dialect
 
-_MANIFESTS: Final = tuple(dict.fromkeys(name for client in CLIENTS if client.plugins for name in client.plugins.manifests))
+_MANIFESTS: Final = (*(one.plugins.manifest for one in CLIENTS if one.plugins), ".github/plugin/plugin.json")
 _SERVER_FILES: Final = (".mcp.json", ".github/mcp.json", "mcp.json")
 """Where the servers are if the manifest names no file."""
 
@@ -86,7 +86,7 @@ def _registered(value: Any) -> Iterator[tuple[Path, str | None, bool]]:
 
 def _files(folder: Path, kind: Plugins) -> Iterator[tuple[Path, Layout]]:
     """The files of a plugin that have servers."""
-    manifests = [folder / name for name in (*kind.manifests, *_MANIFESTS)]
+    manifests = [folder / name for name in (kind.manifest, *_MANIFESTS)]
     manifest = next((file for file in manifests if os.path.isfile(file)), None)  # noqa: PTH113
     value = content_of(manifest) if manifest else {}
     servers = value.get("mcpServers") if isinstance(value, dict) else None

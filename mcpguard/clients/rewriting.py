@@ -18,7 +18,7 @@ from mcpguard.clients.plan import Outcome, Plan, record_of
 from mcpguard.clients.plugins import plugin_sources
 from mcpguard.documents.document import Dialect, Document, Splice, encoded, quoted
 from mcpguard.documents.document import read as parsed
-from mcpguard.documents.model import Container, Object, plain
+from mcpguard.documents.model import Container, Object, Unreadable, plain
 from mcpguard.text.masking import masked_words
 
 _REPLACED: Final = ("type", *URLS, "headers", "http_headers", "env_http_headers", "bearer_token_env_var")
@@ -59,10 +59,10 @@ def bridged(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Out
 
 def _made(source: Source, values: dict[str, Any], entry: Entry, launcher: Launcher) -> dict[str, Any]:
     """The members that make a remote entry one with a command. `mcp-remote` fills in variables in headers."""
-    headers = {**values.get("headers", {}), **values.get("http_headers", {})}
+    headers = {**_table(values, "headers"), **_table(values, "http_headers")}
+    variables = _table(values, "env_http_headers")
     env = {f"MCP_HEADER_{at}": value for at, value in enumerate(headers.values(), 1)}
-    passed = {name: f"${{{variable}}}" for name, variable in values.get("env_http_headers", {}).items()}
-    lines = [*zip(headers, (f"${{{name}}}" for name in env), strict=True), *passed.items()]
+    lines = [(name, f"${{{variable}}}") for name, variable in [*zip(headers, env, strict=True), *variables.items()]]
     if token := values.get("bearer_token_env_var"):
         lines.append(("Authorization", f"Bearer ${{{token}}}"))
     words = ["npx", "-y", "mcp-remote", entry.detail, *(["--allow-http"] if entry.detail.startswith("http://") else [])]
@@ -70,8 +70,15 @@ def _made(source: Source, values: dict[str, Any], entry: Entry, launcher: Launch
     command, args = source.layout.command, source.layout.args
     made: dict[str, Any] = {"type": "stdio" if args else "local"} if "type" in values else {}
     made |= {command: words[0], args: words[1:]} if args else {command: words}
-    names = [*values.get("env_http_headers", {}).values(), *([token] if token else [])]
+    names = [*variables.values(), *([token] if token else [])]
     return made | ({ENV[0] if args else ENV[1]: env} if env else {}) | ({"env_vars": names} if names else {})
+
+
+def _table(values: dict[str, Any], key: str) -> dict[str, str]:
+    table = values.get(key, {})
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise Unreadable(f"no bridge: {key} is not a table of texts")
+    return table
 
 
 def _refusal(source: Source, node: Container, entry: Entry, made: dict[str, Any]) -> str:

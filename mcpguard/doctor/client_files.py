@@ -51,7 +51,7 @@ class Files:
         if not self._found:
             hint = "add a server in a client, then run mcpguard install; mcpguard install --help names the clients"
             return advice("clients", "no client with servers is found on this machine", hint)
-        text = self._coverage.total()
+        text = counted(self._coverage.states())
         if UNGUARDED not in self._coverage.states():
             return good("servers guarded", text)
         hint = "; ".join(self._mends) or "correct the entries that failed a check"

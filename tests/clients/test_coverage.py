@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcpguard.clients.coverage import Coverage
+from mcpguard.clients.coverage import Coverage, counted
 from mcpguard.clients.discovery import Fault, Machine, read
 from tests.cli.account import PROGRAM
 
@@ -188,7 +188,7 @@ def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine)
     coverage = Coverage(machine)
     for source in coverage.sources():
         coverage.entries(source, read(source.file))
-    assert coverage.total() == "4 of 5 servers guarded, 3 of them by hook"
+    assert counted(coverage.states()) == "4 of 5 servers guarded, 3 of them by hook"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_hook_of_a_project_guards_in_this_project_alone(machine: Machine) ->
     ]
     assert found == ["unguarded", "by hook", "unguarded"]
     assert states(machine)["claude-code  far"] == unguarded
-    assert coverage.total() == "1 of 3 servers guarded, 1 of them by hook"
+    assert counted(coverage.states()) == "1 of 3 servers guarded, 1 of them by hook"
 
 
 CODEX_HASH = "sha256:476dabbe257ad4d64c01ca65f80398e7985f20d74c78cabcadf4e300542b3c6f"
@@ -277,4 +277,4 @@ def test_a_file_that_clients_share_is_guarded_if_it_is_for_those_that_are_used(m
         coverage = Coverage(machine)
         for source in coverage.sources(project):
             coverage.entries(source, read(source.file))
-        assert coverage.total() == total
+        assert counted(coverage.states()) == total

@@ -312,3 +312,32 @@ def test_a_server_that_starts_mcpguard_through_another_program_is_not_checked(ma
 def test_a_server_that_its_client_can_start_and_mcpguard_cannot_edit_is_not_guarded(machine: Machine) -> None:
     written(machine.home / ".cursor/mcp.json", a={"command": "npx", "args": ["-p", 80]})
     assert not total(machine).ok
+
+
+def test_a_deciding_hook_that_its_client_skips_is_not_ok_and_a_client_needs_no_server_for_it(machine: Machine) -> None:
+    hooks = machine.home / ".codex/hooks.json"
+    hooks.parent.mkdir()
+    command = f"{PROGRAM} hook codex --enforce"
+    entry = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
+    hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    name = f"Codex (hook), {hooks}"
+    told = "Codex skips it, because you have not trusted it, or not since it changed"
+    assert checks(machine) == [Check(name, False, told, "start a new session, enter /hooks, and trust the hook")]
+    (machine.home / ".codex/config.toml").write_text("features = { hooks = false }\n")
+    told = f"Codex skips it, because {machine.home}/.codex/config.toml has features.hooks = false"
+    assert [check.detail for check in checks(machine) if check.check == name] == [told]
+    hooks.write_text(hooks.read_text().replace(PROGRAM, "/gone/mcpguard"))
+    (found,) = [check for check in checks(machine) if check.check == name]
+    assert (found.ok, found.hint) == (False, "mcpguard install codex --enforce")
+
+
+def test_servers_of_plugins_are_checked_and_a_damaged_file_of_one_is_not_ok(machine: Machine) -> None:
+    file = machine.home / ".claude/plugins/cache/market/crm/1.0/.mcp.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"mcpServers": {"crm": {"command": "npx"}}}))
+    name, command = f"Claude Code (plugin crm@market), {file}", "mcpguard install claude-code --enforce"
+    assert checks(machine) == [Check(name, True, "0 of 1 server guarded; unguarded: plugin:crm:crm", command)]
+    assert not total(machine).ok
+    file.write_text("{")
+    (check,) = checks(machine)
+    assert (check.check, check.ok) == (name, False)

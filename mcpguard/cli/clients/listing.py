@@ -13,7 +13,7 @@ import click
 from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, project_folder, project_option
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
-from mcpguard.clients.coverage import BY_HOOK, UNGUARDED, Coverage
+from mcpguard.clients.coverage import BY_HOOK, UNGUARDED, Coverage, counted
 from mcpguard.clients.discovery import Fault, Machine, Source, read
 from mcpguard.clients.guards import Guard
 from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
@@ -58,7 +58,7 @@ def clients(project: str | None, as_json: bool) -> None:
     for place, group in groupby(found, lambda one: one[0].place):
         shown(place, [row for _, row in group])
     if found:
-        paragraph(coverage.total())
+        paragraph(counted(coverage.states()))
 
 
 def _rows(source: Source, content: Callable[[Path], bytes], coverage: Coverage) -> Iterator[Row]:
