@@ -12,7 +12,6 @@ from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
 from mcpguard.clients.launcher import Launcher
 from mcpguard.clients.plan import Outcome, Plan, real, record_of
-from mcpguard.clients.rewriting import bridged, plan_plugins, restored
 from mcpguard.documents.document import quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Array, Object, plain
@@ -45,6 +44,8 @@ def plan_servers(
         launcher: The command to write; None to undo what this function has done with one.
         bridge: Whether to guard remote servers by `npx mcp-remote`.
     """
+    from mcpguard.clients.rewriting import bridged, plan_plugins  # loads much, and a client's hook loads this module
+
     guards = Guards(os.environ)
     files: dict[str, list[Source]] = {}
     for source in sources:
@@ -91,9 +92,11 @@ def _outcome(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None
     if entry.guard is None:
         starts = starts_mcpguard(entry)
         return Outcome(source, entry.name, "leave" if starts else "keep", OWN_COMMAND if starts else "")
-    if launcher is None and restored(plan, source, entry):
-        return Outcome(source, entry.name, "unguard")
     if launcher is None:
+        from mcpguard.clients.rewriting import restored
+
+        if restored(plan, source, entry):
+            return Outcome(source, entry.name, "unguard")
         edit = Edit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
         return Outcome(source, entry.name, "unguard", edit=edit)
     guard = guards.of_entry(source, entry.guard[0])
