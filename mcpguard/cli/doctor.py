@@ -34,13 +34,14 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
     shell_complete=complete_clients,
     help="The client whose file has the server, if several have one of this name.",
 )
+@click.option("--allow-unguarded", is_flag=True, help="Do not fail because a server is unguarded.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, **options: Any) -> int:
+def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, allow_unguarded: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
-    Also checks the files and hooks of your clients, and those of the project in the current folder: how many servers are
-    guarded, and by which mcpguard. If none is, the check fails. Nothing that these files name is started.
+    Also checks the files, hooks and plugins of your clients, and those of the project in the current folder: how many servers
+    are guarded, and by which mcpguard. If one is unguarded, the check fails. Nothing that these files name is started.
 
     With --server or COMMAND, it also starts that server behind mcpguard as a client would, and lists its tools with the rules
     that apply. No tool is called. For a server of a project's file, give the COMMAND. It takes the options of `run`, so that
@@ -52,6 +53,7 @@ def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, **options: 
     \b
     Examples:
       mcpguard doctor
+      mcpguard doctor --allow-unguarded
       mcpguard doctor --json | jq '.[] | select(.ok | not)'
       mcpguard doctor --server crm
       mcpguard doctor --client cursor --server crm
@@ -74,7 +76,7 @@ def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, **options: 
         argv, folder = entry.words, entry.cwd
         if entry.is_guarded:  # the entry names its server itself
             options["server"] = None
-    found = _all(*run.without_guard(argv, options), folder)
+    found = _all(*run.without_guard(argv, options), folder, allow_unguarded=allow_unguarded)
     if as_json:
         results = list(found)
         echo_json([one._asdict() for one in results], indent=2)
@@ -91,10 +93,10 @@ def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, **options: 
 doctor.params[1:1] = [param for param in run.run.params if isinstance(param, click.Option) and param.name != "server"]
 
 
-def _all(argv: Sequence[str], options: dict[str, Any], folder: str) -> Iterator[Check]:
+def _all(argv: Sequence[str], options: dict[str, Any], folder: str, *, allow_unguarded: bool) -> Iterator[Check]:
     """The checks of this machine, and those of the server if there is a command."""
     read = {key: value for key, value in options.items() if key not in {"observe", "quiet"}}
-    yield from checkup(os.environ, **read)
+    yield from checkup(os.environ, allow_unguarded=allow_unguarded, **read)
     if not argv:
         return
     with contextlib.suppress(ConfigError):  # the checks before have reported it

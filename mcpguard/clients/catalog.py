@@ -4,6 +4,7 @@ A pattern of a path begins with a base in braces, see `discovery.Machine.base`. 
 not exist on this system is skipped.
 """
 
+import json
 from typing import Final, NamedTuple
 
 from mcpguard.clients.entries import Layout
@@ -35,22 +36,88 @@ class Location(NamedTuple):
     dialect: Dialect
 
 
+COMMAND: Final = "{command}"
+"""In the form of a hook, its command line."""
+
+SHELL: Final = "{shell}"
+"""In the form of a hook, the member for the command line of this system's shell."""
+
+
+class Event(NamedTuple):
+    """An event for which a client runs a hook.
+
+    Attributes:
+        name: The client's name for it.
+        form: The entry of the deciding hook as JSON, in which `COMMAND` is its command line.
+        note: The entry of the hook that only leaves notes; empty if that one has no entry for this event.
+        closed: What is added to the hook, as JSON, if calls are denied while the store is away: the client denies if the hook
+            fails.
+        decides: Whether the hook decides calls here. If not, it leaves notes here, also beside the deciding one.
+    """
+
+    name: str
+    form: str
+    note: str = ""
+    closed: str = "{}"
+    decides: bool = True
+
+
 class Hook(NamedTuple):
-    """A hook that tells mcpguard which agent makes a call.
+    """A hook that decides calls, or tells mcpguard which agent makes a call.
 
     Attributes:
         user: The file for all projects.
         project: The file of one project.
-        event: The client's name for the event before a call.
+        events: The events for which it runs. The first that decides shows the calls of MCP servers.
         after: What its user does so that the hook is used, if that is not what a change of a server needs.
-        is_matched: Whether the client's form of a hook has a matcher. Copilot CLI's form has none.
+        version: The `version` of a new file; None if it has none.
+        misses: The calls that the client does not show.
+        off: What makes the client skip all hooks, each as `FILE | KEY | … | VALUE`: the way to a value in a file, and the value
+            as JSON, which may be an item of a list there; `any` for every value.
+        dialect: What the client can read.
+        trust: The file in which the client notes which hooks its user trusts; empty if it trusts all.
     """
 
     user: str
     project: str
-    event: str
+    events: tuple[Event, ...]
     after: str = ""
-    is_matched: bool = True
+    version: int | None = None
+    misses: str = ""
+    off: tuple[str, ...] = ()
+    dialect: Dialect = Dialect.JSON
+    trust: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its events."""
+        return tuple(event.name for event in self.events)
+
+    @property
+    def leaves_notes(self) -> bool:
+        """Whether it can leave notes without deciding."""
+        return any(event.note for event in self.events)
+
+
+class Plugins(NamedTuple):
+    """Where a client keeps plugins, which bring servers with them.
+
+    Attributes:
+        folders: The folders of plugins, if no register names them. Of the versions of a plugin, the newest counts.
+        manifest: The client's own manifest, in the folder of a plugin. Without it, that of another client is used.
+        register: The file that names the folders; empty if there is none.
+        server: The name of a server, from `{plugin}` and `{server}`.
+        off: What switches a plugin or a server of it off, or replaces it, as for a hook. `{plugin}` and `{server}` stand for
+            their names, `{home}` in a value for the home folder.
+        is_bundle: Whether a plugin is one server, which its manifest describes.
+    """
+
+    folders: tuple[str, ...]
+    manifest: str
+    register: str = ""
+    server: str = "{server}"
+    off: tuple[str, ...] = ()
+    is_bundle: bool = False
 
 
 class Client(NamedTuple):
@@ -64,6 +131,8 @@ class Client(NamedTuple):
         hook: Its hook; None if it has none that mcpguard can use.
         processes: The names of its processes on Linux, macOS and Windows, if it writes its own copy of the file back while it
             runs. Else empty.
+        plugins: Where it keeps plugins; None if mcpguard knows of none.
+        fills: Whether it puts a variable in place of `${A}` in arguments. Others leave that to the program.
     """
 
     key: str
@@ -72,6 +141,33 @@ class Client(NamedTuple):
     after: str
     hook: Hook | None = None
     processes: tuple[str, ...] = ()
+    plugins: Plugins | None = None
+    fills: bool = False
+
+
+def _group(matcher: str, timeout: int = 5) -> str:
+    """An entry in the form of Claude Code, which others have taken over."""
+    return json.dumps({"matcher": matcher, "hooks": [{"type": "command", "command": COMMAND, "timeout": timeout}]})
+
+
+_COPILOT_HOOK: Final = json.dumps({"type": "command", SHELL: COMMAND, "timeoutSec": 5})
+_CURSOR_HOOK: Final = json.dumps({"command": COMMAND, "timeout": 5})
+_CURSOR_BUILT_IN: Final = json.dumps({"matcher": "^(?!MCP:)", "command": COMMAND, "timeout": 5})
+_MCP: Final = _group("mcp__.*")
+_ALL: Final = _group("*")
+_ALL_MS: Final = _group("*", timeout=5000)
+
+
+def _extensions(folder: str, manifest: str) -> Plugins:
+    """The extensions of Gemini CLI and Qwen Code."""
+    return Plugins(
+        (f"{folder}/extensions/*",),
+        manifest,
+        off=(
+            f'{folder}/extensions/extension-enablement.json | {{plugin}} | overrides | "!{{home}}/*"',
+            f"{folder}/settings.json | mcpServers | {{server}} | any",
+        ),
+    )
 
 
 def _files(
@@ -104,6 +200,12 @@ CLIENTS: Final = (
         ),
         "start Claude Desktop",
         processes=("claude-desktop", "Claude", "Claude.exe"),  # Claude Code's is `claude`
+        plugins=Plugins(
+            ("{appdata}/Claude/Claude Extensions/*", "{local}/Packages/Claude_*/LocalCache/Roaming/Claude/Claude Extensions/*"),
+            "manifest.json",
+            off=("{appdata}/Claude/Claude Extensions Settings/{plugin}.json | isEnabled | false",),
+            is_bundle=True,
+        ),
     ),
     Client(
         "claude-code",
@@ -114,7 +216,29 @@ CLIENTS: Final = (
             *_files("{project}/.mcp.json"),
         ),
         "start a new session; Claude Code may ask you to approve a changed server of a project",
-        Hook("{claude_folder}/settings.json", "{project}/.claude/settings.local.json", "PreToolUse"),
+        Hook(
+            "{claude_folder}/settings.json",
+            "{project}/.claude/settings.local.json",
+            (Event("PreToolUse", _ALL, _MCP, '{"onFailure": "block"}'), Event("PostToolUseFailure", _ALL)),
+            off=(
+                "{claude_folder}/settings.json | disableAllHooks | true",
+                "{project}/.claude/settings.json | disableAllHooks | true",
+                "{project}/.claude/settings.local.json | disableAllHooks | true",
+                "{claude_managed}/managed-settings.json | disableAllHooks | true",
+                "{claude_managed}/managed-settings.json | allowManagedHooksOnly | true",
+            ),
+        ),
+        plugins=Plugins(
+            ("{claude_folder}/plugins/cache/*/*/*",),
+            ".claude-plugin/plugin.json",
+            "{claude_folder}/plugins/installed_plugins.json",
+            "plugin:{plugin}:{server}",
+            (
+                "{claude_folder}/settings.json | enabledPlugins | {plugin} | false",
+                '{claude_folder}/settings.json | deniedMcpServers | {"serverName": "{server}"}',
+            ),
+        ),
+        fills=True,
     ),
     Client(
         "codex",
@@ -124,8 +248,23 @@ CLIENTS: Final = (
         Hook(
             "{codex}/hooks.json",
             "{project}/.codex/hooks.json",
-            "PreToolUse",
+            (Event("PreToolUse", _ALL, _MCP),),
             "start a new session, enter /hooks, and trust the hook",
+            misses="hosted web search",
+            off=(
+                "{codex}/config.toml | features | hooks | false",
+                "{etc}/codex/requirements.toml | allow_managed_hooks_only | true",
+            ),
+            trust="{codex}/config.toml",
+        ),
+        plugins=Plugins(
+            ("{codex}/plugins/cache/*/*/*",),
+            ".codex-plugin/plugin.json",
+            off=(
+                "{codex}/config.toml | plugins | {plugin} | enabled | false",
+                "{codex}/config.toml | plugins | {plugin} | mcp_servers | {server} | enabled | false",
+                "{codex}/config.toml | mcp_servers | {server} | any",
+            ),
         ),
     ),
     Client(
@@ -133,6 +272,18 @@ CLIENTS: Final = (
         "Cursor",
         _files("{home}/.cursor/mcp.json", "{project}/.cursor/mcp.json"),
         "switch the server off and on in Cursor's settings, or restart Cursor",
+        Hook(  # as its documentation has it: it was not run
+            "{home}/.cursor/hooks.json",
+            "{project}/.cursor/hooks.json",
+            (
+                Event("beforeMCPExecution", _CURSOR_HOOK),
+                Event("preToolUse", _CURSOR_BUILT_IN),
+            ),
+            "nothing: Cursor reads the file when it changes",
+            version=1,
+            misses="MCP servers of cloud agents",
+        ),
+        plugins=Plugins(("{home}/.cursor/plugins/cache/*/*/*", "{home}/.cursor/plugins/local/*"), ".cursor-plugin/plugin.json"),
     ),
     Client(
         "vscode",
@@ -156,13 +307,34 @@ CLIENTS: Final = (
             *_files("{project}/.mcp.json", dialect=Dialect.JSONC),
         ),
         "restart the server (MCP: List Servers), and trust it again when VS Code asks",
+        plugins=Plugins(
+            ("{home}/.vscode/agent-plugins/*/*/*",),
+            "plugin.json",
+            "{home}/.vscode/agent-plugins/installed.json",
+        ),
     ),
     Client(
         "copilot",
         "Copilot CLI",
         _files("{copilot}/mcp-config.json", "{project}/.mcp.json", "{project}/.github/mcp.json", dialect=Dialect.JSONC),
         "start a new session",
-        Hook("{copilot}/hooks/mcpguard.json", "{project}/.github/hooks/mcpguard.json", "preMcpToolCall", is_matched=False),
+        Hook(
+            "{copilot}/hooks/mcpguard.json",
+            "{project}/.github/hooks/mcpguard.json",
+            (
+                Event("preMcpToolCall", _COPILOT_HOOK, _COPILOT_HOOK, decides=False),
+                Event("preToolUse", _COPILOT_HOOK),
+                Event("postToolUseFailure", _COPILOT_HOOK),
+            ),
+            version=1,
+            off=("{copilot}/settings.json | disableAllHooks | true", "{copilot}/config.json | disableAllHooks | true"),
+        ),
+        plugins=Plugins(
+            ("{copilot}/installed-plugins/*/*",),
+            ".plugin/plugin.json",
+            "{copilot}/config.json",
+        ),
+        fills=True,
     ),
     Client(
         "windsurf",
@@ -187,12 +359,24 @@ CLIENTS: Final = (
         "Gemini CLI",
         _files("{home}/.gemini/settings.json", "{project}/.gemini/settings.json", dialect=Dialect.JSONC),
         "enter /mcp reload, or restart Gemini CLI",
+        Hook(
+            "{home}/.gemini/settings.json",
+            "{project}/.gemini/settings.json",
+            (Event("BeforeTool", _ALL_MS), Event("AfterTool", _ALL_MS)),
+            "restart Gemini CLI",
+            off=("{home}/.gemini/settings.json | hooksConfig | enabled | false",),
+            dialect=Dialect.JSONC,
+        ),
+        plugins=_extensions("{home}/.gemini", "gemini-extension.json"),
+        fills=True,
     ),
     Client(
         "qwen",
         "Qwen Code",
         _files("{home}/.qwen/settings.json", "{project}/.qwen/settings.json", dialect=Dialect.JSONC),
         "restart Qwen Code",
+        plugins=_extensions("{home}/.qwen", "qwen-extension.json"),
+        fills=True,
     ),
     Client(
         "opencode",

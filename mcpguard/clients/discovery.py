@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import is_relative, is_same, may_vary
 from mcpguard.documents.document import Dialect
-from mcpguard.documents.model import Unreadable
+from mcpguard.documents.document import read as parsed
+from mcpguard.documents.model import Unreadable, plain
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once
 from mcpguard.text.redaction import redacted
@@ -67,6 +68,10 @@ class Machine(NamedTuple):
             "claude_folder": self._named("CLAUDE_CONFIG_DIR", self.home / ".claude"),
             "codex": self._named("CODEX_HOME", self.home / ".codex"),
             "copilot": self._named("COPILOT_HOME", self.home / ".copilot"),
+            "etc": None if is_windows else Path("/etc"),
+            "claude_managed": None
+            if is_windows
+            else Path("/Library/Application Support/ClaudeCode" if is_mac else "/etc/claude-code"),
         }
         return found[name]
 
@@ -98,7 +103,8 @@ class Source(NamedTuple):
         layout: Where the entries are.
         dialect: What the client can read.
         project: The project of a `local` scope; empty for other scopes.
-        folder: The project's folder of a `project` scope; None for other scopes.
+        folder: The project's folder of a `project` scope, or the folder of a plugin; None for other scopes.
+        plugin: The plugin that brings the servers; empty for a client's own file. mcpguard never edits a plugin's file.
     """
 
     client: Client
@@ -108,6 +114,7 @@ class Source(NamedTuple):
     dialect: Dialect
     project: str = ""
     folder: Path | None = None
+    plugin: str = ""
 
     @property
     def is_of_container(self) -> bool:
@@ -127,7 +134,8 @@ class Source(NamedTuple):
     @property
     def place(self) -> str:
         """The client, the scope and the file, for a message."""
-        scope = f"{self.scope} scope, {self.project}" if self.project else f"{self.scope} scope"
+        scope = f"plugin {self.plugin}" if self.plugin else f"{self.scope} scope"
+        scope = f"{scope}, {self.project}" if self.project else scope
         return f"{self.client.title} ({scope}), {self.file}"
 
 
@@ -186,6 +194,35 @@ def client_paths(machine: Machine, client: Client, project: Path | None = None) 
     for location in client.locations:
         if (location.scope == PROJECT) == (project is not None):
             yield from machine.paths(location.pattern, project)
+
+
+def is_off(machine: Machine, switch: str, project: Path | None = None, *, plugin: str = "", server: str = "") -> bool:
+    """Whether a client's file switches something off: see `Hook.off`. A switch for servers is never on for a plugin alone."""
+    if not server and "{server}" in switch:
+        return False
+    pattern, *keys, value = switch.split(" | ")
+    value = value.replace('"{server}"', json.dumps(server)).replace("{home}", machine.home.as_posix())
+    for file in machine.paths(pattern.replace("{plugin}", plugin), project):
+        found: Any = content_of(file)
+        for key in keys:
+            found = found.get(key.replace("{plugin}", plugin).replace("{server}", server)) if isinstance(found, dict) else None
+        if found is not None and (value == "any" or json.loads(value) in (found if isinstance(found, list) else [found])):
+            return True
+    return False
+
+
+def content_of(file: Path) -> Any:
+    """The value of a JSON or TOML file of a client; None if it cannot be read."""
+    try:
+        return plain(parsed(read(file), Dialect.TOML if file.suffix == ".toml" else Dialect.JSONC).root)
+    except (Fault, Unreadable):
+        return None
+
+
+def is_used(machine: Machine, client: Client) -> bool:
+    """Whether the account has a file or a folder of the client."""
+    paths = [*client_paths(machine, client), *([hook_file(machine, client.hook, None)] if client.hook else [])]
+    return any(os.path.lexists(path) or (path.parent != machine.home and os.path.isdir(path.parent)) for path in paths)  # noqa: PTH112
 
 
 def hook_file(machine: Machine, hook: Hook, project: Path | None) -> Path:

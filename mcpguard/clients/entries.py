@@ -9,7 +9,9 @@ from mcpguard import run_options
 from mcpguard.documents.document import Dialect, Document, is_blank, read
 from mcpguard.documents.model import Array, Child, Node, Object, Opaque, Scalar, plain
 
-_URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
+URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
+"""The members that have the address of a remote server."""
+
 ENV: Final = ("env", "environment", "envs")
 """The members that have the variables of a server."""
 
@@ -29,6 +31,7 @@ class Layout(NamedTuple):
         command: The member that has the program.
         args: The member that has the arguments; None if `command` is an array of the program and its arguments.
         nested: The member with an object in which the command may be instead.
+        is_single: Whether there is one server, which has the name of the whole file.
     """
 
     path: tuple[str, ...]
@@ -36,6 +39,7 @@ class Layout(NamedTuple):
     command: str = "command"
     args: str | None = "args"
     nested: str | None = None
+    is_single: bool = False
 
 
 class Entry(NamedTuple):
@@ -120,6 +124,8 @@ def servers_of(document: Document, layout: Layout) -> list[tuple[str, Node]]:
         node = node.get(name) if isinstance(node, Object) else None
         if isinstance(node, Opaque):
             raise document.unreadable(f"{name}: {_OPAQUE}", node.start)
+    if layout.is_single:
+        return [(_text(plain(document.root), "name"), node)] if node else []
     if layout.is_list:
         items = node.children if isinstance(node, Array) else []
         return [(_text(plain(child.node), "name"), child.node) for child in items]
@@ -132,7 +138,8 @@ def _text(value: Any, key: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _holder(node: Object, layout: Layout) -> Object:
+def holder_of(node: Object, layout: Layout) -> Object:
+    """The object with the command: the entry, or the nested object."""
     nested = node.get(layout.nested) if layout.nested else None
     return nested if isinstance(nested, Object) else node
 
@@ -142,7 +149,7 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
         if isinstance(node, Opaque):
             return Entry(name, "faulty", detail=_OPAQUE, may_start=True)
         return Entry(name, "faulty", detail="it is not an object")
-    whole, values = plain(node), plain(_holder(node, layout))
+    whole, values = plain(node), plain(holder_of(node, layout))
     is_disabled = whole.get("disabled") is True or whole.get("enabled") is False
     kind, detail = _without_command(values, layout)
     start = None if kind else start_of(document, layout, node)
@@ -167,7 +174,7 @@ def _entry(document: Document, layout: Layout, name: str, node: Node) -> Entry:
 
 def _without_command(values: Mapping[str, Any], layout: Layout) -> tuple[str, str]:
     """The kind and the detail of an entry that starts no command; empty for all others."""
-    url = next((url for url in (_text(values, key) for key in _URLS) if url), "")
+    url = next((url for url in (_text(values, key) for key in URLS) if url), "")
     kind = _text(values, "type")
     if not values.get(layout.command):
         if url:
@@ -181,7 +188,7 @@ def _without_command(values: Mapping[str, Any], layout: Layout) -> tuple[str, st
 
 def start_of(document: Document, layout: Layout, node: Object) -> Start | str:
     """The places of an entry's command, or what is wrong with it."""
-    holder = _holder(node, layout)
+    holder = holder_of(node, layout)
     command = holder.member(layout.command)
     args = holder.get(layout.args) if layout.args else None
     if command is None:

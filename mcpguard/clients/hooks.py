@@ -1,4 +1,4 @@
-"""The hooks of clients: what `install --hook` adds to a JSON file of hooks in place, and how a removal restores the file."""
+"""The hooks of clients: what `install` adds to a JSON file of hooks in place, and how a removal restores the file."""
 
 import codecs
 import contextlib
@@ -7,11 +7,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from mcpguard.clients.catalog import Client, Hook
+from mcpguard.clients.catalog import COMMAND, SHELL, Client, Event, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.launcher import Launcher, may_vary, program_of, words_of
@@ -21,10 +21,9 @@ from mcpguard.documents.document import read as parsed
 from mcpguard.documents.edits import appended, removed
 from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
 
-TIMEOUT_S: Final = 5
-"""The time limit that the client sets for the hook. The hook's own limit is a second."""
+DECIDES: Final = "--enforce"
+"""The option that makes a hook decide."""
 
-_MATCHER: Final = "mcp__.*"
 _ONE_COMMAND: Final = re.compile(r"(?:& )?[^;|&`$()<>\n]*")
 """A command line that starts one program. PowerShell needs the `&` for a path in quotes."""
 
@@ -42,7 +41,8 @@ def commands_in(file: Path, hook: Hook) -> list[str]:
     if not may_exist(file):
         return []
     try:
-        return hook_commands(read(file), hook.event)
+        data = read(file)
+        return list(dict.fromkeys(command for event in hook.names for command in hook_commands(data, event, hook.dialect)))
     except Unreadable as error:
         raise unreadable(file, error) from error
 
@@ -69,11 +69,13 @@ def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
 
 
 def plan_hooks(
-    plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher | None
-) -> None:
+    plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher | None,
+    *, decide: bool = False, fail_closed: bool = False,
+) -> None:  # fmt: skip
     """Plan to add the hooks of clients, or to remove them, with files that hold nothing else.
 
-    A hook that is there stays. If its mcpguard is gone, it gets the path of this one.
+    A hook that is there stays. If its mcpguard is gone, it gets the path of this one. A hook that leaves notes becomes the
+    deciding one in its place, because a client may have trusted the hooks after it by their places.
 
     Args:
         plan: The plan.
@@ -81,61 +83,116 @@ def plan_hooks(
         clients: The clients. A client without a hook is ignored.
         project: The project whose files are changed; None for the account's.
         launcher: The command to write; None to remove hooks.
+        decide: Whether to add the hooks that decide, not those that only leave notes.
+        fail_closed: Whether a client denies if the hook fails, where it can.
     """
     guards = Guards(os.environ)
     for client in clients:
-        if client.hook is None:
+        hook = client.hook
+        if hook is None or not (launcher is None or decide or hook.leaves_notes):
             continue
-        file = hook_file(machine, client.hook, project)
+        file = hook_file(machine, hook, project)
         with plan.noting_faults(file):
             data = plan.content(file)
-            commands = hook_commands(data, client.hook.event)
+            commands = dict.fromkeys(command for event in hook.names for command in hook_commands(data, event, hook.dialect))
             if launcher is not None:
                 found = {command: guard_of(command, guards, project) for command in commands}
-                plan.hooks.append(_added_to(plan, client, client.hook, file, found, launcher))
+                plan.hooks.append(_added_to(plan, client, hook, file, found, launcher, decide=decide, fail_closed=fail_closed))
             elif commands:
-                new = without_hook(data, client.hook.event)
-                plan.put(file, b"" if new is None and file.is_symlink() else new, Dialect.JSON)
+                new = without_hook(data, *hook.names, dialect=hook.dialect)
+                plan.put(file, b"" if new is None and file.is_symlink() else new, hook.dialect)
                 plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
 
 
 def _added_to(
-    plan: Plan, client: Client, hook: Hook, file: Path, found: Mapping[str, Guard], launcher: Launcher
-) -> HookOutcome:
+    plan: Plan, client: Client, hook: Hook, file: Path, found: Mapping[str, Guard], launcher: Launcher,
+    *, decide: bool, fail_closed: bool,
+) -> HookOutcome:  # fmt: skip
     """Plan to add a hook to a file with these command lines of mcpguard's, or to mend them."""
     if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
         hint = f"write {launcher.program} in its place in the file"
         raise Fault(f"{file}: the hook is not changed: {unsafe[0].fault}", hint)
     mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
-    if found and not mended:
+    old = plan.content(file) if may_exist(file) else None
+    new, are_there = old, bool(found) and not decide
+    for event in hook.events:
+        if new is not None and hook_commands(new, event.name, hook.dialect):
+            new = with_commands(new, event.name, mended, hook.dialect)
+            if decide and event.decides:
+                new = _deciding(new, file, event, client, launcher, fail_closed=fail_closed)
+        elif decide or (event.note and not are_there):
+            command = launcher.hook(client.key, decides=decide and event.decides)
+            form = event.form if decide else event.note
+            entry = filled(form, command, event.closed if decide and fail_closed else "{}")
+            new = with_hook(new, event.name, entry, version=hook.version, dialect=hook.dialect)
+    if new == old:
         return HookOutcome(client, file, "the hook is there already")
-    if mended:
-        text, new = "the hook's mcpguard is this one now", with_commands(plan.content(file), hook.event, mended)
-    else:
-        data = plan.content(file) if may_exist(file) else None
-        entry, version = _entry(hook, launcher.hook(client.key)), None if hook.is_matched else 1
-        text, new = "the hook was added", with_hook(data, hook.event, entry, version=version)
-    plan.put(file, new, Dialect.JSON)
+    assert new is not None  # noqa: S101 - every hook has an event
+    plan.put(file, new, hook.dialect)
+    text = "the hook's mcpguard is this one now" if mended else "the hook was added"
+    if decide:
+        misses = f", but not {hook.misses}" if hook.misses else ""
+        done = "the hook decides now" if found else "the deciding hook was added"
+        text = f"{done}: it limits calls of built-in tools and of all MCP servers{misses}"
     return HookOutcome(client, file, text, hook.after or client.after)
 
 
-def _entry(hook: Hook, command: str) -> dict[str, Any]:
-    """A hook in the client's form."""
-    if hook.is_matched:
-        return {"matcher": _MATCHER, "hooks": [{"type": "command", "command": command, "timeout": TIMEOUT_S}]}
-    return {"type": "command", "powershell" if sys.platform == "win32" else "bash": command, "timeoutSec": TIMEOUT_S}
+def filled(form: str, command: str, closed: str = "{}") -> dict[str, Any]:
+    """A hook in the client's form, with `closed` beside its command line."""
+    shell = "powershell" if sys.platform == "win32" else "bash"
+    entry: dict[str, Any] = json.loads(form.replace(json.dumps(COMMAND), json.dumps(command)).replace(SHELL, shell))
+    for handler in handlers(entry):
+        handler.update(json.loads(closed))
+    return entry
 
 
-def hook_commands(data: bytes, event: str) -> list[str]:
+def handlers(entry: Mapping[str, Any]) -> list[Any]:
+    """What has the command lines of an entry: its hooks, or the entry itself."""
+    found = entry.get("hooks", [entry])
+    return found if isinstance(found, list) else []
+
+
+def _deciding(data: bytes, file: Path, event: Event, client: Client, launcher: Launcher, *, fail_closed: bool) -> bytes:
+    """Make the hook of an event the deciding one, in its place.
+
+    Raises:
+        Fault: There are several, or it shares its entry with other hooks.
+    """
+    assert client.hook  # noqa: S101 - see the caller
+    document, closed = parsed(data, client.hook.dialect), event.closed if fail_closed else "{}"
+    (node, lines), *others = _hooks(document.root, event.name)
+    ours = [one for one in handlers(plain(node)) if isinstance(one, dict)]
+    is_done = all(decides(str(line.value)) for line in lines) and all(json.loads(closed).items() <= one.items() for one in ours)
+    if is_done and not others:
+        return data
+    entries = _entries(document.root, event.name)
+    if others or not isinstance(entries, Array) or node not in [child.node for child in entries.children]:
+        hint = "leave one hook of mcpguard in the file, in an entry of its own, then run this again"
+        raise Fault(f"{file}: the hook is not changed: it is there more than once, or beside other hooks", hint)
+    entry = filled(event.form, launcher.hook(client.key, str(lines[0].value), decides=True), closed)
+    text = json.dumps(entry, indent=_unit(document), ensure_ascii=False)
+    gap = document.line_break(node.start) + document.indentation(node.start)
+    is_long = "\n" in document.text[node.start : node.end]
+    return document.after([Splice(node.start, node.end, text.replace("\n", gap) if is_long else re.sub(r"\n\s*", " ", text))])
+
+
+def decides(command: str) -> bool:
+    """Whether a command line is that of a deciding hook."""
+    return DECIDES in words_of(command)
+
+
+def hook_commands(data: bytes, event: str, dialect: Dialect = Dialect.JSON) -> list[str]:
     """The command lines of mcpguard's hooks for an event.
 
     Raises:
         Unreadable: The file is not JSON.
     """
-    return [] if is_blank(data) else [str(lines[0].value) for _, lines in _hooks(parsed(data, Dialect.JSON).root, event)]
+    return [] if is_blank(data) else [str(lines[0].value) for _, lines in _hooks(parsed(data, dialect).root, event)]
 
 
-def with_hook(data: bytes | None, event: str, entry: Mapping[str, Any], *, version: int | None = None) -> bytes:
+def with_hook(
+    data: bytes | None, event: str, entry: Mapping[str, Any], *, version: int | None = None, dialect: Dialect = Dialect.JSON
+) -> bytes:
     """Add a hook of mcpguard, in place of the one that is there. `without_hook` removes it.
 
     Args:
@@ -143,11 +200,12 @@ def with_hook(data: bytes | None, event: str, entry: Mapping[str, Any], *, versi
         event: The client's name for the event.
         entry: The hook: for Claude Code and Codex a matcher with a list of hooks, for Copilot CLI the hook itself.
         version: The `version` that a new file gets; None for a file that has none.
+        dialect: What the client can read.
 
     Raises:
         Unreadable: The file is not JSON, or cannot be edited in place.
     """
-    old = data and without_hook(data, event)
+    old = data and without_hook(data, event, dialect=dialect)
     if old is None or is_blank(old):
         head = {} if version is None else {"version": version}
         made = encoded(_new_file(head | {"hooks": {event: [dict(entry)]}}))
@@ -155,31 +213,32 @@ def with_hook(data: bytes | None, event: str, entry: Mapping[str, Any], *, versi
             return made
         mark = old[: len(old) - len(old.removeprefix(codecs.BOM_UTF8))]
         return mark + made + _THERE.encode() + old.removeprefix(mark)
-    document = parsed(old, Dialect.JSON)
+    document = parsed(old, dialect)
     new = document.after([_added(document, event, dict(entry))])
-    if without_hook(new, event) != old:
+    if without_hook(new, event, dialect=dialect) != old:
         raise Unreadable("the hook cannot be added in place")
     return new
 
 
-def with_commands(data: bytes, event: str, new: Mapping[str, str]) -> bytes:
+def with_commands(data: bytes, event: str, new: Mapping[str, str], dialect: Dialect) -> bytes:
     """Replace command lines of hooks. Everything else in the file stays as it is.
 
     Args:
         data: The file.
         event: The client's name for the event.
         new: The new command line for each one that is replaced.
+        dialect: What the client can read.
 
     Raises:
         Unreadable: The file is not JSON.
     """
-    document = parsed(data, Dialect.JSON)
+    document = parsed(data, dialect)
     lines = [line for _, lines in _hooks(document.root, event) for line in lines]
     return document.after(Splice(line.start, line.end, quoted(new[text])) for line in lines if (text := str(line.value)) in new)
 
 
-def without_hook(data: bytes, event: str) -> bytes | None:
-    """Remove the hooks of mcpguard for an event, and what `with_hook` has added for them.
+def without_hook(data: bytes, *events: str, dialect: Dialect = Dialect.JSON) -> bytes | None:
+    """Remove the hooks of mcpguard for events, and what `with_hook` has added for them.
 
     Returns:
         The file; None if `with_hook` has made it.
@@ -189,9 +248,9 @@ def without_hook(data: bytes, event: str) -> bytes | None:
     """
     if is_blank(data):
         return data
-    document = parsed(data, Dialect.JSON)
-    hooks = [hook for hook, _ in _hooks(document.root, event)]
-    after = _after_new_file(document, event, hooks) if hooks else None
+    document = parsed(data, dialect)
+    hooks = [hook for event in events for hook, _ in _hooks(document.root, event)]
+    after = _after_new_file(document, events, hooks) if hooks else None
     if after is None:
         return removed(document, hooks)
     return document.mark + after.removeprefix(_THERE).encode() if after else None
@@ -249,11 +308,11 @@ def _new_file(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _after_new_file(document: Document, event: str, hooks: list[Node]) -> str | None:
+def _after_new_file(document: Document, events: Sequence[str], hooks: list[Node]) -> str | None:
     """What follows the content that `with_hook` gives a new file; None if it is not like that, or if somebody has edited it."""
-    value, entries = plain(document.root), _entries(document.root, event)
-    is_ours = isinstance(entries, Array) and [child.node for child in entries.children] == hooks
-    if not is_ours or value.keys() - {"version", "hooks"} or value["hooks"].keys() != {event}:
+    value, found = plain(document.root), [_entries(document.root, event) for event in events]
+    entries = [child.node for array in found if isinstance(array, Array) for child in array.children]
+    if entries != hooks or value.keys() - {"version", "hooks"} or value["hooks"].keys() - {*events}:
         return None
     with contextlib.suppress(ValueError):  # an integer of thousands of digits
         whole = _new_file(json.loads(document.text))  # unlike `plain`, it leaves integers as they are

@@ -11,6 +11,7 @@ from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
 from mcpguard.clients.launcher import Launcher, is_same
 from mcpguard.clients.plan import Outcome, Plan, real, record_of
+from mcpguard.documents.document import quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Array, Object, plain
 from mcpguard.run_options import starts_run
@@ -25,7 +26,9 @@ _LEFT: Final = {
 }
 
 
-def plan_servers(plan: Plan, sources: Iterable[Source], servers: frozenset[str], launcher: Launcher | None) -> None:
+def plan_servers(
+    plan: Plan, sources: Iterable[Source], servers: frozenset[str], launcher: Launcher | None, *, bridge: bool = False
+) -> None:
     """Plan to edit the entries of servers, all of a file at once. What cannot be done is a fault of the plan.
 
     Args:
@@ -33,7 +36,10 @@ def plan_servers(plan: Plan, sources: Iterable[Source], servers: frozenset[str],
         sources: The files.
         servers: The names of the servers; empty for all.
         launcher: The command to write; None to undo what this function has done with one.
+        bridge: Whether to guard remote servers by `npx mcp-remote`.
     """
+    from mcpguard.clients.rewriting import bridged, plan_plugins  # loads much, and a client's hook loads this module
+
     guards = Guards(os.environ)
     files: dict[str, list[Source]] = {}
     for source in sources:
@@ -42,11 +48,17 @@ def plan_servers(plan: Plan, sources: Iterable[Source], servers: frozenset[str],
         outcomes: list[Outcome] = []
         for source in group:
             with plan.noting_faults(source.file):
+                if launcher and source.client.key == "codex" and not source.folder:
+                    plan.outcomes += plan_plugins(plan, source, servers, launcher)
+                done = {one.server for one in plan.outcomes if one.source == source}
                 for entry in entries_of(source, plan.content(source.file)):
                     plan.servers.add(entry.name)
-                    if not servers or entry.name in servers:
+                    if entry.name not in done and (not servers or entry.name in servers):
                         with plan.noting_faults(source.file):
-                            outcomes.append(_outcome(plan, source, entry, launcher, guards))
+                            if launcher and bridge and entry.kind == "remote":
+                                outcomes.append(bridged(plan, source, entry, launcher))
+                            else:
+                                outcomes.append(_outcome(plan, source, entry, launcher, guards))
         _edit(plan, outcomes)
 
 
@@ -75,10 +87,18 @@ def _outcome(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None
         starts = starts_mcpguard(entry)
         return Outcome(source, entry.name, "leave" if starts else "keep", OWN_COMMAND if starts else "")
     if launcher is None:
+        from mcpguard.clients.rewriting import restored
+
+        if restored(plan, source, entry):
+            return Outcome(source, entry.name, "unguard")
         edit = Edit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
         return Outcome(source, entry.name, "unguard", edit=edit)
     guard = guards.of_entry(source, entry.guard[0])
     if guard.is_gone:
+        for record in plan.rewritten(source, entry.name):
+            plan.note(record, holds=False)
+            new = record.new.replace(quoted(entry.guard[0]), quoted(launcher.program))
+            plan.note(record._replace(new=new), holds=True)
         edit = Edit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
         return Outcome(source, entry.name, "mend", f"{entry.guard[0]} is gone", edit)
     if guard.state == "unsafe" and entry.kind == "stdio":  # it guards nothing

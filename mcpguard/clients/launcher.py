@@ -29,6 +29,9 @@ _PATHS: Final = ("config", "policy")
 _CACHES: Final = frozenset({"archive-v0", ".cache", "cache", "caches"})
 """Folders of caches, in small letters: uv's on all systems, and those of Linux, Windows and macOS (`~/Library/Caches`)."""
 
+_NOT_OF_HOOKS: Final = ("--denials", "--quiet")
+"""The options of `run` that a deciding hook does not have."""
+
 _SECRETS: Final = {
     "MCPGUARD_TOKEN": "write the token into a file, name it as token_file in config.toml, and unset MCPGUARD_TOKEN",
     "MCPGUARD_STORE_PASSWORD": "put the store's URL with its password into config.toml, and unset MCPGUARD_STORE_PASSWORD",
@@ -57,13 +60,17 @@ class Launcher(NamedTuple):
         """The words that go before a server's own command."""
         return self.program, "run", "--server", server, *(word for option in self.options for word in option), "--"
 
-    def hook(self, client: str, old: str = "") -> str:
+    def hook(self, client: str, old: str = "", *, decides: bool = False) -> str:
         """The command line of a client's hook. It must use the same store as the entries.
 
         Args:
             client: The client.
-            old: The line of a hook whose program is gone. Only the program is replaced, if a shell reads it as it stands.
+            old: The line of a hook whose program is gone. Only the program is replaced, if a shell reads it as it stands. If
+                the hook is to decide, the line of one that leaves notes, whose options stay.
+            decides: Whether the hook is to decide.
         """
+        if decides:
+            return self._deciding(client, old or self.hook(client))
         program = _line(self.program)
         if sys.platform == "win32" and client == "copilot" and program.startswith('"'):
             program = f"& {program}"  # PowerShell
@@ -72,6 +79,13 @@ class Launcher(NamedTuple):
             return old[: place.start()] + program + old[place.end() :]
         options = [word for option in self.options if option[0] in ("--config", "--store") for word in option]
         return f"{program} {_line('hook', client, *options)}"
+
+    def _deciding(self, client: str, line: str) -> str:
+        """The line of a hook that leaves notes with what makes it decide, and with all options."""
+        if "--enforce" not in words_of(line):
+            line = re.sub(rf"(\bhook\s+{client})\b", r"\1 --enforce", line, count=1)
+        known = [option for option in self.options if option[0] not in _NOT_OF_HOOKS and option[0] not in words_of(line)]
+        return " ".join([line, *(_line(*option) for option in known)])
 
 
 def _line(*words: str) -> str:

@@ -78,7 +78,7 @@ def _without_hook(found: Iterable[Client] | None) -> list[Client]:
     except ConfigError:  # without a home folder there are no clients
         return []
     clients = dict.fromkeys([source.client for source in sources(machine)] if found is None else found)
-    return [client for client in clients if client.hook and not _has_hook(machine, client.hook)]
+    return [client for client in clients if client.hook and client.hook.leaves_notes and not _has_hook(machine, client.hook)]
 
 
 def _has_hook(machine: Machine, hook: Hook) -> bool:

@@ -1,7 +1,7 @@
 """Changes of clients' files: planned first, so that they can be shown, and then written.
 
-`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`.
-Without it, `uninstall` leaves them an empty list.
+`installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`,
+and those that were rewritten. Without it, `uninstall` leaves an empty list, or what was written without mcpguard.
 """
 
 import contextlib
@@ -85,22 +85,28 @@ class Change(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An entry that had no `args`.
+    """An entry that had no `args`, or that was rewritten.
 
     Attributes:
         file: The client's file.
         keys: The path of the entry in the file; the server's name is the last key.
+        old: The text that a rewritten one had.
+        new: The text in its place; empty for an entry that had no `args`.
     """
 
     file: str
     keys: tuple[str, ...]
+    old: str = ""
+    new: str = ""
 
 
 def load(state: Path) -> set[Record]:
     """The records. A missing or damaged file has none."""
     try:
-        return {Record(str(one["file"]), tuple(map(str, one["keys"]))) for one in json.loads(read_at_once(state / NAME))}
-    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        found = json.loads(read_at_once(state / NAME))
+        texts = [(str(one.get("old", "")), str(one.get("new", ""))) for one in found]
+        return {Record(str(one["file"]), tuple(map(str, one["keys"])), *more) for one, more in zip(found, texts, strict=True)}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return set()
 
 
@@ -127,6 +133,7 @@ class Plan:
 
     Attributes:
         state: mcpguard's state folder.
+        machine: The account.
         outcomes: What happens to each server.
         hooks: What happens to hooks.
         faults: What could not be done.
@@ -139,6 +146,7 @@ class Plan:
         self.faults: list[McpguardError] = []
         self.servers: set[str] = set()
         self.state = state
+        self.machine = machine
         rewritten = sources(machine, [client for client in CLIENTS if client.processes])
         self._rewriters = {real(source.file): source.client for source in rewritten}  # others may read the file through a link
         self._files: dict[str, Change] = {}
@@ -212,6 +220,10 @@ class Plan:
     def holds(self, record: Record) -> bool:
         """Whether there is a record."""
         return any(one.keys == record.keys and is_same(one.file, record.file) for one in self._records)
+
+    def rewritten(self, source: Source, server: str) -> list[Record]:
+        """The records of a rewritten entry. Others than the last are left of changes that somebody undid."""
+        return [one for one in self._records if one.new and one[:2] == record_of(source, server)[:2]]
 
     def apply(self) -> Iterator[tuple[Change, NotWritten | None]]:
         """Change the files, one after the other. A file that cannot be changed is left as it is.

@@ -22,15 +22,16 @@ from mcpguard.reading.explaining import never_matched
 from mcpguard.text.printing import plural
 
 
-def checkup(environ: Mapping[str, str], **options: str | None) -> Iterator[Check]:
+def checkup(environ: Mapping[str, str], *, allow_unguarded: bool = False, **options: str | None) -> Iterator[Check]:
     """Run the checks of this machine, one after another. If the settings are broken, those that need them are left out.
 
     Args:
         environ: The environment.
+        allow_unguarded: Whether a server of a client may be unguarded.
         options: The options of `config.load`.
     """
     yield from found_on(os.get_exec_path(), Path(sysconfig.get_path("scripts")) / PROGRAM)
-    yield from clients.checks()
+    yield from clients.checks(allow_unguarded=allow_unguarded)
     try:
         found = config.load(environ, **options)
         _ = found.address

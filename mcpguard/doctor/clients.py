@@ -43,8 +43,12 @@ _Start = tuple[tuple[str, ...], frozenset[tuple[str, str]], str]
 """A server's own command, its variables and its folder."""
 
 
-def checks() -> Iterator[Check]:
-    """Check the files of the account's clients, and those of the project in the working folder; count the guarded servers."""
+def checks(*, allow_unguarded: bool = False) -> Iterator[Check]:
+    """Check the files of the account's clients, and those of the project in the working folder; count the guarded servers.
+
+    Args:
+        allow_unguarded: Whether a server may be unguarded.
+    """
     try:
         machine = Machine.this()
     except ConfigError:
@@ -52,7 +56,7 @@ def checks() -> Iterator[Check]:
     project = _project(machine)
     files = Files(machine)
     yield from dict.fromkeys([*files.checks(), *(files.checks(project) if project else ())])
-    yield files.total()
+    yield files.total(allow_unguarded=allow_unguarded)
 
 
 def _project(machine: Machine) -> Path | None:

@@ -27,18 +27,20 @@ def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
 def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_guarded(account: Account) -> None:
     file = account.cursor()
     account.run("install", "--server", "crm", "--yes")
-    usual = {"client": "cursor", "file": str(file), "scope": "user", "project": None}
+    usual = {"client": "cursor", "file": str(file), "scope": "user", "project": None, "plugin": None, "fix": None}
     assert rows(account) == [
         usual
         | {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "guarded": True, "mcpguard": PROGRAM}
-        | {"version": __version__, "note": None},
+        | {"version": __version__, "note": None, "state": "guarded"},
         usual
         | {"server": "bare", "command": ["crm-server"], "guarded": False, "mcpguard": None}
-        | {"version": None, "note": None},
-        usual | {"server": "web", "command": None, "guarded": False, "mcpguard": None} | {"version": None, "note": "remote"},
+        | {"version": None, "note": None, "state": "unguarded", "fix": "mcpguard install cursor"},
+        usual
+        | {"server": "web", "command": None, "guarded": False, "mcpguard": None, "fix": "mcpguard install cursor --enforce"}
+        | {"version": None, "note": "remote", "state": "unguarded"},
         usual
         | {"server": "off", "command": ["old"], "guarded": False, "mcpguard": None}
-        | {"version": None, "note": "disabled"},
+        | {"version": None, "note": "disabled", "state": "disabled"},
     ]
 
 
@@ -49,9 +51,10 @@ def test_in_a_pipe_each_server_has_a_line(account: Account) -> None:
     assert done.stdout.splitlines() == [
         f"Cursor (user scope), {file}",
         f"  crm: guarded by mcpguard {__version__}: npx -y @acme/crm",
-        "  bare: not guarded: crm-server",
-        "  web: remote",
+        "  bare: unguarded (to guard it: mcpguard install cursor): crm-server",
+        "  web: unguarded (remote, to guard it: mcpguard install cursor --enforce)",
         "  off: disabled: old",
+        "1 of 3 servers guarded; not counted: 1 disabled",
     ]
 
 
@@ -95,7 +98,7 @@ def test_a_program_in_a_folder_that_everybody_may_write_to_gets_no_secrets_and_g
     account.cursor(text)
     account.write("project/.mcp.json", text)
     secrets = {"MCPGUARD_TOKEN": "tango", "MCPGUARD_STORE_PASSWORD": "s3cret"}
-    told = f"not guarded: other accounts may change its mcpguard {program}: {public} may be written to by everybody"
+    told = f"unguarded (other accounts may change its mcpguard {program}: {public} may be written to by everybody"
     for argv, expected in (
         (["clients"], told),
         (["clients", "--project", str(account.project)], told),

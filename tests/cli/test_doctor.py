@@ -86,7 +86,7 @@ def test_a_line_of_more_than_80_columns_goes_on_below_its_text(tmp_path: Path) -
     (at,) = [at for at, line in enumerate(lines) if line.startswith("note  Cursor (user scope),")]
     (end,) = [at for at, line in enumerate(lines) if line == "      hint: mcpguard install cursor"]
     assert all(line.startswith("      ") and line[6] != " " for line in lines[at + 1 : end])
-    told = f"Cursor (user scope), {file}: 0 of 9 servers guarded; not guarded: {', '.join(names)}"
+    told = f"Cursor (user scope), {file}: 0 of 9 servers guarded; unguarded: {', '.join(names)}"
     assert f"note  {told}" in unwrapped(done.stdout)
 
 

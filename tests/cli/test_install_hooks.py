@@ -1,6 +1,8 @@
 """`mcpguard install --hook`, and what `uninstall` does with hooks."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,6 +73,120 @@ def test_with_a_server_only_the_hooks_of_clients_that_have_it_are_added_and_remo
     assert (account.home / ".codex/hooks.json").exists()
     account.run("uninstall", "--server", "crm", "--hook", "--yes")
     assert account.files() == before
+
+
+DECIDING = ("claude-code", "codex", "cursor", "copilot", "gemini")
+
+
+def deciding(file: Path, event: str = "PreToolUse") -> list[dict[str, Any]]:
+    """The entries of hooks for an event."""
+    found: list[dict[str, Any]] = json.loads(file.read_bytes())["hooks"][event]
+    return found
+
+
+def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_for_byte(account: Account) -> None:
+    settings = account.write("home/.claude/settings.json", '{\n  "model": "opus",\n  "hooks": {"Stop": []}\n}\n')
+    gemini = account.write("home/.gemini/settings.json", '{\n\t// mine\n\t"a": 1,\n}')
+    codex = account.home / ".codex/hooks.json"
+    before = account.files()
+    done = account.run("install", *DECIDING, "--enforce", "--yes", MCPGUARD_STORE="redis://cache/0", MCPGUARD_QUIET="1")
+    assert done.returncode == 0, done.stderr
+    store = "--store redis://cache/0"
+    command = f"{PROGRAM} hook claude-code --enforce {store}"
+    entry = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
+    assert deciding(settings) == deciding(settings, "PostToolUseFailure") == [entry]
+    entry = {"matcher": "*", "hooks": [{"type": "command", "command": f"{PROGRAM} hook codex --enforce {store}", "timeout": 5}]}
+    assert json.loads(codex.read_bytes()) == {"hooks": {"PreToolUse": [entry]}}
+    command = f"{PROGRAM} hook copilot"
+    hook = {"type": "command", "bash": f"{command} --enforce {store}", "timeoutSec": 5}
+    assert json.loads((account.home / ".copilot/hooks/mcpguard.json").read_bytes()) == {
+        "version": 1,
+        "hooks": {
+            "preMcpToolCall": [hook | {"bash": f"{command} {store}"}],
+            "preToolUse": [hook],
+            "postToolUseFailure": [hook],
+        },
+    }
+    hook = {"command": f"{PROGRAM} hook cursor --enforce {store}", "timeout": 5}
+    assert json.loads((account.home / ".cursor/hooks.json").read_bytes()) == {
+        "version": 1,
+        "hooks": {"beforeMCPExecution": [hook], "preToolUse": [{"matcher": "^(?!MCP:)"} | hook]},
+    }
+    hook = {"type": "command", "command": f"{PROGRAM} hook gemini --enforce {store}", "timeout": 5000}
+    text = gemini.read_text().replace("// mine", "").replace(",\n}", "}")
+    assert json.loads(text)["hooks"] == {key: [{"matcher": "*", "hooks": [hook]}] for key in ("BeforeTool", "AfterTool")}
+    said = " ".join(done.stdout.split())
+    assert f"Codex, {codex}: the deciding hook was added: it limits calls of built-in tools and of all MCP servers" in said
+    assert "of all MCP servers, but not hosted web search" in said
+    assert "Codex: start a new session, enter /hooks, and trust the hook" in said
+    assert account.run("install", *DECIDING, "--enforce").stdout.count("the hook is there already") == len(DECIDING)
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.files() == before
+
+
+def test_a_hook_for_notes_becomes_the_deciding_one_in_its_place_with_its_options(account: Account) -> None:
+    account.codex()
+    mine = {"matcher": "Bash", "hooks": [{"type": "command", "command": "lint"}]}
+    line = f"MCPGUARD_USER=a {PROGRAM} hook codex --config /c.toml 2>/dev/null"
+    note = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": line, "timeout": 9}]}
+    hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [mine, note, mine]}}))
+    done = account.run("install", "--enforce", "--yes", MCPGUARD_POLICY="/p.toml")
+    assert "the hook decides now: it limits" in " ".join(done.stdout.split())
+    now = f"MCPGUARD_USER=a {PROGRAM} hook codex --enforce --config /c.toml 2>/dev/null --policy /p.toml"
+    entry = {"matcher": "*", "hooks": [{"type": "command", "command": now, "timeout": 5}]}
+    assert deciding(hooks) == [mine, entry, mine]
+    account.run("uninstall", "--yes")
+    assert hooks.read_text() == json.dumps({"hooks": {"PreToolUse": [mine, mine]}})
+
+
+def test_notes_and_decisions_of_one_client_are_undone_together_byte_for_byte(account: Account) -> None:
+    account.write("home/.claude/settings.json", '{\n    "hooks": {},\n    "a": 1\n}')
+    account.write("home/.claude.json", "{}")
+    account.write("home/.copilot/mcp-config.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
+    before = account.files()
+    for options in (("--hook",), ("--enforce",), ("--hook",), ("--enforce",)):
+        assert account.run("install", "claude-code", "copilot", *options, "--yes").returncode == 0
+    text = (account.home / ".claude/settings.json").read_text()
+    assert (text.count("mcpguard hook"), text.count("--enforce")) == (2, 2)
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert account.files() == before
+
+
+def test_claude_code_denies_if_the_hook_fails_where_calls_are_to_be_denied_without_the_store(account: Account) -> None:
+    settings = account.write("home/.claude/settings.json", "{}")
+    account.run("install", "claude-code", "--enforce", "--yes")
+    assert "onFailure" not in settings.read_text()
+    account.write("mcpguard/config/config.toml", '[store]\non_unavailable = "deny"\n')
+    config = {"MCPGUARD_CONFIG": str(account.state / "config/config.toml")}
+    assert account.run("install", "claude-code", "--enforce", "--yes", **config).returncode == 0
+    (entry,) = deciding(settings)
+    assert entry["hooks"][0]["onFailure"] == "block"
+    (after,) = deciding(settings, "PostToolUseFailure")
+    assert "onFailure" not in after["hooks"][0]
+    account.run("uninstall", "--yes")
+    assert settings.read_text() == "{}"
+
+
+def test_a_deciding_hook_needs_no_server_and_no_file_of_its_client(account: Account) -> None:
+    (account.home / ".codex").mkdir()
+    done = account.run("install", "--enforce", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert [*account.files()] == [str(account.home / ".codex/hooks.json")]
+    assert account.run("install", "gemini", "--project", str(account.project), "--enforce", "--yes").returncode == 0
+    assert (account.project / ".gemini/settings.json").exists()
+
+
+@pytest.mark.parametrize(
+    "others", ['{"type": "command", "command": "lint"}', '{"type": "command", "command": "mcpguard hook codex"}']
+)
+def test_a_hook_beside_others_does_not_become_the_deciding_one(account: Account, others: str) -> None:
+    ours = '{"type": "command", "command": "mcpguard hook codex"}'
+    groups = f'{{"hooks": [{ours}, {others}]}}' if "lint" in others else f'{{"hooks": [{ours}]}}, {{"hooks": [{others}]}}'
+    hooks = account.write("home/.codex/hooks.json", f'{{"hooks": {{"PreToolUse": [{groups}]}}}}')
+    before = hooks.read_text()
+    done = account.run("install", "codex", "--enforce", "--yes")
+    assert (done.returncode, hooks.read_text()) == (1, before)
+    assert f"{hooks}: the hook is not changed: it is there more than once, or beside other hooks" in done.stderr
 
 
 @pytest.mark.parametrize(

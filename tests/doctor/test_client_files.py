@@ -19,6 +19,7 @@ from tests.links import follows_links
 
 GONE = Path("/gone/mcpguard").absolute().as_posix()
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / launcher.PROGRAM)
+MEANT = "; or add --allow-unguarded if that is meant"
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_file_whose_servers_start_through_this_mcpguard_is_ok(machine: Machine
 
 def test_servers_that_are_not_guarded_are_named_with_the_command_that_guards_them(machine: Machine) -> None:
     file = cursor(machine, a=PROGRAM, b="npx", c="uvx")
-    told = "1 of 3 servers guarded; not guarded: b, c"
+    told = "1 of 3 servers guarded; unguarded: b, c"
     assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, told, "mcpguard install cursor")]
 
 
@@ -146,12 +147,12 @@ def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine:
         f"write {PROGRAM} in its place in the file",
     )
     assert checks(machine) == [found]
-    hint = "correct the entries that failed a check"
+    hint = f"correct the entries that failed a check{MEANT}"
     assert total(machine) == Check("servers guarded", False, "0 of 1 server guarded", hint)
     cursor(machine, a=path, b="npx")
-    note = Check(f"Cursor (user scope), {file}", True, "0 of 2 servers guarded; not guarded: a, b", "mcpguard install cursor")
+    note = Check(f"Cursor (user scope), {file}", True, "0 of 2 servers guarded; unguarded: a, b", "mcpguard install cursor")
     assert checks(machine) == [found, note]
-    assert total(machine) == Check("servers guarded", False, "0 of 2 servers guarded", "mcpguard install")
+    assert total(machine) == Check("servers guarded", False, "0 of 2 servers guarded", f"mcpguard install{MEANT}")
     assert not (machine.home / "touched").exists()
 
 
@@ -279,30 +280,35 @@ def test_without_a_client_the_check_says_so(machine: Machine) -> None:
 
 def test_the_check_of_all_servers_fails_if_none_is_guarded(machine: Machine) -> None:
     cursor(machine, a="npx", b="uvx", c="node")
-    assert total(machine) == Check("servers guarded", False, "0 of 3 servers guarded", "mcpguard install")
+    assert total(machine) == Check("servers guarded", False, "0 of 3 servers guarded", f"mcpguard install{MEANT}")
     project = machine.home / "my project"
     project.mkdir()
     cursor(Machine(project, {}), d="npx")
-    hint = f"mcpguard install; mcpguard install --project '{project}'"
+    hint = f"mcpguard install; mcpguard install --project '{project}'{MEANT}"
     assert total(machine, project) == Check("servers guarded", False, "0 of 4 servers guarded", hint)
 
 
-def test_the_check_of_all_servers_is_a_note_if_some_are_guarded_and_ok_if_all_are(machine: Machine) -> None:
+def test_the_check_of_all_servers_fails_if_one_is_unguarded_unless_that_is_meant_and_is_ok_if_none_is(machine: Machine) -> None:
     cursor(machine, a=PROGRAM, b="npx")
-    assert total(machine) == Check("servers guarded", True, "1 of 2 servers guarded", "mcpguard install")
+    assert total(machine) == Check("servers guarded", False, "1 of 2 servers guarded", f"mcpguard install{MEANT}")
+    files = Files(machine)
+    list(files.checks())
+    assert files.total(allow_unguarded=True) == Check("servers guarded", True, "1 of 2 servers guarded", "mcpguard install")
     cursor(machine, a=PROGRAM, b=PROGRAM)
     assert total(machine) == Check("servers guarded", True, "2 of 2 servers guarded")
 
 
-def test_remote_and_disabled_servers_are_told_and_not_counted(machine: Machine) -> None:
+def test_disabled_servers_are_told_and_not_counted_and_remote_ones_are_unguarded(machine: Machine) -> None:
     off = {"command": "old", "disabled": True}
     far = {"url": "https://acme.com"}
     file = written(machine.home / ".cursor/mcp.json", a=through(PROGRAM), far=far, away=far, off=off)
-    told = "1 of 1 server guarded; not counted: 1 disabled, 2 remote"
-    assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, told)]
-    assert total(machine) == Check("servers guarded", True, told)
-    written(file, far=far, away=far, off=off)
-    assert total(machine) == Check("servers guarded", True, "no server to guard; not counted: 1 disabled, 2 remote")
+    told = "1 of 3 servers guarded; unguarded: far, away; not counted: 1 disabled"
+    command = "mcpguard install cursor --enforce"
+    assert checks(machine) == [Check(f"Cursor (user scope), {file}", True, told, command)]
+    told = "1 of 3 servers guarded; not counted: 1 disabled"
+    assert total(machine) == Check("servers guarded", False, told, f"mcpguard install --enforce{MEANT}")
+    written(file, off=off)
+    assert total(machine) == Check("servers guarded", True, "no server to guard; not counted: 1 disabled")
 
 
 def test_a_server_that_starts_mcpguard_through_another_program_is_not_checked(machine: Machine) -> None:
@@ -313,3 +319,32 @@ def test_a_server_that_starts_mcpguard_through_another_program_is_not_checked(ma
 def test_a_server_that_its_client_can_start_and_mcpguard_cannot_edit_is_not_guarded(machine: Machine) -> None:
     written(machine.home / ".cursor/mcp.json", a={"command": "npx", "args": ["-p", 80]})
     assert not total(machine).ok
+
+
+def test_a_deciding_hook_that_its_client_skips_is_not_ok_and_a_client_needs_no_server_for_it(machine: Machine) -> None:
+    hooks = machine.home / ".codex/hooks.json"
+    hooks.parent.mkdir()
+    command = f"{PROGRAM} hook codex --enforce"
+    entry = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
+    hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
+    name = f"Codex (hook), {hooks}"
+    told = "Codex skips it, because you have not trusted it, or not since it changed"
+    assert checks(machine) == [Check(name, False, told, "start a new session, enter /hooks, and trust the hook")]
+    (machine.home / ".codex/config.toml").write_text("features = { hooks = false }\n")
+    told = f"Codex skips it, because {machine.home}/.codex/config.toml has features.hooks = false"
+    assert [check.detail for check in checks(machine) if check.check == name] == [told]
+    hooks.write_text(hooks.read_text().replace(PROGRAM, "/gone/mcpguard"))
+    (found,) = [check for check in checks(machine) if check.check == name]
+    assert (found.ok, found.hint) == (False, "mcpguard install codex --enforce")
+
+
+def test_servers_of_plugins_are_checked_and_a_damaged_file_of_one_is_not_ok(machine: Machine) -> None:
+    file = machine.home / ".claude/plugins/cache/market/crm/1.0/.mcp.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"mcpServers": {"crm": {"command": "npx"}}}))
+    name, command = f"Claude Code (plugin crm@market), {file}", "mcpguard install claude-code --enforce"
+    assert checks(machine) == [Check(name, True, "0 of 1 server guarded; unguarded: plugin:crm:crm", command)]
+    assert not total(machine).ok
+    file.write_text("{")
+    (check,) = checks(machine)
+    assert (check.check, check.ok) == (name, False)

@@ -52,7 +52,7 @@ def test_each_clients_file_is_checked(tmp_path: Path) -> None:
     good, broken = cursor(tmp_path, crm=SERVER), windsurf(tmp_path)
     broken.write_text("{")
     checks = doctor(tmp_path, status=1)
-    assert only(checks, f"Cursor (user scope), {good}").detail == "0 of 1 server guarded; not guarded: crm"
+    assert only(checks, f"Cursor (user scope), {good}").detail == "0 of 1 server guarded; unguarded: crm"
     assert not only(checks, f"Windsurf (user scope), {broken}").ok
 
 
@@ -207,7 +207,7 @@ def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Pa
     (found,) = [one for one in json.loads(mcpguard(tmp_path, "doctor", "--json", HOME=str(tmp_path / "account")).stdout)
                 if one["check"] == "servers guarded"]  # fmt: skip
     assert (found["ok"], found["detail"]) == (False, "0 of 1 server guarded")
-    assert found["hint"] == f"mcpguard install --project {project}"
+    assert found["hint"] == f"mcpguard install --project {project}; or add --allow-unguarded if that is meant"
 
 
 def test_what_a_shell_fills_in_stays_as_it_is_for_clients_that_fill_in_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mcpguard.cli.options import all_of, require_terminal, yes_option
 from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
 from mcpguard.clients import short_path
 from mcpguard.clients.catalog import CLIENTS, Client
-from mcpguard.clients.discovery import Fault, Machine, client_paths, sources
+from mcpguard.clients.discovery import Fault, Machine, client_paths, is_used, sources
 from mcpguard.clients.hooks import plan_hooks
 from mcpguard.clients.installing import plan_servers
 from mcpguard.clients.launcher import Launcher, launcher
@@ -54,12 +54,20 @@ def _change_options(hook: str) -> Callable[[_F], _F]:
 
 @click.command("install", Command)
 @_change_options("Also add the client's hook, which tells its subagents apart.")
+@click.option("--bridge", is_flag=True, help="Also guard remote servers: they are reached through npx mcp-remote.")
+@click.option(
+    "--enforce", is_flag=True, help="Also add the client's deciding hook, which limits built-in tools and all servers."
+)
 def install(**given: Any) -> int:
     """Make clients start their stdio servers through mcpguard, so that the policy limits their calls.
 
     Without CLIENT, all clients that are found are changed; without --server, all their stdio servers. Only the command and the
-    arguments of an entry are changed. Remote and disabled servers are left. mcpguard shows a diff and asks.
+    arguments of an entry are changed. Remote and disabled servers are left. A server that a plugin brings to Codex gets an
+    entry of its own, which replaces the plugin's. mcpguard shows a diff and asks.
     `mcpguard uninstall` restores every file.
+
+    With --enforce, the client asks mcpguard before each call of a tool: built-in tools such as WebSearch, remote servers, and
+    servers of plugins are limited by the same policy. For claude-code, codex, copilot, gemini and cursor.
 
     If MCPGUARD_CONFIG, MCPGUARD_POLICY, MCPGUARD_STORE, MCPGUARD_USER, MCPGUARD_AGENT, MCPGUARD_DENIALS, MCPGUARD_OBSERVE or
     MCPGUARD_QUIET is set, it is written into each entry as an option. A guarded server stays as it is, unless its mcpguard no
@@ -76,12 +84,14 @@ def install(**given: Any) -> int:
       mcpguard install --dry-run
       mcpguard install cursor --server crm
       mcpguard install claude-code --hook
+      mcpguard install claude-code codex --enforce
+      mcpguard install zed --bridge
       mcpguard install --project . --yes
     """
     start = launcher(os.environ)
     settings = config.load(os.environ)
     _ = settings.address, configured_identity(settings, "server")  # raise what the servers would fail with
-    return _change(**given, start=start)
+    return _change(**given, start=start, fail_closed=settings.on_unavailable == "deny")
 
 
 @click.command("uninstall", Command)
@@ -102,7 +112,7 @@ def uninstall(**given: Any) -> int:
 
 def _change(
     clients: Sequence[str], servers: Sequence[str], project: str | None, *, hook: bool, dry_run: bool, yes: bool,
-    start: Launcher | None,
+    start: Launcher | None, bridge: bool = False, enforce: bool = False, fail_closed: bool = False,
 ) -> int:  # fmt: skip
     """Plan the changes of both commands, show them, ask, change the files, and print what was done.
 
@@ -114,28 +124,34 @@ def _change(
         dry_run: Only show the changes.
         yes: Do not ask.
         start: What starts mcpguard; None for `uninstall`.
+        bridge: Whether to guard remote servers, too.
+        enforce: Whether the hooks are to decide calls.
+        fail_closed: Whether calls are denied while the store is away.
     """
     wanted, machine, folder = named_clients(clients), Machine.this(), project_folder(project)
     found = sources(machine, wanted, folder)
     present = list(dict.fromkeys(source.client for source in found))
+    if enforce:  # built-in tools need no server
+        deciding = [client for client in wanted if client.hook and (clients or (not folder and is_used(machine, client)))]
+        present = list(dict.fromkeys([*present, *deciding]))
     absent = [client for client in wanted if client not in present] if clients else []
     plan = Plan(state_folder(os.environ), machine)
-    plan_servers(plan, found, frozenset(servers), start)
-    if hook or not (start or servers):
+    plan_servers(plan, found, frozenset(servers), start, bridge=bridge)
+    if hook or enforce or not (start or servers):
         have = {outcome.source.client for outcome in plan.outcomes}
         with_hook = [client for client in (present if start else wanted) if not servers or client in have]
-        plan_hooks(plan, machine, with_hook, folder, start)
+        plan_hooks(plan, machine, with_hook, folder, start, decide=enforce, fail_closed=fail_closed)
     faults = [*plan.faults, *_unknown_servers(servers, plan)]
     missing = [_missing(client, list(client_paths(machine, client, folder))) for client in absent]
     if start:
-        faults += [*(_without_hook(wanted) if clients and hook else ()), *missing]
-        faults += [] if found or clients else [_no_file(folder)]
+        faults += [*(_without_hook(wanted, decides=enforce) if clients and (hook or enforce) else ()), *missing]
+        faults += [] if present or clients else [_no_file(folder)]
         for warning in (*start.warnings, *short_path.warnings(plan.outcomes, machine)) if plan.changes else ():
             warn(warning)
     status = _carry_out(
         plan, faults, [] if start else missing, "guarded already" if start else "not guarded", dry_run=dry_run, yes=yes
     )
-    if start and not hook:
+    if start and not (hook or enforce):
         _warn_of_missing_hooks(present)
     return status
 
@@ -154,12 +170,12 @@ def _no_file(folder: Path | None) -> Fault:
     )
 
 
-def _without_hook(clients: Iterable[Client]) -> Iterator[Fault]:
-    """A fault for each client that has no hook."""
-    able = ", ".join(client.key for client in CLIENTS if client.hook)
+def _without_hook(clients: Iterable[Client], *, decides: bool) -> Iterator[Fault]:
+    """A fault for each client that has no hook, or none that only leaves notes."""
+    able = [client for client in CLIENTS if client.hook and (decides or client.hook.leaves_notes)]
     for client in clients:
-        if client.hook is None:
-            yield Fault(f"{client.title}: mcpguard has no hook for it", f"use one of: {able}")
+        if client not in able:
+            yield Fault(f"{client.title}: mcpguard has no hook for it", f"use one of: {', '.join(one.key for one in able)}")
 
 
 def _unknown_servers(servers: Iterable[str], plan: Plan) -> Iterator[Fault]:

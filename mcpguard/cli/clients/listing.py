@@ -1,6 +1,5 @@
 """`mcpguard clients`: which clients are found, and which of their servers run behind mcpguard."""
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,9 @@ import click
 from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, project_folder, project_option
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
-from mcpguard.clients.discovery import Fault, Machine, Source, entries_of, read, sources
-from mcpguard.clients.guards import Guard, Guards
+from mcpguard.clients.coverage import BY_HOOK, UNGUARDED, Coverage, counted
+from mcpguard.clients.discovery import Fault, Machine, Source, read
+from mcpguard.clients.guards import Guard
 from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
 from mcpguard.text.masking import masked_words
 from mcpguard.text.printing import printable
@@ -24,7 +24,8 @@ Row = dict[str, Any]
 """A server, or a file that cannot be read, as `--json` prints it. Members that do not apply are null.
 
 `command` is the server's own command, its secrets masked; `mcpguard` the mcpguard that its entry names, if that begins with
-`mcpguard run`; `guarded` tells whether that one guards it; `note` what is wrong, or why it cannot be guarded.
+`mcpguard run`; `guarded` tells whether that one guards it; `state` is `guarded`, `by hook`, `unguarded`, or why the server
+does not count; `fix` is what would guard one that is unguarded; `plugin` is the plugin that brings it; `note` what is wrong.
 """
 
 
@@ -33,6 +34,9 @@ Row = dict[str, Any]
 @click.option("--json", "as_json", is_flag=True, help="Print a list with an object for each server.")
 def clients(project: str | None, as_json: bool) -> None:
     """List the clients on this machine and their servers: which are guarded, and by which mcpguard.
+
+    Also lists remote servers, and those of plugins, extensions and bundles. Each is guarded, by hook, or unguarded, with the
+    command that would guard it. "By hook" means that the client asks mcpguard before each call.
 
     A file that cannot be read is listed with its fault. A server is not guarded if other accounts may change the mcpguard that
     its entry names, or if only the project has it. No program that an entry names is run: its version is the one that is
@@ -43,8 +47,8 @@ def clients(project: str | None, as_json: bool) -> None:
       mcpguard clients
       mcpguard clients --project . --json
     """
-    folder, content, guards = project_folder(project), cache(read), Guards(os.environ)
-    found = [(source, row) for source in sources(Machine.this(), project=folder) for row in _rows(source, content, guards)]
+    folder, content, coverage = project_folder(project), cache(read), Coverage(Machine.this())
+    found = [(source, row) for source in coverage.sources(folder) for row in _rows(source, content, coverage)]
     if as_json:
         echo_json([row for _, row in found], indent=2)
         return
@@ -53,29 +57,33 @@ def clients(project: str | None, as_json: bool) -> None:
     shown = _print_table if sys.stdout.isatty() else _print_plain
     for place, group in groupby(found, lambda one: one[0].place):
         shown(place, [row for _, row in group])
+    if found:
+        paragraph(counted(coverage.states()))
 
 
-def _rows(source: Source, content: Callable[[Path], bytes], guards: Guards) -> Iterator[Row]:
+def _rows(source: Source, content: Callable[[Path], bytes], coverage: Coverage) -> Iterator[Row]:
     """The servers of a file.
 
     Args:
         source: The file.
         content: Reads a file, but once: one file can have the servers of many projects.
-        guards: What is known of mcpguards.
+        coverage: Tells which servers are guarded.
     """
     row: Row = {"client": source.client.key, "file": str(source.file), "scope": source.scope}
     row |= {"project": source.project or None, "server": None, "command": None}
     row |= {"guarded": False, "mcpguard": None, "version": None, "note": None}
+    row |= {"state": None, "fix": None, "plugin": source.plugin or None}
     try:
-        found = entries_of(source, content(source.file))
+        found = coverage.entries(source, content(source.file))
     except Fault as fault:
         yield row | {"note": fault.message}
         return
     for entry in found:
         words, note = entry.words, {"stdio": "", "faulty": entry.detail}.get(entry.kind, entry.kind)  # a URL may hold a key
-        one = row | {"server": entry.name}
-        if entry.guard:
-            words, guard = words[len(entry.guard) :], guards.of_entry(source, entry.guard[0])
+        state = coverage.state(source, entry)
+        one = row | {"server": entry.name, "state": state, "fix": coverage.fix(source, entry) if state == UNGUARDED else None}
+        if entry.guard and (guard := coverage.guard(source, entry)):
+            words = words[len(entry.guard) :]
             one |= {"mcpguard": entry.guard[0], "guarded": guard.holds, "version": guard.version}
             note = _note(guard, note)
         elif not note and starts_mcpguard(entry):
@@ -93,8 +101,11 @@ def _note(guard: Guard, note: str) -> str:
 def _state(row: Row) -> str:
     """Whether a server is guarded, in a few words."""
     note = row["note"]
+    if not row["guarded"] and row["state"] in (UNGUARDED, BY_HOOK):
+        told = ", ".join(filter(None, (note, row["fix"] and f"to guard it: {row['fix']}")))
+        return f"{row['state']}{f' ({told})' if told else ''}"
     if not row["guarded"]:
-        return f"not guarded: {note}" if row["mcpguard"] else note or "not guarded"
+        return f"not guarded: {note}" if row["mcpguard"] else note or row["state"]
     by = f"mcpguard {row['version']}" if row["version"] else row["mcpguard"]
     return f"guarded by {by}{f' ({note})' if note else ''}"
 
@@ -116,7 +127,7 @@ def _print_table(place: str, rows: Sequence[Row]) -> None:
         if row["server"] is None:
             click.secho(printable(f"  {row['note']}"), fg="red")
             continue
-        is_wrong = row["note"] == "missing" or (row["mcpguard"] and not row["guarded"])
-        style = "red" if is_wrong else "green" if row["guarded"] else ""
+        is_wrong = row["note"] == "missing" or (row["mcpguard"] and not row["guarded"]) or row["state"] == UNGUARDED
+        style = "red" if is_wrong else "green" if row["guarded"] or row["state"] == BY_HOOK else ""
         cells.append((f"  {row['server']}", (_state(row), style), shlex.join(row["command"] or ())))
     print_table(cells, [{}] * 3)

@@ -1,0 +1,192 @@
+"""Tells of each server whether mcpguard limits its calls, and what would make it do so."""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from mcpguard.clients.catalog import Client, Hook
+from mcpguard.clients.discovery import Fault, Machine, Source, content_of, entries_of, hook_file, is_off, is_used, sources
+from mcpguard.clients.entries import Entry
+from mcpguard.clients.guards import Guard, Guards
+from mcpguard.clients.hooks import commands_in, decides, guard_of, handlers
+from mcpguard.clients.installing import starts_mcpguard
+from mcpguard.clients.plugins import of_plugin, plugin_sources
+from mcpguard.documents.document import Dialect
+from mcpguard.text.printing import plural
+
+GUARDED, BY_HOOK, UNGUARDED, UNCHECKED = "guarded", "by hook", "unguarded", "not checked"
+COUNTED: Final = (GUARDED, BY_HOOK, UNCHECKED, UNGUARDED)
+"""What a server can be that its client uses, the best first. Another server is not counted, and its kind is told."""
+
+_BY_HAND: Final = "add its command to the client's own file, switch it off here, then run mcpguard install {}"
+
+
+class Coverage:
+    """The servers of an account's clients, and whether each is guarded.
+
+    Args:
+        machine: The account.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.guards = Guards(machine.environ)
+        self._is_asked = functools.cache(self._asks)
+        self._is_used = functools.cache(functools.partial(is_used, machine))
+        self._states: dict[tuple[str, tuple[str, ...], str], list[tuple[bool, str]]] = {}  # clients share files
+
+    def sources(self, project: Path | None = None) -> list[Source]:
+        """The files of clients, and of plugins."""
+        return [*sources(self._machine, project=project), *plugin_sources(self._machine, project)]
+
+    def entries(self, source: Source, data: bytes) -> list[Entry]:
+        """The servers of a file. They are counted.
+
+        Raises:
+            Fault: The client cannot read the file either.
+        """
+        found = entries_of(source, data)
+        found = [of_plugin(self._machine, source, entry) for entry in found] if source.plugin else found
+        for entry in found:
+            key = os.path.realpath(source.file), source.layout.path, entry.name
+            self._states.setdefault(key, []).append((self._is_used(source.client), self.state(source, entry)))
+        return found
+
+    def guard(self, source: Source, entry: Entry) -> Guard | None:
+        """The mcpguard that an entry starts; None if it starts none."""
+        return self.guards.of_entry(source, entry.guard[0]) if entry.guard else None
+
+    def state(self, source: Source, entry: Entry) -> str:
+        """What a server is: one of `COUNTED`, or its kind."""
+        if entry.kind not in ("stdio", "remote") and not entry.may_start:
+            return entry.kind
+        guard = self.guard(source, entry)
+        if guard is not None and guard.holds:
+            return GUARDED
+        place = Path(source.project) if source.project else None if source.plugin else source.folder
+        if self._is_asked(source.client, None) or (place and self._is_asked(source.client, place)):
+            return BY_HOOK
+        is_unseen = guard.state == "unseen" if guard is not None else starts_mcpguard(entry)
+        return UNCHECKED if is_unseen else UNGUARDED
+
+    def fix(self, source: Source, entry: Entry) -> str:
+        """What would guard a server that is unguarded."""
+        client = source.client
+        if entry.guard:
+            return f"write {self.guards.own or 'the path of an installed mcpguard'} in the place of its mcpguard"
+        command = f"mcpguard install {client.key}{option(None if source.plugin else source.folder)}"
+        if entry.kind != "remote" and (not source.plugin or (client.key == "codex" and entry.kind == "stdio")):
+            return command
+        if client.hook:
+            return f"{command} --enforce"
+        return _BY_HAND.format(client.key) if source.plugin or source.dialect is Dialect.YAML else f"{command} --bridge"
+
+    def states(self) -> list[str]:
+        """The states of the servers whose entries were read. For one that clients share, the worst of those that are used."""
+        every = [
+            [state for used, state in states if used] or [state for _, state in states] for states in self._states.values()
+        ]
+        return [max(states, key=lambda state: COUNTED.index(state) if state in COUNTED else -1) for states in every]
+
+    def _asks(self, client: Client, project: Path | None) -> bool:
+        """Whether a client asks mcpguard before each call of a server, by a hook of the account or of a project."""
+        if not client.hook:
+            return False
+        event = next(event for event in client.hook.events if event.decides)
+        whole = ("", "*", None, json.loads(event.form).get("matcher"))
+        try:
+            found = [*_ours(hook_file(self._machine, client.hook, project), client.hook)]
+        except Fault:
+            return False
+        asks = [one for one in found if one.event == event.name and decides(one.command) and one.entry.get("matcher") in whole]
+        is_known = any(guard_of(one.command, self.guards, project).state == "known" for one in asks)
+        return is_known and not why_skipped(self._machine, client, project)
+
+
+class _Ours(NamedTuple):
+    """A hook of mcpguard: its event and its places, the entry around it, itself, and its command line."""
+
+    event: str
+    places: tuple[int, int]
+    entry: dict[str, Any]
+    handler: dict[str, Any]
+    command: str
+
+
+def _ours(file: Path, hook: Hook) -> Iterator[_Ours]:
+    """The hooks of mcpguard in a client's file.
+
+    Raises:
+        Fault: The file cannot be read.
+    """
+    known = commands_in(file, hook)
+    value = content_of(file) if known else {"hooks": {}}
+    for event in hook.names:
+        entries = value["hooks"].get(event)
+        for group, entry in enumerate(entries if isinstance(entries, list) else ()):
+            for at, handler in enumerate(handlers(entry) if isinstance(entry, dict) else ()):
+                for command in known:
+                    if isinstance(handler, dict) and command in handler.values():
+                        yield _Ours(event, (group, at), entry, handler, command)
+
+
+def why_skipped(machine: Machine, client: Client, project: Path | None) -> str:
+    """Why a client does not run the deciding hook in a file of the account or a project; empty if it does."""
+    hook = client.hook
+    assert hook  # noqa: S101 - see the callers
+    for switch in hook.off:
+        if is_off(machine, switch, project):
+            pattern, *keys, value = switch.split(" | ")
+            return f"{client.title} skips it, because {machine.paths(pattern, project)[0]} has {'.'.join(keys)} = {value}"
+    if not hook.trust:
+        return ""
+    file = hook_file(machine, hook, project)
+    state = content_of(machine.paths(hook.trust)[0])
+    for key in ("hooks", "state"):
+        state = state.get(key) if isinstance(state, dict) else None
+    deciding = [one for one in _ours(file, hook) if decides(one.command)]
+    if all(any(_is_trusted(state or {}, name, one) for name in (file, os.path.realpath(file))) for one in deciding):
+        return ""
+    return f"{client.title} skips it, because you have not trusted it, or not since it changed"
+
+
+def _is_trusted(states: dict[str, Any], file: Path | str, one: _Ours) -> bool:
+    """Whether Codex runs a hook: it keeps a hash of the definition. Seen in 0.171.0."""
+    event = re.sub(r"(?<=.)(?=[A-Z])", "_", one.event).lower()
+    state = states.get(f"{file}:{event}:{one.places[0]}:{one.places[1]}") or {}
+    hook = {"async": False, "timeout": 600.0} | one.handler
+    timeout_s = int(hook["timeout"]) if isinstance(hook["timeout"], float) else None  # all numbers of a document are floats
+    whole = one.entry | {"event_name": event, "hooks": [hook | {"timeout": timeout_s}]}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return state.get("enabled") is not False and state.get("trusted_hash") == digest
+
+
+def counted(states: Iterable[str], names: Iterable[str] = ()) -> str:
+    """How many servers are guarded, and how many are not checked or not counted.
+
+    Args:
+        states: What each server is.
+        names: Those that are not guarded, if they are told.
+    """
+    found = list(states)
+    servers = [state for state in found if state in COUNTED]
+    by_hook, unchecked = servers.count(BY_HOOK), servers.count(UNCHECKED)
+    held = f"{servers.count(GUARDED) + by_hook} of {plural(len(servers), 'server')} guarded" if servers else ""
+    parts = [f"{held}, {by_hook} of them by hook" if by_hook else held or "no server to guard"]
+    parts += [f"{UNGUARDED}: {', '.join(names)}"] if names else []
+    parts += [f"{UNCHECKED}: {unchecked}"] if unchecked else []
+    kinds = sorted({state for state in found if state not in COUNTED})
+    others = ", ".join(f"{found.count(kind)} {kind}" for kind in kinds)
+    return "; ".join([*parts, *([f"not counted: {others}"] if others else [])])
+
+
+def option(project: Path | None) -> str:
+    """The option that names a project in a command."""
+    return f" --project {shlex.quote(str(project))}" if project else ""

@@ -1,0 +1,228 @@
+"""`mcpguard install --bridge`, the own entries of servers that plugins bring to Codex, and how both are undone."""
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.account import PROGRAM, Account, guarded, servers
+
+URL = "https://mcp.acme.com/mcp"
+FAR = ("npx", "-y", "mcp-remote", URL)
+
+
+def undone(account: Account, before: dict[str, bytes]) -> None:
+    done = account.run("uninstall", "--yes")
+    assert (done.returncode, account.files()) == (0, before), done.stderr
+    assert json.loads((account.state / "installed.json").read_text()) == []
+
+
+def one_entry(file: Path) -> list[dict[str, Any]]:
+    """The values of the only server in a file."""
+    if file.suffix == ".toml":
+        return list(tomllib.loads(file.read_text())["mcp_servers"].values())
+    value = json.loads(re.sub(r"//.*|,(?=\s*[}])", "", file.read_text().replace("https://", "https:%%")).replace("%%", "//"))
+    return list(next(iter(value.values())).values())
+
+
+def config(account: Account) -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((account.home / ".codex/config.toml").read_text())["mcp_servers"]
+    return found
+
+
+def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge(account: Account) -> None:
+    text = '{"mcpServers": {"a": {"url": "%s"}, "off": {"url": "%s", "disabled": true}}}'
+    file = account.cursor(text.replace("%s", URL))
+    before = account.files()
+    account.run("install", "--yes")
+    assert account.files() == before
+    done = account.run("install", "cursor", "--bridge", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "a: guarded (its URL is reached through npx mcp-remote)" in done.stdout
+    assert servers(file) == {"a": guarded("a", *FAR), "off": {"url": URL, "disabled": True}}
+    assert "2 of 2" not in account.run("clients").stdout
+    assert account.run("install", "--bridge", "--yes").stdout.count("guarded already") == 1
+    undone(account, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "entry"),
+    [
+        (
+            "home/.config/zed/settings.json",
+            '{\r\n  // mine\r\n  "context_servers": {\r\n    "a": {\r\n      "url": "URL", // here\r\n'
+            '      "headers": {"X-Key": "k1"},\r\n      "timeout": 30,\r\n    },\r\n  },\r\n}\r\n',
+            {"env": {"MCP_HEADER_1": "k1"}, "timeout": 30},
+        ),
+        ("home/.config/Code/User/mcp.json", '{"servers": {"a": {"type": "http", "url": "URL"}}}', {"type": "stdio"}),
+        ("home/.config/opencode/opencode.json", '{"mcp": {"a": {"type": "remote", "url": "URL"}}}', {"type": "local"}),
+        (
+            "home/.cline/data/settings/cline_mcp_settings.json",
+            '{"mcpServers": {"a": {"transport": {"type": "streamableHttp", "url": "URL"}, "autoApprove": []}}}',
+            {"autoApprove": []},
+        ),
+        ("home/.codeium/windsurf/mcp_config.json", '{"mcpServers": {"a": {"serverUrl": "URL"}}}', {}),
+        ("home/.codex/config.toml", '[mcp_servers.a] # mine\nurl = "URL" # here\nstartup_timeout_sec = 20\n\n[x]\ny = 1\n', {}),
+        ("home/.codex/config.toml", 'mcp_servers = { a = { url = "URL", bearer_token_env_var = "T" } }', {"env_vars": ["T"]}),
+        (
+            "home/.codex/config.toml",
+            '[mcp_servers.a]\nhttp_headers = { X = "1" }\nurl = "URL"\nenv_http_headers = { "Y" = "V" }',
+            {"env_vars": ["V"], "env": {"MCP_HEADER_1": "1"}},
+        ),
+    ],
+)  # fmt: skip
+def test_a_bridge_has_the_clients_form_and_goes_byte_for_byte(
+    account: Account, name: str, text: str, entry: dict[str, Any]
+) -> None:
+    file = account.write(name, text.replace("URL", URL))
+    before = account.files()
+    done = account.run("install", "--bridge", "--yes")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(account.run("clients", "--json").stdout)
+    assert [(row["state"], row["command"][:4]) for row in said] == [("guarded", [*FAR])]
+    now = file.read_text()
+    assert not re.search(r"url\W* [:=]|headers\W* [:=]|bearer_token", now, re.IGNORECASE)
+    (one,) = one_entry(file)
+    assert {key: one.get(key) for key in entry} == entry
+    undone(account, before)
+
+
+def test_headers_are_passed_in_variables_so_that_no_secret_is_on_a_command_line(account: Account) -> None:
+    headers = {"Authorization": "Bearer ${env:TOKEN}", "X-Key": "sk-secret"}
+    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": "http://acme.com/mcp", "headers": headers}}}))
+    before = account.files()
+    account.run("install", "--bridge", "--yes")
+    names = ("MCP_HEADER_1", "MCP_HEADER_2")
+    words = ["--header", "Authorization:${MCP_HEADER_1}", "--header", "X-Key:${MCP_HEADER_2}"]
+    entry = guarded("a", "npx", "-y", "mcp-remote", "http://acme.com/mcp", "--allow-http", *words)
+    assert servers(file)["a"] == entry | {"env": dict(zip(names, headers.values(), strict=True))}
+    undone(account, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "reason"),
+    [
+        (".cursor/mcp.json", {"url": "https://acme.com/${env:KEY}"}, "its URL holds a variable or a secret"),
+        (".cursor/mcp.json", {"url": "https://acme.com/?api_key=s3cret"}, "its URL holds a variable or a secret"),
+        (".cursor/mcp.json", {"url": URL, "auth": {"CLIENT_ID": "x"}}, "mcp-remote cannot be told its auth"),
+        (".claude.json", {"type": "http", "url": URL, "headers": {"A": "${T}"}}, "its headers would be on a command line"),
+        (".gemini/settings.json", {"httpUrl": URL, "headers": {"A": "$T"}}, "its headers would be on a command line"),
+    ],
+)
+def test_what_cannot_be_carried_over_safely_gets_no_bridge_with_a_hint(
+    account: Account, name: str, entry: dict[str, Any], reason: str
+) -> None:
+    file = account.write(f"home/{name}", json.dumps({"mcpServers": {"a": entry}}))
+    before = account.files()
+    done = account.run("install", "--bridge", "--yes")
+    assert (done.returncode, account.files()) == (1, before)
+    assert f"{file}: a: no bridge: {reason}" in done.stderr
+    assert " --enforce" in done.stderr
+
+
+def test_a_table_of_headers_in_toml_and_a_yaml_file_get_no_bridge(account: Account) -> None:
+    account.codex(f'[mcp_servers.a]\nurl = "{URL}"\n[mcp_servers.a.http_headers]\nX = "1"\n')
+    account.write("home/.config/goose/config.yaml", f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
+    before = account.files()
+    done = account.run("install", "--bridge", "--yes")
+    assert (done.returncode, account.files()) == (1, before)
+    assert done.stderr.count("no bridge") == 2
+
+
+def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byte(account: Account, tmp_path: Path) -> None:
+    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": URL}}}))
+    before = account.files()
+    account.run("install", "--bridge", "--yes")
+    gone = str(tmp_path / "gone/mcpguard")
+    records = account.state / "installed.json"
+    for path in (file, records):
+        path.write_text(path.read_text().replace(PROGRAM, gone))
+    assert "its mcpguard is this one now" in account.run("install", "--yes").stdout
+    undone(account, before)
+
+
+def test_a_bridge_that_was_edited_since_keeps_the_edit_and_loses_mcpguard(account: Account) -> None:
+    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": URL}}}))
+    account.run("install", "--bridge", "--yes")
+    file.write_text(file.read_text().replace(URL, "https://other.com/mcp"))
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert servers(file)["a"] == {"command": "npx", "args": ["-y", "mcp-remote", "https://other.com/mcp"]}
+
+
+PLUGIN = {
+    "crm": {"command": "npx", "args": ["-y", "@acme/crm"], "env": {"A": "b"}, "startup_timeout_sec": 20, "type": "stdio"},
+    "own": {"command": "python3", "args": ["server.py", "${PLUGIN_ROOT}/data"], "cwd": "./bin"},
+    "far": {"type": "http", "url": URL},
+}
+
+
+def plugin(account: Account, version: str, state: str = "enabled = true") -> Path:
+    """A plugin of Codex, which keeps one version."""
+    root = f"home/.codex/plugins/cache/market/crm/{version}"
+    file = account.write(f"{root}/.codex-plugin/plugin.json", json.dumps({"name": "crm", "mcpServers": "./.mcp.json"}))
+    account.write(f"{root}/.mcp.json", json.dumps({"mcpServers": PLUGIN}))
+    account.write(f"{root}/bin/server.py", "")
+    if not (account.home / ".codex/config.toml").exists():
+        account.codex(f'[plugins."crm@market"]\n{state}')
+    return file.parents[1]
+
+
+def test_codex_gets_an_own_entry_of_each_server_of_a_plugin_which_goes_byte_for_byte(account: Account) -> None:
+    folder = plugin(account, "1.0.0")
+    before = account.files()
+    done = account.run("install", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "crm: guarded (in place of the server of the plugin crm@market)" in done.stdout
+    entries = config(account)
+    assert entries["crm"] == guarded("crm", "npx", "-y", "@acme/crm") | {"env": {"A": "b"}, "startup_timeout_sec": 20}
+    own = guarded("own", "python3", "server.py", f"{folder}/data") | {"cwd": f"{folder}/bin"}
+    assert entries == {"crm": entries["crm"], "own": own}
+    listed = {row["server"]: row["state"] for row in json.loads(account.run("clients", "--json").stdout) if row["plugin"]}
+    assert listed == {"crm": "disabled", "own": "disabled", "far": "unguarded"}
+    assert account.run("install", "--yes").stdout.count("guarded already") == 2
+    undone(account, before)
+
+
+def test_after_an_update_of_the_plugin_doctor_says_what_is_gone_and_install_renews_it(account: Account) -> None:
+    old = plugin(account, "1.0.0")
+    before = {name: data for name, data in account.files().items() if name.endswith("config.toml")}
+    account.run("install", "--yes")
+    shutil.rmtree(old)
+    new = plugin(account, "1.1.0")
+    said = account.run("doctor").stdout
+    assert f"a folder of a plugin is gone: {old} " in " ".join(said.split())
+    entries = config(account)
+    done = account.run("install", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert config(account) == {"crm": entries["crm"], "own": json.loads(json.dumps(entries["own"]).replace(str(old), str(new)))}
+    assert "is gone" not in account.run("doctor").stdout
+    account.run("uninstall", "--yes")
+    assert {name: data for name, data in account.files().items() if name.endswith("config.toml")} == before
+
+
+@pytest.mark.parametrize("state", ["enabled = false", '[plugins."crm@market".mcp_servers.crm]\nenabled = false\n'])
+def test_a_plugin_or_server_that_is_switched_off_gets_no_entry(account: Account, state: str) -> None:
+    plugin(account, "1.0.0", state)
+    account.run("install", "--server", "crm", "--yes")
+    assert "crm" not in tomllib.loads((account.home / ".codex/config.toml").read_text()).get("mcp_servers", {})
+
+
+def test_an_own_entry_of_the_user_stays_and_only_named_servers_get_one(account: Account) -> None:
+    plugin(account, "1.0.0")
+    file = account.home / ".codex/config.toml"
+    file.write_text(file.read_text() + '\n[mcp_servers.crm]\ncommand = "mine"\n')
+    account.run("install", "--server", "crm", "--yes")
+    assert config(account) == {"crm": guarded("crm", "mine")}
+
+
+def test_a_file_to_which_no_table_can_be_added_is_left(account: Account) -> None:
+    plugin(account, "1.0.0")
+    file = account.codex('mcp_servers = { }\n[plugins."crm@market"]\nenabled = true\n')
+    before = file.read_text()
+    done = account.run("install", "--yes")
+    assert (done.returncode, file.read_text()) == (1, before)
+    assert f"mcpguard: {file}:" in done.stderr

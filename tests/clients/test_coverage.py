@@ -1,0 +1,280 @@
+"""Servers of plugins, remote servers and hooks: what `clients` and `doctor` say of each."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mcpguard.clients.coverage import Coverage, counted
+from mcpguard.clients.discovery import Fault, Machine, read
+from tests.cli.account import PROGRAM
+
+STDIO = {"crm": {"command": "npx", "args": ["-y", "@acme/crm"]}}
+SERVERS = {"mcpServers": STDIO}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path, {"PATH": "/usr/bin"}, "linux")
+
+
+def write(machine: Machine, name: str, value: Any) -> Path:
+    file = machine.home / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(value if isinstance(value, str) else json.dumps(value))
+    return file
+
+
+def states(machine: Machine, project: Path | None = None) -> dict[str, str]:
+    """The state of each server; a file that cannot be read has its fault's file as the server."""
+    coverage, found = Coverage(machine), {}
+    for source in coverage.sources(project):
+        try:
+            for entry in coverage.entries(source, read(source.file)):
+                fix = coverage.fix(source, entry)
+                state = coverage.state(source, entry)
+                found[f"{source.client.key} {source.plugin} {entry.name}"] = state if state != "unguarded" else fix
+        except Fault as fault:
+            found[fault.message.partition(":")[0]] = "fault"
+    return found
+
+
+CACHE = ".claude/plugins/cache/market/crm"
+BY_HAND = "add its command to the client's own file, switch it off here, then run mcpguard install {}"
+
+CLAUDE = "claude-code crm@market plugin:crm:crm"
+AGENT = ".vscode/agent-plugins/github.com/acme/crm x"
+BUNDLE = {"type": "node", "entry_point": "i.js", "mcp_config": {"command": "node", "args": ["${__dirname}/i.js"]}}
+
+FORMS = [
+    ("claude-code", {f"{CACHE}/1.0/.mcp.json": SERVERS}, CLAUDE, "--enforce"),
+    ("a flat file", {f"{CACHE}/1.0/.mcp.json": STDIO}, CLAUDE, "--enforce"),
+    ("in the manifest", {f"{CACHE}/1.0/.claude-plugin/plugin.json": SERVERS}, CLAUDE, "--enforce"),
+    (
+        "codex",
+        {
+            ".codex/plugins/cache/market/crm/1.0/.codex-plugin/plugin.json": {"mcpServers": "./servers.json"},
+            ".codex/plugins/cache/market/crm/1.0/servers.json": SERVERS,
+        },
+        "codex crm@market crm",
+        "",
+    ),
+    ("copilot", {".copilot/installed-plugins/market/crm/.github/mcp.json": SERVERS}, "copilot crm crm", "--enforce"),
+    ("cursor", {".cursor/plugins/local/crm/mcp.json": SERVERS}, "cursor crm crm", "--enforce"),
+    (
+        "Agent Plugins",
+        {
+            ".vscode/agent-plugins/installed.json": {
+                "version": 1,
+                "installed": [{"pluginUri": f"file://HOME/{AGENT}".replace(" ", "%20"), "marketplace": "acme/crm"}],
+            },
+            f"{AGENT}/plugin.json": {"$schema": "https://agent-plugins.org/1", "name": "crm"},
+            f"{AGENT}/mcp.json": {"$schema": "s", **SERVERS},
+            ".vscode/agent-plugins/github.com/acme/other/mcp.json": SERVERS,
+        },
+        "vscode crm x crm",
+        BY_HAND.format("vscode"),
+    ),
+    ("gemini", {".gemini/extensions/crm/gemini-extension.json": {"name": "crm", **SERVERS}}, "gemini crm crm", "--enforce"),
+    ("qwen", {".qwen/extensions/crm/qwen-extension.json": {"name": "crm", **SERVERS}}, "qwen crm crm", BY_HAND.format("qwen")),
+    (
+        "a bundle",
+        {
+            ".config/Claude/Claude Extensions/ant.dir.crm/manifest.json": {
+                "name": "crm",
+                "server": BUNDLE,
+            }
+        },
+        "claude-desktop ant.dir.crm crm",
+        BY_HAND.format("claude-desktop"),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "server", "fix"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
+def test_a_server_that_a_plugin_brings_is_unguarded_with_what_would_guard_it(
+    machine: Machine, files: dict[str, Any], server: str, fix: str
+) -> None:
+    for name, value in files.items():
+        write(machine, name, json.dumps(value).replace("HOME", str(machine.home)))
+    client = server.split()[0]
+    expected = f"mcpguard install {client} {fix}".strip() if fix in ("", "--enforce") else fix
+    assert states(machine) == {server: expected}
+
+
+@pytest.mark.parametrize(
+    ("versions", "used"),
+    [(("0.9.0", "0.10.0", "0.2.0"), "0.10.0"), (("2.0", "local"), "local"), (("1.0.0", "abc"), "1.0.0")],
+)
+def test_of_the_versions_of_a_plugin_the_one_that_the_client_starts_counts(
+    machine: Machine, versions: tuple[str, ...], used: str
+) -> None:
+    for version in versions:
+        write(machine, f".codex/plugins/cache/market/crm/{version}/.mcp.json", {"mcpServers": {version: STDIO["crm"]}})
+    assert [*states(machine)] == [f"codex crm@market {used}"]
+
+
+def test_a_register_tells_the_version_the_project_and_what_is_switched_off(machine: Machine) -> None:
+    for version in ("1.0", "2.0"):
+        write(machine, f"{CACHE}/{version}/.mcp.json", {"mcpServers": {version: STDIO["crm"]}})
+    project = machine.home / "project"
+    place = {version: {"installPath": str(machine.home / CACHE / version)} for version in ("1.0", "2.0")}
+    plugins = {
+        "crm@market": [{"scope": "user"} | place["1.0"], {"scope": "project", "projectPath": str(project)} | place["2.0"]]
+    }
+    write(machine, ".claude/plugins/installed_plugins.json", {"version": 2, "plugins": plugins})
+    assert [*states(machine)] == ["claude-code crm@market plugin:crm:1.0"]
+    assert [*states(machine, project)] == ["claude-code crm@market plugin:crm:2.0"]
+    file = write(machine, ".copilot/installed-plugins/market/crm/.mcp.json", SERVERS)
+    one = {"name": "crm", "enabled": False, "cache_path": str(file.parent)}
+    write(machine, ".copilot/config.json", {"installedPlugins": [one]})
+    assert [name for name in states(machine) if "copilot" in name] == []
+
+
+@pytest.mark.parametrize(
+    ("plugin", "file", "text", "is_listed"),
+    [
+        (FORMS[0], ".claude/settings.json", {"enabledPlugins": {"crm@market": False}}, False),
+        (FORMS[0], ".claude/settings.json", {"deniedMcpServers": [{"serverName": "plugin:crm:crm"}]}, True),
+        (FORMS[3], ".codex/config.toml", '[plugins."crm@market"]\nenabled = false\n', False),
+        (FORMS[3], ".codex/config.toml", '[plugins."crm@market".mcp_servers.crm]\nenabled = false\n', True),
+        (FORMS[7], ".gemini/extensions/extension-enablement.json", {"crm": {"overrides": ["/x/*", "!HOME/*"]}}, False),
+        (FORMS[7], ".gemini/settings.json", {"mcpServers": {"crm": {"command": "x", "disabled": True}}}, True),
+        (FORMS[9], ".config/Claude/Claude Extensions Settings/ant.dir.crm.json", {"isEnabled": False}, False),
+    ],
+)  # fmt: skip
+def test_a_plugin_or_a_server_of_it_that_is_switched_off_or_replaced_does_not_count(
+    machine: Machine, plugin: tuple[str, dict[str, Any], str, str], file: str, text: Any, is_listed: bool
+) -> None:
+    for name, value in plugin[1].items():
+        write(machine, name, value)
+    write(machine, file, (text if isinstance(text, str) else json.dumps(text)).replace("HOME", str(machine.home)))
+    found = states(machine)
+    assert found.get(plugin[2]) == ("disabled" if is_listed else None)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "5", "null", '{"mcpServers": 5}', '{"mcpServers": [5, {}]}', "[" * 100_000, "\xff"]
+)
+@pytest.mark.parametrize("name", [".mcp.json", ".claude-plugin/plugin.json"])
+def test_a_damaged_file_of_a_plugin_is_at_most_one_fault(machine: Machine, name: str, text: str) -> None:
+    file = write(machine, f"{CACHE}/1.0/{name}", text)
+    for registered in ("", "{", '{"plugins": [[{"installPath": 5}]]}'):
+        write(machine, ".claude/plugins/installed_plugins.json", registered)
+        assert states(machine) in ({}, {str(file): "fault"})
+
+
+def hooked(machine: Machine, *, command: str = f"{PROGRAM} hook claude-code --enforce", matcher: str = "*") -> None:
+    hook = {"matcher": matcher, "hooks": [{"type": "command", "command": command}]}
+    write(machine, ".claude/settings.json", {"hooks": {"PreToolUse": [hook]}})
+
+
+def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine) -> None:
+    far = {"type": "http", "url": "https://acme.com/mcp"}
+    guarded = {"command": PROGRAM, "args": ["run", "--", "npx"]}
+    write(machine, ".claude.json", {"mcpServers": {"far": far, "open": STDIO["crm"], "shut": guarded}})
+    write(machine, f"{CACHE}/1.0/.mcp.json", SERVERS)
+    write(machine, ".cursor/mcp.json", {"mcpServers": {"far": {"url": "https://acme.com/mcp"}}})
+    hooked(machine)
+    assert states(machine) == {
+        "claude-code  far": "by hook",
+        "claude-code  open": "by hook",
+        "claude-code  shut": "guarded",
+        "claude-code crm@market plugin:crm:crm": "by hook",
+        "cursor  far": "mcpguard install cursor --enforce",
+    }
+    coverage = Coverage(machine)
+    for source in coverage.sources():
+        coverage.entries(source, read(source.file))
+    assert counted(coverage.states()) == "4 of 5 servers guarded, 3 of them by hook"
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        {"command": f"{PROGRAM} hook claude-code"},
+        {"matcher": "mcp__crm__.*"},
+        {"command": "/gone/mcpguard hook claude-code --enforce"},
+    ],
+)
+def test_a_hook_that_only_leaves_notes_or_sees_some_calls_or_is_gone_guards_nothing(
+    machine: Machine, hook: dict[str, str]
+) -> None:
+    write(machine, ".claude.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
+    hooked(machine, **hook)
+    assert states(machine) == {"claude-code  far": "mcpguard install claude-code --enforce"}
+
+
+@pytest.mark.parametrize(
+    "value", [{"hooks": {"PreToolUse": 5}}, {"hooks": {"PostToolUseFailure": 5}}, {"disableAllHooks": True}]
+)
+def test_a_hook_that_the_client_does_not_run_guards_nothing(machine: Machine, value: dict[str, Any]) -> None:
+    write(machine, ".claude.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
+    hooked(machine)
+    file = machine.home / ".claude/settings.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | value | {"hooks": settings["hooks"] | value.get("hooks", {})}))
+    runs = "PostToolUseFailure" in str(value)
+    assert states(machine) == {"claude-code  far": "by hook" if runs else "mcpguard install claude-code --enforce"}
+
+
+def test_the_hook_of_a_project_guards_in_this_project_alone(machine: Machine) -> None:
+    project = machine.home / "project"
+    hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{PROGRAM} hook claude-code --enforce"}]}
+    write(machine, "project/.claude/settings.local.json", {"hooks": {"PreToolUse": [hook]}})
+    servers = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
+    write(machine, ".claude.json", servers | {"projects": {str(project): servers, "/other": servers}})
+    unguarded = "mcpguard install claude-code --enforce"
+    coverage = Coverage(machine)
+    found = [
+        coverage.state(source, entry) for source in coverage.sources() for entry in coverage.entries(source, read(source.file))
+    ]
+    assert found == ["unguarded", "by hook", "unguarded"]
+    assert states(machine)["claude-code  far"] == unguarded
+    assert counted(coverage.states()) == "1 of 3 servers guarded, 1 of them by hook"
+
+
+CODEX_HASH = "sha256:476dabbe257ad4d64c01ca65f80398e7985f20d74c78cabcadf4e300542b3c6f"
+"""What Codex 0.171.0 keeps for the hook `/abs/mcpguard hook codex --enforce` with the matcher `*` and 5 seconds."""
+
+
+def test_codex_trusts_a_hook_by_its_place_and_by_a_hash_of_its_definition(machine: Machine) -> None:
+    def hashed(command: str) -> str:
+        hook = f'{{"async":false,"command":"{command}","timeout":5,"type":"command"}}'
+        text = f'{{"event_name":"pre_tool_use","hooks":[{hook}],"matcher":"*"}}'
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    assert hashed("/abs/mcpguard hook codex --enforce") == CODEX_HASH
+    command = f"{PROGRAM} hook codex --enforce"
+    lint = {"hooks": [{"type": "command", "command": "lint"}]}
+    hook = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
+    file = write(machine, ".codex/hooks.json", {"hooks": {"PreToolUse": [lint, hook]}})
+    server = '[mcp_servers.crm]\nurl = "https://acme.com/mcp"\n'
+    unguarded = "mcpguard install codex --enforce"
+    for place, digest, more, expected in (
+        ("1:0", hashed(command), "", "by hook"),
+        ("0:0", hashed(command), "", unguarded),
+        ("1:0", CODEX_HASH, "", unguarded),
+        ("1:0", hashed(command), "enabled = false\n", unguarded),
+        ("1:0", hashed(command), "[features]\nhooks = false\n", unguarded),
+    ):
+        state = f'[hooks.state."{file}:pre_tool_use:{place}"]\ntrusted_hash = "{digest}"\n{more}'
+        write(machine, ".codex/config.toml", server + state)
+        assert states(machine) == {"codex  crm": expected}
+    write(machine, ".codex/config.toml", server)
+    assert states(machine) == {"codex  crm": unguarded}
+
+
+def test_a_file_that_clients_share_is_guarded_if_it_is_for_those_that_are_used(machine: Machine) -> None:
+    project = machine.home / "project"
+    write(machine, "project/.mcp.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
+    hooked(machine)
+    coverage = Coverage(machine)
+    for used, total in (("", "1 of 1 server guarded, 1 of them by hook"), (".copilot/config.json", "0 of 1 server guarded")):
+        write(machine, used or "x", "{}")
+        coverage = Coverage(machine)
+        for source in coverage.sources(project):
+            coverage.entries(source, read(source.file))
+        assert counted(coverage.states()) == total
