@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> dict[str, Any] | None:
     Returns:
         The arguments of `start`; None if this is another command, has an error, or asks for help.
     """
-    if argv[:1] != ["run"] or (parsed := _parsed(argv[1:], OPTIONS)) is None:
+    if not argv or argv[0] != "run" or (parsed := _parsed(argv[1:], OPTIONS)) is None:
         return None
     wanted, words = parsed
     return wanted | {"argv": words} if words else None
@@ -100,7 +100,7 @@ def parse_hook(argv: Sequence[str]) -> dict[str, Any] | None:
     Returns:
         The arguments of `hook.run.run`; None if this is another command, has an error, or asks for help.
     """
-    is_hook = argv[:1] == ["hook"] and not {*HOOKS}.isdisjoint(argv[1:2])
+    is_hook = len(argv) > 1 and argv[0] == "hook" and argv[1] in HOOKS
     parsed = _parsed(argv[2:], HOOK_OPTIONS) if is_hook else None
     if parsed is None:
         return None
