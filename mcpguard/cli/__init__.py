@@ -126,12 +126,13 @@ def _tolerate_output() -> None:
 
 
 def _leave(status: int) -> None:
-    """Exit with a status. If stdout can no longer be written to, exit without a traceback."""
-    try:
-        sys.stdout.flush()
-    except (OSError, AttributeError):
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
-        status = status or ExitStatus.FAILURE
+    """Exit with a status. If stdout or stderr can no longer be written to, exit without a traceback."""
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except (OSError, AttributeError):
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
+            status = status or (ExitStatus.FAILURE if name == "stdout" else 0)
     sys.exit(status)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial, wraps
@@ -15,6 +14,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.names import files, seen, words
+from mcpguard.cli.present import can_ask
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.identity.agent import Agent, agent_matches
 from mcpguard.policy.model import AXES
@@ -84,7 +84,7 @@ def require_terminal(command: str, hint: str) -> None:
     Raises:
         UsageError: There is no terminal.
     """
-    if not (sys.stdin and sys.stdin.isatty()):
+    if not can_ask():
         raise UsageError(f"{command} asks for confirmation, and there is no terminal", hint)
 
 

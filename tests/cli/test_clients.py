@@ -87,6 +87,7 @@ def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> No
     assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
 
 
+@pytest.mark.posix
 def test_a_program_in_a_folder_that_everybody_may_write_to_gets_no_secrets_and_guards_nothing(account: Account) -> None:
     public, touched = account.home / "public", account.home / "touched"
     program = impostor(public / "mcpguard", touched)
