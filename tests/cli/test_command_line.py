@@ -194,7 +194,7 @@ def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> Non
     )
     assert "call of b\n" in mcpguard(tmp_path, "policy", "explain", "--tool", "a", "--tool", "b").stdout
     path = mcpguard(tmp_path, "policy", "path", "--policy", "/a", "--policy", "/b").stdout
-    assert path == "/b\n"
+    assert path == f"{Path('/b').absolute()}\n"
     assert '"user": "b"' in mcpguard(tmp_path, "whoami", "--json", "--user", "a", "--user", "b").stdout
     run = process(tmp_path, "run", "--user", "a", "--user=b", "--", "true")
     assert (run.returncode, " user=b " in run.stderr) == (0, True)
@@ -333,7 +333,7 @@ START = "hint: start a server with mcpguard run, which creates it"
     ],
 )
 def test_without_a_store_a_command_says_so_and_makes_none(tmp_path: Path, argv: str, status: int, told: str, hint: str) -> None:
-    done = mcpguard(tmp_path, *shlex.split(argv.format(tmp_path)))
+    done = mcpguard(tmp_path, *shlex.split(argv.format(tmp_path.as_posix())))
     said = done.stderr if told.startswith("mcpguard: ") else done.stdout
     assert done.returncode == status
     assert [said, said] == [

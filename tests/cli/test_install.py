@@ -141,7 +141,7 @@ def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again
 
 
 def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account, tmp_path: Path) -> None:
-    gone = "/gone/bin/mcpguard"
+    gone = GONE
     other = account.write("other/mcpguard", "#!/bin/sh\n")
     entry = {"args": ["run", "--server", "crm", "--user", "alice", "--", "npx"], "env": {}}
     varying = "${userHome}/bin/mcpguard"

@@ -1,5 +1,7 @@
 """What `mcpguard install` and `uninstall` leave as it is, and what they do not find."""
 
+import json
+
 import pytest
 
 from mcpguard.clients import plan
@@ -45,6 +47,7 @@ def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_lin
     assert f"mcpguard: {cursor}: not changed: Permission denied" in done.stderr
 
 
+@pytest.mark.posix
 def test_without_a_writable_state_folder_no_file_is_changed(account: Account) -> None:
     cursor, codex = account.cursor(), account.codex()
     account.state.chmod(0o555)
@@ -76,7 +79,7 @@ def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(acc
     assert done.returncode == 1
     assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in done.stderr
     assert file.read_text("utf-8") == text % ""
-    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": ["{account.state}"]}}}}', "utf-8")
+    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": [{json.dumps(str(account.state))}]}}}}', "utf-8")
     assert account.run("install", "--yes").returncode == 0
     assert IN_TOML in file.read_text("utf-8")
 

@@ -1,6 +1,7 @@
 """The options that `mcpguard install` writes into entries."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_secret_is_never_written_into_a_clients_file(account: Account, name: s
     [
         ("MCPGUARD_STORE", "counters.db", "MCPGUARD_STORE: this is not a URL"),
         ("MCPGUARD_AGENT", "nightly", "MCPGUARD_AGENT: 'nightly' does not have three parts"),
-        ("MCPGUARD_CONFIG", "/gone.toml", "MCPGUARD_CONFIG: /gone.toml: no such file"),
+        ("MCPGUARD_CONFIG", "/gone.toml", f"MCPGUARD_CONFIG: {Path('/gone.toml').absolute()}: no such file"),
         ("MCPGUARD_DENIALS", "never", "MCPGUARD_DENIALS: 'never' is none of auto, error, result"),
     ],
 )

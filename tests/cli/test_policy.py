@@ -105,7 +105,7 @@ def test_init_writes_the_starter_policy_once(tmp_path: Path) -> None:
 
 def test_path_prints_the_path(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "path").stdout == f"{tmp_path / 'policy.toml'}\n"
-    assert mcpguard(tmp_path, "policy", "path", MCPGUARD_POLICY="/a/b.toml").stdout == "/a/b.toml\n"
+    assert mcpguard(tmp_path, "policy", "path", MCPGUARD_POLICY="/a/b.toml").stdout == f"{Path('/a/b.toml').absolute()}\n"
 
 
 def test_a_running_wrapper_obeys_from_its_next_call(tmp_path: Path) -> None:

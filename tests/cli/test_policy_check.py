@@ -189,4 +189,4 @@ def test_check_warns_of_a_limit_that_another_rule_defeats_and_notes_starter_rule
     file = tmp_path / "policy.toml"
     drop = mcpguard(tmp_path, "policy", "check", str(file)).stdout.splitlines()[1].partition("to drop it: mcpguard ")[2]
     assert "removed the rule for user=* agent=*::background::*" in mcpguard(tmp_path, *shlex.split(drop)).stdout
-    assert f"--policy {file}" in drop
+    assert f"--policy {shlex.quote(str(file))}" in drop

@@ -16,7 +16,7 @@ from mcpguard.session.audit import Row
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options
 from mcpguard.text.printing import compact
-from tests.cli.command import mcpguard, on_terminal
+from tests.cli.command import mcpguard, on_terminal, sqlite
 from tests.end_to_end.host import rule
 from tests.redis_servers import running
 
@@ -40,7 +40,7 @@ def rows(times: int, every_us: int, *, days_ago: float = 3, decision: str = "all
 @pytest.fixture(params=["sqlite", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
-        yield f"sqlite://{tmp_path / 'store.db'}"
+        yield f"{sqlite(tmp_path)}/store.db"
         return
     with running(tmp_path / "redis") as server:
         yield f"redis://127.0.0.1:{server.port}"
@@ -122,7 +122,7 @@ def test_as_json_it_has_the_suggestions_their_reasons_and_both_texts(tmp_path: P
 
 
 def test_limits_of_several_rules_in_a_named_file_are_each_suggested_in_their_own_rule(tmp_path: Path) -> None:
-    url = f"sqlite://{tmp_path / 'store.db'}"
+    url = f"{sqlite(tmp_path)}/store.db"
     reported = '{"axis":"user","rule":"user=* tool=search","limit":9000,"window":"1h"}'
     denied = [row._replace(reported=reported) for row in rows(3, 1000, decision="rate_limited")]
     fill(url, WEEK, rows(41, MINUTE_US, tool="report"), denied)
@@ -145,7 +145,7 @@ def test_since_leaves_out_older_calls_even_if_they_were_written_later(tmp_path: 
 
 @pytest.fixture
 def local(tmp_path: Path) -> str:
-    return f"sqlite://{tmp_path / 'mcpguard.db'}"
+    return f"{sqlite(tmp_path)}/mcpguard.db"
 
 
 def test_comments_beside_limits_are_kept_and_old_reasons_are_not(tmp_path: Path, local: str) -> None:
