@@ -131,12 +131,16 @@ def _tolerate_output() -> None:
 
 
 def _leave(status: int) -> None:
-    """Exit with a status. If stdout can no longer be written to, exit without a traceback."""
+    """Exit with a status. If stdout or stderr can no longer be written to, exit without a traceback."""
     try:
         sys.stdout.flush()
     except (OSError, AttributeError):
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - the interpreter flushes it at exit
         status = status or ExitStatus.FAILURE
+    try:
+        sys.stderr.flush()
+    except (OSError, AttributeError):
+        sys.stderr = None  # with its own status, the interpreter would hide this one
     sys.exit(status)
 
 

@@ -4,9 +4,8 @@ import contextlib
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial, wraps
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -15,6 +14,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli.names import files, seen, words
+from mcpguard.cli.present import can_ask
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.identity.agent import Agent, agent_matches
 from mcpguard.policy.model import AXES
@@ -84,7 +84,7 @@ def require_terminal(command: str, hint: str) -> None:
     Raises:
         UsageError: There is no terminal.
     """
-    if not (sys.stdin and sys.stdin.isatty()):
+    if not can_ask():
         raise UsageError(f"{command} asks for confirmation, and there is no terminal", hint)
 
 
@@ -263,7 +263,11 @@ def time_us(option: str, text: str) -> int:
             at_us = wall_us() - config.span_us(text, where=option)
             return min(max(0, at_us), _LATEST_US)
     else:
-        with contextlib.suppress(ValueError, OverflowError, OSError):
-            at_us = round(datetime.fromisoformat(text.upper()).timestamp() * 1_000_000)
-            return min(max(0, at_us), _LATEST_US)
+        with contextlib.suppress(ValueError, OverflowError):
+            at = datetime.fromisoformat(text.upper())
+            try:
+                at_s = at.timestamp()
+            except OSError:  # Windows knows the local time of the years 1970 to 3000 only
+                at_s = at.replace(tzinfo=UTC).timestamp()
+            return min(max(0, round(at_s * 1_000_000)), _LATEST_US)
     raise UsageError(f"{option}: {text!r} is neither a span nor a time", "write 90m, 2h, 7d, or 2026-01-31T09:00:00Z")

@@ -80,6 +80,17 @@ def reader_leaves(*, within_s: float) -> bool:
     return bool(poll.poll(within_s * 1000))
 
 
+def can_ask() -> bool:
+    """Whether somebody can answer a question on stdin. Windows' `NUL` only says that it is a terminal."""
+    if not (sys.stdin and sys.stdin.isatty()):
+        return False
+    if sys.platform == "win32":
+        from mcpguard.cli.windows import is_console
+
+        return is_console(sys.stdin.fileno())
+    return True
+
+
 def coloured_diff(line: str) -> str:
     """A line of a diff, control characters escaped, in colours."""
     colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])

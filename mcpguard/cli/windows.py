@@ -56,6 +56,17 @@ def is_unread(fd: int) -> bool:
     return not failed and found[8] == _CLOSING
 
 
+def is_console(fd: int) -> bool:
+    """Whether a descriptor is a terminal."""
+    if sys.platform != "win32":
+        return False
+    import ctypes
+    import msvcrt
+
+    handle = ctypes.c_void_p(msvcrt.get_osfhandle(fd))
+    return bool(ctypes.windll.kernel32.GetConsoleMode(handle, ctypes.byref(ctypes.c_ulong())))
+
+
 def refuse_quotes(arguments: Sequence[str]) -> None:
     """Refuse an argument in single quotes.
 

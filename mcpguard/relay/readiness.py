@@ -63,6 +63,8 @@ else:
     # descriptor writable. The end of half a socket is reported by Linux if asked, and by macOS to who waits for bytes
     _PEER_END: Final = getattr(select, "POLLRDHUP", 0)
     _READER_END: Final = 0 if sys.platform == "linux" else select.POLLIN
+    _GONE: Final = select.POLLHUP | select.POLLERR | _PEER_END | (select.POLLNVAL if sys.platform == "linux" else 0)
+    """What is reported if nobody has the other end. An invalid descriptor is closed on Linux, on macOS perhaps a device."""
 
     LOOK_AGAIN_S: Final = 1.0
     """How often the reader of an output is looked for after macOS has reported the end of one half of a socket."""
@@ -98,7 +100,7 @@ else:
         A pipe has no reader when its last one closes it, a terminal when it hangs up, a socket when its other side is closed.
         A file and `/dev/null` always have one, and so has a socket of which the other side has closed the half that it writes.
         """
-        return not _seen(fd, select.POLLOUT) & ~select.POLLOUT
+        return not _seen(fd, select.POLLOUT) & _GONE
 
     def await_room(fd: int) -> None:
         """Wait until a write takes bytes, or fails."""
@@ -179,7 +181,7 @@ else:
         @property
         def has_ended(self) -> bool:
             """Whether the client has closed its side, even while there are bytes to read."""
-            return bool(_seen(self._fd, select.POLLIN | _PEER_END) & ~select.POLLIN)
+            return bool(_seen(self._fd, select.POLLIN | _PEER_END) & _GONE)
 
         def wait(self, timeout_s: float) -> bool:
             """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once.

@@ -3,7 +3,6 @@
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Final, NamedTuple
 
@@ -16,7 +15,7 @@ from mcpguard.report import charts
 from mcpguard.report.charts import Series
 from mcpguard.report.gather import AXES, Findings, Name, Named, Use
 from mcpguard.text.printing import printable
-from mcpguard.text.times import span_in_words, window
+from mcpguard.text.times import rfc3339, span_in_words, window
 
 TOP: Final = 10
 """How many names a table has."""
@@ -186,7 +185,7 @@ def _time(time_us: int) -> str:
 
 def _seconds(time_us: int) -> str:
     """A time in UTC, to the second."""
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return rfc3339(time_us)[:19].replace("T", " ")  # `datetime.fromtimestamp` ends with the year 3000 on Windows
 
 
 def _span(span_us: int) -> str:

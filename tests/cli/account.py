@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,20 @@ command = 'npx'
 args = ["-y", "@acme/crm"]
 startup_timeout_sec = 20
 """
+
+
+APPS = "home/AppData/Roaming" if sys.platform == "win32" else "home/.config"
+"""Where desktop programs keep their files."""
+
+IN_TOML = json.dumps(PROGRAM)[1:-1]
+"""`PROGRAM` as a text in TOML and JSON has it."""
+
+
+GONE = Path("/gone/mcpguard").absolute().as_posix()
+"""A program that does not exist."""
+
+HOOK = Path(PROGRAM).as_posix()
+"""What `install --hook` writes as the command. A POSIX shell may run it on Windows, too."""
 
 
 class Account:

@@ -83,6 +83,11 @@ def process(
     )
 
 
+def sqlite(folder: Path) -> str:
+    """The beginning of the URL of a store in a folder."""
+    return f"sqlite://{'/' if sys.platform == 'win32' else ''}{folder.as_posix()}"
+
+
 def start(home: Path, *argv: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Start a command that runs until the test ends it."""
     words = [*under, *command(*argv)]

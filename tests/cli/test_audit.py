@@ -188,7 +188,7 @@ def test_ten_rows_are_shown_unless_since_is_given(tmp_path: Path) -> None:
 
 def test_rows_of_other_namespaces_are_not_shown(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
-    (tmp_path / "config.toml").write_text('[store]\nnamespace = "other"\n')
+    (tmp_path / "config.toml").write_text('[store]\nnamespace = "other"\n', "utf-8")
     calls(tmp_path, "plain", 1)
     assert tools(mcpguard(tmp_path, "audit", "tail", "--json")) == ["plain"]
     (tmp_path / "config.toml").unlink()
@@ -340,6 +340,7 @@ def test_following_waits_for_a_store_and_shows_the_rows_of_running_wrappers(tmp_
     end(following)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["removed", "replaced"])
 def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path, *, is_replaced: bool) -> None:
     home, other = tmp_path / "home", tmp_path / "other"
@@ -367,6 +368,7 @@ def test_following_continues_with_a_store_that_replaces_the_first(tmp_path: Path
     assert said.decode() == f"mcpguard: {file} was removed or replaced; following the new store from its first row\n"
 
 
+@pytest.mark.posix
 def test_following_waits_for_a_new_store_after_the_first_was_removed(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     following = followed(tmp_path, "--json", "--decision", "allowed")
@@ -430,6 +432,7 @@ def test_following_begins_with_the_last_rows_of_the_wanted_outcome_whatever_is_s
     end(following)
 
 
+@pytest.mark.posix
 def test_an_outcome_in_a_new_store_is_not_taken_for_that_of_a_call_in_the_removed_one(tmp_path: Path) -> None:
     with Host(tmp_path, *OBEDIENT, options=ALICE) as alice:
         alice.send(call(1, "hang"))
@@ -504,6 +507,7 @@ def test_following_ends_when_the_wanted_time_has_passed(home: Path, tmp_path: Pa
     assert (done.returncode, done.stdout, done.stderr.startswith("mcpguard: no audit log yet")) == (0, "", True)
 
 
+@pytest.mark.posix
 def test_an_interrupt_ends_following_quietly(home: Path) -> None:
     following = followed(home, "-n", "1")
     line_of(following)
@@ -523,12 +527,13 @@ def test_following_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(h
     assert following.wait(DEADLINE_S) == 0
 
 
+@pytest.mark.posix
 def test_a_reader_that_takes_only_the_first_line_causes_no_error(home: Path) -> None:
     pipeline = f"{' '.join(command('audit', 'tail', '--json', '--since', '1h'))} 2>err.txt | head -n 1"
     loops = f"for i in 1 2 3; do {pipeline}; done"
     done = subprocess.run(["/bin/sh", "-c", loops], env=environment(home), cwd=home, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 3
-    assert (home / "err.txt").read_text() == ""
+    assert (home / "err.txt").read_text("utf-8") == ""
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])

@@ -6,6 +6,7 @@ import select
 import signal
 import stat
 import subprocess
+import sys
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_json_lines_are_the_records(home: Path) -> None:
 def test_csv_has_a_heading_and_no_formula(home: Path, tmp_path: Path) -> None:
     lines = lines_of(home, "--format", "csv", "--tool", "*")
     mcpguard(home, "audit", "export", "--format", "csv", "--tool", "*", "-o", str(tmp_path / "out.csv"))
-    assert (tmp_path / "out.csv").read_text().splitlines() == lines
+    assert (tmp_path / "out.csv").read_text("utf-8").splitlines() == lines
     heading, *rows = csv.reader(StringIO("\n".join(lines)))
     assert heading == list(MEMBERS)
     assert [row[heading.index("tool")] for row in rows] == ["echo", "echo", "echo", "'=1+1"]
@@ -65,19 +66,20 @@ def test_a_file_gets_its_name_when_it_is_complete_and_is_private(home: Path, tmp
     file = tmp_path / "out.jsonl"
     done = mcpguard(home, "audit", "export", "-o", str(file))
     assert (done.returncode, done.stdout) == (0, "")
-    assert file.read_text().splitlines() == lines_of(home)
+    assert file.read_text("utf-8").splitlines() == lines_of(home)
     assert done.stderr == f"{len(lines_of(home))} rows written\n"
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    if sys.platform != "win32":  # which has access lists
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 def test_a_file_that_exists_is_not_replaced(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "out"
-    file.write_text("mine")
+    file.write_text("mine", "utf-8")
     done = mcpguard(home, "audit", "export", "-o", str(file))
     assert (done.returncode, done.stdout) == (2, "")
     assert "exists, and is not replaced" in done.stderr
-    assert file.read_text() == "mine"
+    assert file.read_text("utf-8") == "mine"
     assert mcpguard(home, "audit", "export", "-o", "/dev/null").returncode == 0
 
 
@@ -87,14 +89,14 @@ def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
     file, really = tmp_path / "out", export._pages
 
     def pages(*args: Any, **more: Any) -> Any:
-        file.write_text("theirs")
+        file.write_text("theirs", "utf-8")
         return really(*args, **more)
 
     monkeypatch.setattr(export, "_pages", pages)
     done = mcpguard(home, "audit", "export", "-o", str(file))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"mcpguard: {file} exists by now, and is not replaced\n")
-    assert file.read_text() == "theirs"
+    assert file.read_text("utf-8") == "theirs"
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -134,6 +136,7 @@ def test_a_place_where_no_file_can_be_is_a_usage_error_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.posix
 def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     pipe = tmp_path / "pipe"
@@ -150,15 +153,17 @@ def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: P
     assert following.returncode == 1
 
 
+@pytest.mark.posix
 def test_all_rows_are_written_also_if_stderr_is_closed(home: Path) -> None:
     done = process(home, "audit", "export", under=("sh", "-c", 'exec "$@" 2>&-', "sh"))
     assert (done.returncode, done.stdout.splitlines()) == (0, lines_of(home))
 
 
+@pytest.mark.posix
 def test_a_file_is_complete_also_if_stderr_takes_nothing(home: Path, tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     process(home, "audit", "export", "-o", str(output), under=("sh", "-c", 'exec "$@" 2>/dev/full', "sh"))
-    assert output.read_text().splitlines() == lines_of(home)
+    assert output.read_text("utf-8").splitlines() == lines_of(home)
 
 
 def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +174,7 @@ def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path,
     assert len(lines_of(home)) > 0
 
 
+@pytest.mark.posix
 def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="echo"))
     calls(tmp_path, "echo", 1)
@@ -214,9 +220,10 @@ def test_follow_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(home
 
 
 def has_lines(file: Path, lines: int) -> bool:
-    return file.exists() and file.read_text().count("\n") >= lines
+    return file.exists() and file.read_text("utf-8").count("\n") >= lines
 
 
+@pytest.mark.posix
 def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     file = tmp_path / "out.csv"
@@ -227,24 +234,25 @@ def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
         finally:
             following.kill()
             following.communicate()
-    heading, *rows = csv.reader(StringIO(file.read_text()))
+    heading, *rows = csv.reader(StringIO(file.read_text("utf-8")))
     assert heading == list(MEMBERS)
     assert len(rows) == 2
     assert rows[0] == rows[1]
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    if sys.platform != "win32":  # which has access lists
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     file = tmp_path / "out.jsonl"
-    file.write_text('{"id": "a row of a full di')
+    file.write_text('{"id": "a row of a full di', "utf-8")
     following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file))
     try:
         until(partial(has_lines, file, 2), "a row is written")
     finally:
         following.kill()
         following.communicate()
-    cut, row = file.read_text().splitlines()
+    cut, row = file.read_text("utf-8").splitlines()
     assert cut == '{"id": "a row of a full di'
     assert json.loads(row)["tool"] == "echo"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import calls, mcpguard, on_terminal
+from tests.cli.command import calls, mcpguard, on_terminal, sqlite
 from tests.end_to_end.host import audit
 
 
@@ -59,12 +59,12 @@ def test_it_needs_a_time(home: Path, argv: list[str]) -> None:
 @pytest.mark.parametrize("argv", [("audit", "prune", "--before", "1d", "--yes"), ("audit", "tail"), ("usage",)])
 def test_a_file_of_another_program_is_refused_and_gets_no_files_beside_it(tmp_path: Path, argv: tuple[str, ...]) -> None:
     (tmp_path / "mcpguard").mkdir()
-    (tmp_path / "notes.txt").write_text("notes " * 1000)
+    (tmp_path / "notes.txt").write_text("notes " * 1000, "utf-8")
     with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as db:
         db.execute("CREATE TABLE other (x)")
     before = sorted(tmp_path.iterdir())
     for name in ("notes.txt", "other.db"):
-        done = mcpguard(tmp_path / "mcpguard", *argv, "--store", f"sqlite://{tmp_path}/{name}")
+        done = mcpguard(tmp_path / "mcpguard", *argv, "--store", f"{sqlite(tmp_path)}/{name}")
         assert done.returncode == 69
-        assert done.stderr.startswith(f"mcpguard: {tmp_path}/{name} is not a store of mcpguard: ")
+        assert done.stderr.startswith(f"mcpguard: {tmp_path / name} is not a store of mcpguard: ")
     assert sorted(tmp_path.iterdir()) == before

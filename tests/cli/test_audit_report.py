@@ -14,7 +14,7 @@ from tests.report.week import POLICY, UNTIL_US, fill, week
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a week of calls that ends now."""
     home = tmp_path_factory.mktemp("home")
-    (home / "policy.toml").write_text(POLICY)
+    (home / "policy.toml").write_text(POLICY, "utf-8")
     store = SqliteStore(home / "mcpguard.db")
     fill(store, list(week(calls_an_hour=20)), later_us=time.time_ns() // 1000 - UNTIL_US)
     store.close()
@@ -41,7 +41,7 @@ def test_a_folder_that_may_not_be_entered_is_one_line_and_a_hint(home: Path, tmp
 
 def test_the_report_of_the_last_week_is_written_and_its_totals_are_printed(home: Path, tmp_path: Path) -> None:
     done = mcpguard(home, "audit", "report", "-o", str(tmp_path / "r.html"))
-    page = (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text("utf-8")
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(rf"wrote \S+r\.html: {calls(page)} calls, \d+ denied\n", done.stdout)
     assert "Limits never reached" in page
@@ -88,14 +88,15 @@ def test_only_the_period_is_in_the_report(home: Path) -> None:
     assert days[1] + days[2] == days[0]
 
 
+@pytest.mark.posix
 def test_a_file_that_exists_is_replaced_whole_and_keeps_its_mode(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "r.html"
-    file.write_text("old")
+    file.write_text("old", "utf-8")
     file.chmod(0o644)
     with file.open() as old:
         assert mcpguard(home, "audit", "report", "-o", str(file)).returncode == 0
         assert old.read() == "old"  # a reader of the old file keeps it
-    assert file.read_text().startswith("<!doctype html>")
+    assert file.read_text("utf-8").startswith("<!doctype html>")
     assert file.stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 

@@ -136,7 +136,7 @@ def test_a_changed_limit_is_compared_with_what_the_counter_holds_now(home: Path)
 
 def test_the_command_names_the_policy_file_that_was_named(home: Path, tmp_path: Path) -> None:
     other = tmp_path / "my policy.toml"
-    other.write_text(POLICY)
+    other.write_text(POLICY, "utf-8")
     text = shown(home, row(home, "closed")["id"], "--policy", str(other))
     assert text.endswith(f"    mcpguard policy set --policy '{other}' --tool closed deny\n")
 

@@ -11,7 +11,7 @@ import pytest
 from mcpguard import __version__
 from mcpguard.cli import commands
 from mcpguard.clients import launcher
-from tests.cli.account import Account
+from tests.cli.account import GONE, Account
 from tests.clients.installations import impostor, installed
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / launcher.PROGRAM)
@@ -65,7 +65,7 @@ def test_without_a_client_it_says_so(account: Account) -> None:
 
 def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
     programs = {
-        "gone": "/gone/mcpguard",
+        "gone": GONE,
         "old": installed(account.home / "old", "0.0.9"),
         "varies": "${userHome}/mcpguard",
     }
@@ -90,6 +90,7 @@ def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> No
     assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
 
 
+@pytest.mark.posix
 def test_a_program_in_a_folder_that_everybody_may_write_to_gets_no_secrets_and_guards_nothing(account: Account) -> None:
     public, touched = account.home / "public", account.home / "touched"
     program = impostor(public / "mcpguard", touched)

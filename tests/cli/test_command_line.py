@@ -178,6 +178,7 @@ def test_a_reader_of_stderr_that_leaves_is_no_success(tmp_path: Path, unread: in
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+@pytest.mark.posix
 def test_another_pipe_without_a_reader_is_an_error_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int
 ) -> None:
@@ -193,7 +194,7 @@ def test_an_option_that_is_given_twice_has_the_last_value(tmp_path: Path) -> Non
     )
     assert "call of b\n" in mcpguard(tmp_path, "policy", "explain", "--tool", "a", "--tool", "b").stdout
     path = mcpguard(tmp_path, "policy", "path", "--policy", "/a", "--policy", "/b").stdout
-    assert path == "/b\n"
+    assert path == f"{Path('/b').absolute()}\n"
     assert '"user": "b"' in mcpguard(tmp_path, "whoami", "--json", "--user", "a", "--user", "b").stdout
     run = process(tmp_path, "run", "--user", "a", "--user=b", "--", "true")
     assert (run.returncode, " user=b " in run.stderr) == (0, True)
@@ -249,7 +250,7 @@ sys.meta_path.insert(0, Missing)
 @pytest.mark.parametrize("module", ["mcpguard.errors", "mcpguard.cli", "mcpguard.cli.hook", "click"])
 @pytest.mark.parametrize("error", ["ModuleNotFoundError", "SyntaxError"])
 def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path, module: str, error: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(MISSING.replace("ModuleNotFoundError", error))
+    (tmp_path / "sitecustomize.py").write_text(MISSING.replace("ModuleNotFoundError", error), "utf-8")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = process(tmp_path, "hook", "claude-code", PYTHONPATH=path, MISSING=module)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -265,7 +266,7 @@ def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path
     ],
 )
 def test_a_part_that_cannot_be_loaded_is_one_line_and_a_hint(tmp_path: Path, argv: list[str], module: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(MISSING)
+    (tmp_path / "sitecustomize.py").write_text(MISSING, "utf-8")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = process(tmp_path, *argv, PYTHONPATH=path, MISSING=module)
     assert (done.returncode, done.stdout) == (1, "")
@@ -292,6 +293,7 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("argv", "module"),
     [
@@ -306,7 +308,7 @@ def heed_ctrl_c() -> None:
     ],
 )
 def test_ctrl_c_while_modules_are_loaded_ends_the_process_without_output(tmp_path: Path, argv: list[str], module: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED, "utf-8")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
@@ -331,7 +333,7 @@ START = "hint: start a server with mcpguard run, which creates it"
     ],
 )
 def test_without_a_store_a_command_says_so_and_makes_none(tmp_path: Path, argv: str, status: int, told: str, hint: str) -> None:
-    done = mcpguard(tmp_path, *shlex.split(argv.format(tmp_path)))
+    done = mcpguard(tmp_path, *shlex.split(argv.format(tmp_path.as_posix())))
     said = done.stderr if told.startswith("mcpguard: ") else done.stdout
     assert done.returncode == status
     assert [said, said] == [
@@ -355,7 +357,7 @@ def test_without_a_store_a_command_says_so_and_makes_none(tmp_path: Path, argv: 
 )
 def test_a_broken_policy_is_reported_with_its_line_and_stays_as_it_is(tmp_path: Path, argv: str) -> None:
     file = tmp_path / "policy.toml"
-    file.write_text('mode = "enforce"\n\n[[rule]]\nlimit = 5\n')
+    file.write_text('mode = "enforce"\n\n[[rule]]\nlimit = 5\n', "utf-8")
     before = file.read_bytes()
     done = mcpguard(tmp_path, *shlex.split(argv))
     assert (done.returncode, done.stdout, file.read_bytes()) == (78, "", before)

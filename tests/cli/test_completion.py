@@ -18,7 +18,7 @@ import pytest
 from mcpguard.cli import completion
 from mcpguard.cli import names as cli_names
 from tests import redis_servers
-from tests.cli.command import calls, mcpguard
+from tests.cli.command import calls, mcpguard, sqlite
 from tests.clients.installations import impostor
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 from tests.missing import missing
@@ -67,7 +67,7 @@ class Shell:
         arguments, setup = START[kind]
         (home / "bin").mkdir()
         program = home / "bin/mcpguard"
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mcpguard "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mcpguard "$@"\n', "utf-8")
         program.chmod(0o755)
         search = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
         env = environment(home, PATH=search, HOME=str(home), TERM="xterm", LANG="C.UTF-8")
@@ -170,7 +170,7 @@ def test_zsh_loads_the_script_though_nothing_has_started_its_completion(tmp_path
     zsh = shutil.which("zsh")
     if not zsh:
         missing("zsh is not installed")
-    (tmp_path / "script").write_text(mcpguard(tmp_path, "completion", "zsh").stdout)
+    (tmp_path / "script").write_text(mcpguard(tmp_path, "completion", "zsh").stdout, "utf-8")
     command = [zsh, "-f", "-c", 'eval "$(cat script)"; print -r -- $_comps[mcpguard]']
     done = subprocess.run(command, env={"HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("_mcpguard_completion\n", "")
@@ -201,10 +201,11 @@ def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.posix  # bash reads a backslash as an escape
 def test_the_store_and_the_policy_that_the_line_names_are_read(tmp_path: Path) -> None:
     other = policy(tmp_path / "other", rule("5/1m", user="carol"))
     calls(tmp_path / "other", "search", 1, "--user", "dora")
-    line = f"mcpguard run --policy {other} --store sqlite://{tmp_path}/other/mcpguard.db --user "
+    line = f"mcpguard run --policy {other} --store {sqlite(tmp_path)}/other/mcpguard.db --user "
     assert offered(tmp_path, line) == ["carol", "dora"]
 
 
@@ -223,7 +224,7 @@ def test_names_with_control_characters_are_not_offered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[", '[store]\nurl = "redis://127.0.0.1:1/0"', '[store]\nurl = "sqlite:///dev/null/x"'])
 def test_an_error_offers_no_value_and_says_nothing(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.toml").write_text(text)
+    (tmp_path / "config.toml").write_text(text, "utf-8")
     policy(tmp_path, "broken")
     assert offered(tmp_path, "mcpguard run --user ") == []
 

@@ -1,6 +1,8 @@
 """The output of `mcpguard doctor`. What the checks find is in `tests/doctor`."""
 
 import json
+import os
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def test_each_check_is_one_line_and_each_failure_has_a_hint(tmp_path: Path) -> N
     assert (done.returncode, done.stderr) == (1, "")
     lines = unwrapped(done.stdout)
     assert lines[0] == f"note  PATH: mcpguard {__version__} is not on the PATH"
-    assert lines[1].startswith("      hint: use its full path in clients: /")
+    assert lines[1].startswith(f"      hint: use its full path in clients: {Path(sys.executable).anchor}")
     assert f"ok    config: no file at {tmp_path / 'config.toml'}: the defaults apply; variables: MCPGUARD_HOME" in lines
     assert f"note  policy: {tmp_path / 'policy.toml'}: no rules, so nothing is limited" in lines
     (failed,) = [at for at, line in enumerate(lines) if line.startswith("FAIL")]
@@ -47,7 +49,7 @@ def test_without_a_failure_the_status_is_0(tmp_path: Path) -> None:
 
 
 def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("[")
+    (tmp_path / "config.toml").write_text("[", "utf-8")
     done = mcpguard(tmp_path, "doctor", "--json", PATH="", HOME=str(tmp_path))
     assert done.returncode == 1
     found = json.loads(done.stdout)
@@ -57,7 +59,7 @@ def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [40, 80, 160])
 def test_on_a_terminal_the_states_are_coloured_unless_no_color_is_set(tmp_path: Path, columns: int) -> None:
-    (tmp_path / "config.toml").write_text("[")
+    (tmp_path / "config.toml").write_text("[", "utf-8")
     status, shown = on_terminal(tmp_path, "doctor", columns=columns, HOME=str(tmp_path))
     assert status == 1
     assert "\x1b[31mFAIL\x1b[0m" in shown
@@ -70,7 +72,7 @@ def test_on_a_terminal_the_states_are_coloured_unless_no_color_is_set(tmp_path: 
 
 
 def test_control_characters_of_a_setting_do_not_reach_the_terminal(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('[identity]\nuser = "a\\u001b[2Jb"\n')
+    (tmp_path / "config.toml").write_text('[identity]\nuser = "a\\u001b[2Jb"\n', "utf-8")
     done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
     assert "user a\\x1b[2Jb (config.toml)" in " ".join(done.stdout.split())
 
@@ -79,10 +81,10 @@ def test_a_line_of_more_than_80_columns_goes_on_below_its_text(tmp_path: Path) -
     file = tmp_path / ".cursor/mcp.json"
     file.parent.mkdir()
     names = [f"customers-{number}" for number in range(9)]
-    file.write_text(json.dumps({"mcpServers": {name: {"command": "npx"} for name in names}}))
+    file.write_text(json.dumps({"mcpServers": {name: {"command": "npx"} for name in names}}), "utf-8")
     done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
     lines = done.stdout.splitlines()
-    assert all(len(line) <= 80 for line in lines if "/" not in line)
+    assert all(len(line) <= 80 for line in lines if os.sep not in line)
     (at,) = [at for at, line in enumerate(lines) if line.startswith("note  Cursor (user scope),")]
     (end,) = [at for at, line in enumerate(lines) if line == "      hint: mcpguard install cursor"]
     assert all(line.startswith("      ") and line[6] != " " for line in lines[at + 1 : end])

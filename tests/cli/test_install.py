@@ -1,34 +1,39 @@
 """`mcpguard install` and `uninstall`: what they change, and how they ask."""
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, guarded, servers
+from tests.cli.account import APPS, CODEX, CURSOR, GONE, IN_TOML, PROGRAM, Account, guarded, servers
 from tests.clients.test_files import FOLDER
+
+ON_WINDOWS = sys.platform == "win32"
+GOOSE = f"{APPS}/Block/goose/config/config.yaml" if ON_WINDOWS else "home/.config/goose/config.yaml"
+ZED = f"{APPS}/Zed/settings.json" if ON_WINDOWS else "home/.config/zed/settings.json"
 
 PLACES = {
     "claude.json": "home/.claude.json",
     "claude_code.mcp.json": "project/.mcp.json",
-    "claude_desktop_config.json": "home/.config/Claude/claude_desktop_config.json",
+    "claude_desktop_config.json": f"{APPS}/Claude/claude_desktop_config.json",
     "cline_mcp_settings.json": "home/.cline/mcp.json",
     "codex.config.toml": "home/.codex/config.toml",
     "continue.config.yaml": "home/.continue/config.yaml",
     "copilot.mcp-config.json": "home/.copilot/mcp-config.json",
     "cursor.mcp.json": "home/.cursor/mcp.json",
     "gemini.settings.json": "home/.gemini/settings.json",
-    "goose.config.yaml": "home/.config/goose/config.yaml",
+    "goose.config.yaml": GOOSE,
     "kiro.mcp.json": "home/.kiro/settings/mcp.json",
     "lmstudio.mcp.json": "home/.lmstudio/mcp.json",
     "qwen.settings.json": "home/.qwen/settings.json",
     "opencode.jsonc": "home/.config/opencode/opencode.jsonc",
-    "vscode.mcp.json": "home/.config/Code/User/mcp.json",
-    "vscode.settings.json": "home/.config/Code/User/settings.json",
+    "vscode.mcp.json": f"{APPS}/Code/User/mcp.json",
+    "vscode.settings.json": f"{APPS}/Code/User/settings.json",
     "windsurf.mcp_config.json": "home/.codeium/windsurf/mcp_config.json",
-    "zed.settings.json": "home/.config/zed/settings.json",
+    "zed.settings.json": ZED,
 }
 """Where the files of `tests/clients/files` belong."""
 
@@ -78,7 +83,7 @@ def test_each_file_is_named_with_what_was_done_and_what_was_left_and_why(account
     assert "  Cursor: switch the server off and on in Cursor's settings, or restart Cursor" in done.stdout
     wanted = json.loads(CURSOR)["mcpServers"] | {"bare": guarded("bare", "crm-server")}
     assert servers(cursor) == wanted | {"crm": wanted["crm"] | guarded("crm", "npx", "-y", "@acme/crm")}
-    assert tomllib.loads(codex.read_text())["mcp_servers"]["crm"]["args"][:4] == ["run", "--server", "crm", "--"]
+    assert tomllib.loads(codex.read_text("utf-8"))["mcp_servers"]["crm"]["args"][:4] == ["run", "--server", "crm", "--"]
     done = account.run("uninstall", "--yes")
     assert (done.returncode, account.files()) == (0, before)
     assert "  crm: no longer guarded" in done.stdout
@@ -107,12 +112,12 @@ def test_only_the_named_client_and_the_named_servers_are_changed(account: Accoun
     assert account.run("install", "cursor", "--server", "crm", "--yes").returncode == 0
     assert servers(cursor)["crm"]["command"] == PROGRAM
     assert servers(cursor)["bare"] == {"command": "crm-server"}
-    assert codex.read_text() == CODEX
+    assert codex.read_text("utf-8") == CODEX
     assert account.run("install", "--server", "crm", "--server", "bare", "--yes").returncode == 0
     assert servers(cursor)["bare"]["command"] == PROGRAM
-    assert codex.read_text() != CODEX
+    assert codex.read_text("utf-8") != CODEX
     assert account.run("uninstall", "--server", "crm", "--yes").returncode == 0
-    assert codex.read_text() == CODEX
+    assert codex.read_text("utf-8") == CODEX
     assert servers(cursor)["bare"]["command"] == PROGRAM
 
 
@@ -124,9 +129,9 @@ def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again
     account.run("uninstall", "--yes", "--server", "b")
     assert file.read_bytes() == before
     account.run("install", "--yes")
-    file.write_bytes(file.read_bytes().replace(PROGRAM.encode(), b"/gone/mcpguard"))
+    file.write_bytes(file.read_bytes().replace(IN_TOML.encode(), GONE.encode()))
     account.run("install", "--yes")
-    assert PROGRAM in file.read_text()
+    assert IN_TOML in file.read_text("utf-8")
     account.run("uninstall", "--yes")
     assert file.read_bytes() == before
     account.run("install", "--yes")
@@ -136,7 +141,7 @@ def test_args_that_were_missing_are_missing_again_and_empty_ones_are_empty_again
 
 
 def test_a_path_that_is_gone_is_mended_and_a_path_of_another_installation_stays(account: Account, tmp_path: Path) -> None:
-    gone = "/gone/bin/mcpguard"
+    gone = GONE
     other = account.write("other/mcpguard", "#!/bin/sh\n")
     entry = {"args": ["run", "--server", "crm", "--user", "alice", "--", "npx"], "env": {}}
     varying = "${userHome}/bin/mcpguard"
@@ -177,7 +182,7 @@ def test_a_server_of_a_container_is_guarded_with_a_note_and_its_path_need_not_ex
     done = account.run("install", "vscode", "--project", str(account.project), "--yes")
     assert "a: guarded (it starts in the container, where mcpguard must have the same path)" in " ".join(done.stdout.split())
     assert "  b: guarded already" in done.stdout
-    assert '"b": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}' in file.read_text()
+    assert '"b": {"command": "/in/container/mcpguard", "args": ["run", "--", "npx"]}' in file.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +203,7 @@ def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count
     text = json.dumps({"mcpServers": {"a": {"command": command[0], "args": command[1:]}}})
     file = account.cursor(text)
     done = account.run("install", "--yes")
-    assert (done.returncode, file.read_text()) == (0, text)
+    assert (done.returncode, file.read_text("utf-8")) == (0, text)
     assert "  a: not changed (its own command starts mcpguard run)" in done.stdout
     assert "  a: its own command starts mcpguard run: " in account.run("clients").stdout
     done = account.run("uninstall", "--yes")
@@ -209,9 +214,9 @@ def test_a_command_that_starts_mcpguard_itself_is_left_because_calls_would_count
 
 def test_a_command_that_cannot_be_edited_is_a_failure_because_it_stays_without_a_guard(account: Account) -> None:
     text = "extensions:\n  a: &x\n    cmd: npx\n"
-    file = account.write("home/.config/goose/config.yaml", text)
+    file = account.write(GOOSE, text)
     done = account.run("install", "--yes")
-    assert (done.returncode, file.read_text()) == (1, text)
+    assert (done.returncode, file.read_text("utf-8")) == (1, text)
     assert done.stderr.startswith(f"mcpguard: {file}: a: not changed: it has a YAML anchor, alias, tag or merge key")
     assert done.stderr.count("\n") == 1
 
@@ -238,7 +243,7 @@ def test_a_project_has_its_own_files_and_those_of_the_account_stay(account: Acco
     done = account.run("install", "--project", str(account.project), "--yes")
     assert done.returncode == 0, done.stderr
     assert servers(file)["crm"]["command"] == PROGRAM
-    assert cursor.read_text() == CURSOR
+    assert cursor.read_text("utf-8") == CURSOR
     found = json.loads(claude.read_bytes())
     assert found["mcpServers"] == {"mine": {"command": "a"}}
     assert found["projects"][str(account.project)]["mcpServers"]["here"]["command"] == PROGRAM
@@ -267,7 +272,7 @@ def test_a_file_with_comments_that_one_client_reads_and_another_does_not_is_edit
     done = account.run("install", "--project", str(account.project), "--yes")
     assert done.returncode == 1
     assert done.stderr.count(f"{file}:1:2: ") == 1
-    assert PROGRAM in file.read_text()
+    assert IN_TOML in file.read_text("utf-8")
     assert account.run("install", "copilot", "--project", str(account.project), "--yes").returncode == 0
 
 
@@ -289,11 +294,11 @@ def test_a_dry_run_prints_the_diff_changes_nothing_and_fails_as_the_change_would
         "@@ -4,2 +4,2 @@",
         '-      "command": "npx",',
         '-      "args": ["-y", "@acme/crm"],',
-        f'+      "command": "{PROGRAM}",',
+        f'+      "command": "{IN_TOML}",',
         '+      "args": ["run", "--server", "crm", "--", "npx", "-y", "@acme/crm"],',
         "@@ -8,1 +8,1 @@",
         '-    "bare": { "command": "crm-server" },',
-        f'+    "bare": {{ "command": "{PROGRAM}", "args": ["run", "--server", "bare", "--", "crm-server"] }},',
+        f'+    "bare": {{ "command": "{IN_TOML}", "args": ["run", "--server", "bare", "--", "crm-server"] }},',
     ]
 
 
@@ -312,7 +317,7 @@ def test_the_diff_of_an_entry_on_one_line_shows_this_line_without_its_secrets(ac
     gone, come = account.run("install", "--dry-run").stdout.splitlines()[3:]
     masked = line.replace("s3cret", "***")
     assert gone == f"-{masked}"
-    assert come == "+" + masked.replace('"npx", "args": [', f'"{PROGRAM}", "args": ["run", "--server", "crm", "--", "npx", ')
+    assert come == "+" + masked.replace('"npx", "args": [', f'"{IN_TOML}", "args": ["run", "--server", "crm", "--", "npx", ')
     account.run("install", "--yes")
     assert "s3cret" not in account.run("uninstall", "--dry-run").stdout
     for argv in (["clients"], ["clients", "--json"]):
@@ -327,7 +332,7 @@ def test_it_asks_on_a_terminal_and_changes_nothing_without_a_yes(account: Accoun
     assert status == 1
     assert f"Change {cursor}? [y/N]" in said
     assert "nothing was changed" in said
-    assert cursor.read_text() == CURSOR
+    assert cursor.read_text("utf-8") == CURSOR
     status, said = account.on_terminal("install", typed=b"y\n")
     assert status == 0
     assert "\x1b[32m+" in said
@@ -336,8 +341,8 @@ def test_it_asks_on_a_terminal_and_changes_nothing_without_a_yes(account: Accoun
     status, said = account.on_terminal("uninstall", typed=b"y\n", NO_COLOR="1")
     assert status == 0
     assert "\x1b[" not in said
-    assert f'-      "command": "{PROGRAM}",' in said
-    assert cursor.read_text() == CURSOR
+    assert f'-      "command": "{IN_TOML}",' in said
+    assert cursor.read_text("utf-8") == CURSOR
 
 
 def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
@@ -345,6 +350,6 @@ def test_it_does_not_ask_in_a_pipe(account: Account) -> None:
     done = account.run("install")
     assert done.returncode == 2
     assert "mcpguard: install asks for confirmation, and there is no terminal\nhint: add --yes" in done.stderr
-    assert cursor.read_text() == CURSOR
+    assert cursor.read_text("utf-8") == CURSOR
     account.run("install", "--yes")
     assert account.run("uninstall").returncode == 2

@@ -1,12 +1,13 @@
 """`mcpguard install --hook`, and what `uninstall` does with hooks."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.account import CODEX, PROGRAM, Account
+from tests.cli.account import CODEX, GONE, HOOK, IN_TOML, Account
 from tests.clients.installations import impostor
 
 
@@ -23,13 +24,17 @@ def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account
     store = "--store redis://cache/0"
     (group,) = claude["hooks"]["PreToolUse"]
     assert group["matcher"] == "mcp__.*"
-    assert group["hooks"] == [{"type": "command", "command": f"{PROGRAM} hook claude-code {store}", "timeout": 5}]
+    assert group["hooks"] == [{"type": "command", "command": f"{HOOK} hook claude-code {store}", "timeout": 5}]
     codex = json.loads((account.home / ".codex/hooks.json").read_bytes())
-    assert codex["hooks"]["PreToolUse"][0]["hooks"][0]["command"] == f"{PROGRAM} hook codex {store}"
+    assert codex["hooks"]["PreToolUse"][0]["hooks"][0]["command"] == f"{HOOK} hook codex {store}"
     copilot = json.loads((account.home / ".copilot/hooks/mcpguard.json").read_bytes())
     assert copilot["version"] == 1
     (hook,) = copilot["hooks"]["preMcpToolCall"]
-    assert hook == {"type": "command", "bash": f"{PROGRAM} hook copilot {store}", "timeoutSec": 5}
+    assert hook == {
+        "type": "command",
+        "powershell" if sys.platform == "win32" else "bash": f"{HOOK} hook copilot {store}",
+        "timeoutSec": 5,
+    }
     assert "  Codex: start a new session, enter /hooks, and trust the hook" in done.stdout
     again = account.run("install", "--hook")
     assert again.returncode == 0
@@ -192,15 +197,15 @@ def test_a_hook_beside_others_does_not_become_the_deciding_one(account: Account,
 @pytest.mark.parametrize(
     ("command", "mended"),
     [
-        ("/gone/mcpguard hook codex", f"{PROGRAM} hook codex"),
-        ("/gone/mcpguard hook codex --store redis://h/0", f"{PROGRAM} hook codex --store redis://h/0"),
-        ("MCPGUARD_STORE=redis://h/0 /gone/mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
-        ("env A=b /gone/mcpguard hook codex", f"env A=b {PROGRAM} hook codex"),
-        ("MCPGUARD_STORE=redis://h/0 mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex"),
-        ('"/go ne/mcpguard" hook codex --config "$C"', f'{PROGRAM} hook codex --config "$C"'),
-        ("/gone/mcpguard hook codex 2>/dev/null || true", f"{PROGRAM} hook codex 2>/dev/null || true"),
-        (r"/go\ ne/mcpguard hook codex", f"{PROGRAM} hook codex --store redis://other/0"),
-        ('"unfinished/mcpguard hook codex', f"{PROGRAM} hook codex --store redis://other/0"),
+        (f"{GONE} hook codex", f"{HOOK} hook codex"),
+        (f"{GONE} hook codex --store redis://h/0", f"{HOOK} hook codex --store redis://h/0"),
+        (f"MCPGUARD_STORE=redis://h/0 {GONE} hook codex", f"MCPGUARD_STORE=redis://h/0 {HOOK} hook codex"),
+        (f"env A=b {GONE} hook codex", f"env A=b {HOOK} hook codex"),
+        ("MCPGUARD_STORE=redis://h/0 mcpguard hook codex", f"MCPGUARD_STORE=redis://h/0 {HOOK} hook codex"),
+        ('"/go ne/mcpguard" hook codex --config "$C"', f'{HOOK} hook codex --config "$C"'),
+        (f"{GONE} hook codex 2>/dev/null || true", f"{HOOK} hook codex 2>/dev/null || true"),
+        (r"/go\ ne/mcpguard hook codex", f"{HOOK} hook codex --store redis://other/0"),
+        ('"unfinished/mcpguard hook codex', f"{HOOK} hook codex --store redis://other/0"),
     ],
 )
 def test_of_a_hook_whose_mcpguard_is_gone_only_the_program_is_replaced_if_it_can_be(
@@ -221,17 +226,17 @@ def test_a_hook_whose_mcpguard_is_gone_keeps_its_matcher_its_time_limit_and_its_
                                               {"type": "command", "command": "lint"}]},
         {"matcher": "mcp__erp__.*", "hooks": [{"command": "/gone/mcpguard hook codex --store redis://h/0"}]}
     ]} }
-"""
+""".replace("/gone/mcpguard", GONE)
     hooks = account.write("home/.codex/hooks.json", text)
     done = account.run("install", "--hook", "--yes")
     assert f"Codex, {hooks}: the hook's mcpguard is this one now" in done.stdout.replace("\n    ", " ")
-    assert hooks.read_text() == text.replace("/gone/mcpguard", PROGRAM)
+    assert hooks.read_text("utf-8") == text.replace(GONE, HOOK)
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        f"MCPGUARD_STORE=redis://h/0 {PROGRAM} hook codex",
+        f"MCPGUARD_STORE=redis://h/0 {HOOK} hook codex",
         "$TOOLS/mcpguard hook codex",
         "~/tools/mcpguard hook codex",
         "uvx --from mcpguard-cli mcpguard hook codex",
@@ -249,6 +254,7 @@ def test_a_hook_whose_mcpguard_a_shell_or_another_command_finds_stays(account: A
     assert hooks.read_bytes() == before
 
 
+@pytest.mark.posix
 def test_a_hook_whose_mcpguard_others_may_change_is_left_and_told(account: Account) -> None:
     account.codex()
     public = account.home / "public"
@@ -305,7 +311,7 @@ def test_a_folder_that_was_made_for_a_hook_stays_with_what_somebody_has_put_into
     account.run("install", "--hook", "--yes")
     mine = account.write("home/.claude/CLAUDE.md", "mine")
     done = account.run("uninstall", "--yes")
-    assert (done.returncode, mine.read_text(), [path.name for path in mine.parent.iterdir()]) == (0, "mine", [mine.name])
+    assert (done.returncode, mine.read_text("utf-8"), [path.name for path in mine.parent.iterdir()]) == (0, "mine", [mine.name])
 
 
 def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
@@ -333,9 +339,9 @@ def test_a_damaged_file_of_hooks_is_left(account: Account) -> None:
     done = account.run("install", "--hook", "--yes")
     assert done.returncode == 1
     assert f"mcpguard: {hooks}:1:2: " in done.stderr
-    assert hooks.read_text() == "{"
-    assert PROGRAM in codex.read_text()
+    assert hooks.read_text("utf-8") == "{"
+    assert IN_TOML in codex.read_text("utf-8")
     done = account.run("uninstall", "--yes")
     assert done.returncode == 1
     assert f"mcpguard: {hooks}:1:2: " in done.stderr
-    assert (hooks.read_text(), codex.read_text()) == ("{", CODEX)
+    assert (hooks.read_text("utf-8"), codex.read_text("utf-8")) == ("{", CODEX)

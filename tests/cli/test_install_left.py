@@ -1,9 +1,11 @@
 """What `mcpguard install` and `uninstall` leave as it is, and what they do not find."""
 
+import json
+
 import pytest
 
 from mcpguard.clients import plan
-from tests.cli.account import CODEX, CURSOR, PROGRAM, Account, servers
+from tests.cli.account import APPS, CODEX, CURSOR, IN_TOML, PROGRAM, Account, servers
 from tests.cli.command import BOUND, permissions_bind
 from tests.links import follows_links
 
@@ -14,19 +16,20 @@ def test_a_file_that_does_not_parse_is_left_and_the_other_clients_are_done(accou
     done = account.run("install", "--yes")
     assert done.returncode == 1
     assert cursor.read_bytes() == damaged.encode("latin-1")
-    assert PROGRAM in codex.read_text()
+    assert IN_TOML in codex.read_text("utf-8")
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("mcpguard: ")]
     assert line.startswith(f"mcpguard: {cursor}:")
     assert "hint: fix the file" in line
 
 
+@pytest.mark.posix
 def test_a_read_only_file_is_left_and_the_other_clients_are_done(account: Account) -> None:
     cursor, codex = account.cursor(), account.codex()
     cursor.chmod(0o444)
     done = account.in_process("install", "--yes", under=BOUND)
     assert done.returncode == 1
-    assert cursor.read_text() == CURSOR
-    assert PROGRAM in codex.read_text()
+    assert cursor.read_text("utf-8") == CURSOR
+    assert IN_TOML in codex.read_text("utf-8")
     assert f"mcpguard: {cursor}: not changed: Permission denied (hint: give your account the right to write" in done.stderr
     assert f"Cursor (user scope), {cursor}" not in done.stdout
     assert "  Cursor: " not in done.stdout
@@ -40,10 +43,11 @@ def test_a_file_that_is_left_is_not_said_to_be_guarded_under_another_clients_lin
     link.parent.mkdir()
     link.symlink_to(cursor)
     done = account.in_process("install", "--yes", under=BOUND)
-    assert (done.returncode, done.stdout, cursor.read_text()) == (1, "", CURSOR)
+    assert (done.returncode, done.stdout, cursor.read_text("utf-8")) == (1, "", CURSOR)
     assert f"mcpguard: {cursor}: not changed: Permission denied" in done.stderr
 
 
+@pytest.mark.posix
 def test_without_a_writable_state_folder_no_file_is_changed(account: Account) -> None:
     cursor, codex = account.cursor(), account.codex()
     account.state.chmod(0o555)
@@ -53,7 +57,7 @@ def test_without_a_writable_state_folder_no_file_is_changed(account: Account) ->
     done = account.in_process("install", "--yes", under=BOUND)  # it must note that a server had no arguments
     assert done.returncode == 1
     assert f"{account.state / 'installed.json'}: cannot be written: Permission denied" in done.stderr
-    assert (cursor.read_text(), codex.read_text()) == (CURSOR, CODEX)
+    assert (cursor.read_text("utf-8"), codex.read_text("utf-8")) == (CURSOR, CODEX)
 
 
 @follows_links
@@ -70,27 +74,27 @@ def test_a_link_to_nothing_is_reported(account: Account) -> None:
 
 def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(account: Account) -> None:
     text = '{"servers": {"a": {"command": "a", "args": [], "sandboxEnabled": true}}%s}'
-    file = account.write("home/.config/Code/User/mcp.json", text % "")
+    file = account.write(f"{APPS}/Code/User/mcp.json", text % "")
     done = account.run("install", "--yes")
     assert done.returncode == 1
     assert f"add {account.state} to sandbox.filesystem.allowWrite in this file" in done.stderr
-    assert file.read_text() == text % ""
-    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": ["{account.state}"]}}}}')
+    assert file.read_text("utf-8") == text % ""
+    file.write_text(text % f', "sandbox": {{"filesystem": {{"allowWrite": [{json.dumps(str(account.state))}]}}}}', "utf-8")
     assert account.run("install", "--yes").returncode == 0
-    assert PROGRAM in file.read_text()
+    assert IN_TOML in file.read_text("utf-8")
 
 
 def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
+    desktop = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR)
     codex = account.codex()
     monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
     done = account.run("install", "--yes")
     assert done.returncode == 1
-    assert desktop.read_text() == CURSOR
+    assert desktop.read_text("utf-8") == CURSOR
     assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
-    assert PROGRAM in codex.read_text()
+    assert IN_TOML in codex.read_text("utf-8")
     monkeypatch.setattr(plan, "is_running", lambda _: False)
     done = account.run("install", "--yes")
     assert done.returncode == 0
@@ -102,7 +106,7 @@ def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
 def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads_it_through_a_link(
     account: Account, monkeypatch: pytest.MonkeyPatch, argv: list[str]
 ) -> None:
-    desktop = account.write("home/.config/Claude/claude_desktop_config.json", CURSOR)
+    desktop = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR)
     link = account.home / ".cursor/mcp.json"
     link.parent.mkdir()
     link.symlink_to(desktop)
@@ -120,7 +124,7 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
 def test_claude_desktop_may_run_if_nothing_is_to_be_written(
     account: Account, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    account.write("home/.config/Claude/claude_desktop_config.json", content)
+    account.write(f"{APPS}/Claude/claude_desktop_config.json", content)
     account.codex()
     assert account.run("install", "--yes").returncode == 0
     monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
@@ -146,7 +150,7 @@ def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:
     assert (
         f"mcpguard: Cursor: no file {account.home / '.cursor/mcp.json'} (hint: add a server in the client first)" in done.stderr
     )
-    assert PROGRAM in codex.read_text()
+    assert IN_TOML in codex.read_text("utf-8")
 
 
 def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: Account) -> None:
@@ -219,6 +223,7 @@ def test_a_folder_that_may_not_be_looked_into_has_no_projects_and_no_files_of_cl
     assert (home.returncode, home.stdout) == (0, "no client with servers is found\n")
 
 
+@pytest.mark.posix
 def test_a_project_relative_to_a_folder_that_is_gone_is_a_usage_error(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The options that `mcpguard install` writes into entries."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_an_option_that_is_not_utf_8_is_not_written_into_a_file(account: Account
     assert done.returncode == 1
     assert done.stderr.count("an option or the path of mcpguard is not UTF-8\n") == 2  # of the server and of the hook
     assert "Traceback" not in done.stderr
-    assert file.read_text() == text
+    assert file.read_text("utf-8") == text
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_secret_is_never_written_into_a_clients_file(account: Account, name: s
     assert name in done.stderr
     assert "hint: " in done.stderr
     assert value not in done.stderr
-    assert cursor.read_text() == CURSOR
+    assert cursor.read_text("utf-8") == CURSOR
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_secret_is_never_written_into_a_clients_file(account: Account, name: s
     [
         ("MCPGUARD_STORE", "counters.db", "MCPGUARD_STORE: this is not a URL"),
         ("MCPGUARD_AGENT", "nightly", "MCPGUARD_AGENT: 'nightly' does not have three parts"),
-        ("MCPGUARD_CONFIG", "/gone.toml", "MCPGUARD_CONFIG: /gone.toml: no such file"),
+        ("MCPGUARD_CONFIG", "/gone.toml", f"MCPGUARD_CONFIG: {Path('/gone.toml').absolute()}: no such file"),
         ("MCPGUARD_DENIALS", "never", "MCPGUARD_DENIALS: 'never' is none of auto, error, result"),
     ],
 )
@@ -72,7 +73,7 @@ def test_a_value_with_which_no_server_would_start_is_not_written(account: Accoun
     cursor = account.cursor()
     done = account.run("install", "--yes", **{name: value})
     assert (done.returncode, done.stderr.splitlines()[0]) == (78, f"mcpguard: {message}")
-    assert cursor.read_text() == CURSOR
+    assert cursor.read_text("utf-8") == CURSOR
 
 
 def test_variables_that_have_no_option_are_warned_of(account: Account) -> None:

@@ -24,7 +24,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def home(tmp_path: Path, server: Server) -> Path:
     """Alice calls a tool three times, over a limit of two; Bob calls another."""
     policy(tmp_path, rule("2/1h", user="*", tool="echo") + rule("9/1h", user="*"))
-    (tmp_path / "config.toml").write_text(f'[store]\nurl = "{server.url}"\nnamespace = "{tmp_path.name}"\ntimeout_ms = 20000\n')
+    (tmp_path / "config.toml").write_text(
+        f'[store]\nurl = "{server.url}"\nnamespace = "{tmp_path.name}"\ntimeout_ms = 20000\n', "utf-8"
+    )
     calls(tmp_path, "echo", 3)
     calls(tmp_path, "plain", 1, *BOB)
     return tmp_path

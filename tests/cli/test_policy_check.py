@@ -10,6 +10,7 @@ import pytest
 from tests.cli.command import calls, mcpguard, on_terminal
 
 
+@pytest.mark.posix
 def test_check_warns_of_files_that_other_accounts_may_change(tmp_path: Path, file: Path) -> None:
     assert "may change" not in mcpguard(tmp_path, "policy", "check").stdout
     file.chmod(0o666)
@@ -36,7 +37,7 @@ per\t= ["usr"]
 
 def test_every_error_is_shown_with_its_line_and_a_mark(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
-    file.write_text(BROKEN)
+    file.write_text(BROKEN, "utf-8")
     for argv in (["check"], ["show"], ["set", "--tool", "x", "1/1h"], ["mode", "observe"]):
         done = mcpguard(tmp_path, "policy", *argv)
         assert (done.returncode, done.stdout) == (78, "")
@@ -65,7 +66,7 @@ hint: did you mean 'user'?
 
 def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) -> None:
     wide = "検" * 100
-    (tmp_path / "policy.toml").write_text(f'rule = [{{tool = "{wide}", limt = "5/1m", user = "{wide}"}}]\n')
+    (tmp_path / "policy.toml").write_text(f'rule = [{{tool = "{wide}", limt = "5/1m", user = "{wide}"}}]\n', "utf-8")
     lines = mcpguard(tmp_path, "policy", "check").stderr.splitlines()
     assert lines[1].startswith("  1 | …")
     assert lines[1].endswith("…")
@@ -79,7 +80,7 @@ def test_of_a_long_line_only_the_part_around_the_error_is_shown(tmp_path: Path) 
 @pytest.mark.parametrize("columns", [40, 80, 160])
 def test_on_a_terminal_the_line_of_an_error_fits_its_width(tmp_path: Path, columns: int) -> None:
     names = ", ".join(f'"role_{at}"' for at in range(40))
-    (tmp_path / "policy.toml").write_text(f"[[rule]]\nlimit = 'deny'\nrole = [{names}, 7, {names}]\n")
+    (tmp_path / "policy.toml").write_text(f"[[rule]]\nlimit = 'deny'\nrole = [{names}, 7, {names}]\n", "utf-8")
     status, said = on_terminal(tmp_path, "policy", "check", columns=columns)
     excerpt, mark = [line for line in said.splitlines() if " | " in line]
     assert (status, len(excerpt) <= columns) == (78, True)
@@ -89,7 +90,7 @@ def test_on_a_terminal_the_line_of_an_error_fits_its_width(tmp_path: Path, colum
 
 def test_control_characters_and_tokens_in_a_broken_line_are_not_shown(tmp_path: Path) -> None:
     token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
-    (tmp_path / "policy.toml").write_text(f'rule = [{{user = "\u009b2J", limt = 5}}, {{tol = "{token}"}}]\n')
+    (tmp_path / "policy.toml").write_text(f'rule = [{{user = "\u009b2J", limt = 5}}, {{tol = "{token}"}}]\n', "utf-8")
     said = mcpguard(tmp_path, "policy", "check").stderr
     assert "\u009b" not in said
     assert "eyJ" not in said
@@ -97,7 +98,7 @@ def test_control_characters_and_tokens_in_a_broken_line_are_not_shown(tmp_path: 
 
 def test_check_as_json_has_every_error(tmp_path: Path) -> None:
     file = tmp_path / "policy.toml"
-    file.write_text(BROKEN)
+    file.write_text(BROKEN, "utf-8")
     done = mcpguard(tmp_path, "policy", "check", "--json")
     assert (done.returncode, done.stderr) == (78, "")
     found = json.loads(done.stdout)
@@ -136,7 +137,7 @@ def test_check_finds_the_same_in_a_file_that_is_named_by_argument_option_or_vari
 def test_check_says_ok_and_how_many_rules(tmp_path: Path, file: Path) -> None:
     assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, 2 rules\n"
     other = tmp_path / "other.toml"
-    other.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "5/1m"\n')
+    other.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "5/1m"\n', "utf-8")
     done = mcpguard(tmp_path, "policy", "check", str(other))
     assert done.returncode == 0
     first, second = done.stdout.splitlines()
@@ -146,7 +147,7 @@ def test_check_says_ok_and_how_many_rules(tmp_path: Path, file: Path) -> None:
 
 
 def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path) -> None:
-    file.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "1/1m"\n')
+    file.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "1/1m"\n', "utf-8")
     found = json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)
     (warning,) = found.pop("warnings")
     assert found == {"file": str(file), "starter": False, "rules": 1, "errors": [], "notes": []}
@@ -188,4 +189,4 @@ def test_check_warns_of_a_limit_that_another_rule_defeats_and_notes_starter_rule
     file = tmp_path / "policy.toml"
     drop = mcpguard(tmp_path, "policy", "check", str(file)).stdout.splitlines()[1].partition("to drop it: mcpguard ")[2]
     assert "removed the rule for user=* agent=*::background::*" in mcpguard(tmp_path, *shlex.split(drop)).stdout
-    assert f"--policy {file}" in drop
+    assert f"--policy {shlex.quote(str(file))}" in drop

@@ -12,11 +12,13 @@ from mcpguard.policy.parse import STARTER
 from tests.cli.command import BOUND, mcpguard, on_terminal, process
 from tests.policy.test_editing import BY_HAND
 
+pytestmark = pytest.mark.posix  # the editors are scripts for sh
+
 
 def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "edit", VISUAL="sed -i s/100/200/")
     assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
-    assert file.read_text() == BY_HAND.replace("100", "200")
+    assert file.read_text("utf-8") == BY_HAND.replace("100", "200")
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -44,7 +46,7 @@ def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, fil
     done = mcpguard(tmp_path, "policy", "edit", VISUAL=SPOIL)
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.startswith(f"{file}: not saved, because the text has errors\nmcpguard: {file}: line 13: not TOML")
-    assert file.read_text() == BY_HAND
+    assert file.read_text("utf-8") == BY_HAND
 
 
 @pytest.mark.parametrize("typed", [b"n\n", b"\x04", b"x\nn\n"])
@@ -54,7 +56,7 @@ def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, typ
     assert "line 13: not TOML" in said
     assert "Edit again, or else discard the changes? [Y/n]:" in said
     assert f"{file}: the changes were discarded" in said.replace("\n", "")
-    assert file.read_text() == BY_HAND
+    assert file.read_text("utf-8") == BY_HAND
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -67,14 +69,14 @@ def test_edit_again_opens_the_same_text(tmp_path: Path, file: Path) -> None:
     status, said = on_terminal(tmp_path, "policy", "edit", typed=b"\n", VISUAL=str(editor))
     assert status == 0
     assert said.endswith(f"{file}: OK, 2 rules\n")
-    assert file.read_text() == BY_HAND.replace("100", "200")
+    assert file.read_text("utf-8") == BY_HAND.replace("100", "200")
 
 
 def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path) -> None:
-    file.write_text(BY_HAND.replace('report"', "report"))
+    file.write_text(BY_HAND.replace('report"', "report"), "utf-8")
     assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").returncode == 78
     assert mcpguard(tmp_path, "policy", "edit", VISUAL=MEND).stdout == f"{file}: OK, 2 rules\n"
-    assert file.read_text() == BY_HAND
+    assert file.read_text("utf-8") == BY_HAND
 
 
 @pytest.mark.parametrize(("change", "left"), [("echo '# other' >>", BY_HAND + "# other\n"), ("rm", None)])
@@ -82,7 +84,7 @@ def test_edit_keeps_the_text_if_another_process_has_changed_or_removed_the_file(
     tmp_path: Path, file: Path, change: str, left: str | None
 ) -> None:
     editor, drafts = tmp_path / "editor", tmp_path / "drafts"
-    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\n{change} {file}\n')
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\n{change} {file}\n', "utf-8")
     editor.chmod(0o700)
     drafts.mkdir()
     done = process(tmp_path, "policy", "edit", VISUAL=str(editor), TMPDIR=str(drafts))
@@ -92,13 +94,13 @@ def test_edit_keeps_the_text_if_another_process_has_changed_or_removed_the_file(
         f"mcpguard: {file}: not saved: another process has changed it while you edited",
         f"hint: look for your text in {kept}",
     ]
-    assert kept.read_text() == BY_HAND.replace("100", "200")
-    assert (file.read_text() if file.exists() else None) == left
+    assert kept.read_text("utf-8") == BY_HAND.replace("100", "200")
+    assert (file.read_text("utf-8") if file.exists() else None) == left
 
 
 def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path) -> None:
     editor, drafts = tmp_path / "editor", tmp_path / "drafts"
-    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nchmod 500 {tmp_path}\n')
+    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nchmod 500 {tmp_path}\n', "utf-8")
     editor.chmod(0o700)
     drafts.mkdir()
     done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=str(editor), TMPDIR=str(drafts))
@@ -109,7 +111,7 @@ def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file:
         f"mcpguard: {file}: cannot be written: Permission denied",
         f"hint: look for your text in {kept}",
     ]
-    assert (file.read_text(), kept.read_text()) == (BY_HAND, BY_HAND.replace("100", "200"))
+    assert (file.read_text("utf-8"), kept.read_text("utf-8")) == (BY_HAND, BY_HAND.replace("100", "200"))
 
 
 def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
@@ -126,7 +128,7 @@ def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path) -> None:
 
 def test_edit_begins_with_the_starter_policy(tmp_path: Path) -> None:
     assert mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR="true").returncode == 0
-    assert (tmp_path / "policy.toml").read_text() == STARTER
+    assert (tmp_path / "policy.toml").read_text("utf-8") == STARTER
 
 
 def test_edit_without_an_editor_says_how_to_name_one(tmp_path: Path, file: Path) -> None:

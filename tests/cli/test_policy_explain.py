@@ -188,7 +188,7 @@ def test_rules_are_explained_even_if_the_store_cannot_be_read(home: Path, how: s
         (home / "mcpguard.db").write_bytes(b"something else, and longer than a header" * 10)
     else:
         lock.execute("BEGIN EXCLUSIVE")
-        (home / "config.toml").write_text("[store]\ntimeout_ms = 250\n")
+        (home / "config.toml").write_text("[store]\ntimeout_ms = 250\n", "utf-8")
     done = mcpguard(home, "policy", "explain", *WHO, "--tool", "echo")
     found = explained(home, *WHO, "--tool", "echo")
     lock.close()

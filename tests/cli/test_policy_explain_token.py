@@ -38,7 +38,7 @@ def home(tmp_path: Path, keys: KeyServer) -> Path:
     write_token(
         settings(tmp_path, keys.url, agent_claim="agent"), token(scope="admin.users", agent="Claude Code::api::nightly")
     )
-    (tmp_path / "policy.toml").write_text(CLOSED_BUT_FOR_ADMINS)
+    (tmp_path / "policy.toml").write_text(CLOSED_BUT_FOR_ADMINS, "utf-8")
     return tmp_path
 
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,11 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     assert (done.returncode, done.stderr) == (0, "")
     made = f"{file}: new file with the 4 starter rules, which were in force without a file\n"
     assert done.stdout == (f"{made}{file}: added rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
-    assert file.read_text() == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert file.read_text("utf-8") == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
+    if sys.platform != "win32":  # which has access lists
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    if sys.platform != "win32":  # which has access lists
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
 def test_unset_of_a_missing_rule_leaves_the_file(tmp_path: Path, file: Path) -> None:
@@ -33,7 +36,7 @@ def test_unset_of_a_missing_rule_leaves_the_file(tmp_path: Path, file: Path) -> 
         f"mcpguard: {file}: no rule for tool=search",
         "hint: see the rules with mcpguard policy show",
     ]
-    assert file.read_text() == BY_HAND
+    assert file.read_text("utf-8") == BY_HAND
 
 
 def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
@@ -41,7 +44,7 @@ def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
     argv = [command("policy", "set", "--tool", tool, "5/1m") for tool in tools]
     running = [subprocess.Popen(one, env=environment(tmp_path), stdout=subprocess.DEVNULL) for one in argv]
     assert [process.wait(DEADLINE_S) for process in running] == [0] * len(tools)
-    texts = {rule.text for rule in parse((tmp_path / "policy.toml").read_text()).rules}
+    texts = {rule.text for rule in parse((tmp_path / "policy.toml").read_text("utf-8")).rules}
     assert {f"tool={tool}" for tool in tools} <= texts
     assert len(texts) == 4 + len(tools)
 
@@ -81,7 +84,7 @@ def test_a_limit_for_agents_that_counts_all_users_together_is_warned_of_with_the
     assert f" mcpguard policy set {command}; then drop this rule: mcpguard policy unset --agent" in first
     for advised in re.findall(r": mcpguard ([^;]*)", first):
         assert mcpguard(tmp_path, *shlex.split(advised)).returncode == 0
-    assert parse((tmp_path / "policy.toml").read_text()).rules[-1].selectors["user"] == ("*",)
+    assert parse((tmp_path / "policy.toml").read_text("utf-8")).rules[-1].selectors["user"] == ("*",)
 
 
 @pytest.mark.parametrize("argv", [["--user", "*"], ["--per", "agent"], ["--per", "none"], ["deny"]])
@@ -137,17 +140,17 @@ def test_set_observe_makes_one_rule_report_only_and_set_enforce_ends_that(tmp_pa
         f"{file}: changed rule 2 (it was 5/1m and enforced)",
         "All users together may call report 9 times a minute (reported only, not denied).",
     ]
-    assert file.read_text() == BY_HAND.replace('[ "5/1m" ]', '"9/1m"').replace(
+    assert file.read_text("utf-8") == BY_HAND.replace('[ "5/1m" ]', '"9/1m"').replace(
         "# Reports\n[[rule]]\n", '# Reports\n[[rule]]\nmode = "observe"\n'
     )
     done = mcpguard(tmp_path, "policy", "set", "--tool", "report", "9/1m")  # without an option the mode stays
     assert "rule 2 is unchanged" in done.stdout
     done = mcpguard(tmp_path, "policy", "set", "--enforce", "--tool", "report", "9/1m")
     assert "changed rule 2 (it was in observe mode)" in done.stdout
-    assert [rule.observe for rule in parse(file.read_text()).rules] == [False, False]
+    assert [rule.observe for rule in parse(file.read_text("utf-8")).rules] == [False, False]
     mcpguard(tmp_path, "policy", "set", "--enforce", "--tool", "new", "9/1m")
     mcpguard(tmp_path, "policy", "set", "--observe", "--tool", "newer", "9/1m")
-    assert file.read_text().endswith(
+    assert file.read_text("utf-8").endswith(
         'tool = "new"\nlimit = "9/1m"\n\n[[rule]]\ntool = "newer"\nlimit = "9/1m"\nmode = "observe"\n'
     )
 
@@ -161,12 +164,13 @@ def test_set_does_not_say_that_rules_were_in_force_where_a_named_file_was_missin
     assert done.stdout.startswith(f"{file}: new file with the 4 starter rules\n{file}: the cost of tool=a: added\n")
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize("option", ["--tool", "--user", "--role", "--name"])
 def test_set_refuses_text_that_is_not_utf_8(tmp_path: Path, file: Path, option: str) -> None:
     done = mcpguard(tmp_path, "policy", "set", option, os.fsdecode(b"caf\xe9"), "1/1h")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 2)
     assert done.stderr.startswith(f"mcpguard: {option}: 'caf\\udce9' is not UTF-8")
-    assert file.read_text() == BY_HAND
+    assert file.read_text("utf-8") == BY_HAND
 
 
 # Caps, cost, errors and waits
@@ -206,11 +210,11 @@ concurrent = "unlimited"
 def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
     done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
     assert "calls with different arguments are counted separately." in done.stdout
-    assert parse(file.read_text()).rules[2].per_text == "user,arguments"
+    assert parse(file.read_text("utf-8")).rules[2].per_text == "user,arguments"
 
 
 def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path) -> None:
-    file.write_text(BEYOND)
+    file.write_text(BEYOND, "utf-8")
     unset = ("policy", "unset", "--user", "*", "--tool", "report")
     done = mcpguard(tmp_path, *unset, "--count", "errors")
     assert (done.returncode, "no limit that counts errors for user=* tool=report" in done.stderr) == (1, True)
@@ -219,13 +223,13 @@ def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path) -> None:
         f"{file}: removed the cap of rule 1 for user=* tool=report (it was 2-in-flight)\n"
         "Each user may call report 5 times a minute.\n"
     )
-    assert file.read_text() == BEYOND.replace("concurrent = 2\n", "")
+    assert file.read_text("utf-8") == BEYOND.replace("concurrent = 2\n", "")
     done = mcpguard(tmp_path, *unset, "--concurrent")
     assert (done.returncode, "no rule with a cap for" in done.stderr) == (1, True)
-    file.write_text(BEYOND)
+    file.write_text(BEYOND, "utf-8")
     done = mcpguard(tmp_path, *unset, "--count", "calls")
     assert "removed the limit of rule 1 for user=* tool=report (it was 5/1m)" in done.stdout
-    assert file.read_text() == BEYOND.replace('limit      = "5/1m"\n', "")
+    assert file.read_text("utf-8") == BEYOND.replace('limit      = "5/1m"\n', "")
     done = mcpguard(tmp_path, *unset)
     assert "removed the rule for user=* tool=report (it was 2-in-flight)" in done.stdout
 
@@ -238,12 +242,12 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
         "A call of report of crm takes 20 units of each limit that counts cost.\n"
     )
     assert "has no effect, because no rule that counts cost applies to its calls" in done.stderr
-    assert file.read_text() == BY_HAND + '\n[[cost]]\ntool = "report"\nserver = "crm"\ncost = 20\n'
+    assert file.read_text("utf-8") == BY_HAND + '\n[[cost]]\ntool = "report"\nserver = "crm"\ncost = 20\n'
     assert "the cost of tool=report server=crm: unchanged" in mcpguard(tmp_path, "policy", "set", *of, "20").stdout
     assert "changed (it was 20)\n" in mcpguard(tmp_path, "policy", "set", *of, "30").stdout
     done = mcpguard(tmp_path, "policy", "unset", *of)
     assert done.stdout == f"{file}: removed the cost of tool=report server=crm (it was 30)\n"
-    assert file.read_text() == BY_HAND
+    assert file.read_text("utf-8") == BY_HAND
     done = mcpguard(tmp_path, "policy", "unset", *of)
     assert (done.returncode, "no cost for tool=report server=crm" in done.stderr) == (1, True)
 

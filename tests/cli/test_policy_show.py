@@ -26,7 +26,7 @@ def test_show_has_each_rule_in_a_sentence_with_its_limit_and_text(tmp_path: Path
 
 
 def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
-    file.write_text(BY_HAND.replace("enforce", "observe"))
+    file.write_text(BY_HAND.replace("enforce", "observe"), "utf-8")
     shown = json.loads(mcpguard(tmp_path, "policy", "show", "--json").stdout)
     assert (shown["file"], shown["starter"], shown["mode"]) == (str(file), False, "observe")
     assert shown["rules"][1] == {
@@ -59,7 +59,7 @@ def test_show_fits_eighty_columns_and_obeys_no_color(tmp_path: Path, file: Path)
 
 
 def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, file: Path) -> None:
-    file.write_text('[[rule]]\ntool = "\\u001b]0;owned\\u0007"\nuser = "\\u009b2J"\nname = "\\r"\nlimit = "5/1m"\n')
+    file.write_text('[[rule]]\ntool = "\\u001b]0;owned\\u0007"\nuser = "\\u009b2J"\nname = "\\r"\nlimit = "5/1m"\n', "utf-8")
     _, shown = on_terminal(tmp_path, "policy", "show", NO_COLOR="1")
     assert "\\x1b]0;owned" in shown.replace("\n", "")
     for text in (shown, mcpguard(tmp_path, "policy", "show").stdout, mcpguard(tmp_path, "policy", "show", "--json").stdout):
@@ -67,7 +67,7 @@ def test_control_characters_in_a_rule_do_not_reach_the_terminal(tmp_path: Path, 
 
 
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: Path) -> None:
-    file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n')
+    file.write_text('[[rule]]\ntool = "поиск"\nlimit = "5/1m"\n', "utf-8")
     done = process(tmp_path, "policy", "show", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\\u043f" in done.stdout
@@ -75,7 +75,7 @@ def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path, file: 
 
 def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Path, file: Path) -> None:
     said = "no rules: nothing is limited"
-    file.write_text('mode = "enforce"\n')
+    file.write_text('mode = "enforce"\n', "utf-8")
     assert mcpguard(tmp_path, "policy", "show").stdout == f"policy: {file}\n\n{said}\n"
     assert on_terminal(tmp_path, "policy", "show") == (0, f"policy: {file}\n\n{said}\n")
     assert mcpguard(tmp_path, "policy", "check").stdout == f"{file}: OK, {said}\n"
@@ -86,7 +86,7 @@ def test_for_a_policy_without_rules_it_says_that_nothing_is_limited(tmp_path: Pa
 
 
 def test_show_describes_caps_cost_errors_and_waits(tmp_path: Path, file: Path) -> None:
-    file.write_text(BEYOND)
+    file.write_text(BEYOND, "utf-8")
     shown = mcpguard(tmp_path, "policy", "show").stdout
     for line in (
         "wait: 5s (a refused call waits at most this long, if its rule has no wait)\n",

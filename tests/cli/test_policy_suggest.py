@@ -16,7 +16,7 @@ from mcpguard.session.audit import Row
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options
 from mcpguard.text.printing import compact
-from tests.cli.command import mcpguard, on_terminal
+from tests.cli.command import mcpguard, on_terminal, sqlite
 from tests.end_to_end.host import rule
 from tests.redis_servers import running
 
@@ -40,7 +40,7 @@ def rows(times: int, every_us: int, *, days_ago: float = 3, decision: str = "all
 @pytest.fixture(params=["sqlite", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
-        yield f"sqlite://{tmp_path / 'store.db'}"
+        yield f"{sqlite(tmp_path)}/store.db"
         return
     with running(tmp_path / "redis") as server:
         yield f"redis://127.0.0.1:{server.port}"
@@ -65,7 +65,7 @@ def suggestion(home: Path, url: str, *options: str) -> Any:
 def test_limits_come_from_the_busiest_windows_with_the_reason_beside_each(tmp_path: Path, url: str) -> None:
     fill(url, WEEK, rows(500, 1000, decision="rate_limited"), rows(99, 1000, namespace="other", tool="elsewhere"))
     file = tmp_path / "policy.toml"
-    file.write_text("# ours\n[[rule]]\nuser = '*'\ntool = 'search'\nlimit = ['9000/1h'] # agreed\n\n# end\n")
+    file.write_text("# ours\n[[rule]]\nuser = '*'\ntool = 'search'\nlimit = ['9000/1h'] # agreed\n\n# end\n", "utf-8")
     done = mcpguard(tmp_path, "policy", "suggest", "--store", url)
     assert done.returncode == 0
     assert done.stderr.startswith("111 calls in the last 7d, from 20")
@@ -95,7 +95,7 @@ limit = [
     assert diff == done.stdout.removeprefix(new + "\n")
     patch = shutil.which("patch") or pytest.skip("patch is not installed")
     assert subprocess.run([patch, file], input=diff, text=True, capture_output=True, check=False).returncode == 0
-    assert file.read_text() == new
+    assert file.read_text("utf-8") == new
     again = mcpguard(tmp_path, "policy", "suggest", "--store", url)
     assert (again.returncode, again.stdout) == (0, "")
     assert again.stderr.endswith("nothing to suggest: no limit needs a change\n")
@@ -122,12 +122,12 @@ def test_as_json_it_has_the_suggestions_their_reasons_and_both_texts(tmp_path: P
 
 
 def test_limits_of_several_rules_in_a_named_file_are_each_suggested_in_their_own_rule(tmp_path: Path) -> None:
-    url = f"sqlite://{tmp_path / 'store.db'}"
+    url = f"{sqlite(tmp_path)}/store.db"
     reported = '{"axis":"user","rule":"user=* tool=search","limit":9000,"window":"1h"}'
     denied = [row._replace(reported=reported) for row in rows(3, 1000, decision="rate_limited")]
     fill(url, WEEK, rows(41, MINUTE_US, tool="report"), denied)
     file = tmp_path / "team.toml"
-    file.write_text(rule("9000/1h", user="*", tool="search") + rule("8000/1h", user="*", tool="report") + "# end\n")
+    file.write_text(rule("9000/1h", user="*", tool="search") + rule("8000/1h", user="*", tool="report") + "# end\n", "utf-8")
     found = suggestion(tmp_path, url, "--policy", str(file))
     assert [one["number"] for one in found["rules"] if one["suggestion"] == "change"] == [1, 2]
     assert [one["denied"] for one in found["rules"][:2]] == [3, 0]
@@ -145,7 +145,7 @@ def test_since_leaves_out_older_calls_even_if_they_were_written_later(tmp_path: 
 
 @pytest.fixture
 def local(tmp_path: Path) -> str:
-    return f"sqlite://{tmp_path / 'mcpguard.db'}"
+    return f"{sqlite(tmp_path)}/mcpguard.db"
 
 
 def test_comments_beside_limits_are_kept_and_old_reasons_are_not(tmp_path: Path, local: str) -> None:
@@ -175,7 +175,7 @@ def test_crlf_is_kept_and_rules_in_a_list_in_brackets_are_left_to_the_user(tmp_p
     new = json.loads(mcpguard(tmp_path, "policy", "suggest", "--json").stdout)["toml"]
     assert [rule.limit_text for rule in parse(new).rules] == ["100/1h", "5/1m 100/1h"]
     assert new.count("\n") == new.count("\r\n")
-    file.write_text("rule = [{tool = 'search', limit = '900/1h'}]\n")
+    file.write_text("rule = [{tool = 'search', limit = '900/1h'}]\n", "utf-8")
     assert "mcpguard: the file has rule = […]" in mcpguard(tmp_path, "policy", "suggest").stderr
 
 
@@ -226,7 +226,7 @@ def test_wrong_options_are_reported(tmp_path: Path, argv: list[str], status: int
 
 def test_names_do_not_reach_the_terminal_with_control_characters(tmp_path: Path, local: str) -> None:
     fill(local, rows(120, 20 * MINUTE_US, user="\x1b]0;owned\x07\u009b2J"))
-    (tmp_path / "policy.toml").write_text("# \u009b2J\n" + STARTER)
+    (tmp_path / "policy.toml").write_text("# \u009b2J\n" + STARTER, "utf-8")
     _, said = on_terminal(tmp_path, "policy", "suggest", NO_COLOR="1")
     assert "owned" in said
     assert not {"\x1b", "\x07", "\u009b"} & set(said)

@@ -308,8 +308,8 @@ def compare(name: str, lines: list[str]) -> None:
     """Compare with the file that was looked at. `MCPGUARD_WRITE_SHOWN=1` writes it anew."""
     text = "\n".join(lines) + "\n"
     if os.environ.get("MCPGUARD_WRITE_SHOWN"):
-        (SHOWN / name).write_text(text)
-    assert text == (SHOWN / name).read_text()
+        (SHOWN / name).write_text(text, "utf-8")
+    assert text == (SHOWN / name).read_text("utf-8")
 
 
 def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None:
@@ -433,7 +433,7 @@ def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_pa
         shown.wait_for("rate_limited user  2/1h")
         policy(tmp_path, rule("7/1h", user="*"))
         shown.wait_for(" 7/1h ")
-        (tmp_path / "policy.toml").write_text("limit")
+        (tmp_path / "policy.toml").write_text("limit", "utf-8")
         shown.wait_for("policy.toml")
         assert shown.end(signal.SIGTERM) == 143
 
@@ -449,6 +449,7 @@ def test_the_screen_goes_on_in_a_store_that_replaces_its_own(tmp_path: Path) -> 
         assert shown.end(signal.SIGTERM) == 143
 
 
+@pytest.mark.posix
 def test_the_screen_keeps_the_policy_that_it_took_up_when_its_store_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ def whoami(home: Path, *argv: str, status: int = 0, **env: Any) -> dict[str, Any
 def test_without_a_token_it_shows_the_configured_user_and_where_it_is_set(
     tmp_path: Path, argv: list[str], env: dict[str, Any], config: str, user: str, place: str | None
 ) -> None:
-    (tmp_path / "config.toml").write_text(config)
+    (tmp_path / "config.toml").write_text(config, "utf-8")
     report = whoami(tmp_path, *argv, **env)
     assert (report["user"], report.get("user_from"), report["problems"]) == (user, place, [])
     assert report["user_source"] == ("config" if place else "os")
@@ -95,9 +95,10 @@ def test_it_shows_a_verified_user_and_the_claims_but_not_the_token(tmp_path: Pat
     }
 
 
+@pytest.mark.posix
 def test_every_problem_is_shown_and_the_status_is_1(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
-    file.write_text(token(number=1, headers={"kid": "RS256-0"}, aud="other", exp=1, iss="x"))
+    file.write_text(token(number=1, headers={"kid": "RS256-0"}, aud="other", exp=1, iss="x"), "utf-8")
     file.chmod(0o644)
     report = whoami(tmp_path, status=1)
     assert not {"user", "user_source"} & report.keys()

@@ -30,7 +30,7 @@ def machine(tmp_path: Path) -> Machine:
 def written(file: Path, **servers: object) -> Path:
     """Write a client's file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"mcpServers": servers}))
+    file.write_text(json.dumps({"mcpServers": servers}), "utf-8")
     return file
 
 
@@ -71,11 +71,11 @@ def test_servers_that_are_not_guarded_are_named_with_the_command_that_guards_the
 
 def test_a_file_that_does_not_parse_is_not_ok(machine: Machine) -> None:
     file = cursor(machine)
-    file.write_text("{,")
+    file.write_text("{,", "utf-8")
     (check,) = checks(machine)
     assert (check.ok, check.hint) == (False, "fix the file, then run this again")
     assert check.detail.startswith(f"{file}:1:2: ")
-    file.write_text("[" * 100_000)
+    file.write_text("[" * 100_000, "utf-8")
     (check,) = checks(machine)
     assert (check.ok, check.detail, check.hint) == (False, f"{file}: the file is nested too deeply", "correct the file")
 
@@ -84,7 +84,7 @@ def test_a_yaml_file_that_needs_an_extra_has_a_hint_that_installs_it(machine: Ma
     monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
     file = machine.home / ".config/goose/config.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text("extensions: {}\n")
+    file.write_text("extensions: {}\n", "utf-8")
     (check,) = checks(machine)
     assert (check.ok, check.hint) == (False, installing("yaml"))
 
@@ -100,7 +100,7 @@ def test_a_mcpguard_in_a_container_is_neither_missing_nor_believed(machine: Mach
     file = machine.home / "project/.devcontainer.json"
     file.parent.mkdir()
     servers = {"a": through("/in/container/mcpguard")}
-    file.write_text(json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}}))
+    file.write_text(json.dumps({"customizations": {"vscode": {"mcp": {"servers": servers}}}}), "utf-8")
     name = f"VS Code (project scope), {file}"
     told = "a: its mcpguard is in the container, so it is not checked from here"
     assert checks(machine, file.parent) == [
@@ -159,10 +159,10 @@ def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine:
 def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machine: Machine) -> None:
     other = installed(machine.home / "x", "0.0.1")
     file = cursor(machine, a=other)
-    file.write_text(file.read_text().replace('"run", ', '"run", "--store", "redis://h/0", '))
+    file.write_text(file.read_text("utf-8").replace('"run", ', '"run", "--store", "redis://h/0", '))
     (found,) = checks(machine)
     (instead,) = re.findall(r"write (\S+) in its place", found.hint)
-    file.write_text(file.read_text().replace(json.dumps(other), json.dumps(instead)))
+    file.write_text(file.read_text("utf-8").replace(json.dumps(other), json.dumps(instead)))
     (found,) = checks(machine)
     assert (found.ok, found.detail) == (True, "1 of 1 server guarded")
 
@@ -201,13 +201,13 @@ def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Mac
 
 def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
     (machine.home / ".codex").mkdir()
-    (machine.home / ".codex/config.toml").write_text("")
+    (machine.home / ".codex/config.toml").write_text("", "utf-8")
     hooks = machine.home / ".codex/hooks.json"
     assert checks(machine) == []
 
     def hook(command: str) -> Check:
         entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": command}]}
-        hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
+        hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}), "utf-8")
         (check,) = checks(machine)
         return check
 
@@ -223,7 +223,7 @@ def test_a_hook_is_ok_if_its_program_exists(machine: Machine) -> None:
     assert hook(gone).detail == f"{gone}: {told}"
     old = f"{installed(machine.home / 'x', '0.0.1')} hook codex"
     assert not hook(old).ok
-    hooks.write_text("{")
+    hooks.write_text("{", "utf-8")
     (check,) = checks(machine)
     assert (check.check, check.ok) == (name, False)
 
@@ -232,8 +232,8 @@ def test_a_hook_of_a_project_is_mended_in_the_project(machine: Machine) -> None:
     project = machine.home / "my project"
     entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "/gone/mcpguard hook claude-code"}]}
     (project / ".claude").mkdir(parents=True)
-    (project / ".claude/settings.local.json").write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
-    (project / ".mcp.json").write_text("{}")
+    (project / ".claude/settings.local.json").write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}), "utf-8")
+    (project / ".mcp.json").write_text("{}", "utf-8")
     (check,) = checks(machine, project)
     assert check.hint == f"mcpguard install claude-code --project '{project}' --hook"
 
@@ -253,12 +253,12 @@ def test_a_hook_whose_mcpguard_may_be_somebody_elses_is_not_ok(machine: Machine)
     public.chmod(0o777)
     brought = impostor(project / "mcpguard", machine.home / "touched")
     (project / ".claude").mkdir()
-    (project / ".mcp.json").write_text("{}")
+    (project / ".mcp.json").write_text("{}", "utf-8")
     hooks = project / ".claude/settings.local.json"
 
     def hook(command: str) -> Check:
         entry = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": f"{command} hook claude-code"}]}
-        hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
+        hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}), "utf-8")
         (check,) = checks(machine, project)
         return check
 

@@ -19,7 +19,7 @@ TOOLS = "search_customers, import_customers"
 def written(file: Path, **servers: object) -> Path:
     """Write a client's file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"mcpServers": servers}))
+    file.write_text(json.dumps({"mcpServers": servers}), "utf-8")
     return file
 
 
@@ -50,7 +50,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_clients_file_is_checked(tmp_path: Path) -> None:
     good, broken = cursor(tmp_path, crm=SERVER), windsurf(tmp_path)
-    broken.write_text("{")
+    broken.write_text("{", "utf-8")
     checks = doctor(tmp_path, status=1)
     assert only(checks, f"Cursor (user scope), {good}").detail == "0 of 1 server guarded; unguarded: crm"
     assert not only(checks, f"Windsurf (user scope), {broken}").ok
@@ -97,9 +97,9 @@ def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dic
 def test_a_server_starts_in_the_folder_that_its_entry_names(tmp_path: Path) -> None:
     folder = tmp_path / "crm server"
     folder.mkdir()
-    (folder / "server").write_text(f'#!/bin/sh\ntest -f mcpguard.py && exec "{PYTHON}" "{SDK}"\n')
+    (folder / "server").write_text(f'#!/bin/sh\ntest -f mcpguard.py && exec "{PYTHON}" "{SDK}"\n', "utf-8")
     (folder / "server").chmod(0o755)
-    (folder / "mcpguard.py").write_text("raise SystemExit('the wrong mcpguard')")
+    (folder / "mcpguard.py").write_text("raise SystemExit('the wrong mcpguard')", "utf-8")
     cursor(tmp_path, crm={"command": "./server", "cwd": str(folder)}, erp={**SERVER, "cwd": "/gone"})
     assert only(doctor(tmp_path, "--server", "crm"), "server").ok
     found = only(doctor(tmp_path, "--server", "erp", status=1), "server")
@@ -242,10 +242,10 @@ def test_of_the_servers_that_claude_code_keeps_for_projects_that_of_the_working_
     shutil.copy(SDK, one / "server.py")
     local = {"mcpServers": {"crm": {"command": PYTHON, "args": ["server.py"]}}}
     gone = {"mcpServers": {"crm": {"command": "gone"}}}
-    file.write_text(json.dumps({"projects": {str(one): local, str(other): gone}}))
+    file.write_text(json.dumps({"projects": {str(one): local, str(other): gone}}), "utf-8")
     monkeypatch.chdir(one)
     assert only(doctor(tmp_path, "--server", "crm"), "server").ok
-    file.write_text(json.dumps({"projects": {str(one): local}}))
+    file.write_text(json.dumps({"projects": {str(one): local}}), "utf-8")
     monkeypatch.chdir(other)
     assert only(doctor(tmp_path, "--server", "crm"), "server").ok
 

@@ -22,7 +22,7 @@ def test_a_valid_token_names_the_user_and_when_it_ends(tmp_path: Path, keys: Key
 @pytest.mark.posix  # Windows has access lists in place of modes
 def test_every_problem_of_a_token_fails(tmp_path: Path, keys: KeyServer) -> None:
     file = settings(tmp_path, keys.url)
-    file.write_text(token(exp=1, iss="x"))
+    file.write_text(token(exp=1, iss="x"), "utf-8")
     file.chmod(0o644)
     checks = doctor(tmp_path, status=1)
     assert not only(checks, "identity").ok

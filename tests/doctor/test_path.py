@@ -48,7 +48,7 @@ def test_the_own_command_is_the_first_one_though_its_folder_is_on_the_path_again
 def test_a_command_that_is_not_on_the_path_is_noted_with_its_full_path(tmp_path: Path) -> None:
     own = program(tmp_path / "own")
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/mcpguard").write_text("not executable")
+    (tmp_path / "bin/mcpguard").write_text("not executable", "utf-8")
     (tmp_path / "sources/mcpguard").mkdir(parents=True)
     (found,) = checks(own, tmp_path / "bin", tmp_path / "sources")
     assert found.is_advice

@@ -106,7 +106,7 @@ def test_a_server_that_exits_is_told_with_its_status_and_its_last_line(tmp_path:
 
 
 def test_a_server_that_exits_without_a_word_is_told(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("quiet = true\n")
+    (tmp_path / "config.toml").write_text("quiet = true\n", "utf-8")
     for status in (0, 7):
         found = only(doctor(tmp_path, "--quiet", "--", *python(f"import os; os._exit({status})"), status=1), "server")
         assert found.detail == f"server exited with status {status}; it wrote nothing to stderr"

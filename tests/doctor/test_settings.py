@@ -16,7 +16,7 @@ def test_a_new_installation_has_nothing_to_mend(tmp_path: Path) -> None:
 
 
 def test_the_settings_file_and_the_names_of_variables_are_told(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('[identity]\nuser = "alice"\n')
+    (tmp_path / "config.toml").write_text('[identity]\nuser = "alice"\n', "utf-8")
     checks = doctor(tmp_path, MCPGUARD_AGENT="::api::nightly", MCPGUARD_STORE_PASSWORD="s3cret")
     names = "MCPGUARD_AGENT MCPGUARD_HOME MCPGUARD_STORE_PASSWORD"
     assert only(checks, "config").detail == f"{tmp_path / 'config.toml'}; variables: {names}"
@@ -25,7 +25,7 @@ def test_the_settings_file_and_the_names_of_variables_are_told(tmp_path: Path) -
 
 @pytest.mark.parametrize("text", ["quiet = 1", "[", '[store]\nurl = "s3cret"', '[store]\nurl = "ftp://u:s3cret@host"'])
 def test_settings_that_are_not_valid_end_the_checks_that_need_them(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.toml").write_text(text)
+    (tmp_path / "config.toml").write_text(text, "utf-8")
     (config,) = doctor(tmp_path, status=1)
     assert (config.check, config.ok) == ("config", False)
     assert "s3cret" not in str(config)

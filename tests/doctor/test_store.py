@@ -10,7 +10,7 @@ import pytest
 
 from mcpguard.doctor import store
 from tests import redis_servers
-from tests.cli.command import BOUND, calls, permissions_bind, process
+from tests.cli.command import BOUND, calls, permissions_bind, process, sqlite
 from tests.doctor.checks import doctor, of, only
 from tests.end_to_end.outages import stopped_holder
 
@@ -88,7 +88,7 @@ def test_a_copy_beside_the_store_is_not_the_stores(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp_path: Path) -> None:
-    checks = doctor(tmp_path, "--store", f"sqlite://{tmp_path}/state/deep/mcpguard.db")
+    checks = doctor(tmp_path, "--store", f"{sqlite(tmp_path)}/state/deep/mcpguard.db")
     assert only(checks, "store").detail == f"{tmp_path / 'state/deep/mcpguard.db'}: not made yet; the first server makes it"
     assert only(checks, "space").detail.endswith(f" free in {tmp_path}")
     assert list(tmp_path.iterdir()) == []
@@ -96,7 +96,7 @@ def test_a_store_that_is_not_made_yet_is_good_though_its_folders_are_missing(tmp
 
 def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    found = only(doctor(tmp_path, "--store", f"sqlite://{tmp_path}/file/mcpguard.db", status=1), "store")
+    found = only(doctor(tmp_path, "--store", f"{sqlite(tmp_path)}/file/mcpguard.db", status=1), "store")
     assert found.detail == f"{tmp_path / 'file/mcpguard.db'} cannot be made: {tmp_path / 'file'} is not a folder"
 
 

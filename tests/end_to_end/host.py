@@ -97,12 +97,12 @@ def budget(home: Path, timeout_ms: int) -> None:
     home.mkdir(exist_ok=True, parents=True)
     file = home / "config.toml"
     with contextlib.suppress(ValueError, RecursionError):  # a test has written a broken file
-        settings = tomllib.loads(file.read_text() if file.exists() else "")
+        settings = tomllib.loads(file.read_text("utf-8") if file.exists() else "")
         store = settings.setdefault("store", {})
         if "timeout_ms" not in store:
             store["timeout_ms"] = timeout_ms
             new = home / f"config-{threading.get_ident()}.new"
-            new.write_text(tomli_w.dumps(settings))
+            new.write_text(tomli_w.dumps(settings), "utf-8")
             new.replace(file)
 
 
@@ -220,7 +220,7 @@ class Host:
 
     @property
     def err(self) -> str:
-        return self._err.read_text(errors="replace")
+        return self._err.read_text("utf-8", errors="replace")
 
     def send(self, *messages: Message | bytes) -> None:
         for message in messages:
@@ -357,7 +357,7 @@ def audit(home: Path, *, policies: bool = False) -> list[Message]:
 
 def all_said(home: Path) -> str:
     """The stderr of all wrappers of a home."""
-    return "".join(file.read_text(errors="replace") for file in sorted(home.glob("stderr-*")))
+    return "".join(file.read_text("utf-8", errors="replace") for file in sorted(home.glob("stderr-*")))
 
 
 def total(rows: Sequence[Message], decision: str) -> int:
@@ -371,6 +371,10 @@ def policy(home: Path, text: str) -> Path:
     file = home / "policy.toml"
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def sqlite_url(file: Path) -> str:
+    return f"sqlite:///{file.as_posix().removeprefix('/')}"
 
 
 def rule(limit: str, **selectors: str) -> str:

@@ -18,7 +18,7 @@ from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.redis_servers import Server
 
-from .host import DEADLINE_S, PATIENT_MS, ROOT, Host, Message, call, policy, rule, script, until
+from .host import DEADLINE_S, PATIENT_MS, ROOT, Host, Message, call, policy, rule, script, sqlite_url, until
 
 BUDGET_MS = 1500
 """Short enough to be waited for where the store hangs; long enough for one that works, on a busy machine."""
@@ -84,7 +84,7 @@ class Place:
     def __init__(self, folder: Path, server: Server | None = None) -> None:
         self.server = server
         self.path = folder / "mcpguard.db"
-        self.url = server.url if server else f"sqlite:///{self.path.as_posix().lstrip('/')}"
+        self.url = server.url if server else sqlite_url(self.path)
 
     @property
     def log(self) -> Path:
@@ -217,7 +217,8 @@ def _is_damaged(place: Place, _: EagerHost | None) -> Iterator[None]:
     yield
     assert place.path.read_bytes() == damaged
     for one in place.path.parent.glob("mcpguard.db*"):
-        one.unlink()
+        with contextlib.suppress(PermissionError):  # on Windows the wrapper's log of the outage, which it has open
+            one.unlink()
 
 
 @contextlib.contextmanager

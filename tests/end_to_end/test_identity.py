@@ -53,7 +53,7 @@ def session(home: Path, *messages: Message, **how: Any) -> list[Message]:
 def test_who_calls_is_configured_and_its_source_is_in_the_audit(
     tmp_path: Path, options: list[str], env: dict[str, str], config: str, expected: tuple[str, ...]
 ) -> None:
-    (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n")
+    (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n", "utf-8")
     rows = session(tmp_path, call(1, "search"), options=options, env=env)
     assert [tuple(row[key] for key in WHO) for row in rows] == [expected]
 
@@ -76,7 +76,7 @@ def test_a_client_that_introduces_itself_fills_the_first_part_of_the_agent(tmp_p
     ],
 )
 def test_whether_a_client_is_believed_is_configured(tmp_path: Path, config: str, expected: tuple[str, str]) -> None:
-    (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n")
+    (tmp_path / "config.toml").write_text(f"[identity]\n{config}\n", "utf-8")
     rows = session(tmp_path, initialize("one"), call(1, "search", _meta={"mcpguard/agent": "x::api::y"}))
     assert [(row["agent"], row["agent_source"]) for row in rows] == [expected]
 
@@ -101,6 +101,7 @@ def test_the_guards_secrets_are_not_the_servers_nor_in_any_output_and_all_else_i
     assert not (tmp_path / "mcpguard.db").exists()
 
 
+@pytest.mark.posix
 def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
     home = tmp_path / "not" / "yet"
     session(tmp_path, call(1, "search"), options=["--store", f"sqlite://{home}/mcpguard.db"])

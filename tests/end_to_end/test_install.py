@@ -46,7 +46,7 @@ def test_a_client_uses_an_installed_server_within_its_limits_and_uninstall_gives
     entry: Mapping[str, Any] = (
         json.loads(installed)["mcpServers"]["crm"] if content == JSON else tomllib.loads(installed)["mcp_servers"]["crm"]
     )
-    assert Path(entry["command"]).name == "mcpguard"
+    assert Path(entry["command"]).stem == "mcpguard"
 
     async def use() -> tuple[str, bool]:
         env = {"MCPGUARD_HOME": str(account.state), "PYTHONPATH": str(ROOT)}

@@ -16,7 +16,7 @@ from mcpguard.stores.sqlite.log_records import START
 from tests.cli.command import mcpguard
 from tests.redis_servers import running
 
-from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, total
+from .host import Host, Message, all_said, audit, call, lines, policy, rule, script, sqlite_url, total
 
 SEARCHES = rule("100/1h", user="*", tool="search_customers")
 
@@ -78,7 +78,7 @@ def test_of_a_loop_of_3000_calls_exactly_100_reach_the_server_and_each_other_one
 @pytest.fixture(params=["SQLite", "Redis"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "SQLite":
-        yield f"sqlite://{tmp_path}/mcpguard.db"
+        yield sqlite_url(tmp_path / "mcpguard.db")
         return
     with running(tmp_path / "redis") as server:
         yield server.url

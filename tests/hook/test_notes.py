@@ -20,7 +20,7 @@ from mcpguard.identity.client_agents import AgentNote
 from mcpguard.locks import lock_file
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import command, mcpguard
+from tests.cli.command import command, mcpguard, sqlite
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, until
 from tests.end_to_end.outages import root_only
 from tests.identity.test_client_agents import CODEX_SESSION, EXPLORE, without
@@ -91,13 +91,13 @@ def test_a_subagents_call_is_noted(home: Path) -> None:
 def test_it_uses_the_store_and_the_namespace_of_the_settings(home: Path, tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         SqliteStore(tmp_path / f"{name}.db").close()
-    (home / "config.toml").write_text(f'[store]\nurl = "sqlite://{tmp_path}/one.db"\nnamespace = "team"\n')
+    (home / "config.toml").write_text(f'[store]\nurl = "{sqlite(tmp_path)}/one.db"\nnamespace = "team"\n', "utf-8")
     note(home, EXPLORE)
     assert noted(tmp_path / "one.db", "team")
     assert not noted(tmp_path / "one.db", "default")
-    note(home, EXPLORE, "--store", f"sqlite://{tmp_path}/two.db", MCPGUARD_NAMESPACE="other")
+    note(home, EXPLORE, "--store", f"{sqlite(tmp_path)}/two.db", MCPGUARD_NAMESPACE="other")
     assert noted(tmp_path / "two.db", "other")
-    (tmp_path / "three.toml").write_text(f'[store]\nurl = "sqlite://{tmp_path}/three.db"\n')
+    (tmp_path / "three.toml").write_text(f'[store]\nurl = "{sqlite(tmp_path)}/three.db"\n', "utf-8")
     note(home, EXPLORE, "--config", str(tmp_path / "three.toml"))
     assert noted(tmp_path / "three.db")
     assert not noted(home / "mcpguard.db")
@@ -142,7 +142,7 @@ def test_copilots_hook_prints_the_meta_that_it_is_given_and_the_calls_id(home: P
 
 def test_copilots_hook_prints_nothing_if_it_left_no_note(tmp_path: Path) -> None:
     assert hook(tmp_path / "none", COPILOT["subagent"]["hook"], client="copilot") == b""
-    (tmp_path / "config.toml").write_text("not toml [")
+    (tmp_path / "config.toml").write_text("not toml [", "utf-8")
     assert hook(tmp_path, COPILOT["subagent"]["hook"], client="copilot") == b""
 
 
@@ -178,7 +178,7 @@ def test_large_arguments_are_accepted_and_too_large_ones_are_ignored(home: Path)
     ["not toml [", '[store]\nurl = "nonsense"\n', '[store]\nurl = "redis://127.0.0.1:1/0"\n', "[store]\ntimeout_ms = -1\n"],
 )
 def test_a_broken_config_is_not_reported_by_the_hook(home: Path, broken: str) -> None:
-    (home / "config.toml").write_text(broken)
+    (home / "config.toml").write_text(broken, "utf-8")
     hook(home, EXPLORE)
 
 
@@ -220,7 +220,7 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
     monkeypatch.setenv("MCPGUARD_HOME", str(home))
     monkeypatch.setattr(SqliteAddress, "leave_note", leave_note)
     for config in ("", "[store]\ntimeout_ms = 90\n"):
-        (home / "config.toml").write_text(config)
+        (home / "config.toml").write_text(config, "utf-8")
         _note("claude-code", EXPLORE)
     assert waits == [0.25, 0.09]
 
@@ -231,7 +231,7 @@ def test_a_hanging_name_server_does_not_delay_the_call(tmp_path: Path) -> None:
     place = ".".join(["127", *map(str, os.urandom(2)), "53"])  # an address of its own, for tests that run at the same time
     with contextlib.closing(nameserver):
         nameserver.bind((place, 53))  # it receives queries and does not answer
-        (tmp_path / "resolv.conf").write_text(f"nameserver {place}\noptions timeout:30 attempts:5\n")
+        (tmp_path / "resolv.conf").write_text(f"nameserver {place}\noptions timeout:30 attempts:5\n", "utf-8")
         under = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', tmp_path / "resolv.conf"]
         tuned = {"mcpguard.hook.run.TIMEOUT_S": 8}  # long enough to reach the query on a busy machine
 
@@ -258,6 +258,7 @@ def test_it_does_not_wait_for_endless_input(home: Path) -> None:
     process.stdin.close()
 
 
+@pytest.mark.posix
 def test_closed_streams_are_accepted(home: Path) -> None:
     def close() -> None:
         for fd in (0, 1, 2):

@@ -1,7 +1,5 @@
 """`mcpguard audit prune`: deletes old rows."""
 
-from datetime import UTC, datetime
-
 import click
 
 from mcpguard.cli.base import Command, give_way
@@ -10,6 +8,7 @@ from mcpguard.cli.present import echo
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
 from mcpguard.text.printing import amount, printable
+from mcpguard.text.times import rfc3339
 
 
 @click.command("prune", Command)
@@ -33,7 +32,7 @@ def prune(settings: Settings, before: str, yes: bool) -> int | None:
     if not settings.address.exists():
         echo(f"no rows: there is no store at {settings.address.shown}")
         return None
-    when = datetime.fromtimestamp(before_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    when = f"{rfc3339(before_us)[:19].replace('T', ' ')} UTC"
     where = printable(settings.address.shown)
     if not yes and not click.confirm(f"Delete the audit rows before {when} in {where}?", err=True):
         click.echo("nothing was deleted", err=True)

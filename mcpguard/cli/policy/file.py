@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 import click
@@ -13,7 +12,7 @@ from mcpguard.cli.errors import lines
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option, policy_option, with_settings
 from mcpguard.cli.policy.show import counted
-from mcpguard.cli.present import echo, echo_json, warn
+from mcpguard.cli.present import can_ask, echo, echo_json, warn
 from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_tier, used_tiers
@@ -117,7 +116,7 @@ def edit(settings: Settings) -> int | None:
             try:
                 found = draft.check()
             except PolicyError as error:
-                if not (draft.is_changed and sys.stdin and sys.stdin.isatty()):
+                if not (draft.is_changed and can_ask()):
                     if draft.is_changed:
                         echo(f"{path}: not saved, because the text has errors", err=True)
                     raise
