@@ -6,15 +6,15 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from mcpguard.clients.catalog import Client, Hook
+from mcpguard.clients.catalog import Client
 from mcpguard.clients.discovery import Fault, Machine, Source, content_of, entries_of, hook_file, is_off, is_used, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guard, Guards
-from mcpguard.clients.hooks import commands_in, decides, guard_of, handlers
+from mcpguard.clients.hooks import Ours, decides, guard_of, ours
 from mcpguard.clients.installing import starts_mcpguard
 from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect
@@ -101,39 +101,12 @@ class Coverage:
         event = next(event for event in client.hook.events if event.decides)
         whole = ("", "*", None, json.loads(event.form).get("matcher"))
         try:
-            found = [*_ours(hook_file(self._machine, client.hook, project), client.hook)]
+            found = ours(hook_file(self._machine, client.hook, project), client.hook)
         except Fault:
             return False
         asks = [one for one in found if one.event == event.name and decides(one.command) and one.entry.get("matcher") in whole]
         is_known = any(guard_of(one.command, self.guards, project).state == "known" for one in asks)
         return is_known and not why_skipped(self._machine, client, project)
-
-
-class _Ours(NamedTuple):
-    """A hook of mcpguard: its event and its places, the entry around it, itself, and its command line."""
-
-    event: str
-    places: tuple[int, int]
-    entry: dict[str, Any]
-    handler: dict[str, Any]
-    command: str
-
-
-def _ours(file: Path, hook: Hook) -> Iterator[_Ours]:
-    """The hooks of mcpguard in a client's file.
-
-    Raises:
-        Fault: The file cannot be read.
-    """
-    known = commands_in(file, hook)
-    value = content_of(file) if known else {"hooks": {}}
-    for event in hook.names:
-        entries = value["hooks"].get(event)
-        for group, entry in enumerate(entries if isinstance(entries, list) else ()):
-            for at, handler in enumerate(handlers(entry) if isinstance(entry, dict) else ()):
-                for command in known:
-                    if isinstance(handler, dict) and command in handler.values():
-                        yield _Ours(event, (group, at), entry, handler, command)
 
 
 def why_skipped(machine: Machine, client: Client, project: Path | None) -> str:
@@ -150,13 +123,13 @@ def why_skipped(machine: Machine, client: Client, project: Path | None) -> str:
     state = content_of(machine.paths(hook.trust)[0])
     for key in ("hooks", "state"):
         state = state.get(key) if isinstance(state, dict) else None
-    deciding = [one for one in _ours(file, hook) if decides(one.command)]
+    deciding = [one for one in ours(file, hook) if decides(one.command)]
     if all(any(_is_trusted(state or {}, name, one) for name in (file, os.path.realpath(file))) for one in deciding):
         return ""
     return f"{client.title} skips it, because you have not trusted it, or not since it changed"
 
 
-def _is_trusted(states: dict[str, Any], file: Path | str, one: _Ours) -> bool:
+def _is_trusted(states: dict[str, Any], file: Path | str, one: Ours) -> bool:
     """Whether Codex runs a hook: it keeps a hash of the definition. Seen in 0.171.0."""
     event = re.sub(r"(?<=.)(?=[A-Z])", "_", one.event).lower()
     state = states.get(f"{file}:{event}:{one.places[0]}:{one.places[1]}") or {}

@@ -241,6 +241,8 @@ def read(file: Path) -> bytes:
         data = read_at_once(file, MAX_BYTES + 1)
     except OSError as error:
         raise Fault(f"{file}: cannot be read: {error.strerror or error}", _hint(file)) from error
+    except ValueError as error:  # a plugin names it, with a U+0000 or half a character
+        raise Fault(f"{os.fspath(file)!a}: not a path") from error
     if len(data) > MAX_BYTES:
         raise Fault(f"{file}: over {MAX_BYTES >> 20} MiB", "check that it is the client's file")
     return data

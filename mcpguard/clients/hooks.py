@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.catalog import COMMAND, SHELL, Client, Event, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
@@ -32,19 +32,51 @@ _COMMANDS: Final = ("command", "bash", "powershell")
 """The members of a hook that can have its command line."""
 
 
-def commands_in(file: Path, hook: Hook) -> list[str]:
-    """The command lines of mcpguard's hooks in a client's file. A missing file has none.
+class Ours(NamedTuple):
+    """A hook of mcpguard in a client's file.
+
+    Attributes:
+        event: Its event.
+        places: The index of its entry for the event, and its own in the entry.
+        entry: The entry.
+        handler: The hook in it, or the entry itself.
+        command: Its command line.
+    """
+
+    event: str
+    places: tuple[int, int]
+    entry: dict[str, Any]
+    handler: dict[str, Any]
+    command: str
+
+
+def ours(file: Path, hook: Hook) -> list[Ours]:
+    """The hooks of mcpguard in a client's file. A missing file has none.
 
     Raises:
         Fault: The file cannot be read.
     """
-    if not may_exist(file):
-        return []
+    data = read(file) if may_exist(file) else b""
     try:
-        data = read(file)
-        return list(dict.fromkeys(command for event in hook.names for command in hook_commands(data, event, hook.dialect)))
+        value = {} if is_blank(data) else plain(parsed(data, hook.dialect).root)
     except Unreadable as error:
         raise unreadable(file, error) from error
+    events = value.get("hooks") if isinstance(value, dict) else None
+    lists = [(event, events.get(event)) for event in hook.names] if isinstance(events, dict) else []
+    entries = [
+        (event, group, one) for event, entries in lists if isinstance(entries, list) for group, one in enumerate(entries)
+    ]
+    return [
+        Ours(event, (group, at), entry, handler, text)
+        for event, group, entry in entries
+        for at, handler in enumerate(handlers(entry))
+        if (text := next((text for key in _COMMANDS if _OURS.search(text := str(handler.get(key)))), ""))
+    ]
+
+
+def commands_in(file: Path, hook: Hook) -> list[str]:
+    """The command lines of mcpguard's hooks in a client's file: see `ours`."""
+    return list(dict.fromkeys(one.command for one in ours(file, hook)))
 
 
 def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
@@ -146,10 +178,10 @@ def filled(form: str, command: str, closed: str = "{}") -> dict[str, Any]:
     return entry
 
 
-def handlers(entry: Mapping[str, Any]) -> list[Any]:
+def handlers(entry: Any) -> list[dict[str, Any]]:
     """What has the command lines of an entry: its hooks, or the entry itself."""
-    found = entry.get("hooks", [entry])
-    return found if isinstance(found, list) else []
+    found = entry.get("hooks", [entry]) if isinstance(entry, dict) else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _deciding(data: bytes, file: Path, event: Event, client: Client, launcher: Launcher, *, fail_closed: bool) -> bytes:
@@ -161,8 +193,8 @@ def _deciding(data: bytes, file: Path, event: Event, client: Client, launcher: L
     assert client.hook  # noqa: S101 - see the caller
     document, closed = parsed(data, client.hook.dialect), event.closed if fail_closed else "{}"
     (node, lines), *others = _hooks(document.root, event.name)
-    ours = [one for one in handlers(plain(node)) if isinstance(one, dict)]
-    is_done = all(decides(str(line.value)) for line in lines) and all(json.loads(closed).items() <= one.items() for one in ours)
+    is_closed = all(json.loads(closed).items() <= one.items() for one in handlers(plain(node)))
+    is_done = is_closed and all(decides(str(line.value)) for line in lines)
     if is_done and not others:
         return data
     entries = _entries(document.root, event.name)

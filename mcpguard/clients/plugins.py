@@ -43,12 +43,13 @@ def plugin_sources(machine: Machine, project: Path | None = None) -> Iterator[So
                     yield Source(client, "plugin", file, layout, Dialect.JSONC, folder=folder, plugin=plugin)
 
 
-def of_plugin(machine: Machine, source: Source, entry: Entry) -> Entry:
-    """An entry of a plugin as its client has it: with the name that it has there, and disabled if something replaces it."""
+def of_plugin(machine: Machine, source: Source, entry: Entry, *, replaced: bool = True) -> Entry:
+    """An entry of a plugin with its name in the client. It is disabled if it is switched off, or also if it is replaced."""
     kind = source.client.plugins
     assert kind  # noqa: S101 - see `plugin_sources`
     name = kind.server.replace("{plugin}", source.plugin.partition("@")[0]).replace("{server}", entry.name)
-    off = any(is_off(machine, switch, plugin=source.plugin, server=name) for switch in kind.off)
+    switches = [switch for switch in kind.off if replaced or not switch.endswith(" | any")]
+    off = any(is_off(machine, switch, plugin=source.plugin, server=name) for switch in switches)
     return entry._replace(name=name, kind="disabled" if off else entry.kind, may_start=entry.may_start and not off)
 
 

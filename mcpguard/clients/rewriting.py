@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.clients.discovery import Fault, Source, content_of, entries_of, is_off, readable_entries
+from mcpguard.clients.discovery import Fault, Source, content_of, entries_of, readable_entries
 from mcpguard.clients.entries import ENV, URLS, Entry, holder_of, servers_of
 from mcpguard.clients.launcher import Launcher
 from mcpguard.clients.plan import Outcome, Plan, record_of
-from mcpguard.clients.plugins import plugin_sources
+from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect, Document, Splice, encoded, quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Container, Object, Unreadable, plain
@@ -129,14 +129,15 @@ def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: 
     """
     own = {one.name: one for one in entries_of(source, plan.content(source.file))}
     for brought in plugin_sources(plan.machine):
-        for entry in readable_entries(brought) if brought.client is source.client else ():
+        for one in readable_entries(brought) if brought.client is source.client else ():
+            entry = of_plugin(plan.machine, brought, one, replaced=False)
             known, records = own.get(entry.name), plan.rewritten(source, entry.name)
             wanted = entry.kind == "stdio" and (not servers or entry.name in servers) and (records or not known)
-            if not wanted or _is_off(plan, brought, entry):
+            if not wanted:
                 continue
             block = _own_entry(brought, entry, launcher)
             (new,) = entries_of(source, block.encode())
-            if known and _own_command(known) == _own_command(new):
+            if known and (known.words[len(known.guard or ()) :], known.cwd) == (new.words[len(new.guard or ()) :], new.cwd):
                 continue
             if known and not restored(plan, source, known):
                 raise Fault(f"{source.file}: {entry.name}: not changed: its entry was edited", "remove it, then run this again")
@@ -146,16 +147,6 @@ def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: 
             plan.put(source.file, old + encoded(added), source.dialect)
             plan.note(record_of(source, entry.name)._replace(new=added), holds=True)
             yield Outcome(source, entry.name, "guard", f"in place of the server of the plugin {brought.plugin}")
-
-
-def _is_off(plan: Plan, brought: Source, entry: Entry) -> bool:
-    switches = brought.client.plugins.off if brought.client.plugins else ()
-    off = [switch for switch in switches if "enabled" in switch]  # not that an own entry replaces it
-    return any(is_off(plan.machine, switch, plugin=brought.plugin, server=entry.name) for switch in off)
-
-
-def _own_command(entry: Entry) -> tuple[tuple[str, ...], str]:
-    return entry.words[len(entry.guard or ()) :], entry.cwd
 
 
 def _own_entry(brought: Source, entry: Entry, launcher: Launcher) -> str:

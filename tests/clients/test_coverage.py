@@ -166,6 +166,12 @@ def test_a_damaged_file_of_a_plugin_is_at_most_one_fault(machine: Machine, name:
         assert states(machine) in ({}, {str(file): "fault"})
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "missing.json", "", ".", "/dev/null"])
+def test_a_plugin_that_names_no_file_is_at_most_one_fault(machine: Machine, name: str) -> None:
+    write(machine, f"{CACHE}/1.0/.claude-plugin/plugin.json", {"mcpServers": [name, 5]})
+    assert list(states(machine).values()) in ([], ["fault"])
+
+
 def hooked(machine: Machine, *, command: str = f"{PROGRAM} hook claude-code --enforce", matcher: str = "*") -> None:
     hook = {"matcher": matcher, "hooks": [{"type": "command", "command": command}]}
     write(machine, ".claude/settings.json", {"hooks": {"PreToolUse": [hook]}})
