@@ -97,12 +97,12 @@ def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_fo
     done = account.run("install", *DECIDING, "--enforce", "--yes", MCPGUARD_STORE="redis://cache/0", MCPGUARD_QUIET="1")
     assert done.returncode == 0, done.stderr
     store = "--store redis://cache/0"
-    command = f"{PROGRAM} hook claude-code --enforce {store}"
+    command = f"{HOOK} hook claude-code --enforce {store}"
     entry = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
     assert deciding(settings) == deciding(settings, "PostToolUseFailure") == [entry]
-    entry = {"matcher": "*", "hooks": [{"type": "command", "command": f"{PROGRAM} hook codex --enforce {store}", "timeout": 5}]}
+    entry = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook codex --enforce {store}", "timeout": 5}]}
     assert json.loads(codex.read_bytes()) == {"hooks": {"PreToolUse": [entry]}}
-    command = f"{PROGRAM} hook copilot"
+    command = f"{HOOK} hook copilot"
     hook = {"type": "command", "bash": f"{command} --enforce {store}", "timeoutSec": 5}
     assert json.loads((account.home / ".copilot/hooks/mcpguard.json").read_bytes()) == {
         "version": 1,
@@ -112,12 +112,12 @@ def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_fo
             "postToolUseFailure": [hook],
         },
     }
-    hook = {"command": f"{PROGRAM} hook cursor --enforce {store}", "timeout": 5}
+    hook = {"command": f"{HOOK} hook cursor --enforce {store}", "timeout": 5}
     assert json.loads((account.home / ".cursor/hooks.json").read_bytes()) == {
         "version": 1,
         "hooks": {"beforeMCPExecution": [hook], "preToolUse": [{"matcher": "^(?!MCP:)"} | hook]},
     }
-    hook = {"type": "command", "command": f"{PROGRAM} hook gemini --enforce {store}", "timeout": 5000}
+    hook = {"type": "command", "command": f"{HOOK} hook gemini --enforce {store}", "timeout": 5000}
     text = gemini.read_text().replace("// mine", "").replace(",\n}", "}")
     assert json.loads(text)["hooks"] == {key: [{"matcher": "*", "hooks": [hook]}] for key in ("BeforeTool", "AfterTool")}
     said = " ".join(done.stdout.split())
@@ -132,12 +132,12 @@ def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_fo
 def test_a_hook_for_notes_becomes_the_deciding_one_in_its_place_with_its_options(account: Account) -> None:
     account.codex()
     mine = {"matcher": "Bash", "hooks": [{"type": "command", "command": "lint"}]}
-    line = f"MCPGUARD_USER=a {PROGRAM} hook codex --config /c.toml 2>/dev/null"
+    line = f"MCPGUARD_USER=a {HOOK} hook codex --config /c.toml 2>/dev/null"
     note = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": line, "timeout": 9}]}
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [mine, note, mine]}}))
     done = account.run("install", "--enforce", "--yes", MCPGUARD_POLICY="/p.toml")
     assert "the hook decides now: it limits" in " ".join(done.stdout.split())
-    now = f"MCPGUARD_USER=a {PROGRAM} hook codex --enforce --config /c.toml 2>/dev/null --policy /p.toml"
+    now = f"MCPGUARD_USER=a {HOOK} hook codex --enforce --config /c.toml 2>/dev/null --policy /p.toml"
     entry = {"matcher": "*", "hooks": [{"type": "command", "command": now, "timeout": 5}]}
     assert deciding(hooks) == [mine, entry, mine]
     account.run("uninstall", "--yes")
