@@ -94,6 +94,7 @@ def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dic
     assert hint == "correct its env in the client's file"
 
 
+@pytest.mark.posix
 def test_a_server_starts_in_the_folder_that_its_entry_names(tmp_path: Path) -> None:
     folder = tmp_path / "crm server"
     folder.mkdir()
@@ -141,6 +142,7 @@ def test_of_equal_entries_that_of_the_account_is_started_and_not_the_guarded_one
     assert "mallory" not in only(checks, "identity").detail
 
 
+@pytest.mark.posix
 def test_an_entry_whose_mcpguard_others_may_change_is_not_started(tmp_path: Path) -> None:
     public = tmp_path / "public"
     program = impostor(public / "mcpguard", tmp_path / "touched")
@@ -210,6 +212,7 @@ def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Pa
     assert found["hint"] == f"mcpguard install --project {project}; or add --allow-unguarded if that is meant"
 
 
+@pytest.mark.posix
 def test_what_a_shell_fills_in_stays_as_it_is_for_clients_that_fill_in_nothing(tmp_path: Path) -> None:
     entry = {"command": "sh", "args": ["-c", f'exec "{PYTHON}" "${{SCRIPT}}"'], "env": {"SCRIPT": SDK}}
     written(tmp_path / "account/.config/Claude/claude_desktop_config.json", crm=entry)

@@ -100,6 +100,7 @@ def test_a_store_in_place_of_a_folder_fails(tmp_path: Path) -> None:
     assert found.detail == f"{tmp_path / 'file/mcpguard.db'} cannot be made: {tmp_path / 'file'} is not a folder"
 
 
+@pytest.mark.posix
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
 def test_a_folder_in_which_even_root_can_make_nothing_fails(tmp_path: Path) -> None:
     found = only(doctor(tmp_path, "--store", "sqlite:///proc/acme/mcpguard.db", status=1), "store")
