@@ -40,7 +40,7 @@ def decision(name: str, client: ClientHook, given: Given, settings: Settings) ->
         settings: The settings of this machine.
     """
     call = client.shown(given)
-    if call is None or starts_run(call.command):
+    if call is None or (call.command and starts_run(call.command)):
         return None
     if not call.server:
         server, tool, is_guarded = copilot_parts(call.tool, _copilot_servers(given.get("cwd")))

@@ -2,14 +2,15 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.limiter.plan import Plan
 from mcpguard.session.audit import ERRORS, Outcome
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
-from mcpguard.wire import answers
-from mcpguard.wire.answers import Line, RetryInput
 from mcpguard.wire.frames import id_key
+
+if TYPE_CHECKING:  # loaded with the first answer: a hook that decides a call sees none
+    from mcpguard.wire.answers import Line, RetryInput
 
 MAX_IN_FLIGHT: Final = 65_536
 MAX_IN_FLIGHT_CHARS: Final = 8 * 1024 * 1024
@@ -82,7 +83,7 @@ class RequestsInFlight:
         while len(requests) > MAX_IN_FLIGHT or self._chars > MAX_IN_FLIGHT_CHARS:
             self._forget(next(iter(requests)), request.since_us)
 
-    def read_answers(self, lines: Sequence[Line], now_us: int) -> Iterator[tuple[InFlight, RetryInput]]:
+    def read_answers(self, lines: "Sequence[Line]", now_us: int) -> "Iterator[tuple[InFlight, RetryInput]]":
         """End the requests that the server has answered. Yields those that it wants to be made again, and with what input.
 
         The answer to a request that was cancelled or forgotten changes nothing.
@@ -91,6 +92,8 @@ class RequestsInFlight:
             lines: The lines that may be answers.
             now_us: When they were read.
         """
+        from mcpguard.wire import answers
+
         for line in lines:
             if not self.awaits_answers:
                 return

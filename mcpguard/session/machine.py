@@ -47,7 +47,7 @@ Invariants
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity import client_agents
@@ -61,9 +61,11 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending, Verdict
 from mcpguard.wire import frames
-from mcpguard.wire.answers import Line
 from mcpguard.wire.frames import INVALID_REQUEST, TOOLS_CALL, Frame, Refusal, id_key
 from mcpguard.wire.meta import CALL_IDS
+
+if TYPE_CHECKING:  # loaded with the first answer
+    from mcpguard.wire.answers import Line
 
 MAX_PORTION: Final = 256
 MAX_PORTION_BYTES: Final = 256 * 1024
@@ -525,7 +527,7 @@ class Session:
         """Whether there are outcomes to be recorded, or rows to be written."""
         return bool(self.in_flight.outcomes or self.unwritten)
 
-    def server_wrote(self, lines: Sequence[Line], now_us: int) -> None:
+    def server_wrote(self, lines: "Sequence[Line]", now_us: int) -> None:
         """Read outcomes off what the server has written, and grant free retries.
 
         Args:

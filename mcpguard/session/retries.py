@@ -5,12 +5,14 @@ the server has asked for it in this session, in an answer to the same user and t
 other calls are charged.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mcpguard.session.verdict import DecisionRequest
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import compact
-from mcpguard.wire.answers import RetryInput
+
+if TYPE_CHECKING:  # loaded with the first answer
+    from mcpguard.wire.answers import RetryInput
 
 MAX_ROUNDS: Final = 10
 """Retries that one charge pays for. SDK clients make up to ten by themselves."""
@@ -25,7 +27,7 @@ class FreeRetries:
     def __init__(self) -> None:
         self._waiting: dict[bytes, list[int]] = {}
 
-    def grant(self, user: str, tool: str, wanted: RetryInput, rounds: int) -> None:
+    def grant(self, user: str, tool: str, wanted: "RetryInput", rounds: int) -> None:
         """Make a retry free, because the server has asked for it.
 
         Args:
@@ -77,13 +79,15 @@ class FreeRetries:
         self._waiting.setdefault(ticket, []).append(request.rounds)
 
 
-def _given(state: str | None, params: dict[str, object]) -> RetryInput:
+def _given(state: str | None, params: dict[str, object]) -> "RetryInput":
     """What a call carries."""
+    from mcpguard.wire.answers import RetryInput
+
     inputs = params.get("inputResponses")
     return RetryInput(state, frozenset(inputs) if isinstance(inputs, dict) else frozenset())
 
 
-def _ticket(user: str, tool: str, carried: RetryInput) -> bytes:
+def _ticket(user: str, tool: str, carried: "RetryInput") -> bytes:
     """A digest by which a retry is recognised: of user, tool and state, or the keys of the input if there is no state."""
     text = compact((user, tool, sorted(carried.keys) if carried.state is None else carried.state))
     return blake2b(text.encode()).digest()
