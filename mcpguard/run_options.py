@@ -55,7 +55,7 @@ OPTIONS: Final = (
     Option("--quiet", "", "Write only errors to stderr."),
 )
 
-HOOKS: Final = ("claude-code", "codex", "copilot", "cursor", "gemini")
+HOOK_CLIENTS: Final = ("claude-code", "codex", "copilot", "cursor", "gemini")
 """The names of clients that `hook` knows."""
 
 HOOK_OPTIONS: Final = (
@@ -100,7 +100,7 @@ def parse_hook(argv: Sequence[str]) -> dict[str, Any] | None:
     Returns:
         The arguments of `hook.run.run`; None if this is another command, has an error, or asks for help.
     """
-    is_hook = len(argv) > 1 and argv[0] == "hook" and argv[1] in HOOKS
+    is_hook = len(argv) > 1 and argv[0] == "hook" and argv[1] in HOOK_CLIENTS
     parsed = _parsed(argv[2:], HOOK_OPTIONS) if is_hook else None
     if parsed is None:
         return None

@@ -1,7 +1,7 @@
 """`docs/commands.md` is the help of the commands."""
 
 from mcpguard.cli import commands
-from mcpguard.run_options import HOOKS
+from mcpguard.run_options import HOOK_CLIENTS
 from tests.command_reference import PAGE, contexts, reference
 
 
@@ -23,4 +23,4 @@ def test_every_command_and_subcommand_has_a_section() -> None:
 def test_every_help_shows_an_example_or_what_to_write_into_a_file() -> None:
     helps = {context.command_path: context.command.get_help(context) for context in contexts(commands.cli, "mcpguard")}
     without = {path for path, text in helps.items() if "Example" not in text}
-    assert without == {"mcpguard completion", *(f"mcpguard hook {client}" for client in HOOKS)}
+    assert without == {"mcpguard completion", *(f"mcpguard hook {client}" for client in HOOK_CLIENTS)}

@@ -7,7 +7,7 @@ import click
 from mcpguard.cli.base import Command, Group
 from mcpguard.cli.run import click_option
 from mcpguard.hook.run import run
-from mcpguard.run_options import HOOK_OPTIONS, HOOKS
+from mcpguard.run_options import HOOK_CLIENTS, HOOK_OPTIONS
 
 _TITLES: Final = ("Claude Code", "Codex", "Copilot CLI", "Cursor", "Gemini CLI")
 
@@ -18,7 +18,8 @@ _PARAMS: Final = [click_option(option) for option in HOOK_OPTIONS]
     "hook",
     Group,
     parts={
-        name: (f"hook:{name.replace('-', '_')}", f"The hook of {title}.") for name, title in zip(HOOKS, _TITLES, strict=True)
+        name: (f"hook:{name.replace('-', '_')}", f"The hook of {title}.")
+        for name, title in zip(HOOK_CLIENTS, _TITLES, strict=True)
     },
 )
 def hook() -> None:

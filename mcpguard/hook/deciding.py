@@ -3,20 +3,21 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from mcpguard import run_options
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_identity
-from mcpguard.errors import StoreUnavailable
+from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.hook.shown import ClientHook, Given, ShownCall, copilot_parts
+from mcpguard.identity.account import account_name
 from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key
 from mcpguard.policy.file import PolicyFile
-from mcpguard.policy.model import BUILT_IN, Policy
-from mcpguard.run_options import starts_run
+from mcpguard.policy.model import BUILT_IN, Call, Policy
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
-from mcpguard.session.verdict import NO_LIMITS, DecisionRequest, Ending
+from mcpguard.session.verdict import DecisionRequest, Ending
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.outage.log import OutageFolder
 from mcpguard.stores.outage.store import OutageStore
@@ -26,32 +27,15 @@ from mcpguard.wire.frames import TOOLS_CALL, Frame
 UPKEEP_SHARE: Final = 4
 """Of 256 hooks, how many tend the store. Each is a process of its own, and does not know what is left to do."""
 
+KEYS_MS: Final = 600
+"""How long a provider's keys are waited for: no later hook gets what this process is still fetching."""
+
 _KEY: Final = "hook"
 """The key of the one note that the session gets: which agent calls."""
 
 
-def decision(name: str, client: ClientHook, given: Given, settings: Settings) -> "Decision | None":
-    """The decision on the call that a hook shows; None if another process decides it.
-
-    Args:
-        name: The name of the hook.
-        client: The client.
-        given: What the hook received.
-        settings: The settings of this machine.
-    """
-    call = client.shown(given)
-    if call is None or (call.command and starts_run(call.command)):
-        return None
-    if not call.server:
-        server, tool, is_guarded = copilot_parts(call.tool, _copilot_servers(given.get("cwd")))
-        if is_guarded:
-            return None
-        call = call._replace(server=server, tool=tool)
-    return Decision(name, client, given, call, settings)
-
-
 class Decision:
-    """The decision on one call, in a session of its own.
+    """The decision on the call that a hook shows, in a session of its own.
 
     Args:
         name: The name of the hook.
@@ -59,18 +43,29 @@ class Decision:
         given: What the hook received.
         call: The call in it.
         settings: The settings of this machine.
+        options: The options of the hook.
     """
 
-    def __init__(self, name: str, client: ClientHook, given: Given, call: ShownCall, settings: Settings) -> None:
-        self._call = call
+    def __init__(
+        self,
+        name: str,
+        client: ClientHook,
+        given: Given,
+        call: ShownCall,
+        settings: Settings,
+        options: Mapping[str, object],
+    ) -> None:
+        self._given = given
+        self._options = options
         self._settings = settings
         self._note: AgentNote | None = None  # to be left once the call is decided
-        self._key = call_key(HOOKS[name], given, os.environ) if name in HOOKS and call.server != BUILT_IN else None
-        file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
-        policy = file.begin()
+        policy = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe).begin()
         if isinstance(policy, Policy):
             policy = policy.without_waiting(client.counts)
-        identity = configured_identity(settings, call.server, os.environ)._replace(via="hook")
+        self._is_guarded = call.words[1:2] == ("run",) and self._guards(call.words)
+        self._call = call if call.server else self._copilot_call(call, policy)
+        self._key = call_key(HOOKS[name], given, os.environ) if name in HOOKS and self._call.server != BUILT_IN else None
+        identity = configured_identity(settings, self._call.server, os.environ)._replace(via="hook")
         self._store = OutageStore(
             settings.open_store,
             mode=settings.on_unavailable,
@@ -91,29 +86,73 @@ class Decision:
         if settings.jwt:
             from mcpguard.identity.token import TokenSource  # loads PyJWT: only if it is needed
 
-            token = TokenSource(settings.jwt, identity, os.environ, budget_ms=settings.timeout_ms, notify=lambda _: None)
+            token = TokenSource(settings.jwt, identity, os.environ, budget_ms=KEYS_MS, notify=lambda _: None)
             found = token.begin()
             session.change_identity(token.poll(for_call=True) or found)
 
+    def _guards(self, words: Sequence[str]) -> bool:
+        """Whether a server's command is a wrapper that judges calls as this hook does. In doubt it is not."""
+        from pathlib import Path
+
+        from mcpguard.clients.guards import Guards  # these take longer to load than all else: only if they are needed
+
+        parsed = run_options.parse(words[1:])
+        if parsed is None or any(parsed[key] != value for key, value in self._options.items()):
+            return False
+        return Guards(os.environ).examine(words[0], Path(str(self._given.get("cwd") or "")), is_of_project=True).holds
+
+    def _copilot_call(self, call: ShownCall, policy: Policy | PolicyError) -> ShownCall:
+        """The call with the server and the tool that Copilot CLI's name means. If it may mean a closed tool, it does."""
+        from pathlib import Path
+
+        from mcpguard.clients.catalog import BY_KEY
+        from mcpguard.clients.discovery import Machine, readable_entries, sources
+        from mcpguard.clients.plugins import plugin_sources
+
+        folder, machine, client = self._given.get("cwd"), Machine.this(), BY_KEY["copilot"]
+        projects = [None, *([Path(folder)] if isinstance(folder, str) and folder else [])]
+        found = [source for project in projects for source in sources(machine, [client], project)]
+        found += [source for project in projects for source in plugin_sources(machine, project) if source.client is client]
+        words: dict[str, list[Sequence[str]]] = {"github-mcp-server": []}  # Copilot CLI's own
+        for entry in [entry for source in found for entry in readable_entries(source) if entry.kind != "disabled"]:
+            words.setdefault(entry.name, []).append((*(entry.guard or ()), *entry.words))
+        choices = [call._replace(server=server, tool=tool) for server, tool in copilot_parts(call.tool, words)]
+        if isinstance(policy, Policy):
+            calls = [Call(self._settings.user or account_name(), "", one.server, one.tool) for one in choices]
+            closed = [one for one, which in zip(choices, calls, strict=True) if policy.plan(which).is_closed]
+            choices = closed or choices
+        entries = words.get(choices[0].server, [])
+        self._is_guarded = bool(entries) and all(one[1:2] == ("run",) and self._guards(one) for one in entries)
+        return choices[0]
+
     def result(self) -> str | None:
-        """Decide the call; or count it, if it has failed. Returns why it is denied, for the model; None if it is not."""
+        """Decide the call; or count it, if it has failed. Returns why it is denied, for the model; None if it is not.
+
+        A call of a guarded server is left to its wrapper, if the client gives both no id of the call.
+        """
         call, session, store = self._call, self._session, self._store
+        if self._is_guarded:
+            return None
+        _ = store.args_key  # waits until the store is open, or has failed
         params = {"name": call.tool, "arguments": call.arguments, "_meta": {meta.COPILOT_CALL_ID: _KEY}}
         frame = Frame(b"{}", TOOLS_CALL, json.dumps(call.call_id), params)
         if call.has_failed:
             self._count_failure(session.requests.of_call(frame, "", call.agent or None))
             return None
-        plan, asked = NO_LIMITS, session.judge([frame], 0, {_KEY: call.agent} if call.agent else None)
+        asked = session.judge([frame], 0, {_KEY: call.agent} if call.agent else None)
         if session.unwritten:
             store.append(session.rows(wall_us()))
+        verdict = None
         while asked:
-            plan = asked[0].plan
-            asked = session.decided(store.decide(asked, session.journal))
+            (verdict,) = verdicts = store.decide(asked, session.journal)
+            asked = session.decided(verdicts)
         to_server, to_client = session.output()
         if not to_server:
             return str(json.loads(to_client)["error"]["message"])
-        if self._key is not None:
-            self._note = AgentNote(self._key, call.agent).after_decision(plan.keys)
+        if self._key is not None and verdict is not None:
+            note = AgentNote(self._key, call.agent)  # without the store, what was counted here is not known to a wrapper
+            is_counted = verdict.row_id is not None and verdict.row_id >= 0
+            self._note = note.after_decision(verdict.charged) if is_counted else note
         return None
 
     def finish(self) -> None:
@@ -130,17 +169,3 @@ class Decision:
         plan, store = request.plan.only(lambda limit: limit.counts == "errors"), self._store
         if plan.limits and (self._key is None or store.take_notes(self._settings.namespace, [self._key])):
             store.settle([Ending(0, plan, failed=True)])
-
-
-def _copilot_servers(folder: object) -> Mapping[str, bool]:
-    """The servers in Copilot CLI's files for the account and for a project, with whether they start through mcpguard."""
-    from pathlib import Path
-
-    from mcpguard.clients.catalog import BY_KEY  # these take longer to load than all else: only if they are needed
-    from mcpguard.clients.discovery import Machine, readable_entries, sources
-    from mcpguard.clients.installing import starts_mcpguard
-
-    projects = [None, *([Path(folder)] if isinstance(folder, str) and folder else [])]
-    found = [source for project in projects for source in sources(Machine.this(), [BY_KEY["copilot"]], project)]
-    entries = [entry for source in found for entry in readable_entries(source)]
-    return {entry.name: entry.guard is not None or starts_mcpguard(entry) for entry in entries}

@@ -6,9 +6,13 @@ import os
 import sys
 import threading
 import time
-from typing import Final, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mcpguard.errors import ExitStatus, McpguardError
+
+if TYPE_CHECKING:
+    from mcpguard.config import Settings
 
 TIMEOUT_S: Final = 0.9
 """The longest that a hook works, because a call waits for it: with its start and its end it takes a second."""
@@ -23,23 +27,22 @@ MOST_TIMEOUT_MS: Final = 500
 """The longest time that a deciding hook waits for the store, however long `timeout_ms` is."""
 
 
-def run(*, name: str, enforce: bool, observe: bool, **options: str | None) -> NoReturn:
+def run(*, name: str, enforce: bool, **options: Any) -> NoReturn:
     """Run a hook, and end this process. The exit status is always 0: after another one, a client may stop the call.
 
     Args:
         name: The name of the hook.
         enforce: Whether it decides calls. Else it only leaves a note of which agent makes a call.
-        observe: Decide and log, but deny nothing.
-        options: The options of `config.load`.
+        options: The options of `config.load`; and `observe`: decide and log, but deny nothing.
     """
     answer = _Answer(name)
     watchdog = threading.Timer(TIMEOUT_S, answer.give)
     with contextlib.suppress(BaseException):  # no error may stop a call that the hook does not decide
         watchdog.start()
         if enforce:
-            _decide(answer, observe=observe, **options)
+            _decide(answer, options)
         else:
-            answer.text = _note(name, _input(), **options)
+            answer.text = _note(name, _input(), options)
     answer.give()
 
 
@@ -88,32 +91,34 @@ def _input() -> object:
     return json.loads(data)
 
 
-def _decide(answer: _Answer, *, observe: bool, **options: str | None) -> None:
+def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
     """Decide the call on stdin. What cannot be judged is denied, as by `mcpguard run`: a model writes a part of it."""
-    from mcpguard import config
     from mcpguard.hook.shown import CLIENTS
 
-    name, client = answer.name, CLIENTS[answer.name]
-    decision, call = None, None
+    client, call, decision = CLIENTS[answer.name], None, None
+    settings, fault = None, None
+    try:
+        settings = _settings(options)
+        if settings.on_unavailable == "deny":
+            answer.deny("mcpguard could not decide this call in time. Try again in a few seconds.")
+    except McpguardError as error:
+        fault = error
     try:
         given = _input()
-        if not isinstance(given, dict):
+        call = client.shown(given) if isinstance(given, dict) else None
+        if call is None or not isinstance(given, dict):
+            answer.text = b""
+            if answer.name == "copilot":  # its second hook, before a call of a server, tells the call's id
+                with contextlib.suppress(Exception):
+                    answer.text = _note(answer.name, given, options)
             return
-        if name == "copilot" and "serverName" in given:  # its second hook, which tells the call's id
-            answer.text = _note(name, given, **options)
-            return
-        call = client.shown(given)
-        if call is None:
-            return
-        settings = config.load(os.environ, **options)
-        if settings.on_unavailable == "deny" and not call.has_failed:
-            answer.deny("mcpguard could not decide this call in time. Try again in a few seconds.")
-        from mcpguard.hook import deciding
+        if settings is None:
+            raise fault or ValueError
+        from mcpguard.hook.deciding import Decision
 
-        timeout_ms = min(settings.timeout_ms, MOST_TIMEOUT_MS)
-        settings = settings._replace(observe=observe or settings.observe, timeout_ms=timeout_ms)
-        decision = deciding.decision(name, client, given, settings)
-        reason = decision.result() if decision else None
+        settings = settings._replace(timeout_ms=min(settings.timeout_ms, MOST_TIMEOUT_MS))
+        decision = Decision(answer.name, client, given, call, settings, options)
+        reason = decision.result()
     except McpguardError as error:
         reason = f"mcpguard cannot decide calls: {error.message} ({error.hint})"
     except Exception as error:
@@ -126,7 +131,14 @@ def _decide(answer: _Answer, *, observe: bool, **options: str | None) -> None:
         decision.finish()
 
 
-def _note(name: str, hook_input: object, **options: str | None) -> bytes:
+def _settings(options: Mapping[str, Any]) -> "Settings":
+    from mcpguard import config
+
+    settings = config.load(os.environ, **{key: value for key, value in options.items() if key != "observe"})
+    return settings._replace(observe=options["observe"] or settings.observe)
+
+
+def _note(name: str, hook_input: object, options: Mapping[str, Any]) -> bytes:
     """Leave the note, if there is one to leave. Returns what the hook prints.
 
     Raises:
@@ -137,9 +149,7 @@ def _note(name: str, hook_input: object, **options: str | None) -> bytes:
     note = agent_note(HOOKS[name], hook_input, os.environ)
     if note is None or not isinstance(hook_input, dict):
         return b""
-    from mcpguard import config
-
-    settings = config.load(os.environ, **options)
+    settings = _settings(options)
     wall_us, timeout_s = time.time_ns() // 1000, settings.timeout_ms / 1000
     settings.address.leave_note(settings.namespace, note, wall_us=wall_us, timeout_s=timeout_s)
     call_meta = meta_with_id(hook_input, note.key) if HOOKS[name].adds_id else None

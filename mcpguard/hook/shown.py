@@ -9,12 +9,12 @@ the answers; for Cursor its documentation, cursor.com/docs/hooks.
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 from mcpguard.identity.client_agents import HOOKS, noted_agent, storable
 from mcpguard.limiter.sliding import Counts
-from mcpguard.policy.model import BUILT_IN
+from mcpguard.policy.model import BUILT_IN, server_named
 
 Given = Mapping[str, Any]
 """The object that a hook receives."""
@@ -25,12 +25,12 @@ class ShownCall(NamedTuple):
 
     Attributes:
         server: The server's name, or `BUILT_IN`; empty if only a list of the client's servers can tell where `tool` parts.
-        tool: The tool's name as the server knows it; with its server before it if `server` is empty.
+        tool: The tool's name as the server knows it; as Copilot CLI's `SERVER-TOOL` if `server` is empty.
         arguments: Its arguments.
         agent: The agent, see `client_agents.noted_agent`.
         call_id: The call's id; empty if the client does not tell it.
         has_failed: Whether the call is over, and has failed. Else it is about to be made.
-        command: The server's command, if the client shows it.
+        words: The words of the server's command, if the client shows it.
     """
 
     server: str
@@ -39,7 +39,7 @@ class ShownCall(NamedTuple):
     agent: str = ""
     call_id: str = ""
     has_failed: bool = False
-    command: str = ""
+    words: tuple[str, ...] = ()
 
 
 class ClientHook(NamedTuple):
@@ -66,13 +66,14 @@ def _of_event(given: Given, before: str, failed: str = "") -> bool | None:
 
 def _claude_code(given: Given) -> ShownCall | None:
     has_failed = _of_event(given, "PreToolUse", "PostToolUseFailure")
-    others = {"turn_id", "timestamp", "cursor_version", "sessionId"}  # Codex, Copilot CLI, Cursor, VS Code
-    if has_failed is None or not others.isdisjoint(given) or "tool_use_id" not in given:
+    is_of_another = "turn_id" in given or "cursor_version" in given  # Codex, Cursor; Copilot CLI tells no id of the call
+    if has_failed is None or is_of_another or "tool_use_id" not in given:
         return None
     server, name = given.get("mcp_server"), _text(given, "tool_name")
     named = _text(server, "name") if isinstance(server, dict) else ""
     beginning = f"mcp__{re.sub('[^A-Za-z0-9_-]', '_', named)}__"
-    parts = (named, name.removeprefix(beginning)) if named and name.startswith(beginning) else _parts(name)
+    is_named = named and name.startswith(beginning)
+    parts = (server_named(named), name.removeprefix(beginning)) if is_named else _parts(name)
     agent = noted_agent(HOOKS["claude-code"], given)
     return ShownCall(*parts, given.get("tool_input"), agent, _text(given, "tool_use_id"), has_failed) if name else None
 
@@ -101,10 +102,10 @@ def _gemini(given: Given) -> ShownCall | None:
         return None
     if not isinstance(server, dict):
         return ShownCall(BUILT_IN, name, given.get("tool_input"), has_failed=is_over)
-    words = server.get("args")
-    command = " ".join([_text(server, "command"), *(map(str, words) if isinstance(words, list) else ())])
-    parts = _text(server, "server_name"), _text(server, "tool_name") or name
-    return ShownCall(*parts, given.get("tool_input"), has_failed=is_over, command=command)
+    args = server.get("args")
+    words = (_text(server, "command"), *(map(str, args) if isinstance(args, list) else ()))
+    parts = server_named(_text(server, "server_name")), _text(server, "tool_name") or name
+    return ShownCall(*parts, given.get("tool_input"), has_failed=is_over, words=words)
 
 
 def _cursor(given: Given) -> ShownCall | None:
@@ -113,7 +114,8 @@ def _cursor(given: Given) -> ShownCall | None:
         return None
     if given.get("hook_event_name") == "beforeMCPExecution":
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-        return ShownCall(_text(given, "mcp_server_name") or "unknown", name, arguments, command=_text(given, "command"))
+        server = server_named(_text(given, "mcp_server_name") or "unknown")
+        return ShownCall(server, name, arguments, words=_words(_text(given, "command")))
     has_failed = _of_event(given, "preToolUse", "postToolUseFailure")
     if has_failed is None or name.startswith("MCP:"):
         return None
@@ -124,21 +126,30 @@ def _parts(name: str) -> tuple[str, str]:
     """The server and the tool in `mcp__SERVER__TOOL`; for another name `BUILT_IN` and the name."""
     mcp, _, rest = name.partition("__")
     server, _, tool = rest.partition("__")
-    return (server, tool) if mcp == "mcp" and server and tool else (BUILT_IN, name)
+    return (server_named(server), tool) if mcp == "mcp" and server and tool else (BUILT_IN, name)
 
 
-def copilot_parts(name: str, servers: Mapping[str, bool]) -> tuple[str, str, bool]:
-    """The server and the tool in Copilot CLI's `SERVER-TOOL`, and whether a wrapper decides the server's calls.
+def copilot_parts(name: str, servers: Collection[str]) -> list[tuple[str, str]]:
+    """The servers and tools that Copilot CLI's `SERVER-TOOL` may mean, the likeliest first.
 
     Args:
         name: The name.
-        servers: The servers that Copilot CLI knows, with whether a wrapper decides their calls.
+        servers: The servers that Copilot CLI knows. A server's name and a tool's may have hyphens.
     """
-    known = max((one for one in servers if name.startswith(f"{one}-")), key=len, default="")
-    if known:
-        return known, name[len(known) + 1 :], servers[known]
-    server, _, tool = name.rpartition("-")
-    return server or BUILT_IN, tool, False
+    ends = [at for at, char in enumerate(name) if char == "-"][::-1]
+    splits = [(name[:at], name[at + 1 :]) for at in ends if at and name[at + 1 :]]
+    known = [parts for parts in splits if parts[0] in servers]
+    return [(server_named(server), tool) for server, tool in known or splits] or [(BUILT_IN, name)]
+
+
+def _words(command: str) -> tuple[str, ...]:
+    """The words of a command line; none if it is not one."""
+    import shlex  # only for Cursor
+
+    try:
+        return tuple(shlex.split(command))
+    except ValueError:
+        return ()
 
 
 def _text(given: Given, member: str) -> str:

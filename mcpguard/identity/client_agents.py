@@ -79,16 +79,16 @@ class AgentNote(NamedTuple):
 
     Attributes:
         key: Names the session and the call.
-        text: The agent, see `noted_agent`; and after a NUL, if the hook has decided the call, the ids of the counters by which
-            it has. An empty text removes the note that an earlier call with the same id has left.
+        text: The agent, see `noted_agent`; and after a NUL, if the hook has decided the call, the limits by which it has. An
+            empty text removes the note that an earlier call with the same id has left.
     """
 
     key: str
     text: str
 
-    def after_decision(self, counters: Iterable[int]) -> "AgentNote":
-        """The note of a call that the hook has decided by these counters, named by their ids."""
-        return self._replace(text=f"{self.text}\0{' '.join(map(str, counters))}")
+    def after_decision(self, limits: Iterable[tuple[int, int]]) -> "AgentNote":
+        """The note of a call that the hook has counted on these limits: the ids of their counters, and their n."""
+        return self._replace(text=f"{self.text}\0{' '.join([f'{counter}/{n}' for counter, n in limits])}")
 
 
 def agent_in(text: str) -> str:
@@ -96,10 +96,10 @@ def agent_in(text: str) -> str:
     return text.partition("\0")[0]
 
 
-def decided_by(text: str) -> frozenset[int] | None:
-    """The ids of the counters by which a hook has decided the call, by its note's text; None if it has not decided it."""
-    _, has_decided, counters = text.partition("\0")
-    return frozenset(map(int, counters.split())) if has_decided else None
+def counted_by(text: str) -> frozenset[str] | None:
+    """The limits in a note's text on which a hook has counted the call, as `COUNTER/N`; None if it has not decided it."""
+    _, has_decided, limits = text.partition("\0")
+    return frozenset(limits.split()) if has_decided else None
 
 
 def agent_note(hook: AgentHook, hook_input: object, environ: Mapping[str, str]) -> AgentNote | None:
@@ -223,8 +223,8 @@ def _process(environ: Mapping[str, str]) -> str:
 
 
 def storable(text: str) -> str:
-    """A text with its lone surrogates escaped, because no store can hold one."""
-    return text.encode(errors="backslashreplace").decode()
+    """A text with lone surrogates and NULs escaped: no store can hold the first, and a note's agent ends at the second."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _is_id(value: object) -> TypeGuard[str]:

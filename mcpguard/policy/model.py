@@ -27,6 +27,12 @@ PER: Final = (*AXES, ARGUMENTS)
 BUILT_IN: Final = "built-in"
 """The server of a client's own tools, which only a hook shows. Starter rules do not apply to them."""
 
+
+def server_named(name: str) -> str:
+    """The name of an MCP server in rules: its own, unless that is the name of the client's own tools."""
+    return f"{name} (server)" if name == BUILT_IN else name
+
+
 STARTER_RATES: Final = {"interactive": "100/1m", "subagent": "60/1m", "background": "30/1m", "api": "30/1m"}
 """The limits of the starter rules, by the tier of the agents that they select."""
 
@@ -176,11 +182,17 @@ class Rule(NamedTuple):
         return " ".join(words)
 
     @property
-    def is_starter(self) -> bool:
+    def is_like_starter(self) -> bool:
         """Whether it has the selectors and the limit of a starter rule. Its `per` may differ: that has changed once."""
         agent = self.agent
         limit = STARTER_RATES.get(agent.tier) if agent and agent.client == agent.name == "*" else None
         return limit == self.limit_text and self.selectors.keys() == {"user", "agent"} and self.selectors["user"] == ("*",)
+
+    @property
+    def is_starter(self) -> bool:
+        """Whether it is a starter rule, without any change."""
+        has_more = self.per_text or self.observe or self.name or self.concurrent is not None or self.wait_us is not None
+        return self.is_like_starter and self.counts == "calls" and not has_more
 
     @property
     def axis(self) -> str:
@@ -349,7 +361,8 @@ class Policy:
 
     def without_waiting(self, counts: Collection[Counts]) -> "Policy":
         """The policy for calls that are decided at once, with only the parts of rules that count these."""
-        rules = tuple([part._replace(wait_us=0) for part, _ in self.parts if part.counts in counts])
+        parts = [part for part, _ in self.parts if part.counts in counts]
+        rules = tuple([part._replace(wait_us=0) if part.wait_us else part for part in parts])
         return Policy(rules, self.digest, observe=self.observe, costs=self.costs, is_starter=self.is_starter)
 
     def cost(self, call: Call) -> int:
@@ -375,7 +388,7 @@ class Policy:
             places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
         spared = call.server == BUILT_IN
         found = [(at, self.parts[at][0]) for at in sorted(places)]
-        return [at for at, part in found if part.matches(call) and not (spared and part.is_starter)]
+        return [at for at, part in found if part.matches(call) and not (spared and self.rules[self.parts[at][1]].is_starter)]
 
     def matching(self, call: Call) -> list[tuple[int, int | None]]:
         """The indexes of the parts whose rules match `call`, each with the index of the part that overrides it, or None."""

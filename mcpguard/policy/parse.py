@@ -147,7 +147,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_s
 
 def untouched(policy: Policy) -> set[int]:
     """The indexes of the starter rules that are in a policy as they were, except for their `per`, which has changed once."""
-    return {at for at, rule in enumerate(policy.rules) if rule.is_starter}
+    return {at for at, rule in enumerate(policy.rules) if rule.is_like_starter}
 
 
 _T = TypeVar("_T", bound=Rule | Cost)

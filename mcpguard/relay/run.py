@@ -61,9 +61,10 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         nonlocal guard
         server_process.watch()
         from mcpguard.configured_identity import configured_identity  # while the client's first messages pass
+        from mcpguard.policy.model import server_named
         from mcpguard.relay.guard import Guard
 
-        identity = configured_identity(settings, server or _derived_name(argv), os.environ)
+        identity = configured_identity(settings, server_named(server or _derived_name(argv)), os.environ)
         guard = Guard(traffic, identity, settings, console)
 
     status = supervisor.supervise(server_process, traffic, console, begin)

@@ -274,8 +274,8 @@ class Session:
             rounds = self._retries.redeem(request.call.user, request.call.tool, params)
         if rounds:
             request.continue_as(rounds)
-        elif noted and (decided := client_agents.decided_by(noted)) is not None:
-            request.continue_from(decided)
+        elif noted and (counted := client_agents.counted_by(noted)) is not None:
+            request.continue_from(counted)
         self._to_decide.append(request)
         return request
 

@@ -116,14 +116,14 @@ class DecisionRequest:
         self.rounds = rounds
         self._pass(lambda limit: limit.counts != "concurrent" and (limit.n > 0 or limit.observe))
 
-    def continue_from(self, decided: Container[int]) -> None:
-        """Let a call pass the limits by which a hook has decided it. Those that the hook does not know remain.
+    def continue_from(self, counted: Container[str]) -> None:
+        """Let a call pass the limits on which a hook has counted it. All others remain.
 
         Args:
-            decided: The ids of the counters by which the hook has decided the call.
+            counted: These limits, see `client_agents.counted_by`.
         """
         counters = self.plan.counters
-        self._pass(lambda limit: counters[limit.counter].id in decided if limit.n else limit.observe)
+        self._pass(lambda limit: limit.n > 0 and f"{counters[limit.counter].id}/{limit.n}" in counted)
         self.was_decided = all(not limit.n or limit.counts in {"concurrent", "errors"} for limit in self.plan.limits)
 
     def _pass(self, has_passed: Callable[[Limit], bool]) -> None:
@@ -252,6 +252,12 @@ class Verdict:
     def rules_without_room(self) -> set[int]:
         """The rules, by index in the policy, that have a limit without room. They do not count the call."""
         return {self.plan.limits[at].rule for at, _ in self.exceeded}
+
+    @property
+    def charged(self) -> list[tuple[int, int]]:
+        """Of an admitted call, the limits that counted it: the ids of their counters, and their n."""
+        plan, full = self.plan, self.rules_without_room
+        return [(plan.counters[one.counter].id, one.n) for one in plan.limits if one.n and one.rule not in full]
 
     @property
     def taken_caps(self) -> list[Counter]:

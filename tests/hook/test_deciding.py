@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,12 +44,14 @@ def failed(tool: str, call_id: str = "t1") -> Message:
     return used(tool, call_id, hook_event_name="PostToolUseFailure", error="exit 1")
 
 
-def enforce(home: Path, given: Message | bytes, *options: str, client: str = "claude-code", **env: str) -> Message:
+def enforce(
+    home: Path, given: Message | bytes, *options: str, client: str = "claude-code", most_ms: int = PATIENT_MS, **env: str
+) -> Message:
     """Run the hook with patience. Returns what it prints: nothing, or one JSON object."""
     if not (home / "config.toml").exists():
         budget(home, PATIENT_MS)
     done = subprocess.run(
-        program("hook", client, "--enforce", *options, tuned=TUNED),
+        program("hook", client, "--enforce", *options, tuned=TUNED | {"mcpguard.hook.run.MOST_TIMEOUT_MS": most_ms}),
         input=given if isinstance(given, bytes) else json.dumps(given).encode(),
         env=environment(home, **env),
         capture_output=True,
@@ -305,7 +308,7 @@ def closed(tmp_path: Path) -> Path:
 
 OTHERS: list[tuple[str, Any]] = [
     ("claude-code", used("Bash", turn_id="1")),
-    ("claude-code", used("Bash", timestamp="2026")),
+    ("claude-code", {key: value for key, value in used("Bash", timestamp="2026").items() if key != "tool_use_id"}),
     ("claude-code", used("Bash", cursor_version="3")),
     ("claude-code", used("Bash", hook_event_name="PostToolUse")),
     ("codex", used("Bash")),
@@ -323,30 +326,146 @@ def test_what_another_hook_decides_is_passed_over(closed: Path, client: str, giv
     assert not (closed / "mcpguard.db").exists()
 
 
+GEMINI: Message = {"hook_event_name": "BeforeTool", "tool_name": "mcp_crm_search", "tool_input": {}, "cwd": "/p"}
+CURSOR: Message = {
+    "cursor_version": "3",
+    "hook_event_name": "beforeMCPExecution",
+    "tool_name": "search",
+    "mcp_server_name": "crm",
+}
+RUN = ("run", "--server", "crm", "--", "npx", "crm")
+
+
+def of_gemini(*command: str) -> Message:
+    server = {"server_name": "crm", "tool_name": "search", "command": command[0], "args": list(command[1:])}
+    return GEMINI | {"mcp_context": server}
+
+
 def test_gemini_and_cursor_leave_guarded_servers_to_their_wrapper(closed: Path) -> None:
-    server: Message = {"server_name": "crm", "tool_name": "search", "command": "/opt/bin/mcpguard"}
-    gemini = {"hook_event_name": "BeforeTool", "tool_name": "mcp_crm_search", "tool_input": {}}
-    cursor = {"cursor_version": "3", "hook_event_name": "beforeMCPExecution", "tool_name": "search", "mcp_server_name": "crm"}
-    run = ["run", "--server", "crm", "--", "npx", "crm"]
-    assert enforce(closed, gemini | {"mcp_context": server | {"args": run}}, client="gemini") == {}
-    assert enforce(closed, gemini | {"mcp_context": server | {"args": ["hook"]}}, client="gemini")
-    assert enforce(closed, cursor | {"command": "/opt/bin/mcpguard " + " ".join(run)}, client="cursor") == {}
-    assert enforce(closed, cursor | {"command": "npx crm"}, client="cursor")
+    assert enforce(closed, of_gemini("mcpguard", *RUN), client="gemini") == {}
+    assert enforce(closed, CURSOR | {"command": f"mcpguard {' '.join(RUN)}"}, client="cursor") == {}
+    assert enforce(closed, of_gemini("mcpguard", "run", "--user", "a", *RUN[1:]), "--user", "a", client="gemini") == {}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sh", "-c", "exec evil # mcpguard run x"),
+        ("./mcpguard", *RUN),  # in the project's folder
+        ("mcpguard", "run", "--observe", *RUN[1:]),  # it judges otherwise than the hook
+        ("mcpguard", "run", "--policy", "/lax.toml", *RUN[1:]),
+        ("mcpguard", "hook", "gemini"),
+    ],
+)
+def test_a_command_that_only_looks_like_a_wrapper_is_none(closed: Path, command: tuple[str, ...]) -> None:
+    (closed / "mcpguard").write_text("#!/bin/sh\n")
+    (closed / "mcpguard").chmod(0o755)
+    assert enforce(closed, of_gemini(*command) | {"cwd": str(closed)}, client="gemini")
+    assert enforce(closed, CURSOR | {"cwd": str(closed), "command": shlex.join(command)}, client="cursor")
 
 
 @pytest.fixture
-def copilots(closed: Path) -> Path:
-    servers = {"crm": {"command": "mcpguard", "args": ["run", "--", "npx", "crm"]}, "crm-old": {"command": "npx"}}
-    (closed / "mcp-config.json").write_text(json.dumps({"mcpServers": servers}))
-    return closed
+def copilots(tmp_path: Path) -> Path:
+    servers: Message = {
+        "crm": {"command": "mcpguard", "args": ["run", "--", "npx", "crm"]},
+        "crm-old": {"command": "npx"},
+        "off": {"command": "mcpguard", "args": ["run", "--", "x"], "disabled": True},
+    }
+    (tmp_path / "mcp-config.json").write_text(json.dumps({"mcpServers": servers}))
+    (tmp_path / ".github").mkdir()
+    lures = {"crm-old": servers["crm"], "context7-resolve": {"command": "npx"}}
+    (tmp_path / ".github/mcp.json").write_text(json.dumps({"mcpServers": lures}))
+    return tmp_path
+
+
+def of_copilot(home: Path, name: str) -> str | None:
+    given = {"sessionId": "s", "timestamp": 1, "cwd": str(home), "toolName": name, "toolArgs": {}}
+    return enforce(home, given, client="copilot", COPILOT_HOME=str(home)).get("permissionDecisionReason")
 
 
 def test_copilot_leaves_the_guarded_servers_of_its_files_to_their_wrapper(copilots: Path) -> None:
-    def answer(name: str) -> Message:
-        given = {"sessionId": "s", "timestamp": 1, "cwd": str(copilots), "toolName": name, "toolArgs": {}}
-        return enforce(copilots, given, client="copilot", COPILOT_HOME=str(copilots))
+    policy(copilots, rule("deny", tool="*"))
+    assert of_copilot(copilots, "crm-search") is None
+    for name, server, tool in (
+        ("crm-old-search", "crm-old", "search"),  # guarded in the project's file alone
+        ("off-search", "off", "search"),
+        ("github-mcp-server-get_me", "github-mcp-server", "get_me"),
+        ("bash", "built-in", "bash"),
+    ):
+        assert f"Tool {tool} is denied by policy" in str(of_copilot(copilots, name))
+        assert (rows(copilots)[-1]["server"], rows(copilots)[-1]["tool"]) == (server, tool)
 
-    assert answer("crm-search") == {}
-    assert "Tool search is denied by policy" in answer("crm-old-search")["permissionDecisionReason"]
-    assert "Tool bash is denied by policy" in answer("bash")["permissionDecisionReason"]
-    assert {(row["server"], row["tool"]) for row in rows(copilots)} == {("crm-old", "search"), ("built-in", "bash")}
+
+def test_a_name_of_copilot_that_may_mean_a_closed_tool_is_closed(copilots: Path) -> None:
+    policy(copilots, rule("deny", tool="resolve-library-id"))
+    assert of_copilot(copilots, "other-resolve-library-id")
+    policy(copilots, rule("deny", tool="library-id"))
+    assert of_copilot(copilots, "context7-resolve-library-id")
+
+
+def test_an_agents_name_cannot_say_that_its_call_is_decided(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="Bash"))
+    told = {"agent_id": "a", "agent_type": "x\0" + "3898967433348088878/1"}
+    assert reason(enforce(tmp_path, used("Bash", **told))) is None
+    assert "rate limit exceeded" in str(reason(enforce(tmp_path, used("Bash", **told))))
+    assert str(rows(tmp_path)[0]["agent"]).replace("\\\\", "\\") == "Claude Code::subagent::x\\x003898967433348088878/1"
+
+
+@pytest.mark.parametrize("arguments", ["none", "full"])
+def test_errors_are_counted_whatever_the_audit_keeps_of_arguments(tmp_path: Path, arguments: str) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="*", count="errors"))
+    (tmp_path / "config.toml").write_text(f'[store]\ntimeout_ms = {PATIENT_MS}\n[audit]\narguments = "{arguments}"\n')
+    assert enforce(tmp_path, failed("Bash", "t1")) == {}
+    assert "keeps failing" in str(reason(enforce(tmp_path, used("Bash", "t2"))))
+
+
+def test_a_hook_that_decides_otherwise_than_the_wrapper_does_not_decide_for_it(tmp_path: Path) -> None:
+    policy(tmp_path, rule("2/1h", user="*", tool="*"))
+    (tmp_path / "lax.toml").write_text(rule("9/1h", user="*", tool="*"))
+    with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
+        hello(host)
+        assert reason(enforce(tmp_path, used("mcp__crm__search", "t1"), "--observe")) is None
+        assert "result" in guarded(host, "t1")
+        assert reason(enforce(tmp_path, used("mcp__crm__search", "t2"), "--policy", str(tmp_path / "lax.toml"))) is None
+        assert guarded(host, "t2")["error"]["code"] == 429
+        assert reason(enforce(tmp_path, used("mcp__crm__search", "t3"), "--observe")) is None
+        assert guarded(host, "t3")["error"]["code"] == 429
+        assert host.end() == 0
+    assert decisions(tmp_path) == ["allowed", "continued", "allowed", "rate_limited", "would_deny", "rate_limited"]
+
+
+def test_a_wrapper_with_its_store_decides_what_a_hook_has_let_pass_without_it(tmp_path: Path) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="*"))
+    with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
+        hello(host)
+        assert "result" in guarded(host, "t0")
+        assert reason(enforce(tmp_path, used("mcp__crm__search", "t1"), most_ms=0)) is None  # the store is not open in time
+        assert guarded(host, "t1")["error"]["code"] == 429
+        assert host.end() == 0
+
+
+def test_a_server_that_is_called_built_in_is_none_of_the_clients_own_tools(tmp_path: Path) -> None:
+    with Host(tmp_path, *script("obedient"), options=["--server", "built-in"], env=SESSION) as host:
+        hello(host)
+        assert reason(enforce(tmp_path, used("mcp__built-in__search"))) is None
+        assert "result" in guarded(host, "t1")
+        assert host.end() == 0
+    assert [row["server"] for row in rows(tmp_path)] == ["built-in (server)"] * 2
+    assert decisions(tmp_path) == ["allowed", "continued"]
+
+
+def test_with_deny_a_call_that_comes_too_slowly_is_denied(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[store]\non_unavailable = "deny"\n')
+    process = subprocess.Popen(
+        program("hook", "claude-code", "--enforce"),
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin
+    assert process.stdout
+    with process.stdin, process.stdout:
+        process.stdin.write(json.dumps(used("Bash"))[:-1].encode())
+        process.stdin.flush()
+        assert "could not decide this call in time" in str(reason(json.loads(process.stdout.read())))
+    assert process.wait(DEADLINE_S) == 0

@@ -221,7 +221,7 @@ def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pyte
     monkeypatch.setattr(SqliteAddress, "leave_note", leave_note)
     for config in ("", "[store]\ntimeout_ms = 90\n"):
         (home / "config.toml").write_text(config, "utf-8")
-        _note("claude-code", EXPLORE)
+        _note("claude-code", EXPLORE, {"observe": False})
     assert waits == [0.25, 0.09]
 
 

@@ -18,7 +18,7 @@ EXPLORE = "Claude Code::subagent::Explore"
 def decided(policy: str, *, agent: str = "", user: str = "alice") -> dict[str, str]:
     """The note of a hook that has decided a call `t1` by a policy."""
     plan = parse(policy).plan(Call(user, agent, "crm", "search"))
-    note = AgentNote("s t1", agent).after_decision(plan.keys)
+    note = AgentNote("s t1", agent).after_decision([(plan.counters[one.counter].id, one.n) for one in plan.limits])
     return {note.key: note.text}
 
 
