@@ -102,7 +102,12 @@ def _by_click() -> int:
     except click.ClickException as error:
         from mcpguard.cli.errors import by_click
 
-        return _complain(UsageError(*by_click(error)))
+        usage = UsageError(*by_click(error))
+        if sys.argv[1:2] == ["hook"] and "--enforce" in sys.argv[3:] and sys.argv[2] in run_options.HOOK_CLIENTS:
+            from mcpguard.hook.run import refuse
+
+            refuse(sys.argv[2], f"mcpguard cannot decide calls: {usage.message}")
+        return _complain(usage)
     except BrokenPipeError as error:
         return _unread(error)
     except OSError as error:

@@ -46,6 +46,13 @@ def run(*, name: str, enforce: bool, **options: Any) -> NoReturn:
     answer.give()
 
 
+def refuse(name: str, reason: str) -> NoReturn:
+    """Deny a call, because the hook has options that this mcpguard does not know, and end this process."""
+    answer = _Answer(name)
+    answer.deny(reason)
+    answer.give()
+
+
 class _Answer:
     """What the hook prints, at once or when its time is up.
 

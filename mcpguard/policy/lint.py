@@ -25,6 +25,12 @@ Source: docs/policy.md#waiting.
 _ANY: Final = {("*",), ("*::*::*",)}
 """Patterns that match each value of an axis."""
 
+_BUILT_IN_TOOLS: Final = (
+    *("Agent", "Bash", "Edit", "Monitor", "NotebookEdit", "Read", "Skill", "Task", "WebFetch", "WebSearch", "Write"),
+    *("apply_patch", "spawn_agent", "run_shell_command", "write_file", "web_fetch"),
+)
+"""Tools of clients that people limit: of Claude Code and Cursor, of Codex, Gemini CLI and Copilot CLI."""
+
 _CLAUDE_CODE_NAME = re.compile(r"mcp__(.+?)__(.+)", re.DOTALL)
 
 
@@ -261,8 +267,9 @@ def beyond_hooks(policy: Policy, rule: Rule) -> str:
 
 def _beyond_hooks(policy: Policy) -> Iterator[str]:
     for at, rule in enumerate(policy.rules):
-        server = rule.selectors.get("server", ("*",))[0]
-        if server != "*" and glob(server, BUILT_IN) and (gaps := beyond_hooks(policy, rule)):
+        server, tool = (rule.selectors.get(key, ("*",))[0] for key in ("server", "tool"))
+        is_meant = server != "*" or any(glob(tool, one) for one in _BUILT_IN_TOOLS if tool != "*")
+        if is_meant and glob(server, BUILT_IN) and (gaps := beyond_hooks(policy, rule)):
             yield f"{label(policy, at)} is for built-in tools, which a hook decides: it {gaps}"
 
 

@@ -384,9 +384,9 @@ class Address(Protocol):
         """
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
-        """Note which agent makes a call, for all wrappers of the namespace, as a hook does. Does not open the whole store.
+        """Leave a note of a call, for all wrappers of the namespace, as a hook does. Does not open the whole store.
 
-        A second note with the same key replaces the first; a note without an agent removes it. Notes expire after
+        A second note with the same key replaces the first; a note without a text removes it. Notes expire after
         `NOTE_KEPT_US`. A note that cannot be written in time may be dropped without an error, because a hook has nobody to
         report it to.
 

@@ -288,6 +288,10 @@ def test_an_input_that_cannot_be_read_is_denied_since_a_model_writes_a_part_of_i
     assert enforce(tmp_path, b"[]") == {}
 
 
+def test_options_that_it_does_not_know_deny(tmp_path: Path) -> None:
+    assert "no such option: --nope" in str(reason(enforce(tmp_path, used("Bash"), "--nope"))).lower()
+
+
 def test_a_call_that_has_failed_is_never_answered(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[store]\non_unavailable = 'never'\n")
     assert enforce(tmp_path, used("Bash")) != {}

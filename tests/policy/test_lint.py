@@ -78,6 +78,7 @@ TIERS_TOLD = "which is none of interactive subagent background api;"
             "is for built-in tools, which a hook decides: it makes no call wait, caps no calls in flight and counts no errors"
             " in Codex, which does not tell of them",
         ),
+        (["tool='Web*' limit='5/1m' wait='1s'"], "is for built-in tools, which a hook decides: it makes no call wait"),
     ],
 )
 def test_a_probable_mistake_is_warned_of(texts: list[str], warning: str) -> None:

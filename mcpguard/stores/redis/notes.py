@@ -1,4 +1,4 @@
-"""Writes, reads and removes the notes of which agent makes a call. The server deletes them when they expire."""
+"""Writes, reads and removes the notes that hooks leave. The server deletes them when they expire."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ def leave(address: RedisUrl, namespace: str, note: AgentNote, *, wall_us: int, t
     Args:
         address: The server.
         namespace: Only wrappers of this namespace see the note.
-        note: The note; without an agent it removes the one that is there.
+        note: The note; without a text it removes the one that is there.
         wall_us: Wall-clock time.
         timeout_s: How long connecting and writing may take together.
 
@@ -44,7 +44,7 @@ def taking(namespace: str, keys: Sequence[str]) -> list[Command]:
 
 
 def read(keys: Sequence[str], values: Sequence[bytes | None], *, wall_us: int) -> dict[str, str]:
-    """The agents in these values of notes, by key. Expired notes are left out."""
+    """The texts in these values of notes, by key. Expired notes are left out."""
     found: dict[str, str] = {}
     for one, value in zip(keys, values, strict=True):
         noted_us, _, agent = (value or b"").decode().partition(" ")

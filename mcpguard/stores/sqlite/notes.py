@@ -10,7 +10,7 @@ NOTED: Final = "n"
 
 
 def note_line(namespace: str, note: AgentNote, wall_us: int) -> str:
-    """The line of an agent note. Without an agent it removes the note with this key."""
+    """The line of an agent note. Without a text it removes the note with this key."""
     return f"{NOTED}\t{json.dumps(namespace)}\t{note.key}\t{json.dumps(note.text)}\t{wall_us}"
 
 

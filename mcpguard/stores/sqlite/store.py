@@ -230,20 +230,20 @@ class SqliteStore:
         """See `Store`."""
         with database.reported(self.path):
             self._follower.follow()
-        found = self._noted_agents(namespace, keys)
+        found = self._noted(namespace, keys)
         if not found:
             return {}
         taken: dict[str, str] = {}
 
         def lines() -> list[str]:
-            taken.update(self._noted_agents(namespace, [*found]))  # others may have taken some since
+            taken.update(self._noted(namespace, [*found]))  # others may have taken some since
             return [notes.note_line(namespace, AgentNote(one, ""), self._wall()) for one in taken]
 
         self._publish(lines)
         return taken
 
-    def _noted_agents(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
-        """The agents in these notes, by key, as far as this process has read the log."""
+    def _noted(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
+        """The texts of these notes, by key, as far as this process has read the log."""
         notes, wall_us = self._follower.memory.notes, self._wall()
         noted = {one: notes[namespace, one] for one in keys if (namespace, one) in notes}
         return {one: agent for one, (agent, noted_us) in noted.items() if abs(wall_us - noted_us) <= NOTE_KEPT_US}
