@@ -59,6 +59,7 @@ class ClientInput:
         self.has_ended = False
         self._fd = fd
         self._chunks: deque[bytes] = deque()
+        self._unread_bytes = 0
         self._is_woken = False
         self._changed = threading.Condition()
         threads.start(self._fetch, "client")
@@ -73,16 +74,19 @@ class ClientInput:
             with self._changed:
                 if chunk:
                     self._chunks.append(chunk)
+                    self._unread_bytes += len(chunk)
                 self.has_ended = not chunk
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: sum(map(len, self._chunks)) <= MAX_UNREAD_BYTES)
+                self._changed.wait_for(lambda: self._unread_bytes <= MAX_UNREAD_BYTES)
 
     def read(self) -> bytes:
         """The next bytes; empty at the end. Waits for them."""
         with self._changed:
             self._changed.wait_for(self.has_bytes)
             self._changed.notify_all()
-            return self._chunks.popleft() if self._chunks else b""
+            chunk = self._chunks.popleft() if self._chunks else b""
+            self._unread_bytes -= len(chunk)
+            return chunk
 
     def has_bytes(self) -> bool:
         """Whether there are bytes to read, or the end."""

@@ -166,7 +166,8 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
         handle = _winapi.OpenProcess(0x1F0FFF, False, process.pid)
         try:
             job.add(handle)
-            _ntdll.NtResumeProcess(handle)
+            if status := _ntdll.NtResumeProcess(handle):
+                raise OSError(status, "Windows cannot resume it")
         except OSError:
             process.kill()
             raise

@@ -223,9 +223,10 @@ class Supervisor:
             sent: The signals that it has got. The others are added.
         """
         if sys.platform != "win32":
-            for number in set(self._signals or [signal.SIGTERM]) - sent:
-                sent.add(number)
-                server.signal(number)
+            for number in self._signals or [signal.SIGTERM]:
+                if number not in sent:
+                    sent.add(number)
+                    server.signal(number)
 
     def _drain_stream(self, server: ServerProcess, traffic: "Traffic") -> None:
         """Wait until the client has received what the server wrote last.

@@ -32,8 +32,8 @@ elif sys.platform == "darwin":
 else:
 
     def boot_us(offset_us: int = 0) -> int:
-        """Microseconds since the machine started, sleep included: Windows' monotonic clock counts it."""
-        return time.monotonic_ns() // 1000 + offset_us
+        """Microseconds since the machine started, sleep included, by the same clock in each version of Python on Windows."""
+        return time.perf_counter_ns() // 1000 + offset_us
 
 
 def boottime_offset(offsets: str) -> str:
@@ -71,5 +71,11 @@ def base_id() -> str:
         if libc.sysctlbyname(b"kern.bootsessionuuid", buffer, ctypes.byref(size), None, 0):
             raise OSError(ctypes.get_errno(), "kern.bootsessionuuid")
         return f"raw {buffer.value.decode()}"  # without the word: of a version whose clock stopped while the Mac slept
+    if sys.platform == "win32":
+        import winreg
+
+        place = r"SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters"
+        with contextlib.suppress(OSError), winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, place) as key:
+            return f"boot {winreg.QueryValueEx(key, 'BootId')[0]}"
     # Rounded to ten minutes, because it is derived from the wall clock. A larger step of that clock starts a new base
-    return f"boot {round((time.time() - time.monotonic()) / 600)}"
+    return f"near {round((time.time() - time.perf_counter()) / 600)}"

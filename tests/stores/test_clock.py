@@ -1,8 +1,10 @@
 """The machine's clock, and the id of its start."""
 
+import contextlib
 import ctypes
+import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -42,12 +44,42 @@ def test_macos_clock_counts_sleep_and_has_another_base_than_that_of_versions_who
         module.base_id()
 
 
-def test_windows_base_is_the_boot_rounded_to_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+class Registry(contextlib.nullcontext[None]):
+    """A stand-in for `winreg`, with the number of the boot; without it the key is missing."""
+
+    HKEY_LOCAL_MACHINE = 0
+
+    def __init__(self, boot: int | None) -> None:
+        super().__init__()
+        self.boot = boot
+
+    def OpenKey(self, *_: object) -> Self:  # noqa: N802 - the name in winreg
+        if self.boot is None:
+            raise OSError
+        return self
+
+    def QueryValueEx(self, *_: object) -> tuple[int | None, int]:  # noqa: N802 - as above
+        return self.boot, 4
+
+
+def test_windows_base_is_the_number_of_the_boot_whatever_the_wall_clock_does(monkeypatch: pytest.MonkeyPatch) -> None:
     module = as_on("win32", clock, monkeypatch)
+    registry = Registry(7)
+    monkeypatch.setitem(sys.modules, "winreg", registry)
+    assert module.base_id() == "boot 7"
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert module.base_id() == "boot 7"
+    registry.boot = 8
+    assert module.base_id() == "boot 8"
+
+
+def test_without_its_number_windows_base_is_the_boot_rounded_to_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = as_on("win32", clock, monkeypatch)
+    monkeypatch.setitem(sys.modules, "winreg", Registry(None))
     booted_s, up_s = 1_800_000_000.0, 0.0
     monkeypatch.setattr(time, "time", lambda: booted_s + up_s)
-    monkeypatch.setattr(time, "monotonic", lambda: up_s)
-    monkeypatch.setattr(time, "monotonic_ns", lambda: round(up_s * 1e9))
+    monkeypatch.setattr(time, "perf_counter", lambda: up_s)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: round(up_s * 1e9))
     first = module.base_id()
     up_s = 86_400.5
     assert (module.base_id(), module.boot_us(1)) == (first, 86_400_500_001)

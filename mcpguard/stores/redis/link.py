@@ -340,7 +340,7 @@ class Link:
             if self._address.is_tls:  # OpenSSL's message seldom names the cause
                 hint = "check that it runs and that the address, ca_file, cert_file and key_file are right"
                 has_ca = "ca_file" in self._address.files or any(ssl.get_default_verify_paths()[:2])
-                if "certificate verify failed" in words and not has_ca:
+                if sys.platform == "darwin" and "certificate verify failed" in words and not has_ca:
                     hint = _NO_CERTIFICATES
         if self._address.password:
             what = what.replace(self._address.password, "***")

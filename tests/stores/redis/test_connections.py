@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from mcpguard.session.audit import Outcome
 from mcpguard.stores.address import address
 from mcpguard.stores.api import Options, Store
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.redis import link
 from mcpguard.stores.redis.address import RedisAddress
 from tests.build import Session
 from tests.redis_servers import Server, certificates, cluster, running
@@ -119,6 +121,7 @@ def test_an_untrusted_certificate_is_refused(encrypted: Server, host: str, files
 
 def test_a_python_without_ca_certificates_is_named_as_the_cause(encrypted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssl.get_default_verify_paths", lambda: (None, None, "SSL_CERT_FILE", "/none"))
+    monkeypatch.setattr(link, "sys", SimpleNamespace(platform="darwin"))
     with pytest.raises(StoreUnavailable, match="certificate verify failed") as caught:
         opened(tls_url(encrypted, "localhost", "cert=client.pem", "key=client.key"))
     assert "Install Certificates.command" in caught.value.hint
