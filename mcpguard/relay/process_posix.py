@@ -219,6 +219,8 @@ def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> Ser
     pid = os.fork()
     if pid == 0:
         _become(program, argv, environ, stdin_read, stdout_write, failed_write, parent)
+    with contextlib.suppress(OSError):  # so does the server, but a watchdog may look for the group before that
+        os.setpgid(pid, pid)
     for fd in (stdin_read, stdout_write, failed_write):
         close(fd)
     return ServerProcess(pid, stdin_write, stdout_read, failed_read, argv[0])
