@@ -193,8 +193,8 @@ def _deciding(data: bytes, file: Path, event: Event, client: Client, launcher: L
     assert client.hook  # noqa: S101 - see the caller
     document, closed = parsed(data, client.hook.dialect), event.closed if fail_closed else "{}"
     (node, lines), *others = _hooks(document.root, event.name)
-    is_closed = all(json.loads(closed).items() <= one.items() for one in handlers(plain(node)))
-    is_done = is_closed and all(decides(str(line.value)) for line in lines)
+    parts = [{key: one[key] for key in json.loads(event.closed) if key in one} for one in handlers(plain(node))]
+    is_done = all(part == json.loads(closed) for part in parts) and all(decides(str(line.value)) for line in lines)
     if is_done and not others:
         return data
     entries = _entries(document.root, event.name)

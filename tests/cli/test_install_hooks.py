@@ -168,6 +168,9 @@ def test_claude_code_denies_if_the_hook_fails_where_calls_are_to_be_denied_witho
     assert entry["hooks"][0]["onFailure"] == "block"
     (after,) = deciding(settings, "PostToolUseFailure")
     assert "onFailure" not in after["hooks"][0]
+    account.write("mcpguard/config/config.toml", '[store]\non_unavailable = "local"\n')
+    assert account.run("install", "claude-code", "--enforce", "--yes", **config).returncode == 0
+    assert "onFailure" not in settings.read_text()
     account.run("uninstall", "--yes")
     assert settings.read_text() == "{}"
 
