@@ -25,6 +25,9 @@ _REPLACED: Final = ("type", *URLS, "headers", "http_headers", "env_http_headers"
 _SIGN_IN: Final = {"oauth", "auth", "authProviderType", "oauth_resource"}
 """Members with which a client signs in by itself. `mcp-remote` signs in, too, but cannot be told these."""
 
+_MAY_HOLD_KEY: Final = re.compile(r"[?#]|(?<=[^:/]/)(?=[^/]*[0-9])[^/]{20,}")
+"""In a URL, a query, or a part of the path as long as a key, with digits."""
+
 _OF_CODEX: Final = ("env", "env_vars", "startup_timeout_sec", "tool_timeout_sec", "enabled_tools", "disabled_tools", "required")
 """What an own entry takes over from a plugin's server, beside its command and its folder."""
 
@@ -89,6 +92,8 @@ def _refusal(source: Source, node: Container, entry: Entry, made: dict[str, Any]
         return "it is YAML, or has a table of its own: write its command yourself"
     if any(mark in entry.detail for mark in "${") or masked_words([entry.detail]) != [entry.detail]:
         return "its URL holds a variable or a secret, which would be on a command line"
+    if _MAY_HOLD_KEY.search(entry.detail):
+        return "its URL has a query, or a part that may be a key, which would be on a command line"
     if keys & {*_SIGN_IN, *ENV}:
         return f"mcp-remote cannot be told its {', '.join(sorted(keys & {*_SIGN_IN, *ENV}))}"
     if fills and any("${" in word for word in made[source.layout.args or source.layout.command]):

@@ -91,6 +91,13 @@ def test_a_bridge_has_the_clients_form_and_goes_byte_for_byte(
     undone(account, before)
 
 
+@pytest.mark.parametrize("url", ["https://a-host-with-a-long-name-27.eu.acme.com/v1/mcp", "http://127.0.0.1:8080/mcp/v2-beta"])
+def test_a_url_whose_path_has_only_short_parts_gets_a_bridge(account: Account, url: str) -> None:
+    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": url}}}))
+    assert account.run("install", "--bridge", "--yes").returncode == 0
+    assert url in servers(file)["a"]["args"]
+
+
 def test_headers_are_passed_in_variables_so_that_no_secret_is_on_a_command_line(account: Account) -> None:
     headers = {"Authorization": "Bearer ${env:TOKEN}", "X-Key": "sk-secret"}
     file = account.cursor(json.dumps({"mcpServers": {"a": {"url": "http://acme.com/mcp", "headers": headers}}}))
@@ -103,11 +110,21 @@ def test_headers_are_passed_in_variables_so_that_no_secret_is_on_a_command_line(
     undone(account, before)
 
 
+KEPT = (
+    "https://mcp.zapier.com/api/mcp/s/NDk4YWJjZGVmZ2hpamts/mcp",
+    "https://acme.com/0b9d2c1e-6f3a-4c55-9a77-1f2e3d4c5b6a",
+    "https://acme.com/mcp?k=Zm9v",
+    "https://acme.com/mcp?code=1",
+    "https://acme.com/mcp#k",
+)
+
+
 @pytest.mark.parametrize(
     ("name", "entry", "reason"),
     [
         (".cursor/mcp.json", {"url": "https://acme.com/${env:KEY}"}, "its URL holds a variable or a secret"),
         (".cursor/mcp.json", {"url": "https://acme.com/?api_key=s3cret"}, "its URL holds a variable or a secret"),
+        *((".cursor/mcp.json", {"url": url}, "its URL has a query, or a part that may be a key") for url in KEPT),
         (".cursor/mcp.json", {"url": URL, "auth": {"CLIENT_ID": "x"}}, "mcp-remote cannot be told its auth"),
         (".claude.json", {"type": "http", "url": URL, "headers": {"A": "${T}"}}, "its headers would be on a command line"),
         (".gemini/settings.json", {"httpUrl": URL, "headers": {"A": "$T"}}, "its headers would be on a command line"),
