@@ -108,7 +108,7 @@ class Plugins(NamedTuple):
         register: The file that names the folders; empty if there is none.
         server: The name of a server, from `{plugin}` and `{server}`.
         off: What switches a plugin or a server of it off, or replaces it, as for a hook. `{plugin}` and `{server}` stand for
-            their names, `{home}` in a value for the home folder.
+            their names, `{home}` in a value for the home folder with a `/` before it, also on Windows.
         is_bundle: Whether a plugin is one server, which its manifest describes.
     """
 
