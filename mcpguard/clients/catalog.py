@@ -94,6 +94,11 @@ class Hook(NamedTuple):
         return tuple(event.name for event in self.events)
 
     @property
+    def deciding(self) -> Event:
+        """The event that shows the calls of MCP servers."""
+        return next(event for event in self.events if event.decides)
+
+    @property
     def leaves_notes(self) -> bool:
         """Whether it can leave notes without deciding."""
         return any(event.note for event in self.events)

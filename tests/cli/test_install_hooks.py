@@ -175,6 +175,23 @@ def test_claude_code_denies_if_the_hook_fails_where_calls_are_to_be_denied_witho
     assert settings.read_text() == "{}"
 
 
+@pytest.mark.parametrize("client", DECIDING)
+@pytest.mark.parametrize("first", ["account", "project"])
+def test_a_second_deciding_hook_in_the_other_scope_is_refused_with_a_hint(
+    account: Account, monkeypatch: pytest.MonkeyPatch, client: str, first: str
+) -> None:
+    monkeypatch.chdir(account.project)
+    scopes: dict[str, tuple[str, ...]] = {"account": (), "project": ("--project", ".")}
+    (second,) = scopes.keys() - {first}
+    assert account.run("install", client, "--enforce", "--yes", *scopes[first]).returncode == 0
+    before = account.files()
+    (file,) = before
+    done = account.run("install", client, "--enforce", "--yes", *scopes[second])
+    assert (done.returncode, account.files()) == (1, before)
+    assert f"no hook is added: {file} has a deciding one, and calls would count twice (hint: one is enough" in done.stderr
+    assert account.run("install", client, "--enforce", *scopes[first]).stdout.count("the hook is there already") == 1
+
+
 def test_a_deciding_hook_needs_no_server_and_no_file_of_its_client(account: Account) -> None:
     (account.home / ".codex").mkdir()
     done = account.run("install", "--enforce", "--yes")
