@@ -41,7 +41,7 @@ def states(machine: Machine, project: Path | None = None) -> dict[str, str]:
                 fix = coverage.fix(source, entry)
                 state = coverage.state(source, entry)
                 found[f"{source.client.key} {source.plugin} {entry.name}"] = state if state != "unguarded" else fix
-        except Fault as fault:
+        except Fault:
             found[str(source.file)] = "fault"
     return found
 
@@ -177,9 +177,16 @@ def test_a_plugin_that_names_no_file_is_at_most_one_fault(machine: Machine, name
     assert list(states(machine).values()) in ([], ["fault"])
 
 
-def hooked(machine: Machine, *, command: str = f"{HOOK} hook claude-code --enforce", matcher: str = "*") -> None:
-    hook = {"matcher": matcher, "hooks": [{"type": "command", "command": command}]}
-    write(machine, ".claude/settings.json", {"hooks": {"PreToolUse": [hook]}})
+def hooked(
+    machine: Machine,
+    *,
+    command: str = f"{HOOK} hook claude-code --enforce",
+    matcher: str = "*",
+    file: str = ".claude/settings.json",
+    **more: Any,
+) -> None:
+    hook = {"matcher": matcher, "hooks": [{"type": "command", "command": command} | more]}
+    write(machine, file, {"hooks": {"PreToolUse": [hook]}})
 
 
 def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine) -> None:
@@ -208,10 +215,15 @@ def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine)
         {"command": f"{HOOK} hook claude-code"},
         {"matcher": "mcp__crm__.*"},
         {"command": "/gone/mcpguard hook claude-code --enforce"},
+        {"command": f"{HOOK} hook codex --enforce"},
+        {"command": f"{HOOK} hook claude-code --enforce --observe"},
+        {"command": f"MCPGUARD_OBSERVE=1 {HOOK} hook claude-code --enforce"},
+        {"async": True},
+        {"if": "Bash(git *)"},
     ],
 )
-def test_a_hook_that_only_leaves_notes_or_sees_some_calls_or_is_gone_guards_nothing(
-    machine: Machine, hook: dict[str, str]
+def test_a_hook_that_denies_nothing_or_sees_some_calls_or_is_gone_guards_nothing(
+    machine: Machine, hook: dict[str, Any]
 ) -> None:
     write(machine, ".claude.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
     hooked(machine, **hook)
@@ -229,6 +241,25 @@ def test_a_hook_that_the_client_does_not_run_guards_nothing(machine: Machine, va
     file.write_text(json.dumps(settings | value | {"hooks": settings["hooks"] | value.get("hooks", {})}))
     runs = "PostToolUseFailure" in str(value)
     assert states(machine) == {"claude-code  far": "by hook" if runs else "mcpguard install claude-code --enforce"}
+
+
+@pytest.mark.parametrize("name", ["settings.json", "settings.local.json"])
+def test_the_hook_of_the_account_guards_nothing_in_a_project_that_switches_hooks_off(machine: Machine, name: str) -> None:
+    project = machine.home / "project"
+    write(machine, f"project/.claude/{name}", {"disableAllHooks": True})
+    servers = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
+    write(machine, "project/.mcp.json", servers)
+    write(machine, ".claude.json", servers | {"projects": {str(project): servers}})
+    hooked(machine)
+    coverage = Coverage(machine)
+    found = [
+        coverage.state(source, entry)
+        for place in (None, project)
+        for source in coverage.sources(place)
+        if source.client.key == "claude-code"
+        for entry in coverage.entries(source, read(source.file))
+    ]
+    assert found == ["by hook", "unguarded", "unguarded", "unguarded"]
 
 
 def test_the_hook_of_a_project_guards_in_this_project_alone(machine: Machine) -> None:
