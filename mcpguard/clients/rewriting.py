@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.clients.discovery import Fault, Source, content_of, entries_of, readable_entries
+from mcpguard.clients.discovery import Fault, Source, content_of, entries_of, may_exist, readable_entries
 from mcpguard.clients.entries import ENV, URLS, Entry, holder_of, servers_of
 from mcpguard.clients.launcher import Launcher
-from mcpguard.clients.plan import Outcome, Plan, record_of
+from mcpguard.clients.plan import Outcome, Plan, Record, real, record_of
 from mcpguard.clients.plugins import of_plugin, plugin_sources
-from mcpguard.documents.document import Dialect, Document, Splice, encoded, quoted
+from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Container, Object, Unreadable, plain
 from mcpguard.text.masking import masked_words
@@ -126,13 +126,22 @@ def restored(plan: Plan, source: Source, entry: Entry) -> bool:
     return False
 
 
+def undone(plan: Plan, source: Source, entry: Entry) -> bool:
+    """As `restored`. Plan also to remove a file that this module has made, if nothing else is in it."""
+    is_restored, made = restored(plan, source, entry), Record(real(source.file), ())
+    if is_restored and plan.holds(made) and is_blank(plan.content(source.file)):
+        plan.put(source.file, None, source.dialect)
+        plan.note(made, holds=False)
+    return is_restored
+
+
 def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: Launcher) -> Iterator[Outcome]:
     """Plan an own entry in Codex's file for each server that a plugin brings. One of an older version of the plugin is renewed.
 
     Raises:
         Fault: The file cannot have one.
     """
-    own = {one.name: one for one in entries_of(source, plan.content(source.file))}
+    own, is_new = {one.name: one for one in entries_of(source, plan.content(source.file))}, not may_exist(source.file)
     for brought in plugin_sources(plan.machine):
         for one in readable_entries(brought) if brought.client is source.client else ():
             entry = of_plugin(plan.machine, brought, one, replaced=False)
@@ -151,6 +160,8 @@ def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: 
             entries_of(source, old + encoded(added))
             plan.put(source.file, old + encoded(added), source.dialect)
             plan.note(record_of(source, entry.name)._replace(new=added), holds=True)
+            if is_new:
+                plan.note(Record(real(source.file), ()), holds=True)
             yield Outcome(source, entry.name, "guard", f"in place of the server of the plugin {brought.plugin}")
 
 

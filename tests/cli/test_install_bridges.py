@@ -177,13 +177,13 @@ PLUGIN = {
 }
 
 
-def plugin(account: Account, version: str, state: str = "enabled = true") -> Path:
-    """A plugin of Codex, which keeps one version."""
+def plugin(account: Account, version: str, state: str | None = "enabled = true") -> Path:
+    """A plugin of Codex, which keeps one version. Without a state Codex has no file of its own."""
     root = f"home/.codex/plugins/cache/market/crm/{version}"
     file = account.write(f"{root}/.codex-plugin/plugin.json", json.dumps({"name": "crm", "mcpServers": "./.mcp.json"}))
     account.write(f"{root}/.mcp.json", json.dumps({"mcpServers": PLUGIN}))
     account.write(f"{root}/bin/server.py", "")
-    if not (account.home / ".codex/config.toml").exists():
+    if state is not None and not (account.home / ".codex/config.toml").exists():
         account.codex(f'[plugins."crm@market"]\n{state}')
     return file.parents[1]
 
@@ -202,6 +202,45 @@ def test_codex_gets_an_own_entry_of_each_server_of_a_plugin_which_goes_byte_for_
     assert listed == {"crm": "disabled", "own": "disabled", "far": "unguarded"}
     assert account.run("install", "--yes").stdout.count("guarded already") == 2
     undone(account, before)
+
+
+@pytest.mark.parametrize("argv", [("codex",), (), ("codex", "--server", "crm")])
+def test_where_codex_has_no_file_it_gets_one_for_the_servers_of_a_plugin_which_goes_again(
+    account: Account, argv: tuple[str, ...]
+) -> None:
+    old = plugin(account, "1.0.0", None)
+    done = account.run("install", *argv, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert [*config(account)] == (["crm"] if "--server" in argv else ["crm", "own"])
+    new = plugin(account, "1.1.0", None)
+    shutil.rmtree(old)
+    before = {name: data for name, data in account.files().items() if not name.endswith("config.toml")}
+    assert account.run("install", *argv, "--yes").returncode == 0
+    assert "--server" in argv or config(account)["own"]["cwd"] == f"{new}/bin"
+    account.run("uninstall", "--server", "crm", "--yes")
+    undone(account, before)
+
+
+def test_a_file_of_codex_that_was_empty_or_has_more_by_now_stays(account: Account) -> None:
+    plugin(account, "1.0.0", None)
+    file = account.codex("")
+    before = account.files()
+    account.run("install", "--yes")
+    undone(account, before)
+    file.unlink()
+    account.run("install", "--yes")
+    file.write_text(f"{file.read_text()}[tui]\nx = 1\n")
+    account.run("uninstall", "--yes")
+    assert file.read_text() == "[tui]\nx = 1\n"
+
+
+@pytest.mark.parametrize("text", ['{"mcpServers": {"far": {"url": "https://acme.com"}}}', "{"])
+def test_without_a_server_that_an_entry_would_guard_codex_gets_no_file(account: Account, text: str) -> None:
+    (plugin(account, "1.0.0", None) / ".mcp.json").write_text(text)
+    before = account.files()
+    done = account.run("install", "codex", "--yes")
+    assert (done.returncode, account.files()) == (1, before)
+    assert "Codex: no file " in done.stderr
 
 
 def test_after_an_update_of_the_plugin_doctor_says_what_is_gone_and_install_renews_it(account: Account) -> None:
