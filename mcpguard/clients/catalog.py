@@ -258,6 +258,7 @@ CLIENTS: Final = (
             misses="hosted web search",
             off=(
                 "{codex}/config.toml | features | hooks | false",
+                "{project}/.codex/config.toml | features | hooks | false",
                 "{etc}/codex/requirements.toml | allow_managed_hooks_only | true",
             ),
             trust="{codex}/config.toml",
@@ -369,7 +370,10 @@ CLIENTS: Final = (
             "{project}/.gemini/settings.json",
             (Event("BeforeTool", _ALL_MS), Event("AfterTool", _ALL_MS)),
             "restart Gemini CLI",
-            off=("{home}/.gemini/settings.json | hooksConfig | enabled | false",),
+            off=(
+                "{home}/.gemini/settings.json | hooksConfig | enabled | false",
+                "{project}/.gemini/settings.json | hooksConfig | enabled | false",
+            ),
             dialect=Dialect.JSONC,
         ),
         plugins=_extensions("{home}/.gemini", "gemini-extension.json"),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mcpguard.clients.coverage import Coverage, counted
+from mcpguard.clients.catalog import BY_KEY
+from mcpguard.clients.coverage import Coverage, counted, option, why_skipped
 from mcpguard.clients.discovery import Fault, Machine, read
 from tests.cli.account import HOOK, PROGRAM
 
@@ -243,13 +244,15 @@ def test_a_hook_that_the_client_does_not_run_guards_nothing(machine: Machine, va
     assert states(machine) == {"claude-code  far": "by hook" if runs else "mcpguard install claude-code --enforce"}
 
 
+FAR = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
+
+
 @pytest.mark.parametrize("name", ["settings.json", "settings.local.json"])
 def test_the_hook_of_the_account_guards_nothing_in_a_project_that_switches_hooks_off(machine: Machine, name: str) -> None:
     project = machine.home / "project"
     write(machine, f"project/.claude/{name}", {"disableAllHooks": True})
-    servers = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
-    write(machine, "project/.mcp.json", servers)
-    write(machine, ".claude.json", servers | {"projects": {str(project): servers}})
+    write(machine, "project/.mcp.json", FAR)
+    write(machine, ".claude.json", FAR | {"projects": {str(project): FAR}})
     hooked(machine)
     coverage = Coverage(machine)
     found = [
@@ -260,6 +263,20 @@ def test_the_hook_of_the_account_guards_nothing_in_a_project_that_switches_hooks
         for entry in coverage.entries(source, read(source.file))
     ]
     assert found == ["by hook", "unguarded", "unguarded", "unguarded"]
+
+
+def test_gemini_and_codex_skip_hooks_where_the_project_says_so(machine: Machine) -> None:
+    project = machine.home / "project"
+    hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook gemini --enforce", "timeout": 5000}]}
+    write(machine, ".gemini/settings.json", FAR | {"hooks": {"BeforeTool": [hook]}})
+    for value, expected in (({}, "by hook"), ({"hooksConfig": {"enabled": False}}, "")):
+        write(machine, "project/.gemini/settings.json", FAR | value)
+        assert states(machine, project) == {"gemini  far": expected or f"mcpguard install gemini{option(project)} --enforce"}
+    assert states(machine) == {"gemini  far": "by hook"}
+    write(machine, "project/.codex/config.toml", "[features]\nhooks = false\n")
+    told = why_skipped(machine, BY_KEY["codex"], None, project)
+    assert told
+    assert told[0].startswith(f"Codex skips it, because {project / '.codex/config.toml'} has ")
 
 
 def test_the_hook_of_a_project_guards_in_this_project_alone(machine: Machine) -> None:
