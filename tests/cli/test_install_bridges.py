@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.account import PROGRAM, Account, guarded, servers
+from tests.cli.account import APPS, IN_TOML, Account, guarded, servers
 
 URL = "https://mcp.acme.com/mcp"
 FAR = ("npx", "-y", "mcp-remote", URL)
@@ -53,12 +54,12 @@ def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge
     ("name", "text", "entry"),
     [
         (
-            "home/.config/zed/settings.json",
+            f"{APPS}/{'Zed' if sys.platform == 'win32' else 'zed'}/settings.json",
             '{\r\n  // mine\r\n  "context_servers": {\r\n    "a": {\r\n      "url": "URL", // here\r\n'
             '      "headers": {"X-Key": "k1"},\r\n      "timeout": 30,\r\n    },\r\n  },\r\n}\r\n',
             {"env": {"MCP_HEADER_1": "k1"}, "timeout": 30},
         ),
-        ("home/.config/Code/User/mcp.json", '{"servers": {"a": {"type": "http", "url": "URL"}}}', {"type": "stdio"}),
+        (f"{APPS}/Code/User/mcp.json", '{"servers": {"a": {"type": "http", "url": "URL"}}}', {"type": "stdio"}),
         ("home/.config/opencode/opencode.json", '{"mcp": {"a": {"type": "remote", "url": "URL"}}}', {"type": "local"}),
         (
             "home/.cline/data/settings/cline_mcp_settings.json",
@@ -143,7 +144,8 @@ def test_what_cannot_be_carried_over_safely_gets_no_bridge_with_a_hint(
 
 def test_a_table_of_headers_in_toml_and_a_yaml_file_get_no_bridge(account: Account) -> None:
     account.codex(f'[mcp_servers.a]\nurl = "{URL}"\n[mcp_servers.a.http_headers]\nX = "1"\n')
-    account.write("home/.config/goose/config.yaml", f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
+    goose = "Block/goose/config" if sys.platform == "win32" else "goose"
+    account.write(f"{APPS}/{goose}/config.yaml", f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
     before = account.files()
     done = account.run("install", "--bridge", "--yes")
     assert (done.returncode, account.files()) == (1, before)
@@ -154,10 +156,10 @@ def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byt
     file = account.cursor(json.dumps({"mcpServers": {"a": {"url": URL}}}))
     before = account.files()
     account.run("install", "--bridge", "--yes")
-    gone = str(tmp_path / "gone/mcpguard")
+    gone = (tmp_path / "gone/mcpguard").as_posix()
     records = account.state / "installed.json"
-    for path in (file, records):
-        path.write_text(path.read_text().replace(PROGRAM, gone))
+    file.write_bytes(file.read_bytes().replace(IN_TOML.encode(), gone.encode()))
+    records.write_bytes(records.read_bytes().replace(json.dumps(IN_TOML)[1:-1].encode(), gone.encode()))
     assert "its mcpguard is this one now" in account.run("install", "--yes").stdout
     undone(account, before)
 
@@ -196,7 +198,7 @@ def test_codex_gets_an_own_entry_of_each_server_of_a_plugin_which_goes_byte_for_
     assert "crm: guarded (in place of the server of the plugin crm@market)" in done.stdout
     entries = config(account)
     assert entries["crm"] == guarded("crm", "npx", "-y", "@acme/crm") | {"env": {"A": "b"}, "startup_timeout_sec": 20}
-    own = guarded("own", "python3", "server.py", f"{folder}/data") | {"cwd": f"{folder}/bin"}
+    own = guarded("own", "python3", "server.py", f"{folder}/data") | {"cwd": str(folder / "bin")}
     assert entries == {"crm": entries["crm"], "own": own}
     listed = {row["server"]: row["state"] for row in json.loads(account.run("clients", "--json").stdout) if row["plugin"]}
     assert listed == {"crm": "disabled", "own": "disabled", "far": "unguarded"}
@@ -216,7 +218,7 @@ def test_where_codex_has_no_file_it_gets_one_for_the_servers_of_a_plugin_which_g
     shutil.rmtree(old)
     before = {name: data for name, data in account.files().items() if not name.endswith("config.toml")}
     assert account.run("install", *argv, "--yes").returncode == 0
-    assert "--server" in argv or config(account)["own"]["cwd"] == f"{new}/bin"
+    assert "--server" in argv or config(account)["own"]["cwd"] == str(new / "bin")
     account.run("uninstall", "--server", "crm", "--yes")
     undone(account, before)
 
@@ -229,9 +231,9 @@ def test_a_file_of_codex_that_was_empty_or_has_more_by_now_stays(account: Accoun
     undone(account, before)
     file.unlink()
     account.run("install", "--yes")
-    file.write_text(f"{file.read_text()}[tui]\nx = 1\n")
+    file.write_bytes(file.read_bytes() + b"[tui]\nx = 1\n")
     account.run("uninstall", "--yes")
-    assert file.read_text() == "[tui]\nx = 1\n"
+    assert file.read_bytes() == b"[tui]\nx = 1\n"
 
 
 @pytest.mark.parametrize("text", ['{"mcpServers": {"far": {"url": "https://acme.com"}}}', "{"])
@@ -248,13 +250,13 @@ def test_after_an_update_of_the_plugin_doctor_says_what_is_gone_and_install_rene
     before = {name: data for name, data in account.files().items() if name.endswith("config.toml")}
     account.run("install", "--yes")
     shutil.rmtree(old)
-    new = plugin(account, "1.1.0")
+    plugin(account, "1.1.0")
     said = account.run("doctor").stdout
     assert f"a folder of a plugin is gone: {old} " in " ".join(said.split())
     entries = config(account)
     done = account.run("install", "--yes")
     assert done.returncode == 0, done.stderr
-    assert config(account) == {"crm": entries["crm"], "own": json.loads(json.dumps(entries["own"]).replace(str(old), str(new)))}
+    assert config(account) == {"crm": entries["crm"], "own": json.loads(json.dumps(entries["own"]).replace("1.0.0", "1.1.0"))}
     assert "is gone" not in account.run("doctor").stdout
     account.run("uninstall", "--yes")
     assert {name: data for name, data in account.files().items() if name.endswith("config.toml")} == before

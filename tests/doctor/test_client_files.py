@@ -324,16 +324,17 @@ def test_a_server_that_its_client_can_start_and_mcpguard_cannot_edit_is_not_guar
 def test_a_deciding_hook_that_its_client_skips_is_not_ok_and_a_client_needs_no_server_for_it(machine: Machine) -> None:
     hooks = machine.home / ".codex/hooks.json"
     hooks.parent.mkdir()
-    command = f"{PROGRAM} hook codex --enforce"
+    program = Path(PROGRAM).as_posix()
+    command = f"{program} hook codex --enforce"
     entry = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
     hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
     name = f"Codex (hook), {hooks}"
     told = "Codex skips it, because you have not trusted it, or not since it changed"
     assert checks(machine) == [Check(name, False, told, "start a new session, enter /hooks, and trust the hook")]
     (machine.home / ".codex/config.toml").write_text("features = { hooks = false }\n")
-    told = f"Codex skips it, because {machine.home}/.codex/config.toml has features.hooks = false"
+    told = f"Codex skips it, because {machine.home / '.codex/config.toml'} has features.hooks = false"
     assert [check.detail for check in checks(machine) if check.check == name] == [told]
-    hooks.write_text(hooks.read_text().replace(PROGRAM, "/gone/mcpguard"))
+    hooks.write_text(hooks.read_text().replace(program, GONE))
     (found,) = [check for check in checks(machine) if check.check == name]
     assert (found.ok, found.hint) == (False, "mcpguard install codex --enforce")
 
