@@ -94,6 +94,11 @@ class Hook(NamedTuple):
         return tuple(event.name for event in self.events)
 
     @property
+    def deciding(self) -> Event:
+        """The event that shows the calls of MCP servers."""
+        return next(event for event in self.events if event.decides)
+
+    @property
     def leaves_notes(self) -> bool:
         """Whether it can leave notes without deciding."""
         return any(event.note for event in self.events)
@@ -108,7 +113,7 @@ class Plugins(NamedTuple):
         register: The file that names the folders; empty if there is none.
         server: The name of a server, from `{plugin}` and `{server}`.
         off: What switches a plugin or a server of it off, or replaces it, as for a hook. `{plugin}` and `{server}` stand for
-            their names, `{home}` in a value for the home folder.
+            their names, `{home}` in a value for the home folder with a `/` before it, also on Windows.
         is_bundle: Whether a plugin is one server, which its manifest describes.
     """
 
@@ -253,6 +258,7 @@ CLIENTS: Final = (
             misses="hosted web search",
             off=(
                 "{codex}/config.toml | features | hooks | false",
+                "{project}/.codex/config.toml | features | hooks | false",
                 "{etc}/codex/requirements.toml | allow_managed_hooks_only | true",
             ),
             trust="{codex}/config.toml",
@@ -364,7 +370,10 @@ CLIENTS: Final = (
             "{project}/.gemini/settings.json",
             (Event("BeforeTool", _ALL_MS), Event("AfterTool", _ALL_MS)),
             "restart Gemini CLI",
-            off=("{home}/.gemini/settings.json | hooksConfig | enabled | false",),
+            off=(
+                "{home}/.gemini/settings.json | hooksConfig | enabled | false",
+                "{project}/.gemini/settings.json | hooksConfig | enabled | false",
+            ),
             dialect=Dialect.JSONC,
         ),
         plugins=_extensions("{home}/.gemini", "gemini-extension.json"),

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,8 +15,9 @@ from mcpguard.clients.catalog import Client
 from mcpguard.clients.discovery import Fault, Machine, Source, content_of, entries_of, hook_file, is_off, is_used, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guard, Guards
-from mcpguard.clients.hooks import Ours, decides, guard_of, ours
+from mcpguard.clients.hooks import Ours, deciding, guard_of
 from mcpguard.clients.installing import starts_mcpguard
+from mcpguard.clients.launcher import words_of
 from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect
 from mcpguard.text.printing import plural
@@ -70,7 +72,7 @@ class Coverage:
         if guard is not None and guard.holds:
             return GUARDED
         place = Path(source.project) if source.project else None if source.plugin else source.folder
-        if self._is_asked(source.client, None) or (place and self._is_asked(source.client, place)):
+        if self._is_asked(source.client, None, place) or (place and self._is_asked(source.client, place, place)):
             return BY_HOOK
         is_unseen = guard.state == "unseen" if guard is not None else starts_mcpguard(entry)
         return UNCHECKED if is_unseen else UNGUARDED
@@ -94,39 +96,64 @@ class Coverage:
         ]
         return [max(states, key=lambda state: COUNTED.index(state) if state in COUNTED else -1) for states in every]
 
-    def _asks(self, client: Client, project: Path | None) -> bool:
-        """Whether a client asks mcpguard before each call of a server, by a hook of the account or of a project."""
-        if not client.hook:
-            return False
-        event = next(event for event in client.hook.events if event.decides)
-        whole = ("", "*", None, json.loads(event.form).get("matcher"))
+    def _asks(self, client: Client, project: Path | None, place: Path | None) -> bool:
+        """Whether a client asks mcpguard before each call of a server: see `why_skipped`."""
         try:
-            found = ours(hook_file(self._machine, client.hook, project), client.hook)
+            asks = deciding(self._machine, client, project)
         except Fault:
             return False
-        asks = [one for one in found if one.event == event.name and decides(one.command) and one.entry.get("matcher") in whole]
         is_known = any(guard_of(one.command, self.guards, project).state == "known" for one in asks)
-        return is_known and not why_skipped(self._machine, client, project)
+        return is_known and not why_skipped(self._machine, client, project, place)
 
 
-def why_skipped(machine: Machine, client: Client, project: Path | None) -> str:
-    """Why a client does not run the deciding hook in a file of the account or a project; empty if it does."""
+def why_skipped(machine: Machine, client: Client, project: Path | None, place: Path | None) -> tuple[str, str] | None:
+    """Why the deciding hook in a file does not decide each call of a server, and what to do; None if it does.
+
+    Args:
+        machine: The account.
+        client: The client.
+        project: The project whose file has the hook; None for the account's.
+        place: The project in which the client runs; None if it runs elsewhere.
+
+    Raises:
+        Fault: The file cannot be read.
+    """
     hook = client.hook
     assert hook  # noqa: S101 - see the callers
     for switch in hook.off:
-        if is_off(machine, switch, project):
+        if is_off(machine, switch, place):
             pattern, *keys, value = switch.split(" | ")
-            return f"{client.title} skips it, because {machine.paths(pattern, project)[0]} has {'.'.join(keys)} = {value}"
+            setting = f"{machine.paths(pattern, place)[0]} has {'.'.join(keys)} = {value}"
+            return f"{client.title} skips it, because {setting}", "remove that setting"
+    found = deciding(machine, client, project)
+    reasons = [reason for one in found if (reason := _why_idle(one, client))]
+    if reasons and len(reasons) == len(found):
+        return reasons[0]
     if not hook.trust:
-        return ""
+        return None
     file = hook_file(machine, hook, project)
     state = content_of(machine.paths(hook.trust)[0])
     for key in ("hooks", "state"):
         state = state.get(key) if isinstance(state, dict) else None
-    deciding = [one for one in ours(file, hook) if decides(one.command)]
-    if all(any(_is_trusted(state or {}, name, one) for name in (file, os.path.realpath(file))) for one in deciding):
-        return ""
-    return f"{client.title} skips it, because you have not trusted it, or not since it changed"
+    if all(any(_is_trusted(state or {}, name, one) for name in (file, os.path.realpath(file))) for one in found):
+        return None
+    return f"{client.title} skips it, because you have not trusted it, or not since it changed", hook.after
+
+
+def _why_idle(one: Ours, client: Client) -> tuple[str, str] | None:
+    """Why a deciding hook lets some calls pass, and what to do; None if it decides all."""
+    assert client.hook  # noqa: S101 - see the callers
+    words, start = words_of(one.command), f"mcpguard hook {client.key}"
+    if ("hook", client.key) not in itertools.pairwise(words):
+        return f"it decides nothing, because its command is not {start}", f"write {start} in its place in the file"
+    if any(word == "--observe" or word.startswith("MCPGUARD_OBSERVE=") for word in words):
+        return "it denies nothing, because its command says to observe", "remove that from its command, if you have seen enough"
+    for key in ("async", "asyncRewake", "if"):
+        if one.handler.get(key):
+            return f"it does not decide each call, because it has {key}", f"remove {key} from the hook in the file"
+    if one.entry.get("matcher") not in ("", "*", None, json.loads(client.hook.deciding.form).get("matcher")):
+        return f"it does not see each call, because its matcher is {one.entry['matcher']}", "remove the matcher in the file"
+    return None
 
 
 def _is_trusted(states: dict[str, Any], file: Path | str, one: Ours) -> bool:

@@ -201,7 +201,7 @@ def is_off(machine: Machine, switch: str, project: Path | None = None, *, plugin
     if not server and "{server}" in switch:
         return False
     pattern, *keys, value = switch.split(" | ")
-    value = value.replace('"{server}"', json.dumps(server)).replace("{home}", machine.home.as_posix())
+    value = value.replace('"{server}"', json.dumps(server)).replace("{home}", f"/{machine.home.as_posix().lstrip('/')}")
     for file in machine.paths(pattern.replace("{plugin}", plugin), project):
         found: Any = content_of(file)
         for key in keys:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from mcpguard.clients.catalog import COMMAND, SHELL, Client, Event, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
 from mcpguard.clients.guards import Guard, Guards
-from mcpguard.clients.launcher import Launcher, may_vary, program_of, words_of
+from mcpguard.clients.launcher import Launcher, is_same, may_vary, program_of, words_of
 from mcpguard.clients.plan import HookOutcome, Plan
 from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
@@ -74,6 +74,17 @@ def ours(file: Path, hook: Hook) -> list[Ours]:
     ]
 
 
+def deciding(machine: Machine, client: Client, project: Path | None) -> list[Ours]:
+    """The deciding hooks in a file of the account or a project, for the event that shows the calls of servers.
+
+    Raises:
+        Fault: The file cannot be read.
+    """
+    hook = client.hook
+    found = ours(hook_file(machine, hook, project), hook) if hook else []
+    return [one for one in found if hook and one.event == hook.deciding.name and decides(one.command)]
+
+
 def commands_in(file: Path, hook: Hook) -> list[str]:
     """The command lines of mcpguard's hooks in a client's file: see `ours`."""
     return list(dict.fromkeys(one.command for one in ours(file, hook)))
@@ -125,6 +136,9 @@ def plan_hooks(
             continue
         file = hook_file(machine, hook, project)
         with plan.noting_faults(file):
+            if decide and launcher and (other := _decides_elsewhere(machine, client, project, file)):
+                hint = "one is enough; to have it here, remove it there first"
+                raise Fault(f"{file}: no hook is added: {other} has a deciding one, and calls would count twice", hint)
             data = plan.content(file)
             commands = dict.fromkeys(command for event in hook.names for command in hook_commands(data, event, hook.dialect))
             if launcher is not None:
@@ -134,6 +148,16 @@ def plan_hooks(
                 new = without_hook(data, *hook.names, dialect=hook.dialect)
                 plan.put(file, b"" if new is None and file.is_symlink() else new, hook.dialect)
                 plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
+
+
+def _decides_elsewhere(machine: Machine, client: Client, project: Path | None, file: Path) -> Path | None:
+    """The account's file with a deciding hook, if a project's is changed, or that of the project in the working folder."""
+    assert client.hook  # noqa: S101 - see the caller
+    with contextlib.suppress(OSError, Fault):  # there is no working folder, or the client cannot read the file either
+        place = None if project else Path.cwd()
+        other = hook_file(machine, client.hook, place)
+        return other if deciding(machine, client, place) and not is_same(other, file) else None
+    return None
 
 
 def _added_to(
@@ -193,8 +217,8 @@ def _deciding(data: bytes, file: Path, event: Event, client: Client, launcher: L
     assert client.hook  # noqa: S101 - see the caller
     document, closed = parsed(data, client.hook.dialect), event.closed if fail_closed else "{}"
     (node, lines), *others = _hooks(document.root, event.name)
-    is_closed = all(json.loads(closed).items() <= one.items() for one in handlers(plain(node)))
-    is_done = is_closed and all(decides(str(line.value)) for line in lines)
+    parts = [{key: one[key] for key in json.loads(event.closed) if key in one} for one in handlers(plain(node))]
+    is_done = all(part == json.loads(closed) for part in parts) and all(decides(str(line.value)) for line in lines)
     if is_done and not others:
         return data
     entries = _entries(document.root, event.name)

@@ -87,9 +87,9 @@ def _outcome(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None
         starts = starts_mcpguard(entry)
         return Outcome(source, entry.name, "leave" if starts else "keep", OWN_COMMAND if starts else "")
     if launcher is None:
-        from mcpguard.clients.rewriting import restored
+        from mcpguard.clients.rewriting import undone
 
-        if restored(plan, source, entry):
+        if undone(plan, source, entry):
             return Outcome(source, entry.name, "unguard")
         edit = Edit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
         return Outcome(source, entry.name, "unguard", edit=edit)

@@ -1,7 +1,8 @@
 """Changes of clients' files: planned first, so that they can be shown, and then written.
 
 `installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`,
-and those that were rewritten. Without it, `uninstall` leaves an empty list, or what was written without mcpguard.
+those that were rewritten, and files made for them. Without it, `uninstall` leaves an empty list or file, or what was written
+without mcpguard.
 """
 
 import contextlib
@@ -85,11 +86,11 @@ class Change(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An entry that had no `args`, or that was rewritten.
+    """An entry that had no `args`, or that was rewritten, or a file that was made for such entries.
 
     Attributes:
         file: The client's file.
-        keys: The path of the entry in the file; the server's name is the last key.
+        keys: The path of the entry in the file; the server's name is the last key. Empty for a file.
         old: The text that a rewritten one had.
         new: The text in its place; empty for an entry that had no `args`.
     """

@@ -5,13 +5,13 @@ Nothing is written into a plugin's files, because an update replaces them.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from mcpguard.clients.catalog import CLIENTS, Plugins
-from mcpguard.clients.discovery import Machine, Source, content_of, is_off
+from mcpguard.clients.catalog import CLIENTS, Client, Plugins
+from mcpguard.clients.discovery import Machine, Source, content_of, is_off, may_exist, readable_entries
 from mcpguard.clients.entries import Entry, Layout
 from mcpguard.documents.document import Dialect
 
@@ -51,6 +51,19 @@ def of_plugin(machine: Machine, source: Source, entry: Entry, *, replaced: bool 
     switches = [switch for switch in kind.off if replaced or not switch.endswith(" | any")]
     off = any(is_off(machine, switch, plugin=source.plugin, server=name) for switch in switches)
     return entry._replace(name=name, kind="disabled" if off else entry.kind, may_start=entry.may_start and not off)
+
+
+def missing_files(machine: Machine, clients: Iterable[Client]) -> list[Source]:
+    """Codex's own file if it does not exist, but should: a plugin brings a server that an entry of its own would guard."""
+    found = []
+    for client in clients:
+        location = client.locations[0]
+        if client.key == "codex" and not may_exist(file := machine.paths(location.pattern)[0]):
+            brought = [source for source in plugin_sources(machine) if source.client is client]
+            entries = [of_plugin(machine, source, entry) for source in brought for entry in readable_entries(source)]
+            if any(entry.kind == "stdio" for entry in entries):
+                found.append(Source(client, location.scope, file, location.layout, location.dialect))
+    return found
 
 
 def _folders(machine: Machine, kind: Plugins, project: Path | None) -> list[Path]:

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import tomli_w
 
-from mcpguard.clients.discovery import Fault, Source, content_of, entries_of, readable_entries
+from mcpguard.clients.discovery import Fault, Source, content_of, entries_of, may_exist, readable_entries
 from mcpguard.clients.entries import ENV, URLS, Entry, holder_of, servers_of
 from mcpguard.clients.launcher import Launcher
-from mcpguard.clients.plan import Outcome, Plan, record_of
+from mcpguard.clients.plan import Outcome, Plan, Record, real, record_of
 from mcpguard.clients.plugins import of_plugin, plugin_sources
-from mcpguard.documents.document import Dialect, Document, Splice, encoded, quoted
+from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Container, Object, Unreadable, plain
 from mcpguard.text.masking import masked_words
@@ -24,6 +24,9 @@ from mcpguard.text.masking import masked_words
 _REPLACED: Final = ("type", *URLS, "headers", "http_headers", "env_http_headers", "bearer_token_env_var")
 _SIGN_IN: Final = {"oauth", "auth", "authProviderType", "oauth_resource"}
 """Members with which a client signs in by itself. `mcp-remote` signs in, too, but cannot be told these."""
+
+_MAY_HOLD_KEY: Final = re.compile(r"[?#]|(?<=[^:/]/)(?=[^/]*[0-9])[^/]{20,}")
+"""In a URL, a query, or a part of the path as long as a key, with digits."""
 
 _OF_CODEX: Final = ("env", "env_vars", "startup_timeout_sec", "tool_timeout_sec", "enabled_tools", "disabled_tools", "required")
 """What an own entry takes over from a plugin's server, beside its command and its folder."""
@@ -89,6 +92,8 @@ def _refusal(source: Source, node: Container, entry: Entry, made: dict[str, Any]
         return "it is YAML, or has a table of its own: write its command yourself"
     if any(mark in entry.detail for mark in "${") or masked_words([entry.detail]) != [entry.detail]:
         return "its URL holds a variable or a secret, which would be on a command line"
+    if _MAY_HOLD_KEY.search(entry.detail):
+        return "its URL has a query, or a part that may be a key, which would be on a command line"
     if keys & {*_SIGN_IN, *ENV}:
         return f"mcp-remote cannot be told its {', '.join(sorted(keys & {*_SIGN_IN, *ENV}))}"
     if fills and any("${" in word for word in made[source.layout.args or source.layout.command]):
@@ -121,13 +126,22 @@ def restored(plan: Plan, source: Source, entry: Entry) -> bool:
     return False
 
 
+def undone(plan: Plan, source: Source, entry: Entry) -> bool:
+    """As `restored`. Plan also to remove a file that this module has made, if nothing else is in it."""
+    is_restored, made = restored(plan, source, entry), Record(real(source.file), ())
+    if is_restored and plan.holds(made) and is_blank(plan.content(source.file)):
+        plan.put(source.file, None, source.dialect)
+        plan.note(made, holds=False)
+    return is_restored
+
+
 def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: Launcher) -> Iterator[Outcome]:
     """Plan an own entry in Codex's file for each server that a plugin brings. One of an older version of the plugin is renewed.
 
     Raises:
         Fault: The file cannot have one.
     """
-    own = {one.name: one for one in entries_of(source, plan.content(source.file))}
+    own, is_new = {one.name: one for one in entries_of(source, plan.content(source.file))}, not may_exist(source.file)
     for brought in plugin_sources(plan.machine):
         for one in readable_entries(brought) if brought.client is source.client else ():
             entry = of_plugin(plan.machine, brought, one, replaced=False)
@@ -146,6 +160,8 @@ def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: 
             entries_of(source, old + encoded(added))
             plan.put(source.file, old + encoded(added), source.dialect)
             plan.note(record_of(source, entry.name)._replace(new=added), holds=True)
+            if is_new:
+                plan.note(Record(real(source.file), ()), holds=True)
             yield Outcome(source, entry.name, "guard", f"in place of the server of the plugin {brought.plugin}")
 
 

@@ -11,7 +11,8 @@ from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.coverage import UNGUARDED, Coverage, counted, option, why_skipped
 from mcpguard.clients.discovery import Fault, Machine, Source, hook_file, read
 from mcpguard.clients.guards import Guard
-from mcpguard.clients.hooks import commands_in, decides, guard_of
+from mcpguard.clients.hooks import commands_in, decides, deciding, guard_of
+from mcpguard.clients.launcher import is_same
 from mcpguard.doctor.check import Check, advice, failed, good
 
 _MEND: Final = "mcpguard install"
@@ -129,12 +130,26 @@ class Files:
             mend = f"{_MEND} {client.key}{option(project)} {'--enforce' if decides(command) else '--hook'}"
             guard = guard_of(command, self._coverage.guards, project)
             found = list(self._guard(name, command, guard, mend, "remove the hook from the file, if you do not know it"))
-            skipped = why_skipped(self._machine, client, project) if decides(command) and not found else ""
-            yield from (
-                [failed(name, skipped, client.hook.after or "remove that setting")]
-                if skipped
-                else found or [good(name, command)]
-            )
+            skipped = why_skipped(self._machine, client, project, project) if decides(command) and not found else None
+            yield from ([failed(name, *skipped)] if skipped else found or [good(name, command)])
+        if project:
+            yield from self._account_hook(client, file, project)
+
+    def _account_hook(self, client: Client, file: Path, project: Path) -> Iterator[Check]:
+        """What is wrong with the account's deciding hook in a project alone; nothing if all is well."""
+        assert client.hook  # noqa: S101 - see the caller
+        own = hook_file(self._machine, client.hook, None)
+        name = f"{client.title} (hook), {own}"
+        try:
+            if not deciding(self._machine, client, None) or is_same(own, file):
+                return
+        except Fault:
+            return  # it is told of the account
+        skipped = why_skipped(self._machine, client, None, project)
+        if skipped and skipped != why_skipped(self._machine, client, None, None):
+            yield failed(name, *skipped)
+        elif deciding(self._machine, client, project):
+            yield failed(name, f"{file} has a deciding hook, too, so calls may count twice", "remove one of them from its file")
 
     @property
     def _instead(self) -> str:

@@ -3,13 +3,14 @@
 import json
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.account import PROGRAM, Account, guarded, servers
+from tests.cli.account import APPS, IN_TOML, Account, guarded, servers
 
 URL = "https://mcp.acme.com/mcp"
 FAR = ("npx", "-y", "mcp-remote", URL)
@@ -53,12 +54,12 @@ def test_without_the_option_a_remote_server_is_left_and_with_it_it_gets_a_bridge
     ("name", "text", "entry"),
     [
         (
-            "home/.config/zed/settings.json",
+            f"{APPS}/{'Zed' if sys.platform == 'win32' else 'zed'}/settings.json",
             '{\r\n  // mine\r\n  "context_servers": {\r\n    "a": {\r\n      "url": "URL", // here\r\n'
             '      "headers": {"X-Key": "k1"},\r\n      "timeout": 30,\r\n    },\r\n  },\r\n}\r\n',
             {"env": {"MCP_HEADER_1": "k1"}, "timeout": 30},
         ),
-        ("home/.config/Code/User/mcp.json", '{"servers": {"a": {"type": "http", "url": "URL"}}}', {"type": "stdio"}),
+        (f"{APPS}/Code/User/mcp.json", '{"servers": {"a": {"type": "http", "url": "URL"}}}', {"type": "stdio"}),
         ("home/.config/opencode/opencode.json", '{"mcp": {"a": {"type": "remote", "url": "URL"}}}', {"type": "local"}),
         (
             "home/.cline/data/settings/cline_mcp_settings.json",
@@ -91,6 +92,13 @@ def test_a_bridge_has_the_clients_form_and_goes_byte_for_byte(
     undone(account, before)
 
 
+@pytest.mark.parametrize("url", ["https://a-host-with-a-long-name-27.eu.acme.com/v1/mcp", "http://127.0.0.1:8080/mcp/v2-beta"])
+def test_a_url_whose_path_has_only_short_parts_gets_a_bridge(account: Account, url: str) -> None:
+    file = account.cursor(json.dumps({"mcpServers": {"a": {"url": url}}}))
+    assert account.run("install", "--bridge", "--yes").returncode == 0
+    assert url in servers(file)["a"]["args"]
+
+
 def test_headers_are_passed_in_variables_so_that_no_secret_is_on_a_command_line(account: Account) -> None:
     headers = {"Authorization": "Bearer ${env:TOKEN}", "X-Key": "sk-secret"}
     file = account.cursor(json.dumps({"mcpServers": {"a": {"url": "http://acme.com/mcp", "headers": headers}}}))
@@ -103,11 +111,21 @@ def test_headers_are_passed_in_variables_so_that_no_secret_is_on_a_command_line(
     undone(account, before)
 
 
+KEPT = (
+    "https://mcp.zapier.com/api/mcp/s/NDk4YWJjZGVmZ2hpamts/mcp",
+    "https://acme.com/0b9d2c1e-6f3a-4c55-9a77-1f2e3d4c5b6a",
+    "https://acme.com/mcp?k=Zm9v",
+    "https://acme.com/mcp?code=1",
+    "https://acme.com/mcp#k",
+)
+
+
 @pytest.mark.parametrize(
     ("name", "entry", "reason"),
     [
         (".cursor/mcp.json", {"url": "https://acme.com/${env:KEY}"}, "its URL holds a variable or a secret"),
         (".cursor/mcp.json", {"url": "https://acme.com/?api_key=s3cret"}, "its URL holds a variable or a secret"),
+        *((".cursor/mcp.json", {"url": url}, "its URL has a query, or a part that may be a key") for url in KEPT),
         (".cursor/mcp.json", {"url": URL, "auth": {"CLIENT_ID": "x"}}, "mcp-remote cannot be told its auth"),
         (".claude.json", {"type": "http", "url": URL, "headers": {"A": "${T}"}}, "its headers would be on a command line"),
         (".gemini/settings.json", {"httpUrl": URL, "headers": {"A": "$T"}}, "its headers would be on a command line"),
@@ -126,7 +144,8 @@ def test_what_cannot_be_carried_over_safely_gets_no_bridge_with_a_hint(
 
 def test_a_table_of_headers_in_toml_and_a_yaml_file_get_no_bridge(account: Account) -> None:
     account.codex(f'[mcp_servers.a]\nurl = "{URL}"\n[mcp_servers.a.http_headers]\nX = "1"\n')
-    account.write("home/.config/goose/config.yaml", f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
+    goose = "Block/goose/config" if sys.platform == "win32" else "goose"
+    account.write(f"{APPS}/{goose}/config.yaml", f"extensions:\n  a:\n    type: streamable_http\n    uri: {URL}\n")
     before = account.files()
     done = account.run("install", "--bridge", "--yes")
     assert (done.returncode, account.files()) == (1, before)
@@ -137,10 +156,10 @@ def test_a_bridge_whose_mcpguard_is_gone_is_mended_and_still_undone_byte_for_byt
     file = account.cursor(json.dumps({"mcpServers": {"a": {"url": URL}}}))
     before = account.files()
     account.run("install", "--bridge", "--yes")
-    gone = str(tmp_path / "gone/mcpguard")
+    gone = (tmp_path / "gone/mcpguard").as_posix()
     records = account.state / "installed.json"
-    for path in (file, records):
-        path.write_text(path.read_text().replace(PROGRAM, gone))
+    file.write_bytes(file.read_bytes().replace(IN_TOML.encode(), gone.encode()))
+    records.write_bytes(records.read_bytes().replace(json.dumps(IN_TOML)[1:-1].encode(), gone.encode()))
     assert "its mcpguard is this one now" in account.run("install", "--yes").stdout
     undone(account, before)
 
@@ -160,13 +179,13 @@ PLUGIN = {
 }
 
 
-def plugin(account: Account, version: str, state: str = "enabled = true") -> Path:
-    """A plugin of Codex, which keeps one version."""
+def plugin(account: Account, version: str, state: str | None = "enabled = true") -> Path:
+    """A plugin of Codex, which keeps one version. Without a state Codex has no file of its own."""
     root = f"home/.codex/plugins/cache/market/crm/{version}"
     file = account.write(f"{root}/.codex-plugin/plugin.json", json.dumps({"name": "crm", "mcpServers": "./.mcp.json"}))
     account.write(f"{root}/.mcp.json", json.dumps({"mcpServers": PLUGIN}))
     account.write(f"{root}/bin/server.py", "")
-    if not (account.home / ".codex/config.toml").exists():
+    if state is not None and not (account.home / ".codex/config.toml").exists():
         account.codex(f'[plugins."crm@market"]\n{state}')
     return file.parents[1]
 
@@ -179,7 +198,7 @@ def test_codex_gets_an_own_entry_of_each_server_of_a_plugin_which_goes_byte_for_
     assert "crm: guarded (in place of the server of the plugin crm@market)" in done.stdout
     entries = config(account)
     assert entries["crm"] == guarded("crm", "npx", "-y", "@acme/crm") | {"env": {"A": "b"}, "startup_timeout_sec": 20}
-    own = guarded("own", "python3", "server.py", f"{folder}/data") | {"cwd": f"{folder}/bin"}
+    own = guarded("own", "python3", "server.py", f"{folder}/data") | {"cwd": str(folder / "bin")}
     assert entries == {"crm": entries["crm"], "own": own}
     listed = {row["server"]: row["state"] for row in json.loads(account.run("clients", "--json").stdout) if row["plugin"]}
     assert listed == {"crm": "disabled", "own": "disabled", "far": "unguarded"}
@@ -187,18 +206,57 @@ def test_codex_gets_an_own_entry_of_each_server_of_a_plugin_which_goes_byte_for_
     undone(account, before)
 
 
+@pytest.mark.parametrize("argv", [("codex",), (), ("codex", "--server", "crm")])
+def test_where_codex_has_no_file_it_gets_one_for_the_servers_of_a_plugin_which_goes_again(
+    account: Account, argv: tuple[str, ...]
+) -> None:
+    old = plugin(account, "1.0.0", None)
+    done = account.run("install", *argv, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert [*config(account)] == (["crm"] if "--server" in argv else ["crm", "own"])
+    new = plugin(account, "1.1.0", None)
+    shutil.rmtree(old)
+    before = {name: data for name, data in account.files().items() if not name.endswith("config.toml")}
+    assert account.run("install", *argv, "--yes").returncode == 0
+    assert "--server" in argv or config(account)["own"]["cwd"] == str(new / "bin")
+    account.run("uninstall", "--server", "crm", "--yes")
+    undone(account, before)
+
+
+def test_a_file_of_codex_that_was_empty_or_has_more_by_now_stays(account: Account) -> None:
+    plugin(account, "1.0.0", None)
+    file = account.codex("")
+    before = account.files()
+    account.run("install", "--yes")
+    undone(account, before)
+    file.unlink()
+    account.run("install", "--yes")
+    file.write_bytes(file.read_bytes() + b"[tui]\nx = 1\n")
+    account.run("uninstall", "--yes")
+    assert file.read_bytes() == b"[tui]\nx = 1\n"
+
+
+@pytest.mark.parametrize("text", ['{"mcpServers": {"far": {"url": "https://acme.com"}}}', "{"])
+def test_without_a_server_that_an_entry_would_guard_codex_gets_no_file(account: Account, text: str) -> None:
+    (plugin(account, "1.0.0", None) / ".mcp.json").write_text(text)
+    before = account.files()
+    done = account.run("install", "codex", "--yes")
+    assert (done.returncode, account.files()) == (1, before)
+    assert "Codex: no file " in done.stderr
+
+
 def test_after_an_update_of_the_plugin_doctor_says_what_is_gone_and_install_renews_it(account: Account) -> None:
     old = plugin(account, "1.0.0")
     before = {name: data for name, data in account.files().items() if name.endswith("config.toml")}
     account.run("install", "--yes")
     shutil.rmtree(old)
-    new = plugin(account, "1.1.0")
+    plugin(account, "1.1.0")
     said = account.run("doctor").stdout
     assert f"a folder of a plugin is gone: {old} " in " ".join(said.split())
     entries = config(account)
     done = account.run("install", "--yes")
     assert done.returncode == 0, done.stderr
-    assert config(account) == {"crm": entries["crm"], "own": json.loads(json.dumps(entries["own"]).replace(str(old), str(new)))}
+    assert config(account) == {"crm": entries["crm"], "own": json.loads(json.dumps(entries["own"]).replace("1.0.0", "1.1.0"))}
     assert "is gone" not in account.run("doctor").stdout
     account.run("uninstall", "--yes")
     assert {name: data for name, data in account.files().items() if name.endswith("config.toml")} == before

@@ -103,11 +103,12 @@ def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_fo
     entry = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook codex --enforce {store}", "timeout": 5}]}
     assert json.loads(codex.read_bytes()) == {"hooks": {"PreToolUse": [entry]}}
     command = f"{HOOK} hook copilot"
-    hook = {"type": "command", "bash": f"{command} --enforce {store}", "timeoutSec": 5}
+    shell = "powershell" if sys.platform == "win32" else "bash"
+    hook = {"type": "command", shell: f"{command} --enforce {store}", "timeoutSec": 5}
     assert json.loads((account.home / ".copilot/hooks/mcpguard.json").read_bytes()) == {
         "version": 1,
         "hooks": {
-            "preMcpToolCall": [hook | {"bash": f"{command} {store}"}],
+            "preMcpToolCall": [hook | {shell: f"{command} {store}"}],
             "preToolUse": [hook],
             "postToolUseFailure": [hook],
         },
@@ -131,13 +132,14 @@ def test_the_deciding_hooks_of_all_clients_have_their_forms_and_go_again_byte_fo
 
 def test_a_hook_for_notes_becomes_the_deciding_one_in_its_place_with_its_options(account: Account) -> None:
     account.codex()
+    policy = Path("/p.toml").absolute()
     mine = {"matcher": "Bash", "hooks": [{"type": "command", "command": "lint"}]}
     line = f"MCPGUARD_USER=a {HOOK} hook codex --config /c.toml 2>/dev/null"
     note = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": line, "timeout": 9}]}
     hooks = account.write("home/.codex/hooks.json", json.dumps({"hooks": {"PreToolUse": [mine, note, mine]}}))
-    done = account.run("install", "--enforce", "--yes", MCPGUARD_POLICY="/p.toml")
+    done = account.run("install", "--enforce", "--yes", MCPGUARD_POLICY=str(policy))
     assert "the hook decides now: it limits" in " ".join(done.stdout.split())
-    now = f"MCPGUARD_USER=a {HOOK} hook codex --enforce --config /c.toml 2>/dev/null --policy /p.toml"
+    now = f"MCPGUARD_USER=a {HOOK} hook codex --enforce --config /c.toml 2>/dev/null --policy {policy.as_posix()}"
     entry = {"matcher": "*", "hooks": [{"type": "command", "command": now, "timeout": 5}]}
     assert deciding(hooks) == [mine, entry, mine]
     account.run("uninstall", "--yes")
@@ -152,7 +154,7 @@ def test_notes_and_decisions_of_one_client_are_undone_together_byte_for_byte(acc
     for options in (("--hook",), ("--enforce",), ("--hook",), ("--enforce",)):
         assert account.run("install", "claude-code", "copilot", *options, "--yes").returncode == 0
     text = (account.home / ".claude/settings.json").read_text()
-    assert (text.count("mcpguard hook"), text.count("--enforce")) == (2, 2)
+    assert (text.count(f"{HOOK} hook"), text.count("--enforce")) == (2, 2)
     assert account.run("uninstall", "--yes").returncode == 0
     assert account.files() == before
 
@@ -168,8 +170,28 @@ def test_claude_code_denies_if_the_hook_fails_where_calls_are_to_be_denied_witho
     assert entry["hooks"][0]["onFailure"] == "block"
     (after,) = deciding(settings, "PostToolUseFailure")
     assert "onFailure" not in after["hooks"][0]
+    account.write("mcpguard/config/config.toml", '[store]\non_unavailable = "local"\n')
+    assert account.run("install", "claude-code", "--enforce", "--yes", **config).returncode == 0
+    assert "onFailure" not in settings.read_text()
     account.run("uninstall", "--yes")
     assert settings.read_text() == "{}"
+
+
+@pytest.mark.parametrize("client", DECIDING)
+@pytest.mark.parametrize("first", ["account", "project"])
+def test_a_second_deciding_hook_in_the_other_scope_is_refused_with_a_hint(
+    account: Account, monkeypatch: pytest.MonkeyPatch, client: str, first: str
+) -> None:
+    monkeypatch.chdir(account.project)
+    scopes: dict[str, tuple[str, ...]] = {"account": (), "project": ("--project", ".")}
+    (second,) = scopes.keys() - {first}
+    assert account.run("install", client, "--enforce", "--yes", *scopes[first]).returncode == 0
+    before = account.files()
+    (file,) = before
+    done = account.run("install", client, "--enforce", "--yes", *scopes[second])
+    assert (done.returncode, account.files()) == (1, before)
+    assert f"no hook is added: {file} has a deciding one, and calls would count twice (hint: one is enough" in done.stderr
+    assert account.run("install", client, "--enforce", *scopes[first]).stdout.count("the hook is there already") == 1
 
 
 def test_a_deciding_hook_needs_no_server_and_no_file_of_its_client(account: Account) -> None:

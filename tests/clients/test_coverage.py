@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from mcpguard.clients.coverage import Coverage, counted
+from mcpguard.clients.catalog import BY_KEY
+from mcpguard.clients.coverage import Coverage, counted, option, why_skipped
 from mcpguard.clients.discovery import Fault, Machine, read
-from tests.cli.account import PROGRAM
+from tests.cli.account import HOOK, PROGRAM
 
 STDIO = {"crm": {"command": "npx", "args": ["-y", "@acme/crm"]}}
 SERVERS = {"mcpServers": STDIO}
@@ -27,6 +28,11 @@ def write(machine: Machine, name: str, value: Any) -> Path:
     return file
 
 
+def filled(machine: Machine, text: str) -> str:
+    """A text in which the home folder is in place of `HOME`, as JSON and TOML have it on all systems."""
+    return text.replace("file://HOME", machine.home.as_uri()).replace("HOME", f"/{machine.home.as_posix().lstrip('/')}")
+
+
 def states(machine: Machine, project: Path | None = None) -> dict[str, str]:
     """The state of each server; a file that cannot be read has its fault's file as the server."""
     coverage, found = Coverage(machine), {}
@@ -36,8 +42,8 @@ def states(machine: Machine, project: Path | None = None) -> dict[str, str]:
                 fix = coverage.fix(source, entry)
                 state = coverage.state(source, entry)
                 found[f"{source.client.key} {source.plugin} {entry.name}"] = state if state != "unguarded" else fix
-        except Fault as fault:
-            found[fault.message.partition(":")[0]] = "fault"
+        except Fault:
+            found[str(source.file)] = "fault"
     return found
 
 
@@ -98,7 +104,7 @@ def test_a_server_that_a_plugin_brings_is_unguarded_with_what_would_guard_it(
     machine: Machine, files: dict[str, Any], server: str, fix: str
 ) -> None:
     for name, value in files.items():
-        write(machine, name, json.dumps(value).replace("HOME", str(machine.home)))
+        write(machine, name, filled(machine, json.dumps(value)))
     client = server.split()[0]
     expected = f"mcpguard install {client} {fix}".strip() if fix in ("", "--enforce") else fix
     assert states(machine) == {server: expected}
@@ -150,7 +156,7 @@ def test_a_plugin_or_a_server_of_it_that_is_switched_off_or_replaced_does_not_co
 ) -> None:
     for name, value in plugin[1].items():
         write(machine, name, value)
-    write(machine, file, (text if isinstance(text, str) else json.dumps(text)).replace("HOME", str(machine.home)))
+    write(machine, file, filled(machine, text if isinstance(text, str) else json.dumps(text)))
     found = states(machine)
     assert found.get(plugin[2]) == ("disabled" if is_listed else None)
 
@@ -172,9 +178,16 @@ def test_a_plugin_that_names_no_file_is_at_most_one_fault(machine: Machine, name
     assert list(states(machine).values()) in ([], ["fault"])
 
 
-def hooked(machine: Machine, *, command: str = f"{PROGRAM} hook claude-code --enforce", matcher: str = "*") -> None:
-    hook = {"matcher": matcher, "hooks": [{"type": "command", "command": command}]}
-    write(machine, ".claude/settings.json", {"hooks": {"PreToolUse": [hook]}})
+def hooked(
+    machine: Machine,
+    *,
+    command: str = f"{HOOK} hook claude-code --enforce",
+    matcher: str = "*",
+    file: str = ".claude/settings.json",
+    **more: Any,
+) -> None:
+    hook = {"matcher": matcher, "hooks": [{"type": "command", "command": command} | more]}
+    write(machine, file, {"hooks": {"PreToolUse": [hook]}})
 
 
 def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine) -> None:
@@ -200,13 +213,18 @@ def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine)
 @pytest.mark.parametrize(
     "hook",
     [
-        {"command": f"{PROGRAM} hook claude-code"},
+        {"command": f"{HOOK} hook claude-code"},
         {"matcher": "mcp__crm__.*"},
         {"command": "/gone/mcpguard hook claude-code --enforce"},
+        {"command": f"{HOOK} hook codex --enforce"},
+        {"command": f"{HOOK} hook claude-code --enforce --observe"},
+        {"command": f"MCPGUARD_OBSERVE=1 {HOOK} hook claude-code --enforce"},
+        {"async": True},
+        {"if": "Bash(git *)"},
     ],
 )
-def test_a_hook_that_only_leaves_notes_or_sees_some_calls_or_is_gone_guards_nothing(
-    machine: Machine, hook: dict[str, str]
+def test_a_hook_that_denies_nothing_or_sees_some_calls_or_is_gone_guards_nothing(
+    machine: Machine, hook: dict[str, Any]
 ) -> None:
     write(machine, ".claude.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
     hooked(machine, **hook)
@@ -226,9 +244,44 @@ def test_a_hook_that_the_client_does_not_run_guards_nothing(machine: Machine, va
     assert states(machine) == {"claude-code  far": "by hook" if runs else "mcpguard install claude-code --enforce"}
 
 
+FAR = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
+
+
+@pytest.mark.parametrize("name", ["settings.json", "settings.local.json"])
+def test_the_hook_of_the_account_guards_nothing_in_a_project_that_switches_hooks_off(machine: Machine, name: str) -> None:
+    project = machine.home / "project"
+    write(machine, f"project/.claude/{name}", {"disableAllHooks": True})
+    write(machine, "project/.mcp.json", FAR)
+    write(machine, ".claude.json", FAR | {"projects": {str(project): FAR}})
+    hooked(machine)
+    coverage = Coverage(machine)
+    found = [
+        coverage.state(source, entry)
+        for place in (None, project)
+        for source in coverage.sources(place)
+        if source.client.key == "claude-code"
+        for entry in coverage.entries(source, read(source.file))
+    ]
+    assert found == ["by hook", "unguarded", "unguarded", "unguarded"]
+
+
+def test_gemini_and_codex_skip_hooks_where_the_project_says_so(machine: Machine) -> None:
+    project = machine.home / "project"
+    hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook gemini --enforce", "timeout": 5000}]}
+    write(machine, ".gemini/settings.json", FAR | {"hooks": {"BeforeTool": [hook]}})
+    for value, expected in (({}, "by hook"), ({"hooksConfig": {"enabled": False}}, "")):
+        write(machine, "project/.gemini/settings.json", FAR | value)
+        assert states(machine, project) == {"gemini  far": expected or f"mcpguard install gemini{option(project)} --enforce"}
+    assert states(machine) == {"gemini  far": "by hook"}
+    write(machine, "project/.codex/config.toml", "[features]\nhooks = false\n")
+    told = why_skipped(machine, BY_KEY["codex"], None, project)
+    assert told
+    assert told[0].startswith(f"Codex skips it, because {project / '.codex/config.toml'} has ")
+
+
 def test_the_hook_of_a_project_guards_in_this_project_alone(machine: Machine) -> None:
     project = machine.home / "project"
-    hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{PROGRAM} hook claude-code --enforce"}]}
+    hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook claude-code --enforce"}]}
     write(machine, "project/.claude/settings.local.json", {"hooks": {"PreToolUse": [hook]}})
     servers = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
     write(machine, ".claude.json", servers | {"projects": {str(project): servers, "/other": servers}})
@@ -253,7 +306,7 @@ def test_codex_trusts_a_hook_by_its_place_and_by_a_hash_of_its_definition(machin
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     assert hashed("/abs/mcpguard hook codex --enforce") == CODEX_HASH
-    command = f"{PROGRAM} hook codex --enforce"
+    command = f"{HOOK} hook codex --enforce"
     lint = {"hooks": [{"type": "command", "command": "lint"}]}
     hook = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
     file = write(machine, ".codex/hooks.json", {"hooks": {"PreToolUse": [lint, hook]}})
@@ -266,7 +319,7 @@ def test_codex_trusts_a_hook_by_its_place_and_by_a_hash_of_its_definition(machin
         ("1:0", hashed(command), "enabled = false\n", unguarded),
         ("1:0", hashed(command), "[features]\nhooks = false\n", unguarded),
     ):
-        state = f'[hooks.state."{file}:pre_tool_use:{place}"]\ntrusted_hash = "{digest}"\n{more}'
+        state = f'[hooks.state.{json.dumps(f"{file}:pre_tool_use:{place}")}]\ntrusted_hash = "{digest}"\n{more}'
         write(machine, ".codex/config.toml", server + state)
         assert states(machine) == {"codex  crm": expected}
     write(machine, ".codex/config.toml", server)

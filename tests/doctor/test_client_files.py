@@ -324,16 +324,17 @@ def test_a_server_that_its_client_can_start_and_mcpguard_cannot_edit_is_not_guar
 def test_a_deciding_hook_that_its_client_skips_is_not_ok_and_a_client_needs_no_server_for_it(machine: Machine) -> None:
     hooks = machine.home / ".codex/hooks.json"
     hooks.parent.mkdir()
-    command = f"{PROGRAM} hook codex --enforce"
+    program = Path(PROGRAM).as_posix()
+    command = f"{program} hook codex --enforce"
     entry = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
     hooks.write_text(json.dumps({"hooks": {"PreToolUse": [entry]}}))
     name = f"Codex (hook), {hooks}"
     told = "Codex skips it, because you have not trusted it, or not since it changed"
     assert checks(machine) == [Check(name, False, told, "start a new session, enter /hooks, and trust the hook")]
     (machine.home / ".codex/config.toml").write_text("features = { hooks = false }\n")
-    told = f"Codex skips it, because {machine.home}/.codex/config.toml has features.hooks = false"
+    told = f"Codex skips it, because {machine.home / '.codex/config.toml'} has features.hooks = false"
     assert [check.detail for check in checks(machine) if check.check == name] == [told]
-    hooks.write_text(hooks.read_text().replace(PROGRAM, "/gone/mcpguard"))
+    hooks.write_text(hooks.read_text().replace(program, GONE))
     (found,) = [check for check in checks(machine) if check.check == name]
     assert (found.ok, found.hint) == (False, "mcpguard install codex --enforce")
 
@@ -348,3 +349,43 @@ def test_servers_of_plugins_are_checked_and_a_damaged_file_of_one_is_not_ok(mach
     file.write_text("{")
     (check,) = checks(machine)
     assert (check.check, check.ok) == (name, False)
+
+
+def deciding(machine: Machine, name: str, options: str = "", **more: object) -> Path:
+    """A file of Claude Code with the deciding hook."""
+    file = machine.home / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    hook = {"type": "command", "command": f"{Path(PROGRAM).as_posix()} hook claude-code --enforce{options}"} | more
+    file.write_text(json.dumps({"hooks": {"PreToolUse": [{"matcher": "*", "hooks": [hook]}]}}), "utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "told"),
+    [
+        (" --observe", {}, "it denies nothing, because its command says to observe"),
+        ("", {"async": True}, "it does not decide each call, because it has async"),
+    ],
+)
+def test_a_deciding_hook_that_lets_calls_pass_is_not_ok(
+    machine: Machine, options: str, more: dict[str, object], told: str
+) -> None:
+    deciding(machine, ".claude/settings.json", options, **more)
+    (check,) = checks(machine)
+    assert (check.ok, check.detail) == (False, told)
+    assert check.hint.startswith("remove ")
+
+
+def test_in_a_project_that_switches_hooks_off_or_has_another_deciding_one_the_hook_of_the_account_is_not_ok(
+    machine: Machine,
+) -> None:
+    own, project = deciding(machine, ".claude/settings.json"), machine.home / "project"
+    assert [check.ok for check in checks(machine, project)] == []
+    second = deciding(machine, "project/.claude/settings.local.json")
+    _, check = checks(machine, project)
+    assert (check.ok, check.check) == (False, f"Claude Code (hook), {own}")
+    assert check.detail == f"{second} has a deciding hook, too, so calls may count twice"
+    second.write_text('{"disableAllHooks": true}', "utf-8")
+    (check,) = checks(machine, project)
+    assert (check.ok, check.hint) == (False, "remove that setting")
+    assert check.detail == f"Claude Code skips it, because {second} has disableAllHooks = true"

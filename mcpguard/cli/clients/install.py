@@ -20,6 +20,7 @@ from mcpguard.clients.installing import plan_servers
 from mcpguard.clients.launcher import Launcher, launcher
 from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.clients.plan import Change, Outcome, Plan
+from mcpguard.clients.plugins import missing_files
 from mcpguard.clients.preview import diff
 from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import ExitStatus, McpguardError, did_you_mean
@@ -130,6 +131,7 @@ def _change(
     """
     wanted, machine, folder = named_clients(clients), Machine.this(), project_folder(project)
     found = sources(machine, wanted, folder)
+    found += missing_files(machine, wanted) if start and not folder else []
     present = list(dict.fromkeys(source.client for source in found))
     if enforce:  # built-in tools need no server
         deciding = [client for client in wanted if client.hook and (clients or (not folder and is_used(machine, client)))]
