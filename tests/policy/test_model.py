@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcpguard.limiter.plan import Label, Plan, Reported, label_parts
 from mcpguard.policy.explain import overriding
-from mcpguard.policy.model import Call, Policy, Rule
+from mcpguard.policy.model import Call, Policy, Rule, server_named
 from mcpguard.policy.parse import STARTER, parse
 from tests.build import steps
 
@@ -357,3 +357,7 @@ def test_without_waiting_a_policy_has_only_the_parts_that_count_what_is_given() 
     policy = parse(f'wait = "5s"\n[[rule]]\n{first}[[rule]]\n{second}')
     plan = policy.without_waiting({"calls", "cost"}).plan(ALICE._replace(tool="t"))
     assert ([limit.n for limit in plan.limits], plan.waits) == ([9], False)
+
+
+def test_no_server_has_the_name_of_the_clients_own_tools() -> None:
+    assert [server_named(name) for name in ("crm", "built-in")] == ["crm", "built-in (server)"]

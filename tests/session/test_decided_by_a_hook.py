@@ -73,3 +73,14 @@ def test_a_row_says_that_a_hook_decided_its_call() -> None:
     talk = Talk(LIMITED, who=WHO._replace(via="hook"))
     talk.client(call_line("search", "a"))
     assert [record["via"] for record in talk.records] == ["hook"]
+
+
+def test_what_charged_a_call_is_known_by_counter_and_n_without_observed_limits_that_had_no_room() -> None:
+    watched = '[[rule]]\ntool = "search"\nlimit = "1/1h"\nmode = "observe"\n'
+    talk = Talk('[[rule]]\nuser = "*"\nlimit = "5/1m"\n' + watched, who=WHO)
+    for name in ("a", "b"):
+        talk.client(call_line("search", name))
+    first, second = talk.verdicts
+    assert [n for _, n in first.charged] == [5, 1]
+    assert second.charged == first.charged[:1]
+    assert first.charged[0][0] == first.plan.counters[0].id
