@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, policy, program, rule
+from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, ROOT, budget, policy, program, rule
 from tests.missing import missing
 
 from .model import MAIN_PROMPT, SEARCHES, SUBAGENT_PROMPT, Model, Script
@@ -163,21 +163,25 @@ SUBAGENT = (
 )
 
 
-def run_claude(home: Path, claude: str, script: Script, *, enforce: bool = True) -> str:
-    """Run a session of Claude Code, with a server that mcpguard guards. Returns all that its agents have sent to the model."""
+def run_claude(home: Path, claude: str, script: Script, *, enforce: bool = True, plugin: Path | None = None) -> str:
+    """Run a session of Claude Code. Returns all that its agents have sent to the model.
+
+    Its server is that of a plugin, or else one that mcpguard guards.
+    """
     settings = home / ".claude"
     settings.mkdir(exist_ok=True)
     entry = {"type": "command", "command": hook(home, "claude-code", "--enforce"), "timeout": 60}
     hooks = {"PreToolUse": [{"matcher": "*", "hooks": [entry]}]} if enforce else {}
-    allowed = {"allow": ["WebSearch", "Agent", "mcp__crm__search_customers"]}
+    allowed = {"allow": ["WebSearch", "Agent", "mcp__crm__search_customers", "mcp__plugin_acme_crm__search_customers"]}
     (settings / "settings.json").write_text(json.dumps({"hooks": hooks, "permissions": allowed}))
     command, *arguments = program(*SERVER)
     server = {"command": command, "args": arguments, "env": {"MCPGUARD_HOME": f"{home}/guard"}}
     (home / "mcp.json").write_text(json.dumps({"mcpServers": {"crm": server}}))
+    servers = ("--plugin-dir", str(plugin)) if plugin else ("--mcp-config", str(home / "mcp.json"))
     with Model(script) as model:
         run(
             home,
-            *(claude, "--mcp-config", str(home / "mcp.json"), "-p", MAIN_PROMPT),
+            *(claude, *servers, "-p", MAIN_PROMPT),
             ANTHROPIC_BASE_URL=model.root,
             ANTHROPIC_API_KEY="none",
             ENABLE_TOOL_SEARCH="false",
@@ -210,6 +214,27 @@ def test_claude_codes_guarded_call_counts_once(tmp_path: Path, parts: Parts, enf
     assert "Tool search_customers rate limit exceeded for user " in said
     decisions = [row["decision"] for row in rows(tmp_path)]
     assert decisions == (["allowed", "continued"] * 2 if enforce else ["allowed"] * 2) + ["rate_limited"]
+
+
+def plugin(home: Path, version: str) -> Path:
+    """A plugin of Claude Code with a server that nothing guards."""
+    folder = home / f"acme-{version}"
+    (folder / ".claude-plugin").mkdir(parents=True)
+    (folder / ".claude-plugin/plugin.json").write_text(json.dumps({"name": "acme", "version": version}))
+    server = {"command": sys.executable, "args": ["-m", "mcpguard.demo.crm"], "env": {"PYTHONPATH": str(ROOT)}}
+    (folder / ".mcp.json").write_text(json.dumps({"mcpServers": {"crm": server}}))
+    return folder
+
+
+def test_the_server_of_claude_codes_plugin_is_limited_by_the_hook_also_after_an_update(tmp_path: Path, parts: Parts) -> None:
+    claude = client(parts, "claude")
+    prepare(tmp_path)
+    policy(tmp_path / "guard", rule("3/1h", user="*", server="plugin:acme:*"))
+    script: Script = {MAIN_PROMPT: [SEARCH] * 2}
+    assert "rate limit exceeded" not in run_claude(tmp_path, claude, script, plugin=plugin(tmp_path, "1.0.0"))
+    assert "rate limit exceeded" in run_claude(tmp_path, claude, script, plugin=plugin(tmp_path, "2.0.0"))
+    told = [(row["server"], row["tool"], row["decision"]) for row in rows(tmp_path)]
+    assert told == [("plugin:acme:crm", "search_customers", word) for word in ["allowed"] * 3 + ["rate_limited"]]
 
 
 def test_codexs_commands_and_guarded_calls_are_limited_once_by_its_hook(tmp_path: Path, parts: Parts) -> None:
