@@ -112,7 +112,7 @@ def test_a_period_may_begin_before_the_first_year_and_end_after_the_last(home: P
     ("arguments", "status", "message"),
     [
         (("-o", "/tmp"), 2, "-o: /tmp is a folder"),
-        (("-o", "/nowhere/r.html"), 2, "-o: there is no folder /nowhere"),
+        (("-o", "/nowhere/r.html"), 2, f"-o: there is no folder {Path('/nowhere')}"),
         (("--since", "1h", "--until", "2h"), 2, "no time is since 1h and until 2h"),
         (("--since", "9999-01-01"), 2, "--since names a time that has not come yet"),
         (("--axis", "nothing"), 2, "--axis: 'nothing' matches no known value"),

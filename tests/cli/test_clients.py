@@ -78,7 +78,7 @@ def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Acco
         "varies": (True, None, "version unknown"),
     }
     said = account.run("clients").stdout
-    assert "gone: guarded by /gone/mcpguard (missing): npx" in said
+    assert f"gone: guarded by {GONE} (missing): npx" in said
     assert "varies: guarded by ${userHome}/mcpguard (version unknown): npx" in said
 
 

@@ -65,7 +65,9 @@ def suggestion(home: Path, url: str, *options: str) -> Any:
 def test_limits_come_from_the_busiest_windows_with_the_reason_beside_each(tmp_path: Path, url: str) -> None:
     fill(url, WEEK, rows(500, 1000, decision="rate_limited"), rows(99, 1000, namespace="other", tool="elsewhere"))
     file = tmp_path / "policy.toml"
-    file.write_text("# ours\n[[rule]]\nuser = '*'\ntool = 'search'\nlimit = ['9000/1h'] # agreed\n\n# end\n", "utf-8")
+    file.write_text(
+        "# ours\n[[rule]]\nuser = '*'\ntool = 'search'\nlimit = ['9000/1h'] # agreed\n\n# end\n", "utf-8", newline="\n"
+    )
     done = mcpguard(tmp_path, "policy", "suggest", "--store", url)
     assert done.returncode == 0
     assert done.stderr.startswith("111 calls in the last 7d, from 20")
@@ -152,7 +154,9 @@ def test_comments_beside_limits_are_kept_and_old_reasons_are_not(tmp_path: Path,
     fill(local, WEEK)
     (tmp_path / "policy.toml").write_text(
         '[[rule]]\nuser = "*"\ntool = "search"\nlimit = [\n  # Ines wants two\n'
-        '  "900/1m", # busiest minute of 3 calls\n  "900/1h", # per contract\n]\n'
+        '  "900/1m", # busiest minute of 3 calls\n  "900/1h", # per contract\n]\n',
+        "utf-8",
+        newline="\n",
     )
     new = mcpguard(tmp_path, "policy", "suggest", "--toml").stdout
     assert new.startswith("""\

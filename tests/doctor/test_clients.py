@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -86,7 +87,9 @@ def test_the_arguments_of_an_entry_can_be_pasted_as_they_are(tmp_path: Path) -> 
     assert only(checks, f"tools {TOOLS}").detail == "7/1h by rule 1 (user=carol server=crm)"
 
 
-@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A": "a\0b"}, {"A": "\ud800"}])
+@pytest.mark.parametrize(
+    "env", [{"": "x"}, {"A=B": "x"}, {"A": "a\0b"}, pytest.param({"A": "\ud800"}, marks=pytest.mark.posix)]
+)
 def test_variables_that_no_program_can_have_are_refused(tmp_path: Path, env: dict[str, str]) -> None:
     cursor(tmp_path, crm={**SERVER, "env": env})
     message, hint = refusal(tmp_path, "--server", "crm")
@@ -121,10 +124,10 @@ def test_a_folder_that_may_not_be_looked_into_is_a_failed_check(tmp_path: Path) 
 def test_a_server_that_only_a_projects_file_names_is_not_started(tmp_path: Path, project: Path) -> None:
     argv = ["-c", f"touch {tmp_path / 'touched'}", "--api-key", "tango-s3cret"]
     written(project / ".mcp.json", crm={"command": "sh", "args": argv})
-    given = f"mcpguard doctor --server crm -- sh -c 'touch {tmp_path / 'touched'}' --api-key '***'"
+    given = f"mcpguard doctor --server crm -- {shlex.join(['sh', *argv[:2]])} --api-key '***'"
     for client in ([], ["--client", "claude-code"]):
         assert refusal(tmp_path, *client, "--server", "crm") == (
-            f"--server: {project}/.mcp.json is a project's file, and doctor starts nothing that it names",
+            f"--server: {project / '.mcp.json'} is a project's file, and doctor starts nothing that it names",
             f"if you trust it, give its command: {given}",
         )
     assert not (tmp_path / "touched").exists()
@@ -209,7 +212,7 @@ def test_the_files_of_the_project_in_the_working_folder_are_checked(tmp_path: Pa
     (found,) = [one for one in json.loads(mcpguard(tmp_path, "doctor", "--json", HOME=str(tmp_path / "account")).stdout)
                 if one["check"] == "servers guarded"]  # fmt: skip
     assert (found["ok"], found["detail"]) == (False, "0 of 1 server guarded")
-    assert found["hint"] == f"mcpguard install --project {project}; or add --allow-unguarded if that is meant"
+    assert found["hint"] == f"mcpguard install --project {shlex.quote(str(project))}; or add --allow-unguarded if that is meant"
 
 
 @pytest.mark.posix

@@ -140,7 +140,7 @@ def test_an_error_of_mcpguard_itself_is_told(tmp_path: Path, monkeypatch: pytest
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     settings = config.load(environment(tmp_path))
-    found = list(server.checks(settings, ["true"], options=["--agent", "a::b"], server="crm"))
+    found = list(server.checks(settings, [sys.executable], options=["--agent", "a::b"], server="crm"))
     assert [one.ok for one in found] == [False]
     assert "agent" in found[0].detail
     assert found[0].hint
@@ -151,7 +151,7 @@ def test_a_disk_without_room_for_a_temporary_folder_is_told(tmp_path: Path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    (found,) = server.checks(config.load(environment(tmp_path)), ["true"], options=[], server="crm")
+    (found,) = server.checks(config.load(environment(tmp_path)), [sys.executable], options=[], server="crm")
     assert (found.ok, found.detail) == (False, "no temporary folder can be made: No space left on device")
     assert "TMPDIR" in found.hint
 
