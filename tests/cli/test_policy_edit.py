@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import NoReturn
@@ -12,13 +13,33 @@ from mcpguard.policy.parse import STARTER
 from tests.cli.command import BOUND, mcpguard, on_terminal, process
 from tests.policy.test_editing import BY_HAND
 
-pytestmark = pytest.mark.posix  # the editors are scripts for sh
+SPOILED = BY_HAND.replace('report"', "report")
+CHANGED = BY_HAND.replace("100", "200")
 
 
-def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL="sed -i s/100/200/")
+def editor(drafts: Path, *lines: str) -> str:
+    """The command of an editor, which runs lines of Python on a text in `text`, and saves it."""
+    script = drafts.parent / f"{drafts.name}-editor.py"
+    read, write = "open(sys.argv[1], newline='').read()", "open(sys.argv[1], 'w', newline='').write(text)"
+    script.write_text("\n".join(["import os, sys", f"text = {read}", *lines, write]), "utf-8")
+    return f'"{sys.executable}" "{script}"'
+
+
+CHANGE = "text = text.replace('100', '200')"
+SPOIL = "text = text.replace('report\"', 'report')"
+MEND = "text = text.replace('report\\n', 'report\"\\n')"
+
+
+@pytest.fixture
+def drafts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for temporary files."""
+    return tmp_path_factory.mktemp("drafts")
+
+
+def test_edit_checks_the_file_after_the_editor(tmp_path: Path, file: Path, drafts: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts, CHANGE))
     assert (done.returncode, done.stdout) == (0, f"{file}: OK, 2 rules\n")
-    assert file.read_text("utf-8") == BY_HAND.replace("100", "200")
+    assert file.read_text("utf-8") == CHANGED
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -38,20 +59,17 @@ def test_a_disk_without_room_for_a_temporary_folder_is_one_line_and_a_hint(
     )
 
 
-SPOIL = 'sed -i s/report\\"/report/'
-MEND = 'sed -i s/report$/report\\"/'
-
-
-def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "edit", VISUAL=SPOIL)
+def test_without_a_terminal_edit_does_not_save_a_broken_text(tmp_path: Path, file: Path, drafts: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts, SPOIL))
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.startswith(f"{file}: not saved, because the text has errors\nmcpguard: {file}: line 13: not TOML")
     assert file.read_text("utf-8") == BY_HAND
 
 
+@pytest.mark.posix  # a terminal
 @pytest.mark.parametrize("typed", [b"n\n", b"\x04", b"x\nn\n"])
-def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, typed: bytes) -> None:
-    status, said = on_terminal(tmp_path, "policy", "edit", typed=typed, VISUAL=SPOIL)
+def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, drafts: Path, typed: bytes) -> None:
+    status, said = on_terminal(tmp_path, "policy", "edit", typed=typed, VISUAL=editor(drafts, SPOIL))
     assert status == 78
     assert "line 13: not TOML" in said
     assert "Edit again, or else discard the changes? [Y/n]:" in said
@@ -60,50 +78,44 @@ def test_edit_asks_what_to_do_with_a_broken_text(tmp_path: Path, file: Path, typ
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_edit_again_opens_the_same_text(tmp_path: Path, file: Path) -> None:
-    editor = tmp_path / "editor"
-    editor.write_text(
-        f'#!/bin/sh\nif grep -q report\\" "$1"; then {SPOIL} "$1"; else {MEND} "$1"; sed -i s/100/200/ "$1"; fi\n'
-    )
-    editor.chmod(0o700)
-    status, said = on_terminal(tmp_path, "policy", "edit", typed=b"\n", VISUAL=str(editor))
+@pytest.mark.posix  # a terminal
+def test_edit_again_opens_the_same_text(tmp_path: Path, file: Path, drafts: Path) -> None:
+    both = f"if 'report\"' in text:\n    {SPOIL}\nelse:\n    {MEND}\n    {CHANGE}"
+    status, said = on_terminal(tmp_path, "policy", "edit", typed=b"\n", VISUAL=editor(drafts, both))
     assert status == 0
     assert said.endswith(f"{file}: OK, 2 rules\n")
-    assert file.read_text("utf-8") == BY_HAND.replace("100", "200")
+    assert file.read_text("utf-8") == CHANGED
 
 
-def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path) -> None:
-    file.write_text(BY_HAND.replace('report"', "report"), "utf-8")
-    assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").returncode == 78
-    assert mcpguard(tmp_path, "policy", "edit", VISUAL=MEND).stdout == f"{file}: OK, 2 rules\n"
+def test_edit_mends_a_file_that_is_broken(tmp_path: Path, file: Path, drafts: Path) -> None:
+    file.write_text(SPOILED, "utf-8", newline="\n")
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts)).returncode == 78
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts, MEND)).stdout == f"{file}: OK, 2 rules\n"
     assert file.read_text("utf-8") == BY_HAND
 
 
-@pytest.mark.parametrize(("change", "left"), [("echo '# other' >>", BY_HAND + "# other\n"), ("rm", None)])
+@pytest.mark.parametrize(
+    ("change", "left"), [("open({!r}, 'a').write('# other\\n')", BY_HAND + "# other\n"), ("os.remove({!r})", None)]
+)
 def test_edit_keeps_the_text_if_another_process_has_changed_or_removed_the_file(
-    tmp_path: Path, file: Path, change: str, left: str | None
+    tmp_path: Path, file: Path, drafts: Path, change: str, left: str | None
 ) -> None:
-    editor, drafts = tmp_path / "editor", tmp_path / "drafts"
-    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\n{change} {file}\n', "utf-8")
-    editor.chmod(0o700)
-    drafts.mkdir()
-    done = process(tmp_path, "policy", "edit", VISUAL=str(editor), TMPDIR=str(drafts))
+    command = editor(drafts, CHANGE, change.format(str(file)))
+    done = process(tmp_path, "policy", "edit", VISUAL=command, TMPDIR=str(drafts))
     (kept,) = drafts.glob("*/policy.toml")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
         f"mcpguard: {file}: not saved: another process has changed it while you edited",
         f"hint: look for your text in {kept}",
     ]
-    assert kept.read_text("utf-8") == BY_HAND.replace("100", "200")
+    assert kept.read_text("utf-8") == CHANGED
     assert (file.read_text("utf-8") if file.exists() else None) == left
 
 
-def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path) -> None:
-    editor, drafts = tmp_path / "editor", tmp_path / "drafts"
-    editor.write_text(f'#!/bin/sh\nsed -i s/100/200/ "$1"\nchmod 500 {tmp_path}\n', "utf-8")
-    editor.chmod(0o700)
-    drafts.mkdir()
-    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=str(editor), TMPDIR=str(drafts))
+@pytest.mark.posix  # modes
+def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file: Path, drafts: Path) -> None:
+    command = editor(drafts, CHANGE, f"os.chmod({str(tmp_path)!r}, 0o500)")
+    done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=command, TMPDIR=str(drafts))
     tmp_path.chmod(0o700)
     assert (done.returncode, done.stdout) == (1, "")
     (kept,) = drafts.glob("*/policy.toml")
@@ -111,9 +123,10 @@ def test_edit_keeps_the_text_if_the_file_cannot_be_written(tmp_path: Path, file:
         f"mcpguard: {file}: cannot be written: Permission denied",
         f"hint: look for your text in {kept}",
     ]
-    assert (file.read_text("utf-8"), kept.read_text("utf-8")) == (BY_HAND, BY_HAND.replace("100", "200"))
+    assert (file.read_text("utf-8"), kept.read_text("utf-8")) == (BY_HAND, CHANGED)
 
 
+@pytest.mark.posix  # modes
 def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, file: Path) -> None:
     file.chmod(0o444)
     done = process(tmp_path, "policy", "edit", under=BOUND, VISUAL=f"touch {tmp_path / 'opened'}")
@@ -122,12 +135,12 @@ def test_edit_opens_no_editor_for_a_file_that_it_could_not_save(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path) -> None:
-    assert mcpguard(tmp_path, "policy", "edit", VISUAL="true").stdout == f"{file}: OK, 2 rules (unchanged)\n"
+def test_edit_says_if_nothing_was_changed(tmp_path: Path, file: Path, drafts: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL=editor(drafts)).stdout == f"{file}: OK, 2 rules (unchanged)\n"
 
 
-def test_edit_begins_with_the_starter_policy(tmp_path: Path) -> None:
-    assert mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR="true").returncode == 0
+def test_edit_begins_with_the_starter_policy(tmp_path: Path, drafts: Path) -> None:
+    assert mcpguard(tmp_path, "policy", "edit", VISUAL="", EDITOR=editor(drafts)).returncode == 0
     assert (tmp_path / "policy.toml").read_text("utf-8") == STARTER
 
 
