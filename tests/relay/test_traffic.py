@@ -131,7 +131,8 @@ class Line:
             self.console, console,
         ]  # fmt: skip
         self.output = Output(client_write, self.client_ended.set)
-        self.server = SimpleNamespace(stdin=ServerInput(server_stdin), stdout=server_stdout)
+        pipe = ServerInput(server_stdin)
+        self.server = SimpleNamespace(stdin=pipe, stdout=server_stdout, close_stdin=pipe.close)
         self.traffic = Traffic(
             cast(ServerProcess, self.server),
             self.output,
