@@ -102,14 +102,13 @@ def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
     """Decide the call on stdin. What cannot be judged is denied, as by `mcpguard run`: a model writes a part of it."""
     from mcpguard.hook.shown import CLIENTS
 
-    client, call, decision = CLIENTS[answer.name], None, None
-    settings, fault = None, None
+    client, settings, call, decision = CLIENTS[answer.name], None, None, None
     try:
         settings = _settings(options)
         if settings.on_unavailable == "deny":
             answer.deny("mcpguard could not decide this call in time. Try again in a few seconds.")
     except McpguardError as error:
-        fault = error
+        answer.deny(_cannot(error))
     try:
         given = _input()
         call = client.shown(given) if isinstance(given, dict) else None
@@ -120,14 +119,15 @@ def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
                     answer.text = _note(answer.name, given, options)
             return
         if settings is None:
-            raise fault or ValueError
+            answer.text = b"" if call.has_failed else answer.text
+            return
         from mcpguard.hook.deciding import Decision
 
         settings = settings._replace(timeout_ms=min(settings.timeout_ms, MOST_TIMEOUT_MS))
         decision = Decision(answer.name, client, given, call, settings, options)
         reason = decision.result()
     except McpguardError as error:
-        reason = f"mcpguard cannot decide calls: {error.message} ({error.hint})"
+        reason = _cannot(error)
     except Exception as error:
         reason = f"mcpguard failed to judge this call: {error!r}"
     if reason is None or (call and call.has_failed):
@@ -136,6 +136,10 @@ def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
         answer.deny(reason)
     if decision:
         decision.finish()
+
+
+def _cannot(error: McpguardError) -> str:
+    return f"mcpguard cannot decide calls: {error.message} ({error.hint})"
 
 
 def _settings(options: Mapping[str, Any]) -> "Settings":
