@@ -26,8 +26,8 @@ PROGRAM: Final = "mcpguard.exe" if sys.platform == "win32" else "mcpguard"
 
 _OPTIONS: Final = ("config", "policy", "store", "user", "agent", "denials")
 _PATHS: Final = ("config", "policy")
-_CACHES: Final = frozenset({"archive-v0", ".cache", "cache", "caches"})
-"""Folders of caches, in small letters: uv's on all systems, and those of Linux, Windows and macOS (`~/Library/Caches`)."""
+_CACHES: Final = ("/archive-v0/", "/.cache/", "/uv/cache/", "/pipx/cache/", "/library/caches/")
+"""Folders of caches, in small letters: uv's, that of Linux, those of uv and pipx on Windows, and that of macOS."""
 
 _NOT_OF_HOOKS: Final = ("--denials", "--quiet")
 """The options of `run` that a deciding hook does not have."""
@@ -172,7 +172,7 @@ def _warning_of_place(program: Path) -> str:
         temporary = Path(os.path.realpath(tempfile.gettempdir()))
         if temporary in real.parents or temporary in program.parents:
             return f"{program} is in a temporary folder: {hint}"
-    if _CACHES & {part.lower() for part in real.parts}:
+    if any(cache in real.as_posix().lower() for cache in _CACHES):
         return f"{program} is in a cache, which may be cleared: {hint}"
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - some people keep all of it in git
     checkouts = (folder for folder in program.parents if (folder / ".git").exists() and not is_same(folder, home))

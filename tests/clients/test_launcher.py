@@ -88,6 +88,8 @@ def test_a_program_of_another_environment_is_not_taken(tmp_path: Path, venv: Pat
         (f"home/.cache/uv/archive-v0/x1/bin/{PROGRAM}", "is in a cache"),
         (f"home/Library/Caches/uv/archive-v0/x1/bin/{PROGRAM}", "is in a cache"),
         (f"home/Library/Caches/pipx/x1/bin/{PROGRAM}", "is in a cache"),
+        (f"home/AppData/Local/uv/cache/x1/Scripts/{PROGRAM}", "is in a cache"),
+        (f"home/projects/cache/venv/bin/{PROGRAM}", ""),
         (f"home/AppData/Local/pipx/pipx/Cache/x1/bin/{PROGRAM}", "is in a cache"),
         (f"tmp/venv/bin/{PROGRAM}", "is in a temporary folder"),
         (f"homebrew/bin/{PROGRAM}", ""),
