@@ -3,7 +3,7 @@
 import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,12 +24,21 @@ SESSION = {"CLAUDE_CODE_SESSION_ID": "abc123", "CLAUDE_CODE_ENTRYPOINT": "cli"}
 """What Claude Code tells the servers that it starts in a session."""
 
 
-def hook(home: Path, client: str, told: Message, *options: str, **env: str) -> Message:
-    """What a client does before a call, with all the time that a busy machine may need for it. Returns what the hook prints."""
+PATIENCE: Mapping[str, float] = {
+    "mcpguard.hook.run.TIMEOUT_S": DEADLINE_S,
+    "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS,
+}
+"""A hook's limits, with all the time that a busy machine may need."""
+
+
+def hook(
+    home: Path, client: str, told: Message | bytes, *options: str, tuned: Mapping[str, float] = PATIENCE, **env: str
+) -> Message:
+    """What a client does before a call. Returns what the hook prints: nothing, or one JSON object."""
     budget(home, PATIENT_MS)
     done = subprocess.run(
-        program("hook", client, *options, tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}),
-        input=json.dumps(told).encode(),
+        program("hook", client, *options, tuned=tuned),
+        input=told if isinstance(told, bytes) else json.dumps(told).encode(),
         env=environment(home, **env),
         capture_output=True,
         timeout=DEADLINE_S,
@@ -51,7 +60,7 @@ def note(
         "tool_use_id": tool_use_id,
     }
     of = {"agent_id": "a315cca28b4992124", "agent_type": agent} if agent is not None else {}
-    assert hook(home, "claude-code", told | of, *options, **env) == {}
+    assert hook(home, "claude-code", told | of, *options, tuned=PATIENCE, **env) == {}
 
 
 def create_store(home: Path) -> None:

@@ -26,11 +26,8 @@ from tests.end_to_end.host import (
     script,
     until,
 )
-from tests.end_to_end.test_hook import SESSION, hello
+from tests.end_to_end.test_hook import PATIENCE, SESSION, hello, hook
 from tests.recorded_hooks import CODEX, COPILOT
-
-TUNED = {"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S, "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS}
-"""With all the time that a busy machine may need."""
 
 
 def used(tool: str, call_id: str = "t1", **more: object) -> Message:
@@ -47,25 +44,15 @@ def failed(tool: str, call_id: str = "t1") -> Message:
 def enforce(
     home: Path, given: Message | bytes, *options: str, client: str = "claude-code", most_ms: int = PATIENT_MS, **env: str
 ) -> Message:
-    """Run the hook with patience. Returns what it prints: nothing, or one JSON object."""
-    if not (home / "config.toml").exists():
-        budget(home, PATIENT_MS)
-    done = subprocess.run(
-        program("hook", client, "--enforce", *options, tuned=TUNED | {"mcpguard.hook.run.MOST_TIMEOUT_MS": most_ms}),
-        input=given if isinstance(given, bytes) else json.dumps(given).encode(),
-        env=environment(home, **env),
-        capture_output=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    assert done.stderr == b""
-    return dict(json.loads(done.stdout or b"{}"))
+    """Run the deciding hook with patience. Returns what it prints."""
+    tuned = {**PATIENCE, "mcpguard.hook.run.MOST_TIMEOUT_MS": most_ms}
+    return hook(home, client, given, "--enforce", *options, tuned=tuned, **env)
 
 
 def start(home: Path, given: Message) -> subprocess.Popen[bytes]:
     """Start the hook of Claude Code, with its input."""
     process = subprocess.Popen(
-        program("hook", "claude-code", "--enforce", tuned=TUNED),
+        program("hook", "claude-code", "--enforce", tuned=PATIENCE),
         env=environment(home),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

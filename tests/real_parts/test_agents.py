@@ -17,6 +17,7 @@ import pytest
 
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, ROOT, budget, policy, program, rule
+from tests.end_to_end.test_hook import PATIENCE
 from tests.missing import missing
 
 from .model import MAIN_PROMPT, SEARCHES, SUBAGENT_PROMPT, Model, Script
@@ -50,8 +51,7 @@ def hook(home: Path, name: str, *options: str) -> str:
     guard = home / "guard"
     options += ("--config", str(guard / "config.toml"), "--store", f"sqlite://{guard}/mcpguard.db")
     options += ("--policy", str(guard / "policy.toml")) if (guard / "policy.toml").exists() else ()
-    tuned = {"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S, "mcpguard.hook.run.MOST_TIMEOUT_MS": PATIENT_MS}
-    return shlex.join(program("hook", name, *options, tuned=tuned))
+    return shlex.join(program("hook", name, *options, tuned=PATIENCE))
 
 
 def run(home: Path, *command: str, **env: str) -> list[tuple[object, object]]:
