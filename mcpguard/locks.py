@@ -8,7 +8,7 @@ from typing import Final
 
 from mcpguard.files import StrPath, close, open_private
 
-if sys.platform == "win32":  # pragma: no cover - not run on Linux
+if sys.platform == "win32":
     import ctypes
     import msvcrt
     from ctypes import wintypes
@@ -243,7 +243,7 @@ def _close_and_delete(fd: int, path: StrPath) -> None:
 
     Elsewhere the lock is held until the file is deleted: a process that has just made it may be about to lock it.
     """
-    if sys.platform == "win32":  # pragma: no cover - not run in CI
+    if sys.platform == "win32":
         os.close(fd)
     with contextlib.suppress(OSError):
         os.unlink(path)

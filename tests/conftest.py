@@ -83,8 +83,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_in(item.path, *POSIX):
             item.add_marker(pytest.mark.posix)
-        if _is_in(item.path, "windows") and sys.platform != "win32":
-            item.add_marker(pytest.mark.skip("it is for Windows' Python: see CONTRIBUTING.md"))
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.no_cover)
     items.sort(key=lambda item: item.get_closest_marker("waits") is None)

@@ -14,6 +14,8 @@ import pytest
 from mcpguard.relay import batch_file
 from tests.windows.client import STUB, Client, Home
 
+pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="only Windows has batch files")
+
 HARD = [
     *("", "two words", " ", "\t", "it's", "é✓", "a;b,c=d", "-y", "--name=value"),
     *("pg://u:p@h/db?a=1&echo=INJECTED", "x&echo INJECTED>pwned.txt", "|echo>pwned.txt", '"&echo>pwned.txt&"'),

@@ -46,7 +46,7 @@ _RESERVED_SHARE: Final = 32
 _CHUNK_BYTES: Final = 8 * 1024
 """How much is read at once: about 15 single calls. More would only push other data out of the CPU's caches."""
 
-if sys.platform == "win32":  # pragma: no cover - not run in CI
+if sys.platform == "win32":
     import threading
 
     _seeking = threading.Lock()
