@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from mcpguard.clients import catalog
 from mcpguard.hook.run import MAX_INPUT_BYTES
+from mcpguard.hook.shown import CLIENTS
+from mcpguard.run_options import HOOK_CLIENTS
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.end_to_end.host import (
     DEADLINE_S,
@@ -460,3 +463,8 @@ def test_with_deny_a_call_that_comes_too_slowly_is_denied(tmp_path: Path) -> Non
         process.stdin.flush()
         assert "could not decide this call in time" in str(reason(json.loads(process.stdout.read())))
     assert process.wait(DEADLINE_S) == 0
+
+
+def test_every_client_whose_hook_decides_has_a_command_a_form_and_a_place() -> None:
+    placed = {client.key for client in catalog.CLIENTS if client.hook and any(event.decides for event in client.hook.events)}
+    assert set(HOOK_CLIENTS) == set(CLIENTS) == placed
