@@ -4,6 +4,7 @@ import contextlib
 import json
 import shlex
 import subprocess
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,14 @@ def failed(tool: str, call_id: str = "t1") -> Message:
 
 
 def enforce(
-    home: Path, given: Message | bytes, *options: str, client: str = "claude-code", most_ms: int = PATIENT_MS, **env: str
+    home: Path,
+    given: Message | bytes,
+    *options: str,
+    client: str = "claude-code",
+    tuned: Mapping[str, float] = PATIENCE,
+    **env: str,
 ) -> Message:
     """Run the deciding hook with patience. Returns what it prints."""
-    tuned = {**PATIENCE, "mcpguard.hook.run.MOST_TIMEOUT_MS": most_ms}
     return hook(home, client, given, "--enforce", *options, tuned=tuned, **env)
 
 
@@ -433,7 +438,8 @@ def test_a_wrapper_with_its_store_decides_what_a_hook_has_let_pass_without_it(tm
     with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
         hello(host)
         assert "result" in guarded(host, "t0")
-        assert reason(enforce(tmp_path, used("mcp__crm__search", "t1"), most_ms=0)) is None  # the store is not open in time
+        too_old = {**PATIENCE, "mcpguard.stores.sqlite.schema.VERSION": 0}  # a hook that cannot use the store
+        assert reason(enforce(tmp_path, used("mcp__crm__search", "t1"), tuned=too_old)) is None
         assert guarded(host, "t1")["error"]["code"] == 429
         assert host.end() == 0
 
