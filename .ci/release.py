@@ -129,7 +129,7 @@ def build(root: Path) -> None:
 
 def use(wheel: Path) -> None:
     """Install a wheel alone into an empty environment, and use it there, away from the sources."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = Path(folder)
         venv.create(place / "empty", with_pip=True)
         programs = place / "empty" / ("Scripts" if os.name == "nt" else "bin")
