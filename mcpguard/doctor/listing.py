@@ -16,7 +16,7 @@ from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_c
 from mcp.types import Tool, ToolAnnotations
 
 from mcpguard import __version__
-from mcpguard.errors import McpguardError
+from mcpguard.errors import CommandError, McpguardError
 from mcpguard.files import no_temporary_folder
 from mcpguard.identity.server_name import server_name
 from mcpguard.policy.suggest_by_tools import ServerTool
@@ -76,7 +76,10 @@ def listed(
     cwd = Path(folder)
     if not os.path.isdir(cwd):  # noqa: PTH112 - `Path.is_dir` raises without permission
         raise McpguardError(printable(f"{name}: there is no folder {folder}"), "correct cwd in the client's file")
-    find_program(os.path.join(folder, command[0]) if os.path.dirname(command[0]) else command[0], os.environ)  # noqa: PTH118, PTH120
+    try:
+        find_program(os.path.join(folder, command[0]) if os.path.dirname(command[0]) else command[0], os.environ)  # noqa: PTH118, PTH120
+    except CommandError as error:  # its exit status is one of `run`
+        raise McpguardError(error.message, error.hint) from error
     guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
     try:
         found, said = _start(guarded, cwd, answer_s, "auto")
