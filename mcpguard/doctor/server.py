@@ -1,17 +1,62 @@
-"""Checks a server behind mcpguard, and lists its tools with the rules that apply to each."""
+"""Starts a server behind mcpguard as a client would, and lists its tools; or checks that, with the rules that apply to each."""
 
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, Literal, NamedTuple, TextIO
 
+import anyio
+from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
+from mcp.types import Tool, ToolAnnotations
+
+from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.doctor.check import Check, failed_by, good
-from mcpguard.doctor.listing import ANSWER_S, listed, named
-from mcpguard.errors import McpguardError, PolicyError
+from mcpguard.errors import CommandError, McpguardError, PolicyError
+from mcpguard.files import no_temporary_folder
 from mcpguard.identity.caller import Identity
+from mcpguard.identity.server_name import server_name
 from mcpguard.policy.explain import rule_matches
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Call, Policy
+from mcpguard.policy.suggest_by_tools import ServerTool
 from mcpguard.reading.explaining import caller
+from mcpguard.relay.command import find_program
+from mcpguard.text.masking import masked_output, secrets_of
 from mcpguard.text.printing import plural, printable
+
+ANSWER_S: Final = 30.0
+"""How long a server may take to start and list its tools. A launcher may have to fetch it first."""
+
+_MOST_PAGES: Final = 100
+"""How many pages of tools are read."""
+
+_OURS: Final = "mcpguard: "
+_EXITED: Final = f"{_OURS}server exited with "
+
+_Mode = Literal["auto", "legacy"]
+
+
+class Listed(NamedTuple):
+    """What a server said about itself.
+
+    Attributes:
+        name: Its name and version.
+        protocol: The version of the protocol.
+        tools: Its tools.
+        took_s: How long it took.
+    """
+
+    name: str
+    protocol: str
+    tools: list[ServerTool]
+    took_s: float
 
 
 def checks(
@@ -42,6 +87,128 @@ def checks(
     tools = plural(len(found.tools), "tool")
     yield good("server", printable(f"{name}: {found.name}, protocol {found.protocol}, {tools}, ready in {found.took_s:.1f} s"))
     yield from _rules(settings, name, [tool.name for tool in found.tools])
+
+
+def named(server: str | None, command: Sequence[str]) -> str:
+    """The name of a server: the given one, that in `MCPGUARD_SERVER`, or the one derived from its command."""
+    return server or os.environ.get("MCPGUARD_SERVER") or server_name(command)
+
+
+def listed(
+    name: str, command: Sequence[str], *, options: Sequence[str], folder: str = "", answer_s: float = ANSWER_S
+) -> Listed:
+    """Start a server behind mcpguard, and ask it for its tools.
+
+    Args:
+        name: The server's name, for the messages.
+        command: The server's command, without mcpguard.
+        options: The options of `mcpguard run`.
+        folder: Where it starts; empty for the working folder.
+        answer_s: How long the server may take.
+
+    Raises:
+        McpguardError: It cannot be started, ends, does not answer, or not as it should. The message is printable and has no
+            secrets.
+    """
+    cwd = Path(folder)
+    if not os.path.isdir(cwd):  # noqa: PTH112 - `Path.is_dir` raises without permission
+        raise McpguardError(printable(f"{name}: there is no folder {folder}"), "correct cwd in the client's file")
+    try:
+        find_program(os.path.join(folder, command[0]) if os.path.dirname(command[0]) else command[0], os.environ)  # noqa: PTH118, PTH120
+    except CommandError as error:  # its exit status is one of `run`
+        raise McpguardError(error.message, error.hint) from error
+    guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
+    try:
+        found, said = _start(guarded, cwd, answer_s, "auto")
+        if isinstance(found, str) and any(line.startswith(_EXITED) for line in said):
+            # The first request of today's clients is `server/discover`. Servers on the Python SDK up to 1.8 exit on such a
+            # method, which they do not know, and serve older clients.
+            found, said = _start(guarded, cwd, answer_s, "legacy")
+    except OSError as error:
+        raise no_temporary_folder(error) from error
+    if isinstance(found, str):
+        raise _failure(found, said, secrets_of(command, os.environ))
+    return found
+
+
+def _start(command: Sequence[str], cwd: Path, answer_s: float, mode: _Mode) -> tuple[Listed | str, list[str]]:
+    """Start a server; returns what it lists, or in a few words why it lists nothing, and the lines on stderr.
+
+    Args:
+        command: The whole command.
+        cwd: Where it starts.
+        answer_s: How long the server may take.
+        mode: How to connect, as the SDK's client names it; `legacy` begins with `initialize`.
+
+    Raises:
+        OSError: There is no room for a temporary file.
+    """
+    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as temporary:
+        file = Path(temporary) / "stderr"
+        with file.open("w", encoding="utf-8") as errors:
+            found = _listed(command, cwd, errors, answer_s, mode)
+        return found, [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
+
+
+def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> Listed | str:
+    """What a server lists, or in a few words why it lists nothing; see `_start`."""
+    logging.getLogger("mcp").setLevel(logging.CRITICAL + 1)  # the SDK logs what the result says anyway
+    try:
+        return anyio.run(_ask, command, cwd, errors, answer_s, mode)
+    except Exception as error:  # the SDK raises almost anything for a server that misbehaves
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        if isinstance(cause, TimeoutError):
+            return f"no answer within {answer_s:g} s"
+        if isinstance(cause, MCPError):
+            return f"it answers with an error: {cause}"
+        return f"it does not speak MCP: {type(cause).__name__}"
+
+
+async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> Listed:
+    """Connect to a server and list its tools.
+
+    Raises:
+        Exception: It does not answer, or not as it should.
+    """
+    environ = {**os.environ, "MCPGUARD_QUIET": "0"}  # mcpguard must tell that the server has exited
+    parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ, cwd=cwd)
+    info = Implementation(name="mcpguard-doctor", version=__version__)
+    begin_s = time.monotonic()
+    async with stdio_client(parameters, errlog=errors) as streams:
+        with anyio.fail_after(answer_s):  # not earlier: a limit that ends while the server starts leaves it running
+            async with Client(contextlib.nullcontext(streams), mode=mode, client_info=info, cache=None) as client:
+                tools: list[ServerTool] = []
+                cursor: str | None = None
+                for _ in range(_MOST_PAGES):
+                    page = await client.list_tools(cursor=cursor)
+                    tools += map(_tool, page.tools)
+                    cursor = page.next_cursor
+                    if cursor is None:
+                        break
+                who = client.server_info
+                name = f"{who.name} {who.version}".strip() if who else "a server without a name"
+                return Listed(name, client.protocol_version, tools, time.monotonic() - begin_s)
+
+
+def _tool(tool: Tool) -> ServerTool:
+    said = tool.annotations or ToolAnnotations()
+    hints = (said.read_only_hint, said.destructive_hint, said.idempotent_hint, said.open_world_hint)
+    return ServerTool(tool.name, *hints)
+
+
+def _failure(why: str, said: Sequence[str], secrets: Sequence[str]) -> McpguardError:
+    """The error of a server that lists no tools, with the last line that it wrote to stderr."""
+    theirs = [line for line in said if not line.startswith((_OURS, "hint: "))]
+    exited = next((line.removeprefix(_OURS) for line in said if line.startswith(_EXITED)), "")
+    own = [pair for pair in pairwise(said) if pair[0].startswith(_OURS) and pair[1].startswith("hint: ")]
+    if own and not (theirs and exited):  # mcpguard itself has ended with an error, or one that the entry starts
+        message, hint = (own[-1][0].removeprefix(_OURS), own[-1][1].removeprefix("hint: "))
+        return McpguardError(printable(masked_output(message, secrets)), printable(masked_output(hint, secrets)))
+    last = f"; its last line on stderr: {theirs[-1]}" if theirs else "; it wrote nothing to stderr"
+    hint = "run the command by itself in a terminal: it must be an MCP server on stdio"
+    return McpguardError(printable(masked_output(f"{exited or why}{last}", secrets)), hint)
 
 
 def _rules(settings: Settings, server: str, tools: Sequence[str]) -> Iterator[Check]:

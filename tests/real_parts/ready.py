@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from mcpguard.doctor.listing import listed
+from mcpguard.doctor.server import listed
 from tests.ready_policies import RECORDED
 
 from .parts import PREFIXES, VENVS, Parts

@@ -13,13 +13,11 @@ from mcpguard.cli import run
 from mcpguard.cli.base import Command
 from mcpguard.cli.clients import entry_options
 from mcpguard.cli.names import files
-from mcpguard.cli.options import json_option, policy_option, policy_words, store_option
-from mcpguard.cli.present import coloured_diff, echo, echo_json, warn
+from mcpguard.cli.options import json_option, policy_option, store_option
+from mcpguard.cli.present import coloured_diff, echo, echo_json
 from mcpguard.config import span_us
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
-from mcpguard.policy.lint import still_capped
 from mcpguard.policy.model import server_named
-from mcpguard.policy.parse import parse
 from mcpguard.policy.suggest import FITS, HEADROOM, Findings, Suggestion
 from mcpguard.reading.suggesting import SuggestedPolicy, suggest_for_server
 from mcpguard.reading.suggesting import suggest as suggested
@@ -161,7 +159,7 @@ def suggest(
 def _for_server(argv: Sequence[str], options: dict[str, Any], client: str | None, only: str | None, *, as_json: bool) -> None:
     """Suggest limits for the tools of a server."""
     from mcpguard.cli.doctor import server_command
-    from mcpguard.doctor.listing import listed, named  # loads mcp
+    from mcpguard.doctor.server import listed, named  # loads mcp
 
     words, options, folder = server_command(argv, options, client, command="policy suggest")
     settings = config.load(os.environ, **{key: value for key, value in options.items() if key not in {"observe", "quiet"}})
@@ -170,13 +168,10 @@ def _for_server(argv: Sequence[str], options: dict[str, Any], client: str | None
     if not says.tools:
         raise McpguardError(f"{printable(server)} has no tools", "some servers have tools only after they have been configured")
     findings, found = suggest_for_server(settings, server_named(server), says.tools)
-    diff, option = found.diff(settings.policy), policy_words(settings)
-    before, after = (still_capped(one, policy_option=option).warnings for one in (found.policy, parse(found.after)))
-    caps = [one for one in after if one not in before]
+    diff = found.diff(settings.policy)
     if as_json:
         rules = [one._asdict() | {"kind": one.kind.what, "limits": one.kind.limits} for one in findings.rules]
-        more = {"warnings": caps, "toml": found.after, "diff": diff}
-        echo_json(findings._asdict() | {"server": server, "rules": rules} | more, indent=2)
+        echo_json({"server": server} | findings._asdict() | {"rules": rules, "toml": found.after, "diff": diff}, indent=2)
         return
     if diff:
         _say(f"{server}: {says.name}, {plural(len(says.tools), 'tool')}; annotations are hints that nobody has checked")
@@ -184,8 +179,6 @@ def _for_server(argv: Sequence[str], options: dict[str, Any], client: str | None
     for names, why in ((findings.kept, "the policy has rules for them"), (findings.left_out, "* in a rule is any text")):
         if names:
             _say(f"left out, because {why}: {', '.join(names)}")
-    for cap in caps:
-        warn(cap)
     _print(found.after, diff, only, "the policy has rules for its tools")
 
 
