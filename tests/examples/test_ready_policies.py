@@ -6,7 +6,7 @@ import pytest
 
 from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.policy.parse import STARTER, parse
-from tests.ready_policies import POLICIES, RECORDED, recorded, recorded_names, rules, without_a_tool
+from tests.ready_policies import PAGE, POLICIES, RECORDED, page, recorded, recorded_names, rules, without_a_tool
 
 
 def test_each_server_with_a_recorded_list_has_a_policy() -> None:
@@ -40,3 +40,7 @@ def test_ready_policies_can_be_used_alone_or_together_and_with_the_starter_rules
     for texts in (added, [STARTER, *added]):
         policy = parse("\n".join(texts))
         assert [*warnings(policy), *still_capped(policy).warnings] == []
+
+
+def test_the_manual_has_each_ready_policy() -> None:
+    assert PAGE.read_text("utf-8") == page(), "write it again: python -m tests.ready_policies"
