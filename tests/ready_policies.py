@@ -29,9 +29,15 @@ def recorded_names(name: str) -> list[str]:
     return [tool["name"] for tool in recorded(name)["tools"]]
 
 
+def text(name: str) -> str:
+    """A ready policy, without the line for editors that may begin it."""
+    lines = POLICIES[name].read_text("utf-8").splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("#:")).lstrip()
+
+
 def rules(name: str) -> tuple[Rule, ...]:
     """The rules of a ready policy."""
-    return parse(POLICIES[name].read_text("utf-8")).rules
+    return parse(text(name)).rules
 
 
 def without_a_tool(name: str, tools: list[str]) -> list[str]:
@@ -43,8 +49,8 @@ def without_a_tool(name: str, tools: list[str]) -> list[str]:
 
 HEAD = """# Ready policies
 
-Policies for servers that many people have, to copy into [`policy.toml`](policy.md), alone or together. Each limit has its reason
-above it. They are a start: they should let usual work pass, and stop a loop. Try them
+Policies for servers that many people have, to copy into [`policy.toml`](policy.md), alone or together. Each limit has its
+reason above it. They are a start: they should let usual work pass, and stop a loop. Try them
 [in observe mode](policy.md#try-it-in-observe-mode) first.
 
 - The name of the server in a rule must be its name in your client's file: `mcpguard clients` shows the names.
@@ -60,12 +66,11 @@ def page() -> str:
     """The page of the manual with all policies."""
     lines = ["", "| server | package and version | it has |", "|---|---|---|"]
     sections = []
-    for name, path in POLICIES.items():
+    for name in POLICIES:
         found = recorded(name)
         tools = plural(len(found["tools"]), "tool")
         lines.append(f"| [{name}](#{name}) | `{found['package']}` {found['version']} | {tools} |")
-        text = "".join(line for line in path.read_text("utf-8").splitlines(keepends=True) if not line.startswith("#:"))
-        sections.append(f"\n## {name}\n\n```toml\n{text.lstrip()}```\n")
+        sections.append(f"\n## {name}\n\n```toml\n{text(name)}```\n")
     return HEAD + "\n".join(lines) + "\n" + "".join(sections)
 
 
