@@ -124,7 +124,8 @@ def test_as_json_it_has_the_rules_with_their_tools_what_is_left_out_and_both_tex
 def test_names_cannot_leave_a_comment_or_a_text_and_do_not_reach_the_terminal(tmp_path: Path) -> None:
     names = ["\x1b]0;owned\x07", "x\n[[rule]]\nlimit = 'deny' #", '"', "\\", "\u202e\u2028\u009b2J", "a\tb\r", "# it", "用户"]
     annotated = [{"name": f"get_{name}", "annotations": {"readOnlyHint": True}} for name in names]
-    command = ["--server", "\x1b[2J", "--", *serving(tmp_path, *annotated, *(f"delete_{name}" for name in names))]
+    server = "\x1b[2J\u009b\u202e"
+    command = ["--server", server, "--", *serving(tmp_path, *annotated, *(f"delete_{name}" for name in names))]
     done = mcpguard(tmp_path, "policy", "suggest", "--toml", *command)
     assert (done.returncode, done.stderr.isprintable()) == (0, False)
     assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
@@ -132,7 +133,7 @@ def test_names_cannot_leave_a_comment_or_a_text_and_do_not_reach_the_terminal(tm
     assert warnings(policy) == []
     for kind, verb in ((LOOKS, "get"), (DELETES, "delete")):
         for name in names:
-            applying = policy.applying(Call("alice", "a::b::c", "\x1b[2J", f"{verb}_{name}"))
+            applying = policy.applying(Call("alice", "a::b::c", server, f"{verb}_{name}"))
             assert [part.limit_text for part, _ in applying] == [" ".join(kind.limits)]
 
 
