@@ -1,7 +1,7 @@
 """Suggests limits for the tools of a server, from what the server says of them and from their names.
 
 What a server says, its annotations, are hints that nobody has checked. So a tool whose name says that it deletes or sends is
-not taken for one that only reads. What an annotation leaves out is as the protocol says: a tool may change, may destroy, and
+not taken for a more harmless one. What an annotation leaves out is as the protocol says: a tool may change, may destroy, and
 may reach the world outside. A tool without annotations is judged by the first verb in its name.
 
 There is a rule for each kind of tools, or several if no pattern matches exactly these. One kind, chosen so that there are few
@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     limits: tuple[str, str]
 
 
-# No starter rule admits fewer calls than one of these limits
+# No starter rule is tighter: else it would defeat the suggestion
 READS: Final = Kind("Only read", ("30/1m", "500/1h"))
 LOOKS: Final = Kind("Only read, perhaps from outside", ("20/1m", "300/1h"))
 CHANGES: Final = Kind("Change something, and destroy nothing", ("20/1m", "200/1h"))
@@ -132,8 +132,8 @@ def _kind(tool: ServerTool) -> tuple[Kind, str]:
     if read_only is None and destructive is None:
         why = "by name, without annotations" if verb else "without annotations, and the name does not tell"
         read_only, destructive = verb == "read", verb not in ("add", "send")
-    elif read_only and verb in ("send", "delete"):
-        why = "by name, although annotated as read-only"
+    elif (read_only and verb == "send") or ((read_only or destructive is False) and verb == "delete"):
+        why = "by name, although annotated as more harmless"
         read_only, destructive = False, verb == "delete"
     is_outside = tool.open_world is not False
     if read_only:

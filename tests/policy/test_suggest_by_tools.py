@@ -102,10 +102,19 @@ def test_by_its_name_a_tool_without_annotations_may_read_only_here_if_another_hi
     assert patterns([ServerTool("add_x", open_world=False)]) == {"*": CHANGES}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("delete_all", DELETES), ("send_mail", SENDS)])
-def test_a_name_that_deletes_or_sends_is_believed_more_than_an_annotation_that_it_only_reads(name: str, kind: Kind) -> None:
-    (one,) = found([ServerTool(name, read_only=True)]).rules
-    assert (one.kind, one.tools) == (kind, {name: "by name, although annotated as read-only"})
+@pytest.mark.parametrize(
+    ("tool", "kind"),
+    [
+        (ServerTool("delete_all", read_only=True), DELETES),
+        (ServerTool("delete_all", destructive=False), DELETES),
+        (ServerTool("send_mail", read_only=True, destructive=False, open_world=False), SENDS),
+    ],
+)
+def test_a_name_that_deletes_or_sends_is_believed_more_than_an_annotation_that_is_more_harmless(
+    tool: ServerTool, kind: Kind
+) -> None:
+    (one,) = found([tool]).rules
+    assert (one.kind, one.tools) == (kind, {tool.name: "by name, although annotated as more harmless"})
 
 
 def test_the_kind_that_saves_most_rules_has_all_that_no_rule_names() -> None:
