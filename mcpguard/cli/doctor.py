@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import click
 
-from mcpguard import config, run_options
+from mcpguard import config
 from mcpguard.cli import run
 from mcpguard.cli.base import Command
-from mcpguard.cli.clients import complete_clients, complete_servers, named_clients
+from mcpguard.cli.clients import entry_options, named_clients
 from mcpguard.cli.names import files
 from mcpguard.cli.present import echo_json, paragraph
 from mcpguard.doctor.check import Check
@@ -22,22 +22,11 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 
 
 @click.command("doctor", Command, context_settings=run.run.context_settings)
-@click.option(
-    "--server",
-    metavar="NAME",
-    shell_complete=complete_servers,
-    help="The server. Without COMMAND, it is started as your client's file says.",
-)
-@click.option(
-    "--client",
-    metavar="CLIENT",
-    shell_complete=complete_clients,
-    help="The client whose file has the server, if several have one of this name.",
-)
+@entry_options
 @click.option("--allow-unguarded", is_flag=True, help="Do not fail because a server is unguarded.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, allow_unguarded: bool, **options: Any) -> int:
+def doctor(argv: Sequence[str], client: str | None, as_json: bool, allow_unguarded: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
     Also checks the files, hooks and plugins of your clients, and those of the project in the current folder: how many servers
@@ -59,24 +48,8 @@ def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, allow_ungua
       mcpguard doctor --client cursor --server crm
       mcpguard doctor --server crm -- npx -y @acme/crm-server
     """
-    folder = ""
-    if client is not None:
-        named_clients([client])
-        if argv or not options["server"]:
-            raise UsageError("--client: it says in which client's file --server is", "add --server NAME, and no command")
-    if options["server"] and not argv:
-        from mcpguard.doctor.clients import command_of
-
-        entry = command_of(options["server"], os.environ, client)
-        try:
-            os.environ.update(entry.env)
-        except (OSError, ValueError) as error:
-            what = f"--server: the variables of {options['server']} cannot be set: {printable(str(error))}"
-            raise UsageError(what, "correct its env in the client's file") from error
-        argv, folder = entry.words, entry.cwd
-        if entry.is_guarded:  # the entry names its server itself
-            options["server"] = None
-    found = _all(*run.without_guard(argv, options), folder, allow_unguarded=allow_unguarded)
+    argv, options, folder = server_command(argv, options, client, command="doctor")
+    found = _all(argv, options, folder, allow_unguarded=allow_unguarded)
     if as_json:
         results = list(found)
         echo_json([one._asdict() for one in results], indent=2)
@@ -93,6 +66,43 @@ def doctor(argv: tuple[str, ...], client: str | None, as_json: bool, allow_ungua
 doctor.params[1:1] = [param for param in run.run.params if isinstance(param, click.Option) and param.name != "server"]
 
 
+def server_command(
+    argv: Sequence[str], options: dict[str, Any], client: str | None, *, command: str
+) -> tuple[Sequence[str], dict[str, Any], str]:
+    """How a server is started: by the command that is given, or as a client's file says. Sets the variables of that file.
+
+    Args:
+        argv: The words after the options.
+        options: The options of `run`, `server` among them.
+        client: The client whose file it is; None for any client.
+        command: The command of mcpguard, for hints.
+
+    Returns:
+        The server's own command, the options of `run`, and the folder in which it starts; empty for the working folder.
+
+    Raises:
+        UsageError: The options name no server, or not one.
+    """
+    folder = ""
+    if client is not None:
+        named_clients([client])
+        if argv or not options["server"]:
+            raise UsageError("--client: it says in which client's file --server is", "add --server NAME, and no command")
+    if options["server"] and not argv:
+        from mcpguard.doctor.clients import command_of
+
+        entry = command_of(options["server"], os.environ, client, command=command)
+        try:
+            os.environ.update(entry.env)
+        except (OSError, ValueError) as error:
+            what = f"--server: the variables of {options['server']} cannot be set: {printable(str(error))}"
+            raise UsageError(what, "correct its env in the client's file") from error
+        argv, folder = entry.words, entry.cwd
+        if entry.is_guarded:  # the entry names its server itself
+            options["server"] = None
+    return *run.without_guard(argv, options), folder
+
+
 def _all(argv: Sequence[str], options: dict[str, Any], folder: str, *, allow_unguarded: bool) -> Iterator[Check]:
     """The checks of this machine, and those of the server if there is a command."""
     read = {key: value for key, value in options.items() if key not in {"observe", "quiet"}}
@@ -103,17 +113,7 @@ def _all(argv: Sequence[str], options: dict[str, Any], folder: str, *, allow_ung
         settings = config.load(os.environ, **read)
         from mcpguard.doctor import server  # loads mcp
 
-        yield from server.checks(settings, argv, options=_words(options), server=options["server"], folder=folder)
-
-
-def _words(options: dict[str, Any]) -> list[str]:
-    """Options of `run` as words. `--quiet` is left out: it hides why a server ends."""
-    words: list[str] = []
-    for option in run_options.OPTIONS:
-        value = options[option.key]
-        if value and option.key != "quiet":
-            words += [option.name] if option.is_flag else [option.name, value]
-    return words
+        yield from server.checks(settings, argv, options=run.words(options), server=options["server"], folder=folder)
 
 
 def _shown(found: Iterable[Check]) -> Iterator[Check]:

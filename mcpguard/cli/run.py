@@ -60,3 +60,13 @@ def without_guard(argv: Sequence[str], options: dict[str, Any]) -> tuple[Sequenc
     if guarded is None:
         return argv, options
     return guarded.pop("argv"), guarded | {key: value for key, value in options.items() if value}
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    """Options of `run` as words. `--quiet` is left out: it hides why a server ends."""
+    found: list[str] = []
+    for option in OPTIONS:
+        value = options.get(option.key)
+        if value and option.key != "quiet":
+            found += [option.name] if option.is_flag else [option.name, value]
+    return found

@@ -68,13 +68,14 @@ def _project(machine: Machine) -> Path | None:
     return None if is_same(folder, machine.home) else folder
 
 
-def command_of(server: str, environ: Mapping[str, str], client: str | None = None) -> Command:
+def command_of(server: str, environ: Mapping[str, str], client: str | None = None, *, command: str = "doctor") -> Command:
     """How the clients on this machine start a server. No command of a project's file is given: it may be somebody else's.
 
     Args:
         server: The server's name in the clients' files.
         environ: The environment.
         client: The client; None for any client.
+        command: The command of mcpguard that starts it, for hints.
 
     Raises:
         UsageError: No client has the server, they start it differently, the client fills in a variable, or other accounts may
@@ -89,7 +90,8 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
     found = [one for one in known if one[1].name == server]
     found = [one for one in found if one[1].kind != "disabled"] or found
     found = [one for one in found if not one[0].project or one[0] in here] or found  # without those of other projects
-    again = f"give its command: mcpguard doctor --server {shlex.quote(server)} -- COMMAND"
+    words = f"mcpguard {command} --server {shlex.quote(server)} --"
+    again = f"give its command: {words} COMMAND"
     if not found:
         who = BY_KEY[client].title if client else "no client"
         names = " ".join(sorted({entry.name for _, entry in known}))
@@ -104,8 +106,8 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
     if not chosen:
         shown = shlex.join(masked_words(_own(found[0][1])[0]))
         raise UsageError(
-            f"--server: {found[0][0].file} is a project's file, and doctor starts nothing that it names",
-            f"if you trust it, give its command: mcpguard doctor --server {shlex.quote(server)} -- {shown}",
+            f"--server: {found[0][0].file} is a project's file, and {command} starts nothing that it names",
+            f"if you trust it, give its command: {words} {shown}",
         )
     source, entry = next((one for one in chosen if one[1].guard), chosen[0])
     if entry.guard and (guard := Guards(environ).of_entry(source, entry.guard[0])).state == "unsafe":

@@ -1,4 +1,4 @@
-"""Starts a server behind mcpguard as a client would, and lists its tools with the rules that apply to each."""
+"""Starts a server behind mcpguard as a client would, and lists its tools; or checks that, with the rules that apply to each."""
 
 import contextlib
 import logging
@@ -13,10 +13,11 @@ from typing import Final, Literal, NamedTuple, TextIO
 
 import anyio
 from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
+from mcp.types import Tool, ToolAnnotations
 
 from mcpguard import __version__
 from mcpguard.config import Settings
-from mcpguard.doctor.check import Check, failed, failed_by, good
+from mcpguard.doctor.check import Check, failed_by, good
 from mcpguard.errors import CommandError, McpguardError, PolicyError
 from mcpguard.files import no_temporary_folder
 from mcpguard.identity.caller import Identity
@@ -24,6 +25,7 @@ from mcpguard.identity.server_name import server_name
 from mcpguard.policy.explain import rule_matches
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Call, Policy
+from mcpguard.policy.suggest_by_tools import ServerTool
 from mcpguard.reading.explaining import caller
 from mcpguard.relay.command import find_program
 from mcpguard.text.masking import masked_output, secrets_of
@@ -41,12 +43,20 @@ _EXITED: Final = f"{_OURS}server exited with "
 _Mode = Literal["auto", "legacy"]
 
 
-class _Listed(NamedTuple):
-    """What a server said about itself: its name and version, the version of the protocol, and the names of its tools."""
+class Listed(NamedTuple):
+    """What a server said about itself.
+
+    Attributes:
+        name: Its name and version.
+        protocol: The version of the protocol.
+        tools: Its tools.
+        took_s: How long it took.
+    """
 
     name: str
     protocol: str
-    tools: list[str]
+    tools: list[ServerTool]
+    took_s: float
 
 
 def checks(
@@ -68,38 +78,60 @@ def checks(
         folder: Where it starts; empty for the working folder.
         answer_s: How long the server may take.
     """
-    name = server or os.environ.get("MCPGUARD_SERVER") or server_name(command)
-    cwd = Path(folder)
-    if not os.path.isdir(cwd):  # noqa: PTH112 - `Path.is_dir` raises without permission
-        yield failed("server", printable(f"{name}: there is no folder {folder}"), "correct cwd in the client's file")
-        return
+    name = named(server, command)
     try:
-        find_program(os.path.join(folder, command[0]) if os.path.dirname(command[0]) else command[0], os.environ)  # noqa: PTH118, PTH120
-    except CommandError as error:
+        found = listed(name, command, options=options, folder=folder, answer_s=answer_s)
+    except McpguardError as error:
         yield failed_by("server", error)
         return
+    tools = plural(len(found.tools), "tool")
+    yield good("server", printable(f"{name}: {found.name}, protocol {found.protocol}, {tools}, ready in {found.took_s:.1f} s"))
+    yield from _rules(settings, name, [tool.name for tool in found.tools])
+
+
+def named(server: str | None, command: Sequence[str]) -> str:
+    """The name of a server: the given one, that in `MCPGUARD_SERVER`, or the one derived from its command."""
+    return server or os.environ.get("MCPGUARD_SERVER") or server_name(command)
+
+
+def listed(
+    name: str, command: Sequence[str], *, options: Sequence[str], folder: str = "", answer_s: float = ANSWER_S
+) -> Listed:
+    """Start a server behind mcpguard, and ask it for its tools.
+
+    Args:
+        name: The server's name, for the messages.
+        command: The server's command, without mcpguard.
+        options: The options of `mcpguard run`.
+        folder: Where it starts; empty for the working folder.
+        answer_s: How long the server may take.
+
+    Raises:
+        McpguardError: It cannot be started, ends, does not answer, or not as it should. The message is printable and has no
+            secrets.
+    """
+    cwd = Path(folder)
+    if not os.path.isdir(cwd):  # noqa: PTH112 - `Path.is_dir` raises without permission
+        raise McpguardError(printable(f"{name}: there is no folder {folder}"), "correct cwd in the client's file")
+    try:
+        find_program(os.path.join(folder, command[0]) if os.path.dirname(command[0]) else command[0], os.environ)  # noqa: PTH118, PTH120
+    except CommandError as error:  # its exit status is one of `run`
+        raise McpguardError(error.message, error.hint) from error
     guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
-    begin_s = time.monotonic()
     try:
         found, said = _start(guarded, cwd, answer_s, "auto")
+        if isinstance(found, str) and any(line.startswith(_EXITED) for line in said):
+            # The first request of today's clients is `server/discover`. Servers on the Python SDK up to 1.8 exit on such a
+            # method, which they do not know, and serve older clients.
+            found, said = _start(guarded, cwd, answer_s, "legacy")
     except OSError as error:
-        yield failed_by("server", no_temporary_folder(error))
-        return
-    if isinstance(found, str) and any(line.startswith(_EXITED) for line in said):
-        # The first request of today's clients is `server/discover`. Servers on the Python SDK up to 1.8 exit on such a method,
-        # which they do not know, and serve older clients.
-        begin_s = time.monotonic()
-        found, said = _start(guarded, cwd, answer_s, "legacy")
+        raise no_temporary_folder(error) from error
     if isinstance(found, str):
-        yield _failure(found, said, secrets_of(command, os.environ))
-        return
-    took_s = time.monotonic() - begin_s
-    tools = plural(len(found.tools), "tool")
-    yield good("server", printable(f"{name}: {found.name}, protocol {found.protocol}, {tools}, ready in {took_s:.1f} s"))
-    yield from _rules(settings, name, found.tools)
+        raise _failure(found, said, secrets_of(command, os.environ))
+    return found
 
 
-def _start(command: Sequence[str], cwd: Path, answer_s: float, mode: _Mode) -> tuple[_Listed | str, list[str]]:
+def _start(command: Sequence[str], cwd: Path, answer_s: float, mode: _Mode) -> tuple[Listed | str, list[str]]:
     """Start a server; returns what it lists, or in a few words why it lists nothing, and the lines on stderr.
 
     Args:
@@ -118,7 +150,7 @@ def _start(command: Sequence[str], cwd: Path, answer_s: float, mode: _Mode) -> t
         return found, [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
 
 
-def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> _Listed | str:
+def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> Listed | str:
     """What a server lists, or in a few words why it lists nothing; see `_start`."""
     logging.getLogger("mcp").setLevel(logging.CRITICAL + 1)  # the SDK logs what the result says anyway
     try:
@@ -134,7 +166,7 @@ def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, 
         return f"it does not speak MCP: {type(cause).__name__}"
 
 
-async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> _Listed:
+async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> Listed:
     """Connect to a server and list its tools.
 
     Raises:
@@ -143,33 +175,40 @@ async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: floa
     environ = {**os.environ, "MCPGUARD_QUIET": "0"}  # mcpguard must tell that the server has exited
     parameters = StdioServerParameters(command=command[0], args=list(command[1:]), env=environ, cwd=cwd)
     info = Implementation(name="mcpguard-doctor", version=__version__)
+    begin_s = time.monotonic()
     async with stdio_client(parameters, errlog=errors) as streams:
         with anyio.fail_after(answer_s):  # not earlier: a limit that ends while the server starts leaves it running
             async with Client(contextlib.nullcontext(streams), mode=mode, client_info=info, cache=None) as client:
-                tools: list[str] = []
+                tools: list[ServerTool] = []
                 cursor: str | None = None
                 for _ in range(_MOST_PAGES):
                     page = await client.list_tools(cursor=cursor)
-                    tools += [tool.name for tool in page.tools]
+                    tools += map(_tool, page.tools)
                     cursor = page.next_cursor
                     if cursor is None:
                         break
                 who = client.server_info
                 name = f"{who.name} {who.version}".strip() if who else "a server without a name"
-                return _Listed(name, client.protocol_version, tools)
+                return Listed(name, client.protocol_version, tools, time.monotonic() - begin_s)
 
 
-def _failure(why: str, said: Sequence[str], secrets: Sequence[str]) -> Check:
-    """The check of a server that lists no tools, with the last line that it wrote to stderr."""
+def _tool(tool: Tool) -> ServerTool:
+    said = tool.annotations or ToolAnnotations()
+    hints = (said.read_only_hint, said.destructive_hint, said.idempotent_hint, said.open_world_hint)
+    return ServerTool(tool.name, *hints)
+
+
+def _failure(why: str, said: Sequence[str], secrets: Sequence[str]) -> McpguardError:
+    """The error of a server that lists no tools, with the last line that it wrote to stderr."""
     theirs = [line for line in said if not line.startswith((_OURS, "hint: "))]
     exited = next((line.removeprefix(_OURS) for line in said if line.startswith(_EXITED)), "")
     own = [pair for pair in pairwise(said) if pair[0].startswith(_OURS) and pair[1].startswith("hint: ")]
     if own and not (theirs and exited):  # mcpguard itself has ended with an error, or one that the entry starts
         message, hint = (own[-1][0].removeprefix(_OURS), own[-1][1].removeprefix("hint: "))
-        return failed("server", printable(masked_output(message, secrets)), printable(masked_output(hint, secrets)))
+        return McpguardError(printable(masked_output(message, secrets)), printable(masked_output(hint, secrets)))
     last = f"; its last line on stderr: {theirs[-1]}" if theirs else "; it wrote nothing to stderr"
     hint = "run the command by itself in a terminal: it must be an MCP server on stdio"
-    return failed("server", printable(masked_output(f"{exited or why}{last}", secrets)), hint)
+    return McpguardError(printable(masked_output(f"{exited or why}{last}", secrets)), hint)
 
 
 def _rules(settings: Settings, server: str, tools: Sequence[str]) -> Iterator[Check]:

@@ -268,7 +268,7 @@ class Survey:
         if agent and _can_be_exact(agent.tier) and not any(_limits_tier(rule, agent.tier) for rule in self._policy.rules):
             rule = Rule({"user": ("*",), "agent": (f"*::{agent.tier}::*",)}, frozenset({"user"}), "user")
             found.append(self._tiers.setdefault(agent.tier, _Tracked(rule, _NEW_WINDOWS)))
-        if _can_be_exact(call.tool) and not any(_rules_tool(rule, call.tool) for rule in self._policy.rules):
+        if _can_be_exact(call.tool) and not any(rules_tool(rule, call.tool) for rule in self._policy.rules):
             rule = Rule({"user": ("*",), "tool": (call.tool,)}, frozenset({"user", "tool", "server"}))
             if call.tool in self._tools or len(self._tools) < _MAX_TOOLS:
                 found.append(self._tools.setdefault(call.tool, _Tracked(rule, _NEW_WINDOWS)))
@@ -330,7 +330,7 @@ def _limits_tier(rule: Rule, tier: str) -> bool:
     return _limits_calls(rule) and not rule.selectors.keys() & {"tool", "server"} and _is_for_all(rule, tier)
 
 
-def _rules_tool(rule: Rule, tool: str) -> bool:
+def rules_tool(rule: Rule, tool: str) -> bool:
     """Whether a rule decides how often a tool may be called, or that it may not."""
     patterns = rule.selectors.get("tool")
     is_for_tool = patterns is not None and glob(patterns[0], tool)

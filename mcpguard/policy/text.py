@@ -41,13 +41,13 @@ class PolicyText:
         self._document = Document(text, b"", Dialect.TOML, self._root)
         self._text = text
         self._splices: list[Splice] = []
-        self._new: list[tuple[str, list[str]]] = []
+        self._new: list[str] = []
 
-    def append(self, kind: str, table: Mapping[str, Any]) -> None:
-        """Add a table after all others."""
+    def append(self, kind: str, table: Mapping[str, Any], comments: Sequence[str] = ()) -> None:
+        """Add a table after all others, below comments, each of them a printable line."""
         self._tables(kind)
         pairs = [_pair(key, value) for key, value in table.items() if value != _DEFAULTS.get(key)]
-        self._new.append((kind, pairs))
+        self._new.append("\n".join(["", *(f"# {comment}" for comment in comments), f"[[{kind}]]", *pairs, ""]))
 
     def set(self, kind: str, at: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Give a table other values, by key; None removes a key. The other keys stay. Returns the table with these values.
@@ -103,7 +103,7 @@ class PolicyText:
 
     def edited(self) -> str:
         """The text after the edits. If they leave no content, it gets a `mode`: an empty file is not a valid policy."""
-        end = "".join("\n".join([f"\n[[{kind}]]", *pairs, ""]) for kind, pairs in self._new)
+        end = "".join(self._new)
         line_break = "\r\n" if "\r\n" in self._text else "\n"
         new = spliced(self._text, [one._replace(text=re.sub(r"\r?\n", line_break, one.text)) for one in self._splices])
         if all(line.lstrip(_BLANK)[:1] in ("", "#") for line in [*new.split("\n"), *end.split("\n")]):
@@ -152,7 +152,8 @@ def _pair(key: str, value: object) -> str:
 def _token(value: Any, comments: Sequence[str] = ()) -> str:
     """A value in TOML. `comments` are put above limits that have comments themselves."""
     if not isinstance(value, list):
-        return tomli_w.dumps({"x": value})[len("x = ") : -1]
+        text = tomli_w.dumps({"x": value})[len("x = ") : -1]
+        return "".join(char if char.isprintable() else f"\\U{ord(char):08x}" for char in text)
     if not value or isinstance(value[0], str):
         return f"[{', '.join(map(_token, value))}]"
     lines = [f"# {comment}" for comment in comments if not comment.startswith(_REASON)]

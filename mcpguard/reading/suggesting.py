@@ -1,33 +1,36 @@
-"""Suggests a policy from the audit log: reads the rows, and writes the suggested limits into the policy's text."""
+"""Suggests a policy from the audit log, or for the tools of a server: writes the suggested limits into the policy's text."""
 
 import difflib
 import io
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mcpguard.config import Settings
 from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import AXES, Policy
 from mcpguard.policy.parse import STARTER, parse
 from mcpguard.policy.suggest import COUNTED, Findings, Survey
+from mcpguard.policy.suggest_by_tools import ServerTool, ToolFindings, suggest_by_tools
 from mcpguard.policy.text import PolicyText
 from mcpguard.policy.writing import read
 from mcpguard.stores.api import Wanted
 from mcpguard.text.printing import printable
+
+_COMMENT_WIDTH: Final = 110
+"""The longest line of a reason, if no name is longer."""
 
 
 class SuggestedPolicy(NamedTuple):
     """A suggested policy.
 
     Attributes:
-        findings: What was found in the audit log.
         before: The text of the policy in force.
         after: The suggested text, with the reasons as comments.
         policy: The policy in force.
     """
 
-    findings: Findings
     before: str
     after: str
     policy: Policy
@@ -39,7 +42,7 @@ class SuggestedPolicy(NamedTuple):
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in found)
 
 
-def suggest(settings: Settings, *, since_us: int) -> SuggestedPolicy:
+def suggest(settings: Settings, *, since_us: int) -> tuple[Findings, SuggestedPolicy]:
     """Suggest limits from the calls since a time.
 
     Args:
@@ -50,16 +53,48 @@ def suggest(settings: Settings, *, since_us: int) -> SuggestedPolicy:
         PolicyError: The policy in force is not valid.
         StoreUnavailable: The audit log cannot be read.
     """
-    text = read(settings.policy)
-    if text is None and settings.policy_named:
-        raise no_such_file(settings.policy, named=True)
-    before = STARTER if text is None else text
-    policy = parse(before, source=str(settings.policy), is_starter=text is None)
+    before, policy = _in_force(settings)
     survey = Survey(policy)
     if settings.address.exists():
         survey.add(_rows(settings, since_us))
     findings = survey.findings()
-    return SuggestedPolicy(findings, before, _rewritten(before, findings), policy)
+    return findings, SuggestedPolicy(before, _rewritten(before, findings), policy)
+
+
+def suggest_for_server(settings: Settings, server: str, tools: Iterable[ServerTool]) -> tuple[ToolFindings, SuggestedPolicy]:
+    """Suggest limits for the tools of a server.
+
+    Args:
+        settings: The settings of this machine.
+        server: The server's name.
+        tools: Its tools.
+
+    Raises:
+        PolicyError: The policy in force is not valid.
+    """
+    before, policy = _in_force(settings)
+    findings = suggest_by_tools(policy, server, tools)
+    new = PolicyText(before)
+    reasons = [f"For the server {server}. Annotations are what a server says of its tools: nobody has checked them."]
+    for rule in findings.rules:
+        table = {"user": "*", "server": server, "tool": rule.tool, "limit": [*rule.kind.limits]}
+        reasons += rule.reasons
+        new.append("rule", table, [line for reason in reasons for line in _wrapped(printable(reason))])
+        reasons = []
+    return findings, SuggestedPolicy(before, new.edited(), policy)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
+
+
+def _in_force(settings: Settings) -> tuple[str, Policy]:
+    """The text of the policy in force, and the policy."""
+    text = read(settings.policy)
+    if text is None and settings.policy_named:
+        raise no_such_file(settings.policy, named=True)
+    before = STARTER if text is None else text
+    return before, parse(before, source=str(settings.policy), is_starter=text is None)
 
 
 def _rows(settings: Settings, since_us: int) -> Iterator[Mapping[str, object]]:

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 VENVS: Final[Mapping[str, str]] = {
     "python-1": "mcp==1.30.0",
     "python-2": "mcp==2.3.0",
+    "ready-python": "mcp-server-fetch==2026.10.24 mcp-server-git==2026.10.19 mcp-server-time==2026.10.19",
 }
 """Virtual environments, and what is in each."""
 
@@ -27,6 +28,16 @@ PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
         "@modelcontextprotocol/server-filesystem@2026.8.31",
         "@modelcontextprotocol/server-memory@2026.8.31",
         "zod@4.6.7",
+    ),
+    "ready-npm": (
+        "@modelcontextprotocol/server-filesystem@2026.8.31",
+        "@modelcontextprotocol/server-memory@2026.8.31",
+        "@modelcontextprotocol/server-postgres@0.6.2",
+        "@modelcontextprotocol/server-puppeteer@2025.5.12",
+        "@modelcontextprotocol/server-slack@2025.4.25",
+        "@notionhq/notion-mcp-server@2.5.2",
+        "@playwright/mcp@0.0.83",
+        "@sentry/mcp-server@0.39.0",
     ),
 }
 """Folders of npm packages, and what is in each."""
@@ -73,7 +84,8 @@ class Parts:
 
         def install(place: Path) -> None:
             _carry_out(sys.executable, "-m", "venv", "--without-pip", str(place))
-            _carry_out(sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "install", *_PIP, requirement)
+            pip = (sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "install", *_PIP)
+            _carry_out(*pip, *requirement.split())
 
         return str(self._installed(name, requirement, install) / "bin" / "python")
 

@@ -8,6 +8,7 @@ from typing import Final
 import click
 from click.shell_completion import CompletionItem
 
+from mcpguard.cli.options import all_of
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
 from mcpguard.clients.discovery import Machine, readable_entries, sources
 from mcpguard.errors import McpguardError, UsageError, did_you_mean
@@ -40,6 +41,23 @@ def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str
 project_option = click.option(
     "--project", metavar="DIR", help="Use the files of the project in DIR instead of your account's.", type=click.Path()
 )
+
+
+entry_options = all_of(
+    click.option(
+        "--server",
+        metavar="NAME",
+        shell_complete=complete_servers,
+        help="The server. Without COMMAND, it is started as your client's file says.",
+    ),
+    click.option(
+        "--client",
+        metavar="CLIENT",
+        shell_complete=complete_clients,
+        help="The client whose file has the server, if several have one of this name.",
+    ),
+)
+"""The options of a command that starts a server."""
 
 
 def project_folder(name: str | None) -> Path | None:

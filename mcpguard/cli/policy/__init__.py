@@ -17,7 +17,7 @@ from mcpguard.cli.base import Group
         "path": ("policy.file:path", "Print the path of the policy file."),
         "set": ("policy.set:set_", "Set a limit, a cap on calls in flight, or a cost."),
         "show": ("policy.show:show", "Show each rule, with a sentence that explains it."),
-        "suggest": ("policy.suggest:suggest", "Suggest limits from the audit log."),
+        "suggest": ("policy.suggest:suggest", "Suggest limits from the audit log, or for a server's tools."),
         "unset": ("policy.set:unset", "Remove a rule, a part of a rule, or a cost."),
     },
 )
