@@ -32,9 +32,10 @@ _REMEMBERED_BYTES: Final = 4096
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-_Names = tuple[str | None, str | None, str | None, str | None, str]
+_Names = tuple[str | None, str | None, str | None, str | None, str, str]
 """What tells callers apart: the client's name, the agent in the call's `_meta`, the agent that a hook noted for the call, the
-tier that Codex reports in `_meta`, each None if there is none; and the tool."""
+tier that Codex reports in `_meta`, each None if there is none; the session that the call tells, empty if it tells none; and the
+tool."""
 
 
 class Caller(NamedTuple):
@@ -129,16 +130,16 @@ class DecisionRequests:
             noted: The note that a hook left for it; None if no hook did.
         """
         params: dict[str, object] = frame.params
-        client_name, meta_agent, noted_agent, tier, trace = self.client_name, None, None, None, None
+        client_name, meta_agent, noted_agent, tier, trace, session = self.client_name, None, None, None, None, ""
         if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None
             tier = client_agents.codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-            if noted and not self._is_codexs_main_agent(call_meta, client_name):
-                noted_agent = client_agents.agent_in(noted)
-        names = (client_name, meta_agent, noted_agent, tier, frame.params["name"])
+            if noted or meta.CODEX_SESSION in call_meta:
+                noted_agent, session = self._of_client(call_meta, client_name, noted or "")
+        names = (client_name, meta_agent, noted_agent, tier, session, frame.params["name"])
         caller = self.callers.get(names) or self._new_caller(names)
         call, plan, context, _ = caller
         request = DecisionRequest(call, plan, context, frame, str(frame.id), key)
@@ -160,18 +161,26 @@ class DecisionRequests:
             request.trace_id = match[1]
         return request
 
-    def _is_codexs_main_agent(self, call_meta: Mapping[str, object], client_name: str | None) -> bool:
-        """Whether Codex reports that its main agent makes a call. Then a note of an earlier call does not name the agent."""
+    def _of_client(self, call_meta: Mapping[str, object], client_name: str | None, noted: str) -> tuple[str | None, str]:
+        """The agent that a hook noted for a call, or None, and the call's session, empty if neither it nor the note tells one.
+
+        If Codex reports that its main agent makes the call, the note of an earlier call does not name the agent.
+        """
         is_codex = self.identity.trust_client_info and client_name is not None and known_client(client_name) == CODEX
-        return is_codex and client_agents.is_codexs_main_agent(call_meta)
+        session = client_agents.session_in(noted) or (client_agents.codex_session(call_meta) if is_codex else "")
+        is_main = is_codex and client_agents.is_codexs_main_agent(call_meta)
+        return None if is_main else client_agents.agent_in(noted) or None, session
 
     def _new_caller(self, names: _Names) -> Caller:
         """A caller that is not among `callers`. It is remembered."""
-        identity, tool = self.identity, names[-1]
-        agent, source = identity.agent(*names[:-1])
-        call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
+        identity = self.identity
+        client_name, meta_agent, noted, tier, session, tool = names
+        agent, source = identity.agent(client_name, meta_agent, noted, tier)
+        session = session or identity.session
+        call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes, session or self._session)
         plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else NO_LIMITS
         members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
+        members |= {"client_session": session} if session else {}
         members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
         caller = Caller(call, plan, self._context(members), {})
         if len(self.callers) >= MAX_CALLERS:

@@ -29,7 +29,7 @@ TRACEPARENT: Final = "traceparent"
 PROGRESS_TOKEN: Final = "progressToken"  # noqa: S105 - no secret
 """The token of the progress notifications that the client asks for."""
 
-OF_CALLER: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT}) | CALL_IDS
-"""The members that tell who calls, or in which trace."""
+OF_CALLER: Final = frozenset({AGENT, CLIENT_INFO, CODEX_SESSION, CODEX_TURN, TRACEPARENT}) | CALL_IDS
+"""The members that tell who calls, in which session, or in which trace."""
 
-READ: Final = OF_CALLER | {CODEX_SESSION, PROGRESS_TOKEN}
+READ: Final = OF_CALLER | {PROGRESS_TOKEN}

@@ -35,7 +35,8 @@ _SELECTORS: Final = {
     "scope": "A scope of the verified token. Repeat it to require several.",
 }
 _PER_HELP: Final = (
-    "What has a count of its own: some of user,agent,tool,server,arguments; or none. Default: those that the rule selects by."
+    "What has a count of its own: some of user,agent,tool,server,session,arguments; or none. "
+    "Default: those that the rule selects by."
 )
 _rule_options = all_of(
     *(name_option(key, "G", text, with_patterns=True, multiple=key in {"role", "scope"}) for key, text in _SELECTORS.items()),
