@@ -291,7 +291,7 @@ def test_a_note_tells_the_session_of_its_call_whether_the_hook_has_decided_it_or
     )
     decided = note.after_decision([(17, 5), (18, 200)]).text
     assert (agent_in(decided), session_in(decided)) == ("Claude Code::subagent::Explore", "abc123")
-    assert counted_by(decided) == {"session=abc123", "17/5", "18/200"}
+    assert counted_by(decided) == frozenset({"session=abc123", "17/5", "18/200"})
     assert session_in(note.after_decision([]).text) == "abc123"
 
 

@@ -15,6 +15,7 @@ from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.configured_identity import used_tiers
 from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.limiter.plan import SESSION
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
@@ -130,7 +131,8 @@ def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> Non
 def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -> Iterator[str]:
     """Warn of a rule for agents whose author has probably forgotten that it counts all users together."""
     rule = policy.rules[at]
-    if rule.agent and rule.parts[0].bounds and "user" not in rule.selectors and not rule.per_text:
+    first = rule.parts[0]  # a session belongs to one user
+    if rule.agent and first.bounds and "user" not in rule.selectors and not rule.per_text and SESSION not in first.per:
         each = rule._replace(selectors={"user": ("*",), **rule.selectors})
         command = shlex.join(["mcpguard", "policy", "set", *policy_option, *each.setting])
         drop = unset_command(policy, at, policy_option=policy_option)
