@@ -8,7 +8,7 @@ A note also has the client's session, by which rules may count. A server of Clau
 started, and after `--resume` not even that: so the note counts more than what the server knows.
 
 Call ids may repeat: some model gateways count them. So a note belongs to a session of the client and counts for one call, and
-the main agent's next call with its id removes it. Claude Code sends no session with a call. Its variables tell a server the
+the main agent's next call with its id replaces it. Claude Code sends no session with a call. Its variables tell a server the
 session, but only the one in which the server was started: `/clear` begins another. They also tell the process, which stays.
 
 Sources: for Claude Code the hooks reference at code.claude.com/docs/en/hooks; for Codex 0.171.0 and Copilot CLI 1.0.102 what

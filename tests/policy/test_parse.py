@@ -394,7 +394,22 @@ values = st.recursive(
         st.booleans(),
         st.floats(allow_nan=True),
         st.sampled_from(
-            ["", "5/1m", "deny", "unlimited", "cost", "errors", "calls", "5s", "2h", "user", "arguments", "a::b::c", "*"]
+            [
+                "",
+                "5/1m",
+                "9/session",
+                "deny",
+                "unlimited",
+                "cost",
+                "errors",
+                "calls",
+                "5s",
+                "2h",
+                "user",
+                "session",
+                "arguments",
+                "*",
+            ]
         ),
     ),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["tool", "cost", "x"]), inner, max_size=2),

@@ -20,6 +20,7 @@ from mcpguard.configured_identity import SOURCES
 from mcpguard.errors import UsageError
 from mcpguard.identity.caller import parse_agent
 from mcpguard.identity.client_agents import told_session
+from mcpguard.limiter.plan import SESSION
 from mcpguard.policy.explain import Headroom, RuleMatch
 from mcpguard.policy.file import load
 from mcpguard.policy.model import Policy
@@ -79,8 +80,9 @@ def _as_json(found: Explanation, policy: Policy, file: Path) -> dict[str, object
     """An explanation as JSON. Counts are null if the store cannot be read."""
     call, verdict = found.call, found.verdict
     sources = {key if key.endswith("_from") else f"{key}_source": source for key, source in found.sources.items()}
+    known = {key: value for key, value in call._asdict().items() if key != SESSION or value}
     return {
-        "call": call._asdict() | {"server": call.server or None, "session": call.session or None} | sources,
+        "call": known | {"server": call.server or None} | sources,
         "policy": source_as_json(policy, file),
         "store": {"readable": not found.failure, "reason": found.failure or None},
         "rules": [
@@ -147,7 +149,7 @@ def _print_call(found: Explanation) -> None:
         paragraph(f"{key + ':':8}{getattr(call, key) or '-'}{f' ({remark})' if remark else ''}", indent="  ")
     for key, values in (("roles", call.roles), ("scopes", call.scopes), ("session", (call.session,) if call.session else ())):
         if values:
-            paragraph(f"{key + ':':8}{' '.join(values)}", indent="  ")
+            paragraph(f"{key + ':':7} {' '.join(values)}", indent="  ")
     if found.failure:
         paragraph(f"the store cannot be read, so the counts are unknown: {found.failure}")
 

@@ -71,9 +71,9 @@ def set_(
 ) -> None:  # fmt: skip
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
 
-    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
-    rule with the same selectors, --per and --count, its limit is replaced. The rule keeps its other values unless you give
-    new ones, but deny removes its cap and its wait. Otherwise a rule is added. Comments and the order of the file are kept.
+    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or per session, such as 200/session, or deny, or
+    unlimited. If the file has a rule with the same selectors, --per and --count, its limit is replaced. A limit per session has
+    session in its --per. The rule keeps its other values unless you give new ones, but deny removes its cap and its wait. Otherwise a rule is added. Comments and the order of the file are kept.
     Names the rules that still cap the same calls more tightly, with the commands that drop them.
 
     \b
@@ -81,6 +81,7 @@ def set_(
       mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
       mcpguard policy set --user bob@acme.com --tool search_customers 10/1h
       mcpguard policy set --user '*' --agent '*::subagent::*' --per user 60/1m
+      mcpguard policy set --user '*' 200/session
       mcpguard policy set --tool delete_user deny
       mcpguard policy set --observe --tool generate_report 5/1m
       mcpguard policy set --tool generate_report --concurrent 2 --wait 10s
