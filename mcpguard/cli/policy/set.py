@@ -73,7 +73,8 @@ def set_(
 
     A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or per session, such as 200/session, or deny, or
     unlimited. If the file has a rule with the same selectors, --per and --count, its limit is replaced. A limit per session has
-    session in its --per. The rule keeps its other values unless you give new ones, but deny removes its cap and its wait. Otherwise a rule is added. Comments and the order of the file are kept.
+    session in its --per. The rule keeps its other values unless you give new ones, but deny removes its cap and its wait.
+    Otherwise a rule is added. Comments and the order of the file are kept.
     Names the rules that still cap the same calls more tightly, with the commands that drop them.
 
     \b
