@@ -155,9 +155,8 @@ class Decision:
         if not to_server:
             return str(json.loads(to_client)["error"]["message"])
         if self._key is not None and verdict is not None:
-            note = AgentNote.of(
-                self._key, call.agent, self._client_session
-            )  # without the store, what was counted here is not known to a wrapper
+            note = AgentNote.of(self._key, call.agent, self._client_session)
+            # Without the store, what was counted here is not known to a wrapper
             is_counted = verdict.row_id is not None and verdict.row_id >= 0
             self._note = note.after_decision(verdict.charged) if is_counted else note
         return None

@@ -1,20 +1,18 @@
 """Limits per session, exact over all wrappers and hooks of a session: real processes, one store between them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from tests.recorded_hooks import CODEX
-from tests.redis_servers import running
 
 from .host import PATIENT_MS, Host, Message, budget, policy, request, rule, script
 from .test_hook import create_store, hello, hook
 
-IN_ONE_PROCESS = {"CLAUDE_CODE_SESSION_ID": "first", "CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc-socks/7.sock"}
-"""What a process of Claude Code tells the servers that it starts, and, apart from the session, its hooks."""
+SOCKET = "/tmp/cc-socks/7.sock"
+"""What names a process of Claude Code to its hooks and servers."""
+
+IN_ONE_PROCESS = {"CLAUDE_CODE_SESSION_ID": "first", "CLAUDE_CODE_MESSAGING_SOCKET": SOCKET}
 
 
 def used(tool: str, call_id: str, session: str) -> Message:
@@ -28,33 +26,23 @@ def guarded(host: Host, call_id: str) -> bool:
     return "result" in host.call(call_id, "search", _meta={"claudecode/toolUseId": call_id})
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.no_cover)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The variables that name a store."""
-    if request.param == "sqlite":
-        create_store(tmp_path)
-        yield {}
-    else:
-        with running(tmp_path / "redis") as server:
-            yield {"MCPGUARD_STORE": server.url}
-
-
-def test_two_wrappers_and_the_hook_of_a_session_admit_exactly_as_many_calls_as_its_limit(tmp_path: Path, store: Any) -> None:
+def test_two_wrappers_and_the_hook_of_a_session_admit_exactly_as_many_calls_as_its_limit(tmp_path: Path) -> None:
     policy(tmp_path, rule("5/session", user="*"))
     budget(tmp_path, PATIENT_MS)
+    create_store(tmp_path)
 
     def built_in(call_id: str, session: str = "first") -> bool:
-        return not hook(tmp_path, "claude-code", used("WebSearch", call_id, session), "--enforce", **store)
+        return not hook(tmp_path, "claude-code", used("WebSearch", call_id, session), "--enforce")
 
     def shown_and_called(host: Host, name: str, call_id: str, session: str) -> bool:
         given = used(f"mcp__{name}__search", call_id, session)
-        is_let = not hook(tmp_path, "claude-code", given, "--enforce", **store | IN_ONE_PROCESS)
+        is_let = not hook(tmp_path, "claude-code", given, "--enforce", CLAUDE_CODE_MESSAGING_SOCKET=SOCKET)
         assert not is_let or guarded(host, call_id)
         return is_let
 
     with (
-        Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=store | IN_ONE_PROCESS) as crm,
-        Host(tmp_path, *script("obedient"), options=["--server", "files"], env=store | IN_ONE_PROCESS) as files,
+        Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=IN_ONE_PROCESS) as crm,
+        Host(tmp_path, *script("obedient"), options=["--server", "files"], env=IN_ONE_PROCESS) as files,
     ):
         hello(crm)
         hello(files)
@@ -72,12 +60,11 @@ def test_two_wrappers_and_the_hook_of_a_session_admit_exactly_as_many_calls_as_i
         assert built_in("other", "second")
         assert not guarded(crm, "without a hook")  # which only knows the session in which it was started
         assert crm.end() == files.end() == 0
-        if not store:
-            rows = crm.audit()
-            assert {row["client_session"] for row in rows} == {"first", "second"}
-            assert [row["decision"] for row in rows if row["client_session"] == "second"].count("allowed") == 2
-            denied = next(row for row in rows if row["decision"] == "rate_limited")
-            assert (denied["axis"], denied["limit"], denied["window"]) == ("user", 5, "session")
+        rows = crm.audit()
+        assert {row["client_session"] for row in rows} == {"first", "second"}
+        assert [row["decision"] for row in rows if row["client_session"] == "second"].count("allowed") == 2
+        denied = next(row for row in rows if row["decision"] == "rate_limited")
+        assert (denied["axis"], denied["limit"], denied["window"]) == ("user", 5, "session")
 
 
 def test_codex_has_a_count_for_each_session_through_one_wrapper_and_a_subagent_is_in_its_parents(tmp_path: Path) -> None:
