@@ -229,11 +229,6 @@ def told_session(environ: Mapping[str, str]) -> str:
     return valid_id(environ.get(_CLAUDE_SESSION))
 
 
-def codex_session(call_meta: Mapping[str, object]) -> str:
-    """The session that Codex tells in a call's `_meta`, of a subagent that of its parent; empty if it is no valid id."""
-    return valid_id(call_meta.get(meta.CODEX_SESSION))
-
-
 def claude_tier(environ: Mapping[str, str]) -> str:
     """The tier of the main agent if Claude Code has started the server: `background` for `claude -p`; empty if not known.
 

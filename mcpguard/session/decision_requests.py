@@ -32,10 +32,10 @@ _REMEMBERED_BYTES: Final = 4096
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-_Names = tuple[str | None, str | None, str | None, str | None, str, str]
+_Names = tuple[str | None, str | None, str | None, str | None, str, str, str]
 """What tells callers apart: the client's name, the agent in the call's `_meta`, the agent that a hook noted for the call, the
-tier that Codex reports in `_meta`, each None if there is none; the session that the call tells, empty if it tells none; and the
-tool."""
+tier that Codex reports in `_meta`, each None if there is none; the session that a hook noted, the session in `_meta` if the
+client is Codex, each empty if there is none; and the tool."""
 
 
 class Caller(NamedTuple):
@@ -130,16 +130,22 @@ class DecisionRequests:
             noted: The note that a hook left for it; None if no hook did.
         """
         params: dict[str, object] = frame.params
-        client_name, meta_agent, noted_agent, tier, trace, session = self.client_name, None, None, None, None, ""
+        client_name, meta_agent, noted_agent, tier, trace = self.client_name, None, None, None, None
+        noted_session, told_session = "", ""
         if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None
             tier = client_agents.codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-            if noted or meta.CODEX_SESSION in call_meta:
-                noted_agent, session = self._of_client(call_meta, client_name, noted or "")
-        names = (client_name, meta_agent, noted_agent, tier, session, frame.params["name"])
+            if isinstance(session := call_meta.get(meta.CODEX_SESSION), str):
+                told_session = session
+            if noted:
+                noted_session = client_agents.session_in(noted)
+                # If Codex reports that its main agent makes the call, the note of an earlier call does not name the agent
+                if not (self._is_codex(client_name) and client_agents.is_codexs_main_agent(call_meta)):
+                    noted_agent = client_agents.agent_in(noted) or None
+        names = (client_name, meta_agent, noted_agent, tier, noted_session, told_session, frame.params["name"])
         caller = self.callers.get(names) or self._new_caller(names)
         call, plan, context, _ = caller
         request = DecisionRequest(call, plan, context, frame, str(frame.id), key)
@@ -161,21 +167,17 @@ class DecisionRequests:
             request.trace_id = match[1]
         return request
 
-    def _of_client(self, call_meta: Mapping[str, object], client_name: str | None, noted: str) -> tuple[str | None, str]:
-        """The agent that a hook noted for a call, or None, and the call's session, empty if neither it nor the note tells one.
-
-        If Codex reports that its main agent makes the call, the note of an earlier call does not name the agent.
-        """
-        is_codex = self.identity.trust_client_info and client_name is not None and known_client(client_name) == CODEX
-        session = client_agents.session_in(noted) or (client_agents.codex_session(call_meta) if is_codex else "")
-        is_main = is_codex and client_agents.is_codexs_main_agent(call_meta)
-        return None if is_main else client_agents.agent_in(noted) or None, session
+    def _is_codex(self, client_name: str | None) -> bool:
+        """Whether Codex makes a call, and what it tells of itself is trusted."""
+        return self.identity.trust_client_info and client_name is not None and known_client(client_name) == CODEX
 
     def _new_caller(self, names: _Names) -> Caller:
         """A caller that is not among `callers`. It is remembered."""
         identity = self.identity
-        client_name, meta_agent, noted, tier, session, tool = names
+        client_name, meta_agent, noted, tier, session, told_session, tool = names
         agent, source = identity.agent(client_name, meta_agent, noted, tier)
+        if not session and self._is_codex(client_name):
+            session = client_agents.valid_id(told_session)
         session = session or identity.session
         call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes, session or self._session)
         plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else NO_LIMITS

@@ -18,7 +18,7 @@ CLAUDE_CALL_ID: Final = "claudecode/toolUseId"
 """Claude Code's id of the call."""
 
 CODEX_SESSION: Final = "sessionId"
-"""Codex's id of the session, in each call."""
+"""Codex's id of the session, in each call. A subagent is in the session of its parent."""
 
 CALL_IDS: Final = frozenset({CLAUDE_CALL_ID, "callId", COPILOT_CALL_ID})
 """The id of the call, in calls of Claude Code, Codex and Copilot CLI. The client's hook receives the same id."""

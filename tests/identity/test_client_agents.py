@@ -15,7 +15,6 @@ from mcpguard.identity.client_agents import (
     agent_note,
     claude_session,
     claude_tier,
-    codex_session,
     codex_tier,
     counted_by,
     hook_session,
@@ -304,7 +303,7 @@ def test_a_note_without_a_session_tells_none() -> None:
 
 def test_a_subagent_is_in_its_parents_session() -> None:
     for client in ("main", "subagent"):
-        assert hook_session(CODEX[client]["hook"]) == codex_session(CODEX[client]["params"]["_meta"]) == CODEX_SESSION
+        assert hook_session(CODEX[client]["hook"]) == CODEX[client]["params"]["_meta"]["sessionId"] == CODEX_SESSION
     main, subagent = (hook_session(COPILOT[client]["hook"]) for client in ("main", "subagent"))
     assert COPILOT["subagent"]["hook"]["parentAgentId"] == subagent
     assert main == subagent == "bf92f7b4-1c3d-4dcb-838c-fcf83f5d7f94"
@@ -318,7 +317,7 @@ def test_cursors_conversation_is_its_session() -> None:
 
 @pytest.mark.parametrize("value", [None, 7, "", "x" * 257, "a b", 'a"b', "a\0b", "ü", "\ud800", "a\x1b", {"x": 1}, ["x"]])
 def test_an_invalid_session_is_none(value: Any) -> None:
-    assert hook_session({"session_id": value}) == codex_session({"sessionId": value}) == ""
+    assert hook_session({"session_id": value}) == ""
     assert not isinstance(value, str) or told_session({"CLAUDE_CODE_SESSION_ID": value}) == ""
 
 

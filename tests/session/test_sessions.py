@@ -36,7 +36,7 @@ def test_codex_tells_the_session_of_each_call() -> None:
     assert talk.client(called("b", sessionId="s1")) == ["answered b: 429"]
     assert talk.client(called("c", sessionId="s2")) == ["forwarded c"]
     assert talk.client(called("d")) == ["forwarded d"]
-    assert talk.client(called("e")) == ["answered e: 429"]
+    assert talk.client(called("e", sessionId="a b")) == ["answered e: 429"]  # no valid id
     assert sessions(talk) == ["s1", "s1", "s2", RUN, RUN]
     assert "client_session" not in talk.records[-1]
 
