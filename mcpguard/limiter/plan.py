@@ -14,7 +14,7 @@ ARGUMENTS: Final = "arguments"
 """In `per`: calls of a tool with equal arguments have a counter of their own."""
 
 SESSION: Final = "session"
-"""In `per`: the calls of each session of the client have a counter of their own. In a limit, in place of a window: the same."""
+"""In `per`: the calls of each session of the client have a counter of their own. As the window of a limit it means the same."""
 
 _BY_ARGUMENTS: Final = f'"{ARGUMENTS}":"'
 _SPLIT: Final = f'{_BY_ARGUMENTS}"'
