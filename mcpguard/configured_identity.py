@@ -8,7 +8,7 @@ from mcpguard.errors import ConfigError
 from mcpguard.identity.account import account_name
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity, parse_agent
-from mcpguard.identity.client_agents import claude_session, claude_tier
+from mcpguard.identity.client_agents import claude_session, claude_tier, told_session
 
 SOURCES: Final = {
     "os": "the OS account",
@@ -53,6 +53,7 @@ def configured_identity(settings: Settings, server: str, environ: Mapping[str, s
         trust_meta=settings.trust_meta,
         claude_session=claude_session(environ or {}),
         claude_tier=claude_tier(environ or {}),
+        session=told_session(environ or {}),
     )
 
 

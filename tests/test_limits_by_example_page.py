@@ -15,7 +15,7 @@ from tests.cli.command import mcpguard
 PAGE = (Path(__file__).parents[1] / "docs/limits-by-example.md").read_text("utf-8")
 EXAMPLES = re.findall(r"^```console\n\$ mcpguard (.*)\n```\n\n```text\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)
 COMMANDS = [command for command, _ in EXAMPLES]
-(ALICE, BOB, REPORT, EXPLORE, INTERACTIVE, BACKGROUND, PER_USER) = COMMANDS
+(ALICE, BOB, REPORT, EXPLORE, INTERACTIVE, BACKGROUND, SESSION, PER_USER) = COMMANDS
 IDS = itertools.count()
 
 
@@ -56,6 +56,7 @@ def admitted(talk: Talk, tool: str, calls: int) -> int:
         (EXPLORE, "alice", "Claude Code::subagent::Plan", "search_customers", 60),
         (INTERACTIVE, "alice", "Claude Code::interactive::default", "search_customers", 50),
         (BACKGROUND, "alice", "Cursor::background::nightly", "search_customers", 10_000),
+        (SESSION, "alice", "a::batch::b", "search_customers", 200),
         (PER_USER, "alice", "Cursor::background::nightly", "search_customers", 30),
     ],
 )

@@ -25,6 +25,7 @@ def policy(title: str) -> str:
 
 REASONS = {
     "search_customers": '[[rule]]\nuser = "*"\ntool = "search_customers"\nlimit = "100/1h"\n',
+    "browse": '[[rule]]\nuser = "*"\nlimit = "200/session"\n',
     "generate_report": policy("Cost"),
     "import_all": policy("Cost") + '[[cost]]\ntool = "import_all"\ncost = 500\n',
     "sync_orders": policy("Errors"),
@@ -36,7 +37,7 @@ REASONS = {
 def denial(tool: str) -> dict[str, object]:
     """The error that a client gets for the first call of a tool that is denied, if calls fail."""
     talk = Talk(REASONS[tool])
-    for at in range(102):
+    for at in range(202):
         talk.client(call_line(tool, at))
         if tool != "open_page":
             talk.answer(at, isError=True)

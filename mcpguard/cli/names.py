@@ -32,7 +32,7 @@ def seen(key: str, *, with_patterns: bool = False) -> _Complete:
     """A `shell_complete` function for an option that takes a name.
 
     Args:
-        key: The kind of name: `user`, `agent`, `server`, `tool`, `role` or `scope`.
+        key: The kind of name: `user`, `agent`, `server`, `tool`, `role`, `scope` or `session`.
         with_patterns: Whether the patterns of rules are shown, too.
     """
 
@@ -130,7 +130,7 @@ def _of_rules(settings: Settings, key: str) -> Iterator[str]:
 
 
 def _of_rows(settings: Settings, key: str) -> Iterator[str]:
-    member = "roles" if key == "role" else key
+    member = {"role": "roles", "session": "client_session"}.get(key, key)
     for record in _newest(settings):
         value = record.get(member)
         if value:

@@ -17,6 +17,7 @@ from mcpguard.cli.names import files, seen, words
 from mcpguard.cli.present import can_ask
 from mcpguard.errors import ConfigError, UsageError
 from mcpguard.identity.agent import Agent, agent_matches
+from mcpguard.limiter.plan import SESSION
 from mcpguard.policy.model import AXES
 from mcpguard.session.audit import DECISIONS, OUTCOMES
 from mcpguard.session.verdict import REFUSED
@@ -105,10 +106,10 @@ _LATEST_US: Final = 253_402_300_799_999_999
 
 
 def name_filters(what: str) -> Callable[[_F], _F]:
-    """The options `--user`, `--agent`, `--server` and `--tool`, which filter rows or counters."""
+    """The options `--user`, `--agent`, `--server`, `--tool` and `--session`, which filter rows or counters."""
     return all_of(
         name_option("user", "G", f"Only {what} of this user; * matches any text."),
-        *(name_option(key, "G", f"Only {what} of this {key}.") for key in ("agent", "server", "tool")),
+        *(name_option(key, "G", f"Only {what} of this {key}.") for key in ("agent", "server", "tool", SESSION)),
     )
 
 
@@ -155,8 +156,8 @@ def wanted_rows(namespace: str, filters: Mapping[str, Any]) -> Wanted:
 
 
 def given(names: Mapping[str, Any]) -> dict[str, str]:
-    """The patterns among the values of `name_filters`, by selector."""
-    return {key: pattern for key in AXES if (pattern := names[key]) is not None}
+    """The patterns among the values of `name_filters`, by kind of name."""
+    return {key: pattern for key in (*AXES, SESSION) if (pattern := names[key]) is not None}
 
 
 def is_given(value: object) -> bool:
@@ -177,8 +178,15 @@ def selects(key: str, pattern: str, text: str) -> bool:
 
 
 def all_match(patterns: Mapping[str, str], members: Mapping[str, object]) -> bool:
-    """Whether a row or a counter with these members has a name for each pattern, and the pattern matches it."""
-    return all(key in members and selects(key, pattern, str(members[key])) for key, pattern in patterns.items())
+    """Whether a row or a counter with these members has a name for each pattern, and the pattern matches it.
+
+    A row's session is that of the client, or that of the wrapper.
+    """
+    names = {key: [key, "client_session"] if key == SESSION else [key] for key in patterns}
+    return all(
+        any(name in members and selects(key, pattern, str(members[name])) for name in names[key])
+        for key, pattern in patterns.items()
+    )
 
 
 def nearest(store: AuditReader, namespace: str, filters: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.hook.shown import ClientHook, Given, ShownCall, copilot_parts
 from mcpguard.identity.account import account_name
-from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key
+from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key, hook_session
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import BUILT_IN, Call, Policy
 from mcpguard.session.journal import Journal
@@ -29,6 +29,9 @@ UPKEEP_SHARE: Final = 4
 
 KEYS_MS: Final = 600
 """How long a provider's keys are waited for: no later hook gets what this process is still fetching."""
+
+UNKNOWN_SESSION: Final = "unknown"
+"""The session of all calls whose client tells none: this process's own would be a new one for each call."""
 
 _KEY: Final = "hook"
 """The key of the one note that the session gets: which agent calls."""
@@ -65,7 +68,9 @@ class Decision:
         self._is_guarded = call.words[1:2] == ("run",) and self._guards(call.words)
         self._call = call if call.server else self._copilot_call(call, policy)
         self._key = call_key(HOOKS[name], given, os.environ) if name in HOOKS and self._call.server != BUILT_IN else None
-        identity = configured_identity(settings, self._call.server, os.environ)._replace(via="hook")
+        self._client_session = hook_session(given)
+        identity = configured_identity(settings, self._call.server, os.environ)
+        identity = identity._replace(via="hook", session=self._client_session or UNKNOWN_SESSION)
         self._store = OutageStore(
             settings.open_store,
             mode=settings.on_unavailable,
@@ -150,7 +155,8 @@ class Decision:
         if not to_server:
             return str(json.loads(to_client)["error"]["message"])
         if self._key is not None and verdict is not None:
-            note = AgentNote(self._key, call.agent)  # without the store, what was counted here is not known to a wrapper
+            note = AgentNote.of(self._key, call.agent, self._client_session)
+            # Without the store, what was counted here is not known to a wrapper
             is_counted = verdict.row_id is not None and verdict.row_id >= 0
             self._note = note.after_decision(verdict.charged) if is_counted else note
         return None

@@ -70,9 +70,10 @@ class Identity(NamedTuple):
         act: The verified token's actors, first delegator first, the caller last.
         trust_client_info: Whether the client's name is taken from `clientInfo`, and the tier from what the client tells.
         trust_meta: Whether the agent is taken from a call's `_meta`.
-        claude_session: The session of Claude Code that the calls belong to, if the client is Claude Code; empty if not known.
+        claude_session: What a note for a call of Claude Code names in place of a session; empty if not known.
         claude_tier: The tier of Claude Code's main agent; empty if not known.
         via: What decides the calls, if it is not `mcpguard run`: `hook`; else empty.
+        session: The client's session that the calls belong to, unless a call tells another; empty if not known.
     """
 
     user: str
@@ -89,6 +90,7 @@ class Identity(NamedTuple):
     claude_session: str = ""
     claude_tier: str = ""
     via: str = ""
+    session: str = ""
 
     @property
     def has_whole_agent(self) -> bool:

@@ -4,8 +4,11 @@ All agents of a client may use one connection, and a call does not name its agen
 The hook receives the agent and the call's id, and leaves a note. The call has the same id in its `_meta`, so the note is joined
 to the call. A hook that decides calls writes into the note by which counters it has decided this one.
 
+A note also has the client's session, by which rules may count. A server of Claude Code knows only the session in which it was
+started, and after `--resume` not even that: so the note counts more than what the server knows.
+
 Call ids may repeat: some model gateways count them. So a note belongs to a session of the client and counts for one call, and
-the main agent's next call with its id removes it. Claude Code sends no session with a call. Its variables tell a server the
+the main agent's next call with its id replaces it. Claude Code sends no session with a call. Its variables tell a server the
 session, but only the one in which the server was started: `/clear` begins another. They also tell the process, which stays.
 
 Sources: for Claude Code the hooks reference at code.claude.com/docs/en/hooks; for Codex 0.171.0 and Copilot CLI 1.0.102 what
@@ -71,6 +74,13 @@ HOOKS: Final = {
 }
 """The hooks by the name of their command, `mcpguard hook NAME`."""
 
+_HOOK_SESSIONS: Final = ("parentAgentId", "session_id", "sessionId", "conversation_id")
+"""The members with the client's session in inputs of hooks: of subagents of Copilot CLI; of Claude Code, Codex and Gemini CLI;
+of Copilot CLI; and of Cursor."""
+
+_SESSION: Final = "session="
+_UNDECIDED: Final = "undecided"
+
 _IS_ID = re.compile(r"[!#-\[\]-~]{1,256}")  # printable ASCII, and nothing that JSON escapes
 
 
@@ -79,16 +89,24 @@ class AgentNote(NamedTuple):
 
     Attributes:
         key: Names the session and the call.
-        text: The agent, see `noted_agent`; and after a NUL, if the hook has decided the call, the limits by which it has. An
-            empty text removes the note that an earlier call with the same id has left.
+        text: The agent, see `noted_agent`; and after a NUL words: the client's session as `session=ID`, if it is known; and the
+            limits by which the hook has decided the call, or `undecided`. Without a NUL it is not decided, either. An empty
+            text removes the note that an earlier call with the same id has left.
     """
 
     key: str
     text: str
 
+    @classmethod
+    def of(cls, key: str, agent: str, session: str) -> "AgentNote":
+        """The note of a call that the hook has not decided."""
+        return cls(key, f"{agent}\0{_SESSION}{session} {_UNDECIDED}" if session else agent)
+
     def after_decision(self, limits: Iterable[tuple[int, int]]) -> "AgentNote":
         """The note of a call that the hook has counted on these limits: the ids of their counters, and their n."""
-        return self._replace(text=f"{self.text}\0{' '.join([f'{counter}/{n}' for counter, n in limits])}")
+        agent, _, words = self.text.partition("\0")
+        decided = [*words.split()[:1], *(f"{counter}/{n}" for counter, n in limits)]
+        return self._replace(text=f"{agent}\0{' '.join(decided)}")
 
 
 def agent_in(text: str) -> str:
@@ -96,10 +114,17 @@ def agent_in(text: str) -> str:
     return text.partition("\0")[0]
 
 
+def session_in(text: str) -> str:
+    """The client's session in a note's text; empty if it is not known."""
+    first, _, _ = text.partition("\0")[2].partition(" ")
+    return first.removeprefix(_SESSION) if first.startswith(_SESSION) else ""
+
+
 def counted_by(text: str) -> frozenset[str] | None:
     """The limits in a note's text on which a hook has counted the call, as `COUNTER/N`; None if it has not decided it."""
-    _, has_decided, limits = text.partition("\0")
-    return frozenset(limits.split()) if has_decided else None
+    _, has_words, words = text.partition("\0")
+    limits = frozenset(words.split())
+    return limits if has_words and _UNDECIDED not in limits else None
 
 
 def agent_note(hook: AgentHook, hook_input: object, environ: Mapping[str, str]) -> AgentNote | None:
@@ -121,7 +146,8 @@ def agent_note(hook: AgentHook, hook_input: object, environ: Mapping[str, str]) 
         if not (isinstance(value, str) and value.startswith(beginning)):
             return None
     key, agent = call_key(hook, hook_input, environ), noted_agent(hook, hook_input)
-    return None if key is None or (hook.adds_id and not agent) else AgentNote(key, agent)
+    session = "" if hook.adds_id else hook_session(hook_input)  # calls without a note must have the same session
+    return None if key is None or (hook.adds_id and not agent) else AgentNote.of(key, agent, session)
 
 
 def call_key(hook: AgentHook, hook_input: Mapping[str, object], environ: Mapping[str, str]) -> str | None:
@@ -131,6 +157,15 @@ def call_key(hook: AgentHook, hook_input: Mapping[str, object], environ: Mapping
         return call_id if _is_id(call_id) else None
     process = _process(environ) if hook.client == CLAUDE_CODE else ""
     return _joined(process or hook_input.get(hook.session), call_id)
+
+
+def hook_session(hook_input: Mapping[str, object]) -> str:
+    """The client's session in the input of a hook; empty if it is not told, or is no valid id.
+
+    A subagent is in the session of its parent, which Copilot CLI tells apart from the subagent's own.
+    """
+    told = next((hook_input[member] for member in _HOOK_SESSIONS if member in hook_input), "")
+    return valid_id(told)
 
 
 def noted_agent(hook: AgentHook, hook_input: Mapping[str, object]) -> str:
@@ -185,6 +220,15 @@ def claude_session(environ: Mapping[str, str]) -> str:
     return _process(environ) or environ.get(_CLAUDE_SESSION, "")
 
 
+def told_session(environ: Mapping[str, str]) -> str:
+    """The session of Claude Code in which a server was started; empty if it is not told, or is no valid id.
+
+    Args:
+        environ: The server's environment.
+    """
+    return valid_id(environ.get(_CLAUDE_SESSION))
+
+
 def claude_tier(environ: Mapping[str, str]) -> str:
     """The tier of the main agent if Claude Code has started the server: `background` for `claude -p`; empty if not known.
 
@@ -225,6 +269,11 @@ def _process(environ: Mapping[str, str]) -> str:
 def storable(text: str) -> str:
     """A text with lone surrogates and NULs escaped: no store can hold the first, and a note's agent ends at the second."""
     return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+
+
+def valid_id(value: object) -> str:
+    """A value if it is a valid id; else empty."""
+    return value if _is_id(value) else ""
 
 
 def _is_id(value: object) -> TypeGuard[str]:

@@ -13,6 +13,9 @@ from mcpguard.text.digest import number
 ARGUMENTS: Final = "arguments"
 """In `per`: calls of a tool with equal arguments have a counter of their own."""
 
+SESSION: Final = "session"
+"""In `per`: the calls of each session of the client have a counter of their own. As the window of a limit it means the same."""
+
 _BY_ARGUMENTS: Final = f'"{ARGUMENTS}":"'
 _SPLIT: Final = f'{_BY_ARGUMENTS}"'
 """What stands in the label of a counter for arguments that are not known yet. No name contains it: JSON escapes its quotes."""
@@ -124,10 +127,10 @@ class Plan:
             for key, one in zip(self.keys, limits if self.is_plain else (), strict=False)
         ]
 
-    def counts_arguments(self, at: int) -> bool:
-        """Whether the limit with this index counts calls with equal arguments."""
+    def counts_by(self, at: int, word: str) -> bool:
+        """Whether the limit with this index counts calls by `ARGUMENTS`, or by `SESSION`."""
         limit = self.limits[at]
-        return limit.n > 0 and _BY_ARGUMENTS in self.counters[limit.counter].label
+        return limit.n > 0 and f'"{word}":"' in self.counters[limit.counter].label  # JSON escapes the quotes in names
 
     def of_arguments(self, digest: str, earlier: str = "") -> "Plan":
         """The plan of a call with these arguments.
@@ -163,7 +166,7 @@ class Label(NamedTuple):
 
     Attributes:
         namespace: The namespace.
-        values: The values of the axes in the rule's `per`; of `arguments` the hash.
+        values: The values of what the rule's `per` names; of `arguments` the hash.
         shared: The rule's other selectors.
         counts: What the counter counts.
         window_us: The window's length; 0 for calls in flight.

@@ -157,7 +157,8 @@ def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
     same = [at for at, other in enumerate(policy.rules) if keys & {part.key for part in other.parts}]
     if len(same) > 1:
         numbers = " and ".join(str(at + 1) for at in same)
-        raise McpguardError(f"rules {numbers} have these selectors", _ONE_BY_ONE)
+        hint = "set the limits one after the other" if rule.concurrent is None else _ONE_BY_ONE
+        raise McpguardError(f"rules {numbers} have these selectors", hint)
     if same:
         found = policy.rules[same[0]]
         if rule.has_limit and found.has_limit and rule.counts != found.counts:  # found by its cap
@@ -284,10 +285,10 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
     """
     with _opened(path, missing=no_such_file(path, named=named)) as file:
         before = file.before
-        found = [
-            at
-            for at, other in enumerate(before.rules)
-            if _is_for_same(rule, other) and (part is None or any(one.counts == part for one in other.parts))
+        found = [at for at, other in enumerate(before.rules) if part is None or any(one.counts == part for one in other.parts)]
+        # Of two rules with these selectors, `--per` tells the one with limits per session from the other
+        found = [at for at in found if _is_for_same(rule, before.rules[at].parts[0])] or [
+            at for at in found if _is_for_same(rule, before.rules[at])
         ]
         if not found:
             return None
@@ -298,10 +299,10 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
             )
         (at,) = found
         old = before.rules[at]
-        if part is None or len(old.parts) == 1:
+        if part is None or {one.counts for one in old.parts} == {part}:
             return TakenOut(*file.take_out("rule", at))
         edit, _ = file.put("rule", at, {}, dict.fromkeys(["concurrent"] if part == "concurrent" else ["limit", "count"]))
-        return TakenOut(next(one for one in old.parts if one.counts == part), edit.after, at)
+        return TakenOut(old.parts[-1] if part == "concurrent" else old._replace(concurrent=None), edit.after, at)
 
 
 def take_out_cost(path: Path, cost: Cost, *, named: bool) -> tuple[Cost, Policy] | None:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final, Literal, NamedTuple
 
 from mcpguard.limiter import sliding
-from mcpguard.limiter.plan import ARGUMENTS, Counter, Plan, Reported
+from mcpguard.limiter.plan import ARGUMENTS, SESSION, Counter, Plan, Reported
 from mcpguard.limiter.sliding import State
 from mcpguard.policy.model import AXES, SELECTORS, Call, Cost, Policy, Rate, Rule
 from mcpguard.text.printing import amount
@@ -26,13 +26,16 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
     Returns:
         English text. It contains names and patterns unescaped: pass it through `printable` before you show it.
     """
-    first, *cap = rule.parts
+    first, *more = rule.parts
     clauses = [_clause(first)]
-    if cap:
+    noun = {"cost": "unit", "errors": "error"}.get(rule.counts, "call")
+    clauses += [f"at most {amount(rate.n, noun)} {span(rate)}" for part in more for rate in part.rates]
+    if rule.has_limit and rule.concurrent is not None:
         calls = f"at most {amount(rule.concurrent, 'call')}" if rule.concurrent else "any number of calls"
         clauses.append(f"{calls} may be in flight at once")
-    if ARGUMENTS in rule.per and any(_is_counted(part) for part in rule.parts):
-        clauses.append("calls with different arguments are counted separately")
+    if any(_is_counted(part) for part in rule.parts):
+        words = (SESSION, "sessions"), (ARGUMENTS, "calls with different arguments")
+        clauses += [f"{what} are counted separately" for word, what in words if word in rule.per]
     clauses += _prices(rule, costs)
     if rule.wait_us is not None:
         clauses.append(
@@ -160,7 +163,7 @@ def span(rate: Rate) -> str:
     >>> span(Rate(5, 3_600_000_000, "60m")), span(Rate(5, 5_400_000_000, "90m"))
     ('an hour', 'in any 90 minutes')
     """
-    text = window(rate.window_us)
+    text = SESSION if rate.is_per_session else window(rate.window_us)
     if text[0].isdigit():
         return f"in any {text}"
     return f"{'an' if text == 'hour' else 'a'} {text}"
@@ -187,10 +190,13 @@ def _matching(rule: Rule, selector: str) -> str:
 
 
 def _spread(rule: Rule, axis: str) -> str:
-    """How a rule counts on an axis: `one` value, `each` value by itself, `all` selected values or `any` values together."""
+    """How a rule counts on an axis: `one` value, `each` value by itself, `all` selected values or `any` values together.
+
+    A session belongs to one user, so a rule that counts sessions by themselves counts users by themselves, too.
+    """
     if axis in rule.exact:
         return "one"
-    if axis in rule.per:
+    if axis in rule.per or (axis == "user" and SESSION in rule.per):
         return "each"
     return "all" if axis in rule.selectors else "any"
 

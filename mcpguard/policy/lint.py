@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
-from mcpguard.limiter.plan import ARGUMENTS
+from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.limiter.sliding import grain
 from mcpguard.policy.explain import Covered, overriding, rule_numbers, series
 from mcpguard.policy.model import AXES, BUILT_IN, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
@@ -115,9 +115,12 @@ def unset_command(policy: Policy, at: int, *, policy_option: Sequence[str] = ())
         policy_option: The option that names the policy file; empty if none is needed.
     """
     rule = policy.rules[at]
-    is_one_of_two = len(rule.parts) > 1 or sum(one.key[1:] == rule.key[1:] for one in policy.rules) > 1
-    count = ["--count", rule.parts[0].counts] if is_one_of_two else []
-    return shlex.join(["mcpguard", "policy", "unset", *policy_option, *rule.options, *count])
+    first = rule.parts[0]
+    is_one_of_two = (
+        len({part.counts for part in rule.parts}) > 1 or sum(one.parts[0].key[1:] == first.key[1:] for one in policy.rules) > 1
+    )
+    count = ["--count", first.counts] if is_one_of_two else []
+    return shlex.join(["mcpguard", "policy", "unset", *policy_option, *first.options, *count])
 
 
 def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
@@ -130,7 +133,7 @@ def superfluous(rates: Sequence[Rate]) -> Iterator[tuple[Rate, Rate]]:
 
 
 def _never_binding(policy: Policy) -> Iterator[str]:
-    for at, rule in enumerate(policy.rules):
+    for rule, at in policy.parts:
         if rule.counts == "errors":  # calls in flight can exceed the smaller limit
             continue
         for rate, other in superfluous(rule.rates):
@@ -220,13 +223,13 @@ def _never_admitting(policy: Policy) -> Iterator[str]:
 
 def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
     """How to make a rule an exception from the rule that denies its calls."""
-    rule, deny = rules[at], rules[shutter]
+    rule, deny = rules[at].parts[0], rules[shutter]
     added = [key for key in COMPETING if key in rule.selectors and key not in deny.selectors]
     any_of = {key: ("*::*::*" if key == "agent" else "*",) for key in added}
     wider = deny._replace(selectors=deny.selectors | any_of, per=rule.per)
-    if not any(part.counts == "calls" for part in rule.parts):
+    if rule.counts != "calls":
         return f"an exception from rule {shutter + 1} is a narrower rule that limits calls"
-    if not wider.is_overridden_by(rule.parts[0]):
+    if not wider.is_overridden_by(rule):
         return f"only a rule that is narrower than rule {shutter + 1} can be an exception from it"
     steps = [f'{key} = "*"' for key in added]
     per = deny.per if deny.per_text else deny.per.union(added, ["server"] if "tool" in added else [])
@@ -372,7 +375,7 @@ def can_deny_beside(rate: Rate, other: Rate) -> bool:
 
 def _can_deny_first(wide: Rule, rule: Rule) -> bool:
     counts_alike = rule.counts == wide.counts or (rule.counts == "calls" and wide.counts == "cost")  # a call costs at least 1
-    if rule.deny or wide.observe or not counts_alike or (ARGUMENTS in wide.per and ARGUMENTS not in rule.per):
+    if rule.deny or wide.observe or not counts_alike or not {ARGUMENTS, SESSION} & wide.per <= rule.per:
         return False
     return any(all(can_deny_beside(one, other) for other in rule.rates) for one in wide.rates)
 

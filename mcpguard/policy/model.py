@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import Agent, agent_matches
-from mcpguard.limiter.plan import ARGUMENTS, Counter, Label, Plan, Reported, counter_id
+from mcpguard.limiter.plan import ARGUMENTS, SESSION, Counter, Label, Plan, Reported, counter_id
 from mcpguard.limiter.sliding import Counts, Limit
 from mcpguard.text.digest import cut
 from mcpguard.text.patterns import glob, may_meet
@@ -21,7 +21,7 @@ SELECTORS: Final = ("user", "agent", "tool", "server", "role", "scope")
 AXES: Final = ("user", "agent", "tool", "server")
 """The parts of a call that every call has."""
 
-PER: Final = (*AXES, ARGUMENTS)
+PER: Final = (*AXES, SESSION, ARGUMENTS)
 """The allowed values in `per`."""
 
 BUILT_IN: Final = "built-in"
@@ -50,6 +50,7 @@ class Call(NamedTuple):
         tool: The tool's name as the server knows it.
         roles: The verified token's roles.
         scopes: The verified token's scopes.
+        session: The session that it belongs to. No rule selects by it.
     """
 
     user: str
@@ -58,21 +59,27 @@ class Call(NamedTuple):
     tool: str
     roles: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
+    session: str = ""
 
     @classmethod
     def of(cls, record: Mapping[str, object]) -> "Call":
-        """The call of a record of the audit log, which has no scopes. A member that it lacks is empty."""
+        """The call of a record of the audit log, which has no scopes; without its session. A member that it lacks is empty."""
         user, agent, tool, server = (str(record.get(axis, "")) for axis in AXES)
         roles = record.get("roles")
         return cls(user, agent, server, tool, tuple(map(str, roles)) if isinstance(roles, list) else ())
 
 
 class Rate(NamedTuple):
-    """At most `n` calls per window. `text` is the window in the policy's form: `90m`."""
+    """At most `n` calls per window. `text` is the window in the policy's form: `90m`, or `session`."""
 
     n: int
     window_us: int
     text: str
+
+    @property
+    def is_per_session(self) -> bool:
+        """Whether the limit counts each session by itself, whatever the rule's `per` is."""
+        return self.text == SESSION
 
 
 class Rule(NamedTuple):
@@ -81,6 +88,7 @@ class Rule(NamedTuple):
     Attributes:
         selectors: Patterns by selector. Only `role` and `scope` can have more than one; all of them must match.
         per: The axes for whose values there are separate counters. `tool` implies `server`, and `arguments` implies `tool`.
+            Of a part with limits per session: with `session`.
         per_text: `per` as the file writes it; empty if the file leaves it out.
         rates: The limits; none for `deny` and `unlimited`.
         deny: Whether the rule denies every call that it selects.
@@ -108,11 +116,17 @@ class Rule(NamedTuple):
 
     @property
     def parts(self) -> tuple["Rule", ...]:
-        """The rule; or, if it has both limits and a cap on calls in flight, a rule with the limits and one with the cap."""
-        if self.concurrent is None:
-            return (self,)
-        cap = self._replace(counts="concurrent", rates=(), deny=False, has_limit=False)
-        return (self._replace(concurrent=None), cap) if self.has_limit else (cap,)
+        """Rules with what has a `per` or a count of its own: the limits, those per session, and the cap on calls in flight."""
+        found = [self if self.concurrent is None else self._replace(concurrent=None)] if self.has_limit else []
+        per_session = () if SESSION in self.per else tuple([rate for rate in self.rates if rate.is_per_session])
+        if per_session:
+            others = tuple([rate for rate in self.rates if not rate.is_per_session])
+            (limits,) = found
+            found = [limits._replace(rates=others)] if others else []
+            found.append(limits._replace(rates=per_session, per=self.per | {SESSION}))
+        if self.concurrent is not None:
+            found.append(self._replace(counts="concurrent", rates=(), deny=False, has_limit=False))
+        return tuple(found)
 
     @property
     def text(self) -> str:
@@ -266,7 +280,8 @@ class Rule(NamedTuple):
     def options(self) -> list[str]:
         """The options of `policy set` for the rule's selectors and its `per`."""
         words = [word for key in SELECTORS for pattern in self.selectors.get(key, ()) for word in (f"--{key}", pattern)]
-        return words + (["--per", self.per_text] if self.per_text else [])
+        per = self.per_text or (",".join(axis for axis in PER if axis in self.per) if SESSION in self.per else "")
+        return words + (["--per", per] if per else [])
 
     @property
     def setting(self) -> list[str]:
@@ -426,6 +441,8 @@ def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy:
 
 def _counter(rule: Rule, call: Call, namespace: str, window_us: int) -> Counter:
     values: dict[str, str] = {axis: cut(getattr(call, axis)) for axis in AXES if axis in rule.per}
+    if SESSION in rule.per:
+        values[SESSION] = cut(call.session)
     if ARGUMENTS in rule.per:
         values[ARGUMENTS] = ""
     label = Label(namespace, values, rule.shared, rule.counts, window_us).text

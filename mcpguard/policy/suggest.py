@@ -17,7 +17,7 @@ from itertools import count
 from typing import Final, Literal, NamedTuple
 
 from mcpguard.identity.agent import Agent
-from mcpguard.limiter.plan import ARGUMENTS
+from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.policy.lint import superfluous
 from mcpguard.policy.model import AXES, Call, Policy, Rate, Rule
 from mcpguard.text.digest import MAX_NAME_BYTES
@@ -311,8 +311,13 @@ def _can_be_exact(name: str) -> bool:
 
 
 def _can_be_surveyed(rule: Rule) -> bool:
-    """Whether the audit log shows which calls a rule counts. It has no scopes."""
-    return rule.counts == "calls" and ARGUMENTS not in rule.per and "scope" not in rule.selectors
+    """Whether the audit log shows which calls a rule counts, and limits follow from the busiest window. It has no scopes."""
+    return rule.counts == "calls" and not any(map(_counts_apart, rule.parts)) and "scope" not in rule.selectors
+
+
+def _counts_apart(part: Rule) -> bool:
+    """Whether a part of a rule counts sessions, or calls with different arguments, separately."""
+    return bool({ARGUMENTS, SESSION} & part.per)
 
 
 def _is_for_all(rule: Rule, tier: str | None = None) -> bool:
@@ -339,7 +344,7 @@ def rules_tool(rule: Rule, tool: str) -> bool:
 
 def _limits_calls(rule: Rule) -> bool:
     """Whether a rule limits calls or their cost, or says that they are not limited."""
-    return rule.has_limit and rule.counts != "errors" and ARGUMENTS not in rule.per
+    return rule.has_limit and rule.counts != "errors" and not _counts_apart(rule.parts[0])
 
 
 def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Suggestion:

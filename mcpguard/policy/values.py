@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from mcpguard.errors import closest_word
 from mcpguard.identity.agent import Agent, nearest
 from mcpguard.identity.caller import KNOWN_CLIENTS, known_client
+from mcpguard.limiter.plan import SESSION
 from mcpguard.policy.model import PER, SELECTORS, Rate
 from mcpguard.text.times import UNITS_S, seconds_of
 
@@ -26,13 +27,16 @@ MAX_CONCURRENT: Final = 10_000
 MAX_WINDOW_SECONDS: Final = 3650 * 86400
 """The longest window, ten years. It keeps store times exact in the doubles of a Redis script."""
 
+SESSION_SECONDS: Final = 30 * 86400
+"""The window of a limit per session: a session that goes on for longer has room again for calls that are older."""
+
 MAX_WAIT_SECONDS: Final = 3600
 """The longest `wait`. Few clients wait even for a minute, unless they get progress notifications."""
 
 LIMIT_WORDS: Final = ("deny", "unlimited")
 """The words that can stand in place of limits."""
 
-_RATE = re.compile(r"([0-9]+)/([0-9]+)([smhdw])")
+_RATE = re.compile(rf"([0-9]+)/(?:([0-9]+)([smhdw])|{SESSION})")
 _LOOSE_RATE = r"(?i)\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*"  # compiled only for an error
 _MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
 _UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "hr": "h", "day": "d", "week": "w"}
@@ -162,7 +166,7 @@ class Axes(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """A limit `N/W`, a list of such, or one of `LIMIT_WORDS`, which has no rates."""
+    """A limit `N/W` or `N/session`, a list of such, or one of `LIMIT_WORDS`, which has no rates."""
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> tuple[Rate, ...]:
         """See `Value`."""
@@ -178,7 +182,8 @@ class Limits(NamedTuple):
             if not isinstance(rate, Rate):
                 faults.append(Fault(path, f"{key}: {rate[0]}", rate[1]))
                 continue
-            twin = next((other for other in rates if other.window_us == rate.window_us), None)
+            window = rate.window_us, rate.is_per_session
+            twin = next((other for other in rates if (other.window_us, other.is_per_session) == window), None)
             if twin is not None:
                 both = f"{twin.n}/{twin.text} and {rate.n}/{rate.text}"
                 faults.append(Fault(path, f"{key}: two limits for one window: {both}", "keep one of them"))
@@ -187,10 +192,10 @@ class Limits(NamedTuple):
 
 
 def _rate(value: object) -> Rate | tuple[str, str]:
-    """A limit `N/W`, or what is wrong with it and a hint.
+    """A limit `N/W` or `N/session`, or what is wrong with it and a hint.
 
-    >>> _rate("100/90m")
-    Rate(n=100, window_us=5400000000, text='90m')
+    >>> _rate("100/90m"), _rate("200/session").text
+    (Rate(n=100, window_us=5400000000, text='90m'), 'session')
     """
     if not isinstance(value, str):
         return f"{shown_value(value)} is not text", 'write text in quotes: "100/1h"'
@@ -199,15 +204,14 @@ def _rate(value: object) -> Rate | tuple[str, str]:
     match = _RATE.fullmatch(value)
     if not match or len(value) > 32:
         return f"{value[:60]!r} is not a limit", _nearest_rate(value)
-    n, count, unit = int(match[1]), int(match[2]), match[3]
-    seconds = count * UNITS_S[unit]
+    n, seconds = int(match[1]), int(match[2]) * UNITS_S[match[3]] if match[2] else SESSION_SECONDS
     if n == 0:
         return f"{shown_value(value)} admits nothing", 'write limit = "deny" to close a tool'
     if n > MAX_N:
         return f"{shown_value(value)} is over {MAX_N} calls", 'write limit = "unlimited" for no limit'
     if not 0 < seconds <= MAX_WINDOW_SECONDS:
         return f"{shown_value(value)} has a window out of bounds", "write a window from 1s to 3650d"
-    return Rate(n, seconds * 1_000_000, f"{count}{unit}")
+    return Rate(n, seconds * 1_000_000, f"{int(match[2])}{match[3]}" if match[2] else SESSION)
 
 
 def _nearest_rate(text: str) -> str:
@@ -222,6 +226,8 @@ def _nearest_rate(text: str) -> str:
         unit = word if word in UNITS_S else _UNITS.get(word)
         if unit:
             return f'did you mean "{int(match[1])}/{int(match[2] or 1)}{unit}"?'
+        if match[2] in {"", "1"} and closest_word(word, (SESSION,)):
+            return f'did you mean "{int(match[1])}/{SESSION}"?'
     several = re.split(r"[\s,;]+", text.strip())
     if len(several) > 1 and all(_RATE.fullmatch(one) for one in several):
         return f"write each limit by itself: {' '.join(several)}"

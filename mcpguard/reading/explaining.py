@@ -122,6 +122,7 @@ def explain(
     tool: str,
     server: str | None,
     arguments: object = None,
+    session: str = "",
     places: Mapping[str, str],
     notify: Callable[[str], None],
 ) -> Explanation:
@@ -134,13 +135,14 @@ def explain(
         tool: The tool.
         server: The server; None for the server of the last call of this tool.
         arguments: The call's arguments, a JSON object; None if they are not known.
+        session: The call's session; empty for a new one.
         places: The places of a configured `user` and `agent`: an option, a variable or a file.
         notify: Receives warnings.
     """
     if unlimited := policy.tier_warning(who.agent_parts.tier):
         notify(unlimited)
     agent, agent_source = who.agent(None)
-    call = Call(who.user, agent, server or "", tool, who.roles, who.scopes)
+    call = Call(who.user, agent, server or "", tool, who.roles, who.scopes, session)
     plan = _plan(policy, call, settings.namespace, arguments, b"")
     states: Sequence[State] | None = None
     now_us, failure = 0, ""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from mcpguard.errors import McpguardError
-from mcpguard.limiter.plan import Reported
+from mcpguard.limiter.plan import SESSION, Reported
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.explain import Headroom, headrooms
 from mcpguard.policy.model import AXES, Call, Policy, Rule
@@ -127,7 +127,7 @@ def explain_row(store: Readable, policy: Policy, record: dict[str, Any], *, poli
         now = _now(store, policy, in_force, record)
         for at in rule.limits:
             limit = limits[at]
-            if (room := now.get((limit.counts, (seconds_of(limit.window) or 0) * 1_000_000))) and limit.limit is not None:
+            if (room := now.get((limit.counts, _window(limit.window)))) and limit.limit is not None:
                 counters[at] = room
     return Shown(record, limits, rules, counters, commands)
 
@@ -144,12 +144,13 @@ def _rules(policy: Policy, limits: Sequence[LimitThen]) -> list[RuleThen]:
 def _in_force(policy: Policy, limit: LimitThen) -> int | None:
     """The index of the rule in force that has a limit of this kind; else of the one that opens or closes the same calls now."""
     alike = [(part, at) for part, at in policy.parts if part.text == limit.rule]
+    alike.sort(key=lambda one: (limit.window == SESSION) not in {rate.is_per_session for rate in one[0].rates})
     same = [at for part, at in alike if (part.deny if limit.limit is None else part.counts == limit.counts and not part.deny)]
     other = [at for part, at in alike if part.deny or limit.limit is None]
     return next(iter(same + other), None)
 
 
-def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any]) -> dict[tuple[Counts, int], Headroom]:
+def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any]) -> dict[tuple[Counts, int | str], Headroom]:
     """By what they count and their window, what is left for a row's call of the limits that a rule has now.
 
     It is empty if the row does not tell which counters the call has.
@@ -157,10 +158,17 @@ def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any])
     if any(axis not in record for axis in AXES if axis in rule.per):
         return {}
     roles, scopes = (tuple(rule.selectors.get(key, ())) for key in ("role", "scope"))  # the row does not have the scopes
-    call = Call.of(record)._replace(roles=roles, scopes=scopes)
+    session = str(record.get("client_session", record.get("session", "")))
+    call = Call.of(record)._replace(roles=roles, scopes=scopes, session=session)
     plan = Policy((rule,), costs=policy.costs).plan(call, str(record["namespace"]))
     rooms = headrooms(plan, *store.peek(plan.counters))
-    return {(one.reported.counts or "calls", one.counter.window_us): one for one in rooms if one.counter and one.is_known}
+    known = (one for one in rooms if one.counter and one.is_known)
+    return {(one.reported.counts or "calls", _window(one.reported.window or "")): one for one in known}
+
+
+def _window(text: str) -> int | str:
+    """What windows that are equal have in common: their seconds, 0 for calls in flight; or `SESSION`."""
+    return SESSION if text == SESSION else seconds_of(text) or 0
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:

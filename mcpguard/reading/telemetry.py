@@ -85,8 +85,8 @@ _OF_SPANS: Final = _OF_DURATIONS | {
     **{
         f"mcpguard.{name}": name
         for name in (
-            "session", "decision", "axis", "rule", "limit", "reason", "cost", "in_flight", "waited_ms", "remaining",
-            "retry_after_ms", "repeats", "outcome",
+            "session", "client_session", "decision", "axis", "rule", "limit", "reason", "cost", "in_flight", "waited_ms",
+            "remaining", "retry_after_ms", "repeats", "outcome",
         )
     },
 }  # fmt: skip

@@ -162,12 +162,14 @@ def unreached(policy: Policy, uses: Mapping[Reported, Use]) -> list[Unreached]:
         uses: The use of limits in the period.
     """
     found = []
-    for rule, _ in policy.parts:
+    for rule, at in policy.parts:
         for rate, limit in zip(rule.bounds, rule.reported, strict=False):  # `deny` has no rate
             use = uses.get(limit, Use())
             if not (use.denied or use.would_deny or use.was_full):
                 lower = with_headroom(use.peak) if use.peak and rule.counts == "calls" else rate.n
-                suggestion = (lower, _command(rule, rate, lower)) if lower < rate.n else (None, "")
+                suggestion = (
+                    (lower, _command(policy.rules[at]._replace(concurrent=None), rate, lower)) if lower < rate.n else (None, "")
+                )
                 found.append(Unreached(rule, rate, limit, use.peak, *suggestion))
     return found
 

@@ -25,10 +25,10 @@ MAX_DENIED_CHARS: Final = 1024
 bounds how many such calls a client sends."""
 
 MEMBERS: Final = (
-    "id", "time", "time_us", "session", "seq", "namespace", "server", "via", "request_id", "user", "user_source", "agent",
-    "agent_source", "email", "roles", "tool", "args_hash", "arguments", "trace_id", "act", "decision", "axis", "rule",
-    "limit", "window", "counts", "cost", "count", "remaining", "in_flight", "retry_after_ms", "exceeded", "repeats",
-    "waited_ms", "reason", "policy", "outcome", "duration_ms",
+    "id", "time", "time_us", "session", "seq", "namespace", "server", "via", "client_session", "request_id", "user",
+    "user_source", "agent", "agent_source", "email", "roles", "tool", "args_hash", "arguments", "trace_id", "act", "decision",
+    "axis", "rule", "limit", "window", "counts", "cost", "count", "remaining", "in_flight", "retry_after_ms", "exceeded",
+    "repeats", "waited_ms", "reason", "policy", "outcome", "duration_ms",
 )  # fmt: skip
 """The members of a record, in the order of the output."""
 

@@ -32,9 +32,10 @@ _REMEMBERED_BYTES: Final = 4096
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
-_Names = tuple[str | None, str | None, str | None, str | None, str]
+_Names = tuple[str | None, str | None, str | None, str | None, str, str, str]
 """What tells callers apart: the client's name, the agent in the call's `_meta`, the agent that a hook noted for the call, the
-tier that Codex reports in `_meta`, each None if there is none; and the tool."""
+tier that Codex reports in `_meta`, each None if there is none; the session that a hook noted, the session in `_meta` if the
+client is Codex, each empty if there is none; and the tool."""
 
 
 class Caller(NamedTuple):
@@ -130,15 +131,21 @@ class DecisionRequests:
         """
         params: dict[str, object] = frame.params
         client_name, meta_agent, noted_agent, tier, trace = self.client_name, None, None, None, None
+        noted_session, told_session = "", ""
         if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
             client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
             agent = call_meta.get(meta.AGENT)
             meta_agent = agent if isinstance(agent, str) else None
             tier = client_agents.codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
             trace = call_meta.get(meta.TRACEPARENT)
-            if noted and not self._is_codexs_main_agent(call_meta, client_name):
-                noted_agent = client_agents.agent_in(noted)
-        names = (client_name, meta_agent, noted_agent, tier, frame.params["name"])
+            if isinstance(session := call_meta.get(meta.CODEX_SESSION), str):
+                told_session = session
+            if noted:
+                noted_session = client_agents.session_in(noted)
+                # If Codex reports that its main agent makes the call, the note of an earlier call does not name the agent
+                if not (self._is_codex(client_name) and client_agents.is_codexs_main_agent(call_meta)):
+                    noted_agent = client_agents.agent_in(noted) or None
+        names = (client_name, meta_agent, noted_agent, tier, noted_session, told_session, frame.params["name"])
         caller = self.callers.get(names) or self._new_caller(names)
         call, plan, context, _ = caller
         request = DecisionRequest(call, plan, context, frame, str(frame.id), key)
@@ -160,18 +167,22 @@ class DecisionRequests:
             request.trace_id = match[1]
         return request
 
-    def _is_codexs_main_agent(self, call_meta: Mapping[str, object], client_name: str | None) -> bool:
-        """Whether Codex reports that its main agent makes a call. Then a note of an earlier call does not name the agent."""
-        is_codex = self.identity.trust_client_info and client_name is not None and known_client(client_name) == CODEX
-        return is_codex and client_agents.is_codexs_main_agent(call_meta)
+    def _is_codex(self, client_name: str | None) -> bool:
+        """Whether Codex makes a call, and what it tells of itself is trusted."""
+        return self.identity.trust_client_info and client_name is not None and known_client(client_name) == CODEX
 
     def _new_caller(self, names: _Names) -> Caller:
         """A caller that is not among `callers`. It is remembered."""
-        identity, tool = self.identity, names[-1]
-        agent, source = identity.agent(*names[:-1])
-        call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes)
+        identity = self.identity
+        client_name, meta_agent, noted, tier, session, told_session, tool = names
+        agent, source = identity.agent(client_name, meta_agent, noted, tier)
+        if not session and self._is_codex(client_name):
+            session = client_agents.valid_id(told_session)
+        session = session or identity.session
+        call = Call(identity.user, agent, identity.server, tool, identity.roles, identity.scopes, session or self._session)
         plan = self.policy.plan(call, self._namespace) if isinstance(self.policy, Policy) else NO_LIMITS
         members: dict[str, object] = {"agent": cut(agent), "agent_source": source, "tool": cut(tool)}
+        members |= {"client_session": session} if session else {}
         members |= {key: [*map(cut, names)] for key, names in (("roles", identity.roles), ("act", identity.act)) if names}
         caller = Caller(call, plan, self._context(members), {})
         if len(self.callers) >= MAX_CALLERS:

@@ -3,9 +3,10 @@
 The message of a denial is complete without the data.
 """
 
+from collections.abc import Collection
 from typing import Final
 
-from mcpguard.limiter.plan import Reported
+from mcpguard.limiter.plan import ARGUMENTS, SESSION, Reported
 from mcpguard.policy.model import Call
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.text.digest import cut
@@ -53,8 +54,9 @@ def denied(request: DecisionRequest, verdict: Verdict, denials: str) -> bytes:
     reason = str(request.detail.get("reason", ""))
     if reason == SERVER_GONE_REASON:
         return error(request.request_id, SERVER_GONE, request.why)
-    equal = verdict.limit is not None and verdict.plan.counts_arguments(verdict.limit)
-    code, message, data = describe(request.call, verdict, reason, request.why, equal=equal)
+    at, plan = verdict.limit, verdict.plan
+    by = () if at is None else tuple([word for word in (ARGUMENTS, SESSION) if plan.counts_by(at, word)])
+    code, message, data = describe(request.call, verdict, reason, request.why, by=by)
     if request.frame.params.get("task") is None and form(denials, request.client_name, request.call.server) == "result":
         return result(request.request_id, message, data)
     return error(request.request_id, code, message, data)
@@ -121,7 +123,7 @@ def result(request_id: str, message: str, data: dict[str, object]) -> bytes:
 
 
 def describe(
-    call: Call, verdict: Verdict, reason: str = "", why: str = "", *, equal: bool = False
+    call: Call, verdict: Verdict, reason: str = "", why: str = "", *, by: Collection[str] = ()
 ) -> tuple[int, str, dict[str, object]]:
     """The code, the message and the data of a denial.
 
@@ -130,7 +132,7 @@ def describe(
         verdict: A verdict that does not forward the call.
         reason: Of a denial that no rule made: `store_unavailable` or `policy_invalid`.
         why: Of a denial that no rule made: a sentence that states the cause and what to do.
-        equal: Whether the limit that decided counts only calls with equal arguments.
+        by: Whether the limit that decided counts by `ARGUMENTS`, or by `SESSION`.
     """
     tool = printable(cut(call.tool))
     names = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
@@ -138,7 +140,7 @@ def describe(
     reported = verdict.reported
     if reported and verdict.decision in {"rate_limited", "denied"}:
         over = verdict.reason
-        code, message, members = _refusal(tool, _whose(call, reported.axis), reported, verdict, over, equal=equal)
+        code, message, members = _refusal(tool, _whose(call, reported, by), reported, verdict, over, by)
         more = {"rule": reported.rule, **audit, "exceeded": _exceeded(verdict)}
         return code, message, {"reason": over, "axis": reported.axis, **members, **names, **more}
     message = f"Tool {tool} was not called: {why}"
@@ -149,7 +151,7 @@ def describe(
 
 
 def _refusal(
-    tool: str, whose: str, reported: Reported, verdict: Verdict, reason: str | None, *, equal: bool
+    tool: str, whose: str, reported: Reported, verdict: Verdict, reason: str | None, by: Collection[str]
 ) -> tuple[int, str, dict[str, object]]:
     """The code and the message of a denial by a limit, and the members of its data that depend on the reason."""
     n, window = reported.limit or 0, reported.window
@@ -163,11 +165,12 @@ def _refusal(
         if reason == "failing":
             what = f"Tool {tool} keeps failing for {whose}: {plural(n, 'error')} per {window}."
         else:
-            limit = plural(n, "call" if verdict.cost is None else "unit") + (" with these arguments" if equal else "")
+            limit = plural(n, "call" if verdict.cost is None else "unit") + (" with these arguments" if ARGUMENTS in by else "")
             what = f"Tool {tool} rate limit exceeded for {whose}: {limit} per {window}."
         if verdict.cost is not None:
             what += f" This call costs {plural(verdict.cost, 'unit')}."
-        return RATE_LIMITED, f"{what} Retry in {plural(wait_s, 'second')}.", data
+        new_session = "a new session, or in " if window == SESSION else ""
+        return RATE_LIMITED, f"{what} Retry in {new_session}{plural(wait_s, 'second')}.", data
     if reason == "concurrent":
         message = (
             f"Tool {tool} has too many calls in flight for {whose}: at most {n} at once. Retry when one of them has ended."
@@ -182,10 +185,14 @@ def _refusal(
     return DENIED, f"Tool {tool} is denied by policy for {whose}. Waiting does not help.", {}
 
 
-def _whose(call: Call, axis: str) -> str:
-    if axis == "user":
-        return f"user {printable(cut(call.user))}" if call.user else "a user without a name"
-    return f"agent {printable(cut(call.agent))}" if axis == "agent" else "all users together"
+def _whose(call: Call, reported: Reported, by: Collection[str]) -> str:
+    axis, in_session = reported.axis, SESSION in by
+    if axis not in {"user", "agent"}:
+        return "this session" if in_session else "all users together"
+    name = f"{axis} {printable(cut(call.user if axis == 'user' else call.agent))}"
+    if axis == "user" and not call.user:
+        name = "a user without a name"
+    return f"{name} in this session" if in_session and reported.window != SESSION else name
 
 
 def _exceeded(verdict: Verdict) -> list[dict[str, object]]:

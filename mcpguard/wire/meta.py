@@ -18,7 +18,7 @@ CLAUDE_CALL_ID: Final = "claudecode/toolUseId"
 """Claude Code's id of the call."""
 
 CODEX_SESSION: Final = "sessionId"
-"""Codex's id of the session, in each call."""
+"""Codex's id of the session, in each call. A subagent is in the session of its parent."""
 
 CALL_IDS: Final = frozenset({CLAUDE_CALL_ID, "callId", COPILOT_CALL_ID})
 """The id of the call, in calls of Claude Code, Codex and Copilot CLI. The client's hook receives the same id."""
@@ -29,7 +29,7 @@ TRACEPARENT: Final = "traceparent"
 PROGRESS_TOKEN: Final = "progressToken"  # noqa: S105 - no secret
 """The token of the progress notifications that the client asks for."""
 
-OF_CALLER: Final = frozenset({AGENT, CLIENT_INFO, CODEX_TURN, TRACEPARENT}) | CALL_IDS
-"""The members that tell who calls, or in which trace."""
+OF_CALLER: Final = frozenset({AGENT, CLIENT_INFO, CODEX_SESSION, CODEX_TURN, TRACEPARENT}) | CALL_IDS
+"""The members that tell who calls, in which session, or in which trace."""
 
-READ: Final = OF_CALLER | {CODEX_SESSION, PROGRESS_TOKEN}
+READ: Final = OF_CALLER | {PROGRESS_TOKEN}

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from mcpguard.cli.audit import show
+from mcpguard.cli.counters import counter_text
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.reading.explaining_row import Shown, explain_row
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
-from tests.build import WALL_US, Session, Time
+from tests.build import WALL_US, Session, Time, identity
 from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
 from tests.end_to_end.host import Host, audit, policy, rule
 
@@ -412,3 +413,17 @@ def test_a_row_for_denials_by_several_limits_says_that_it_does_not_tell_which(ca
     kinds = Kinds('[[rule]]\ntool = "a*"\nlimit = "1/1h"\n[[rule]]\ntool = "b*"\nlimit = "1/1d"\n')
     show.print_shown(kinds.shown(flooded(kinds, "a", "b")), kinds.policy, "policy.toml")
     assert capsys.readouterr().out.endswith("\nSeveral limits decided. The row does not tell which.\n")
+
+
+def test_a_limit_per_session_is_told_apart_from_another_with_the_same_text_and_shows_its_sessions_counter() -> None:
+    text = '[[rule]]\nuser = "*"\nlimit = "5/30d"\n[[rule]]\nuser = "*"\nlimit = "2/session"\n'
+    kinds = Kinds(text)
+    kinds.session = Session(kinds.store, kinds.policy, who=identity()._replace(session="abc123"))
+    record = kinds.last("sync", 3)
+    found = kinds.shown(record)
+    assert [(one.text, one.at) for one in found.rules] == [("user=*", 1)]
+    assert (found.limits[0].text, found.counters[0].used) == ("2/session", 2)
+    assert counter_text(found.counters[0].counter.label) == "user=alice@acme.com session=abc123"  # type: ignore[union-attr]
+    assert found.commands == ["mcpguard policy set --user '*' 2/session"]
+    edited = kinds.edited(text.replace("5/30d", "deny").replace("2/session", "4/session"))
+    assert edited.shown(record).counters[0].reported.limit == 4

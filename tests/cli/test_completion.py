@@ -196,6 +196,7 @@ def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> Non
         "agent",
         "tool",
         "server",
+        "session",
         "arguments",
         "none",
     ]

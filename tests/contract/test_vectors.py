@@ -17,7 +17,7 @@ from tests.contract.conftest import Place
 
 VECTORS: list[dict[str, Any]] = [
     vector
-    for name in ("policy", "any_agent", "beyond_counting")
+    for name in ("policy", "any_agent", "beyond_counting", "sessions")
     for vector in json.loads((TESTS / "vectors" / f"{name}.json").read_text("utf-8"))
 ]
 
@@ -64,6 +64,7 @@ def test_a_store_decides_as_the_vector_says(vector: dict[str, Any], place: Place
             place.open().settle([ending for ending in ended if ending.plan.settles])
             continue
         who = identity(step["user"], step["agent"], step["server"], tuple(step.get("roles", ())), tuple(step.get("scopes", ())))
+        who = who._replace(session=step.get("session", ""))  # without one, each step is a run of its own
         store = place.open()
         session = Session(store, policy, session=f"{number:016x}", who=who, args_key=lambda store=store: store.args_key)
         requests = session.charges(step["tool"], step["times"], **arguments_of(step))

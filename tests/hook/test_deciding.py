@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from mcpguard import config
 from mcpguard.clients import catalog
+from mcpguard.hook.deciding import Decision
 from mcpguard.hook.run import MAX_INPUT_BYTES
 from mcpguard.hook.shown import CLIENTS
 from mcpguard.run_options import HOOK_CLIENTS
@@ -474,3 +476,33 @@ def test_with_deny_a_call_that_comes_too_slowly_is_denied(tmp_path: Path) -> Non
 def test_every_client_whose_hook_decides_has_a_command_a_form_and_a_place() -> None:
     placed = {client.key for client in catalog.CLIENTS if client.hook and any(event.decides for event in client.hook.events)}
     assert set(HOOK_CLIENTS) == set(CLIENTS) == placed
+
+
+COPILOTS: Message = {"timestamp": 1, "cwd": "/none", "toolName": "bash", "toolArgs": {}}
+GEMINIS: Message = {"hook_event_name": "BeforeTool", "cwd": "/none", "tool_name": "write_file", "tool_input": {}}
+
+
+@pytest.mark.parametrize(
+    ("client", "first", "same", "another"),
+    [
+        (
+            "copilot",
+            COPILOTS | {"sessionId": "s1"},
+            COPILOTS | {"sessionId": "a1", "agentId": "a1", "parentAgentId": "s1"},  # a subagent
+            COPILOTS | {"sessionId": "s2"},
+        ),
+        ("gemini", GEMINIS, GEMINIS | {"session_id": "a b"}, GEMINIS | {"session_id": "s1"}),  # none and an invalid one
+    ],
+)
+def test_calls_count_in_the_session_that_the_client_tells_the_hook_and_without_one_together(
+    tmp_path: Path, client: str, first: Message, same: Message, another: Message
+) -> None:
+    policy(tmp_path, '[[rule]]\nper = ["session"]\nlimit = "1/1h"\n')
+    settings = config.load({"MCPGUARD_HOME": str(tmp_path)})
+    hook_of = CLIENTS[client]
+    found = []
+    for given in (first, same, another):
+        call = hook_of.shown(given)
+        assert call is not None
+        found.append(Decision(client, hook_of, given, call, settings, {}).result())
+    assert [told and "exceeded for this session: 1 call per 1h." in told for told in found] == [None, True, None]

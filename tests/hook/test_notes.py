@@ -26,6 +26,8 @@ from tests.end_to_end.outages import root_only
 from tests.identity.test_client_agents import CODEX_SESSION, EXPLORE, without
 from tests.recorded_hooks import CODEX, COPILOT
 
+EXPLORE_NOTE = AgentNote.of("", "Claude Code::subagent::Explore", "abc123").text
+
 IN_TIME_S = TIMEOUT_S + 20
 """The hook's own time limit, and time for an interpreter to start on a busy machine; far below `DEADLINE_S`."""
 
@@ -83,7 +85,7 @@ def home(tmp_path: Path) -> Path:
 def test_a_subagents_call_is_noted(home: Path) -> None:
     def is_noted() -> bool:
         hook(home, EXPLORE)  # it may time out on a busy machine, so it is run again
-        return noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
+        return noted(home / "mcpguard.db") == EXPLORE_NOTE
 
     until(is_noted, "a note")
 
@@ -104,29 +106,37 @@ def test_it_uses_the_store_and_the_namespace_of_the_settings(home: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("client", "recorded", "key", "agent"),
+    ("client", "recorded", "notes"),
     [
-        ("codex", CODEX, f"{CODEX_SESSION} call_58_sub", "Codex::subagent::explorer"),
-        ("copilot", COPILOT, "call_68_sub", "GitHub Copilot CLI::subagent::general-purpose"),
+        (
+            "codex",
+            CODEX,
+            [
+                AgentNote.of(f"{CODEX_SESSION} call_58_sub", "Codex::subagent::explorer", CODEX_SESSION),
+                AgentNote.of(f"{CODEX_SESSION} call_54_main", "", CODEX_SESSION),
+            ],
+        ),
+        ("copilot", COPILOT, [AgentNote("call_68_sub", "GitHub Copilot CLI::subagent::general-purpose")]),
     ],
 )
-def test_a_recorded_subagents_call_is_noted_and_the_main_agents_is_not(
-    home: Path, client: str, recorded: Any, key: str, agent: str
+def test_a_recorded_subagents_call_is_noted_and_the_main_agents_only_with_its_session(
+    home: Path, client: str, recorded: Any, notes: list[AgentNote]
 ) -> None:
     note(home, recorded["subagent"]["hook"], client=client)
     assert note(home, recorded["main"]["hook"], client=client) == b""
     with contextlib.closing(SqliteStore(home / "mcpguard.db")) as store:
-        assert store.take_notes("default", [key, f"{CODEX_SESSION} call_54_main", "call_66_main"]) == {key: agent}
+        keys = [f"{CODEX_SESSION} call_58_sub", f"{CODEX_SESSION} call_54_main", "call_66_main", "call_68_sub"]
+        assert store.take_notes("default", keys) == dict(notes)
 
 
-def test_the_main_agents_call_removes_a_note_that_an_earlier_call_with_its_id_has_left(home: Path) -> None:
+def test_the_main_agents_call_replaces_a_note_that_an_earlier_call_with_its_id_has_left(home: Path) -> None:
     note(home, EXPLORE)
     note(home, without("agent_id", "agent_type", tool_use_id="another"))
     note(home, without("agent_id", "agent_type", session_id="another"))
     with contextlib.closing(SqliteStore(home / "mcpguard.db")) as store:
         assert ("default", "abc123 toolu_01ABC") in store._follower.memory.notes
     note(home, without("agent_id", "agent_type"))
-    assert noted(home / "mcpguard.db") is None
+    assert noted(home / "mcpguard.db") == AgentNote.of("", "", "abc123").text
 
 
 def test_copilots_hook_prints_the_meta_that_it_is_given_and_the_calls_id(home: Path) -> None:
@@ -207,7 +217,7 @@ def test_a_locked_database_does_not_prevent_a_note(home: Path) -> None:
     with contextlib.closing(sqlite3.connect(home / "mcpguard.db", isolation_level=None)) as db:
         db.execute("BEGIN EXCLUSIVE")
         hook(home, EXPLORE)
-    assert noted(home / "mcpguard.db") == "Claude Code::subagent::Explore"
+    assert noted(home / "mcpguard.db") == EXPLORE_NOTE
 
 
 def test_it_waits_for_the_store_at_most_timeout_ms(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

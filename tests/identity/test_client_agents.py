@@ -11,12 +11,17 @@ from mcpguard.identity.client_agents import (
     HOOKS,
     NOTE_KEPT_US,
     AgentNote,
+    agent_in,
     agent_note,
     claude_session,
     claude_tier,
     codex_tier,
+    counted_by,
+    hook_session,
     meta_with_id,
     note_key,
+    session_in,
+    told_session,
 )
 from mcpguard.wire import meta
 from tests.build import TESTS
@@ -52,12 +57,17 @@ KEY = "abc123 toolu_01ABC"
 CODEX_SESSION = "01a21980-a1a1-7341-8cf2-a8366b38779c"
 
 
+def note_of(agent: str, key: str = KEY) -> AgentNote:
+    """The note of a call in the session that its key names."""
+    return AgentNote.of(key, agent, key.partition(" ")[0])
+
+
 def noted(hook_input: object, *, client: str = "claude-code", **environ: str) -> AgentNote | None:
     return agent_note(HOOKS[client], hook_input, environ)
 
 
 def test_a_subagents_call_is_noted_with_its_type() -> None:
-    assert noted(EXPLORE) == AgentNote(KEY, "Claude Code::subagent::Explore")
+    assert noted(EXPLORE) == note_of("Claude Code::subagent::Explore")
 
 
 def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
@@ -65,14 +75,17 @@ def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
     assert f"note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
 
 
-def test_a_main_agents_call_removes_the_note_of_an_earlier_call_with_its_id() -> None:
-    assert noted(without("agent_id", "agent_type")) == AgentNote(KEY, "")
-    assert noted(CODEX["main"]["hook"], client="codex") == AgentNote(f"{CODEX_SESSION} call_54_main", "")
+def test_a_main_agents_call_replaces_the_note_of_an_earlier_call_with_its_id_by_one_without_an_agent() -> None:
+    note = noted(without("agent_id", "agent_type"))
+    assert note == note_of("")
+    assert note is not None
+    assert agent_in(note.text) == ""
+    assert noted(CODEX["main"]["hook"], client="codex") == note_of("", f"{CODEX_SESSION} call_54_main")
     assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
 
 
 def test_of_a_session_started_as_a_named_agent_the_hook_tells_the_name_and_no_tier() -> None:
-    assert noted(without("agent_id")) == AgentNote(KEY, "Claude Code::::Explore")
+    assert noted(without("agent_id")) == note_of("Claude Code::::Explore")
 
 
 def test_hook_and_server_of_a_process_of_claude_code_meet_in_whatever_session_it_is_now() -> None:
@@ -104,7 +117,7 @@ def test_claude_code_without_a_person_is_in_the_background(entrypoint: str, tier
 
 @pytest.mark.parametrize("kind", [None, "", 7, ["Explore"], {}])
 def test_a_subagent_without_a_type_is_still_a_subagent(kind: object) -> None:
-    assert noted(without(agent_type=kind)) == AgentNote(KEY, "Claude Code::subagent::default")
+    assert noted(without(agent_type=kind)) == note_of("Claude Code::subagent::default")
 
 
 @pytest.mark.parametrize(
@@ -139,8 +152,8 @@ def test_only_mcp_calls_with_an_id_are_noted(odd: object) -> None:
 
 
 def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
-    assert noted(without(agent_type="api::x")) == AgentNote(KEY, "Claude Code::subagent::api:\\:\\x")
-    assert noted(without(agent_type="plugin:reviewer")) == AgentNote(KEY, "Claude Code::subagent::plugin:reviewer")
+    assert noted(without(agent_type="api::x")) == note_of("Claude Code::subagent::api:\\:\\x")
+    assert noted(without(agent_type="plugin:reviewer")) == note_of("Claude Code::subagent::plugin:reviewer")
 
 
 @given(st.text())
@@ -154,9 +167,10 @@ def test_a_note_of_any_type_can_be_stored_as_utf_8(kind: str) -> None:
 def test_a_note_has_three_parts_of_bounded_length_for_any_type(kind: str) -> None:
     note = noted(without(agent_type=kind))
     assert note is not None
-    assert note.text.split("::")[:2] == ["Claude Code", "subagent"]
-    assert len(note.text.split("::")) == 3
-    assert len(note.text.encode(errors="surrogatepass")) < 300
+    agent = agent_in(note.text)
+    assert agent.split("::")[:2] == ["Claude Code", "subagent"]
+    assert len(agent.split("::")) == 3
+    assert len(agent.encode(errors="surrogatepass")) < 300
 
 
 def test_types_with_long_names_that_differ_only_at_the_end_stay_different() -> None:
@@ -167,10 +181,10 @@ def test_types_with_long_names_that_differ_only_at_the_end_stay_different() -> N
 @given(st.dictionaries(st.sampled_from([*EXPLORE]), json_values))
 def test_any_input_gives_a_note_or_none(members: dict[str, object]) -> None:
     note = noted(EXPLORE | members)
-    assert note is None or note.text.startswith("Claude Code::") or not note.text
+    assert note is None or agent_in(note.text).startswith("Claude Code::") or not agent_in(note.text)
 
 
-CLIENTS = {"codex": (CODEX, AgentNote(f"{CODEX_SESSION} call_58_sub", "Codex::subagent::explorer"))}
+CLIENTS = {"codex": (CODEX, note_of("Codex::subagent::explorer", f"{CODEX_SESSION} call_58_sub"))}
 CLIENTS["copilot"] = (COPILOT, AgentNote("call_68_sub", "GitHub Copilot CLI::subagent::general-purpose"))
 
 
@@ -262,3 +276,52 @@ def test_codex_reports_the_tier_of_a_subagents_call_and_of_codex_exec() -> None:
 def test_an_odd_report_of_a_tier_is_ignored(odd: object) -> None:
     assert codex_tier({"x-codex-turn-metadata": odd}) is None
     assert codex_tier({}) is None
+
+
+# Sessions
+
+
+def test_a_note_tells_the_session_of_its_call_whether_the_hook_has_decided_it_or_not() -> None:
+    note = note_of("Claude Code::subagent::Explore")
+    assert (agent_in(note.text), session_in(note.text), counted_by(note.text)) == (
+        "Claude Code::subagent::Explore",
+        "abc123",
+        None,
+    )
+    decided = note.after_decision([(17, 5), (18, 200)]).text
+    assert (agent_in(decided), session_in(decided)) == ("Claude Code::subagent::Explore", "abc123")
+    assert counted_by(decided) == frozenset({"session=abc123", "17/5", "18/200"})
+    assert session_in(note.after_decision([]).text) == "abc123"
+
+
+def test_a_note_without_a_session_tells_none() -> None:
+    note = AgentNote.of(KEY, "a::b::c", "")
+    assert note == AgentNote(KEY, "a::b::c")
+    assert session_in(note.text) == session_in(note.after_decision([(17, 5)]).text) == session_in("") == ""
+    assert counted_by(note.after_decision([]).text) == frozenset()
+
+
+def test_a_subagent_is_in_its_parents_session() -> None:
+    for client in ("main", "subagent"):
+        assert hook_session(CODEX[client]["hook"]) == CODEX[client]["params"]["_meta"]["sessionId"] == CODEX_SESSION
+    main, subagent = (hook_session(COPILOT[client]["hook"]) for client in ("main", "subagent"))
+    assert COPILOT["subagent"]["hook"]["parentAgentId"] == subagent
+    assert main == subagent == "bf92f7b4-1c3d-4dcb-838c-fcf83f5d7f94"
+    assert hook_session(EXPLORE) == "abc123"
+
+
+def test_cursors_conversation_is_its_session() -> None:
+    assert hook_session({"cursor_version": "3", "conversation_id": "c1"}) == "c1"
+    assert hook_session({}) == ""
+
+
+@pytest.mark.parametrize("value", [None, 7, "", "x" * 257, "a b", 'a"b', "a\0b", "ü", "\ud800", "a\x1b", {"x": 1}, ["x"]])
+def test_an_invalid_session_is_none(value: Any) -> None:
+    assert hook_session({"session_id": value}) == ""
+    assert not isinstance(value, str) or told_session({"CLAUDE_CODE_SESSION_ID": value}) == ""
+
+
+def test_a_server_knows_the_session_in_which_claude_code_started_it_and_not_its_process() -> None:
+    inside = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc-socks/7.sock", "CLAUDE_CODE_SESSION_ID": "first"}
+    assert told_session(inside) == "first"
+    assert told_session({}) == ""

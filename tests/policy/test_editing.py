@@ -540,6 +540,43 @@ def test_a_limit_and_a_cap_in_two_rules_are_not_set_at_once(tmp_path: Path) -> N
     assert file.read_text() == text.replace("5/1m", "6/1m").replace("= 2", "= 3")
 
 
+def test_a_limit_per_session_is_a_rule_of_its_own_unless_it_is_set_together_with_others(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('[[rule]]\nuser = "*"\nlimit = "5/1m"\n')
+    put(file, {"user": "*", "limit": "9/session"})
+    put(file, {"user": "*", "limit": "8/session"})
+    put(file, {"user": "*", "limit": "6/1m"})
+    assert [rule.limits_text for rule in parse(file.read_text()).rules] == ["6/1m", "8/session"]
+    with pytest.raises(McpguardError, match="rules 1 and 2 have these selectors") as error:
+        put(file, {"user": "*", "limit": ["6/1m", "8/session"]})
+    assert error.value.hint == "set the limits one after the other"
+
+
+@pytest.mark.parametrize(
+    ("before", "per", "part", "gone"),
+    [
+        (["'5/1m'", "'9/session'"], None, None, "5/1m"),
+        (["'5/1m'", "'9/session'"], ["user", "session"], None, "9/session"),
+        (["'9/session'"], None, None, "9/session"),
+        (["['5/1m', '9/session']"], None, "calls", "5/1m 9/session"),
+        (["['5/1m', '9/session']"], ["user", "session"], None, None),
+        (["['5/1m', '9/session']\nconcurrent = 2"], None, "calls", "5/1m 9/session"),
+        (["'9/session'\nconcurrent = 2"], None, "concurrent", "2-in-flight"),
+    ],
+)
+def test_a_rule_with_limits_per_session_is_removed_by_its_selectors(
+    tmp_path: Path, before: list[str], per: list[str] | None, part: Any, gone: str | None
+) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text("".join(f'[[rule]]\nuser = "*"\nlimit = {limit}\n' for limit in before))
+    table: dict[str, Any] = {"user": "*", "limit": "unlimited"} | ({"per": per} if per else {})
+    found = take_out(file, parse_rule(table, where=""), named=False, part=part)
+    assert (found and found.gone.limits_text) == gone
+    left = [rule.limits_text for rule in parse(file.read_text()).rules]
+    assert gone is None or gone not in " ".join(left)
+    assert len(left) == len(before) - (gone is not None and "concurrent" not in before[0])
+
+
 @pytest.mark.parametrize(
     ("count", "table"),
     [

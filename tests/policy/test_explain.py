@@ -233,6 +233,24 @@ def test_a_sentence_says_that_arguments_are_counted_apart() -> None:
     assert "arguments" not in said("per=['arguments']", "limit='unlimited'")
 
 
+def test_a_sentence_says_what_each_session_may_do() -> None:
+    assert (
+        said("user='*'", "limit='200/session'") == "Each user may call tools 200 times a session, counting all tools together."
+    )
+    assert said("tool='t'", "limit='1/session'") == "Each user may call t once a session."
+    assert said("user='bob'", "tool='t'", "limit=['20/1m', '200/session']", "wait='5s'") == (
+        "bob may call t 20 times a minute; at most 200 calls a session; a refused call waits up to 5 seconds."
+    )
+    assert said("tool='t'", "limit=['20/1m', '9/session']", "count='cost'", "concurrent=2") == (
+        "All users together may spend 20 units a minute on t; at most 9 units a session;"
+        " at most 2 calls may be in flight at once; each call costs 1."
+    )
+    assert said("tool='t'", "per=['session']", "limit='5/1m'") == (
+        "Each user may call t 5 times a minute, counting all servers together; sessions are counted separately."
+    )
+    assert said("tool='t'", "limit='3/session'", "count='errors'") == "Each user may call t until calls fail 3 times a session."
+
+
 def test_a_sentence_says_how_long_a_refused_call_waits() -> None:
     assert said("user='bob'", "tool='t'", "limit='5/1m'", "wait='5s'") == (
         "bob may call t 5 times a minute; a refused call waits up to 5 seconds."

@@ -78,6 +78,10 @@ TIERS_TOLD = "which is none of interactive subagent background api;"
             "is for built-in tools, which a hook decides: it makes no call wait, caps no calls in flight and counts no errors"
             " in Codex, which does not tell of them",
         ),
+        (
+            ["user='*' tool='t' limit='deny'", "user='bob' tool='t' limit='5/session'"],
+            'if it is meant to be an exception, write per = ["user", "tool", "server", "session"] in rule 1',
+        ),
         (["tool='Web*' limit='5/1m' wait='1s'"], "is for built-in tools, which a hook decides: it makes no call wait"),
     ],
 )
@@ -106,6 +110,7 @@ def test_a_probable_mistake_is_warned_of(texts: list[str], warning: str) -> None
         ("tool='t' concurrent=2 wait='5s'",),
         ("server='*' tool='t' concurrent=2 wait='5s'", "server='built-in' limit='5/1m'"),
         ("tool='t' limit='unlimited' wait='0s'",),
+        ("user='*' limit=['100/1d', '50/session']",),  # several sessions may have more together
         ("tool='t' limit=['5/1m', '9/1s'] count='errors'",),  # calls in flight can exceed the smaller limit
     ],
 )
@@ -135,6 +140,7 @@ def test_a_starter_rule_whose_calls_another_rule_denies_is_not_warned_of_unless_
         ("tool='t'", "user='bob' tool='t' per=['user']", "user='*' per=['user']"),
         ("server='s'", "user='bob' server='s' per=[]", "user='*' per=[]"),
         ("server='s' per=['server']", "tool='t' server='s'", "tool='*' per=['tool', 'server']"),
+        ("tool='t'", "user='bob' tool='t' per=['session']", "user='*' per=['session']"),
     ],
 )
 def test_the_warning_says_how_to_make_the_rule_an_exception(deny: str, exception: str, remedy: str) -> None:

@@ -64,6 +64,9 @@ def test_the_starter_rules_that_cap_the_calls_of_a_rule_more_tightly_are_found(t
         (("user='*' limit='10/1h' mode='observe'", "user='*' tool='a' limit='20/1h'"), []),
         (("user='*' limit='10/1h' count='errors'", "user='*' tool='a' limit='20/1h'"), []),
         (("user='*' per=['user', 'arguments'] limit='1/1h'", "user='*' tool='a' limit='20/1h'"), []),
+        (("user='*' limit='1/session'", "user='*' tool='a' limit='20/1h'"), []),
+        (("user='*' limit='1/session'", "user='*' tool='a' limit='20/session'"), [1]),
+        (("user='*' limit='10/1h'", "user='*' limit='20/session'"), [1]),
         # A third rule overrides it for all of these calls, or for some
         (("user='*' limit='10/1h'", "user='bob' limit='50/1h'", "user='bob' tool='a' limit='20/1h'"), []),
         (("user='*' limit='10/1h'", "user='bob' limit='50/1h'", "user='*' tool='a' limit='20/1h'"), [1]),
@@ -85,6 +88,8 @@ def test_a_rule_that_cannot_be_exhausted_is_warned_of_with_the_command_that_drop
     )
     both = "user='*' per=['user'] limit='10/1h' concurrent=2", "user='*' tool='a' limit='20/1h'"
     assert warned(*both)[0].endswith("mcpguard policy unset --user '*' --per user --count calls")
+    session = "user='*' limit='9/session'", "user='*' tool='a' limit='20/session'", "user='*' limit='90/1h'"
+    assert warned(*session)[0].endswith("mcpguard policy unset --user '*' --per user,session")
     errors = "user='*' limit='10/1h'", "user='*' limit='3/1h' count='errors'", "user='*' tool='a' limit='20/1h'"
     assert warned(*errors)[0].endswith("mcpguard policy unset --user '*' --count calls")
 

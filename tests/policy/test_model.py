@@ -187,6 +187,10 @@ def test_names_cannot_forge_another_counter() -> None:
         ("user=* agent=*::*::* per= limit=1/1s", "agent"),
         ("user=* per= limit=1/1s", "user"),
         ("user=* per=server limit=1/1s", "user"),
+        ("user=* agent=*::*::* per=user,session limit=1/1s", "user"),
+        ("user=* agent=*::*::* per=session limit=1/1s", "agent"),
+        ("per=session limit=1/1s", "tool"),
+        ("user=* limit=1/session", "user"),
     ],
 )
 def test_the_axis_of_a_limit_follows_from_per_and_the_selectors(rule: str, axis: str) -> None:
@@ -361,3 +365,48 @@ def test_without_waiting_a_policy_has_only_the_parts_that_count_what_is_given() 
 
 def test_no_server_has_the_name_of_the_clients_own_tools() -> None:
     assert [server_named(name) for name in ("crm", "built-in")] == ["crm", "built-in (server)"]
+
+
+# Sessions
+
+
+@pytest.mark.parametrize(
+    ("rule", "parts"),
+    [
+        ("user = '*'; limit = '9/session'", [("9/session", True)]),
+        ("user = '*'; limit = ['5/1m', '9/session', '7/1h']", [("5/1m 7/1h", False), ("9/session", True)]),
+        ("user = '*'; limit = '9/session'; concurrent = 2", [("9/session", True), ("2-in-flight", False)]),
+        ("user = '*'; per = ['session']; limit = ['5/1m', '9/session']", [("5/1m 9/session", True)]),
+        ("user = '*'; per = ['session']; concurrent = 2", [("2-in-flight", True)]),
+        ("user = '*'; limit = ['5/30d', '9/session']", [("5/30d", False), ("9/session", True)]),
+    ],
+)
+def test_a_limit_per_session_is_a_part_of_its_rule_unless_all_limits_of_the_rule_are(
+    rule: str, parts: list[tuple[str, bool]]
+) -> None:
+    (found,) = written(rule).rules
+    assert [(part.limits_text, "session" in part.per) for part in found.parts] == parts
+    assert [part.parts for part in found.parts] == [(part,) for part in found.parts]
+    assert len({*found.keys}) == len(parts)
+
+
+def test_a_counter_of_a_session_names_it_after_the_axes_and_a_long_name_is_cut() -> None:
+    rule = written("user = '*'; per = ['arguments', 'session', 'user']; limit = '5/1m'")
+    (counter,) = rule.plan(ALICE._replace(session="s1")).counters
+    assert list(label_parts(counter.label).values) == ["user", "tool", "server", "session", "arguments"]
+    assert counter.label.count('"session":"s1"') == 1
+    assert len(rule.plan(ALICE._replace(session="x" * 999)).counters[0].label) < 500
+
+
+def test_a_user_named_like_the_mark_of_sessions_is_not_taken_for_it() -> None:
+    forged = ALICE._replace(user='a","session":"b')
+    assert not written("user = '*'; limit = '5/1m'").plan(forged).counts_by(0, "session")
+    assert written("user = '*'; limit = '5/session'").plan(forged).counts_by(0, "session")
+
+
+def test_a_rule_and_what_drops_it_name_the_session_only_where_the_file_or_a_limit_does() -> None:
+    (first,) = written("user = '*'; limit = '9/session'").rules
+    (second,) = written("user = '*'; per = ['user', 'session']; limit = '5/1m'").rules
+    assert (first.text, second.text) == ("user=*", "user=* per=user,session")
+    assert first.setting == ["--user", "*", "9/session"]
+    assert first.parts[0].options == second.options == ["--user", "*", "--per", "user,session"]

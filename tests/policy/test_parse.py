@@ -79,6 +79,7 @@ def test_starter_rules_that_nobody_has_edited_are_known_even_as_earlier_versions
         ("1/1d", Rate(1, 86_400_000_000, "1d")),
         ("1/2w", Rate(1, 1_209_600_000_000, "2w")),
         ("1000000000/3650d", Rate(10**9, 315_360_000_000_000, "3650d")),
+        ("200/session", Rate(200, 2_592_000_000_000, "session")),
     ],
 )
 def test_a_limit_is_a_number_of_calls_per_window(text: str, rate: Rate) -> None:
@@ -168,6 +169,16 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         ("[[rule]]\nlimit = '5/m'", "'5/m' is not a limit", 'did you mean "5/1m"?'),
         ("[[rule]]\nlimit = '5 per hour'", "'5 per hour' is not a limit", 'did you mean "5/1h"?'),
         ("[[rule]]\nlimit = '5 every 10 Minutes'", "is not a limit", 'did you mean "5/10m"?'),
+        ("[[rule]]\nlimit = '5 per session'", "'5 per session' is not a limit", 'did you mean "5/session"?'),
+        ("[[rule]]\nlimit = '5/1Sessions'", "is not a limit", 'did you mean "5/session"?'),
+        ("[[rule]]\nlimit = '5/2session'", "is not a limit", "write a number of calls per window"),
+        ("[[rule]]\nlimit = ['5/session', '6/session']", "two limits for one window: 5/session and 6/session", "keep one"),
+        ("[[rule]]\nlimit = '5/1m 6/session'", "is not a limit", "write each limit by itself: 5/1m 6/session"),
+        (
+            "[[rule]]\nuser = '*'\nlimit = '9/session'\n[[rule]]\nuser = '*'\nlimit = '8/30d'\nper = ['session', 'user']",
+            "the same selectors and per as rule 1",
+            "keep one of them",
+        ),
         ("[[rule]]\nlimit = '5/1M'", "'5/1M' is not a limit", 'did you mean "5/1m"?'),
         ("[[rule]]\nlimit = 'DENY'", "'DENY' is not a limit", 'did you mean "deny"?'),
         ("[[rule]]\nlimit = 'unlimitd'", "'unlimitd' is not a limit", 'did you mean "unlimited"?'),
@@ -383,7 +394,22 @@ values = st.recursive(
         st.booleans(),
         st.floats(allow_nan=True),
         st.sampled_from(
-            ["", "5/1m", "deny", "unlimited", "cost", "errors", "calls", "5s", "2h", "user", "arguments", "a::b::c", "*"]
+            [
+                "",
+                "5/1m",
+                "9/session",
+                "deny",
+                "unlimited",
+                "cost",
+                "errors",
+                "calls",
+                "5s",
+                "2h",
+                "user",
+                "session",
+                "arguments",
+                "*",
+            ]
         ),
     ),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["tool", "cost", "x"]), inner, max_size=2),

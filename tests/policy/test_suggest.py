@@ -285,6 +285,7 @@ MANY = calls(41, MINUTE_US)
         "tool = 'search'\nconcurrent = 2",
         "tool = 'search'\nlimit = '900/1h'\ncount = 'errors'",
         "tool = 'search'\nlimit = '900/1h'\nper = ['user', 'arguments']",
+        "tool = 'search'\nlimit = '900/session'",
     ],
 )
 def test_what_does_not_limit_calls_stays_and_does_not_stand_in_for_a_new_rule(rule: str) -> None:
@@ -294,6 +295,11 @@ def test_what_does_not_limit_calls_stays_and_does_not_stand_in_for_a_new_rule(ru
 
 def test_a_limit_on_the_cost_of_a_tool_stays_and_stands_in_for_a_new_rule() -> None:
     rule = "[[rule]]\ntool = 'search'\nlimit = '900/1h'\ncount = 'cost'\n"
+    assert [one for one in suggestions(rule, MANY) if "tool" in one.table] == []
+
+
+def test_a_limit_beside_one_per_session_stays_and_stands_in_for_a_new_rule() -> None:
+    rule = "[[rule]]\ntool = 'search'\nlimit = ['900/1h', '9/session']\n"
     assert [one for one in suggestions(rule, MANY) if "tool" in one.table] == []
 
 

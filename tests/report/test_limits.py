@@ -97,3 +97,14 @@ def test_the_page_names_each_kind_of_limit() -> None:
     for text in ("2-in-flight", "3-errors/1m", "90-units/1h", ">deny"):
         assert html.count(text) >= 1
     assert "None" not in html
+
+
+def test_a_lower_limit_per_session_is_suggested_beside_the_other_limits_of_its_rule() -> None:
+    limit = {"axis": "user", "rule": "user=*", "limit": 900, "window": "session"}
+    policy = parse('[[rule]]\nuser = "*"\nlimit = ["20/1m", "900/session"]\nconcurrent = 2\n')
+    found = unreached(policy, of(stored_of(limit, "allowed", counted=4)).limits)
+    assert [(one.limit.limit_text, one.command) for one in found] == [
+        ("20/1m", ""),
+        ("900/session", "mcpguard policy set --user '*' 20/1m 8/session"),
+        ("2-in-flight", ""),
+    ]

@@ -48,6 +48,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
                 "user": "alice",
                 "user_source": "jwt",
                 "via": "hook",
+                "client_session": "abc123",
                 "agent": "a::b::c",
                 "agent_source": "config",
                 "email": "a@b",

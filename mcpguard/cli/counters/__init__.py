@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from mcpguard.cli.present import fit, fit_all, room_beside
-from mcpguard.limiter.plan import ARGUMENTS, Reported, label_parts
+from mcpguard.limiter.plan import ARGUMENTS, SESSION, Reported, label_parts
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.usage import Usage
 from mcpguard.text.printing import quoted
@@ -36,6 +36,8 @@ def _text(values: Mapping[str, str], shared: Mapping[str, Sequence[str]]) -> str
             parts.append(f"{key}={quoted(values[key])}")
         elif key in shared:
             parts.append(f"{key}={quoted(','.join(shared[key]))} (counted together)")
+    if SESSION in values:
+        parts.append(f"{SESSION}={quoted(values[SESSION]) if values[SESSION] else '?'}")  # that of no call yet
     if ARGUMENTS in values:
         parts.append(f"{ARGUMENTS}={values[ARGUMENTS][:_SHOWN] or '?'}")  # unknown before a call
     return " ".join(parts) or "every call"

@@ -19,6 +19,8 @@ from mcpguard.cli.present import echo_json, paragraph, print_table, warn
 from mcpguard.configured_identity import SOURCES
 from mcpguard.errors import UsageError
 from mcpguard.identity.caller import parse_agent
+from mcpguard.identity.client_agents import told_session
+from mcpguard.limiter.plan import SESSION
 from mcpguard.policy.explain import Headroom, RuleMatch
 from mcpguard.policy.file import load
 from mcpguard.policy.model import Policy
@@ -78,8 +80,9 @@ def _as_json(found: Explanation, policy: Policy, file: Path) -> dict[str, object
     """An explanation as JSON. Counts are null if the store cannot be read."""
     call, verdict = found.call, found.verdict
     sources = {key if key.endswith("_from") else f"{key}_source": source for key, source in found.sources.items()}
+    known = {key: value for key, value in call._asdict().items() if key != SESSION or value}
     return {
-        "call": call._asdict() | {"server": call.server or None} | sources,
+        "call": known | {"server": call.server or None} | sources,
         "policy": source_as_json(policy, file),
         "store": {"readable": not found.failure, "reason": found.failure or None},
         "rules": [
@@ -144,9 +147,9 @@ def _print_call(found: Explanation) -> None:
         remarks = (_SOURCES.get(sources[key], ""), "" if place.startswith("--") else place, found.agent_open * (key == "agent"))
         remark = "; ".join(filter(None, remarks))
         paragraph(f"{key + ':':8}{getattr(call, key) or '-'}{f' ({remark})' if remark else ''}", indent="  ")
-    for key, values in (("roles", call.roles), ("scopes", call.scopes)):
+    for key, values in (("roles", call.roles), ("scopes", call.scopes), ("session", (call.session,) if call.session else ())):
         if values:
-            paragraph(f"{key + ':':8}{' '.join(values)}", indent="  ")
+            paragraph(f"{key + ':':7} {' '.join(values)}", indent="  ")
     if found.failure:
         paragraph(f"the store cannot be read, so the counts are unknown: {found.failure}")
 
@@ -225,6 +228,7 @@ def _when(verdict: Verdict) -> str:
 @click.option(
     "--arguments", metavar="JSON", help="The call's arguments, a JSON object, for rules that count equal arguments separately."
 )
+@name_option("session", "ID", "The session of the call. Default: CLAUDE_CODE_SESSION_ID, a new session.")
 @click.option(
     "--token", metavar="[FILE]", is_flag=False, flag_value="", help="Take the caller from the token, or from the token in FILE."
 )
@@ -239,8 +243,8 @@ def _when(verdict: Verdict) -> str:
 @store_option
 @json_option
 def explain(
-    tool: str, server: str | None, role: tuple[str, ...], scope: tuple[str, ...], arguments: str | None, token: str | None,
-    config_file: str | None, as_json: bool, user: str | None, agent: str | None, **options: str | None,
+    tool: str, server: str | None, role: tuple[str, ...], scope: tuple[str, ...], arguments: str | None, session: str | None,
+    token: str | None, config_file: str | None, as_json: bool, user: str | None, agent: str | None, **options: str | None,
 ) -> None:  # fmt: skip
     """Show which rules apply to one call, and what is left of their limits. Nothing is counted.
 
@@ -256,7 +260,7 @@ def explain(
     """
     if token is not None and user is not None:
         raise UsageError("--user and --token both name the user", "give only one of them")
-    given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server)]
+    given = [("--user", user), ("--agent", agent), ("--tool", tool), ("--server", server), ("--session", session)]
     _require_names([*given, *(("--role", one) for one in role), *(("--scope", one) for one in scope)])
     if agent:
         parse_agent(agent, where="--agent")
@@ -268,7 +272,17 @@ def explain(
     called = server or os.environ.get("MCPGUARD_SERVER")
     for note in unseen(settings, {"user": user, "agent": agent, "server": server, "tool": tool}):
         warn(note)
-    found = explained(settings, policy, who, tool=tool, server=called, arguments=given_arguments, places=places, notify=warn)
+    found = explained(
+        settings,
+        policy,
+        who,
+        tool=tool,
+        server=called,
+        arguments=given_arguments,
+        session=told_session(os.environ) if session is None else session,
+        places=places,
+        notify=warn,
+    )
     if as_json:
         echo_json(_as_json(found, policy, settings.policy), indent=2)
         return

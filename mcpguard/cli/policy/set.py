@@ -15,6 +15,7 @@ from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.configured_identity import used_tiers
 from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.limiter.plan import SESSION
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
@@ -35,7 +36,8 @@ _SELECTORS: Final = {
     "scope": "A scope of the verified token. Repeat it to require several.",
 }
 _PER_HELP: Final = (
-    "What has a count of its own: some of user,agent,tool,server,arguments; or none. Default: those that the rule selects by."
+    "What has a count of its own: some of user,agent,tool,server,session,arguments; or none. "
+    "Default: those that the rule selects by."
 )
 _rule_options = all_of(
     *(name_option(key, "G", text, with_patterns=True, multiple=key in {"role", "scope"}) for key, text in _SELECTORS.items()),
@@ -69,9 +71,10 @@ def set_(
 ) -> None:  # fmt: skip
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
 
-    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or deny, or unlimited. If the file has a
-    rule with the same selectors, --per and --count, its limit is replaced. The rule keeps its other values unless you give
-    new ones, but deny removes its cap and its wait. Otherwise a rule is added. Comments and the order of the file are kept.
+    A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or per session, such as 200/session, or deny, or
+    unlimited. If the file has a rule with the same selectors, --per and --count, its limit is replaced. A limit per session has
+    session in its --per. The rule keeps its other values unless you give new ones, but deny removes its cap and its wait.
+    Otherwise a rule is added. Comments and the order of the file are kept.
     Names the rules that still cap the same calls more tightly, with the commands that drop them.
 
     \b
@@ -79,6 +82,7 @@ def set_(
       mcpguard policy set --user '*' --tool search_customers 20/1m 100/1h
       mcpguard policy set --user bob@acme.com --tool search_customers 10/1h
       mcpguard policy set --user '*' --agent '*::subagent::*' --per user 60/1m
+      mcpguard policy set --user '*' 200/session
       mcpguard policy set --tool delete_user deny
       mcpguard policy set --observe --tool generate_report 5/1m
       mcpguard policy set --tool generate_report --concurrent 2 --wait 10s
@@ -129,7 +133,8 @@ def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> Non
 def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -> Iterator[str]:
     """Warn of a rule for agents whose author has probably forgotten that it counts all users together."""
     rule = policy.rules[at]
-    if rule.agent and rule.parts[0].bounds and "user" not in rule.selectors and not rule.per_text:
+    first = rule.parts[0]  # a session belongs to one user
+    if rule.agent and first.bounds and "user" not in rule.selectors and not rule.per_text and SESSION not in first.per:
         each = rule._replace(selectors={"user": ("*",), **rule.selectors})
         command = shlex.join(["mcpguard", "policy", "set", *policy_option, *each.setting])
         drop = unset_command(policy, at, policy_option=policy_option)
