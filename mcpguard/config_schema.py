@@ -23,7 +23,7 @@ def _setting(kind: Kind) -> Schema:
 
 
 def _jwt(key: str) -> Schema:
-    schema: Schema = {"enum": [*ALGORITHMS]} if key == "algorithms" else {"type": "string", "pattern": r"\S"}
+    schema = {"type": "string", "pattern": f"^({'|'.join(ALGORITHMS)})$" if key == "algorithms" else r"\S"}
     return one_or_several(schema) if key in LISTS else schema
 
 

@@ -24,7 +24,7 @@ DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 TITLE: Final = "mcpguard's policy.toml"
 """Tells the schemas that mcpguard has written from other files."""
 
-NOT_ZERO: Final = {"not": {"pattern": "^0+[/a-z]|/0+[a-z]"}}
+NOT_ZERO: Final = {"not": {"type": "string", "pattern": "^0+[/a-z]|/0+[a-z]"}}
 """For a limit or a span of time: no number in it is 0."""
 
 _PART: Final = ":?[^:]+(:[^:]+)*"
@@ -47,13 +47,13 @@ _RATE: Final = matching(RATE) | {"maxLength": 32} | NOT_ZERO
 
 
 def one_or_several(schema: Schema) -> Schema:
-    """A value, or a list of at least one such value."""
-    return {"anyOf": [schema, {"type": "array", "items": schema, "minItems": 1}]}
+    """A text, or a list of at least one such text. taplo shows no description of a key whose value has `anyOf`."""
+    return {**schema, "type": ["string", "array"], "items": schema, "minItems": 1}
 
 
 def _number(number: Number) -> Schema:
     whole = {"type": "integer", "minimum": 1, "maximum": number.most}
-    return {"anyOf": [whole, {"enum": ["unlimited"]}]} if number.unlimited else whole
+    return {**whole, "type": ["integer", "string"], "pattern": "^unlimited$"} if number.unlimited else whole
 
 
 def _patterns(patterns: Patterns) -> Schema:
@@ -68,7 +68,7 @@ _VALUES: Final[dict[type, Callable[[Any], Schema]]] = {
     Text: lambda _: {"type": "string"},
     Patterns: _patterns,
     Axes: lambda _: {"type": "array", "items": {"enum": [*PER]}},
-    Limits: lambda _: {"anyOf": [{"enum": [*LIMIT_WORDS]}, *one_or_several(_RATE)["anyOf"]]},
+    Limits: lambda _: one_or_several(_RATE) | {"pattern": f"^({'|'.join(LIMIT_WORDS)}|{RATE.pattern})$"},
 }
 """The schema of each kind of value."""
 
@@ -82,12 +82,11 @@ def policy_schema() -> Schema:
         return table(texts[name], values | {key: {"type": "array", "items": one} for key, one in tables.items()})
 
     has_limit, has_no = {"required": ["limit"]}, {"properties": dict.fromkeys(NOT_WITH_DENY, False)}
-    conditions = [
-        {"if": {"not": {"required": ["concurrent"]}}, "then": has_limit},
-        {"if": {"required": ["count"], "properties": {"count": {"not": {"const": "calls"}}}}, "then": has_limit},
-        {"if": {"required": ["limit"], "properties": {"limit": {"const": "deny"}}}, "then": has_no},
-    ]
-    rule, cost = keys("rule", RULE) | {"allOf": conditions}, keys("cost", COST) | {"required": ["cost"]}
+    denies = {"if": {"properties": {"limit": {"const": "deny"}}}, "then": has_no}
+    counts = {"if": {"properties": {"count": {"const": "calls"}}}, "else": has_limit}
+    caps = {"if": {"required": ["concurrent"]}, "else": has_limit}
+    conditions = {**caps, "dependencies": {"limit": denies, "count": counts}}  # with `allOf`, taplo completes no keys
+    rule, cost = keys("rule", RULE) | conditions, keys("cost", COST) | {"required": ["cost"]}
     return {"$schema": DRAFT, "title": TITLE, **keys("top", TOP, rule=rule, cost=cost), "minProperties": 1}
 
 
