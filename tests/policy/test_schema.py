@@ -53,7 +53,7 @@ TEXTS = [
         "a::b::",
     ),
     *("5s", "1h", "0s", "00m", "s", "5 s", "2h", "1d", "7x", "9" * 20 + "w"),
-    *("auto", "local", "full", "hash", "RS256", "HS256", "https://idp.acme.com/keys", "ftp://idp.acme.com"),
+    *("auto", "local", "full", "hash", "RS256", "EdDSA", "HS256", "https://idp.acme.com/keys", "ftp://idp.acme.com"),
 ]
 ANYTHING: list[Any] = [
     *(True, False, -1, 0, 1, 1023, 10_000, 10_001, 1_000_000_000, 1_000_000_001, 1.5, datetime.date(2026, 1, 1), {}, {"x": 1}),
