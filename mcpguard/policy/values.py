@@ -37,7 +37,7 @@ LIMIT_WORDS: Final = ("deny", "unlimited")
 """The words that can stand in place of limits."""
 
 RATE: Final = re.compile(rf"([0-9]+)/(?:([0-9]+)([smhdw])|{SESSION})")
-"""A limit in words: a number of calls, and a window."""
+"""A limit as a text: a number of calls, and a window or the word for a session."""
 
 _LOOSE_RATE = r"(?i)\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*"  # compiled only for an error
 _MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")

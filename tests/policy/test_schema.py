@@ -38,7 +38,22 @@ Values = tuple[st.SearchStrategy[Any], st.SearchStrategy[Any]]
 
 TEXTS = [
     *("", " ", "x", "*", "5", "none", "deny", "unlimited", "calls", "cost", "errors", "observe", "enforce", "ENFORCE"),
-    *("5/1m", "007/01h", "100/90m", "0/1m", "00/1m", "5/0m", "5/1x", "5 /1m", "0" * 30 + "5/1s", "1/99999d", "9000000000/1s"),
+    *(
+        "5/1m",
+        "007/01h",
+        "100/90m",
+        "0/1m",
+        "00/1m",
+        "5/0m",
+        "5/1x",
+        "5 /1m",
+        "0" * 30 + "5/1s",
+        "1/99999d",
+        "9000000000/1s",
+        "200/session",
+        "0/session",
+        "5/sessions",
+    ),
     *(
         "a::b::c",
         "*::b::*",
@@ -57,7 +72,17 @@ TEXTS = [
 ]
 ANYTHING: list[Any] = [
     *(True, False, -1, 0, 1, 1023, 10_000, 10_001, 1_000_000_000, 1_000_000_001, 1.5, datetime.date(2026, 1, 1), {}, {"x": 1}),
-    *([], [3], ["user", "user"], ["role"], ["5/1m", "9/1m"], ["5/1m", "9/1h"], *([text] for text in TEXTS), *TEXTS),
+    *(
+        [],
+        [3],
+        ["user", "user"],
+        ["role"],
+        ["session"],
+        ["5/1m", "9/1m"],
+        ["5/1m", "9/1h"],
+        *([text] for text in TEXTS),
+        *TEXTS,
+    ),
 ]
 """Values of every kind: right ones, nearly right ones, and others."""
 
