@@ -19,7 +19,10 @@ from mcpguard.text.times import SPAN
 Schema = dict[str, Any]
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
-"""The newest draft that taplo supports, which is what most editors check TOML with."""
+"""The newest draft that taplo supports, by which most editors check TOML.
+
+Source: taplo uses the crate `jsonschema` without its features for later drafts.
+"""
 
 TITLE: Final = "mcpguard's policy.toml"
 """Tells the schemas that mcpguard has written from other files."""
