@@ -11,7 +11,7 @@ from mcpguard.files import absolute, read_at_once
 from mcpguard.identity.account import folders
 from mcpguard.run_options import DENIALS
 from mcpguard.text.redaction import holds_token
-from mcpguard.text.times import seconds_of
+from mcpguard.text.times import SPAN, seconds_of
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
     from pathlib import Path
@@ -213,8 +213,9 @@ def written(where: str, key: str, value: str) -> str:
     return f"{where}={value}" if where.startswith("MCPGUARD_") else f'{key} = "{value}"'
 
 
-Kind = type | tuple[str, ...] | range
-"""What a setting can be: text, a truth value, one of some words, or a number in a range; `object` if others check it."""
+Kind = type | tuple[str, ...] | range | re.Pattern[str]
+"""What a setting can be: text, a truth value, one of some words, a number in a range, a span of time (`SPAN`); `object` if
+others check it."""
 
 SETTINGS: Final[dict[str, dict[str, Kind]]] = {
     "": {"denials": DENIALS, "quiet": bool, "max_frame_bytes": range(1024, (1 << 30) + 1)},
@@ -229,7 +230,7 @@ SETTINGS: Final[dict[str, dict[str, Kind]]] = {
     "identity.jwt": dict.fromkeys(
         ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"), object
     ),
-    "audit": {"keep": object, "max_mb": range(1, 1_000_001), "arguments": ("hash", "none", "full")},
+    "audit": {"keep": SPAN, "max_mb": range(1, 1_000_001), "arguments": ("hash", "none", "full")},
 }
 """The settings of each table of the file."""
 
@@ -381,7 +382,7 @@ def _toml(file: str, *, where: str) -> dict[str, object]:
 
 
 def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, object]:
-    if key == "keep":
+    if kind is SPAN:
         return {"keep_us": span_us(value, where=where)}
     what, hint = "", ""
     if isinstance(kind, tuple):

@@ -80,7 +80,7 @@ class Problem(NamedTuple):
     Attributes:
         message: What is wrong, without the place.
         hint: How to fix it.
-        line: The line, from 1.
+        line: The line, from 1; 0 if the error is in none.
         column: The column, from 1, in characters.
         width: How many characters of the line are meant.
         text: The line's text.
@@ -89,10 +89,10 @@ class Problem(NamedTuple):
 
     message: str
     hint: str
-    line: int
-    column: int
-    width: int
-    text: str
+    line: int = 0
+    column: int = 0
+    width: int = 0
+    text: str = ""
     rule: int = 0
 
 

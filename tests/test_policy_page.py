@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.limiter.waiting import MAX_WAITING
+from mcpguard.policy.schema import policy_schema
 from mcpguard.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
 from mcpguard.session.held_calls import LOOK_US
 from tests.build import Talk, call_line
@@ -83,6 +84,14 @@ def test_the_shown_progress_is_what_a_client_gets_after_three_seconds() -> None:
     capped.client(call_line("a", 1), call_line("a", 2, _meta={"progressToken": 7}))
     capped.pass_ms(3000)
     assert f'"{capped.to_client[-1]["params"]["message"]}' in chapter("Waiting")
+
+
+def test_the_table_of_every_key_has_the_descriptions_that_editors_show() -> None:
+    chapter = PAGE.split("\n## Every key\n")[1].split("\n## ")[0].replace("`", "")
+    tables = [re.findall(r"^\| (\w+) \| (.+) \|$", part, re.MULTILINE) for part in chapter.split("The keys ")[1:]]
+    schema = policy_schema()
+    shown = [schema, *(schema["properties"][name]["items"] for name in ("rule", "cost"))]
+    assert tables == [[(key, one["description"]) for key, one in table["properties"].items()] for table in shown]
 
 
 def test_the_bounds_are_those_of_the_program() -> None:

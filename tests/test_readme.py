@@ -19,6 +19,7 @@ import pytest
 
 from mcpguard import config
 from mcpguard.cli import commands
+from mcpguard.config_schema import config_schema
 from mcpguard.errors import ExitStatus
 from mcpguard.identity.account import folders
 from mcpguard.identity.agent import Agent
@@ -229,6 +230,15 @@ def test_the_documented_defaults_and_values_are_those_of_the_program() -> None:
             assert re.findall(r"`(\w+)`", values)[: len(kind)] == list(kind)
         elif kind is bool:
             assert default == f"`{str(config.Settings._field_defaults[key]).lower()}`"
+
+
+def test_the_table_of_settings_has_the_descriptions_that_editors_show() -> None:
+    rows = re.findall(r"^\| `(?:(\w+)\.)?(\w+)` \| .*? \| (.*?) \|$", DOCS["configuration.md"], re.MULTILINE)
+    for table, key, shown in rows:
+        keys = config_schema()["properties"]
+        text = (keys[table]["properties"] if table else keys)[key]["description"]
+        plain = re.sub(r"\[([^\]]*)\]\(.*?\)", r"\1", shown).replace("`", "")
+        assert f"{plain}.".lower() == text.lower()
 
 
 def test_the_figures_of_the_readme_are_those_of_the_manual() -> None:

@@ -17,6 +17,8 @@ from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_c
 from mcpguard.demo.crm import CALL_LOG_VARIABLE
 from mcpguard.errors import McpguardError, status_text
 from mcpguard.files import no_temporary_folder
+from mcpguard.policy.parse import SCHEMA_LINE
+from mcpguard.policy.writing import write_policy
 from mcpguard.session.denial import RATE_LIMITED
 
 _CALL_TIMEOUT_S = 30.0
@@ -160,7 +162,7 @@ def temporary_stage(policy: str, *, keep: bool) -> Iterator[Stage]:
     except OSError as error:
         raise no_temporary_folder(error) from error
     try:
-        (folder / "policy.toml").write_text(policy, "utf-8")
+        write_policy(folder / "policy.toml", (SCHEMA_LINE + policy).encode())
         yield Stage(folder)
     finally:
         if not keep:

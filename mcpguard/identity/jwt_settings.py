@@ -15,11 +15,15 @@ from mcpguard.text.redaction import holds_token
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """The algorithms that the settings can allow. Never `none`, and never HMAC, whose verification key can also sign."""
 
-_HINTS: Final = {
+REQUIRED: Final = {
     "issuer": 'write issuer = "https://idp.acme.com/", exactly as in the claim iss of the tokens',
     "audience": 'write audience = "crm-mcp", one of the values in the claim aud of the tokens',
     "jwks": 'write jwks = "https://idp.acme.com/.well-known/jwks.json", or a file',
 }
+"""The keys that the settings must have, each with a hint."""
+
+LISTS: Final = ("audience", "algorithms")
+"""The keys whose value can be a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,10 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
         ConfigError: A key is missing, or a value is not allowed.
     """
     where = f"{file}: identity.jwt"
-    for key, hint in _HINTS.items():
+    for key, hint in REQUIRED.items():
         if key not in table:
             raise ConfigError(f"{where}: no {key}", hint)
-    texts = {key: _texts(table[key], where=f"{where}.{key}", many=key in {"audience", "algorithms"}) for key in table}
+    texts = {key: _texts(table[key], where=f"{where}.{key}", many=key in LISTS) for key in table}
     algorithms = texts.get("algorithms", ("RS256",))
     for name in algorithms:
         if name not in ALGORITHMS:
@@ -67,7 +71,7 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
         jwks = re.sub(r"^/(?=[A-Za-z]:/)", "", unquote(jwks.removeprefix("file://")))  # the slash before a drive of Windows
     is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", jwks)  # a single letter is a drive on Windows
     if is_url and (problem := url_problem(jwks)):
-        raise ConfigError(f"{where}.jwks: {problem}", _HINTS["jwks"])
+        raise ConfigError(f"{where}.jwks: {problem}", REQUIRED["jwks"])
     return JwtSettings(
         Expected(texts["issuer"][0], texts["audience"], **claims),
         jwks if is_url else _path(jwks, file, where=f"{where}.jwks"),

@@ -11,8 +11,7 @@ from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import Cost, Policy, Rule
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.policy.text import PolicyText
-from mcpguard.policy.writing import locked, read
-from mcpguard.whole_files import write
+from mcpguard.policy.writing import locked, read, write_policy
 
 _EDITED: Final = ("limit", "count", "concurrent", "wait", "name", "mode")
 """The keys of a rule that an edit changes. The other keys identify the rule."""
@@ -108,7 +107,7 @@ class _Open:
             raise refusal from error
         if _content(after) != expected:
             raise refusal
-        write(self._target, new.encode())
+        write_policy(self._target, new.encode())
         return Edit(before, after, is_new_file=self._is_new)
 
 

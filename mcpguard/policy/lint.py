@@ -66,6 +66,16 @@ def label(policy: Policy, at: int) -> str:
     return f"{f'line {rule.line}: ' if rule.line else ''}rule {at + 1} ({rule.text})"
 
 
+def place(warning: str) -> tuple[int, int]:
+    """The line and the number of the rule in the label that a warning begins with; 0 if it has none.
+
+    >>> place("line 3: rule 1 (tool=a) has matched none of the calls"), place("line 9: the cost of tool=a has no effect")
+    ((3, 1), (9, 0))
+    """
+    line, number = re.findall(r"^(?:line (\d+): )?(?:rule (\d+) \()?", warning)[0]
+    return int(line or 0), int(number or 0)
+
+
 class Capped(NamedTuple):
     """The rules that still cap calls of other rules more tightly, each in a line with the command that drops it.
 

@@ -27,7 +27,13 @@ from mcpguard.policy.values import (
 )
 from mcpguard.text.digest import blake2b
 
-STARTER: Final = """\
+SCHEMA_FILE: Final = "policy.schema.json"
+"""The file beside a policy that holds its schema."""
+
+SCHEMA_LINE: Final = f"#:schema ./{SCHEMA_FILE}\n"
+"""The first line of each policy that mcpguard makes. Editors take the schema from it."""
+
+STARTER: Final = f"""{SCHEMA_LINE}\
 # Who can call which tools, and how often. `mcpguard policy show` describes each rule in a sentence.
 # These are the starter rules. They count each agent of each user. A narrower rule with user and agent overrides them.
 """ + "".join(
@@ -51,7 +57,7 @@ _SETTINGS: Final = ("store", "identity", "audit", "denials", "quiet", "max_frame
 """Words of `config.toml`."""
 
 
-class _Keys(NamedTuple):
+class Keys(NamedTuple):
     """The keys that a table may have.
 
     Attributes:
@@ -76,7 +82,7 @@ class _Keys(NamedTuple):
         return found
 
 
-_RULE: Final = _Keys(
+RULE: Final = Keys(
     {
         **{key: Patterns(may_be_list=key in ("role", "scope")) for key in SELECTORS},
         "per": Axes(),
@@ -89,7 +95,7 @@ _RULE: Final = _Keys(
     },
     _ELSEWHERE,
 )
-_COST: Final = _Keys(
+COST: Final = Keys(
     {
         "tool": Patterns(),
         "server": Patterns(),
@@ -99,9 +105,12 @@ _COST: Final = _Keys(
     },
     dict.fromkeys(SELECTORS, "use only tool and server: a cost depends on nothing else"),
 )
-_TOP: Final = _Keys(
+NOT_WITH_DENY: Final = ("concurrent", "count", "wait")
+"""The keys that a rule that denies every call cannot have."""
+
+TOP: Final = Keys(
     {"mode": _MODE, "wait": _WAIT},
-    {key: f"write {key} below a line [[rule]]" for key in _RULE.values}
+    {key: f"write {key} below a line [[rule]]" for key in RULE.values}
     | {key: f"write {key} into config.toml" for key in _SETTINGS},
     ("[[rule]]", "[[cost]]"),
 )
@@ -131,7 +140,7 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_s
         hint = "write rules into the file, or remove it for the starter policy"
         raise _error(source, text, [_Mark(0, 0, "the file is empty", hint)])
     faults: list[Fault] = []
-    top = _TOP.parse({key: value for key, value in data.items() if key not in _TABLES}, faults)
+    top = TOP.parse({key: value for key, value in data.items() if key not in _TABLES}, faults)
     lines: dict[str, list[int]] = {kind: [] for kind in _TABLES}
     for number, line in enumerate(() if is_starter else text.split("\n"), 1):
         if header := _HEADER.match(line):
@@ -310,13 +319,13 @@ def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | No
         line: The rule's line in the file; 0 if unknown.
         faults: Receives the errors. Their paths begin within the rule.
     """
-    found = _RULE.parse(table, faults)
+    found = RULE.parse(table, faults)
     if not found.keys() & {"limit", "concurrent"}:
         faults.append(Fault((), "no limit", 'add one: limit = "100/1h", "deny" or "unlimited"; or concurrent = 2'))
     deny = table.get("limit") == "deny"
     faults += [
         Fault((key,), f"{key}: this rule denies every call", f"leave {key} out", on_key=True)
-        for key in ("concurrent", "count", "wait")
+        for key in NOT_WITH_DENY
         if deny and key in table
     ]
     counts = found.get("count", "calls")
@@ -345,7 +354,7 @@ def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | No
 
 def _cost(table: dict[str, object], line: int, faults: list[Fault]) -> Cost | None:
     """Parse one `[[cost]]`. If it is invalid, None, and every error is added to `faults`."""
-    found = _COST.parse(table, faults)
+    found = COST.parse(table, faults)
     if "cost" not in found:
         faults.append(Fault((), "no cost", "add one: cost = 20"))
     if faults:

@@ -36,7 +36,9 @@ MAX_WAIT_SECONDS: Final = 3600
 LIMIT_WORDS: Final = ("deny", "unlimited")
 """The words that can stand in place of limits."""
 
-_RATE = re.compile(rf"([0-9]+)/(?:([0-9]+)([smhdw])|{SESSION})")
+RATE: Final = re.compile(rf"([0-9]+)/(?:([0-9]+)([smhdw])|{SESSION})")
+"""A limit as a text: a number of calls, and a window or the word for a session."""
+
 _LOOSE_RATE = r"(?i)\s*([0-9]+)\s*(?:/|per|an?|each|every)\s*([0-9]*)\s*(ms|[a-z]+?)s?\s*"  # compiled only for an error
 _MILLISECONDS: Final = ("ms", "msec", "milli", "millisecond")
 _UNITS: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "hr": "h", "day": "d", "week": "w"}
@@ -201,7 +203,7 @@ def _rate(value: object) -> Rate | tuple[str, str]:
         return f"{shown_value(value)} is not text", 'write text in quotes: "100/1h"'
     if value in LIMIT_WORDS:
         return f"{shown_value(value)} stands alone", f'write limit = "{value}", without other limits'
-    match = _RATE.fullmatch(value)
+    match = RATE.fullmatch(value)
     if not match or len(value) > 32:
         return f"{value[:60]!r} is not a limit", _nearest_rate(value)
     n, seconds = int(match[1]), int(match[2]) * UNITS_S[match[3]] if match[2] else SESSION_SECONDS
@@ -229,7 +231,7 @@ def _nearest_rate(text: str) -> str:
         if match[2] in {"", "1"} and closest_word(word, (SESSION,)):
             return f'did you mean "{int(match[1])}/{SESSION}"?'
     several = re.split(r"[\s,;]+", text.strip())
-    if len(several) > 1 and all(_RATE.fullmatch(one) for one in several):
+    if len(several) > 1 and all(RATE.fullmatch(one) for one in several):
         return f"write each limit by itself: {' '.join(several)}"
     if near := closest_word(text.strip().lower(), LIMIT_WORDS):
         return f'did you mean "{near}"?'

@@ -15,7 +15,8 @@ from mcpguard.followed_file import FollowedFile
 from mcpguard.identity.account import state_folder
 from mcpguard.locks import FileLock, lock_file
 from mcpguard.policy.model import Policy
-from mcpguard.policy.parse import STARTER, parse, text_of, unreadable
+from mcpguard.policy.parse import SCHEMA_FILE, SCHEMA_LINE, STARTER, parse, text_of, unreadable
+from mcpguard.policy.schema import TITLE, policy_schema, schema_text
 from mcpguard.whole_files import LEFT_AFTER_S, remove_leftovers, reported, require_writable, write
 
 LOCK_TIMEOUT_S: Final = 10.0
@@ -76,6 +77,35 @@ def read(path: Path) -> str | None:
     return None if file.content is None else text_of(file.content, source=str(path))
 
 
+def write_policy(target: Path, content: bytes) -> None:
+    """Write a policy file, and the schema beside it that its first line names.
+
+    Args:
+        target: The file, which is not a link.
+        content: Its new content.
+
+    Raises:
+        McpguardError: The file cannot be written; it is unchanged. If only the schema cannot be written, nothing is raised.
+    """
+    write(target, content)
+    write_schema(target, content)
+
+
+def write_schema(policy: Path, content: bytes) -> None:
+    """Write the schema beside a policy, if the policy's first line names it.
+
+    A file of that name that mcpguard has not written stays as it is. If the schema cannot be written, only editors miss it.
+    """
+    if content.partition(b"\n")[0].rstrip() != SCHEMA_LINE.strip().encode():
+        return
+    beside, new = policy.parent / SCHEMA_FILE, schema_text(policy_schema()).encode()
+    with contextlib.suppress(OSError, McpguardError):
+        old = read_at_once(beside) if is_there(beside) else None
+        if old is None or (old != new and TITLE.encode() in old):
+            remove_leftovers(beside)
+            write(beside, new)
+
+
 def begin(path: Path) -> bool:
     """Write the starter policy to a file; False if the file exists already.
 
@@ -85,7 +115,7 @@ def begin(path: Path) -> bool:
     with locked(path) as target:
         if is_there(target):
             return False
-        write(target, STARTER.encode())
+        write_policy(target, STARTER.encode())
         return True
 
 
@@ -111,6 +141,7 @@ class Draft:
         try:
             self._before = read_at_once(path)
             self.file.write_bytes(self._before)
+            write_schema(self.file, self._before)
         except OSError as error:
             raise unreadable(str(path), error.strerror) from error
 
@@ -140,7 +171,7 @@ class Draft:
             with locked(self._path) as target:
                 if not is_there(target) or read_at_once(target) != self._before:
                     raise McpguardError(f"{self._path}: not saved: another process has changed it while you edited")
-                write(target, content)
+                write_policy(target, content)
         except McpguardError as error:
             raise McpguardError(error.message, f"look for your text in {self.file}") from error
         self.is_kept = False

@@ -63,7 +63,7 @@ def test_without_a_file_mode_observe_makes_one_with_the_starter_rules(tmp_path: 
         f"{file}: mode: observe (it was enforce)",
     ]
     assert parse(file.read_text("utf-8")).rules == tuple(rule._replace(line=rule.line + 2) for rule in parse(STARTER).rules)
-    assert file.read_text("utf-8").splitlines()[:4] == [*STARTER.splitlines()[:3], 'mode = "observe"']
+    assert file.read_text("utf-8").splitlines()[:5] == [*STARTER.splitlines()[:4], 'mode = "observe"']
 
 
 @pytest.mark.parametrize("mode", ["observe", "enforce"])

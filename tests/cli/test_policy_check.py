@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mcpguard.policy.parse import STARTER
 from tests.cli.command import calls, mcpguard, on_terminal
 
 
@@ -102,9 +103,13 @@ def test_check_as_json_has_every_error(tmp_path: Path) -> None:
     done = mcpguard(tmp_path, "policy", "check", "--json")
     assert (done.returncode, done.stderr) == (78, "")
     found = json.loads(done.stdout)
-    assert found["errors"][0] == {
+    assert found["problems"] == found["errors"]
+    assert found.pop("problems")[0] == {
+        "level": "error",
+        "file": str(file),
         "line": 3,
         "column": 9,
+        "width": 9,
         "rule": 1,
         "message": "rule 1: limit: '5/100ms' is not a limit",
         "hint": 'did you mean "50/1s"? the shortest window is 1s (s m h d w; m is minutes)',
@@ -150,8 +155,99 @@ def test_check_as_json_has_the_rules_and_the_warnings(tmp_path: Path, file: Path
     file.write_text('[[rule]]\ntool = "mcp__crm__search"\nlimit = "1/1m"\n', "utf-8")
     found = json.loads(mcpguard(tmp_path, "policy", "check", "--json").stdout)
     (warning,) = found.pop("warnings")
+    (problem,) = found.pop("problems")
+    assert warning == f"line 1: {problem['message']}"
     assert found == {"file": str(file), "starter": False, "rules": 1, "errors": [], "notes": []}
     assert "mcp__crm__search" in warning
+
+
+def problems(home: Path, *argv: str, **env: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(mcpguard(home, "policy", "check", "--json", *argv, **env).stdout)["problems"]
+    return found
+
+
+def test_a_policy_without_errors_and_warnings_has_no_problems(tmp_path: Path, file: Path) -> None:
+    assert problems(tmp_path) == []
+    file.unlink()
+    assert problems(tmp_path) == []
+
+
+def test_each_warning_and_note_is_a_problem_at_the_header_of_its_table(tmp_path: Path, file: Path) -> None:
+    file.write_text(
+        STARTER
+        + """\
+  [[ rule ]] # a hard one
+tool = "mcp__crm__search"
+limit = ["5/1m", "9000/1h"]
+[[rule]]
+user = "alice"
+tool = "a"
+limit = "100/1h"
+[[cost]]
+cost = 5
+""",
+        "utf-8",
+    )
+    found = problems(tmp_path, MCPGUARD_AGENT="::nightly::")
+    places = [tuple(one[key] for key in ("level", "line", "column", "width", "rule")) for one in found]
+    assert places == [
+        ("warning", 24, 3, 10, 5),
+        ("warning", 31, 1, 8, None),
+        ("warning", 24, 3, 10, 5),
+        ("note", 10, 1, 8, 2),
+        ("note", 15, 1, 8, 3),
+        ("note", 20, 1, 8, 4),
+    ]
+    assert {one["file"] for one in found} == {str(file)}
+    assert [one["hint"] for one in found] == [""] * len(found)
+
+
+def test_a_rule_without_a_header_of_its_own_has_only_a_number(tmp_path: Path, file: Path) -> None:
+    file.write_text('rule = [{tool = "mcp__crm__search", limit = "5/1m"}]\n', "utf-8")
+    (found,) = problems(tmp_path)
+    assert (found["level"], found["line"], found["column"], found["width"], found["rule"]) == ("warning", None, None, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('denials = "x"', (1, 11, 3)),
+        ("[store]\n  timeout_ms = 0", (2, 16, 1)),
+        ("[store]\nurll = 'x'", (2, 1, 4)),
+        ("store = 5", (1, 9, 1)),
+        ("[identity.jwt]\nissuer = 'a'", (1, 1, 14)),
+        ("[store]\nurl = 'http://x'", (2, 7, 10)),
+        ("'a b' = 1", (1, 1, None)),
+        ("a = = 1", (1, 5, 1)),
+    ],
+)
+def test_an_error_in_config_toml_is_a_problem_with_its_place(
+    tmp_path: Path, file: Path, text: str, place: tuple[int, ...]
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(text, "utf-8")
+    done = mcpguard(tmp_path, "policy", "check", "--json")
+    assert (done.returncode, done.stderr) == (78, "")
+    found = json.loads(done.stdout)
+    (error,) = found["problems"]
+    assert (error["level"], error["file"], error["rule"]) == ("error", str(config), None)
+    assert (error["line"], error["column"], error["width"]) == place
+    plain = mcpguard(tmp_path, "policy", "check").stderr.splitlines()
+    assert plain[0] == f"mcpguard: {config}: {error['message']}"
+    assert plain[1] == f"hint: {error['hint']}"
+
+
+def test_an_error_in_a_variable_is_a_problem_without_a_place(tmp_path: Path, file: Path) -> None:
+    done = mcpguard(tmp_path, "policy", "check", "--json", MCPGUARD_DENIALS="x")
+    (error,) = json.loads(done.stdout)["problems"]
+    assert (done.returncode, error["file"], error["line"]) == (78, None, None)
+    assert error["message"].startswith("MCPGUARD_DENIALS: ")
+
+
+def test_a_problem_does_not_repeat_a_token(tmp_path: Path, file: Path) -> None:
+    token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+    file.write_text(f'[[rule]]\nlimit = "{token}"\n', "utf-8")
+    assert "eyJ" not in mcpguard(tmp_path, "policy", "check", "--json").stdout
 
 
 def test_check_of_a_missing_file_fails(tmp_path: Path) -> None:

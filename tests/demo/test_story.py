@@ -15,6 +15,7 @@ from mcp import Client, MCPError
 from mcpguard.demo import story
 from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
+from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
@@ -77,7 +78,7 @@ def test_it_keeps_its_folder_if_asked_to(
     assert story.run_demo(keep=True) == 0
     (folder,) = tmp_path.iterdir()
     assert capsys.readouterr().out.splitlines()[-1].strip() == str(folder)
-    assert (folder / "policy.toml").read_text("utf-8") == story.POLICY
+    assert (folder / "policy.toml").read_text("utf-8") == SCHEMA_LINE + story.POLICY
 
 
 @pytest.mark.posix

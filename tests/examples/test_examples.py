@@ -13,6 +13,8 @@ import anyio
 import pytest
 from mcp import Client, StdioServerParameters
 
+from mcpguard.policy.parse import SCHEMA_FILE
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 NEEDED = os.environ if sys.platform == "win32" else {}
@@ -21,6 +23,7 @@ NEEDED = os.environ if sys.platform == "win32" else {}
 ENTRIES = [
     pytest.param(entry, id=f"{path.stem}-{name}")
     for path in sorted(EXAMPLES.glob("*.json"))
+    if path.name != SCHEMA_FILE
     for name, entry in json.loads(path.read_text("utf-8"))["mcpServers"].items()
 ]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcpguard.limiter import sliding
 from mcpguard.limiter.sliding import EMPTY, Limit
 from mcpguard.policy.explain import series
-from mcpguard.policy.lint import superfluous, warnings
+from mcpguard.policy.lint import place, superfluous, warnings
 from mcpguard.policy.model import SELECTORS, Call, Policy, Rate, Rule
 from mcpguard.policy.parse import STARTER, parse
 from tests.build import steps
@@ -329,3 +329,11 @@ def test_a_cost_above_a_limit_is_not_warned_of_where_a_narrower_cost_or_rule_app
     exception = "[[rule]]\nuser='*'\ntool='report'\nlimit='90/1h'\ncount='cost'\n"
     assert cost_warnings(of_all + exception + cost) == []
     assert len(cost_warnings(of_all + exception.replace("'*'", "'bob'") + cost)) == 1
+
+
+def test_the_place_of_a_warning_is_in_its_label() -> None:
+    text = "# x\n[[rule]]\ntool = 'mcp__crm__x'\nlimit = '1/1h'\n[[cost]]\ncost = 5\n"
+    assert [place(one) for one in warnings(parse(text))] == [(5, 0), (2, 1)]
+    inline = parse("rule = [{tool = 'a', limit = '1/1h'}, {tool = 'mcp__crm__x', limit = '1/1h'}]")
+    assert [place(one) for one in warnings(inline)] == [(0, 2)]
+    assert place("the wait of the policy is too long") == place("no rule matches agents of the tier x") == (0, 0)

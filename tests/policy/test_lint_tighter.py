@@ -83,7 +83,7 @@ def warned(*texts: str, head: str = "") -> list[str]:
 def test_a_rule_that_cannot_be_exhausted_is_warned_of_with_the_command_that_drops_the_other() -> None:
     (warning,) = warned("user='*' agent='*::background::*' per=['user'] limit='10000/1h'", head=STARTER)
     assert warning == (
-        "line 14: rule 3 (user=* agent=*::background::*) still caps calls of rule 5 more tightly, at 30/1m;"
+        "line 15: rule 3 (user=* agent=*::background::*) still caps calls of rule 5 more tightly, at 30/1m;"
         " to drop it: mcpguard policy unset --user '*' --agent '*::background::*'"
     )
     both = "user='*' per=['user'] limit='10/1h' concurrent=2", "user='*' tool='a' limit='20/1h'"
@@ -112,7 +112,7 @@ def test_limits_that_belong_together_are_not_warned_of(texts: tuple[str, ...]) -
 
 def test_an_untouched_starter_rule_is_warned_of_if_it_is_slower_and_noted_if_it_only_caps_bursts() -> None:
     assert [text[:15] for text in warned("tool='a' limit='10/1s'", head=STARTER)] == [
-        "line 4: rule 1 ", "line 9: rule 2 ", "line 14: rule 3", "line 19: rule 4",
+        "line 5: rule 1 ", "line 10: rule 2", "line 15: rule 3", "line 20: rule 4",
     ]  # fmt: skip
     assert still_capped(policy("tool='a' limit='10/1s'", head=STARTER)).notes == []
     texts = "user='alice' tool='a' limit='100/1h'", "user='bob' tool='a' limit='50/1h'"

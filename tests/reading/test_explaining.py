@@ -195,7 +195,7 @@ def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
 def test_of_a_built_in_tool_is_told_what_a_hook_does_not_do_and_that_starter_rules_do_not_apply(home: Home) -> None:
     home.policy = parse(f'{STARTER}[[rule]]\ntool = "Bash"\nlimit = "2/1h"\nwait = "5s"\n')
     found = home.explain(tool="Bash", server="built-in", who=identity(agent="a::api::b"))
-    assert home.warnings == ["line 23: rule 5 (tool=Bash): a hook decides calls of built-in tools: it makes no call wait"]
+    assert home.warnings == ["line 24: rule 5 (tool=Bash): a hook decides calls of built-in tools: it makes no call wait"]
     assert [match.status for match in found.matches] == ["no match"] * 4 + ["applies"]
     assert "starter rules do not apply to built-in tools" in found.matches[3].reason
 

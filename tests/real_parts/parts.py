@@ -39,6 +39,7 @@ PREFIXES: Final[Mapping[str, tuple[str, ...]]] = {
         "@playwright/mcp@0.0.83",
         "@sentry/mcp-server@0.39.0",
     ),
+    "taplo": ("@taplo/cli@0.7.0", "@taplo/lsp@0.8.0"),
 }
 """Folders of npm packages, and what is in each."""
 

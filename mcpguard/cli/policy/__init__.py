@@ -15,6 +15,7 @@ from mcpguard.cli.base import Group
         "init": ("policy.file:init", "Write the starter policy to a file."),
         "mode": ("policy.set:mode", "Only report denials, or deny."),
         "path": ("policy.file:path", "Print the path of the policy file."),
+        "schema": ("policy.file:schema", "Print the JSON Schema of the policy, for editors."),
         "set": ("policy.set:set_", "Set a limit, a cap on calls in flight, or a cost."),
         "show": ("policy.show:show", "Show each rule, with a sentence that explains it."),
         "suggest": ("policy.suggest:suggest", "Suggest limits from the audit log, or for a server's tools."),

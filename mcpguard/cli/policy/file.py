@@ -1,4 +1,4 @@
-"""`mcpguard policy check`, `edit`, `init` and `path`: the policy file as a text."""
+"""`mcpguard policy check`, `edit`, `init`, `path` and `schema`: the policy file as a text."""
 
 import contextlib
 import os
@@ -11,17 +11,20 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.errors import lines
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option, policy_option, with_settings
+from mcpguard.cli.policy.problems import about, result, wrong
 from mcpguard.cli.policy.show import counted
 from mcpguard.cli.present import can_ask, echo, echo_json, warn
 from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings
+from mcpguard.config_schema import config_schema
 from mcpguard.configured_identity import configured_tier, used_tiers
-from mcpguard.errors import McpguardError, PolicyError, UsageError
+from mcpguard.errors import ConfigError, McpguardError, PolicyError, UsageError
 from mcpguard.files import exposed, named_path
 from mcpguard.policy.file import load
 from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.policy.parse import STARTER, parse
-from mcpguard.policy.writing import begin, draft_of
+from mcpguard.policy.schema import policy_schema, schema_text
+from mcpguard.policy.writing import begin, draft_of, read
 from mcpguard.reading.explaining import never_matched
 
 
@@ -47,36 +50,33 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int | None:
     if file is not None:
         named_path(file, where="FILE")
     named = file if policy is None else policy
-    settings = config.load(os.environ, policy=named)
+    path: str | None = None
     try:
+        settings = config.load(os.environ, policy=named)
+        path = str(settings.policy)
         found = load(settings.policy, named=settings.policy_named)
-    except PolicyError as error:
+        missing = missing_hooks(found)
+        unmatched = [] if found.is_starter else never_matched(found, settings, explained={one.at for one in missing})
+        unlimited = found.tier_warning(configured_tier(settings))
+        capped = still_capped(found, policy_option=["--policy", named] if named else [])
+        found_warnings = [
+            *warnings(found, tiers=used_tiers(settings)),
+            *capped.warnings,
+            *([unlimited] if unlimited else []),
+            *map(str, missing),
+            *unmatched,
+            *exposed(settings.files),
+        ]
+    except (ConfigError, PolicyError) as error:
         if not as_json:
             raise
-        echo_json(_errors_as_json(error, settings.policy), indent=2)
+        echo_json(result(path, wrong(error, path)), indent=2)
         return error.exit_status
-    missing = missing_hooks(found)
-    unmatched = [] if found.is_starter else never_matched(found, settings, explained={one.at for one in missing})
-    unlimited = found.tier_warning(configured_tier(settings))
-    capped = still_capped(found, policy_option=["--policy", named] if named else [])
-    found_warnings = [
-        *warnings(found, tiers=used_tiers(settings)),
-        *capped.warnings,
-        *([unlimited] if unlimited else []),
-        *map(str, missing),
-        *unmatched,
-        *exposed(settings.files),
-    ]
     if as_json:
-        result = {
-            "file": None if found.is_starter else str(settings.policy),
-            "starter": found.is_starter,
-            "rules": len(found.rules),
-            "errors": [],
-            "warnings": found_warnings,
-            "notes": capped.notes,
-        }
-        echo_json(result, indent=2)
+        file, text = (None, "") if found.is_starter else (path, read(settings.policy) or "")
+        words = [("warning", one) for one in found_warnings] + [("note", one) for one in capped.notes]
+        problems = [about(level, one, file, text) for level, one in words]
+        echo_json(result(file, problems, rules=len(found.rules), warnings=found_warnings, notes=capped.notes), indent=2)
         return None
     source = f"starter policy (no file at {settings.policy})" if found.is_starter else str(settings.policy)
     echo(f"{source}: OK, {counted(found)}")
@@ -85,16 +85,6 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int | None:
     for note in capped.notes:
         echo(f"note: {note}")
     return None
-
-
-def _errors_as_json(error: PolicyError, path: Path) -> dict[str, object]:
-    """The result of checking a policy that is not valid. An error of the file as a whole has no line."""
-    problems = [
-        {"line": one.line, "column": one.column, "rule": one.rule or None, "message": one.message, "hint": one.hint}
-        for one in error.problems
-    ]
-    whole = {"line": None, "column": None, "rule": None, "message": error.message, "hint": error.hint}
-    return {"file": str(path), "starter": False, "rules": None, "errors": problems or [whole], "warnings": [], "notes": []}
 
 
 @click.command("edit", Command)
@@ -169,3 +159,19 @@ def path(settings: Settings) -> None:
       cat "$(mcpguard policy path)"
     """
     click.echo(str(settings.policy))
+
+
+@click.command("schema", Command)
+@click.option("--config", "of_config", is_flag=True, help="Print the schema of config.toml.")
+def schema(of_config: bool) -> None:
+    """Print the JSON Schema of policy.toml, by which editors complete and check it.
+
+    A policy that mcpguard makes names it in its first line, #:schema ./policy.schema.json, and mcpguard writes that file beside
+    it. Even Better TOML, taplo and others read this line.
+
+    \b
+    Examples:
+      mcpguard policy schema > policy.schema.json
+      mcpguard policy schema --config > config.schema.json
+    """
+    click.echo(schema_text(config_schema() if of_config else policy_schema()), nl=False)
