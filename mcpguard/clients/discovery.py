@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
 from mcpguard.clients.entries import Entry, Layout, entries
@@ -15,6 +14,7 @@ from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Unreadable, plain
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.text.redaction import redacted
 
 MAX_BYTES: Final = 64 * 1024 * 1024

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.catalog import COMMAND, SHELL, Client, Event, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
@@ -20,6 +19,7 @@ from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_b
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.edits import appended, removed
 from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 DECIDES: Final = "--enforce"
 """The option that makes a hook decide."""

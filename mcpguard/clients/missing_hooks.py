@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from mcpguard.clients.catalog import Client, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, sources
@@ -11,6 +10,7 @@ from mcpguard.errors import ConfigError
 from mcpguard.identity.agent import DEFAULT, Agent
 from mcpguard.identity.caller import CODEX
 from mcpguard.identity.client_agents import HOOKS, SUBAGENT
+from mcpguard.light_typing import NamedTuple
 from mcpguard.policy.explain import series
 from mcpguard.policy.lint import label
 from mcpguard.policy.model import Policy

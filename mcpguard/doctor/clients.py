@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS
 from mcpguard.clients.discovery import Machine, readable_entries, sources
@@ -15,6 +14,7 @@ from mcpguard.clients.launcher import is_same
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.text.masking import masked_words
 
 _FILL_NOTHING: Final = ("claude-desktop", "codex", "zed", "goose")
