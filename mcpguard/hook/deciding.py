@@ -3,8 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard import run_options
 from mcpguard.config import Settings
@@ -13,16 +12,20 @@ from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.hook.shown import ClientHook, Given, ShownCall, copilot_parts
 from mcpguard.identity.account import account_name
 from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key, hook_session
+from mcpguard.light_typing import TYPE_CHECKING, Final, TypeVar
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import BUILT_IN, Call, Policy
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Ending
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.outage.log import OutageFolder
-from mcpguard.stores.outage.store import OutageStore
+from mcpguard.stores.outage.breaker import Connector
 from mcpguard.wire import meta
 from mcpguard.wire.frames import TOOLS_CALL, Frame
+
+if TYPE_CHECKING:
+    from mcpguard.stores.api import CallStore, Recoverable
+    from mcpguard.stores.outage.store import OutageStore
 
 UPKEEP_SHARE: Final = 4
 """Of 256 hooks, how many tend the store. Each is a process of its own, and does not know what is left to do."""
@@ -35,6 +38,52 @@ UNKNOWN_SESSION: Final = "unknown"
 
 _KEY: Final = "hook"
 """The key of the one note that the session gets: which agent calls."""
+
+_T = TypeVar("_T")
+
+
+class _Store:
+    """The store; from its first failure on, what decides without it. It is opened at once, in a thread of its own.
+
+    Args:
+        settings: The settings of this machine.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connector = Connector(settings.open_store)
+        self._used: CallStore | None = None
+
+    def use(self, use: "Callable[[CallStore], _T]") -> _T:
+        """Use the store."""
+        try:
+            if self._used is None:
+                self._connector.wait(self._settings.timeout_ms / 1000)
+                self._used = self._connector.store()
+            return use(self._used)
+        except Exception as error:
+            failure = error
+
+        def fail() -> "Recoverable":
+            raise failure
+
+        self._used = self._for_outages(fail)
+        return use(self._used)
+
+    def tend(self) -> None:
+        """Do upkeep, and take in what was logged in outages."""
+        store = self._for_outages(self._connector.store)
+        _ = store.args_key  # waits until the store is used
+        store.tend()
+
+    def _for_outages(self, reopen: "Callable[[], Recoverable]") -> "OutageStore":
+        from mcpguard.stores.outage.log import OutageFolder
+        from mcpguard.stores.outage.store import OutageStore  # takes 2 ms to load: only if it is needed
+
+        settings = self._settings
+        folder = OutageFolder.of(settings.address, settings.namespace, settings.database_path)
+        mode, timeout_ms = settings.on_unavailable, settings.timeout_ms
+        return OutageStore(reopen, mode=mode, notify=lambda _: None, folder=folder, timeout_ms=timeout_ms)
 
 
 class Decision:
@@ -62,7 +111,13 @@ class Decision:
         self._options = options
         self._settings = settings
         self._note: AgentNote | None = None  # to be left once the call is decided
-        policy = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe).begin()
+        file = PolicyFile(
+            settings.policy_path,
+            named=settings.policy_named,
+            observe=settings.observe,
+            tables_beside=settings.database_path,
+        )
+        policy = file.begin()
         if isinstance(policy, Policy):
             policy = policy.without_waiting(client.counts)
         self._is_guarded = call.words[1:2] == ("run",) and self._guards(call.words)
@@ -71,13 +126,7 @@ class Decision:
         self._client_session = hook_session(given)
         identity = configured_identity(settings, self._call.server, os.environ)
         identity = identity._replace(via="hook", session=self._client_session or UNKNOWN_SESSION)
-        self._store = OutageStore(
-            settings.open_store,
-            mode=settings.on_unavailable,
-            notify=lambda _: None,
-            folder=OutageFolder.of(settings.address, settings.namespace, settings.database_path),
-            timeout_ms=settings.timeout_ms,
-        )
+        self._store = _Store(settings)
         self._session = session = Session(
             identity,
             policy,
@@ -85,7 +134,7 @@ class Decision:
             namespace=settings.namespace,
             denials="error",
             arguments=settings.arguments,
-            args_key=lambda: self._store.args_key,
+            args_key=lambda: self._store.use(lambda store: store.args_key),
         )
         session.requests.client_name = client.title
         if settings.jwt:
@@ -138,7 +187,6 @@ class Decision:
         call, session, store = self._call, self._session, self._store
         if self._is_guarded:
             return None
-        _ = store.args_key  # waits until the store is open, or has failed
         params = {"name": call.tool, "arguments": call.arguments, "_meta": {meta.COPILOT_CALL_ID: _KEY}}
         frame = Frame(b"{}", TOOLS_CALL, json.dumps(call.call_id), params)
         if call.has_failed:
@@ -146,11 +194,11 @@ class Decision:
             return None
         asked = session.judge([frame], 0, {_KEY: call.agent} if call.agent else None)
         if session.unwritten:
-            store.append(session.rows(wall_us()))
+            store.use(lambda store: store.append(session.rows(wall_us())))
         verdict = None
-        while asked:
-            (verdict,) = verdicts = store.decide(asked, session.journal)
-            asked = session.decided(verdicts)
+        if asked:
+            (verdict,) = verdicts = store.use(lambda store: store.decide(asked, session.journal))
+            session.decided(verdicts)
         to_server, to_client = session.output()
         if not to_server:
             return str(json.loads(to_client)["error"]["message"])
@@ -172,6 +220,6 @@ class Decision:
 
     def _count_failure(self, request: DecisionRequest) -> None:
         """Count a call that has failed, unless a wrapper does it: one that gets the call takes the call's note."""
-        plan, store = request.plan.only(lambda limit: limit.counts == "errors"), self._store
-        if plan.limits and (self._key is None or store.take_notes(self._settings.namespace, [self._key])):
-            store.settle([Ending(0, plan, failed=True)])
+        plan, key, use = request.plan.only(lambda limit: limit.counts == "errors"), self._key, self._store.use
+        if plan.limits and (key is None or use(lambda store: store.take_notes(self._settings.namespace, [key]))):
+            use(lambda store: store.settle([Ending(0, plan, failed=True)]))

@@ -7,9 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from mcpguard.config import Settings

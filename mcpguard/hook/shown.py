@@ -10,9 +10,9 @@ the answers; for Cursor its documentation, cursor.com/docs/hooks.
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, NamedTuple
 
 from mcpguard.identity.client_agents import HOOKS, noted_agent, storable
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.model import BUILT_IN, server_named
 

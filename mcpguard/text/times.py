@@ -1,15 +1,15 @@
 """Times and spans of time, as policies and options write them and as people read them."""
 
 import re
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.text.printing import amount
 
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 """The units of a span of time and their seconds, the shortest first."""
 
 _NAMES: Final = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
-_SPAN: Final = re.compile(r"([0-9]{1,30})([smhdw])")
+_SPAN: Final = r"([0-9]{1,30})([smhdw])"  # compiled only if it is needed
 
 
 def seconds_of(text: object) -> int | None:
@@ -18,7 +18,7 @@ def seconds_of(text: object) -> int | None:
     >>> seconds_of("90m"), seconds_of("0s"), seconds_of("1 h"), seconds_of(5)
     (5400, 0, None, None)
     """
-    match = _SPAN.fullmatch(text) if isinstance(text, str) else None
+    match = re.fullmatch(_SPAN, text) if isinstance(text, str) else None
     return int(match[1]) * UNITS_S[match[2]] if match else None
 
 

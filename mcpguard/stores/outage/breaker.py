@@ -22,9 +22,9 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from typing import Final, Literal
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
+from mcpguard.light_typing import Final, Literal
 from mcpguard.stores.api import Clock, Recoverable
 
 PROBE_US: Final = (1_000_000, 5_000_000)

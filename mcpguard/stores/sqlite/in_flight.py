@@ -10,9 +10,9 @@ free.
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
 
 from mcpguard.files import StrPath
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.sliding import State
 from mcpguard.locks import LifeSign, delete_if_dead, shows_life
 from mcpguard.stores.sqlite import log_lines

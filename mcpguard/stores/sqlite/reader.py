@@ -4,15 +4,15 @@ It works on a read-only file system. A process may be killed while it writes to 
 next connection that may write to the file opens it, even a reader's.
 """
 
+import _sqlite3 as sqlite3
 import collections
 import contextlib
 import functools
 import os
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.files import StrPath, is_there
+from mcpguard.light_typing import Final, NamedTuple, TypeVar
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
