@@ -46,6 +46,15 @@ class Machine(NamedTuple):
         except RuntimeError as error:
             raise ConfigError("this account has no home folder", "set HOME to the folder that your clients use") from error
 
+    @property
+    def project(self) -> Path | None:
+        """The working folder, unless it is the home folder or no longer exists."""
+        try:
+            folder = Path.cwd()
+        except OSError:
+            return None
+        return None if is_same(folder, self.home) else folder
+
     def base(self, name: str) -> Path | None:
         """The folder that a base in a pattern stands for; None if this system has none.
 

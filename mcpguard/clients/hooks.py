@@ -153,8 +153,8 @@ def plan_hooks(
 def _decides_elsewhere(machine: Machine, client: Client, project: Path | None, file: Path) -> Path | None:
     """The account's file with a deciding hook, if a project's is changed, or that of the project in the working folder."""
     assert client.hook  # noqa: S101 - see the caller
-    with contextlib.suppress(OSError, Fault):  # there is no working folder, or the client cannot read the file either
-        place = None if project else Path.cwd()
+    with contextlib.suppress(Fault):  # the client cannot read the file either
+        place = None if project else machine.project
         other = hook_file(machine, client.hook, place)
         return other if deciding(machine, client, place) and not is_same(other, file) else None
     return None

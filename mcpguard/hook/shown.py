@@ -49,7 +49,8 @@ class ClientHook(NamedTuple):
         title: The client's name in agents.
         shown: The call in an input; None if there is none, or if another client or another hook of this one decides it.
         denial: The answer that stops a call, from the reason for the model.
-        counts: What rules may count: errors only if the client tells of calls that fail, calls in flight never.
+        counts: What rules may count: errors only if the client tells of calls that fail. Never calls in flight: no client tells
+            of each end, such as that of a call that its user refuses after the hook has let it pass.
     """
 
     title: str
