@@ -30,7 +30,6 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.decider import Decider
@@ -169,6 +168,8 @@ class SqliteStore:
             self._forced_bytes = appended_bytes
 
     def _is_busy(self) -> bool:
+        from mcpguard.stores.pauses import QUIET_S  # upkeep asks, which has loaded it
+
         return time.monotonic() - self._decided_s < QUIET_S
 
     def _prepare_owner(self) -> str:
