@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard import run_options
@@ -19,13 +20,11 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Ending
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.outage.breaker import Connector
 from mcpguard.wire import meta
 from mcpguard.wire.frames import TOOLS_CALL, Frame
 
 if TYPE_CHECKING:
-    from mcpguard.stores.api import CallStore, Recoverable
-    from mcpguard.stores.outage.store import OutageStore
+    from mcpguard.stores.api import CallStore, Store
 
 UPKEEP_SHARE: Final = 4
 """Of 256 hooks, how many tend the store. Each is a process of its own, and does not know what is left to do."""
@@ -51,39 +50,53 @@ class _Store:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connector = Connector(settings.open_store)
         self._used: CallStore | None = None
+        self._opened: Store | None = None
+        self._failure: Exception = StoreUnavailable("it does not open in time")
+        self._opening = allocate_lock()  # held until it is open, or has failed
+        self._opening.acquire()
+        with contextlib.suppress(RuntimeError):  # the system has no thread left
+            start_new_thread(self._open, ())
+
+    def _open(self) -> None:
+        try:
+            self._opened = self._settings.open_store()
+        except Exception as error:
+            self._failure = error
+        self._opening.release()
+
+    def _store(self) -> "Store":
+        """The store, once it is open. Raises why it cannot be used."""
+        if self._opened is None:
+            raise self._failure
+        return self._opened
 
     def use(self, use: "Callable[[CallStore], _T]") -> _T:
         """Use the store."""
         try:
             if self._used is None:
-                self._connector.wait(self._settings.timeout_ms / 1000)
-                self._used = self._connector.store()
+                self._opening.acquire(timeout=self._settings.timeout_ms / 1000)
+                self._used = self._store()
             return use(self._used)
         except Exception as error:
-            failure = error
-
-        def fail() -> "Recoverable":
-            raise failure
-
-        self._used = self._for_outages(fail)
+            self._opened, self._failure = None, error
+        self._used = self._for_outages()
         return use(self._used)
 
     def tend(self) -> None:
         """Do upkeep, and take in what was logged in outages."""
-        store = self._for_outages(self._connector.store)
+        store = self._for_outages()
         _ = store.args_key  # waits until the store is used
         store.tend()
 
-    def _for_outages(self, reopen: "Callable[[], Recoverable]") -> "OutageStore":
+    def _for_outages(self) -> "CallStore":
         from mcpguard.stores.outage.log import OutageFolder
         from mcpguard.stores.outage.store import OutageStore  # takes 2 ms to load: only if it is needed
 
         settings = self._settings
         folder = OutageFolder.of(settings.address, settings.namespace, settings.database_path)
         mode, timeout_ms = settings.on_unavailable, settings.timeout_ms
-        return OutageStore(reopen, mode=mode, notify=lambda _: None, folder=folder, timeout_ms=timeout_ms)
+        return OutageStore(self._store, mode=mode, notify=lambda _: None, folder=folder, timeout_ms=timeout_ms)
 
 
 class Decision:

@@ -4,8 +4,8 @@ import contextlib
 import json
 import os
 import sys
-import threading
 import time
+from _thread import allocate_lock, start_new_thread  # `threading` takes a millisecond to load
 from collections.abc import Mapping
 
 from mcpguard.errors import ExitStatus, McpguardError
@@ -36,9 +36,8 @@ def run(*, name: str, enforce: bool, **options: Any) -> NoReturn:
         options: The options of `config.load`; and `observe`: decide and log, but deny nothing.
     """
     answer = _Answer(name)
-    watchdog = threading.Timer(TIMEOUT_S, answer.give)
     with contextlib.suppress(BaseException):  # no error may stop a call that the hook does not decide
-        watchdog.start()
+        start_new_thread(answer.give_in_time, ())
         if enforce:
             _decide(answer, options)
         else:
@@ -66,7 +65,7 @@ class _Answer:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._giving = threading.Lock()
+        self._giving = allocate_lock()
         self.text = b""
 
     def deny(self, reason: str) -> None:
@@ -74,6 +73,11 @@ class _Answer:
         from mcpguard.hook.shown import CLIENTS
 
         self.text = json.dumps(CLIENTS[self.name].denial(reason)).encode() + b"\n"
+
+    def give_in_time(self) -> NoReturn:
+        """Print the answer when the time is up."""
+        time.sleep(TIMEOUT_S)
+        self.give()
 
     def give(self) -> NoReturn:
         """Print the answer, and end the process at once: the end of the interpreter would wait for threads."""

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable
 
 from mcpguard.errors import PolicyError
@@ -125,8 +124,8 @@ class PolicyFile:
         return tables
 
 
-class _Parsing(threading.Thread):
-    """A thread that parses a content.
+class _Parsing:
+    """Parses a content in a thread.
 
     Attributes:
         content: The content.
@@ -134,13 +133,17 @@ class _Parsing(threading.Thread):
     """
 
     def __init__(self, content: bytes | str | None, parsed: Callable[[bytes | str | None], Policy | PolicyError]) -> None:
-        super().__init__(name="mcpguard-policy", daemon=True)
         self.content = content
         self.found: Policy | PolicyError | None = None
         self._parsed = parsed
 
-    def run(self) -> None:
-        """Parse it."""
+    def start(self) -> None:
+        """Start the thread."""
+        import threading  # takes a millisecond to load, and a hook follows no changes
+
+        threading.Thread(target=self._run, name="mcpguard-policy", daemon=True).start()
+
+    def _run(self) -> None:
         try:
             self.found = self._parsed(self.content)
         except Exception as error:  # else `found` would stay None for ever

@@ -8,7 +8,7 @@ free.
 """
 
 import os
-import threading
+from _thread import allocate_lock
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from mcpguard.files import StrPath
@@ -122,7 +122,7 @@ class _Own:
 
 
 _own: Final[dict[str, _Own]] = {}
-_lock: Final = threading.Lock()
+_lock: Final = allocate_lock()
 """What this process is an owner of. A store that fails is closed and opened again while calls are in flight: they keep their
 places, because the owner stays."""
 

@@ -14,8 +14,8 @@ import _sqlite3 as sqlite3
 import contextlib
 import functools
 import os
-import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
@@ -94,7 +94,7 @@ class SqliteStore:
         self._opened_us = self._clock()
         self._decided_s = 0.0
         self._forced_bytes = 0
-        self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
+        self._tending = allocate_lock()  # the store's lock does not exclude other threads of this process
         self.args_key = self._log.key
         self.warnings = self._warnings = self._files.warnings
         try:
