@@ -10,7 +10,7 @@ from mcpguard import run_options
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import PolicyError, StoreUnavailable
-from mcpguard.hook.shown import ClientHook, Given, ShownCall, copilot_parts
+from mcpguard.hook.shown import CLIENTS, Given, ShownCall, copilot_parts
 from mcpguard.identity.account import account_name
 from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key, hook_session
 from mcpguard.light_typing import TYPE_CHECKING, Final, TypeVar
@@ -104,33 +104,20 @@ class Decision:
 
     Args:
         name: The name of the hook.
-        client: The client.
         given: What the hook received.
         call: The call in it.
         settings: The settings of this machine.
         options: The options of the hook.
     """
 
-    def __init__(
-        self,
-        name: str,
-        client: ClientHook,
-        given: Given,
-        call: ShownCall,
-        settings: Settings,
-        options: Mapping[str, object],
-    ) -> None:
+    def __init__(self, name: str, given: Given, call: ShownCall, settings: Settings, options: Mapping[str, object]) -> None:
+        client = CLIENTS[name]
         self._given = given
         self._options = options
         self._settings = settings
         self._note: AgentNote | None = None  # to be left once the call is decided
-        file = PolicyFile(
-            settings.policy_path,
-            named=settings.policy_named,
-            observe=settings.observe,
-            tables_beside=settings.database_path,
-        )
-        policy = file.begin()
+        named, observe = settings.policy_named, settings.observe
+        policy = PolicyFile(settings.policy_path, named=named, observe=observe, tables_beside=settings.database_path).begin()
         if isinstance(policy, Policy):
             policy = policy.without_waiting(client.counts)
         self._is_guarded = call.words[1:2] == ("run",) and self._guards(call.words)
