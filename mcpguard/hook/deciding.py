@@ -35,6 +35,9 @@ KEYS_MS: Final = 600
 UNKNOWN_SESSION: Final = "unknown"
 """The session of all calls whose client tells none: this process's own would be a new one for each call."""
 
+STEP_MS: Final = 5
+"""How long each step of a wait is. On a busy machine it takes several times as long, and so does opening a store."""
+
 _KEY: Final = "hook"
 """The key of the one note that the session gets: which agent calls."""
 
@@ -75,7 +78,7 @@ class _Store:
         """Use the store."""
         try:
             if self._used is None:
-                self._opening.acquire(timeout=self._settings.timeout_ms / 1000)
+                any(self._opening.acquire(timeout=STEP_MS / 1000) for _ in range(-(-self._settings.timeout_ms // STEP_MS)))
                 self._used = self._store()
             return use(self._used)
         except Exception as error:

@@ -500,12 +500,11 @@ def test_calls_count_in_the_session_that_the_client_tells_the_hook_and_without_o
 ) -> None:
     policy(tmp_path, '[[rule]]\nper = ["session"]\nlimit = "1/1h"\n')
     settings = config.load({"MCPGUARD_HOME": str(tmp_path)})
-    hook_of = CLIENTS[client]
     found = []
     for given in (first, same, another):
-        call = hook_of.shown(given)
+        call = CLIENTS[client].shown(given)
         assert call is not None
-        found.append(Decision(client, hook_of, given, call, settings, {}).result())
+        found.append(Decision(client, given, call, settings, {}).result())
     assert [told and "exceeded for this session: 1 call per 1h." in told for told in found] == [None, True, None]
 
 
