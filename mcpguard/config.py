@@ -4,11 +4,11 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.errors import ConfigError, StoreUnavailable, closest_word, did_you_mean
 from mcpguard.files import absolute, read_at_once
 from mcpguard.identity.account import folders
+from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.run_options import DENIALS
 from mcpguard.text.redaction import holds_token
 from mcpguard.text.times import SPAN, seconds_of
@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a sto
 
     from mcpguard.identity.jwt_settings import JwtSettings
     from mcpguard.stores.api import Address, Options, Readable, Store
-else:
-    JwtSettings = object  # a `NamedTuple` compiles annotations in quotes, and the first such compilation takes 2 ms
 
 PATIENCE_MS: Final = 5000
 """The shortest time that a command waits for the store. No call waits for a command."""
@@ -67,7 +65,7 @@ class Settings(NamedTuple):
     durability: str = "normal"
     user: str | None = None
     agent: str | None = None
-    jwt: JwtSettings | None = None
+    jwt: "JwtSettings | None" = None
     trust_client_info: bool = True
     trust_meta: bool = False
     denials: str = "auto"

@@ -1,7 +1,6 @@
 """The caller according to the settings of this machine."""
 
 from collections.abc import Mapping
-from typing import Final
 
 from mcpguard.config import Settings
 from mcpguard.errors import ConfigError
@@ -9,6 +8,7 @@ from mcpguard.identity.account import account_name
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity, parse_agent
 from mcpguard.identity.client_agents import claude_session, claude_tier, told_session
+from mcpguard.light_typing import Final
 
 SOURCES: Final = {
     "os": "the OS account",

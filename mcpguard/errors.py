@@ -5,7 +5,8 @@ Every such error is a `McpguardError`: one line, and usually a hint. Any other e
 
 from collections.abc import Collection, Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+
+from mcpguard.light_typing import Final, NamedTuple
 
 
 class ExitStatus(IntEnum):

@@ -6,9 +6,9 @@ import os
 import stat
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
 
 from mcpguard.errors import ConfigError, McpguardError
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.text.redaction import holds_token
 
 if TYPE_CHECKING:

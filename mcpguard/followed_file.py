@@ -4,9 +4,9 @@ import os
 import sys
 import time
 from stat import S_ISDIR, S_ISREG
-from typing import Final
 
 from mcpguard.files import StrPath, read_at_once
+from mcpguard.light_typing import Final
 
 SETTLING_NS: Final = 50_000_000
 """A file that changed less than this ago may change again unnoticed: two changes can have the same time stamp."""

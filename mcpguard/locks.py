@@ -4,9 +4,9 @@ import contextlib
 import os
 import sys
 import time
-from typing import Final
 
 from mcpguard.files import StrPath, close, open_private
+from mcpguard.light_typing import Final
 
 if sys.platform == "win32":
     import ctypes

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 
 class Option(NamedTuple):

@@ -9,10 +9,10 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from mcpguard import run_options
 from mcpguard.errors import ExitStatus, McpguardError, UsageError
+from mcpguard.light_typing import NoReturn
 
 
 def main() -> None:

@@ -10,12 +10,12 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from typing import Final, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem, PowerShellComplete, ShellComplete
 
 from mcpguard.cli.base import Command
+from mcpguard.light_typing import Final, NamedTuple
 
 PROGRAM: Final = "mcpguard"
 VARIABLE: Final = "_MCPGUARD_COMPLETE"

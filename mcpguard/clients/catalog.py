@@ -5,10 +5,10 @@ not exist on this system is skipped.
 """
 
 import json
-from typing import Final, NamedTuple
 
 from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
+from mcpguard.light_typing import Final, NamedTuple
 
 PROJECT: Final = "project"
 LOCAL: Final = "local"

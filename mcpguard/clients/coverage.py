@@ -26,6 +26,7 @@ GUARDED, BY_HOOK, UNGUARDED, UNCHECKED = "guarded", "by hook", "unguarded", "not
 COUNTED: Final = (GUARDED, BY_HOOK, UNCHECKED, UNGUARDED)
 """What a server can be that its client uses, the best first. Another server is not counted, and its kind is told."""
 
+_INSTALL: Final = "install"
 _BY_HAND: Final = "add its command to the client's own file, switch it off here, then run mcpguard install {}"
 
 
@@ -39,7 +40,7 @@ class Coverage:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.guards = Guards(machine.environ)
-        self._is_asked = functools.cache(self._asks)
+        self._lacks = functools.cache(self._lacks_of)
         self._is_used = functools.cache(functools.partial(is_used, machine))
         self._states: dict[tuple[str, tuple[str, ...], str], list[tuple[bool, str]]] = {}  # clients share files
 
@@ -71,8 +72,7 @@ class Coverage:
         guard = self.guard(source, entry)
         if guard is not None and guard.holds:
             return GUARDED
-        place = Path(source.project) if source.project else None if source.plugin else source.folder
-        if self._is_asked(source.client, None, place) or (place and self._is_asked(source.client, place, place)):
+        if not all(self._lacking(source)):
             return BY_HOOK
         is_unseen = guard.state == "unseen" if guard is not None else starts_mcpguard(entry)
         return UNCHECKED if is_unseen else UNGUARDED
@@ -85,8 +85,8 @@ class Coverage:
         command = f"mcpguard install {client.key}{option(None if source.plugin else source.folder)}"
         if entry.kind != "remote" and (not source.plugin or (client.key == "codex" and entry.kind == "stdio")):
             return command
-        if client.hook:
-            return f"{command} --enforce"
+        if client.hook:  # one that is there and idle is not to be installed again
+            return next((one for one in self._lacking(source) if one != _INSTALL), f"{command} --enforce")
         return _BY_HAND.format(client.key) if source.plugin or source.dialect is Dialect.YAML else f"{command} --bridge"
 
     def states(self) -> list[str]:
@@ -96,14 +96,21 @@ class Coverage:
         ]
         return [max(states, key=lambda state: COUNTED.index(state) if state in COUNTED else -1) for states in every]
 
-    def _asks(self, client: Client, project: Path | None, place: Path | None) -> bool:
-        """Whether a client asks mcpguard before each call of a server: see `why_skipped`."""
+    def _lacking(self, source: Source) -> list[str]:
+        """See `_lacks_of`, for the account and for the project of a file."""
+        place = Path(source.project) if source.project else None if source.plugin else source.folder
+        return [self._lacks(source.client, project, place) for project in dict.fromkeys((None, place))]
+
+    def _lacks_of(self, client: Client, project: Path | None, place: Path | None) -> str:
+        """What makes a client ask mcpguard before each call of a server: see `why_skipped`; empty if it asks."""
         try:
             asks = deciding(self._machine, client, project)
         except Fault:
-            return False
-        is_known = any(guard_of(one.command, self.guards, project).state == "known" for one in asks)
-        return is_known and not why_skipped(self._machine, client, project, place)
+            return _INSTALL
+        if not any(guard_of(one.command, self.guards, project).state == "known" for one in asks):
+            return _INSTALL
+        skipped = why_skipped(self._machine, client, project, place)
+        return f"{skipped[1]} (its hook is there, but {skipped[0]})" if skipped else ""
 
 
 def why_skipped(machine: Machine, client: Client, project: Path | None, place: Path | None) -> tuple[str, str] | None:

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
 from mcpguard.clients.entries import Entry, Layout, entries
@@ -15,6 +14,7 @@ from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Unreadable, plain
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.files import read_at_once
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.text.redaction import redacted
 
 MAX_BYTES: Final = 64 * 1024 * 1024
@@ -45,6 +45,15 @@ class Machine(NamedTuple):
             return cls(Path.home(), os.environ)
         except RuntimeError as error:
             raise ConfigError("this account has no home folder", "set HOME to the folder that your clients use") from error
+
+    @property
+    def project(self) -> Path | None:
+        """The working folder, unless it is the home folder or no longer exists."""
+        try:
+            folder = Path.cwd()
+        except OSError:
+            return None
+        return None if is_same(folder, self.home) else folder
 
     def base(self, name: str) -> Path | None:
         """The folder that a base in a pattern stands for; None if this system has none.

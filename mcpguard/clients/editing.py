@@ -5,12 +5,12 @@ All edits of a file are made at once, and then checked at once.
 
 import contextlib
 from collections.abc import Collection, Mapping
-from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.entries import Layout, Start, servers_of, start_of
 from mcpguard.documents.document import Dialect, Document, Splice, quoted, read, spliced
 from mcpguard.documents.edits import emptied_block, member_after, prepended, without, without_member
 from mcpguard.documents.model import Array, Object, Unreadable, plain
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 
 class Edit(NamedTuple):

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
 
 from mcpguard import run_options
 from mcpguard.documents.document import Dialect, Document, is_blank, read
 from mcpguard.documents.model import Array, Child, Node, Object, Opaque, Scalar, plain
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 URLS: Final = ("url", "serverUrl", "httpUrl", "uri")
 """The members that have the address of a remote server."""

@@ -8,12 +8,12 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
 
 from mcpguard import __version__
 from mcpguard.clients.discovery import Source
 from mcpguard.clients.launcher import PROGRAM, find, is_relative, is_same, may_vary, own_program
 from mcpguard.files import changeable
+from mcpguard.light_typing import Final, Literal, NamedTuple
 
 _DISTRIBUTION: Final = "mcpguard-cli"
 _PACKAGES: Final = ("lib/python*/*-packages", "Lib/site-packages", "site-packages")

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
 from mcpguard.clients.catalog import COMMAND, SHELL, Client, Event, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
@@ -20,6 +19,7 @@ from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_b
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.edits import appended, removed
 from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 DECIDES: Final = "--enforce"
 """The option that makes a hook decide."""
@@ -153,8 +153,8 @@ def plan_hooks(
 def _decides_elsewhere(machine: Machine, client: Client, project: Path | None, file: Path) -> Path | None:
     """The account's file with a deciding hook, if a project's is changed, or that of the project in the working folder."""
     assert client.hook  # noqa: S101 - see the caller
-    with contextlib.suppress(OSError, Fault):  # there is no working folder, or the client cannot read the file either
-        place = None if project else Path.cwd()
+    with contextlib.suppress(Fault):  # the client cannot read the file either
+        place = None if project else machine.project
         other = hook_file(machine, client.hook, place)
         return other if deciding(machine, client, place) and not is_same(other, file) else None
     return None

@@ -13,11 +13,11 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
 
 from mcpguard.config import SWITCHES, switch
 from mcpguard.errors import McpguardError, UsageError
 from mcpguard.files import StrPath, named_path
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.stores.address import has_password
 from mcpguard.text.redaction import holds_token
 

@@ -1,8 +1,6 @@
 """Finds rules for subagents that match nothing because a client on this machine has no hook of mcpguard."""
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
 
 from mcpguard.clients.catalog import Client, Hook
 from mcpguard.clients.discovery import Fault, Machine, hook_file, sources
@@ -18,46 +16,25 @@ from mcpguard.policy.parse import untouched
 from mcpguard.text.patterns import glob
 
 
-class MissingHook(NamedTuple):
-    """A rule that selects subagents of clients without a hook.
+def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> dict[int, str]:
+    """A warning for each rule that matches no subagent of some client on this machine, by the rule's index.
 
-    Attributes:
-        at: The rule's index.
-        warning: What is wrong.
-        command: The command that adds the hooks.
-    """
-
-    at: int
-    warning: str
-    command: str
-
-    def __str__(self) -> str:
-        return f"{self.warning}; run {self.command}"
-
-
-def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> list[MissingHook]:
-    """The rules that match no subagent of some client on this machine. The starter policy's own rules are left out.
+    It ends with "; run " and the command that adds the hooks. The starter policy's own rules are left out.
 
     Args:
         policy: A policy.
         found: The clients to look at; None for all that have a file.
     """
-    starter = untouched(policy)
-    selecting = [
-        (at, rule.agent)
-        for at, rule in enumerate(policy.rules)
-        if rule.agent and _selects_subagents(rule.agent) and at not in starter
-    ]
-    clients = _without_hook(found) if selecting else []
-    missing = []
-    for at, agent in selecting:
-        lacking = [client for client in clients if _needs_hook(agent, HOOKS[client.key].client)]
+    agents = {at: rule.agent for at, rule in enumerate(policy.rules) if rule.agent and _selects_subagents(rule.agent)}
+    selecting = agents.keys() - untouched(policy)
+    clients, missing = _without_hook(found) if selecting else [], {}
+    for at in sorted(selecting):
+        lacking = [client for client in clients if _needs_hook(agents[at], HOOKS[client.key].client)]
         if lacking:
-            titles = series([client.title for client in lacking])
+            titles, keys = series([client.title for client in lacking]), " ".join([client.key for client in lacking])
             which = "its hook is" if len(lacking) == 1 else "their hooks are"
-            keys = " ".join(client.key for client in lacking)
-            warning = f"{label(policy, at)} matches no subagent of {titles}, because {which} not installed"
-            missing.append(MissingHook(at, warning, f"mcpguard install {keys} --hook"))
+            told = f"{label(policy, at)} matches no subagent of {titles}, because {which} not installed"
+            missing[at] = f"{told}; run mcpguard install {keys} --hook"
     return missing
 
 
@@ -84,10 +61,6 @@ def _without_hook(found: Iterable[Client] | None) -> list[Client]:
 def _has_hook(machine: Machine, hook: Hook) -> bool:
     """Whether a hook is there. A file that cannot be read counts as one that has it: `doctor` reports it."""
     try:
-        projects = [None, Path.cwd()]
-    except OSError:
-        projects = [None]
-    try:
-        return any(commands_in(hook_file(machine, hook, project), hook) for project in projects)
+        return any(commands_in(hook_file(machine, hook, project), hook) for project in (None, machine.project))
     except Fault:
         return True

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Set
 from pathlib import Path
-from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import CLIENTS, Client
 from mcpguard.clients.discovery import Fault, Machine, Source, may_exist, read, sources, unreadable
@@ -22,6 +21,7 @@ from mcpguard.documents.document import Dialect
 from mcpguard.documents.model import Unreadable
 from mcpguard.errors import McpguardError
 from mcpguard.files import private_folder, read_at_once
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.system_programs import output_of
 from mcpguard.whole_files import reported, write
 

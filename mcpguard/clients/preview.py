@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from difflib import SequenceMatcher
 from typing import Final
 
 from mcpguard.clients.entries import ENV
@@ -17,14 +18,8 @@ _LONG: Final = 200
 _BESIDE: Final = 60
 """How many characters are shown beside the part of a long line that changes."""
 
-_WINDOW: Final = 32
-"""How many lines may be inserted or removed in one place before the rest of a file is compared line by line."""
-
 _SHOWN: Final = ("args", "bash", "cmd", "command", "cwd", "matcher", "name", "powershell", "type")
 """The members whose texts are shown. Any other text may be a secret."""
-
-Hunk = tuple[int, int, int, int]
-"""The old lines that go, from the first up to another one, and the new lines in their place."""
 
 
 def diff(change: Change) -> Iterator[str]:
@@ -36,7 +31,9 @@ def diff(change: Change) -> Iterator[str]:
     before, after = (str(change.file) if data is not None else "/dev/null" for data in (change.old, change.new))
     yield f"--- {before}"
     yield f"+++ {after}"
-    for hunk in _hunks(old, new):
+    for kind, *hunk in SequenceMatcher(None, old, new).get_opcodes():
+        if kind == "equal":
+            continue
         gone = [masked_output(line, ()) for line in old[hunk[0] : hunk[1]]]
         come = [masked_output(line, ()) for line in new[hunk[2] : hunk[3]]]
         yield f"@@ -{_range(*hunk[:2])} +{_range(*hunk[2:])} @@"
@@ -86,31 +83,6 @@ def _masks(text: str, node: Node, key: str = "", *, is_env: bool = False) -> Ite
                 yield from _masks(text, item)
             elif shown != word:
                 yield Splice(item.start, item.end, quoted(shown))
-
-
-def _hunks(old: Sequence[str], new: Sequence[str]) -> Iterator[Hunk]:
-    """The parts of two sequences that differ. Each is found in at most a window of the sequences."""
-    start, at = (0, 0), (0, 0)
-    while at[0] < len(old) or at[1] < len(new):
-        ahead = _next_equal(old, new, *at)
-        at = at[0] + ahead[0], at[1] + ahead[1]
-        is_equal = at[0] < len(old) and at[1] < len(new) and old[at[0]] == new[at[1]]
-        if (is_equal or at == (len(old), len(new))) and at != start:
-            yield start[0], at[0], start[1], at[1]
-        if is_equal:
-            at = at[0] + 1, at[1] + 1
-            start = at
-
-
-def _next_equal(old: Sequence[str], new: Sequence[str], first: int, second: int) -> tuple[int, int]:
-    """How many items to go on in both sequences, to equal ones or to both ends; one each if none is near."""
-    rest = len(old) - first, len(new) - second
-    for total in range(_WINDOW):
-        for ahead in range(max(0, total - rest[1]), min(total, rest[0]) + 1):
-            one, other = first + ahead, second + total - ahead
-            if old[one : one + 1] == new[other : other + 1]:
-                return ahead, total - ahead
-    return (1, 1) if all(rest) else rest
 
 
 def _range(start: int, end: int) -> str:

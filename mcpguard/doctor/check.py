@@ -1,8 +1,7 @@
 """The result of a check, and the quantities in it as people read them."""
 
-from typing import NamedTuple
-
 from mcpguard.errors import McpguardError
+from mcpguard.light_typing import NamedTuple
 from mcpguard.text.masking import masked
 
 

@@ -113,10 +113,10 @@ def _policy(settings: Settings) -> Iterator[Check]:
     for warning in [*warnings(policy, tiers=used_tiers(settings)), *still_capped(policy).warnings]:
         yield advice("policy", warning, "change or remove the rule: mcpguard policy edit")
     missing = missing_hooks(policy)
-    for one in missing:
-        yield advice("policy", one.warning, one.command)
-    explained = {one.at for one in missing}
-    for warning in [] if policy.is_starter else never_matched(policy, settings, explained=explained):
+    for warning in missing.values():
+        what, _, command = warning.partition("; run ")
+        yield advice("policy", what, command)
+    for warning in [] if policy.is_starter else never_matched(policy, settings, explained=missing):
         yield advice("policy", warning, "compare each name with mcpguard audit tail")
     unlimited = policy.tier_warning(configured_tier(settings))
     if unlimited:

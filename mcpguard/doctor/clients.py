@@ -4,17 +4,15 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Final, NamedTuple
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS
 from mcpguard.clients.discovery import Machine, readable_entries, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
-from mcpguard.clients.launcher import is_same
 from mcpguard.doctor.check import Check
 from mcpguard.doctor.client_files import Files
 from mcpguard.errors import ConfigError, UsageError
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.text.masking import masked_words
 
 _FILL_NOTHING: Final = ("claude-desktop", "codex", "zed", "goose")
@@ -53,19 +51,9 @@ def checks(*, allow_unguarded: bool = False) -> Iterator[Check]:
         machine = Machine.this()
     except ConfigError:
         return  # without a home folder there are no clients
-    project = _project(machine)
     files = Files(machine)
-    yield from dict.fromkeys([*files.checks(), *(files.checks(project) if project else ())])
+    yield from dict.fromkeys([*files.checks(), *(files.checks(machine.project) if machine.project else ())])
     yield files.total(allow_unguarded=allow_unguarded)
-
-
-def _project(machine: Machine) -> Path | None:
-    """The working folder, unless it is the home folder or no longer exists."""
-    try:
-        folder = Path.cwd()
-    except OSError:
-        return None
-    return None if is_same(folder, machine.home) else folder
 
 
 def command_of(server: str, environ: Mapping[str, str], client: str | None = None, *, command: str = "doctor") -> Command:
@@ -82,9 +70,8 @@ def command_of(server: str, environ: Mapping[str, str], client: str | None = Non
             change the mcpguard that it starts.
     """
     machine = Machine.this()
-    project = _project(machine)
     clients = [BY_KEY[client]] if client else CLIENTS
-    here = sources(machine, clients, project) if project else []
+    here = sources(machine, clients, machine.project) if machine.project else []
     files = (*sources(machine, clients), *here)
     known = [(source, entry) for source in files for entry in readable_entries(source) if entry.words]
     found = [one for one in known if one[1].name == server]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TextIO
+from typing import TextIO
 
 import anyio
 from mcp import Client, Implementation, MCPError, StdioServerParameters, stdio_client
@@ -22,6 +22,7 @@ from mcpguard.errors import CommandError, McpguardError, PolicyError
 from mcpguard.files import no_temporary_folder
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.server_name import server_name
+from mcpguard.light_typing import Final, Literal, NamedTuple
 from mcpguard.policy.explain import rule_matches
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Call, Policy

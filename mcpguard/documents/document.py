@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable
 from enum import Enum
 from functools import lru_cache
-from typing import Final, NamedTuple
 
 from mcpguard.documents import jsonc, toml, yaml
 from mcpguard.documents.model import Node, Unreadable, line_and_column
+from mcpguard.light_typing import Final, NamedTuple
 
 
 class Dialect(Enum):

@@ -5,7 +5,8 @@ An edit replaces parts of the text and leaves the rest as it is, so nothing is e
 
 import re
 from collections.abc import Collection
-from typing import Any, NamedTuple
+
+from mcpguard.light_typing import Any, NamedTuple
 
 
 class Unreadable(Exception):

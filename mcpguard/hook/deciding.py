@@ -3,26 +3,28 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Final
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard import run_options
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import PolicyError, StoreUnavailable
-from mcpguard.hook.shown import ClientHook, Given, ShownCall, copilot_parts
+from mcpguard.hook.shown import CLIENTS, Given, ShownCall, copilot_parts
 from mcpguard.identity.account import account_name
 from mcpguard.identity.client_agents import HOOKS, AgentNote, call_key, hook_session
+from mcpguard.light_typing import TYPE_CHECKING, Final, TypeVar
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import BUILT_IN, Call, Policy
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
 from mcpguard.session.verdict import DecisionRequest, Ending
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.outage.log import OutageFolder
-from mcpguard.stores.outage.store import OutageStore
 from mcpguard.wire import meta
 from mcpguard.wire.frames import TOOLS_CALL, Frame
+
+if TYPE_CHECKING:
+    from mcpguard.stores.api import CallStore, Store
 
 UPKEEP_SHARE: Final = 4
 """Of 256 hooks, how many tend the store. Each is a process of its own, and does not know what is left to do."""
@@ -33,8 +35,71 @@ KEYS_MS: Final = 600
 UNKNOWN_SESSION: Final = "unknown"
 """The session of all calls whose client tells none: this process's own would be a new one for each call."""
 
+STEP_MS: Final = 5
+"""How long each step of a wait is. On a busy machine it takes several times as long, and so does opening a store."""
+
 _KEY: Final = "hook"
 """The key of the one note that the session gets: which agent calls."""
+
+_T = TypeVar("_T")
+
+
+class _Store:
+    """The store; from its first failure on, what decides without it. It is opened at once, in a thread of its own.
+
+    Args:
+        settings: The settings of this machine.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._used: CallStore | None = None
+        self._opened: Store | None = None
+        self._failure: Exception = StoreUnavailable("it does not open in time")
+        self._opening = allocate_lock()  # held until it is open, or has failed
+        self._opening.acquire()
+        with contextlib.suppress(RuntimeError):  # the system has no thread left
+            start_new_thread(self._open, ())
+
+    def _open(self) -> None:
+        try:
+            self._opened = self._settings.open_store()
+        except Exception as error:
+            self._failure = error
+        self._opening.release()
+
+    def _store(self) -> "Store":
+        """The store, once it is open. Raises why it cannot be used."""
+        if self._opened is None:
+            raise self._failure
+        return self._opened
+
+    def use(self, use: "Callable[[CallStore], _T]") -> _T:
+        """Use the store."""
+        try:
+            if self._used is None:
+                any(self._opening.acquire(timeout=STEP_MS / 1000) for _ in range(-(-self._settings.timeout_ms // STEP_MS)))
+                self._used = self._store()
+            return use(self._used)
+        except Exception as error:
+            self._opened, self._failure = None, error
+        self._used = self._for_outages()
+        return use(self._used)
+
+    def tend(self) -> None:
+        """Do upkeep, and take in what was logged in outages."""
+        store = self._for_outages()
+        _ = store.args_key  # waits until the store is used
+        store.tend()
+
+    def _for_outages(self) -> "CallStore":
+        from mcpguard.stores.outage.log import OutageFolder
+        from mcpguard.stores.outage.store import OutageStore  # takes 2 ms to load: only if it is needed
+
+        settings = self._settings
+        folder = OutageFolder.of(settings.address, settings.namespace, settings.database_path)
+        mode, timeout_ms = settings.on_unavailable, settings.timeout_ms
+        return OutageStore(self._store, mode=mode, notify=lambda _: None, folder=folder, timeout_ms=timeout_ms)
 
 
 class Decision:
@@ -42,27 +107,20 @@ class Decision:
 
     Args:
         name: The name of the hook.
-        client: The client.
         given: What the hook received.
         call: The call in it.
         settings: The settings of this machine.
         options: The options of the hook.
     """
 
-    def __init__(
-        self,
-        name: str,
-        client: ClientHook,
-        given: Given,
-        call: ShownCall,
-        settings: Settings,
-        options: Mapping[str, object],
-    ) -> None:
+    def __init__(self, name: str, given: Given, call: ShownCall, settings: Settings, options: Mapping[str, object]) -> None:
+        client = CLIENTS[name]
         self._given = given
         self._options = options
         self._settings = settings
         self._note: AgentNote | None = None  # to be left once the call is decided
-        policy = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe).begin()
+        named, observe = settings.policy_named, settings.observe
+        policy = PolicyFile(settings.policy_path, named=named, observe=observe, tables_beside=settings.database_path).begin()
         if isinstance(policy, Policy):
             policy = policy.without_waiting(client.counts)
         self._is_guarded = call.words[1:2] == ("run",) and self._guards(call.words)
@@ -71,13 +129,7 @@ class Decision:
         self._client_session = hook_session(given)
         identity = configured_identity(settings, self._call.server, os.environ)
         identity = identity._replace(via="hook", session=self._client_session or UNKNOWN_SESSION)
-        self._store = OutageStore(
-            settings.open_store,
-            mode=settings.on_unavailable,
-            notify=lambda _: None,
-            folder=OutageFolder.of(settings.address, settings.namespace, settings.database_path),
-            timeout_ms=settings.timeout_ms,
-        )
+        self._store = _Store(settings)
         self._session = session = Session(
             identity,
             policy,
@@ -85,7 +137,7 @@ class Decision:
             namespace=settings.namespace,
             denials="error",
             arguments=settings.arguments,
-            args_key=lambda: self._store.args_key,
+            args_key=lambda: self._store.use(lambda store: store.args_key),
         )
         session.requests.client_name = client.title
         if settings.jwt:
@@ -138,7 +190,6 @@ class Decision:
         call, session, store = self._call, self._session, self._store
         if self._is_guarded:
             return None
-        _ = store.args_key  # waits until the store is open, or has failed
         params = {"name": call.tool, "arguments": call.arguments, "_meta": {meta.COPILOT_CALL_ID: _KEY}}
         frame = Frame(b"{}", TOOLS_CALL, json.dumps(call.call_id), params)
         if call.has_failed:
@@ -146,11 +197,11 @@ class Decision:
             return None
         asked = session.judge([frame], 0, {_KEY: call.agent} if call.agent else None)
         if session.unwritten:
-            store.append(session.rows(wall_us()))
+            store.use(lambda store: store.append(session.rows(wall_us())))
         verdict = None
-        while asked:
-            (verdict,) = verdicts = store.decide(asked, session.journal)
-            asked = session.decided(verdicts)
+        if asked:
+            (verdict,) = verdicts = store.use(lambda store: store.decide(asked, session.journal))
+            session.decided(verdicts)
         to_server, to_client = session.output()
         if not to_server:
             return str(json.loads(to_client)["error"]["message"])
@@ -172,6 +223,6 @@ class Decision:
 
     def _count_failure(self, request: DecisionRequest) -> None:
         """Count a call that has failed, unless a wrapper does it: one that gets the call takes the call's note."""
-        plan, store = request.plan.only(lambda limit: limit.counts == "errors"), self._store
-        if plan.limits and (self._key is None or store.take_notes(self._settings.namespace, [self._key])):
-            store.settle([Ending(0, plan, failed=True)])
+        plan, key, use = request.plan.only(lambda limit: limit.counts == "errors"), self._key, self._store.use
+        if plan.limits and (key is None or use(lambda store: store.take_notes(self._settings.namespace, [key]))):
+            use(lambda store: store.settle([Ending(0, plan, failed=True)]))

@@ -4,12 +4,12 @@ import contextlib
 import json
 import os
 import sys
-import threading
 import time
+from _thread import allocate_lock, start_new_thread  # `threading` takes a millisecond to load
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mcpguard.errors import ExitStatus, McpguardError
+from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from mcpguard.config import Settings
@@ -36,9 +36,8 @@ def run(*, name: str, enforce: bool, **options: Any) -> NoReturn:
         options: The options of `config.load`; and `observe`: decide and log, but deny nothing.
     """
     answer = _Answer(name)
-    watchdog = threading.Timer(TIMEOUT_S, answer.give)
     with contextlib.suppress(BaseException):  # no error may stop a call that the hook does not decide
-        watchdog.start()
+        start_new_thread(answer.give_in_time, ())
         if enforce:
             _decide(answer, options)
         else:
@@ -66,7 +65,7 @@ class _Answer:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._giving = threading.Lock()
+        self._giving = allocate_lock()
         self.text = b""
 
     def deny(self, reason: str) -> None:
@@ -74,6 +73,11 @@ class _Answer:
         from mcpguard.hook.shown import CLIENTS
 
         self.text = json.dumps(CLIENTS[self.name].denial(reason)).encode() + b"\n"
+
+    def give_in_time(self) -> NoReturn:
+        """Print the answer when the time is up."""
+        time.sleep(TIMEOUT_S)
+        self.give()
 
     def give(self) -> NoReturn:
         """Print the answer, and end the process at once: the end of the interpreter would wait for threads."""
@@ -85,8 +89,8 @@ class _Answer:
         os._exit(ExitStatus.OK)
 
 
-def _input() -> object:
-    """The JSON value on stdin.
+def _input() -> dict[str, Any]:
+    """The JSON object on stdin; an empty one for another value.
 
     Raises:
         ValueError: It is not JSON, or too long.
@@ -95,14 +99,15 @@ def _input() -> object:
     data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
     if len(data) > MAX_INPUT_BYTES:
         raise ValueError(f"it has over {MAX_INPUT_BYTES >> 20} MiB")
-    return json.loads(data)
+    value = json.loads(data)
+    return value if isinstance(value, dict) else {}
 
 
 def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
     """Decide the call on stdin. What cannot be judged is denied, as by `mcpguard run`: a model writes a part of it."""
     from mcpguard.hook.shown import CLIENTS
 
-    client, settings, call, decision = CLIENTS[answer.name], None, None, None
+    settings, call, decision = None, None, None
     try:
         settings = _settings(options)
         if settings.on_unavailable == "deny":
@@ -111,8 +116,8 @@ def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
         answer.deny(_cannot(error))
     try:
         given = _input()
-        call = client.shown(given) if isinstance(given, dict) else None
-        if call is None or not isinstance(given, dict):
+        call = CLIENTS[answer.name].shown(given)
+        if call is None:
             answer.text = b""
             if answer.name == "copilot":  # its second hook, before a call of a server, tells the call's id
                 with contextlib.suppress(Exception):
@@ -124,7 +129,7 @@ def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
         from mcpguard.hook.deciding import Decision
 
         settings = settings._replace(timeout_ms=min(settings.timeout_ms, MOST_TIMEOUT_MS))
-        decision = Decision(answer.name, client, given, call, settings, options)
+        decision = Decision(answer.name, given, call, settings, options)
         reason = decision.result()
     except McpguardError as error:
         reason = _cannot(error)
@@ -149,7 +154,7 @@ def _settings(options: Mapping[str, Any]) -> "Settings":
     return settings._replace(observe=options["observe"] or settings.observe)
 
 
-def _note(name: str, hook_input: object, options: Mapping[str, Any]) -> bytes:
+def _note(name: str, hook_input: Mapping[str, Any], options: Mapping[str, Any]) -> bytes:
     """Leave the note, if there is one to leave. Returns what the hook prints.
 
     Raises:
@@ -158,7 +163,7 @@ def _note(name: str, hook_input: object, options: Mapping[str, Any]) -> bytes:
     from mcpguard.identity.client_agents import HOOKS, agent_note, meta_with_id
 
     note = agent_note(HOOKS[name], hook_input, os.environ)
-    if note is None or not isinstance(hook_input, dict):
+    if note is None:
         return b""
     settings = _settings(options)
     wall_us, timeout_s = time.time_ns() // 1000, settings.timeout_ms / 1000

@@ -10,9 +10,9 @@ the answers; for Cursor its documentation, cursor.com/docs/hooks.
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, NamedTuple
 
 from mcpguard.identity.client_agents import HOOKS, noted_agent, storable
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.model import BUILT_IN, server_named
 
@@ -49,7 +49,8 @@ class ClientHook(NamedTuple):
         title: The client's name in agents.
         shown: The call in an input; None if there is none, or if another client or another hook of this one decides it.
         denial: The answer that stops a call, from the reason for the model.
-        counts: What rules may count: errors only if the client tells of calls that fail, calls in flight never.
+        counts: What rules may count: errors only if the client tells of calls that fail. Never calls in flight: no client tells
+            of each end, such as that of a call that its user refuses after the hook has let it pass.
     """
 
     title: str

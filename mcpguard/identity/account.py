@@ -3,10 +3,10 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.errors import ConfigError
 from mcpguard.files import absolute
+from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path

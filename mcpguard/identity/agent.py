@@ -1,8 +1,8 @@
 """An agent: `client::tier::name`. No other module knows how the three parts are written as one text."""
 
 from collections.abc import Collection
-from typing import Final, NamedTuple
 
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.text.patterns import glob
 
 TIERS: Final = ("interactive", "subagent", "background", "api")

@@ -3,10 +3,9 @@
 A missing identity never skips a limit, because every part has a value. The audit log has the sources of the values.
 """
 
-from typing import Final, NamedTuple
-
 from mcpguard.errors import ConfigError
 from mcpguard.identity.agent import DEFAULT, Agent, escape_part
+from mcpguard.light_typing import Final, NamedTuple
 
 CLAUDE_CODE: Final = "Claude Code"
 CODEX: Final = "Codex"

@@ -4,11 +4,11 @@
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
 
 from mcpguard.errors import Unauthenticated
 from mcpguard.identity.agent import Agent, escape_part
 from mcpguard.identity.caller import Identity
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.text.times import rfc3339
 
 LEEWAY_S: Final = 30

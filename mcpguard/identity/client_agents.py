@@ -15,12 +15,11 @@ Sources: for Claude Code the hooks reference at code.claude.com/docs/en/hooks; f
 they gave their hooks and sent in calls, see `tests/recorded_hooks`.
 """
 
-import re
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple, TypeGuard
 
 from mcpguard.identity.agent import DEFAULT, Agent, escape_part
 from mcpguard.identity.caller import CLAUDE_CODE, CODEX
+from mcpguard.light_typing import Final, NamedTuple, TypeGuard
 from mcpguard.text.digest import blake2b, cut
 from mcpguard.wire import meta
 
@@ -81,7 +80,8 @@ of Copilot CLI; and of Cursor."""
 _SESSION: Final = "session="
 _UNDECIDED: Final = "undecided"
 
-_IS_ID = re.compile(r"[!#-\[\]-~]{1,256}")  # printable ASCII, and nothing that JSON escapes
+_NOT_IN_ID: Final = frozenset('" \\')
+_MOST_ID_CHARS: Final = 256
 
 
 class AgentNote(NamedTuple):
@@ -277,4 +277,7 @@ def valid_id(value: object) -> str:
 
 
 def _is_id(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and _IS_ID.fullmatch(value) is not None
+    """Whether a value is a text of printable ASCII, and has nothing that JSON escapes."""
+    if not isinstance(value, str) or not 0 < len(value) <= _MOST_ID_CHARS:
+        return False
+    return value.isascii() and value.isprintable() and _NOT_IN_ID.isdisjoint(value)

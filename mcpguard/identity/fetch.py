@@ -5,13 +5,13 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
 from mcpguard.identity.jwt_settings import is_loopback
+from mcpguard.light_typing import Final
 
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 """No compression: a few kilobytes could expand to gigabytes."""

@@ -4,12 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from mcpguard.errors import ConfigError
 from mcpguard.files import named_path
 from mcpguard.identity.claims import Expected
+from mcpguard.light_typing import Final
 from mcpguard.text.redaction import holds_token
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Final
 
 import jwt
 
 from mcpguard.files import private_folder, read_at_once
 from mcpguard.identity.claims import time_of
 from mcpguard.identity.jwt_settings import JwtSettings, shown_url
+from mcpguard.light_typing import Final
 from mcpguard.text.digest import blake2b
 from mcpguard.whole_files import replace
 

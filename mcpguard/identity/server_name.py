@@ -6,8 +6,8 @@ launcher that is not listed here may be the option's value. Then the server is n
 
 import re
 from collections.abc import Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.text.redaction import holds_token
 
 _NPX: Final = "exec run dlx x -- -y --yes -q --quiet -p= --package="

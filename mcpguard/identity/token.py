@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 
 import jwt
 
@@ -18,6 +17,7 @@ from mcpguard.identity.caller import Identity
 from mcpguard.identity.claims import Claims
 from mcpguard.identity.jwt_settings import JwtSettings
 from mcpguard.identity.keys import FETCH_S, REFRESH_S, Keys, keys_of
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
 """The longest token that is accepted. Tokens with hundreds of groups take about ten kilobytes."""

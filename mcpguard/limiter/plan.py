@@ -5,8 +5,8 @@ A counter is identified by its label, which says what it counts.
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, Self
 
+from mcpguard.light_typing import Any, Final, NamedTuple, Self
 from mcpguard.limiter.sliding import Counts, Limit, grain
 from mcpguard.text.digest import number
 

@@ -11,7 +11,8 @@ is charged by `fail`, after the call. A cap on calls in flight has no window: it
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple
+
+from mcpguard.light_typing import Final, Literal, NamedTuple
 
 State = tuple[int, ...]
 """A counter's log: `(open_first_us, time_us, cost, time_us, cost, …)`, oldest first.

@@ -1,8 +1,8 @@
 """Whether a refused call is held until its limits have room, and for how long."""
 
 from collections.abc import Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.limiter.sliding import Exceeded, Limit, State, charge, live, retry_after
 
 MAX_WAITING: Final = 64

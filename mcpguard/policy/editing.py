@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
 
 from mcpguard.errors import McpguardError, PolicyError
+from mcpguard.light_typing import Any, Final, Literal, NamedTuple
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import Cost, Policy, Rule

@@ -3,8 +3,8 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import partial
-from typing import Final, Literal, NamedTuple
 
+from mcpguard.light_typing import Final, Literal, NamedTuple
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import ARGUMENTS, SESSION, Counter, Plan, Reported
 from mcpguard.limiter.sliding import State

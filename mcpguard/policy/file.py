@@ -1,16 +1,18 @@
 """Loads the policy file, and follows its changes in a running wrapper."""
 
 import contextlib
+import json
 import os
-import threading
+import sys
 from collections.abc import Callable
-from typing import Final
 
 from mcpguard.errors import PolicyError
-from mcpguard.files import StrPath
+from mcpguard.files import StrPath, open_private, private_folder, read_at_once
 from mcpguard.followed_file import FollowedFile
+from mcpguard.light_typing import Any, Final
 from mcpguard.policy.model import Policy
-from mcpguard.policy.parse import STARTER, parse, text_of, unreadable
+from mcpguard.policy.parse import STARTER, parse, tables_of, text_of, unreadable
+from mcpguard.text.digest import blake2b
 from mcpguard.text.redaction import redacted
 
 AT_ONCE_BYTES: Final = 16 * 1024
@@ -25,10 +27,13 @@ class PolicyFile:
         named: Whether an option or a variable names the file. Then it must exist. Else the starter policy is in force until it
             exists.
         observe: Use observe mode, whatever `mode` the file has.
+        tables_beside: A file beside which the policy is kept as JSON, for processes that make one decision: `tomllib` takes
+            4 ms to load. Empty for nowhere.
     """
 
-    def __init__(self, path: StrPath, *, named: bool = False, observe: bool = False) -> None:
+    def __init__(self, path: StrPath, *, named: bool = False, observe: bool = False, tables_beside: str = "") -> None:
         self._path = os.fspath(path)
+        self._tables_folder = os.path.dirname(tables_beside)
         self._named = named
         self._observe = observe
         self._file = FollowedFile(path)
@@ -85,19 +90,42 @@ class PolicyFile:
     def _parsed(self, content: bytes | str | None) -> Policy | PolicyError:
         try:
             if self._is_not_made_yet(content):
-                return parse(STARTER, source="starter policy", observe=self._observe, is_starter=True)
+                return parse(
+                    STARTER, source="starter policy", observe=self._observe, is_starter=True, tables_of=self._tables_of
+                )
             if content is None:
                 return no_such_file(self._path, named=self._named)
             if isinstance(content, str):
                 return unreadable(self._path, content)
-            return parse(text_of(content, source=self._path), source=self._path, observe=self._observe)
+            text = text_of(content, source=self._path)
+            return parse(text, source=self._path, observe=self._observe, tables_of=self._tables_of)
         except PolicyError as error:
             message, hint = redacted(error.message), redacted(error.hint)  # the answer to every call contains the message
             return PolicyError(message, hint, source=error.source, problems=error.problems)
 
+    def _tables_of(self, text: str) -> dict[str, Any]:
+        """The tables of a text: those that were kept, if they are of the same text. Raises as `tables_of` does."""
+        if not self._tables_folder:
+            return tables_of(text)
+        name = blake2b(self._path.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+        file = os.path.join(self._tables_folder, f"policy-{name}.json")
+        of = blake2b(f"{sys.version}\0{text}".encode(errors="surrogatepass"), digest_size=16).hexdigest()
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            kept = json.loads(read_at_once(file))
+            if isinstance(kept, dict) and kept.get("of") == of:
+                return dict(kept["tables"])
+        tables = tables_of(text)
+        new = f"{file}.{os.getpid()}"
+        with contextlib.suppress(OSError, TypeError):  # the disk is full; or it has a date, which no policy may have
+            private_folder(self._tables_folder)
+            with open(open_private(new), "wb") as made:
+                made.write(json.dumps({"of": of, "tables": tables}).encode())
+            os.replace(new, file)  # others read it at any time
+        return tables
 
-class _Parsing(threading.Thread):
-    """A thread that parses a content.
+
+class _Parsing:
+    """Parses a content in a thread.
 
     Attributes:
         content: The content.
@@ -105,13 +133,17 @@ class _Parsing(threading.Thread):
     """
 
     def __init__(self, content: bytes | str | None, parsed: Callable[[bytes | str | None], Policy | PolicyError]) -> None:
-        super().__init__(name="mcpguard-policy", daemon=True)
         self.content = content
         self.found: Policy | PolicyError | None = None
         self._parsed = parsed
 
-    def run(self) -> None:
-        """Parse it."""
+    def start(self) -> None:
+        """Start the thread."""
+        import threading  # takes a millisecond to load, and a hook follows no changes
+
+        threading.Thread(target=self._run, name="mcpguard-policy", daemon=True).start()
+
+    def _run(self) -> None:
         try:
             self.found = self._parsed(self.content)
         except Exception as error:  # else `found` would stay None for ever

@@ -4,10 +4,10 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, combinations
-from typing import Final, NamedTuple
 
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.limiter.sliding import grain
 from mcpguard.policy.explain import Covered, overriding, rule_numbers, series

@@ -1,13 +1,11 @@
 """Parses a policy file. Errors name file, line, column, rule and field, and hint at the right form."""
 
 import re
-import tomllib
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeVar
 
 from mcpguard.errors import PolicyError, Problem
+from mcpguard.light_typing import Any, Final, NamedTuple, TypeVar
 from mcpguard.limiter.plan import ARGUMENTS
 from mcpguard.policy.model import AXES, SELECTORS, STARTER_RATES, Cost, Policy, Rule
 from mcpguard.policy.values import (
@@ -116,11 +114,29 @@ TOP: Final = Keys(
 )
 _TABLES: Final = ("rule", "cost")
 _HEADER: Final = re.compile(r"[ \t]*\[\[[ \t]*(rule|cost)[ \t]*\]\]")
-_LIKE_HEADER: Final = re.compile(r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))")
+_LIKE_HEADER: Final = r"[ \t]*(\[|(rule|cost)[ \t]*(\]|$))"  # compiled only for an error
 """A line that is meant to be a header."""
 
 
-def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_starter: bool = False) -> Policy:
+def tables_of(text: str) -> dict[str, Any]:
+    """The tables of a text in TOML.
+
+    Raises:
+        ValueError, RecursionError: It is not TOML. It is no `TOMLDecodeError` if a number has too many digits.
+    """
+    import tomllib  # takes 4 ms to load, and a hook may do without it
+
+    return tomllib.loads(text)
+
+
+def parse(
+    text: str,
+    *,
+    source: str = "policy.toml",
+    observe: bool = False,
+    is_starter: bool = False,
+    tables_of: Callable[[str], dict[str, Any]] = tables_of,
+) -> Policy:
     """Parse a policy file's text.
 
     Args:
@@ -128,13 +144,14 @@ def parse(text: str, *, source: str = "policy.toml", observe: bool = False, is_s
         source: How errors name the file.
         observe: Report only, whatever `mode` the file has.
         is_starter: There is no file: the rules have no lines.
+        tables_of: Returns the tables of the text.
 
     Raises:
         PolicyError: The text is not TOML, or has invalid keys or values. It has every problem with its line and column.
     """
     try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not TOMLDecodeError for a number with too many digits, or for deep nesting
+        data = tables_of(text)
+    except (ValueError, RecursionError) as error:
         raise _error(source, text, [_not_toml(error, text)]) from error
     if not data:
         hint = "write rules into the file, or remove it for the starter policy"
@@ -164,7 +181,7 @@ _Parse = Callable[[dict[str, object], int, list[Fault]], _T | None]
 
 
 def _parsed(
-    data: dict[str, object], kind: str, parse_one: _Parse[_T], lines: dict[str, list[int]], faults: list[Fault]
+    data: dict[str, object], kind: str, parse_one: "_Parse[_T]", lines: dict[str, list[int]], faults: list[Fault]
 ) -> list[_T]:
     """Parse the tables `[[kind]]`.
 
@@ -223,6 +240,8 @@ def _located(faults: Sequence[Fault], text: str) -> list[_Mark]:
 
 def _error(source: str, text: str, marks: Sequence[_Mark]) -> PolicyError:
     """The error with a problem for each mark. Of a part that has several lines, the first is shown."""
+    from bisect import bisect_left  # only for error messages
+
     ends = [match.start() for match in re.finditer("\n", text)] + [len(text)]
     problems = []
     for begin, end, message, hint, rule in marks:
@@ -279,7 +298,7 @@ def _not_toml(error: Exception, text: str) -> _Mark:
         at = text.rfind("\n", 0, at) + 1  # tomllib points behind the value
     elif reason == "Unclosed array" or (reason == "Invalid value" and _HEADER.match(line)):  # it began in a line before
         hint = 'put commas between the items of a list, and ] at its end: limit = ["20/1m", "100/1h"]'
-    elif reason.startswith("Cannot declare") or _LIKE_HEADER.match(line):
+    elif reason.startswith("Cannot declare") or re.match(_LIKE_HEADER, line):
         name = "cost" if "cost" in line else "rule"
         hint = f"begin each {name} with a line that has only [[{name}]]"
     return _Mark(at, at + 1, f"not TOML: {reason}", hint)
@@ -303,7 +322,7 @@ def parse_cost(table: dict[str, object], *, where: str) -> Cost:
     return _alone(table, where, _cost)
 
 
-def _alone(table: dict[str, object], where: str, parse_one: _Parse[_T]) -> _T:
+def _alone(table: dict[str, object], where: str, parse_one: "_Parse[_T]") -> _T:
     faults: list[Fault] = []
     found = parse_one(table, 0, faults)
     if found is None:

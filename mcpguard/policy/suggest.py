@@ -14,9 +14,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import count
-from typing import Final, Literal, NamedTuple
 
 from mcpguard.identity.agent import Agent
+from mcpguard.light_typing import Final, Literal, NamedTuple
 from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.policy.lint import superfluous
 from mcpguard.policy.model import AXES, Call, Policy, Rate, Rule

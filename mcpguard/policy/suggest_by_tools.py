@@ -11,8 +11,8 @@ rules, has the pattern `*`: the others override it.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
 
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.policy.model import Policy
 from mcpguard.policy.suggest import rules_tool
 from mcpguard.text.patterns import glob

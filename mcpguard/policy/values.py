@@ -6,11 +6,11 @@ A value that is wrong is a fault, with a hint at the right form.
 import re
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from mcpguard.errors import closest_word
 from mcpguard.identity.agent import Agent, nearest
 from mcpguard.identity.caller import KNOWN_CLIENTS, known_client
+from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from mcpguard.limiter.plan import SESSION
 from mcpguard.policy.model import PER, SELECTORS, Rate
 from mcpguard.text.times import UNITS_S, seconds_of

@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
 
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import ConfigError, StoreUnavailable, Unauthenticated
 from mcpguard.files import named_path
 from mcpguard.identity.caller import Identity, parse_agent
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.sliding import EMPTY, State, decide
 from mcpguard.limiter.waiting import is_held

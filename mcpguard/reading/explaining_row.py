@@ -2,9 +2,9 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
 
 from mcpguard.errors import McpguardError
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.plan import SESSION, Reported
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.explain import Headroom, headrooms

@@ -4,10 +4,10 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Mapping
 from io import StringIO
-from typing import Final, NamedTuple
 
 from mcpguard import __version__
 from mcpguard.identity.agent import Agent
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.session.audit import FAILED, MEMBERS, record
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import StoredRow

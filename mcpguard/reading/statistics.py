@@ -6,8 +6,8 @@ Memory grows with the number of different keys, and not with the number of rows.
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
 
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.session.audit import ERRORS, members
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Group, Tally

@@ -5,9 +5,9 @@ import io
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
 
 from mcpguard.config import Settings
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import AXES, Policy
 from mcpguard.policy.parse import STARTER, parse

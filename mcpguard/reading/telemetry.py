@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
@@ -36,6 +35,7 @@ from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.jwt_settings import is_loopback
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.locks import try_lock
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.following import follow

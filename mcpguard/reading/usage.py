@@ -9,10 +9,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from itertools import islice
-from typing import Final, NamedTuple
 
 from mcpguard.errors import PolicyError
 from mcpguard.identity.agent import agent_matches
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import label_parts
 from mcpguard.limiter.sliding import Counts, State
 from mcpguard.policy.explain import used_of

@@ -2,8 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from mcpguard.light_typing import TYPE_CHECKING
 from mcpguard.stores.clock import monotonic_us
 
 if TYPE_CHECKING:

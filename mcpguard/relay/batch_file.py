@@ -14,7 +14,8 @@ Source: `make_bat_command_line` of Rust's standard library (library/std/src/sys/
 
 import re
 from collections.abc import Sequence
-from typing import Final
+
+from mcpguard.light_typing import Final
 
 MAX_CHARS: Final = 8191
 """The longest command line of `cmd.exe`. It would cut a longer one."""

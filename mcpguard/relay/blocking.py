@@ -9,8 +9,8 @@ import sys
 import threading
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.relay import threads
 
 AT_ONCE_BYTES: Final = 4096

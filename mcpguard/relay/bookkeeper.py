@@ -2,9 +2,9 @@
 
 import threading
 import time
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final
 from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher

@@ -3,9 +3,9 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import Final
 
 from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
+from mcpguard.light_typing import Final
 
 SECRETS: Final = frozenset({"MCPGUARD_TOKEN", "MCPGUARD_STORE", "MCPGUARD_STORE_PASSWORD"})
 """Variables that are kept from the server: a token, a password, and an address that may contain a password."""

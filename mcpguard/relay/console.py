@@ -3,8 +3,8 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.relay.readiness import LineOutput
 from mcpguard.text.printing import printable
 

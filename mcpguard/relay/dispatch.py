@@ -4,9 +4,9 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.stores.clock import monotonic_us, wall_us

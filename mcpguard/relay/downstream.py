@@ -5,8 +5,8 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput

@@ -5,13 +5,13 @@ import functools
 import gc
 import os
 from collections.abc import Callable
-from typing import Final
 
 from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
 from mcpguard.identity.caller import Identity
+from mcpguard.light_typing import Final
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.relay import threads

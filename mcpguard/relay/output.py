@@ -5,8 +5,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.relay.readiness import AT_ONCE_BYTES, LOOK_S, await_room, has_reader, has_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024

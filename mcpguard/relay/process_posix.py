@@ -10,10 +10,10 @@ import errno
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
 
 from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
 from mcpguard.files import close
+from mcpguard.light_typing import Any, Final
 from mcpguard.relay import strays
 from mcpguard.relay.command import cannot_start, find_program
 from mcpguard.relay.readiness import ServerInput

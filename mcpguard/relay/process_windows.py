@@ -11,9 +11,9 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import wintypes
-from typing import Final
 
 from mcpguard.errors import CommandError, ExitStatus
+from mcpguard.light_typing import Final
 from mcpguard.relay import batch_file
 from mcpguard.relay.command import find_program
 from mcpguard.relay.readiness import ServerInput

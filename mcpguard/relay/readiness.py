@@ -7,7 +7,8 @@ shares it can set, and Node does.
 import sys
 import time
 from collections.abc import Callable
-from typing import Final
+
+from mcpguard.light_typing import Final
 
 __all__ = [
     "AT_ONCE_BYTES",

@@ -3,9 +3,9 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
 
 from mcpguard.config import Settings
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.relay.command import cannot_start, environment
 from mcpguard.relay.process import end_by, spawn
 from mcpguard.relay.supervisor import Supervisor

@@ -10,9 +10,9 @@ import contextlib
 import os
 import stat
 from collections.abc import Collection
-from typing import Final, NamedTuple
 
 from mcpguard.files import close
+from mcpguard.light_typing import Final, NamedTuple
 
 _PROC: Final = "/proc"
 _STAT_BYTES: Final = 1024

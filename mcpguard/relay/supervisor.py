@@ -19,9 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
 
 from mcpguard.errors import status_text
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import Wake
 

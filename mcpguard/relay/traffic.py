@@ -2,8 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
 
+from mcpguard.light_typing import TYPE_CHECKING, Literal
 from mcpguard.relay import threads
 from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console

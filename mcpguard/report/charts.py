@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+
+from mcpguard.light_typing import Final, NamedTuple
 
 _WIDTH: Final = 900
 _HEIGHT: Final = 300

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Final, NamedTuple
 
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import Reported
 from mcpguard.reading.statistics import Figures
 from mcpguard.session.audit import axis_of, members

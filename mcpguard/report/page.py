@@ -4,9 +4,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Final, NamedTuple
 
 from mcpguard import __version__
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import Reported
 from mcpguard.policy.model import Policy, Rate, Rule
 from mcpguard.policy.suggest import with_headroom

@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final, NamedTuple, get_args
 
+from mcpguard.light_typing import Final, NamedTuple, get_args
 from mcpguard.limiter.plan import Reported
 from mcpguard.session.verdict import REFUSED, Decided, DecisionRequest, Verdict, reason
 from mcpguard.text.digest import cut

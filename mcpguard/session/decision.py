@@ -1,8 +1,8 @@
 """The decision on one call: from its plan and the states of its counters to a verdict and the counters' new states."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.sliding import Decision, Limit, State, charge, live

@@ -3,11 +3,11 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
 
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity import client_agents
 from mcpguard.identity.caller import CODEX, Identity, known_client
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import Plan
 from mcpguard.policy.model import Call, Policy
 from mcpguard.session.verdict import NO_LIMITS, DecisionRequest
@@ -30,7 +30,9 @@ MAX_CALLER_CHARS: Final = 1024
 _REMEMBERED_BYTES: Final = 4096
 """The arguments of a longer call are not remembered."""
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT: Final = (  # compiled only if it is needed
+    r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 
 _Names = tuple[str | None, str | None, str | None, str | None, str, str, str]
 """What tells callers apart: the client's name, the agent in the call's `_meta`, the agent that a hook noted for the call, the
@@ -163,7 +165,7 @@ class DecisionRequests:
             request.detail = {"arguments": _in_full(params.get("arguments"))}
         if not plan.is_plain:
             self._complete(request, caller, params)
-        if trace and isinstance(trace, str) and (match := _TRACEPARENT.fullmatch(trace)):
+        if trace and isinstance(trace, str) and (match := re.fullmatch(_TRACEPARENT, trace)):
             request.trace_id = match[1]
         return request
 

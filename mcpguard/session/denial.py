@@ -4,8 +4,8 @@ The message of a denial is complete without the data.
 """
 
 from collections.abc import Collection
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.limiter.plan import ARGUMENTS, SESSION, Reported
 from mcpguard.policy.model import Call
 from mcpguard.session.verdict import DecisionRequest, Verdict

@@ -1,8 +1,8 @@
 """The calls that are held until their limits have room: who is next, and when."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Plan
 from mcpguard.limiter.waiting import MAX_WAITING, MAX_WAITING_BYTES, wait_in_queue_us

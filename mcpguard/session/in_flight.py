@@ -2,8 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
 
+from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.limiter.plan import Plan
 from mcpguard.session.audit import ERRORS, Outcome
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict

@@ -1,8 +1,8 @@
 """The journal of a session: which denials share an audit row, and how many calls a loop has made."""
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final, NamedTuple, TypeGuard
 
+from mcpguard.light_typing import Any, Final, NamedTuple, TypeGuard
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict

@@ -47,11 +47,11 @@ Invariants
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity import client_agents
 from mcpguard.identity.caller import Identity
+from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
 from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
 from mcpguard.session.decision_requests import DecisionRequests, meta_of, name_in

@@ -5,8 +5,7 @@ the server has asked for it in this session, in an answer to the same user and t
 other calls are charged.
 """
 
-from typing import TYPE_CHECKING, Final
-
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.session.verdict import DecisionRequest
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import compact

@@ -1,8 +1,8 @@
 """What the session and a store say to each other: the request for a decision, the verdict, and the end of a call."""
 
 from collections.abc import Callable, Container, Sequence
-from typing import Final, Literal, NamedTuple, Self, TypeVar
 
+from mcpguard.light_typing import Final, Literal, NamedTuple, Self, TypeVar
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit, State
 from mcpguard.policy.model import Call

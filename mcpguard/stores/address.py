@@ -1,11 +1,11 @@
 """Finds the address of a store from its URL."""
 
 import re
-from typing import Final
 from urllib.parse import unquote
 
 from mcpguard.errors import ConfigError
 from mcpguard.files import absolute
+from mcpguard.light_typing import Final
 from mcpguard.stores.api import Address
 from mcpguard.stores.sqlite.address import SqliteAddress
 

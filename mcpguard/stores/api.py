@@ -1,7 +1,8 @@
 """The protocols of a store: one for `run`, one for commands that read, and one for outages; and how a store is addressed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server, and loads nothing of a store for that
     from mcpguard.identity.client_agents import AgentNote

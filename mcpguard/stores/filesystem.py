@@ -2,10 +2,10 @@
 
 import os
 import sys
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, read_at_once
+from mcpguard.light_typing import Final
 
 _NETWORK: Final = frozenset(
     "9p afs beegfs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()

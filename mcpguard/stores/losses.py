@@ -1,9 +1,9 @@
 """Tells the reader of a store what is lost, or damaged, while all else is read."""
 
 from collections.abc import Callable
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final
 
 _NAMED_ROWS: Final = 100
 """How many damaged rows are named."""

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeVar
+
+from mcpguard.light_typing import Final, TypeVar
 
 WORK_S: Final = 0.0001
 """How long to work before a pause. A call of this process that comes in between waits as long. A call of another process on the

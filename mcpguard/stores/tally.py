@@ -2,8 +2,8 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.session.audit import axis_of
 from mcpguard.stores.api import Group, StoredRow, Tally
 

@@ -3,7 +3,7 @@
 BLAKE2b is imported without `hashlib`, which also loads OpenSSL: 4.6 MB of memory and 3 ms of every start.
 """
 
-from typing import Final
+from mcpguard.light_typing import Final
 
 try:
     from _blake2 import blake2b  # the same function as hashlib.blake2b

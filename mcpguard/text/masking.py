@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.text.redaction import redacted
 
 MASK: Final = "***"

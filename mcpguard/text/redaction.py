@@ -1,7 +1,8 @@
 """Removes tokens that were pasted into a text by mistake."""
 
 import re
-from typing import Final
+
+from mcpguard.light_typing import Final
 
 # Compiled when a text has a dot: `run` checks names before it starts the server.
 _MAY_BE_HEADER: Final = r"(?<![A-Za-z0-9_-])([A-Za-z0-9_-]{8,}+)(?=\.)"

@@ -2,8 +2,8 @@
 
 import json
 import re
-from typing import Final, NamedTuple
 
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.wire.frames import id_text
 
 

@@ -1,8 +1,8 @@
 """The hash that stands for a call's arguments: in the audit log, and in counters."""
 
 import re
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import canonical
 from mcpguard.wire.heavy import Unbuilt

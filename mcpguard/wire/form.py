@@ -6,7 +6,8 @@ only such values differ, and each is one JSON value, the texts have the same mem
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, Self
+
+from mcpguard.light_typing import Final, NamedTuple, Self
 
 _Scan = Callable[[str, int], tuple[object, int]]
 """Parses the value at an index; returns it and the index after it. Raises `ValueError` or `StopIteration` if there is none."""

@@ -9,8 +9,8 @@ values.
 import json
 from collections.abc import Callable, Sequence
 from json.scanner import make_scanner
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mcpguard.text.digest import blake2b
 from mcpguard.wire.heavy import TooDeep, is_heavy
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate

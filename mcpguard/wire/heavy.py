@@ -1,6 +1,6 @@
 """Tells which lines are heavy. `skim` checks those. It is loaded with the first of them, because few sessions see one."""
 
-from typing import Final, NamedTuple
+from mcpguard.light_typing import Final, NamedTuple
 
 HEAVY_PARTS: Final = 50_000
 """A line with more commas and opening brackets than this is heavy."""

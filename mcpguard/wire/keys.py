@@ -1,7 +1,8 @@
 """Finds keys of a JSON object that two parsers could read differently."""
 
 from functools import lru_cache
-from typing import Final
+
+from mcpguard.light_typing import Final
 
 RESERVED: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 """The keys of an envelope that JSON-RPC defines."""

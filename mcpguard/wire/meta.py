@@ -1,6 +1,6 @@
 """The members of a call's `_meta` that mcpguard reads."""
 
-from typing import Final
+from mcpguard.light_typing import Final
 
 AGENT: Final = "mcpguard/agent"
 """The agent, as the client names it."""

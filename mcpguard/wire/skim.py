@@ -12,8 +12,8 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable
 from itertools import compress, pairwise
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.wire import meta
 from mcpguard.wire.heavy import TooDeep, Unbuilt
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, TWICE, fault_in, faulty

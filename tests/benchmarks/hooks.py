@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def measure(effort: Effort, folder: Path, guard: Variant) -> list[Section]:
     env = prepared(guard, folder)
     commands = {
         PASS: [sys.executable, "-c", "pass"],
-        GUARD.name: [sys.executable, "-m", "mcpguard", "hook", "claude-code", "--enforce"],
+        GUARD.name: [str(Path(sysconfig.get_path("scripts")) / "mcpguard"), "hook", "claude-code", "--enforce"],  # as installed
     }
     times_ms: dict[str, list[float]] = {name: [] for name in commands}
     for start in range(1 + effort.starts[0]):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from mcpguard.clients.coverage import Coverage, counted, option, why_skipped
+from mcpguard.clients.coverage import Coverage, counted, why_skipped
 from mcpguard.clients.discovery import Fault, Machine, read
 from tests.cli.account import HOOK, PROGRAM
 
@@ -41,7 +41,8 @@ def states(machine: Machine, project: Path | None = None) -> dict[str, str]:
             for entry in coverage.entries(source, read(source.file)):
                 fix = coverage.fix(source, entry)
                 state = coverage.state(source, entry)
-                found[f"{source.client.key} {source.plugin} {entry.name}"] = state if state != "unguarded" else fix
+                told = state if state != "unguarded" else fix.partition(" (its hook")[0]
+                found[f"{source.client.key} {source.plugin} {entry.name}"] = told
         except Fault:
             found[str(source.file)] = "fault"
     return found
@@ -210,25 +211,34 @@ def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine)
     assert counted(coverage.states()) == "4 of 5 servers guarded, 3 of them by hook"
 
 
+INSTALL = "mcpguard install claude-code --enforce"
+
+
 @pytest.mark.parametrize(
-    "hook",
+    ("hook", "fix"),
     [
-        {"command": f"{HOOK} hook claude-code"},
-        {"matcher": "mcp__crm__.*"},
-        {"command": "/gone/mcpguard hook claude-code --enforce"},
-        {"command": f"{HOOK} hook codex --enforce"},
-        {"command": f"{HOOK} hook claude-code --enforce --observe"},
-        {"command": f"MCPGUARD_OBSERVE=1 {HOOK} hook claude-code --enforce"},
-        {"async": True},
-        {"if": "Bash(git *)"},
+        ({"command": f"{HOOK} hook claude-code"}, INSTALL),
+        ({"matcher": "mcp__crm__.*"}, "remove the matcher in the file"),
+        ({"command": "/gone/mcpguard hook claude-code --enforce"}, INSTALL),
+        ({"command": f"{HOOK} hook codex --enforce"}, "write mcpguard hook claude-code in its place in the file"),
+        (
+            {"command": f"{HOOK} hook claude-code --enforce --observe"},
+            "remove that from its command, if you have seen enough",
+        ),
+        (
+            {"command": f"MCPGUARD_OBSERVE=1 {HOOK} hook claude-code --enforce"},
+            "remove that from its command, if you have seen enough",
+        ),
+        ({"async": True}, "remove async from the hook in the file"),
+        ({"if": "Bash(git *)"}, "remove if from the hook in the file"),
     ],
 )
 def test_a_hook_that_denies_nothing_or_sees_some_calls_or_is_gone_guards_nothing(
-    machine: Machine, hook: dict[str, Any]
+    machine: Machine, hook: dict[str, Any], fix: str
 ) -> None:
     write(machine, ".claude.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
     hooked(machine, **hook)
-    assert states(machine) == {"claude-code  far": "mcpguard install claude-code --enforce"}
+    assert states(machine) == {"claude-code  far": fix}
 
 
 @pytest.mark.parametrize(
@@ -240,8 +250,10 @@ def test_a_hook_that_the_client_does_not_run_guards_nothing(machine: Machine, va
     file = machine.home / ".claude/settings.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps(settings | value | {"hooks": settings["hooks"] | value.get("hooks", {})}))
-    runs = "PostToolUseFailure" in str(value)
-    assert states(machine) == {"claude-code  far": "by hook" if runs else "mcpguard install claude-code --enforce"}
+    (told,) = states(machine).values()
+    assert told == (
+        "by hook" if "PostToolUseFailure" in str(value) else "remove that setting" if "disable" in str(value) else INSTALL
+    )
 
 
 FAR = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
@@ -269,9 +281,9 @@ def test_gemini_and_codex_skip_hooks_where_the_project_says_so(machine: Machine)
     project = machine.home / "project"
     hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook gemini --enforce", "timeout": 5000}]}
     write(machine, ".gemini/settings.json", FAR | {"hooks": {"BeforeTool": [hook]}})
-    for value, expected in (({}, "by hook"), ({"hooksConfig": {"enabled": False}}, "")):
+    for value, expected in (({}, "by hook"), ({"hooksConfig": {"enabled": False}}, "remove that setting")):
         write(machine, "project/.gemini/settings.json", FAR | value)
-        assert states(machine, project) == {"gemini  far": expected or f"mcpguard install gemini{option(project)} --enforce"}
+        assert states(machine, project) == {"gemini  far": expected}
     assert states(machine) == {"gemini  far": "by hook"}
     write(machine, "project/.codex/config.toml", "[features]\nhooks = false\n")
     told = why_skipped(machine, BY_KEY["codex"], None, project)
@@ -311,13 +323,13 @@ def test_codex_trusts_a_hook_by_its_place_and_by_a_hash_of_its_definition(machin
     hook = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
     file = write(machine, ".codex/hooks.json", {"hooks": {"PreToolUse": [lint, hook]}})
     server = '[mcp_servers.crm]\nurl = "https://acme.com/mcp"\n'
-    unguarded = "mcpguard install codex --enforce"
+    unguarded = "start a new session, enter /hooks, and trust the hook"
     for place, digest, more, expected in (
         ("1:0", hashed(command), "", "by hook"),
         ("0:0", hashed(command), "", unguarded),
         ("1:0", CODEX_HASH, "", unguarded),
         ("1:0", hashed(command), "enabled = false\n", unguarded),
-        ("1:0", hashed(command), "[features]\nhooks = false\n", unguarded),
+        ("1:0", hashed(command), "[features]\nhooks = false\n", "remove that setting"),
     ):
         state = f'[hooks.state.{json.dumps(f"{file}:pre_tool_use:{place}")}]\ntrusted_hash = "{digest}"\n{more}'
         write(machine, ".codex/config.toml", server + state)

@@ -4,10 +4,11 @@ import contextlib
 import json
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -499,10 +500,72 @@ def test_calls_count_in_the_session_that_the_client_tells_the_hook_and_without_o
 ) -> None:
     policy(tmp_path, '[[rule]]\nper = ["session"]\nlimit = "1/1h"\n')
     settings = config.load({"MCPGUARD_HOME": str(tmp_path)})
-    hook_of = CLIENTS[client]
     found = []
     for given in (first, same, another):
-        call = hook_of.shown(given)
+        call = CLIENTS[client].shown(given)
         assert call is not None
-        found.append(Decision(client, hook_of, given, call, settings, {}).result())
+        found.append(Decision(client, given, call, settings, {}).result())
     assert [told and "exceeded for this session: 1 call per 1h." in told for told in found] == [None, True, None]
+
+
+MOST_MODULES: Final = 76
+"""A hook starts for each call, and each module takes it 0.1 ms or more: load what is seldom needed when it is needed."""
+
+UNHURRIED: Final = f"""
+from mcpguard import config
+from mcpguard.cli import main
+from mcpguard.hook import deciding, run
+load = config.load
+config.load = lambda *args, **options: load(*args, **options)._replace(timeout_ms={PATIENT_MS})  # a file would load tomllib
+run.TIMEOUT_S, run.MOST_TIMEOUT_MS, deciding.UPKEEP_SHARE = {DEADLINE_S}, {PATIENT_MS}, 0
+main()
+"""
+
+
+def test_it_loads_only_what_a_usual_decision_needs(tmp_path: Path) -> None:
+    policy(tmp_path, rule("9/1h", user="*", tool="Bash"))
+    told = [
+        subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", UNHURRIED, "hook", "claude-code", "--enforce"],
+            input=json.dumps(used("Bash", call_id)).encode(),
+            env=environment(tmp_path),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=DEADLINE_S,
+            check=True,
+        ).stderr.decode()
+        for call_id in ("t1", "t2")  # the first makes the store, and keeps what the policy says
+    ]
+    loaded = {line.rpartition("|")[2].strip() for line in told[1].splitlines()}
+    assert "mcpguard.stores.sqlite.decider" in loaded
+    assert not loaded & {
+        *(
+            "click",
+            "dataclasses",
+            "datetime",
+            "hashlib",
+            "logging",
+            "pathlib",
+            "rich",
+            "shlex",
+            "signal",
+            "sqlite3",
+            "subprocess",
+        ),
+        *("threading", "tomllib", "typing", "mcpguard.clients", "mcpguard.documents", "mcpguard.policy.lint", "mcpguard.relay"),
+        *("mcpguard.stores.outage.store", "mcpguard.stores.redis", "mcpguard.stores.sqlite.upkeep", "mcpguard.whole_files"),
+    }
+    own = {name for name in loaded if name.startswith("mcpguard")}
+    assert len(own) <= MOST_MODULES, sorted(own)
+    assert decisions(tmp_path) == ["allowed", "allowed"]
+
+
+def test_what_the_policy_said_before_a_change_is_not_obeyed(tmp_path: Path) -> None:
+    policy(tmp_path, rule("9/1h", tool="Bash"))
+    assert reason(enforce(tmp_path, used("Bash", "t1"))) is None
+    (kept,) = tmp_path.glob("policy-*.json")
+    policy(tmp_path, rule("deny", tool="Bash"))
+    assert "denied by policy" in str(reason(enforce(tmp_path, used("Bash", "t2"))))
+    for damaged in (b"", kept.read_bytes()[:-9], b"[]", b'{"of": 1}'):
+        kept.write_bytes(damaged)
+        assert "denied by policy" in str(reason(enforce(tmp_path, used("Bash", "t3"))))

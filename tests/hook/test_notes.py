@@ -7,7 +7,6 @@ import select
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -255,8 +254,7 @@ def test_a_hanging_name_server_does_not_delay_the_call(tmp_path: Path) -> None:
 
 
 def test_it_ends_in_silence_if_the_system_has_no_thread_for_its_watchdog(home: Path) -> None:
-    starts = "_start_joinable_thread" if sys.version_info >= (3, 13) else "_start_new_thread"
-    hook(home, EXPLORE, tuned={f"threading.{starts}": None})
+    hook(home, EXPLORE, tuned={"mcpguard.hook.run.start_new_thread": None})
 
 
 def test_it_does_not_wait_for_endless_input(home: Path) -> None:

@@ -195,8 +195,8 @@ def _warn_of_missing_hooks(clients: Sequence[Client]) -> None:
     settings = config.load(os.environ)
     policy = PolicyFile(settings.policy, named=settings.policy_named).begin()
     if isinstance(policy, Policy):
-        for one in missing_hooks(policy, clients):
-            warn(str(one))
+        for warning in missing_hooks(policy, clients).values():
+            warn(warning)
 
 
 def _carry_out(

@@ -56,14 +56,14 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int | None:
         path = str(settings.policy)
         found = load(settings.policy, named=settings.policy_named)
         missing = missing_hooks(found)
-        unmatched = [] if found.is_starter else never_matched(found, settings, explained={one.at for one in missing})
+        unmatched = [] if found.is_starter else never_matched(found, settings, explained=missing)
         unlimited = found.tier_warning(configured_tier(settings))
         capped = still_capped(found, policy_option=["--policy", named] if named else [])
         found_warnings = [
             *warnings(found, tiers=used_tiers(settings)),
             *capped.warnings,
             *([unlimited] if unlimited else []),
-            *map(str, missing),
+            *missing.values(),
             *unmatched,
             *exposed(settings.files),
         ]

@@ -172,7 +172,7 @@ def _require_cost_only(table: dict[str, Any]) -> None:
 def _warn(edit: Edit, settings: Settings, table: dict[str, Any], *more: str) -> None:
     """Show `more` warnings, those that the policy did not have before an edit, and those of names that no call has."""
     tiers = used_tiers(settings)
-    before, after = ([*warnings(policy, tiers=tiers), *map(str, missing_hooks(policy))] for policy in (edit.before, edit.after))
+    before, after = ([*warnings(policy, tiers=tiers), *missing_hooks(policy).values()] for policy in (edit.before, edit.after))
     new = [warning for warning in after if warning not in before]
     for warning in [*more, *new, *unseen(settings, table, unlike=("tool", "server"))]:
         warn(warning)

@@ -18,13 +18,12 @@ Theory of operation. `CircuitBreaker` does no I/O. Its owner tells it what happe
     half-open    open         the probe failed                               trip
 """
 
-import math
 import os
 import threading
 from collections.abc import Callable
-from typing import Final, Literal
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
+from mcpguard.light_typing import Final, Literal
 from mcpguard.stores.api import Clock, Recoverable
 
 PROBE_US: Final = (1_000_000, 5_000_000)
@@ -134,7 +133,7 @@ class Connector:
         """
         if not is_patient:
             return self._done.wait(timeout_s)
-        for _ in range(math.ceil(timeout_s / STEP_S)):
+        for _ in range(int(timeout_s / STEP_S + 0.999)):  # rounded up
             if self._done.wait(STEP_S):
                 break
         return self._done.is_set()

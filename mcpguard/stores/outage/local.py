@@ -9,8 +9,8 @@ Rows, charges and outcomes go to the outage log.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit

@@ -19,10 +19,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple, Self
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, private_folder, size_bytes
+from mcpguard.light_typing import Final, NamedTuple, Self
 from mcpguard.limiter.plan import Counter
 from mcpguard.locks import LifeSign
 from mcpguard.session.audit import Outcome, Row

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State

@@ -12,9 +12,9 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict

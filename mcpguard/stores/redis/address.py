@@ -1,8 +1,8 @@
 """The address of a store on a Redis or Valkey server."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
+from mcpguard.light_typing import TYPE_CHECKING, NamedTuple
 from mcpguard.stores.api import Options
 from mcpguard.stores.redis.url import RedisUrl
 

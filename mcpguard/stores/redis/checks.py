@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final
 from mcpguard.stores.redis.link import Command
 
 LEAST: Final = {"redis": 7, "valkey": 8}

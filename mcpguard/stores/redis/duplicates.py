@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
 
+from mcpguard.light_typing import Any, Final
 from mcpguard.session.audit import Row, session_of
 from mcpguard.stores.redis import rows
 

@@ -5,8 +5,8 @@ stopped for longer than a lease may find that another call has got the place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.session.verdict import Lease
 from mcpguard.stores.api import Clock
 from mcpguard.stores.redis import rows

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import monotonic
-from typing import Any, Final, Protocol
 
 from hiredis import ProtocolError, Reader, pack_command
 from redis.backoff import NoBackoff
@@ -25,6 +24,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreUnavailable
+from mcpguard.light_typing import Any, Final, Protocol
 from mcpguard.stores.redis.url import RedisUrl
 
 Command = tuple[bytes | str | int, ...]

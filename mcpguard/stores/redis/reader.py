@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any, Final
 
+from mcpguard.light_typing import Any, Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, label_parts
 from mcpguard.limiter.sliding import EMPTY, State

@@ -3,8 +3,8 @@
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
 
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Exceeded
 from mcpguard.session.audit import fragment

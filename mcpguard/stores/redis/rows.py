@@ -2,8 +2,8 @@
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
 
+from mcpguard.light_typing import Any, Final
 from mcpguard.session.audit import Outcome, Row, cut_id, is_whole
 from mcpguard.session.verdict import REFUSED, DecisionRequest
 from mcpguard.stores.api import StoredRow

@@ -2,7 +2,8 @@
 
 import re
 from pathlib import Path
-from typing import Final
+
+from mcpguard.light_typing import Final
 
 LEASE_US: Final = 30_000_000
 """How long a call in flight keeps its place after its wrapper has died or lost the server. Leases are renewed after a third of

@@ -1,8 +1,8 @@
 """Remembers the counters that a store has read or written last, for local counting."""
 
 from collections.abc import Sequence
-from typing import Any, Final
 
+from mcpguard.light_typing import Any, Final
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.stores.redis import states

@@ -1,9 +1,9 @@
 """Reads counters in their form on the server, which `values.lua` describes."""
 
 import struct
-from typing import Any, Final
 from urllib.parse import quote
 
+from mcpguard.light_typing import Any, Final
 from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.stores.redis import rows
 

@@ -9,11 +9,11 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Any, Final
 from mcpguard.limiter.plan import Counter, counter_id
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, session_of

@@ -5,8 +5,8 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
-from typing import Any, Final
 
+from mcpguard.light_typing import Any, Final
 from mcpguard.stores.redis import rows
 from mcpguard.stores.redis.link import Command, Link, scan
 from mcpguard.stores.redis.scripts import script

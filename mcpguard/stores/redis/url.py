@@ -5,11 +5,11 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mcpguard.errors import ConfigError, installing
 from mcpguard.files import named_path, read_at_once
+from mcpguard.light_typing import Final
 
 SCHEMES: Final = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 """`rediss` means TLS. A cluster's URL may name several nodes, of which one has to answer."""

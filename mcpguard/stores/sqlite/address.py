@@ -3,9 +3,9 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
 
 from mcpguard.files import is_there
+from mcpguard.light_typing import TYPE_CHECKING, NamedTuple
 from mcpguard.stores.api import Options, Readable, Store
 
 if TYPE_CHECKING:  # settings are read before the server is started: nothing of a store is loaded for that
@@ -35,7 +35,8 @@ class SqliteAddress(NamedTuple):
 
     def load(self) -> None:
         """See `Address`."""
-        import mcpguard.stores.sqlite.store  # noqa: F401
+        import mcpguard.stores.sqlite.store
+        import mcpguard.stores.sqlite.upkeep  # noqa: F401
 
     def open(self, options: Options) -> Store:
         """See `Address`."""

@@ -3,10 +3,10 @@
 Each query reads a few rows and ends before they are used, so that upkeep does not wait long.
 """
 
-import sqlite3
+import _sqlite3 as sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
 
+from mcpguard.light_typing import Any, Final
 from mcpguard.session.audit import Row, is_whole, whole_members
 from mcpguard.stores.api import StoredRow, Wanted
 from mcpguard.stores.sqlite import database

@@ -20,10 +20,10 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, close, force, open_private, open_unnoted
+from mcpguard.light_typing import Final
 from mcpguard.locks import FileLock
 from mcpguard.stores.sqlite import log_records
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Position

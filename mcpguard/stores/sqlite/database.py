@@ -4,16 +4,16 @@ No call writes to it. Only the process with the store's lock does, and stores th
 uses a rollback journal, not WAL: a truncated `-shm` file, which is mapped, would kill every reader (SIGBUS).
 """
 
+import _sqlite3 as sqlite3
 import contextlib
 import errno
 import os
-import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Final, TypeVar
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath, size_bytes
+from mcpguard.light_typing import Final, TypeVar
 from mcpguard.limiter.sliding import State
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.in_flight import Place

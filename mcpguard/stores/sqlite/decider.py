@@ -1,8 +1,8 @@
 """Decides calls at one position of the call log."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, Decision, State
 from mcpguard.session.decision import admit, decide_one

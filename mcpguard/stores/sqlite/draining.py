@@ -1,11 +1,11 @@
 """Writes records of the call log into the database: one pass over their lines, in the caller's transaction."""
 
+import _sqlite3 as sqlite3
 import json
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.memory import LineChange, Memory, changed, line_changes, pack

@@ -3,12 +3,12 @@
 It follows the log: it reads the records that others have appended, and appends its own in its turn.
 """
 
+import _sqlite3 as sqlite3
 import contextlib
-import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import Lost, damaged
 from mcpguard.stores.sqlite.log_lines import record

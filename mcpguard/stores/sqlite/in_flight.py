@@ -8,11 +8,11 @@ free.
 """
 
 import os
-import threading
+from _thread import allocate_lock
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
 
 from mcpguard.files import StrPath
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.sliding import State
 from mcpguard.locks import LifeSign, delete_if_dead, shows_life
 from mcpguard.stores.sqlite import log_lines
@@ -122,7 +122,7 @@ class _Own:
 
 
 _own: Final[dict[str, _Own]] = {}
-_lock: Final = threading.Lock()
+_lock: Final = allocate_lock()
 """What this process is an owner of. A store that fails is closed and opened again while calls are in flight: they keep their
 places, because the owner stays."""
 

@@ -21,8 +21,8 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit, State, fail
 from mcpguard.session.audit import Outcome, Row
@@ -49,13 +49,13 @@ MAX_DETAIL_CHARS: Final = 1024 * 1024
 
 _LATER_ROW: Final = f"\n{ROW}"
 
-_CHANGING: Final = re.compile(rf"^(?!{OUTCOME}|\{ROW}.*\t$)", re.MULTILINE)
+_CHANGING: Final = rf"(?m)^(?!{OUTCOME}|\{ROW}.*\t$)"  # compiled only if it is needed
 """A line that changes more than the audit: not an outcome, and not a row that was not charged."""
 
 
 def record(text: str) -> tuple[str, int, Charge]:
     """A record for the log: its text, how many rows it has, and what it changes."""
-    return text, rows_in(text), IN_TEXT if _CHANGING.search(text) else NO_CHARGE
+    return text, rows_in(text), IN_TEXT if re.search(_CHANGING, text) else NO_CHARGE
 
 
 def rows_in(text: str) -> int:

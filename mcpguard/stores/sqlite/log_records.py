@@ -15,9 +15,9 @@ SQLite's write-ahead log.
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
+from mcpguard.light_typing import Final, NamedTuple
 
 HEAD: Final = struct.Struct("<qqIIqI")
 CHECKSUM_BYTES: Final = 4

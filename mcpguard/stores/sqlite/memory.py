@@ -8,9 +8,9 @@ import itertools
 import struct
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
 
 from mcpguard.identity.client_agents import NOTE_KEPT_US
+from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from typing import Final
 
 from mcpguard.identity.client_agents import AgentNote
+from mcpguard.light_typing import Final
 
 NOTED: Final = "n"
 

@@ -1,14 +1,14 @@
 """Opens a store's files, creates missing ones, and checks that they belong together."""
 
+import _sqlite3 as sqlite3
 import contextlib
 import functools
 import os
-import sqlite3
 import time
-from typing import Final, NamedTuple
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import is_there, open_private, private_folder, size_bytes
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.locks import FileLock, SharedHold, lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock

@@ -1,9 +1,9 @@
 """Deletes audit rows that are too old, or too many, in the caller's transaction: some at a time."""
 
-import sqlite3
+import _sqlite3 as sqlite3
 from collections import Counter
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
 from mcpguard.stores.sqlite import call_log, database

@@ -4,15 +4,15 @@ It works on a read-only file system. A process may be killed while it writes to 
 next connection that may write to the file opens it, even a reader's.
 """
 
+import _sqlite3 as sqlite3
 import collections
 import contextlib
 import functools
 import os
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
 
 from mcpguard.files import StrPath, is_there
+from mcpguard.light_typing import Final, NamedTuple, TypeVar
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
@@ -27,7 +27,6 @@ from mcpguard.stores.sqlite.in_flight import InFlight, Owners
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
 from mcpguard.stores.sqlite.schema import migrate, require_schema
-from mcpguard.stores.tally import tally
 
 _TRIES: Final = 5
 """How often to start over if upkeep moves records into the database while they are read."""
@@ -194,6 +193,8 @@ class Reader:
 
     def tally(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Tally]:
         """See `Readable`."""
+        from mcpguard.stores.tally import tally  # only commands need it
+
         return (tally(page, last_id) for page, last_id in self._pages(after, wanted))
 
     def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:

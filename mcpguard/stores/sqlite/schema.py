@@ -3,11 +3,11 @@
 Never edit a released step: files that have passed it would not get the change.
 """
 
-import sqlite3
-from typing import Final
+import _sqlite3 as sqlite3
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import StrPath, is_there
+from mcpguard.light_typing import Final
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.call_log import log_path
 

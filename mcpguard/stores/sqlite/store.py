@@ -10,17 +10,18 @@ upkeep; `-open` is locked, shared, by every process that has the store open; eac
 calls in flight.
 """
 
+import _sqlite3 as sqlite3
 import contextlib
+import functools
 import os
-import sqlite3
-import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.files import StrPath
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter, counter_id
 from mcpguard.limiter.sliding import State
@@ -29,7 +30,6 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.pauses import QUIET_S
 from mcpguard.stores.sqlite import database, log_lines, notes
 from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
 from mcpguard.stores.sqlite.decider import Decider
@@ -37,7 +37,9 @@ from mcpguard.stores.sqlite.follower import Follower
 from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
-from mcpguard.stores.sqlite.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from mcpguard.stores.sqlite.upkeep import Upkeep
 
 ROOM_BYTES: Final = 256 * 1024
 """A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
@@ -88,10 +90,11 @@ class SqliteStore:
         self._follower = Follower(path, self._files, timeout_s=self._timeout_s, most_counters=most_counters)
         self._owners = Owners(path)
         self._decider = Decider(self._follower, self._owners, wall)
-        self._upkeep = Upkeep(path, self._log, options, now_us=self._clock(), busy=self._is_busy)
+        self._options = options
+        self._opened_us = self._clock()
         self._decided_s = 0.0
         self._forced_bytes = 0
-        self._tending = threading.Lock()  # the store's lock does not exclude other threads of this process
+        self._tending = allocate_lock()  # the store's lock does not exclude other threads of this process
         self.args_key = self._log.key
         self.warnings = self._warnings = self._files.warnings
         try:
@@ -100,6 +103,12 @@ class SqliteStore:
         except BaseException:
             self._files.close()
             raise
+
+    @functools.cached_property
+    def _upkeep(self) -> "Upkeep":
+        from mcpguard.stores.sqlite.upkeep import Upkeep  # a hook seldom needs it
+
+        return Upkeep(self.path, self._log, self._options, now_us=self._opened_us, busy=self._is_busy)
 
     # calls
 
@@ -159,6 +168,8 @@ class SqliteStore:
             self._forced_bytes = appended_bytes
 
     def _is_busy(self) -> bool:
+        from mcpguard.stores.pauses import QUIET_S  # upkeep asks, which has loaded it
+
         return time.monotonic() - self._decided_s < QUIET_S
 
     def _prepare_owner(self) -> str:

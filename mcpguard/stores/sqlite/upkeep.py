@@ -4,15 +4,15 @@ None of it delays a call: calls use the call log alone, and never the store's lo
 a transaction of upkeep, and upkeep for them.
 """
 
+import _sqlite3 as sqlite3
 import contextlib
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US
+from mcpguard.light_typing import Final
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.pauses import Pauses
