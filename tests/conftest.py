@@ -23,6 +23,7 @@ TESTS = Path(__file__).parent
 
 POSIX = (
     "benchmarks",  # they read /proc
+    "peers",  # they run on Linux, as the benchmarks do
     "real_parts",  # programs for POSIX
 )
 """Folders that Windows cannot import. Their tests get the mark `posix`, which single tests elsewhere have too."""

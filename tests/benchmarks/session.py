@@ -140,6 +140,10 @@ class Session:
         finally:
             os.kill(self._process.pid, signal.SIGCONT)
 
+    def kill(self) -> None:
+        """Kill the started process alone, without the server it started."""
+        self._process.kill()
+
     def has_said(self, text: str) -> bool:
         """Whether a text stands in what the command has written to stderr."""
         return text in self._stderr_file.read_text(encoding="utf-8", errors="replace")

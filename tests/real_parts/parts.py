@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -68,25 +69,32 @@ class Parts:
 
     Args:
         cache: The folder.
-        own: Names of `VENVS` for which an interpreter that is there already is taken.
+        own: Names of `venvs` for which an interpreter that is there already is taken.
+        venvs: Virtual environments, and what is in each, with spaces between several packages.
     """
 
-    def __init__(self, cache: Path, own: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cache: Path, own: Mapping[str, str] | None = None, venvs: Mapping[str, str] = VENVS) -> None:
         self.cache = cache
+        self._venvs = venvs
         self._own = dict(own or {})
         self._found: dict[str, Path | MissingError] = {}
         self._lock = threading.Lock()
 
     def python(self, name: str) -> str:
-        """The interpreter of one of `VENVS`."""
+        """The interpreter of one of the virtual environments."""
         if name in self._own:
             return self._own[name]
-        requirement = VENVS[name]
+        requirement = self._venvs[name]
 
         def install(place: Path) -> None:
-            _carry_out(sys.executable, "-m", "venv", "--without-pip", str(place))
-            pip = (sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "install", *_PIP)
-            _carry_out(*pip, *requirement.split())
+            python = str(place / "bin" / "python")
+            pip: tuple[str, ...] = (sys.executable, "-m", "pip", "--python", python)
+            if find_spec("pip"):  # saves the seconds that its installation takes
+                _carry_out(sys.executable, "-m", "venv", "--without-pip", str(place))
+            else:  # an environment that uv made
+                _carry_out(sys.executable, "-m", "venv", str(place))
+                pip = (python, "-m", "pip")
+            _carry_out(*pip, "install", *_PIP, *requirement.split())
 
         return str(self._installed(name, requirement, install) / "bin" / "python")
 

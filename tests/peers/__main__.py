@@ -1,0 +1,113 @@
+"""Compare mcpguard with other limiters: install each in its pinned version, and run the same experiments on all.
+
+The limit is 60 calls a minute. What counts is how many calls reach the server behind the limiter in the busiest minute:
+docs/comparison.md describes each experiment. All of them take about 25 minutes. redis-server must be installed.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.benchmarks.session import BenchmarkError
+from tests.benchmarks.variants import ROOT
+from tests.real_parts.parts import MissingError, Parts
+
+from . import page
+from .experiments import CALLS, EXPERIMENTS, OUT_OF_REACH, TIME, Cells, added_time, failed
+from .table import ALONE, PEERS, SERVER, SERVER_ENVIRONMENT, Peer
+from .trial import Trial, trial
+
+ALL = [peer.name for peer in PEERS]
+EXPECTED = (BenchmarkError, MissingError, OSError, ValueError, KeyError, AssertionError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    if sys.platform != "linux" or not shutil.which("redis-server"):
+        _say("error: the experiments need Linux and redis-server\nhint: apt-get install redis-server")
+        return 1
+    chosen = [peer for peer in PEERS if not options.only or peer.name in options.only]
+    parts = Parts(options.cache, venvs={SERVER_ENVIRONMENT: SERVER, **{peer.name: peer.needs for peer in PEERS}})
+    _say("install the server")
+    try:
+        parts.python(SERVER_ENVIRONMENT)
+    except MissingError as error:
+        _say(f"error: {error}")
+        return 1
+    with tempfile.TemporaryDirectory(prefix="mcpguard-peers-") as folder:
+        found = measure(chosen, options.experiment or list(page.COLUMNS_OF), parts, Path(folder))
+    print(page.markdown(chosen, found))
+    if options.docs:
+        old = page.published()
+        page.write(page.markdown(PEERS, {name: {**old.get(name, {}), **found.get(name, {})} for name in [*ALL, ALONE]}))
+    return 0
+
+
+def measure(peers: Sequence[Peer], names: Sequence[str], parts: Parts, folder: Path) -> dict[str, Cells]:
+    """What the experiments with these names found; for a limiter that could not be installed, why not in every column."""
+    found: dict[str, Cells] = {peer.name: {} for peer in peers}
+    installed = []
+    for peer in peers:
+        _say(f"install {peer.name}")
+        try:
+            if peer.needs:
+                parts.python(peer.name)
+            installed.append(peer)
+        except MissingError as error:
+            found[peer.name] = dict.fromkeys(page.COLUMNS, failed(error))
+    if "added_time" in names:
+        found |= _time(installed, parts, folder / "time", found)
+    for name, experiment in EXPERIMENTS.items():
+        if name not in names:
+            continue
+        with ThreadPoolExecutor(experiment.at_once) as pool:
+            places = {peer.name: folder / name / peer.name for peer in installed}
+            begun = [pool.submit(_attempt, experiment.run, peer, parts, places[peer.name]) for peer in installed]
+            for peer, ended in zip(installed, begun, strict=True):
+                found[peer.name] |= ended.result()
+    return found
+
+
+def _attempt(run: Callable[[Trial], Cells], peer: Peer, parts: Parts, folder: Path) -> Cells:
+    """What an experiment found, or why it failed in each of its columns."""
+    try:
+        with trial(peer, parts, folder, CALLS) as one:
+            cells = run(one)
+    except EXPECTED as error:
+        cells = dict.fromkeys(page.COLUMNS_OF[run.__name__], failed(error))
+    _say(f"{run.__name__} {peer.name}: {cells}")
+    return cells
+
+
+def _time(peers: Sequence[Peer], parts: Parts, folder: Path, found: Mapping[str, Cells]) -> dict[str, Cells]:
+    _say("added time")
+    with ExitStack() as stack:
+        bare = stack.enter_context(trial(None, parts, folder / "bare", 0))
+        trials = {peer.name: stack.enter_context(trial(peer, parts, folder / peer.name, OUT_OF_REACH)) for peer in peers}
+        times = added_time(bare, trials)
+    return {name: {**found.get(name, {}), TIME: cell} for name, cell in times.items()}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = list(page.COLUMNS_OF)
+    parser.add_argument("--only", action="append", choices=ALL, metavar="NAME", help=f"one of: {', '.join(ALL)}")
+    parser.add_argument("--experiment", action="append", choices=names, metavar="NAME", help=f"only one of: {', '.join(names)}")
+    parser.add_argument("--docs", action="store_true", help="put what was found into docs/comparison.md, and keep the rest")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".ci" / "peers", help="where to install (default: .ci/peers)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
