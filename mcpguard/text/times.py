@@ -1,8 +1,8 @@
 """Times and spans of time, as policies and options write them and as people read them."""
 
 import re
-from typing import Final
 
+from mcpguard.light_typing import Final
 from mcpguard.text.printing import amount
 
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
