@@ -334,6 +334,8 @@ class Session:
                 self.tally["allowed", ""] += 1
             else:
                 self._note_exception(request, verdict)
+            if verdict.warned:
+                self._warn(request, verdict)
         return self._ask() if self._to_decide else ()
 
     def _hold_on(self, verdicts: Sequence[Verdict]) -> bool:
@@ -363,6 +365,12 @@ class Session:
             self._count(request, verdict)
         if verdict.decision in REFUSED and verdict.has_own_row:
             self.lines.append(_line_of(audit.row(request, verdict, 0)))
+
+    def _warn(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """Log a call that reached a share of a limit."""
+        for limit in verdict.warnings:
+            record = {**audit.members(request.context), **limit, "id": verdict.audit_id, "decision": "warned"}
+            self.lines.append(Log(audit.line(record), kind="warned"))
 
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
         axis = (
