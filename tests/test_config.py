@@ -279,7 +279,7 @@ SPAN = 'write a number and one of s m h d w, such as "30d"'
     [
         ("denial = 1", "denial", "unknown setting", "did you mean denials?"),
         ("[stor]", "stor", "unknown setting", "did you mean store?"),
-        ("zzz = 1", "zzz", "unknown setting", "use one of: store identity audit denials quiet max_frame_bytes"),
+        ("zzz = 1", "zzz", "unknown setting", "use one of: store identity audit notify denials quiet max_frame_bytes"),
         ("[[rule]]\nlimit = '5/1m'", "rule", "unknown setting", "write rule into policy.toml"),
         ("mode = 'observe'", "mode", "unknown setting", "write mode into policy.toml"),
         ("user = 'alice'", "user", "unknown setting", "write user below a line [identity]"),

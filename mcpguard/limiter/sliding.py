@@ -97,8 +97,8 @@ class Decision(NamedTuple):
         used: The sum in each counter before the call.
         states: The counters' states after the call; the same objects as before where nothing was charged.
         exceeded: The enforced limits without room if the call is not admitted, else the observed ones.
-        charged: The limits that were charged: for each counter the smallest limit, of rules that have room; and one call per
-            window on each mark.
+        charged: The limits that were charged: for each counter the smallest limit, of rules that have room; and marks, as
+            limits of one call in a window.
         warned: The limits of which the call warns.
     """
 
@@ -225,9 +225,7 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, call_i
     if full:
         charged = _tightest(tuple([limit for limit in limits if limit.rule not in without_room]))[2]
     if warned:
-        charged += tuple(
-            {mark: Limit(1, window_us, mark) for _, window_us, *_, mark in [limits[at] for at, _ in warned]}.values()
-        )
+        charged += tuple([Limit(1, limits[at].window_us, limits[at].mark) for at, _ in warned])
     after = list(states)
     for n, window_us, counter, _, _, _, cost, _, _, _ in charged:
         log = logs[counter]
@@ -243,18 +241,18 @@ def _warned(
     Args:
         limits: The limits of the call.
         totals: The sum in each counter before the call.
-        logs: The logs of the counters. Those of marks that are looked at become live.
+        logs: The logs of the counters. Those of marks become live.
         without_room: The observed rules without room, which do not count the call.
         now_us: The store's time.
     """
-    found = []
+    found: dict[int, Warned] = {}  # by the mark
     for at, limit in enumerate(limits):
         if limit.warn_at and limit.rule not in without_room:
             total = totals[limit.counter] + (0 if limit.counts == "errors" else limit.cost)
             logs[limit.mark] = live(logs[limit.mark], limit.window_us, now_us)
             if total >= limit.warn_at and not logs[limit.mark]:
-                found.append(Warned(at, total))
-    return tuple(found)
+                found.setdefault(limit.mark, Warned(at, total))
+    return tuple(found.values())
 
 
 def fail(limits: Sequence[Limit], states: Sequence[State], now_us: int) -> tuple[tuple[State, ...], tuple[Limit, ...]]:

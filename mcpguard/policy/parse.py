@@ -52,7 +52,7 @@ _ELSEWHERE: Final = {
     "cost": 'write a table [[cost]] for what a call costs, and count = "cost" in a rule to count it',
     "arguments": 'write per = ["user", "arguments"] to count equal arguments separately: rules do not select by arguments',
 }
-_SETTINGS: Final = ("store", "identity", "audit", "denials", "quiet", "max_frame_bytes")
+_SETTINGS: Final = ("store", "identity", "audit", "notify", "denials", "quiet", "max_frame_bytes")
 """Words of `config.toml`."""
 
 

@@ -138,10 +138,8 @@ class Share(NamedTuple):
         match = SHARE.fullmatch(value) if isinstance(value, str) else None
         if match:
             return int(match[1])
-        number = re.fullmatch(r"\s*([0-9.]{1,9})\s*%?\s*", str(value))
-        share = float(number[1]) if number and number[1].count(".") < 2 and number[1] != "." else 0.0
-        percent = round(share * 100 if "." in str(value) and share <= 1 else share)
-        meant = f'did you mean "{percent}%"?' if 1 <= percent <= 100 else f'write text, from "1%" to "100%": {key} = "80%"'
+        number = re.fullmatch("([1-9][0-9]?|100) ?%?", str(value))
+        meant = f'did you mean "{number[1]}%"?' if number else f'write text, from "1%" to "100%": {key} = "80%"'
         faults.append(Fault((key,), f"{key}: {shown_value(value)} is not a share of a limit", meant))
         return 0
 

@@ -198,7 +198,7 @@ HEAD = '[[rule]]\ntool = "x"\nlimit = "1/1s"\n\n'
         (HEAD + "wait = '٥s'", "wait: '٥s' is not a time to wait", "(s m h)"),
         (HEAD + f"wait = '{'9' * 5000}s'", f"wait: '{'9' * 59} is not a time to wait", "(s m h)"),
         (HEAD + "warn = 80", "p.toml: line 5: rule 1: warn: 80 is not a share of a limit", 'did you mean "80%"?'),
-        (HEAD + "warn = 0.8", "warn: 0.8 is not a share of a limit", 'did you mean "80%"?'),
+        (HEAD + "warn = 0.8", "warn: 0.8 is not a share of a limit", 'from "1%" to "100%"'),
         (HEAD + "warn = '80 %'", "warn: '80 %' is not a share of a limit", 'did you mean "80%"?'),
         (HEAD + "warn = '0%'", "warn: '0%' is not a share of a limit", 'from "1%" to "100%": warn = "80%"'),
         (HEAD + "warn = '101%'", "warn: '101%' is not a share of a limit", 'from "1%" to "100%"'),

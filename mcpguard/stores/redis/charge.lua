@@ -212,19 +212,12 @@ for request = 1, requests do
   end
   if limits.warns then -- as core/limiter._warned
     warned = {}
-    for at = 1, is_denied and 0 or decision ~= 'held' and #limits or 0 do
-      local limit = limits[at]
-      local mark = limit[MARK]
-      if mark and not (without_room and without_room[limit[RULE]]) then
-        local sum = held[limit[COUNTER]] + (limit[RANK] % 2 == 1 and 0 or limit[UNITS])
-        if sum >= limit[WARN_AT] and not (logs[mark] and logs[mark][NEWEST] > at_us - limit[WINDOW]) then
-          warned[#warned + 1] = {at, sum}
-        end
+    for at, limit in ipairs((is_denied or decision == 'held') and {} or limits) do
+      local mark, sum = limit[MARK], (held[limit[COUNTER]] or 0) + (limit[RANK] % 2 == 1 and 0 or limit[UNITS])
+      local is_marked = mark and logs[mark] and logs[mark][NEWEST] > at_us - limit[WINDOW]
+      if mark and sum >= limit[WARN_AT] and not (is_marked or without_room and without_room[limit[RULE]]) then
+        warned[#warned + 1], logs[mark], charged[mark] = {at, sum}, {at_us, at_us, 1, 1, ''}, limit[WINDOW]
       end
-    end
-    for _, one in ipairs(warned) do
-      local limit = limits[one[1]]
-      logs[limit[MARK]], charged[limit[MARK]] = {at_us, at_us, 1, 1, ''}, limit[WINDOW]
     end
   end
   for counter, limit in pairs(smallest) do
