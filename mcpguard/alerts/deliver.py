@@ -49,7 +49,7 @@ def main() -> None:
     try:
         why = send(way, message | {"host": platform.node()})
     except (OSError, ValueError) as error:  # `FetchError`, too
-        why = (getattr(error, "strerror", None) or str(error)).lower()
+        why = getattr(error, "strerror", None) or str(error)
     timer.cancel()
     os.write(1, f"{way.shown}: {why}".encode() if why else b"")
 

@@ -27,8 +27,8 @@ after a warning."""
 
 _CALLERS: Final = {"user": ("user",), "agent": ("user", "agent")}
 _TOLD: Final = (
-    "id", "namespace", "server", "via", "user", "agent", "tool", "decision", "axis", "rule", "limit", "window", "counts", "cost",
-    "count", "in_flight", "retry_after_ms", "reason", "store",
+    "id", "namespace", "server", "via", "user", "agent", "tool", "decision", "axis", "rule", "limit", "window", "counts",
+    "cost", "count", "in_flight", "retry_after_ms", "reason", "store",
 )  # fmt: skip
 """The members of a row that a message has: not its arguments, for example, which may be private."""
 
@@ -105,12 +105,12 @@ def admit(event: Event, path: str, salt: object) -> int | None:
         before, until_us, more = told.pop(key, (-1, 0, 0))
         is_known = now_us < until_us <= now_us + MOST_QUIET_S * 1_000_000  # else the clock was set back
         is_told = before > 0 if level == 0 else level > before or not is_known
-        more += int(event.record.get("repeats", 1))
+        more += 0 if event.kind == "unavailable" else int(event.record.get("repeats", 1))
         told[key] = (level if is_told else before, now_us + event.quiet_s * 1_000_000, 0 if is_told else more)
         file.seek(0)
         file.write(json.dumps(dict(sorted(told.items(), key=lambda one: one[1][1])[-_MOST_KEYS:])))
         file.truncate()
-    return more - 1 if is_told else None
+    return max(0, more - 1) if is_told else None
 
 
 def _read(file: IO[str]) -> _Told:

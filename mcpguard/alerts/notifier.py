@@ -95,6 +95,8 @@ class Notifier:
             self.tend()
         if self._process:
             end(self._process.pid)
+            self._process.kill()
+            self._process.communicate()
 
 
 def start(way: Way, message: dict[str, object]) -> "subprocess.Popen[bytes]":
@@ -116,13 +118,14 @@ def start(way: Way, message: dict[str, object]) -> "subprocess.Popen[bytes]":
     if process.stdin:
         with contextlib.suppress(OSError), process.stdin:
             process.stdin.write(json.dumps([way, message]).encode())
+    process.stdin = None  # else `communicate` would flush it
     return process
 
 
 def result(process: "subprocess.Popen[bytes]") -> str:
     """Why a process could not send its message; empty if it has sent it. Waits for its end."""
-    told = process.stdout.read().decode(errors="replace").strip() if process.stdout else ""
-    return told or (f"the process that sends it ended with status {process.returncode}" if process.wait() else "")
+    told, _ = process.communicate()
+    return told.decode(errors="replace") or (f"exit status {process.returncode}" if process.returncode else "")
 
 
 def end(pid: int) -> None:
