@@ -19,11 +19,14 @@ Record = Mapping[str, Any]
 _KINDS: Final[dict[str, tuple[str, int]]] = {
     **dict.fromkeys(("rate_limited", "denied", "unauthenticated"), ("denied", 2)),
     "warned": ("warn", 1),
-    "unavailable": ("unavailable", 1),
-    "available": ("unavailable", 0),
+    "store_lost": ("unavailable", 1),
+    "store_back": ("unavailable", 0),
 }
 """The event by the `decision`, and its level. What has a higher one is told even if what has a lower one was told: a denial
 after a warning."""
+
+_CLOSED: Final = ("policy_invalid", "too_many_counters")
+"""The reasons of a call that is `unavailable` for which somebody has to do something about the policy."""
 
 _CALLERS: Final = {"user": ("user",), "agent": ("user", "agent")}
 _TOLD: Final = (
@@ -61,14 +64,17 @@ class Event(NamedTuple):
     @property
     def kind(self) -> str:
         """`denied`, `warn` or `unavailable`; else empty, also for a call that was dropped while it waited."""
-        is_dropped = "while it waited" in str(self.record.get("reason"))
-        return "" if is_dropped else _KINDS.get(self.record["decision"], ("", 0))[0]
+        decision, reason = self.record["decision"], str(self.record.get("reason"))
+        if decision == "unavailable":
+            return "denied" if reason in _CLOSED else ""
+        return "" if "while it waited" in reason else _KINDS.get(decision, ("", 0))[0]
 
     def key(self, salt: object) -> str:
         """A hash of what events that share a message have in common: the rule, the limit, the callers that the axis names."""
         members = ("store", "rule", "limit", "window", "counts", *_CALLERS.get(str(self.record.get("axis")), ()))
         common = [self.record.get(member) for member in members]
-        return blake2b(compact([salt, self.kind if common[1] is None else "", common]).encode(), digest_size=8).hexdigest()
+        other = "" if common[1] else self.kind if common[0] else self.record["decision"]
+        return blake2b(compact([salt, other, common]).encode(), digest_size=8).hexdigest()
 
     @property
     def quiet_s(self) -> int:
@@ -97,7 +103,7 @@ def admit(event: Event, path: str, salt: object) -> int | None:
     Raises:
         OSError: The file cannot be used.
     """
-    key, level, now_us = event.key(salt), _KINDS[event.record["decision"]][1], event.time_us
+    key, level, now_us = event.key(salt), _KINDS.get(event.record["decision"], ("", 2))[1], event.time_us
     private_folder(os.path.dirname(path))
     with contextlib.closing(lock_file(path)) as lock, open(lock.fd, "r+", encoding="ascii", closefd=False) as file:
         lock.acquire(_LOCK_S)

@@ -60,8 +60,8 @@ class Notifier:
         with self._lock:
             try:
                 self._tend()
-            except OSError as error:
-                self._fail(f"{error.filename or sys.executable}: {error.strerror}")
+            except Exception as error:  # such as of a full disk; the bookkeeper's loop goes on
+                self._fail(str(error))
 
     def _tend(self) -> None:
         while self._noted:

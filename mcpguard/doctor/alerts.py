@@ -18,7 +18,7 @@ def checks(ways: Sequence[Way], *, send: bool) -> Iterator[Check]:
         ways: The ways.
         send: Whether to send a message, and wait until that is done.
     """
-    test = Event({"decision": "unavailable", "reason": "this is a test of mcpguard doctor"}, time.time_ns() // 1000).message(0)
+    test = Event({"decision": "store_lost", "reason": "this is a test of mcpguard doctor"}, time.time_ns() // 1000).message(0)
     if send and not ways:
         yield failed(
             "notify", "config.toml has no [[notify]]", "write one into it, such as desktop = true below a line [[notify]]"

@@ -51,13 +51,14 @@ class Guard:
 
     def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console) -> None:
         self._console = console
-        self._notifier = _notifier(settings, console)
+        self._notifier = notifier = _notifier(settings, console)
+        shown = settings.address.shown
         settings.address.load()  # outside of the store's time budget, because calls wait for it
         self._store = store = OutageStore(  # it is opened while the policy is read
             settings.open_store,
             mode=settings.on_unavailable,
             notify=console.error,
-            outage=self._notifier.note if self._notifier else lambda _: None,
+            outage=lambda told: notifier.note({**told, "store": shown}) if notifier else None,
             folder=OutageFolder.of(settings.address, settings.namespace, settings.database_path),
             timeout_ms=settings.timeout_ms,
         )

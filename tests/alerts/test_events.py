@@ -15,8 +15,8 @@ DENIED: dict[str, Any] = {
     "retry_after_ms": 847_000,
 }  # fmt: skip
 WARNED = DENIED | {"decision": "warned", "count": 80}
-GONE = {"decision": "unavailable", "reason": "store unavailable: it is gone", "store": "redis://a"}
-BACK = GONE | {"decision": "available", "reason": "store is back"}
+GONE = {"decision": "store_lost", "reason": "store unavailable: it is gone", "store": "redis://a"}
+BACK = GONE | {"decision": "store_back", "reason": "store is back"}
 
 
 class Day:
@@ -98,6 +98,13 @@ def test_an_outage_is_told_once_and_its_end_too_whoever_notices(day: Day) -> Non
 def test_denials_without_a_verified_user_share_a_message_and_other_rows_are_no_events(day: Day) -> None:
     nobody = {"decision": "unauthenticated", "axis": "user", "reason": "expired", "tool": "search"}
     assert [day.told(nobody), day.told(nobody | {"tool": "x"})] == [0, None]
+    closed = nobody | {"decision": "unavailable", "reason": "policy_invalid", "axis": "tool"}
+    assert [day.told(closed), day.told(closed | {"tool": "x"}), day.told(nobody)] == [0, None, None]
+    assert [Event(closed | {"reason": one}, 0).kind for one in ("too_many_counters", "store_unavailable", "")] == [
+        "denied",
+        "",
+        "",
+    ]
     dropped = DENIED | {"reason": "cancelled while it waited", "waited_ms": 3}
     for record in (dropped, *({"decision": one} for one in ("allowed", "invalid", "policy", "would_deny", "continued", ""))):
         assert Event(record, 0).kind == ""

@@ -98,7 +98,7 @@ def test_the_begin_and_the_end_of_an_outage_are_told_once_by_two_wrappers(tmp_pa
             for host in (one, other):
                 is_back(host)
             assert [one.end(), other.end()] == [0, 0]
-    assert [one["decision"] for one in hook.messages] == ["unavailable", "available"]
+    assert [one["decision"] for one in hook.messages] == ["store_lost", "store_back"]
     assert hook.messages[0]["text"].startswith("store unavailable: redis://127.0.0.1:")
 
 

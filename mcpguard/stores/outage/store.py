@@ -44,7 +44,7 @@ class OutageStore:
         mode: How calls are decided without the store: `local` admits what the limits allow by this wrapper's own counting, from
             the counters that it last saw; `deny` forwards nothing; `allow` forwards every call that no rule closes.
         notify: Gets one line for each change of state.
-        outage: Gets the begin and the end of an outage: the members `decision`, which is `unavailable` or `available`, and
+        outage: Gets the begin and the end of an outage: the members `decision`, which is `store_lost` or `store_back`, and
             `reason`, the line.
         folder: Where outage logs are; None for nowhere.
         timeout_ms: How long the first call waits for a store that is still being opened.
@@ -240,7 +240,7 @@ class OutageStore:
 
     def _tell_failure(self, failure: StoreUnavailable) -> None:
         hint = f" ({failure.hint})" if failure.hint else ""
-        self._tell_outage("unavailable", f"store unavailable: {failure.message}{hint}; until it is back {_EFFECTS[self._mode]}")
+        self._tell_outage("store_lost", f"store unavailable: {failure.message}{hint}; until it is back {_EFFECTS[self._mode]}")
 
     def _tell_outage(self, what: str, line: str) -> None:
         self._notify(line)
@@ -354,7 +354,7 @@ class OutageStore:
             if own.is_long:
                 own.read_on()
         dropped = f"; {plural(own.dropped, 'row')} of denials dropped" if own.dropped else ""
-        self._tell_outage("available", f"store is back: {plural(own.rows, 'audit row')} of the outage written{dropped}")
+        self._tell_outage("store_back", f"store is back: {plural(own.rows, 'audit row')} of the outage written{dropped}")
 
     def _use_if_read(self, store: Recoverable) -> None:
         """Let calls use a store, if it has all that this wrapper has logged, or gets it soon. The caller holds the lock."""
