@@ -27,9 +27,7 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 @click.option("--notify", is_flag=True, help="Send a message by each [[notify]] of config.toml.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def doctor(
-    argv: Sequence[str], client: str | None, as_json: bool, allow_unguarded: bool, notify: bool, **options: Any
-) -> int:
+def doctor(argv: Sequence[str], client: str | None, as_json: bool, allow_unguarded: bool, notify: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
     Also checks the files, hooks and plugins of your clients, and those of the project in the current folder: how many servers
