@@ -238,7 +238,7 @@ def test_the_table_of_settings_has_the_descriptions_that_editors_show() -> None:
     rows = re.findall(r"^\| `(?:(\w+)\.)?(\w+)` \| .*? \| (.*?) \|$", DOCS["configuration.md"], re.MULTILINE)
     for table, key, shown in rows:
         keys = config_schema()["properties"]
-        text = (keys[table]["properties"] if table else keys)[key]["description"]
+        text = (keys[table].get("items", keys[table])["properties"] if table else keys)[key]["description"]
         plain = re.sub(r"\[([^\]]*)\]\(.*?\)", r"\1", shown).replace("`", "")
         assert f"{plain}.".lower() == text.lower()
 
