@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Final
 
 from mcpguard.alerts.notifier import end
 from mcpguard.alerts.way import Way
+from mcpguard.light_typing import Final
 from mcpguard.system_programs import system_program
 
 TIMEOUT_S: Final = 10.0

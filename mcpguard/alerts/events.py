@@ -4,9 +4,9 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from typing import IO, Any, Final, NamedTuple
 
 from mcpguard.files import private_folder
+from mcpguard.light_typing import IO, Any, Final, NamedTuple
 from mcpguard.locks import lock_file
 from mcpguard.session.audit import line
 from mcpguard.text.digest import blake2b

@@ -8,10 +8,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
 
 from mcpguard.alerts.events import Event, Record, admit
 from mcpguard.alerts.way import Way
+from mcpguard.light_typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import subprocess

@@ -1,9 +1,9 @@
 """A way to notify the user: one `[[notify]]` of `config.toml`."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from mcpguard.errors import ConfigError
+from mcpguard.light_typing import Any, NamedTuple
 
 
 class Way(NamedTuple):
@@ -20,6 +20,10 @@ class Way(NamedTuple):
     command: tuple[str, ...] = ()
     webhook: str = ""
     desktop: bool = False
+
+    def __repr__(self) -> str:
+        """Without secrets."""
+        return f"<{self.shown}>"
 
     @property
     def shown(self) -> str:
