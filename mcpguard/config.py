@@ -16,6 +16,7 @@ from mcpguard.text.times import SPAN, seconds_of
 if TYPE_CHECKING:  # `run` reads its settings before it starts the server: a store's modules take 2 ms to load
     from pathlib import Path
 
+    from mcpguard.alerts.way import Way
     from mcpguard.identity.jwt_settings import JwtSettings
     from mcpguard.stores.api import Address, Options, Readable, Store
 
@@ -52,6 +53,7 @@ class Settings(NamedTuple):
         warnings: Warnings for the user who starts `run` with these settings.
         places: Where `policy`, `store`, `user`, `agent`, `namespace` and `denials` are set: an option, a variable, or a file
             and a key.
+        notify: The ways to tell events.
     """
 
     policy_path: str
@@ -78,6 +80,7 @@ class Settings(NamedTuple):
     file_path: str | None = None
     warnings: tuple[str, ...] = ()
     places: Mapping[str, str] = {}
+    notify: "tuple[Way, ...]" = ()
 
     def __repr__(self) -> str:
         """Name only the policy: the password and the store's URL are secret."""
@@ -211,9 +214,12 @@ def written(where: str, key: str, value: str) -> str:
     return f"{where}={value}" if where.startswith("MCPGUARD_") else f'{key} = "{value}"'
 
 
-Kind = type | tuple[str, ...] | range | re.Pattern[str]
+EVENTS: Final = ("denied", "warn", "unavailable")
+"""The events that `[[notify]]` tells."""
+
+Kind = type | tuple[str, ...] | range | re.Pattern[str] | list[type | tuple[str, ...]]
 """What a setting can be: text, a truth value, one of some words, a number in a range, a span of time (`SPAN`); `object` if
-others check it."""
+others check it. A list of one of these: a list of such values."""
 
 SETTINGS: Final[dict[str, dict[str, Kind]]] = {
     "": {"denials": DENIALS, "quiet": bool, "max_frame_bytes": range(1024, (1 << 30) + 1)},
@@ -229,8 +235,12 @@ SETTINGS: Final[dict[str, dict[str, Kind]]] = {
         ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"), object
     ),
     "audit": {"keep": SPAN, "max_mb": range(1, 1_000_001), "arguments": ("hash", "none", "full")},
+    "notify": {"on": [EVENTS], "command": [str], "webhook": str, "desktop": bool},
 }
 """The settings of each table of the file."""
+
+LISTED: Final = ("notify",)
+"""The tables of which the file may have several: `[[notify]]`."""
 
 _IN_FILE: Final = {
     "store": "store.url",
@@ -336,24 +346,38 @@ def _read(file: str, state: str, *, where: str) -> dict[str, object]:
     """The settings in a file. `where` is the option or variable that names it. If it is empty, the file may be missing."""
     values: dict[str, object] = {}
     waiting = [("", _toml(file, where=where))]
+    ways: list[Way] = []
     for name, table in waiting:
-        place = f"{file}: {name}." if name else f"{file}: "
+        place = f"{file}: {name} {len(ways) + 1}: " if name in LISTED else f"{file}: {name}." if name else f"{file}: "
         inner = {key.rpartition(".")[2]: key for key in SETTINGS if key and key.rpartition(".")[0] == name}
         jwt = table if name == "identity.jwt" else None
+        found: dict[str, object] = {}
         for key, value in table.items():
             if key in inner:
-                if not isinstance(value, dict):
-                    raise ConfigError(f"{file}: {inner[key]!r} is not a table", f"write [{inner[key]}] above its settings")
-                waiting.append((inner[key], value))
+                waiting += [(inner[key], one) for one in _tables(inner[key], value, file)]
             elif key not in SETTINGS[name]:
                 raise ConfigError(f"{place}{key}: unknown setting", _hint(key, name, [*inner, *SETTINGS[name]]))
             elif jwt is None:
-                values |= _setting(key, SETTINGS[name][key], value, f"{place}{key}")
+                found |= _setting(key, SETTINGS[name][key], value, f"{place}{key}")
+        if name in LISTED:
+            from mcpguard.alerts.way import way
+
+            ways.append(way(found, EVENTS, place.rstrip(": ")))
+        else:
+            values |= found
         if jwt is not None:
             from mcpguard.identity import jwt_settings
 
             values["jwt"] = jwt_settings.read(jwt, file=_path(file), state=_path(state))
-    return values
+    return values | {"notify": tuple(ways)}
+
+
+def _tables(name: str, value: object, file: str) -> list[dict[str, object]]:
+    """The table of a name, or the tables if the file may have several."""
+    tables, header = (value, f"[[{name}]]") if name in LISTED else ([value], f"[{name}]")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{file}: {name!r} is not a table", f"write {header} above its settings")
+    return tables
 
 
 def _toml(file: str, *, where: str) -> dict[str, object]:
@@ -383,7 +407,9 @@ def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, objec
     if kind is SPAN:
         return {"keep_us": span_us(value, where=where)}
     what, hint = "", ""
-    if isinstance(kind, tuple):
+    if isinstance(kind, list):
+        _check_items(key, kind[0], value, where)
+    elif isinstance(kind, tuple):
         if value not in kind:
             near = closest_word(str(value), kind)
             what = f"is none of {', '.join(kind)}"
@@ -397,9 +423,17 @@ def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, objec
     elif not isinstance(value, str) or not value:
         what, hint = f"is {'empty' if value == '' else 'not text'}", f'write {key} = "…"'
     if what:
-        shown = "this" if key == "url" else repr(value)  # it may hold a password
+        shown = "this" if key in {"url", "webhook"} else repr(value)  # it may hold a password
         raise ConfigError(f"{where}: {shown} {what}", hint)
     return {"store" if key == "url" else key: value}
+
+
+def _check_items(key: str, kind: Kind, value: object, where: str) -> None:
+    """Check the values in a list."""
+    if not isinstance(value, list) or not value:
+        raise ConfigError(f"{where}: {'empty' if value == [] else 'not a list'}", f'write {key} = ["…"]')
+    for one in value:
+        _setting(key, kind, one, where)
 
 
 _LONGEST_SPAN_S: Final = 999_999 * 604_800
@@ -424,5 +458,5 @@ def _hint(key: str, table: str, known: Sequence[str]) -> str:
         return f"write {key} into policy.toml"
     other = "" if table else next((name for name, keys in SETTINGS.items() if key in keys), "")
     if other:
-        return f"write {key} below a line [{other}]"
+        return f"write {key} below a line {f'[[{other}]]' if other in LISTED else f'[{other}]'}"
     return did_you_mean(key, known)

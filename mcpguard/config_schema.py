@@ -5,14 +5,19 @@ A schema cannot tell a token from a name, nor which URLs and paths are valid.
 
 import tomllib
 from pathlib import Path
+from typing import Final
 
-from mcpguard.config import SETTINGS, Kind, Settings
+from mcpguard.config import LISTED, SETTINGS, Kind, Settings
 from mcpguard.identity.jwt_settings import ALGORITHMS, LISTS, REQUIRED
 from mcpguard.policy.schema import DRAFT, NOT_ZERO, Schema, matching, one_or_several, table
 from mcpguard.text.times import SPAN, span
 
+_ONLY_DESKTOP: Final = {"required": ["desktop"], "properties": {"desktop": {"const": True}}}
+
 
 def _setting(kind: Kind) -> Schema:
+    if isinstance(kind, list):
+        return {"type": "array", "items": _setting(kind[0]), "minItems": 1}
     if isinstance(kind, tuple):
         return {"enum": [*kind]}
     if isinstance(kind, range):
@@ -37,8 +42,16 @@ def config_schema() -> Schema:
         tables[name] = table(texts[name or "top"], schemas)
         parent, _, key = name.rpartition(".")
         if name:
-            tables[name]["description"] = texts[parent or "top"][key]
-            tables[parent]["properties"][key] = tables[name]
+            whole = {"type": "array", "items": tables[name]} if name in LISTED else tables[name]
+            whole["description"] = texts[parent or "top"][key]
+            tables[parent]["properties"][key] = whole
     tables["identity.jwt"]["required"] = [*REQUIRED]
+    no_desktop: Schema = {"desktop": {"const": False}}
+    others = {"if": {"required": ["webhook"]}, "then": {"properties": no_desktop}, "else": _ONLY_DESKTOP}
+    tables["notify"] |= {
+        "if": {"required": ["command"]},
+        "then": {"properties": no_desktop | {"webhook": False}},
+        "else": others,
+    }
     tables["identity"]["dependencies"] = {"jwt": {"properties": {"user": False}}}
     return {"$schema": DRAFT, "title": "mcpguard's config.toml", **tables[""]}

@@ -27,6 +27,7 @@ def output_of(name: str, *arguments: str, within_s: float) -> str:
             encoding="utf-8",
             errors="replace",
             timeout=within_s,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             check=False,
         ).stdout
     return ""

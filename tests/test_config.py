@@ -279,7 +279,7 @@ SPAN = 'write a number and one of s m h d w, such as "30d"'
     [
         ("denial = 1", "denial", "unknown setting", "did you mean denials?"),
         ("[stor]", "stor", "unknown setting", "did you mean store?"),
-        ("zzz = 1", "zzz", "unknown setting", "use one of: store identity audit denials quiet max_frame_bytes"),
+        ("zzz = 1", "zzz", "unknown setting", "use one of: store identity audit notify denials quiet max_frame_bytes"),
         ("[[rule]]\nlimit = '5/1m'", "rule", "unknown setting", "write rule into policy.toml"),
         ("mode = 'observe'", "mode", "unknown setting", "write mode into policy.toml"),
         ("user = 'alice'", "user", "unknown setting", "write user below a line [identity]"),
@@ -313,6 +313,66 @@ def test_an_invalid_setting_is_reported_with_a_hint(tmp_path: Path, text: str, w
     error = refusal(tmp_path, text)
     assert error.message == ": ".join(part for part in (f"{tmp_path / 'config.toml'}", where, what) if part)
     assert error.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what", "hint"),
+    [
+        ("[notify]\ndesktop = true", "'notify' is not a table", "", "write [[notify]] above its settings"),
+        ("notify = ['desktop']", "'notify' is not a table", "", "write [[notify]] above its settings"),
+        ("[[notify]]\non = ['denied']", "notify 1", "not exactly one of command, webhook and desktop", "desktop = true"),
+        ("[[notify]]\ndesktop = false", "notify 1", "not exactly one of command, webhook and desktop", "desktop = true"),
+        (
+            "[[notify]]\ndesktop = true\n[[notify]]\ndesktop = true\ncommand = ['x']",
+            "notify 2",
+            "not exactly one of command, webhook and desktop",
+            "several [[notify]]",
+        ),
+        ("[[notify]]\ndesktop = 'yes'", "notify 1: desktop", "neither true nor false", "desktop = false"),
+        ("[[notify]]\ndesktop = true\non = 'denied'", "notify 1: on", "not a list", 'on = ["…"]'),
+        ("[[notify]]\ndesktop = true\non = []", "notify 1: on", "empty", 'on = ["…"]'),
+        ("[[notify]]\ndesktop = true\non = ['deny']", "notify 1: on", "'deny' is none of", 'did you mean on = "denied"?'),
+        ("[[notify]]\ncommand = 'notify me'", "notify 1: command", "not a list", 'command = ["…"]'),
+        ("[[notify]]\ncommand = ['a', 1]", "notify 1: command", "1 is not text", 'command = "…"'),
+        ("[[notify]]\nwebhook = ''", "notify 1: webhook", "empty", 'webhook = "…"'),
+        ("[[notify]]\ndesk = true", "notify 1: desk", "unknown setting", "did you mean desktop?"),
+        ("webhook = 'https://x'", "webhook", "unknown setting", "write webhook below a line [[notify]]"),
+    ],
+)
+def test_an_invalid_way_to_notify_is_reported_with_a_hint(tmp_path: Path, text: str, where: str, what: str, hint: str) -> None:
+    error = refusal(tmp_path, text)
+    assert error.message.startswith(f"{tmp_path / 'config.toml'}: {where}")
+    assert what in error.message
+    assert hint in error.hint
+
+
+def test_the_ways_to_notify_are_taken_in_order_and_tell_all_events_unless_they_name_some(tmp_path: Path) -> None:
+    text = "[[notify]]\ndesktop = true\n[[notify]]\non = ['warn']\ncommand = ['a', 'b c']\n[[notify]]\nwebhook = '{}'\n"
+    url = "https://hooks.acme.com/s3cret"
+    ways = loaded(tmp_path, text.format(url)).notify
+    every = ("denied", "warn", "unavailable")
+    assert [tuple(way) for way in ways] == [
+        (every, (), "", True),
+        (("warn",), ("a", "b c"), "", False),
+        (every, (), url, False),
+    ]
+    assert [way.shown for way in ways] == ["desktop", "command a", "webhook at hooks.acme.com"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://hooks.acme.com/s3cret", "https://u:s3cret@acme.com/", "ftp://acme.com/s3cret", "s3cret", "https://[s3cret"]
+)
+def test_messages_are_sent_only_where_the_network_cannot_read_them_and_an_error_does_not_tell_the_url(
+    tmp_path: Path, url: str
+) -> None:
+    error = refusal(tmp_path, f"[[notify]]\nwebhook = '{url}'\n")
+    assert error.message == f"{tmp_path / 'config.toml'}: notify 1: webhook: messages are not sent to this URL"
+    assert "s3cret" not in str(error)
+    assert loaded(tmp_path, "[[notify]]\nwebhook = 'http://localhost:1/x'\n").notify[0].webhook == "http://localhost:1/x"
+
+
+def test_a_webhook_that_is_no_text_is_not_told(tmp_path: Path) -> None:
+    assert "s3cret" not in refusal(tmp_path, "[[notify]]\nwebhook = ['s3cret']\n").message
 
 
 @pytest.mark.parametrize(

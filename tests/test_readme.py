@@ -186,7 +186,7 @@ def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
         else:
             (tmp_path / "config.toml").write_text(block)
             settings = config.load({"MCPGUARD_HOME": str(tmp_path)})
-            assert settings.jwt if "[identity.jwt]" in block else settings.user == "alice@acme.com"
+            assert settings.jwt if "[identity.jwt]" in block else settings.user == "alice@acme.com" or settings.notify
 
 
 def test_the_shown_store_addresses_and_extra_are_valid(tmp_path: Path) -> None:
@@ -228,15 +228,17 @@ def test_the_documented_defaults_and_values_are_those_of_the_program() -> None:
         elif isinstance(kind, tuple):
             assert default == f"`{config.Settings._field_defaults[key]}`"
             assert re.findall(r"`(\w+)`", values)[: len(kind)] == list(kind)
+        elif isinstance(kind, list) and isinstance(kind[0], tuple):
+            assert re.findall(r"`(\w+)`", values) == list(kind[0])
         elif kind is bool:
-            assert default == f"`{str(config.Settings._field_defaults[key]).lower()}`"
+            assert default == f"`{str(config.Settings._field_defaults.get(key, False)).lower()}`"
 
 
 def test_the_table_of_settings_has_the_descriptions_that_editors_show() -> None:
     rows = re.findall(r"^\| `(?:(\w+)\.)?(\w+)` \| .*? \| (.*?) \|$", DOCS["configuration.md"], re.MULTILINE)
     for table, key, shown in rows:
         keys = config_schema()["properties"]
-        text = (keys[table]["properties"] if table else keys)[key]["description"]
+        text = (keys[table].get("items", keys[table])["properties"] if table else keys)[key]["description"]
         plain = re.sub(r"\[([^\]]*)\]\(.*?\)", r"\1", shown).replace("`", "")
         assert f"{plain}.".lower() == text.lower()
 

@@ -24,9 +24,10 @@ _STYLES: Final = {"ok": "green", "note": "yellow", "FAIL": "red"}
 @click.command("doctor", Command, context_settings=run.run.context_settings)
 @entry_options
 @click.option("--allow-unguarded", is_flag=True, help="Do not fail because a server is unguarded.")
+@click.option("--notify", is_flag=True, help="Send a message by each [[notify]] of config.toml.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects: check, ok, detail, hint.")
 @click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[[--] COMMAND [ARG]...]", shell_complete=files)
-def doctor(argv: Sequence[str], client: str | None, as_json: bool, allow_unguarded: bool, **options: Any) -> int:
+def doctor(argv: Sequence[str], client: str | None, as_json: bool, allow_unguarded: bool, notify: bool, **options: Any) -> int:
     """Check this installation: PATH, config.toml, policy, store, user, agent, token and keys. Prints a line for each check.
 
     Also checks the files, hooks and plugins of your clients, and those of the project in the current folder: how many servers
@@ -43,13 +44,14 @@ def doctor(argv: Sequence[str], client: str | None, as_json: bool, allow_unguard
     Examples:
       mcpguard doctor
       mcpguard doctor --allow-unguarded
+      mcpguard doctor --notify
       mcpguard doctor --json | jq '.[] | select(.ok | not)'
       mcpguard doctor --server crm
       mcpguard doctor --client cursor --server crm
       mcpguard doctor --server crm -- npx -y @acme/crm-server
     """
     argv, options, folder = server_command(argv, options, client, command="doctor")
-    found = _all(argv, options, folder, allow_unguarded=allow_unguarded)
+    found = _all(argv, options, folder, allow_unguarded=allow_unguarded, notify=notify)
     if as_json:
         results = list(found)
         echo_json([one._asdict() for one in results], indent=2)
@@ -103,10 +105,10 @@ def server_command(
     return *run.without_guard(argv, options), folder
 
 
-def _all(argv: Sequence[str], options: dict[str, Any], folder: str, *, allow_unguarded: bool) -> Iterator[Check]:
+def _all(argv: Sequence[str], options: dict[str, Any], folder: str, *, allow_unguarded: bool, notify: bool) -> Iterator[Check]:
     """The checks of this machine, and those of the server if there is a command."""
     read = {key: value for key, value in options.items() if key not in {"observe", "quiet"}}
-    yield from checkup(os.environ, allow_unguarded=allow_unguarded, **read)
+    yield from checkup(os.environ, allow_unguarded=allow_unguarded, notify=notify, **read)
     if not argv:
         return
     with contextlib.suppress(ConfigError):  # the checks before have reported it

@@ -12,7 +12,7 @@ from mcpguard.clients.launcher import PROGRAM, is_same
 from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.configured_identity import configured_tier, used_tiers
-from mcpguard.doctor import clients, identity, store
+from mcpguard.doctor import alerts, clients, identity, store
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good
 from mcpguard.errors import ConfigError, PolicyError
 from mcpguard.files import changeable, exposed
@@ -22,12 +22,15 @@ from mcpguard.reading.explaining import never_matched
 from mcpguard.text.printing import plural
 
 
-def checkup(environ: Mapping[str, str], *, allow_unguarded: bool = False, **options: str | None) -> Iterator[Check]:
+def checkup(
+    environ: Mapping[str, str], *, allow_unguarded: bool = False, notify: bool = False, **options: str | None
+) -> Iterator[Check]:
     """Run the checks of this machine, one after another. If the settings are broken, those that need them are left out.
 
     Args:
         environ: The environment.
         allow_unguarded: Whether a server of a client may be unguarded.
+        notify: Whether to send a message by each way to notify the user.
         options: The options of `config.load`.
     """
     yield from found_on(os.get_exec_path(), Path(sysconfig.get_path("scripts")) / PROGRAM)
@@ -42,6 +45,7 @@ def checkup(environ: Mapping[str, str], *, allow_unguarded: bool = False, **opti
     yield from _policy(found)
     yield from store.checks(found)
     yield from identity.checks(found, options)
+    yield from alerts.checks(found.notify, send=notify)
 
 
 def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:

@@ -221,6 +221,17 @@ class Decision:
         if os.urandom(1)[0] < UPKEEP_SHARE:
             self._store.tend()
 
+    def notify(self) -> None:
+        """Tell of the call, if it was denied or warns."""
+        records = [log.record for log in self._session.take_lines() if log.record]
+        if records and self._settings.notify:
+            from mcpguard.alerts.notifier import Notifier  # only if it is needed
+
+            notifier = Notifier(self._settings.notify, self._settings.database_path)
+            for record in records:
+                notifier.note(record)
+            notifier.hand_over()
+
     def _count_failure(self, request: DecisionRequest) -> None:
         """Count a call that has failed, unless a wrapper does it: one that gets the call takes the call's note."""
         plan, key, use = request.plan.only(lambda limit: limit.counts == "errors"), self._key, self._store.use

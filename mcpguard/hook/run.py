@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from _thread import allocate_lock, start_new_thread  # `threading` takes a millisecond to load
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mcpguard.errors import ExitStatus, McpguardError
 from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -61,12 +61,14 @@ class _Answer:
     Attributes:
         name: The same.
         text: The answer as far as it is known.
+        last: Called once the answer is printed.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._giving = allocate_lock()
         self.text = b""
+        self.last: Callable[[], None] = lambda: None
 
     def deny(self, reason: str) -> None:
         """Answer that the call is denied, for this reason."""
@@ -86,6 +88,7 @@ class _Answer:
                 output = self.text
                 while output:
                     output = output[os.write(1, output) :]
+                self.last()
         os._exit(ExitStatus.OK)
 
 
@@ -141,6 +144,7 @@ def _decide(answer: _Answer, options: Mapping[str, Any]) -> None:
         answer.deny(reason)
     if decision:
         decision.finish()
+        answer.last = decision.notify
 
 
 def _cannot(error: McpguardError) -> str:

@@ -1,5 +1,6 @@
-"""Fetches a small document over HTTPS. Its size is bounded, and so is each wait."""
+"""Fetches a small document over HTTPS, or posts one. Its size is bounded, and so is each wait."""
 
+import contextlib
 import os
 import socket
 import ssl
@@ -37,25 +38,49 @@ def get(url: str, timeout_s: float, max_bytes: int) -> bytes:
         FetchError: There is no such document, it is too long, or the time is over.
     """
     until_s = time.monotonic() + timeout_s
-    late = FetchError(f"no answer in {timeout_s:g} s")
+    with _answer("GET", url, timeout_s) as response:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise FetchError("its answer is compressed, although it was asked for an uncompressed one")
+        data = bytearray()
+        for chunk in response.iter_raw():
+            data += chunk
+            if len(data) > max_bytes:
+                raise FetchError(f"its answer is longer than {max_bytes} bytes")
+            if time.monotonic() >= until_s:
+                raise _late(timeout_s)
+        return bytes(data)
+
+
+def post(url: str, body: bytes, timeout_s: float) -> None:
+    """Post a JSON document to a URL; see `get`. What it answers is not read.
+
+    Raises:
+        FetchError: It was not taken.
+    """
+    with _answer("POST", url, timeout_s, body):
+        pass
+
+
+def _late(timeout_s: float) -> FetchError:
+    return FetchError(f"no answer in {timeout_s:g} s")
+
+
+@contextlib.contextmanager
+def _answer(method: str, url: str, timeout_s: float, body: bytes | None = None) -> Iterator[httpx2.Response]:
+    """A successful answer, whose content is not read yet."""
+    more = {"Content-Type": "application/json"} if body is not None else {}
     try:
-        with _client(urlsplit(url).hostname or "", timeout_s) as client, client.stream("GET", url) as response:
+        with (
+            _client(urlsplit(url).hostname or "", timeout_s) as client,
+            client.stream(method, url, content=body, headers=more) as response,
+        ):
             if response.has_redirect_location:
                 raise FetchError("it redirects to another address: configure that one")
-            if response.status_code != httpx2.codes.OK:
+            if not (response.is_success if body else response.status_code == httpx2.codes.OK):
                 raise FetchError(f"it answers with HTTP status {response.status_code}")
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise FetchError("its answer is compressed, although it was asked for an uncompressed one")
-            data = bytearray()
-            for chunk in response.iter_raw():
-                data += chunk
-                if len(data) > max_bytes:
-                    raise FetchError(f"its answer is longer than {max_bytes} bytes")
-                if time.monotonic() >= until_s:
-                    raise late
-            return bytes(data)
+            yield response
     except httpx2.TimeoutException as error:
-        raise late from error
+        raise _late(timeout_s) from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise FetchError(_reason(error)) from error
 

@@ -16,6 +16,9 @@ ARGUMENTS: Final = "arguments"
 SESSION: Final = "session"
 """In `per`: the calls of each session of the client have a counter of their own. As the window of a limit it means the same."""
 
+_WARNED: Final = "warned"
+"""In the label of a mark, see `Counter.mark`."""
+
 _BY_ARGUMENTS: Final = f'"{ARGUMENTS}":"'
 _SPLIT: Final = f'{_BY_ARGUMENTS}"'
 """What stands in the label of a counter for arguments that are not known yet. No name contains it: JSON escapes its quotes."""
@@ -39,6 +42,13 @@ class Counter(NamedTuple):
     def is_split(self) -> bool:
         """Whether it stands for a counter for each value of the call's arguments, which are not known yet."""
         return _SPLIT in self.label
+
+    @property
+    def mark(self) -> "Counter":
+        """The counter of the calls that have warned of this one."""
+        before, _, window = self.label.rpartition(",")
+        label = f'{before},"{_WARNED}",{window}'
+        return Counter(counter_id(label), label, self.window_us)
 
 
 class Reported(NamedTuple):
@@ -99,6 +109,7 @@ class Plan:
         settles: Whether the store has to be told when a call with this plan has ended.
         cost: What the call takes of limits that count cost; None if there are none.
         caps: Whether a limit counts calls in flight.
+        warns: Whether a call warns at a share of a limit.
         waits: Whether a limit that is enforced lets calls wait.
     """
 
@@ -113,6 +124,7 @@ class Plan:
         self.is_closed = any(not limit.n and not limit.observe for limit in limits)
         self.is_split = any(counter.is_split for counter in counters)
         self.caps = "concurrent" in counted
+        self.warns = any(limit.warn_at for limit in limits)
         self.waits = any(limit.wait_us and not limit.observe for limit in limits)
         self.settles = self.caps or "errors" in counted
         self.cost = next((limit.cost for limit in limits if limit.counts == "cost"), None)
@@ -143,14 +155,16 @@ class Plan:
         if not earlier:
             return made
         more = self.only(lambda limit: limit.n > 0 and self.counters[limit.counter].is_split).of_arguments(earlier)
-        limits = [limit._replace(counter=limit.counter + len(made.counters)) for limit in more.limits]
+        first = len(made.counters)
+        limits = [one._replace(counter=one.counter + first, mark=one.mark + first * (one.mark >= 0)) for one in more.limits]
         return Plan((*made.limits, *limits), made.reported + more.reported, made.counters + more.counters)
 
     def only(self, has: Callable[[Limit], bool]) -> "Plan":
         """The plan with only some of its limits, and their counters."""
         places = [at for at, limit in enumerate(self.limits) if has(limit)]
-        index = {at: new for new, at in enumerate(sorted({self.limits[at].counter for at in places} - {-1}))}
-        limits = [self.limits[at]._replace(counter=index.get(self.limits[at].counter, -1)) for at in places]
+        kept = [self.limits[at] for at in places]
+        index = {at: new for new, at in enumerate(sorted({at for limit in kept for at in (limit.counter, limit.mark)} - {-1}))}
+        limits = [one._replace(counter=index.get(one.counter, -1), mark=index.get(one.mark, -1)) for one in kept]
         return Plan(tuple(limits), tuple([self.reported[at] for at in places]), tuple([self.counters[at] for at in index]))
 
 
@@ -170,6 +184,7 @@ class Label(NamedTuple):
         shared: The rule's other selectors.
         counts: What the counter counts.
         window_us: The window's length; 0 for calls in flight.
+        is_mark: Whether it is the mark of the counter with the other parts, see `Counter.mark`.
     """
 
     namespace: str
@@ -177,6 +192,7 @@ class Label(NamedTuple):
     shared: dict[str, list[str]]
     counts: Counts
     window_us: int
+    is_mark: bool = False
 
     @property
     def text(self) -> str:
@@ -187,8 +203,9 @@ class Label(NamedTuple):
 
 def label_parts(label: str) -> Label:
     """The parts of a counter's label."""
-    namespace, values, shared, *counts, window_us = json.loads(label)
-    return Label(namespace, values, shared, counts[0] if counts else "calls", window_us)
+    namespace, values, shared, *words, window_us = json.loads(label)
+    counts: Any = next((word for word in words if word != _WARNED), "calls")
+    return Label(namespace, values, shared, counts, window_us, _WARNED in words)
 
 
 def counter_id(label: str) -> int:

@@ -9,7 +9,7 @@ A limit counts calls, or their cost in units. A limit on errors has room while t
 is charged by `fail`, after the call. A cap on calls in flight has no window: its counter's state has the ids of the calls.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import lru_cache
 
 from mcpguard.light_typing import Final, Literal, NamedTuple
@@ -49,6 +49,8 @@ class Limit(NamedTuple):
         counts: What it counts. Limits with the same counter count the same.
         cost: What the call takes of the limit; 1 unless it counts cost.
         wait_us: How long a call that it refuses may be held; 0 for not at all.
+        warn_at: The sum at which an admitted call warns; 0 for never.
+        mark: The index of the counter of the calls that have warned; -1 if it has none. It holds one in a window.
     """
 
     n: int
@@ -59,6 +61,20 @@ class Limit(NamedTuple):
     counts: Counts = "calls"
     cost: int = 1
     wait_us: int = 0
+    warn_at: int = 0
+    mark: int = -1
+
+
+class Warned(NamedTuple):
+    """A limit of which a call warns.
+
+    Attributes:
+        limit: Its index among the limits of the call.
+        total: The sum in its counter after the call.
+    """
+
+    limit: int
+    total: int
 
 
 class Exceeded(NamedTuple):
@@ -81,7 +97,9 @@ class Decision(NamedTuple):
         used: The sum in each counter before the call.
         states: The counters' states after the call; the same objects as before where nothing was charged.
         exceeded: The enforced limits without room if the call is not admitted, else the observed ones.
-        charged: The limits that were charged: for each counter the smallest limit, of rules that have room.
+        charged: The limits that were charged: for each counter the smallest limit, of rules that have room; and marks, as
+            limits of one call in a window.
+        warned: The limits of which the call warns.
     """
 
     admitted: bool
@@ -89,6 +107,7 @@ class Decision(NamedTuple):
     states: tuple[State, ...]
     exceeded: tuple[Exceeded, ...]
     charged: tuple[Limit, ...] = ()
+    warned: tuple[Warned, ...] = ()
 
 
 def live(state: State, window_us: int, now_us: int) -> State:
@@ -190,25 +209,50 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, call_i
             now_us = state[-2]
     logs = list(states)
     totals = [0] * len(logs)
-    for _, window_us, counter, _, _, _, _, _ in smallest:
+    for _, window_us, counter, _, _, _, _, _, _, _ in smallest:
         if window_us:
             logs[counter] = live(logs[counter], window_us, now_us)
             totals[counter] = used(logs[counter])
         else:
             totals[counter] = len(logs[counter])
-    full = [at for at, (n, _, counter, _, _, _, cost, _) in enumerate(limits) if not n or totals[counter] + cost > n]
+    full = [at for at, (n, _, counter, _, _, _, cost, _, _, _) in enumerate(limits) if not n or totals[counter] + cost > n]
     enforced = [at for at in full if not limits[at].observe]
     exceeded = tuple([Exceeded(at, _wait(limits[at], logs, now_us)) for at in enforced or full])
     if enforced:
         return Decision(False, tuple(totals), tuple(states), exceeded)
+    without_room = {limits[at].rule for at in full}
+    warned = _warned(limits, totals, logs, without_room, now_us)
     if full:
-        without_room = {limits[at].rule for at in full}
         charged = _tightest(tuple([limit for limit in limits if limit.rule not in without_room]))[2]
+    if warned:
+        charged += tuple([Limit(1, limits[at].window_us, limits[at].mark) for at, _ in warned])
     after = list(states)
-    for n, window_us, counter, _, _, _, cost, _ in charged:
+    for n, window_us, counter, _, _, _, cost, _, _, _ in charged:
         log = logs[counter]
         after[counter] = charge(log, n, window_us, now_us, cost) if window_us else (*log, call_id)
-    return Decision(True, tuple(totals), tuple(after), exceeded, charged)
+    return Decision(True, tuple(totals), tuple(after), exceeded, charged, warned)
+
+
+def _warned(
+    limits: Sequence[Limit], totals: Sequence[int], logs: list[State], without_room: Container[int], now_us: int
+) -> tuple[Warned, ...]:
+    """The limits of which an admitted call warns: it is at or past the share, and no call of the last window has warned.
+
+    Args:
+        limits: The limits of the call.
+        totals: The sum in each counter before the call.
+        logs: The logs of the counters. Those of marks become live.
+        without_room: The observed rules without room, which do not count the call.
+        now_us: The store's time.
+    """
+    found: dict[int, Warned] = {}  # by the mark
+    for at, limit in enumerate(limits):
+        if limit.warn_at and limit.rule not in without_room:
+            total = totals[limit.counter] + (0 if limit.counts == "errors" else limit.cost)
+            logs[limit.mark] = live(logs[limit.mark], limit.window_us, now_us)
+            if total >= limit.warn_at and not logs[limit.mark]:
+                found.setdefault(limit.mark, Warned(at, total))
+    return tuple(found.values())
 
 
 def fail(limits: Sequence[Limit], states: Sequence[State], now_us: int) -> tuple[tuple[State, ...], tuple[Limit, ...]]:

@@ -13,7 +13,7 @@ from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.policy.text import PolicyText
 from mcpguard.policy.writing import locked, read, write_policy
 
-_EDITED: Final = ("limit", "count", "concurrent", "wait", "name", "mode")
+_EDITED: Final = ("limit", "count", "concurrent", "wait", "warn", "name", "mode")
 """The keys of a rule that an edit changes. The other keys identify the rule."""
 
 _Kind = Literal["rule", "cost"]
@@ -192,8 +192,8 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
 
     Args:
         path: The file. If it does not exist, it is made with the starter rules.
-        table: The rule as a table of the file. An empty `name` removes the rule's name. Without `name`, `mode` or `wait`, a
-            rule that exists keeps its own.
+        table: The rule as a table of the file. An empty `name` removes the rule's name. Without `name`, `mode`, `wait` or
+            `warn`, a rule that exists keeps its own.
 
     Returns:
         What was done, and the place of the rule in the policy.
@@ -205,6 +205,7 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
     with _opened(path) as file:
         rule = parse_rule(table, where=str(path))
         cleared = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
+        cleared |= {"warn": None} if rule.has_limit and not rule.rates else {}
         values = cleared | {key: table[key] for key in _EDITED if key in table}
         return file.put("rule", _place(file.before, rule, table), table, values)
 
@@ -300,7 +301,8 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
         old = before.rules[at]
         if part is None or {one.counts for one in old.parts} == {part}:
             return TakenOut(*file.take_out("rule", at))
-        edit, _ = file.put("rule", at, {}, dict.fromkeys(["concurrent"] if part == "concurrent" else ["limit", "count"]))
+        gone = ["concurrent"] if part == "concurrent" else ["limit", "count", "warn"]
+        edit, _ = file.put("rule", at, {}, dict.fromkeys(gone))
         return TakenOut(old.parts[-1] if part == "concurrent" else old._replace(concurrent=None), edit.after, at)
 
 

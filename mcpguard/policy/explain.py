@@ -41,6 +41,8 @@ def sentence(rule: Rule, costs: Sequence[Cost] = ()) -> str:
         clauses.append(
             f"a refused call waits up to {span_in_words(rule.wait_us)}" if rule.wait_us else "a refused call never waits"
         )
+    if rule.warn is not None:
+        clauses.append(f"mcpguard warns at {rule.warn}% of {'a' if len(rule.rates) > 1 else 'the'} limit")
     text = "; ".join(clauses)
     return f"{text} (reported only, not denied)." if rule.observe else f"{text}."
 

@@ -99,6 +99,7 @@ class Rule(NamedTuple):
         concurrent: The cap: the most calls in flight; 0 for `unlimited`; None if the rule has none.
         has_limit: Whether the rule has `limit`. If not, it has `concurrent`.
         wait_us: How long a call that the rule refuses may be held; None for the policy's `wait`.
+        warn: The share of each limit, in percent, at which a call warns; None for no warning. A cap has none.
     """
 
     selectors: dict[str, tuple[str, ...]]
@@ -113,6 +114,7 @@ class Rule(NamedTuple):
     concurrent: int | None = None
     has_limit: bool = True
     wait_us: int | None = None
+    warn: int | None = None
 
     @property
     def parts(self) -> tuple["Rule", ...]:
@@ -125,7 +127,7 @@ class Rule(NamedTuple):
             found = [limits._replace(rates=others)] if others else []
             found.append(limits._replace(rates=per_session, per=self.per | {SESSION}))
         if self.concurrent is not None:
-            found.append(self._replace(counts="concurrent", rates=(), deny=False, has_limit=False))
+            found.append(self._replace(counts="concurrent", rates=(), deny=False, has_limit=False, warn=None))
         return tuple(found)
 
     @property
@@ -205,7 +207,8 @@ class Rule(NamedTuple):
     @property
     def is_starter(self) -> bool:
         """Whether it is a starter rule, without any change."""
-        has_more = self.per_text or self.observe or self.name or self.concurrent is not None or self.wait_us is not None
+        options = (self.concurrent, self.wait_us, self.warn)
+        has_more = self.per_text or self.observe or self.name or any(one is not None for one in options)
         return self.is_like_starter and self.counts == "calls" and not has_more
 
     @property
@@ -434,8 +437,11 @@ def _plan(parts: Sequence[tuple[Rule, int]], call: Call, namespace: str, policy:
             limits.append(Limit(0, 0, -1, at, observed))
         cost = policy.cost(call) if rule.counts == "cost" else 1
         for rate in rule.bounds:
-            number = counters.setdefault(_counter(rule, call, namespace, rate.window_us), len(counters))
-            limits.append(Limit(rate.n, rate.window_us, number, at, observed, rule.counts, cost, wait_us))
+            counter = _counter(rule, call, namespace, rate.window_us)
+            number = counters.setdefault(counter, len(counters))
+            warn_at = -(-rate.n * (rule.warn or 0) // 100)
+            mark = counters.setdefault(counter.mark, len(counters)) if warn_at else -1
+            limits.append(Limit(rate.n, rate.window_us, number, at, observed, rule.counts, cost, wait_us, warn_at, mark))
     return Plan(tuple(limits), tuple(reported), tuple(counters))
 
 

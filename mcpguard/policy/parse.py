@@ -17,6 +17,7 @@ from mcpguard.policy.values import (
     Limits,
     Number,
     Patterns,
+    Share,
     Span,
     Text,
     Value,
@@ -51,7 +52,7 @@ _ELSEWHERE: Final = {
     "cost": 'write a table [[cost]] for what a call costs, and count = "cost" in a rule to count it',
     "arguments": 'write per = ["user", "arguments"] to count equal arguments separately: rules do not select by arguments',
 }
-_SETTINGS: Final = ("store", "identity", "audit", "denials", "quiet", "max_frame_bytes")
+_SETTINGS: Final = ("store", "identity", "audit", "notify", "denials", "quiet", "max_frame_bytes")
 """Words of `config.toml`."""
 
 
@@ -88,6 +89,7 @@ RULE: Final = Keys(
         "concurrent": Number(MAX_CONCURRENT, "calls in flight", 'write limit = "deny" to close a tool', unlimited=True),
         "count": Words(("calls", "cost", "errors"), {"concurrent": "write concurrent = 2 to cap calls in flight"}),
         "wait": _WAIT,
+        "warn": Share(),
         "mode": _MODE,
         "name": Text(),
     },
@@ -103,7 +105,7 @@ COST: Final = Keys(
     },
     dict.fromkeys(SELECTORS, "use only tool and server: a cost depends on nothing else"),
 )
-NOT_WITH_DENY: Final = ("concurrent", "count", "wait")
+NOT_WITH_DENY: Final = ("concurrent", "count", "wait", "warn")
 """The keys that a rule that denies every call cannot have."""
 
 TOP: Final = Keys(
@@ -350,6 +352,8 @@ def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | No
     counts = found.get("count", "calls")
     if counts != "calls" and "limit" not in found:
         faults.append(Fault(("count",), f"count: no limit that counts {counts}", 'add one: limit = "100/1h"'))
+    if "warn" in found and table.get("limit") in (None, "unlimited"):
+        faults.append(Fault(("warn",), "warn: no limit with a window", 'add one: limit = "100/1h"'))
     if faults:
         return None
     selectors: dict[str, tuple[str, ...]] = {key: found[key] for key in SELECTORS if key in found}
@@ -368,6 +372,7 @@ def _rule(table: dict[str, object], line: int, faults: list[Fault]) -> Rule | No
         concurrent=found.get("concurrent"),
         has_limit="limit" in found,
         wait_us=found.get("wait"),
+        warn=found.get("warn"),
     )
 
 

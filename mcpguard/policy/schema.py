@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from mcpguard.policy.model import PER
 from mcpguard.policy.parse import COST, NOT_WITH_DENY, RULE, TOP, Keys
-from mcpguard.policy.values import LIMIT_WORDS, RATE, Axes, Limits, Number, Patterns, Span, Text, Words
+from mcpguard.policy.values import LIMIT_WORDS, RATE, SHARE, Axes, Limits, Number, Patterns, Share, Span, Text, Words
 from mcpguard.text.times import SPAN
 
 Schema = dict[str, Any]
@@ -68,6 +68,7 @@ _VALUES: Final[dict[type, Callable[[Any], Schema]]] = {
     Words: lambda words: {"enum": [*words.words]},
     Number: _number,
     Span: lambda _: matching(SPAN),
+    Share: lambda _: matching(SHARE),
     Text: lambda _: {"type": "string"},
     Patterns: _patterns,
     Axes: lambda _: {"type": "array", "items": {"enum": [*PER]}},
@@ -87,8 +88,12 @@ def policy_schema() -> Schema:
     has_limit, has_no = {"required": ["limit"]}, {"properties": dict.fromkeys(NOT_WITH_DENY, False)}
     denies = {"if": {"properties": {"limit": {"const": "deny"}}}, "then": has_no}
     counts = {"if": {"properties": {"count": {"const": "calls"}}}, "else": has_limit}
+    warns = {"required": ["limit"], "properties": {"limit": {"not": {"const": "unlimited"}}}}
     caps = {"if": {"required": ["concurrent"]}, "else": has_limit}
-    conditions = {**caps, "dependencies": {"limit": denies, "count": counts}}  # with `allOf`, taplo completes no keys
+    conditions = {
+        **caps,
+        "dependencies": {"limit": denies, "count": counts, "warn": warns},
+    }  # with `allOf`, taplo completes no keys
     rule, cost = keys("rule", RULE) | conditions, keys("cost", COST) | {"required": ["cost"]}
     return {"$schema": DRAFT, "title": TITLE, **keys("top", TOP, rule=rule, cost=cost), "minProperties": 1}
 

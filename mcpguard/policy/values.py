@@ -36,6 +36,9 @@ MAX_WAIT_SECONDS: Final = 3600
 LIMIT_WORDS: Final = ("deny", "unlimited")
 """The words that can stand in place of limits."""
 
+SHARE: Final = re.compile(r"([1-9][0-9]?|100)%")
+"""A share of a limit."""
+
 RATE: Final = re.compile(rf"([0-9]+)/(?:([0-9]+)([smhdw])|{SESSION})")
 """A limit as a text: a number of calls, and a window or the word for a session."""
 
@@ -125,6 +128,20 @@ class Span(NamedTuple):
             what = "is not a time to wait" if seconds is None else "is too long"
             faults.append(Fault((key,), f"{key}: {shown_value(value)} {what}", hint))
         return (seconds or 0) * 1_000_000
+
+
+class Share(NamedTuple):
+    """A share of a limit, from `1%` to `100%`. It is parsed as a number of percent."""
+
+    def parse(self, key: str, value: Any, faults: list[Fault]) -> int:
+        """See `Value`."""
+        match = SHARE.fullmatch(value) if isinstance(value, str) else None
+        if match:
+            return int(match[1])
+        number = re.fullmatch("([1-9][0-9]?|100) ?%?", str(value))
+        meant = f'did you mean "{number[1]}%"?' if number else f'write text, from "1%" to "100%": {key} = "80%"'
+        faults.append(Fault((key,), f"{key}: {shown_value(value)} is not a share of a limit", meant))
+        return 0
 
 
 class Text(NamedTuple):

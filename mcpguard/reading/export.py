@@ -117,7 +117,8 @@ def ocsf_event(found: Mapping[str, object]) -> dict[str, object]:
 
 _UNMAPPED: Final = (
     "namespace", "via", "client_session", "user_source", "agent_source", "roles", "args_hash", "arguments", "act", "decision",
-    "axis", "limit", "window", "counts", "cost", "count", "remaining", "in_flight", "retry_after_ms", "exceeded", "waited_ms",
+    "axis", "limit", "window", "counts", "cost", "count", "remaining", "in_flight", "retry_after_ms", "exceeded", "warned",
+    "waited_ms",
     "outcome", "duration_ms",
 )  # fmt: skip
 """The members that OCSF has no attribute for."""

@@ -39,7 +39,7 @@ from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.locks import try_lock
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.following import follow
-from mcpguard.session.audit import FAILED, limit_text, record
+from mcpguard.session.audit import FAILED, limit_text, record, warned_text
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.text.digest import blake2b
@@ -86,7 +86,7 @@ _OF_SPANS: Final = _OF_DURATIONS | {
         f"mcpguard.{name}": name
         for name in (
             "session", "client_session", "decision", "axis", "rule", "limit", "reason", "cost", "in_flight", "waited_ms",
-            "remaining", "retry_after_ms", "repeats", "outcome",
+            "remaining", "retry_after_ms", "repeats", "warned", "outcome",
         )
     },
 }  # fmt: skip
@@ -235,6 +235,7 @@ class Telemetry:
             "tier": agent.tier if agent else None,
             "error": decision if decision in REFUSED else outcome if outcome in FAILED else None,
             "limit": limit_text(found) if "limit" in found else None,
+            "warned": warned_text(found) if "warned" in found else None,
             "request_id": str(found["request_id"]) if "request_id" in found else None,
         }
         if not self._with_user:

@@ -84,9 +84,9 @@ class Limits:
         return sorted(found, key=_order)
 
     def _empty_of(self, label: str) -> Usage | None:
-        """The usage of the counter with this label if it holds nothing; None if it is in another namespace."""
-        namespace, values, shared, counts, window_us = label_parts(label)
-        if namespace != self._namespace:
+        """The usage of the counter with this label if it holds nothing; None for a mark, and in another namespace."""
+        namespace, values, shared, counts, window_us, is_mark = label_parts(label)
+        if namespace != self._namespace or is_mark:
             return None
         alike = self._parts.get((counts, frozenset(values), json.dumps(shared)), [])
         counter = {**values, **{key: ",".join(texts) for key, texts in shared.items()}}

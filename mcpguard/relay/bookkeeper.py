@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.light_typing import Final
@@ -35,6 +36,9 @@ class Bookkeeper:
         dispatcher: Takes events to the core.
         console: Takes lines for stderr.
         shut_down: Set to end the loop; then `hurry` must be called.
+
+    Attributes:
+        notify: Called in each round of the loop: tells events.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Bookkeeper:
         self._work = threading.Event()
         self._hurry = threading.Event()
         self._called_s = 0.0  # the last call or answer
+        self.notify: Callable[[], None] = lambda: None
 
     def wake(self) -> None:
         """Note that a call was decided or answered, so that there may be something to record. From any thread."""
@@ -71,6 +76,7 @@ class Bookkeeper:
             try:
                 if not self._work.wait(CATCH_UP_S):
                     self._catch_up()
+                    self.notify()
                     continue
                 self._hurry.wait(TICK_S)
                 self._give_way(MOST_S - TICK_S)
@@ -82,6 +88,7 @@ class Bookkeeper:
                 pass  # the store tries again when it is tended next
             except Exception as error:  # the loop goes on: audit log, upkeep and recovery depend on it
                 self._console.internal_error(error)
+            self.notify()
             if self._session.journal.is_waiting or self._session.has_outcomes or self._store.needs_tending:
                 self._work.set()
 

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.light_typing import TYPE_CHECKING, Final
@@ -46,6 +46,7 @@ class Dispatcher:
     Attributes:
         session: The session; None before `begin`.
         is_guarding: Set when calls can be judged.
+        note: Called with the row of each denial and each warning that has a line on stderr.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Dispatcher:
         self._freed = freed
         self._lock = threading.Lock()
         self._posted: deque[Event] = deque()
+        self.note: Callable[[Mapping[str, object]], None] = lambda _: None
 
     def pass_early(self, messages: Sequence[Frame | Refusal], now_us: int) -> bytes | None:
         """The frames for the server, of messages that need no session; None if they have to wait until `is_guarding` is set.
@@ -175,8 +177,10 @@ class Dispatcher:
             self._freed()
 
     def _write_lines(self, session: "Session") -> None:
-        for text, kind, is_error in session.take_lines():
+        for text, kind, is_error, record in session.take_lines():
             (self._console.error if is_error else self._console.line)(text, kind=kind)
+            if record:
+                self.note(record)
 
     def record(self, wall_us: int, *, everything: bool = False) -> None:
         """Record some outcomes, and rows that sum up denials.

@@ -11,7 +11,7 @@ from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
 from mcpguard.identity.caller import Identity
-from mcpguard.light_typing import Final
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.relay import threads
@@ -26,6 +26,12 @@ from mcpguard.stores.outage.store import LAST_TRY_S, OutageStore
 from mcpguard.text.digest import cut
 from mcpguard.text.printing import plural, quoted
 from mcpguard.wire.frames import Reader
+
+if TYPE_CHECKING:
+    from mcpguard.alerts.notifier import Notifier
+
+MESSAGES_S: Final = 1.0
+"""How long messages that are due may take at the end."""
 
 CLOSE_S: Final = LAST_TRY_S + 0.5
 """How long the store may take to close. A store that hangs is left open."""
@@ -45,11 +51,14 @@ class Guard:
 
     def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console) -> None:
         self._console = console
+        self._notifier = notifier = _notifier(settings, console)
+        shown = settings.address.shown
         settings.address.load()  # outside of the store's time budget, because calls wait for it
         self._store = store = OutageStore(  # it is opened while the policy is read
             settings.open_store,
             mode=settings.on_unavailable,
             notify=console.error,
+            outage=lambda told: notifier.note({**told, "store": shown}) if notifier else None,
             folder=OutageFolder.of(settings.address, settings.namespace, settings.database_path),
             timeout_ms=settings.timeout_ms,
         )
@@ -82,7 +91,7 @@ class Guard:
             budget_ms, tell = settings.timeout_ms, self._console.error
             token = source = TokenSource(settings.jwt, configured, os.environ, budget_ms=budget_ms, notify=tell)
             found = source.begin()
-        traffic.guard(self._session, self._store, policy, found, policy_file, token)
+        traffic.guard(self._session, self._store, policy, found, policy_file, token, self._notifier)
         where = "the starter policy" if isinstance(policy, Policy) and policy.is_starter else quoted(settings.policy_path)
         for line, is_error in _introduction(configured, found, policy, where=where, store=settings.address.shown):
             (self._console.error if is_error else self._console.line)(line)
@@ -98,7 +107,17 @@ class Guard:
             at_most: How long a part of the shutdown may take; see `Supervisor`.
         """
         self._console.line(summary(self._session.tally))
+        if self._notifier:
+            self._notifier.close(at_most(MESSAGES_S))
         threads.start_last(self._store.close, "close", at_most(CLOSE_S))
+
+
+def _notifier(settings: Settings, console: Console) -> "Notifier | None":
+    if not settings.notify:
+        return None
+    from mcpguard.alerts.notifier import Notifier  # only if it is needed
+
+    return Notifier(settings.notify, settings.database_path, console.error)
 
 
 def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:

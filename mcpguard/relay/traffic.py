@@ -17,6 +17,7 @@ from mcpguard.stores.clock import monotonic_us
 from mcpguard.wire import frames
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
+    from mcpguard.alerts.notifier import Notifier
     from mcpguard.errors import PolicyError, Unauthenticated
     from mcpguard.identity.caller import Identity
     from mcpguard.policy.model import Policy
@@ -91,6 +92,7 @@ class Traffic:
         identity: "Identity | Unauthenticated",
         policies: PolicySource,
         identities: IdentitySource | None = None,
+        notifier: "Notifier | None" = None,
     ) -> None:
         """Write the row of the policy in force, and begin to judge calls.
 
@@ -101,6 +103,7 @@ class Traffic:
             identity: The identity, or why no user is verified.
             policies: The source of later policies.
             identities: The source of later identities; None if the identity does not change.
+            notifier: Tells events; None if none are told.
 
         Raises:
             McpguardError: The system has no thread left.
@@ -108,6 +111,8 @@ class Traffic:
         from mcpguard.relay.bookkeeper import Bookkeeper
 
         bookkeeper = self._bookkeeper = Bookkeeper(session, store, self._dispatcher, self._console, self._shut_down)
+        if notifier:
+            self._dispatcher.note, bookkeeper.notify = notifier.note, notifier.tend
         self._downstream.kept = bookkeeper.wake
         self._upstream.guard(policies, identities, bookkeeper.judged)
         self._dispatcher.post(lambda session: session.change_identity(identity))

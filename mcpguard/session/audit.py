@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
-from mcpguard.light_typing import Final, NamedTuple, get_args
+from mcpguard.light_typing import Any, Final, NamedTuple, get_args
 from mcpguard.limiter.plan import Reported
 from mcpguard.session.verdict import REFUSED, Decided, DecisionRequest, Verdict, reason
 from mcpguard.text.digest import cut
@@ -28,7 +28,7 @@ MEMBERS: Final = (
     "id", "time", "time_us", "session", "seq", "namespace", "server", "via", "client_session", "request_id", "user",
     "user_source", "agent", "agent_source", "email", "roles", "tool", "args_hash", "arguments", "trace_id", "act", "decision",
     "axis", "rule", "limit", "window", "counts", "cost", "count", "remaining", "in_flight", "retry_after_ms", "exceeded",
-    "repeats", "waited_ms", "reason", "policy", "outcome", "duration_ms",
+    "warned", "repeats", "waited_ms", "reason", "policy", "outcome", "duration_ms",
 )  # fmt: skip
 """The members of a record, in the order of the output."""
 
@@ -95,7 +95,7 @@ class Outcome(NamedTuple):
 def row(request: DecisionRequest, verdict: Verdict, time_us: int, seq: int = 0) -> Row:
     """The row of a decided request."""
     decision, detail, limit, request_id = verdict.decision, request.detail, verdict.limit, request.request_id
-    if decision != "allowed" or verdict.in_flight is not None:
+    if decision != "allowed" or verdict.in_flight is not None or verdict.warned:
         detail = _detail(request, verdict)
     members = (
         time_us,
@@ -121,6 +121,8 @@ def _detail(request: DecisionRequest, verdict: Verdict) -> dict[str, object]:
         detail = detail | {"in_flight": verdict.in_flight}
     if len(verdict.exceeded) > 1:
         detail = detail | {"exceeded": [reported.members() | _wait(wait) for reported, wait in verdict.without_room]}
+    if verdict.warned:
+        detail = detail | {"warned": verdict.warnings}
     return detail
 
 
@@ -310,6 +312,8 @@ def line(entry: Mapping[str, object], *, with_server: bool = False) -> str:
     elif "rule" in entry:
         words.append(f"rule={quoted(entry['rule'])}")
     words += [f"{key}={entry[key]}" for key in ("count", "cost", "in_flight", "repeats", "waited_ms") if key in entry]
+    if "warned" in entry:
+        words.append(f"warned={warned_text(entry)}")
     wait = entry.get("retry_after_ms")
     if isinstance(wait, int):
         words.append(f"retry_after={-(-wait // 1000)}s")
@@ -326,6 +330,11 @@ def limit_text(entry: Mapping[str, object]) -> str:
     '3-errors/1m'
     """
     return Reported.of(entry).limit_text
+
+
+def warned_text(entry: Mapping[str, Any]) -> str:
+    """The limits of which the call of a record warns, joined by commas."""
+    return ",".join(map(limit_text, entry["warned"]))
 
 
 def summary(tally: Mapping[tuple[str, str], int]) -> str:

@@ -40,6 +40,8 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
     ):
         found.decision, found.states, found.now_us = "held", states, now_us
         return found, _NOTHING
+    if decision.warned:
+        found.warned = decision.warned
     if request.is_continued and found.decision == "allowed":
         found.decision = "continued"
     return found, decision

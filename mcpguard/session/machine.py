@@ -104,11 +104,13 @@ class Log(NamedTuple):
         text: The line.
         kind: The kind by which lines are rationed; empty for a line that a client cannot cause any number of times.
         is_error: Whether somebody has to act on it. Then it is written even with `--quiet`.
+        record: The members of the row that it is about; None if it is about none.
     """
 
     text: str
     kind: str = ""
     is_error: bool = False
+    record: Mapping[str, object] | None = None
 
 
 class Session:
@@ -334,6 +336,8 @@ class Session:
                 self.tally["allowed", ""] += 1
             else:
                 self._note_exception(request, verdict)
+            if verdict.warned:
+                self._warn(request, verdict)
         return self._ask() if self._to_decide else ()
 
     def _hold_on(self, verdicts: Sequence[Verdict]) -> bool:
@@ -362,7 +366,13 @@ class Session:
         if verdict.decision != "held":
             self._count(request, verdict)
         if verdict.decision in REFUSED and verdict.has_own_row:
-            self.lines.append(_line_of(audit.row(request, verdict, 0)))
+            self.lines.append(_line_of(audit.row(request, verdict, 0), verdict.audit_id))
+
+    def _warn(self, request: DecisionRequest, verdict: Verdict) -> None:
+        """Log a call that reached a share of a limit."""
+        for limit in verdict.warnings:
+            record = {**audit.members(request.context), **limit, "id": verdict.audit_id, "decision": "warned"}
+            self.lines.append(Log(audit.line(record), kind="warned", record=record))
 
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
         axis = (
@@ -626,10 +636,15 @@ class Session:
             self.unwritten.append((self.requests.of_refusal(message), verdict))
 
 
-def _line_of(row: audit.Row) -> Log:
-    """The line about a denial or a refusal. A client cannot make up kinds, because a kind contains no name."""
-    record = audit.record(row)
-    return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}")
+def _line_of(row: audit.Row, audit_id: str = "") -> Log:
+    """The line about a denial or a refusal. A client cannot make up kinds, because a kind contains no name.
+
+    Args:
+        row: Its row.
+        audit_id: The row's id, if the store has written the row, so that this one has no number; else empty.
+    """
+    record = audit.record(row) | ({"id": audit_id} if audit_id else {})
+    return Log(audit.line(record), kind=f"{row.decision} {record.get('axis', '')}", record=record)
 
 
 def _cancelled_key(params: object) -> str | None:

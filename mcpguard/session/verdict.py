@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Sequence
 
 from mcpguard.light_typing import Final, Literal, NamedTuple, Self, TypeVar
 from mcpguard.limiter.plan import Counter, Plan, Reported
-from mcpguard.limiter.sliding import Exceeded, Limit, State
+from mcpguard.limiter.sliding import Exceeded, Limit, State, Warned
 from mcpguard.policy.model import Call
 from mcpguard.wire.frames import Frame
 
@@ -189,6 +189,7 @@ class Verdict:
         states: Of a held call, the states of the plan's counters; else empty.
         now_us: Of a held call, the store's time; else 0.
         lease: Of a call that has a place, its lease, if the place has one; else None.
+        warned: The limits of which an admitted call warns.
     """
 
     # few verdicts have others, and each attribute that is set takes time; so does each default of a keyword-only argument
@@ -198,6 +199,7 @@ class Verdict:
     states: Sequence[State] = ()
     now_us = 0
     lease: Lease | None = None
+    warned: tuple[Warned, ...] = ()
 
     def __init__(
         self,
@@ -247,6 +249,11 @@ class Verdict:
     def without_room(self) -> list[tuple[Reported, int | None]]:
         """How every limit without room is reported, with its wait; the wait is None if waiting does not help."""
         return [(self.plan.reported[at], wait_us) for at, wait_us in self.exceeded]
+
+    @property
+    def warnings(self) -> list[dict[str, object]]:
+        """The limits of which the call warns, as a row has them."""
+        return [{**self.plan.reported[at].members(), "count": count} for at, count in self.warned]
 
     @property
     def rules_without_room(self) -> set[int]:

@@ -33,6 +33,13 @@ def test_a_table_of_at_least_120_columns_has_the_ids_that_audit_show_takes(width
     assert max(len(click.unstyle(line)) for line in lines) < width
 
 
+def test_a_call_that_warns_shows_the_limit_of_which_it_does() -> None:
+    warned = [{"axis": "agent", "limit": 9, "window": "1h", "count": 8}]
+    found = {**ROW, "decision": "allowed", "limit": 5, "window": "1m", "outcome": "ok", "warned": warned}
+    assert click.unstyle(Table(80).lines(found)[-1]).split()[1:] == ["warned", "agent", "echo", "8", "9/1h", "ok"]
+    assert "would_deny" in click.unstyle(Table(80).lines(found | {"decision": "would_deny"})[-1])
+
+
 def test_an_allowed_call_shows_its_outcome() -> None:
     found = {**ROW, "decision": "allowed", "limit": 2, "counts": "concurrent", "outcome": "ok"}
     assert Table(80).lines(found)[-1].endswith("2 at once ok")

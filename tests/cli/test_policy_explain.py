@@ -115,6 +115,7 @@ def test_json_output_has_every_member(home: Path) -> None:
         "count": "calls",
         "concurrent": None,
         "wait": None,
+        "warn": None,
         "mode": "enforce",
         "line": 1,
         "name": None,

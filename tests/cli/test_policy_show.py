@@ -37,6 +37,7 @@ def test_show_as_json_has_every_member(tmp_path: Path, file: Path) -> None:
         "count": "calls",
         "concurrent": None,
         "wait": None,
+        "warn": None,
         "mode": "enforce",
         "axis": "tool",
         "per": ["tool", "server"],

@@ -157,3 +157,16 @@ def test_a_counter_is_told_with_what_it_counts(rule: str, used: int, told: str) 
     assert f"{counter_text(label)}: {used_text(CounterUse(label, used, ()))}".endswith(told)
     assert is_selected(label_parts(label), {"user": "b*", "tool": "x"})
     assert not is_selected(label_parts(label), {"tool": "y"})
+
+
+def test_it_empties_marks_with_their_counters_and_shows_them_nowhere(tmp_path: Path) -> None:
+    policy(tmp_path, rule("3/1h", user="*") + 'warn = "50%"\n')
+    calls(tmp_path, "echo", 2)
+    assert held(tmp_path) == 2
+    assert len(mcpguard(tmp_path, "usage", "--json").stdout.splitlines()) == 1
+    assert mcpguard(tmp_path, "reset", "--yes").stdout.splitlines()[1:] == ["1 counter reset"]
+    assert held(tmp_path) == 0
+    calls(tmp_path, "echo", 2)
+    rows = map(json.loads, mcpguard(tmp_path, "audit", "tail", "--json").stdout.splitlines())
+    assert [len(row.get("warned", [])) for row in rows if "tool" in row] == [0, 1, 0, 1]
+    assert mcpguard(tmp_path, "audit", "tail").stdout.count(" warned=3/1h ") == 2

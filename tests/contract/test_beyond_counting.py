@@ -262,6 +262,7 @@ tool = "x"
 limit = ["9/1s", "100/1m"]
 count = "cost"
 wait = "1s"
+warn = "50%"
 [[cost]]
 tool = "x"
 cost = 3
@@ -270,6 +271,7 @@ user = "*"
 limit = "2/2s"
 count = "errors"
 concurrent = 3
+warn = "50%"
 [[rule]]
 user = "*"
 tool = "y"
@@ -288,6 +290,7 @@ agent = "*::*::*"
 limit = "12/1s"
 count = "cost"
 mode = "observe"
+warn = "90%"
 """
 
 which = st.integers(0, 2)

@@ -480,7 +480,9 @@ def test_a_named_file_gets_the_mode_but_is_not_made_for_it(file: Path) -> None:
             '[[rule]]\ntool = "report"',
             '[[rule]]\nname = "r"\ntool = "report"',
         ),
+        ({"tool": "report", "limit": "5/1m", "warn": "80%"}, "# agreed\n", '# agreed\nwarn = "80%"\n'),
         ({"tool": "sync", "concurrent": 3}, "concurrent = 2", "concurrent = 3"),
+        ({"tool": "sync", "limit": "3/1m", "warn": "9%"}, "concurrent = 2\n", 'concurrent = 2\nlimit = "3/1m"\nwarn = "9%"\n'),
         ({"tool": "sync", "limit": "3/1m"}, "concurrent = 2\n", 'concurrent = 2\nlimit = "3/1m"\n'),
         (
             {"tool": "sync", "limit": "3/1m", "count": "errors", "concurrent": 1},
@@ -512,9 +514,18 @@ def test_an_edit_among_rules_and_costs_changes_its_place_only(
 
 
 def test_closing_a_rule_removes_what_a_closed_rule_cannot_have(mixed: Path) -> None:
-    put(mixed, {"tool": "report", "limit": "5/1m", "concurrent": 3, "wait": "9s", "count": "calls"})
+    put(mixed, {"tool": "report", "limit": "5/1m", "concurrent": 3, "wait": "9s", "count": "calls", "warn": "80%"})
     put(mixed, {"tool": "report", "limit": "deny"})
     assert mixed.read_text() == MIXED.replace('"5/1m"', '"deny"')
+
+
+def test_a_warning_goes_with_its_limit(mixed: Path) -> None:
+    put(mixed, {"tool": "report", "limit": "5/1m", "concurrent": 3, "warn": "80%"})
+    take_out(mixed, parse_rule({"tool": "report", "limit": "unlimited"}, where=""), named=False, part="calls")
+    assert "warn" not in mixed.read_text()
+    put(mixed, {"tool": "report", "limit": "5/1m", "warn": "80%"})
+    put(mixed, {"tool": "report", "limit": "unlimited"})
+    assert "warn" not in mixed.read_text()
 
 
 @pytest.mark.parametrize(("key", "value", "other"), [("name", "a", "b"), ("mode", "observe", "enforce"), ("wait", "5s", "6s")])

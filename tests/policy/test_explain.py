@@ -259,6 +259,13 @@ def test_a_sentence_says_how_long_a_refused_call_waits() -> None:
     assert said("tool='t'", "limit='5/1m'", "wait='0s'").endswith("; a refused call never waits.")
 
 
+def test_a_sentence_says_at_which_share_mcpguard_warns() -> None:
+    assert said("user='bob'", "limit='5/1m'", "warn='80%'") == (
+        "bob may call tools 5 times a minute, counting all tools together; mcpguard warns at 80% of the limit."
+    )
+    assert said("tool='t'", "limit=['5/1m', '9/1h']", "warn='100%'").endswith("; mcpguard warns at 100% of a limit.")
+
+
 def policy(*texts: str) -> list[str]:
     """The sentences of a policy whose rules are each on one line."""
     return sentences(parse("".join("\n".join(["[[rule]]", *keys(text), ""]) for text in texts)))

@@ -20,7 +20,7 @@ from mcpguard.identity.jwt_settings import ALGORITHMS, LISTS, REQUIRED
 from mcpguard.policy.model import PER
 from mcpguard.policy.parse import COST, RULE, SCHEMA_LINE, STARTER, TOP, Keys, parse
 from mcpguard.policy.schema import Schema, policy_schema
-from mcpguard.policy.values import Axes, Limits, Number, Patterns, Span, Text, Value, Words
+from mcpguard.policy.values import Axes, Limits, Number, Patterns, Share, Span, Text, Value, Words
 from mcpguard.text.times import SPAN
 from tests.schemas import ROOT, schemas
 
@@ -30,6 +30,7 @@ CONFIG = Draft7Validator(config_schema())
 BEYOND_A_SCHEMA = re.compile(
     r"the same selectors|two limits for one window|is over \d+ calls|window out of bounds|is too long"  # in a policy
     r"|jwks: this is neither an https URL|9w' is not a span of time"  # in config.toml
+    r"|webhook: messages are not sent to this URL"
 )
 """What a schema cannot say, by the message of the parser."""
 
@@ -67,6 +68,7 @@ TEXTS = [
         "::b::c",
         "a::b::",
     ),
+    *("1%", "80%", "100%", "0%", "101%", "8.5%", "80 %", "080%"),
     *("5s", "1h", "0s", "00m", "s", "5 s", "2h", "1d", "7x", "9" * 20 + "w"),
     *("auto", "local", "full", "hash", "RS256", "EdDSA", "HS256", "https://idp.acme.com/keys", "ftp://idp.acme.com"),
 ]
@@ -105,6 +107,8 @@ def of_kind(key: str, value: Value) -> st.SearchStrategy[Any]:
             return st.sampled_from([1, value.most])
         case Span():
             return SPANS
+        case Share():
+            return st.sampled_from(["1%", "80%", "100%"])
         case Limits():
             return LIMITS | st.sampled_from([["5/1m", "9/1h"], ["5/1m"], "deny", "unlimited"])
         case Axes():
@@ -170,6 +174,8 @@ def test_schema_and_parser_take_the_same_values_of_each_key() -> None:
 
 def of_setting(key: str, kind: config.Kind) -> st.SearchStrategy[Any]:
     """Right values for a setting."""
+    if isinstance(kind, list):
+        return listed(of_setting(key, kind[0]))
     if isinstance(kind, tuple):
         return st.sampled_from(kind)
     if isinstance(kind, range):
@@ -183,7 +189,8 @@ def of_setting(key: str, kind: config.Kind) -> st.SearchStrategy[Any]:
 def configs() -> st.SearchStrategy[dict[str, Any]]:
     named = {name: {key: of_setting(key, kind) for key, kind in keys.items()} for name, keys in config.SETTINGS.items()}
     named["identity"]["jwt"] = tables(named["identity.jwt"], *REQUIRED)
-    return tables(named[""] | {name: tables(named[name]) for name in ("store", "identity", "audit")})
+    ways = st.lists(tables(named["notify"], "desktop") | tables(named["notify"]), max_size=2)
+    return tables(named[""] | {name: tables(named[name]) for name in ("store", "identity", "audit")} | {"notify": ways})
 
 
 @pytest.fixture
@@ -213,11 +220,17 @@ def test_schema_and_parser_take_the_same_values_of_each_setting(same_settings: C
         for key, kind in keys.items():
             edges = [kind[0] - 1, kind[0], kind[-1], kind[-1] + 1] if isinstance(kind, range) else []
             for one in ANYTHING + edges:
+                if name in config.LISTED:
+                    same_settings({name: [{"desktop": True, key: one}]})
+                    same_settings({name: [{key: one}]})
+                    continue
                 same_settings(
                     {"identity": {"jwt": jwt | {key: one}}} if "jwt" in name else {name: {key: one}} if name else {key: one}
                 )
     tables: list[Any] = [3, {}, jwt, jwt | {"issuer": " "}, {"issuer": "x", "audience": "x"}]
     others: list[dict[str, Any]] = [{}, {"store": 3}, {"unknown": 3}, {"identity": {"jwt": jwt, "user": "x"}}]
+    ways: list[Any] = [3, {"desktop": True}, [], [{}], ["x"], [{"desktop": True}, {"command": ["x"], "desktop": False}]]
+    others += [{"notify": way} for way in ways]
     for data in [*({"identity": {"jwt": table}} for table in tables), *others]:
         same_settings(data)
 

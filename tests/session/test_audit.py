@@ -65,7 +65,7 @@ def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> 
         remaining=0,
         retry_after_ms=847,
         repeats=3,
-        detail='{"reason":"why","arguments":{},"policy":"d","cost":2,"in_flight":1,"waited_ms":5}',
+        detail='{"reason":"why","arguments":{},"policy":"d","cost":2,"in_flight":1,"waited_ms":5,"warned":[]}',
     )
     told = record(full, outcome="ok", duration_us=1500)
     assert list(told) == list(MEMBERS)
@@ -177,6 +177,12 @@ def test_the_line_of_a_record_tells_what_it_cost_what_is_in_flight_and_how_long_
 def test_a_rule_that_would_deny_every_call_has_no_limit_in_its_record() -> None:
     one = record(Row(WALL_US, 1, "would_deny", CONTEXT, '{"axis":"tool","rule":"tool=x"}'))
     assert one["exceeded"] == [{"axis": "tool", "rule": "tool=x"}]
+
+
+def test_the_line_of_a_record_tells_of_which_limits_it_warns() -> None:
+    warned = [{"limit": 9, "window": "1h", "count": 8}, {"limit": 50, "window": "1d", "counts": "cost", "count": 40}]
+    entry = {"decision": "allowed", "tool": "t", "limit": 5, "window": "1m", "count": 1, "warned": warned}
+    assert line(entry) == "allowed tool=t limit=5/1m count=1 warned=9/1h,50-units/1d"
 
 
 def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:

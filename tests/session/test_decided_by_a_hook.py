@@ -69,6 +69,17 @@ def test_a_decided_call_takes_a_place_in_flight_and_its_failure_counts() -> None
     assert [record["decision"] for record in talk.records] == ["continued", "rate_limited"]
 
 
+def test_a_call_that_the_hook_has_counted_warns_of_no_limit_that_it_has_passed() -> None:
+    policy = LIMITED + 'warn = "100%"\n[[rule]]\ntool = "search"\nlimit = "1/1m"\nwarn = "100%"\n'
+    talk = Talk(policy, who=WHO)
+    assert talk.client(called("b"), noted=decided(LIMITED)) == ["forwarded b"]
+    limit = {"axis": "tool", "rule": "tool=search", "limit": 1, "window": "1m", "count": 1}
+    assert [record["warned"] for record in talk.records] == [[limit]]
+    assert [log.text for log in talk.logs if log.text.startswith("warned")] == [
+        "warned axis=tool user=alice agent=unknown::interactive::default tool=search limit=1/1m count=1"
+    ]
+
+
 def test_a_row_says_that_a_hook_decided_its_call() -> None:
     talk = Talk(LIMITED, who=WHO._replace(via="hook"))
     talk.client(call_line("search", "a"))

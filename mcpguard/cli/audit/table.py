@@ -22,8 +22,8 @@ change."""
 _LEAST_TOOL: Final = 8
 """The least width of a tool's name. If there is less room, each row has two lines."""
 
-_OBSERVED: Final = ("would_deny", "allowed_unavailable")
-"""Decisions after which a call was forwarded, though not as a matter of course."""
+_NOTED: Final = ("would_deny", "allowed_unavailable", "warned")
+"""Words for calls that were forwarded, though not as a matter of course."""
 
 
 class Table:
@@ -68,12 +68,14 @@ class Table:
             cells = {"DECISION": "ended", "TOOL": tool, "OUTCOME": _end(record)}
             return heading + self._with_context(record, ended_us(record), cells)
         decision = str(record["decision"])
+        if isinstance(warned := record.get("warned"), list):
+            record, decision = {**record, **warned[0]}, "warned" if decision == "allowed" else decision
         if "repeats" in record:
             times = f" ×{record['repeats']}"
             tool = fit(tool, max(1, self._size["TOOL"] - len(times))).rstrip() + times
         cells = {"DECISION": decision, "AXIS": str(record.get("axis", "")), "TOOL": tool, "COUNT": str(record.get("count", ""))}
         cells |= {"LIMIT": _limit(record), "OUTCOME": _end(record)}
-        style = "red" if decision in REFUSED else "yellow" if decision in _OBSERVED else ""
+        style = "red" if decision in REFUSED else "yellow" if decision in _NOTED else ""
         return heading + self._with_context(record, int(str(record["time_us"])), cells, style)
 
     def _with_context(self, record: Mapping[str, object], time_us: int, cells: dict[str, str], style: str = "") -> list[str]:

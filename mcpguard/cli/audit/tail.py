@@ -175,9 +175,10 @@ def tail(settings: Settings, follow: bool, rows: int | None, as_json: bool, as_t
     """Show the newest rows of the audit log, oldest first: a table on a terminal, key=value lines in a pipe.
 
     COUNT is how many calls the limit's counter holds. In a denial it also has the denials of this session since its last
-    allowed call, so it is the size of a loop. A tool with ×7 stands for 7 equal denials. With -f, a call that was shown
-    before it ended has a second row, "ended", with its outcome. A row that only names the policy with which a session
-    started is left out, unless --decision policy or --json is given.
+    allowed call, so it is the size of a loop. A call that took a counter to the share at which the rule warns is "warned". A
+    tool with ×7 stands for 7 equal denials. With -f, a call that was shown before it ended has a second row, "ended", with its
+    outcome. A row that only names the policy with which a session started is left out, unless --decision policy or --json is
+    given.
 
     \b
     Examples:

@@ -44,14 +44,15 @@ def reset(settings: Settings, yes: bool, as_json: bool, **names: str | None) -> 
         return None
     with settings.change_store() as store:
         labels = [(held, label_parts(held.label)) for held in store.held()]
-        found = [held for held, label in labels if label.namespace == settings.namespace and is_selected(label, given(names))]
+        labels = [one for one in labels if one[1].namespace == settings.namespace and is_selected(one[1], given(names))]
+        found = [held for held, label in labels if not label.is_mark]
         if not found:
             click.echo("no counter in use matches", err=as_json)
             return None
         if not (yes or _agreed(found)):
             click.echo("nothing was reset", err=True)
             return ExitStatus.FAILURE
-        store.reset([held.label for held in found])
+        store.reset([held.label for held, _ in labels])
     for held in found:
         click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
     click.echo(f"{amount(len(found), 'counter')} reset", err=as_json)

@@ -57,6 +57,7 @@ def _count_option(text: str) -> Callable[..., Any]:
 @click.option(
     "--wait", metavar="SPAN", help="How long a call that the rule refuses waits for room, such as 5s; 0s for not at all."
 )
+@click.option("--warn", metavar="SHARE", help="The share of each limit from which on a call warns, such as 80%.")
 @click.option("--cost", metavar="N", help="Set what a call of --tool and --server costs, for limits with --count cost.")
 @click.option("--name", metavar="TEXT", help="A label for the rule; '' removes the label.")
 @click.option(
@@ -67,14 +68,14 @@ def _count_option(text: str) -> Callable[..., Any]:
 @click.argument("limits", nargs=-1, metavar="[LIMIT]...")
 def set_(
     settings: Settings, limits: tuple[str, ...], name: str | None, observe: bool | None, count: str | None,
-    concurrent: str | None, wait: str | None, cost: str | None, **selectors: Any,
+    concurrent: str | None, wait: str | None, warn: str | None, cost: str | None, **selectors: Any,
 ) -> None:  # fmt: skip
     """Limit the calls that match all the given selectors. Without selectors, limit all calls.
 
     A LIMIT is calls per window, such as 5/1m or 100/90m (units: s m h d w), or per session, such as 200/session, or deny, or
     unlimited. If the file has a rule with the same selectors, --per and --count, its limit is replaced. A limit per session has
-    session in its --per. The rule keeps its other values unless you give new ones, but deny removes its cap and its wait.
-    Otherwise a rule is added. Comments and the order of the file are kept.
+    session in its --per. The rule keeps its other values unless you give new ones, but deny removes its cap, its wait and its
+    warning, and unlimited its warning. Otherwise a rule is added. Comments and the order of the file are kept.
     Names the rules that still cap the same calls more tightly, with the commands that drop them.
 
     \b
@@ -87,6 +88,7 @@ def set_(
       mcpguard policy set --observe --tool generate_report 5/1m
       mcpguard policy set --tool generate_report --concurrent 2 --wait 10s
       mcpguard policy set --tool crm_sync --count errors 3/1m
+      mcpguard policy set --user '*' --warn 80% 100/1h
       mcpguard policy set --user '*' --per user,arguments 5/10m
       mcpguard policy set --user '*' --count cost 100/1h
       mcpguard policy set --tool generate_report --cost 20
@@ -97,6 +99,7 @@ def set_(
         "count": count,
         "concurrent": _number(concurrent),
         "wait": wait,
+        "warn": warn,
         "name": name,
         "mode": None if observe is None else "observe" if observe else "enforce",
     }
@@ -267,6 +270,7 @@ def _what_changed(edit: Edit, at: int) -> str:
     parts = (
         (old.limits_text, new.limits_text, old.limits_text),
         (old.wait_us, new.wait_us, "without a wait" if old.wait_us is None else f"with a wait of {span(old.wait_us)}"),
+        (old.warn, new.warn, "without a warning" if old.warn is None else f"with a warning at {old.warn}%"),
         (old.observe, new.observe, "in observe mode" if old.observe else "enforced"),
         (old.name, new.name, f"named {old.name!r}" if old.name else "without a name"),
     )

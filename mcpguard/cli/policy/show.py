@@ -60,6 +60,7 @@ def rule_as_json(rule: Rule) -> dict[str, object]:
         "count": rule.counts if rule.has_limit else None,
         "concurrent": "unlimited" if rule.concurrent == 0 else rule.concurrent,
         "wait": None if rule.wait_us is None else span(rule.wait_us),
+        "warn": None if rule.warn is None else f"{rule.warn}%",
         "mode": "observe" if rule.observe else "enforce",
         "line": rule.line or None,
         "name": rule.name or None,

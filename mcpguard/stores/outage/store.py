@@ -11,7 +11,7 @@ Two locks: `_lock` is held for what a call needs, which is at most one operation
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.light_typing import Final
@@ -44,6 +44,8 @@ class OutageStore:
         mode: How calls are decided without the store: `local` admits what the limits allow by this wrapper's own counting, from
             the counters that it last saw; `deny` forwards nothing; `allow` forwards every call that no rule closes.
         notify: Gets one line for each change of state.
+        outage: Gets the begin and the end of an outage: the members `decision`, which is `store_lost` or `store_back`, and
+            `reason`, the line.
         folder: Where outage logs are; None for nowhere.
         timeout_ms: How long the first call waits for a store that is still being opened.
         clock: A monotonic clock.
@@ -57,6 +59,7 @@ class OutageStore:
         *,
         mode: str,
         notify: Callable[[str], None],
+        outage: Callable[[Mapping[str, str]], None] = lambda _: None,
         folder: OutageFolder | None = None,
         timeout_ms: int = 250,
         clock: Clock = boot_us,
@@ -66,6 +69,7 @@ class OutageStore:
         self._reopen = reopen
         self._mode = mode
         self._notify = notify
+        self._outage = outage
         self._timeout_s = timeout_ms / 1000
         self._patience_us = timeout_ms * 500
         self._clock = clock
@@ -236,7 +240,11 @@ class OutageStore:
 
     def _tell_failure(self, failure: StoreUnavailable) -> None:
         hint = f" ({failure.hint})" if failure.hint else ""
-        self._notify(f"store unavailable: {failure.message}{hint}; until it is back {_EFFECTS[self._mode]}")
+        self._tell_outage("store_lost", f"store unavailable: {failure.message}{hint}; until it is back {_EFFECTS[self._mode]}")
+
+    def _tell_outage(self, what: str, line: str) -> None:
+        self._notify(line)
+        self._outage({"decision": what, "reason": line})
 
     def _tell_warnings(self, store: Recoverable) -> None:
         for warning in store.warnings:
@@ -346,7 +354,7 @@ class OutageStore:
             if own.is_long:
                 own.read_on()
         dropped = f"; {plural(own.dropped, 'row')} of denials dropped" if own.dropped else ""
-        self._notify(f"store is back: {plural(own.rows, 'audit row')} of the outage written{dropped}")
+        self._tell_outage("store_back", f"store is back: {plural(own.rows, 'audit row')} of the outage written{dropped}")
 
     def _use_if_read(self, store: Recoverable) -> None:
         """Let calls use a store, if it has all that this wrapper has logged, or gets it soon. The caller holds the lock."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mcpguard.light_typing import Final
-from mcpguard.limiter.plan import Counter
+from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import EMPTY, Decision, State
 from mcpguard.session.decision import admit, decide_one
 from mcpguard.session.journal import Journal
@@ -111,7 +111,7 @@ class Decider:
         """Decide a request that is not a usual call. Returns the verdict and the record, unless there is none."""
         counters = request.plan.counters
         verdict, decision = self._decide_by_limits(request, row_id)
-        if verdict.forwards and self._follower.memory.is_full and self._needs_counter(counters):
+        if verdict.forwards and self._follower.memory.is_full and self._needs_counter(request.plan):
             request.explain(TOO_MANY, _WHY.format(self._follower.memory.most))
             verdict, decision = Verdict("unavailable", request.plan), _NOTHING
         owner = ""
@@ -125,9 +125,10 @@ class Decider:
         row = self._journal.row(request, verdict, self._time_us)
         return verdict, row and log_lines.decision_record(row, counters, decision, row_id, owner)
 
-    def _needs_counter(self, counters: Sequence[Counter]) -> bool:
-        """Whether one of these counters is not there yet."""
+    def _needs_counter(self, plan: Plan) -> bool:
+        """Whether a limit's counter is not there yet. A mark, of which each counter has at most one, is no reason to refuse."""
         states = self._follower.memory.states
+        counters = [plan.counters[limit.counter] for limit in plan.limits if limit.n]
         return any(one.window_us and one.id not in states and one.id not in self._logs for one in counters)
 
     def _decide_by_limits(self, request: DecisionRequest, row_id: int) -> tuple[Verdict, Decision]:

@@ -62,8 +62,12 @@ def plans(draw: st.DrawFn) -> list[Plan]:
     for _ in range(draw(st.integers(1, 3))):
         used = draw(st.lists(st.sampled_from(range(len(counters))), max_size=4, unique=True))
         limits = []
+        marks: dict[Counter, int] = {}
         for at, counter in enumerate(used):
             counts = kinds[counter][1]
+            mark = -1
+            if counts != "concurrent" and draw(st.booleans()):
+                mark = len(used) + marks.setdefault(counters[counter].mark, len(marks))
             cost = draw(st.sampled_from((1, 2, 3, 60, 1_000_000_000))) if counts == "cost" else 1
             limits += [
                 Limit(
@@ -75,6 +79,8 @@ def plans(draw: st.DrawFn) -> list[Plan]:
                     counts,
                     cost,
                     draw(st.sampled_from(WAITS_US)),
+                    draw(st.sampled_from((1, 2, 3, 60))) if mark >= 0 else 0,
+                    mark,
                 )
                 for _ in range(draw(st.integers(1, 2)))
             ]
@@ -90,7 +96,7 @@ def plans(draw: st.DrawFn) -> list[Plan]:
             )
             for at, limit in enumerate(limits)
         ]
-        found.append(Plan(tuple(limits), tuple(reported), tuple(counters[counter] for counter in used)))
+        found.append(Plan(tuple(limits), tuple(reported), (*[counters[counter] for counter in used], *marks)))
     return found
 
 

@@ -677,6 +677,11 @@ def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_one
     assert session.decisions("d", 3) == ["allowed", "allowed", "rate_limited"]
 
 
+def test_a_call_that_warns_is_not_refused_beyond_the_most_counters(open_store: Open) -> None:
+    session = Session(open_store(most=1), EACH_ONCE + 'warn = "100%"\n')
+    assert [len(one.warned) for one in session.call("a", 3)] == [0, 1, 0]
+
+
 def test_nothing_is_uncounted_when_another_process_or_an_outage_has_more_counters_than_the_most(open_store: Open) -> None:
     time = Time()
     few, many = open_store(clock=time, most=2), open_store(clock=time)

@@ -1,0 +1,141 @@
+"""Tells a wrapper's events. A process of its own sends each message, so that nothing of that is loaded or can hang here."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mcpguard.alerts.events import Event, Record, admit
+from mcpguard.alerts.way import Way
+from mcpguard.light_typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import subprocess
+
+MOST_NOTED: Final = 1024
+MOST_DUE: Final = 16
+"""How many events and messages wait. If there are more, the oldest are dropped. A storm of denials is an event a second."""
+
+FILE: Final = "notified.json"
+"""The file that remembers what was told."""
+
+
+class Notifier:
+    """Tells events. Only `note` may be called while a call waits.
+
+    Args:
+        ways: The configured ways.
+        database: The account's database. What was told is in a file beside it.
+        error: Gets a line about the first message that could not be sent.
+        wall: Wall-clock time in microseconds.
+    """
+
+    def __init__(
+        self,
+        ways: Sequence[Way],
+        database: str,
+        error: Callable[[str], None] = lambda _: None,
+        wall: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._ways = ways
+        self._path = os.path.join(os.path.dirname(database), FILE)
+        self._error = error
+        self._wall = wall
+        self._noted: deque[Event] = deque(maxlen=MOST_NOTED)
+        self._due: deque[tuple[Way, dict[str, object]]] = deque(maxlen=MOST_DUE)
+        self._process: subprocess.Popen[bytes] | None = None  # which sends a message
+        self._has_failed = False
+        self._lock = threading.Lock()  # at the end two threads may tend
+
+    def note(self, record: Record) -> None:
+        """Note a row, or the begin or the end of an outage. From any thread."""
+        self._noted.append(Event(record, self._wall()))
+
+    def tend(self) -> None:
+        """Begin to send the next message that is due, unless one is being sent."""
+        with self._lock:
+            try:
+                self._tend()
+            except Exception as error:  # such as of a full disk; the bookkeeper's loop goes on
+                self._fail(str(error))
+
+    def _tend(self) -> None:
+        while self._noted:
+            event = self._noted.popleft()
+            ways = [way for way in self._ways if event.kind in way.on]
+            if ways and (more := admit(event, self._path, self._ways)) is not None:
+                self._due += [(way, event.message(more)) for way in ways]
+        if self._process and self._process.poll() is not None:
+            self._fail(result(self._process))
+            self._process = None
+        if self._due and not self._process:
+            self._process = start(*self._due.popleft())
+
+    def _fail(self, why: str) -> None:
+        if why and not self._has_failed:
+            self._has_failed = True
+            self._error(f"a message was not sent: {why} (try it: mcpguard doctor --notify)")
+
+    def hand_over(self) -> None:
+        """Begin to send all that is due, and wait for nothing."""
+        while self._noted or self._due:
+            self._process = None
+            self.tend()
+
+    def close(self, timeout_s: float) -> None:
+        """Send what is still due, but end what takes longer than this."""
+        until_s = time.monotonic() + timeout_s
+        self.tend()
+        while self._process and time.monotonic() < until_s:
+            time.sleep(0.01)
+            self.tend()
+        if self._process:
+            end(self._process.pid)
+            self._process.kill()
+            self._process.communicate()
+
+
+def start(way: Way, message: dict[str, object]) -> "subprocess.Popen[bytes]":
+    """Start a process that sends a message; see `deliver`.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    import subprocess
+
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "mcpguard.alerts.deliver"],  # -P: import nothing from the working folder
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # signals to mcpguard's group or the server's must not reach it
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+    if process.stdin:
+        with contextlib.suppress(OSError), process.stdin:
+            process.stdin.write(json.dumps([way, message]).encode())
+    process.stdin = None  # else `communicate` would flush it
+    return process
+
+
+def result(process: "subprocess.Popen[bytes]") -> str:
+    """Why a process could not send its message; empty if it has sent it. Waits for its end."""
+    told, _ = process.communicate()
+    return told.decode(errors="replace") or (f"exit status {process.returncode}" if process.returncode else "")
+
+
+def end(pid: int) -> None:
+    """End a process that `start` has started, with those that it has started."""
+    if sys.platform == "win32":
+        from mcpguard.system_programs import output_of
+
+        output_of("taskkill", "/T", "/F", "/PID", str(pid), within_s=1.0)
+    else:
+        import signal
+
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
