@@ -47,6 +47,6 @@ def test_the_denial_and_the_loop_are_those_of_pages_that_are_tested() -> None:
     ],
 )
 def test_the_translated_policy_says_what_the_page_says(agent: str, tool: str, limits: list[str]) -> None:
-    policy = parse(blocks("toml")[0])
+    policy = parse(blocks("toml")[1])
     plan = policy.plan(Call("alice", agent, "github", tool))
     assert [one.limit_text for one in plan.reported] == limits
