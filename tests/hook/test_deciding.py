@@ -522,6 +522,33 @@ main()
 """
 
 
+FULL: Final = f"""
+from mcpguard.stores.sqlite.call_log import CallLog
+def append(*_): raise OSError(28, 'No space left on device')
+CallLog.append = append
+{UNHURRIED}"""
+
+
+@pytest.mark.parametrize("on_unavailable", ["local", "allow"])
+def test_a_store_that_fails_while_it_decides_has_told_before_what_was_counted(tmp_path: Path, on_unavailable: str) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="Bash"))
+    (tmp_path / "config.toml").write_text(f'[store]\non_unavailable = "{on_unavailable}"\n')
+    assert reason(enforce(tmp_path, used("Bash", "t1"))) is None
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, "hook", "claude-code", "--enforce"],
+        input=json.dumps(used("Bash", "t2")).encode(),
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    assert (done.stdout == b"") == (on_unavailable == "allow")
+    with Host(tmp_path, *script("obedient")) as host:  # reads what the hook has left
+        until(lambda: len([row for row in host.audit() if row.get("via")]) == 2, "the row of the hook")
+        first, second = [row["args_hash"] for row in host.audit() if row.get("via")]
+    assert first == second
+
+
 def test_it_loads_only_what_a_usual_decision_needs(tmp_path: Path) -> None:
     policy(tmp_path, rule("9/1h", user="*", tool="Bash"))
     told = [
