@@ -44,6 +44,8 @@ class _Kind(type):
 
     def __new__(cls, name, bases, namespace):
         """Make a kind of tuples."""
+        if getattr(bases[0], "_fields", ()):  # it has the fields of the kind that it is one of
+            return super().__new__(cls, name, bases, namespace)
         annotate = namespace.get("__annotate_func__")  # from Python 3.14 on
         fields = tuple(annotate(1) if annotate else namespace.get("__annotations__", ()))
         defaults = {field: namespace.pop(field) for field in fields if field in namespace}

@@ -63,6 +63,20 @@ def test_wrong_values_are_refused_also_for_the_first_tuple_of_a_kind(values: tup
     assert tuple(Fresh(1, "b")) == tuple(Usual(1, "b"))
 
 
+def test_a_kind_of_another_kind_has_its_fields_even_if_its_tuples_are_the_first() -> None:
+    class Fresh(NamedTuple):
+        first: int
+        second: str = "b"
+
+    class Special(Fresh):
+        __slots__ = ()
+
+    made = Special(1)
+    assert (made, made.second, made._replace(first=2), Fresh(1)) == (Fresh(1), "b", Special(2), Special(1))
+    assert isinstance(made._replace(first=2), Special)
+    assert repr(made) == "Special(first=1, second='b')"
+
+
 def test_an_unknown_field_cannot_be_replaced() -> None:
     with pytest.raises((TypeError, ValueError)):
         Light(1, "b")._replace(fourth=4)  # type: ignore[call-arg]

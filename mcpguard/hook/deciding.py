@@ -25,6 +25,7 @@ from mcpguard.wire.frames import TOOLS_CALL, Frame
 
 if TYPE_CHECKING:
     from mcpguard.stores.api import CallStore, Store
+    from mcpguard.stores.outage.store import OutageStore
 
 UPKEEP_SHARE: Final = 4
 """Of 256 hooks, how many tend the store. Each is a process of its own, and does not know what is left to do."""
@@ -82,9 +83,11 @@ class _Store:
                 self._used = self._store()
             return use(self._used)
         except Exception as error:
-            self._opened, self._failure = None, error
-        self._used = self._for_outages()
-        return use(self._used)
+            failed, self._opened, self._failure = self._opened, None, error
+        self._used = outages = self._for_outages()
+        if failed:
+            outages.begin_after(failed, self._failure)
+        return use(outages)
 
     def tend(self) -> None:
         """Do upkeep, and take in what was logged in outages."""
@@ -92,7 +95,7 @@ class _Store:
         _ = store.args_key  # waits until the store is used
         store.tend()
 
-    def _for_outages(self) -> "CallStore":
+    def _for_outages(self) -> "OutageStore":
         from mcpguard.stores.outage.log import OutageFolder
         from mcpguard.stores.outage.store import OutageStore  # takes 2 ms to load: only if it is needed
 

@@ -36,8 +36,9 @@ def run(*, name: str, enforce: bool, **options: Any) -> NoReturn:
         options: The options of `config.load`; and `observe`: decide and log, but deny nothing.
     """
     answer = _Answer(name)
-    with contextlib.suppress(BaseException):  # no error may stop a call that the hook does not decide
+    with contextlib.suppress(Exception):  # the system has no thread left: a tool that a rule closes stays closed
         start_new_thread(answer.give_in_time, ())
+    with contextlib.suppress(BaseException):  # no error may stop a call that the hook does not decide
         if enforce:
             _decide(answer, options)
         else:

@@ -18,6 +18,9 @@ from mcpguard.text.redaction import redacted
 AT_ONCE_BYTES: Final = 16 * 1024
 """A larger file is parsed in a thread. One of this size, about 200 rules, delays the call that finds it by milliseconds."""
 
+MOST_KEPT_BYTES: Final = 1024 * 1024
+"""At most this much is read of what is kept of a policy."""
+
 
 class PolicyFile:
     """The policy file and its changes.
@@ -105,23 +108,29 @@ class PolicyFile:
 
     def _tables_of(self, text: str) -> dict[str, Any]:
         """The tables of a text: those that were kept, if they are of the same text. Raises as `tables_of` does."""
-        if not self._tables_folder:
+        # What is kept must not be a way to change a policy that this account may not write
+        if not self._tables_folder or (os.path.exists(self._path) and not os.access(self._path, os.W_OK)):
             return tables_of(text)
         name = blake2b(self._path.encode(errors="surrogatepass"), digest_size=8).hexdigest()
         file = os.path.join(self._tables_folder, f"policy-{name}.json")
-        of = blake2b(f"{sys.version}\0{text}".encode(errors="surrogatepass"), digest_size=16).hexdigest()
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            kept = json.loads(read_at_once(file))
-            if isinstance(kept, dict) and kept.get("of") == of:
-                return dict(kept["tables"])
+            seal, _, kept = read_at_once(file, MOST_KEPT_BYTES).partition(b"\n")
+            if seal == _seal(text, kept):
+                return dict(json.loads(kept))
         tables = tables_of(text)
-        new = f"{file}.{os.getpid()}"
-        with contextlib.suppress(OSError, TypeError):  # the disk is full; or it has a date, which no policy may have
+        # The disk is full; or it has a date, or another value that no policy may have and JSON cannot
+        with contextlib.suppress(OSError, TypeError, ValueError, RecursionError):
+            kept = json.dumps(tables).encode()
             private_folder(self._tables_folder)
-            with open(open_private(new), "wb") as made:
-                made.write(json.dumps({"of": of, "tables": tables}).encode())
-            os.replace(new, file)  # others read it at any time
+            with open(open_private(file), "wb") as made:  # others read and write it at any time: its seal tells
+                made.write(_seal(text, kept) + b"\n" + kept)
+                made.truncate()
         return tables
+
+
+def _seal(text: str, kept: bytes) -> bytes:
+    """The first line of a file with the tables of a text, as JSON. No other text or tables, or a part of them, have it."""
+    return blake2b(f"{sys.version}\0{text}\0".encode(errors="surrogatepass") + kept, digest_size=16).hexdigest().encode()
 
 
 class _Parsing:

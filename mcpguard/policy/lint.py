@@ -111,7 +111,7 @@ def still_capped(policy: Policy, *, policy_option: Sequence[str] = ()) -> Capped
 def _still_caps(policy: Policy, other: int, ats: Sequence[int], policy_option: Sequence[str]) -> str:
     return (
         f"{label(policy, other)} still caps calls of {rule_numbers(ats)} more tightly,"
-        f" at {policy.rules[other].parts[0].limits_text};"
+        f" at {policy.rules[other]._replace(concurrent=None).limits_text};"
         f" to drop it: {unset_command(policy, other, policy_option=policy_option)}"
     )
 
@@ -318,7 +318,8 @@ class Tightness:
     def __init__(self, policy: Policy) -> None:
         self.starter = untouched(policy)
         self._rules = [rule.parts[0] for rule in policy.rules]  # the part with the limits, if there is one
-        self._narrower = [[self._rules[one] for one in others] for others in overriding(policy)]
+        self._parts = [rule.parts for rule in policy.rules]
+        self._narrower = [[part for one in others for part in self._parts[one]] for others in overriding(policy)]
 
     def capping(self, at: int, among: Iterable[int] | None = None) -> list[int]:
         """The indexes of the rules that cap the calls of a rule more tightly, in order; only those `among`, if given."""
@@ -345,7 +346,9 @@ class Tightness:
             yield from ((at, other) for other in self.capping(at, near) if self._defeats(other, at))
 
     def _caps(self, other: int, at: int) -> bool:
-        wide, rule = self._rules[other], self._rules[at]
+        return any(self._part_caps(wide, other, self._rules[at]) for wide in self._parts[other])
+
+    def _part_caps(self, wide: Rule, other: int, rule: Rule) -> bool:
         return (
             _can_deny_first(wide, rule)
             and wide.may_meet(rule)
@@ -385,7 +388,8 @@ def can_deny_beside(rate: Rate, other: Rate) -> bool:
 
 def _can_deny_first(wide: Rule, rule: Rule) -> bool:
     counts_alike = rule.counts == wide.counts or (rule.counts == "calls" and wide.counts == "cost")  # a call costs at least 1
-    if rule.deny or wide.observe or not counts_alike or not {ARGUMENTS, SESSION} & wide.per <= rule.per:
+    split_further = {ARGUMENTS, SESSION} & wide.per - rule.per  # as far as a caller likes: it caps only what has no limit
+    if rule.deny or wide.observe or not counts_alike or (split_further and rule.rates):
         return False
     return any(all(can_deny_beside(one, other) for other in rule.rates) for one in wide.rates)
 

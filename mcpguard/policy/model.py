@@ -378,9 +378,9 @@ class Policy:
         return _plan(self.applying(call), call, namespace, self)
 
     def without_waiting(self, counts: Collection[Counts]) -> "Policy":
-        """The policy for calls that are decided at once, with only the parts of rules that count these."""
-        parts = [part for part, _ in self.parts if part.counts in counts]
-        rules = tuple([part._replace(wait_us=0) if part.wait_us else part for part in parts])
+        """The policy for calls that are decided at once, without caps, and with only the limits that count these."""
+        counted = [rule for rule in self.rules if rule.has_limit and rule.counts in counts]
+        rules = tuple([rule._replace(wait_us=rule.wait_us and 0, concurrent=rule.concurrent and 0) for rule in counted])
         return Policy(rules, self.digest, observe=self.observe, costs=self.costs, is_starter=self.is_starter)
 
     def cost(self, call: Call) -> int:

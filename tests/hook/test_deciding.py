@@ -12,9 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from mcpguard import config
 from mcpguard.clients import catalog
-from mcpguard.hook.deciding import Decision
 from mcpguard.hook.run import MAX_INPUT_BYTES
 from mcpguard.hook.shown import CLIENTS
 from mcpguard.run_options import HOOK_CLIENTS
@@ -499,13 +497,9 @@ def test_calls_count_in_the_session_that_the_client_tells_the_hook_and_without_o
     tmp_path: Path, client: str, first: Message, same: Message, another: Message
 ) -> None:
     policy(tmp_path, '[[rule]]\nper = ["session"]\nlimit = "1/1h"\n')
-    settings = config.load({"MCPGUARD_HOME": str(tmp_path)})
-    found = []
-    for given in (first, same, another):
-        call = CLIENTS[client].shown(given)
-        assert call is not None
-        found.append(Decision(client, given, call, settings, {}).result())
-    assert [told and "exceeded for this session: 1 call per 1h." in told for told in found] == [None, True, None]
+    found = [json.dumps(enforce(tmp_path, given, client=client)) for given in (first, same, another)]
+    assert ["exceeded for this session: 1 call per 1h." in told for told in found] == [False, True, False]
+    assert found[0] == found[2] == "{}"
 
 
 MOST_MODULES: Final = 76
@@ -520,6 +514,47 @@ config.load = lambda *args, **options: load(*args, **options)._replace(timeout_m
 run.TIMEOUT_S, run.MOST_TIMEOUT_MS, deciding.UPKEEP_SHARE = {DEADLINE_S}, {PATIENT_MS}, 0
 main()
 """
+
+
+NO_THREADS: Final = f"""
+import _thread
+def start_new_thread(*_): raise RuntimeError("can't start new thread")
+_thread.start_new_thread = start_new_thread
+{UNHURRIED.replace(f"{PATIENT_MS}", "50")}"""
+FULL: Final = f"""
+from mcpguard.stores.sqlite.call_log import CallLog
+def append(*_): raise OSError(28, 'No space left on device')
+CallLog.append = append
+{UNHURRIED}"""
+
+
+def printed(program: str, home: Path, given: Message) -> bytes:
+    """What the hook prints that a program runs."""
+    return subprocess.run(
+        [sys.executable, "-c", program, "hook", "claude-code", "--enforce"],
+        input=json.dumps(given).encode(),
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        timeout=DEADLINE_S,
+        check=True,
+    ).stdout
+
+
+def test_a_closed_tool_stays_closed_if_the_system_has_no_thread_left(tmp_path: Path) -> None:
+    policy(tmp_path, rule("deny", tool="Bash"))
+    assert b"Tool Bash is denied by policy" in printed(NO_THREADS, tmp_path, used("Bash"))
+
+
+@pytest.mark.parametrize("on_unavailable", ["local", "allow"])
+def test_a_store_that_fails_while_it_decides_has_told_before_what_was_counted(tmp_path: Path, on_unavailable: str) -> None:
+    policy(tmp_path, rule("1/1h", user="*", tool="Bash"))
+    (tmp_path / "config.toml").write_text(f'[store]\non_unavailable = "{on_unavailable}"\n')
+    assert reason(enforce(tmp_path, used("Bash", "t1"))) is None
+    assert (printed(FULL, tmp_path, used("Bash", "t2")) == b"") == (on_unavailable == "allow")
+    with Host(tmp_path, *script("obedient")) as host:  # reads what the hook has left
+        until(lambda: len([row for row in host.audit() if row.get("via")]) == 2, "the row of the hook")
+        first, second = [row["args_hash"] for row in host.audit() if row.get("via")]
+    assert first == second
 
 
 def test_it_loads_only_what_a_usual_decision_needs(tmp_path: Path) -> None:

@@ -410,3 +410,32 @@ def test_an_internal_error_while_parsing_is_reported_once(
         assert running.poll() is None
     path.write_text(large("3/1h"))
     assert next_of(running) == "3/1h"
+
+
+def kept_in(folder: Path, path: Path) -> tuple[str, list[Path]]:
+    """The limit that a hook loads, and what it has kept of the policy after that."""
+    return limit(PolicyFile(path, tables_beside=str(folder / "kept/mcpguard.db")).begin()), [*folder.glob("kept/*")]
+
+
+def test_what_is_kept_of_a_policy_counts_only_as_it_was_written(tmp_path: Path, path: Path) -> None:
+    path.write_text(rule("deny"))
+    _, (kept,) = kept_in(tmp_path, path)
+    good = kept.read_bytes()
+    for damaged in (good.replace(b"deny", b"9/1h"), good + b" " * 9, b"{}", b"", b"x" * (2 << 20)):
+        kept.write_bytes(damaged)
+        assert kept_in(tmp_path, path)[0] == "deny"
+        assert kept.read_bytes() == good
+
+
+def test_nothing_is_kept_of_a_policy_that_this_account_may_not_write(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(rule("deny"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert kept_in(tmp_path, path) == ("deny", [])
+
+
+@pytest.mark.parametrize("value", ["2026-12-01", "0x" + "f" * 6000])
+def test_a_value_that_cannot_be_kept_leaves_no_file_and_is_reported_as_ever(tmp_path: Path, path: Path, value: str) -> None:
+    path.write_text(f"since = {value}\n{rule('deny')}")
+    assert kept_in(tmp_path, path) == (limit(PolicyFile(path).begin()), [])

@@ -67,6 +67,11 @@ def test_the_starter_rules_that_cap_the_calls_of_a_rule_more_tightly_are_found(t
         (("user='*' limit='1/session'", "user='*' tool='a' limit='20/1h'"), []),
         (("user='*' limit='1/session'", "user='*' tool='a' limit='20/session'"), [1]),
         (("user='*' limit='10/1h'", "user='*' limit='20/session'"), [1]),
+        # An exception from the limits of each user, but not from those of each session
+        (("user='*' limit='9/session'", "user='bob' limit='unlimited'"), [1]),
+        (("user='*' limit=['9/1h', '9/session']", "user='bob' limit='unlimited'"), [1]),
+        (("user='*' limit=['9/1h', '9/session']", "user='bob' limit='99/1h'"), []),
+        (("user='*' limit='9/session'", "user='bob' limit='unlimited' per=['user', 'session']"), []),
         # A third rule overrides it for all of these calls, or for some
         (("user='*' limit='10/1h'", "user='bob' limit='50/1h'", "user='bob' tool='a' limit='20/1h'"), []),
         (("user='*' limit='10/1h'", "user='bob' limit='50/1h'", "user='*' tool='a' limit='20/1h'"), [1]),

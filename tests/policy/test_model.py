@@ -355,12 +355,16 @@ def test_starter_rules_do_not_apply_to_built_in_tools_and_edited_ones_do() -> No
     assert [[at for _, at in policy.applying(call._replace(server="built-in"))] for call in calls] == [[0, 4], [4]]
 
 
-def test_without_waiting_a_policy_has_only_the_parts_that_count_what_is_given() -> None:
+def test_without_waiting_a_policy_has_only_the_limits_that_count_what_is_given() -> None:
     first = 'tool = "t"\nlimit = "9/1h"\nconcurrent = 1\nwait = "9s"\n'
     second = 'tool = "*"\nlimit = "2/1h"\ncount = "errors"\n'
     policy = parse(f'wait = "5s"\n[[rule]]\n{first}[[rule]]\n{second}')
     plan = policy.without_waiting({"calls", "cost"}).plan(ALICE._replace(tool="t"))
     assert ([limit.n for limit in plan.limits], plan.waits) == ([9], False)
+    (rule,) = parse('[[rule]]\nlimit = ["9/1h", "2/session"]\nmode = "observe"\n').without_waiting({"calls"}).rules
+    assert len(rule.parts) == 2  # an observed rule counts a call on all of its limits, or on none
+    edited = parse(STARTER + "concurrent = 2\n").without_waiting({"calls"})
+    assert [rule.is_starter for rule in edited.rules] == [True, True, True, False]
 
 
 def test_no_server_has_the_name_of_the_clients_own_tools() -> None:

@@ -130,7 +130,7 @@ def _say_what_caps(policy: Policy, at: int, policy_option: Sequence[str]) -> Non
         click.echo(f"{rules} some of these calls more tightly. To drop {them}:")
     for other in others:
         command = unset_command(policy, other, policy_option=policy_option)
-        echo(f"  {policy.rules[other].parts[0].limits_text}: {command}")
+        echo(f"  {policy.rules[other]._replace(concurrent=None).limits_text}: {command}")
 
 
 def _all_users_together(policy: Policy, at: int, policy_option: Sequence[str]) -> Iterator[str]:

@@ -238,6 +238,13 @@ class OutageStore:
         if self._breaker.trip(failure):
             self._tell_failure(failure)
 
+    def begin_after(self, store: Recoverable, error: Exception) -> None:
+        """Go on from what a store knew that was used alone until it failed."""
+        with self._lock:
+            self._begin_store(store)
+            self._store = store
+            self._fail(error)
+
     def _tell_failure(self, failure: StoreUnavailable) -> None:
         hint = f" ({failure.hint})" if failure.hint else ""
         self._tell_outage("store_lost", f"store unavailable: {failure.message}{hint}; until it is back {_EFFECTS[self._mode]}")

@@ -108,7 +108,9 @@ class SqliteStore:
     def _upkeep(self) -> "Upkeep":
         from mcpguard.stores.sqlite.upkeep import Upkeep  # a hook seldom needs it
 
-        return Upkeep(self.path, self._log, self._options, now_us=self._opened_us, busy=self._is_busy)
+        made = Upkeep(self.path, self._log, self._options, now_us=self._opened_us, busy=self._is_busy)
+        found: Upkeep = self.__dict__.setdefault("_upkeep", made)  # two threads may be here at once, from Python 3.12 on
+        return found
 
     # calls
 
