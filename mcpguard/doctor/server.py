@@ -42,7 +42,7 @@ _LAST_LINES: Final = 64
 _LONGEST_LINE: Final = 65_536
 """How many lines on stderr are kept, and how much of each."""
 
-_LAST_WORDS_S: Final = 1.0
+_LAST_WORDS_S: Final = 2.0
 """How long to read stderr after the server has ended. What it has left running may keep it open."""
 
 _OURS: Final = "mcpguard: "

@@ -178,8 +178,8 @@ def test_a_flood_on_stderr_takes_no_memory_and_the_last_line_is_told(tmp_path: P
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found.detail == "server exited with status 1; its last line on stderr: the last words"
-    assert peak_bytes < 16_000_000, "the server has written 32 MB, twice"
+    assert found.detail.endswith("; its last line on stderr: the last words"), "mcpguard's own lines may be dropped in a flood"
+    assert peak_bytes < 16_000_000, "the server has written 32 MB"
 
 
 def test_a_broken_policy_or_a_missing_token_does_not_keep_the_tools_from_being_listed(tmp_path: Path) -> None:
