@@ -4,8 +4,9 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,6 @@ from mcpguard import __version__
 from mcpguard.config import Settings
 from mcpguard.doctor.check import Check, failed_by, good
 from mcpguard.errors import CommandError, McpguardError, PolicyError
-from mcpguard.files import no_temporary_folder
 from mcpguard.identity.caller import Identity
 from mcpguard.identity.server_name import server_name
 from mcpguard.light_typing import Final, Literal, NamedTuple
@@ -37,6 +37,13 @@ ANSWER_S: Final = 30.0
 
 _MOST_PAGES: Final = 100
 """How many pages of tools are read."""
+
+_LAST_LINES: Final = 64
+_LONGEST_LINE: Final = 65_536
+"""How many lines on stderr are kept, and how much of each."""
+
+_LAST_WORDS_S: Final = 2.0
+"""How long to read stderr after the server has ended. What it has left running may keep it open."""
 
 _OURS: Final = "mcpguard: "
 _EXITED: Final = f"{_OURS}server exited with "
@@ -119,36 +126,38 @@ def listed(
     except CommandError as error:  # its exit status is one of `run`
         raise McpguardError(error.message, error.hint) from error
     guarded = [sys.executable, "-P", "-m", "mcpguard", "run", *options, "--", *command]  # -P: import nothing from `folder`
-    try:
-        found, said = _start(guarded, cwd, answer_s, "auto")
-        if isinstance(found, str) and any(line.startswith(_EXITED) for line in said):
-            # The first request of today's clients is `server/discover`. Servers on the Python SDK up to 1.8 exit on such a
-            # method, which they do not know, and serve older clients.
-            found, said = _start(guarded, cwd, answer_s, "legacy")
-    except OSError as error:
-        raise no_temporary_folder(error) from error
+    found, said = _start(guarded, cwd, answer_s, "auto")
+    if isinstance(found, str) and any(line.startswith(_EXITED) for line in said):
+        # The first request of today's clients is `server/discover`. Servers on the Python SDK up to 1.8 exit on such a
+        # method, which they do not know, and serve older clients.
+        found, said = _start(guarded, cwd, answer_s, "legacy")
     if isinstance(found, str):
         raise _failure(found, said, secrets_of(command, os.environ))
     return found
 
 
 def _start(command: Sequence[str], cwd: Path, answer_s: float, mode: _Mode) -> tuple[Listed | str, list[str]]:
-    """Start a server; returns what it lists, or in a few words why it lists nothing, and the lines on stderr.
+    """Start a server; returns what it lists, or in a few words why it lists nothing, and the last lines on stderr.
 
     Args:
         command: The whole command.
         cwd: Where it starts.
         answer_s: How long the server may take.
         mode: How to connect, as the SDK's client names it; `legacy` begins with `initialize`.
-
-    Raises:
-        OSError: There is no room for a temporary file.
     """
-    with tempfile.TemporaryDirectory(prefix="mcpguard-doctor-", ignore_cleanup_errors=True) as temporary:
-        file = Path(temporary) / "stderr"
-        with file.open("w", encoding="utf-8") as errors:
-            found = _listed(command, cwd, errors, answer_s, mode)
-        return found, [line.strip() for line in file.read_text("utf-8", "replace").splitlines() if line.strip()]
+    reading, writing = os.pipe()
+    said: deque[bytes] = deque(maxlen=_LAST_LINES)  # a server may write gigabytes
+
+    def read() -> None:
+        with open(reading, "rb") as lines:  # noqa: PTH123 - a descriptor
+            said.extend(iter(lambda: lines.readline(_LONGEST_LINE), b""))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    with open(writing, "w", encoding="utf-8") as errors:  # noqa: PTH123
+        found = _listed(command, cwd, errors, answer_s, mode)
+    reader.join(_LAST_WORDS_S)
+    return found, [line for part in said.copy() if (line := part.decode("utf-8", "replace").strip())]
 
 
 def _listed(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: float, mode: _Mode) -> Listed | str:
@@ -180,17 +189,17 @@ async def _ask(command: Sequence[str], cwd: Path, errors: TextIO, answer_s: floa
     async with stdio_client(parameters, errlog=errors) as streams:
         with anyio.fail_after(answer_s):  # not earlier: a limit that ends while the server starts leaves it running
             async with Client(contextlib.nullcontext(streams), mode=mode, client_info=info, cache=None) as client:
-                tools: list[ServerTool] = []
+                tools: dict[str, ServerTool] = {}  # some servers list a tool again, on another page
                 cursor: str | None = None
                 for _ in range(_MOST_PAGES):
                     page = await client.list_tools(cursor=cursor)
-                    tools += map(_tool, page.tools)
+                    tools |= {tool.name: _tool(tool) for tool in page.tools}
                     cursor = page.next_cursor
                     if cursor is None:
                         break
                 who = client.server_info
                 name = f"{who.name} {who.version}".strip() if who else "a server without a name"
-                return Listed(name, client.protocol_version, tools, time.monotonic() - begin_s)
+                return Listed(name, client.protocol_version, [*tools.values()], time.monotonic() - begin_s)
 
 
 def _tool(tool: Tool) -> ServerTool:

@@ -1,9 +1,6 @@
-import errno
-import os
 import sys
-import tempfile
+import tracemalloc
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -170,14 +167,19 @@ def test_an_error_of_mcpguard_itself_is_told(tmp_path: Path, monkeypatch: pytest
     assert found[0].hint
 
 
-def test_a_disk_without_room_for_a_temporary_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    (found,) = server.checks(config.load(environment(tmp_path)), [sys.executable], options=[], server="crm")
-    assert (found.ok, found.detail) == (False, "no temporary folder can be made: No space left on device")
-    assert "TMPDIR" in found.hint
+def test_a_flood_on_stderr_takes_no_memory_and_the_last_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    code = "import sys\nfor _ in range(1000): sys.stderr.write('x' * 32_000 + '\\n')\nsys.exit('the last words')"
+    settings = config.load(environment(tmp_path))
+    tracemalloc.start()
+    try:
+        (found,) = server.checks(settings, python(code), options=[], server="crm")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.detail.endswith("; its last line on stderr: the last words"), "mcpguard's own lines may be dropped in a flood"
+    assert peak_bytes < 16_000_000, "the server has written 32 MB"
 
 
 def test_a_broken_policy_or_a_missing_token_does_not_keep_the_tools_from_being_listed(tmp_path: Path) -> None:

@@ -373,7 +373,8 @@ class OutageStore:
 
     def _tidy(self) -> None:
         """Close the store that failed, and remove the logs that the store has. Both may take long, so no call may wait."""
-        failed, self._failed = self._failed, None
+        with self._lock:  # while the first call begins to use the store, it is no store that failed
+            failed, self._failed = self._failed, None
         if failed is not None:
             failed.close()
         self._own_logs.remove_read()

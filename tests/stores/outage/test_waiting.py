@@ -303,10 +303,11 @@ def test_a_probe_while_the_first_call_waits_leaves_the_store_to_the_call() -> No
     door.store.close()
 
 
-def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() -> None:
+def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store_nor_opens_a_second_one() -> None:
     place = Place()
     door = Door(timeout_ms=1000 * ENOUGH_S)
     opened: list[MemoryStore] = []
+    closed: list[MemoryStore] = []
     writing, go_on = threading.Event(), threading.Event()
 
     class Slow(MemoryStore):
@@ -314,6 +315,9 @@ def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() 
             writing.set()
             assert go_on.wait(ENOUGH_S)
             return super().append(rows)
+
+        def close(self) -> None:
+            closed.append(self)
 
     def open_slow() -> MemoryStore:
         assert door.go_on.wait(ENOUGH_S)
@@ -338,7 +342,7 @@ def test_a_probe_while_the_first_call_writes_the_buffer_opens_no_second_store() 
     go_on.set()
     for thread in (call, probe):
         thread.join(ENOUGH_S)
-    assert (len(opened), said) == (1, [])
+    assert (len(opened), closed, said) == (1, [], [])
     store.close()
 
 
