@@ -217,9 +217,9 @@ def written(where: str, key: str, value: str) -> str:
 EVENTS: Final = ("denied", "warn", "unavailable")
 """The events that `[[notify]]` tells."""
 
-Kind = type | tuple[str, ...] | range | re.Pattern[str] | list[type | tuple[str, ...]]
+Kind = type | tuple[str, ...] | range | re.Pattern[str] | list[str]
 """What a setting can be: text, a truth value, one of some words, a number in a range, a span of time (`SPAN`); `object` if
-others check it. A list of one of these: a list of such values."""
+others check it. A list: a list of some of these words, or of any words if it is empty."""
 
 SETTINGS: Final[dict[str, dict[str, Kind]]] = {
     "": {"denials": DENIALS, "quiet": bool, "max_frame_bytes": range(1024, (1 << 30) + 1)},
@@ -235,7 +235,7 @@ SETTINGS: Final[dict[str, dict[str, Kind]]] = {
         ("issuer", "audience", "jwks", "token_file", "algorithms", "user_claim", "roles_claim", "agent_claim"), object
     ),
     "audit": {"keep": SPAN, "max_mb": range(1, 1_000_001), "arguments": ("hash", "none", "full")},
-    "notify": {"on": [EVENTS], "command": [str], "webhook": str, "desktop": bool},
+    "notify": {"on": [*EVENTS], "command": [], "webhook": str, "desktop": bool},
 }
 """The settings of each table of the file."""
 
@@ -408,7 +408,12 @@ def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, objec
         return {"keep_us": span_us(value, where=where)}
     what, hint = "", ""
     if isinstance(kind, list):
-        _check_items(key, kind[0], value, where)
+        if (
+            not isinstance(value, list)
+            or not value
+            or not all(one and isinstance(one, str) and one in (kind or value) for one in value)
+        ):
+            what, hint = f"is not a list of {', '.join(kind) or 'words'}", f'write {key} = ["{[*kind, "…"][0]}"]'
     elif isinstance(kind, tuple):
         if value not in kind:
             near = closest_word(str(value), kind)
@@ -423,17 +428,9 @@ def _setting(key: str, kind: Kind, value: object, where: str) -> dict[str, objec
     elif not isinstance(value, str) or not value:
         what, hint = f"is {'empty' if value == '' else 'not text'}", f'write {key} = "…"'
     if what:
-        shown = "this" if key in {"url", "webhook"} else repr(value)  # it may hold a password
+        shown = "this" if key in {"url", "webhook", "command"} else repr(value)  # it may hold a password
         raise ConfigError(f"{where}: {shown} {what}", hint)
     return {"store" if key == "url" else key: value}
-
-
-def _check_items(key: str, kind: Kind, value: object, where: str) -> None:
-    """Check the values in a list."""
-    if not isinstance(value, list) or not value:
-        raise ConfigError(f"{where}: {'empty' if value == [] else 'not a list'}", f'write {key} = ["…"]')
-    for one in value:
-        _setting(key, kind, one, where)
 
 
 _LONGEST_SPAN_S: Final = 999_999 * 604_800

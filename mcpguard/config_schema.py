@@ -5,19 +5,16 @@ A schema cannot tell a token from a name, nor which URLs and paths are valid.
 
 import tomllib
 from pathlib import Path
-from typing import Final
 
 from mcpguard.config import LISTED, SETTINGS, Kind, Settings
 from mcpguard.identity.jwt_settings import ALGORITHMS, LISTS, REQUIRED
 from mcpguard.policy.schema import DRAFT, NOT_ZERO, Schema, matching, one_or_several, table
 from mcpguard.text.times import SPAN, span
 
-_ONLY_DESKTOP: Final = {"required": ["desktop"], "properties": {"desktop": {"const": True}}}
-
 
 def _setting(kind: Kind) -> Schema:
     if isinstance(kind, list):
-        return {"type": "array", "items": _setting(kind[0]), "minItems": 1}
+        return {"type": "array", "items": _setting(tuple(kind) or str), "minItems": 1}
     if isinstance(kind, tuple):
         return {"enum": [*kind]}
     if isinstance(kind, range):
@@ -46,12 +43,7 @@ def config_schema() -> Schema:
             whole["description"] = texts[parent or "top"][key]
             tables[parent]["properties"][key] = whole
     tables["identity.jwt"]["required"] = [*REQUIRED]
-    no_desktop: Schema = {"desktop": {"const": False}}
-    others = {"if": {"required": ["webhook"]}, "then": {"properties": no_desktop}, "else": _ONLY_DESKTOP}
-    tables["notify"] |= {
-        "if": {"required": ["command"]},
-        "then": {"properties": no_desktop | {"webhook": False}},
-        "else": others,
-    }
+    desktop = {"required": ["desktop"], "properties": {"desktop": {"const": True}}}
+    tables["notify"]["oneOf"] = [{"required": ["command"]}, {"required": ["webhook"]}, desktop]
     tables["identity"]["dependencies"] = {"jwt": {"properties": {"user": False}}}
     return {"$schema": DRAFT, "title": "mcpguard's config.toml", **tables[""]}

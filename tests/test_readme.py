@@ -228,8 +228,8 @@ def test_the_documented_defaults_and_values_are_those_of_the_program() -> None:
         elif isinstance(kind, tuple):
             assert default == f"`{config.Settings._field_defaults[key]}`"
             assert re.findall(r"`(\w+)`", values)[: len(kind)] == list(kind)
-        elif isinstance(kind, list) and isinstance(kind[0], tuple):
-            assert re.findall(r"`(\w+)`", values) == list(kind[0])
+        elif isinstance(kind, list):
+            assert re.findall(r"`(\w+)`", values) == kind
         elif kind is bool:
             assert default == f"`{str(config.Settings._field_defaults.get(key, False)).lower()}`"
 

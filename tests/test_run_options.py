@@ -58,6 +58,7 @@ HEAVY = {
     "mcpguard.identity.jwt_settings",
     "mcpguard.identity.token",
     "mcpguard.wire.skim",
+    "mcpguard.alerts",
     "mcpguard.policy.lint",
     "pathlib",
     "redis",

@@ -1,19 +1,20 @@
 """The process that sends one message: `python -m mcpguard.alerts.deliver`. The message is on stdin; it prints why it failed."""
 
+import contextlib
 import html
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 
-from mcpguard.alerts.notifier import end
 from mcpguard.alerts.way import Way
 from mcpguard.light_typing import Final
-from mcpguard.system_programs import system_program
+from mcpguard.system_programs import output_of, system_program
 
 TIMEOUT_S: Final = 10.0
 """How long it may take."""
@@ -36,41 +37,43 @@ _APPLE_SCRIPT: Final = "on run texts\ndisplay notification (item 2 of texts) wit
 def main() -> None:
     """Send the message on stdin. The process ends within `TIMEOUT_S`, with all that it has started."""
     values, message = json.load(sys.stdin)
-    way = Way(*values)
+    way, found = Way(*values), [f"not done in {TIMEOUT_S:g} s"]
+    thread = threading.Thread(target=lambda: found.append(send(way, message)), daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    with contextlib.suppress(OSError):  # nobody reads it if the wrapper or the hook has ended
+        os.write(1, f"{way.shown}: {found[-1]}".encode() if found[-1] else b"")
+    if thread.is_alive():
+        _end()
 
-    def give_up() -> None:
-        os.write(1, f"{way.shown}: not done in {TIMEOUT_S:g} s".encode())
-        end(os.getpid())
-        os._exit(1)
 
-    timer = threading.Timer(TIMEOUT_S, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        why = send(way, message | {"host": platform.node()})
-    except (OSError, ValueError) as error:  # `FetchError`, too
-        why = getattr(error, "strerror", None) or str(error)
-    timer.cancel()
-    os.write(1, f"{way.shown}: {why}".encode() if why else b"")
+def _end() -> None:
+    """End this process, with all that it has started."""
+    if sys.platform == "win32":
+        output_of("taskkill", "/T", "/F", "/PID", str(os.getpid()), within_s=1.0)
+    else:
+        os.killpg(0, signal.SIGKILL)
 
 
 def send(way: Way, message: Mapping[str, object]) -> str:
-    """Send a message. Returns why it was not sent, without secrets; empty if it was.
+    """Send a message. Returns why it was not sent, without secrets; empty if it was."""
+    try:
+        return _send(way, {**message, "host": platform.node()})
+    except (OSError, ValueError) as error:  # `FetchError`, too
+        return getattr(error, "strerror", None) or str(error)
 
-    Raises:
-        OSError: A program cannot be started.
-        FetchError: A webhook does not take it.
-    """
-    body = json.dumps(message).encode()
+
+def _send(way: Way, message: Mapping[str, object]) -> str:
+    text = str(message["text"])
     if way.webhook:
         from mcpguard.identity.fetch import post  # loads httpx2
 
-        post(way.webhook, body, TIMEOUT_S)
+        post(way.webhook, {**message, "text": html.escape(text, quote=False)}, TIMEOUT_S)
         return ""
-    argv, more = (way.command, {}) if way.command else desktop(f"mcpguard: {message['event']}", str(message["text"]))
+    argv, more = (way.command, {}) if way.command else desktop(f"mcpguard: {message['event']}", text)
     process = subprocess.run(
         [shutil.which(argv[0]) or argv[0], *argv[1:]],
-        input=body + b"\n",
+        input=json.dumps(message).encode() + b"\n",
         env=os.environ | more,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -44,6 +44,7 @@ without a window, the third; of an outage, the last. A loop that obeys denials m
 gaps between its events are a little longer than a window."""
 
 _MOST_KEYS: Final = 256
+_MOST_CHARS: Final = 1 << 16
 _LOCK_S: Final = 0.2
 
 _Told = dict[str, tuple[int, int, int]]
@@ -121,6 +122,6 @@ def admit(event: Event, path: str, salt: object) -> int | None:
 
 def _read(file: IO[str]) -> _Told:
     """What was told; nothing if the file is new or damaged."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        return {key: (int(level), int(us), int(more)) for key, (level, us, more) in json.load(file).items()}
+    with contextlib.suppress(Exception):  # nesting, and numbers without an end, have errors of their own
+        return {key: (int(level), int(us), int(more)) for key, (level, us, more) in json.loads(file.read(_MOST_CHARS)).items()}
     return {}

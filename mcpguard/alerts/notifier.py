@@ -20,9 +20,6 @@ MOST_NOTED: Final = 1024
 MOST_DUE: Final = 16
 """How many events and messages wait. If there are more, the oldest are dropped. A storm of denials is an event a second."""
 
-FILE: Final = "notified.json"
-"""The file that remembers what was told."""
-
 
 class Notifier:
     """Tells events. Only `note` may be called while a call waits.
@@ -31,7 +28,6 @@ class Notifier:
         ways: The configured ways.
         database: The account's database. What was told is in a file beside it.
         error: Gets a line about the first message that could not be sent.
-        wall: Wall-clock time in microseconds.
     """
 
     def __init__(
@@ -39,12 +35,10 @@ class Notifier:
         ways: Sequence[Way],
         database: str,
         error: Callable[[str], None] = lambda _: None,
-        wall: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._ways = ways
-        self._path = os.path.join(os.path.dirname(database), FILE)
+        self._path = os.path.join(os.path.dirname(database), "notified.json")
         self._error = error
-        self._wall = wall
         self._noted: deque[Event] = deque(maxlen=MOST_NOTED)
         self._due: deque[tuple[Way, dict[str, object]]] = deque(maxlen=MOST_DUE)
         self._process: subprocess.Popen[bytes] | None = None  # which sends a message
@@ -53,7 +47,7 @@ class Notifier:
 
     def note(self, record: Record) -> None:
         """Note a row, or the begin or the end of an outage. From any thread."""
-        self._noted.append(Event(record, self._wall()))
+        self._noted.append(Event(record, time.time_ns() // 1000))
 
     def tend(self) -> None:
         """Begin to send the next message that is due, unless one is being sent."""
@@ -80,23 +74,16 @@ class Notifier:
             self._has_failed = True
             self._error(f"a message was not sent: {why} (try it: mcpguard doctor --notify)")
 
-    def hand_over(self) -> None:
-        """Begin to send all that is due, and wait for nothing."""
-        while self._noted or self._due:
-            self._process = None
-            self.tend()
-
-    def close(self, timeout_s: float) -> None:
-        """Send what is still due, but end what takes longer than this."""
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Send what is still due. What takes longer than this ends without this process."""
         until_s = time.monotonic() + timeout_s
         self.tend()
         while self._process and time.monotonic() < until_s:
             time.sleep(0.01)
             self.tend()
-        if self._process:
-            end(self._process.pid)
-            self._process.kill()
-            self._process.communicate()
+        while self._noted or self._due:
+            self._process = None
+            self.tend()
 
 
 def start(way: Way, message: dict[str, object]) -> "subprocess.Popen[bytes]":
@@ -126,16 +113,3 @@ def result(process: "subprocess.Popen[bytes]") -> str:
     """Why a process could not send its message; empty if it has sent it. Waits for its end."""
     told, _ = process.communicate()
     return told.decode(errors="replace") or (f"exit status {process.returncode}" if process.returncode else "")
-
-
-def end(pid: int) -> None:
-    """End a process that `start` has started, with those that it has started."""
-    if sys.platform == "win32":
-        from mcpguard.system_programs import output_of
-
-        output_of("taskkill", "/T", "/F", "/PID", str(pid), within_s=1.0)
-    else:
-        import signal
-
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)

@@ -7,19 +7,17 @@ from mcpguard.light_typing import Any, NamedTuple
 
 
 class Way(NamedTuple):
-    """Which events are told, and how: by exactly one of the others.
+    """Which events are told, and how: by a command or a webhook, else by a notification of the system.
 
     Attributes:
         on: The events.
         command: The words of a command, which gets the message as JSON on its stdin.
         webhook: A URL, which gets the message as JSON by POST. It may hold a secret.
-        desktop: Whether the system shows a notification.
     """
 
     on: tuple[str, ...]
     command: tuple[str, ...] = ()
     webhook: str = ""
-    desktop: bool = False
 
     def __repr__(self) -> str:
         """Without secrets."""
@@ -56,4 +54,4 @@ def way(values: Mapping[str, Any], events: tuple[str, ...], where: str) -> Way:
         if url_problem(webhook):
             hint = "write an https URL without user and password, or an http URL of this machine"
             raise ConfigError(f"{where}: webhook: messages are not sent to this URL", hint)
-    return Way(tuple(values.get("on", events)), tuple(command or ()), webhook or "", bool(desktop))
+    return Way(tuple(values.get("on", events)), tuple(command or ()), webhook or "")

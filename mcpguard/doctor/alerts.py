@@ -20,9 +20,7 @@ def checks(ways: Sequence[Way], *, send: bool) -> Iterator[Check]:
     """
     test = Event({"decision": "store_lost", "reason": "this is a test of mcpguard doctor"}, time.time_ns() // 1000).message(0)
     if send and not ways:
-        yield failed(
-            "notify", "config.toml has no [[notify]]", "write one into it, such as desktop = true below a line [[notify]]"
-        )
+        yield failed("notify", "config.toml has no [[notify]]", "write desktop = true below a line [[notify]]")
     for way in ways:
         program = "" if way.webhook else (way.command or desktop("", "")[0])[0]
         what = f"{way.shown}, on {', '.join(way.on)}"

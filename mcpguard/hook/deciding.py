@@ -233,7 +233,7 @@ class Decision:
             notifier = Notifier(self._settings.notify, self._settings.database_path)
             for record in records:
                 notifier.note(record)
-            notifier.hand_over()
+            notifier.close()
 
     def _count_failure(self, request: DecisionRequest) -> None:
         """Count a call that has failed, unless a wrapper does it: one that gets the call takes the call's note."""

@@ -1,11 +1,10 @@
 """Fetches a small document over HTTPS, or posts one. Its size is bounded, and so is each wait."""
 
-import contextlib
 import os
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -37,50 +36,41 @@ def get(url: str, timeout_s: float, max_bytes: int) -> bytes:
     Raises:
         FetchError: There is no such document, it is too long, or the time is over.
     """
-    until_s = time.monotonic() + timeout_s
-    with _answer("GET", url, timeout_s) as response:
-        if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise FetchError("its answer is compressed, although it was asked for an uncompressed one")
-        data = bytearray()
-        for chunk in response.iter_raw():
-            data += chunk
-            if len(data) > max_bytes:
-                raise FetchError(f"its answer is longer than {max_bytes} bytes")
-            if time.monotonic() >= until_s:
-                raise _late(timeout_s)
-        return bytes(data)
+    return _exchange("GET", url, timeout_s, max_bytes)
 
 
-def post(url: str, body: bytes, timeout_s: float) -> None:
-    """Post a JSON document to a URL; see `get`. What it answers is not read.
+def post(url: str, message: Mapping[str, object], timeout_s: float) -> None:
+    """Post a message as JSON to a URL; see `get`. What is answered is not read.
 
     Raises:
         FetchError: It was not taken.
     """
-    with _answer("POST", url, timeout_s, body):
-        pass
+    _exchange("POST", url, timeout_s, 0, message)
 
 
-def _late(timeout_s: float) -> FetchError:
-    return FetchError(f"no answer in {timeout_s:g} s")
-
-
-@contextlib.contextmanager
-def _answer(method: str, url: str, timeout_s: float, body: bytes | None = None) -> Iterator[httpx2.Response]:
-    """A successful answer, whose content is not read yet."""
-    more = {"Content-Type": "application/json"} if body is not None else {}
+def _exchange(method: str, url: str, timeout_s: float, max_bytes: int, message: Mapping[str, object] | None = None) -> bytes:
+    until_s = time.monotonic() + timeout_s
+    late = FetchError(f"no answer in {timeout_s:g} s")
     try:
-        with (
-            _client(urlsplit(url).hostname or "", timeout_s) as client,
-            client.stream(method, url, content=body, headers=more) as response,
-        ):
+        with _client(urlsplit(url).hostname or "", timeout_s) as client, client.stream(method, url, json=message) as response:
             if response.has_redirect_location:
                 raise FetchError("it redirects to another address: configure that one")
-            if not (response.is_success if body else response.status_code == httpx2.codes.OK):
+            if not (response.is_success if message else response.status_code == httpx2.codes.OK):
                 raise FetchError(f"it answers with HTTP status {response.status_code}")
-            yield response
+            if message:
+                return b""
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise FetchError("its answer is compressed, although it was asked for an uncompressed one")
+            data = bytearray()
+            for chunk in response.iter_raw():
+                data += chunk
+                if len(data) > max_bytes:
+                    raise FetchError(f"its answer is longer than {max_bytes} bytes")
+                if time.monotonic() >= until_s:
+                    raise late
+            return bytes(data)
     except httpx2.TimeoutException as error:
-        raise _late(timeout_s) from error
+        raise late from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise FetchError(_reason(error)) from error
 

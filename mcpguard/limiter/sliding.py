@@ -65,18 +65,6 @@ class Limit(NamedTuple):
     mark: int = -1
 
 
-class Warned(NamedTuple):
-    """A limit of which a call warns.
-
-    Attributes:
-        limit: Its index among the limits of the call.
-        total: The sum in its counter after the call.
-    """
-
-    limit: int
-    total: int
-
-
 class Exceeded(NamedTuple):
     """A limit without room.
 
@@ -99,7 +87,7 @@ class Decision(NamedTuple):
         exceeded: The enforced limits without room if the call is not admitted, else the observed ones.
         charged: The limits that were charged: for each counter the smallest limit, of rules that have room; and marks, as
             limits of one call in a window.
-        warned: The limits of which the call warns.
+        warned: The limits of which the call warns: the index of each, and the sum in its counter after the call.
     """
 
     admitted: bool
@@ -107,7 +95,7 @@ class Decision(NamedTuple):
     states: tuple[State, ...]
     exceeded: tuple[Exceeded, ...]
     charged: tuple[Limit, ...] = ()
-    warned: tuple[Warned, ...] = ()
+    warned: tuple[tuple[int, int], ...] = ()
 
 
 def live(state: State, window_us: int, now_us: int) -> State:
@@ -235,7 +223,7 @@ def decide(limits: Sequence[Limit], states: Sequence[State], now_us: int, call_i
 
 def _warned(
     limits: Sequence[Limit], totals: Sequence[int], logs: list[State], without_room: Container[int], now_us: int
-) -> tuple[Warned, ...]:
+) -> tuple[tuple[int, int], ...]:
     """The limits of which an admitted call warns: it is at or past the share, and no call of the last window has warned.
 
     Args:
@@ -245,13 +233,13 @@ def _warned(
         without_room: The observed rules without room, which do not count the call.
         now_us: The store's time.
     """
-    found: dict[int, Warned] = {}  # by the mark
+    found: dict[int, tuple[int, int]] = {}  # by the mark
     for at, limit in enumerate(limits):
         if limit.warn_at and limit.rule not in without_room:
             total = totals[limit.counter] + (0 if limit.counts == "errors" else limit.cost)
             logs[limit.mark] = live(logs[limit.mark], limit.window_us, now_us)
             if total >= limit.warn_at and not logs[limit.mark]:
-                found.setdefault(limit.mark, Warned(at, total))
+                found.setdefault(limit.mark, (at, total))
     return tuple(found.values())
 
 

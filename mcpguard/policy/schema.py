@@ -90,10 +90,8 @@ def policy_schema() -> Schema:
     counts = {"if": {"properties": {"count": {"const": "calls"}}}, "else": has_limit}
     warns = {"required": ["limit"], "properties": {"limit": {"not": {"const": "unlimited"}}}}
     caps = {"if": {"required": ["concurrent"]}, "else": has_limit}
-    conditions = {
-        **caps,
-        "dependencies": {"limit": denies, "count": counts, "warn": warns},
-    }  # with `allOf`, taplo completes no keys
+    # With `allOf`, taplo completes no keys
+    conditions = {**caps, "dependencies": {"limit": denies, "count": counts, "warn": warns}}
     rule, cost = keys("rule", RULE) | conditions, keys("cost", COST) | {"required": ["cost"]}
     return {"$schema": DRAFT, "title": TITLE, **keys("top", TOP, rule=rule, cost=cost), "minProperties": 1}
 

@@ -135,11 +135,11 @@ class Share(NamedTuple):
 
     def parse(self, key: str, value: Any, faults: list[Fault]) -> int:
         """See `Value`."""
-        match = SHARE.fullmatch(value) if isinstance(value, str) else None
-        if match:
+        meant = f"{str(value).rstrip(' %')}%"
+        match = SHARE.fullmatch(meant)
+        if match and value == meant:
             return int(match[1])
-        number = re.fullmatch("([1-9][0-9]?|100) ?%?", str(value))
-        meant = f'did you mean "{number[1]}%"?' if number else f'write text, from "1%" to "100%": {key} = "80%"'
+        meant = f'did you mean "{meant}"?' if match else f'write text, from "1%" to "100%": {key} = "80%"'
         faults.append(Fault((key,), f"{key}: {shown_value(value)} is not a share of a limit", meant))
         return 0
 

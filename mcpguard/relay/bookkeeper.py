@@ -73,10 +73,10 @@ class Bookkeeper:
     def run(self) -> None:
         """Until the shutdown, wait for work, then for more of it and for a moment without calls; then tend and record."""
         while not self._shut_down.is_set():
+            self.notify()
             try:
                 if not self._work.wait(CATCH_UP_S):
                     self._catch_up()
-                    self.notify()
                     continue
                 self._hurry.wait(TICK_S)
                 self._give_way(MOST_S - TICK_S)
@@ -88,7 +88,6 @@ class Bookkeeper:
                 pass  # the store tries again when it is tended next
             except Exception as error:  # the loop goes on: audit log, upkeep and recovery depend on it
                 self._console.internal_error(error)
-            self.notify()
             if self._session.journal.is_waiting or self._session.has_outcomes or self._store.needs_tending:
                 self._work.set()
 

@@ -11,7 +11,7 @@ from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
 from mcpguard.identity.caller import Identity
-from mcpguard.light_typing import TYPE_CHECKING, Final
+from mcpguard.light_typing import Final
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.relay import threads
@@ -27,11 +27,8 @@ from mcpguard.text.digest import cut
 from mcpguard.text.printing import plural, quoted
 from mcpguard.wire.frames import Reader
 
-if TYPE_CHECKING:
-    from mcpguard.alerts.notifier import Notifier
-
 MESSAGES_S: Final = 1.0
-"""How long messages that are due may take at the end."""
+"""How long a wrapper waits at the end for messages that are due."""
 
 CLOSE_S: Final = LAST_TRY_S + 0.5
 """How long the store may take to close. A store that hangs is left open."""
@@ -51,8 +48,12 @@ class Guard:
 
     def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console) -> None:
         self._console = console
-        self._notifier = notifier = _notifier(settings, console)
-        shown = settings.address.shown
+        self._notifier = None
+        if settings.notify:
+            from mcpguard.alerts.notifier import Notifier  # only if it is needed
+
+            self._notifier = Notifier(settings.notify, settings.database_path, console.error)
+        notifier, shown = self._notifier, settings.address.shown
         settings.address.load()  # outside of the store's time budget, because calls wait for it
         self._store = store = OutageStore(  # it is opened while the policy is read
             settings.open_store,
@@ -107,17 +108,9 @@ class Guard:
             at_most: How long a part of the shutdown may take; see `Supervisor`.
         """
         self._console.line(summary(self._session.tally))
+        threads.start_last(self._store.close, "close", at_most(CLOSE_S))
         if self._notifier:
             self._notifier.close(at_most(MESSAGES_S))
-        threads.start_last(self._store.close, "close", at_most(CLOSE_S))
-
-
-def _notifier(settings: Settings, console: Console) -> "Notifier | None":
-    if not settings.notify:
-        return None
-    from mcpguard.alerts.notifier import Notifier  # only if it is needed
-
-    return Notifier(settings.notify, settings.database_path, console.error)
 
 
 def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:

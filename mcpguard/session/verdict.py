@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Sequence
 
 from mcpguard.light_typing import Final, Literal, NamedTuple, Self, TypeVar
 from mcpguard.limiter.plan import Counter, Plan, Reported
-from mcpguard.limiter.sliding import Exceeded, Limit, State, Warned
+from mcpguard.limiter.sliding import Exceeded, Limit, State
 from mcpguard.policy.model import Call
 from mcpguard.wire.frames import Frame
 
@@ -189,7 +189,7 @@ class Verdict:
         states: Of a held call, the states of the plan's counters; else empty.
         now_us: Of a held call, the store's time; else 0.
         lease: Of a call that has a place, its lease, if the place has one; else None.
-        warned: The limits of which an admitted call warns.
+        warned: The limits of which an admitted call warns; see `Decision`.
     """
 
     # few verdicts have others, and each attribute that is set takes time; so does each default of a keyword-only argument
@@ -199,7 +199,7 @@ class Verdict:
     states: Sequence[State] = ()
     now_us = 0
     lease: Lease | None = None
-    warned: tuple[Warned, ...] = ()
+    warned: tuple[tuple[int, int], ...] = ()
 
     def __init__(
         self,

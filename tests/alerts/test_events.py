@@ -117,7 +117,9 @@ def test_accounts_of_other_ways_have_messages_of_their_own(tmp_path: Path) -> No
     assert [one.told(DENIED), other.told(DENIED), one.told(DENIED)] == [0, 0, None]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"a": 1}', b"\xff", b'{"a": ["x", 1, 2]}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"a": 1}', b"\xff", b'{"a": ["x", 1, 2]}', b'{"a": [1e999, 1, 2]}', b"[" * 60_000]
+)
 def test_a_damaged_file_counts_as_empty(day: Day, damage: bytes) -> None:
     day.told(DENIED)
     day.file.write_bytes(damage)

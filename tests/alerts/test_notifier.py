@@ -1,9 +1,9 @@
 """Messages are sent by real processes to real commands and servers."""
 
 import json
+import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from mcpguard.alerts import deliver
 from mcpguard.alerts.deliver import desktop
-from mcpguard.alerts.notifier import Notifier, end, result, start
+from mcpguard.alerts.notifier import Notifier
 from mcpguard.alerts.way import Way
 from tests.alerts.test_events import DENIED, GONE, WARNED
 from tests.alerts.webhook import Webhook, webhook
@@ -121,32 +121,36 @@ def test_messages_are_sent_one_after_another(tmp_path: Path, hook: Webhook) -> N
 
 
 @pytest.mark.posix
-def test_a_message_under_way_ends_with_the_wrapper_and_so_does_what_sends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_awaited", [True, False])
+def test_a_command_that_hangs_is_ended_with_its_children_whether_or_not_somebody_waits(
+    tmp_path: Path, is_awaited: bool
+) -> None:
     pipe = tmp_path / "pipe"
-    holds = f"exec 3> {pipe}; sleep 600 & sleep 600"
-    teller = Teller(
-        tmp_path, Way(ALL, ("sh", "-c", f"mkfifo {pipe}.new; mv {pipe}.new {pipe}; {holds}")), writing(tmp_path / "n")
-    )
-    teller.note(DENIED)
-    teller.tend()
-    until(pipe.exists, "the command starts")
-    with pipe.open("rb") as theirs:
-        closing = threading.Thread(target=teller.close, args=(0.0,))
-        closing.start()
-        assert theirs.read() == b"", "every process that holds the pipe has ended"
-        closing.join(DEADLINE_S)
-    assert (teller.said, read(tmp_path / "n")) == ([], [])
-
-
-@pytest.mark.posix
-def test_a_command_that_hangs_is_given_up_with_its_children(tmp_path: Path) -> None:
+    os.mkfifo(pipe)
+    theirs = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     tuned = "from mcpguard.alerts import deliver; deliver.TIMEOUT_S = 0.2; deliver.main()"
-    job = json.dumps([Way(ALL, ("sh", "-c", "sleep 600 & sleep 600")), {"event": "denied", "text": ""}])
+    way = Way(ALL, ("sh", "-c", f"exec 3> {pipe}; sleep 600 & sleep 600"))
     process = subprocess.Popen(
         [sys.executable, "-c", tuned], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
-    told, _ = process.communicate(job.encode(), timeout=DEADLINE_S)
-    assert told == b"command sh: not done in 0.2 s"
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(json.dumps([way, DENIED | {"event": "denied", "text": ""}]).encode())
+    process.stdin.close()
+    told = process.stdout.read() if is_awaited else b""
+    process.stdout.close()
+    process.wait(DEADLINE_S)
+    os.set_blocking(theirs, True)
+    assert os.read(theirs, 1) == b"", "every process that holds the pipe has ended"
+    os.close(theirs)
+    assert told == (b"command sh: not done in 0.2 s" if is_awaited else b"")
+
+
+def test_a_name_is_no_markup_for_a_webhook(tmp_path: Path, hook: Webhook) -> None:
+    Teller(tmp_path, Way(ALL, webhook=hook.url)).tell(DENIED | {"tool": "<!channel>"})
+    (message,) = hook.messages
+    assert " tool=&lt;!channel&gt; " in message["text"]
+    assert message["tool"] == "<!channel>"
 
 
 def test_a_text_is_never_a_part_of_a_script_or_of_markup() -> None:
@@ -168,11 +172,5 @@ def test_on_linux_the_desktop_is_told_by_notify_send(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(deliver, "desktop", lambda title, text: desktop(title, text, "linux"))
-    assert deliver.send(Way(ALL, desktop=True), {"event": "warn", "text": "80 < 100"}) == ""
+    assert deliver.send(Way(ALL), {"event": "warn", "text": "80 < 100"}) == ""
     assert (tmp_path / "argv").read_text() == "--app-name=mcpguard|--|mcpguard: warn|80 &lt; 100|"
-
-
-def test_to_end_a_process_that_has_ended_is_no_error(tmp_path: Path) -> None:
-    process = start(writing(tmp_path / "got"), {"event": "denied", "text": ""})
-    assert result(process) == ""
-    end(process.pid)

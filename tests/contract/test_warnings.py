@@ -39,7 +39,7 @@ def test_a_counter_that_stays_past_the_share_is_marked_again_exactly_one_window_
 def test_of_several_wrappers_of_a_store_one_marks_a_call(place: Place) -> None:
     callers = [Caller(place.open(), TEN, session=f"{at:016x}") for at in range(3)]
     found = [one for at in range(30) for one in callers[at % 3].decide("report")]
-    assert [one.warned[0].total for one in found if one.warned] == [8]
+    assert [one.warned[0][1] for one in found if one.warned] == [8]
 
 
 def test_a_call_whose_cost_jumps_over_the_share_is_marked(place: Place) -> None:

@@ -588,7 +588,8 @@ def test_it_loads_only_what_a_usual_decision_needs(tmp_path: Path) -> None:
             "subprocess",
         ),
         *("threading", "tomllib", "typing", "mcpguard.clients", "mcpguard.documents", "mcpguard.policy.lint", "mcpguard.relay"),
-        *("mcpguard.stores.outage.store", "mcpguard.stores.redis", "mcpguard.stores.sqlite.upkeep", "mcpguard.whole_files"),
+        *("mcpguard.alerts", "mcpguard.stores.outage.store", "mcpguard.stores.redis", "mcpguard.stores.sqlite.upkeep"),
+        "mcpguard.whole_files",
     }
     own = {name for name in loaded if name.startswith("mcpguard")}
     assert len(own) <= MOST_MODULES, sorted(own)

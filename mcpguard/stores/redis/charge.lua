@@ -15,9 +15,9 @@
 --         - the index of the reported limit (0: none), what that limit's counter holds, and the wait
 --         - the number of limits without room, then their indexes and waits
 --         - the number of calls in flight, if there is a cap on them
---         - the number of limits of which it warns, then their indexes and the sums in their counters, if calls may warn
---       All of it is one flat table, because a server spends time on each table of a reply. Only if a call is held, the value of a
---       counter of calls in flight is not nil, but a table with their ids. For a usual call it returns something else: see
+--         - if calls may warn, a table with the indexes of the limits of which it warns and the sums in their counters
+--       The rest of it is one flat table, because a server spends time on each table of a reply. Only if a call is held, the value of
+--       a counter of calls in flight is not nil, but a table with their ids. For a usual call it returns something else: see
 --       `usual.lua`.
 --
 -- Every call waits for this script. The expensive parts are commands, numbers as text, texts (each byte of a new one is hashed),
@@ -26,10 +26,10 @@
 local TEXTS = 'ss'
 -- n, window (0: calls in flight), index of the counter (0: none), rule, rank, and where the fragment begins and ends. The rank is 2
 -- if the limit is observed, and 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the
--- longest wait follow; if it is 8 more, the sum at which a call warns and the index of the mark. The fragments are after all limits
-local LIMIT, MORE_OF_LIMIT, WARN_OF_LIMIT = '<i8i8I4I4I4I4I4', '<i8i8', '<i8I4'
+-- longest wait follow, the sum at which a call warns, and the index of the mark (0: none). The fragments are after all limits
+local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4I4I4', '<i8i8i8I4'
 local N, WINDOW, COUNTER, RULE, RANK, FIRST, LAST, UNITS, WAIT, WARN_AT, MARK = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-local OBSERVED, MORE, WARNS = 2, 4, 8
+local OBSERVED, MORE = 2, 4
 local NOTHING_EXCEEDED = {}
 
 reply = reply or read(4, 4 + counters)
@@ -55,7 +55,7 @@ for request = 1, requests do
   local packed, choices, detail = ARGV[1 + request]
   choices, detail, texts_from = struct.unpack(TEXTS, ARGV[2 + requests], texts_from)
   local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
-  local flying, taken, warned
+  local flying, taken, warned, warnings
   local limits = plans and plans[packed]
   if not limits then
     limits = {nil, nil, nil, nil}
@@ -64,16 +64,11 @@ for request = 1, requests do
       local limit = {struct.unpack(LIMIT, packed, from)}
       limits[at], from, at, last = limit, limit[UNITS], at + 1, math.min(last, limit[FIRST] - 1)
       limit[UNITS] = 1
-      local warns = limit[RANK] >= WARNS
-      limit[RANK] = limit[RANK] % WARNS
       if limit[RANK] >= MORE then
         limit[RANK] = limit[RANK] - MORE
-        limit[UNITS], limit[WAIT], from = struct.unpack(MORE_OF_LIMIT, packed, from)
+        limit[UNITS], limit[WAIT], limit[WARN_AT], limit[MARK], from = struct.unpack(MORE_OF_LIMIT, packed, from)
         limits.has_cap = limits.has_cap or limit[WINDOW] == 0
-      end
-      if warns then
-        limits.warns = true
-        limit[WARN_AT], limit[MARK], from = struct.unpack(WARN_OF_LIMIT, packed, from)
+        limits.warns = limits.warns or limit[MARK] > 0
       end
     end
     if requests > 1 then
@@ -87,12 +82,7 @@ for request = 1, requests do
   local at_us = now
   for at = 1, #limits do
     local log, mark = logs[limits[at][COUNTER]], logs[limits[at][MARK]]
-    if log and log[NEWEST] > at_us then
-      at_us = log[NEWEST]
-    end
-    if mark and mark[NEWEST] > at_us then
-      at_us = mark[NEWEST]
-    end
+    at_us = math.max(at_us, log and log[NEWEST] or 0, mark and mark[NEWEST] or 0)
   end
   local alive, held, smallest = {nil, nil, nil, nil}, {nil, nil, nil, nil}, {nil, nil, nil, nil}
   local full, is_denied, without_room
@@ -211,12 +201,14 @@ for request = 1, requests do
     end
   end
   if limits.warns then -- as core/limiter._warned
-    warned = {}
+    warned, warnings = {}, {}
     for at, limit in ipairs((is_denied or decision == 'held') and {} or limits) do
       local mark, sum = limit[MARK], (held[limit[COUNTER]] or 0) + (limit[RANK] % 2 == 1 and 0 or limit[UNITS])
-      local is_marked = mark and logs[mark] and logs[mark][NEWEST] > at_us - limit[WINDOW]
-      if mark and sum >= limit[WARN_AT] and not (is_marked or without_room and without_room[limit[RULE]]) then
-        warned[#warned + 1], logs[mark], charged[mark] = {at, sum}, {at_us, at_us, 1, 1, ''}, limit[WINDOW]
+      local is_marked = logs[mark] and logs[mark][NEWEST] > at_us - limit[WINDOW]
+      if (mark or 0) > 0 and sum >= limit[WARN_AT] and not (is_marked or without_room and without_room[limit[RULE]]) then
+        logs[mark], charged[mark] = {at_us, at_us, 1, 1, ''}, limit[WINDOW]
+        warned[#warned + 1], warned[#warned + 2] = at, sum
+        warnings[#warnings + 1] = string.format('%s,"count":%.0f}', string.sub(packed, limit[FIRST], limit[LAST] - 1), sum)
       end
     end
   end
@@ -271,13 +263,8 @@ for request = 1, requests do
       detail = before .. '"exceeded":[' .. table.concat(all, ',') .. ']}'
     end
     if warned and #warned > 0 then
-      local all = {}
-      for at, one in ipairs(warned) do
-        local limit = limits[one[1]]
-        all[at] = string.format('%s,"count":%.0f}', string.sub(packed, limit[FIRST], limit[LAST] - 1), one[2])
-      end
       local before = detail == '' and '{' or string.sub(detail, 1, -2) .. ','
-      detail = before .. '"warned":[' .. table.concat(all, ',') .. ']}'
+      detail = before .. '"warned":[' .. table.concat(warnings, ',') .. ']}'
     end
     seq, has_written = seq + 1, true
     stream_id = append(MAIN, ARGV[2 + requests + request], decision .. '\n' .. fragment .. '\n' .. detail .. '\n'
@@ -300,10 +287,7 @@ for request = 1, requests do
     reply[#reply + 1] = flying
   end
   if warned then
-    reply[#reply + 1] = #warned
-    for _, one in ipairs(warned) do
-      reply[#reply + 1], reply[#reply + 2] = one[1], one[2]
-    end
+    reply[#reply + 1] = warned
   end
 end
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.plan import Counter, Plan
-from mcpguard.limiter.sliding import Exceeded, Warned
+from mcpguard.limiter.sliding import Exceeded
 from mcpguard.session.audit import fragment
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
@@ -24,8 +24,7 @@ _MOST_PLANS: Final = 512
 """How many plans have their beginning of a command kept, in about a kilobyte each."""
 
 _LIMIT: Final = struct.Struct("<qqIIIII")
-_MORE_OF_LIMIT: Final = struct.Struct("<qq")
-_WARN_OF_LIMIT: Final = struct.Struct("<qI")
+_MORE_OF_LIMIT: Final = struct.Struct("<qqqI")
 
 _DECIDED: Final[dict[bytes, Decided]] = {
     b"allowed": "allowed",
@@ -156,18 +155,16 @@ def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
     """A plan's limits: see `LIMIT` in `charge.lua`."""
     packed: list[bytes] = []
     fragments = [fragment(reported).encode() for reported in plan.reported]
-    have_more = [limit.counts != "calls" or limit.wait_us > 0 for limit in plan.limits]
+    have_more = [limit.counts != "calls" or limit.wait_us > 0 or limit.warn_at > 0 for limit in plan.limits]
     last = _LIMIT.size * len(plan.limits) + _MORE_OF_LIMIT.size * sum(have_more)
-    last += _WARN_OF_LIMIT.size * sum(limit.warn_at > 0 for limit in plan.limits)
     for limit, text, has_more in zip(plan.limits, fragments, have_more, strict=True):
         counter = indexes[limit.counter] if limit.n else 0
-        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"}) + 4 * has_more + 8 * (limit.warn_at > 0)
+        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"}) + 4 * has_more
         first, last = last + 1, last + len(text)
         packed.append(_LIMIT.pack(limit.n, limit.window_us, counter, limit.rule, rank, first, last))
         if has_more:
-            packed.append(_MORE_OF_LIMIT.pack(limit.cost, limit.wait_us))
-        if limit.warn_at:
-            packed.append(_WARN_OF_LIMIT.pack(limit.warn_at, indexes[limit.mark]))
+            mark = indexes[limit.mark] if limit.warn_at else 0
+            packed.append(_MORE_OF_LIMIT.pack(limit.cost, limit.wait_us, limit.warn_at, mark))
     return b"".join(packed + fragments)
 
 
@@ -212,10 +209,9 @@ def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter]
             one.in_flight = reply[here]
             here += 1
         if plan.warns:
-            warned = reply[here + 1 : here + 1 + 2 * reply[here]]
-            here += 1 + len(warned)
-            if warned:
-                one.warned = tuple([Warned(at - 1, count) for at, count in zip(warned[::2], warned[1::2], strict=True)])
+            if warned := reply[here]:
+                one.warned = tuple([(at - 1, count) for at, count in zip(warned[::2], warned[1::2], strict=True)])
+            here += 1
         if word == b"held":
             values = {counter.id: value for counter, value in zip(counters, reply[1:], strict=False)}
             one.states = tuple([states.state(values[counter.id], counter.window_us) for counter in plan.counters])
