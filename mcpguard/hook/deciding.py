@@ -79,7 +79,9 @@ class _Store:
         """Use the store."""
         try:
             if self._used is None:
-                any(self._opening.acquire(timeout=STEP_MS / 1000) for _ in range(-(-self._settings.timeout_ms // STEP_MS)))
+                for _ in range(0, self._settings.timeout_ms, STEP_MS):
+                    if self._opening.acquire(timeout=STEP_MS / 1000):
+                        break
                 self._used = self._store()
             return use(self._used)
         except Exception as error:

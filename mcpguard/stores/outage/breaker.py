@@ -18,6 +18,7 @@ Theory of operation. `CircuitBreaker` does no I/O. Its owner tells it what happe
     half-open    open         the probe failed                               trip
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -133,7 +134,7 @@ class Connector:
         """
         if not is_patient:
             return self._done.wait(timeout_s)
-        for _ in range(int(timeout_s / STEP_S + 0.999)):  # rounded up
+        for _ in range(math.ceil(timeout_s / STEP_S)):
             if self._done.wait(STEP_S):
                 break
         return self._done.is_set()
