@@ -58,7 +58,8 @@ def prepared(variant: Variant, folder: Path) -> dict[str, str]:
     """The environment of a variant, whose home `folder/home` has the policy."""
     home = folder / "home"
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (home / "policy.toml").write_text(POLICY, encoding="utf-8")
+    if not (home / "policy.toml").exists():  # a running one may be reading it
+        (home / "policy.toml").write_text(POLICY, encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
     return {**inherited, **variant.env, "MCPGUARD_HOME": str(home)}
 

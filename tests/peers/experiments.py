@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
 
-from tests.benchmarks.report import percentile
+from tests.benchmarks.rounds import percentile
 from tests.benchmarks.session import BenchmarkError, ping_pong
 
 from .trial import Answer, Client, Trial, avoid_edge, begin_minute, most_within, sleep_until
@@ -131,7 +131,7 @@ def added_time(bare: Trial, trials: Mapping[str, Trial]) -> dict[str, str]:
                     try:
                         if not number:
                             clients[trial.name] = _warm(stack.enter_context(trial.client()))
-                        times_us = ping_pong(clients[trial.name], (number + 1) * 1000, SETTLE + CALLS_A_ROUND)
+                        times_us = ping_pong(clients[trial.name], SETTLE + CALLS_A_ROUND)
                         rounds.setdefault(trial.name, []).append(times_us[SETTLE:])
                     except (BenchmarkError, OSError) as error:
                         cells[trial.name] = failed(error)
@@ -148,7 +148,7 @@ def added_time(bare: Trial, trials: Mapping[str, Trial]) -> dict[str, str]:
 
 def _warm(client: Client) -> Client:
     client.handshake()
-    ping_pong(client, 1, SETTLE)
+    ping_pong(client, SETTLE)
     return client
 
 
