@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from tests.benchmarks.variants import ROOT
+from tests.pages import rows
 
 from .experiments import EDGE, KILLED, ONE, SAYS, SIXTEEN, TIME, Cells
 from .table import ALONE, NOT_RUN, PEERS, SERVER, Peer
@@ -25,11 +26,6 @@ COLUMNS_OF: Final[Mapping[str, Sequence[str]]] = {
 """Which columns of the table an experiment fills, by the name of its function."""
 
 COLUMNS: Final = (ONE, SIXTEEN, EDGE, KILLED, SAYS, TIME)
-
-
-def rows(text: str) -> list[list[str]]:
-    """The cells of each row of the tables in a text, without bold type."""
-    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
 def parts() -> tuple[str, str, str]:

@@ -5,19 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import README, chapter, rows
 from tests.peers import page
 from tests.peers.table import NOT_RUN, PEERS
 from tests.peers.trial import Reached, most_within
 
-ROOT = Path(__file__).parents[2]
-
-
-MEASURED = page.rows(page.parts()[1])
-SUMMARY = page.rows((ROOT / "README.md").read_text("utf-8").partition("## How it compares")[2].partition("\n## ")[0])
+MEASURED = rows(page.parts()[1])
+SUMMARY = rows(chapter(README, "How it compares"))
 
 
 def test_the_page_has_each_limiter_in_the_version_that_is_installed() -> None:
-    versions = [(name, version) for name, version, *rest in MEASURED if len(rest) == len(page.COLUMNS)][2:-1]
+    versions = [(name, version) for name, version, *rest in MEASURED if len(rest) == len(page.COLUMNS)][1:-1]
     assert [name for name, _ in versions] == [peer.name for peer in PEERS]
     pinned = {(peer.name, peer.version) for peer in PEERS if peer.needs}
     assert set(versions) >= pinned  # mcpguard's may be that of the last release
@@ -26,9 +24,9 @@ def test_the_page_has_each_limiter_in_the_version_that_is_installed() -> None:
 
 
 def test_the_table_of_the_readme_is_a_part_of_the_page() -> None:
-    heads, _, *lines = SUMMARY
+    heads, *lines = SUMMARY
     assert heads[1:] == [f"{peer.name} {peer.version}" if peer.needs else peer.name for peer in PEERS if peer is not PEERS[1]]
-    titles, _, *found = [row for row in MEASURED if len(row) == len(page.COLUMNS) + 2]
+    titles, *found = [row for row in MEASURED if len(row) == len(page.COLUMNS) + 2]
     by_name = {name: dict(zip(titles[2:], cells, strict=True)) for name, _, *cells in found}
     summarized = [label for label, *_ in lines if label in page.COLUMNS]
     assert summarized == list(page.COLUMNS[1:])
