@@ -13,7 +13,7 @@ from tests.alerts.webhook import Webhook, webhook
 from tests.hook.test_deciding import enforce, reason, used
 from tests.redis_servers import running
 
-from .host import DEADLINE_S, Host, call, policy, rule, script, until
+from .host import DEADLINE_S, Host, policy, rule, script, until
 from .outages import EagerHost, is_back, wait_for
 
 LAST = {"mcpguard.relay.guard.MESSAGES_S": DEADLINE_S}
@@ -111,20 +111,3 @@ def test_hooks_tell_a_denial_once_and_answer_without_waiting_for_that(tmp_path: 
     until(lambda: bool(hook.got), "the message")
     hook.answers.set()
     assert [(one["event"], one["via"], one["tool"]) for one in hook.messages] == [("denied", "hook", "Bash")]
-
-
-def test_a_message_that_cannot_be_sent_is_one_line(tmp_path: Path, hook: Webhook) -> None:
-    hook.status = 403
-    policy(tmp_path, rule("deny", tool="drop") + rule("deny", tool="fail"))
-    notify(tmp_path, hook)
-    with Host(tmp_path, *script("obedient"), tuned=LAST) as host:
-        host.send(call(1, "drop"), call(2, "fail"))
-        host.answer(1)
-        host.answer(2)
-        assert host.end() == 0
-    assert len(hook.got) == 2
-    lines = [line for line in host.err.splitlines() if "not sent" in line]
-    assert lines == [
-        "mcpguard: a message was not sent: webhook at 127.0.0.1: it answers with HTTP status 403 (try it: mcpguard doctor"
-        " --notify)"
-    ]
