@@ -32,3 +32,21 @@ def rows(page: str) -> list[list[str]]:
     return [
         [cell.strip(" *") for cell in line.strip("|").split("|")] for line in page.splitlines() if re.match(r"\| [^-]", line)
     ]
+
+
+def generated(page: str, name: str) -> tuple[str, str, str]:
+    """A page up to its generated part with a name, the part, and the rest. Comments stand before and after the part.
+
+    Raises:
+        ValueError: The page has no such part.
+    """
+    found = re.search(rf"^<!-- {name}: [^\n]* -->\n(.*?)^<!-- end of ", page, re.MULTILINE | re.DOTALL)
+    if not found:
+        raise ValueError(f"the page has no comments around {name}")
+    return page[: found.start(1)], found[1], page[found.end(1) :]
+
+
+def renewed(page: str, name: str, text: str) -> str:
+    """The page with this text as its generated part with a name."""
+    before, _, after = generated(page, name)
+    return f"{before}\n{text.strip()}\n\n{after}"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mcpguard
+from tests.pages import renewed
 
 from . import calls, figures, flat, rates, regression, starts
 from .rounds import Effort, Row
@@ -81,7 +82,9 @@ def _show(options: argparse.Namespace) -> int:
         table = figures.markdown(measure([name for name in names if name != FLAT], Path(root), Effort(), peers=options.peer))
         curves = flat.markdown(flat.measure(Effort(), Path(root, FLAT))) if FLAT in names else ""
     if options.docs:  # those figures of the manual that were measured
-        figures.write(({} if options.only else {"figures": table}) | ({"curves": curves} if curves else {}))
+        page = figures.PAGE.read_text("utf-8")
+        page = page if options.only else renewed(page, "figures", table)
+        figures.PAGE.write_text(renewed(page, "curves", curves) if curves else page, "utf-8")
     took = time.monotonic() - started
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s")
     print(table, curves, sep="\n")

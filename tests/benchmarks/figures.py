@@ -1,14 +1,12 @@
-"""What was measured, as the table in the manual's page about performance, and how that page is renewed."""
+"""What was measured, as the table in the manual's page about performance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from .rounds import Row
-from .session import BenchmarkError
 from .variants import CAT, GUARD, LEAST, ROOT
 
 PAGE: Final = ROOT / "docs" / "performance.md"
-END: Final = "<!-- end of these figures -->"
 
 NAMES: Final = {"bare": "bare server", LEAST.name: "smallest possible relay", "warden": "mcp-warden", CAT.name: "`cat`"}
 """How the table names what mcpguard is compared with."""
@@ -33,28 +31,3 @@ def _rounded(value: float) -> str:
     value = max(0.0, value)
     step = 10 ** max(0, len(str(round(value))) - 2) if value >= 1000 else 1
     return f"{round(value / step) * step:,}"
-
-
-def begin(name: str) -> str:
-    """The mark before the figures with a name."""
-    return f"<!-- {name}: `python -m tests.benchmarks --docs` writes the figures that follow -->"
-
-
-def renewed(page: str, figures: Mapping[str, str]) -> str:
-    """The page with these figures, by name: what stands between two marks is replaced.
-
-    Raises:
-        BenchmarkError: A mark is missing.
-    """
-    for name, text in figures.items():
-        before, mark, rest = page.partition(begin(name))
-        _, end, after = rest.partition(END)
-        if not mark or not end:
-            raise BenchmarkError(f"{PAGE.name} does not have the lines {begin(name)} and {END}")
-        page = f"{before}{mark}\n{text}\n{end}{after}"
-    return page
-
-
-def write(figures: Mapping[str, str]) -> None:
-    """Renew figures in the page."""
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8"), figures), encoding="utf-8")

@@ -14,6 +14,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.end_to_end.host import PATIENT_MS
+from tests.pages import renewed
 
 from . import figures, flat
 from .__main__ import FLAT, NAMES, measure
@@ -34,7 +35,7 @@ def test_every_figure_of_the_manual_is_measured_and_has_its_place(tmp_path: Path
     measured = measure([name for name in NAMES if name not in {"sdk", FLAT}], tmp_path, TINY, guard=guard)
     curves = flat.measure(TINY, tmp_path / FLAT, {title: points[:1] for title, points in flat.points().items()}, guard)
     page = figures.PAGE.read_text(encoding="utf-8").replace("1 / 4 / 16 clients", "1 / 2 clients")
-    made = figures.renewed(page, {"figures": figures.markdown(measured), "curves": flat.markdown(curves)})
+    made = renewed(renewed(page, "figures", figures.markdown(measured)), "curves", flat.markdown(curves))
     heads = [re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE) for text in (made, page)]
     assert heads[0] == [head for head in heads[1] if " SDK" not in head], "a server on the SDK takes long to start"
 

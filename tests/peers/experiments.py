@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
@@ -100,17 +100,18 @@ def _most(trial: Trial) -> str:
 
 
 class Experiment(NamedTuple):
-    """An experiment, and how many limiters go through it at once: more, the more it waits."""
+    """An experiment, its columns, and how many limiters go through it at once: more, the more it waits."""
 
     run: Callable[[Trial], Cells]
+    columns: Sequence[str]
     at_once: int
 
 
 EXPERIMENTS: Final = {
-    "one_process": Experiment(one_process, 4),
-    "at_an_edge": Experiment(at_an_edge, 4),
-    "with_kills": Experiment(with_kills, 2),
-    "many_processes": Experiment(many_processes, 1),
+    "one_process": Experiment(one_process, (ONE, SAYS), 4),
+    "at_an_edge": Experiment(at_an_edge, (EDGE,), 4),
+    "with_kills": Experiment(with_kills, (KILLED,), 2),
+    "many_processes": Experiment(many_processes, (SIXTEEN,), 1),
 }
 ROUNDS, CALLS_A_ROUND, SETTLE, OUT_OF_REACH = 30, 40, 5, 1_000_000
 

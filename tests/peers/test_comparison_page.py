@@ -1,16 +1,13 @@
 """`docs/comparison.md` names what `python -m tests.peers` runs, and the README's table is a part of it."""
 
-import re
-from pathlib import Path
 
-import pytest
 
-from tests.pages import README, chapter, rows
+from tests.pages import README, chapter, generated, rows
 from tests.peers import page
 from tests.peers.table import PEERS, SERVER
 from tests.peers.trial import Reached, most_within
 
-BEFORE, TABLE, AFTER = page.parts()
+_, TABLE, AFTER = generated(page.PAGE.read_text("utf-8"), "peers")
 HEADS, *MEASURED = rows(TABLE)
 
 
@@ -40,11 +37,3 @@ def test_calls_count_together_if_they_were_surely_admitted_within_the_span() -> 
     assert most_within(60, [Reached(0, 1), Reached(30, 31), Reached(58, 59.9)]) == 3
     assert most_within(60, [Reached(0, 2), Reached(59, 60)]) == 1  # perhaps admitted at 0 and 60
     assert most_within(60, [Reached(61, 61), Reached(0, 0.5), Reached(1, 1), Reached(2, 2)]) == 3
-
-
-def test_a_page_without_marks_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
-    page.PAGE.write_text("# Comparison\n", "utf-8")
-    with pytest.raises(ValueError, match=re.escape(page.BEGIN)):
-        page.write("| |")
-    assert page.PAGE.read_text("utf-8") == "# Comparison\n"
