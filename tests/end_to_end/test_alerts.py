@@ -111,3 +111,15 @@ def test_hooks_tell_a_denial_once_and_answer_without_waiting_for_that(tmp_path: 
     until(lambda: bool(hook.got), "the message")
     hook.answers.set()
     assert [(one["event"], one["via"], one["tool"]) for one in hook.messages] == [("denied", "hook", "Bash")]
+
+
+def test_a_message_that_cannot_be_sent_is_one_line(tmp_path: Path, hook: Webhook) -> None:
+    hook.status = 403
+    policy(tmp_path, rule("deny", tool="drop") + rule("deny", tool="fail"))
+    notify(tmp_path, hook)
+    with Host(tmp_path, *script("obedient"), tuned=LAST) as host:
+        host.call(1, "drop")
+        host.call(2, "fail")
+        assert host.end() == 0
+    assert len(hook.got) == 2
+    assert host.err.count("mcpguard: a message was not sent: webhook at 127.0.0.1: it answers with HTTP status 403 ") == 1

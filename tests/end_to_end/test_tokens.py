@@ -44,21 +44,17 @@ def call_until(host: Host, tool: str, outcome: str) -> Message:
 
 
 def test_a_verified_user_is_limited_and_on_record_with_all_that_the_token_says(tmp_path: Path, keys: KeyServer) -> None:
-    file = settings(tmp_path, keys.url, roles_claim="realm_access.roles", agent_claim="agent")
-    act = {"sub": "crm-agent", "act": {"sub": "planner"}}
-    write_token(
-        file,
-        token(
-            email="alice@acme.com",
-            email_verified=True,
-            scope="crm.read crm.write",
-            realm_access={"roles": ["dev", "ops"]},
-            agent="Batch::background::nightly",
-            act=act,
-        ),
+    settings(tmp_path, keys.url, roles_claim="realm_access.roles", agent_claim="agent")
+    in_the_environment = token(
+        email="alice@acme.com",
+        email_verified=True,
+        scope="crm.read crm.write",
+        realm_access={"roles": ["dev", "ops"]},
+        agent="Batch::background::nightly",
+        act={"sub": "crm-agent", "act": {"sub": "planner"}},
     )
     policy(tmp_path, rule("1/1h", user="*", role="dev", scope="crm.read") + rule("9/1h", user="*", role="boss"))
-    with Host(tmp_path, *OBEDIENT, tuned=PATIENT) as host:
+    with Host(tmp_path, *OBEDIENT, tuned=PATIENT, env={"MCPGUARD_TOKEN": in_the_environment}) as host:
         assert "result" in host.call(1, "search")
         assert host.call(2, "search")["error"]["data"]["user"] == "alice"
         assert host.end() == 0
