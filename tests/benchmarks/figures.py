@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Final
 
+from tests.pages import ROOT
+
 from .rounds import Row
-from .variants import CAT, GUARD, LEAST, ROOT
+from .variants import CAT, GUARD, LEAST
 
 PAGE: Final = ROOT / "docs" / "performance.md"
 

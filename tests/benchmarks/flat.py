@@ -22,6 +22,7 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
+from tests.end_to_end.host import rule
 
 from .calls import SETTLE, WARM_UP, cpus
 from .filling import fill_counters, fill_rows, tool_name, user_name
@@ -30,8 +31,8 @@ from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
 LIMIT = "100000000/1h"
-EACH_USER_AND_TOOL = f'[[rule]]\nuser = "*"\ntool = "*"\nlimit = "{LIMIT}"\n'
-THREE_LIMITS = f'{EACH_USER_AND_TOOL}\n[[rule]]\nuser = "*"\nlimit = "{LIMIT}"\n\n[[rule]]\ntool = "*"\nlimit = "{LIMIT}"\n'
+EACH_USER_AND_TOOL = rule(LIMIT, user="*", tool="*")
+THREE_LIMITS = EACH_USER_AND_TOOL + rule(LIMIT, user="*") + rule(LIMIT, tool="*")
 STORE = "store.db"
 MAX_MB = 100_000  # so that nothing is pruned
 ROWS_OVER_S = 10 * 86400
@@ -103,20 +104,17 @@ def _rows(size: int) -> Point:
 
 def _rules(size: int) -> Point:
     """Three rules that apply; the others name another user, or a tool by a pattern."""
-    others = [
-        f'[[rule]]\nuser = "{user_name(1 + at)}"\n{tool}limit = "10/1h"\n'
-        for at in range(size - 3)
-        for tool in (f'tool = "{tool_name(at)}*"\n' if at % 2 else "",)
-    ]
-    return Point(f"{size:,}", "\n".join([THREE_LIMITS, *others]))
+    tools = [{"tool": f"{tool_name(at)}*"} if at % 2 else {} for at in range(size - 3)]
+    others = [rule("10/1h", user=user_name(at), **tool) for at, tool in enumerate(tools, 1)]
+    return Point(f"{size:,}", "".join([THREE_LIMITS, *others]))
 
 
 def _users(users: int, tools: int) -> Point:
     """Each user has a rule, and a counter for each tool, which holds calls."""
     each = parse(EACH_USER_AND_TOOL)
-    rules = [f'[[rule]]\nuser = "{user_name(at)}"\nlimit = "{LIMIT}"\n' for at in range(users)]
+    rules = [rule(LIMIT, user=user_name(at)) for at in range(users)]
     names = tuple([tool_name(at).encode() for at in range(tools)])
-    policy = "\n".join([THREE_LIMITS, *rules])
+    policy = "".join([THREE_LIMITS, *rules])
     return Point(f"{users} × {tools}", policy, lambda path: fill_counters(path, each, users, tools), names, users)
 
 

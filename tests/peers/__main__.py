@@ -14,8 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks.session import BenchmarkError
-from tests.benchmarks.variants import ROOT
-from tests.pages import renewed
+from tests.pages import ROOT, renewed
 from tests.real_parts.parts import MissingError, Parts
 
 from . import page

@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.benchmarks.variants import ROOT
-from tests.pages import generated, rows
+from tests.pages import ROOT, generated, rows
 
 from .experiments import EDGE, KILLED, ONE, SAYS, SIXTEEN, TIME, Cells
 from .table import ALONE, PEERS, Peer

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import mcpguard
 from tests.benchmarks.variants import GUARD
+from tests.end_to_end.host import rule
 
 SERVER_ENVIRONMENT: Final = "fastmcp"
 SERVER: Final = "fastmcp==4.2.3 mcp==2.3.0"
@@ -79,8 +80,7 @@ def bare(setting: Setting) -> Start:
 def _guard(setting: Setting) -> Start:
     home = setting.folder / "home"
     home.mkdir(mode=0o700, exist_ok=True)
-    rule = f'[[rule]]\nuser = "*"\ntool = "echo"\nlimit = "{setting.calls}/1m"\n'
-    (home / "policy.toml").write_text(rule, encoding="utf-8")
+    (home / "policy.toml").write_text(rule(f"{setting.calls}/1m", user="*", tool="echo"), encoding="utf-8")
     store = {"MCPGUARD_STORE": setting.redis} if setting.redis else {}
     return Start((*GUARD.prefix, *setting.server), {**GUARD.env, "MCPGUARD_HOME": str(home), **store})
 

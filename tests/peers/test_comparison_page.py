@@ -1,7 +1,5 @@
 """`docs/comparison.md` names what `python -m tests.peers` runs, and the README's table is a part of it."""
 
-
-
 from tests.pages import README, chapter, generated, rows
 from tests.peers import page
 from tests.peers.table import PEERS, SERVER
