@@ -1,6 +1,6 @@
 """Measure mcpguard side by side with the bare server, the least relay, `cat` and other programs of its kind.
 
-All figures of one section come from one run on one machine, the variants taking turns; only ratios are worth comparing
+All figures of one row come from one run on one machine, the variants taking turns; only ratios are worth comparing
 between machines.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 import mcpguard
 from tests.pages import renewed
 
-from . import calls, figures, flat, rates, regression, starts
-from .rounds import Effort, Row
+from . import calls, flat, rates, regression, starts
+from .rounds import PAGE, Effort, Row, markdown
 from .session import BenchmarkError
 from .variants import BARE, CAT, GUARD, LEAST, Variant
 
@@ -79,12 +79,12 @@ def _show(options: argparse.Namespace) -> int:
     started = time.monotonic()
     names = options.only or NAMES
     with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as root:
-        table = figures.markdown(measure([name for name in names if name != FLAT], Path(root), Effort(), peers=options.peer))
+        table = markdown(measure([name for name in names if name != FLAT], Path(root), Effort(), peers=options.peer))
         curves = flat.markdown(flat.measure(Effort(), Path(root, FLAT))) if FLAT in names else ""
     if options.docs:  # those figures of the manual that were measured
-        page = figures.PAGE.read_text("utf-8")
+        page = PAGE.read_text("utf-8")
         page = page if options.only else renewed(page, "figures", table)
-        figures.PAGE.write_text(renewed(page, "curves", curves) if curves else page, "utf-8")
+        PAGE.write_text(renewed(page, "curves", curves) if curves else page, "utf-8")
     took = time.monotonic() - started
     print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s")
     print(table, curves, sep="\n")

@@ -16,10 +16,10 @@ from mcpguard.stores.sqlite.store import SqliteStore
 from tests.end_to_end.host import PATIENT_MS
 from tests.pages import renewed
 
-from . import figures, flat
+from . import flat
 from .__main__ import FLAT, NAMES, measure
 from .filling import CHARGES, fill_counters, fill_rows, tool_name, user_name
-from .rounds import Effort
+from .rounds import PAGE, Effort, markdown
 from .session import BenchmarkError
 from .variants import GUARD, Variant
 
@@ -34,8 +34,8 @@ def test_every_figure_of_the_manual_is_measured_and_has_its_place(tmp_path: Path
     guard = replace(GUARD, env={**GUARD.env, "MCPGUARD_CONFIG": str(config)})
     measured = measure([name for name in NAMES if name not in {"sdk", FLAT}], tmp_path, TINY, guard=guard)
     curves = flat.measure(TINY, tmp_path / FLAT, {title: points[:1] for title, points in flat.points().items()}, guard)
-    page = figures.PAGE.read_text(encoding="utf-8").replace("1 / 4 / 16 clients", "1 / 2 clients")
-    made = renewed(renewed(page, "figures", figures.markdown(measured)), "curves", flat.markdown(curves))
+    page = PAGE.read_text(encoding="utf-8").replace("1 / 4 / 16 clients", "1 / 2 clients")
+    made = renewed(renewed(page, "figures", markdown(measured)), "curves", flat.markdown(curves))
     heads = [re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE) for text in (made, page)]
     assert heads[0] == [head for head in heads[1] if " SDK" not in head], "a server on the SDK takes long to start"
 
