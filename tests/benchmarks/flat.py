@@ -26,7 +26,7 @@ from tests.end_to_end.host import rule
 
 from .calls import SETTLE, WARM_UP, cpus
 from .filling import fill_counters, fill_rows, tool_name, user_name
-from .rounds import Effort, added, percentile
+from .rounds import Effort, added, percentile, take_turns
 from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
@@ -70,6 +70,10 @@ class Turn(NamedTuple):
     session: Session
     tools: Sequence[bytes] = (b"echo",)
     between: Callable[[], object] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.session.name
 
     def times_us(self, count: int) -> list[float]:
         return ping_pong(self.session, count, tools=self.tools, between=self.between)
@@ -171,20 +175,20 @@ def _curve(of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Varian
         os.sched_setaffinity(0, client_cpus)
         for turn in turns:
             turn.times_us(WARM_UP)
-        times: dict[str, list[Times]] = {turn.session.name: [] for turn in turns}
-        for number in range(rounds):
-            for store in stores if number else ():
+
+        def take(turn: Turn) -> Times:
+            for store in stores if turn is turns[0] else ():
                 wait_for_upkeep(store)
-            new_tools = [b"new_%d_%d" % (number, at) for at in range(few)]
-            for turn in turns:
-                with ExitStack() as while_stopped:
-                    for other in turns:
-                        if other is not turn:
-                            while_stopped.enter_context(other.session.stopped())
-                    times_us = turn.times_us(SETTLE + count)[SETTLE:]
-                    first_us = ping_pong(turn.session, few, tools=new_tools)
-                found = Times(percentile(times_us, 50), percentile(times_us, 99), percentile(first_us, 50))
-                times[turn.session.name].append(found)
+            with ExitStack() as while_stopped:
+                for other in turns:
+                    if other is not turn:
+                        while_stopped.enter_context(other.session.stopped())
+                times_us = turn.times_us(SETTLE + count)[SETTLE:]
+                new_tools = [b"new_%d" % at for at in turn.session.ids(few)]
+                first_us = ping_pong(turn.session, few, tools=new_tools)
+            return Times(percentile(times_us, 50), percentile(times_us, 99), percentile(first_us, 50))
+
+        times = take_turns(turns, rounds, take)
 
     def more(which: Callable[[Times], float]) -> dict[str, float]:
         return added({name: [which(one) for one in of_rounds] for name, of_rounds in times.items()}, BARE.name)
