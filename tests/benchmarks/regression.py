@@ -125,9 +125,9 @@ def _times(
 
 def _blocks(session: Session, tool: bytes) -> list[float]:
     """The times of blocks of calls, each written at once, to the last answer."""
+    blocks = [b"".join(echo_call(request_id, tool) for request_id in session.ids(BLOCK)) for _ in range(BLOCKS)]
     times = []
-    for _ in range(BLOCKS):
-        block = b"".join(echo_call(request_id, tool) for request_id in session.ids(BLOCK))
+    for block in blocks:
         before = time.perf_counter()
         session.write(block)
         answers = 0
