@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import mcpguard
+from tests.cli.command import process
 from tests.end_to_end.host import DEADLINE_S, ROOT, Host, call, environment, lines, policy, script
 from tests.windows import processes
 
@@ -85,7 +85,7 @@ def test_mcpguard_ends_when_the_client_of_a_server_that_reads_nothing_has_left(h
 def test_a_star_that_the_shell_leaves_alone_is_a_pattern(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").touch()
     monkeypatch.chdir(tmp_path)
-    assert mcpguard(home, "policy", "set", "--user", "*", "--tool", "report", "7/1m").returncode == 0
+    assert process(home, "policy", "set", "--user", "*", "--tool", "report", "7/1m").returncode == 0
     assert '"*"' in (home / "policy.toml").read_text("utf-8")
 
 
@@ -106,7 +106,7 @@ def test_install_and_uninstall_leave_the_clients_file_as_it_was(home: Path, tmp_
         '  },\r\n  "big": 123456789012345678901234567890\r\n}\r\n'
     ).encode()
     file.write_bytes(before)
-    assert mcpguard(home, "install", "claude-desktop", "--yes", **account).returncode == 0
+    assert process(home, "install", "claude-desktop", "--yes", preexec=None, **account).returncode == 0
     after = file.read_bytes()
     entry = json.loads(after)["mcpServers"]["crm"]
     assert entry["args"][0] == "run"
@@ -120,5 +120,5 @@ def test_install_and_uninstall_leave_the_clients_file_as_it_was(home: Path, tmp_
         check=True,
     )
     assert "result" in json.loads(served.stdout.splitlines()[0])
-    assert mcpguard(home, "uninstall", "claude-desktop", "--yes", **account).returncode == 0
+    assert process(home, "uninstall", "claude-desktop", "--yes", preexec=None, **account).returncode == 0
     assert file.read_bytes() == before
