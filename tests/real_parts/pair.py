@@ -47,7 +47,7 @@ class Pair:
         limited = {self.server.tool, *(f.charged for f in self.server.features.values() if f.charged)}
         budget(self.home, PATIENT_MS)
         policy(self.home, "".join(rule("1/1h", user="*", tool=tool) for tool in sorted(limited)))
-        self._work(self.client.command(self.parts), self.server.command(self.parts, self.home))
+        self._work(self.client.command(self.parts, self.home), self.server.command(self.parts, self.home))
         self._judge_audit()
         until(lambda: not _runs_on(self.home), "no process is left behind", most_pause_s=0.1)
 
