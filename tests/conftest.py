@@ -28,11 +28,6 @@ POSIX = (
 )
 """Folders that Windows cannot import. Their tests get the mark `posix`, which single tests elsewhere have too."""
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # a shell ignores SIGINT for background processes, and child processes inherit that
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
 if sys.platform == "darwin":  # its folder for temporary files has a name that leaves too little room for that of a socket
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
 
@@ -46,6 +41,18 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("mcpguard")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _usual_signals() -> Iterator[None]:
+    """What a shell ignores for a command in its background, or `nohup` does, the started programs would ignore too."""
+    usual = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    ignored = [number for number in usual if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

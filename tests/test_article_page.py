@@ -1,7 +1,6 @@
 """The limits, the denial and the loop on `docs/article.md` are those of the program."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 
@@ -10,30 +9,26 @@ import pytest
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from tests.cli.command import mcpguard
+from tests.pages import DOCS, README, blocks
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/article.md").read_text("utf-8")
-
-
-def blocks(kind: str, page: str = PAGE) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+PAGE = DOCS["article.md"]
 
 
 def test_the_six_commands_make_the_shown_policy(tmp_path: Path) -> None:
-    commands = blocks("console")[0].splitlines()
+    commands = blocks("console", PAGE)[0].splitlines()
     for line in commands:
         done = mcpguard(tmp_path, *shlex.split(line.removeprefix("$ mcpguard ")))
         assert (done.returncode, done.stderr) == (0, "")
     assert len(commands) == 6
     _, shown = mcpguard(tmp_path, "policy", "show").stdout.split("\n\n", 1)
-    assert shown == blocks("text")[0]
+    assert shown == blocks("text", PAGE)[0]
 
 
 def test_the_denial_and_the_loop_are_those_of_pages_that_are_tested() -> None:
     # tests/test_readme.py compares both with what mcpguard answers and what the demo prints
-    assert blocks("json")[0] in (ROOT / "docs/policy.md").read_text("utf-8")
-    assert blocks("text")[1] in (ROOT / "README.md").read_text("utf-8")
-    assert json.loads(blocks("json")[0])["error"]["data"]["retry_after_seconds"] == 14 * 60 + 7
+    assert blocks("json", PAGE)[0] in DOCS["policy.md"]
+    assert blocks("text", PAGE)[1] in README
+    assert json.loads(blocks("json", PAGE)[0])["error"]["data"]["retry_after_seconds"] == 14 * 60 + 7
 
 
 @pytest.mark.parametrize(
@@ -47,6 +42,6 @@ def test_the_denial_and_the_loop_are_those_of_pages_that_are_tested() -> None:
     ],
 )
 def test_the_translated_policy_says_what_the_page_says(agent: str, tool: str, limits: list[str]) -> None:
-    policy = parse(blocks("toml")[1])
+    policy = parse(blocks("toml", PAGE)[1])
     plan = policy.plan(Call("alice", agent, "github", tool))
     assert [one.limit_text for one in plan.reported] == limits

@@ -6,16 +6,13 @@ import re
 from mcpguard.session.audit import DECISIONS, MEMBERS
 from mcpguard.session.verdict import FORWARDED
 from tests.audit_examples import HEADING, PAGE, examples, section
+from tests.pages import chapter
 
 TEXT, _, EXAMPLES = PAGE.read_text("utf-8").partition(HEADING)
 
 
-def chapter(title: str) -> str:
-    return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
 def first_cells(title: str) -> list[str]:
-    cells = re.findall(r"^\| (`.*?`) \|", chapter(title), re.MULTILINE)
+    cells = re.findall(r"^\| (`.*?`) \|", chapter(TEXT, title), re.MULTILINE)
     return [name for cell in cells for name in re.findall("`(.*?)`", cell)]
 
 
@@ -24,7 +21,7 @@ def test_every_member_of_a_row_is_described() -> None:
 
 
 def test_every_decision_is_described_and_said_to_be_forwarded_or_not() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", chapter("Decisions"), re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", chapter(TEXT, "Decisions"), re.MULTILINE))
     assert list(rows) == list(DECISIONS)
     assert {name for name, forwarded in rows.items() if forwarded == "yes"} == FORWARDED
 

@@ -8,16 +8,9 @@ import pytest
 from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.discovery import Machine, client_paths, hook_file
 from mcpguard.session import denial
+from tests.pages import DOCS, rows
 
-PAGE = (Path(__file__).parents[1] / "docs" / "clients.md").read_text("utf-8")
-INSTALL, MEASURED = PAGE.split("### What was measured")
-
-
-def rows(text: str) -> list[list[str]]:
-    lines = [line for line in text.splitlines() if re.match(r"\| [^-]", line)]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
+INSTALL, MEASURED = DOCS["clients.md"].split("### What was measured")
 ROWS = rows(MEASURED)
 CLIENTS = [(row[0], re.findall("`(.*?)`", row[1])[0], row[4]) for row in ROWS if row[0] != "client"]
 

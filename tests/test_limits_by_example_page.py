@@ -11,9 +11,11 @@ from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity
 from tests.build import Talk, call_line
 from tests.cli.command import mcpguard
+from tests.pages import DOCS
 
-PAGE = (Path(__file__).parents[1] / "docs/limits-by-example.md").read_text("utf-8")
-EXAMPLES = re.findall(r"^```console\n\$ mcpguard (.*)\n```\n\n```text\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)
+EXAMPLES = re.findall(
+    r"^```console\n\$ mcpguard (.*)\n```\n\n```text\n((?:.*\n)*?)```$", DOCS["limits-by-example.md"], re.MULTILINE
+)
 COMMANDS = [command for command, _ in EXAMPLES]
 (ALICE, BOB, REPORT, EXPLORE, INTERACTIVE, BACKGROUND, SESSION, PER_USER) = COMMANDS
 IDS = itertools.count()

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -11,17 +10,13 @@ from mcpguard.policy.schema import policy_schema
 from mcpguard.policy.values import MAX_CONCURRENT, MAX_N, MAX_WAIT_SECONDS
 from mcpguard.session.held_calls import LOOK_US
 from tests.build import Talk, call_line
+from tests.pages import DOCS, block, chapter
 
-PAGE = (Path(__file__).parents[1] / "docs/policy.md").read_text("utf-8")
-
-
-def chapter(title: str) -> str:
-    return re.split(r"\n##+ ", PAGE.split(f"\n### {title}\n")[1])[0]
+PAGE = DOCS["policy.md"]
 
 
 def policy(title: str) -> str:
-    (found,) = re.findall(r"```toml\n(.*?)```", chapter(title), re.DOTALL)
-    return str(found)
+    return block("toml", chapter(PAGE, title))
 
 
 REASONS = {
@@ -49,7 +44,7 @@ def denial(tool: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "row", re.findall(r"^\| (4\d\d) \| `(\w+)` \| (T[^|]*) \| (.*?) ?\|$", chapter("Reasons"), re.MULTILINE)
+    "row", re.findall(r"^\| (4\d\d) \| `(\w+)` \| (T[^|]*) \| (.*?) ?\|$", chapter(PAGE, "Reasons"), re.MULTILINE)
 )
 def test_the_shown_messages_are_those_that_clients_get(row: tuple[str, str, str, str]) -> None:
     code, reason, message, members = row
@@ -68,13 +63,13 @@ def test_the_shown_messages_are_those_that_clients_get(row: tuple[str, str, str,
 
 
 def test_every_reason_of_a_limit_is_shown() -> None:
-    shown = re.findall(r"^\| \d\d\d \| `(\w+)`", chapter("Reasons"), re.MULTILINE)
+    shown = re.findall(r"^\| \d\d\d \| `(\w+)`", chapter(PAGE, "Reasons"), re.MULTILINE)
     assert set(shown) >= {"rate_limited", "too_costly", "failing", "concurrent", "denied"}
-    assert len([name for name in REASONS if f"ool {name} " in chapter("Reasons")]) == len(REASONS)
+    assert len([name for name in REASONS if f"ool {name} " in chapter(PAGE, "Reasons")]) == len(REASONS)
 
 
 def test_the_shown_progress_is_what_a_client_gets_after_three_seconds() -> None:
-    (shown,) = re.findall(r"```json\n(.*?)```", chapter("Waiting"), re.DOTALL)
+    shown = block("json", chapter(PAGE, "Waiting"))
     talk = Talk('[[rule]]\ntool = "a"\nlimit = "1/10s"\nwait = "20s"\n')
     talk.client(call_line("a", 1), call_line("a", 2, _meta={"progressToken": 7}))
     talk.pass_ms(3000)
@@ -83,12 +78,12 @@ def test_the_shown_progress_is_what_a_client_gets_after_three_seconds() -> None:
     capped = Talk('[[rule]]\ntool = "a"\nconcurrent = 1\nwait = "20s"\n')
     capped.client(call_line("a", 1), call_line("a", 2, _meta={"progressToken": 7}))
     capped.pass_ms(3000)
-    assert f'"{capped.to_client[-1]["params"]["message"]}' in chapter("Waiting")
+    assert f'"{capped.to_client[-1]["params"]["message"]}' in chapter(PAGE, "Waiting")
 
 
 def test_the_table_of_every_key_has_the_descriptions_that_editors_show() -> None:
-    chapter = PAGE.split("\n## Every key\n")[1].split("\n## ")[0].replace("`", "")
-    tables = [re.findall(r"^\| (\w+) \| (.+) \|$", part, re.MULTILINE) for part in chapter.split("The keys ")[1:]]
+    keys = chapter(PAGE, "Every key").replace("`", "")
+    tables = [re.findall(r"^\| (\w+) \| (.+) \|$", part, re.MULTILINE) for part in keys.split("The keys ")[1:]]
     schema = policy_schema()
     shown = [schema, *(schema["properties"][name]["items"] for name in ("rule", "cost"))]
     assert tables == [[(key, one["description"]) for key, one in table["properties"].items()] for table in shown]
@@ -99,5 +94,5 @@ def test_the_bounds_are_those_of_the_program() -> None:
     assert f"# 1 to {MAX_N}\n" in policy("Cost")
     assert "s, m or h, at most 1h" in policy("Waiting")
     assert MAX_WAIT_SECONDS == 3600
-    assert f"At most {MAX_WAITING} calls wait" in chapter("Waiting")
-    assert f"noticed within {LOOK_US // 1000} ms" in chapter("Waiting")
+    assert f"At most {MAX_WAITING} calls wait" in chapter(PAGE, "Waiting")
+    assert f"noticed within {LOOK_US // 1000} ms" in chapter(PAGE, "Waiting")

@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 import tomllib
 from pathlib import Path
 
@@ -33,16 +32,9 @@ from mcpguard.stores.redis.url import SCHEMES
 from tests.build import Session
 from tests.demo.conftest import shared_run
 from tests.end_to_end.host import environment, program
+from tests.pages import BLOCK, DOCS, README, ROOT, blocks, chapter
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-DOCS = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES = {"README.md": README, **DOCS}
-BLOCK = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(kind: str, page: str = README) -> list[str]:
-    return [textwrap.dedent(match["text"]) for match in BLOCK.finditer(page) if match["kind"] == kind]
 
 
 def all_blocks(kind: str) -> list[str]:
@@ -67,14 +59,14 @@ def context_of(argv: list[str]) -> tuple[click.Command, click.Context]:
 
 
 def test_the_first_shell_block_installs_and_runs_the_demo_in_one_line() -> None:
-    (first, *_) = blocks("sh")
+    (first, *_) = blocks("sh", README)
     assert first.count("\n") == 1
     assert "pip install --quiet . " in first
     assert first.rstrip().endswith("mcpguard demo")
 
 
 def test_the_second_shell_block_is_the_test_command_that_ci_runs() -> None:
-    second = blocks("sh")[1]
+    second = blocks("sh", README)[1]
     assert second.count("\n") == 1
     assert "pip install --quiet --editable '.[dev]'" in second
     assert second.rstrip().endswith("python -m pytest -n 4")
@@ -90,7 +82,7 @@ def test_every_folder_of_tests_that_is_named_exists(page: str) -> None:
 
 def test_the_other_shell_blocks_install_an_existing_package_or_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    others = [block for block in all_blocks("sh") if block not in blocks("sh")[:2]]
+    others = [block for block in all_blocks("sh") if block not in blocks("sh", README)[:2]]
     assert len(others) >= 3
     for line in "".join(others).splitlines():
         match = re.fullmatch(r"(?:uv tool|pipx) install ([\w-]+)|\.venv/bin/pip install --quiet '\.\[(\w+)\]'", line)
@@ -136,7 +128,7 @@ def test_the_glossary_has_each_term_once() -> None:
 
 
 def test_each_shown_command_is_valid() -> None:
-    assert blocks("console")
+    assert blocks("console", README)
     for block in all_blocks("console"):
         for line in block.splitlines():
             argv = shlex.split(line.removeprefix("$ mcpguard "))
@@ -145,7 +137,7 @@ def test_each_shown_command_is_valid() -> None:
 
 
 def test_the_policy_set_of_the_readme_works(tmp_path: Path) -> None:
-    (line,) = next(block for block in blocks("console") if "policy set" in block).splitlines()
+    (line,) = next(block for block in blocks("console", README) if "policy set" in block).splitlines()
     done = run(*shlex.split(line.removeprefix("$ mcpguard ")), home=tmp_path)
     assert done.returncode == 0, done.stderr
     rules = parse((tmp_path / "policy.toml").read_text("utf-8")).rules
@@ -190,18 +182,18 @@ def test_policies_and_settings_shown_are_valid(tmp_path: Path) -> None:
 
 
 def test_the_shown_store_addresses_and_extra_are_valid(tmp_path: Path) -> None:
-    chapter = DOCS["stores-and-fleets.md"].split("## Redis or Valkey, for a fleet")[1].split("\n## ")[0]
-    (install,) = blocks("sh", chapter)
+    fleet = chapter(DOCS["stores-and-fleets.md"], "Redis or Valkey, for a fleet")
+    (install,) = blocks("sh", fleet)
     (extra,) = re.findall(r"'\.\[(\w+)\]'", install)
     assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text("utf-8")
     for name in ("password", "ca.pem"):
         (tmp_path / name).write_text("s3cret\n")
-    shown = re.findall(r'^url = "(.*)"$', chapter, re.MULTILINE) + re.findall(r"^\| `(.*?://.*?)` \|", chapter, re.MULTILINE)
+    shown = re.findall(r'^url = "(.*)"$', fleet, re.MULTILINE) + re.findall(r"^\| `(.*?://.*?)` \|", fleet, re.MULTILINE)
     assert len(shown) == 5
     for url in shown:
         if sys.platform != "win32" or not url.startswith("unix://"):
             address(url.replace("~/.config/mcpguard", tmp_path.as_posix()))
-    assert {url.partition("://")[0] for url in re.findall(r"`([a-z+]+://)", chapter)} == set(SCHEMES)
+    assert {url.partition("://")[0] for url in re.findall(r"`([a-z+]+://)", fleet)} == set(SCHEMES)
 
 
 def test_every_setting_and_every_variable_is_documented() -> None:
@@ -244,8 +236,7 @@ def test_the_table_of_settings_has_the_descriptions_that_editors_show() -> None:
 
 
 def test_the_figures_of_the_readme_are_those_of_the_manual() -> None:
-    chapter = README.split("## How fast it is")[1].split("\n## ")[0]
-    figures = re.findall(r"\d[\d,]*(?:–[\d,]+| / \d+)(?: µs| MiB)?", chapter)
+    figures = re.findall(r"\d[\d,]*(?:–[\d,]+| / \d+)(?: µs| MiB)?", chapter(README, "How fast it is"))
     assert len(figures) >= 8
     assert [figure for figure in figures if figure not in DOCS["performance.md"]] == []
 
@@ -263,7 +254,7 @@ def _rule(text: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "row", re.findall(r"^\| (`.*?) \| (.*?) \|$", DOCS["policy.md"].split("## How rules override")[1], re.MULTILINE)[:7]
+    "row", re.findall(r"^\| (`.*?) \| (.*?) \|$", chapter(DOCS["policy.md"], "How rules override"), re.MULTILINE)[:7]
 )
 def test_the_table_of_overrides_is_right(row: tuple[str, str]) -> None:
     rules = [_rule(text) for text in re.findall(r"`([^`]*=[^`]*)`", row[0])]
@@ -300,7 +291,7 @@ def test_the_shown_output_of_the_demo_is_what_it_prints(tmp_path_factory: pytest
     done = shared_run(tmp_path_factory)
     assert done.status == 0, done.err
     masked = re.sub(r"\d+ ms", "N ms", done.out)
-    (shown,) = blocks("text")
+    (shown,) = blocks("text", README)
     assert re.sub(r"\d+ ms", "N ms", shown) in masked
 
 

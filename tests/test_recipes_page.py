@@ -1,33 +1,25 @@
 """The recipes in `docs/recipes.md` do what the page says, and clients see the messages that it quotes."""
 
 import re
-from pathlib import Path
 
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity
 from tests.build import Talk, call_line
+from tests.pages import DOCS, block, chapter
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/recipes.md").read_text("utf-8")
-
-
-def chapter(title: str) -> str:
-    return PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def policy(title: str) -> str:
-    (found,) = re.findall(r"```toml\n(.*?)```", chapter(title), re.DOTALL)
-    return str(found)
+PAGE = DOCS["recipes.md"]
 
 
 def quoted(title: str) -> str:
-    (found,) = re.findall(r"^> (.*)$", chapter(title), re.MULTILINE)
+    (found,) = re.findall(r"^> (.*)$", chapter(PAGE, title), re.MULTILINE)
     return str(found)
 
 
 def talk(title: str, *, server: str = "crm", agent: str = "Claude Code::interactive::default") -> Talk:
     """A conversation of Alice under the policy of a recipe."""
-    return Talk(policy(title), who=Identity("alice@acme.com", "config", server, Agent.parse(agent) or Agent()))
+    return Talk(
+        block("toml", chapter(PAGE, title)), who=Identity("alice@acme.com", "config", server, Agent.parse(agent) or Agent())
+    )
 
 
 def message(one: Talk) -> str:
@@ -93,4 +85,4 @@ def test_calls_of_a_night_job_that_cannot_be_served_in_time_are_denied() -> None
     answers = one.client(*(call_line("search_customers", at) for at in range(70)))
     assert [answer for answer in answers if "429" in answer] == [f"answered {at}: 429" for at in range(62, 70)]
     assert message(one) == quoted("A night job that may wait")
-    assert "60" in chapter("A night job that may wait")
+    assert "60" in chapter(PAGE, "A night job that may wait")

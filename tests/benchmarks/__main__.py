@@ -1,6 +1,6 @@
 """Measure mcpguard side by side with the bare server, the least relay, `cat` and other programs of its kind.
 
-All figures of one section come from one run on one machine, the variants taking turns; only ratios are worth comparing
+All figures of one row come from one run on one machine, the variants taking turns; only ratios are worth comparing
 between machines.
 """
 
@@ -16,14 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mcpguard
+from tests.pages import renewed
 
-from . import calls, figures, first_answer, flat, hooks, pipelined, regression, streams, wrappers
-from .effort import Effort
-from .report import Section, text
+from . import calls, flat, rates, regression, starts
+from .rounds import PAGE, Effort, Row, markdown
 from .session import BenchmarkError
 from .variants import BARE, CAT, GUARD, LEAST, Variant
 
-NAMES = ("calls", "paced", "sdk-calls", "redis", "wrappers", "pipelined", "streams", "first-answer", "hook", "flat")
+FLAT = "flat"
+NAMES = ("sdk", "calls", "paced", "redis", "pipelined", "wrappers", "streams", "first-answer", "hook", FLAT)
 
 EPILOG = """\
 variants: bare = the server alone; least = two blocking loops in Python, nothing read; cat = SERVER | cat;
@@ -51,52 +52,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(
-    names: Sequence[str],
-    folder: Path,
-    effort: Effort,
-    *,
-    peers: Sequence[Variant] = (),
-    guard: Variant = GUARD,
-    sizes: Mapping[str, Sequence[flat.Point]] | None = None,
-) -> tuple[list[Section], list[flat.Curve]]:
-    """What is measured under these names."""
+    names: Sequence[str], folder: Path, effort: Effort, *, peers: Sequence[Variant] = (), guard: Variant = GUARD
+) -> list[Row]:
+    """What is measured under these names, but for the curves of `flat`."""
     relays = [BARE, LEAST, guard, *peers]
-    curves: list[flat.Curve] = []
-
-    def measure_curves(folder: Path) -> list[Section]:
-        curves.extend(flat.measure(effort, folder, sizes or flat.points(), guard))
-        return []
-
-    measures: Mapping[str, Callable[[Path], list[Section]]] = {
+    measures: Mapping[str, Callable[[Path], list[Row]]] = {
+        "sdk": lambda folder: calls.measure_sdk(relays, effort, folder) + starts.measure_sdk(guard, effort, folder),
         "calls": lambda folder: calls.measure(relays, effort, folder),
         "paced": lambda folder: calls.measure_paced(relays, effort, folder),
-        "sdk-calls": lambda folder: calls.measure_sdk(relays, effort, folder),
         "redis": lambda folder: calls.measure_redis(effort, folder, guard),
-        "wrappers": lambda folder: wrappers.measure(effort, folder, guard),
-        "pipelined": lambda folder: pipelined.measure(relays, effort, folder),
-        "streams": lambda folder: streams.measure([*relays, CAT], effort, folder),
-        "first-answer": lambda folder: first_answer.measure(relays, effort, folder),
-        "hook": lambda folder: hooks.measure(effort, folder, guard),
-        "flat": measure_curves,
+        "pipelined": lambda folder: rates.measure(relays[1:], effort, folder),
+        "wrappers": lambda folder: rates.measure_wrappers(effort, folder, guard),
+        "streams": lambda folder: rates.measure_streams([guard, CAT], effort, folder),
+        "first-answer": lambda folder: starts.measure(relays, effort, folder),
+        "hook": lambda folder: starts.measure_hook(effort, folder, guard),
     }
-    sections: list[Section] = []
+    found: list[Row] = []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         (folder / name).mkdir()
-        sections += measures[name](folder / name)
-    return sections, curves
+        found += measures[name](folder / name)
+    return found
 
 
 def _show(options: argparse.Namespace) -> int:
     started = time.monotonic()
+    names = options.only or NAMES
     with tempfile.TemporaryDirectory(prefix="mcpguard-bench-") as root:
-        sections, curves = measure(options.only or NAMES, Path(root), Effort(), peers=options.peer)
+        table = markdown(measure([name for name in names if name != FLAT], Path(root), Effort(), peers=options.peer))
+        curves = flat.markdown(flat.measure(Effort(), Path(root, FLAT))) if FLAT in names else ""
     if options.docs:  # those figures of the manual that were measured
-        texts = {"figures": figures.markdown(sections)} if not options.only else {}
-        figures.write(texts | ({"curves": flat.markdown(curves)} if curves else {}))
+        page = PAGE.read_text("utf-8")
+        page = page if options.only else renewed(page, "figures", table)
+        PAGE.write_text(renewed(page, "curves", curves) if curves else page, "utf-8")
     took = time.monotonic() - started
-    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s\n")
-    print(text(sections), flat.markdown(curves), sep="\n")
+    print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {took:.0f} s")
+    print(table, curves, sep="\n")
     return 0
 
 

@@ -14,7 +14,6 @@ from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.draining import fragment_bytes, row_bytes
 from mcpguard.stores.sqlite.memory import pack
 from mcpguard.stores.sqlite.reader import Reader
-from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.digest import number
 from mcpguard.text.printing import compact
 
@@ -38,11 +37,6 @@ def user_name(at: int) -> str:
 
 def tool_name(at: int) -> str:
     return f"tool_{at}"
-
-
-def create(path: Path) -> None:
-    """Create an empty store."""
-    SqliteStore(path).close()
 
 
 def fill_counters(path: Path, policy: Policy, users: int, tools: int) -> None:

@@ -8,10 +8,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
@@ -21,17 +22,17 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.text.printing import compact
+from tests.end_to_end.host import rule
 
 from .calls import SETTLE, WARM_UP, cpus
-from .effort import Effort
-from .filling import create, fill_counters, fill_rows, tool_name, user_name
-from .report import added, percentile
+from .filling import fill_counters, fill_rows, tool_name, user_name
+from .rounds import Effort, added, percentile, take_turns
 from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, Variant
 
 LIMIT = "100000000/1h"
-EACH_USER_AND_TOOL = f'[[rule]]\nuser = "*"\ntool = "*"\nlimit = "{LIMIT}"\n'
-THREE_LIMITS = f'{EACH_USER_AND_TOOL}\n[[rule]]\nuser = "*"\nlimit = "{LIMIT}"\n\n[[rule]]\ntool = "*"\nlimit = "{LIMIT}"\n'
+EACH_USER_AND_TOOL = rule(LIMIT, user="*", tool="*")
+THREE_LIMITS = EACH_USER_AND_TOOL + rule(LIMIT, user="*") + rule(LIMIT, tool="*")
 STORE = "store.db"
 MAX_MB = 100_000  # so that nothing is pruned
 ROWS_OVER_S = 10 * 86400
@@ -39,6 +40,9 @@ COUNTERS_A_USER = 100
 LOOK_EVERY_S = 0.01
 PATIENCE_S = 60
 USER = user_name(0)
+
+Curve = dict[str, dict[str, float]]
+"""What was found for a kind: what was measured, and the figure of each size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +52,39 @@ class Point:
     Attributes:
         label: It as text.
         policy: The policy's text.
-        fill: Fills the store.
+        fill: Fills the store, which is empty.
         tools: The tools that are called in turn.
         users: If over 0, between two calls one of so many users makes a call through another wrapper.
     """
 
     label: str
     policy: str = THREE_LIMITS
-    fill: Callable[[Path], None] = create
-    tools: Sequence[bytes] = (b"echo",)
+    fill: Callable[[Path], None] = lambda path: None
+    tools: tuple[bytes, ...] = (b"echo",)
     users: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """What was found for a kind.
+class Turn(NamedTuple):
+    """A running wrapper, or the bare server."""
 
-    Attributes:
-        title: What the sizes count.
-        labels: The sizes.
-        lines: The figures of each size, by what was measured.
-    """
+    session: Session
+    tools: Sequence[bytes] = (b"echo",)
+    between: Callable[[], object] | None = None
 
-    title: str
-    labels: Sequence[str]
-    lines: Mapping[str, Sequence[float]]
+    @property
+    def name(self) -> str:
+        return self.session.name
+
+    def times_us(self, count: int) -> list[float]:
+        return ping_pong(self.session, count, tools=self.tools, between=self.between)
+
+
+class Times(NamedTuple):
+    """What a turn found: of its calls the median and the 99th percentile, and of the first calls of a tool the median."""
+
+    p50_us: float
+    p99_us: float
+    first_us: float
 
 
 def points() -> dict[str, list[Point]]:
@@ -86,125 +98,107 @@ def points() -> dict[str, list[Point]]:
 
 
 def _counters(size: int) -> Point:
-    def fill(path: Path) -> None:
-        create(path)
-        fill_counters(path, parse(EACH_USER_AND_TOOL), size // COUNTERS_A_USER, COUNTERS_A_USER)
-
-    return Point(f"{size:,}", fill=fill)
+    each = parse(EACH_USER_AND_TOOL)
+    return Point(f"{size:,}", fill=lambda path: fill_counters(path, each, size // COUNTERS_A_USER, COUNTERS_A_USER))
 
 
 def _rows(size: int) -> Point:
-    def fill(path: Path) -> None:
-        create(path)
-        fill_rows(path, size, over_s=ROWS_OVER_S)
-
-    return Point(f"{size:,}", fill=fill)
+    return Point(f"{size:,}", fill=lambda path: fill_rows(path, size, over_s=ROWS_OVER_S))
 
 
 def _rules(size: int) -> Point:
     """Three rules that apply; the others name another user, or a tool by a pattern."""
-    others = [
-        f'[[rule]]\nuser = "{user_name(1 + at)}"\n{tool}limit = "10/1h"\n'
-        for at in range(size - 3)
-        for tool in (f'tool = "{tool_name(at)}*"\n' if at % 2 else "",)
-    ]
-    return Point(f"{size:,}", "\n".join([THREE_LIMITS, *others]))
+    tools = [{"tool": f"{tool_name(at)}*"} if at % 2 else {} for at in range(size - 3)]
+    others = [rule("10/1h", user=user_name(at), **tool) for at, tool in enumerate(tools, 1)]
+    return Point(f"{size:,}", "".join([THREE_LIMITS, *others]))
 
 
 def _users(users: int, tools: int) -> Point:
     """Each user has a rule, and a counter for each tool, which holds calls."""
-
-    def fill(path: Path) -> None:
-        create(path)
-        fill_counters(path, parse(EACH_USER_AND_TOOL), users, tools)
-
-    rules = [f'[[rule]]\nuser = "{user_name(at)}"\nlimit = "{LIMIT}"\n' for at in range(users)]
-    names = [tool_name(at).encode() for at in range(tools)]
-    return Point(f"{users} × {tools}", "\n".join([THREE_LIMITS, *rules]), fill, names, users)
+    each = parse(EACH_USER_AND_TOOL)
+    rules = [rule(LIMIT, user=user_name(at)) for at in range(users)]
+    names = tuple([tool_name(at).encode() for at in range(tools)])
+    policy = "".join([THREE_LIMITS, *rules])
+    return Point(f"{users} × {tools}", policy, lambda path: fill_counters(path, each, users, tools), names, users)
 
 
-class OtherUsers:
+@contextmanager
+def other_users(path: Path, point: Point) -> Iterator[Callable[[], object]]:
     """Makes calls as users picked at random, as a second wrapper would. The measured wrapper must follow their records."""
-
-    def __init__(self, path: Path, point: Point) -> None:
-        policy = parse(point.policy)
-        self._store = SqliteStore(path, Options(max_bytes=MAX_MB << 20))
-        self._journal = Journal("0" * 16)
-        self._random = random.Random(1)  # noqa: S311 - not for secrets
-        self._requests = [
-            DecisionRequest(call, policy.plan(call), compact({"namespace": "default", **call._asdict()}))
-            for user in range(point.users)
-            for tool in point.tools
-            for call in (Call(user_name(user), "bench::interactive::default", "bench", tool.decode()),)
-        ]
-
-    def call(self) -> None:
-        self._store.decide([self._random.choice(self._requests)], self._journal)
-
-    def close(self) -> None:
-        self._store.close()
+    policy = parse(point.policy)
+    journal = Journal("0" * 16)
+    dice = random.Random(1)  # noqa: S311 - not for secrets
+    requests = [
+        DecisionRequest(call, policy.plan(call), compact({"namespace": "default", **call._asdict()}))
+        for user in range(point.users)
+        for tool in point.tools
+        for call in (Call(user_name(user), "bench::interactive::default", "bench", tool.decode()),)
+    ]
+    with closing(SqliteStore(path, Options(max_bytes=MAX_MB << 20))) as store:
+        yield lambda: store.decide([dice.choice(requests)], journal)
 
 
-def measure(effort: Effort, folder: Path, kinds: Mapping[str, Sequence[Point]], guard: Variant = GUARD) -> list[Curve]:
-    curves = []
-    for at, (title, of_kind) in enumerate(kinds.items()):
+def measure(
+    effort: Effort, folder: Path, kinds: Mapping[str, Sequence[Point]] | None = None, guard: Variant = GUARD
+) -> dict[str, Curve]:
+    """The curve of each kind."""
+    found = {}
+    for at, (title, of_kind) in enumerate((kinds or points()).items()):
         place = folder / str(at)
-        curves.append(_curve(title, of_kind, effort, place, guard))
+        found[title] = _curve(of_kind, effort, place, guard)
         shutil.rmtree(place)  # it can be a gigabyte
-    return curves
+    return found
 
 
-def _curve(title: str, of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Variant) -> Curve:
-    homes = {point.label: _home(point, folder / str(at)) for at, point in enumerate(of_kind)}
-    p50: dict[str, list[float]] = {name: [] for name in (BARE.name, *homes)}
-    p99: dict[str, list[float]] = {name: [] for name in p50}
-    first: dict[str, list[float]] = {name: [] for name in p50}
+def _curve(of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Variant) -> Curve:
+    wrappers = {point: _at_home(point, folder / str(at), guard) for at, point in enumerate(of_kind)}
+    rounds, count = effort.of(20), effort.of(500)
+    few = max(1, count // 10)
     start_ms = {}
-    turns: list[tuple[Session, Sequence[bytes], Callable[[], object] | None]] = []
     with ExitStack() as stack:
         client_cpus, other_cpus = stack.enter_context(cpus("split"))
         os.sched_setaffinity(0, other_cpus)
         bare = stack.enter_context(BARE.start(BENCH_SERVER, folder))
         bare.handshake()
-        turns.append((bare, (b"echo",), None))
-        for point in of_kind:
-            home = homes[point.label]
-            with _at_home(guard, home, point.label).start(BENCH_SERVER, home) as session:
+        turns = [Turn(bare)]
+        stores = []
+        for point, (wrapper, home) in wrappers.items():
+            with wrapper.start(BENCH_SERVER, home) as session:
                 _first_call(session)  # of a start that finds cold caches and is not counted
             before = time.perf_counter()
-            session = stack.enter_context(_at_home(guard, home, point.label).start(BENCH_SERVER, home))
+            session = stack.enter_context(wrapper.start(BENCH_SERVER, home))
             _first_call(session)
             start_ms[point.label] = (time.perf_counter() - before) * 1000
-            others = stack.enter_context(closing(OtherUsers(home / STORE, point))) if point.users else None
-            turns.append((session, point.tools, others.call if others else None))
+            stores.append(home / STORE)
+            between = stack.enter_context(other_users(home / STORE, point)) if point.users else None
+            turns.append(Turn(session, point.tools, between))
         os.sched_setaffinity(0, client_cpus)
-        settle, (rounds, count) = SETTLE, effort.flat
-        few = max(1, count // 10)
-        for session, tools, between in turns:
-            ping_pong(session, 1, WARM_UP, tools=tools, between=between)
-        for number in range(rounds):
-            if number:
-                for home in homes.values():
-                    wait_for_upkeep(home / STORE)
-            new_tools = [b"new_%d_%d" % (number, at) for at in range(few)]
-            for session, tools, between in turns:
-                with ExitStack() as while_stopped:
-                    for other, _, _ in turns:
-                        if other is not session:
-                            while_stopped.enter_context(other.stopped())
-                    times_us = ping_pong(session, 1, settle + count, tools=tools, between=between)[settle:]
-                    first_us = ping_pong(session, 1, few, tools=new_tools)
-                p50[session.name].append(percentile(times_us, 50))
-                p99[session.name].append(percentile(times_us, 99))
-                first[session.name].append(percentile(first_us, 50))
-    labels = [point.label for point in of_kind]
-    found = {
-        "added to the median, µs": added(p50, BARE.name),
-        "added to the 99th percentile, µs": added(p99, BARE.name),
-        "added to the first call of a tool, median, µs": added(first, BARE.name),
+        for turn in turns:
+            turn.times_us(WARM_UP)
+
+        def take(turn: Turn) -> Times:
+            for store in stores if turn is turns[0] else ():
+                wait_for_upkeep(store)
+            with ExitStack() as while_stopped:
+                for other in turns:
+                    if other is not turn:
+                        while_stopped.enter_context(other.session.stopped())
+                times_us = turn.times_us(SETTLE + count)[SETTLE:]
+                new_tools = [b"new_%d" % at for at in turn.session.ids(few)]
+                first_us = ping_pong(turn.session, few, tools=new_tools)
+            return Times(percentile(times_us, 50), percentile(times_us, 99), percentile(first_us, 50))
+
+        times = take_turns(turns, rounds, take)
+
+    def more(which: Callable[[Times], float]) -> dict[str, float]:
+        return added({name: [which(one) for one in of_rounds] for name, of_rounds in times.items()}, BARE.name)
+
+    return {
+        "added to the median, µs": more(lambda one: one.p50_us),
+        "added to the 99th percentile, µs": more(lambda one: one.p99_us),
+        "added to the first call of a tool, median, µs": more(lambda one: one.first_us),
         "start to the answer to the first call, ms": start_ms,
     }
-    return Curve(title, labels, {what: [values[label] for label in labels] for what, values in found.items()})
 
 
 def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:
@@ -220,31 +214,31 @@ def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:
 def _first_call(session: Session) -> None:
     session.write(INITIALIZE)
     session.read_answer(0)
-    session.write(echo_call(1))
-    session.read_answer(1)
+    (request_id,) = session.ids(1)
+    session.write(echo_call(request_id))
+    session.read_answer(request_id)
 
 
-def _home(point: Point, home: Path) -> Path:
+def _at_home(point: Point, home: Path, guard: Variant) -> tuple[Variant, Path]:
+    """A wrapper of a size, and its home, with a filled store."""
     home.mkdir(parents=True, mode=0o700)
-    (home / "policy.toml").write_text(point.policy, encoding="utf-8")
-    (home / "config.toml").write_text(f"[audit]\nmax_mb = {MAX_MB}\n", encoding="utf-8")
-    point.fill(home / STORE)
-    return home
+    policy, config, store = home / "policy.toml", home / "config.toml", home / STORE
+    policy.write_text(point.policy, encoding="utf-8")
+    config.write_text(f"[audit]\nmax_mb = {MAX_MB}\n", encoding="utf-8")
+    SqliteStore(store).close()
+    point.fill(store)
+    files = {"MCPGUARD_CONFIG": str(config), "MCPGUARD_POLICY": str(policy), "MCPGUARD_STORE": f"sqlite:///{store}"}
+    return replace(guard, name=point.label, env={**guard.env, **files, "MCPGUARD_USER": USER}), home
 
 
-def _at_home(guard: Variant, home: Path, name: str) -> Variant:
-    names = {"MCPGUARD_CONFIG": home / "config.toml", "MCPGUARD_POLICY": home / "policy.toml"}
-    env = {**{name: str(path) for name, path in names.items()}, "MCPGUARD_STORE": f"sqlite:///{home / STORE}"}
-    return replace(guard, name=name, env={**guard.env, **env, "MCPGUARD_USER": USER})
-
-
-def markdown(curves: Sequence[Curve]) -> str:
+def markdown(curves: Mapping[str, Curve]) -> str:
     """A table for each curve. Its last column says how the largest figure compares to that of the smallest size."""
     lines = []
-    for curve in curves:
-        heads = [curve.title, *curve.labels, "most / first"]
+    for title, curve in curves.items():
+        heads = [title, *next(iter(curve.values())), "most / first"]
         lines += ["", f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-        for what, values in curve.lines.items():
+        for what, of_sizes in curve.items():
+            values = [*of_sizes.values()]
             cells = [*(f"{value:,.0f}" for value in values), f"{max(values) / values[0]:.2f}"]
             lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])

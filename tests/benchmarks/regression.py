@@ -14,13 +14,14 @@ import statistics
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from .calls import SETTLE, WARM_UP, cpus
-from .pipelined import flood
-from .report import percentile
+from .calls import SETTLE, cpus, started
+from .rates import flood, use_up
+from .rounds import percentile, take_turns
 from .session import INITIALIZE, BenchmarkError, Session, echo_call, ping_pong
 from .variants import BARE, BENCH_SERVER, GUARD, TINY_SERVER, YARDSTICK, Variant
 
@@ -51,51 +52,50 @@ FLOOD: Final = 20_000
 
 
 _Times = Mapping[str, list[float]]
+_ALL: Final = (BARE, YARDSTICK, GUARD)
 
 
 def measure_calls(folder: Path) -> float:
     """Time added to one call after another."""
-    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, SETTLE + CALLS)[SETTLE:]))
+    return _ratio_of_added(_times(folder, _ALL, lambda session: ping_pong(session, SETTLE + CALLS)[SETTLE:]))
 
 
 def measure_paced(folder: Path) -> float:
     """Time added to a call every 20 ms."""
-    return _ratio_of_added(_take_turns(folder, lambda session: ping_pong(session, 1, 1, int(PACE_S * 1e6)), CALLS))
+    return _ratio_of_added(_times(folder, _ALL, lambda session: ping_pong(session, 1, int(PACE_S * 1e6)), CALLS))
 
 
 def measure_pipelined(folder: Path) -> float:
     """Time added to calls that are sent without waiting for answers."""
-    return _ratio_of_added(_take_turns(folder, lambda session: _blocks(session, b"echo")))
+    return _ratio_of_added(_times(folder, _ALL, lambda session: _blocks(session, b"echo")))
 
 
 def measure_denials(folder: Path) -> float:
     """Time until a client that does not wait for answers is denied. The bare server denies nothing."""
-    return _ratio(_take_turns(folder, lambda session: _blocks(session, b"full"), variants=(YARDSTICK, GUARD)))
+    return _ratio(_times(folder, (YARDSTICK, GUARD), lambda session: _blocks(session, b"full")))
 
 
 def measure_first_answer(folder: Path) -> float:
     """CPU time from the start to the first answer."""
-    times: dict[str, list[float]] = {YARDSTICK.name: [], GUARD.name: []}
-    for start in range(1 + STARTS):
-        for variant in (YARDSTICK, GUARD):
-            with variant.start(TINY_SERVER, folder) as session:
-                session.write(INITIALIZE)
-                session.read_answer(0)
-                if start:  # the first finds cold caches and makes the store
-                    times[variant.name].append(session.cpu_ns())
-    return _ratio(times)
+
+    def cpu_ns(variant: Variant) -> float:
+        with variant.start(TINY_SERVER, folder) as session:
+            session.write(INITIALIZE)
+            session.read_answer(0)
+            return session.cpu_ns()
+
+    times = take_turns((YARDSTICK, GUARD), 1 + STARTS, cpu_ns)
+    return _ratio({name: values[1:] for name, values in times.items()})  # the first finds cold caches and makes the store
 
 
 def measure_memory(folder: Path) -> float:
     """Most memory taken, after floods of calls and of denials."""
-    peaks_kib = {}
     with _sessions(folder, (YARDSTICK, GUARD)) as sessions:
         for session in sessions:
-            session.widen_pipes()
-            flood(session, 1, FLOOD)
-            flood(session, 1, FLOOD, is_denied=True)
-            peaks_kib[session.name] = session.peak_kib()
-    return peaks_kib[GUARD.name] / peaks_kib[YARDSTICK.name]
+            flood(session, FLOOD)
+            flood(session, FLOOD, is_denied=True)
+        yardstick, guard = (session.peak_kib() for session in sessions)
+    return guard / yardstick
 
 
 MEASURES: Final[Mapping[str, Callable[[Path], float]]] = {
@@ -110,35 +110,24 @@ MEASURES: Final[Mapping[str, Callable[[Path], float]]] = {
 
 @contextmanager
 def _sessions(folder: Path, variants: Sequence[Variant]) -> Iterator[list[Session]]:
-    with ExitStack() as stack:
-        sessions = [stack.enter_context(variant.start(BENCH_SERVER, folder)) for variant in variants]
+    with started(variants, BENCH_SERVER, "one", folder) as sessions:
         for session in sessions:
-            session.handshake()
-            ping_pong(session, 1, WARM_UP)
-            session.write(echo_call(1, b"full"))  # whose limit is used up now
-            session.read()
+            use_up(session)
         yield sessions
 
 
-def _take_turns(
-    folder: Path,
-    take: Callable[[Session], list[float]],
-    rounds: int = ROUNDS,
-    variants: Sequence[Variant] = (BARE, YARDSTICK, GUARD),
-) -> _Times:
-    times: dict[str, list[float]] = {variant.name: [] for variant in variants}
+def _times(
+    folder: Path, variants: Sequence[Variant], take: Callable[[Session], list[float]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     with _sessions(folder, variants) as sessions:
-        for _ in range(rounds):
-            for session in sessions:
-                times[session.name] += take(session)
-    return times
+        return {name: [*chain(*of_rounds)] for name, of_rounds in take_turns(sessions, rounds, take).items()}
 
 
 def _blocks(session: Session, tool: bytes) -> list[float]:
     """The times of blocks of calls, each written at once, to the last answer."""
-    block = b"".join(echo_call(request_id, tool) for request_id in range(BLOCK))
+    blocks = [b"".join(echo_call(request_id, tool) for request_id in session.ids(BLOCK)) for _ in range(BLOCKS)]
     times = []
-    for _ in range(BLOCKS):
+    for block in blocks:
         before = time.perf_counter()
         session.write(block)
         answers = 0

@@ -43,6 +43,7 @@ class Session:
         self, name: str, argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None, deadline_s: float = 150
     ) -> None:
         self.name = name
+        self._last_id = 0
         self._stderr_file = cwd / "stderr"
         with self._stderr_file.open("ab") as stderr:
             self._process = subprocess.Popen(
@@ -76,6 +77,11 @@ class Session:
                 self._process.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 self._kill()
+
+    def ids(self, count: int) -> range:
+        """The ids of the next requests."""
+        self._last_id += count
+        return range(self._last_id - count + 1, self._last_id + 1)
 
     def handshake(self) -> None:
         self.write(INITIALIZE)
@@ -144,13 +150,16 @@ class Session:
         """Kill the started process alone, without the server it started."""
         self._process.kill()
 
-    def has_said(self, text: str) -> bool:
-        """Whether a text stands in what the command has written to stderr."""
-        return text in self._stderr_file.read_text(encoding="utf-8", errors="replace")
+    def check_store(self) -> None:
+        """Fail if mcpguard has lost its store: from then on it counts on its own, which is faster."""
+        if "until it is back" in self._said():
+            raise self.failure("lost its store, and counted on its own")
 
     def failure(self, what: str) -> BenchmarkError:
-        said = self._stderr_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
-        return BenchmarkError("\n  ".join([f"{self.name} {what}", *said]))
+        return BenchmarkError("\n  ".join([f"{self.name} {what}", *self._said().strip().splitlines()[-5:]]))
+
+    def _said(self) -> str:
+        return self._stderr_file.read_text(encoding="utf-8", errors="replace")
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -159,7 +168,6 @@ class Session:
 
 def ping_pong(
     session: Session,
-    first_id: int,
     count: int,
     pause_us: int = 0,
     *,
@@ -170,13 +178,13 @@ def ping_pong(
 
     Args:
         session: The command.
-        first_id: The first call's id.
         count: How many calls.
         pause_us: How long to sleep before each call.
         tools: The tools to call, in turn.
         between: What to do before each call, outside of its time.
     """
-    calls = [echo_call(first_id + at, tools[at % len(tools)]) for at in range(count)]
+    ids = session.ids(count)
+    calls = [echo_call(request_id, tools[at % len(tools)]) for at, request_id in enumerate(ids)]
     answers: list[bytes] = []
     times_us: list[float] = []
     stdin_fd, stdout_fd = session.stdin_fd, session.stdout_fd
@@ -193,6 +201,6 @@ def ping_pong(
         after = time.perf_counter_ns()
         times_us.append((after - before) / 1000)
         answers.append(answer)
-    for request_id, answer in enumerate(answers, first_id):
+    for request_id, answer in zip(ids, answers, strict=True):
         session.check_answer(answer, request_id)
     return times_us

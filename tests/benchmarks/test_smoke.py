@@ -14,38 +14,35 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.end_to_end.host import PATIENT_MS
+from tests.pages import renewed
 
-from . import figures, flat
-from .__main__ import NAMES, measure
-from .effort import Effort
-from .filling import CHARGES, create, fill_counters, fill_rows, tool_name, user_name
+from . import flat
+from .__main__ import FLAT, NAMES, measure
+from .filling import CHARGES, fill_counters, fill_rows, tool_name, user_name
+from .rounds import PAGE, Effort, markdown
 from .session import BenchmarkError
 from .variants import GUARD, Variant
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc")
 
-TINY = Effort((1, 10), (1, 2), (1, 5), (1, 0), (1, 0), (1, 0), 0.1, (1, 2), (1, 10))
+TINY = Effort(0.02, wrappers=(1, 2))
 
 
 def test_every_figure_of_the_manual_is_measured_and_has_its_place(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(f"[store]\ntimeout_ms = {PATIENT_MS}\n")
     guard = replace(GUARD, env={**GUARD.env, "MCPGUARD_CONFIG": str(config)})
-    few = {title: points[:1] for title, points in flat.points().items()}
-    names = [name for name in NAMES if name != "sdk-calls"]  # a server on the SDK takes long to start
-    sections, curves = measure(names, tmp_path, TINY, guard=guard, sizes=few)
-    page = figures.PAGE.read_text(encoding="utf-8")
-    made = figures.renewed(page, {"figures": figures.markdown(sections), "curves": flat.markdown(curves)})
-    missing = [line for line in made.splitlines() if "| – |" in line]
-    assert len(missing) == 3
-    for words, line in zip(("a server on the Python SDK", "1 / 4 / 16 clients", "an SDK server"), missing, strict=True):
-        assert words in line
-    assert re.findall(r"^\| ([^|]*) \|", made, re.MULTILINE) == re.findall(r"^\| ([^|]*) \|", page, re.MULTILINE)
+    measured = measure([name for name in NAMES if name not in {"sdk", FLAT}], tmp_path, TINY, guard=guard)
+    curves = flat.measure(TINY, tmp_path / FLAT, {title: points[:1] for title, points in flat.points().items()}, guard)
+    page = PAGE.read_text(encoding="utf-8").replace("1 / 4 / 16 clients", "1 / 2 clients")
+    made = renewed(renewed(page, "figures", markdown(measured)), "curves", flat.markdown(curves))
+    heads = [re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE) for text in (made, page)]
+    assert heads[0] == [head for head in heads[1] if " SDK" not in head], "a server on the SDK takes long to start"
 
 
 def test_what_a_store_was_filled_with_is_read_and_counted_on_from(tmp_path: Path) -> None:
     path, policy = tmp_path / "store.db", parse(flat.EACH_USER_AND_TOOL)
-    create(path)
+    SqliteStore(path).close()
     fill_rows(path, 700, over_s=3600)
     fill_counters(path, policy, users=3, tools=2)
     call = Call(user_name(2), "bench::interactive::default", "bench", tool_name(1))

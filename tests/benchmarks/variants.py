@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.end_to_end.host import rule
+from tests.pages import ROOT
+
 from .session import Session
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 
 # Without `site`, and out of reach of the environment: what is measured is not how Python starts.
@@ -18,25 +20,12 @@ TINY_SERVER = ("/bin/sh", str(PROGRAMS / "tiny_server.sh"))
 SDK_SERVER = (sys.executable, str(PROGRAMS / "sdk_server.py"))
 
 # Three limits a call, one of each axis. N is over 64, so that each counter is a coalesced log, and out of reach.
-POLICY = """\
-[[rule]]
-user = "*"
-tool = "echo"
-limit = "100000000/1h"
-
-[[rule]]
-tool = "echo"
-limit = "100000000/1h"
-
-[[rule]]
-user = "*"
-agent = "*::interactive::*"
-limit = "100000000/1h"
-
-[[rule]]
-tool = "full"
-limit = "1/1h"
-"""
+POLICY = (
+    rule("100000000/1h", user="*", tool="echo")
+    + rule("100000000/1h", tool="echo")
+    + rule("100000000/1h", user="*", agent="*::interactive::*")
+    + rule("1/1h", tool="full")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +47,8 @@ def prepared(variant: Variant, folder: Path) -> dict[str, str]:
     """The environment of a variant, whose home `folder/home` has the policy."""
     home = folder / "home"
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (home / "policy.toml").write_text(POLICY, encoding="utf-8")
+    if not (home / "policy.toml").exists():  # a running one may be reading it
+        (home / "policy.toml").write_text(POLICY, encoding="utf-8")
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("MCPGUARD_")}
     return {**inherited, **variant.env, "MCPGUARD_HOME": str(home)}
 

@@ -13,7 +13,7 @@ from tests.alerts.webhook import Webhook, webhook
 from tests.hook.test_deciding import enforce, reason, used
 from tests.redis_servers import running
 
-from .host import DEADLINE_S, Host, call, policy, rule, script, until
+from .host import DEADLINE_S, Host, policy, rule, script, until
 from .outages import EagerHost, is_back, wait_for
 
 LAST = {"mcpguard.relay.guard.MESSAGES_S": DEADLINE_S}
@@ -118,13 +118,8 @@ def test_a_message_that_cannot_be_sent_is_one_line(tmp_path: Path, hook: Webhook
     policy(tmp_path, rule("deny", tool="drop") + rule("deny", tool="fail"))
     notify(tmp_path, hook)
     with Host(tmp_path, *script("obedient"), tuned=LAST) as host:
-        host.send(call(1, "drop"), call(2, "fail"))
-        host.answer(1)
-        host.answer(2)
+        host.call(1, "drop")
+        host.call(2, "fail")
         assert host.end() == 0
     assert len(hook.got) == 2
-    lines = [line for line in host.err.splitlines() if "not sent" in line]
-    assert lines == [
-        "mcpguard: a message was not sent: webhook at 127.0.0.1: it answers with HTTP status 403 (try it: mcpguard doctor"
-        " --notify)"
-    ]
+    assert host.err.count("mcpguard: a message was not sent: webhook at 127.0.0.1: it answers with HTTP status 403 ") == 1

@@ -1,9 +1,8 @@
-import json
 from pathlib import Path
 
 import pytest
 
-from .host import ROOT, WINDOWS, Host, call, lines, policy, rule, script, until
+from .host import ROOT, WINDOWS, Host, policy, rule, script
 
 NO_PROGRAM = "it is not executable" if WINDOWS else "not a program for this system"
 POLICY_INVALID = "policy_invalid"
@@ -127,19 +126,6 @@ def test_who_else_may_change_what_decides_is_told_once_at_the_start(tmp_path: Pa
     file = tmp_path / "policy.toml"
     assert host.err.count("may change") == 1
     assert f"mcpguard: other accounts may change {file}: {file} may be written to by everybody\n" in host.err
-
-
-def test_without_a_policy_the_starter_policy_is_in_force_until_there_is_one(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient")) as host:
-        until(lambda: "policy=the starter policy (4 rules)" in host.err, "the guard says what it goes by")
-        host.send(lines([call(number, "search") for number in range(101)]))
-        answers = [host.answer(number) for number in range(101)]
-        assert ["result" in answer for answer in answers] == [True] * 100 + [False]
-        assert answers[100]["error"]["data"]["rule"] == "user=* agent=*::interactive::*"
-        policy(tmp_path, rule("1/1h", tool="search"))
-        assert "result" in host.call("new", "search")
-        assert host.end() == 0
-    assert json.loads(json.dumps(answers[100]))["error"]["data"]["limit"] == 100
 
 
 @pytest.mark.parametrize("on_the_command_line", [True, False])

@@ -2,37 +2,16 @@
 
 from pathlib import Path
 
-from .host import Host, Message, call, policy, script
+from .host import Host, Message, call, policy, rule, script
 
-RULES = """
-[[rule]]
-tool = "hang"
-concurrent = 1
-
-[[rule]]
-tool = "fail"
-count = "errors"
-limit = "1/1h"
-
-[[rule]]
-tool = "report"
-count = "cost"
-limit = "10/1h"
-
-[[cost]]
-tool = "report"
-cost = 4
-
-[[rule]]
-tool = "poll"
-per = ["arguments"]
-limit = "1/1h"
-
-[[rule]]
-tool = "turn"
-limit = "1/1s"
-wait = "20s"
-"""
+RULES = (
+    rule(tool="hang", concurrent=1)
+    + rule("1/1h", tool="fail", count="errors")
+    + rule("10/1h", tool="report", count="cost")
+    + '[[cost]]\ntool = "report"\ncost = 4\n\n'
+    + rule("1/1h", tool="poll", per=["arguments"])
+    + rule("1/1s", tool="turn", wait="20s")
+)
 
 
 def reason(answer: Message) -> str:

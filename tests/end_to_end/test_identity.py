@@ -59,15 +59,6 @@ def test_who_calls_is_configured_and_its_source_is_in_the_audit(
 
 
 @pytest.mark.parametrize(
-    ("name", "agent"),
-    [("claude-code", "Claude Code::interactive::default"), ("my-own", "my-own::interactive::default")],
-)
-def test_a_client_that_introduces_itself_fills_the_first_part_of_the_agent(tmp_path: Path, name: str, agent: str) -> None:
-    rows = session(tmp_path, initialize(name), call(1, "search"))
-    assert [(row["agent"], row["agent_source"]) for row in rows] == [(agent, "clientInfo")]
-
-
-@pytest.mark.parametrize(
     ("config", "expected"),
     [
         ("trust_client_info = false", ("unknown::interactive::default", "default")),

@@ -40,6 +40,7 @@ NO_GRACE: Final = {f"mcpguard.relay.supervisor.{name}": 0.1 for name in ("GRACE_
 ENDED_STATUS: Final = 1 if WINDOWS else -signal.SIGTERM
 """The exit status after mcpguard has ended a server that heeds the signal for that, if there are signals."""
 posix = pytest.mark.posix
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of these processes")
 hears_late = pytest.mark.skipif(
     WINDOWS, reason="Windows does not tell mcpguard whether somebody reads after the end of its input"
 )
@@ -189,15 +190,57 @@ def test_a_signal_reaches_a_server_that_ends_in_its_own_way(tmp_path: Path) -> N
         assert host.wait() == 5
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=posix), None])
-def test_a_signal_or_the_end_of_the_client_ends_a_server_that_heeds_nothing_and_all_that_it_started(
-    tmp_path: Path, number: signal.Signals | None
+LAUNCHER = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-S", *sys.argv[1:]], stdin=0, stdout=1, close_fds=False)
+os._exit(0)
+"""
+
+
+def launched(name: str) -> list[str]:
+    """The command of a launcher that exits with 0 while its child serves on its pipes."""
+    return [*PYTHON, LAUNCHER, *script(name)[2:]]
+
+
+LEFT = "setsid sleep 1000 & (setsid sleep 1000 &); echo ready; exec sleep 1000"
+"""A server of which two processes have left its group."""
+
+ENDS: Final = [pytest.param(signal.SIGTERM, marks=posix), None]
+"""How a session ends: by a signal, or since its client has gone."""
+
+
+@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        pytest.param(script("stubborn"), KILLED_STATUS, id="heeds nothing"),
+        pytest.param(launched("stubborn"), 0, id="a launcher's child that heeds nothing"),
+        pytest.param(["sh", "-c", LEFT], -signal.SIGTERM, id="has left its group", marks=[posix, only_linux]),
+    ],
+)
+def test_a_signal_or_the_end_of_the_client_ends_a_server_and_all_that_it_started(
+    tmp_path: Path, command: list[str], status: int, number: signal.Signals | None
 ) -> None:
-    with Host(tmp_path, *script("stubborn")) as host:
-        host.notification("notifications/ready")
+    with Host(tmp_path, *command) as host:
+        assert host.line()
+        until(lambda: " store=" in host.err, "the guard is up")
         if number:
             host.kill(number)
-        assert (host.wait() if number else host.leave()) == KILLED_STATUS
+        assert (host.wait() if number else host.leave()) == status
+        assert host.nobody_is_left()
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_client_that_does_not_read_does_not_keep_the_guard_from_ending(tmp_path: Path, number: signal.Signals | None) -> None:
+    budget(tmp_path, SHORT_MS)
+    with Host(tmp_path, *script("obedient")) as host:
+        host.send(call(1, "big", {"mib": 50}))
+        host.read(10)
+        if number:
+            host.kill(number)
+            host.wait()
+        else:
+            host.leave()
         assert host.nobody_is_left()
 
 
@@ -248,18 +291,6 @@ def test_what_a_server_leaves_running_when_a_signal_kills_it_is_killed(tmp_path:
         assert host.nobody_is_left()
 
 
-LAUNCHER = """
-import os, subprocess, sys
-subprocess.Popen([sys.executable, "-S", *sys.argv[1:]], stdin=0, stdout=1, close_fds=False)
-os._exit(0)
-"""
-
-
-def launched(name: str) -> list[str]:
-    """The command of a launcher that exits with 0 while its child serves on its pipes."""
-    return [*PYTHON, LAUNCHER, *script(name)[2:]]
-
-
 def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_path: Path) -> None:
     policy(tmp_path, rule("3/1h", tool="search"))
     with Host(tmp_path, *launched("obedient")) as host:
@@ -270,31 +301,6 @@ def test_a_launchers_child_is_served_and_limited_until_its_client_leaves(tmp_pat
         assert host.answer("last")["result"]["content"][0]["text"] == "words"
         assert host.rest() == b""
         assert host.wait() == 0
-        assert host.nobody_is_left()
-
-
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=posix), None])
-def test_a_launchers_child_that_heeds_nothing_is_killed_when_the_session_ends(
-    tmp_path: Path, number: signal.Signals | None
-) -> None:
-    with Host(tmp_path, *launched("stubborn")) as host:
-        host.notification("notifications/ready")
-        until(lambda: " store=" in host.err, "the guard is up")
-        if number:
-            host.kill(number)
-        assert (host.wait() if number else host.leave()) == 0
-        assert host.nobody_is_left()
-
-
-@posix
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what has left a group")
-@pytest.mark.parametrize("number", [signal.SIGTERM, None])
-def test_what_has_left_the_servers_group_is_killed_when_the_session_ends(tmp_path: Path, number: signal.Signals | None) -> None:
-    with Host(tmp_path, "sh", "-c", "setsid sleep 1000 & (setsid sleep 1000 &); echo ready; exec sleep 1000") as host:
-        assert host.line() == b"ready"
-        if number:
-            host.kill(number)
-        assert (host.wait() if number else host.leave()) == -signal.SIGTERM
         assert host.nobody_is_left()
 
 
@@ -313,7 +319,7 @@ def test_the_death_of_the_guard_is_the_death_of_all_that_a_server_started_and_th
 
 
 @posix
-@pytest.mark.skipif(sys.platform != "linux", reason="it looks for a child in /proc")
+@only_linux
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_to_the_guards_watchdog_does_not_let_a_killed_guard_leave_anything_behind(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
@@ -342,14 +348,6 @@ def test_the_death_of_the_guard_ends_the_input_of_a_server_and_of_its_children(t
         assert host.nobody_is_left()
 
 
-def test_a_client_that_does_not_read_and_goes_does_not_keep_the_guard_from_ending(tmp_path: Path) -> None:
-    budget(tmp_path, SHORT_MS)
-    with Host(tmp_path, *script("obedient")) as host:
-        host.send(call(1, "big", {"mib": 50}))
-        host.leave()
-        assert host.nobody_is_left()
-
-
 @hears_late
 def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: Path) -> None:
     soon = NO_GRACE | {f"mcpguard.relay.{name}": 0.1 for name in ("supervisor.PAUSE_S", "supervisor.DRAIN_S")}
@@ -368,16 +366,6 @@ def test_a_client_that_ends_its_input_and_reads_late_gets_everything(tmp_path: P
         assert host.wait() == 0
 
 
-@posix
-def test_a_signal_ends_a_session_whose_client_does_not_read(tmp_path: Path) -> None:
-    with Host(tmp_path, *script("obedient")) as host:
-        host.send(call(1, "big", {"mib": 50}))
-        host.read(10)
-        host.kill(signal.SIGTERM)
-        host.wait()
-        assert host.nobody_is_left()
-
-
 ADOPTS: Final = """
 import ctypes, os, subprocess, sys
 PR_SET_CHILD_SUBREAPER = 36
@@ -393,7 +381,7 @@ sys.exit("something is left")
 
 
 @posix
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such a process")
+@only_linux
 def test_a_session_leaves_no_ended_process_to_be_collected(tmp_path: Path) -> None:
     adopts = [sys.executable, "-c", ADOPTS, *program("run", "--quiet", "--", *CAT)]
     assert subprocess.run(adopts, env=environment(tmp_path), timeout=DEADLINE_S, check=False).returncode == 0

@@ -156,19 +156,6 @@ def test_wrappers_that_are_killed_while_they_decide_admit_not_one_too_many_and_l
     assert all(after - before >= 2_000_000 for before, after in zip(short, short[40:], strict=False)), said
 
 
-def test_a_client_that_waits_as_long_as_it_is_told_is_never_denied_twice(tmp_path: Path) -> None:
-    policy(tmp_path, rule("5/1s", user="*", tool="*"))
-    with Host(tmp_path, *script("obedient")) as host:
-        for turn in range(2):
-            host.send(lines([call(f"{turn} {number}", "search") for number in range(6)]))  # decided at one time
-            answers = [host.answer(f"{turn} {number}") for number in range(6)]
-            denied = [answer["error"]["data"] for answer in answers if "error" in answer]
-            assert denied
-            time.sleep(denied[-1]["retry_after_ms"] / 1000)
-            assert "result" in host.call(f"{turn} again", "search")
-        assert host.end() == 0
-
-
 def test_observing_denies_nothing_and_reports_what_it_would_have_denied(tmp_path: Path) -> None:
     policy(tmp_path, rule("1/1h", user="*", tool="search"))
     with Host(tmp_path, *script("obedient"), options=["--observe"]) as host:

@@ -18,16 +18,21 @@ def test_what_passes_is_the_same_to_the_byte_both_ways(tmp_path: Path) -> None:
         b'{"jsonrpc":"2.0","id":7,"result":{"roots":[]}}',
         b'{"id":8,"jsonrpc":"2.0","error":{"code":-1,"message":"no"}}',
     ]
+    long = b'{"jsonrpc":"2.0","method":"notifications/x","params":{"a":"%b"}}' % ("é✓ and more " * 150_000).encode()
     with Host(tmp_path, *CAT) as host:  # it says what it is told
         for line in sent:
             host.send(line + b"\n")
             assert host.line() == line
+        host.send(sent[0] + b"\r\n")
+        assert host.line() == sent[0] + b" "
+        with host.sending(long + b"\n"):
+            assert host.line() == long
         assert host.end() == 0
 
 
 def test_the_servers_bytes_need_not_be_json_lines(tmp_path: Path) -> None:
-    with Host(tmp_path, *PYTHON, r"import os; os.write(1, b'hello \377\000\r\n\n\n{broken')") as host:
-        assert host.rest() == b"hello \xff\x00\r\n\n\n{broken"
+    with Host(tmp_path, *PYTHON, r"import os; os.write(1, b'hello \377\000\032\r\n\n\n{broken')") as host:
+        assert host.rest() == b"hello \xff\x00\x1a\r\n\n\n{broken"
         assert host.wait() == 0
 
 
@@ -130,6 +135,7 @@ def test_the_first_line_says_the_mode_and_the_rules(
 ) -> None:
     file = policy(tmp_path, rules)
     with Host(tmp_path, *script("obedient"), options=options, env=env) as host:
+        host.ask(1, "ping")
         assert host.end() == 0
         said = host.err
     assert f" mode={mode} server=" in said

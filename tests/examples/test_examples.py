@@ -71,38 +71,27 @@ def test_the_entry_of_a_client_starts_a_server_whose_tools_work(
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
-def test_a_policy_is_valid_toml_and_passes_the_check(path: Path, installed: dict[str, str]) -> None:
+def test_a_policy_is_valid_toml_and_passes_the_check(path: Path, installed: dict[str, str], tmp_path: Path) -> None:
     assert tomllib.loads(path.read_text("utf-8"))["rule"]
-    done = subprocess.run(
-        [found("mcpguard", installed), "policy", "check", str(path)], env=installed, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run(found("mcpguard", installed), "policy", "check", path, env=installed, cwd=tmp_path).stderr == ""
+
+
+def run(*command: object, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program, which must succeed."""
+    done = subprocess.run([*map(str, command)], env=env, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_the_client_is_never_denied_twice_for_one_call_after_obeying_a_denial(
     installed: dict[str, str], tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [found("python", installed), str(EXAMPLES / "client.py"), "12"],
-        env=installed,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = run(found("python", installed), EXAMPLES / "client.py", 12, env=installed, cwd=tmp_path).stdout.splitlines()
     assert lines[-1] in {f"12 calls answered; at most {worst} denial(s) for one call." for worst in (0, 1)}
     assert sum(line.startswith("call ") for line in lines) == 12
 
 
 def test_the_client_runs_if_mcpguard_is_not_on_the_path(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "client.py"), "1"],
-        env={**NEEDED, "PATH": os.defpath, "HOME": str(tmp_path), "MCPGUARD_HOME": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.splitlines()[-1:] == ["1 calls answered; at most 0 denial(s) for one call."], done.stderr
+    env = {**NEEDED, "PATH": os.defpath, "HOME": str(tmp_path), "MCPGUARD_HOME": str(tmp_path)}
+    lines = run(sys.executable, EXAMPLES / "client.py", 1, env=env, cwd=tmp_path).stdout.splitlines()
+    assert lines[-1] == "1 calls answered; at most 0 denial(s) for one call."

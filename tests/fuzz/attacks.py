@@ -147,9 +147,12 @@ _AS_A_WHOLE: Final = {
     "a call after digits": "1" + CALL,
 }
 
-HIDDEN: Final = {name: text.encode(errors="surrogateescape") for name, text in (_IN_A_METHOD | _IN_AN_ID).items()}
-HIDDEN.update({f"in params: {name}": text.encode(errors="surrogateescape") for name, text in _IN_PARAMS.items()})
-HIDDEN.update({name: text.encode(errors="surrogateescape") for name, text in _AS_A_WHOLE.items()})
+HIDDEN: Final = {
+    name: text.encode(errors="surrogateescape")
+    for name, text in (
+        _IN_A_METHOD | _IN_AN_ID | {f"in params: {at}": _IN_PARAMS[at] for at in _IN_PARAMS} | _AS_A_WHOLE
+    ).items()
+}
 HIDDEN.update(
     {
         "a call in UTF-16": CALL.encode("utf-16"),

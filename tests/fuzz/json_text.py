@@ -39,12 +39,12 @@ def unescape(text: str) -> str:
 
 
 class Reader:
-    """Reads one value. Needs no stack of its own, however deep the value is."""
+    """Reads one value."""
 
-    def __init__(self, space: str, string: str, number: str) -> None:
+    def __init__(self, space: str, string: str, number: str, *, allows_spare_commas: bool = False) -> None:
         self._space = re.compile(space)
         self._token = re.compile(f'"(?P<string>{string})"|(?P<number>{number})|(?P<word>true|false|null)', re.DOTALL)
-        self.allows_spare_commas = False
+        self._allows_spare_commas = allows_spare_commas
 
     def skip(self, text: str, at: int) -> int:
         """Where the space at `at` ends."""
@@ -54,32 +54,39 @@ class Reader:
         assert match
         return match.end()
 
-    def read(self, text: str, at: int = 0) -> tuple[Value, int]:
+    def read(self, text: str, at: int = 0, depth: int = 0) -> tuple[Value, int]:
         """The value at `at`, and where it ends.
 
         Raises:
             ValueError: There is none, or it is nested deeper than `MAX_DEPTH`.
         """
-        root: list[Value] = []
-        open_values: list[tuple[Pairs | list[Value], str | None]] = [(root, None)]
+        at = self.skip(text, at)
+        opening = text[at : at + 1]
+        if opening not in {"{", "["}:
+            return self._scalar(text, at)
+        if depth == MAX_DEPTH:
+            raise ValueError("too deep")
+        container: Pairs | list[Value] = Pairs() if opening == "{" else []
+        closing = "}" if opening == "{" else "]"
+        at = self.skip(text, at + 1)
+        if text[at : at + 1] == closing:
+            return container, at + 1
         while True:
+            if isinstance(container, Pairs):
+                key, at = self._key(text, at)
+                value, at = self.read(text, at, depth + 1)
+                container.append((key, value))
+            else:
+                value, at = self.read(text, at, depth + 1)
+                container.append(value)
             at = self.skip(text, at)
-            value, at, opened = self._start(text, at)
-            if opened:
-                container: Pairs | list[Value] = Pairs() if text[at - 1] == "{" else []
-                at = self.skip(text, at)
-                if text[at : at + 1] != ("}" if isinstance(container, Pairs) else "]"):
-                    if len(open_values) > MAX_DEPTH:
-                        raise ValueError("too deep")
-                    key, at = self._key(text, at) if isinstance(container, Pairs) else (None, at)
-                    open_values.append((container, key))
+            if text[at : at + 1] == ",":
+                at = self.skip(text, at + 1)
+                if text[at : at + 1] != closing or not self._allows_spare_commas:
                     continue
-                if len(open_values) > MAX_DEPTH:
-                    raise ValueError("too deep")
-                value, at = container, at + 1
-            value, at = self._close(text, at, value, open_values)
-            if len(open_values) == 1:
-                return value, at
+            if text[at : at + 1] != closing:
+                raise ValueError("no end")
+            return container, at + 1
 
     @lru_cache(maxsize=64)  # noqa: B019 - there are two readers
     def whole(self, text: str) -> Value:
@@ -122,54 +129,20 @@ class Reader:
                 at = self.skip(text, at + 1)
         return found
 
-    def _start(self, text: str, at: int) -> tuple[Value, int, bool]:
-        """A scalar; or the opening of a container, and True."""
-        if text[at : at + 1] in {"{", "["}:
-            return None, at + 1, True
+    def _scalar(self, text: str, at: int) -> tuple[Value, int]:
         match = self._token.match(text, at)
         if not match:
             raise ValueError("no value")
         if match["string"] is not None:
-            return unescape(match["string"]), match.end(), False
-        if match["number"] is not None:
-            return Number(match["number"]), match.end(), False
-        return _WORDS[match["word"]], match.end(), False
+            return unescape(match["string"]), match.end()
+        return Number(match["number"]) if match["number"] is not None else _WORDS[match["word"]], match.end()
 
     def _key(self, text: str, at: int) -> tuple[str, int]:
+        key, at = self._scalar(text, at)
         at = self.skip(text, at)
-        match = self._token.match(text, at)
-        if not match or match["string"] is None:
+        if not isinstance(key, str) or isinstance(key, Number) or text[at : at + 1] != ":":
             raise ValueError("no key")
-        at = self.skip(text, match.end())
-        if text[at : at + 1] != ":":
-            raise ValueError("no colon")
-        return unescape(match["string"]), at + 1
-
-    def _close(
-        self, text: str, at: int, value: Value, open_values: list[tuple[Pairs | list[Value], str | None]]
-    ) -> tuple[Value, int]:
-        """Put a finished value where it belongs, and close every container that ends after it."""
-        while len(open_values) > 1:
-            container, key = open_values.pop()
-            if isinstance(container, Pairs):
-                assert key is not None
-                container.append((key, value))
-            else:
-                container.append(value)
-            closing = "}" if isinstance(container, Pairs) else "]"
-            at = self.skip(text, at)
-            mark = text[at : at + 1]
-            if mark == ",":
-                at = self.skip(text, at + 1)
-                mark = text[at : at + 1]
-                if not (mark == closing and self.allows_spare_commas):
-                    next_key, at = self._key(text, at) if isinstance(container, Pairs) else (None, at)
-                    open_values.append((container, next_key))
-                    return value, at
-            if mark != closing:
-                raise ValueError("no end")
-            value, at = container, at + 1
-        return value, at
+        return key, at + 1
 
 
 STRICT: Final = Reader(
@@ -178,6 +151,8 @@ STRICT: Final = Reader(
     r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?",
 )
 LENIENT: Final = Reader(
-    "[\\s\x00\ufeff]*+", r'(?:[^"\\]++|\\.)*+', r"[+-]?(?:NaN|nan|Infinity|inf|[0-9]++(?:\.[0-9]*+)?(?:[eE][+-]?[0-9]++)?)"
+    "[\\s\x00\ufeff]*+",
+    r'(?:[^"\\]++|\\.)*+',
+    r"[+-]?(?:NaN|nan|Infinity|inf|[0-9]++(?:\.[0-9]*+)?(?:[eE][+-]?[0-9]++)?)",
+    allows_spare_commas=True,
 )
-LENIENT.allows_spare_commas = True

@@ -16,18 +16,11 @@ from mcpguard.text.digest import cut
 from mcpguard.wire.answers import AnswerLines
 from mcpguard.wire.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from tests.build import Session
+from tests.end_to_end.host import rule
 from tests.fuzz.far_side import Reading, readings
 from tests.fuzz.json_text import STRICT, Number, Pairs, Value
 
-POLICY: Final = """
-[[rule]]
-tool = "*"
-limit = "1000000/1d"
-
-[[rule]]
-tool = "closed"
-limit = "deny"
-"""
+POLICY: Final = rule("1000000/1d", tool="*") + rule("deny", tool="closed")
 
 PLAIN: Final = "UTF-8; LF; one strict value; the last key"
 

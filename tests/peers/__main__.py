@@ -8,21 +8,23 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 from tests.benchmarks.session import BenchmarkError
-from tests.benchmarks.variants import ROOT
+from tests.pages import ROOT, renewed
 from tests.real_parts.parts import MissingError, Parts
 
 from . import page
-from .experiments import CALLS, EXPERIMENTS, OUT_OF_REACH, TIME, Cells, added_time, failed
+from .experiments import CALLS, EXPERIMENTS, OUT_OF_REACH, TIME, Cells, Experiment, added_time, failed
 from .table import ALONE, PEERS, SERVER, SERVER_ENVIRONMENT, Peer
-from .trial import Trial, trial
+from .trial import trial
 
+ADDED_TIME = "added_time"
 ALL = [peer.name for peer in PEERS]
+NAMES = [*EXPERIMENTS, ADDED_TIME]
 EXPECTED = (BenchmarkError, MissingError, OSError, ValueError, KeyError, AssertionError)
 
 
@@ -40,11 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"error: {error}")
         return 1
     with tempfile.TemporaryDirectory(prefix="mcpguard-peers-") as folder:
-        found = measure(chosen, options.experiment or list(page.COLUMNS_OF), parts, Path(folder))
+        found = measure(chosen, options.experiment or NAMES, parts, Path(folder))
     print(page.markdown(chosen, found))
     if options.docs:
         old = page.published()
-        page.write(page.markdown(PEERS, {name: {**old.get(name, {}), **found.get(name, {})} for name in [*ALL, ALONE]}))
+        table = page.markdown(PEERS, {name: {**old.get(name, {}), **found.get(name, {})} for name in [*ALL, ALONE]})
+        page.PAGE.write_text(renewed(page.PAGE.read_text("utf-8"), "peers", table), "utf-8")
     return 0
 
 
@@ -60,27 +63,27 @@ def measure(peers: Sequence[Peer], names: Sequence[str], parts: Parts, folder: P
             installed.append(peer)
         except MissingError as error:
             found[peer.name] = dict.fromkeys(page.COLUMNS, failed(error))
-    if "added_time" in names:
+    if ADDED_TIME in names:
         found |= _time(installed, parts, folder / "time", found)
     for name, experiment in EXPERIMENTS.items():
         if name not in names:
             continue
         with ThreadPoolExecutor(experiment.at_once) as pool:
             places = {peer.name: folder / name / peer.name for peer in installed}
-            begun = [pool.submit(_attempt, experiment.run, peer, parts, places[peer.name]) for peer in installed]
+            begun = [pool.submit(_attempt, experiment, peer, parts, places[peer.name]) for peer in installed]
             for peer, ended in zip(installed, begun, strict=True):
                 found[peer.name] |= ended.result()
     return found
 
 
-def _attempt(run: Callable[[Trial], Cells], peer: Peer, parts: Parts, folder: Path) -> Cells:
+def _attempt(experiment: Experiment, peer: Peer, parts: Parts, folder: Path) -> Cells:
     """What an experiment found, or why it failed in each of its columns."""
     try:
         with trial(peer, parts, folder, CALLS) as one:
-            cells = run(one)
+            cells = experiment.run(one)
     except EXPECTED as error:
-        cells = dict.fromkeys(page.COLUMNS_OF[run.__name__], failed(error))
-    _say(f"{run.__name__} {peer.name}: {cells}")
+        cells = dict.fromkeys(experiment.columns, failed(error))
+    _say(f"{peer.name}: {cells}")
     return cells
 
 
@@ -101,9 +104,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = list(page.COLUMNS_OF)
     parser.add_argument("--only", action="append", choices=ALL, metavar="NAME", help=f"one of: {', '.join(ALL)}")
-    parser.add_argument("--experiment", action="append", choices=names, metavar="NAME", help=f"only one of: {', '.join(names)}")
+    parser.add_argument("--experiment", action="append", choices=NAMES, metavar="NAME", help=f"only one of: {', '.join(NAMES)}")
     parser.add_argument("--docs", action="store_true", help="put what was found into docs/comparison.md, and keep the rest")
     parser.add_argument("--cache", type=Path, default=ROOT / ".ci" / "peers", help="where to install (default: .ci/peers)")
     return parser.parse_args(argv)

@@ -2,12 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
 
-from tests.benchmarks.report import percentile
+from tests.benchmarks.rounds import percentile
 from tests.benchmarks.session import BenchmarkError, ping_pong
 
 from .trial import Answer, Client, Trial, avoid_edge, begin_minute, most_within, sleep_until
@@ -100,17 +100,18 @@ def _most(trial: Trial) -> str:
 
 
 class Experiment(NamedTuple):
-    """An experiment, and how many limiters go through it at once: more, the more it waits."""
+    """An experiment, its columns, and how many limiters go through it at once: more, the more it waits."""
 
     run: Callable[[Trial], Cells]
+    columns: Sequence[str]
     at_once: int
 
 
 EXPERIMENTS: Final = {
-    "one_process": Experiment(one_process, 4),
-    "at_an_edge": Experiment(at_an_edge, 4),
-    "with_kills": Experiment(with_kills, 2),
-    "many_processes": Experiment(many_processes, 1),
+    "one_process": Experiment(one_process, (ONE, SAYS), 4),
+    "at_an_edge": Experiment(at_an_edge, (EDGE,), 4),
+    "with_kills": Experiment(with_kills, (KILLED,), 2),
+    "many_processes": Experiment(many_processes, (SIXTEEN,), 1),
 }
 ROUNDS, CALLS_A_ROUND, SETTLE, OUT_OF_REACH = 30, 40, 5, 1_000_000
 
@@ -131,7 +132,7 @@ def added_time(bare: Trial, trials: Mapping[str, Trial]) -> dict[str, str]:
                     try:
                         if not number:
                             clients[trial.name] = _warm(stack.enter_context(trial.client()))
-                        times_us = ping_pong(clients[trial.name], (number + 1) * 1000, SETTLE + CALLS_A_ROUND)
+                        times_us = ping_pong(clients[trial.name], SETTLE + CALLS_A_ROUND)
                         rounds.setdefault(trial.name, []).append(times_us[SETTLE:])
                     except (BenchmarkError, OSError) as error:
                         cells[trial.name] = failed(error)
@@ -148,7 +149,7 @@ def added_time(bare: Trial, trials: Mapping[str, Trial]) -> dict[str, str]:
 
 def _warm(client: Client) -> Client:
     client.handshake()
-    ping_pong(client, 1, SETTLE)
+    ping_pong(client, SETTLE)
     return client
 
 

@@ -49,13 +49,11 @@ class Client(Session):
     """A client of one process of a limiter."""
 
     _rest = b""
-    _last_id = 0
 
     def send(self, calls: int) -> None:
         """Send calls without waiting for their answers. Each tells the server when it was sent."""
-        for _ in range(calls):
-            self._last_id += 1
-            self.write(_CALL % (self._last_id, time.monotonic_ns()))
+        for request_id in self.ids(calls):
+            self.write(_CALL % (request_id, time.monotonic_ns()))
 
     def answers(self, calls: int) -> list[Answer]:
         """Wait for the answers to some calls."""

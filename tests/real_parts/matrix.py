@@ -8,6 +8,9 @@ from typing import Any, Final
 from .parts import Parts
 
 Json = dict[str, Any]
+Command = Callable[[Parts, Path], list[str]]
+"""A command line, from what is installed and the folder of a pair."""
+
 MODERN: Final = "2026"
 
 
@@ -33,7 +36,7 @@ class Server:
     """A server: its command, a tool that is limited to one call, and what else it can do."""
 
     name: str
-    command: Callable[[Parts, Path], list[str]]
+    command: Command
     tool: str
     arguments: Json
     answer: str
@@ -54,7 +57,7 @@ class Client:
 
     name: str
     mode: str
-    command: Callable[[Parts], list[str]]
+    command: Command
     lacks: tuple[str, ...] = ()
 
     @property
@@ -145,7 +148,9 @@ EVERYTHING = {
 }
 
 
-def _npm_server(name: str, *arguments: str) -> Callable[[Parts, Path], list[str]]:
+def _npm(name: str, *arguments: str) -> Command:
+    """A published server."""
+
     def command(parts: Parts, home: Path) -> list[str]:
         script = parts.npm("typescript") / "@modelcontextprotocol" / name / "dist" / "index.js"
         return [parts.node(), str(script), *(argument.format(home=home) for argument in arguments)]
@@ -153,8 +158,14 @@ def _npm_server(name: str, *arguments: str) -> Callable[[Parts, Path], list[str]
     return command
 
 
-def _own_server(venv: str, module: str) -> Callable[[Parts, Path], list[str]]:
+def _python(venv: str, module: str) -> Command:
+    """One of our programs on a Python SDK."""
     return lambda parts, home: [parts.python(venv), "-m", f"tests.real_parts.programs.{module}"]
+
+
+def _typescript(file: str) -> Command:
+    """One of our programs on a TypeScript SDK."""
+    return lambda parts, home: parts.program(file)
 
 
 _ECHO: tuple[str, Json, str] = ("echo", {"message": "é\u2028"}, "echo: é\u2028")
@@ -162,7 +173,7 @@ _WORK = Feature([step("task", "work")], says("task task-1"), (MODERN,), charged=
 SERVERS: Final = (
     Server(
         "everything",
-        _npm_server("server-everything", "stdio"),
+        _npm("server-everything", "stdio"),
         "echo",
         {"message": "é\u2028"},
         "Echo: é\u2028",
@@ -171,41 +182,33 @@ SERVERS: Final = (
     ),
     Server(
         "filesystem",
-        _npm_server("server-filesystem", "{home}"),
+        _npm("server-filesystem", "{home}"),
         "list_allowed_directories",
         {},
         "Allowed directories:",
         modern=False,
     ),
-    Server("memory", _npm_server("server-memory"), "read_graph", {}, '"entities"', modern=False),
-    Server("python-1", _own_server("python-1", "server_python_1"), *_ECHO, OWN, modern=False),
+    Server("memory", _npm("server-memory"), "read_graph", {}, '"entities"', modern=False),
+    Server("python-1", _python("python-1", "server_python_1"), *_ECHO, OWN, modern=False),
     Server(
         "python-2",
-        _own_server("python-2", "server_python_2"),
+        _python("python-2", "server_python_2"),
         *_ECHO,
         OWN | {"change": Feature(CHANGES.steps, CHANGES.judge, (MODERN,)), "rounds": ROUNDS, "task": _WORK},
     ),
     Server(
         "typescript-2",
-        lambda parts, home: parts.program("server_typescript_2.mjs"),
+        _typescript("server_typescript_2.mjs"),
         *_ECHO,
         OWN | {"change": CHANGES, "rounds": ROUNDS},
     ),
 )
 
 
-def _own_client(venv: str, module: str) -> Callable[[Parts], list[str]]:
-    return lambda parts: [parts.python(venv), "-m", f"tests.real_parts.programs.{module}"]
-
-
-def _typescript(file: str) -> Callable[[Parts], list[str]]:
-    return lambda parts: parts.program(file)
-
-
 CLIENTS: Final = (
-    Client("python-sdk-1", "legacy", _own_client("python-1", "client_python_1")),
-    Client("python-sdk-2", "auto", _own_client("python-2", "client_python_2"), lacks=("task of 2025",)),
-    Client("python-sdk-2", "legacy", _own_client("python-2", "client_python_2"), lacks=("task of 2025",)),
+    Client("python-sdk-1", "legacy", _python("python-1", "client_python_1")),
+    Client("python-sdk-2", "auto", _python("python-2", "client_python_2"), lacks=("task of 2025",)),
+    Client("python-sdk-2", "legacy", _python("python-2", "client_python_2"), lacks=("task of 2025",)),
     Client("typescript-sdk-1", "legacy", _typescript("typescript_1.mjs")),
     Client("typescript-sdk-2", "auto", _typescript("typescript_2.mjs"), lacks=("task of 2025", "task of 2026")),
     Client("typescript-sdk-2", "legacy", _typescript("typescript_2.mjs"), lacks=("task of 2025",)),

@@ -1,24 +1,18 @@
 """One client with one server: what they do through the guard, and how it is judged."""
 
+import contextlib
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.end_to_end.host import PATIENT_MS, audit, budget, environment, policy, rule, total
+from tests.end_to_end.host import PATIENT_MS, ROOT, audit, budget, environment, policy, rule, total, until
 
 from .matrix import Client, Feature, Server, step
 from .parts import Parts
 
-ROOT = Path(__file__).parents[2]
 CLIENT_S: Final = 180.0
 """Only what hangs takes this long: every step of a client has a bound of its own."""
 
@@ -53,10 +47,9 @@ class Pair:
         limited = {self.server.tool, *(f.charged for f in self.server.features.values() if f.charged)}
         budget(self.home, PATIENT_MS)
         policy(self.home, "".join(rule("1/1h", user="*", tool=tool) for tool in sorted(limited)))
-        self._work(self.client.command(self.parts), self.server.command(self.parts, self.home))
+        self._work(self.client.command(self.parts, self.home), self.server.command(self.parts, self.home))
         self._judge_audit()
-        left = _left_behind(self.home)
-        self.check("call", not left, f"left behind: {left}")
+        until(lambda: not _runs_on(self.home), "no process is left behind", most_pause_s=0.1)
 
     def _guarded(self, server: Sequence[str], denials: str) -> list[str]:
         options = ["--user", "alice", "--server", self.server.name, "--denials", denials]
@@ -88,9 +81,19 @@ class Pair:
         }
         file = self.home / "job.json"
         file.write_text(json.dumps(job))
-        status, out, err = _ran([*client, str(file)], self.home)
-        assert status == 0, f"the client ended with {status}: {err}"
-        first, second = json.loads(out)
+        with (self.home / "err").open("wb") as err:
+            done = subprocess.run(
+                [*client, str(file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                env=environment(self.home, HOME=str(self.home)),
+                cwd=ROOT,
+                timeout=CLIENT_S,
+                check=False,
+            )
+        assert done.returncode == 0, (self.home / "err").read_text("utf-8", "replace")[-4000:]
+        first, second = json.loads(done.stdout)
         self.check("call", first["version"] == self._version(), first["version"])
         listed, answered, denied, *others = first["answers"]
         self.check("call", self.server.tool in listed.get("tools", ()), listed)
@@ -138,50 +141,11 @@ class Pair:
                 self.check(name, any(row.get("outcome") == "cancelled" for row in rows), rows)
 
 
-def _ran(command: Sequence[str], home: Path) -> tuple[int, str, str]:
-    """Run a client to its end, and end it if it has none."""
-    with tempfile.TemporaryFile("w+", dir=home) as err:
-        env = environment(home) | {"HOME": str(home)}
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=err,
-            text=True,
-            encoding="utf-8",
-            env=env,
-            cwd=ROOT,
-            start_new_session=True,
-        )
-        try:
-            out, _ = process.communicate(timeout=CLIENT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, _ = process.communicate()
-        err.seek(0)
-        return process.returncode, out, err.read()[-4000:]
-
-
-def _left_behind(home: Path) -> list[str]:
-    """Processes that still have our folder in their environment, once they had their time to end; Linux only."""
+def _runs_on(home: Path) -> bool:
+    """Whether a process still has our folder in its environment; on Linux only."""
     mark = f"MCPGUARD_HOME={home}\0".encode()
-    deadline = time.monotonic() + 10
-    while left := [process for process in Path("/proc").glob("[0-9]*") if mark in _environ(process)]:
-        if time.monotonic() > deadline:
-            return [_command_line(process) for process in left]
-        threading.Event().wait(0.05)
-    return []
-
-
-def _environ(process: Path) -> bytes:
-    try:
-        return (process / "environ").read_bytes()
-    except OSError:
-        return b""
-
-
-def _command_line(process: Path) -> str:
-    try:
-        return re.sub(r"\0", " ", (process / "cmdline").read_text(errors="replace"))
-    except OSError:
-        return process.name
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (process / "environ").read_bytes():
+                return True
+    return False

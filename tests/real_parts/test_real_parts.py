@@ -7,7 +7,6 @@ import pytest
 
 from tests.missing import missing
 
-from . import parts as module
 from .matrix import CLIENTS, SERVERS
 from .pair import Pair
 from .parts import MissingError, Parts
@@ -38,22 +37,3 @@ def test_a_real_client_and_server_lack_nothing_with_the_guard_between_them(tmp_p
         missing(str(error), required="MCPGUARD_REQUIRE_NODE")
     assert not pair.why, "\n".join(pair.why)
     assert pair.checked >= {"call", "error", "result", "audit"}
-
-
-FAILING = "#!/bin/sh\necho 'npm error code ECONNREFUSED' >&2\nexit 1\n"
-HANGING = "#!/bin/sh\nexec sleep 1000\n"
-
-
-@pytest.mark.parametrize(("npm", "why"), [(FAILING, "npm error code ECONNREFUSED: "), (HANGING, "not done in 0.5 s: ")])
-def test_what_cannot_be_installed_is_missing_for_a_reason_and_is_not_taken_for_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, npm: str, why: str
-) -> None:
-    monkeypatch.setattr(module, "_INSTALL_S", 0.5 if npm is HANGING else 60)
-    for name, content in (("npm", npm), ("node", "#!/bin/sh\n")):
-        (tmp_path / name).write_text(content)
-        (tmp_path / name).chmod(0o700)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    for _ in range(2):
-        with pytest.raises(MissingError) as caught:
-            Parts(tmp_path / "cache").npm("typescript")
-        assert str(caught.value).splitlines()[0].startswith(f"{why}{tmp_path}/npm install ")

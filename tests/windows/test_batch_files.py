@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.relay import batch_file
-from tests.windows.client import STUB, Client, Home
+from tests.end_to_end.host import SERVERS, Host
 
 pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="only Windows has batch files")
 
@@ -36,8 +36,9 @@ def shim(tmp_path: Path) -> Path:
     """A batch file like `npx.cmd`. What arrives is in `arguments` beside it."""
     folder = tmp_path / "a folder"
     folder.mkdir()
-    show = f"import json, sys; open({str(folder / 'arguments')!r}, 'w').write(json.dumps(sys.argv[1:]))\n"
-    (folder / "show.py").write_text(show + f"import runpy; runpy.run_path({STUB[1]!r}, run_name='__main__')\n")
+    show = f"import json, runpy, sys\nopen({str(folder / 'arguments')!r}, 'w').write(json.dumps(sys.argv[1:]))\n"
+    serve = f"del sys.argv[1:]\nrunpy.run_path({str(SERVERS / 'obedient.py')!r})\n"
+    (folder / "show.py").write_text(show + serve)
     (folder / "shim").write_text("#!/bin/sh\nexit 3\n")
     shim = folder / "shim.cmd"
     shim.write_bytes(f'@ECHO off\r\n"{sys.executable}" "%~dp0show.py" %*\r\n'.encode())
@@ -77,17 +78,15 @@ def test_what_cross_spawn_delivers_arrives_the_same(shim: Path) -> None:
 
 
 def test_a_session_with_a_server_behind_a_batch_file_gets_its_arguments(shim: Path, tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
-    path = f"{shim.parent}{os.pathsep}{home.environ.get('PATH', '')}"
-    with Client(home, ["shim", *HARD], environ={"PATH": path}).begin() as client:
-        assert client.text("echo", text="é") == "é"
-        assert client.leave() == 0
+    path = f"{shim.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with Host(tmp_path / "home", "shim", *HARD, env={"PATH": path}) as host:
+        assert host.call(1, "search", {"text": "é"})["result"]
+        assert host.end() == 0
     assert json.loads((shim.parent / "arguments").read_text()) == HARD
 
 
 def test_an_argument_that_cmd_cannot_pass_on_is_refused_before_anything_starts(shim: Path, tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
-    with Client(home, [str(shim), "a\nb"]) as client:
-        assert client.wait() == 126
-    assert "an argument with a line break" in client.said
+    with Host(tmp_path / "home", str(shim), "a\nb") as host:
+        assert host.wait() == 126
+        assert "an argument with a line break" in host.err
     assert not (shim.parent / "arguments").exists()
