@@ -6,7 +6,7 @@ setup:
 check:
     .ci/run
 
-# The tests, or some of them: just test tests/core -k window
+# The tests, or some of them: just test tests/limiter -k window
 test *arguments:
     .ci/venv/bin/python -m pytest -n 4 {{ arguments }}
 
