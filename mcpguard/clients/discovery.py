@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
+from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook
 from mcpguard.clients.entries import Entry, Layout, entries
 from mcpguard.clients.launcher import is_relative, is_same, may_vary
 from mcpguard.documents.document import Dialect
@@ -148,6 +148,22 @@ class Source(NamedTuple):
         return f"{self.client.title} ({scope}), {self.file}"
 
 
+class HookFile(NamedTuple):
+    """A file in which a client's hook is, whether the file exists or not.
+
+    Attributes:
+        client: The client.
+        hook: Its hook.
+        file: The file.
+        project: The project for which it is; None for the account's file.
+    """
+
+    client: Client
+    hook: Hook
+    file: Path
+    project: Path | None
+
+
 class Fault(McpguardError):
     """A file of a client cannot be used."""
 
@@ -163,16 +179,11 @@ def sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path
     found: list[Source] = []
     for client in clients:
         for location in client.locations:
-            for file in _files(machine, location, project):
+            is_wanted = location.scope == LOCAL or (location.scope == PROJECT) == (project is not None)
+            for file in filter(os.path.lexists, machine.paths(location.pattern, project) if is_wanted else ()):
                 source = Source(client, location.scope, file, location.layout, location.dialect, folder=project)
                 found += _local(source) if location.scope == LOCAL else [source]
     return found
-
-
-def _files(machine: Machine, location: Location, project: Path | None) -> list[Path]:
-    if (location.scope == PROJECT) != (project is not None) and location.scope != LOCAL:
-        return []
-    return [path for path in machine.paths(location.pattern, project) if os.path.lexists(path)]
 
 
 def may_exist(file: Path) -> bool:
@@ -230,14 +241,15 @@ def content_of(file: Path) -> Any:
 
 def is_used(machine: Machine, client: Client) -> bool:
     """Whether the account has a file or a folder of the client."""
-    paths = [*client_paths(machine, client), *([hook_file(machine, client.hook, None)] if client.hook else [])]
+    paths = [*client_paths(machine, client), *(one.file for one in hook_files(machine, [client]))]
     return any(os.path.lexists(path) or (path.parent != machine.home and os.path.isdir(path.parent)) for path in paths)  # noqa: PTH112
 
 
-def hook_file(machine: Machine, hook: Hook, project: Path | None) -> Path:
-    """The file in which a client's hook is, whether it exists or not."""
-    (path,) = machine.paths(hook.project if project else hook.user, project)
-    return path
+def hook_files(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path | None = None) -> list[HookFile]:
+    """The file with the hook of each client that has one, for the account or for a project."""
+    hooks = [(client, client.hook) for client in clients if client.hook]
+    files = [machine.paths(hook.project if project else hook.user, project)[0] for _, hook in hooks]
+    return [HookFile(*one, file, project) for one, file in zip(hooks, files, strict=True)]
 
 
 def read(file: Path) -> bytes:

@@ -1,5 +1,6 @@
 """All checks, in the order in which they are shown: PATH, clients, `config.toml`, policy, store, identity, notifications."""
 
+import contextlib
 import os
 import shutil
 import sysconfig
@@ -14,9 +15,10 @@ from mcpguard.alerts.deliver import desktop
 from mcpguard.alerts.events import Event
 from mcpguard.alerts.notifier import result, start
 from mcpguard.alerts.way import Way
+from mcpguard.clients.coverage import missing_hooks
+from mcpguard.clients.discovery import Machine
 from mcpguard.clients.guards import version_of
 from mcpguard.clients.launcher import PROGRAM, is_same
-from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.config import Settings, place
 from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity, configured_tier, used_tiers
 from mcpguard.doctor import clients, store
@@ -46,7 +48,8 @@ def checkup(
         options: The options of `config.load`.
     """
     yield from found_on(os.get_exec_path(), Path(sysconfig.get_path("scripts")) / PROGRAM)
-    yield from clients.checks(allow_unguarded=allow_unguarded)
+    with contextlib.suppress(ConfigError):  # without a home folder there are no clients
+        yield from clients.checks(Machine.this(), allow_unguarded=allow_unguarded)
     try:
         found = config.load(environ, **options)
         _ = found.address

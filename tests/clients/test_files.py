@@ -6,12 +6,13 @@ from typing import Final, NamedTuple
 
 import pytest
 
-from mcpguard.clients.entries import Entry, Layout, entries
+from mcpguard.clients.entries import Layout, entries
 from mcpguard.documents.document import Dialect
 from tests.clients.single import guarded
 
 FOLDER: Final = Path(__file__).with_name("files")
 SERVERS: Final = Layout(("mcpServers",))
+GUARD: Final = ("/x/mcpguard", "run", "--")
 
 
 class Sample(NamedTuple):
@@ -85,21 +86,13 @@ def variants(sample: Sample) -> list[bytes]:
     return [data, crlf, codecs.BOM_UTF8 + data, codecs.BOM_UTF8 + crlf, data.rstrip(), crlf.rstrip()]
 
 
-def by_name(data: bytes, sample: Sample) -> dict[str, Entry]:
-    return {entry.name: entry for entry in entries(data, sample.layout, sample.dialect)}
-
-
-def words_for(name: str) -> tuple[str, ...]:
-    return "/opt/Müller & Co/mcpguard", "run", "--server", name, "--store", "redis://host/0", "--"
-
-
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.file}:{'.'.join(sample.layout.path)}")
 
 
 @every_sample
 def test_the_kind_of_each_server_is_found(sample: Sample) -> None:
     for data in variants(sample):
-        kinds = {name: entry.kind for name, entry in by_name(data, sample).items()}
+        kinds = {entry.name: entry.kind for entry in entries(data, sample.layout, sample.dialect)}
         assert kinds == dict.fromkeys(names(sample), "stdio") | sample.others
 
 
@@ -107,23 +100,14 @@ def test_the_kind_of_each_server_is_found(sample: Sample) -> None:
 def test_new_lines_end_as_the_files_lines_do(sample: Sample) -> None:
     data = (FOLDER / sample.file).read_bytes()
     for name in names(sample):
-        new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
-        crlf = guarded(data.replace(b"\n", b"\r\n"), sample.layout, sample.dialect, name, words_for(name))
+        new = guarded(data, sample.layout, sample.dialect, name, GUARD)
+        crlf = guarded(data.replace(b"\n", b"\r\n"), sample.layout, sample.dialect, name, GUARD)
         assert crlf == new.replace(b"\n", b"\r\n")
-
-
-@every_sample
-def test_only_the_lines_of_the_command_and_the_arguments_change(sample: Sample) -> None:
-    data = (FOLDER / sample.file).read_bytes()
-    for name in names(sample):
-        new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
-        old_lines, new_lines = data.splitlines(), new.splitlines()
-        assert len([line for line in old_lines if line not in new_lines]) <= 2
 
 
 def test_the_look_of_guarded_entries_is_the_files_own() -> None:
     codex = (FOLDER / "codex.config.toml").read_bytes()
-    new = guarded(codex, Layout(("mcp_servers",)), Dialect.TOML, "crm", ("/x/mcpguard", "run", "--"))
+    new = guarded(codex, Layout(("mcp_servers",)), Dialect.TOML, "crm", GUARD)
     assert (
         b"""command = "/x/mcpguard"       # a launcher
 args = [
@@ -137,7 +121,7 @@ args = [
         in new
     )
     goose = (FOLDER / "goose.config.yaml").read_bytes()
-    new = guarded(goose, Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", ("/x/mcpguard", "run", "--"))
+    new = guarded(goose, Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
     assert (
         b"""    crm:
         args:
@@ -163,5 +147,5 @@ args = [
 )
 def test_spaces_and_lines_of_new_arguments_are_those_of_the_entry(old: str, new: str) -> None:
     data = f'{{"mcpServers": {{"crm": {old}}}}}'.encode()
-    found = guarded(data, SERVERS, Dialect.JSONC, "crm", ("/x/mcpguard", "run", "--"))
+    found = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
     assert found.decode() == f'{{"mcpServers": {{"crm": {new}}}}}'

@@ -12,13 +12,12 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, complete_clients, complete_servers, named_clients, project_folder, project_option
 from mcpguard.cli.options import all_of, require_terminal, yes_option
 from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
-from mcpguard.clients import short_path
 from mcpguard.clients.catalog import CLIENTS, Client
+from mcpguard.clients.coverage import missing_hooks
 from mcpguard.clients.discovery import Fault, Machine, client_paths, is_used, sources
 from mcpguard.clients.hooks import plan_hooks
-from mcpguard.clients.installing import plan_servers
+from mcpguard.clients.installing import plan_servers, short_path_warnings
 from mcpguard.clients.launcher import Launcher, launcher
-from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.clients.plan import Change, Outcome, Plan
 from mcpguard.clients.plugins import missing_files
 from mcpguard.clients.preview import diff
@@ -142,13 +141,13 @@ def _change(
     if hook or enforce or not (start or servers):
         have = {outcome.source.client for outcome in plan.outcomes}
         with_hook = [client for client in (present if start else wanted) if not servers or client in have]
-        plan_hooks(plan, machine, with_hook, folder, start, decide=enforce, fail_closed=fail_closed)
+        plan_hooks(plan, with_hook, folder, start, decide=enforce, fail_closed=fail_closed)
     faults = [*plan.faults, *_unknown_servers(servers, plan)]
     missing = [_missing(client, list(client_paths(machine, client, folder))) for client in absent]
     if start:
         faults += [*(_without_hook(wanted, decides=enforce) if clients and (hook or enforce) else ()), *missing]
         faults += [] if present or clients else [_no_file(folder)]
-        for warning in (*start.warnings, *short_path.warnings(plan.outcomes, machine)) if plan.changes else ():
+        for warning in (*start.warnings, *short_path_warnings(plan)) if plan.changes else ():
             warn(warning)
     status = _carry_out(
         plan, faults, [] if start else missing, "guarded already" if start else "not guarded", dry_run=dry_run, yes=yes
@@ -219,7 +218,7 @@ def _carry_out(
             return status
         click.echo("nothing was changed", err=True)
         return ExitStatus.FAILURE
-    errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
+    errors = plan.apply() if changes else {}
     for one in absent:
         echo(one.message)
     if not (plan.outcomes or plan.hooks or absent or status):
