@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mcpguard.clients import plan
+from mcpguard.clients.catalog import Client
 from tests.cli.account import APPS, CODEX, CURSOR, IN_TOML, PROGRAM, Account, servers
 from tests.cli.command import BOUND, permissions_bind
 from tests.links import follows_links
@@ -84,18 +85,20 @@ def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(acc
     assert IN_TOML in file.read_text("utf-8")
 
 
+def runs(client: Client) -> bool:
+    return client.key == "claude-desktop"
+
+
 def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desktop = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR)
-    codex = account.codex()
-    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
-    assert desktop.read_text("utf-8") == CURSOR
+    desktop, codex = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR), account.codex()
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "is_running", runs)
+        done = account.run("install", "--yes")
+    assert (done.returncode, desktop.read_text("utf-8")) == (1, CURSOR)
     assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
     assert IN_TOML in codex.read_text("utf-8")
-    monkeypatch.setattr(plan, "is_running", lambda _: False)
     done = account.run("install", "--yes")
     assert done.returncode == 0
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
@@ -113,7 +116,7 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
     if argv[0] == "uninstall":
         account.run("install", "--yes")
     before = desktop.read_bytes()
-    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
+    monkeypatch.setattr(plan, "is_running", runs)
     done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
     named = link if "cursor" in argv else desktop
@@ -127,7 +130,7 @@ def test_claude_desktop_may_run_if_nothing_is_to_be_written(
     account.write(f"{APPS}/Claude/claude_desktop_config.json", content)
     account.codex()
     assert account.run("install", "--yes").returncode == 0
-    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
+    monkeypatch.setattr(plan, "is_running", runs)
     again = account.run("install", "--yes")
     assert (again.returncode, again.stderr) == (0, "")
 
