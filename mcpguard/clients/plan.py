@@ -17,7 +17,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from mcpguard import whole_files
@@ -201,12 +201,10 @@ class Plan:
         """The files that change."""
         return [change for change in self._files.values() if change.old != change.new]
 
-    def steps(self, changed: Collection[str]) -> dict[Client, str]:
-        """What the user does in each client so that the changes apply.
-
-        Args:
-            changed: The files that were changed, with all links followed.
-        """
+    @property
+    def steps(self) -> dict[Client, str]:
+        """What the user does in each client so that the changes apply."""
+        changed = {real(change.file) for change in self.changes}
         touched = {one.source.client: one.source.client.after for one in self.outcomes if real(one.source.file) in changed}
         return touched | {hook.client: hook.step for hook in self.hooks if hook.step and real(hook.file) in changed}
 
@@ -237,27 +235,34 @@ class Plan:
         """The records of a rewritten entry. Others than the last are left of changes that somebody undid."""
         return [one for one in self._records if one.new and one[:2] == record_of(source, server)[:2]]
 
-    def apply(self) -> dict[Path, Fault]:
-        """Change the files, one after the other.
+    def apply(self) -> list[Fault]:
+        """Change the files, one after the other. What could not be done is no longer planned.
 
         Returns:
-            Why a file could not be changed. It was left as it is, or another program has changed it right afterwards.
+            Why files could not be changed. They were left as they are, or another program has changed them right afterwards.
 
         Raises:
             McpguardError: mcpguard's own folder cannot be written to. No file was changed.
         """
         added = {record for record, holds in self._notes.items() if holds}
         save(self.state, added=added)  # first, so that a command that is killed leaves too many, not too few
-        faults: dict[Path, Fault] = {}
+        faults: list[Fault] = []
         for change in self.changes:
             try:
                 write(change, self.state / "backups")
             except Fault as fault:
-                faults[change.file] = fault
+                faults.append(fault)
+                self._drop(change.file)
         if not faults:
             with contextlib.suppress(McpguardError):  # a record too many does no harm
                 save(self.state, dropped=self._notes.keys() - added)
         return faults
+
+    def _drop(self, file: Path) -> None:
+        """Forget what was planned for a file. It can have several names."""
+        del self._files[self._key(file)]
+        self.outcomes = [one for one in self.outcomes if real(one.source.file) != real(file)]
+        self.hooks = [one for one in self.hooks if real(one.file) != real(file)]
 
 
 def record_of(source: Source, server: str) -> Record:
