@@ -22,8 +22,8 @@ from mcpguard.clients.discovery import (
     content_of,
     entries_of,
     hook_files,
-    is_off,
     is_used,
+    off_by,
     read,
     sources,
 )
@@ -172,9 +172,7 @@ def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple
     """
     client, hook = place.client, place.hook
     for switch in hook.off:
-        if is_off(machine, switch, folder):
-            pattern, *keys, value = switch.split(" | ")
-            setting = f"{machine.paths(pattern, folder)[0]} has {'.'.join(keys)} = {value}"
+        if setting := off_by(machine, switch, folder):
             return f"{client.title} skips it, because {setting}", "remove that setting"
     found = deciding(place)
     reasons = [reason for one in found if (reason := _why_idle(one, place))]

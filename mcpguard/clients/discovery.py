@@ -216,19 +216,23 @@ def client_paths(machine: Machine, client: Client, project: Path | None = None) 
             yield from machine.paths(location.pattern, project)
 
 
-def is_off(machine: Machine, switch: str, project: Path | None = None, *, plugin: str = "", server: str = "") -> bool:
-    """Whether a client's file switches something off: see `Hook.off`. A switch for servers is never on for a plugin alone."""
+def off_by(machine: Machine, switch: str, project: Path | None = None, *, plugin: str = "", server: str = "") -> str:
+    """The setting of a client's file that switches something off: see `Hook.off`; empty if it is not switched off.
+
+    A switch for servers is never on for a plugin alone.
+    """
     if not server and "{server}" in switch:
-        return False
+        return ""
     pattern, *keys, value = switch.split(" | ")
     value = value.replace('"{server}"', json.dumps(server)).replace("{home}", f"/{machine.home.as_posix().lstrip('/')}")
+    keys = [key.replace("{plugin}", plugin).replace("{server}", server) for key in keys]
     for file in machine.paths(pattern.replace("{plugin}", plugin), project):
         found: Any = content_of(file)
         for key in keys:
-            found = found.get(key.replace("{plugin}", plugin).replace("{server}", server)) if isinstance(found, dict) else None
+            found = found.get(key) if isinstance(found, dict) else None
         if found is not None and (value == "any" or json.loads(value) in (found if isinstance(found, list) else [found])):
-            return True
-    return False
+            return f"{file} has {'.'.join(keys)} = {value}"
+    return ""
 
 
 def content_of(file: Path) -> Any:

@@ -314,15 +314,15 @@ def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -
     account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     (account.project / ".github").mkdir()
     before = folders(account)
-    for more in ([], ["--project", str(account.project)]):
+    made: set[str] = set()
+    for more, root, copilot in (
+        (["--project", str(account.project)], account.project, ".github"),
+        ([], account.home, ".copilot"),
+    ):
         account.run("install", "--hook", "--yes", *more)
         account.run("install", "--hook", "--yes", *more)
-    assert folders(account) - before == {
-        str(account.home / ".claude"),
-        str(account.home / ".copilot/hooks"),
-        str(account.project / ".claude"),
-        str(account.project / ".github/hooks"),
-    }
+        made |= {str(root / ".claude"), str(root / copilot / "hooks")}
+        assert folders(account) - before == made
     for more in ([], ["--project", str(account.project)]):
         account.run("uninstall", "--yes", *more)
     assert folders(account) == before
@@ -334,17 +334,6 @@ def test_a_folder_that_was_made_for_a_hook_stays_with_what_somebody_has_put_into
     mine = account.write("home/.claude/CLAUDE.md", "mine")
     done = account.run("uninstall", "--yes")
     assert (done.returncode, mine.read_text("utf-8"), [path.name for path in mine.parent.iterdir()]) == (0, "mine", [mine.name])
-
-
-def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
-    account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
-    before = account.files()
-    account.run("install", "--project", str(account.project), "--hook", "--yes")
-    assert (account.project / ".claude/settings.local.json").exists()
-    assert (account.project / ".github/hooks/mcpguard.json").exists()
-    assert not (account.home / ".claude").exists()
-    account.run("uninstall", "--project", str(account.project), "--yes")
-    assert account.files() == before
 
 
 def test_a_named_client_without_a_hook_is_a_failure(account: Account) -> None:
