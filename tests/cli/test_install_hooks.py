@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.account import CODEX, GONE, HOOK, IN_TOML, Account
 from tests.clients.installations import impostor
+from tests.links import follows_links
 
 
 def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account: Account) -> None:
@@ -302,6 +303,17 @@ def test_an_empty_file_of_hooks_is_empty_again(account: Account) -> None:
     account.run("install", "--hook", "--yes")
     account.run("uninstall", "--yes")
     assert not hooks.exists()
+
+
+@follows_links
+def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
+    account.codex()
+    account.run("install", "--hook", "--yes")
+    hooks, moved = account.home / ".codex/hooks.json", account.home / "dotfiles.json"
+    hooks.rename(moved)
+    hooks.symlink_to(moved)
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert (hooks.is_symlink(), moved.read_bytes()) == (True, b"")
 
 
 def folders(account: Account) -> set[str]:
