@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook
 from mcpguard.clients.entries import Entry, Layout, entries
-from mcpguard.clients.launcher import is_relative, is_same, may_vary
+from mcpguard.clients.launcher import is_same
 from mcpguard.documents.document import Dialect
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Unreadable, plain
@@ -129,11 +129,6 @@ class Source(NamedTuple):
     def is_of_container(self) -> bool:
         """Whether its servers start in a dev container."""
         return self.layout == DEV_CONTAINER
-
-    def tells_where(self, program: str) -> bool:
-        """Whether a program's path means the same here as to the client. A relative path needs to begin in a known folder."""
-        begins_anywhere = is_relative(program) and self.start == Path()
-        return not (self.is_of_container or may_vary(program) or begins_anywhere)
 
     @property
     def start(self) -> Path:

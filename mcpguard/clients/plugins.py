@@ -33,13 +33,12 @@ def plugin_sources(machine: Machine, project: Path | None = None) -> Iterator[So
         machine: The account.
         project: Give the plugins of this project instead of the account's.
     """
-    for client in CLIENTS:
-        for folder in _folders(machine, client.plugins, project) if client.plugins else ():
-            assert client.plugins  # noqa: S101 - see above
+    for client, kind in [(client, client.plugins) for client in CLIENTS if client.plugins]:
+        for folder in _folders(machine, kind, project):
             is_cached = folder.parents[2].name == "cache" if len(folder.parents) > 2 else False
             plugin = f"{folder.parent.name}@{folder.parents[1].name}" if is_cached else folder.name
-            if not any(off_by(machine, switch, plugin=plugin) for switch in client.plugins.off):
-                for file, layout in _files(folder, client.plugins):
+            if not any(off_by(machine, switch, plugin=plugin) for switch in kind.off):
+                for file, layout in _files(folder, kind):
                     yield Source(client, "plugin", file, layout, Dialect.JSONC, folder=folder, plugin=plugin)
 
 

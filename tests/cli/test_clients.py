@@ -22,9 +22,16 @@ def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
 def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_guarded(account: Account) -> None:
     file = account.cursor()
     account.run("install", "--server", "crm", "--yes")
-    usual = {"client": "cursor", "file": str(file), "scope": "user", "project": None, "plugin": None, "fix": None}
+    usual: dict[str, Any] = {
+        "client": "cursor",
+        "file": str(file),
+        "scope": "user",
+        "project": None,
+        "plugin": None,
+        "fix": None,
+    }
     usual |= {"guarded": False, "mcpguard": None, "version": None, "note": None}
-    crm = {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "state": "guarded"}
+    crm: dict[str, Any] = {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "state": "guarded"}
     crm |= {"guarded": True, "mcpguard": PROGRAM, "version": __version__}
     bare = {"server": "bare", "command": ["crm-server"], "state": "unguarded", "fix": "mcpguard install cursor"}
     web = {"server": "web", "command": None, "state": "unguarded", "fix": "mcpguard install cursor --enforce", "note": "remote"}
