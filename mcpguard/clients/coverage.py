@@ -4,41 +4,23 @@ Also finds the rules for subagents that match nothing because a client on this m
 """
 
 import functools
-import hashlib
-import itertools
-import json
 import os
-import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 from mcpguard.clients.catalog import Client
-from mcpguard.clients.discovery import (
-    Fault,
-    HookFile,
-    Machine,
-    Source,
-    content_of,
-    entries_of,
-    hook_files,
-    is_used,
-    off_by,
-    read,
-    sources,
-)
+from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, entries_of, hook_files, is_used, read, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guard, Guards
-from mcpguard.clients.hooks import Ours, deciding, guard_of, ours
-from mcpguard.clients.launcher import words_of
+from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
 from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect
-from mcpguard.documents.model import plain
 from mcpguard.errors import ConfigError
 from mcpguard.identity.agent import DEFAULT, Agent
 from mcpguard.identity.caller import CODEX
 from mcpguard.identity.client_agents import HOOKS, SUBAGENT
-from mcpguard.light_typing import Any, Final, NamedTuple
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.policy.explain import series
 from mcpguard.policy.lint import label
 from mcpguard.policy.model import Policy
@@ -157,63 +139,6 @@ class Coverage:
             return ""
         skipped = why_skipped(self._machine, place, folder)
         return f"{skipped[1]} (its hook is there, but {skipped[0]})" if skipped else None
-
-
-def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple[str, str] | None:
-    """Why the deciding hook in a file does not decide each call of a server, and what to do; None if it does.
-
-    Args:
-        machine: The account.
-        place: The file.
-        folder: The project in which the client runs; None if it runs elsewhere.
-
-    Raises:
-        Fault: The file cannot be read.
-    """
-    client, hook = place.client, place.hook
-    for switch in hook.off:
-        if setting := off_by(machine, switch, folder):
-            return f"{client.title} skips it, because {setting}", "remove that setting"
-    found = deciding(place)
-    reasons = [reason for one in found if (reason := _why_idle(one, place))]
-    if reasons and len(reasons) == len(found):
-        return reasons[0]
-    if not hook.trust:
-        return None
-    state = content_of(machine.paths(hook.trust)[0])
-    for key in ("hooks", "state"):
-        state = state.get(key) if isinstance(state, dict) else None
-    if all(any(_is_trusted(state or {}, name, one) for name in (place.file, os.path.realpath(place.file))) for one in found):
-        return None
-    return f"{client.title} skips it, because you have not trusted it, or not since it changed", hook.after
-
-
-def _why_idle(one: Ours, place: HookFile) -> tuple[str, str] | None:
-    """Why a deciding hook lets some calls pass, and what to do; None if it decides all."""
-    words, start, key = words_of(one.command), f"mcpguard hook {place.client.key}", place.client.key
-    if ("hook", key) not in itertools.pairwise(words):
-        return f"it decides nothing, because its command is not {start}", f"write {start} in its place in the file"
-    if any(word == "--observe" or word.startswith("MCPGUARD_OBSERVE=") for word in words):
-        return "it denies nothing, because its command says to observe", "remove that from its command, if you have seen enough"
-    handler, matcher = plain(one.node), plain(one.entry).get("matcher")
-    for key in ("async", "asyncRewake", "if"):
-        if handler.get(key):
-            return f"it does not decide each call, because it has {key}", f"remove {key} from the hook in the file"
-    if matcher not in ("", "*", None, place.hook.deciding.form("").get("matcher")):
-        return f"it does not see each call, because its matcher is {matcher}", "remove the matcher in the file"
-    return None
-
-
-def _is_trusted(states: dict[str, Any], file: Path | str, one: Ours) -> bool:
-    """Whether Codex runs a hook: it keeps a hash of the definition. Seen in 0.171.0."""
-    event = re.sub(r"(?<=.)(?=[A-Z])", "_", one.event).lower()
-    state = states.get(f"{file}:{event}:{one.places[0]}:{one.places[1]}") or {}
-    hook = {"async": False, "timeout": 600.0} | plain(one.node)
-    timeout_s = int(hook["timeout"]) if isinstance(hook["timeout"], float) else None  # all numbers of a document are floats
-    whole = plain(one.entry) | {"event_name": event, "hooks": [hook | {"timeout": timeout_s}]}
-    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-    return state.get("enabled") is not False and state.get("trusted_hash") == digest
 
 
 def counted(states: Iterable[str], names: Iterable[str] = ()) -> str:

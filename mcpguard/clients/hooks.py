@@ -1,7 +1,8 @@
-"""The hooks of clients: what `install` adds to a JSON file of hooks in place, and how a removal restores the file."""
+"""The hooks of clients: which are there, whether a client runs them, and what `install` adds and `uninstall` removes."""
 
 import codecs
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mcpguard.clients.catalog import Client, Event, Form, Hook
-from mcpguard.clients.discovery import Fault, HookFile, Machine, hook_files, may_exist, read, unreadable
+from mcpguard.clients.discovery import Fault, HookFile, Machine, content_of, hook_files, may_exist, off_by, read, unreadable
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.launcher import Launcher, is_same, may_vary, program_of, words_of
 from mcpguard.clients.plan import HookOutcome, Plan
@@ -133,6 +134,63 @@ def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
     return found
 
 
+def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple[str, str] | None:
+    """Why the deciding hook in a file does not decide each call of a server, and what to do; None if it does.
+
+    Args:
+        machine: The account.
+        place: The file.
+        folder: The project in which the client runs; None if it runs elsewhere.
+
+    Raises:
+        Fault: The file cannot be read.
+    """
+    client, hook = place.client, place.hook
+    for switch in hook.off:
+        if setting := off_by(machine, switch, folder):
+            return f"{client.title} skips it, because {setting}", "remove that setting"
+    found = deciding(place)
+    reasons = [reason for one in found if (reason := _why_idle(one, place))]
+    if reasons and len(reasons) == len(found):
+        return reasons[0]
+    if not hook.trust:
+        return None
+    state = content_of(machine.paths(hook.trust)[0])
+    for key in ("hooks", "state"):
+        state = state.get(key) if isinstance(state, dict) else None
+    if all(any(_is_trusted(state or {}, name, one) for name in (place.file, os.path.realpath(place.file))) for one in found):
+        return None
+    return f"{client.title} skips it, because you have not trusted it, or not since it changed", hook.after
+
+
+def _why_idle(one: Ours, place: HookFile) -> tuple[str, str] | None:
+    """Why a deciding hook lets some calls pass, and what to do; None if it decides all."""
+    words, start, key = words_of(one.command), f"mcpguard hook {place.client.key}", place.client.key
+    if ("hook", key) not in itertools.pairwise(words):
+        return f"it decides nothing, because its command is not {start}", f"write {start} in its place in the file"
+    if any(word == "--observe" or word.startswith("MCPGUARD_OBSERVE=") for word in words):
+        return "it denies nothing, because its command says to observe", "remove that from its command, if you have seen enough"
+    handler, matcher = plain(one.node), plain(one.entry).get("matcher")
+    for key in ("async", "asyncRewake", "if"):
+        if handler.get(key):
+            return f"it does not decide each call, because it has {key}", f"remove {key} from the hook in the file"
+    if matcher not in ("", "*", None, place.hook.deciding.form("").get("matcher")):
+        return f"it does not see each call, because its matcher is {matcher}", "remove the matcher in the file"
+    return None
+
+
+def _is_trusted(states: dict[str, Any], file: Path | str, one: Ours) -> bool:
+    """Whether Codex runs a hook: it keeps a hash of the definition. Seen in 0.171.0."""
+    event = re.sub(r"(?<=.)(?=[A-Z])", "_", one.event).lower()
+    state = states.get(f"{file}:{event}:{one.places[0]}:{one.places[1]}") or {}
+    hook = {"async": False, "timeout": 600.0} | plain(one.node)
+    timeout_s = int(hook["timeout"]) if isinstance(hook["timeout"], float) else None  # all numbers of a document are floats
+    whole = plain(one.entry) | {"event_name": event, "hooks": [hook | {"timeout": timeout_s}]}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return state.get("enabled") is not False and state.get("trusted_hash") == digest
+
+
 def plan_hooks(
     plan: Plan, clients: Iterable[Client], project: Path | None, launcher: Launcher | None,
     *, decide: bool = False, fail_closed: bool = False,
@@ -165,7 +223,7 @@ def plan_hooks(
             elif found:
                 new = without_hook(data, place.hook)
                 plan.put(place.file, b"" if new is None and place.file.is_symlink() else new, place.hook.dialect)
-                plan.hooks.append(HookOutcome(place.client, place.file, "the hook was removed", place.client.after))
+                plan.hooks.append(HookOutcome(place, "the hook was removed", place.client.after))
 
 
 def _decides_elsewhere(machine: Machine, place: HookFile) -> Path | None:
@@ -197,14 +255,14 @@ def _added_to(
             entry = _filled(form, launcher.hook(client.key, decides=decide and event.decides), closed)
             new = with_hook(new, hook, event.name, entry)
     if new == old:
-        return HookOutcome(client, place.file, "the hook is there already")
+        return HookOutcome(place, "the hook is there already")
     plan.put(place.file, new, hook.dialect)
     text = "the hook's mcpguard is this one now" if mended else "the hook was added"
     if decide:
         misses = f", but not {hook.misses}" if hook.misses else ""
         done = "the hook decides now" if found else "the deciding hook was added"
         text = f"{done}: it limits calls of built-in tools and of all MCP servers{misses}"
-    return HookOutcome(client, place.file, text, hook.after or client.after)
+    return HookOutcome(place, text, hook.after or client.after)
 
 
 def _filled(form: Form, command: str, closed: Mapping[str, str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mcpguard import whole_files
 from mcpguard.clients.catalog import CLIENTS, Client
-from mcpguard.clients.discovery import Fault, Machine, Source, may_exist, read, sources, unreadable
+from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, may_exist, read, sources, unreadable
 from mcpguard.clients.editing import Edit
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.launcher import is_same
@@ -68,14 +68,12 @@ class HookOutcome(NamedTuple):
     """What happens to a client's hook.
 
     Attributes:
-        client: The client.
-        file: The file that holds the hook.
+        place: The file with the hook.
         text: What was done.
         step: What the user does so that the client takes the change up; empty if nothing changes.
     """
 
-    client: Client
-    file: Path
+    place: HookFile
     text: str
     step: str = ""
 
@@ -164,7 +162,6 @@ class Plan:
         self._files: dict[str, Change] = {}
         self._records = load(state)
         self._notes: dict[Record, bool] = {}
-        self._told: set[str] = set()
 
     def content(self, file: Path) -> bytes:
         """A file's content with the changes so far. It is read once. A missing file has none.
@@ -206,7 +203,7 @@ class Plan:
         """What the user does in each client so that the changes apply."""
         changed = {real(change.file) for change in self.changes}
         touched = {one.source.client: one.source.client.after for one in self.outcomes if real(one.source.file) in changed}
-        return touched | {hook.client: hook.step for hook in self.hooks if hook.step and real(hook.file) in changed}
+        return touched | {one.place.client: one.step for one in self.hooks if one.step and real(one.place.file) in changed}
 
     @contextlib.contextmanager
     def noting_faults(self, file: Path) -> Iterator[None]:
@@ -219,8 +216,7 @@ class Plan:
     def note_fault(self, file: Path, error: Unreadable | Fault) -> None:
         """Note what could not be done with a file, once for all clients and scopes that share the file."""
         fault = unreadable(file, error) if isinstance(error, Unreadable) else error
-        if fault.message not in self._told:
-            self._told.add(fault.message)
+        if all(fault.message != other.message for other in self.faults):
             self.faults.append(fault)
 
     def note(self, record: Record, *, holds: bool) -> None:
@@ -262,7 +258,7 @@ class Plan:
         """Forget what was planned for a file. It can have several names."""
         del self._files[self._key(file)]
         self.outcomes = [one for one in self.outcomes if real(one.source.file) != real(file)]
-        self.hooks = [one for one in self.hooks if real(one.file) != real(file)]
+        self.hooks = [one for one in self.hooks if real(one.place.file) != real(file)]
 
 
 def record_of(source: Source, server: str) -> Record:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 
 from mcpguard import __version__, run_options
 from mcpguard.clients.catalog import BY_KEY, CLIENTS
-from mcpguard.clients.coverage import UNGUARDED, Coverage, Server, counted, option, why_skipped
+from mcpguard.clients.coverage import UNGUARDED, Coverage, Server, counted, option
 from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, hook_files, readable_entries, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guard, Guards
-from mcpguard.clients.hooks import deciding, guard_of, ours
+from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
 from mcpguard.clients.launcher import is_same
 from mcpguard.doctor.check import Check, advice, failed, good
 from mcpguard.errors import UsageError

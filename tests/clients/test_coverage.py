@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from mcpguard.clients.coverage import Coverage, counted, why_skipped
+from mcpguard.clients.coverage import Coverage, counted
 from mcpguard.clients.discovery import Fault, Machine, hook_files
+from mcpguard.clients.hooks import why_skipped
 from tests.cli.account import HOOK, PROGRAM
 from tests.clients.installations import hooks, written
 

@@ -263,7 +263,7 @@ def _report(plan: Plan, kept: str) -> None:
             detail = f" ({outcome.detail})" if outcome.detail else ""
             paragraph(f"  {outcome.server}: {_DONE.get(outcome.action, kept)}{detail}")
     for hook in plan.hooks:
-        paragraph(f"{hook.client.title}, {hook.file}: {hook.text}")
+        paragraph(f"{hook.place.client.title}, {hook.place.file}: {hook.text}")
     if plan.steps:
         click.echo("\nTo make the changes take effect:")
     for client, step in plan.steps.items():
