@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from mcpguard.clients.discovery import Machine, client_paths, hook_file
+from mcpguard.clients.discovery import Machine, client_paths, hook_files
 from mcpguard.session import denial
 from tests.pages import DOCS, rows
 
@@ -43,11 +43,9 @@ def test_the_table_of_clients_is_that_of_install_and_each_file_in_it_is_looked_f
 
 def test_the_table_of_hooks_names_their_files() -> None:
     hooks = {row[0]: row for row in rows(INSTALL) if len(row) == 3 and row[0] != "client"}
-    clients = [client for client in BY_KEY.values() if client.hook]
-    assert list(hooks) == [client.title for client in clients]
-    for client in clients:
-        assert client.hook
-        machine = Machine(Path("~"), {}, "linux")
-        _, user, project = hooks[client.title]
-        assert user.startswith(f"`{hook_file(machine, client.hook, None).as_posix()}`")
-        assert project == f"`{hook_file(machine, client.hook, Path('/p')).relative_to('/p').as_posix()}`"
+    machine = Machine(Path("~"), {}, "linux")
+    assert list(hooks) == [place.client.title for place in hook_files(machine)]
+    for own, of_project in zip(hook_files(machine), hook_files(machine, project=Path("/p")), strict=True):
+        _, user, project = hooks[own.client.title]
+        assert user.startswith(f"`{own.file.as_posix()}`")
+        assert project == f"`{of_project.file.relative_to('/p').as_posix()}`"

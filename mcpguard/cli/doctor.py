@@ -91,16 +91,16 @@ def server_command(
         if argv or not options["server"]:
             raise UsageError("--client: it says in which client's file --server is", "add --server NAME, and no command")
     if options["server"] and not argv:
-        from mcpguard.doctor.clients import command_of
+        from mcpguard.doctor.clients import entry_of
 
-        entry = command_of(options["server"], os.environ, client, command=command)
+        entry = entry_of(options["server"], os.environ, client, command=command)
         try:
             os.environ.update(entry.env)
         except (OSError, ValueError) as error:
             what = f"--server: the variables of {options['server']} cannot be set: {printable(str(error))}"
             raise UsageError(what, "correct its env in the client's file") from error
         argv, folder = entry.words, entry.cwd
-        if entry.is_guarded:  # the entry names its server itself
+        if entry.guard:  # the entry names its server itself
             options["server"] = None
     return *run.without_guard(argv, options), folder
 

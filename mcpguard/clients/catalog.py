@@ -4,11 +4,12 @@ A pattern of a path begins with a base in braces, see `discovery.Machine.base`. 
 not exist on this system is skipped.
 """
 
-import json
+import sys
+from collections.abc import Callable
 
 from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
-from mcpguard.light_typing import Final, NamedTuple
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 PROJECT: Final = "project"
 LOCAL: Final = "local"
@@ -36,11 +37,8 @@ class Location(NamedTuple):
     dialect: Dialect
 
 
-COMMAND: Final = "{command}"
-"""In the form of a hook, its command line."""
-
-SHELL: Final = "{shell}"
-"""In the form of a hook, the member for the command line of this system's shell."""
+Form = Callable[[str], dict[str, Any]]
+"""Makes the entry of a hook from its command line."""
 
 
 class Event(NamedTuple):
@@ -48,17 +46,17 @@ class Event(NamedTuple):
 
     Attributes:
         name: The client's name for it.
-        form: The entry of the deciding hook as JSON, in which `COMMAND` is its command line.
-        note: The entry of the hook that only leaves notes; empty if that one has no entry for this event.
-        closed: What is added to the hook, as JSON, if calls are denied while the store is away: the client denies if the hook
-            fails.
+        form: The entry of the deciding hook.
+        note: The entry of the hook that only leaves notes; None if that one has no entry for this event.
+        closed: The members that are added to the hook if calls are denied while the store is away: the client denies if the
+            hook fails.
         decides: Whether the hook decides calls here. If not, it leaves notes here, also beside the deciding one.
     """
 
     name: str
-    form: str
-    note: str = ""
-    closed: str = "{}"
+    form: Form
+    note: Form | None = None
+    closed: tuple[tuple[str, str], ...] = ()
     decides: bool = True
 
 
@@ -101,7 +99,7 @@ class Hook(NamedTuple):
     @property
     def leaves_notes(self) -> bool:
         """Whether it can leave notes without deciding."""
-        return any(event.note for event in self.events)
+        return any(event.note is not None for event in self.events)
 
 
 class Plugins(NamedTuple):
@@ -150,14 +148,15 @@ class Client(NamedTuple):
     fills: bool = False
 
 
-def _group(matcher: str, timeout: int = 5) -> str:
-    """An entry in the form of Claude Code, which others have taken over."""
-    return json.dumps({"matcher": matcher, "hooks": [{"type": "command", "command": COMMAND, "timeout": timeout}]})
+def _group(matcher: str, timeout: int = 5) -> Form:
+    """The form of Claude Code, which others have taken over."""
+    return lambda line: {"matcher": matcher, "hooks": [{"type": "command", "command": line, "timeout": timeout}]}
 
 
-_COPILOT_HOOK: Final = json.dumps({"type": "command", SHELL: COMMAND, "timeoutSec": 5})
-_CURSOR_HOOK: Final = json.dumps({"command": COMMAND, "timeout": 5})
-_CURSOR_BUILT_IN: Final = json.dumps({"matcher": "^(?!MCP:)", "command": COMMAND, "timeout": 5})
+def _copilot_hook(line: str) -> dict[str, Any]:
+    return {"type": "command", "powershell" if sys.platform == "win32" else "bash": line, "timeoutSec": 5}
+
+
 _MCP: Final = _group("mcp__.*")
 _ALL: Final = _group("*")
 _ALL_MS: Final = _group("*", timeout=5000)
@@ -224,7 +223,7 @@ CLIENTS: Final = (
         Hook(
             "{claude_folder}/settings.json",
             "{project}/.claude/settings.local.json",
-            (Event("PreToolUse", _ALL, _MCP, '{"onFailure": "block"}'), Event("PostToolUseFailure", _ALL)),
+            (Event("PreToolUse", _ALL, _MCP, (("onFailure", "block"),)), Event("PostToolUseFailure", _ALL)),
             off=(
                 "{claude_folder}/settings.json | disableAllHooks | true",
                 "{project}/.claude/settings.json | disableAllHooks | true",
@@ -282,8 +281,8 @@ CLIENTS: Final = (
             "{home}/.cursor/hooks.json",
             "{project}/.cursor/hooks.json",
             (
-                Event("beforeMCPExecution", _CURSOR_HOOK),
-                Event("preToolUse", _CURSOR_BUILT_IN),
+                Event("beforeMCPExecution", lambda line: {"command": line, "timeout": 5}),
+                Event("preToolUse", lambda line: {"matcher": "^(?!MCP:)", "command": line, "timeout": 5}),
             ),
             "nothing: Cursor reads the file when it changes",
             version=1,
@@ -328,9 +327,9 @@ CLIENTS: Final = (
             "{copilot}/hooks/mcpguard.json",
             "{project}/.github/hooks/mcpguard.json",
             (
-                Event("preMcpToolCall", _COPILOT_HOOK, _COPILOT_HOOK, decides=False),
-                Event("preToolUse", _COPILOT_HOOK),
-                Event("postToolUseFailure", _COPILOT_HOOK),
+                Event("preMcpToolCall", _copilot_hook, _copilot_hook, decides=False),
+                Event("preToolUse", _copilot_hook),
+                Event("postToolUseFailure", _copilot_hook),
             ),
             version=1,
             off=("{copilot}/settings.json | disableAllHooks | true", "{copilot}/config.json | disableAllHooks | true"),

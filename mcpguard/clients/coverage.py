@@ -1,33 +1,54 @@
-"""Tells of each server whether mcpguard limits its calls, and what would make it do so."""
+"""Tells of each server whether mcpguard limits its calls, and what would make it do so.
+
+Also finds the rules for subagents that match nothing because a client on this machine has no hook of mcpguard.
+"""
 
 import functools
-import hashlib
-import itertools
-import json
 import os
-import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
 
 from mcpguard.clients.catalog import Client
-from mcpguard.clients.discovery import Fault, Machine, Source, content_of, entries_of, hook_file, is_off, is_used, sources
+from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, entries_of, hook_files, is_used, read, sources
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guard, Guards
-from mcpguard.clients.hooks import Ours, deciding, guard_of
-from mcpguard.clients.installing import starts_mcpguard
-from mcpguard.clients.launcher import words_of
+from mcpguard.clients.hooks import deciding, guard_of, ours, why_skipped
 from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect
+from mcpguard.errors import ConfigError
+from mcpguard.identity.agent import DEFAULT, Agent
+from mcpguard.identity.caller import CODEX
+from mcpguard.identity.client_agents import HOOKS, SUBAGENT
+from mcpguard.light_typing import Final, NamedTuple
+from mcpguard.policy.explain import series
+from mcpguard.policy.lint import label
+from mcpguard.policy.model import Policy
+from mcpguard.policy.parse import untouched
+from mcpguard.text.patterns import glob
 from mcpguard.text.printing import plural
 
 GUARDED, BY_HOOK, UNGUARDED, UNCHECKED = "guarded", "by hook", "unguarded", "not checked"
 COUNTED: Final = (GUARDED, BY_HOOK, UNCHECKED, UNGUARDED)
 """What a server can be that its client uses, the best first. Another server is not counted, and its kind is told."""
 
-_INSTALL: Final = "install"
 _BY_HAND: Final = "add its command to the client's own file, switch it off here, then run mcpguard install {}"
+
+
+class Server(NamedTuple):
+    """A server of a client's file, and whether mcpguard limits its calls.
+
+    Attributes:
+        entry: Its entry.
+        guard: The mcpguard that its entry starts; None if it starts none.
+        state: What it is: one of `COUNTED`, or its kind.
+        fix: What would guard it; empty unless it is unguarded.
+    """
+
+    entry: Entry
+    guard: Guard | None
+    state: str
+    fix: str
 
 
 class Coverage:
@@ -40,6 +61,7 @@ class Coverage:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.guards = Guards(machine.environ)
+        self._read = functools.cache(read)  # one file can have the servers of many projects
         self._lacks = functools.cache(self._lacks_of)
         self._is_used = functools.cache(functools.partial(is_used, machine))
         self._states: dict[tuple[str, tuple[str, ...], str], list[tuple[bool, str]]] = {}  # clients share files
@@ -48,37 +70,36 @@ class Coverage:
         """The files of clients, and of plugins."""
         return [*sources(self._machine, project=project), *plugin_sources(self._machine, project)]
 
-    def entries(self, source: Source, data: bytes) -> list[Entry]:
+    def servers(self, source: Source) -> list[Server]:
         """The servers of a file. They are counted.
 
         Raises:
-            Fault: The client cannot read the file either.
+            Fault: The file cannot be read, also not by the client.
         """
-        found = entries_of(source, data)
-        found = [of_plugin(self._machine, source, entry) for entry in found] if source.plugin else found
-        for entry in found:
-            key = os.path.realpath(source.file), source.layout.path, entry.name
-            self._states.setdefault(key, []).append((self._is_used(source.client), self.state(source, entry)))
+        entries = entries_of(source, self._read(source.file))
+        entries = [of_plugin(self._machine, source, entry) for entry in entries] if source.plugin else entries
+        found = [self._server(source, entry) for entry in entries]
+        for one in found:
+            key = os.path.realpath(source.file), source.layout.path, one.entry.name
+            self._states.setdefault(key, []).append((self._is_used(source.client), one.state))
         return found
 
-    def guard(self, source: Source, entry: Entry) -> Guard | None:
-        """The mcpguard that an entry starts; None if it starts none."""
-        return self.guards.of_entry(source, entry.guard[0]) if entry.guard else None
+    def _server(self, source: Source, entry: Entry) -> Server:
+        guard = self.guards.of_entry(source, entry.guard[0]) if entry.guard else None
+        state = self._state(source, entry, guard)
+        return Server(entry, guard, state, self._fix(source, entry) if state == UNGUARDED else "")
 
-    def state(self, source: Source, entry: Entry) -> str:
-        """What a server is: one of `COUNTED`, or its kind."""
+    def _state(self, source: Source, entry: Entry, guard: Guard | None) -> str:
         if entry.kind not in ("stdio", "remote") and not entry.may_start:
             return entry.kind
-        guard = self.guard(source, entry)
         if guard is not None and guard.holds:
             return GUARDED
-        if not all(self._lacking(source)):
+        if None in self._lacking(source):
             return BY_HOOK
-        is_unseen = guard.state == "unseen" if guard is not None else starts_mcpguard(entry)
+        is_unseen = guard.state == "unseen" if guard is not None else entry.starts_mcpguard
         return UNCHECKED if is_unseen else UNGUARDED
 
-    def fix(self, source: Source, entry: Entry) -> str:
-        """What would guard a server that is unguarded."""
+    def _fix(self, source: Source, entry: Entry) -> str:
         client = source.client
         if entry.guard:
             return f"write {self.guards.own or 'the path of an installed mcpguard'} in the place of its mcpguard"
@@ -86,93 +107,38 @@ class Coverage:
         if entry.kind != "remote" and (not source.plugin or (client.key == "codex" and entry.kind == "stdio")):
             return command
         if client.hook:  # one that is there and idle is not to be installed again
-            return next((one for one in self._lacking(source) if one != _INSTALL), f"{command} --enforce")
+            return next((one for one in self._lacking(source) if one), f"{command} --enforce")
         return _BY_HAND.format(client.key) if source.plugin or source.dialect is Dialect.YAML else f"{command} --bridge"
 
     def states(self) -> list[str]:
-        """The states of the servers whose entries were read. For one that clients share, the worst of those that are used."""
+        """The states of the servers in all files that were read; of one that clients share, the worst in any that is used."""
         every = [
             [state for used, state in states if used] or [state for _, state in states] for states in self._states.values()
         ]
         return [max(states, key=lambda state: COUNTED.index(state) if state in COUNTED else -1) for states in every]
 
-    def _lacking(self, source: Source) -> list[str]:
-        """See `_lacks_of`, for the account and for the project of a file."""
-        place = Path(source.project) if source.project else None if source.plugin else source.folder
-        return [self._lacks(source.client, project, place) for project in dict.fromkeys((None, place))]
+    def _lacking(self, source: Source) -> list[str | None]:
+        """See `_lacks_of`, for the hook of the account and for that of the project of a file."""
+        folder = Path(source.project) if source.project else None if source.plugin else source.folder
+        places = [
+            one for project in dict.fromkeys((None, folder)) for one in hook_files(self._machine, [source.client], project)
+        ]
+        return [self._lacks(place, folder) for place in places]
 
-    def _lacks_of(self, client: Client, project: Path | None, place: Path | None) -> str:
-        """What makes a client ask mcpguard before each call of a server: see `why_skipped`; empty if it asks."""
+    def _lacks_of(self, place: HookFile, folder: Path | None) -> str | None:
+        """What makes a client ask mcpguard before each call of a server: see `why_skipped`.
+
+        Returns:
+            None if it asks; empty if it needs a new hook.
+        """
         try:
-            asks = deciding(self._machine, client, project)
+            asks = deciding(place)
         except Fault:
-            return _INSTALL
-        if not any(guard_of(one.command, self.guards, project).state == "known" for one in asks):
-            return _INSTALL
-        skipped = why_skipped(self._machine, client, project, place)
-        return f"{skipped[1]} (its hook is there, but {skipped[0]})" if skipped else ""
-
-
-def why_skipped(machine: Machine, client: Client, project: Path | None, place: Path | None) -> tuple[str, str] | None:
-    """Why the deciding hook in a file does not decide each call of a server, and what to do; None if it does.
-
-    Args:
-        machine: The account.
-        client: The client.
-        project: The project whose file has the hook; None for the account's.
-        place: The project in which the client runs; None if it runs elsewhere.
-
-    Raises:
-        Fault: The file cannot be read.
-    """
-    hook = client.hook
-    assert hook  # noqa: S101 - see the callers
-    for switch in hook.off:
-        if is_off(machine, switch, place):
-            pattern, *keys, value = switch.split(" | ")
-            setting = f"{machine.paths(pattern, place)[0]} has {'.'.join(keys)} = {value}"
-            return f"{client.title} skips it, because {setting}", "remove that setting"
-    found = deciding(machine, client, project)
-    reasons = [reason for one in found if (reason := _why_idle(one, client))]
-    if reasons and len(reasons) == len(found):
-        return reasons[0]
-    if not hook.trust:
-        return None
-    file = hook_file(machine, hook, project)
-    state = content_of(machine.paths(hook.trust)[0])
-    for key in ("hooks", "state"):
-        state = state.get(key) if isinstance(state, dict) else None
-    if all(any(_is_trusted(state or {}, name, one) for name in (file, os.path.realpath(file))) for one in found):
-        return None
-    return f"{client.title} skips it, because you have not trusted it, or not since it changed", hook.after
-
-
-def _why_idle(one: Ours, client: Client) -> tuple[str, str] | None:
-    """Why a deciding hook lets some calls pass, and what to do; None if it decides all."""
-    assert client.hook  # noqa: S101 - see the callers
-    words, start = words_of(one.command), f"mcpguard hook {client.key}"
-    if ("hook", client.key) not in itertools.pairwise(words):
-        return f"it decides nothing, because its command is not {start}", f"write {start} in its place in the file"
-    if any(word == "--observe" or word.startswith("MCPGUARD_OBSERVE=") for word in words):
-        return "it denies nothing, because its command says to observe", "remove that from its command, if you have seen enough"
-    for key in ("async", "asyncRewake", "if"):
-        if one.handler.get(key):
-            return f"it does not decide each call, because it has {key}", f"remove {key} from the hook in the file"
-    if one.entry.get("matcher") not in ("", "*", None, json.loads(client.hook.deciding.form).get("matcher")):
-        return f"it does not see each call, because its matcher is {one.entry['matcher']}", "remove the matcher in the file"
-    return None
-
-
-def _is_trusted(states: dict[str, Any], file: Path | str, one: Ours) -> bool:
-    """Whether Codex runs a hook: it keeps a hash of the definition. Seen in 0.171.0."""
-    event = re.sub(r"(?<=.)(?=[A-Z])", "_", one.event).lower()
-    state = states.get(f"{file}:{event}:{one.places[0]}:{one.places[1]}") or {}
-    hook = {"async": False, "timeout": 600.0} | one.handler
-    timeout_s = int(hook["timeout"]) if isinstance(hook["timeout"], float) else None  # all numbers of a document are floats
-    whole = one.entry | {"event_name": event, "hooks": [hook | {"timeout": timeout_s}]}
-    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-    return state.get("enabled") is not False and state.get("trusted_hash") == digest
+            return ""
+        if not any(guard_of(one.command, self.guards, place.project).state == "known" for one in asks):
+            return ""
+        skipped = why_skipped(self._machine, place, folder)
+        return f"{skipped[1]} (its hook is there, but {skipped[0]})" if skipped else None
 
 
 def counted(states: Iterable[str], names: Iterable[str] = ()) -> str:
@@ -197,3 +163,53 @@ def counted(states: Iterable[str], names: Iterable[str] = ()) -> str:
 def option(project: Path | None) -> str:
     """The option that names a project in a command."""
     return f" --project {shlex.quote(str(project))}" if project else ""
+
+
+def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> dict[int, str]:
+    """A warning for each rule that matches no subagent of some client on this machine, by the rule's index.
+
+    It ends with "; run " and the command that adds the hooks. The starter policy's own rules are left out.
+
+    Args:
+        policy: A policy.
+        found: The clients to look at; None for all that have a file.
+    """
+    agents = {at: rule.agent for at, rule in enumerate(policy.rules) if rule.agent and _selects_subagents(rule.agent)}
+    selecting = agents.keys() - untouched(policy)
+    clients, missing = _without_hook(found) if selecting else [], {}
+    for at in sorted(selecting):
+        lacking = [client for client in clients if _needs_hook(agents[at], HOOKS[client.key].client)]
+        if lacking:
+            titles, keys = series([client.title for client in lacking]), " ".join([client.key for client in lacking])
+            which = "its hook is" if len(lacking) == 1 else "their hooks are"
+            told = f"{label(policy, at)} matches no subagent of {titles}, because {which} not installed"
+            missing[at] = f"{told}; run mcpguard install {keys} --hook"
+    return missing
+
+
+def _selects_subagents(agent: Agent) -> bool:
+    """Whether an agent pattern matches subagents, and not every agent of its client."""
+    return glob(agent.tier, SUBAGENT) and not (glob(agent.tier, DEFAULT.tier) and glob(agent.name, DEFAULT.name))
+
+
+def _needs_hook(agent: Agent, client: str) -> bool:
+    """Whether an agent pattern matches the client's subagents only with its hook. Codex tells their tier without it."""
+    return glob(agent.client, client) and not (client == CODEX and glob(agent.name, DEFAULT.name))
+
+
+def _without_hook(found: Iterable[Client] | None) -> list[Client]:
+    """The clients that have no hook of mcpguard, neither for the account nor for the project in the working folder."""
+    try:
+        machine = Machine.this()
+    except ConfigError:  # without a home folder there are no clients
+        return []
+    clients = dict.fromkeys([source.client for source in sources(machine)] if found is None else found)
+    return [client for client in clients if client.hook and client.hook.leaves_notes and not _has_hook(machine, client)]
+
+
+def _has_hook(machine: Machine, client: Client) -> bool:
+    """Whether a hook is there. A file that cannot be read counts as one that has it: `doctor` reports it."""
+    try:
+        return any(ours(one) for project in (None, machine.project) for one in hook_files(machine, [client], project))
+    except Fault:
+        return True

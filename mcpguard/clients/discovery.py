@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook, Location
+from mcpguard.clients.catalog import CLIENTS, DEV_CONTAINER, LOCAL, PROJECT, Client, Hook
 from mcpguard.clients.entries import Entry, Layout, entries
-from mcpguard.clients.launcher import is_relative, is_same, may_vary
+from mcpguard.clients.launcher import is_same
 from mcpguard.documents.document import Dialect
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Unreadable, plain
@@ -130,11 +130,6 @@ class Source(NamedTuple):
         """Whether its servers start in a dev container."""
         return self.layout == DEV_CONTAINER
 
-    def tells_where(self, program: str) -> bool:
-        """Whether a program's path means the same here as to the client. A relative path needs to begin in a known folder."""
-        begins_anywhere = is_relative(program) and self.start == Path()
-        return not (self.is_of_container or may_vary(program) or begins_anywhere)
-
     @property
     def start(self) -> Path:
         """Where the servers start, if the file tells: in its project. Else the working folder."""
@@ -146,6 +141,22 @@ class Source(NamedTuple):
         scope = f"plugin {self.plugin}" if self.plugin else f"{self.scope} scope"
         scope = f"{scope}, {self.project}" if self.project else scope
         return f"{self.client.title} ({scope}), {self.file}"
+
+
+class HookFile(NamedTuple):
+    """A file in which a client's hook is, whether the file exists or not.
+
+    Attributes:
+        client: The client.
+        hook: Its hook.
+        file: The file.
+        project: The project for which it is; None for the account's file.
+    """
+
+    client: Client
+    hook: Hook
+    file: Path
+    project: Path | None
 
 
 class Fault(McpguardError):
@@ -163,16 +174,11 @@ def sources(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path
     found: list[Source] = []
     for client in clients:
         for location in client.locations:
-            for file in _files(machine, location, project):
+            is_wanted = location.scope == LOCAL or (location.scope == PROJECT) == (project is not None)
+            for file in filter(os.path.lexists, machine.paths(location.pattern, project) if is_wanted else ()):
                 source = Source(client, location.scope, file, location.layout, location.dialect, folder=project)
                 found += _local(source) if location.scope == LOCAL else [source]
     return found
-
-
-def _files(machine: Machine, location: Location, project: Path | None) -> list[Path]:
-    if (location.scope == PROJECT) != (project is not None) and location.scope != LOCAL:
-        return []
-    return [path for path in machine.paths(location.pattern, project) if os.path.lexists(path)]
 
 
 def may_exist(file: Path) -> bool:
@@ -205,19 +211,23 @@ def client_paths(machine: Machine, client: Client, project: Path | None = None) 
             yield from machine.paths(location.pattern, project)
 
 
-def is_off(machine: Machine, switch: str, project: Path | None = None, *, plugin: str = "", server: str = "") -> bool:
-    """Whether a client's file switches something off: see `Hook.off`. A switch for servers is never on for a plugin alone."""
+def off_by(machine: Machine, switch: str, project: Path | None = None, *, plugin: str = "", server: str = "") -> str:
+    """The setting of a client's file that switches something off: see `Hook.off`; empty if it is not switched off.
+
+    A switch for servers is never on for a plugin alone.
+    """
     if not server and "{server}" in switch:
-        return False
+        return ""
     pattern, *keys, value = switch.split(" | ")
     value = value.replace('"{server}"', json.dumps(server)).replace("{home}", f"/{machine.home.as_posix().lstrip('/')}")
+    keys = [key.replace("{plugin}", plugin).replace("{server}", server) for key in keys]
     for file in machine.paths(pattern.replace("{plugin}", plugin), project):
         found: Any = content_of(file)
         for key in keys:
-            found = found.get(key.replace("{plugin}", plugin).replace("{server}", server)) if isinstance(found, dict) else None
+            found = found.get(key) if isinstance(found, dict) else None
         if found is not None and (value == "any" or json.loads(value) in (found if isinstance(found, list) else [found])):
-            return True
-    return False
+            return f"{file} has {'.'.join(keys)} = {value}"
+    return ""
 
 
 def content_of(file: Path) -> Any:
@@ -230,14 +240,15 @@ def content_of(file: Path) -> Any:
 
 def is_used(machine: Machine, client: Client) -> bool:
     """Whether the account has a file or a folder of the client."""
-    paths = [*client_paths(machine, client), *([hook_file(machine, client.hook, None)] if client.hook else [])]
+    paths = [*client_paths(machine, client), *(one.file for one in hook_files(machine, [client]))]
     return any(os.path.lexists(path) or (path.parent != machine.home and os.path.isdir(path.parent)) for path in paths)  # noqa: PTH112
 
 
-def hook_file(machine: Machine, hook: Hook, project: Path | None) -> Path:
-    """The file in which a client's hook is, whether it exists or not."""
-    (path,) = machine.paths(hook.project if project else hook.user, project)
-    return path
+def hook_files(machine: Machine, clients: Iterable[Client] = CLIENTS, project: Path | None = None) -> list[HookFile]:
+    """The file with the hook of each client that has one, for the account or for a project."""
+    hooks = [(client, client.hook) for client in clients if client.hook]
+    files = [machine.paths(hook.project if project else hook.user, project)[0] for _, hook in hooks]
+    return [HookFile(*one, file, project) for one, file in zip(hooks, files, strict=True)]
 
 
 def read(file: Path) -> bytes:

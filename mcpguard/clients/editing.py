@@ -10,7 +10,7 @@ from mcpguard.clients.entries import Layout, Start, servers_of, start_of
 from mcpguard.documents.document import Dialect, Document, Splice, quoted, read, spliced
 from mcpguard.documents.edits import emptied_block, member_after, prepended, without, without_member
 from mcpguard.documents.model import Array, Object, Unreadable, plain
-from mcpguard.light_typing import Any, Final, NamedTuple
+from mcpguard.light_typing import Any, NamedTuple
 
 
 class Edit(NamedTuple):
@@ -45,40 +45,31 @@ class Edited(NamedTuple):
     faults: tuple[Unreadable, ...]
 
 
-_MAX_TRIES: Final = 24
-"""How many groups of edits are tried if not all can be made. To find one in a thousand takes 20, and each parses the file."""
-
-
 def edited(data: bytes, dialect: Dialect, edits: Collection[Edit]) -> Edited:
-    """Edit servers. The time is proportional to the size of the file.
+    """Edit servers. The time is proportional to the size of the file, and to the number of edits that cannot be made.
 
     Raises:
         Unreadable: The file does not parse in this dialect.
         LookupError: There is no stdio server of this name.
     """
     document = read(data, dialect)
-    starts = _starts(document, edits)
-    done: list[Edit] = []
-    faults: list[Unreadable] = []
-    waiting = [list(starts)]
-    for _ in range(_MAX_TRIES):
-        if not waiting:
-            break
-        group = waiting.pop()
-        half = len(group) // 2
-        fault = _fault(document, {edit: starts[edit] for edit in group})
-        if fault is None:
-            done += group
-        elif half:
-            waiting += [group[half:], group[:half]]
-        else:
-            faults.append(fault)
-    if rest := {edit: starts[edit] for group in waiting for edit in group}:
-        faults.append(_uneditable(document, rest))
-    made = {edit: starts[edit] for edit in done}
-    if faults and (fault := _fault(document, made)):  # groups that can be edited alone, but not together
+    done, faults = _possible(document, _starts(document, edits))
+    if faults and (fault := _fault(document, done)):  # each half can be edited alone, but not both
         return Edited(data, frozenset(), (*faults, fault))
-    return Edited(_after(document, made), frozenset(done), tuple(faults))
+    return Edited(_after(document, done), frozenset(done), tuple(faults))
+
+
+def _possible(document: Document, starts: dict[Edit, Start]) -> tuple[dict[Edit, Start], list[Unreadable]]:
+    """The edits that can be made, and why the others cannot."""
+    fault = _fault(document, starts)
+    if fault is None:
+        return starts, []
+    if len(starts) == 1:
+        return {}, [fault]
+    edits, half = list(starts), len(starts) // 2
+    done, faults = _possible(document, {edit: starts[edit] for edit in edits[:half]})
+    more, others = _possible(document, {edit: starts[edit] for edit in edits[half:]})
+    return done | more, faults + others
 
 
 def _after(document: Document, starts: Mapping[Edit, Start]) -> bytes:

@@ -72,6 +72,16 @@ class Entry(NamedTuple):
     env_file: str = ""
     has_args: bool = True
 
+    @property
+    def own_words(self) -> tuple[str, ...]:
+        """The server's own command and its arguments."""
+        return self.words[len(self.guard or ()) :]
+
+    @property
+    def starts_mcpguard(self) -> bool:
+        """Whether it starts mcpguard, perhaps through `uvx` or `sh -c`. Another guard would count its calls twice."""
+        return run_options.starts_run(" ".join(self.words))
+
 
 class Start(NamedTuple):
     """The places of an entry's command.

@@ -71,7 +71,8 @@ class Guards:
         """
         if source.is_of_container:
             return Guard("unseen", "its mcpguard is in the container, so it is not checked from here")
-        start = source.start if source.tells_where(program) else None
+        begins_anywhere = is_relative(program) and source.start == Path()
+        start = None if may_vary(program) or begins_anywhere else source.start
         return self.examine(program, start, is_of_project=source.folder is not None)
 
     def _examine(self, program: str, start: Path | None, *, is_of_project: bool) -> Guard:

@@ -1,21 +1,22 @@
-"""The hooks of clients: what `install` adds to a JSON file of hooks in place, and how a removal restores the file."""
+"""The hooks of clients: which are there, whether a client runs them, and what `install` adds and `uninstall` removes."""
 
 import codecs
 import contextlib
+import hashlib
 import itertools
 import json
 import os
 import re
-import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mcpguard.clients.catalog import COMMAND, SHELL, Client, Event, Hook
-from mcpguard.clients.discovery import Fault, Machine, hook_file, may_exist, read, unreadable
+from mcpguard.clients.catalog import Client, Event, Form, Hook
+from mcpguard.clients.discovery import Fault, HookFile, Machine, content_of, hook_files, may_exist, off_by, read, unreadable
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.launcher import Launcher, is_same, may_vary, program_of, words_of
 from mcpguard.clients.plan import HookOutcome, Plan
-from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
+from mcpguard.documents.document import Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.edits import appended, removed
 from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
@@ -39,55 +40,77 @@ class Ours(NamedTuple):
         event: Its event.
         places: The index of its entry for the event, and its own in the entry.
         entry: The entry.
-        handler: The hook in it, or the entry itself.
-        command: Its command line.
+        node: The hook in it, or the entry itself.
+        lines: Its command lines. Copilot CLI's has one for each shell.
     """
 
     event: str
     places: tuple[int, int]
-    entry: dict[str, Any]
-    handler: dict[str, Any]
-    command: str
+    entry: Object
+    node: Object
+    lines: tuple[Scalar, ...]
+
+    @property
+    def command(self) -> str:
+        """Its first command line."""
+        return str(self.lines[0].value)
+
+    @property
+    def decides(self) -> bool:
+        """Whether it is a deciding hook."""
+        return DECIDES in words_of(self.command)
 
 
-def ours(file: Path, hook: Hook) -> list[Ours]:
+def ours(place: HookFile) -> list[Ours]:
     """The hooks of mcpguard in a client's file. A missing file has none.
 
     Raises:
         Fault: The file cannot be read.
     """
-    data = read(file) if may_exist(file) else b""
     try:
-        value = {} if is_blank(data) else plain(parsed(data, hook.dialect).root)
+        return hooks_in(read(place.file) if may_exist(place.file) else b"", place.hook)
     except Unreadable as error:
-        raise unreadable(file, error) from error
-    events = value.get("hooks") if isinstance(value, dict) else None
-    lists = [(event, events.get(event)) for event in hook.names] if isinstance(events, dict) else []
-    entries = [
-        (event, group, one) for event, entries in lists if isinstance(entries, list) for group, one in enumerate(entries)
-    ]
-    return [
-        Ours(event, (group, at), entry, handler, text)
-        for event, group, entry in entries
-        for at, handler in enumerate(handlers(entry))
-        if (text := next((text for key in _COMMANDS if _OURS.search(text := str(handler.get(key)))), ""))
-    ]
+        raise unreadable(place.file, error) from error
 
 
-def deciding(machine: Machine, client: Client, project: Path | None) -> list[Ours]:
-    """The deciding hooks in a file of the account or a project, for the event that shows the calls of servers.
+def hooks_in(data: bytes, hook: Hook) -> list[Ours]:
+    """The hooks of mcpguard in the content of a client's file.
+
+    Raises:
+        Unreadable: The content is not of the client's dialect.
+    """
+    return [] if is_blank(data) else list(_ours(parsed(data, hook.dialect).root, hook))
+
+
+def _ours(root: Node, hook: Hook) -> Iterator[Ours]:
+    for event in hook.names:
+        for group, entry in enumerate(_entries(root, event)):
+            for at, node in enumerate(_handlers(entry)):
+                texts = [text for text in (node.get(key) for key in _COMMANDS) if isinstance(text, Scalar)]
+                if lines := tuple(text for text in texts if isinstance(text.value, str) and _OURS.search(text.value)):
+                    assert isinstance(entry, Object)  # noqa: S101 - it has handlers
+                    yield Ours(event, (group, at), entry, node, lines)
+
+
+def _entries(root: Node, event: str) -> list[Node]:
+    found = root.get("hooks", event) if isinstance(root, Object) else None
+    return [child.node for child in found.children] if isinstance(found, Array) else []
+
+
+def _handlers(entry: Node) -> list[Object]:
+    """What has the command lines of an entry: its hooks, or the entry itself."""
+    inner = entry.get("hooks") if isinstance(entry, Object) else None
+    nodes = [entry] if inner is None else [child.node for child in inner.children] if isinstance(inner, Array) else []
+    return [node for node in nodes if isinstance(node, Object)]
+
+
+def deciding(place: HookFile) -> list[Ours]:
+    """The deciding hooks in a file, for the event that shows the calls of servers.
 
     Raises:
         Fault: The file cannot be read.
     """
-    hook = client.hook
-    found = ours(hook_file(machine, hook, project), hook) if hook else []
-    return [one for one in found if hook and one.event == hook.deciding.name and decides(one.command)]
-
-
-def commands_in(file: Path, hook: Hook) -> list[str]:
-    """The command lines of mcpguard's hooks in a client's file: see `ours`."""
-    return list(dict.fromkeys(one.command for one in ours(file, hook)))
+    return [one for one in ours(place) if one.event == place.hook.deciding.name and one.decides]
 
 
 def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
@@ -111,8 +134,65 @@ def guard_of(command: str, guards: Guards, project: Path | None) -> Guard:
     return found
 
 
+def why_skipped(machine: Machine, place: HookFile, folder: Path | None) -> tuple[str, str] | None:
+    """Why the deciding hook in a file does not decide each call of a server, and what to do; None if it does.
+
+    Args:
+        machine: The account.
+        place: The file.
+        folder: The project in which the client runs; None if it runs elsewhere.
+
+    Raises:
+        Fault: The file cannot be read.
+    """
+    client, hook = place.client, place.hook
+    for switch in hook.off:
+        if setting := off_by(machine, switch, folder):
+            return f"{client.title} skips it, because {setting}", "remove that setting"
+    found = deciding(place)
+    reasons = [reason for one in found if (reason := _why_idle(one, place))]
+    if reasons and len(reasons) == len(found):
+        return reasons[0]
+    if not hook.trust:
+        return None
+    state = content_of(machine.paths(hook.trust)[0])
+    for key in ("hooks", "state"):
+        state = state.get(key) if isinstance(state, dict) else None
+    if all(any(_is_trusted(state or {}, name, one) for name in (place.file, os.path.realpath(place.file))) for one in found):
+        return None
+    return f"{client.title} skips it, because you have not trusted it, or not since it changed", hook.after
+
+
+def _why_idle(one: Ours, place: HookFile) -> tuple[str, str] | None:
+    """Why a deciding hook lets some calls pass, and what to do; None if it decides all."""
+    words, start, key = words_of(one.command), f"mcpguard hook {place.client.key}", place.client.key
+    if ("hook", key) not in itertools.pairwise(words):
+        return f"it decides nothing, because its command is not {start}", f"write {start} in its place in the file"
+    if any(word == "--observe" or word.startswith("MCPGUARD_OBSERVE=") for word in words):
+        return "it denies nothing, because its command says to observe", "remove that from its command, if you have seen enough"
+    handler, matcher = plain(one.node), plain(one.entry).get("matcher")
+    for key in ("async", "asyncRewake", "if"):
+        if handler.get(key):
+            return f"it does not decide each call, because it has {key}", f"remove {key} from the hook in the file"
+    if matcher not in ("", "*", None, place.hook.deciding.form("").get("matcher")):
+        return f"it does not see each call, because its matcher is {matcher}", "remove the matcher in the file"
+    return None
+
+
+def _is_trusted(states: dict[str, Any], file: Path | str, one: Ours) -> bool:
+    """Whether Codex runs a hook: it keeps a hash of the definition. Seen in 0.171.0."""
+    event = re.sub(r"(?<=.)(?=[A-Z])", "_", one.event).lower()
+    state = states.get(f"{file}:{event}:{one.places[0]}:{one.places[1]}") or {}
+    hook = {"async": False, "timeout": 600.0} | plain(one.node)
+    timeout_s = int(hook["timeout"]) if isinstance(hook["timeout"], float) else None  # all numbers of a document are floats
+    whole = plain(one.entry) | {"event_name": event, "hooks": [hook | {"timeout": timeout_s}]}
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    digest = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return state.get("enabled") is not False and state.get("trusted_hash") == digest
+
+
 def plan_hooks(
-    plan: Plan, machine: Machine, clients: Iterable[Client], project: Path | None, launcher: Launcher | None,
+    plan: Plan, clients: Iterable[Client], project: Path | None, launcher: Launcher | None,
     *, decide: bool = False, fail_closed: bool = False,
 ) -> None:  # fmt: skip
     """Plan to add the hooks of clients, or to remove them, with files that hold nothing else.
@@ -122,218 +202,159 @@ def plan_hooks(
 
     Args:
         plan: The plan.
-        machine: The account.
         clients: The clients. A client without a hook is ignored.
         project: The project whose files are changed; None for the account's.
         launcher: The command to write; None to remove hooks.
         decide: Whether to add the hooks that decide, not those that only leave notes.
         fail_closed: Whether a client denies if the hook fails, where it can.
     """
-    guards = Guards(os.environ)
-    for client in clients:
-        hook = client.hook
-        if hook is None or not (launcher is None or decide or hook.leaves_notes):
+    guards = Guards(plan.machine.environ)
+    for place in hook_files(plan.machine, clients, project):
+        if launcher and not (decide or place.hook.leaves_notes):
             continue
-        file = hook_file(machine, hook, project)
-        with plan.noting_faults(file):
-            if decide and launcher and (other := _decides_elsewhere(machine, client, project, file)):
+        with plan.noting_faults(place.file):
+            if launcher and decide and (other := _decides_elsewhere(plan.machine, place)):
                 hint = "one is enough; to have it here, remove it there first"
-                raise Fault(f"{file}: no hook is added: {other} has a deciding one, and calls would count twice", hint)
-            data = plan.content(file)
-            commands = dict.fromkeys(command for event in hook.names for command in hook_commands(data, event, hook.dialect))
-            if launcher is not None:
-                found = {command: guard_of(command, guards, project) for command in commands}
-                plan.hooks.append(_added_to(plan, client, hook, file, found, launcher, decide=decide, fail_closed=fail_closed))
-            elif commands:
-                new = without_hook(data, *hook.names, dialect=hook.dialect)
-                plan.put(file, b"" if new is None and file.is_symlink() else new, hook.dialect)
-                plan.hooks.append(HookOutcome(client, file, "the hook was removed", client.after))
+                raise Fault(f"{place.file}: no hook is added: {other} has a deciding one, and calls would count twice", hint)
+            data = plan.content(place.file)
+            found = {one.command: guard_of(one.command, guards, project) for one in hooks_in(data, place.hook)}
+            if launcher:
+                plan.hooks.append(_added_to(plan, place, found, launcher, decide=decide, fail_closed=fail_closed))
+            elif found:
+                new = without_hook(data, place.hook)
+                plan.put(place.file, b"" if new is None and place.file.is_symlink() else new, place.hook.dialect)
+                plan.hooks.append(HookOutcome(place, "the hook was removed", place.client.after))
 
 
-def _decides_elsewhere(machine: Machine, client: Client, project: Path | None, file: Path) -> Path | None:
+def _decides_elsewhere(machine: Machine, place: HookFile) -> Path | None:
     """The account's file with a deciding hook, if a project's is changed, or that of the project in the working folder."""
-    assert client.hook  # noqa: S101 - see the caller
     with contextlib.suppress(Fault):  # the client cannot read the file either
-        place = None if project else machine.project
-        other = hook_file(machine, client.hook, place)
-        return other if deciding(machine, client, place) and not is_same(other, file) else None
+        for other in hook_files(machine, [place.client], None if place.project else machine.project):
+            return other.file if deciding(other) and not is_same(other.file, place.file) else None
     return None
 
 
 def _added_to(
-    plan: Plan, client: Client, hook: Hook, file: Path, found: Mapping[str, Guard], launcher: Launcher,
-    *, decide: bool, fail_closed: bool,
-) -> HookOutcome:  # fmt: skip
+    plan: Plan, place: HookFile, found: Mapping[str, Guard], launcher: Launcher, *, decide: bool, fail_closed: bool
+) -> HookOutcome:
     """Plan to add a hook to a file with these command lines of mcpguard's, or to mend them."""
+    client, hook = place.client, place.hook
     if unsafe := [guard for guard in found.values() if guard.state == "unsafe" and not guard.is_gone]:
         hint = f"write {launcher.program} in its place in the file"
-        raise Fault(f"{file}: the hook is not changed: {unsafe[0].fault}", hint)
+        raise Fault(f"{place.file}: the hook is not changed: {unsafe[0].fault}", hint)
     mended = {command: launcher.hook(client.key, command) for command, guard in found.items() if guard.is_gone}
-    old = plan.content(file) if may_exist(file) else None
-    new, are_there = old, bool(found) and not decide
+    old = plan.content(place.file) if may_exist(place.file) else None
+    new = _with_commands(old, hook, mended) if old and mended else old
     for event in hook.events:
-        if new is not None and hook_commands(new, event.name, hook.dialect):
-            new = with_commands(new, event.name, mended, hook.dialect)
+        closed = dict(event.closed) if decide and fail_closed else {}
+        if new and any(one.event == event.name for one in hooks_in(new, hook)):
             if decide and event.decides:
-                new = _deciding(new, file, event, client, launcher, fail_closed=fail_closed)
-        elif decide or (event.note and not are_there):
-            command = launcher.hook(client.key, decides=decide and event.decides)
-            form = event.form if decide else event.note
-            entry = filled(form, command, event.closed if decide and fail_closed else "{}")
-            new = with_hook(new, event.name, entry, version=hook.version, dialect=hook.dialect)
+                new = _deciding(new, place, event, launcher, closed)
+        elif decide or (event.note and not found):
+            form = event.note if event.note and not decide else event.form
+            entry = _filled(form, launcher.hook(client.key, decides=decide and event.decides), closed)
+            new = with_hook(new, hook, event.name, entry)
     if new == old:
-        return HookOutcome(client, file, "the hook is there already")
-    assert new is not None  # noqa: S101 - every hook has an event
-    plan.put(file, new, hook.dialect)
+        return HookOutcome(place, "the hook is there already")
+    plan.put(place.file, new, hook.dialect)
     text = "the hook's mcpguard is this one now" if mended else "the hook was added"
     if decide:
         misses = f", but not {hook.misses}" if hook.misses else ""
         done = "the hook decides now" if found else "the deciding hook was added"
         text = f"{done}: it limits calls of built-in tools and of all MCP servers{misses}"
-    return HookOutcome(client, file, text, hook.after or client.after)
+    return HookOutcome(place, text, hook.after or client.after)
 
 
-def filled(form: str, command: str, closed: str = "{}") -> dict[str, Any]:
-    """A hook in the client's form, with `closed` beside its command line."""
-    shell = "powershell" if sys.platform == "win32" else "bash"
-    entry: dict[str, Any] = json.loads(form.replace(json.dumps(COMMAND), json.dumps(command)).replace(SHELL, shell))
-    for handler in handlers(entry):
-        handler.update(json.loads(closed))
+def _filled(form: Form, command: str, closed: Mapping[str, str]) -> dict[str, Any]:
+    """The entry of a hook, with `closed` beside its command line."""
+    entry = form(command)
+    for handler in entry.get("hooks", [entry]):
+        handler.update(closed)
     return entry
 
 
-def handlers(entry: Any) -> list[dict[str, Any]]:
-    """What has the command lines of an entry: its hooks, or the entry itself."""
-    found = entry.get("hooks", [entry]) if isinstance(entry, dict) else None
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-
-
-def _deciding(data: bytes, file: Path, event: Event, client: Client, launcher: Launcher, *, fail_closed: bool) -> bytes:
+def _deciding(data: bytes, place: HookFile, event: Event, launcher: Launcher, closed: Mapping[str, str]) -> bytes:
     """Make the hook of an event the deciding one, in its place.
 
     Raises:
         Fault: There are several, or it shares its entry with other hooks.
     """
-    assert client.hook  # noqa: S101 - see the caller
-    document, closed = parsed(data, client.hook.dialect), event.closed if fail_closed else "{}"
-    (node, lines), *others = _hooks(document.root, event.name)
-    parts = [{key: one[key] for key in json.loads(event.closed) if key in one} for one in handlers(plain(node))]
-    is_done = all(part == json.loads(closed) for part in parts) and all(decides(str(line.value)) for line in lines)
-    if is_done and not others:
+    document = parsed(data, place.hook.dialect)
+    found = [one for one in _ours(document.root, place.hook) if one.event == event.name]
+    (node, *others), entry = _removable(found), found[0].entry
+    parts = [{key: value for key, value in plain(one.node).items() if key in dict(event.closed)} for one in found]
+    if not others and all(one.decides for one in found) and all(part == closed for part in parts):
         return data
-    entries = _entries(document.root, event.name)
-    if others or not isinstance(entries, Array) or node not in [child.node for child in entries.children]:
+    if others or node is not entry:
         hint = "leave one hook of mcpguard in the file, in an entry of its own, then run this again"
-        raise Fault(f"{file}: the hook is not changed: it is there more than once, or beside other hooks", hint)
-    entry = filled(event.form, launcher.hook(client.key, str(lines[0].value), decides=True), closed)
-    text = json.dumps(entry, indent=_unit(document), ensure_ascii=False)
+        raise Fault(f"{place.file}: the hook is not changed: it is there more than once, or beside other hooks", hint)
+    line = launcher.hook(place.client.key, found[0].command, decides=True)
+    text = json.dumps(_filled(event.form, line, closed), indent=_unit(document), ensure_ascii=False)
     gap = document.line_break(node.start) + document.indentation(node.start)
     is_long = "\n" in document.text[node.start : node.end]
-    return document.after([Splice(node.start, node.end, text.replace("\n", gap) if is_long else re.sub(r"\n\s*", " ", text))])
+    return document.after([Splice(node.start, node.end, text.replace("\n", gap) if is_long else _on_one_line(text))])
 
 
-def decides(command: str) -> bool:
-    """Whether a command line is that of a deciding hook."""
-    return DECIDES in words_of(command)
+def _with_commands(data: bytes, hook: Hook, new: Mapping[str, str]) -> bytes:
+    """Replace command lines of hooks. Everything else in the file stays as it is."""
+    document = parsed(data, hook.dialect)
+    lines = [line for one in _ours(document.root, hook) for line in one.lines]
+    return document.after(Splice(line.start, line.end, quoted(new[text])) for line in lines if (text := str(line.value)) in new)
 
 
-def hook_commands(data: bytes, event: str, dialect: Dialect = Dialect.JSON) -> list[str]:
-    """The command lines of mcpguard's hooks for an event.
-
-    Raises:
-        Unreadable: The file is not JSON.
-    """
-    return [] if is_blank(data) else [str(lines[0].value) for _, lines in _hooks(parsed(data, dialect).root, event)]
-
-
-def with_hook(
-    data: bytes | None, event: str, entry: Mapping[str, Any], *, version: int | None = None, dialect: Dialect = Dialect.JSON
-) -> bytes:
-    """Add a hook of mcpguard, in place of the one that is there. `without_hook` removes it.
+def with_hook(data: bytes | None, hook: Hook, event: str, entry: Mapping[str, Any]) -> bytes:
+    """Add a hook of mcpguard for an event that has none. `without_hook` removes it.
 
     Args:
         data: The file; None if it does not exist.
+        hook: The client's hook.
         event: The client's name for the event.
-        entry: The hook: for Claude Code and Codex a matcher with a list of hooks, for Copilot CLI the hook itself.
-        version: The `version` that a new file gets; None for a file that has none.
-        dialect: What the client can read.
+        entry: The entry of the hook.
 
     Raises:
-        Unreadable: The file is not JSON, or cannot be edited in place.
+        Unreadable: The file is not of the client's dialect, or cannot be edited in place.
     """
-    old = data and without_hook(data, event, dialect=dialect)
-    if old is None or is_blank(old):
-        head = {} if version is None else {"version": version}
-        made = encoded(_new_file(head | {"hooks": {event: [dict(entry)]}}))
-        if old is None:
+    if data is None or is_blank(data):
+        head = {} if hook.version is None else {"version": hook.version}
+        made = encoded(_new_file(head | {"hooks": {event: [entry]}}))
+        if data is None:
             return made
-        mark = old[: len(old) - len(old.removeprefix(codecs.BOM_UTF8))]
-        return mark + made + _THERE.encode() + old.removeprefix(mark)
-    document = parsed(old, dialect)
-    new = document.after([_added(document, event, dict(entry))])
-    if without_hook(new, event, dialect=dialect) != old:
+        mark = data[: len(data) - len(data.removeprefix(codecs.BOM_UTF8))]
+        return mark + made + _THERE.encode() + data.removeprefix(mark)
+    document = parsed(data, hook.dialect)
+    new = document.after([_added(document, event, entry)])
+    if without_hook(new, hook) != without_hook(data, hook):
         raise Unreadable("the hook cannot be added in place")
     return new
 
 
-def with_commands(data: bytes, event: str, new: Mapping[str, str], dialect: Dialect) -> bytes:
-    """Replace command lines of hooks. Everything else in the file stays as it is.
-
-    Args:
-        data: The file.
-        event: The client's name for the event.
-        new: The new command line for each one that is replaced.
-        dialect: What the client can read.
-
-    Raises:
-        Unreadable: The file is not JSON.
-    """
-    document = parsed(data, dialect)
-    lines = [line for _, lines in _hooks(document.root, event) for line in lines]
-    return document.after(Splice(line.start, line.end, quoted(new[text])) for line in lines if (text := str(line.value)) in new)
-
-
-def without_hook(data: bytes, *events: str, dialect: Dialect = Dialect.JSON) -> bytes | None:
-    """Remove the hooks of mcpguard for events, and what `with_hook` has added for them.
+def without_hook(data: bytes, hook: Hook) -> bytes | None:
+    """Remove the hooks of mcpguard, and what `with_hook` has added for them.
 
     Returns:
         The file; None if `with_hook` has made it.
 
     Raises:
-        Unreadable: The file is not JSON, or cannot be edited in place.
+        Unreadable: The file is not of the client's dialect, or cannot be edited in place.
     """
     if is_blank(data):
         return data
-    document = parsed(data, dialect)
-    hooks = [hook for event in events for hook, _ in _hooks(document.root, event)]
-    after = _after_new_file(document, events, hooks) if hooks else None
+    document = parsed(data, hook.dialect)
+    nodes = _removable(list(_ours(document.root, hook)))
+    after = _after_new_file(document, hook, nodes) if nodes else None
     if after is None:
-        return removed(document, hooks)
+        return removed(document, nodes)
     return document.mark + after.removeprefix(_THERE).encode() if after else None
 
 
-def _entries(root: Node, event: str) -> Node | None:
-    return root.get("hooks", event) if isinstance(root, Object) else None
+def _removable(found: Sequence[Ours]) -> list[Object]:
+    """What goes with hooks: an entry in which all hooks are mcpguard's, or else the hooks alone."""
+    of_entry = Counter(id(one.entry) for one in found)
+    nodes = [one.entry if of_entry[id(one.entry)] == len(_handlers(one.entry)) else one.node for one in found]
+    return list({id(node): node for node in nodes}.values())
 
 
-def _hooks(root: Node, event: str) -> Iterator[tuple[Node, list[Scalar]]]:
-    """The hooks of mcpguard, each with its command lines. An entry in which all hooks are mcpguard's counts as one."""
-    entries = _entries(root, event)
-    for entry in entries.children if isinstance(entries, Array) else ():
-        inner = entry.node.get("hooks") if isinstance(entry.node, Object) else None
-        hooks = inner.children if isinstance(inner, Array) else []
-        ours = [(hook.node, lines) for hook in hooks if (lines := _lines(hook.node))]
-        whole = _lines(entry.node) or [line for _, lines in ours for line in lines if len(ours) == len(hooks)]
-        yield from [(entry.node, whole)] if whole else ours
-
-
-def _lines(hook: Node) -> list[Scalar]:
-    """The command lines of a hook of mcpguard; none of all other hooks."""
-    texts = [hook.get(key) for key in _COMMANDS] if isinstance(hook, Object) else []
-    return [text for text in texts if isinstance(text, Scalar) and isinstance(text.value, str) and _OURS.search(text.value)]
-
-
-def _added(document: Document, event: str, entry: dict[str, Any]) -> Splice:
+def _added(document: Document, event: str, entry: Mapping[str, Any]) -> Splice:
     """Insert a hook, with the containers that are missing."""
     node, missing = document.root, ["hooks", event]
     while missing and isinstance(node, Object) and (found := node.get(missing[0])):
@@ -346,7 +367,11 @@ def _added(document: Document, event: str, entry: dict[str, Any]) -> Splice:
     value: Any = {event: [entry]} if len(missing) == 2 else [entry] if missing else entry
     name = f"{json.dumps(missing[0])}: " if missing else ""
     long = name + json.dumps(value, indent=_unit(document), ensure_ascii=False)
-    return appended(document, node, [re.sub(r"\n\s*", " ", long)], long)
+    return appended(document, node, [_on_one_line(long)], long)
+
+
+def _on_one_line(text: str) -> str:
+    return re.sub(r"\n\s*", " ", text)
 
 
 def _unit(document: Document) -> str:
@@ -364,11 +389,10 @@ def _new_file(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _after_new_file(document: Document, events: Sequence[str], hooks: list[Node]) -> str | None:
+def _after_new_file(document: Document, hook: Hook, nodes: Sequence[Object]) -> str | None:
     """What follows the content that `with_hook` gives a new file; None if it is not like that, or if somebody has edited it."""
-    value, found = plain(document.root), [_entries(document.root, event) for event in events]
-    entries = [child.node for array in found if isinstance(array, Array) for child in array.children]
-    if entries != hooks or value.keys() - {"version", "hooks"} or value["hooks"].keys() - {*events}:
+    value, entries = plain(document.root), [entry for event in hook.names for entry in _entries(document.root, event)]
+    if entries != nodes or value.keys() - {"version", "hooks"} or value["hooks"].keys() - {*hook.names}:
         return None
     with contextlib.suppress(ValueError):  # an integer of thousands of digits
         whole = _new_file(json.loads(document.text))  # unlike `plain`, it leaves integers as they are

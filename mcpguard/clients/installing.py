@@ -1,7 +1,12 @@
-"""Plans what `install` and `uninstall` change in the entries of servers."""
+"""Plans what `install` and `uninstall` change in the entries of servers.
+
+Also warns of commands that a client on macOS may not find: an app that the Dock starts has a short `PATH`.
+"""
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+import re
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -11,10 +16,10 @@ from mcpguard.clients.entries import Entry
 from mcpguard.clients.guards import Guards
 from mcpguard.clients.launcher import Launcher, is_same
 from mcpguard.clients.plan import Outcome, Plan, real, record_of
+from mcpguard.clients.rewriting import bridged, plan_plugins, undone
 from mcpguard.documents.document import quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Array, Object, plain
-from mcpguard.run_options import starts_run
 
 OWN_COMMAND: Final = "its own command starts mcpguard run"
 """What is said of an entry that starts mcpguard through another program, which neither `install` nor `uninstall` changes."""
@@ -24,6 +29,29 @@ _LEFT: Final = {
     "disabled": "disabled",
     "bundled": "part of the client or of an extension, which starts it without a command in this file",
 }
+
+SHORT: Final = "/usr/bin:/bin:/usr/sbin:/sbin"
+"""The `PATH` of apps that launchd starts. Some clients ask the login shell for a better one, and may fail to."""
+
+_APPS: Final = frozenset("claude-desktop cursor vscode windsurf zed cline continue kiro lm-studio".split())
+"""The clients that are apps, or extensions in apps. The others are started in a terminal, with the shell's `PATH`."""
+
+_USUAL: Final = (
+    "/opt/homebrew/bin",
+    "/usr/local/bin",
+    "~/.local/bin",
+    "~/.volta/bin",
+    "~/.asdf/shims",
+    "~/.local/share/mise/shims",
+    "~/.nvm/versions/node/*/bin",
+    "~/.local/share/fnm/node-versions/*/installation/bin",
+    "~/.bun/bin",
+    "~/.deno/bin",
+    "~/.cargo/bin",
+)
+"""Where package managers put programs."""
+
+_ENV: Final = re.compile(rb"#! */usr/bin/env (?:-S )?([\w.+-]+)")
 
 
 def plan_servers(
@@ -38,8 +66,6 @@ def plan_servers(
         launcher: The command to write; None to undo what this function has done with one.
         bridge: Whether to guard remote servers by `npx mcp-remote`.
     """
-    from mcpguard.clients.rewriting import bridged, plan_plugins  # loads much, and a client's hook loads this module
-
     guards = Guards(os.environ)
     files: dict[str, list[Source]] = {}
     for source in sources:
@@ -84,15 +110,13 @@ def _outcome(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None
     if entry.guard is None and launcher:
         return _guarded(plan, source, entry, launcher)
     if entry.guard is None:
-        starts = starts_mcpguard(entry)
-        return Outcome(source, entry.name, "leave" if starts else "keep", OWN_COMMAND if starts else "")
+        starts = entry.starts_mcpguard
+        return Outcome(source, entry, "leave" if starts else "keep", OWN_COMMAND if starts else "")
     if launcher is None:
-        from mcpguard.clients.rewriting import undone
-
         if undone(plan, source, entry):
-            return Outcome(source, entry.name, "unguard")
+            return Outcome(source, entry, "unguard")
         edit = Edit(source.layout, entry.name, drop_empty_args=plan.holds(record_of(source, entry.name)))
-        return Outcome(source, entry.name, "unguard", edit=edit)
+        return Outcome(source, entry, "unguard", edit=edit)
     guard = guards.of_entry(source, entry.guard[0])
     if guard.is_gone:
         for record in plan.rewritten(source, entry.name):
@@ -100,30 +124,25 @@ def _outcome(plan: Plan, source: Source, entry: Entry, launcher: Launcher | None
             new = record.new.replace(quoted(entry.guard[0]), quoted(launcher.program))
             plan.note(record._replace(new=new), holds=True)
         edit = Edit(source.layout, entry.name, (launcher.program, *entry.guard[1:]))
-        return Outcome(source, entry.name, "mend", f"{entry.guard[0]} is gone", edit)
+        return Outcome(source, entry, "mend", f"{entry.guard[0]} is gone", edit)
     if guard.state == "unsafe" and entry.kind == "stdio":  # it guards nothing
         hint = f"write {launcher.program} in its place in the file"
         raise Fault(f"{source.file}: {entry.name}: not changed: {guard.fault}", hint)
-    return Outcome(source, entry.name, "keep")
+    return Outcome(source, entry, "keep")
 
 
 def _guarded(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Outcome:
     if entry.may_start:
         raise Fault(f"{source.file}: {entry.name}: not changed: {entry.detail}")
     left = entry.detail if entry.kind == "faulty" else _LEFT.get(entry.kind, "" if entry.name else "it has no name")
-    if left or starts_mcpguard(entry):
-        return Outcome(source, entry.name, "leave", left or OWN_COMMAND)
+    if left or entry.starts_mcpguard:
+        return Outcome(source, entry, "leave", left or OWN_COMMAND)
     if entry.is_sandboxed and not _may_write(plan.content(source.file), source, plan.state):
         hint = f"add {plan.state} to sandbox.filesystem.allowWrite in this file, or remove sandboxEnabled"
         raise Fault(f"{source.file}: {entry.name}: its sandbox would keep mcpguard from its counters", hint)
     remark = "it starts in the container, where mcpguard must have the same path" if source.is_of_container else ""
     edit = Edit(source.layout, entry.name, launcher.words(entry.name), drop_empty_args=not entry.has_args)
-    return Outcome(source, entry.name, "guard", remark, edit, entry.words[0])
-
-
-def starts_mcpguard(entry: Entry) -> bool:
-    """Whether an entry starts mcpguard through another program, such as `uvx` or `sh -c`. Another guard would count twice."""
-    return starts_run(" ".join(entry.words))
+    return Outcome(source, entry, "guard", remark, edit)
 
 
 def _may_write(data: bytes, source: Source, state: Path) -> bool:
@@ -134,3 +153,43 @@ def _may_write(data: bytes, source: Source, state: Path) -> bool:
     texts = [text for text in plain(node) if isinstance(text, str)] if isinstance(node, Array) else []
     folders = [Path(os.path.expanduser(text)) for text in texts]  # noqa: PTH111
     return any(is_same(folder, part) for folder in folders for part in (state, *state.parents))
+
+
+def short_path_warnings(plan: Plan) -> Iterator[str]:
+    """A warning for each command of a newly guarded server that an app on macOS may not find: it is not on the short `PATH`."""
+    machine = plan.machine
+    if machine.system != "darwin":
+        return
+    titles: dict[str, dict[str, None]] = {}
+    for one in plan.outcomes:
+        command = "".join(one.entry.words[:1])
+        bare = command and os.path.basename(command) == command  # noqa: PTH119
+        if one.action == "guard" and bare and one.source.client.key in _APPS and not shutil.which(command, path=SHORT):
+            titles.setdefault(command, {})[one.source.client.title] = None
+    path = os.pathsep.join([machine.environ.get("PATH", ""), *_usual(machine.home)])
+    for command, names in titles.items():
+        found = shutil.which(command, path=path)
+        folders = dict.fromkeys(os.path.dirname(one) for one in (found, found and _interpreter(found, path)) if one)  # noqa: PTH120
+        hint = "write its full path"
+        if found:
+            hint = f'write {found} in its place, and "PATH": "{os.pathsep.join([*folders, SHORT])}" into env'
+        apps = " or ".join(names)
+        yield f"{command} is not on the PATH of apps that the Dock starts. If {apps} cannot start a server with it, {hint}"
+
+
+def _usual(home: Path) -> Iterator[str]:
+    """The folders of package managers that exist, of several versions the newest first."""
+    for pattern in _USUAL:
+        base = home if pattern.startswith("~/") else Path("/")
+        found = base.glob(pattern.removeprefix("~/").removeprefix("/"))
+        yield from map(str, sorted(found, key=lambda folder: [*map(int, re.findall(r"\d+", str(folder)))], reverse=True))
+
+
+def _interpreter(program: str, path: str) -> str | None:
+    """The program that a script asks `env` for, such as node for npx. It is on the `PATH`, too."""
+    try:
+        with open(program, "rb") as file:  # noqa: PTH123
+            found = _ENV.match(file.readline(200))
+    except OSError:
+        return None
+    return shutil.which(found[1].decode(), path=path) if found else None

@@ -1,29 +1,37 @@
 """Changes of clients' files: planned first, so that they can be shown, and then written.
 
+A file has its old bytes or its new bytes, whenever the process is killed. Before it is changed, its bytes are saved in the
+folder of the backups. Only this account can read that folder, because clients' files hold keys of servers. A backup is never
+overwritten and never deleted.
+
 `installed.json` in mcpguard's state folder is a list of objects with the members of `Record`: the entries that had no `args`,
 those that were rewritten, and files made for them. Without it, `uninstall` leaves an empty list or file, or what was written
 without mcpguard.
 """
 
 import contextlib
+import errno
 import json
 import os
+import re
+import secrets
 import sys
-from collections.abc import Collection, Iterator, Set
+import time
+from collections.abc import Iterator, Set
 from pathlib import Path
 
+from mcpguard import whole_files
 from mcpguard.clients.catalog import CLIENTS, Client
-from mcpguard.clients.discovery import Fault, Machine, Source, may_exist, read, sources, unreadable
+from mcpguard.clients.discovery import Fault, HookFile, Machine, Source, may_exist, read, sources, unreadable
 from mcpguard.clients.editing import Edit
+from mcpguard.clients.entries import Entry
 from mcpguard.clients.launcher import is_same
-from mcpguard.clients.writing import NotWritten, remove, replace
 from mcpguard.documents.document import Dialect
 from mcpguard.documents.model import Unreadable
 from mcpguard.errors import McpguardError
 from mcpguard.files import private_folder, read_at_once
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.system_programs import output_of
-from mcpguard.whole_files import reported, write
 
 NAME: Final = "installed.json"
 
@@ -37,34 +45,35 @@ class Outcome(NamedTuple):
     """What happens to a server.
 
     Attributes:
-        source: Where its entry is.
-        server: Its name.
+        source: The file with its entry.
+        entry: Its entry.
         action: `guard`, `mend`, `unguard`, `keep` or `leave`.
         detail: What the user should know; empty for the usual.
         edit: The edit of its entry that this needs; None if it needs none.
-        command: The server's own command, without its arguments, if it becomes guarded.
     """
 
     source: Source
-    server: str
+    entry: Entry
     action: str
     detail: str = ""
     edit: Edit | None = None
-    command: str = ""
+
+    @property
+    def server(self) -> str:
+        """The server's name."""
+        return self.entry.name
 
 
 class HookOutcome(NamedTuple):
     """What happens to a client's hook.
 
     Attributes:
-        client: The client.
-        file: The file that holds the hook.
+        place: The file with the hook.
         text: What was done.
         step: What the user does so that the client takes the change up; empty if nothing changes.
     """
 
-    client: Client
-    file: Path
+    place: HookFile
     text: str
     step: str = ""
 
@@ -120,9 +129,9 @@ def save(state: Path, *, added: Set[Record] = frozenset(), dropped: Set[Record] 
     path, known = state / NAME, load(state)
     new = (known | added) - dropped
     if new != known:
-        with reported(path):
+        with whole_files.reported(path):
             private_folder(state)
-        write(path, json.dumps([one._asdict() for one in sorted(new)], indent=1).encode() + b"\n")
+        whole_files.write(path, json.dumps([one._asdict() for one in sorted(new)], indent=1).encode() + b"\n")
 
 
 class Plan:
@@ -153,7 +162,6 @@ class Plan:
         self._files: dict[str, Change] = {}
         self._records = load(state)
         self._notes: dict[Record, bool] = {}
-        self._told: set[str] = set()
 
     def content(self, file: Path) -> bytes:
         """A file's content with the changes so far. It is read once. A missing file has none.
@@ -190,14 +198,12 @@ class Plan:
         """The files that change."""
         return [change for change in self._files.values() if change.old != change.new]
 
-    def steps(self, changed: Collection[str]) -> dict[Client, str]:
-        """What the user does in each client so that the changes apply.
-
-        Args:
-            changed: The files that were changed, with all links followed.
-        """
+    @property
+    def steps(self) -> dict[Client, str]:
+        """What the user does in each client so that the changes apply."""
+        changed = {real(change.file) for change in self.changes}
         touched = {one.source.client: one.source.client.after for one in self.outcomes if real(one.source.file) in changed}
-        return touched | {hook.client: hook.step for hook in self.hooks if hook.step and real(hook.file) in changed}
+        return touched | {one.place.client: one.step for one in self.hooks if one.step and real(one.place.file) in changed}
 
     @contextlib.contextmanager
     def noting_faults(self, file: Path) -> Iterator[None]:
@@ -210,8 +216,7 @@ class Plan:
     def note_fault(self, file: Path, error: Unreadable | Fault) -> None:
         """Note what could not be done with a file, once for all clients and scopes that share the file."""
         fault = unreadable(file, error) if isinstance(error, Unreadable) else error
-        if fault.message not in self._told:
-            self._told.add(fault.message)
+        if all(fault.message != other.message for other in self.faults):
             self.faults.append(fault)
 
     def note(self, record: Record, *, holds: bool) -> None:
@@ -226,26 +231,34 @@ class Plan:
         """The records of a rewritten entry. Others than the last are left of changes that somebody undid."""
         return [one for one in self._records if one.new and one[:2] == record_of(source, server)[:2]]
 
-    def apply(self) -> Iterator[tuple[Change, NotWritten | None]]:
-        """Change the files, one after the other. A file that cannot be changed is left as it is.
+    def apply(self) -> list[Fault]:
+        """Change the files, one after the other. What could not be done is no longer planned.
+
+        Returns:
+            Why files could not be changed. They were left as they are, or another program has changed them right afterwards.
 
         Raises:
             McpguardError: mcpguard's own folder cannot be written to. No file was changed.
         """
         added = {record for record, holds in self._notes.items() if holds}
         save(self.state, added=added)  # first, so that a command that is killed leaves too many, not too few
-        failed = False
+        faults: list[Fault] = []
         for change in self.changes:
             try:
-                _write(change, self.state / "backups")
-            except NotWritten as error:
-                failed = True
-                yield change, error
-            else:
-                yield change, None
-        if not failed:
+                write(change, self.state / "backups")
+            except Fault as fault:
+                faults.append(fault)
+                self._drop(change.file)
+        if not faults:
             with contextlib.suppress(McpguardError):  # a record too many does no harm
                 save(self.state, dropped=self._notes.keys() - added)
+        return faults
+
+    def _drop(self, file: Path) -> None:
+        """Forget what was planned for a file. It can have several names."""
+        del self._files[self._key(file)]
+        self.outcomes = [one for one in self.outcomes if real(one.source.file) != real(file)]
+        self.hooks = [one for one in self.hooks if real(one.place.file) != real(file)]
 
 
 def record_of(source: Source, server: str) -> Record:
@@ -253,13 +266,90 @@ def record_of(source: Source, server: str) -> Record:
     return Record(real(source.file), (*source.layout.path, server))
 
 
-def _write(change: Change, backups: Path) -> None:
-    if change.new is not None:
-        replace(change.file, change.old, change.new, backups=backups)
-    elif change.old is not None:
-        remove(change.file, change.old, backups=backups)
-        with contextlib.suppress(OSError):  # there is something else in the folder
-            change.file.parent.rmdir()
+def write(change: Change, backups: Path) -> None:
+    """Replace a file's content, make the file with its folder, or remove it with its folder if that becomes empty.
+
+    A file that is replaced keeps its mode, its owner and its attributes; a link to it stays a link.
+
+    Args:
+        change: The change.
+        backups: The folder of the backups.
+
+    Raises:
+        Fault: The file cannot be written, or its content is not `change.old`. It was left as it is. Or another program changed
+            it right afterwards.
+    """
+    file, old, new, _ = change
+    target = Path(os.path.realpath(file))
+
+    def check() -> None:
+        if _content(target) != old or Path(os.path.realpath(file)) != target:
+            raise Fault(f"{file}: not changed, because another program has changed it just now", "run this again")
+
+    with _reported(file):
+        if old is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            if new is not None:
+                whole_files.require_writable(target)
+            _save(target, old, backups)
+        if new is not None:
+            whole_files.remove_leftovers(target)
+            whole_files.replace(target, new, check=check)
+        else:
+            check()
+            os.unlink(file)  # noqa: PTH108
+            whole_files.sync_folder(file.parent)
+    with contextlib.suppress(OSError):  # it cannot be read, or there is something else in the folder
+        if new is None:
+            file.parent.rmdir()
+        elif _content(target) != new:
+            raise Fault(f"{file}: another program has changed the file right afterwards", "quit it, then run this again")
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "check that the file, its folder and mcpguard's own folder can be written to")
+        raise Fault(f"{path}: not changed: {error.strerror or error}", hint) from error
+
+
+_HINTS: Final = {
+    errno.EINVAL: "check where the link leads",
+    errno.ESTALE: whole_files.SWAPPED_HINT,
+    errno.ETXTBSY: whole_files.IN_USE_HINT,
+    errno.EACCES: "give your account the right to write to the file and to its folder",
+    errno.EPERM: "if it belongs to another account, run this command as that account; else give the file a group of yours",
+    errno.EROFS: "the file is on a read-only file system: edit the file that it is made from",
+    errno.ENOSPC: "free some space on the disk, then run this again",
+    errno.EDQUOT: "free some of your disk quota, then run this again",
+    errno.EBUSY: "the file is a mount point, which cannot be replaced: edit the file on the other side",
+}
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return read_at_once(path)
+    except FileNotFoundError:
+        return None
+
+
+def _save(path: Path, data: bytes, backups: Path) -> None:
+    """Save a file's bytes in a new file with mode 0600, whose name has the time and the path.
+
+    Raises:
+        Fault: The file cannot be saved.
+    """
+    where = re.sub(r"[^\w.-]+", "-", str(path)).strip("-")[-150:]
+    name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}-{where}"
+    try:
+        private_folder(backups)
+        whole_files.replace(backups / name, data)
+    except OSError as error:
+        what = f"{path}: not changed, because no copy of it can be saved in {backups}: {error.strerror or error}"
+        raise Fault(what, "check that this folder can be written to, and that the disk is not full") from error
 
 
 def is_running(client: Client) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from mcpguard.clients.catalog import CLIENTS, Client, Plugins
-from mcpguard.clients.discovery import Machine, Source, content_of, is_off, may_exist, readable_entries
+from mcpguard.clients.discovery import Machine, Source, content_of, may_exist, off_by, readable_entries
 from mcpguard.clients.entries import Entry, Layout
 from mcpguard.documents.document import Dialect
 
@@ -33,13 +33,12 @@ def plugin_sources(machine: Machine, project: Path | None = None) -> Iterator[So
         machine: The account.
         project: Give the plugins of this project instead of the account's.
     """
-    for client in CLIENTS:
-        for folder in _folders(machine, client.plugins, project) if client.plugins else ():
-            assert client.plugins  # noqa: S101 - see above
+    for client, kind in [(client, client.plugins) for client in CLIENTS if client.plugins]:
+        for folder in _folders(machine, kind, project):
             is_cached = folder.parents[2].name == "cache" if len(folder.parents) > 2 else False
             plugin = f"{folder.parent.name}@{folder.parents[1].name}" if is_cached else folder.name
-            if not any(is_off(machine, switch, plugin=plugin) for switch in client.plugins.off):
-                for file, layout in _files(folder, client.plugins):
+            if not any(off_by(machine, switch, plugin=plugin) for switch in kind.off):
+                for file, layout in _files(folder, kind):
                     yield Source(client, "plugin", file, layout, Dialect.JSONC, folder=folder, plugin=plugin)
 
 
@@ -49,7 +48,7 @@ def of_plugin(machine: Machine, source: Source, entry: Entry, *, replaced: bool 
     assert kind  # noqa: S101 - see `plugin_sources`
     name = kind.server.replace("{plugin}", source.plugin.partition("@")[0]).replace("{server}", entry.name)
     switches = [switch for switch in kind.off if replaced or not switch.endswith(" | any")]
-    off = any(is_off(machine, switch, plugin=source.plugin, server=name) for switch in switches)
+    off = any(off_by(machine, switch, plugin=source.plugin, server=name) for switch in switches)
     return entry._replace(name=name, kind="disabled" if off else entry.kind, may_start=entry.may_start and not off)
 
 

@@ -57,7 +57,7 @@ def bridged(plan: Plan, source: Source, entry: Entry, launcher: Launcher) -> Out
         raise Fault(f"{source.file}: {entry.name}: no bridge: the entry cannot be edited in place")
     plan.put(source.file, data, source.dialect)
     plan.note(record_of(source, entry.name)._replace(old=text[first:end], new=new), holds=True)
-    return Outcome(source, entry.name, "guard", "its URL is reached through npx mcp-remote")
+    return Outcome(source, entry, "guard", "its URL is reached through npx mcp-remote")
 
 
 def _made(source: Source, values: dict[str, Any], entry: Entry, launcher: Launcher) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: 
                 continue
             block = _own_entry(brought, entry, launcher)
             (new,) = entries_of(source, block.encode())
-            if known and (known.words[len(known.guard or ()) :], known.cwd) == (new.words[len(new.guard or ()) :], new.cwd):
+            if known and (known.own_words, known.cwd) == (new.own_words, new.cwd):
                 continue
             if known and not restored(plan, source, known):
                 raise Fault(f"{source.file}: {entry.name}: not changed: its entry was edited", "remove it, then run this again")
@@ -162,7 +162,7 @@ def plan_plugins(plan: Plan, source: Source, servers: frozenset[str], launcher: 
             plan.note(record_of(source, entry.name)._replace(new=added), holds=True)
             if is_new:
                 plan.note(Record(real(source.file), ()), holds=True)
-            yield Outcome(source, entry.name, "guard", f"in place of the server of the plugin {brought.plugin}")
+            yield Outcome(source, entry, "guard", f"in place of the server of the plugin {brought.plugin}")
 
 
 def _own_entry(brought: Source, entry: Entry, launcher: Launcher) -> str:

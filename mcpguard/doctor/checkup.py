@@ -1,25 +1,39 @@
-"""All checks, in the order in which they are shown: the PATH, clients, `config.toml`, policy, store and identity."""
+"""All checks, in the order in which they are shown: PATH, clients, `config.toml`, policy, store, identity, notifications."""
 
+import contextlib
 import os
+import shutil
 import sysconfig
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mcpguard
 from mcpguard import __version__, config
+from mcpguard.alerts.deliver import desktop
+from mcpguard.alerts.events import Event
+from mcpguard.alerts.notifier import result, start
+from mcpguard.alerts.way import Way
+from mcpguard.clients.coverage import missing_hooks
+from mcpguard.clients.discovery import Machine
 from mcpguard.clients.guards import version_of
 from mcpguard.clients.launcher import PROGRAM, is_same
-from mcpguard.clients.missing_hooks import missing_hooks
-from mcpguard.config import Settings
-from mcpguard.configured_identity import configured_tier, used_tiers
-from mcpguard.doctor import alerts, clients, identity, store
+from mcpguard.config import Settings, place
+from mcpguard.configured_identity import SOURCES, TOKEN_UNUSED, configured_identity, configured_tier, used_tiers
+from mcpguard.doctor import clients, store
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good
 from mcpguard.errors import ConfigError, PolicyError
 from mcpguard.files import changeable, exposed
+from mcpguard.identity.caller import Identity
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.lint import still_capped, warnings
 from mcpguard.reading.explaining import never_matched
 from mcpguard.text.printing import plural
+from mcpguard.text.times import span_down
+
+if TYPE_CHECKING:
+    from mcpguard.identity.jwt_settings import JwtSettings
 
 
 def checkup(
@@ -34,7 +48,8 @@ def checkup(
         options: The options of `config.load`.
     """
     yield from found_on(os.get_exec_path(), Path(sysconfig.get_path("scripts")) / PROGRAM)
-    yield from clients.checks(allow_unguarded=allow_unguarded)
+    with contextlib.suppress(ConfigError):  # without a home folder there are no clients
+        yield from clients.checks(Machine.this(), allow_unguarded=allow_unguarded)
     try:
         found = config.load(environ, **options)
         _ = found.address
@@ -44,8 +59,10 @@ def checkup(
     yield from _settings(found)
     yield from _policy(found)
     yield from store.checks(found)
-    yield from identity.checks(found, options)
-    yield from alerts.checks(found.notify, send=notify)
+    yield from _identity(found, options)
+    if found.jwt:
+        yield _keys(found.jwt)
+    yield from _notifications(found.notify, send=notify)
 
 
 def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
@@ -55,11 +72,10 @@ def found_on(folders: Sequence[str], own: Path) -> Iterator[Check]:
         folders: The folders, in their order.
         own: The command of this environment.
     """
-    places = [Path(folder) / own.name for folder in folders if folder]
     found: list[Path] = []
-    for place in places:
-        if os.access(place, os.X_OK) and place.is_file() and not any(is_same(place, other) for other in found):
-            found.append(place)
+    for file in [Path(folder) / own.name for folder in folders if folder]:
+        if os.access(file, os.X_OK) and file.is_file() and not any(is_same(file, other) for other in found):
+            found.append(file)
     if not found:
         hint = (
             f"use its full path in clients: {own}" if own.is_file() else "install it as a program: uv tool install mcpguard-cli"
@@ -125,3 +141,82 @@ def _policy(settings: Settings) -> Iterator[Check]:
     unlimited = policy.tier_warning(configured_tier(settings))
     if unlimited:
         yield advice("policy", unlimited, "change the tier of the agent, or add a rule for it")
+
+
+def _identity(settings: Settings, options: Mapping[str, str | None]) -> Iterator[Check]:
+    """Tell the user and the agent with their sources, and until when the token is valid."""
+    try:
+        configured = configured_identity(settings, "")
+    except ConfigError as error:
+        yield failed_by("identity", error)
+        return
+    if settings.jwt:
+        yield from _verified(settings, settings.jwt, configured, options)
+        return
+    yield good("identity", _told(configured, options))
+    if os.environ.get("MCPGUARD_TOKEN"):
+        yield advice("token", TOKEN_UNUSED, "configure [identity.jwt], or unset the variable")
+
+
+def _told(who: Identity, options: Mapping[str, str | None]) -> str:
+    agent, agent_source = who.agent(None)
+    user_from, agent_from = (
+        place(key, options.get(key), os.environ) if source == "config" else SOURCES[source]
+        for key, source in (("user", who.user_source), ("agent", agent_source))
+    )
+    return f"user {who.user} ({user_from}), agent {agent} ({agent_from})"
+
+
+def _verified(
+    settings: Settings, jwt: "JwtSettings", configured: Identity, options: Mapping[str, str | None]
+) -> Iterator[Check]:
+    from mcpguard.identity.claims import time_of, utc
+    from mcpguard.identity.token import examined  # loads PyJWT
+
+    warnings: list[str] = []
+    source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
+    if found.identity is None:
+        yield failed("identity", "nobody is verified, so every call is denied with 401", "see the next lines")
+    else:
+        yield good("identity", _told(found.identity, options))
+    for problem in found.problems:
+        yield failed_by("token", problem)
+    expires_s = time_of(found.claims, "exp") if found.claims else None
+    if found.identity is not None and expires_s is not None:
+        yield good("token", f"{source.where}: valid until {utc(expires_s)}, for {span_down(expires_s - time.time())}")
+    for warning in warnings:
+        yield advice("token", warning.partition(": chmod")[0], f"run chmod 600 {source.where}")
+
+
+def _keys(jwt: "JwtSettings") -> Check:
+    """Whether the keys that verify tokens can be fetched now, whatever is cached."""
+    from mcpguard.identity.keys import FETCH_S, keys_of
+
+    found = keys_of(jwt)
+    found.seek()
+    found.wait(FETCH_S)
+    if found.problem:
+        hint = "check identity.jwt.jwks in config.toml, and that the provider can be reached from here"
+        return failed("keys", f"{found.source}: {found.problem}", hint)
+    return good("keys", f"{found.source}: {plural(len(found), 'key')}")
+
+
+def _notifications(ways: Sequence[Way], *, send: bool) -> Iterator[Check]:
+    """Check each way to notify the user: whether its program is there, and with a message if that is asked for.
+
+    Args:
+        ways: The ways.
+        send: Whether to send a message, and wait until that is done.
+    """
+    test = Event({"decision": "store_lost", "reason": "this is a test of mcpguard doctor"}, time.time_ns() // 1000).message(0)
+    if send and not ways:
+        yield failed("notify", "config.toml has no [[notify]]", "write desktop = true below a line [[notify]]")
+    for way in ways:
+        program = "" if way.webhook else (way.command or desktop("", "")[0])[0]
+        what = f"{way.shown}, on {', '.join(way.on)}"
+        if program and not shutil.which(program):
+            yield failed("notify", f"{what}: {program} is not installed", "install it, or write its full path")
+        elif send and (why := result(start(way, test))):
+            yield failed("notify", f"not sent: {why}", "correct [[notify]] in config.toml")
+        else:
+            yield good("notify", f"{what}: a message was sent" if send else what)

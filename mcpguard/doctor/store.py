@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -55,7 +55,9 @@ def _sqlite(settings: Settings, path: Path) -> Iterator[Check]:
         return
     used = sum(file.stat().st_size for file in files)
     yield good("store", f"{path}: {size(used)}, {oldest}")
-    yield from _warned(warnings, "if this happens again, check the disk, and whether another program changes these files")
+    for warning in warnings:
+        hint = "if this happens again, check the disk, and whether another program changes these files"
+        yield advice("store", warning, hint)
     yield from _space(path.parent, settings, used)
 
 
@@ -94,11 +96,6 @@ def _oldest(store: AuditReader) -> str:
     return f"oldest row {span_down(time.time() - int(str(at_us)) / 1e6)} old"
 
 
-def _warned(warnings: Sequence[str], hint: str) -> Iterator[Check]:
-    for warning in warnings:
-        yield advice("store", warning, hint)
-
-
 def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     from mcpguard.stores.redis.link import Link
     from mcpguard.stores.redis.states import prefix
@@ -128,7 +125,8 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
         )
     else:
         yield good("store", detail)
-    yield from _warned(warnings, "change the setting on the server")
+    for warning in warnings:
+        yield advice("store", warning, "change the setting on the server")
     used, most = (int(info.get(name, "0")) for name in ("used_memory", "maxmemory"))
     if used:
         detail = f"{size(used)} of memory used" + (f" of {size(most)}" if most else ", without a bound")

@@ -1,8 +1,6 @@
 """`mcpguard clients`, and what the shell completes."""
 
 import json
-import sysconfig
-from pathlib import Path
 from typing import Any
 
 import click
@@ -10,11 +8,8 @@ import pytest
 
 from mcpguard import __version__
 from mcpguard.cli import commands
-from mcpguard.clients import launcher
-from tests.cli.account import GONE, Account
+from tests.cli.account import GONE, PROGRAM, Account
 from tests.clients.installations import impostor, installed
-
-PROGRAM = str(Path(sysconfig.get_path("scripts")) / launcher.PROGRAM)
 
 
 def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
@@ -27,21 +22,21 @@ def rows(account: Account, *argv: str) -> list[dict[str, Any]]:
 def test_each_server_is_an_object_with_its_client_its_file_and_whether_it_is_guarded(account: Account) -> None:
     file = account.cursor()
     account.run("install", "--server", "crm", "--yes")
-    usual = {"client": "cursor", "file": str(file), "scope": "user", "project": None, "plugin": None, "fix": None}
-    assert rows(account) == [
-        usual
-        | {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "guarded": True, "mcpguard": PROGRAM}
-        | {"version": __version__, "note": None, "state": "guarded"},
-        usual
-        | {"server": "bare", "command": ["crm-server"], "guarded": False, "mcpguard": None}
-        | {"version": None, "note": None, "state": "unguarded", "fix": "mcpguard install cursor"},
-        usual
-        | {"server": "web", "command": None, "guarded": False, "mcpguard": None, "fix": "mcpguard install cursor --enforce"}
-        | {"version": None, "note": "remote", "state": "unguarded"},
-        usual
-        | {"server": "off", "command": ["old"], "guarded": False, "mcpguard": None}
-        | {"version": None, "note": "disabled", "state": "disabled"},
-    ]
+    usual: dict[str, Any] = {
+        "client": "cursor",
+        "file": str(file),
+        "scope": "user",
+        "project": None,
+        "plugin": None,
+        "fix": None,
+    }
+    usual |= {"guarded": False, "mcpguard": None, "version": None, "note": None}
+    crm: dict[str, Any] = {"server": "crm", "command": ["npx", "-y", "@acme/crm"], "state": "guarded"}
+    crm |= {"guarded": True, "mcpguard": PROGRAM, "version": __version__}
+    bare = {"server": "bare", "command": ["crm-server"], "state": "unguarded", "fix": "mcpguard install cursor"}
+    web = {"server": "web", "command": None, "state": "unguarded", "fix": "mcpguard install cursor --enforce", "note": "remote"}
+    off = {"server": "off", "command": ["old"], "state": "disabled", "note": "disabled"}
+    assert rows(account) == [usual | one for one in (crm, bare, web, off)]
 
 
 def test_in_a_pipe_each_server_has_a_line(account: Account) -> None:
@@ -64,11 +59,7 @@ def test_without_a_client_it_says_so(account: Account) -> None:
 
 
 def test_a_mcpguard_that_is_missing_or_has_another_version_is_told(account: Account) -> None:
-    programs = {
-        "gone": GONE,
-        "old": installed(account.home / "old", "0.0.9"),
-        "varies": "${userHome}/mcpguard",
-    }
+    programs = {"gone": GONE, "old": installed(account.home / "old", "0.0.9"), "varies": "${userHome}/mcpguard"}
     entries = {name: {"command": path, "args": ["run", "--", "npx"]} for name, path in programs.items()}
     account.cursor(json.dumps({"mcpServers": entries}))
     found = {row["server"]: (row["guarded"], row["version"], row["note"]) for row in rows(account)}
@@ -90,25 +81,12 @@ def test_a_guarded_server_that_is_disabled_is_told_to_be(account: Account) -> No
     assert (row["guarded"], row["version"], row["note"]) == (True, None, "disabled")
 
 
-@pytest.mark.posix
-def test_a_program_in_a_folder_that_everybody_may_write_to_gets_no_secrets_and_guards_nothing(account: Account) -> None:
-    public, touched = account.home / "public", account.home / "touched"
-    program = impostor(public / "mcpguard", touched)
-    public.chmod(0o777)
-    text = json.dumps({"mcpServers": {"a": {"command": program, "args": ["run", "--", "npx"]}}})
-    account.cursor(text)
-    account.write("project/.mcp.json", text)
-    secrets = {"MCPGUARD_TOKEN": "tango", "MCPGUARD_STORE_PASSWORD": "s3cret"}
-    told = f"unguarded (other accounts may change its mcpguard {program}: {public} may be written to by everybody"
-    for argv, expected in (
-        (["clients"], told),
-        (["clients", "--project", str(account.project)], told),
-        (["doctor"], "servers guarded: 0 of 1 server guarded"),
-    ):
-        said = " ".join(account.run(*argv, **secrets).stdout.split())
-        assert expected in said
-        assert " guarded by " not in said
-    assert not touched.exists()
+@pytest.mark.parametrize("argv", [["clients"], ["clients", "--json"]])
+def test_secrets_in_a_command_are_not_shown(account: Account, argv: list[str]) -> None:
+    account.cursor('{"mcpServers": {"crm": {"command": "npx", "args": ["--api-key", "s3cret"], "env": {"K": "s3cret"}}}}')
+    shown = account.run(*argv).stdout
+    assert "***" in shown
+    assert "s3cret" not in shown
 
 
 def test_a_file_that_cannot_be_read_is_shown_with_its_fault(account: Account) -> None:

@@ -90,8 +90,3 @@ def test_a_line_of_more_than_80_columns_goes_on_below_its_text(tmp_path: Path) -
     assert all(line.startswith("      ") and line[6] != " " for line in lines[at + 1 : end])
     told = f"Cursor (user scope), {file}: 0 of 9 servers guarded; unguarded: {', '.join(names)}"
     assert f"note  {told}" in unwrapped(done.stdout)
-
-
-def test_on_a_machine_without_clients_the_command_says_so(tmp_path: Path) -> None:
-    done = mcpguard(tmp_path, "doctor", PATH="", HOME=str(tmp_path))
-    assert "note  clients: no client with servers is found on this machine" in unwrapped(done.stdout)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.account import CODEX, GONE, HOOK, IN_TOML, Account
 from tests.clients.installations import impostor
+from tests.links import follows_links
 
 
 def test_hooks_are_added_and_removed_with_the_rest_of_the_file_unchanged(account: Account) -> None:
@@ -304,6 +305,17 @@ def test_an_empty_file_of_hooks_is_empty_again(account: Account) -> None:
     assert not hooks.exists()
 
 
+@follows_links
+def test_a_link_to_a_file_of_hooks_stays_a_link(account: Account) -> None:
+    account.codex()
+    account.run("install", "--hook", "--yes")
+    hooks, moved = account.home / ".codex/hooks.json", account.home / "dotfiles.json"
+    hooks.rename(moved)
+    hooks.symlink_to(moved)
+    assert account.run("uninstall", "--yes").returncode == 0
+    assert (hooks.is_symlink(), moved.read_bytes()) == (True, b"")
+
+
 def folders(account: Account) -> set[str]:
     return {str(path) for root in (account.home, account.project) for path in root.rglob("*") if path.is_dir()}
 
@@ -314,15 +326,15 @@ def test_folders_that_were_made_for_hooks_go_and_others_stay(account: Account) -
     account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
     (account.project / ".github").mkdir()
     before = folders(account)
-    for more in ([], ["--project", str(account.project)]):
+    made: set[str] = set()
+    for more, root, copilot in (
+        (["--project", str(account.project)], account.project, ".github"),
+        ([], account.home, ".copilot"),
+    ):
         account.run("install", "--hook", "--yes", *more)
         account.run("install", "--hook", "--yes", *more)
-    assert folders(account) - before == {
-        str(account.home / ".claude"),
-        str(account.home / ".copilot/hooks"),
-        str(account.project / ".claude"),
-        str(account.project / ".github/hooks"),
-    }
+        made |= {str(root / ".claude"), str(root / copilot / "hooks")}
+        assert folders(account) - before == made
     for more in ([], ["--project", str(account.project)]):
         account.run("uninstall", "--yes", *more)
     assert folders(account) == before
@@ -334,17 +346,6 @@ def test_a_folder_that_was_made_for_a_hook_stays_with_what_somebody_has_put_into
     mine = account.write("home/.claude/CLAUDE.md", "mine")
     done = account.run("uninstall", "--yes")
     assert (done.returncode, mine.read_text("utf-8"), [path.name for path in mine.parent.iterdir()]) == (0, "mine", [mine.name])
-
-
-def test_the_hooks_of_a_project_go_into_its_own_files(account: Account) -> None:
-    account.write("project/.mcp.json", '{"mcpServers": {"a": {"command": "a", "args": []}}}')
-    before = account.files()
-    account.run("install", "--project", str(account.project), "--hook", "--yes")
-    assert (account.project / ".claude/settings.local.json").exists()
-    assert (account.project / ".github/hooks/mcpguard.json").exists()
-    assert not (account.home / ".claude").exists()
-    account.run("uninstall", "--project", str(account.project), "--yes")
-    assert account.files() == before
 
 
 def test_a_named_client_without_a_hook_is_a_failure(account: Account) -> None:

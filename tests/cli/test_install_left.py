@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mcpguard.clients import plan
+from mcpguard.clients.catalog import Client
 from tests.cli.account import APPS, CODEX, CURSOR, IN_TOML, PROGRAM, Account, servers
 from tests.cli.command import BOUND, permissions_bind
 from tests.links import follows_links
@@ -84,18 +85,20 @@ def test_a_sandboxed_server_is_refused_until_its_sandbox_lets_mcpguard_write(acc
     assert IN_TOML in file.read_text("utf-8")
 
 
+def runs(client: Client) -> bool:
+    return client.key == "claude-desktop"
+
+
 def test_claude_desktop_is_refused_while_it_runs_and_the_others_are_done(
     account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desktop = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR)
-    codex = account.codex()
-    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
-    done = account.run("install", "--yes")
-    assert done.returncode == 1
-    assert desktop.read_text("utf-8") == CURSOR
+    desktop, codex = account.write(f"{APPS}/Claude/claude_desktop_config.json", CURSOR), account.codex()
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "is_running", runs)
+        done = account.run("install", "--yes")
+    assert (done.returncode, desktop.read_text("utf-8")) == (1, CURSOR)
     assert "Claude Desktop is running, and would write its own copy back (hint: quit Claude Desktop" in done.stderr
     assert IN_TOML in codex.read_text("utf-8")
-    monkeypatch.setattr(plan, "is_running", lambda _: False)
     done = account.run("install", "--yes")
     assert done.returncode == 0
     assert "  Claude Desktop: start Claude Desktop\n" in done.stdout
@@ -113,7 +116,7 @@ def test_claude_desktops_file_is_left_while_it_runs_even_if_another_client_reads
     if argv[0] == "uninstall":
         account.run("install", "--yes")
     before = desktop.read_bytes()
-    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
+    monkeypatch.setattr(plan, "is_running", runs)
     done = account.run(*argv, "--yes")
     assert (done.returncode, desktop.read_bytes()) == (1, before)
     named = link if "cursor" in argv else desktop
@@ -127,30 +130,12 @@ def test_claude_desktop_may_run_if_nothing_is_to_be_written(
     account.write(f"{APPS}/Claude/claude_desktop_config.json", content)
     account.codex()
     assert account.run("install", "--yes").returncode == 0
-    monkeypatch.setattr(plan, "is_running", lambda client: client.key == "claude-desktop")
+    monkeypatch.setattr(plan, "is_running", runs)
     again = account.run("install", "--yes")
     assert (again.returncode, again.stderr) == (0, "")
 
 
 # What is not found
-
-
-def test_an_unknown_client_is_an_error_with_the_nearest_name(account: Account) -> None:
-    done = account.run("install", "curser")
-    assert (done.returncode, done.stderr) == (2, "mcpguard: no such client: curser\nhint: did you mean cursor?\n")
-    done = account.run("uninstall", "Claude Code")
-    assert done.stderr.endswith("hint: did you mean claude-code?\n")
-    assert "hint: use one of: claude-desktop claude-code" in account.run("install", "xyz").stderr
-
-
-def test_a_named_client_without_a_file_is_a_failure(account: Account) -> None:
-    codex = account.codex()
-    done = account.run("install", "cursor", "codex", "--yes")
-    assert done.returncode == 1
-    assert (
-        f"mcpguard: Cursor: no file {account.home / '.cursor/mcp.json'} (hint: add a server in the client first)" in done.stderr
-    )
-    assert IN_TOML in codex.read_text("utf-8")
 
 
 def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: Account) -> None:
@@ -166,11 +151,29 @@ def test_uninstall_has_nothing_to_do_for_a_named_client_without_a_file(account: 
     assert not hooks.exists()
 
 
-def test_the_hint_for_a_client_without_files_in_a_project_is_to_leave_the_project_out(account: Account) -> None:
-    done = account.run("install", "windsurf", "--project", str(account.project), "--yes")
-    assert (done.returncode, done.stderr) == (
-        1, "mcpguard: Windsurf: it has no files in a project (hint: leave out --project)\n",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "status", "message", "hint"),
+    [
+        (["curser"], 2, "no such client: curser", "did you mean cursor?"),
+        (["Claude Code"], 2, "no such client: Claude Code", "did you mean claude-code?"),
+        (["xyz"], 2, "no such client: xyz", "use one of: claude-desktop claude-code"),
+        (["--project", "/nowhere"], 2, "--project: /nowhere: no such folder", "name the folder that holds the project's files"),
+        (["windsurf", "--project", "PROJECT"], 1, "Windsurf: it has no files in a project", "leave out --project"),
+        (["gemini", "codex"], 1, "Gemini CLI: no file {home}/.gemini/settings.json", "add a server in the client first"),
+        (["--server", "crn", "--server", "bare"], 1, "no file has a server named crn", "did you mean crm?"),
+        (["--server", "web"], 1, "web: not changed: remote: mcpguard guards only servers that the client starts", ""),
+    ],
+)
+def test_what_is_not_found_is_said_with_a_hint_and_the_rest_is_done(
+    account: Account, argv: list[str], status: int, message: str, hint: str
+) -> None:
+    cursor, codex = account.cursor(), account.codex()
+    done = account.run("install", *(word.replace("PROJECT", str(account.project)) for word in argv), "--yes")
+    assert done.returncode == status
+    told = f"mcpguard: {message.format(home=account.home)}" + (f" (hint: {hint}" if hint else "\n")
+    assert told in done.stderr.replace("\nhint: ", " (hint: ")
+    assert (IN_TOML in codex.read_text("utf-8")) == ("codex" in argv)
+    assert (servers(cursor)["bare"]["command"] == PROGRAM) == ("bare" in argv)
 
 
 def test_without_any_client_install_fails_and_uninstall_has_nothing_to_do(account: Account) -> None:
@@ -191,22 +194,6 @@ def test_a_file_without_servers_is_not_passed_over_in_silence(account: Account, 
     account.write("home/.cursor/mcp.json", '{"mcpServers": {}}')
     done = account.run(*argv)
     assert (done.returncode, done.stdout, done.stderr) == (0, "no client with servers is found\n", "")
-
-
-def test_an_unknown_server_is_a_failure_with_the_nearest_name(account: Account) -> None:
-    cursor = account.cursor()
-    done = account.run("install", "--server", "crn", "--server", "bare", "--yes")
-    assert done.returncode == 1
-    assert "mcpguard: no file has a server named crn (hint: did you mean crm?)" in done.stderr
-    assert servers(cursor)["bare"]["command"] == PROGRAM
-    done = account.run("install", "--server", "web", "--yes")
-    assert done.returncode == 1
-    assert "mcpguard: web: not changed: remote: " in done.stderr
-
-
-def test_a_missing_project_folder_is_a_usage_error(account: Account) -> None:
-    done = account.run("install", "--project", "/nowhere")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "mcpguard: --project: /nowhere: no such folder")
 
 
 @permissions_bind

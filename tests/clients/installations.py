@@ -1,6 +1,8 @@
-"""Installations of mcpguard that tests make, and programs that only have its name."""
+"""Installations of mcpguard that tests make, programs that only have its name, and files of clients."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from mcpguard.clients.launcher import PROGRAM
 
@@ -23,3 +25,15 @@ def installed(folder: Path, version: str, packages: str = "lib/python3.12/site-p
     lines = [f"{record.name}/METADATA,,", f"{record.name}/RECORD,,", *([f"{up}bin/{PROGRAM},,"] if listed else [])]
     (record / "RECORD").write_text("\n".join(lines) + "\n")
     return program
+
+
+def written(file: Path, value: Any) -> Path:
+    """Write a client's file: a text, or a value as JSON."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(value if isinstance(value, str) else json.dumps(value), "utf-8")
+    return file
+
+
+def hooks(command: str, matcher: str = "*", event: str = "PreToolUse", **more: object) -> dict[str, Any]:
+    """A client's file with a hook."""
+    return {"hooks": {event: [{"matcher": matcher, "hooks": [{"type": "command", "command": command} | more]}]}}

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY
-from mcpguard.clients.coverage import Coverage, counted, why_skipped
-from mcpguard.clients.discovery import Fault, Machine, read
+from mcpguard.clients.coverage import Coverage, counted
+from mcpguard.clients.discovery import Fault, Machine, hook_files
+from mcpguard.clients.hooks import why_skipped
 from tests.cli.account import HOOK, PROGRAM
+from tests.clients.installations import hooks, written
 
 STDIO = {"crm": {"command": "npx", "args": ["-y", "@acme/crm"]}}
 SERVERS = {"mcpServers": STDIO}
@@ -22,10 +24,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def write(machine: Machine, name: str, value: Any) -> Path:
-    file = machine.home / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(value if isinstance(value, str) else json.dumps(value))
-    return file
+    return written(machine.home / name, value)
 
 
 def filled(machine: Machine, text: str) -> str:
@@ -33,19 +32,21 @@ def filled(machine: Machine, text: str) -> str:
     return text.replace("file://HOME", machine.home.as_uri()).replace("HOME", f"/{machine.home.as_posix().lstrip('/')}")
 
 
-def states(machine: Machine, project: Path | None = None) -> dict[str, str]:
-    """The state of each server; a file that cannot be read has its fault's file as the server."""
+def seen(machine: Machine, project: Path | None = None) -> tuple[dict[str, str], str]:
+    """The state of each server, or what would guard it; a file that cannot be read is a fault. And how many are guarded."""
     coverage, found = Coverage(machine), {}
     for source in coverage.sources(project):
         try:
-            for entry in coverage.entries(source, read(source.file)):
-                fix = coverage.fix(source, entry)
-                state = coverage.state(source, entry)
-                told = state if state != "unguarded" else fix.partition(" (its hook")[0]
-                found[f"{source.client.key} {source.plugin} {entry.name}"] = told
+            for one in coverage.servers(source):
+                told = one.fix.partition(" (its hook")[0] if one.state == "unguarded" else one.state
+                found[f"{source.client.key} {source.project or source.plugin} {one.entry.name}"] = told
         except Fault:
             found[str(source.file)] = "fault"
-    return found
+    return found, counted(coverage.states())
+
+
+def states(machine: Machine, project: Path | None = None) -> dict[str, str]:
+    return seen(machine, project)[0]
 
 
 CACHE = ".claude/plugins/cache/market/crm"
@@ -179,39 +180,28 @@ def test_a_plugin_that_names_no_file_is_at_most_one_fault(machine: Machine, name
     assert list(states(machine).values()) in ([], ["fault"])
 
 
-def hooked(
-    machine: Machine,
-    *,
-    command: str = f"{HOOK} hook claude-code --enforce",
-    matcher: str = "*",
-    file: str = ".claude/settings.json",
-    **more: Any,
-) -> None:
-    hook = {"matcher": matcher, "hooks": [{"type": "command", "command": command} | more]}
-    write(machine, file, {"hooks": {"PreToolUse": [hook]}})
+FAR = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
+ENFORCE = f"{HOOK} hook claude-code --enforce"
+INSTALL = "mcpguard install claude-code --enforce"
 
 
 def test_with_the_deciding_hook_what_is_not_guarded_is_by_hook(machine: Machine) -> None:
-    far = {"type": "http", "url": "https://acme.com/mcp"}
     guarded = {"command": PROGRAM, "args": ["run", "--", "npx"]}
-    write(machine, ".claude.json", {"mcpServers": {"far": far, "open": STDIO["crm"], "shut": guarded}})
+    write(machine, ".claude.json", {"mcpServers": FAR["mcpServers"] | {"open": STDIO["crm"], "shut": guarded}})
     write(machine, f"{CACHE}/1.0/.mcp.json", SERVERS)
-    write(machine, ".cursor/mcp.json", {"mcpServers": {"far": {"url": "https://acme.com/mcp"}}})
-    hooked(machine)
-    assert states(machine) == {
+    write(machine, ".cursor/mcp.json", FAR)
+    write(machine, ".claude/settings.json", hooks(ENFORCE))
+    expected = {
         "claude-code  far": "by hook",
         "claude-code  open": "by hook",
         "claude-code  shut": "guarded",
         "claude-code crm@market plugin:crm:crm": "by hook",
         "cursor  far": "mcpguard install cursor --enforce",
     }
-    coverage = Coverage(machine)
-    for source in coverage.sources():
-        coverage.entries(source, read(source.file))
-    assert counted(coverage.states()) == "4 of 5 servers guarded, 3 of them by hook"
+    assert seen(machine) == (expected, "4 of 5 servers guarded, 3 of them by hook")
 
 
-INSTALL = "mcpguard install claude-code --enforce"
+OBSERVING = "remove that from its command, if you have seen enough"
 
 
 @pytest.mark.parametrize(
@@ -221,14 +211,8 @@ INSTALL = "mcpguard install claude-code --enforce"
         ({"matcher": "mcp__crm__.*"}, "remove the matcher in the file"),
         ({"command": "/gone/mcpguard hook claude-code --enforce"}, INSTALL),
         ({"command": f"{HOOK} hook codex --enforce"}, "write mcpguard hook claude-code in its place in the file"),
-        (
-            {"command": f"{HOOK} hook claude-code --enforce --observe"},
-            "remove that from its command, if you have seen enough",
-        ),
-        (
-            {"command": f"MCPGUARD_OBSERVE=1 {HOOK} hook claude-code --enforce"},
-            "remove that from its command, if you have seen enough",
-        ),
+        ({"command": f"{ENFORCE} --observe"}, OBSERVING),
+        ({"command": f"MCPGUARD_OBSERVE=1 {ENFORCE}"}, OBSERVING),
         ({"async": True}, "remove async from the hook in the file"),
         ({"if": "Bash(git *)"}, "remove if from the hook in the file"),
     ],
@@ -236,27 +220,27 @@ INSTALL = "mcpguard install claude-code --enforce"
 def test_a_hook_that_denies_nothing_or_sees_some_calls_or_is_gone_guards_nothing(
     machine: Machine, hook: dict[str, Any], fix: str
 ) -> None:
-    write(machine, ".claude.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
-    hooked(machine, **hook)
+    write(machine, ".claude.json", FAR)
+    write(machine, ".claude/settings.json", hooks(**{"command": ENFORCE, **hook}))
     assert states(machine) == {"claude-code  far": fix}
 
 
 @pytest.mark.parametrize(
-    "value", [{"hooks": {"PreToolUse": 5}}, {"hooks": {"PostToolUseFailure": 5}}, {"disableAllHooks": True}]
+    ("settings", "told"),
+    [
+        ({"hooks": {"PreToolUse": 5}}, INSTALL),
+        (hooks(ENFORCE) | {"hooks": hooks(ENFORCE)["hooks"] | {"PostToolUseFailure": 5}}, "by hook"),
+        (hooks(ENFORCE) | {"disableAllHooks": True}, "remove that setting"),
+        (hooks(ENFORCE, matcher="mcp__.*"), "remove the matcher in the file"),
+        (hooks(ENFORCE, matcher=""), "by hook"),
+    ],
 )
-def test_a_hook_that_the_client_does_not_run_guards_nothing(machine: Machine, value: dict[str, Any]) -> None:
-    write(machine, ".claude.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
-    hooked(machine)
-    file = machine.home / ".claude/settings.json"
-    settings = json.loads(file.read_text())
-    file.write_text(json.dumps(settings | value | {"hooks": settings["hooks"] | value.get("hooks", {})}))
-    (told,) = states(machine).values()
-    assert told == (
-        "by hook" if "PostToolUseFailure" in str(value) else "remove that setting" if "disable" in str(value) else INSTALL
-    )
-
-
-FAR = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
+def test_a_hook_that_the_client_does_not_run_for_each_call_guards_nothing(
+    machine: Machine, settings: dict[str, Any], told: str
+) -> None:
+    write(machine, ".claude.json", FAR)
+    write(machine, ".claude/settings.json", settings)
+    assert states(machine) == {"claude-code  far": told}
 
 
 @pytest.mark.parametrize("name", ["settings.json", "settings.local.json"])
@@ -265,46 +249,33 @@ def test_the_hook_of_the_account_guards_nothing_in_a_project_that_switches_hooks
     write(machine, f"project/.claude/{name}", {"disableAllHooks": True})
     write(machine, "project/.mcp.json", FAR)
     write(machine, ".claude.json", FAR | {"projects": {str(project): FAR}})
-    hooked(machine)
-    coverage = Coverage(machine)
-    found = [
-        coverage.state(source, entry)
-        for place in (None, project)
-        for source in coverage.sources(place)
-        if source.client.key == "claude-code"
-        for entry in coverage.entries(source, read(source.file))
-    ]
-    assert found == ["by hook", "unguarded", "unguarded", "unguarded"]
+    write(machine, ".claude/settings.json", hooks(ENFORCE))
+    local = {f"claude-code {project} far": "remove that setting"}
+    assert states(machine) == {"claude-code  far": "by hook"} | local
+    found = {key: told for key, told in states(machine, project).items() if "claude" in key}
+    assert found == {"claude-code  far": "remove that setting"} | local
 
 
 def test_gemini_and_codex_skip_hooks_where_the_project_says_so(machine: Machine) -> None:
     project = machine.home / "project"
-    hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook gemini --enforce", "timeout": 5000}]}
-    write(machine, ".gemini/settings.json", FAR | {"hooks": {"BeforeTool": [hook]}})
+    hook = hooks(f"{HOOK} hook gemini --enforce", event="BeforeTool", timeout=5000)
+    write(machine, ".gemini/settings.json", FAR | hook)
     for value, expected in (({}, "by hook"), ({"hooksConfig": {"enabled": False}}, "remove that setting")):
         write(machine, "project/.gemini/settings.json", FAR | value)
         assert states(machine, project) == {"gemini  far": expected}
     assert states(machine) == {"gemini  far": "by hook"}
     write(machine, "project/.codex/config.toml", "[features]\nhooks = false\n")
-    told = why_skipped(machine, BY_KEY["codex"], None, project)
+    told = why_skipped(machine, hook_files(machine, [BY_KEY["codex"]])[0], project)
     assert told
     assert told[0].startswith(f"Codex skips it, because {project / '.codex/config.toml'} has ")
 
 
 def test_the_hook_of_a_project_guards_in_this_project_alone(machine: Machine) -> None:
     project = machine.home / "project"
-    hook = {"matcher": "*", "hooks": [{"type": "command", "command": f"{HOOK} hook claude-code --enforce"}]}
-    write(machine, "project/.claude/settings.local.json", {"hooks": {"PreToolUse": [hook]}})
-    servers = {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}}
-    write(machine, ".claude.json", servers | {"projects": {str(project): servers, "/other": servers}})
-    unguarded = "mcpguard install claude-code --enforce"
-    coverage = Coverage(machine)
-    found = [
-        coverage.state(source, entry) for source in coverage.sources() for entry in coverage.entries(source, read(source.file))
-    ]
-    assert found == ["unguarded", "by hook", "unguarded"]
-    assert states(machine)["claude-code  far"] == unguarded
-    assert counted(coverage.states()) == "1 of 3 servers guarded, 1 of them by hook"
+    write(machine, "project/.claude/settings.local.json", hooks(ENFORCE))
+    write(machine, ".claude.json", FAR | {"projects": {str(project): FAR, "/other": FAR}})
+    found = {"claude-code  far": INSTALL, f"claude-code {project} far": "by hook", "claude-code /other far": INSTALL}
+    assert seen(machine) == (found, "1 of 3 servers guarded, 1 of them by hook")
 
 
 CODEX_HASH = "sha256:476dabbe257ad4d64c01ca65f80398e7985f20d74c78cabcadf4e300542b3c6f"
@@ -319,9 +290,9 @@ def test_codex_trusts_a_hook_by_its_place_and_by_a_hash_of_its_definition(machin
 
     assert hashed("/abs/mcpguard hook codex --enforce") == CODEX_HASH
     command = f"{HOOK} hook codex --enforce"
-    lint = {"hooks": [{"type": "command", "command": "lint"}]}
-    hook = {"matcher": "*", "hooks": [{"type": "command", "command": command, "timeout": 5}]}
-    file = write(machine, ".codex/hooks.json", {"hooks": {"PreToolUse": [lint, hook]}})
+    value = hooks(command, timeout=5)
+    value["hooks"]["PreToolUse"].insert(0, {"hooks": [{"type": "command", "command": "lint"}]})
+    file = write(machine, ".codex/hooks.json", value)
     server = '[mcp_servers.crm]\nurl = "https://acme.com/mcp"\n'
     unguarded = "start a new session, enter /hooks, and trust the hook"
     for place, digest, more, expected in (
@@ -340,12 +311,8 @@ def test_codex_trusts_a_hook_by_its_place_and_by_a_hash_of_its_definition(machin
 
 def test_a_file_that_clients_share_is_guarded_if_it_is_for_those_that_are_used(machine: Machine) -> None:
     project = machine.home / "project"
-    write(machine, "project/.mcp.json", {"mcpServers": {"far": {"type": "http", "url": "https://acme.com/mcp"}}})
-    hooked(machine)
-    coverage = Coverage(machine)
-    for used, total in (("", "1 of 1 server guarded, 1 of them by hook"), (".copilot/config.json", "0 of 1 server guarded")):
-        write(machine, used or "x", "{}")
-        coverage = Coverage(machine)
-        for source in coverage.sources(project):
-            coverage.entries(source, read(source.file))
-        assert counted(coverage.states()) == total
+    write(machine, "project/.mcp.json", FAR)
+    write(machine, ".claude/settings.json", hooks(ENFORCE))
+    assert seen(machine, project)[1] == "1 of 1 server guarded, 1 of them by hook"
+    write(machine, ".copilot/config.json", "{}")
+    assert seen(machine, project)[1] == "0 of 1 server guarded"

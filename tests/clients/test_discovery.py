@@ -10,20 +10,13 @@ from typing import NoReturn
 import pytest
 
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, LOCAL, PROJECT, Client
-from mcpguard.clients.discovery import Fault, Machine, Source, client_paths, entries_of, may_exist, read, sources
+from mcpguard.clients.discovery import Fault, Machine, client_paths, entries_of, may_exist, read, sources
 from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
 
 
 @pytest.mark.parametrize(
-    ("error", "may"),
-    [
-        (errno.ENOENT, False),
-        (errno.ENOTDIR, False),
-        (errno.EACCES, True),
-        (errno.EIO, True),
-        (errno.ESTALE, True),
-    ],
+    ("error", "may"), [(errno.ENOENT, False), (errno.ENOTDIR, False), (errno.EACCES, True), (errno.EIO, True)]
 )
 def test_only_a_file_that_the_system_does_not_find_is_taken_for_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, may: bool
@@ -74,19 +67,23 @@ def test_the_files_of_the_command_lines_of_cline_and_qwen_are_looked_for() -> No
 
 
 @pytest.mark.posix  # the paths have no drive
-def test_variables_that_move_a_clients_folder_are_obeyed() -> None:
-    moved = Machine(
-        HOME, {"XDG_CONFIG_HOME": "/x", "CLAUDE_CONFIG_DIR": "/c", "CODEX_HOME": "/d", "COPILOT_HOME": "/e"}, "linux"
-    )
-    assert paths("claude-code", moved)[0] == "/c/.claude.json"
-    assert paths("codex", moved) == ["/d/config.toml"]
-    assert paths("copilot", moved) == ["/e/mcp-config.json"]
-    assert paths("zed", moved) == ["/x/zed/settings.json"]
-    assert paths("opencode", moved)[0] == "/x/opencode/opencode.json"
-    assert paths("claude-desktop", moved) == ["/x/Claude/claude_desktop_config.json"]
-    assert paths("zed", moved._replace(system="darwin")) == ["~/.config/zed/settings.json"]
-    relative = Machine(HOME, {"CODEX_HOME": "codex"}, "linux")
-    assert paths("codex", relative) == ["~/.codex/config.toml"]
+@pytest.mark.parametrize(
+    ("key", "variable", "folder", "file"),
+    [
+        ("claude-code", "CLAUDE_CONFIG_DIR", "/c", "/c/.claude.json"),
+        ("codex", "CODEX_HOME", "/c", "/c/config.toml"),
+        ("codex", "CODEX_HOME", "relative", "~/.codex/config.toml"),
+        ("copilot", "COPILOT_HOME", "/c", "/c/mcp-config.json"),
+        ("zed", "XDG_CONFIG_HOME", "/c", "/c/zed/settings.json"),
+        ("opencode", "XDG_CONFIG_HOME", "/c", "/c/opencode/opencode.json"),
+        ("claude-desktop", "XDG_CONFIG_HOME", "/c", "/c/Claude/claude_desktop_config.json"),
+    ],
+)
+def test_a_variable_that_moves_a_clients_folder_is_obeyed(key: str, variable: str, folder: str, file: str) -> None:
+    moved = Machine(HOME, {variable: folder}, "linux")
+    assert paths(key, moved)[0] == file
+    if key == "zed":  # it reads the variable on Linux alone
+        assert paths(key, moved._replace(system="darwin")) == ["~/.config/zed/settings.json"]
 
 
 def test_a_packaged_claude_desktop_on_windows_is_found(tmp_path: Path) -> None:
@@ -102,11 +99,8 @@ def test_profiles_and_insiders_of_vs_code_are_found(tmp_path: Path) -> None:
         (tmp_path / ".config" / name).mkdir(parents=True)
         (tmp_path / ".config" / name / "mcp.json").write_text("{}")
     found = sources(Machine(tmp_path, {}, "linux"))
-    assert [(source.client.key, source.scope) for source in found] == [
-        ("vscode", "user"),
-        ("vscode", "profile"),
-        ("vscode", "insiders"),
-    ]
+    assert {source.client.key for source in found} == {"vscode"}
+    assert [source.scope for source in found] == ["user", "profile", "insiders"]
 
 
 SERVER = {"command": "npx", "args": ["-y"]}
@@ -174,11 +168,6 @@ def test_a_project_of_claude_code_in_another_form_hides_no_other_project(tmp_pat
     projects: dict[str, object] = {"/null": None, "/list": [], "/crm": {"mcpServers": {"crm": SERVER}}}
     (tmp_path / ".claude.json").write_text(json.dumps({"projects": projects}))
     assert [one.project for one in sources(Machine(tmp_path, {}, "linux"))] == ["", "/crm"]
-
-
-def test_a_file_without_servers_or_without_content_has_none(tmp_path: Path) -> None:
-    for content in (b"", b"\xef\xbb\xbf\r\n", b"{}", b'{"mcpServers": {}}', b'{"mcpServers": null}', b"[]"):
-        assert entries_of(Source(BY_KEY["cursor"], "user", tmp_path, Layout(("mcpServers",)), Dialect.JSON), content) == []
 
 
 @pytest.mark.posix  # Windows refuses to open a folder

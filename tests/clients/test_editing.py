@@ -1,8 +1,11 @@
 """All servers of a file are edited at once."""
 
+import json
 import sys
+import tomllib
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,13 +13,14 @@ from hypothesis import strategies as st
 
 from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Layout, entries
-from mcpguard.clients.hooks import without_hook
 from mcpguard.documents.document import Dialect, read
+from mcpguard.documents.model import Unreadable, plain
 from tests.clients import generated
-from tests.clients.single import guarded, unguarded
+from tests.clients.single import guarded, reguarded, unguarded
 
 SERVERS = Layout(("mcpServers",))
-GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")
+GUARD = ("/opt/Müller & Co\\x/mcpguard", "run", "--server", "crm", "--")
+every_dialect = pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.name)
 
 
 def entry(dialect: Dialect, number: int) -> str:
@@ -41,6 +45,10 @@ def edits(servers: int, *guard: str) -> list[Edit]:
     return [Edit(SERVERS, f"s{number}", guard) for number in range(servers)]
 
 
+def guards(data: bytes, dialect: Dialect, servers: int) -> bytes:
+    return edited(data, dialect, edits(servers, *GUARD)).data
+
+
 def calls(work: Callable[[], object]) -> int:
     """How many functions are called: a measure of the work that does not depend on the machine."""
     count = 0
@@ -60,21 +68,15 @@ def calls(work: Callable[[], object]) -> int:
     return count
 
 
-def parses(work: Callable[[], object]) -> int:
-    """How often a file is parsed."""
-    read.cache_clear()
-    work()
-    return read.cache_info().misses
-
-
-@pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.name)
+@every_dialect
 def test_a_file_is_parsed_before_and_after_all_edits_however_many_they_are(dialect: Dialect) -> None:
     data = file(dialect, 30)
-    made = edited(data, dialect, edits(30, *GUARD))
-    assert [one.guard for one in entries(made.data, SERVERS, dialect)] == [GUARD] * 30
-    assert parses(lambda: edited(data, dialect, edits(30, *GUARD))) == 2
-    assert parses(lambda: edited(made.data, dialect, edits(30))) == 2
-    assert edited(made.data, dialect, edits(30)).data == data
+    guarded_data = guards(data, dialect, 30)
+    assert [one.guard for one in entries(guarded_data, SERVERS, dialect)] == [GUARD] * 30
+    for before, after, guard in ((data, guarded_data, GUARD), (guarded_data, data, ())):
+        read.cache_clear()
+        assert edited(before, dialect, edits(30, *guard)).data == after
+        assert read.cache_info().misses == 2
 
 
 @pytest.mark.parametrize(("dialect", "between"), [*((dialect, "\n") for dialect in Dialect), (Dialect.JSON, " ")], ids=str)
@@ -87,49 +89,27 @@ def test_eight_times_as_many_servers_are_eight_times_as_much_work(dialect: Diale
     assert calls(lambda: entries(many, SERVERS, dialect)) < 8.5 * calls(lambda: entries(few, SERVERS, dialect))
 
 
-def guards(data: bytes, dialect: Dialect, servers: int) -> bytes:
-    return edited(data, dialect, edits(servers, *GUARD)).data
+@every_dialect
+def test_servers_can_be_guarded_together_and_unguarded_one_by_one(dialect: Dialect) -> None:
+    data = one_by_one = file(dialect, 4)
+    together = new = guards(data, dialect, 4)
+    for number in (2, 0, 3, 1):
+        new = unguarded(new, SERVERS, dialect, f"s{number}")
+        one_by_one = guarded(one_by_one, SERVERS, dialect, f"s{number}", GUARD)
+    assert (new, one_by_one) == (data, together)
 
 
-def test_servers_can_be_guarded_together_and_unguarded_one_by_one() -> None:
-    for dialect in Dialect:
-        data = file(dialect, 4)
-        new = guards(data, dialect, 4)
-        one_by_one = data
-        for number in (2, 0, 3, 1):
-            new = unguarded(new, SERVERS, dialect, f"s{number}")
-            one_by_one = guarded(one_by_one, SERVERS, dialect, f"s{number}", GUARD)
-        assert (new, one_by_one) == (data, guards(data, dialect, 4))
-
-
-ODD = "  odd{}:\n    ? command\n    : x\n"
-"""A form of YAML in which arguments cannot be added."""
-
-
-@pytest.mark.parametrize("place", [0, 17, 40])
-def test_one_server_that_cannot_be_edited_is_named_and_the_others_are_edited(place: int) -> None:
-    parts = [entry(Dialect.YAML, number) for number in range(40)]
-    parts.insert(place, ODD.format(""))
-    data = ("mcpServers:\n" + "".join(parts)).encode()
-    made = edited(data, Dialect.YAML, [*edits(40, *GUARD), Edit(SERVERS, "odd", GUARD)])
-    (fault,) = made.faults
-    assert (fault.message, fault.line) == ("the server odd cannot be edited in place", 2 + 5 * place + 1)
-    assert {one.name: one.guard for one in entries(made.data, SERVERS, Dialect.YAML)} == {
-        **{f"s{number}": GUARD for number in range(40)},
-        "odd": None,
-    }
-    assert made.done == frozenset(edits(40, *GUARD))
-
-
-def test_many_servers_that_cannot_be_edited_are_all_named_after_a_bounded_number_of_tries() -> None:
-    data = ("mcpServers:\n" + "".join(ODD.format(number) for number in range(200))).encode()
-    wanted = [Edit(SERVERS, f"odd{number}", GUARD) for number in range(200)]
-    read.cache_clear()
-    made = edited(data, Dialect.YAML, wanted)
-    assert read.cache_info().misses <= 25
-    assert (made.data, made.done) == (data, frozenset())
-    told = " ".join(fault.message for fault in made.faults)
-    assert all(f"odd{number}" in told for number in range(200))
+@pytest.mark.parametrize("odd", [{0}, {17}, {40}, {3, 4, 39}])
+def test_servers_that_cannot_be_edited_are_named_and_the_others_are_edited(odd: set[int]) -> None:
+    parts = [f"  s{at}:\n    ? command\n    : x\n" if at in odd else entry(Dialect.YAML, at) for at in range(41)]
+    made = edited(("mcpServers:\n" + "".join(parts)).encode(), Dialect.YAML, edits(41, *GUARD))
+    lines = ["mcpServers:\n", *parts]
+    assert [(fault.message, fault.line) for fault in made.faults] == [
+        (f"the server s{at} cannot be edited in place", "".join(lines[: at + 1]).count("\n") + 2) for at in sorted(odd)
+    ]
+    found = {one.name: one.guard for one in entries(made.data, SERVERS, Dialect.YAML)}
+    assert found == {f"s{at}": None if at in odd else GUARD for at in range(41)}
+    assert made.done == {edit for at, edit in enumerate(edits(41, *GUARD)) if at not in odd}
 
 
 def test_edits_that_are_possible_alone_but_not_together_are_not_made() -> None:
@@ -140,7 +120,54 @@ def test_edits_that_are_possible_alone_but_not_together_are_not_made() -> None:
     assert made.faults
 
 
-@pytest.mark.parametrize("dialect", list(Dialect), ids=lambda dialect: dialect.name)
+def value(data: bytes, dialect: Dialect) -> Any:
+    """The values in a file, read by another parser where there is one."""
+    text = data.decode("utf-8-sig")
+    if dialect is Dialect.JSON:
+        return json.loads(text)
+    if dialect is Dialect.TOML:
+        return tomllib.loads(text, parse_float=str)
+    if dialect is Dialect.YAML:
+        from ruamel.yaml import YAML
+
+        return YAML(typ="safe", pure=True).load(text)
+    return plain(read(data, dialect).root)
+
+
+def parted(data: bytes, made: generated.File) -> tuple[list[str], Any]:
+    """The words of the server `crm`, and all other values of the file."""
+    root = value(data, made.dialect)
+    servers = root
+    for key in made.layout.path:
+        servers = servers[key]
+    found = next(item for item in servers if item["name"] == "crm") if made.layout.is_list else servers["crm"]
+    holder = found.get("transport", found)
+    command, args = holder.pop(made.layout.command), holder.pop("args", [])
+    return (command if isinstance(command, list) else [command, *args]), root
+
+
+@every_dialect
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_guard_changes_the_command_alone_once_can_be_mended_and_goes_byte_for_byte(
+    dialect: Dialect, data: st.DataObject
+) -> None:
+    made = data.draw(generated.file(dialect))
+    where = made.layout, dialect, "crm"
+    new = guarded(made.data, *where, GUARD)
+    words, rest = parted(new, made)
+    assert (words, rest) == ([*GUARD, *made.words], parted(made.data, made)[1])
+    before, after = ({one.name: one for one in entries(one, made.layout, dialect)} for one in (made.data, new))
+    assert after == before | {"crm": before["crm"]._replace(words=(*GUARD, *made.words), guard=GUARD, has_args=True)}
+    assert guarded(new, *where, GUARD) == new
+    moved = reguarded(new, *where, "D:\\mcpguard.exe")
+    assert parted(moved, made) == (["D:\\mcpguard.exe", *GUARD[1:], *made.words], rest)
+    assert reguarded(moved, *where, GUARD[0]) == new
+    for one in (made.data, new, moved):
+        assert unguarded(one, *where, drop_empty_args=not made.has_args) == made.data
+
+
+@every_dialect
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_all_servers_of_a_generated_file_are_guarded_at_once_and_given_back_byte_for_byte(
@@ -148,20 +175,44 @@ def test_all_servers_of_a_generated_file_are_guarded_at_once_and_given_back_byte
 ) -> None:
     made = data.draw(generated.file(dialect))
     before = entries(made.data, made.layout, dialect)
-    names = [one.name for one in before if one.kind == "stdio" and not one.guard and one.name]
-    new = edited(made.data, dialect, [Edit(made.layout, name, GUARD) for name in names])
+    free = [one for one in before if one.kind == "stdio" and not one.guard and one.name]
+    new = edited(made.data, dialect, [Edit(made.layout, one.name, GUARD) for one in free])
     assert new.faults == ()
     assert [one.words for one in entries(new.data, made.layout, dialect) if one.guard == GUARD] == [
-        (*GUARD, *one.words) for one in before if one.name in names and one.kind == "stdio"
+        (*GUARD, *one.words) for one in free
     ]
-    removals = [Edit(made.layout, one.name, drop_empty_args=not one.has_args) for one in before if one.name in names]
+    removals = [Edit(made.layout, one.name, drop_empty_args=not one.has_args) for one in free]
     assert edited(new.data, dialect, removals).data == made.data
 
 
-def test_many_hooks_are_removed_with_one_parse_before_and_one_after() -> None:
-    ours = '{"matcher": "*", "hooks": [{"command": "mcpguard hook codex"}]}'
-    theirs = '{"matcher": "*", "hooks": [{"command": "lint"}, {"command": "mcpguard hook codex"}]}'
-    data = f'{{"hooks": {{"PreToolUse": [{", ".join([ours, ours, theirs, ours] * 20)}]}}}}'.encode()
-    assert parses(lambda: without_hook(data, "PreToolUse")) == 2
-    left = '{"matcher": "*", "hooks": [{"command": "lint"}]}'
-    assert without_hook(data, "PreToolUse") == f'{{"hooks": {{"PreToolUse": [{", ".join([left] * 20)}]}}}}'.encode()
+@every_dialect
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_a_damaged_file_raises_or_is_read_as_another_parser_reads_it(dialect: Dialect, data: st.DataObject) -> None:
+    made = data.draw(generated.file(dialect))
+    where = made.layout, dialect, "crm"
+    at = data.draw(st.integers(0, len(made.data)))
+    cut = data.draw(st.integers(0, 3))
+    noise = data.draw(st.sampled_from([b"", b'"', b"'", b"]", b"{", b",", b":", b"\n", b"\xff", b"\x00", b"/*", b"- ", b"\t"]))
+    broken = made.data[:at] + noise + made.data[at + cut :]
+    try:
+        if dialect is not Dialect.YAML:
+            value(broken, dialect)
+        found = entries(broken, made.layout, dialect)
+    except (ValueError, Unreadable):
+        for read_or_edit in (
+            lambda: entries(broken, made.layout, dialect),
+            lambda: guarded(broken, *where, GUARD),
+            lambda: unguarded(broken, *where),
+            lambda: reguarded(broken, *where, "mcpguard"),
+        ):
+            with pytest.raises(Unreadable) as caught:
+                read_or_edit()
+            assert caught.value.line >= 1
+        return
+    if any(one.name == "crm" and one.kind == "stdio" for one in found):
+        try:
+            new = guarded(broken, *where, GUARD)
+        except Unreadable:
+            return
+        assert broken in [unguarded(new, *where, drop_empty_args=drop) for drop in (False, True)]

@@ -1,82 +1,93 @@
 """Files as the clients' documents describe them, in LF and CRLF, with and without a byte order mark."""
 
 import codecs
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import pytest
 
-from mcpguard.clients.entries import Entry, Layout, entries
+from mcpguard.clients.catalog import BY_KEY
+from mcpguard.clients.discovery import Machine, Source, entries_of, sources
+from mcpguard.clients.entries import Layout
 from mcpguard.documents.document import Dialect
+from tests.cli.account import APPS
 from tests.clients.single import guarded
 
 FOLDER: Final = Path(__file__).with_name("files")
 SERVERS: Final = Layout(("mcpServers",))
+GUARD: Final = ("/x/mcpguard", "run", "--")
+ON_WINDOWS: Final = sys.platform == "win32"
+GOOSE: Final = f"{APPS}/Block/goose/config/config.yaml" if ON_WINDOWS else "home/.config/goose/config.yaml"
+ZED: Final = f"{APPS}/Zed/settings.json" if ON_WINDOWS else "home/.config/zed/settings.json"
+GOOSES: Final = {"developer": "bundled", "shared": "faulty", "tagged": "faulty", "web": "remote", "off": "disabled"}
+ZEDS: Final = {"postgres-context-server": "bundled", "old-form": "faulty"}
 
 
 class Sample(NamedTuple):
+    """A file of `tests/clients/files`.
+
+    Attributes:
+        file: Its name.
+        client: The client that reads it.
+        place: Where it belongs, below a folder with a home folder and a project.
+        stdio: The names of its stdio servers, with commas.
+        others: The kinds of its other servers.
+    """
+
     file: str
-    layout: Layout
-    dialect: Dialect
+    client: str
+    place: str
     stdio: str
-    others: dict[str, str]
+    others: Mapping[str, str] = MappingProxyType({})
 
 
 SAMPLES: Final = [
-    Sample("claude_desktop_config.json", SERVERS, Dialect.JSON, "filesystem sqlite time empty", {}),
-    Sample("claude.json", SERVERS, Dialect.JSON, "crm", {"sentry": "remote"}),
-    Sample("claude.json", Layout(("projects", "/home/alice/work/shop", "mcpServers")), Dialect.JSON, "db", {}),
-    Sample("claude_code.mcp.json", SERVERS, Dialect.JSON, "crm git", {}),
     Sample(
-        "codex.config.toml",
-        Layout(("mcp_servers",)),
-        Dialect.TOML,
-        "crm docs my\tfiles",
-        {"figma": "remote", "old": "disabled"},
+        "claude_desktop_config.json",
+        "claude-desktop",
+        f"{APPS}/Claude/claude_desktop_config.json",
+        "filesystem,sqlite,time,empty",
     ),
-    Sample("cursor.mcp.json", SERVERS, Dialect.JSON, "crm", {"linear": "remote"}),
-    Sample("vscode.mcp.json", Layout(("servers",)), Dialect.JSONC, "crm python bare sandboxed", {"github": "remote"}),
-    Sample("vscode.settings.json", Layout(("mcp", "servers")), Dialect.JSONC, "crm", {}),
-    Sample("copilot.mcp-config.json", SERVERS, Dialect.JSONC, "crm", {"docs": "remote"}),
-    Sample("windsurf.mcp_config.json", SERVERS, Dialect.JSON, "github", {"figma": "remote", "off": "disabled"}),
+    Sample("claude.json", "claude-code", "home/.claude.json", "crm,db", {"sentry": "remote"}),
+    Sample("claude_code.mcp.json", "claude-code", "project/.mcp.json", "crm,git"),
     Sample(
-        "zed.settings.json",
-        Layout(("context_servers",)),
-        Dialect.JSONC,
-        "crm",
-        {"postgres-context-server": "bundled", "old-form": "faulty"},
+        "codex.config.toml", "codex", "home/.codex/config.toml", "crm,docs,my files", {"figma": "remote", "old": "disabled"}
     ),
-    Sample("gemini.settings.json", SERVERS, Dialect.JSONC, "crm", {"remote": "remote"}),
-    Sample("qwen.settings.json", SERVERS, Dialect.JSONC, "crm bare", {"remote": "remote"}),
-    Sample("opencode.jsonc", Layout(("mcp",), args=None), Dialect.JSONC, "crm bun", {"jira": "remote", "off": "disabled"}),
+    Sample("cursor.mcp.json", "cursor", "home/.cursor/mcp.json", "crm", {"linear": "remote"}),
+    Sample("vscode.mcp.json", "vscode", f"{APPS}/Code/User/mcp.json", "crm,python,bare,sandboxed", {"github": "remote"}),
+    Sample("vscode.settings.json", "vscode", f"{APPS}/Code/User/settings.json", "crm"),
+    Sample("copilot.mcp-config.json", "copilot", "home/.copilot/mcp-config.json", "crm", {"docs": "remote"}),
     Sample(
-        "cline_mcp_settings.json",
-        Layout(("mcpServers",), nested="transport"),
-        Dialect.JSON,
-        "flat nested",
-        {"nested-remote": "remote"},
+        "windsurf.mcp_config.json",
+        "windsurf",
+        "home/.codeium/windsurf/mcp_config.json",
+        "github",
+        {"figma": "remote", "off": "disabled"},
     ),
+    Sample("zed.settings.json", "zed", ZED, "crm", ZEDS),
+    Sample("gemini.settings.json", "gemini", "home/.gemini/settings.json", "crm", {"remote": "remote"}),
+    Sample("qwen.settings.json", "qwen", "home/.qwen/settings.json", "crm,bare", {"remote": "remote"}),
     Sample(
-        "continue.config.yaml",
-        Layout(("mcpServers",), is_list=True),
-        Dialect.YAML,
-        "crm SQLite\tMCP bare",
-        {"docs": "remote"},
+        "opencode.jsonc", "opencode", "home/.config/opencode/opencode.jsonc", "crm,bun", {"jira": "remote", "off": "disabled"}
     ),
-    Sample(
-        "goose.config.yaml",
-        Layout(("extensions",), command="cmd"),
-        Dialect.YAML,
-        "crm empty",
-        {"developer": "bundled", "shared": "faulty", "tagged": "faulty", "web": "remote", "off": "disabled"},
-    ),
-    Sample("kiro.mcp.json", SERVERS, Dialect.JSON, "aws-docs", {}),
-    Sample("lmstudio.mcp.json", SERVERS, Dialect.JSON, "crm", {"hf-mcp-server": "remote"}),
+    Sample("cline_mcp_settings.json", "cline", "home/.cline/mcp.json", "flat,nested", {"nested-remote": "remote"}),
+    Sample("continue.config.yaml", "continue", "home/.continue/config.yaml", "crm,SQLite MCP,bare", {"docs": "remote"}),
+    Sample("goose.config.yaml", "goose", GOOSE, "crm,empty", GOOSES),
+    Sample("kiro.mcp.json", "kiro", "home/.kiro/settings/mcp.json", "aws-docs"),
+    Sample("lmstudio.mcp.json", "lm-studio", "home/.lmstudio/mcp.json", "crm", {"hf-mcp-server": "remote"}),
 ]
 
 
-def names(sample: Sample) -> list[str]:
-    return [name.replace("\t", " ") for name in sample.stdio.split(" ")]
+def sources_of(sample: Sample, folder: Path) -> list[Source]:
+    """Where the file has servers."""
+    path = folder / sample.place
+    path.parent.mkdir(parents=True)
+    path.write_bytes((FOLDER / sample.file).read_bytes())
+    project = folder / "project" if sample.place.startswith("project/") else None
+    return sources(Machine(folder / "home", {}), [BY_KEY[sample.client]], project)
 
 
 def variants(sample: Sample) -> list[bytes]:
@@ -85,45 +96,31 @@ def variants(sample: Sample) -> list[bytes]:
     return [data, crlf, codecs.BOM_UTF8 + data, codecs.BOM_UTF8 + crlf, data.rstrip(), crlf.rstrip()]
 
 
-def by_name(data: bytes, sample: Sample) -> dict[str, Entry]:
-    return {entry.name: entry for entry in entries(data, sample.layout, sample.dialect)}
-
-
-def words_for(name: str) -> tuple[str, ...]:
-    return "/opt/Müller & Co/mcpguard", "run", "--server", name, "--store", "redis://host/0", "--"
-
-
-every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.file}:{'.'.join(sample.layout.path)}")
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.file)
 
 
 @every_sample
-def test_the_kind_of_each_server_is_found(sample: Sample) -> None:
+def test_the_kind_of_each_server_is_found(tmp_path: Path, sample: Sample) -> None:
+    found = sources_of(sample, tmp_path)
     for data in variants(sample):
-        kinds = {name: entry.kind for name, entry in by_name(data, sample).items()}
-        assert kinds == dict.fromkeys(names(sample), "stdio") | sample.others
+        kinds = {entry.name: entry.kind for source in found for entry in entries_of(source, data)}
+        assert kinds == dict.fromkeys(sample.stdio.split(","), "stdio") | dict(sample.others)
 
 
 @every_sample
-def test_new_lines_end_as_the_files_lines_do(sample: Sample) -> None:
+def test_new_lines_end_as_the_files_lines_do(tmp_path: Path, sample: Sample) -> None:
     data = (FOLDER / sample.file).read_bytes()
-    for name in names(sample):
-        new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
-        crlf = guarded(data.replace(b"\n", b"\r\n"), sample.layout, sample.dialect, name, words_for(name))
-        assert crlf == new.replace(b"\n", b"\r\n")
-
-
-@every_sample
-def test_only_the_lines_of_the_command_and_the_arguments_change(sample: Sample) -> None:
-    data = (FOLDER / sample.file).read_bytes()
-    for name in names(sample):
-        new = guarded(data, sample.layout, sample.dialect, name, words_for(name))
-        old_lines, new_lines = data.splitlines(), new.splitlines()
-        assert len([line for line in old_lines if line not in new_lines]) <= 2
+    for source in sources_of(sample, tmp_path):
+        for entry in entries_of(source, data):
+            if entry.kind == "stdio":
+                where = source.layout, source.dialect, entry.name
+                crlf = guarded(data.replace(b"\n", b"\r\n"), *where, GUARD)
+                assert crlf == guarded(data, *where, GUARD).replace(b"\n", b"\r\n")
 
 
 def test_the_look_of_guarded_entries_is_the_files_own() -> None:
     codex = (FOLDER / "codex.config.toml").read_bytes()
-    new = guarded(codex, Layout(("mcp_servers",)), Dialect.TOML, "crm", ("/x/mcpguard", "run", "--"))
+    new = guarded(codex, Layout(("mcp_servers",)), Dialect.TOML, "crm", GUARD)
     assert (
         b"""command = "/x/mcpguard"       # a launcher
 args = [
@@ -137,7 +134,7 @@ args = [
         in new
     )
     goose = (FOLDER / "goose.config.yaml").read_bytes()
-    new = guarded(goose, Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", ("/x/mcpguard", "run", "--"))
+    new = guarded(goose, Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
     assert (
         b"""    crm:
         args:
@@ -163,5 +160,5 @@ args = [
 )
 def test_spaces_and_lines_of_new_arguments_are_those_of_the_entry(old: str, new: str) -> None:
     data = f'{{"mcpServers": {{"crm": {old}}}}}'.encode()
-    found = guarded(data, SERVERS, Dialect.JSONC, "crm", ("/x/mcpguard", "run", "--"))
+    found = guarded(data, SERVERS, Dialect.JSONC, "crm", GUARD)
     assert found.decode() == f'{{"mcpServers": {{"crm": {new}}}}}'

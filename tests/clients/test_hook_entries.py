@@ -1,3 +1,5 @@
+"""Hooks are added to the content of a file and removed from it, with the rest as it was."""
+
 import json
 from typing import Any
 
@@ -5,15 +7,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpguard.clients.hooks import hook_commands, with_hook, without_hook
-from mcpguard.documents.document import Dialect
+from mcpguard.clients import hooks
+from mcpguard.clients.catalog import BY_KEY
+from mcpguard.documents.document import Dialect, read
 from mcpguard.documents.model import Unreadable
 from tests.clients.generated import Json
 
-EVENT = "PreToolUse"
+(CLAUDE,) = [client.hook for client in BY_KEY.values() if client.hook and client.key == "claude-code"]
+EVENT = CLAUDE.deciding.name
 COMMAND = "'/opt/a b/mcpguard' hook claude-code"
-HOOK: dict[str, Any] = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": COMMAND, "timeout": 5}]}
+HOOK = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": COMMAND, "timeout": 5}]}
 OTHER: dict[str, Any] = {"matcher": "Bash", "hooks": [{"type": "command", "command": "check"}]}
+
+
+def commands(data: bytes) -> list[str]:
+    return [one.command for one in hooks.hooks_in(data, CLAUDE)]
+
+
+def with_hook(data: bytes) -> bytes:
+    return hooks.with_hook(data, CLAUDE, EVENT, HOOK)
+
+
+def without_hook(data: bytes) -> bytes | None:
+    return hooks.without_hook(data, CLAUDE)
 
 
 def pretty(value: Any, indent: int | str | None = 2) -> bytes:
@@ -55,13 +71,10 @@ FILES = [
 
 
 @pytest.mark.parametrize("data", FILES)
-def test_a_hook_is_added_once_and_removed_byte_for_byte(data: bytes) -> None:
-    new = with_hook(data, EVENT, HOOK)
-    assert hook_commands(data, EVENT) == []
-    assert hook_commands(new, EVENT) == [COMMAND]
-    assert with_hook(new, EVENT, HOOK) == new
-    assert without_hook(new, EVENT) == data
-    assert without_hook(data, EVENT) == data
+def test_a_hook_is_added_and_removed_byte_for_byte(data: bytes) -> None:
+    new = with_hook(data)
+    assert (commands(data), commands(new)) == ([], [COMMAND])
+    assert (without_hook(new), without_hook(data)) == (data, data)
     before = json.loads(data.decode("utf-8-sig").strip() or "{}")
     before.setdefault("hooks", {}).setdefault(EVENT, []).append(HOOK)
     assert json.loads(new.decode("utf-8-sig")) == before
@@ -72,56 +85,48 @@ def test_a_hook_is_added_once_and_removed_byte_for_byte(data: bytes) -> None:
 def test_a_hook_in_a_file_with_any_spaces_is_removed_byte_for_byte(draw: st.DataObject) -> None:
     write = Json(draw.draw, Dialect.JSON)
     data = f"{write.gap()}{write.value(draw.draw(st.sampled_from(STRUCTURES)))}{write.gap()}".encode()
-    new = with_hook(data, EVENT, HOOK)
-    assert hook_commands(new, EVENT) == [COMMAND]
-    assert without_hook(new, EVENT) == data
+    new = with_hook(data)
+    assert commands(new) == [COMMAND]
+    assert without_hook(new) == data
 
 
-def test_a_hook_is_written_in_the_style_of_the_file() -> None:
-    for indent in (2, 4, "\t"):
-        for structure in STRUCTURES[1:3]:
-            added = structure | {"hooks": {EVENT: [HOOK]}}
-            assert with_hook(pretty(structure, indent), EVENT, HOOK) == pretty(added, indent)
-            assert with_hook(crlf(pretty(structure, indent)), EVENT, HOOK) == crlf(pretty(added, indent))
-        assert with_hook(pretty({"hooks": {EVENT: [OTHER]}}, indent), EVENT, HOOK) == pretty(
-            {"hooks": {EVENT: [OTHER, HOOK]}}, indent
-        )
-
-
-def test_a_new_file_of_copilot_cli_has_a_version_and_goes_afterwards() -> None:
-    hook = {"type": "command", "bash": "/x/mcpguard hook copilot", "timeoutSec": 5}
-    new = with_hook(None, "preMcpToolCall", hook, version=1)
-    assert json.loads(new) == {"version": 1, "hooks": {"preMcpToolCall": [hook]}}
-    assert new.endswith(b"}\n")
-    assert hook_commands(new, "preMcpToolCall") == ["/x/mcpguard hook copilot"]
-    assert without_hook(new, "preMcpToolCall") is None
-
-
-def test_a_hook_of_another_path_is_replaced() -> None:
-    old = {"matcher": "mcp__.*", "hooks": [{"type": "command", "command": "mcpguard hook claude-code"}]}
-    data = pretty({"hooks": {EVENT: [old, OTHER]}})
-    assert json.loads(with_hook(data, EVENT, HOOK)) == {"hooks": {EVENT: [OTHER, HOOK]}}
+@pytest.mark.parametrize("indent", [2, 4, "\t"])
+def test_a_hook_is_written_in_the_style_of_the_file(indent: int | str) -> None:
+    for structure in STRUCTURES[1:3]:
+        data, added = pretty(structure, indent), pretty(structure | {"hooks": {EVENT: [HOOK]}}, indent)
+        assert (with_hook(data), with_hook(crlf(data))) == (added, crlf(added))
+    assert with_hook(pretty({"hooks": {EVENT: [OTHER]}}, indent)) == pretty({"hooks": {EVENT: [OTHER, HOOK]}}, indent)
 
 
 @pytest.mark.parametrize("order", ["theirs ours theirs ours", "ours theirs", "ours ours theirs"])
 def test_a_hook_that_shares_an_entry_with_others_is_removed_alone(order: str) -> None:
     ours, theirs = HOOK["hooks"][0], OTHER["hooks"][0]
-    hooks = [ours if word == "ours" else theirs for word in order.split()]
-    data = pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": hooks}]}})
-    assert hook_commands(data, EVENT) == [COMMAND] * hooks.count(ours)
-    left = [theirs] * hooks.count(theirs)
-    assert without_hook(data, EVENT) == pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": left}]}})
+    shared = [ours if word == "ours" else theirs for word in order.split()]
+    data = pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": shared}]}})
+    assert commands(data) == [COMMAND] * shared.count(ours)
+    left = [theirs] * shared.count(theirs)
+    assert without_hook(data) == pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": left}]}})
+
+
+def test_many_hooks_are_removed_with_one_parse_before_and_one_after() -> None:
+    ours = '{"matcher": "*", "hooks": [{"command": "mcpguard hook codex"}]}'
+    theirs = '{"matcher": "*", "hooks": [{"command": "lint"}, {"command": "mcpguard hook codex"}]}'
+    data = f'{{"hooks": {{"PreToolUse": [{", ".join([ours, ours, theirs, ours] * 20)}]}}}}'.encode()
+    left = '{"matcher": "*", "hooks": [{"command": "lint"}]}'
+    read.cache_clear()
+    assert without_hook(data) == f'{{"hooks": {{"PreToolUse": [{", ".join([left] * 20)}]}}}}'.encode()
+    assert read.cache_info().misses == 2
 
 
 @pytest.mark.parametrize("indent", [None, 2, 4])
 def test_what_others_have_added_after_the_hook_stays(indent: int | None) -> None:
-    edited = json.loads(with_hook(pretty({"a": 1}), EVENT, HOOK)) | {"b": 2}
-    new = without_hook(pretty(edited, indent), EVENT)
-    assert new == pretty({"a": 1, "b": 2}, indent) or (indent is None and hook_commands(new or b"", EVENT) == [])
+    edited = json.loads(with_hook(pretty({"a": 1}))) | {"b": 2}
+    new = without_hook(pretty(edited, indent))
+    assert new == pretty({"a": 1, "b": 2}, indent) or (indent is None and commands(new or b"") == [])
     edited["hooks"]["Stop"] = [OTHER]
-    new = without_hook(pretty(edited, indent), EVENT)
-    assert json.loads(new or b"")["hooks"].pop(EVENT, []) == []
-    assert json.loads(new or b"") | {"hooks": {"Stop": [OTHER]}} == {"a": 1, "b": 2, "hooks": {"Stop": [OTHER]}}
+    left = json.loads(without_hook(pretty(edited, indent)) or b"")
+    assert left["hooks"].pop(EVENT, []) == []
+    assert left == {"a": 1, "b": 2, "hooks": {"Stop": [OTHER]}}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_what_others_have_added_after_the_hook_stays(indent: int | None) -> None
 )
 def test_a_hook_of_mcpguard_is_recognised_by_its_command_line(command: str, is_ours: bool) -> None:
     data = pretty({"hooks": {EVENT: [{"hooks": [{"type": "command", "command": command}]}]}})
-    assert hook_commands(data, EVENT) == ([command] if is_ours else [])
+    assert commands(data) == ([command] if is_ours else [])
 
 
 @pytest.mark.parametrize(
@@ -147,12 +152,12 @@ def test_a_hook_of_mcpguard_is_recognised_by_its_command_line(command: str, is_o
 )
 def test_a_file_that_is_damaged_or_has_another_form_raises(data: bytes) -> None:
     with pytest.raises(Unreadable) as caught:
-        with_hook(data, EVENT, HOOK)
+        with_hook(data)
     assert caught.value.line == 1
 
 
-def test_hooks_of_another_form_are_none() -> None:
-    values: list[Any] = [[], {"hooks": [1]}, {"hooks": {EVENT: 1}}, {"hooks": {EVENT: [1, [], {"hooks": 1}, {"hooks": [1]}]}}]
+@pytest.mark.parametrize("entries", [1, [1, [], {"hooks": 1}, {"hooks": [1]}]])
+def test_hooks_of_another_form_are_none(entries: Any) -> None:
+    values: list[Any] = [[], {"hooks": [1]}, {"hooks": {EVENT: entries}}]
     for value in values:
-        assert hook_commands(pretty(value), EVENT) == []
-        assert without_hook(pretty(value), EVENT) == pretty(value)
+        assert (commands(pretty(value)), without_hook(pretty(value))) == ([], pretty(value))

@@ -43,42 +43,41 @@ def here(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
 
 
 @follows_links
-@pytest.mark.parametrize("variable", ["UV_TOOL_BIN_DIR", "PIPX_BIN_DIR", "XDG_BIN_HOME"])
-def test_the_link_in_the_folder_of_uv_or_pipx_is_taken(tmp_path: Path, venv: Path, variable: str) -> None:
-    shim = link(tmp_path / f"bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
-    assert stable(venv / f"bin/{PROGRAM}", {variable: str(tmp_path / "bin")}) == shim
-
-
-@follows_links
-def test_the_link_in_the_accounts_folder_of_programs_or_on_the_path_is_taken(tmp_path: Path, venv: Path) -> None:
+@pytest.mark.parametrize(
+    ("links", "variables", "taken"),
+    [
+        (["bin"], {"UV_TOOL_BIN_DIR": "bin"}, "bin"),
+        (["bin"], {"PIPX_BIN_DIR": "bin"}, "bin"),
+        (["bin"], {"XDG_BIN_HOME": "bin"}, "bin"),
+        (["brew"], {"PATH": "brew"}, "brew"),
+        (["brew", "home/.local/bin"], {"PATH": "brew"}, "home/.local/bin"),
+        ([], {"PATH": "gone"}, ""),  # a link that leads nowhere
+        ([], {"PATH": "other"}, ""),  # a program of another environment
+        ([], {}, ""),
+    ],
+)
+def test_the_link_that_uv_pipx_or_a_package_manager_keeps_is_taken(
+    tmp_path: Path, venv: Path, links: list[str], variables: dict[str, str], taken: str
+) -> None:
+    own = venv / f"bin/{PROGRAM}"
+    for folder in links:
+        link(tmp_path / folder / PROGRAM, own)
+    link(tmp_path / "gone" / PROGRAM, tmp_path / "nothing")
+    program(tmp_path / "other" / PROGRAM)
     too_long = f"{tmp_path}/{'x' * 300}"  # it cannot be looked into
-    on_path = link(tmp_path / f"brew/{PROGRAM}", venv / f"bin/{PROGRAM}")
-    environ = {"PATH": os.pathsep.join([too_long, f"{venv}/bin", f"{tmp_path}/brew"])}
-    assert stable(venv / f"bin/{PROGRAM}", environ) == on_path
-    usual = link(tmp_path / f"home/.local/bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
-    assert stable(venv / f"bin/{PROGRAM}", environ) == usual
-    assert find(f"{too_long}/mcpguard", {}) is None
+    environ = {name: str(tmp_path / folder) for name, folder in variables.items()}
+    environ["PATH"] = os.pathsep.join([too_long, "relative", f"{venv}/bin", environ.get("PATH", "")])
+    assert stable(own, environ) == (tmp_path / taken / PROGRAM if taken else own)
 
 
 @follows_links
 def test_the_link_that_uvs_receipt_names_is_taken_first(tmp_path: Path, venv: Path) -> None:
-    link(tmp_path / f"home/.local/bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
+    usual = link(tmp_path / f"home/.local/bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
     shim = link(tmp_path / f"my bin/{PROGRAM}", venv / f"bin/{PROGRAM}")
-    (venv / "uv-receipt.toml").write_text(
-        '[tool]\nrequirements = [{ name = "mcpguard-cli" }]\n'
-        f'entrypoints = [\n    {{ name = "mcpguard", install-path = "{shim}" }},\n]\n'
-    )
-    assert stable(venv / f"bin/{PROGRAM}", {}) == shim
-    (venv / "uv-receipt.toml").write_text("damaged [")
-    assert stable(venv / f"bin/{PROGRAM}", {}) == tmp_path / f"home/.local/bin/{PROGRAM}"
-
-
-@follows_links
-def test_a_program_of_another_environment_is_not_taken(tmp_path: Path, venv: Path) -> None:
-    program(tmp_path / f"home/.local/bin/{PROGRAM}")
-    (tmp_path / "gone").mkdir()
-    link(tmp_path / f"gone/{PROGRAM}", tmp_path / "nothing")
-    assert stable(venv / f"bin/{PROGRAM}", {"PATH": f"{tmp_path}/gone{os.pathsep}relative"}) == venv / f"bin/{PROGRAM}"
+    entry = f'entrypoints = [\n    {{ name = "mcpguard", install-path = "{shim}" }},\n]\n'
+    for receipt, taken in ((f'[tool]\nrequirements = [{{ name = "mcpguard-cli" }}]\n{entry}', shim), ("damaged [", usual)):
+        (venv / "uv-receipt.toml").write_text(receipt)
+        assert stable(venv / f"bin/{PROGRAM}", {}) == taken
 
 
 @pytest.mark.parametrize(
@@ -161,6 +160,7 @@ def test_a_bare_name_is_looked_for_on_the_path(tmp_path: Path) -> None:
     assert find("mcpguard", {"PATH": str(tmp_path / "bin")}) == found
     assert find("mcpguard", {"PATH": str(tmp_path)}) is None
     assert find(str(found), {}) == found
+    assert find(f"{tmp_path}/{'x' * 300}/mcpguard", {}) is None  # it cannot be looked into
     assert find(str(tmp_path), os.environ) is None
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.clients.coverage import missing_hooks
 from mcpguard.policy.parse import STARTER, parse
 from tests.cli.account import Account
 from tests.cli.command import calls

@@ -66,43 +66,32 @@ def test_on_linux_the_names_of_processes_are_read() -> None:
     assert not is_running(DESKTOP._replace(processes=()))
 
 
+PGREP = ["/usr/bin/pgrep", "-a", "-x", "Claude"]  # -a: also a client in whose terminal this runs
+TASKLIST = [r"D:\Win\System32\tasklist.exe", "/FI", "IMAGENAME eq Claude.exe"]
+
+
 @pytest.mark.parametrize(
-    ("system", "command"),
+    ("system", "command", "output", "runs"),
     [
-        ("darwin", ["/usr/bin/pgrep", "-a", "-x", "Claude"]),  # -a: also a client in whose terminal this runs
-        ("win32", [r"D:\Win\System32\tasklist.exe", "/FI", "IMAGENAME eq Claude.exe"]),
+        ("darwin", PGREP, "4711\n", True),
+        ("darwin", PGREP, "", False),
+        ("darwin", PGREP, None, False),
+        ("win32", TASKLIST, "claude.exe    4711 Console", True),
+        ("win32", TASKLIST, "INFO: No tasks are running", False),
+        ("win32", TASKLIST, None, False),
     ],
 )
-def test_the_program_of_the_system_is_started_by_its_full_path_and_gets_no_secrets(
-    monkeypatch: pytest.MonkeyPatch, system: str, command: list[str]
+def test_elsewhere_a_program_of_the_system_tells_which_is_started_by_its_full_path_and_gets_no_secrets(
+    monkeypatch: pytest.MonkeyPatch, system: str, command: list[str], output: str | None, runs: bool
 ) -> None:
-    started: list[tuple[list[str], dict[str, str]]] = []
-
-    def run(command: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
-        started.append((command, env))
-        return subprocess.CompletedProcess(command, 0, "")
+    def run(started: list[str], *, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert (started, env) == (command, {"SYSTEMROOT": r"D:\Win"} if system == "win32" else {})
+        if output is None:
+            raise FileNotFoundError
+        return subprocess.CompletedProcess(started, 0, output)
 
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("SYSTEMROOT", r"D:\Win")
     monkeypatch.setenv("MCPGUARD_TOKEN", "tango")
-    assert not is_running(DESKTOP)
-    assert started == [(command, {"SYSTEMROOT": r"D:\Win"} if system == "win32" else {})]
-
-
-@pytest.mark.parametrize(
-    ("system", "found", "other"),
-    [("darwin", "4711\n", ""), ("win32", "claude.exe    4711 Console", "INFO: No tasks are running")],
-)
-def test_on_macos_and_windows_a_program_of_the_system_tells_and_without_it_the_client_does_not_run(
-    monkeypatch: pytest.MonkeyPatch, system: str, found: str, other: str
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(sys, "platform", system)
-    for output, runs in ((found, True), (other, False)):
-        monkeypatch.setattr(subprocess, "run", lambda *_, output=output, **__: subprocess.CompletedProcess([], 0, output))
-        assert is_running(DESKTOP) == runs
-    monkeypatch.setattr(subprocess, "run", fail)
-    assert not is_running(DESKTOP)
+    assert is_running(DESKTOP) == runs

@@ -13,9 +13,10 @@ from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Layout, entries
 from mcpguard.clients.plan import Change
 from mcpguard.documents.document import Dialect
-from tests.clients.test_editing import GUARD, SERVERS, calls, file, guards
+from tests.clients.test_editing import SERVERS, calls, file, guards
 
 FILE = Path("mcp.json")
+GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")
 SECRETS = ("s3cret1", "s3cret2", "s3cret3", "s3cret4", "4711")
 
 

@@ -6,14 +6,15 @@ import pytest
 
 from mcpguard.clients.catalog import BY_KEY
 from mcpguard.clients.discovery import Machine, Source
-from mcpguard.clients.plan import Outcome
-from mcpguard.clients.short_path import SHORT, warnings
+from mcpguard.clients.entries import Entry
+from mcpguard.clients.installing import SHORT, short_path_warnings
+from mcpguard.clients.plan import Outcome, Plan
 
 
 def outcome(command: str, client: str = "claude-desktop", action: str = "guard") -> Outcome:
     location = BY_KEY[client].locations[0]
     source = Source(BY_KEY[client], "user", Path("/f.json"), location.layout, location.dialect)
-    return Outcome(source, "crm", action, command=command)
+    return Outcome(source, Entry("crm", "stdio", (command, "-y") if command else ()), action)
 
 
 def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
@@ -23,8 +24,10 @@ def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
     return file
 
 
-def mac(home: Path, path: str = "") -> Machine:
-    return Machine(home, {"PATH": path}, "darwin")
+def warnings(home: Path, *outcomes: Outcome, path: str = "", system: str = "darwin") -> list[str]:
+    plan = Plan(home / "state", Machine(home, {"PATH": path}, system))
+    plan.outcomes += outcomes
+    return list(short_path_warnings(plan))
 
 
 pytestmark = pytest.mark.posix  # programs of macOS are found by their modes
@@ -34,7 +37,7 @@ def test_a_command_beyond_the_short_path_is_named_once_with_its_full_path_and_th
     npx = program(tmp_path / "tools/npx-9", "#!/usr/bin/env node-9\n")
     node = program(tmp_path / "node/node-9")
     found = [outcome("npx-9"), outcome("npx-9"), outcome("npx-9", "cursor"), outcome("sh")]
-    (warning,) = warnings(found, mac(tmp_path, f"{npx.parent}:{node.parent}"))
+    (warning,) = warnings(tmp_path, *found, path=f"{npx.parent}:{node.parent}")
     assert warning == (
         "npx-9 is not on the PATH of apps that the Dock starts. If Claude Desktop or Cursor cannot start a server with it, "
         f'write {npx} in its place, and "PATH": "{npx.parent}:{node.parent}:{SHORT}" into env'
@@ -45,12 +48,12 @@ def test_a_command_beyond_the_short_path_is_named_once_with_its_full_path_and_th
 def test_it_is_looked_for_where_package_managers_put_it(tmp_path: Path, folder: str) -> None:
     program(tmp_path / ".nvm/versions/node/v9.0.0/bin/uvx-9")
     found = program(tmp_path / folder / "uvx-9")
-    (warning,) = warnings([outcome("uvx-9")], mac(tmp_path))
+    (warning,) = warnings(tmp_path, outcome("uvx-9"))
     assert f'write {found} in its place, and "PATH": "{found.parent}:{SHORT}" into env' in warning
 
 
 def test_a_command_that_is_found_nowhere_is_named_too(tmp_path: Path) -> None:
-    (warning,) = warnings([outcome("npx-9")], mac(tmp_path))
+    (warning,) = warnings(tmp_path, outcome("npx-9"))
     assert warning.endswith("cannot start a server with it, write its full path")
 
 
@@ -59,8 +62,8 @@ def test_a_command_that_is_found_nowhere_is_named_too(tmp_path: Path) -> None:
     [outcome("/opt/npx-9"), outcome("npx-9", "claude-code"), outcome("npx-9", action="keep"), outcome("sh"), outcome("")],
 )
 def test_a_path_a_client_in_a_terminal_and_a_server_that_stays_bring_no_warning(tmp_path: Path, other: Outcome) -> None:
-    assert list(warnings([other], mac(tmp_path))) == []
+    assert warnings(tmp_path, other) == []
 
 
 def test_other_systems_have_no_such_apps(tmp_path: Path) -> None:
-    assert list(warnings([outcome("npx-9")], Machine(tmp_path, {}, "linux"))) == []
+    assert warnings(tmp_path, outcome("npx-9"), system="linux") == []

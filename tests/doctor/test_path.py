@@ -68,22 +68,17 @@ def test_a_program_that_is_not_installed_is_not_named(tmp_path: Path) -> None:
     assert found.hint == f"remove or upgrade {other}"
 
 
-@pytest.mark.parametrize(("version", "ok"), [(__version__, True), ("0.0.1", False)])
-def test_another_command_before_the_own_one_is_told_with_its_version(tmp_path: Path, version: str, ok: bool) -> None:
-    own, other = program(tmp_path / "own"), installed(tmp_path / "other", version)
+@pytest.mark.parametrize(("version", "ok"), [(__version__, True), ("0.0.1", False), (None, True)])
+def test_another_command_before_the_own_one_is_told_with_its_version_and_not_run(
+    tmp_path: Path, version: str | None, ok: bool
+) -> None:
+    own = program(tmp_path / "own")
+    other = installed(tmp_path / "other", version) if version else str(program(tmp_path / "other/bin"))
     found, more = checks(own, tmp_path / "other/bin", tmp_path / "own")
     assert (found.ok, bool(found.hint)) == (ok, True)
-    assert found.detail == f"{other} is another mcpguard, version {version}; this one is {__version__} in {own}"
-    assert more.is_advice
-    assert more.detail == f"there are more of them: {own}"
-
-
-def test_another_command_whose_version_is_unknown_is_noted_and_not_run(tmp_path: Path) -> None:
-    own, other = program(tmp_path / "own"), program(tmp_path / "other")
-    (found,) = checks(own, tmp_path / "other")
-    assert found.is_advice
-    assert f"{other} is another mcpguard, version unknown; " in found.detail
-    assert not (tmp_path / "other/touched").exists()
+    assert found.detail == f"{other} is another mcpguard, version {version or 'unknown'}; this one is {__version__} in {own}"
+    assert (more.is_advice, more.detail) == (True, f"there are more of them: {own}")
+    assert not (tmp_path / "other/bin/touched").exists()
 
 
 @pytest.mark.posix

@@ -17,6 +17,14 @@ SDK = script("on_the_sdk")[:1] + script("on_the_sdk")[2:]
 """The server needs the installed SDK, so it is started without `-S`."""
 
 
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Settings:
+    """The settings of mcpguard's folder, whose variables are set."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    return config.load(environment(tmp_path))
+
+
 def python(code: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
@@ -113,13 +121,10 @@ def test_a_server_that_exits_without_a_word_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("answer_s", [0.001, 2.0])  # the first one ends while the server starts
 def test_a_server_that_does_not_answer_is_told_after_the_time_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer_s: float
+    settings: config.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer_s: float
 ) -> None:
-    for name, value in environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")  # asyncio logs that it kills a process
     code = "import sys; print('waiting', file=sys.stderr, flush=True); sys.stdin.read()"
-    settings = config.load(environment(tmp_path))
     found = list(server.checks(settings, python(code), options=[], server="crm", answer_s=answer_s))
     assert [(one.check, one.ok) for one in found] == [("server", False)]
     assert found[0].detail.startswith(f"no answer within {answer_s:g} s; ")
@@ -137,11 +142,8 @@ time.sleep(1000)
 """A server that lists its tools, and heeds neither the end of its input nor SIGTERM."""
 
 
-def test_a_server_that_has_listed_its_tools_ends_even_if_it_heeds_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("settings")
+def test_a_server_that_has_listed_its_tools_ends_even_if_it_heeds_nothing(tmp_path: Path) -> None:
     command = python(STUBBORN, *script("recorded", RECORDED / "github.json")[2:])
     found = server.listed("github", command, options=[], folder=str(tmp_path))
     assert [tool.name for tool in found.tools] == recorded_names("github"), "all pages are read"
@@ -157,21 +159,15 @@ def test_a_server_that_answers_nonsense_fails_in_one_line(tmp_path: Path, answer
     assert "\n" not in found.detail
 
 
-def test_an_error_of_mcpguard_itself_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
-    settings = config.load(environment(tmp_path))
+def test_an_error_of_mcpguard_itself_is_told(settings: config.Settings) -> None:
     found = list(server.checks(settings, [sys.executable], options=["--agent", "a::b"], server="crm"))
     assert [one.ok for one in found] == [False]
     assert "agent" in found[0].detail
     assert found[0].hint
 
 
-def test_a_flood_on_stderr_takes_no_memory_and_the_last_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(tmp_path).items():
-        monkeypatch.setenv(name, value)
+def test_a_flood_on_stderr_takes_no_memory_and_the_last_line_is_told(settings: config.Settings) -> None:
     code = "import sys\nfor _ in range(1000): sys.stderr.write('x' * 32_000 + '\\n')\nsys.exit('the last words')"
-    settings = config.load(environment(tmp_path))
     tracemalloc.start()
     try:
         (found,) = server.checks(settings, python(code), options=[], server="crm")

@@ -107,11 +107,6 @@ def test_a_folder_in_which_even_root_can_make_nothing_fails(tmp_path: Path) -> N
     assert found.detail.startswith("/proc/acme/mcpguard.db cannot be made: /proc cannot be written to: ")
 
 
-def test_looking_for_a_store_that_is_not_made_yet_leaves_nothing(tmp_path: Path) -> None:
-    assert only(doctor(tmp_path), "store").detail.endswith("not made yet; the first server makes it")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("free", "ok", "is_advice"), [(1 << 20, False, False), (100 << 20, True, True), (1 << 40, True, False)]
 )

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from mcpguard.cli.options import all_of
 from mcpguard.clients.catalog import BY_KEY, CLIENTS, Client
-from mcpguard.clients.discovery import Machine, readable_entries, sources
+from mcpguard.clients.discovery import Machine, Source, readable_entries, sources
 from mcpguard.errors import McpguardError, UsageError, did_you_mean
 from mcpguard.files import named_path
 
@@ -20,22 +20,24 @@ NO_SERVERS: Final = "no client with servers is found"
 def complete_clients(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The clients that are found on this machine."""
     del ctx, param
-    try:
-        titles = {source.client.key: source.client.title for source in sources(Machine.this())}
-    except (OSError, McpguardError):
-        return []
+    titles = {source.client.key: source.client.title for source in _found(None)}
     return [CompletionItem(key, help=title) for key, title in titles.items() if key.startswith(incomplete)]
 
 
 def complete_servers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The servers in the clients' files."""
     del param
-    try:
-        found = sources(Machine.this(), project=project_folder(ctx.params.get("project")))
-    except (OSError, McpguardError):
-        return []
+    found = _found(ctx.params.get("project"))
     names = {entry.name: source.client.title for source in found for entry in readable_entries(source)}
     return [CompletionItem(name, help=title) for name, title in sorted(names.items()) if name.startswith(incomplete)]
+
+
+def _found(project: str | None) -> list[Source]:
+    """The files of clients; none instead of an error."""
+    try:
+        return sources(Machine.this(), project=project_folder(project))
+    except (OSError, McpguardError):
+        return []
 
 
 project_option = click.option(

@@ -1,7 +1,7 @@
 """`mcpguard install` and `uninstall`: make clients start their servers through mcpguard, and undo it."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -12,13 +12,12 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, complete_clients, complete_servers, named_clients, project_folder, project_option
 from mcpguard.cli.options import all_of, require_terminal, yes_option
 from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
-from mcpguard.clients import short_path
 from mcpguard.clients.catalog import CLIENTS, Client
+from mcpguard.clients.coverage import missing_hooks
 from mcpguard.clients.discovery import Fault, Machine, client_paths, is_used, sources
 from mcpguard.clients.hooks import plan_hooks
-from mcpguard.clients.installing import plan_servers
+from mcpguard.clients.installing import plan_servers, short_path_warnings
 from mcpguard.clients.launcher import Launcher, launcher
-from mcpguard.clients.missing_hooks import missing_hooks
 from mcpguard.clients.plan import Change, Outcome, Plan
 from mcpguard.clients.plugins import missing_files
 from mcpguard.clients.preview import diff
@@ -136,19 +135,24 @@ def _change(
     if enforce:  # built-in tools need no server
         deciding = [client for client in wanted if client.hook and (clients or (not folder and is_used(machine, client)))]
         present = list(dict.fromkeys([*present, *deciding]))
-    absent = [client for client in wanted if client not in present] if clients else []
     plan = Plan(state_folder(os.environ), machine)
     plan_servers(plan, found, frozenset(servers), start, bridge=bridge)
     if hook or enforce or not (start or servers):
         have = {outcome.source.client for outcome in plan.outcomes}
         with_hook = [client for client in (present if start else wanted) if not servers or client in have]
-        plan_hooks(plan, machine, with_hook, folder, start, decide=enforce, fail_closed=fail_closed)
+        plan_hooks(plan, with_hook, folder, start, decide=enforce, fail_closed=fail_closed)
     faults = [*plan.faults, *_unknown_servers(servers, plan)]
+    absent = [client for client in wanted if client not in present] if clients else []
     missing = [_missing(client, list(client_paths(machine, client, folder))) for client in absent]
     if start:
         faults += [*(_without_hook(wanted, decides=enforce) if clients and (hook or enforce) else ()), *missing]
-        faults += [] if present or clients else [_no_file(folder)]
-        for warning in (*start.warnings, *short_path.warnings(plan.outcomes, machine)) if plan.changes else ():
+        if not (present or clients):
+            where, hint = (
+                f" in {folder}" if folder else "",
+                "add a server in a client first; mcpguard install --help names the clients",
+            )
+            faults.append(Fault(f"no file of a client is found{where}", hint))
+        for warning in (*start.warnings, *short_path_warnings(plan)) if plan.changes else ():
             warn(warning)
     status = _carry_out(
         plan, faults, [] if start else missing, "guarded already" if start else "not guarded", dry_run=dry_run, yes=yes
@@ -163,13 +167,6 @@ def _missing(client: Client, paths: Sequence[Path]) -> Fault:
     if paths:
         return Fault(f"{client.title}: no file {paths[0]}", "add a server in the client first")
     return Fault(f"{client.title}: it has no files in a project", "leave out --project")
-
-
-def _no_file(folder: Path | None) -> Fault:
-    where = f" in {folder}" if folder else ""
-    return Fault(
-        f"no file of a client is found{where}", "add a server in a client first; mcpguard install --help names the clients"
-    )
 
 
 def _without_hook(clients: Iterable[Client], *, decides: bool) -> Iterator[Fault]:
@@ -219,19 +216,13 @@ def _carry_out(
             return status
         click.echo("nothing was changed", err=True)
         return ExitStatus.FAILURE
-    errors = {change.file: error for change, error in plan.apply() if error} if changes else {}
     for one in absent:
         echo(one.message)
     if not (plan.outcomes or plan.hooks or absent or status):
         click.echo(NO_SERVERS)
-    failed = {os.path.realpath(file) for file in errors}  # a file can have several names
-    _report(plan, failed, kept)
-    steps = plan.steps({os.path.realpath(change.file) for change in changes} - failed)
-    if steps:
-        click.echo("\nTo make the changes take effect:")
-    for client, step in steps.items():
-        paragraph(f"  {client.title}: {step}")
-    return max(status, _complain(errors.values()))
+    failed = plan.apply() if changes else []
+    _report(plan, kept)
+    return max(status, _complain(failed))
 
 
 def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
@@ -256,27 +247,27 @@ def _agreed(changes: Sequence[Change], *, dry_run: bool, yes: bool) -> bool:
     return click.confirm(f"Change {printable(what)}?", err=True)
 
 
-def _report(plan: Plan, failed: Collection[str], kept: str) -> None:
-    """Print a paragraph for each file: which servers were changed, which were not, and why.
+def _report(plan: Plan, kept: str) -> None:
+    """Print which servers of each file were changed, which were not, and why; then what is done about hooks, and in clients.
 
     Args:
-        plan: The plan.
-        failed: The files that could not be changed, with all links followed. They are left out.
+        plan: The plan, which was carried out.
         kept: What holds for a server that needs no change.
     """
     places: dict[str, list[Outcome]] = {}
     for outcome in plan.outcomes:
-        if os.path.realpath(outcome.source.file) not in failed:
-            places.setdefault(outcome.source.place, []).append(outcome)
+        places.setdefault(outcome.source.place, []).append(outcome)
     for place, outcomes in places.items():
         echo(place)
         for outcome in outcomes:
-            paragraph(
-                f"  {outcome.server}: {_DONE.get(outcome.action, kept)}{f' ({outcome.detail})' if outcome.detail else ''}"
-            )
+            detail = f" ({outcome.detail})" if outcome.detail else ""
+            paragraph(f"  {outcome.server}: {_DONE.get(outcome.action, kept)}{detail}")
     for hook in plan.hooks:
-        if os.path.realpath(hook.file) not in failed:
-            paragraph(f"{hook.client.title}, {hook.file}: {hook.text}")
+        paragraph(f"{hook.place.client.title}, {hook.place.file}: {hook.text}")
+    if plan.steps:
+        click.echo("\nTo make the changes take effect:")
+    for client, step in plan.steps.items():
+        paragraph(f"  {client.title}: {step}")
 
 
 def _complain(faults: Iterable[McpguardError]) -> ExitStatus:

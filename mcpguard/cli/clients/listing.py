@@ -2,10 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,9 +12,9 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, project_folder, project_option
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
 from mcpguard.clients.coverage import BY_HOOK, UNGUARDED, Coverage, counted
-from mcpguard.clients.discovery import Fault, Machine, Source, read
+from mcpguard.clients.discovery import Fault, Machine, Source
 from mcpguard.clients.guards import Guard
-from mcpguard.clients.installing import OWN_COMMAND, starts_mcpguard
+from mcpguard.clients.installing import OWN_COMMAND
 from mcpguard.text.masking import masked_words
 from mcpguard.text.printing import printable
 
@@ -47,8 +45,8 @@ def clients(project: str | None, as_json: bool) -> None:
       mcpguard clients
       mcpguard clients --project . --json
     """
-    folder, content, coverage = project_folder(project), cache(read), Coverage(Machine.this())
-    found = [(source, row) for source in coverage.sources(folder) for row in _rows(source, content, coverage)]
+    folder, coverage = project_folder(project), Coverage(Machine.this())
+    found = [(source, row) for source in coverage.sources(folder) for row in _rows(source, coverage)]
     if as_json:
         echo_json([row for _, row in found], indent=2)
         return
@@ -61,34 +59,26 @@ def clients(project: str | None, as_json: bool) -> None:
         paragraph(counted(coverage.states()))
 
 
-def _rows(source: Source, content: Callable[[Path], bytes], coverage: Coverage) -> Iterator[Row]:
-    """The servers of a file.
-
-    Args:
-        source: The file.
-        content: Reads a file, but once: one file can have the servers of many projects.
-        coverage: Tells which servers are guarded.
-    """
+def _rows(source: Source, coverage: Coverage) -> Iterator[Row]:
+    """The servers of a file."""
     row: Row = {"client": source.client.key, "file": str(source.file), "scope": source.scope}
     row |= {"project": source.project or None, "server": None, "command": None}
     row |= {"guarded": False, "mcpguard": None, "version": None, "note": None}
     row |= {"state": None, "fix": None, "plugin": source.plugin or None}
     try:
-        found = coverage.entries(source, content(source.file))
+        found = coverage.servers(source)
     except Fault as fault:
         yield row | {"note": fault.message}
         return
-    for entry in found:
-        words, note = entry.words, {"stdio": "", "faulty": entry.detail}.get(entry.kind, entry.kind)  # a URL may hold a key
-        state = coverage.state(source, entry)
-        one = row | {"server": entry.name, "state": state, "fix": coverage.fix(source, entry) if state == UNGUARDED else None}
-        if entry.guard and (guard := coverage.guard(source, entry)):
-            words = words[len(entry.guard) :]
+    for entry, guard, state, fix in found:
+        note = {"stdio": "", "faulty": entry.detail}.get(entry.kind, entry.kind)  # a URL may hold a key
+        one = row | {"server": entry.name, "state": state, "fix": fix or None}
+        if entry.guard and guard:
             one |= {"mcpguard": entry.guard[0], "guarded": guard.holds, "version": guard.version}
             note = _note(guard, note)
-        elif not note and starts_mcpguard(entry):
+        elif not note and entry.starts_mcpguard:
             note = OWN_COMMAND
-        yield one | {"command": masked_words(words) or None, "note": note or None}
+        yield one | {"command": masked_words(entry.own_words) or None, "note": note or None}
 
 
 def _note(guard: Guard, note: str) -> str:

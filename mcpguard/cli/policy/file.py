@@ -14,7 +14,7 @@ from mcpguard.cli.options import json_option, policy_option, with_settings
 from mcpguard.cli.policy.problems import about, result, wrong
 from mcpguard.cli.policy.show import counted
 from mcpguard.cli.present import can_ask, echo, echo_json, warn
-from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.clients.coverage import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.config_schema import config_schema
 from mcpguard.configured_identity import configured_tier, used_tiers

@@ -11,7 +11,7 @@ from mcpguard.cli.names import unseen, words
 from mcpguard.cli.options import all_of, name_option, policy_words, with_settings
 from mcpguard.cli.policy.show import NO_RULES
 from mcpguard.cli.present import echo, warn
-from mcpguard.clients.missing_hooks import missing_hooks
+from mcpguard.clients.coverage import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.configured_identity import used_tiers
 from mcpguard.errors import McpguardError, PolicyError, UsageError
