@@ -24,12 +24,12 @@
 -- tables that grow, and functions, which are made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
 local TEXTS = 'ss'
--- n, window (0: calls in flight), index of the counter (0: none), rule, rank, and where the fragment begins and ends. The rank is 2
--- if the limit is observed, and 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the
--- longest wait follow, the sum at which a call warns, and the index of the mark (0: none). The fragments are after all limits
-local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4I4I4', '<i8i8i8I4'
+-- n, window (0: calls in flight), index of the counter (0: none), rule, rank, where the fragment begins and ends, what the call takes,
+-- the longest wait, the sum at which a call warns, and the index of the mark (0: none). The rank is 2 if the limit is observed, and 1
+-- more if it counts errors or calls in flight. The fragments are after all limits
+local LIMIT = '<i8i8I4I4I4I4I4i8i8i8I4'
 local N, WINDOW, COUNTER, RULE, RANK, FIRST, LAST, UNITS, WAIT, WARN_AT, MARK = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-local OBSERVED, MORE = 2, 4
+local OBSERVED = 2 -- the least rank of an observed limit
 local NOTHING_EXCEEDED = {}
 
 reply = reply or read(4, 4 + counters)
@@ -59,17 +59,13 @@ for request = 1, requests do
   local limits = plans and plans[packed]
   if not limits then
     limits = {nil, nil, nil, nil}
-    local from, at, last = 1, 1, #packed
-    while from <= last do
+    local from, fragments = 1, #packed -- the fragments begin here
+    while from < fragments do
       local limit = {struct.unpack(LIMIT, packed, from)}
-      limits[at], from, at, last = limit, limit[UNITS], at + 1, math.min(last, limit[FIRST] - 1)
-      limit[UNITS] = 1
-      if limit[RANK] >= MORE then
-        limit[RANK] = limit[RANK] - MORE
-        limit[UNITS], limit[WAIT], limit[WARN_AT], limit[MARK], from = struct.unpack(MORE_OF_LIMIT, packed, from)
-        limits.has_cap = limits.has_cap or limit[WINDOW] == 0
-        limits.warns = limits.warns or limit[MARK] > 0
-      end
+      fragments, from = math.min(fragments, limit[FIRST]), from + LIMIT_BYTES
+      limits[#limits + 1] = limit
+      limits.has_cap = limits.has_cap or limit[N] > 0 and limit[WINDOW] == 0
+      limits.warns = limits.warns or limit[MARK] > 0
     end
     if requests > 1 then
       plans = plans or {}
@@ -190,7 +186,7 @@ for request = 1, requests do
     if is_held and is_denied then -- as core/waiting.is_held
       for _, one in ipairs(exceeded) do
         local limit = limits[one[1]]
-        local left, after = (limit[WAIT] or 0) - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
+        local left, after = limit[WAIT] - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
         is_held = is_held and left > 0 and after and after <= left
       end
     end
@@ -205,7 +201,7 @@ for request = 1, requests do
     for at, limit in ipairs((is_denied or decision == 'held') and {} or limits) do
       local mark, sum = limit[MARK], (held[limit[COUNTER]] or 0) + (limit[RANK] % 2 == 1 and 0 or limit[UNITS])
       local is_marked = logs[mark] and logs[mark][NEWEST] > at_us - limit[WINDOW]
-      if (mark or 0) > 0 and sum >= limit[WARN_AT] and not (is_marked or without_room and without_room[limit[RULE]]) then
+      if mark > 0 and sum >= limit[WARN_AT] and not (is_marked or without_room and without_room[limit[RULE]]) then
         logs[mark], charged[mark] = {at_us, at_us, 1, 1, ''}, limit[WINDOW]
         warned[#warned + 1], warned[#warned + 2] = at, sum
         warnings[#warnings + 1] = string.format('%s,"count":%.0f}', string.sub(packed, limit[FIRST], limit[LAST] - 1), sum)

@@ -23,8 +23,7 @@ _MOST_USUAL: Final = 64
 _MOST_PLANS: Final = 512
 """How many plans have their beginning of a command kept, in about a kilobyte each."""
 
-_LIMIT: Final = struct.Struct("<qqIIIII")
-_MORE_OF_LIMIT: Final = struct.Struct("<qqqI")
+_LIMIT: Final = struct.Struct("<qqIIIIIqqqI")
 
 _DECIDED: Final[dict[bytes, Decided]] = {
     b"allowed": "allowed",
@@ -155,16 +154,14 @@ def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
     """A plan's limits: see `LIMIT` in `charge.lua`."""
     packed: list[bytes] = []
     fragments = [fragment(reported).encode() for reported in plan.reported]
-    have_more = [limit.counts != "calls" or limit.wait_us > 0 or limit.warn_at > 0 for limit in plan.limits]
-    last = _LIMIT.size * len(plan.limits) + _MORE_OF_LIMIT.size * sum(have_more)
-    for limit, text, has_more in zip(plan.limits, fragments, have_more, strict=True):
+    last = _LIMIT.size * len(plan.limits)
+    for limit, text in zip(plan.limits, fragments, strict=True):
         counter = indexes[limit.counter] if limit.n else 0
-        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"}) + 4 * has_more
+        mark = indexes[limit.mark] if limit.warn_at else 0
+        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"})
         first, last = last + 1, last + len(text)
-        packed.append(_LIMIT.pack(limit.n, limit.window_us, counter, limit.rule, rank, first, last))
-        if has_more:
-            mark = indexes[limit.mark] if limit.warn_at else 0
-            packed.append(_MORE_OF_LIMIT.pack(limit.cost, limit.wait_us, limit.warn_at, mark))
+        numbers = limit.n, limit.window_us, counter, limit.rule, rank, first, last
+        packed.append(_LIMIT.pack(*numbers, limit.cost, limit.wait_us, limit.warn_at, mark))
     return b"".join(packed + fragments)
 
 

@@ -6,7 +6,7 @@
 -- stream id, the index of the reported limit and what its counter holds, packed; the head of each counter's value; the rest of each
 -- value, with END between them.
 
-local LIMIT_BYTES = 36 -- see LIMIT in `charge.lua`
+local LIMIT_BYTES = 64 -- see LIMIT in `charge.lua`
 local END = '\0\0\0\0\0\0\0\0\0\0\0\0' -- no entry is like this
 
 local requests = math.floor(#ARGV / 2) - 1
@@ -58,7 +58,7 @@ if is_usual == 1 then
   end
 
   if reply[1] and heads[counters] then
-    local first, last = struct.unpack('<I4I4', ARGV[2], reported * LIMIT_BYTES - 7)
+    local first, last = struct.unpack('<I4I4', ARGV[2], 29 + (reported - 1) * LIMIT_BYTES)
     local beginning = ARGV[4]
     local row = 'allowed\n' .. string.sub(ARGV[2], first, last) .. '\n\n' .. struct.pack(NUMBERS, seq + 1, count, remaining, -1, -1)
     local bytes = math.ceil(ROW_GROWTH * (#beginning + #row)) + ROW_BYTES + OUTCOME_BYTES
