@@ -17,8 +17,7 @@
 --         - the number of calls in flight, if there is a cap on them
 --         - if calls may warn, a table with the indexes of the limits of which it warns and the sums in their counters
 --       The rest of it is one flat table, because a server spends time on each table of a reply. Only if a call is held, the value of
---       a counter of calls in flight is not nil, but a table with their ids. For a usual call it returns something else: see
---       `usual.lua`.
+--       a counter of calls in flight is not nil, but a table with their ids.
 --
 -- Every call waits for this script. The expensive parts are commands, numbers as text, texts (each byte of a new one is hashed),
 -- tables that grow, and functions, which are made anew in each run: {nil, nil, nil, nil} reserves room for four.

@@ -1,4 +1,4 @@
-"""Makes the command that runs `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
+"""Makes the command that runs `charge.lua`, and reads its reply."""
 
 import struct
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from mcpguard.session.audit import fragment
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
-from mcpguard.stores.redis import rows, states
+from mcpguard.stores.redis import layout
+from mcpguard.stores.redis.layout import Keys
 from mcpguard.text.printing import compact
 
 _RESULTS: Final = 6
@@ -60,14 +61,14 @@ class Commands:
 
     Args:
         sha: The script's hash.
-        prefix: The beginning of all keys of the namespace.
+        keys: The keys of the namespace.
         max_bytes: The bound of the audit log.
         clock: The store's time instead of the server's, for tests.
     """
 
-    def __init__(self, sha: bytes, prefix: str, *, max_bytes: int, clock: Clock | None = None) -> None:
+    def __init__(self, sha: bytes, keys: Keys, *, max_bytes: int, clock: Clock | None = None) -> None:
         self._sha = sha
-        self._prefix = prefix
+        self._keys = keys
         self._max_bytes = max_bytes
         self._clock = clock
         self._beginnings: dict[int, _Beginning] = {}  # by the plan's identity: hashing a plan takes longer than all else
@@ -101,7 +102,7 @@ class Commands:
             beginning = self._begin([one.plan for one in requests], counters)
         head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
         head += _USUAL_TEXTS if is_usual and journal.has_no_denials else _texts(requests, counters, journal)
-        parts = [beginning, _bulk(head), *[_bulk(rows.beginning(request, time_us)) for request in requests]]
+        parts = [beginning, _bulk(head), *[_bulk(layout.beginning(request, time_us)) for request in requests]]
         if self._clock is not None:
             parts.append(_bulk(b"%d" % self._clock()))
         return b"".join(parts)
@@ -117,9 +118,9 @@ class Commands:
         """The command up to the limits of the last request, with these plans."""
         index = {counter.id: at for at, counter in enumerate(counters, 1)}
         keys = [
-            *rows.audit_keys(self._prefix),
-            *[states.counter_key(self._prefix, counter.id, window_us=counter.window_us) for counter in counters],
-            self._prefix + "counters",
+            *self._keys.audit,
+            *map(self._keys.counter, counters),
+            self._keys.labels,
         ]
         args = ["".join([f"{counter.label}\0" for counter in counters]).encode()]
         args += [_limits(plan, tuple([index[one.id] for one in plan.counters])) for plan in plans]
@@ -165,25 +166,6 @@ def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
     return b"".join(packed + fragments)
 
 
-pack_append_head: Final = struct.Struct("<qq").pack
-"""Packs the first argument of `append.lua`: the bound of the audit log in bytes, and the number of rows that are replaced."""
-
-
-USUAL_REPLY: Final = struct.Struct("<qqqIq")
-"""The beginning of the reply to a usual call: see `usual.lua`."""
-
-
-def time_in(reply: Sequence[Any]) -> int:
-    """The server's time in a reply of `charge.lua`."""
-    return int.from_bytes(reply[:8], "little") if type(reply) is bytes else reply[0]
-
-
-def usual_verdict(plan: Plan, reply: bytes) -> Verdict:
-    """The verdict in the reply to a usual call."""
-    _, ms, number, at, count = USUAL_REPLY.unpack_from(reply)
-    return Verdict("allowed", plan, at - 1, count, plan.limits[at - 1].n - count, row_id=ms << 64 | number)
-
-
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
     """The verdicts in the reply of `charge.lua`, in the order of the requests."""
     found: list[Verdict] = []
@@ -192,7 +174,7 @@ def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter]
         plan = request.plan
         stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
         here += _RESULTS + 2 * full
-        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else rows.row_id(stream_id))
+        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else layout.row_id(stream_id))
         if at:
             one.limit = at - 1
             if count is not None:
@@ -211,7 +193,7 @@ def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter]
             here += 1
         if word == b"held":
             values = {counter.id: value for counter, value in zip(counters, reply[1:], strict=False)}
-            one.states = tuple([states.state(values[counter.id], counter.window_us) for counter in plan.counters])
+            one.states = tuple([layout.state(values[counter.id], counter.window_us) for counter in plan.counters])
             one.now_us = reply[0]
         found.append(one)
     return found
@@ -224,7 +206,3 @@ def errors_of(plan: Plan) -> list[tuple[Counter, int]]:
         if limit.counts == "errors":
             smallest[limit.counter] = min(limit.n, smallest.get(limit.counter, limit.n))
     return [(plan.counters[counter], n) for counter, n in smallest.items()]
-
-
-pack_settle_head: Final = struct.Struct("<qq").pack
-"""Packs the first argument of `settle.lua`: the deadline in the server's time, and the number of places."""

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -19,7 +18,7 @@ from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Link
-from mcpguard.stores.redis.scripts import LEASE_US
+from mcpguard.stores.redis.server import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import RedisUrl, parse
 from tests.build import TESTS, Session, Time
@@ -136,24 +135,21 @@ def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_withou
     )
 
 
-def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, server: Server) -> None:
+def test_the_rights_in_the_manual_are_enough_for_wrappers_hooks_and_commands(tmp_path: Path, server: Server) -> None:
     policy(tmp_path, rule("5/1h", user="*", tool="search"))
     (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
-    where, password = url(server), PASSWORD
-    variables = {"MCPGUARD_STORE": where, "MCPGUARD_STORE_PASSWORD": password}
-    session = {"CLAUDE_CODE_SESSION_ID": "abc123"}
+    variables = {"MCPGUARD_STORE": url(server), "MCPGUARD_STORE_PASSWORD": PASSWORD}
+    shown = {
+        "session_id": "abc123",
+        "hook_event_name": "PreToolUse",
+        "tool_name": "mcp__crm__search",
+        "tool_use_id": "toolu_1",
+        "agent_id": "a1",
+        "agent_type": "Explore",
+    }
     hook = subprocess.run(
         command("hook", "claude-code", tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}),
-        input=json.dumps(
-            {
-                "session_id": "abc123",
-                "hook_event_name": "PreToolUse",
-                "tool_name": "mcp__crm__search",
-                "tool_use_id": "toolu_1",
-                "agent_id": "a1",
-                "agent_type": "Explore",
-            }
-        ).encode(),
+        input=json.dumps(shown).encode(),
         env=environment(tmp_path, **variables),
         capture_output=True,
         timeout=DEADLINE_S,
@@ -167,20 +163,30 @@ def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, se
         stderr=subprocess.PIPE,
         bufsize=0,
     )
-    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables | session) as host:
+    with Host(
+        tmp_path,
+        *script("obedient"),
+        options=("--user", "alice", "--server", "crm"),
+        env=variables | {"CLAUDE_CODE_SESSION_ID": "abc123"},
+    ) as host:
         assert "result" in host.call(1, "search", _meta={"claudecode/toolUseId": "toolu_1"})
-        first = json.loads(line_of(following))
-        assert "result" in host.call(2, "search")
-        while (second := json.loads(line_of(following)))["seq"] == first["seq"]:
-            pass  # the first call again, with its outcome
+        assert json.loads(line_of(following))["agent"].endswith("::subagent::Explore")
         assert host.end() == 0
     following.kill()
     assert following.communicate(timeout=DEADLINE_S)[1].removeprefix(b"mcpguard: no rows match yet\n") == b""
-    assert first["agent"].endswith("::subagent::Explore")
-    tail = mcpguard(tmp_path, "audit", "tail", "--json", "-n", "1", MCPGUARD_STORE=where, MCPGUARD_STORE_PASSWORD=password)
-    assert json.loads(tail.stdout) == second | {key: json.loads(tail.stdout)[key] for key in ("outcome", "duration_ms")}
-    reset = mcpguard(tmp_path, "reset", "--yes", MCPGUARD_STORE=where, MCPGUARD_STORE_PASSWORD=password)
-    assert reset.stdout.endswith("1 counter reset\n")
+    prune = ["audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes"]
+    for argv, word in (
+        (["audit", "tail", "--json", "-n", "1"], '"outcome":"ok"'),
+        (["usage"], "search"),
+        (["audit", "stats"], "search"),
+        (["audit", "export"], "search"),
+        (["reset", "--yes"], "1 counter reset"),
+        (prune, "rows deleted"),
+    ):
+        done = mcpguard(tmp_path, *argv, **variables)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert word in done.stdout.replace(": ", ":")
+        assert not done.stdout.startswith("0 ")
 
 
 def test_another_database_needs_one_more_right(server: Server) -> None:
@@ -192,64 +198,35 @@ def test_another_database_needs_one_more_right(server: Server) -> None:
     server.command("ACL", "SETUSER", "mcpguard", "-select")
 
 
-REFUSED = [
-    *("FLUSHALL", "FLUSHDB", "SWAPDB 0 1", "SELECT 1", "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "SHUTDOWN NOSAVE"),
-    *(
-        "CONFIG GET *",
-        "CONFIG SET maxmemory 1",
-        "ACL LIST",
-        "ACL SETUSER mcpguard allkeys",
-        "ACL WHOAMI",
-        "ACL GETUSER default",
-    ),
-    *("CLIENT KILL TYPE normal", "CLIENT LIST", "CLIENT PAUSE 1000", "CLIENT NO-EVICT on", "MONITOR", "DEBUG SLEEP 0"),
-    *(
-        "SCRIPT FLUSH",
-        "SCRIPT KILL",
-        "SCRIPT EXISTS x",
-        "FUNCTION FLUSH",
-        "FUNCTION LIST",
-        "FUNCTION DELETE lib",
-        "FUNCTION DUMP",
-    ),
-    *("SLOWLOG GET", "LATENCY LATEST", "SAVE", "BGSAVE", "BGREWRITEAOF", "REPLICAOF NO ONE", "FAILOVER", "MODULE LIST"),
-    *("CLUSTER INFO", "MEMORY STATS", "MEMORY DOCTOR", "LATENCY RESET", "CONFIG RESETSTAT"),
-    *("PUBLISH all x", "SUBSCRIBE all", "PSUBSCRIBE *", "SPUBLISH all x", "PUBSUB CHANNELS"),
-    *(f"{command} {FOREIGN}" for command in ("GET", "DEL", "UNLINK", "HGETALL", "DUMP", "TYPE", "TTL", "PERSIST", "EXISTS")),
-    *(
-        f"HSET {FOREIGN} schema 9",
-        f"HMGET {FOREIGN} args_key",
-        f"SET {FOREIGN} x",
-        f"MGET {OWN} {FOREIGN}",
-        f"HSCAN {FOREIGN} 0",
-    ),
-    *(f"XRANGE {FOREIGN} - +", f"XADD {FOREIGN} * a b", f"MEMORY USAGE {FOREIGN}", f"EXPIRE {FOREIGN} 0", f"WATCH {FOREIGN}"),
-    *(f"{command} {OWN} {FOREIGN}" for command in ("RENAME", "RENAMENX", "COPY", "RPOPLPUSH")),
-    *(f"{command} {FOREIGN} {OWN}" for command in ("RENAME", "RENAMENX", "COPY")),
-    *(
-        f"COPY {OWN} {OWN}2 DB 1",
-        f"MOVE {OWN} 1",
-        f"SORT {OWN} STORE {FOREIGN}",
-        f"MIGRATE h 1 {OWN} 0 1",
-        f"RESTORE {FOREIGN} 0 x",
-    ),
-    *("GET x", "SET {mcpguard:crm x", "SET {mcpguard:crm2}:x y", "SET {mcpguard:CRM}:x y", "SET x{mcpguard:crm}:x y"),
-]
+REFUSED = f"""
+FLUSHALL; FLUSHDB; SWAPDB 0 1; SELECT 1; KEYS *; SCAN 0; RANDOMKEY; DBSIZE; SHUTDOWN NOSAVE
+CONFIG GET *; CONFIG SET maxmemory 1; ACL LIST; ACL SETUSER mcpguard allkeys; ACL WHOAMI
+CLIENT KILL TYPE normal; CLIENT LIST; CLIENT PAUSE 1000; MONITOR; DEBUG SLEEP 0; SLOWLOG GET; MEMORY STATS; LATENCY RESET
+SCRIPT FLUSH; SCRIPT KILL; FUNCTION FLUSH; FUNCTION LIST; FUNCTION DELETE lib; FUNCTION DUMP
+SAVE; BGREWRITEAOF; REPLICAOF NO ONE; FAILOVER; MODULE LIST; CLUSTER INFO
+PUBLISH all x; SUBSCRIBE all; PSUBSCRIBE *; SPUBLISH all x; PUBSUB CHANNELS
+GET {FOREIGN}; DEL {FOREIGN}; HGETALL {FOREIGN}; DUMP {FOREIGN}; TYPE {FOREIGN}; EXISTS {FOREIGN}; WATCH {FOREIGN}
+HSET {FOREIGN} schema 9; HMGET {FOREIGN} args_key; SET {FOREIGN} x; MGET {OWN} {FOREIGN}; HSCAN {FOREIGN} 0
+XRANGE {FOREIGN} - +; XADD {FOREIGN} * a b; MEMORY USAGE {FOREIGN}; EXPIRE {FOREIGN} 0
+RENAME {OWN} {FOREIGN}; COPY {OWN} {FOREIGN}; RENAME {FOREIGN} {OWN}; COPY {FOREIGN} {OWN}; COPY {OWN} {OWN}2 DB 1
+MOVE {OWN} 1; SORT {OWN} STORE {FOREIGN}; MIGRATE h 1 {OWN} 0 1; RESTORE {FOREIGN} 0 x
+GET x; SET {{mcpguard:crm x; SET {{mcpguard:crm2}}:x y; SET {{mcpguard:CRM}}:x y; SET x{{mcpguard:crm}}:x y
+"""
 """Attacks on the server, or on another team's namespace."""
 
 
 @pytest.fixture
 def link(user: RedisUrl) -> Iterator[Link]:
-    link = Link(user, timeout_s=ENOUGH_S, key=OWN, deadline_s=time.monotonic() + ENOUGH_S)
+    link = Link(user, timeout_s=ENOUGH_S, key=OWN)
     yield link
     link.close()
 
 
 def answer(link: Link, *words: str) -> str:
-    return str(link.ask([words], deadline_s=time.monotonic() + ENOUGH_S)[0])
+    return str(link.ask([words])[0])
 
 
-@pytest.mark.parametrize("attack", REFUSED)
+@pytest.mark.parametrize("attack", re.split(r"; |\n", REFUSED.strip()))
 def test_access_to_the_data_of_others_is_refused_as_a_command_and_in_a_script(server: Server, link: Link, attack: str) -> None:
     words = attack.split()
     call = f"return redis.call({','.join(map(json.dumps, words))})"
@@ -264,19 +241,3 @@ def test_a_library_of_functions_cannot_be_loaded(link: Link) -> None:
     library = "#!lua name=lib\nredis.register_function('f', function() return 1 end)"
     assert "no permissions" in answer(link, "FUNCTION", "LOAD", library)
     assert "no permissions" in answer(link, "FCALL", "f", "0")
-
-
-def test_the_rights_in_the_manual_are_enough_to_look_at_calls_and_to_prune_them(tmp_path: Path, server: Server) -> None:
-    policy(tmp_path, rule("5/1h", user="*", tool="search"))
-    (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
-    variables = {"MCPGUARD_STORE": url(server), "MCPGUARD_STORE_PASSWORD": PASSWORD}
-    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables) as host:
-        assert "result" in host.call(1, "search")
-        assert host.end() == 0
-    for argv in (["usage"], ["audit", "stats"], ["audit", "export"]):
-        done = mcpguard(tmp_path, *argv, **variables)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "search" in done.stdout
-    done = mcpguard(tmp_path, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes", **variables)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert not done.stdout.startswith("0 ")

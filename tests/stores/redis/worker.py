@@ -27,7 +27,7 @@ def run(url: str, lease_ms: int) -> None:
         while not ends.wait(0.02):
             if store.needs_tending:
                 store.tend()
-                told.extend(store.warnings[len(store._server_warnings) :])
+                told.extend(store.warnings[len(store._server.warnings) :])
 
     threading.Thread(target=tend, daemon=True).start()
     ending: Ending | None = None
