@@ -4,7 +4,7 @@ Rows are in two streams, one of them for refusals, and outcomes in a hash. `valu
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from mcpguard.light_typing import Any, Final
@@ -167,9 +167,9 @@ _HEAD: Final = struct.Struct("<qqIq")
 _ENTRY: Final = struct.Struct("<qI")
 
 
-def state(value: Any, window_us: int) -> State:
-    """The state of a counter: a log, from its value; or the calls in flight, from the members of the set, oldest first."""
-    return log(value) if window_us else tuple(sorted(map(call_id, value or ())))
+def calls(members: Iterable[bytes] | None) -> State:
+    """The calls in flight in a counter, from the members of its set, oldest first."""
+    return tuple(sorted(map(call_id, members or ())))
 
 
 def newest_us(value: bytes) -> int:

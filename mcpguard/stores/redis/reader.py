@@ -71,16 +71,18 @@ class Reader:
 
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Store`."""
-        logs = [self._server.keys.log(counter.id) for counter in counters if counter.window_us]
-        caps = self._server.keys.caps(counters)
-        read: list[Command] = [("MGET", *logs)] if logs else []
-        read += [("ZRANGE", key, 0, -1, "WITHSCORES") for key in caps]
-        server_time, *replies = self._server.ask(("TIME",), *read)
-        now_us = self._server.clock() if self._server.clock else parse_time_us(server_time)
-        values = iter(replies.pop(0) if logs else ())
-        in_flight = iter([_with_lease(reply, now_us) for reply in replies])
-        found = [layout.state(next(values if one.window_us else in_flight), one.window_us) for one in counters]
-        return found, now_us
+        reading: list[Command] = [
+            ("GET", self._server.keys.log(one.id))
+            if one.window_us
+            else ("ZRANGE", self._server.keys.in_flight(one.id), 0, -1, "WITHSCORES")
+            for one in counters
+        ]
+        time, *replies = self._server.ask(("TIME",), *reading)
+        now_us = self._server.clock() if self._server.clock else parse_time_us(time)
+        return [
+            layout.log(reply) if one.window_us else layout.calls(_with_lease(reply, now_us))
+            for one, reply in zip(counters, replies, strict=True)
+        ], now_us
 
     def entries(self, *, after: int = 0, wanted: Wanted | None = None) -> Iterator[Entry]:
         """See `Readable`."""

@@ -7,6 +7,7 @@ from functools import lru_cache
 from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Exceeded
+from mcpguard.limiter.waiting import is_held
 from mcpguard.session.audit import fragment
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
@@ -15,16 +16,13 @@ from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.layout import Keys
 from mcpguard.text.printing import compact
 
-_RESULTS: Final = 6
-"""How many values the script returns for each request, not counting the limits that had no room."""
-
 _MOST_USUAL: Final = 64
 """How many counters a usual call may have."""
 
 _MOST_PLANS: Final = 512
 """How many plans have their beginning of a command kept, in about a kilobyte each."""
 
-_LIMIT: Final = struct.Struct("<qqIIIIIqqqI")
+_LIMIT: Final = struct.Struct("<qqIIIIIqqI")
 
 _DECIDED: Final[dict[bytes, Decided]] = {
     b"allowed": "allowed",
@@ -142,10 +140,8 @@ def _texts(requests: Sequence[DecisionRequest], counters: Sequence[Counter], jou
     """The session's denials on each counter, and the texts of each request, with a NUL after each."""
     texts = ["" if journal.has_no_denials else ",".join([str(journal.denials_on(counter)) for counter in counters])]
     for request in requests:
-        choices = ""
-        if request.waited_us is not None or request.is_behind or request.is_continued:
-            waited = "" if request.waited_us is None else request.waited_us
-            choices = f"?{waited} {request.is_behind:d} {'continued' if request.is_continued else 'allowed'}"
+        admitted = "held" if request.is_behind else "continued" if request.is_continued else ""
+        choices = admitted if request.waited_us is None else f"?{admitted}"
         texts += (choices, compact(request.detail) if request.detail else "")
     return ("\0".join(texts) + "\0").encode()
 
@@ -162,39 +158,46 @@ def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
         rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"})
         first, last = last + 1, last + len(text)
         numbers = limit.n, limit.window_us, counter, limit.rule, rank, first, last
-        packed.append(_LIMIT.pack(*numbers, limit.cost, limit.wait_us, limit.warn_at, mark))
+        packed.append(_LIMIT.pack(*numbers, limit.cost, limit.warn_at, mark))
     return b"".join(packed + fragments)
+
+
+_USUAL: Final = struct.Struct("<qqIq")
+"""The verdict on a usual call: see `usual.lua`."""
 
 
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
     """The verdicts in the reply of `charge.lua`, in the order of the requests."""
-    found: list[Verdict] = []
-    here = 1 + len(counters)
-    for request in requests:
+    if type(reply[-1]) is bytes:
+        ms, number, at, count = _USUAL.unpack(reply[-1])
+        plan = requests[0].plan
+        return [Verdict("allowed", plan, at - 1, count, plan.limits[at - 1].n - count, row_id=ms << 64 | number)]
+    now_us, *values = reply
+    found = []
+    for request, result in zip(requests, values[len(counters) :], strict=True):
+        stream_id, word, at, count, wait_us, exceeded, in_flight, warned = result
         plan = request.plan
-        stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
-        here += _RESULTS + 2 * full
         one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else layout.row_id(stream_id))
         if at:
             one.limit = at - 1
             if count is not None:
                 one.count = count
                 one.remaining = max(0, plan.limits[at - 1].n - count)
-        if full:
-            exceeded = reply[here - 2 * full : here]
+        if exceeded:
             one.retry_after_us = wait_us
-            one.exceeded = tuple([Exceeded(at - 1, wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
-        if plan.caps:
-            one.in_flight = reply[here]
-            here += 1
-        if plan.warns:
-            if warned := reply[here]:
-                one.warned = tuple([(at - 1, count) for at, count in zip(warned[::2], warned[1::2], strict=True)])
-            here += 1
-        if word == b"held":
-            values = {counter.id: value for counter, value in zip(counters, reply[1:], strict=False)}
-            one.states = tuple([layout.state(values[counter.id], counter.window_us) for counter in plan.counters])
-            one.now_us = reply[0]
+            one.exceeded = tuple([Exceeded(at - 1, wait) for at, wait in exceeded])
+            if request.waited_us is not None and not one.forwards and is_held(plan.limits, one.exceeded, request.waited_us):
+                one.decision = "held"
+        if in_flight is not None:
+            one.in_flight = in_flight
+        if warned:
+            one.warned = tuple([(at - 1, count) for at, count in warned])
+        if one.decision == "held":
+            known = {counter.id: value for counter, value in zip(counters, values, strict=False)}
+            one.states = tuple(
+                [layout.log(known[each.id]) if each.window_us else layout.calls(known[each.id]) for each in plan.counters]
+            )
+            one.now_us = now_us
         found.append(one)
     return found
 

@@ -82,21 +82,14 @@ def script(name: str, *, is_time_given: bool = False, lease_us: int = LEASE_US) 
 _LEAST: Final = {"redis": 7, "valkey": 8}
 """The lowest major versions that work."""
 
-_QUESTIONS: Final[tuple[Command, ...]] = (
-    ("INFO", "server"),
-    ("INFO", "memory"),
-    ("INFO", "persistence"),
-    ("CONFIG", "GET", "save"),
-)
-"""The commands whose replies are checked. Managed servers answer only the first three."""
 
-
-def check(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
-    """Check the replies to `_QUESTIONS`.
+def check(shown: str, info: object, saves: object) -> tuple[str, ...]:
+    """Check a server's version and settings. What the server does not report is assumed to be right.
 
     Args:
         shown: The server's address, for messages.
-        replies: The replies. A setting that the server does not report is assumed to be right.
+        info: The reply to `INFO`.
+        saves: The reply to `CONFIG GET save`. Managed servers give none.
 
     Returns:
         A warning for each setting by which counters can be lost.
@@ -104,10 +97,8 @@ def check(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
     Raises:
         StoreUnavailable: The server is too old.
     """
-    found: dict[str, str] = {}
-    for reply in replies[:3]:
-        if isinstance(reply, bytes):
-            found |= dict(re.findall(r"^(\w+):(.*?)\r?$", reply.decode(errors="replace"), re.MULTILINE))
+    text = info.decode(errors="replace") if isinstance(info, bytes) else ""
+    found = dict(re.findall(r"^(\w+):(.*?)\r?$", text, re.MULTILINE))
     kind = "valkey" if "valkey_version" in found else "redis"
     version = found.get(f"{kind}_version", "")
     if version.split(".")[0].isdigit() and int(version.split(".")[0]) < _LEAST[kind]:
@@ -116,7 +107,6 @@ def check(shown: str, replies: Sequence[object]) -> tuple[str, ...]:
     policy = found.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and found.get("maxmemory", "0") != "0":
         warnings.append(f"{shown} evicts counters when its memory is full ({policy}): set maxmemory-policy noeviction")
-    saves = replies[3]
     if found.get("aof_enabled") == "0" and isinstance(saves, list) and saves[1:] == [b""]:
         warnings.append(f"{shown} keeps nothing on disk: a restart loses counters and audit log; set appendonly yes")
     return tuple(warnings)
@@ -166,9 +156,9 @@ class Server:
     def _begin(self, deadline_s: float) -> None:
         """Check the server, create what is missing in the namespace, and load the scripts."""
         try:
-            *answers, time = self._link.ask([*_QUESTIONS, ("TIME",)], deadline_s=deadline_s)
+            info, saves, time = self._link.ask([("INFO",), ("CONFIG", "GET", "save"), ("TIME",)], deadline_s=deadline_s)
             self._note_time(parse_time_us(self._link.checked(time)))
-            self.warnings = check(self.shown, answers)
+            self.warnings = check(self.shown, info, saves)
             self._prepare(deadline_s)
         except BaseException:
             self._link.close()

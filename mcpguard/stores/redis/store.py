@@ -311,7 +311,6 @@ class RedisStore(Reader):
 
     def close(self) -> None:
         """See `Store`."""
-        self._upkeep.close()
         self._server.close()
 
 

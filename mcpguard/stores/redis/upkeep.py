@@ -2,7 +2,7 @@
 
 import struct
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 from mcpguard.light_typing import Final
@@ -60,6 +60,9 @@ class Upkeep:
         server: The namespace.
         keep_us: How long audit rows are kept.
         max_bytes: The bound of the audit log.
+
+    Attributes:
+        is_unfinished: Whether `tend` has to be called soon to go on.
     """
 
     def __init__(self, server: Server, *, keep_us: int, max_bytes: int) -> None:
@@ -67,12 +70,7 @@ class Upkeep:
         self._keep_us = keep_us
         self._max_bytes = max_bytes
         self._next_s = 0.0
-        self._steps: Generator[None, None, None] | None = None  # what is left of the upkeep that has begun
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether `tend` has to be called soon to go on."""
-        return self._steps is not None
+        self.is_unfinished = False
 
     def tend(self) -> None:
         """Do upkeep, unless a wrapper has done it in the last minute. If it takes longer than `PORTION_S`, do a part of it.
@@ -80,38 +78,23 @@ class Upkeep:
         Raises:
             StoreUnavailable: It could not be done.
         """
-        steps, self._steps = self._steps, None
-        if steps is None:
-            if time.monotonic() < self._next_s:
-                return
-            self._next_s = time.monotonic() + EVERY_MS / 1000
-            steps = self._work()
-        until_s = time.monotonic() + PORTION_S
-        for _ in steps:
-            if time.monotonic() > until_s:
-                self._steps = steps
-                return
-
-    def close(self) -> None:
-        """Leave the rest of the upkeep that has begun."""
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
-
-    def _work(self) -> Generator[None, None, None]:
-        """Do upkeep, and pause after each piece."""
+        goes_on, self.is_unfinished = self.is_unfinished, False
+        if not goes_on and time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + EVERY_MS / 1000
         keys = self._server.keys
         with self._server.aside() as link:
-            (is_mine,) = link.ask([("SET", keys.tended, 1, "NX", "PX", EVERY_MS)])
-            if is_mine is None:
-                return  # it is an error if the server's memory is full: deleting rows makes room
+            if not goes_on and link.ask([("SET", keys.tended, 1, "NX", "PX", EVERY_MS)]) == [None]:
+                return  # the reply is an error if the server's memory is full: deleting rows makes room
+            until_s = time.monotonic() + PORTION_S
             while _prune_some(link, keys, max_bytes=self._max_bytes, keep_us=self._keep_us):
-                yield
+                if time.monotonic() > until_s:
+                    self.is_unfinished = True
+                    return
             for some in scan(lambda command: link.reply(*command), keys.labels):
                 if some:  # a counter whose keys have expired leaves its label
                     both = [key for one in some for key in (keys.log(int(one)), keys.in_flight(int(one)))]
                     link.reply("EVAL", _DROP_UNUSED, 1 + len(both), keys.labels, *both)
-                    yield
 
 
 def _prune_some(link: Link, keys: Keys, *, max_bytes: int, keep_us: int) -> int:

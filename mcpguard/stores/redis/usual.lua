@@ -2,7 +2,10 @@
 -- has room. See `charge.lua`, which decides every other call, and this one if it turns out to be another: then nothing has been
 -- written yet. This comes before all else, because every run makes the script's functions and tables anew.
 
-local LIMIT_BYTES = 64 -- see LIMIT in `charge.lua`
+-- What it returns in place of the table of the request, because a server spends time on each table and value of a reply: the two
+-- numbers of the row's stream id, the index of the reported limit, and what its counter holds
+local USUAL = '<i8i8I4i8'
+local LIMIT_BYTES = 56 -- see LIMIT in `charge.lua`
 
 local requests = math.floor(#ARGV / 2) - 1
 local deadline, seq, max_bytes, is_usual, texts_from = struct.unpack('<i8i8i8B', ARGV[2 + requests])
@@ -79,9 +82,7 @@ if is_usual == 1 then
         end
         reply[1 + counter] = values[counter]
       end
-      local slot = 1 + counters
-      reply[1], reply[slot + 1], reply[slot + 2], reply[slot + 3] = now, id, 'allowed', reported
-      reply[slot + 4], reply[slot + 5], reply[slot + 6] = count, false, 0
+      reply[1], reply[2 + counters] = now, struct.pack(USUAL, newest_ms, newest_number, reported, count)
       return reply
     end
   end

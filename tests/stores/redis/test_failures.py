@@ -312,6 +312,6 @@ OLD = {
 def test_only_an_old_server_is_refused(info: bytes) -> None:
     if info in OLD:
         with pytest.raises(StoreUnavailable, match=OLD[info]):
-            redis_server.check("redis://host", [info, b"", b"", None])
+            redis_server.check("redis://host", info, None)
     else:
-        assert redis_server.check("redis://host", [info, b"", b"", None]) == ()
+        assert redis_server.check("redis://host", info, None) == ()

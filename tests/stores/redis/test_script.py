@@ -133,12 +133,14 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
         st.integers(0, 70_000_000),
     )
     waited = st.sampled_from([None, None, 0, 1, 999_999, 1_000_000, 59_000_000])
-    choices = st.one_of(st.just((None, False, 0)), st.tuples(waited, st.booleans(), st.integers(0, 1)))
-    call = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), st.just(0), choices)
+    choices = st.tuples(waited, st.booleans(), st.integers(0, 1))
+    rounds = st.sampled_from([(None, False, 0)] * 3 + [(None, False, 1)])
+    usual = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), st.just(0), rounds)
     calls = st.one_of(
-        st.lists(call, min_size=1, max_size=4),
-        call.map(lambda one: [one] * 33),
-        st.builds(lambda one, first: [one._replace(name=first + at) for at in range(33)], call, st.integers(0, 100)),
+        st.lists(usual, min_size=1, max_size=4),
+        st.builds(lambda one, chosen: [one._replace(choices=chosen)], usual, choices),  # a call that may be held is alone
+        usual.map(lambda one: [one] * 33),
+        st.builds(lambda one, first: [one._replace(name=first + at) for at in range(33)], usual, st.integers(0, 100)),
     )
     endings = st.lists(st.tuples(st.integers(0, 10), st.booleans()), max_size=5)
     holds = st.sampled_from([None] * 5 + [*range(plan_count)])

@@ -148,16 +148,6 @@ def test_a_denial_that_shares_a_row_writes_nothing(server: Server, begin: Begin)
     assert commands(server, lambda: session.one("report")) == {"evalsha": 1, "time": 1, "mget": 1}
 
 
-def test_outcomes_are_joined_in_two_commands_and_the_first_outcome_of_a_row_stays(server: Server, begin: Begin) -> None:
-    session = begin()
-    first, second = [session.one("free").row_id or 0 for _ in range(2)]
-    session.store.record([Outcome(first, "ok", 1)])
-    outcomes = [Outcome(first, "cancelled", 2), Outcome(second, "rpc_error", 3), Outcome(second, "ok", 4)]
-    found = commands(server, lambda: session.store.record(outcomes))
-    assert (found["hmget"], found["hset"], found["hsetnx"]) == (1, 1, 0)
-    assert [entry.record["outcome"] for entry in session.store.entries()] == ["ok", "rpc_error"]
-
-
 def test_counters_are_read_in_pieces_so_that_the_server_can_serve_calls_in_between(server: Server, begin: Begin) -> None:
     session = begin('[[rule]]\ntool = "*"\nlimit = "9/1h"\n')
     for at in range(1200):
@@ -280,20 +270,6 @@ def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
         store.tend()
         left.append(length(server))
     assert left[:3] == [300, 100, 0]
-
-
-@pytest.mark.usefixtures("old_rows")
-def test_a_store_that_is_closed_leaves_no_connection_of_its_upkeep(
-    server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
-    connections = server.command("CLIENT", "LIST").count(b"id=")
-    store = opened(keep_us=HOUR_US)
-    store.tend()
-    assert store.needs_tending
-    store.close()
-    assert not store.needs_tending
-    wait_for(lambda: server.command("CLIENT", "LIST").count(b"id=") == connections, "a connection is left")
 
 
 def test_one_wrapper_does_upkeep_for_all(server: Server, opened: Opened) -> None:
