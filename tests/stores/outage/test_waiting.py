@@ -225,19 +225,20 @@ def test_a_store_that_fails_as_soon_as_it_is_opened_is_closed_by_upkeep_and_not_
     door.store.close()
 
 
-@pytest.mark.parametrize("failing", ["decide", "append", "record", "tend"])
+@pytest.mark.parametrize("failing", ["decide", "append", "record", "settle", "tend"])
 def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(failing: str) -> None:
-    place = Place()
-    first = place.one()
+    place = Place(policy=LIMIT_3 + "concurrent = 9\n")
+    call = place.starts()
     place.failing[failing] = ZeroDivisionError("a bug")
     place.call(2)
     place.store.append(place.session.journal.flush(0, all_of_them=True))
-    place.ends(first)
+    place.store.record([Outcome(call.row_id, "ok", 1000)])
+    place.stops(call)
     place.store.tend()
     assert "internal error: ZeroDivisionError('a bug')" in place.said[0]
     place.mend()
     place.store.tend()
-    assert place.used() == [3]
+    assert place.used() == [3, 2]
     assert place.outcomes().count("ok") == 1
 
 
