@@ -84,7 +84,7 @@ class RedisStore(Reader):
         self._max_bytes = options.max_bytes
         self._wall = wall
         self._ticks = clock or boot_us
-        self._leases = Leases(lease_us)
+        self._leases = Leases(lease_us, self._ticks)
         self._commands = Commands(server.shas["charge"], server.keys, max_bytes=options.max_bytes, clock=clock)
         self._seen = Seen()
         self._reply_lost = True
@@ -153,9 +153,9 @@ class RedisStore(Reader):
         for one in verdicts:
             if one.forwards and one.row_id is not None and (caps := one.taken_caps):
                 places[one.row_id] = Place(self._server.keys.caps(caps), sent_us)
-        if self._any_late(places):
+        if any(map(self._leases.is_late, places.values())):
             self._reply_lost = True  # until it is known whether the rows stay
-            have_all = self._leases.renew(places, self._renew, self._ticks) and not self._any_late(places)
+            have_all = self._leases.renew(places, self._renew) and not any(map(self._leases.is_late, places.values()))
             if not have_all:
                 self._append((), [(one.row_id, one.decision) for one in verdicts if one.row_id is not None])
             self._reply_lost = False
@@ -164,10 +164,6 @@ class RedisStore(Reader):
         for call_id, place in places.items():
             self._leases.add(call_id, place)
         return True
-
-    def _any_late(self, places: Mapping[int, Place]) -> bool:
-        now_us = self._ticks()
-        return any(self._leases.is_late(place, now_us) for place in places.values())
 
     def _renew(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
         return self._server.run("renew", keys, *members)  # type: ignore[no-any-return]
@@ -198,7 +194,7 @@ class RedisStore(Reader):
         freed = [row_id for (row_id, _), was_there in zip(places, found, strict=False) if was_there]
         for call_id, place in kept.items():
             if place is not None:
-                self._leases.settled(place, freed.count(call_id), self._ticks())
+                self._leases.settled(place, freed.count(call_id))
 
     def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Recoverable`."""
@@ -299,7 +295,7 @@ class RedisStore(Reader):
         A failure is ignored: if the server cannot be used, the next call finds out.
         """
         with contextlib.suppress(StoreUnavailable):
-            self._leases.renew_due(self._renew_aside, self._ticks)
+            self._leases.renew_due(self._renew_aside)
         self.warnings = (*self._server.warnings, *self._leases.take_loss())
         with contextlib.suppress(StoreUnavailable):
             self._upkeep.tend()
