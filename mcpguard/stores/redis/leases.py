@@ -76,6 +76,13 @@ class Leases:
         if any(now_us - place.sent_us >= self._lease_us // 3 for place in places.values()):
             self.renew(places, run)
 
+    def are_kept(self, places: Mapping[int, Place], run: Run) -> bool:
+        """Whether calls still have the places that they have just got. If their leases may have ended, renews them first."""
+        return not self._is_any_late(places) or (self.renew(places, run) and not self._is_any_late(places))
+
+    def _is_any_late(self, places: Mapping[int, Place]) -> bool:
+        return any(map(self.is_late, places.values()))
+
     def renew(self, places: Mapping[int, Place], run: Run) -> bool:
         """Renew the leases of calls. Returns whether each call still has its places.
 

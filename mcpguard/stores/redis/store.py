@@ -87,8 +87,7 @@ class RedisStore(Reader):
         self._leases = Leases(lease_us, self._ticks)
         self._commands = Commands(server.shas["charge"], server.keys, max_bytes=options.max_bytes, clock=clock)
         self._seen = Seen()
-        self._reply_lost = True
-        self._sessions: set[str] = set()  # whose rows are known to have no doubles: this process's, and those that it took in
+        self._known: set[str] = set()  # the sessions of which no reply was lost, so that their rows have no doubles
         self._upkeep = Upkeep(server, keep_us=options.keep_us, max_bytes=options.max_bytes)
 
     @property
@@ -99,7 +98,6 @@ class RedisStore(Reader):
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`. The script decides, and writes the rows of calls that are forwarded. Those of others are appended."""
         time_us = self._wall()
-        self._sessions.add(journal.session)
         verdicts = self._decided(requests, journal, time_us)
         if denials := journal.rows(requests, verdicts, time_us, are_forwarded_written=True):
             self._append_denials(denials, verdicts, journal)
@@ -110,7 +108,7 @@ class RedisStore(Reader):
         try:
             row_ids = self._append(denials)
         except StoreUnavailable:
-            self._reply_lost = True  # the calls get other rows, which replace those that are here
+            self._known.discard(journal.session)  # the calls get other rows, which replace those that are here
             journal.take_back()
             for one in verdicts:
                 self._leases.end(one.row_id or 0)
@@ -129,12 +127,13 @@ class RedisStore(Reader):
 
         for _ in range(TRIES):
             sent_us = self._ticks() if has_caps else 0
-            self._reply_lost = True
+            self._known.discard(journal.session)  # until it is known which rows there are
             reply = self._server.run_in_time("charge", pack)
-            self._reply_lost = False
             self._seen.note(counters, reply[1:], reply[0])
             verdicts = verdicts_of(requests, counters, reply)
-            if not has_caps or self._keep_places(verdicts, sent_us):
+            are_kept = not has_caps or self._keep_places(verdicts, sent_us)
+            self._known.add(journal.session)
+            if are_kept:
                 return verdicts
         raise StoreUnavailable(
             f"{self._server.shown} gave the call's place to another call each time",
@@ -153,14 +152,9 @@ class RedisStore(Reader):
         for one in verdicts:
             if one.forwards and one.row_id is not None and (caps := one.taken_caps):
                 places[one.row_id] = Place(self._server.keys.caps(caps), sent_us)
-        if any(map(self._leases.is_late, places.values())):
-            self._reply_lost = True  # until it is known whether the rows stay
-            have_all = self._leases.renew(places, self._renew) and not any(map(self._leases.is_late, places.values()))
-            if not have_all:
-                self._append((), [(one.row_id, one.decision) for one in verdicts if one.row_id is not None])
-            self._reply_lost = False
-            if not have_all:
-                return False
+        if not self._leases.are_kept(places, self._renew):
+            self._append((), [(one.row_id, one.decision) for one in verdicts if one.row_id is not None])
+            return False
         for call_id, place in places.items():
             self._leases.add(call_id, place)
         return True
@@ -213,11 +207,10 @@ class RedisStore(Reader):
         if not rows_to_write:
             return []
         first = rows_to_write[0]
-        is_in_doubt = self._reply_lost or session_of(first) not in self._sessions
-        written = self._written(first, max(0, self._wall() - first.time_us)) if is_in_doubt else ()
+        is_known = session_of(first) in self._known
+        written = () if is_known else self._written(first, max(0, self._wall() - first.time_us))
         row_ids = self._append(rows_to_write, [(one.row_id, one.row.decision) for one in written])
-        self._sessions.add(session_of(first))
-        self._reply_lost = False
+        self._known.add(session_of(first))
         return row_ids
 
     def _append(self, rows: Sequence[Row], replaced: Sequence[tuple[int, str]] = ()) -> list[int]:
