@@ -49,9 +49,7 @@ def used(place: Place) -> dict[str, int]:
 # cost
 
 
-def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leaves_the_window() -> (
-    None
-):
+def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leaves_the_window() -> None:
     place = Place(policy=COST_10)
     place.break_down()
     verdict = place.one("report")

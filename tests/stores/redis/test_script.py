@@ -52,38 +52,46 @@ FOREVER_US = 2 * WINDOWS_US[-1]
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> list[Plan]:
-    """Plans that share some of their counters. Each counter has its own window, and counts one thing."""
-    kinds = draw(st.lists(st.tuples(st.sampled_from(WINDOWS_US), st.sampled_from(COUNTS)), min_size=1, max_size=4))
+def plans(draw: st.DrawFn, *, are_usual: bool = False) -> list[Plan]:
+    """Plans that share some of their counters; of usual calls, if told. Each counter has its own window, and counts one thing."""
+
+    def drawn(*choices: int) -> int:
+        """One of these; the first one for usual calls."""
+        return choices[0] if are_usual else draw(st.sampled_from(choices))
+
+    kinds = draw(
+        st.lists(
+            st.tuples(st.sampled_from(WINDOWS_US), st.sampled_from(COUNTS[: 1 if are_usual else None])), min_size=1, max_size=4
+        )
+    )
     windows = [0 if counts == "concurrent" else window_us for window_us, counts in kinds]
     counters = [Counter(at + 1, f'["é",{{}},{{"at":{at}}},{window}]', window) for at, window in enumerate(windows)]
     found = []
     for _ in range(draw(st.integers(1, 3))):
-        used = draw(st.lists(st.sampled_from(range(len(counters))), max_size=4, unique=True))
+        used = draw(st.lists(st.sampled_from(range(len(counters))), min_size=int(are_usual), max_size=4, unique=True))
         limits = []
         marks: dict[Counter, int] = {}
         for at, counter in enumerate(used):
             counts = kinds[counter][1]
             mark = -1
-            if counts != "concurrent" and draw(st.booleans()):
+            if counts != "concurrent" and drawn(0, 1):
                 mark = len(used) + marks.setdefault(counters[counter].mark, len(marks))
-            cost = draw(st.sampled_from((1, 2, 3, 60, 1_000_000_000))) if counts == "cost" else 1
             limits += [
                 Limit(
                     draw(st.sampled_from(SIZES)),
                     windows[counter],
                     at,
                     draw(st.integers(0, 3)),
-                    draw(st.booleans()),
+                    bool(drawn(0, 1)),
                     counts,
-                    cost,
-                    draw(st.sampled_from(WAITS_US)),
-                    draw(st.sampled_from((1, 2, 3, 60))) if mark >= 0 else 0,
+                    drawn(1, 2, 3, 60, 1_000_000_000) if counts == "cost" else 1,
+                    drawn(*WAITS_US),
+                    drawn(1, 2, 3, 60) if mark >= 0 else 0,
                     mark,
                 )
-                for _ in range(draw(st.integers(1, 2)))
+                for _ in range(drawn(1, 2))
             ]
-        if draw(st.integers(0, 5)) == 0:
+        if drawn(1, 1, 1, 1, 1, 0) == 0:
             limits.insert(draw(st.integers(0, len(limits))), Limit(0, 0, -1, 9, draw(st.booleans())))
         reported = [
             Reported(
@@ -96,6 +104,7 @@ def plans(draw: st.DrawFn) -> list[Plan]:
             for at, limit in enumerate(limits)
         ]
         found.append(Plan(tuple(limits), tuple(reported), (*[counters[counter] for counter in used], *marks)))
+        assert found[-1].is_plain or not are_usual
     return found
 
 
@@ -291,23 +300,6 @@ def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
     shared.command("FLUSHALL")
 
 
-@st.composite
-def usual_plans(draw: st.DrawFn) -> list[Plan]:
-    """Plans of usual calls that share some of their counters."""
-    windows = draw(st.lists(st.sampled_from(WINDOWS_US), min_size=1, max_size=4))
-    counters = [Counter(at + 1, f'["é",{{}},{{"at":{at}}},{window_us}]', window_us) for at, window_us in enumerate(windows)]
-    found = []
-    for _ in range(draw(st.integers(1, 2))):
-        used = draw(st.lists(st.sampled_from(counters), min_size=1, max_size=4, unique=True))
-        limits = [
-            Limit(draw(st.sampled_from(SIZES)), one.window_us, at, draw(st.integers(0, 3))) for at, one in enumerate(used)
-        ]
-        reported = [Reported("tool", f'rule "{at}" é', limit.n, f"{limit.window_us}us") for at, limit in enumerate(limits)]
-        found.append(Plan(tuple(limits), tuple(reported), tuple(used)))
-        assert found[-1].is_plain
-    return found
-
-
 def usual_steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
     """Usual calls, some of which hardly differ in time."""
     passing = st.sampled_from([0, 1, 15_624, 15_625, 15_626, 15_627, 100_000, 999_999, 1_000_000, 1_000_001, 60_000_000, -1])
@@ -316,7 +308,7 @@ def usual_steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
     return st.lists(many, min_size=1, max_size=12).map(lambda found: [step for steps in found for step in steps])
 
 
-@given(usual_plans().flatmap(lambda found: st.tuples(st.just(found), usual_steps(len(found)))))
+@given(plans(are_usual=True).flatmap(lambda found: st.tuples(st.just(found), usual_steps(len(found)))))
 @settings(max_examples=200)
 def test_usual_calls_make_the_same_logs_and_rows_as_the_pure_functions(
     shared: Server, world: tuple[list[Plan], list[Step]]
