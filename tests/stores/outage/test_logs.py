@@ -173,21 +173,6 @@ def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tm
 
 
 @pytest.mark.posix
-def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) -> None:
-    folder = OutageFolder(tmp_path, "db-outage-")
-    file = folder.create()
-
-    def free() -> int:
-        with (tmp_path / "other").open("w") as other:
-            return other.fileno()
-
-    before = free()
-    assert list(folder.left_behind()) == []
-    assert free() == before
-    file.close()
-
-
-@pytest.mark.posix
 def test_a_link_is_not_followed_and_does_not_keep_the_next_file_from_being_taken_in(tmp_path: Path) -> None:
     place = killed(tmp_path, 2)
     (tmp_path / "db-outage-").symlink_to(tmp_path / "elsewhere")  # the first one

@@ -1,6 +1,5 @@
 """Calls in flight on a server: their places have leases, which a wrapper renews, and loses if it is stopped for long."""
 
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from mcpguard.stores.redis.store import RedisStore
 from tests.build import WALL_US, Session, Time, Wrapper
 from tests.callers import Caller
 from tests.redis_servers import Server, running, wait_for
-from tests.stores.conftest import Worker
 from tests.stores.redis.conftest import PATIENT, keys
 
 ONE = '[[rule]]\ntool = "x"\nconcurrent = 1\n'
@@ -320,51 +318,21 @@ def test_a_call_that_outlives_a_restart_of_the_server_has_its_place_again(tmp_pa
         wrapper.close()
 
 
-Start = Callable[[], Worker]
-
-
-@pytest.fixture
-def start(server: Server, start_module: Callable[..., Worker]) -> Start:
-    """Starts wrappers as processes, with leases of a second."""
-    return lambda: start_module("tests.stores.redis.worker", f"unix://{server.folder / 's'}", "1000")
-
-
-def ask(worker: Worker, word: str) -> str:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(word + "\n")
-    return worker.stdout.readline().strip()
-
-
-def test_the_place_of_a_process_that_was_killed_is_free_after_its_lease_and_not_while_it_lives(
-    server: Server, start: Start
-) -> None:
-    one, other = start(), start()
-    assert ask(one, "call") == "allowed"
+def test_by_the_machines_own_clock_too_a_place_is_kept_while_its_wrapper_runs_and_lost_if_it_is_stopped(server: Server) -> None:
+    stopped, other = (Caller(RedisStore(server.address, PATIENT, lease_us=3_000_000), ONE, session=name * 16) for name in "ab")
+    assert stopped.words("x") == ["allowed"]
     (key,) = keys(server, "in_flight")
     leases: set[bytes] = set()
 
     def is_renewed_twice() -> bool:
+        stopped.store.tend()
         leases.add(server.command("ZRANGE", key, "0", "-1", "WITHSCORES"))
         return len(leases) > 2
 
     wait_for(is_renewed_twice, "the lease is not renewed")
-    assert ask(other, "call") == "rate_limited"
-    one.kill()
-    wait_for(lambda: ask(other, "call") == "allowed", "the place is never free")
-    assert ask(other, "told") == ""
-
-
-def test_a_process_that_was_stopped_for_longer_than_its_lease_says_so_and_takes_nothing_back(start: Start) -> None:
-    stopped, other = start(), start()
-    assert ask(stopped, "call") == "allowed"
-    stopped.send_signal(signal.SIGSTOP)
-    wait_for(lambda: ask(other, "call") == "allowed", "the place is never free")
-    stopped.send_signal(signal.SIGCONT)
-    wait_for(lambda: "this process was stopped" in ask(stopped, "told"), "it says nothing")
-    assert ask(stopped, "told").count("this process was stopped") == 1
-    assert ask(stopped, "call") == "rate_limited"
-    assert ask(stopped, "end") == "ended"
-    assert ask(stopped, "call") == "rate_limited"
-    assert ask(other, "end") == "ended"
-    assert ask(stopped, "call") == "allowed"
+    assert stopped.store.warnings == other.store.warnings
+    assert other.words("x") == ["rate_limited"]
+    wait_for(lambda: other.words("x") == ["allowed"], "the place is never free")
+    stopped.store.tend()
+    assert "this process was stopped" in stopped.store.warnings[-1]
+    assert stopped.words("x") == ["rate_limited"]

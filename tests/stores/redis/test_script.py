@@ -53,7 +53,7 @@ FOREVER_US = 2 * WINDOWS_US[-1]
 
 @st.composite
 def plans(draw: st.DrawFn, *, are_usual: bool = False) -> list[Plan]:
-    """Plans that share some of their counters; of usual calls, if told. Each counter has its own window, and counts one thing."""
+    """Plans that share some of their counters; of usual calls, if told. Each counter has one window, and counts one thing."""
 
     def drawn(*choices: int) -> int:
         """One of these; the first one for usual calls."""
