@@ -18,7 +18,7 @@ from time import monotonic
 from hiredis import ProtocolError, Reader, pack_command
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
@@ -34,16 +34,17 @@ _SCANNED: Final = 500
 _MAX_MOVES: Final = 3
 """How many nodes of a cluster are tried, each of which may name another one."""
 
-_HINTS: Final = (
-    ("LOADING", "wait until it has read its data"),
-    ("OOM", "raise maxmemory, or lower [audit] max_mb: its memory is full"),
-    ("READONLY", "name the primary: this is a replica"),
-    ("MISCONF", "check its disk: it cannot write its data"),
-    ("NOAUTH", "give a password: MCPGUARD_STORE_PASSWORD, or ?password_file= in the URL"),
-    ("WRONGPASS", "check the user and the password"),
-    ("NOPERM", "give its user the rights that docs/stores-and-fleets.md lists"),
-    ("CLUSTERDOWN", "check the cluster: a part of it is down"),
-)
+_HINTS: Final = {
+    "LOADING": "wait until it has read its data",
+    "OOM": "raise maxmemory, or lower [audit] max_mb: its memory is full",
+    "READONLY": "name the primary: this is a replica",
+    "MISCONF": "check its disk: it cannot write its data",
+    "NOAUTH": "give a password: MCPGUARD_STORE_PASSWORD, or ?password_file= in the URL",
+    "WRONGPASS": "check the user and the password",
+    "NOPERM": "give its user the rights that docs/stores-and-fleets.md lists",
+    "CLUSTERDOWN": "check the cluster: a part of it is down",
+}
+"""By the code of an error."""
 
 _NO_CERTIFICATES: Final = (
     "this Python has no CA certificates: run Install Certificates.command in its folder, or set SSL_CERT_FILE"
@@ -298,12 +299,10 @@ class Link:
         code = getattr(error, "status_code", None) or words.partition(" ")[0]
         if words.startswith("ERR ACL failure in script"):
             code = "NOPERM"
-        hint = next((hint for prefix, hint in _HINTS if code == prefix), "")
+        hint = _HINTS.get(code, "")
         what = f"refuses: {words}" if isinstance(error, ResponseError | AuthenticationError) else f"does not answer: {words}"
         if code == _MOVED:
             what, hint = "has moved our keys to another node", ""
-        elif isinstance(error, NoPermissionError):
-            what = f"refuses: {words}"
         elif isinstance(error, TimedOut | TimeoutError | BlockingIOError):
             what, hint = f"does not answer within {round(self._timeout_s * 1000)} ms", late_hint
         elif isinstance(error, ConnectionLost | OSError | ProtocolError) and not hint:
