@@ -1,6 +1,5 @@
 """Outage logs: what a wrapper that ends in an outage leaves on disk, and how others read it into the store."""
 
-import contextlib
 import errno
 import itertools
 import os
@@ -12,14 +11,11 @@ import pytest
 
 from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Store
 from mcpguard.stores.memory import Memory
-from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
-from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.log_records import NO_CHARGE, START, pack
-from tests.build import START_US, Time, Wrapper
+from tests.build import START_US
 from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
@@ -310,52 +306,6 @@ def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_s
     assert (len(after.records()), len(left(tmp_path))) == (3, 1)
     look_again(after)
     assert (after.used(), after.outcomes(), left(tmp_path)) == ([3], ["ok"] * 3, [])
-
-
-def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
-    tmp_path: Path, opens: Callable[[], Store]
-) -> None:
-    with contextlib.closing(opens()) as made:
-        kind = type(made)
-    time, is_away = Time(), [True]
-    opened: list[Store] = []
-
-    def reopen() -> Store:
-        if is_away[0]:
-            raise StoreUnavailable("it is away")
-        opened.append(opens())
-        return opened[-1]
-
-    def wrapper(session: str) -> tuple[OutageStore, Wrapper]:
-        folder = OutageFolder(tmp_path, "db-outage-")
-        store = OutageStore(reopen, mode="local", notify=lambda _: None, folder=folder, timeout_ms=30_000, clock=time)
-        return store, Wrapper(store, MANY, session=session)
-
-    store, session = wrapper("00000000000000aa")
-    session.call("x", 3)
-    append = kind.append
-    with pytest.MonkeyPatch.context() as patch:
-
-        def append_and_die(self: Any, rows: Any) -> None:
-            append(self, rows)
-            raise Killed
-
-        patch.setattr(kind, "append", append_and_die)
-        is_away[0] = False
-        time.now_us += PROBE_US[1]
-        with pytest.raises(Killed):
-            store.tend()
-    assert store._own_logs.reading is not None
-    store._own_logs.reading.close()  # as the system does when the process is killed
-    after, other_session = wrapper("00000000000000bb")
-    assert other_session.decisions("x") == ["allowed"]
-    after.tend()
-    assert left(tmp_path) == []
-    after.close()
-    with contextlib.closing(opens()) as reader:
-        assert len(list(reader.entries())) == 3 + 1
-        assert [held.used for held in reader.held()] == [3 + 1]
-    opened[0].close()  # nobody else closes that of the killed wrapper
 
 
 # time

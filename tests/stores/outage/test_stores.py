@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.plan import label_parts
 from mcpguard.stores.api import Store
 from mcpguard.stores.outage.breaker import PROBE_US
+from mcpguard.stores.outage.log import OutageFolder
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Time, Wrapper
@@ -40,11 +42,15 @@ cost = 7
 class Guard(Caller):
     """A wrapper that a test cuts off from its store."""
 
-    def __init__(self, opens: Opens, session: str = "00000000000000aa", policy: str = POLICY) -> None:
+    def __init__(
+        self, opens: Opens, session: str = "00000000000000aa", policy: str = POLICY, folder: OutageFolder | None = None
+    ) -> None:
         self.is_away = False
         self.time = Time()
         self._opens = opens
-        self.store = OutageStore(self._open, mode="local", notify=lambda _: None, timeout_ms=30_000, clock=self.time)
+        self.store = OutageStore(
+            self._open, mode="local", notify=lambda _: None, folder=folder, timeout_ms=30_000, clock=self.time
+        )
         assert self.store.args_key  # it has been opened
         self.session = Wrapper(self.store, policy, session=session)
 
@@ -148,6 +154,37 @@ def test_a_counter_that_only_refused_calls_have_used_is_counted_from_zero(opens:
         guard.time.now_us += 61_000_000
         assert guard.session.decisions("search") == [expected]
     guard.store.close()
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(tmp_path: Path, opens: Opens) -> None:
+    policy, folder = '[[rule]]\nuser = "*"\nlimit = "9/1h"\n', OutageFolder(tmp_path, "db-outage-")
+    guard = Guard(opens, policy=policy, folder=folder)
+    kind = type(guard.store._store)
+    guard.cut_off()
+    guard.session.call("x", 3)
+    append = kind.append  # type: ignore[union-attr]
+
+    def append_and_die(self: Any, rows: Any) -> None:
+        append(self, rows)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "append", append_and_die)
+        with pytest.raises(Killed):
+            guard.comes_back()
+    assert guard.store._own_logs.reading is not None
+    guard.store._own_logs.reading.close()  # as the system does when the process is killed
+    after = Guard(opens, "00000000000000bb", policy, folder)
+    assert after.session.decisions("x") == ["allowed"]
+    after.store.tend()
+    assert list(tmp_path.glob("db-outage-*")) == []
+    with contextlib.closing(opens()) as reader:
+        assert len(list(reader.entries())) == 3 + 1
+        assert [held.used for held in reader.held()] == [3 + 1]
 
 
 # a file that cannot be used
