@@ -78,10 +78,10 @@ class Leases:
 
     def are_kept(self, places: Mapping[int, Place], run: Run) -> bool:
         """Whether calls still have the places that they have just got. If their leases may have ended, renews them first."""
-        return not self._is_any_late(places) or (self.renew(places, run) and not self._is_any_late(places))
-
-    def _is_any_late(self, places: Mapping[int, Place]) -> bool:
-        return any(map(self.is_late, places.values()))
+        while any(map(self.is_late, places.values())):
+            if not self.renew(places, run):
+                return False
+        return True
 
     def renew(self, places: Mapping[int, Place], run: Run) -> bool:
         """Renew the leases of calls. Returns whether each call still has its places.

@@ -326,13 +326,25 @@ def told(store: RedisStore, session: Session) -> list[tuple[object, object]]:
     return [(one["seq"], one["decision"]) for one in records if one["session"] == session.journal.session]
 
 
-def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost(begin: Begin, opened: Opened) -> None:
+@pytest.mark.parametrize("is_same", [True, False], ids=["by the same store", "by the next one"])
+def test_appended_rows_replace_the_rows_of_a_decision_whose_reply_was_lost(
+    begin: Begin, opened: Opened, monkeypatch: pytest.MonkeyPatch, *, is_same: bool
+) -> None:
     """The server has decided calls whose reply was lost. The wrapper decided them by itself and writes its rows later."""
     session = begin()
     session.call("report", 2)
-    session.call("report", 3)
-    store = opened()
-    store.append(rows_after(session, 2, *["allowed_unavailable"] * 4, time_us=1))
+    exchange = Link.exchange
+
+    def lose_the_reply(*args: object, **more: object) -> None:
+        exchange(*args, **more)  # type: ignore[arg-type]
+        raise StoreUnavailable("no reply")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Link, "exchange", lose_the_reply)
+        with pytest.raises(StoreUnavailable):
+            session.call("report", 3)
+    store = session.store if is_same else opened()
+    store.append(rows_after(session, session.journal.seq, *["allowed_unavailable"] * 4, time_us=1))
     assert told(store, session) == [(1, "allowed"), (2, "allowed"), *((seq, "allowed_unavailable") for seq in range(3, 7))]
     assert [held.used for held in store.held()] == [5]
 
