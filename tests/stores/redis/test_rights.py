@@ -5,15 +5,13 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from secrets import token_hex
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import Ending, Verdict
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress
@@ -21,13 +19,12 @@ from mcpguard.stores.redis.link import Link
 from mcpguard.stores.redis.server import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import RedisUrl, parse
-from tests.build import TESTS, Session, Time
+from tests.build import Session, Time
 from tests.cli.command import command, line_of, mcpguard
 from tests.end_to_end.host import DEADLINE_S, Host, environment, policy, rule, script
-from tests.redis_servers import ENOUGH_S, Server, running
+from tests.redis_servers import ENOUGH_S, PASSWORD, Server, running
+from tests.stores.redis.conftest import POLICY
 
-PASSWORD = "s3cret"
-POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
 HOUR_US = 3600 * 1_000_000
 OPTIONS = Options(namespace="crm", timeout_ms=5000, keep_us=HOUR_US, max_bytes=100_000)
 OWN, FOREIGN = "{mcpguard:crm}:meta", "{mcpguard:billing}:meta"
@@ -35,10 +32,7 @@ OWN, FOREIGN = "{mcpguard:crm}:meta", "{mcpguard:billing}:meta"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    (shown,) = (TESTS.parent / "docs/stores-and-fleets.md").read_text().split("```acl\n")[1:]
     with running(tmp_path_factory.mktemp("redis"), "--enable-debug-command", "yes", "--enable-module-command", "yes") as server:
-        set_user = shown.split("```")[0].replace("PASSWORD", PASSWORD).split()
-        assert server.command(*set_user) == b"+OK\r\n"
         yield server
 
 
@@ -51,74 +45,40 @@ def server(shared: Server) -> Server:
     return shared
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def user(server: Server) -> RedisUrl:
-    return parse(url(server), PASSWORD)
+    return server.user("crm")
 
 
 def url(server: Server) -> str:
     return server.url.replace("://", "://mcpguard@")
 
 
-def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: RedisUrl) -> None:
-    past = Time(wall_us() - 2 * HOUR_US)
+def test_the_rights_in_the_manual_are_enough_for_what_stores_do_beyond_their_contract(server: Server, user: RedisUrl) -> None:
+    """The contract of stores is tested with these rights, too."""
+    past, time = Time(wall_us() - 2 * HOUR_US), Time(wall_us())
     old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
     old.store.record([Outcome(one.row_id or 0, "ok", 1) for one in old.call("free", 5)])
-    old.store.close()
-    session = Session(RedisAddress(user).open(OPTIONS), POLICY, session="00000000000000bb")
-    store, counter = session.store, session.charges("report")[0].plan.counters[0]
-    assert session.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
+    session = Session(RedisStore(user, OPTIONS, clock=time), POLICY + "concurrent = 9\n", session="00000000000000bb")
+    store = session.store
+    session.one("report")
     server.command("SCRIPT", "FLUSH")
-    store.adopt([(counter, (-1, -1, 1))], token_hex())
     server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    assert session.decisions("report") == ["rate_limited"]
-    store.append(session.journal.flush(wall_us(), all_of_them=True))
-    assert [held.used for held in store.held()] == [6]
-    assert len(RedisAddress(user).read(OPTIONS, print).peek([counter])[0][0]) > 1
-
-    RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
-    RedisAddress(user).leave_note("crm", AgentNote("b", "Plan"), wall_us=wall_us(), timeout_s=5)
-    assert store.take_notes("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
-
+    assert session.decisions("report") == ["allowed"]
     server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")
-    store.tend()
+    time.now_us += LEASE_US // 2
+    store.tend()  # renews leases, and deletes old rows and labels
     assert server.command("HEXISTS", "{mcpguard:crm}:counters", "7") == b":0\r\n"
-    entries = list(store.entries())
-    assert {entry.record["session"] for entry in entries} == {session.journal.session}
-    assert list(store.newest()) == entries[::-1]
-
-    last = session.call("free", 500)[-1]  # more than there is room for
-    store.record([Outcome(last.row_id or 0, "ok", 1)])
-    assert next(store.newest()).record["outcome"] == "ok"
+    assert {entry.record["session"] for entry in store.entries()} == {session.journal.session}
+    time.now_us += LEASE_US - 1
+    assert [held.used for held in store.held()] == [2, 2]
+    session.call("free", 500)  # more than there is room for
     deaf = Journal(session.journal.session)
     deaf.seq = session.journal.seq - 1
     again = RedisAddress(user).open(OPTIONS)
     again.append(deaf.rows(session.charges("free"), [Verdict("unavailable")], wall_us()))
-    told = [(entry.record["seq"], entry.record["decision"]) for entry in store.newest()]
+    told = [(entry.record["seq"], entry.record["decision"]) for entry in again.newest()]
     assert told[:2] == [(deaf.seq, "unavailable"), (deaf.seq - 1, "allowed")]
-    assert store.reset([held.label for held in store.held()]) == 1
-    for one in (store, again):
-        one.close()
-
-
-def test_the_rights_in_the_manual_are_enough_for_calls_in_flight_and_errors(server: Server, user: RedisUrl) -> None:
-    time = Time(wall_us())
-    policy = '[[rule]]\ntool = "report"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\nwait = "5s"\n'
-    session = Session(RedisStore(user, OPTIONS, clock=time), policy)
-    store = session.store
-    (request,) = session.charges("report")
-    (verdict,) = store.decide([request], session.journal)
-    held = session.one("report")
-    assert (held.decision, held.states) == ("held", ((), (verdict.row_id,)))
-    time.now_us += LEASE_US // 2
-    store.tend()
-    time.now_us += LEASE_US - 1
-    assert [one.used for one in store.held()] == [1]
-    store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
-    store.give_places({-1: [one for one in request.plan.counters if not one.window_us]})
-    assert [one.used for one in store.held()] == [1, 1]
-    assert store.reset([one.label for one in store.held()]) == 2
-    store.close()
 
 
 def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_without_caps(server: Server, user: RedisUrl) -> None:
@@ -129,10 +89,6 @@ def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_withou
         session.one("busy")
     assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
     assert session.decisions("report") == ["allowed"]
-    session.store.close()
-    server.command(
-        "ACL", "SETUSER", "mcpguard", "+zadd", "+zrem", "+zremrangebyscore", "+zcount", "+zrange", "+zscore", "+pexpire"
-    )
 
 
 def test_the_rights_in_the_manual_are_enough_for_wrappers_hooks_and_commands(tmp_path: Path, server: Server) -> None:
@@ -195,7 +151,6 @@ def test_another_database_needs_one_more_right(server: Server) -> None:
         RedisAddress(elsewhere).open(OPTIONS)
     server.command("ACL", "SETUSER", "mcpguard", "+select")
     RedisAddress(elsewhere).open(OPTIONS).close()
-    server.command("ACL", "SETUSER", "mcpguard", "-select")
 
 
 REFUSED = f"""
