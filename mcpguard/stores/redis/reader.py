@@ -42,7 +42,7 @@ _Found = tuple[bytes, Sequence[bytes]]
 
 
 class Reader:
-    """Reads a namespace's counters and audit layout.
+    """Reads a namespace's counters and audit rows.
 
     Args:
         server: The namespace.
@@ -111,7 +111,7 @@ class Reader:
             yield from (one.entry for one in self._joined(found, wanted))
 
     def _streams(self, wanted: Wanted | None) -> Sequence[str]:
-        """The keys of the streams that may have wanted layout."""
+        """The keys of the streams that may have wanted rows."""
         both = self._server.keys.audit[:2]
         if wanted is None or wanted.decisions is None:
             return both
