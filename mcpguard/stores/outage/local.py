@@ -63,11 +63,10 @@ class LocalStore(MemoryStore):
     # while the store works
 
     def begin_store(self, args_key: bytes) -> None:
-        """Note that another store is used, which does not have the data of the one before."""
+        """Note that another store is used, which has this key."""
         self._key = key_id(args_key)
         if self.log.is_empty:
             self.log.key = self._key
-        self._left = []
 
     def admitted(self, found: Verdict) -> None:
         """Note the places of a call that the store has decided, if it was admitted."""
