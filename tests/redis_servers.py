@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mcpguard.stores.redis.url import RedisUrl, parse
+from tests.build import TESTS
 from tests.missing import missing
 
 ENOUGH_S = 60
 """Longer than a server takes to start or stop. A test that waits so long fails."""
+
+PASSWORD = "s3cret"
+"""Of the user that the manual shows."""
 
 SERVERS = ("redis-server", "valkey-server")
 
@@ -64,6 +68,13 @@ class Server:
     @property
     def address(self) -> RedisUrl:
         return parse(f"unix://{self._socket}")
+
+    def user(self, namespace: str) -> RedisUrl:
+        """The address with the user that the manual shows, for a namespace or a pattern of some. Gives it the rights there."""
+        (shown,) = (TESTS.parent / "docs/stores-and-fleets.md").read_text("utf-8").split("```acl\n")[1:]
+        set_user = shown.split("```")[0].replace("PASSWORD", PASSWORD).replace(":crm}", f":{namespace}}}")
+        assert self.command(*set_user.split()) == b"+OK\r\n"
+        return parse(f"unix://mcpguard@{self._socket}", PASSWORD)
 
     def start(self, *more: str) -> "Server":
         with (self.folder / "log").open("ab") as log:

@@ -97,8 +97,8 @@ def _oldest(store: AuditReader) -> str:
 
 
 def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
+    from mcpguard.stores.redis.layout import Keys
     from mcpguard.stores.redis.link import Link
-    from mcpguard.stores.redis.states import prefix
 
     timeout_s = PATIENCE_MS / 1000
     if url.password and not url.is_tls and not all(is_loopback(host) for host, _ in url.hosts):
@@ -107,11 +107,9 @@ def _redis(settings: Settings, url: "RedisUrl") -> Iterator[Check]:
     try:
         with settings.change_store() as store:
             oldest, warnings = _oldest(store), store.warnings
-        deadline_s = time.monotonic() + timeout_s
-        key = prefix(settings.namespace) + "meta"
-        with contextlib.closing(Link(url, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
+        with contextlib.closing(Link(url, timeout_s=timeout_s, key=Keys(settings.namespace).meta)) as link:
             begin_s = time.monotonic()
-            replies = link.ask([("INFO",)], deadline_s=deadline_s)
+            replies = link.ask([("INFO",)])
             took_ms = (time.monotonic() - begin_s) * 1000
     except StoreUnavailable as error:
         yield failed_by("store", error)

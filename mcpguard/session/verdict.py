@@ -153,19 +153,6 @@ class Ending(NamedTuple):
     failed: bool
 
 
-class Lease:
-    """A place of a call in flight that the store takes back if this process stops or cannot reach the store for long.
-
-    Attributes:
-        until_us: Until when the call may be forwarded, by `stores.clock.boot_us`. It grows while the store renews the lease.
-    """
-
-    __slots__ = ("until_us",)
-
-    def __init__(self, until_us: int) -> None:
-        self.until_us = until_us
-
-
 class Verdict:
     """The decision on a call.
 
@@ -188,7 +175,6 @@ class Verdict:
             there is no cap.
         states: Of a held call, the states of the plan's counters; else empty.
         now_us: Of a held call, the store's time; else 0.
-        lease: Of a call that has a place, its lease, if the place has one; else None.
         warned: The limits of which an admitted call warns; see `Decision`.
     """
 
@@ -198,7 +184,6 @@ class Verdict:
     in_flight: int | None = None
     states: Sequence[State] = ()
     now_us = 0
-    lease: Lease | None = None
     warned: tuple[tuple[int, int], ...] = ()
 
     def __init__(

@@ -96,12 +96,15 @@ def _sqlite(folder: Path) -> Kind:
 
 
 def _on_server(server: Server) -> Callable[[Path], Kind]:
+    """A store on a server, by a user with the rights that the manual shows."""
+    user = server.user("*")
+
     def in_namespace(folder: Path) -> Kind:
         options = Options(namespace=str(folder), timeout_ms=20_000)
-        address = RedisAddress(server.address)
+        address = RedisAddress(user)
         return Kind(
-            lambda time, wall: RedisStore(server.address, options, clock=time, wall=wall, lease_us=FOREVER_US),
-            lambda time: RedisStore(server.address, options, clock=time),
+            lambda time, wall: RedisStore(user, options, clock=time, wall=wall, lease_us=FOREVER_US),
+            lambda time: RedisStore(user, options, clock=time),
             lambda namespace, note, wall_us: address.leave_note(namespace, note, wall_us=wall_us, timeout_s=20),
         )
 

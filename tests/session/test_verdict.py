@@ -11,7 +11,7 @@ from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import EMPTY, Limit, State, charge
 from mcpguard.policy.model import Call
 from mcpguard.session.decision import admit, decide_one, verdict
-from mcpguard.session.verdict import DecisionRequest, Lease, Verdict
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from tests.build import exceeding
 
 NOW_US = 1_000_000_000
@@ -118,13 +118,6 @@ def test_an_admitted_call_has_a_place_on_each_cap_but_on_those_of_an_observed_ru
 def test_only_a_call_over_a_limit_has_a_reason() -> None:
     assert Verdict("allowed").reason is None
     assert exceeding("denied", (REPORTED._replace(limit=None), None)).reason == "denied"
-
-
-def test_a_lease_lasts_until_the_time_that_the_store_gives_it() -> None:
-    lease = Lease(NOW_US)
-    assert lease.until_us == NOW_US
-    lease.until_us += 1
-    assert lease.until_us == NOW_US + 1
 
 
 def test_a_request_with_another_plan_is_a_copy() -> None:

@@ -24,12 +24,12 @@ ENOUGH_S = 60
 
 
 @pytest.fixture
-def start_module() -> Iterator[Callable[..., Worker]]:
-    """Starts workers, each by a module and its arguments. Those that still run at the end of the test are killed."""
+def start() -> Iterator[Callable[[str, Path], Worker]]:
+    """Starts workers. Those that still run at the end of the test are killed."""
     workers: list[Worker] = []
 
-    def begin(module: str, *argv: str) -> Worker:
-        command = [sys.executable, "-m", module, *argv]
+    def begin(what: str, path: Path) -> Worker:
+        command = [sys.executable, "-m", "tests.stores.worker", what, str(path)]
         pipe = subprocess.PIPE
         workers.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, cwd=TESTS.parent))
         return workers[-1]
@@ -38,11 +38,6 @@ def start_module() -> Iterator[Callable[..., Worker]]:
     for worker in workers:
         worker.kill()
         worker.communicate(timeout=ENOUGH_S)
-
-
-@pytest.fixture
-def start(start_module: Callable[..., Worker]) -> Callable[[str, Path], Worker]:
-    return lambda what, path: start_module("tests.stores.worker", what, str(path))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Recoverable
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.breaker import NOT_IN_TIME
-from mcpguard.stores.outage.log import Means, OutageLog
+from mcpguard.stores.outage.log import Means, OutageLog, key_id
 from mcpguard.stores.outage.recovery import Using
 from mcpguard.stores.sqlite import log_lines
 
@@ -41,26 +41,32 @@ class LocalStore(MemoryStore):
     Args:
         mode: `local` admits what the limits allow by this wrapper's own counting; `deny` forwards nothing; `allow` forwards
             everything. A tool that a rule closes stays closed in every mode.
-        means: The clocks of this wrapper.
-        log: Makes outage logs. A call is forwarded only if the log has room for its row.
+        means: What outage logs are made with.
 
     Attributes:
-        log: The outage log.
+        log: The outage log. A call is forwarded only if it has room for the call's row.
         failure: Why the store cannot be used, for the denials.
     """
 
-    def __init__(self, mode: str, means: Means, log: Callable[[], OutageLog]) -> None:
+    def __init__(self, mode: str, means: Means) -> None:
         super().__init__(clock=means.clock, wall=means.wall)
-        self.log = log()
+        self.log = OutageLog(means)
         self.failure = NOT_IN_TIME
-        self._new_log = log
+        self._means = means
         self._mode = mode
+        self._key = ""  # the `key_id` of the store that was used last
         self._unknown_until_us = 0  # until when a counter without a log here may hold something
         self._next_forget_us = 0
         self._given: set[int] = set()  # calls that a store was asked to give places
         self._left: list[Ending] = []  # calls that have ended, whose places the store may have
 
     # while the store works
+
+    def begin_store(self, args_key: bytes) -> None:
+        """Note that another store is used, which has this key."""
+        self._key = key_id(args_key)
+        if self.log.is_empty:
+            self.log.key = self._key
 
     def admitted(self, found: Verdict) -> None:
         """Note the places of a call that the store has decided, if it was admitted."""
@@ -118,11 +124,11 @@ class LocalStore(MemoryStore):
         found = _uncounted(request.plan)
         if not found.forwards:
             return found
-        request.detail = request.detail | {"reason": "store_unavailable"}
         hint = f" ({self.failure.hint})" if self.failure.hint else ""
-        request.why = (
+        request.explain(
+            "store_unavailable",
             f"the store of counters is unavailable: {self.failure.message}{hint}. "
-            "Try again in a few seconds. If that does not help, the store has to be repaired."
+            "Try again in a few seconds. If that does not help, the store has to be repaired.",
         )
         return Verdict("unavailable")
 
@@ -196,7 +202,7 @@ class LocalStore(MemoryStore):
         """The outage log; None if it is empty. Whatever is logged from now on has a log of its own."""
         if self.log.is_empty:
             return None
-        log, self.log = self.log, self._new_log()
+        log, self.log = self.log, OutageLog(self._means, self._key)
         self.log.to_disk = log.to_disk
         return log
 
@@ -225,10 +231,6 @@ class LocalStore(MemoryStore):
             with using():
                 store.settle([ending._replace(row_id=place_id(ending.row_id)) for ending in self._left])
             self._left = []
-
-    def lose_data(self) -> None:
-        """The store does not have the data of the one before."""
-        self._left = []
 
 
 def _uncounted(plan: Plan) -> Verdict:

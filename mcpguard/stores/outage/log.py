@@ -151,7 +151,7 @@ class OutageLog:
 
     Args:
         means: What it is made with.
-        key: The `key_id` of the store that failed.
+        key: The `key_id` of the store that failed; empty if none was used.
 
     Attributes:
         id: The log's id, 13 hexadecimal digits.
@@ -166,7 +166,7 @@ class OutageLog:
         damaged: Whether the file has something after its last whole record.
     """
 
-    def __init__(self, means: Means, key: str) -> None:
+    def __init__(self, means: Means, key: str = "") -> None:
         self.id = f"{int.from_bytes(os.urandom(8)) >> 12:013x}"
         self.key = key
         self.path = ""
@@ -190,7 +190,7 @@ class OutageLog:
         Raises:
             OSError, ValueError: The file cannot be read, or has no log.
         """
-        log = cls(means, "")
+        log = cls(means)
         log._file, log.path, log.to_disk = file, file.path, True
         then_us = ""
         for text, after in log._stored():
@@ -347,7 +347,7 @@ class OutageLog:
         self.to_disk = True
         self.flush(is_retry=True)
         self.close()
-        waiting = sum(f"\n{text}".count(f"\n{log_lines.ROW}") for text in self._waiting)
+        waiting = sum(map(log_lines.rows_in, self._waiting))
         return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting
 
     def remove(self) -> None:

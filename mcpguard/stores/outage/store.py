@@ -22,7 +22,7 @@ from mcpguard.stores.api import Clock, Recoverable
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.outage.breaker import NOT_IN_TIME, CircuitBreaker, Connector, unavailable
 from mcpguard.stores.outage.local import LocalStore
-from mcpguard.stores.outage.log import Bounds, Means, OutageFolder, OutageLog, key_id
+from mcpguard.stores.outage.log import Bounds, Means, OutageFolder
 from mcpguard.stores.outage.recovery import LeftLogs, OwnLogs
 from mcpguard.text.digest import number
 from mcpguard.text.printing import plural
@@ -84,7 +84,7 @@ class OutageStore:
         self._first_id = 0  # what is added to the row ids of this store, so that those of an earlier one are not taken for them
         self._warnings: tuple[str, ...] = ()  # what the user was told
         means = Means(folder, clock, wall, bounds or Bounds())
-        self._local = LocalStore(mode, means, lambda: OutageLog(means, key_id(self._args_key)))
+        self._local = LocalStore(mode, means)
         self._salt = os.urandom(16)
         self._own_logs = OwnLogs(clock)
         self._left_logs = LeftLogs(means, self._own_logs.row_ids, notify)
@@ -213,10 +213,8 @@ class OutageStore:
             if self._args_key:
                 self._first_id += 1 << _ROW_ID_BITS
             self._args_key = store.args_key
-            if self._local.log.is_empty:
-                self._local.log.key = key_id(self._args_key)
+            self._local.begin_store(self._args_key)
             self._own_logs.row_ids.clear()
-            self._local.lose_data()
         self._tell_warnings(store)
 
     def _follow(self) -> None:

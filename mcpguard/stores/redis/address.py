@@ -1,6 +1,8 @@
 """The address of a store on a Redis or Valkey server."""
 
+import contextlib
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 from mcpguard.light_typing import TYPE_CHECKING, NamedTuple
 from mcpguard.stores.api import Options
@@ -43,12 +45,18 @@ class RedisAddress(NamedTuple):
 
     def prune(self, options: Options, before_us: int) -> Iterator[int]:
         """See `Address`."""
-        from mcpguard.stores.redis import states, upkeep
+        from mcpguard.stores.redis import upkeep
 
-        return upkeep.prune(self.url, states.prefix(options.namespace), before_us)
+        return upkeep.prune(self.url, options.namespace, before_us)
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
-        """See `Address`."""
-        from mcpguard.stores.redis import notes
+        """See `Address`. The server deletes notes that expire."""
+        from mcpguard.identity.client_agents import NOTE_KEPT_US
+        from mcpguard.stores.redis.layout import Keys
+        from mcpguard.stores.redis.link import Command, Link
 
-        notes.leave(self.url, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
+        deadline_s = monotonic() + timeout_s
+        key = Keys(namespace).note(note.key)
+        command: Command = ("SET", key, f"{wall_us} {note.text}", "PX", NOTE_KEPT_US // 1000) if note.text else ("DEL", key)
+        with contextlib.closing(Link(self.url, timeout_s=timeout_s, key=key, deadline_s=deadline_s)) as link:
+            link.checked(link.ask([command], deadline_s=deadline_s)[0])

@@ -6,31 +6,29 @@
 --       then, packed: the deadline in this server's time, the number of the session's newest row, the bound of the audit log in
 --       bytes, and whether this may be a usual call. In the same argument follow texts with a NUL after each: the session's
 --       denials on each counter since its last admission, with commas, or nothing; then for each request
---         - nothing; or `?`, the microseconds that the call has been held (nothing if it is denied at once without room), whether
---           it is behind another call, and the decision if it is admitted
+--         - `?` if it may be held without room, then the decision if it is admitted and that is not `allowed`: `continued`, or `held`,
+--           which charges nothing
 --         - the detail of its row
 --       then of each request the lines of its row up to the context
--- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request
+-- Returns the time. Unless the deadline has passed, also the value of each counter, and for each request a table:
 --         - the stream id of its row if it is forwarded, and the decision
 --         - the index of the reported limit (0: none), what that limit's counter holds, and the wait
---         - the number of limits without room, then their indexes and waits
+--         - the limits without room: their indexes and waits
 --         - the number of calls in flight, if there is a cap on them
---         - if calls may warn, a table with the indexes of the limits of which it warns and the sums in their counters
---       The rest of it is one flat table, because a server spends time on each table of a reply. Only if a call is held, the value of
---       a counter of calls in flight is not nil, but a table with their ids. For a usual call it returns something else: see
---       `usual.lua`.
+--         - the limits of which the call warns: their indexes, and the sums in their counters
+--       For a usual call this is packed: see `usual.lua`. Only if a call may be held, the value of a counter of calls in flight is not nil, but a table with their ids.
 --
 -- Every call waits for this script. The expensive parts are commands, numbers as text, texts (each byte of a new one is hashed),
 -- tables that grow, and functions, which are made anew in each run: {nil, nil, nil, nil} reserves room for four.
 
 local TEXTS = 'ss'
--- n, window (0: calls in flight), index of the counter (0: none), rule, rank, and where the fragment begins and ends. The rank is 2
--- if the limit is observed, and 1 more if it counts errors or calls in flight. If the rank is 4 more, what the call takes and the
--- longest wait follow, the sum at which a call warns, and the index of the mark (0: none). The fragments are after all limits
-local LIMIT, MORE_OF_LIMIT = '<i8i8I4I4I4I4I4', '<i8i8i8I4'
-local N, WINDOW, COUNTER, RULE, RANK, FIRST, LAST, UNITS, WAIT, WARN_AT, MARK = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-local OBSERVED, MORE = 2, 4
-local NOTHING_EXCEEDED = {}
+-- n, window (0: calls in flight), index of the counter (0: none), rule, rank, where the fragment begins and ends, what the call takes,
+-- the sum at which a call warns, and the index of the mark (0: none). The rank is 2 if the limit is observed, and 1
+-- more if it counts errors or calls in flight. The fragments are after all limits
+local LIMIT = '<i8i8I4I4I4I4I4i8i8I4'
+local N, WINDOW, COUNTER, RULE, RANK, FIRST, LAST, UNITS, WARN_AT, MARK = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local OBSERVED = 2 -- the least rank of an observed limit
+local NOTHING = {}
 
 reply = reply or read(4, 4 + counters)
 read_audit(reply[1])
@@ -43,7 +41,7 @@ local charged = {nil, nil, nil, nil} -- windows of the counters that were charge
 local denied -- the session's denials since its last admission, by index of the counter
 local plans -- limits by their text
 local in_flight, places -- by index of the counter: how many calls are in flight, and the ids of the calls that got a place
-local has_written, has_held = false, false -- whether a row was written, and whether a call is held
+local has_written, may_hold = false, false -- whether a row was written, and whether a call may be held
 local denials
 denials, texts_from = struct.unpack('s', ARGV[2 + requests], texts_from)
 for count in string.gmatch(denials, '%d+') do
@@ -54,22 +52,18 @@ end
 for request = 1, requests do
   local packed, choices, detail = ARGV[1 + request]
   choices, detail, texts_from = struct.unpack(TEXTS, ARGV[2 + requests], texts_from)
-  local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING_EXCEEDED
-  local flying, taken, warned, warnings
+  local reported, count, held_by_reported, remaining, wait, exceeded = 0, false, false, false, false, NOTHING
+  local flying, taken, warned, warnings = false, nil, NOTHING, nil
   local limits = plans and plans[packed]
   if not limits then
     limits = {nil, nil, nil, nil}
-    local from, at, last = 1, 1, #packed
-    while from <= last do
+    local from, fragments = 1, #packed -- the fragments begin here
+    while from < fragments do
       local limit = {struct.unpack(LIMIT, packed, from)}
-      limits[at], from, at, last = limit, limit[UNITS], at + 1, math.min(last, limit[FIRST] - 1)
-      limit[UNITS] = 1
-      if limit[RANK] >= MORE then
-        limit[RANK] = limit[RANK] - MORE
-        limit[UNITS], limit[WAIT], limit[WARN_AT], limit[MARK], from = struct.unpack(MORE_OF_LIMIT, packed, from)
-        limits.has_cap = limits.has_cap or limit[WINDOW] == 0
-        limits.warns = limits.warns or limit[MARK] > 0
-      end
+      fragments, from = math.min(fragments, limit[FIRST]), from + LIMIT_BYTES
+      limits[#limits + 1] = limit
+      limits.has_cap = limits.has_cap or limit[N] > 0 and limit[WINDOW] == 0
+      limits.warns = limits.warns or limit[MARK] > 0
     end
     if requests > 1 then
       plans = plans or {}
@@ -181,22 +175,13 @@ for request = 1, requests do
       end
     end
   end
-  if choices ~= '' then -- as core/verdict.decide_one
-    local waited_us, behind, admitted = string.match(choices, '^%?(%d*) (%d) (%a+)$')
-    local is_held = behind == '1'
+  if choices ~= '' then
+    local may_wait, admitted = string.match(choices, '^(%??)(%a*)$')
     if is_denied then
-      is_held = waited_us ~= ''
-    end
-    if is_held and is_denied then -- as core/waiting.is_held
-      for _, one in ipairs(exceeded) do
-        local limit = limits[one[1]]
-        local left, after = (limit[WAIT] or 0) - waited_us, one[2] or (limit[N] > 0 and limit[WINDOW] == 0 and 0)
-        is_held = is_held and left > 0 and after and after <= left
-      end
-    end
-    if is_held then
-      decision, smallest, has_held = 'held', {}, true
-    elseif decision == 'allowed' then
+      may_hold = may_hold or may_wait ~= ''
+    elseif admitted == 'held' then
+      decision, smallest, may_hold = 'held', {}, true
+    elseif decision == 'allowed' and admitted ~= '' then
       decision = admitted
     end
   end
@@ -205,9 +190,9 @@ for request = 1, requests do
     for at, limit in ipairs((is_denied or decision == 'held') and {} or limits) do
       local mark, sum = limit[MARK], (held[limit[COUNTER]] or 0) + (limit[RANK] % 2 == 1 and 0 or limit[UNITS])
       local is_marked = logs[mark] and logs[mark][NEWEST] > at_us - limit[WINDOW]
-      if (mark or 0) > 0 and sum >= limit[WARN_AT] and not (is_marked or without_room and without_room[limit[RULE]]) then
+      if mark > 0 and sum >= limit[WARN_AT] and not (is_marked or without_room and without_room[limit[RULE]]) then
         logs[mark], charged[mark] = {at_us, at_us, 1, 1, ''}, limit[WINDOW]
-        warned[#warned + 1], warned[#warned + 2] = at, sum
+        warned[#warned + 1] = {at, sum}
         warnings[#warnings + 1] = string.format('%s,"count":%.0f}', string.sub(packed, limit[FIRST], limit[LAST] - 1), sum)
       end
     end
@@ -262,7 +247,7 @@ for request = 1, requests do
       local before = detail == '' and '{' or string.sub(detail, 1, -2) .. ','
       detail = before .. '"exceeded":[' .. table.concat(all, ',') .. ']}'
     end
-    if warned and #warned > 0 then
+    if #warned > 0 then
       local before = detail == '' and '{' or string.sub(detail, 1, -2) .. ','
       detail = before .. '"warned":[' .. table.concat(warnings, ',') .. ']}'
     end
@@ -277,18 +262,7 @@ for request = 1, requests do
       table.insert(places[counter], stream_id)
     end
   end
-  local slot = #reply
-  reply[slot + 1], reply[slot + 2], reply[slot + 3] = stream_id, decision, reported
-  reply[slot + 4], reply[slot + 5], reply[slot + 6] = held_by_reported, wait, #exceeded
-  for at, one in ipairs(exceeded) do
-    reply[slot + 5 + 2 * at], reply[slot + 6 + 2 * at] = one[1], one[2]
-  end
-  if flying then
-    reply[#reply + 1] = flying
-  end
-  if warned then
-    reply[#reply + 1] = warned
-  end
+  reply[#reply + 1] = {stream_id, decision, reported, held_by_reported, wait, exceeded, flying, warned}
 end
 
 if has_written then
@@ -314,7 +288,7 @@ for counter = 1, counters do
     end
   end
 end
-if has_held and in_flight then
+if may_hold and in_flight then
   for counter in pairs(in_flight) do
     reply[1 + counter] = redis.call('ZRANGE', KEYS[4 + counter], string.format('(%.0f', now), '+inf', 'BYSCORE')
   end

@@ -7,9 +7,8 @@ stopped for longer than a lease may find that another call has got the place.
 from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard.light_typing import Final
-from mcpguard.session.verdict import Lease
 from mcpguard.stores.api import Clock
-from mcpguard.stores.redis import rows
+from mcpguard.stores.redis import layout
 
 LOST: Final = (
     "this process was stopped, or cut off from the store, for {:g} s or more, and places of its calls in flight were given "
@@ -25,19 +24,14 @@ Run = Callable[[Sequence[str], Sequence[str]], Sequence[int]]
 class Place:
     """The places of one call.
 
-    Args:
+    Attributes:
         keys: The keys of their counters.
         sent_us: When the command was sent that gave them, or renewed their lease.
-        until_us: See `Lease`.
-
-    Attributes:
-        lease: Their lease.
     """
 
-    def __init__(self, keys: Sequence[str], sent_us: int, until_us: int) -> None:
+    def __init__(self, keys: Sequence[str], sent_us: int) -> None:
         self.keys = keys
         self.sent_us = sent_us
-        self.lease = Lease(until_us)
 
 
 class Leases:
@@ -45,21 +39,15 @@ class Leases:
 
     Args:
         lease_us: How long a lease is.
+        clock: A clock that counts sleep, too.
     """
 
-    def __init__(self, lease_us: int) -> None:
+    def __init__(self, lease_us: int, clock: Clock) -> None:
         self._lease_us = lease_us
+        self._clock = clock
         self._places: dict[int, Place] = {}
         self._is_lost = False
         self._next_us = 0
-
-    def new(self, keys: Sequence[str], sent_us: int) -> Place:
-        """The places that a command, sent at this time, gave to a call."""
-        return Place(keys, sent_us, self._until_us(sent_us))
-
-    def _until_us(self, sent_us: int) -> int:
-        """When the lease is taken to end: a tenth early, because the server's clock and ours may differ in speed."""
-        return sent_us + self._lease_us - self._lease_us // 10
 
     def add(self, call_id: int, place: Place) -> None:
         """Keep the places of a call until it ends."""
@@ -74,54 +62,61 @@ class Leases:
         """Whether there are leases to renew, or a loss to report."""
         return bool(self._places) or self._is_lost
 
-    def renew_due(self, run: Run, clock: Clock) -> None:
+    def renew_due(self, run: Run) -> None:
         """Renew all leases, if a third of the oldest one has passed. After a failure, try again after a thirtieth.
 
         Raises:
             StoreUnavailable: The server does not answer, or refuses.
         """
-        now_us = clock()
+        now_us = self._clock()
         if now_us < self._next_us:
             return
         self._next_us = now_us + self._lease_us // 30
         places = self._places.copy()
         if any(now_us - place.sent_us >= self._lease_us // 3 for place in places.values()):
-            self.renew(places, run, clock)
+            self.renew(places, run)
 
-    def renew(self, places: Mapping[int, Place], run: Run, clock: Clock) -> None:
-        """Renew the leases of calls.
+    def are_kept(self, places: Mapping[int, Place], run: Run) -> bool:
+        """Whether calls still have the places that they have just got. If their leases may have ended, renews them first."""
+        while any(map(self.is_late, places.values())):
+            if not self.renew(places, run):
+                return False
+        return True
+
+    def renew(self, places: Mapping[int, Place], run: Run) -> bool:
+        """Renew the leases of calls. Returns whether each call still has its places.
 
         Raises:
             StoreUnavailable: The server does not answer, or refuses.
         """
-        calls = list(places.items())
+        calls, have_all = list(places.items()), True
         for at in range(0, len(calls), _BATCH):
             some = calls[at : at + _BATCH]
-            sent_us = clock()
+            sent_us = self._clock()
             keys = [key for _, place in some for key in place.keys]
-            found = iter(run(keys, [rows.member(call_id) for call_id, place in some for _ in place.keys]))
+            found = iter(run(keys, [layout.member(call_id) for call_id, place in some for _ in place.keys]))
             for call_id, place in some:
                 kept = [key for key in place.keys if next(found)]
-                if len(kept) < len(place.keys) and self.is_late(place, clock()):
+                if len(kept) < len(place.keys) and self.is_late(place):
+                    have_all = False
                     self._is_lost = self._is_lost or call_id in self._places
-                    place.lease.until_us = 0
-                elif place.lease.until_us:
-                    place.lease.until_us = self._until_us(sent_us)
                 place.keys, place.sent_us = kept, sent_us
                 if not kept:
                     self.end(call_id)
+        return have_all
 
-    def settled(self, place: Place, freed: Sequence[str], now_us: int) -> None:
-        """Note the keys at which a call still had a place when it ended."""
-        if len(freed) < len(place.keys) and self.is_late(place, now_us):
+    def settled(self, place: Place, freed: int) -> None:
+        """Note how many places a call still had when it ended."""
+        if freed < len(place.keys) and self.is_late(place):
             self._is_lost = True
 
-    def is_late(self, place: Place, now_us: int) -> bool:
+    def is_late(self, place: Place) -> bool:
         """Whether the lease may have ended, so that the server may have given the places to others.
 
-        Before that, places are gone only after a `reset`, or if the server has lost its data: no other call has them.
+        Before that, places are gone only after a `reset`, or if the server has lost its data: no other call has them. It is
+        taken to end a tenth early, because the server's clock and ours may differ in speed.
         """
-        return now_us > place.lease.until_us
+        return self._clock() > place.sent_us + self._lease_us - self._lease_us // 10
 
     def take_loss(self) -> tuple[str, ...]:
         """What to tell the user if places were lost since this was last called."""

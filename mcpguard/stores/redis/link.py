@@ -18,7 +18,7 @@ from time import monotonic
 from hiredis import ProtocolError, Reader, pack_command
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as ConnectionLost
 from redis.exceptions import TimeoutError as TimedOut
 from redis.retry import Retry
@@ -34,16 +34,17 @@ _SCANNED: Final = 500
 _MAX_MOVES: Final = 3
 """How many nodes of a cluster are tried, each of which may name another one."""
 
-_HINTS: Final = (
-    ("LOADING", "wait until it has read its data"),
-    ("OOM", "raise maxmemory, or lower [audit] max_mb: its memory is full"),
-    ("READONLY", "name the primary: this is a replica"),
-    ("MISCONF", "check its disk: it cannot write its data"),
-    ("NOAUTH", "give a password: MCPGUARD_STORE_PASSWORD, or ?password_file= in the URL"),
-    ("WRONGPASS", "check the user and the password"),
-    ("NOPERM", "give its user the rights that docs/stores-and-fleets.md lists"),
-    ("CLUSTERDOWN", "check the cluster: a part of it is down"),
-)
+_HINTS: Final = {
+    "LOADING": "wait until it has read its data",
+    "OOM": "raise maxmemory, or lower [audit] max_mb: its memory is full",
+    "READONLY": "name the primary: this is a replica",
+    "MISCONF": "check its disk: it cannot write its data",
+    "NOAUTH": "give a password: MCPGUARD_STORE_PASSWORD, or ?password_file= in the URL",
+    "WRONGPASS": "check the user and the password",
+    "NOPERM": "give its user the rights that docs/stores-and-fleets.md lists",
+    "CLUSTERDOWN": "check the cluster: a part of it is down",
+}
+"""By the code of an error."""
 
 _NO_CERTIFICATES: Final = (
     "this Python has no CA certificates: run Install Certificates.command in its folder, or set SSL_CERT_FILE"
@@ -82,68 +83,6 @@ class _Connection(Protocol):
     def disconnect(self) -> None: ...
 
 
-class _Wire:
-    """An open connection, and the bytes that it has received.
-
-    Args:
-        connection: The connection.
-        least_s: How long a wait may take at least.
-    """
-
-    def __init__(self, connection: _Connection, least_s: float) -> None:
-        self._connection = connection
-        self._least_s = least_s
-        self._socket = connection._sock
-        self._waits_s = -1.0  # for ever
-        self._readable = _readable(self._socket)
-        self._set_timeout = _timeout_setter(self._socket)
-        self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
-
-    def ask(self, packed: bytes, count: int, end_s: float) -> list[Any]:
-        """Send commands and return their replies.
-
-        A failure closes the connection, because a late reply would be taken for that of a later command.
-        """
-        try:
-            sent = 0
-            while sent < len(packed):
-                if abs(end_s - monotonic() - self._waits_s) > _NEGLIGIBLE_S:
-                    self._wait_until(end_s)
-                sent += self._socket.send(packed[sent:] if sent else packed)
-            replies: list[Any] = []
-            while len(replies) < count:
-                if abs(end_s - monotonic() - self._waits_s) > _NEGLIGIBLE_S:
-                    self._wait_until(end_s)
-                data = self._socket.recv(_READ_BYTES)
-                if not data:
-                    raise ConnectionResetError("the server closed the connection")
-                self._reader.feed(data)
-                while len(replies) < count and (reply := self._reader.gets()) is not _INCOMPLETE:
-                    replies.append(reply)
-                if len(replies) < count and monotonic() > end_s:
-                    raise TimeoutError
-            return replies
-        except BaseException as error:
-            self.close()
-            if isinstance(error, TimeoutError | BlockingIOError):
-                raise TimedOut(str(error)) from error
-            if isinstance(error, OSError | ProtocolError):
-                raise ConnectionLost(str(error)) from error
-            raise
-
-    def _wait_until(self, end_s: float) -> None:
-        """Set how long the next wait may take. This is a system call, so the callers ignore a negligible difference."""
-        self._waits_s = max(self._least_s, end_s - monotonic())
-        self._set_timeout(self._waits_s)
-
-    def is_lost(self) -> bool:
-        """Whether the server has closed the connection or sent something unasked."""
-        return self._socket.fileno() < 0 or self._reader.has_data() or bool(self._readable())
-
-    def close(self) -> None:
-        self._connection.disconnect()
-
-
 def _timeout_setter(connected: socket.socket) -> Callable[[float], None]:
     """A function that sets how long a socket waits. The kernel's own timeouts save a `poll` before each wait.
 
@@ -177,53 +116,46 @@ class Link:
         address: The address.
         timeout_s: How long each wait may take, for a connection or a reply.
         key: The key.
-        deadline_s: When to give up connecting, by `time.monotonic`.
-
-    Attributes:
-        is_lost: Tells whether the server has closed the connection or sent something unasked.
+        deadline_s: When to give up connecting, by `time.monotonic`; None for `timeout_s` from now.
 
     Raises:
         StoreUnavailable: No server answers, or it refuses us.
     """
 
-    def __init__(self, address: RedisUrl, *, timeout_s: float, key: str, deadline_s: float) -> None:
+    def __init__(self, address: RedisUrl, *, timeout_s: float, key: str, deadline_s: float | None = None) -> None:
         self._address = address
         self._timeout_s = timeout_s
         self._key = key
-        self._use(self._connect(deadline_s))
+        self._connect(monotonic() + timeout_s if deadline_s is None else deadline_s)
 
-    def _use(self, wire: _Wire) -> None:
-        self._wire = wire
-        self.is_lost = wire.is_lost
-
-    def _connect(self, deadline_s: float) -> _Wire:
+    def _connect(self, deadline_s: float) -> None:
         if self._address.path:
-            return self._open(UnixDomainSocketConnection, deadline_s, path=self._address.path)
-        failure: StoreUnavailable | None = None
+            self._open(UnixDomainSocketConnection, deadline_s, path=self._address.path)
+            return
+        failures: list[StoreUnavailable] = []
         for host, port in self._address.hosts:
             try:
-                return self._connect_to_owner(host, port, deadline_s)
+                self._open_owner(host, port, deadline_s)
             except StoreUnavailable as error:
-                failure = failure or error
-        raise failure or StoreUnavailable("no server is named")
+                failures.append(error)
+            else:
+                return
+        raise failures[0]
 
-    def _connect_to_owner(self, host: str, port: int, deadline_s: float) -> _Wire:
+    def _open_owner(self, host: str, port: int, deadline_s: float) -> None:
         """Connect to the node that owns our key, beginning with this one."""
         for _ in range(_MAX_MOVES):
-            wire = self._open(SSLConnection if self._address.is_tls else Connection, deadline_s, host=host, port=port)
-            (reply,) = self._ask_on(wire, [("EXISTS", self._key)], deadline_s)
+            self._open(SSLConnection if self._address.is_tls else Connection, deadline_s, host=host, port=port)
+            (reply,) = self.ask([("EXISTS", self._key)], deadline_s=deadline_s)
             if not isinstance(reply, ResponseError):
-                return wire
-            wire.close()
+                return
+            self.close()
             code, _, rest = str(reply).partition(" ")
             if code != _MOVED:
                 raise self._unavailable(reply)
             named, _, told_port = rest.partition(" ")[2].rpartition(":")
             host, port = named or host, int(told_port)
         raise StoreUnavailable(f"{self._address.shown}: no node owns our keys", "check whether the cluster is being moved")
-
-    def _left_s(self, deadline_s: float) -> float:
-        return min(self._timeout_s, deadline_s - monotonic())
 
     def _options(self, timeout_s: float) -> dict[str, object]:
         address = self._address
@@ -240,19 +172,24 @@ class Link:
             **{tls[name]: path for name, path in address.files.items()},
         }
 
-    def _open(self, kind: Any, deadline_s: float, **where: object) -> _Wire:
-        timeout_s = self._left_s(deadline_s)
+    def _open(self, kind: Any, deadline_s: float, **where: object) -> None:
+        timeout_s = min(self._timeout_s, deadline_s - monotonic())
         try:
             if timeout_s <= 0 or ("host" in where and not _resolves(str(where["host"]), timeout_s)):
-                raise TimedOut("no time is left")
+                raise TimeoutError
             connection: _Connection = kind(**where, **self._options(timeout_s))
             connection.connect()
         except (RedisError, OSError, UnicodeError) as error:  # UnicodeError for a malformed host
             late_hint = "check that it uses TLS; if not, write redis://" if kind is SSLConnection else ""
             raise self._unavailable(error, late_hint) from error
-        return _Wire(connection, self._timeout_s * LEAST_WAITED)
+        self._connection = connection
+        self._socket = connection._sock
+        self._waits_s = -1.0  # for ever
+        self._readable = _readable(self._socket)
+        self._set_timeout = _timeout_setter(self._socket)
+        self._reader = Reader(replyError=ResponseError, notEnoughData=_INCOMPLETE)
 
-    def ask(self, commands: Sequence[Command], *, deadline_s: float) -> list[Any]:
+    def ask(self, commands: Sequence[Command], *, deadline_s: float | None = None) -> list[Any]:
         """Send commands in one packet and read their replies. Nothing is sent twice.
 
         Args:
@@ -266,29 +203,64 @@ class Link:
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
         """
-        return self._ask_on(self._wire, commands, deadline_s)
+        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
+        end_s = monotonic() + self._timeout_s
+        return self.exchange(packed, len(commands), deadline_s=end_s if deadline_s is None else min(deadline_s, end_s))
 
-    def exchange(self, packed: bytes, *, deadline_s: float) -> Any:
-        """Send one command that is packed already, and return its reply.
+    def reply(self, *command: bytes | str | int) -> Any:
+        """The reply to one command.
+
+        Raises:
+            StoreUnavailable: There is no reply in time, or it is an error.
+        """
+        return self.checked(self.ask([command])[0])
+
+    def exchange(self, packed: bytes, count: int = 1, *, deadline_s: float) -> list[Any]:
+        """Send commands that are packed already, and return their replies.
+
+        A failure closes the connection, because a late reply would be taken for that of a later command.
 
         Args:
-            packed: The command.
-            deadline_s: When to give up, by `time.monotonic`.
+            packed: The commands.
+            count: How many they are.
+            deadline_s: When to give up, by `time.monotonic`; but see `LEAST_WAITED`.
 
         Raises:
             StoreUnavailable: There is no connection, or no reply in time.
         """
         try:
-            return self._wire.ask(packed, 1, deadline_s)[0]
-        except RedisError as error:
-            raise self._unavailable(error) from error
+            sent = 0
+            while sent < len(packed):
+                self._wait_until(deadline_s)
+                sent += self._socket.send(packed[sent:] if sent else packed)
+            replies: list[Any] = []
+            while len(replies) < count:
+                self._wait_until(deadline_s)
+                data = self._socket.recv(_READ_BYTES)
+                if not data:
+                    raise ConnectionResetError("the server closed the connection")
+                self._reader.feed(data)
+                while len(replies) < count and (reply := self._reader.gets()) is not _INCOMPLETE:
+                    replies.append(reply)
+                if len(replies) < count and monotonic() > deadline_s:
+                    raise TimeoutError
+            return replies
+        except BaseException as error:
+            self.close()
+            if isinstance(error, RedisError | OSError | ProtocolError):
+                raise self._unavailable(error) from error
+            raise
 
-    def _ask_on(self, wire: _Wire, commands: Sequence[Command], deadline_s: float) -> list[Any]:
-        packed = b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]  # its stub knows one only
-        try:
-            return wire.ask(packed, len(commands), min(deadline_s, monotonic() + self._timeout_s))
-        except RedisError as error:
-            raise self._unavailable(error) from error
+    def _wait_until(self, deadline_s: float) -> None:
+        """Set how long the next wait may take. That is a system call, so a negligible difference is ignored."""
+        left_s = deadline_s - monotonic()
+        if abs(left_s - self._waits_s) > _NEGLIGIBLE_S:
+            self._waits_s = max(self._timeout_s * LEAST_WAITED, left_s)
+            self._set_timeout(self._waits_s)
+
+    def is_lost(self) -> bool:
+        """Whether the server has closed the connection or sent something unasked."""
+        return self._socket.fileno() < 0 or self._reader.has_data() or bool(self._readable())
 
     def renew(self, deadline_s: float) -> None:
         """Replace the connection by a new one.
@@ -299,12 +271,12 @@ class Link:
         Raises:
             StoreUnavailable: No server answers, or it refuses us.
         """
-        self._wire.close()
-        self._use(self._connect(deadline_s))
+        self.close()
+        self._connect(deadline_s)
 
     def close(self) -> None:
         """Close the connection."""
-        self._wire.close()
+        self._connection.disconnect()
 
     def checked(self, reply: Any) -> Any:
         """Return a reply.
@@ -327,15 +299,13 @@ class Link:
         code = getattr(error, "status_code", None) or words.partition(" ")[0]
         if words.startswith("ERR ACL failure in script"):
             code = "NOPERM"
-        hint = next((hint for prefix, hint in _HINTS if code == prefix), "")
+        hint = _HINTS.get(code, "")
         what = f"refuses: {words}" if isinstance(error, ResponseError | AuthenticationError) else f"does not answer: {words}"
         if code == _MOVED:
             what, hint = "has moved our keys to another node", ""
-        elif isinstance(error, NoPermissionError):
-            what = f"refuses: {words}"
-        elif isinstance(error, TimedOut):
+        elif isinstance(error, TimedOut | TimeoutError | BlockingIOError):
             what, hint = f"does not answer within {round(self._timeout_s * 1000)} ms", late_hint
-        elif isinstance(error, ConnectionLost | OSError) and not hint:
+        elif isinstance(error, ConnectionLost | OSError | ProtocolError) and not hint:
             hint = "check that it runs and that the address is right"
             if self._address.is_tls:  # OpenSSL's message seldom names the cause
                 hint = "check that it runs and that the address, ca_file, cert_file and key_file are right"

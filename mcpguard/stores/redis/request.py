@@ -1,4 +1,4 @@
-"""Makes the command that runs `charge.lua` and the first argument of `append.lua`, and reads the reply of `charge.lua`."""
+"""Makes the command that runs `charge.lua`, and reads its reply."""
 
 import struct
 from collections.abc import Sequence
@@ -7,15 +7,14 @@ from functools import lru_cache
 from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Exceeded
+from mcpguard.limiter.waiting import is_held
 from mcpguard.session.audit import fragment
 from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import Decided, DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
-from mcpguard.stores.redis import rows, states
+from mcpguard.stores.redis import layout
+from mcpguard.stores.redis.layout import Keys
 from mcpguard.text.printing import compact
-
-_RESULTS: Final = 6
-"""How many values the script returns for each request, not counting the limits that had no room."""
 
 _MOST_USUAL: Final = 64
 """How many counters a usual call may have."""
@@ -23,8 +22,7 @@ _MOST_USUAL: Final = 64
 _MOST_PLANS: Final = 512
 """How many plans have their beginning of a command kept, in about a kilobyte each."""
 
-_LIMIT: Final = struct.Struct("<qqIIIII")
-_MORE_OF_LIMIT: Final = struct.Struct("<qqqI")
+_LIMIT: Final = struct.Struct("<qqIIIIIqqI")
 
 _DECIDED: Final[dict[bytes, Decided]] = {
     b"allowed": "allowed",
@@ -61,14 +59,14 @@ class Commands:
 
     Args:
         sha: The script's hash.
-        prefix: The beginning of all keys of the namespace.
+        keys: The keys of the namespace.
         max_bytes: The bound of the audit log.
         clock: The store's time instead of the server's, for tests.
     """
 
-    def __init__(self, sha: bytes, prefix: str, *, max_bytes: int, clock: Clock | None = None) -> None:
+    def __init__(self, sha: bytes, keys: Keys, *, max_bytes: int, clock: Clock | None = None) -> None:
         self._sha = sha
-        self._prefix = prefix
+        self._keys = keys
         self._max_bytes = max_bytes
         self._clock = clock
         self._beginnings: dict[int, _Beginning] = {}  # by the plan's identity: hashing a plan takes longer than all else
@@ -102,7 +100,7 @@ class Commands:
             beginning = self._begin([one.plan for one in requests], counters)
         head = _HEAD.pack(deadline_us, journal.seq, self._max_bytes, is_usual)
         head += _USUAL_TEXTS if is_usual and journal.has_no_denials else _texts(requests, counters, journal)
-        parts = [beginning, _bulk(head), *[_bulk(rows.beginning(request, time_us)) for request in requests]]
+        parts = [beginning, _bulk(head), *[_bulk(layout.beginning(request, time_us)) for request in requests]]
         if self._clock is not None:
             parts.append(_bulk(b"%d" % self._clock()))
         return b"".join(parts)
@@ -118,9 +116,9 @@ class Commands:
         """The command up to the limits of the last request, with these plans."""
         index = {counter.id: at for at, counter in enumerate(counters, 1)}
         keys = [
-            *rows.audit_keys(self._prefix),
-            *[states.counter_key(self._prefix, counter.id, window_us=counter.window_us) for counter in counters],
-            self._prefix + "counters",
+            *self._keys.audit,
+            *map(self._keys.counter, counters),
+            self._keys.labels,
         ]
         args = ["".join([f"{counter.label}\0" for counter in counters]).encode()]
         args += [_limits(plan, tuple([index[one.id] for one in plan.counters])) for plan in plans]
@@ -142,10 +140,8 @@ def _texts(requests: Sequence[DecisionRequest], counters: Sequence[Counter], jou
     """The session's denials on each counter, and the texts of each request, with a NUL after each."""
     texts = ["" if journal.has_no_denials else ",".join([str(journal.denials_on(counter)) for counter in counters])]
     for request in requests:
-        choices = ""
-        if request.waited_us is not None or request.is_behind or request.is_continued:
-            waited = "" if request.waited_us is None else request.waited_us
-            choices = f"?{waited} {request.is_behind:d} {'continued' if request.is_continued else 'allowed'}"
+        admitted = "held" if request.is_behind else "continued" if request.is_continued else ""
+        choices = admitted if request.waited_us is None else f"?{admitted}"
         texts += (choices, compact(request.detail) if request.detail else "")
     return ("\0".join(texts) + "\0").encode()
 
@@ -155,67 +151,53 @@ def _limits(plan: Plan, indexes: tuple[int, ...]) -> bytes:
     """A plan's limits: see `LIMIT` in `charge.lua`."""
     packed: list[bytes] = []
     fragments = [fragment(reported).encode() for reported in plan.reported]
-    have_more = [limit.counts != "calls" or limit.wait_us > 0 or limit.warn_at > 0 for limit in plan.limits]
-    last = _LIMIT.size * len(plan.limits) + _MORE_OF_LIMIT.size * sum(have_more)
-    for limit, text, has_more in zip(plan.limits, fragments, have_more, strict=True):
+    last = _LIMIT.size * len(plan.limits)
+    for limit, text in zip(plan.limits, fragments, strict=True):
         counter = indexes[limit.counter] if limit.n else 0
-        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"}) + 4 * has_more
+        mark = indexes[limit.mark] if limit.warn_at else 0
+        rank = 2 * limit.observe + (limit.counts in {"errors", "concurrent"})
         first, last = last + 1, last + len(text)
-        packed.append(_LIMIT.pack(limit.n, limit.window_us, counter, limit.rule, rank, first, last))
-        if has_more:
-            mark = indexes[limit.mark] if limit.warn_at else 0
-            packed.append(_MORE_OF_LIMIT.pack(limit.cost, limit.wait_us, limit.warn_at, mark))
+        numbers = limit.n, limit.window_us, counter, limit.rule, rank, first, last
+        packed.append(_LIMIT.pack(*numbers, limit.cost, limit.warn_at, mark))
     return b"".join(packed + fragments)
 
 
-pack_append_head: Final = struct.Struct("<qq").pack
-"""Packs the first argument of `append.lua`: the bound of the audit log in bytes, and the number of rows that are replaced."""
-
-
-USUAL_REPLY: Final = struct.Struct("<qqqIq")
-"""The beginning of the reply to a usual call: see `usual.lua`."""
-
-
-def time_in(reply: Sequence[Any]) -> int:
-    """The server's time in a reply of `charge.lua`."""
-    return int.from_bytes(reply[:8], "little") if type(reply) is bytes else reply[0]
-
-
-def usual_verdict(plan: Plan, reply: bytes) -> Verdict:
-    """The verdict in the reply to a usual call."""
-    _, ms, number, at, count = USUAL_REPLY.unpack_from(reply)
-    return Verdict("allowed", plan, at - 1, count, plan.limits[at - 1].n - count, row_id=ms << 64 | number)
+_USUAL: Final = struct.Struct("<qqIq")
+"""The verdict on a usual call: see `usual.lua`."""
 
 
 def verdicts_of(requests: Sequence[DecisionRequest], counters: Sequence[Counter], reply: Sequence[Any]) -> list[Verdict]:
     """The verdicts in the reply of `charge.lua`, in the order of the requests."""
-    found: list[Verdict] = []
-    here = 1 + len(counters)
-    for request in requests:
+    if type(reply[-1]) is bytes:
+        ms, number, at, count = _USUAL.unpack(reply[-1])
+        plan = requests[0].plan
+        return [Verdict("allowed", plan, at - 1, count, plan.limits[at - 1].n - count, row_id=ms << 64 | number)]
+    now_us, *values = reply
+    found = []
+    for request, result in zip(requests, values[len(counters) :], strict=True):
+        stream_id, word, at, count, wait_us, exceeded, in_flight, warned = result
         plan = request.plan
-        stream_id, word, at, count, wait_us, full = reply[here : here + _RESULTS]
-        here += _RESULTS + 2 * full
-        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else rows.row_id(stream_id))
+        one = Verdict(_DECIDED[word], plan, row_id=None if stream_id is None else layout.row_id(stream_id))
         if at:
             one.limit = at - 1
             if count is not None:
                 one.count = count
                 one.remaining = max(0, plan.limits[at - 1].n - count)
-        if full:
-            exceeded = reply[here - 2 * full : here]
+        if exceeded:
             one.retry_after_us = wait_us
-            one.exceeded = tuple([Exceeded(at - 1, wait) for at, wait in zip(exceeded[::2], exceeded[1::2], strict=True)])
-        if plan.caps:
-            one.in_flight = reply[here]
-            here += 1
-        if plan.warns:
-            if warned := reply[here]:
-                one.warned = tuple([(at - 1, count) for at, count in zip(warned[::2], warned[1::2], strict=True)])
-            here += 1
-        if word == b"held":
-            values = {counter.id: value for counter, value in zip(counters, reply[1:], strict=False)}
-            one.states = tuple([states.state(values[counter.id], counter.window_us) for counter in plan.counters])
-            one.now_us = reply[0]
+            one.exceeded = tuple([Exceeded(at - 1, wait) for at, wait in exceeded])
+            if request.waited_us is not None and not one.forwards and is_held(plan.limits, one.exceeded, request.waited_us):
+                one.decision = "held"
+        if in_flight is not None:
+            one.in_flight = in_flight
+        if warned:
+            one.warned = tuple([(at - 1, count) for at, count in warned])
+        if one.decision == "held":
+            known = {counter.id: value for counter, value in zip(counters, values, strict=False)}
+            one.states = tuple(
+                [layout.log(known[each.id]) if each.window_us else layout.calls(known[each.id]) for each in plan.counters]
+            )
+            one.now_us = now_us
         found.append(one)
     return found
 
@@ -227,7 +209,3 @@ def errors_of(plan: Plan) -> list[tuple[Counter, int]]:
         if limit.counts == "errors":
             smallest[limit.counter] = min(limit.n, smallest.get(limit.counter, limit.n))
     return [(plan.counters[counter], n) for counter, n in smallest.items()]
-
-
-pack_settle_head: Final = struct.Struct("<qq").pack
-"""Packs the first argument of `settle.lua`: the deadline in the server's time, and the number of places."""

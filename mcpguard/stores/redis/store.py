@@ -6,14 +6,12 @@ namespace are in one slot, `{mcpguard:NAMESPACE}:…`. The script that writes a 
 """
 
 import contextlib
-import os
+import struct
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
-
-from redis.exceptions import ResponseError
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.light_typing import Any, Final
+from mcpguard.identity.client_agents import NOTE_KEPT_US
+from mcpguard.light_typing import Any, Final, TypeVar
 from mcpguard.limiter.plan import Counter, counter_id
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Outcome, Row, session_of
@@ -22,38 +20,32 @@ from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import boot_us, wall_us
 from mcpguard.stores.losses import Losses
-from mcpguard.stores.redis import checks, notes, rows, states
-from mcpguard.stores.redis.duplicates import duplicates
+from mcpguard.stores.redis import layout
+from mcpguard.stores.redis.layout import Keys
 from mcpguard.stores.redis.leases import Leases, Place
-from mcpguard.stores.redis.link import Command, Link
-from mcpguard.stores.redis.reader import Reader, parse_time_us
-from mcpguard.stores.redis.request import (
-    Commands,
-    counters_of,
-    errors_of,
-    pack_append_head,
-    pack_settle_head,
-    time_in,
-    usual_verdict,
-    verdicts_of,
-)
-from mcpguard.stores.redis.scripts import LEASE_US, script
-from mcpguard.stores.redis.seen import Seen
+from mcpguard.stores.redis.link import Command
+from mcpguard.stores.redis.reader import Reader
+from mcpguard.stores.redis.request import Commands, counters_of, errors_of, verdicts_of
+from mcpguard.stores.redis.server import LEASE_US, TRIES, Server
 from mcpguard.stores.redis.upkeep import Upkeep
 from mcpguard.stores.redis.url import RedisUrl
 from mcpguard.text.printing import compact
 
-SCHEMA: Final = 1
-"""The version of the keys' layout. A layout that was released only gets additions."""
+MOST_SEEN: Final = 20_000
+"""How many counters are remembered: as many as local counting keeps."""
 
-OPEN_TIMEOUT_S: Final = 2.0
-"""How long opening may take. No call waits for it."""
+LEFT_SEEN: Final = MOST_SEEN * 3 // 4
+"""How many counters are left when there were more than `MOST_SEEN`, so that cleaning up is rare."""
 
 _BATCH: Final = 500
-_TRIES: Final = 3
+
+_T = TypeVar("_T")
+
+_pack: Final = struct.Struct("<qq").pack
+"""Packs two numbers, as the first argument of `settle.lua` and `append.lua` has them."""
 
 
-class RedisStore:
+class RedisStore(Reader):
     """A store on a server.
 
     A decision without a reply is `StoreUnavailable` here, but the server may still run its script. Each script has a deadline
@@ -75,8 +67,6 @@ class RedisStore:
         StoreUnavailable: The server does not answer, refuses us, or is too old.
     """
 
-    args_key: bytes
-
     def __init__(
         self,
         address: RedisUrl,
@@ -88,123 +78,26 @@ class RedisStore:
         notify: Callable[[str], None] | None = None,
     ) -> None:
         options = options or Options()
-        self._shown = address.shown
-        self._timeout_s = options.timeout_ms / 1000
-        self._timeout_us = options.timeout_ms * 1000
+        self._server = server = Server(address, options, clock=clock, lease_us=lease_us)
+        super().__init__(server, Losses(address.shown, notify).skip)
+        self.warnings = server.warnings
         self._max_bytes = options.max_bytes
-        self._clock = clock
         self._wall = wall
-        self._prefix = states.prefix(options.namespace)
-        self._audit = rows.audit_keys(self._prefix)
-        self._leases = Leases(lease_us)
         self._ticks = clock or boot_us
-        names = ("charge", "settle", "give_places", "renew", "adopt", "append", "record")
-        self._scripts = {name: script(name, is_time_given=clock is not None, lease_us=lease_us) for name in names}
-        self._shas: dict[str, bytes] = {}
-        self._ahead_us = 0
+        self._leases = Leases(lease_us, self._ticks)
+        self._commands = Commands(server.shas["charge"], server.keys, max_bytes=options.max_bytes, clock=clock)
         self._seen = Seen()
-        self._reply_lost = True
-        self._sessions: set[str] = set()  # whose rows are known to have no doubles: this process's, and those that it took in
-        self._upkeep = Upkeep(address, self._prefix, keep_us=options.keep_us, max_bytes=options.max_bytes)
-        deadline_s = monotonic() + max(OPEN_TIMEOUT_S, self._timeout_s)
-        self._link = Link(address, timeout_s=self._timeout_s, key=self._key("meta"), deadline_s=deadline_s)
-        self._reader = reader = Reader(self._ask, self._link.checked, Losses(self._shown, notify).skip, self._prefix, clock)
-        self.entries, self.newest, self.rows, self.tally = reader.entries, reader.newest, reader.rows, reader.tally
-        self.outcomes_of, self.held, self.peek = reader.outcomes_of, reader.held, reader.peek
-        try:
-            self._begin(deadline_s)
-        except BaseException:
-            self._link.close()
-            raise
+        self._known: set[str] = set()  # the sessions of which no reply was lost, so that their rows have no doubles
+        self._upkeep = Upkeep(server, keep_us=options.keep_us, max_bytes=options.max_bytes)
 
-    def _key(self, name: str) -> str:
-        return self._prefix + name
-
-    def _counter_key(self, key: int, window_us: int = 1) -> str:
-        return states.counter_key(self._prefix, key, window_us=window_us)
-
-    def _begin(self, deadline_s: float) -> None:
-        """Check the server, create what is missing in the namespace, and load the scripts. Each connection begins with this."""
-        *answers, server_time = self._link.ask([*checks.QUESTIONS, ("TIME",)], deadline_s=deadline_s)
-        self._note_time(parse_time_us(self._link.checked(server_time)))
-        self._server_warnings = self.warnings = checks.check(self._shown, answers)
-        meta = self._key("meta")
-        commands: list[Command] = [
-            ("HSETNX", meta, "schema", SCHEMA),
-            ("HSETNX", meta, "args_key", os.urandom(32)),
-            ("HMGET", meta, "schema", "args_key"),
-            ("XDEL", self._key("refused"), "0-0"),  # does nothing: shows now whether we have the rights to delete rows
-            ("HDEL", self._key("outcomes"), ""),
-            *(("SCRIPT", "LOAD", text) for text in self._scripts.values()),
-        ]
-        schema_set, key_set, found, *others = self._link.ask(commands, deadline_s=deadline_s)
-        if None in self._link.checked(found):  # a server whose memory is full refuses to set even what is set
-            self._link.checked(schema_set)
-            self._link.checked(key_set)
-        schema, self.args_key = found
-        _, _, *shas = map(self._link.checked, others)
-        if int(schema) > SCHEMA:
-            raise StoreUnavailable(
-                f"{self._shown} has schema {int(schema)}, and this mcpguard knows schemas up to {SCHEMA}",
-                "use the mcpguard that wrote it, or another namespace",
-            )
-        self._shas = dict(zip(self._scripts, shas, strict=True))
-        self._commands = Commands(self._shas["charge"], self._prefix, max_bytes=self._max_bytes, clock=self._clock)
-
-    def _note_time(self, server_us: int) -> None:
-        """Note how far the server's clock is ahead of ours, at least: the reply has taken some time. Ours counts sleep, too."""
-        self._ahead_us = server_us - boot_us()
-
-    def _now_us(self) -> int:
-        return self._clock() if self._clock else boot_us() + self._ahead_us
-
-    def _ask(self, *commands: Command, deadline_s: float | None = None) -> list[Any]:
-        """Send commands, on a new connection if the server has closed the last one. Returns their replies.
-
-        Raises:
-            StoreUnavailable: There is no reply in time, or one of them is an error.
-        """
-        return [self._link.checked(reply) for reply in self._replies(commands, deadline_s)]
-
-    def _replies(self, commands: Sequence[Command], deadline_s: float | None = None) -> list[Any]:
-        deadline_s = deadline_s or monotonic() + self._timeout_s
-        if self._link.is_lost():
-            self._reconnect(deadline_s)
-        return self._link.ask(commands, deadline_s=deadline_s)
-
-    def _reconnect(self, deadline_s: float) -> None:
-        """Replace the connection."""
-        self._link.renew(deadline_s)
-        self._begin(deadline_s)
-
-    def _run(self, name: str, keys: Sequence[str], *args: bytes | str, deadline_s: float | None = None) -> Any:
-        """Run a script and return its reply."""
-        deadline_s = deadline_s or monotonic() + self._timeout_s
-        command: Command = ("EVALSHA", self._shas[name], *self._arguments(keys, *args))
-        reply = self._replies([command], deadline_s)[0]
-        if isinstance(reply, ResponseError):
-            self._load_again(name, reply, deadline_s)
-            reply = self._ask(command, deadline_s=deadline_s)[0]
-        return reply
-
-    def _arguments(self, keys: Sequence[str], *args: bytes | str) -> Command:
-        """What follows the script in the command that runs it."""
-        return len(keys), *keys, *args, *(() if self._clock is None else (self._clock(),))
-
-    def _load_again(self, name: str, error: ResponseError, deadline_s: float) -> None:
-        """Load a script again, if the error says that the server has forgotten it.
-
-        Raises:
-            StoreUnavailable: It is another error.
-        """
-        if not str(error).startswith("NOSCRIPT"):
-            self._link.checked(error)
-        self._ask(("SCRIPT", "LOAD", self._scripts[name]), deadline_s=deadline_s)
+    @property
+    def args_key(self) -> bytes:
+        """See `CallStore`."""
+        return self._server.args_key
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
         """See `Store`. The script decides, and writes the rows of calls that are forwarded. Those of others are appended."""
         time_us = self._wall()
-        self._sessions.add(journal.session)
         verdicts = self._decided(requests, journal, time_us)
         if denials := journal.rows(requests, verdicts, time_us, are_forwarded_written=True):
             self._append_denials(denials, verdicts, journal)
@@ -215,7 +108,7 @@ class RedisStore:
         try:
             row_ids = self._append(denials)
         except StoreUnavailable:
-            self._reply_lost = True  # the calls get other rows, which replace those that are here
+            self._known.discard(journal.session)  # the calls get other rows, which replace those that are here
             journal.take_back()
             for one in verdicts:
                 self._leases.end(one.row_id or 0)
@@ -228,44 +121,24 @@ class RedisStore:
         """The verdicts on requests. Those that are forwarded have rows, and keep their places."""
         counters = requests[0].plan.counters if len(requests) == 1 else counters_of(requests)
         has_caps = any(one.plan.caps for one in requests)
-        for _ in range(_TRIES):
+
+        def pack(deadline_us: int) -> bytes:
+            return self._commands.command(requests, counters, journal, time_us=time_us, deadline_us=deadline_us)
+
+        for _ in range(TRIES):
             sent_us = self._ticks() if has_caps else 0
-            reply = self._charge(requests, counters, journal, time_us)
-            self._seen.note(counters, reply)
-            if type(reply) is bytes:
-                return [usual_verdict(requests[0].plan, reply)]
+            self._known.discard(journal.session)  # until it is known which rows there are
+            reply = self._server.run_in_time("charge", pack)
+            self._seen.note(counters, reply[1:], reply[0])
             verdicts = verdicts_of(requests, counters, reply)
-            if not has_caps or self._keep_places(verdicts, sent_us):
+            are_kept = not has_caps or self._keep_places(verdicts, sent_us)
+            self._known.add(journal.session)
+            if are_kept:
                 return verdicts
         raise StoreUnavailable(
-            f"{self._shown} gave the call's place to another call each time", "check whether this process is often stopped"
+            f"{self._server.shown} gave the call's place to another call each time",
+            "check whether this process is often stopped",
         )
-
-    def _charge(
-        self, requests: Sequence[DecisionRequest], counters: Sequence[Counter], journal: Journal, time_us: int
-    ) -> Sequence[Any]:
-        """Let the server decide. Returns the reply of `charge.lua`."""
-        for _ in range(_TRIES):
-            end_s, end_us = monotonic() + self._timeout_s, boot_us() + self._timeout_us
-            if self._link.is_lost():
-                self._reconnect(end_s)
-            self._reply_lost = True
-            deadline_us = end_us + self._ahead_us
-            command = self._commands.command(requests, counters, journal, time_us=time_us, deadline_us=deadline_us)
-            reply = self._link.exchange(command, deadline_s=end_s)
-            if isinstance(reply, ResponseError):
-                self._load_again("charge", reply, end_s)
-                reply = self._link.checked(self._link.exchange(command, deadline_s=end_s))
-            self._ahead_us = time_in(reply) - boot_us()
-            self._reply_lost = False
-            if len(reply) > 1:
-                return reply  # type: ignore[no-any-return]
-            # The server's clock is further ahead than we knew, or the command was sent too late, because this machine is busy.
-            # It has charged nothing, and now we know its time
-        raise self._too_late()
-
-    def _too_late(self) -> StoreUnavailable:
-        return StoreUnavailable(f"{self._shown} starts scripts too late", "check the load and the clock of its machine")
 
     def _keep_places(self, verdicts: Sequence[Verdict], sent_us: int) -> bool:
         """Keep the places that calls have just got.
@@ -277,124 +150,93 @@ class RedisStore:
         """
         places: dict[int, Place] = {}
         for one in verdicts:
-            if one.in_flight is None or not one.forwards or one.row_id is None:
-                continue
-            if caps := one.taken_caps:
-                place = places[one.row_id] = self._leases.new(self._cap_keys(caps), sent_us)
-                one.lease = place.lease
-        if self._any_late(places):
-            self._reply_lost = True  # until it is known whether the rows stay
-            self._leases.renew(places, self._renew, self._ticks)
-            is_lost = self._any_late(places)
-            if is_lost:
-                self._delete_rows(verdicts)
-            self._reply_lost = False
-            if is_lost:
-                return False
+            if one.forwards and one.row_id is not None and (caps := one.taken_caps):
+                places[one.row_id] = Place(self._server.keys.caps(caps), sent_us)
+        if not self._leases.are_kept(places, self._renew):
+            self._append((), [(one.row_id, one.decision) for one in verdicts if one.row_id is not None])
+            return False
         for call_id, place in places.items():
             self._leases.add(call_id, place)
         return True
 
-    def _delete_rows(self, verdicts: Sequence[Verdict]) -> None:
-        """Delete the rows of a decision."""
-        ids = [rows.stream_id(one.row_id) for one in verdicts if one.row_id is not None]
-        args = [part for stream_id in ids for part in (str(rows.stream("allowed")), stream_id)]
-        self._run("append", self._audit, pack_append_head(self._max_bytes, len(ids)), *args)
-
-    def _any_late(self, places: Mapping[int, Place]) -> bool:
-        now_us = self._ticks()
-        return any(self._leases.is_late(place, now_us) for place in places.values())
-
-    def _cap_keys(self, counters: Sequence[Counter]) -> list[str]:
-        return [self._counter_key(counter.id, 0) for counter in counters]
-
     def _renew(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
-        return self._run("renew", keys, *members)  # type: ignore[no-any-return]
+        return self._server.run("renew", keys, *members)  # type: ignore[no-any-return]
 
     def _renew_aside(self, keys: Sequence[str], members: Sequence[str]) -> Sequence[int]:
-        """As `_renew`, on a connection of its own."""
-        return self._upkeep.run(self._scripts["renew"], *self._arguments(keys, *members))  # type: ignore[no-any-return]
+        return self._server.run_aside("renew", keys, *members)  # type: ignore[no-any-return]
 
     def settle(self, endings: Sequence[Ending]) -> None:
         """See `Store`. If it fails, the places become free when their leases end."""
-        places: list[tuple[Ending, str]] = []
+        keys = self._server.keys
+        places: list[tuple[int, str]] = []
         errors: list[tuple[Counter, int]] = []
         for ending in endings:
-            caps = [counter for counter in ending.plan.counters if not counter.window_us]
-            places += [(ending, key) for key in self._cap_keys(caps)]
+            places += [(ending.row_id, key) for key in keys.caps(ending.plan.counters)]
             errors += errors_of(ending.plan) if ending.failed else []
         kept = {ending.row_id: self._leases.end(ending.row_id) for ending in endings}
         if not (places or errors):
             return
-        keys = [self._key("counters"), *(key for _, key in places), *(self._counter_key(counter.id) for counter, _ in errors)]
-        args = [rows.member(ending.row_id) for ending, _ in places]
+        named = [keys.labels, *[key for _, key in places], *[keys.log(counter.id) for counter, _ in errors]]
+        args = [layout.member(row_id) for row_id, _ in places]
         args += [part for counter, n in errors for part in (str(n), str(counter.window_us), counter.label)]
-        for _ in range(_TRIES):
-            end_s = monotonic() + self._timeout_s
-            deadline_us = boot_us() + self._timeout_us + self._ahead_us
-            reply = self._run("settle", keys, pack_settle_head(deadline_us, len(places)), *args, deadline_s=end_s)
-            self._note_time(reply[0])
-            if len(reply) > 1:
-                break
-        else:
-            raise self._too_late()
-        were_there, values = reply[2 : 2 + len(places)], reply[2 + len(places) :]
-        self._seen.note([counter for counter, _ in errors], [reply[0], *values])
-        freed = {(ending.row_id, key) for (ending, key), was_there in zip(places, were_there, strict=True) if was_there}
-        now_us = self._ticks()
+
+        def pack(deadline_us: int) -> bytes:
+            return self._server.packed("settle", named, _pack(deadline_us, len(places)), *args)
+
+        now_us, *found = self._server.run_in_time("settle", pack)
+        self._seen.note([counter for counter, _ in errors], found[len(places) :], now_us)
+        freed = [row_id for (row_id, _), was_there in zip(places, found, strict=False) if was_there]
         for call_id, place in kept.items():
             if place is not None:
-                self._leases.settled(place, [key for key in place.keys if (call_id, key) in freed], now_us)
+                self._leases.settled(place, freed.count(call_id))
 
     def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Recoverable`."""
-        for at in range(0, len(calls), _BATCH):
-            some = list(calls.items())[at : at + _BATCH]
+        keys = self._server.keys
+        for some in _batches(list(calls.items())):
             sent_us = self._ticks()
-            keys = [key for _, counters in some for key in self._cap_keys(counters)]
-            args = [part for call_id, counters in some for one in counters for part in (one.label, rows.member(call_id))]
-            self._run("give_places", [self._key("counters"), *keys], *args)
+            named = [keys.in_flight(counter.id) for _, counters in some for counter in counters]
+            args = [part for call_id, counters in some for one in counters for part in (one.label, layout.member(call_id))]
+            self._server.run("give_places", [keys.labels, *named], *args)
             for call_id, counters in some:
                 if counters:
-                    self._leases.add(call_id, self._leases.new(self._cap_keys(counters), sent_us))
+                    self._leases.add(call_id, Place(keys.caps(counters), sent_us))
 
     def append(self, rows_to_write: Sequence[Row]) -> list[int]:
         """See `Store`. The rows replace those that a decision without a reply may have written of the same calls."""
         if not rows_to_write:
             return []
-        session = session_of(rows_to_write[0])
-        is_in_doubt = self._reply_lost or session not in self._sessions
-        row_ids = self._append(rows_to_write, self._already_written(rows_to_write[0]) if is_in_doubt else ())
-        self._sessions.add(session)
-        self._reply_lost = False
+        first = rows_to_write[0]
+        is_known = session_of(first) in self._known
+        written = () if is_known else self._written(first, max(0, self._wall() - first.time_us))
+        row_ids = self._append(rows_to_write, [(one.row_id, one.row.decision) for one in written])
+        self._known.add(session_of(first))
         return row_ids
 
-    def _append(self, rows_to_write: Sequence[Row], replaced: Sequence[tuple[int, bytes]] = ()) -> list[int]:
+    def _append(self, rows: Sequence[Row], replaced: Sequence[tuple[int, str]] = ()) -> list[int]:
+        """Append rows, and delete those that they replace: their ids and decisions."""
         row_ids: list[int] = []
-        for at in range(0, len(rows_to_write), _BATCH):
-            args: list[bytes | str] = [part for stream, stream_id in replaced for part in (str(stream), stream_id)]
-            for row in rows_to_write[at : at + _BATCH]:
-                args += (str(rows.stream(row.decision)), *rows.packed(row))
-            head = pack_append_head(self._max_bytes, len(replaced))
-            row_ids += map(rows.row_id, self._run("append", self._audit, head, *args))
+        for some in _batches(rows) or [()]:
+            args: list[bytes | str] = [
+                part for row_id, decision in replaced for part in (str(layout.stream(decision)), layout.stream_id(row_id))
+            ]
+            for row in some:
+                args += (str(layout.stream(row.decision)), *layout.packed(row))
+            head = _pack(self._max_bytes, len(replaced))
+            row_ids += map(layout.row_id, self._server.run("append", self._server.keys.audit, head, *args))
             replaced = ()
         return row_ids
 
-    def _already_written(self, first: Row) -> list[tuple[int, bytes]]:
-        age_us = max(0, self._wall() - first.time_us)
-        made_us = self._now_us() - age_us
-        return duplicates(self._ask, self._audit[:2], first, age_us=age_us, made_us=made_us, timeout_s=self._timeout_s)
-
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """See `Store`."""
-        for at in range(0, len(outcomes), _BATCH):
-            some = outcomes[at : at + _BATCH]
-            args = [part for row_id, outcome, us in some for part in (rows.stream_id(row_id), f"{outcome} {us}")]
-            self._run("record", (self._key("audit"), self._key("outcomes")), *args)
+        audit, _, outcomes_key, _ = self._server.keys.audit
+        for some in _batches(outcomes):
+            args = [part for row_id, outcome, us in some for part in (layout.stream_id(row_id), f"{outcome} {us}")]
+            self._server.run("record", (audit, outcomes_key), *args)
 
     def last_seen(self) -> tuple[dict[int, State], int]:
         """See `Store`."""
-        return self._seen.logs(), self._now_us()
+        return self._seen.logs(), self._server.now_us()
 
     @property
     def forgotten_until_us(self) -> int:
@@ -403,31 +245,35 @@ class RedisStore:
 
     def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
         """See `Store`."""
-        for at in range(0, len(logs), _BATCH):
-            some = logs[at : at + _BATCH]
-            counters = [self._counter_key(counter.id) for counter, _ in some]
-            keys = [self._key(f"adopted:{write_back_id}:{at}"), self._key("counters"), *counters]
+        keys = self._server.keys
+        for number, some in enumerate(_batches(logs)):
+            once = keys.adopted(write_back_id, number * _BATCH)
             args = [part for counter, log in some for part in (str(counter.window_us), counter.label, compact(log))]
-            self._run("adopt", keys, *args)
+            self._server.run("adopt", [once, keys.labels, *[keys.log(counter.id) for counter, _ in some]], *args)
 
     def reset(self, labels: Sequence[str]) -> int:
         """See `Store`."""
-        gone = 0
-        for at in range(0, len(labels), _BATCH):
-            ids = [counter_id(label) for label in labels[at : at + _BATCH]]
-            keys = [self._counter_key(key, window_us) for key in ids for window_us in (1, 0)]
-            *_, (count, _) = self._ask(("MULTI",), ("DEL", *keys), ("HDEL", self._key("counters"), *ids), ("EXEC",))
+        keys, gone = self._server.keys, 0
+        for some in _batches(labels):
+            ids = [counter_id(label) for label in some]
+            both = [key for one in ids for key in (keys.log(one), keys.in_flight(one))]
+            count, _ = self._server.ask_together(("DEL", *both), ("HDEL", keys.labels, *ids))
             gone += count
             self._seen.forget(ids)
         return gone
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
-        """See `Store`."""
+        """See `Store`.
+
+        `GETDEL` would do the same as the second command, but is not among the rights that the manual has always asked for.
+        """
         if not keys:
             return {}
-        wall_us = self._wall()
-        found = [*notes.read(keys, self._ask(notes.reading(namespace, keys))[0], wall_us=wall_us)]
-        return notes.read(found, self._ask(*notes.taking(namespace, found)), wall_us=wall_us) if found else {}
+        wall_us, key_of = self._wall(), Keys(namespace).note
+        (values,) = self._server.ask(("MGET", *map(key_of, keys)))
+        found = [*_texts(keys, values, wall_us)]
+        taking: list[Command] = [("SET", key_of(one), "", "XX", "GET", "PX", 1) for one in found]
+        return _texts(found, self._server.ask(*taking), wall_us) if found else {}
 
     def keep_pace(self, hurry: Callable[[], None]) -> None:
         """See `CallStore`. Does nothing: a call is in the server when it is decided."""
@@ -442,8 +288,8 @@ class RedisStore:
         A failure is ignored: if the server cannot be used, the next call finds out.
         """
         with contextlib.suppress(StoreUnavailable):
-            self._leases.renew_due(self._renew_aside, self._ticks)
-        self.warnings = (*self._server_warnings, *self._leases.take_loss())
+            self._leases.renew_due(self._renew_aside)
+        self.warnings = (*self._server.warnings, *self._leases.take_loss())
         with contextlib.suppress(StoreUnavailable):
             self._upkeep.tend()
 
@@ -454,5 +300,62 @@ class RedisStore:
 
     def close(self) -> None:
         """See `Store`."""
-        self._upkeep.close()
-        self._link.close()
+        self._server.close()
+
+
+def _batches(items: Sequence[_T]) -> list[Sequence[_T]]:
+    """The items, so many at a time that the server decides calls in between."""
+    return [items[at : at + _BATCH] for at in range(0, len(items), _BATCH)]
+
+
+def _texts(keys: Sequence[str], values: Sequence[bytes | None], wall_us: int) -> dict[str, str]:
+    """The texts in these values of notes, by key. Expired notes are left out."""
+    found: dict[str, str] = {}
+    for one, value in zip(keys, values, strict=True):
+        noted_us, _, agent = (value or b"").decode().partition(" ")
+        if agent and abs(wall_us - int(noted_us)) <= NOTE_KEPT_US:
+            found[one] = agent
+    return found
+
+
+_Value = tuple[int, bytes | None]
+"""A counter's window and value."""
+
+
+class Seen:
+    """The counters' values, the most recently used last.
+
+    Beyond `MOST_SEEN`, empty counters are forgotten first, then the least recently used.
+
+    Attributes:
+        forgotten_until_us: Until when one that was forgotten may hold something; 0 if there is none.
+    """
+
+    def __init__(self) -> None:
+        self.forgotten_until_us = 0
+        self._values: dict[int, _Value] = {}  # by counter id
+
+    def note(self, counters: Sequence[Counter], values: Sequence[Any], now_us: int) -> None:
+        """Note the current values of counters, except those of calls in flight. More values may follow."""
+        for counter, value in zip(counters, values, strict=False):
+            if counter.window_us:
+                self._values.pop(counter.id, None)
+                self._values[counter.id] = counter.window_us, value
+        if len(self._values) > MOST_SEEN:  # takes a few milliseconds, once for thousands of new counters
+            alive = [
+                (key, (window_us, value))
+                for key, (window_us, value) in self._values.items()
+                if value and layout.newest_us(value) + window_us > now_us
+            ]
+            self._values = dict(alive[-LEFT_SEEN:])
+            gone = [layout.newest_us(value) + window_us for _, (window_us, value) in alive[:-LEFT_SEEN] if value]
+            self.forgotten_until_us = max([self.forgotten_until_us, *gone])
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Forget these counters, because they were emptied."""
+        for key in ids:
+            self._values.pop(key, None)
+
+    def logs(self) -> dict[int, State]:
+        """The counters' logs, by id."""
+        return {key: layout.log(value) for key, (_, value) in self._values.items()}

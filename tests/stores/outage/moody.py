@@ -1,21 +1,20 @@
 """A wrapper with an outage store around a store in memory that fails on demand."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
-from mcpguard.session.audit import Outcome, Row
-from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.session.audit import Outcome
+from mcpguard.session.verdict import Ending, Verdict
 from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds, OutageFolder
 from mcpguard.stores.outage.store import OutageStore
 from tests.build import WALL_US, Time, Wrapper
 
+OPERATIONS = ("decide", "append", "record", "adopt", "settle", "give_places", "tend")
 LIMIT_3 = '[[rule]]\nuser = "*"\nlimit = "3/1h"\n'
 
 
@@ -27,35 +26,6 @@ class Moody(MemoryStore):
         self._place = place
         self.closed_by: str | None = None
 
-    def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        self._place.reach("decide")
-        return super().decide(requests, journal)
-
-    def append(self, rows: Sequence[Row]) -> list[int]:
-        self._place.reach("append")
-        handles = super().append(rows)
-        self._place.has_done("append")
-        return handles
-
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        self._place.reach("record")
-        super().record(outcomes)
-
-    def settle(self, endings: Sequence[Ending]) -> None:
-        self._place.reach("settle")
-        super().settle(endings)
-        self._place.has_done("settle")
-
-    def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
-        self._place.reach("give_places")
-        super().give_places(calls)
-        self._place.has_done("give_places")
-
-    def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str = "") -> None:
-        self._place.reach("adopt")
-        super().adopt(logs, write_back_id)
-        self._place.has_done("adopt")
-
     def last_seen(self) -> tuple[dict[int, State], int]:
         logs, now_us = super().last_seen()
         return {key: log for key, log in logs.items() if key not in self._place.forgotten | self._place.unread}, now_us
@@ -66,12 +36,24 @@ class Moody(MemoryStore):
         gone = [key for key in self._place.forgotten if states.get(key) and counters[key].window_us]
         return max([states[key][-2] + counters[key].window_us for key in gone], default=0)
 
-    def tend(self) -> None:
-        self._place.reach("tend")
-        super().tend()
-
     def close(self) -> None:
         self.closed_by = threading.current_thread().name
+
+
+def _moody(name: str) -> Callable[..., object]:
+    """An operation that fails if it is to, with the hooks around it."""
+
+    def operation(self: Moody, *args: object) -> object:
+        self._place.reach(name)
+        done = getattr(MemoryStore, name)(self, *args)
+        self._place.has_done(name)
+        return done
+
+    return operation
+
+
+for _name in OPERATIONS:
+    setattr(Moody, _name, _moody(_name))
 
 
 class Caller:
@@ -161,7 +143,7 @@ class Place(Caller):
         self.failing = {one: StoreUnavailable("it is gone", "bring it back") for one in what}
 
     def break_down(self) -> None:
-        self.fail("open", "decide", "append", "record", "adopt", "tend", "settle", "give_places")
+        self.fail("open", *OPERATIONS)
 
     def kill(self) -> None:
         """Release the locks on outage logs, as the system does when the process is killed."""
@@ -180,6 +162,11 @@ class Place(Caller):
     def probe(self) -> None:
         self.time.now_us += PROBE_US[1]
         self.store.tend()
+
+    def lose_data(self) -> None:
+        """The server comes back without its data, and the store connects to it without a failure."""
+        self.memory = Memory()
+        self.opened[-1]._memory, self.opened[-1].args_key = self.memory, self.memory.args_key
 
     def call(self, times: int = 1, tool: str = "search") -> list[str]:
         return [self.one(tool).decision for _ in range(times)]

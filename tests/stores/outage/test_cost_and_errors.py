@@ -27,11 +27,6 @@ cost = 11
 ERRORS_2 = '[[rule]]\ntool = "*"\ncount = "errors"\nlimit = "2/1h"\n'
 
 
-def forget_all(place: Place) -> None:
-    """Let `last_seen` leave out every counter."""
-    place.forgotten.update(place.memory.states)
-
-
 def refusal(place: Place, tool: str = "search") -> tuple[str | None, int | None]:
     """Why a call is not admitted, and when it may come back."""
     verdict = place.one(tool)
@@ -54,31 +49,22 @@ def used(place: Place) -> dict[str, int]:
 # cost
 
 
-def test_a_call_of_an_outage_takes_its_cost_from_the_limit_and_from_the_counter_in_the_store() -> None:
+def test_a_call_of_an_outage_takes_its_cost_from_limit_and_counter_until_it_leaves_the_window() -> None:
     place = Place(policy=COST_10)
-    assert place.call(1, "report") == ["allowed"]
     place.break_down()
     verdict = place.one("report")
-    assert (verdict.decision, verdict.cost, verdict.count, verdict.remaining) == ("allowed", 4, 8, 2)
-    assert refusal(place, "report") == ("rate_limited", 3600_000_000)
+    assert (verdict.decision, verdict.cost, verdict.count, verdict.remaining) == ("allowed", 4, 4, 6)
+    place.time.pass_s(600)
+    assert place.call(1, "report") == ["allowed"]
+    assert refusal(place, "report") == ("rate_limited", 3000_000_000)
     assert refusal(place, "everything") == ("too_costly", None)
     assert place.call(3) == ["allowed", "allowed", "rate_limited"]
-    place.mend()
-    assert used(place) == {"cost": 10}
-
-
-def test_costs_are_written_back_with_the_times_of_the_calls() -> None:
-    place = Place(policy=COST_10)
-    place.break_down()
-    place.call(1, "report")
-    place.time.pass_s(600)
-    place.call(1)
     place.mend()
     held = []
     for at_us in (3600_000_000 - 1, 3600_000_000, 4200_000_000 - 1, 4200_000_000):
         place.time.now_us = START_US + at_us
         held.append(place.used())
-    assert held == [[5], [1], [1], []]
+    assert held == [[10], [6], [6], []]
 
 
 # errors
@@ -158,7 +144,7 @@ def test_an_error_in_a_counter_whose_log_is_unknown_makes_it_known_no_sooner_tha
     place = Place(policy=ERRORS_2)
     call, other = place.starts(), place.starts()
     place.stops(other, failed=True)
-    forget_all(place)
+    place.forgotten.update(place.memory.states)
     place.break_down()
     place.time.pass_s(1800)
     assert place.call() == ["unavailable"]
@@ -202,23 +188,12 @@ def test_an_observed_limit_on_errors_that_cannot_be_counted_denies_nothing_and_t
 BOTH = COST_10 + ERRORS_2
 
 
-def test_costs_and_errors_of_a_wrapper_that_is_killed_in_an_outage_are_taken_in_by_the_next(tmp_path: Path) -> None:
+def test_costs_and_errors_are_on_disk_before_the_client_gets_the_answer(tmp_path: Path) -> None:
     place = Place(policy=BOTH, folder=tmp_path)
     place.break_down()
-    place.stops(place.starts("report"), failed=True)
     place.call(1)
+    place.stops(place.starts("report"), failed=True)
     place.kill()
     after = Place(policy=BOTH, folder=tmp_path, other=place, session="00000000000000bb")
     after.store.tend()
     assert used(after) == {"cost": 5, "errors": 1}
-
-
-def test_an_error_is_on_disk_before_the_client_gets_the_answer(tmp_path: Path) -> None:
-    place = Place(policy=ERRORS_2, folder=tmp_path)
-    place.break_down()
-    call = place.starts()
-    place.stops(call, failed=True)
-    place.kill()
-    after = Place(policy=ERRORS_2, folder=tmp_path, other=place, session="00000000000000bb")
-    after.store.tend()
-    assert used(after) == {"errors": 1}

@@ -4,6 +4,7 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.outage.log import Bounds
+from tests.build import START_US
 from tests.stores.outage.moody import LIMIT_3, Place
 
 EACH_TOOL_5 = '[[rule]]\ntool = "*"\nlimit = "5/1h"\n'
@@ -46,7 +47,7 @@ def test_a_local_counter_makes_room_for_another_when_its_last_call_has_left_the_
     assert place.call(1, "other") == ["allowed"]
 
 
-def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_outage() -> None:
+def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_outage_until_its_window_has_passed() -> None:
     place = Place(policy=EACH_TOOL_5)
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
     forget(place, "echo")
@@ -56,14 +57,8 @@ def test_a_used_counter_whose_log_is_unknown_is_not_counted_from_zero_in_any_out
         assert place.call(1, "never seen") == ["unavailable"], "it may be one that was forgotten"
         place.mend()
     assert place.call(1, "echo") == ["rate_limited"]
-
-
-def test_a_used_counter_whose_log_is_unknown_is_counted_from_zero_when_its_window_has_passed() -> None:
-    place = Place(policy=EACH_TOOL_5)
-    place.call(5, "echo")
-    forget(place, "echo")
     place.break_down()
-    place.time.now_us += 3600_000_000 - 1
+    place.time.now_us = START_US + 3600_000_000 - 1
     assert place.call(1, "echo") == ["unavailable"]
     place.time.now_us += 1
     assert place.call(6, "echo") == ["allowed"] * 5 + ["rate_limited"]
@@ -133,44 +128,42 @@ def test_counters_that_only_other_wrappers_used_leave_room_for_those_of_this_one
     assert place.call(1, "c") + place.call(1, "d") + place.call(1, "e") == ["allowed"] * 2 + ["unavailable"]
 
 
-def test_an_observed_limit_that_cannot_be_counted_denies_nothing() -> None:
-    place = Place(policy=LIMIT_3 + '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n')
-    place.call(2, "echo")
-    forget(place, "echo")
-    place.forgotten.intersection_update(counter.id for counter in place.memory.counters.values() if '"tool"' in counter.label)
-    place.break_down()
-    assert place.call(2, "echo") == ["allowed", "rate_limited"]
+OBSERVED_2 = '[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n'
 
 
-def test_an_observed_limit_that_cannot_be_counted_is_not_counted_from_zero() -> None:
-    place = Place(policy='[[rule]]\nuser = "*"\nlimit = "9/1h"\n[[rule]]\ntool = "*"\nmode = "observe"\nlimit = "2/1h"\n')
+def test_an_observed_limit_that_cannot_be_counted_denies_nothing_and_is_not_counted_from_zero() -> None:
+    place = Place(policy=LIMIT_3.replace("3/1h", "5/1h") + OBSERVED_2)
     place.call(2, "echo")
     place.forgotten.update(key for key, counter in place.memory.counters.items() if '"tool"' in counter.label)
     place.break_down()
-    assert place.call(3, "echo") == ["allowed"] * 3
+    assert place.call(4, "echo") == ["allowed"] * 3 + ["rate_limited"]
+
+
+def test_an_observed_limit_without_room_is_not_charged_afterwards() -> None:
+    place = Place(policy=OBSERVED_2)
+    place.break_down()
+    assert place.call(4) == ["allowed"] * 2 + ["would_deny"] * 2
+    place.mend()
+    assert place.used() == [2]
 
 
 # a call that cannot be recorded is not forwarded
 
 
+@pytest.mark.parametrize("how", ["", "is a free retry", "may be held"])
 @pytest.mark.parametrize("policy", [LIMIT_3, UNLIMITED, '[[rule]]\ntool = "*"\nlimit = "unlimited"\n', "mode = 'observe'"])
-def test_with_deny_no_call_is_forwarded_even_if_no_limit_counts_it(policy: str) -> None:
+def test_with_deny_no_call_is_forwarded_whatever_limits_it(policy: str, how: str) -> None:
     place = Place("deny", policy)
     place.break_down()
     (request,) = place.session.charges("search")
-    (verdict,) = place.store.decide([request], place.session.journal)
-    error = place.session.answer_to(verdict)["error"]
-    assert verdict.decision == "unavailable"
-    assert (error["code"], error["data"]["reason"]) == (503, "store_unavailable")
-
-
-def test_with_deny_a_free_retry_is_not_forwarded() -> None:
-    place = Place("deny", UNLIMITED)
-    place.break_down()
-    (request,) = place.session.charges("search")
-    request.continue_as(1)
+    if how == "is a free retry":
+        request.continue_as(1)
+    elif how == "may be held":
+        request.waited_us, request.is_behind = 0, True
     (verdict,) = place.store.decide([request], place.session.journal)
     assert (verdict.decision, request.detail["reason"]) == ("unavailable", "store_unavailable")
+    error = place.session.answer_to(verdict)["error"]
+    assert (error["code"], error["data"]["reason"]) == (503, "store_unavailable")
 
 
 @pytest.mark.parametrize(("hint", "told"), [("bring it back", "it is gone (bring it back)"), ("", "it is gone")])

@@ -1,10 +1,9 @@
 """Outage logs: what a wrapper that ends in an outage leaves on disk, and how others read it into the store."""
 
-import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,11 @@ import pytest
 
 from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
-from mcpguard.stores.api import Options, Store
 from mcpguard.stores.memory import Memory
-from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
-from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.sqlite.log_records import NO_CHARGE, START, pack
-from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import START_US, Time, Wrapper
-from tests.redis_servers import running
+from tests.build import START_US
 from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
@@ -50,30 +43,41 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def ended(place: Place) -> None:
-    place.store.close()
-
-
-def killed(place: Place) -> None:
-    place.kill()
-
-
-def in_outage(folder: Path, policy: str = MIXED, **options: Any) -> Place:
-    """A wrapper in an outage."""
+def in_outage(folder: Path, calls: int = 0, policy: str = MIXED, **options: Any) -> Place:
+    """A wrapper in an outage, after some calls."""
     place = Place(policy=policy, folder=folder, **options)
     place.break_down()
+    place.call(calls)
     return place
 
 
+def killed(folder: Path, calls: int, **options: Any) -> Place:
+    """A wrapper that was killed in an outage, after some calls."""
+    place = in_outage(folder, calls, **options)
+    place.kill()
+    return place
+
+
+def another(place: Place, folder: Path, **options: Any) -> Place:
+    """Another wrapper of the same store, which works."""
+    return Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb", **options)
+
+
 def successor(place: Place, folder: Path, **options: Any) -> Place:
-    """Another wrapper of the same store, which works. It has taken in the files that it found."""
-    after = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb", **options)
+    """Another wrapper of the same store, which has taken in the files that it found."""
+    after = another(place, folder, **options)
     after.store.tend()
     return after
 
 
+def look_again(place: Place) -> None:
+    """Let a wrapper search the folder again."""
+    place.time.now_us += LOOK_EVERY_US
+    place.store.tend()
+
+
 @pytest.mark.posix
-@pytest.mark.parametrize("end", [ended, killed])
+@pytest.mark.parametrize("end", [lambda place: place.store.close(), Place.kill], ids=["ends", "is killed"])
 def test_counts_rows_and_outcomes_of_a_wrapper_that_ends_in_an_outage_are_taken_in_by_the_next(
     tmp_path: Path, end: Callable[[Place], None]
 ) -> None:
@@ -101,8 +105,7 @@ def test_no_row_is_lost_after_a_write_that_a_full_disk_has_cut_and_that_could_no
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    place = in_outage(tmp_path)
-    place.call()
+    place = in_outage(tmp_path, 1)
     write = os.write
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
@@ -118,19 +121,19 @@ def test_no_row_is_lost_after_a_write_that_a_full_disk_has_cut_and_that_could_no
     assert [record["seq"] for record in after.records()] == [1, 2, 3]
 
 
-def test_closing_reports_how_many_rows_are_kept_on_disk(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(3)
-    place.store.close()
-    assert place.said[-1] == "3 audit rows kept on disk for the next wrapper that reaches the store"
-
-
-def test_closing_without_a_folder_reports_how_many_rows_are_lost() -> None:
-    place = Place()
+@pytest.mark.parametrize(
+    ("has_folder", "told"),
+    [
+        (True, "3 audit rows kept on disk for the next wrapper that reaches the store"),
+        (False, "3 audit rows lost: no store and no file on disk could take all of them"),
+    ],
+)
+def test_closing_reports_how_many_rows_are_kept_or_lost(tmp_path: Path, has_folder: bool, told: str) -> None:
+    place = Place(folder=tmp_path if has_folder else None)
     place.break_down()
     place.call(3)
     place.store.close()
-    assert place.said[-1] == "3 audit rows lost: no store and no file on disk could take all of them"
+    assert place.said[-1] == told
 
 
 def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_written_twice(tmp_path: Path) -> None:
@@ -145,27 +148,19 @@ def test_a_wrapper_that_wrote_its_buffer_back_leaves_no_file_and_nothing_is_writ
 
 
 def test_a_running_wrapper_takes_in_files_of_ended_wrappers_and_leaves_those_of_running_ones(tmp_path: Path) -> None:
-    alive = in_outage(tmp_path, session="00000000000000bb")
-    alive.call(1)
-    running = Place(policy=MIXED, folder=tmp_path, other=alive, session="00000000000000cc")
+    alive = in_outage(tmp_path, 1, session="00000000000000cc")
+    running = successor(alive, tmp_path)
+    killed(tmp_path, 2, other=alive)
     running.store.tend()
     assert running.records() == []
-    gone = Place(policy=MIXED, folder=tmp_path, other=alive)
-    gone.break_down()
-    gone.call(2)
-    gone.store.close()
-    running.store.tend()
-    assert running.records() == []
-    running.time.now_us += LOOK_EVERY_US
-    running.store.tend()
+    look_again(running)
     assert running.used() == [2]
     alive.mend()
     assert running.used() == [3]
 
 
 def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
+    place = in_outage(tmp_path, 2)
     place.store.close()
     place.failing.clear()
     place.probe()
@@ -174,37 +169,16 @@ def test_upkeep_after_the_end_writes_nothing_that_was_left_to_another_wrapper(tm
 
 
 @pytest.mark.posix
-def test_looking_for_files_keeps_none_of_a_running_wrapper_open(tmp_path: Path) -> None:
-    folder = OutageFolder(tmp_path, "db-outage-")
-    file = folder.create()
-
-    def free() -> int:
-        with (tmp_path / "other").open("w") as other:
-            return other.fileno()
-
-    before = free()
-    assert list(folder.left_behind()) == []
-    assert free() == before
-    file.close()
-
-
-@pytest.mark.posix
 def test_a_link_is_not_followed_and_does_not_keep_the_next_file_from_being_taken_in(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
-    place.kill()
+    place = killed(tmp_path, 2)
     (tmp_path / "db-outage-").symlink_to(tmp_path / "elsewhere")  # the first one
     assert len(successor(place, tmp_path).records()) == 2
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_wrapper_takes_in_files_of_others_as_soon_as_its_store_is_back(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(1)
-    other = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
-    other.break_down()
-    other.call(2)
-    other.store.close()
+    place = in_outage(tmp_path, 1)
+    killed(tmp_path, 2, other=place, session="00000000000000bb")
     place.mend()
     assert place.store.needs_tending
     place.store.tend()
@@ -264,7 +238,7 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
         place.call(1, "drop")
         if is_other:
             place.kill()
-            writing = Place(policy=MIXED, folder=folder, other=place, session="00000000000000bb", bounds=Bounds(batch=2))
+            writing = another(place, folder, bounds=Bounds(batch=2))
         steps.left = moment
         try:
             writing.mend()
@@ -288,8 +262,7 @@ def test_nothing_is_lost_or_written_twice_whenever_a_wrapper_is_killed_during_wr
 
 
 def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
+    place = in_outage(tmp_path, 2)
     assert left(tmp_path)
     held: list[bool] = []
     remove = OutageLog.remove
@@ -307,8 +280,7 @@ def test_a_log_is_removed_without_the_lock_that_calls_need(tmp_path: Path, monke
 
 
 def test_rows_in_doubt_are_found_among_many_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = in_outage(tmp_path)
-    place.call(3)
+    place = in_outage(tmp_path, 3)
     steps = Steps(monkeypatch)
     place.after["append"] = lambda: setattr(steps, "left", 1)
     with pytest.raises(Killed):
@@ -324,7 +296,7 @@ def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_s
     for _ in range(3):
         gone.ends(gone.one())
     gone.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=gone, session="00000000000000bb")
+    after = another(gone, tmp_path)
 
     def lose_the_reply() -> None:
         raise StoreUnavailable("no reply")
@@ -332,75 +304,15 @@ def test_rows_that_the_store_took_without_a_reply_are_not_written_twice_by_the_s
     after.after["append"] = lose_the_reply
     after.store.tend()
     assert (len(after.records()), len(left(tmp_path))) == (3, 1)
-    after.time.now_us += LOOK_EVERY_US
-    after.store.tend()
+    look_again(after)
     assert (after.used(), after.outcomes(), left(tmp_path)) == ([3], ["ok"] * 3, [])
-
-
-def opens_file(folder: Path) -> Callable[[], Store]:
-    return lambda: SqliteStore(folder / "mcpguard.db")
-
-
-@pytest.fixture
-def opens_server(tmp_path: Path) -> Iterator[Callable[[], Store]]:
-    with running(tmp_path / "redis") as server:
-        yield lambda: RedisStore(server.address, Options(timeout_ms=5000))
-
-
-@pytest.mark.parametrize("kind", ["file", "server"])
-def test_rows_that_a_real_store_took_just_before_a_wrapper_was_killed_are_not_written_twice(
-    tmp_path: Path, kind: str, request: pytest.FixtureRequest
-) -> None:
-    opens: Callable[[], Store] = opens_file(tmp_path) if kind == "file" else request.getfixturevalue("opens_server")
-    opens().close()  # it has been made
-    time, is_away = Time(), [True]
-    opened: list[Store] = []
-
-    def reopen() -> Store:
-        if is_away[0]:
-            raise StoreUnavailable("it is away")
-        opened.append(opens())
-        return opened[-1]
-
-    def wrapper(session: str) -> tuple[OutageStore, Wrapper]:
-        folder = OutageFolder(tmp_path, "db-outage-")
-        store = OutageStore(reopen, mode="local", notify=lambda _: None, folder=folder, timeout_ms=30_000, clock=time)
-        return store, Wrapper(store, MANY, session=session)
-
-    store, session = wrapper("00000000000000aa")
-    session.call("x", 3)
-    append = (SqliteStore if kind == "file" else RedisStore).append
-    with pytest.MonkeyPatch.context() as patch:
-
-        def append_and_die(self: Any, rows: Any) -> None:
-            append(self, rows)
-            raise Killed
-
-        patch.setattr(SqliteStore if kind == "file" else RedisStore, "append", append_and_die)
-        is_away[0] = False
-        time.now_us += PROBE_US[1]
-        with pytest.raises(Killed):
-            store.tend()
-    assert store._own_logs.reading is not None
-    store._own_logs.reading.close()  # as the system does when the process is killed
-    after, other_session = wrapper("00000000000000bb")
-    assert other_session.decisions("x") == ["allowed"]
-    after.tend()
-    assert left(tmp_path) == []
-    after.close()
-    with contextlib.closing(opens()) as reader:
-        assert len(list(reader.entries())) == 3 + 1
-        assert [held.used for held in reader.held()] == [3 + 1]
-    opened[0].close()  # nobody else closes that of the killed wrapper
 
 
 # time
 
 
 def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_them_in(tmp_path: Path) -> None:
-    place = in_outage(tmp_path, LIMIT_3)
-    place.call(3)
-    place.kill()
+    place = killed(tmp_path, 3, policy=LIMIT_3)
     place.time.pass_s(1800)
     after = successor(place, tmp_path)
     after.time.now_us = START_US + 3600_000_000 - 1
@@ -413,13 +325,11 @@ def test_admissions_leave_the_window_at_the_right_time_whichever_wrapper_takes_t
 def test_after_a_restart_of_the_machine_wall_clock_time_tells_how_old_admissions_are(
     tmp_path: Path, passed_s: int, used: list[int]
 ) -> None:
-    place = in_outage(tmp_path, LIMIT_3)
-    place.call(3)
-    place.kill()
+    place = killed(tmp_path, 3, policy=LIMIT_3)
     place.wall.pass_s(passed_s)
     place.time.now_us = 5_000_000_000
     place.memory.states.clear()
-    after = Place(policy=LIMIT_3, folder=tmp_path, other=place, session="00000000000000bb")
+    after = another(place, tmp_path)
     after.base = "next boot"
     after.store.tend()
     assert after.used() == used
@@ -450,10 +360,7 @@ def test_a_store_with_another_key_gets_counts_and_rows_but_no_hashes_and_no_outc
 
 
 def test_a_server_that_loses_its_data_while_it_gets_a_log_gets_no_hashes_with_its_old_key(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(6)
-    place.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb", bounds=Bounds(batch=2))
+    after = another(killed(tmp_path, 6), tmp_path, bounds=Bounds(batch=2))
 
     def lose_data() -> None:
         after.memory = Memory()
@@ -461,27 +368,19 @@ def test_a_server_that_loses_its_data_while_it_gets_a_log_gets_no_hashes_with_it
 
     after.after["append"] = lose_data
     after.store.tend()
-    after.time.now_us += LOOK_EVERY_US
-    after.store.tend()
+    look_again(after)
     assert ["args_hash" in record for record in after.records()] == [False] * 6
 
 
-def test_an_outcome_of_a_call_from_before_the_outage_reaches_its_row(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_of_an_outage", [False, True], ids=["from before it", "from an earlier outage"])
+def test_an_outcome_of_an_earlier_call_reaches_its_row(tmp_path: Path, *, is_of_an_outage: bool) -> None:
     place = Place(policy=MIXED, folder=tmp_path)
-    before = place.one()
-    place.break_down()
-    place.call(1)
-    place.ends(before, "tool_error")
-    place.kill()
-    assert successor(place, tmp_path).outcomes() == ["tool_error", None]
-
-
-def test_an_outcome_of_a_call_from_an_earlier_outage_reaches_its_row(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
+    if is_of_an_outage:
+        place.break_down()
     earlier = place.one()
-    place.mend()
-    place.store.tend()
-    assert left(tmp_path) == []
+    if is_of_an_outage:
+        place.mend()
+        place.store.tend()
     place.break_down()
     place.call(1)
     place.ends(earlier, "tool_error")
@@ -490,8 +389,7 @@ def test_an_outcome_of_a_call_from_an_earlier_outage_reaches_its_row(tmp_path: P
 
 
 def test_a_session_that_met_a_second_store_leaves_only_hashes_with_the_key_of_that_store(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(1)
+    place = in_outage(tmp_path, 1)
     place.memory = Memory()
     place.failing = {"append": StoreUnavailable("not yet")}
     place.probe()  # the wrapper meets the second store, which fails
@@ -522,8 +420,7 @@ def test_without_room_on_disk_everything_is_kept_in_memory_and_written_back(
 
 
 def test_closing_on_a_full_disk_reports_how_many_rows_are_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
+    place = in_outage(tmp_path, 2)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         place.call(3)
@@ -558,8 +455,7 @@ def test_a_folder_whose_files_cannot_be_locked_gets_none_however_often_that_is_t
 def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
-    place = in_outage(tmp_path)
-    place.call(before)
+    place = in_outage(tmp_path, before)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         place.call(2)
@@ -572,17 +468,15 @@ def test_records_that_a_full_disk_did_not_take_are_written_when_it_has_room(
 def test_a_file_that_cannot_note_a_batch_is_removed_before_the_batch_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = in_outage(tmp_path)
-    place.call(2)
+    def is_killed(*_: object) -> None:
+        raise Killed
+
+    place = in_outage(tmp_path, 2)
     monkeypatch.setattr(os, "write", full)
-    monkeypatch.setattr(Moody, "append", lambda *_: killed_here())
+    monkeypatch.setattr(Moody, "append", is_killed)
     with pytest.raises(Killed):
         place.mend()
     assert left(tmp_path) == []
-
-
-def killed_here() -> None:
-    raise Killed
 
 
 def test_no_file_is_made_beside_too_many_others(tmp_path: Path) -> None:
@@ -626,13 +520,10 @@ def test_a_file_of_another_program_is_left_as_it_is_and_reported_once(tmp_path: 
     ids=["zeros", "cut", "overwritten"],
 )
 def test_what_a_damaged_file_has_lost_is_told(tmp_path: Path, damage: Callable[[bytes], bytes], rows: int) -> None:
-    place = in_outage(tmp_path)
-    place.call(3)
-    place.kill()
+    place = killed(tmp_path, 3)
     (path,) = left(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
-    after.store.tend()
+    after = successor(place, tmp_path)
     assert after.said[-1] == f"{path} was damaged: calls or audit rows are lost"
     assert (len(after.records()), left(tmp_path)) == (rows, [])
 
@@ -647,55 +538,33 @@ def test_an_empty_file_of_a_killed_wrapper_is_removed(tmp_path: Path) -> None:
 # while it is taken in
 
 
-def test_a_failure_while_a_file_is_taken_in_is_no_outage_and_is_tried_again_later(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(3)
-    place.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
-    after.fail("append")
-    after.store.tend()
-    assert not after.store.needs_tending
-    assert after.said == []
-    assert after.call(1) == ["allowed"]
-    after.failing = {}
-    after.time.now_us += LOOK_EVERY_US
-    after.store.tend()
-    assert (after.used(), len(after.records())) == ([4], 4)
-
-
-def test_outcomes_that_the_store_does_not_take_while_a_file_is_taken_in_are_tried_again_later(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
+@pytest.mark.parametrize("failing", ["adopt", "append", "record"])
+def test_a_failure_while_a_file_is_taken_in_is_no_outage_and_is_tried_again_later(tmp_path: Path, failing: str) -> None:
+    place = in_outage(tmp_path, 2)
     place.ends(place.one())
     place.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
-    after.fail("record")
+    after = another(place, tmp_path)
+    after.fail(failing)
     after.store.tend()
-    assert after.outcomes() == [None]
+    assert (after.store.needs_tending, after.said) == (False, [])
+    assert after.call(1) == ["allowed"]
     after.failing = {}
-    after.time.now_us += LOOK_EVERY_US
-    after.store.tend()
-    assert (after.outcomes(), left(tmp_path)) == (["ok"], [])
+    look_again(after)
+    assert (after.used(), len(after.records()), after.outcomes().count("ok"), left(tmp_path)) == ([4], 4, 1, [])
 
 
 def test_a_file_on_which_the_store_raises_an_undocumented_exception_is_left_as_it_is_and_reported_once(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(1)
-    place.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb")
+    after = another(killed(tmp_path, 1), tmp_path)
     after.failing = {"append": ZeroDivisionError("a bug")}
     for _ in range(3):
-        after.store.tend()
-        after.time.now_us += LOOK_EVERY_US
+        look_again(after)
     assert len(left(tmp_path)) == len(after.said) == 1
     assert "cannot be taken in and is left as it is: ZeroDivisionError('a bug')" in after.said[0]
     assert not after.store.needs_tending
 
 
 def test_a_long_file_is_taken_in_over_several_rounds_of_upkeep(tmp_path: Path) -> None:
-    place = in_outage(tmp_path)
-    place.call(100)
-    place.kill()
-    after = Place(policy=MIXED, folder=tmp_path, other=place, session="00000000000000bb", bounds=Bounds(batch=10))
+    after = another(killed(tmp_path, 100), tmp_path, bounds=Bounds(batch=10))
 
     def slow() -> None:
         after.time.pass_ms(100)

@@ -14,9 +14,9 @@ from hypothesis.stateful import (
 
 from mcpguard.limiter.plan import label_parts
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.log import Bounds
-from tests.stores.outage.moody import Place
+from tests.stores.outage.moody import OPERATIONS, Place
 
 CALLS, UNITS, ERRORS, IN_FLIGHT, WINDOW_US = 6, 20, 2, 3, 60_000_000
 COSTS = {"cheap": 1, "dear": 6}
@@ -40,7 +40,6 @@ limit = "{ERRORS}/1m"
 tool = "dear"
 cost = {COSTS["dear"]}
 """
-OPERATIONS = ["decide", "append", "record", "adopt", "settle", "give_places", "tend"]
 
 
 class Outages(RuleBasedStateMachine):
@@ -105,11 +104,9 @@ class Outages(RuleBasedStateMachine):
 
     @rule()
     def lose_data(self) -> None:
-        self.place.memory = Memory()
         self.has_lost_data = True
-        store = self.place.store._store
-        if isinstance(store, MemoryStore):
-            store._memory, store.args_key = self.place.memory, self.place.memory.args_key
+        self.place.lose_data()
+        if self.place.store._store is not None:
             self.place.store.tend()  # it is noticed
 
     @rule()

@@ -8,7 +8,7 @@ import pytest
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
 from mcpguard.session.audit import Row
-from mcpguard.stores.memory import Memory
+from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.outage import store as outage_store
 from mcpguard.stores.outage.breaker import PROBE_US
 from mcpguard.stores.outage.log import Bounds
@@ -21,45 +21,23 @@ UNLIMITED = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n'
 MANY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
 
 
-def test_the_outcome_of_a_call_in_an_outage_is_joined_to_its_row_whenever_it_comes() -> None:
-    place = Place()
-    before = place.one()
-    place.break_down()
-    during, after = place.one(), place.one()
-    place.ends(before, "tool_error")
-    place.ends(during, "rpc_error")
-    place.mend()
-    place.ends(after, "cancelled")
-    place.store.tend()
-    assert place.outcomes() == ["tool_error", "rpc_error", "cancelled"]
-    assert not place.store.needs_tending
-
-
 @pytest.mark.parametrize("mode", ["allow", "local"])
-def test_outcomes_are_joined_to_the_right_rows_among_denials(mode: str) -> None:
+def test_outcomes_of_an_outage_are_joined_to_the_right_rows_whenever_they_come(mode: str) -> None:
     place = Place(mode, LIMIT_3 + '[[rule]]\ntool = "drop"\nlimit = "deny"\n')
+    before = place.one()
     place.break_down()
     first = place.one()
     place.call(3, "drop")
     second = place.one()
+    place.ends(before, "tool_error")
+    place.ends(first)
     place.mend()
     place.ends(second, "rpc_error")
-    place.ends(first)
+    place.store.tend()
     allowed = "allowed" if mode == "local" else "allowed_unavailable"
     told = [(record["decision"], record.get("outcome")) for record in place.records()]
-    assert told == [(allowed, "ok"), ("denied", None), (allowed, "rpc_error")]
-
-
-def test_a_call_leaves_the_window_of_a_small_limit_at_its_own_time_also_beside_a_large_one() -> None:
-    place = Place(policy='[[rule]]\ntool = "*"\nlimit = "5/1h"\n' + MANY)
-    place.break_down()
-    begin_us = place.time.now_us
-    place.call(1)
-    place.time.pass_s(10)
-    place.call(4)
-    place.mend()
-    place.time.now_us = begin_us + 3600_000_000
-    assert place.call(2) == ["allowed", "rate_limited"]
+    assert told == [("allowed", "tool_error"), (allowed, "ok"), ("denied", None), (allowed, "rpc_error")]
+    assert not place.store.needs_tending
 
 
 def test_a_probe_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,16 +156,19 @@ def test_a_store_that_counts_slowly_is_used_at_once_if_no_row_is_left_to_write(m
 
 @pytest.mark.parametrize(("n", "left"), [(64, [[10], [9], [8]]), (65, [[10], [10], []])])
 def test_admissions_are_written_back_as_single_entries_up_to_64_and_coalesced_above(n: int, left: list[list[int]]) -> None:
-    place = Place(policy=f'[[rule]]\nuser = "*"\nlimit = "{n}/1h"\n')
+    """Beside a limit of another size, each has its own entries."""
+    place = Place(policy=f'[[rule]]\nuser = "*"\nlimit = "{n}/1h"\n[[rule]]\ntool = "*"\nlimit = "{129 - n}/1h"\n')
     place.break_down()
     for _ in range(10):
         place.one()
         place.time.pass_s(1)
     place.mend()
+    user = place.session.charges("search")[0].plan.counters[0]
     found = []
     for at_us in (3600_000_000 - 1, 3600_000_000, 3601_000_000 if n == 64 else 3600_000_000 + 3600_000_000 // 64):
         place.time.now_us = START_US + at_us
-        found.append(place.used())
+        held = MemoryStore(place.memory, clock=place.time).held()
+        found.append([one.used for one in held if one.label == user.label])
     assert found == left
 
 
@@ -236,8 +217,7 @@ def test_closing_does_not_wait_for_a_store_that_writes_slowly() -> None:
 def test_a_store_that_lost_its_data_between_two_calls_gets_hashes_with_its_new_key_and_no_old_outcomes() -> None:
     place = Place()
     old = place.one()
-    place.memory = Memory()
-    place.opened[-1]._memory, place.opened[-1].args_key = place.memory, place.memory.args_key
+    place.lose_data()
     new = place.one()
     assert place.store.args_key == place.memory.args_key
     place.ends(old, "tool_error")
@@ -250,8 +230,7 @@ def test_an_outcome_of_a_call_in_an_outage_is_not_joined_to_a_row_of_a_later_sto
     place.break_down()
     old = place.one()
     place.mend()
-    place.memory = Memory()
-    place.opened[-1]._memory, place.opened[-1].args_key = place.memory, place.memory.args_key
+    place.lose_data()
     place.call(1)
     place.ends(old, "tool_error")
     assert place.outcomes() == [None]
@@ -261,12 +240,12 @@ def test_admissions_that_may_have_been_counted_are_sent_again_with_the_same_id_a
     place = Place(policy=MANY)
     told: list[tuple[str, int]] = []
 
-    class Deaf(Moody):
-        def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str = "") -> None:
+    class Telling(Moody):
+        def adopt(self, logs: Sequence[tuple[Counter, State]], write_back_id: str) -> None:
             told.append((write_back_id, sum(sum(log[2::2]) for _, log in logs)))
             super().adopt(logs, write_back_id)
 
-    place.store._reopen = lambda: Deaf(place)
+    place.store._reopen = lambda: Telling(place)
     place.break_down()
     place.call(3)
     place.fail("adopt")

@@ -90,8 +90,7 @@ def test_only_a_call_waits_for_a_store_to_open_and_other_rows_are_written_when_i
 
 def test_a_session_without_a_call_still_writes_its_policy_row() -> None:
     door = Door(timeout_ms=30_000)
-    session = Wrapper(door.store, LIMIT_3)
-    session.start()
+    Wrapper(door.store, LIMIT_3).start()
     door.go_on.set()
     door.store.close()
     assert door.decisions() == ["policy"]
@@ -137,7 +136,13 @@ def test_a_wrapper_that_started_without_its_store_admits_equal_calls_up_to_the_l
     assert admitted(8) == 5
 
 
-def test_a_store_that_opens_after_the_end_of_the_session_is_closed(door: Door) -> None:
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_store_that_opens_around_the_end_of_the_session_is_closed(door: Door, *, is_open: bool) -> None:
+    connector = door.store._connector
+    assert connector
+    if is_open:
+        door.go_on.set()
+        assert connector.wait(ENOUGH_S)
     door.store.close()
     door.go_on.set()
     assert door.closed.wait(ENOUGH_S)
@@ -185,16 +190,6 @@ def test_the_end_of_a_session_waits_for_the_store_in_one_step_that_a_busy_machin
     assert waits_s == [0.01]  # the time limit of a call, which is shorter than `LAST_TRY_S`
 
 
-def test_an_abandoned_attempt_closes_the_store_that_it_opened() -> None:
-    door = Door(timeout_ms=0)
-    connector = Connector(door.open)
-    door.go_on.set()
-    assert connector.wait(ENOUGH_S)
-    connector.abandon()
-    assert door.closed.is_set()
-    door.store.close()
-
-
 def test_a_failed_store_is_closed_by_upkeep_and_not_by_a_call() -> None:
     place = Place()
     place.break_down()
@@ -225,19 +220,20 @@ def test_a_store_that_fails_as_soon_as_it_is_opened_is_closed_by_upkeep_and_not_
     door.store.close()
 
 
-@pytest.mark.parametrize("failing", ["decide", "append", "record", "tend"])
+@pytest.mark.parametrize("failing", ["decide", "append", "record", "settle", "tend"])
 def test_an_undocumented_exception_of_a_store_is_an_outage_and_not_a_crash(failing: str) -> None:
-    place = Place()
-    first = place.one()
+    place = Place(policy=LIMIT_3 + "concurrent = 9\n")
+    call = place.starts()
     place.failing[failing] = ZeroDivisionError("a bug")
     place.call(2)
     place.store.append(place.session.journal.flush(0, all_of_them=True))
-    place.ends(first)
+    place.store.record([Outcome(call.row_id, "ok", 1000)])
+    place.stops(call)
     place.store.tend()
     assert "internal error: ZeroDivisionError('a bug')" in place.said[0]
     place.mend()
     place.store.tend()
-    assert place.used() == [3]
+    assert place.used() == [3, 2]
     assert place.outcomes().count("ok") == 1
 
 
@@ -304,70 +300,60 @@ def test_a_probe_while_the_first_call_waits_leaves_the_store_to_the_call() -> No
 
 
 def test_a_probe_while_the_first_call_writes_the_buffer_neither_closes_its_store_nor_opens_a_second_one() -> None:
-    place = Place()
-    door = Door(timeout_ms=1000 * ENOUGH_S)
-    opened: list[MemoryStore] = []
-    closed: list[MemoryStore] = []
     writing, go_on = threading.Event(), threading.Event()
 
-    class Slow(MemoryStore):
-        def append(self, rows: Sequence[Row]) -> list[int]:
-            writing.set()
-            assert go_on.wait(ENOUGH_S)
-            return super().append(rows)
+    class Slow(Door):
+        opened = 0
 
-        def close(self) -> None:
-            closed.append(self)
+        def open(self) -> MemoryStore:
+            store = super().open()
+            self.opened += 1
+            append = store.append
 
-    def open_slow() -> MemoryStore:
-        assert door.go_on.wait(ENOUGH_S)
-        opened.append(Slow(door.memory, clock=door.time))
-        return opened[-1]
+            def slow(rows: Sequence[Row]) -> list[int]:
+                writing.set()
+                assert go_on.wait(ENOUGH_S)
+                return append(rows)
 
-    said: list[str] = []
-    store = OutageStore(
-        open_slow, mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S, clock=door.time, wall=door.time
-    )
-    lock = store._lock = TellingLock()  # type: ignore[assignment]
-    place.call()
-    store.append(place.memory.rows)  # the store is not open yet, so the buffer keeps them
+            store.append = slow  # type: ignore[method-assign]
+            return store
+
+    door = Slow(timeout_ms=1000 * ENOUGH_S)
+    lock = door.store._lock = TellingLock()  # type: ignore[assignment]
+    session = Wrapper(door.store, LIMIT_3)
+    session.start()  # the store is not open yet, so the buffer keeps the row
     door.go_on.set()
-    session = Wrapper(store, LIMIT_3)
     call = threading.Thread(target=session.decisions, args=("x",))
     call.start()
     assert writing.wait(ENOUGH_S)
-    probe = threading.Thread(target=store.tend)
+    probe = threading.Thread(target=door.store.tend)
     probe.start()
     assert lock.is_waited_for.wait(ENOUGH_S)
     go_on.set()
     for thread in (call, probe):
         thread.join(ENOUGH_S)
-    assert (len(opened), closed, said) == (1, [], [])
-    store.close()
+    assert (door.opened, door.closed.is_set(), door.said) == (1, False, [])
+    door.store.close()
 
 
-def test_upkeep_that_outlives_the_store_is_no_outage() -> None:
-    door = Door()
+def test_upkeep_that_outlives_the_store_is_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(timeout_ms=1000 * ENOUGH_S)
     tending, go_on = threading.Event(), threading.Event()
 
-    class Closed(MemoryStore):
-        def tend(self) -> None:
-            tending.set()
-            assert go_on.wait(ENOUGH_S)
-            raise OSError(errno.EBADF, "Bad file descriptor")
+    def tend(_: MemoryStore) -> None:
+        tending.set()
+        assert go_on.wait(ENOUGH_S)
+        raise OSError(errno.EBADF, "Bad file descriptor")
 
-    said: list[str] = []
-    store = OutageStore(
-        lambda: Closed(door.memory, clock=door.time), mode="local", notify=said.append, timeout_ms=1000 * ENOUGH_S
-    )
-    session = Wrapper(store, LIMIT_3)
-    assert session.decisions("x") == ["allowed"]
-    bookkeeper = threading.Thread(target=store.tend)
+    monkeypatch.setattr(MemoryStore, "tend", tend)
+    door.go_on.set()
+    assert Wrapper(door.store, LIMIT_3).decisions("x") == ["allowed"]
+    bookkeeper = threading.Thread(target=door.store.tend)
     bookkeeper.start()
     assert tending.wait(ENOUGH_S)
-    store.close()
+    door.store.close()
     go_on.set()
     bookkeeper.join(ENOUGH_S)
-    store.tend()
-    store.record([Outcome(1, "ok", 5)])
-    assert said == []
+    door.store.tend()
+    door.store.record([Outcome(1, "ok", 5)])
+    assert door.said == []

@@ -8,12 +8,14 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.verdict import Verdict
-from mcpguard.stores.api import Options, Readable
+from mcpguard.stores.api import Readable
 from mcpguard.stores.clock import wall_us
+from mcpguard.stores.redis import layout
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import Session
 from tests.redis_servers import Server
+from tests.stores.redis.conftest import AUDIT, OUTCOMES, PATIENT
 
 CALL = b'1767225600000000\n1\n\n\n{"namespace":"default","session":"aa"}\n'
 NUMBERS = struct.pack("<5q", 1, -1, -1, -1, -1)
@@ -37,19 +39,19 @@ ROW = b"allowed\n\n\n" + NUMBERS
 )
 def store(request: pytest.FixtureRequest, server: Server) -> Iterator[RedisStore]:
     """Three rows, of which the second, or its outcome, is damaged."""
-    with contextlib.closing(RedisStore(server.address, Options(timeout_ms=20_000))) as store:
+    with contextlib.closing(RedisStore(server.address, PATIENT)) as store:
         session = Session(store, "mode = 'enforce'")
         session.one("x")
         second = session.one("x")
         session.one("x")
-        stream_id = f"{(second.row_id or 0) >> 64}-{(second.row_id or 0) & (1 << 64) - 1}"
+        stream_id = layout.stream_id(second.row_id or 0)
         if request.param is None:
-            store._ask(("HSET", "{mcpguard:default}:outcomes", stream_id, "ok soon"))
+            store._server.ask(("HSET", OUTCOMES, stream_id, "ok soon"))
         else:
-            rest = store._ask(("XRANGE", "{mcpguard:default}:audit", "-", "+"))[0][2:]
-            store._ask(("XDEL", "{mcpguard:default}:audit", stream_id, rest[0][0]))
-            store._ask(("XADD", "{mcpguard:default}:audit", "*", *request.param))
-            store._ask(("XADD", "{mcpguard:default}:audit", "*", *rest[0][1]))
+            rest = store._server.ask(("XRANGE", AUDIT, "-", "+"))[0][2:]
+            store._server.ask(("XDEL", AUDIT, stream_id, rest[0][0]))
+            store._server.ask(("XADD", AUDIT, "*", *request.param))
+            store._server.ask(("XADD", AUDIT, "*", *rest[0][1]))
         yield store
 
 
@@ -59,7 +61,7 @@ def seqs(reader: Readable) -> list[object]:
 
 def test_a_damaged_row_is_named_once_and_all_others_are_read(store: RedisStore, server: Server) -> None:
     told: list[str] = []
-    with contextlib.closing(RedisAddress(server.address).read(Options(timeout_ms=20_000), told.append)) as reader:
+    with contextlib.closing(RedisAddress(server.address).read(PATIENT, told.append)) as reader:
         assert seqs(reader) == [1, 3]
         assert [entry.record["seq"] for entry in reader.newest()] == [3, 1]
         assert [one.row.seq for page in reader.rows() for one in page] == [1, 3]
@@ -78,5 +80,5 @@ def test_without_anybody_to_tell_a_damaged_row_is_an_error(store: RedisStore) ->
 def test_a_damaged_row_does_not_keep_others_from_being_written_back(store: RedisStore, server: Server) -> None:
     session = Session(store, "mode = 'enforce'")
     session.journal.seq = 3
-    with contextlib.closing(RedisStore(server.address, Options(timeout_ms=20_000))) as other:  # looks for rows to be replaced
+    with contextlib.closing(RedisStore(server.address, PATIENT)) as other:  # looks for rows to be replaced
         assert len(other.append(session.journal.rows(session.charges("x"), [Verdict("allowed")], wall_us()))) == 1

@@ -52,29 +52,33 @@ def peer(tmp_path: Path) -> Iterator[Peer]:
     assert not threads[0].is_alive()
 
 
-def ask(link: Link) -> list[Any]:
-    return link.ask([("ECHO", "hi")], deadline_s=time.monotonic() + ENOUGH_S)
+def ask(link: Link, after_s: float = ENOUGH_S) -> list[Any]:
+    return link.ask([("ECHO", "hi")], deadline_s=time.monotonic() + after_s)
+
+
+def answers(*parts: bytes) -> Callable[[socket.socket], None]:
+    """A server that answers a question with these parts."""
+
+    def answer(link: socket.socket) -> None:
+        assert link.recv(100) == QUESTION
+        for part in parts:
+            link.sendall(part)
+
+    return answer
 
 
 def test_a_reply_that_comes_byte_by_byte_is_read_whole_and_an_error_inside_it_is_a_value(peer: Peer) -> None:
-    def answer(link: socket.socket) -> None:
-        assert link.recv(100) == QUESTION
-        for byte in b"*4\r\n$3\r\n\x00\r\n\r\n:7\r\n$-1\r\n-NOSCRIPT none\r\n":
-            link.sendall(bytes([byte]))
-
-    (reply,) = ask(peer(answer))
+    whole = b"*4\r\n$3\r\n\x00\r\n\r\n:7\r\n$-1\r\n-NOSCRIPT none\r\n"
+    (reply,) = ask(peer(answers(*[bytes([byte]) for byte in whole])))
     assert reply[:3] == [b"\x00\r\n", 7, None]
     assert str(reply[3]) == "NOSCRIPT none"
 
 
 def test_a_reply_that_trickles_in_is_given_up_after_the_budget_and_closes_the_connection(peer: Peer) -> None:
     enough = threading.Event()
-    heard = b""
 
     def drip(link: socket.socket) -> None:
-        nonlocal heard
-        heard = link.recv(100)
-        link.sendall(b"$1000000\r\n")
+        answers(b"$1000000\r\n")(link)
         with contextlib.suppress(BrokenPipeError):  # it is given up between two bytes
             while not enough.wait(BUDGET_S / 20):
                 link.sendall(b"x")
@@ -86,16 +90,15 @@ def test_a_reply_that_trickles_in_is_given_up_after_the_budget_and_closes_the_co
     assert link.is_lost()
     with pytest.raises(StoreUnavailable):  # nothing more is sent on it
         ask(link)
-    assert heard == QUESTION
 
 
 def test_a_command_whose_time_was_over_before_it_was_sent_still_has_some_time_for_its_reply(peer: Peer) -> None:
-    def answer(link: socket.socket) -> None:
-        assert link.recv(100) == QUESTION
-        link.sendall(b"$2\r\nhi\r\n")
+    assert ask(peer(answers(b"$2\r\nhi\r\n")), -ENOUGH_S) == [b"hi"]
 
-    link = peer(answer)
-    assert link.ask([("ECHO", "hi")], deadline_s=time.monotonic() - ENOUGH_S) == [b"hi"]
+
+def test_a_first_wait_of_less_than_a_millisecond_ends(peer: Peer) -> None:
+    with pytest.raises(StoreUnavailable, match="does not answer within"):
+        ask(peer(answers()), 0.0005)
 
 
 def test_a_connection_with_unasked_data_counts_as_lost(peer: Peer) -> None:
@@ -103,31 +106,14 @@ def test_a_connection_with_unasked_data_counts_as_lost(peer: Peer) -> None:
     wait_for(link.is_lost, "it is taken for a reply")
 
 
-def test_a_first_wait_of_less_than_a_millisecond_ends(peer: Peer) -> None:
-    def hear(link: socket.socket) -> None:
-        link.recv(100)
-
-    link = peer(hear)
-    with pytest.raises(StoreUnavailable, match="does not answer within"):
-        link.ask([("ECHO", "hi")], deadline_s=time.monotonic() + 0.0005)
-
-
 def test_surplus_replies_are_not_taken_for_those_of_later_commands(peer: Peer) -> None:
-    def answer(link: socket.socket) -> None:
-        link.recv(100)
-        link.sendall(b"+one\r\n+two\r\n")
-
-    link = peer(answer)
+    link = peer(answers(b"+one\r\n+two\r\n"))
     assert ask(link) == [b"one"]
     assert link.is_lost()
 
 
 def test_a_malformed_reply_closes_the_connection(peer: Peer) -> None:
-    def answer(link: socket.socket) -> None:
-        link.recv(100)
-        link.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-    link = peer(answer)
+    link = peer(answers(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
     with pytest.raises(StoreUnavailable, match="does not answer"):
         ask(link)
     assert link.is_lost()

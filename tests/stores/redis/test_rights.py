@@ -3,32 +3,28 @@
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from secrets import token_hex
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
-from mcpguard.session.verdict import Ending, Verdict
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.link import Link
-from mcpguard.stores.redis.scripts import LEASE_US
+from mcpguard.stores.redis.server import LEASE_US
 from mcpguard.stores.redis.store import RedisStore
 from mcpguard.stores.redis.url import RedisUrl, parse
-from tests.build import TESTS, Session, Time
+from tests.build import Session, Time
 from tests.cli.command import command, line_of, mcpguard
 from tests.end_to_end.host import DEADLINE_S, Host, environment, policy, rule, script
-from tests.redis_servers import ENOUGH_S, Server, running
+from tests.redis_servers import ENOUGH_S, PASSWORD, Server, running
+from tests.stores.redis.conftest import POLICY
 
-PASSWORD = "s3cret"
-POLICY = '[[rule]]\ntool = "report"\nlimit = "5/1h"\n'
 HOUR_US = 3600 * 1_000_000
 OPTIONS = Options(namespace="crm", timeout_ms=5000, keep_us=HOUR_US, max_bytes=100_000)
 OWN, FOREIGN = "{mcpguard:crm}:meta", "{mcpguard:billing}:meta"
@@ -36,10 +32,7 @@ OWN, FOREIGN = "{mcpguard:crm}:meta", "{mcpguard:billing}:meta"
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    (shown,) = (TESTS.parent / "docs/stores-and-fleets.md").read_text().split("```acl\n")[1:]
     with running(tmp_path_factory.mktemp("redis"), "--enable-debug-command", "yes", "--enable-module-command", "yes") as server:
-        set_user = shown.split("```")[0].replace("PASSWORD", PASSWORD).split()
-        assert server.command(*set_user) == b"+OK\r\n"
         yield server
 
 
@@ -52,74 +45,40 @@ def server(shared: Server) -> Server:
     return shared
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def user(server: Server) -> RedisUrl:
-    return parse(url(server), PASSWORD)
+    return server.user("crm")
 
 
 def url(server: Server) -> str:
     return server.url.replace("://", "://mcpguard@")
 
 
-def test_the_rights_in_the_manual_are_enough_for_a_store(server: Server, user: RedisUrl) -> None:
-    past = Time(wall_us() - 2 * HOUR_US)
+def test_the_rights_in_the_manual_are_enough_for_what_stores_do_beyond_their_contract(server: Server, user: RedisUrl) -> None:
+    """The contract of stores is tested with these rights, too."""
+    past, time = Time(wall_us() - 2 * HOUR_US), Time(wall_us())
     old = Session(RedisStore(user, OPTIONS, clock=past, wall=past), POLICY)
     old.store.record([Outcome(one.row_id or 0, "ok", 1) for one in old.call("free", 5)])
-    old.store.close()
-    session = Session(RedisAddress(user).open(OPTIONS), POLICY, session="00000000000000bb")
-    store, counter = session.store, session.charges("report")[0].plan.counters[0]
-    assert session.decisions("report", 6) == ["allowed"] * 5 + ["rate_limited"]
+    session = Session(RedisStore(user, OPTIONS, clock=time), POLICY + "concurrent = 9\n", session="00000000000000bb")
+    store = session.store
+    session.one("report")
     server.command("SCRIPT", "FLUSH")
-    store.adopt([(counter, (-1, -1, 1))], token_hex())
     server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    assert session.decisions("report") == ["rate_limited"]
-    store.append(session.journal.flush(wall_us(), all_of_them=True))
-    assert [held.used for held in store.held()] == [6]
-    assert len(RedisAddress(user).read(OPTIONS, print).peek([counter])[0][0]) > 1
-
-    RedisAddress(user).leave_note("crm", AgentNote("a", "Explore"), wall_us=wall_us(), timeout_s=5)
-    RedisAddress(user).leave_note("crm", AgentNote("b", "Plan"), wall_us=wall_us(), timeout_s=5)
-    assert store.take_notes("crm", ["a", "b", "c"]) == {"a": "Explore", "b": "Plan"}
-
+    assert session.decisions("report") == ["allowed"]
     server.command("HSET", "{mcpguard:crm}:counters", "7", "of a counter that has expired")
-    store.tend()
+    time.now_us += LEASE_US // 2
+    store.tend()  # renews leases, and deletes old rows and labels
     assert server.command("HEXISTS", "{mcpguard:crm}:counters", "7") == b":0\r\n"
-    entries = list(store.entries())
-    assert {entry.record["session"] for entry in entries} == {session.journal.session}
-    assert list(store.newest()) == entries[::-1]
-
-    last = session.call("free", 500)[-1]  # more than there is room for
-    store.record([Outcome(last.row_id or 0, "ok", 1)])
-    assert next(store.newest()).record["outcome"] == "ok"
+    assert {entry.record["session"] for entry in store.entries()} == {session.journal.session}
+    time.now_us += LEASE_US - 1
+    assert [held.used for held in store.held()] == [2, 2]
+    session.call("free", 500)  # more than there is room for
     deaf = Journal(session.journal.session)
     deaf.seq = session.journal.seq - 1
     again = RedisAddress(user).open(OPTIONS)
     again.append(deaf.rows(session.charges("free"), [Verdict("unavailable")], wall_us()))
-    told = [(entry.record["seq"], entry.record["decision"]) for entry in store.newest()]
+    told = [(entry.record["seq"], entry.record["decision"]) for entry in again.newest()]
     assert told[:2] == [(deaf.seq, "unavailable"), (deaf.seq - 1, "allowed")]
-    assert store.reset([held.label for held in store.held()]) == 1
-    for one in (store, again):
-        one.close()
-
-
-def test_the_rights_in_the_manual_are_enough_for_calls_in_flight_and_errors(server: Server, user: RedisUrl) -> None:
-    time = Time(wall_us())
-    policy = '[[rule]]\ntool = "report"\nlimit = "2/1h"\ncount = "errors"\nconcurrent = 1\nwait = "5s"\n'
-    session = Session(RedisStore(user, OPTIONS, clock=time), policy)
-    store = session.store
-    (request,) = session.charges("report")
-    (verdict,) = store.decide([request], session.journal)
-    held = session.one("report")
-    assert (held.decision, held.states) == ("held", ((), (verdict.row_id,)))
-    time.now_us += LEASE_US // 2
-    store.tend()
-    time.now_us += LEASE_US - 1
-    assert [one.used for one in store.held()] == [1]
-    store.settle([Ending(verdict.row_id or 0, request.plan, failed=True)])
-    store.give_places({-1: [one for one in request.plan.counters if not one.window_us]})
-    assert [one.used for one in store.held()] == [1, 1]
-    assert store.reset([one.label for one in store.held()]) == 2
-    store.close()
 
 
 def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_without_caps(server: Server, user: RedisUrl) -> None:
@@ -130,30 +89,23 @@ def test_rights_without_those_for_calls_in_flight_are_enough_for_a_policy_withou
         session.one("busy")
     assert caught.value.hint == "give its user the rights that docs/stores-and-fleets.md lists"
     assert session.decisions("report") == ["allowed"]
-    session.store.close()
-    server.command(
-        "ACL", "SETUSER", "mcpguard", "+zadd", "+zrem", "+zremrangebyscore", "+zcount", "+zrange", "+zscore", "+pexpire"
-    )
 
 
-def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, server: Server) -> None:
+def test_the_rights_in_the_manual_are_enough_for_wrappers_hooks_and_commands(tmp_path: Path, server: Server) -> None:
     policy(tmp_path, rule("5/1h", user="*", tool="search"))
     (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
-    where, password = url(server), PASSWORD
-    variables = {"MCPGUARD_STORE": where, "MCPGUARD_STORE_PASSWORD": password}
-    session = {"CLAUDE_CODE_SESSION_ID": "abc123"}
+    variables = {"MCPGUARD_STORE": url(server), "MCPGUARD_STORE_PASSWORD": PASSWORD}
+    shown = {
+        "session_id": "abc123",
+        "hook_event_name": "PreToolUse",
+        "tool_name": "mcp__crm__search",
+        "tool_use_id": "toolu_1",
+        "agent_id": "a1",
+        "agent_type": "Explore",
+    }
     hook = subprocess.run(
         command("hook", "claude-code", tuned={"mcpguard.hook.run.TIMEOUT_S": DEADLINE_S}),
-        input=json.dumps(
-            {
-                "session_id": "abc123",
-                "hook_event_name": "PreToolUse",
-                "tool_name": "mcp__crm__search",
-                "tool_use_id": "toolu_1",
-                "agent_id": "a1",
-                "agent_type": "Explore",
-            }
-        ).encode(),
+        input=json.dumps(shown).encode(),
         env=environment(tmp_path, **variables),
         capture_output=True,
         timeout=DEADLINE_S,
@@ -167,20 +119,30 @@ def test_the_rights_in_the_manual_are_enough_for_the_commands(tmp_path: Path, se
         stderr=subprocess.PIPE,
         bufsize=0,
     )
-    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables | session) as host:
+    with Host(
+        tmp_path,
+        *script("obedient"),
+        options=("--user", "alice", "--server", "crm"),
+        env=variables | {"CLAUDE_CODE_SESSION_ID": "abc123"},
+    ) as host:
         assert "result" in host.call(1, "search", _meta={"claudecode/toolUseId": "toolu_1"})
-        first = json.loads(line_of(following))
-        assert "result" in host.call(2, "search")
-        while (second := json.loads(line_of(following)))["seq"] == first["seq"]:
-            pass  # the first call again, with its outcome
+        assert json.loads(line_of(following))["agent"].endswith("::subagent::Explore")
         assert host.end() == 0
     following.kill()
     assert following.communicate(timeout=DEADLINE_S)[1].removeprefix(b"mcpguard: no rows match yet\n") == b""
-    assert first["agent"].endswith("::subagent::Explore")
-    tail = mcpguard(tmp_path, "audit", "tail", "--json", "-n", "1", MCPGUARD_STORE=where, MCPGUARD_STORE_PASSWORD=password)
-    assert json.loads(tail.stdout) == second | {key: json.loads(tail.stdout)[key] for key in ("outcome", "duration_ms")}
-    reset = mcpguard(tmp_path, "reset", "--yes", MCPGUARD_STORE=where, MCPGUARD_STORE_PASSWORD=password)
-    assert reset.stdout.endswith("1 counter reset\n")
+    prune = ["audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes"]
+    for argv, word in (
+        (["audit", "tail", "--json", "-n", "1"], '"outcome":"ok"'),
+        (["usage"], "search"),
+        (["audit", "stats"], "search"),
+        (["audit", "export"], "search"),
+        (["reset", "--yes"], "1 counter reset"),
+        (prune, "rows deleted"),
+    ):
+        done = mcpguard(tmp_path, *argv, **variables)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert word in done.stdout.replace(": ", ":")
+        assert not done.stdout.startswith("0 ")
 
 
 def test_another_database_needs_one_more_right(server: Server) -> None:
@@ -189,67 +151,37 @@ def test_another_database_needs_one_more_right(server: Server) -> None:
         RedisAddress(elsewhere).open(OPTIONS)
     server.command("ACL", "SETUSER", "mcpguard", "+select")
     RedisAddress(elsewhere).open(OPTIONS).close()
-    server.command("ACL", "SETUSER", "mcpguard", "-select")
 
 
-REFUSED = [
-    *("FLUSHALL", "FLUSHDB", "SWAPDB 0 1", "SELECT 1", "KEYS *", "SCAN 0", "RANDOMKEY", "DBSIZE", "SHUTDOWN NOSAVE"),
-    *(
-        "CONFIG GET *",
-        "CONFIG SET maxmemory 1",
-        "ACL LIST",
-        "ACL SETUSER mcpguard allkeys",
-        "ACL WHOAMI",
-        "ACL GETUSER default",
-    ),
-    *("CLIENT KILL TYPE normal", "CLIENT LIST", "CLIENT PAUSE 1000", "CLIENT NO-EVICT on", "MONITOR", "DEBUG SLEEP 0"),
-    *(
-        "SCRIPT FLUSH",
-        "SCRIPT KILL",
-        "SCRIPT EXISTS x",
-        "FUNCTION FLUSH",
-        "FUNCTION LIST",
-        "FUNCTION DELETE lib",
-        "FUNCTION DUMP",
-    ),
-    *("SLOWLOG GET", "LATENCY LATEST", "SAVE", "BGSAVE", "BGREWRITEAOF", "REPLICAOF NO ONE", "FAILOVER", "MODULE LIST"),
-    *("CLUSTER INFO", "MEMORY STATS", "MEMORY DOCTOR", "LATENCY RESET", "CONFIG RESETSTAT"),
-    *("PUBLISH all x", "SUBSCRIBE all", "PSUBSCRIBE *", "SPUBLISH all x", "PUBSUB CHANNELS"),
-    *(f"{command} {FOREIGN}" for command in ("GET", "DEL", "UNLINK", "HGETALL", "DUMP", "TYPE", "TTL", "PERSIST", "EXISTS")),
-    *(
-        f"HSET {FOREIGN} schema 9",
-        f"HMGET {FOREIGN} args_key",
-        f"SET {FOREIGN} x",
-        f"MGET {OWN} {FOREIGN}",
-        f"HSCAN {FOREIGN} 0",
-    ),
-    *(f"XRANGE {FOREIGN} - +", f"XADD {FOREIGN} * a b", f"MEMORY USAGE {FOREIGN}", f"EXPIRE {FOREIGN} 0", f"WATCH {FOREIGN}"),
-    *(f"{command} {OWN} {FOREIGN}" for command in ("RENAME", "RENAMENX", "COPY", "RPOPLPUSH")),
-    *(f"{command} {FOREIGN} {OWN}" for command in ("RENAME", "RENAMENX", "COPY")),
-    *(
-        f"COPY {OWN} {OWN}2 DB 1",
-        f"MOVE {OWN} 1",
-        f"SORT {OWN} STORE {FOREIGN}",
-        f"MIGRATE h 1 {OWN} 0 1",
-        f"RESTORE {FOREIGN} 0 x",
-    ),
-    *("GET x", "SET {mcpguard:crm x", "SET {mcpguard:crm2}:x y", "SET {mcpguard:CRM}:x y", "SET x{mcpguard:crm}:x y"),
-]
+REFUSED = f"""
+FLUSHALL; FLUSHDB; SWAPDB 0 1; SELECT 1; KEYS *; SCAN 0; RANDOMKEY; DBSIZE; SHUTDOWN NOSAVE
+CONFIG GET *; CONFIG SET maxmemory 1; ACL LIST; ACL SETUSER mcpguard allkeys; ACL WHOAMI
+CLIENT KILL TYPE normal; CLIENT LIST; CLIENT PAUSE 1000; MONITOR; DEBUG SLEEP 0; SLOWLOG GET; MEMORY STATS; LATENCY RESET
+SCRIPT FLUSH; SCRIPT KILL; FUNCTION FLUSH; FUNCTION LIST; FUNCTION DELETE lib; FUNCTION DUMP
+SAVE; BGREWRITEAOF; REPLICAOF NO ONE; FAILOVER; MODULE LIST; CLUSTER INFO
+PUBLISH all x; SUBSCRIBE all; PSUBSCRIBE *; SPUBLISH all x; PUBSUB CHANNELS
+GET {FOREIGN}; DEL {FOREIGN}; HGETALL {FOREIGN}; DUMP {FOREIGN}; TYPE {FOREIGN}; EXISTS {FOREIGN}; WATCH {FOREIGN}
+HSET {FOREIGN} schema 9; HMGET {FOREIGN} args_key; SET {FOREIGN} x; MGET {OWN} {FOREIGN}; HSCAN {FOREIGN} 0
+XRANGE {FOREIGN} - +; XADD {FOREIGN} * a b; MEMORY USAGE {FOREIGN}; EXPIRE {FOREIGN} 0
+RENAME {OWN} {FOREIGN}; COPY {OWN} {FOREIGN}; RENAME {FOREIGN} {OWN}; COPY {FOREIGN} {OWN}; COPY {OWN} {OWN}2 DB 1
+MOVE {OWN} 1; SORT {OWN} STORE {FOREIGN}; MIGRATE h 1 {OWN} 0 1; RESTORE {FOREIGN} 0 x
+GET x; SET {{mcpguard:crm x; SET {{mcpguard:crm2}}:x y; SET {{mcpguard:CRM}}:x y; SET x{{mcpguard:crm}}:x y
+"""
 """Attacks on the server, or on another team's namespace."""
 
 
 @pytest.fixture
 def link(user: RedisUrl) -> Iterator[Link]:
-    link = Link(user, timeout_s=ENOUGH_S, key=OWN, deadline_s=time.monotonic() + ENOUGH_S)
+    link = Link(user, timeout_s=ENOUGH_S, key=OWN)
     yield link
     link.close()
 
 
 def answer(link: Link, *words: str) -> str:
-    return str(link.ask([words], deadline_s=time.monotonic() + ENOUGH_S)[0])
+    return str(link.ask([words])[0])
 
 
-@pytest.mark.parametrize("attack", REFUSED)
+@pytest.mark.parametrize("attack", re.split(r"; |\n", REFUSED.strip()))
 def test_access_to_the_data_of_others_is_refused_as_a_command_and_in_a_script(server: Server, link: Link, attack: str) -> None:
     words = attack.split()
     call = f"return redis.call({','.join(map(json.dumps, words))})"
@@ -264,19 +196,3 @@ def test_a_library_of_functions_cannot_be_loaded(link: Link) -> None:
     library = "#!lua name=lib\nredis.register_function('f', function() return 1 end)"
     assert "no permissions" in answer(link, "FUNCTION", "LOAD", library)
     assert "no permissions" in answer(link, "FCALL", "f", "0")
-
-
-def test_the_rights_in_the_manual_are_enough_to_look_at_calls_and_to_prune_them(tmp_path: Path, server: Server) -> None:
-    policy(tmp_path, rule("5/1h", user="*", tool="search"))
-    (tmp_path / "config.toml").write_text('[store]\nnamespace = "crm"\ntimeout_ms = 5000\n')
-    variables = {"MCPGUARD_STORE": url(server), "MCPGUARD_STORE_PASSWORD": PASSWORD}
-    with Host(tmp_path, *script("obedient"), options=("--user", "alice", "--server", "crm"), env=variables) as host:
-        assert "result" in host.call(1, "search")
-        assert host.end() == 0
-    for argv in (["usage"], ["audit", "stats"], ["audit", "export"]):
-        done = mcpguard(tmp_path, *argv, **variables)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "search" in done.stdout
-    done = mcpguard(tmp_path, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes", **variables)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert not done.stdout.startswith("0 ")

@@ -21,8 +21,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Options
 from mcpguard.stores.memory import Memory, MemoryStore
-from mcpguard.stores.redis import rows, states
-from mcpguard.stores.redis.scripts import PARTS, script
+from mcpguard.stores.redis.server import PARTS, script
 from mcpguard.stores.redis.store import RedisStore
 from tests.build import WALL_US, Time
 from tests.redis_servers import Server
@@ -53,38 +52,46 @@ FOREVER_US = 2 * WINDOWS_US[-1]
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> list[Plan]:
-    """Plans that share some of their counters. Each counter has its own window, and counts one thing."""
-    kinds = draw(st.lists(st.tuples(st.sampled_from(WINDOWS_US), st.sampled_from(COUNTS)), min_size=1, max_size=4))
+def plans(draw: st.DrawFn, *, are_usual: bool = False) -> list[Plan]:
+    """Plans that share some of their counters; of usual calls, if told. Each counter has one window, and counts one thing."""
+
+    def drawn(*choices: int) -> int:
+        """One of these; the first one for usual calls."""
+        return choices[0] if are_usual else draw(st.sampled_from(choices))
+
+    kinds = draw(
+        st.lists(
+            st.tuples(st.sampled_from(WINDOWS_US), st.sampled_from(COUNTS[: 1 if are_usual else None])), min_size=1, max_size=4
+        )
+    )
     windows = [0 if counts == "concurrent" else window_us for window_us, counts in kinds]
     counters = [Counter(at + 1, f'["é",{{}},{{"at":{at}}},{window}]', window) for at, window in enumerate(windows)]
     found = []
     for _ in range(draw(st.integers(1, 3))):
-        used = draw(st.lists(st.sampled_from(range(len(counters))), max_size=4, unique=True))
+        used = draw(st.lists(st.sampled_from(range(len(counters))), min_size=int(are_usual), max_size=4, unique=True))
         limits = []
         marks: dict[Counter, int] = {}
         for at, counter in enumerate(used):
             counts = kinds[counter][1]
             mark = -1
-            if counts != "concurrent" and draw(st.booleans()):
+            if counts != "concurrent" and drawn(0, 1):
                 mark = len(used) + marks.setdefault(counters[counter].mark, len(marks))
-            cost = draw(st.sampled_from((1, 2, 3, 60, 1_000_000_000))) if counts == "cost" else 1
             limits += [
                 Limit(
                     draw(st.sampled_from(SIZES)),
                     windows[counter],
                     at,
                     draw(st.integers(0, 3)),
-                    draw(st.booleans()),
+                    bool(drawn(0, 1)),
                     counts,
-                    cost,
-                    draw(st.sampled_from(WAITS_US)),
-                    draw(st.sampled_from((1, 2, 3, 60))) if mark >= 0 else 0,
+                    drawn(1, 2, 3, 60, 1_000_000_000) if counts == "cost" else 1,
+                    drawn(*WAITS_US),
+                    drawn(1, 2, 3, 60) if mark >= 0 else 0,
                     mark,
                 )
-                for _ in range(draw(st.integers(1, 2)))
+                for _ in range(drawn(1, 2))
             ]
-        if draw(st.integers(0, 5)) == 0:
+        if drawn(1, 1, 1, 1, 1, 0) == 0:
             limits.insert(draw(st.integers(0, len(limits))), Limit(0, 0, -1, 9, draw(st.booleans())))
         reported = [
             Reported(
@@ -97,6 +104,7 @@ def plans(draw: st.DrawFn) -> list[Plan]:
             for at, limit in enumerate(limits)
         ]
         found.append(Plan(tuple(limits), tuple(reported), (*[counters[counter] for counter in used], *marks)))
+        assert found[-1].is_plain or not are_usual
     return found
 
 
@@ -134,12 +142,14 @@ def steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
         st.integers(0, 70_000_000),
     )
     waited = st.sampled_from([None, None, 0, 1, 999_999, 1_000_000, 59_000_000])
-    choices = st.one_of(st.just((None, False, 0)), st.tuples(waited, st.booleans(), st.integers(0, 1)))
-    call = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), st.just(0), choices)
+    choices = st.tuples(waited, st.booleans(), st.integers(0, 1))
+    rounds = st.sampled_from([(None, False, 0)] * 3 + [(None, False, 1)])
+    usual = st.builds(Made, st.integers(0, plan_count - 1), st.booleans(), st.just(0), rounds)
     calls = st.one_of(
-        st.lists(call, min_size=1, max_size=4),
-        call.map(lambda one: [one] * 33),
-        st.builds(lambda one, first: [one._replace(name=first + at) for at in range(33)], call, st.integers(0, 100)),
+        st.lists(usual, min_size=1, max_size=4),
+        st.builds(lambda one, chosen: [one._replace(choices=chosen)], usual, choices),  # a call that may be held is alone
+        usual.map(lambda one: [one] * 33),
+        st.builds(lambda one, first: [one._replace(name=first + at) for at in range(33)], usual, st.integers(0, 100)),
     )
     endings = st.lists(st.tuples(st.integers(0, 10), st.booleans()), max_size=5)
     holds = st.sampled_from([None] * 5 + [*range(plan_count)])
@@ -165,16 +175,9 @@ def _request(call: Made, plans: Sequence[Plan]) -> DecisionRequest:
     return request
 
 
-def logs_in(store: RedisStore, counters: Sequence[Counter]) -> list[State]:
-    values = store._ask(("MGET", *(store._counter_key(counter.id) for counter in counters)))[0]
-    return [states.log(value) for value in values]
-
-
 def told(verdict: Verdict) -> dict[str, object]:
     """The members of a verdict that do not depend on the store."""
-    found = vars(verdict) | {"row_id": None}
-    found.pop("lease", None)
-    return found | {"states": list(verdict.states)}
+    return vars(verdict) | {"row_id": None, "states": list(verdict.states)}
 
 
 def kept(journal: Journal) -> dict[str, object]:
@@ -280,8 +283,7 @@ class Pair:
 
     def rows(self) -> list[Row]:
         """The audit rows on the server."""
-        found = [one for key in self.store._audit[:2] for one in self.store._ask(("XRANGE", key, "-", "+"))[0]]
-        return [rows.row(fields) for _, fields in sorted(found, key=lambda one: rows.row_id(one[0]))]
+        return [one.row for page in self.store.rows() for one in page]
 
 
 @given(plans().flatmap(lambda found: st.tuples(st.just(found), steps(len(found)))))
@@ -298,23 +300,6 @@ def test_the_script_makes_the_same_logs_and_rows_as_the_pure_functions(
     shared.command("FLUSHALL")
 
 
-@st.composite
-def usual_plans(draw: st.DrawFn) -> list[Plan]:
-    """Plans of usual calls that share some of their counters."""
-    windows = draw(st.lists(st.sampled_from(WINDOWS_US), min_size=1, max_size=4))
-    counters = [Counter(at + 1, f'["é",{{}},{{"at":{at}}},{window_us}]', window_us) for at, window_us in enumerate(windows)]
-    found = []
-    for _ in range(draw(st.integers(1, 2))):
-        used = draw(st.lists(st.sampled_from(counters), min_size=1, max_size=4, unique=True))
-        limits = [
-            Limit(draw(st.sampled_from(SIZES)), one.window_us, at, draw(st.integers(0, 3))) for at, one in enumerate(used)
-        ]
-        reported = [Reported("tool", f'rule "{at}" é', limit.n, f"{limit.window_us}us") for at, limit in enumerate(limits)]
-        found.append(Plan(tuple(limits), tuple(reported), tuple(used)))
-        assert found[-1].is_plain
-    return found
-
-
 def usual_steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
     """Usual calls, some of which hardly differ in time."""
     passing = st.sampled_from([0, 1, 15_624, 15_625, 15_626, 15_627, 100_000, 999_999, 1_000_000, 1_000_001, 60_000_000, -1])
@@ -323,7 +308,7 @@ def usual_steps(plan_count: int) -> st.SearchStrategy[list[Step]]:
     return st.lists(many, min_size=1, max_size=12).map(lambda found: [step for steps in found for step in steps])
 
 
-@given(usual_plans().flatmap(lambda found: st.tuples(st.just(found), usual_steps(len(found)))))
+@given(plans(are_usual=True).flatmap(lambda found: st.tuples(st.just(found), usual_steps(len(found)))))
 @settings(max_examples=200)
 def test_usual_calls_make_the_same_logs_and_rows_as_the_pure_functions(
     shared: Server, world: tuple[list[Plan], list[Step]]
@@ -337,29 +322,43 @@ def test_usual_calls_make_the_same_logs_and_rows_as_the_pure_functions(
     shared.command("FLUSHALL")
 
 
-def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(server: Server) -> None:
+@pytest.fixture
+def pair(server: Server) -> Iterator[Pair]:
     pair = Pair(server)
-    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
-    small, large = (
-        Plan((Limit(n, 1_000_000, 0),), (Reported("tool", "r", n, "1s"),), (counter,)) for n in (sliding.EXACT, 1000)
-    )
+    yield pair
+    pair.store.close()
+
+
+SECOND = Counter(1, '["n",{},{},1000000]', 1_000_000)
+
+
+def limited(n: int, **more: int) -> Plan:
+    """A plan with one limit per second."""
+    return Plan((Limit(n, 1_000_000, 0, **more),), (Reported("tool", "r", n, "1s"),), (SECOND,))  # type: ignore[arg-type]
+
+
+def test_a_log_of_single_entries_is_coalesced_when_the_limit_is_raised(pair: Pair) -> None:
     grain_us = 1_000_000 // sliding.EXACT
-    for plan, pass_us, times in ((small, 100, sliding.EXACT), (large, grain_us + 1, 20)):
+    for n, pass_us, times in ((sliding.EXACT, 100, sliding.EXACT), (1000, grain_us + 1, 20)):
         for _ in range(times):
-            pair.take(Step(pass_us, [Made()]), [plan])
-            assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
-    pair.store.close()
+            pair.take(Step(pass_us, [Made()]), [limited(n)])
+            pair.check([SECOND])
 
 
-@pytest.mark.parametrize("entries", [sliding.EXACT - 1, sliding.EXACT, sliding.EXACT + 1])
-def test_a_merged_log_is_coalesced_only_if_it_is_longer_than_an_exact_one(server: Server, entries: int) -> None:
-    pair = Pair(server)
-    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
-    log = (-1, *[part for at in range(-entries, 0) for part in (at, 1)])
+@pytest.mark.parametrize(
+    ("entries", "apart_us"),
+    [
+        *((sliding.EXACT + more, 1) for more in (-1, 0, 1)),
+        *((sliding.EXACT + 1, 1_000_000 // sliding.EXACT - less) for less in (0, 1)),
+    ],
+)
+def test_a_merged_log_is_coalesced_only_if_it_is_longer_than_an_exact_one_and_by_grains(
+    pair: Pair, entries: int, apart_us: int
+) -> None:
+    log = (-1, *[part for at in range(-entries, 0) for part in (at * apart_us, 1)])
     for store in (pair.store, pair.reference):
-        store.adopt([(counter, log)], token_hex())
-    assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
-    pair.store.close()
+        store.adopt([(SECOND, log)], token_hex())
+    assert pair.store.peek([SECOND])[0] == [pair.memory.states[1]]
 
 
 LOGS = st.lists(st.tuples(st.integers(-70_000_000, 0), st.integers(1, 9)), max_size=140).map(sorted)
@@ -372,85 +371,47 @@ def test_adopted_logs_are_merged_as_the_pure_functions_merge_them(
 ) -> None:
     pair = Pair(shared)
     counter = Counter(7, f'["n",{{}},{{}},{window_us}]', window_us)
-    for pairs in (first, second):
-        if not pairs:
-            continue
+    for pairs in filter(None, (first, second)):
         log = sliding.merge(EMPTY, (pairs[-1][0], *[part for one in pairs for part in one]), window_us)
         for store in (pair.store, pair.reference):
             store.adopt([(counter, log)], token_hex())
-        alive = [
-            sliding.live(one, window_us, NOW_US) for one in (logs_in(pair.store, [counter])[0], pair.memory.states[counter.id])
-        ]
-        assert alive[0] == alive[1]
+        logs = pair.store.peek([counter])[0][0], pair.memory.states[counter.id]
+        mine, theirs = (sliding.live(one, window_us, NOW_US) for one in logs)
+        assert mine == theirs
     pair.store.close()
     shared.command("FLUSHALL")
 
 
-def test_entries_a_grain_apart_stay_separate_and_closer_ones_are_merged(server: Server) -> None:
-    pair = Pair(server)
-    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
-    grain_us = 1_000_000 // sliding.EXACT
-    for entries, apart_us in ((sliding.EXACT + 1, grain_us), (sliding.EXACT + 1, grain_us - 1)):
-        log = (-1, *[part for at in range(-entries, 0) for part in (at * apart_us, 1)])
-        for store in (pair.store, pair.reference):
-            store.adopt([(counter, log)], token_hex())
-        assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
-    pair.store.close()
-
-
-def test_each_entry_counts_for_exactly_its_window(server: Server) -> None:
-    pair = Pair(server)
-    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
-    plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
+def test_each_entry_counts_for_exactly_its_window(pair: Pair) -> None:
     for pass_us in (0, 400_000, 599_999, 1, 399_999, 1):
-        pair.take(Step(pass_us, [Made()]), [plan])
-    assert [entry.record["decision"] for entry in pair.store.entries()].count("allowed") == 4
-    assert logs_in(pair.store, [counter]) == [pair.memory.states[1]]
-    pair.store.close()
+        pair.take(Step(pass_us, [Made()]), [limited(2)])
+    assert [row.decision for row in pair.rows()].count("allowed") == 4
+    pair.check([SECOND])
 
 
-def test_a_denial_of_a_closed_tool_does_not_change_the_count_of_other_denials(server: Server) -> None:
-    pair = Pair(server)
-    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
-    one = Limit(1, 1_000_000, 0)
-    reported, closed = Reported("tool", "r", 1, "1s"), Reported("tool", "closed", None, None)
-    plans = [
-        Plan((one,), (reported,), (counter,)),
-        Plan((one, Limit(0, 0, -1, 1)), (reported, closed), (counter,)),
-        Plan((one,), (reported,), (counter,)),
-    ]
-    pair.take(Step(0, [Made(which) for which in (0, 0, 1, 2)]), plans)
-    found = [entry.record for entry in pair.store.entries()]
-    assert found == [entry.record for entry in pair.reference.entries()]
-    assert [row.get("count") for row in found] == [1, 2, None, 3]
-    pair.store.close()
+def test_a_denial_of_a_closed_tool_does_not_change_the_count_of_other_denials(pair: Pair) -> None:
+    one = limited(1)
+    closed = Plan((*one.limits, Limit(0, 0, -1, 1)), (*one.reported, Reported("tool", "closed", None, None)), one.counters)
+    pair.take(Step(0, [Made(which) for which in (0, 0, 1, 2)]), [one, closed, one])
+    assert [row.counted for row in pair.rows()] == [1, 2, None, 3]
 
 
-def test_the_log_that_was_last_seen_of_a_counter_is_the_servers(server: Server) -> None:
-    pair = Pair(server)
-    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
-    plan = Plan((Limit(2, 1_000_000, 0),), (Reported("tool", "r", 2, "1s"),), (counter,))
+def test_the_log_that_was_last_seen_of_a_counter_is_the_servers(pair: Pair) -> None:
     for _ in range(3):
-        pair.take(Step(1, [Made()]), [plan])
+        pair.take(Step(1, [Made()]), [limited(2)])
         assert pair.store.last_seen() == ({1: pair.memory.states[1]}, pair.time())
-    pair.store.close()
 
 
 @pytest.mark.parametrize(("waited_us", "decision"), [(0, "held"), (1, "rate_limited")])
-def test_a_call_is_held_if_there_is_room_at_the_very_end_of_its_wait(server: Server, waited_us: int, decision: str) -> None:
-    pair = Pair(server)
-    counter = Counter(1, '["n",{},{},1000000]', 1_000_000)
-    limit = Limit(1, 1_000_000, 0, wait_us=1_000_000)
-    plan = Plan((limit,), (Reported("tool", "r", 1, "1s"),), (counter,))
+def test_a_call_is_held_if_there_is_room_at_the_very_end_of_its_wait(pair: Pair, waited_us: int, decision: str) -> None:
+    plan = limited(1, wait_us=1_000_000)
     pair.take(Step(0, [Made()]), [plan])
     (request,) = charges_of(Step(0, [Made(choices=(waited_us, False, 0))]), [plan])
     (verdict,) = pair.store.decide([request], pair.journals[0])
     assert (verdict.decision, verdict.retry_after_us) == (decision, 1_000_000)
-    pair.store.close()
 
 
-def test_of_two_caps_with_equal_room_the_calls_on_the_first_are_told(server: Server) -> None:
-    pair = Pair(server)
+def test_of_two_caps_with_equal_room_the_calls_on_the_first_are_told(pair: Pair) -> None:
     first, second = Counter(1, '["a",0]', 0), Counter(2, '["b",0]', 0)
     two, three = Limit(2, 0, 0, counts="concurrent"), Limit(3, 0, 0, 1, counts="concurrent")
     reported = [Reported("tool", rule, n, None, "concurrent") for rule, n in (("a", 2), ("b", 3))]
@@ -461,4 +422,3 @@ def test_of_two_caps_with_equal_room_the_calls_on_the_first_are_told(server: Ser
     for which in (0, 1):
         pair.take(Step(0, [Made(which)]), plans)
     assert [entry.record["in_flight"] for entry in pair.store.entries()] == [1, 1]
-    pair.store.close()
