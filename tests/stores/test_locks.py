@@ -11,7 +11,7 @@ import pytest
 
 from mcpguard import locks as module
 from mcpguard.files import open_private
-from mcpguard.locks import FileLock, LifeSign, SharedHold, delete_if_dead, lock_file, shows_life
+from mcpguard.locks import FileLock, LifeSign, delete_if_dead, lock_file, shows_life
 from tests.stores.conftest import ENOUGH_S, Worker, heard
 
 
@@ -177,15 +177,15 @@ def test_a_file_that_this_process_may_only_read_has_the_same_locks(tmp_path: Pat
 
 
 def test_a_shared_hold_keeps_others_from_holding_it_alone(tmp_path: Path) -> None:
-    one, two = SharedHold(tmp_path / "hold"), SharedHold(tmp_path / "hold")
-    assert one.alone()
+    one, two = lock_file(tmp_path / "hold"), lock_file(tmp_path / "hold")
+    assert one.acquire(0)
     assert one.share()
-    assert not two.alone()
+    assert not two.acquire(0)
     assert two.share()
-    assert not one.alone()
+    assert not one.acquire(0)
     assert one.share()
     one.close()
-    assert two.alone()
+    assert two.acquire(0)
     two.close()
     assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - the test compares names
 

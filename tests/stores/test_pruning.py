@@ -7,7 +7,7 @@ import pytest
 from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import lock_file
 from mcpguard.stores.api import DISORDER_US, Options
-from mcpguard.stores.sqlite import pruning, upkeep
+from mcpguard.stores.sqlite import draining, upkeep
 from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -49,7 +49,7 @@ def test_the_rows_of_before_a_time_are_deleted(path: Path) -> None:
 
 
 def test_rows_go_in_portions_and_the_newest_row_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "AT_ONCE", 10)
+    monkeypatch.setattr(draining, "AT_ONCE", 10)
     assert prune(path, 1000) == [10, 10, 3]
     assert hours(path) == [23]
 

@@ -1,6 +1,5 @@
 """The address of an SQLite store, and how to open it."""
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator
 
@@ -58,8 +57,6 @@ class SqliteAddress(NamedTuple):
 
     def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
         """See `Address`."""
-        from mcpguard.stores.sqlite.call_log import CallLog, log_path
-        from mcpguard.stores.sqlite.notes import note_line
+        from mcpguard.stores.sqlite import notes
 
-        with contextlib.closing(CallLog(log_path(self.path))) as log:
-            log.append_alone(note_line(namespace, note, wall_us), timeout_s)
+        notes.leave_note(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)

@@ -19,7 +19,7 @@ from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.redis.store import RedisStore
-from mcpguard.stores.sqlite.log_records import NO_CHARGE, START, pack
+from mcpguard.stores.sqlite.log_records import START, pack
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import START_US, Time, Wrapper
 from tests.redis_servers import running
@@ -39,7 +39,7 @@ HEAD_LINE = "h\t00\tthis boot\t1\t1\t"
 
 def log_of(*texts: str) -> bytes:
     """The content of a file with these records."""
-    return START.checksum + pack(START, [(text, 0, NO_CHARGE) for text in texts])[0]
+    return START.checksum + pack(START, texts)[0]
 
 
 def is_open(fd: int) -> bool:

@@ -34,7 +34,7 @@ def call(path: Path, times: int, session: str, *, stays_in_the_log: bool = False
         for _ in range(times):
             calls.one("x")
         if stays_in_the_log:
-            patch.setattr(Upkeep, "drain", lambda _: False)
+            patch.setattr(Upkeep, "drain", lambda *_: False)
             store.close()
 
 
