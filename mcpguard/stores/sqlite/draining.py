@@ -149,8 +149,7 @@ class Drain:
         """Write the counters whose logs are changed."""
         ids = changed(batch)
         memory = database.load_counters(self._db, list(ids))
-        for text in self._pauses.between(batch):
-            memory.apply(text)
+        memory.apply(self._pauses.between(batch))
         held = {key: log for key in ids if (log := memory.states.get(key))}
         self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key in ids if key not in held))
         values = (

@@ -81,21 +81,21 @@ class Memory:
 
     def read_some(self, log: CallLog, at: Position) -> Position:
         """As `read_on`, but for the next few of them. Returns the same object if there are none."""
-        for text, after in log.some(at):
-            self.apply(text)
-            at = after
-        return at
+        found = log.some(at)
+        self.apply([text for text, _ in found])
+        return found[-1][1] if found else at
 
-    def apply(self, text: str) -> None:
-        """Make the changes of a record."""
-        for line in text.split("\n"):
-            kind = line[0]
-            if kind in _CHARGING:
-                _, charged_us, charged = line.rsplit("\t", 2)
-                if charged:
-                    self._charge(charged, int(charged_us))
-            elif kind in _FOLLOWED:
-                self._take(kind, line.split("\t"))
+    def apply(self, texts: Iterable[str]) -> None:
+        """Make the changes of records."""
+        for text in texts:
+            for line in text.split("\n"):
+                kind = line[0]
+                if kind in _CHARGING:
+                    _, charged_us, charged = line.rsplit("\t", 2)
+                    if charged:
+                        self._charge(charged, int(charged_us))
+                elif kind in _FOLLOWED:
+                    self._take(kind, line.split("\t"))
 
     def _take(self, kind: str, fields: list[str]) -> None:
         if kind == notes.NOTED:
@@ -261,8 +261,7 @@ class Follower:
         """Append a record for each text, or none, also into the room that calls leave. The caller has the turn."""
         data, after = pack(self.at, texts)
         self._log.append(self.at, data, uses_reserve=True)
-        for text in texts:
-            self.memory.apply(text)
+        self.memory.apply(texts)
         self.at = after
 
     @property

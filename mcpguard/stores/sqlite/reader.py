@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from mcpguard.files import StrPath, is_there
-from mcpguard.light_typing import Any, Final, NamedTuple, TypeVar
+from mcpguard.light_typing import Any, Final, TypeVar
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import State
@@ -50,18 +50,6 @@ _NEWEST_AMONG: Final = """
 _Found = TypeVar("_Found")
 _Outcomes = Mapping[int, tuple[str, int]]
 """Outcomes and durations in µs, by row id."""
-
-
-class Pending(NamedTuple):
-    """The records of the log that the database does not have yet.
-
-    Attributes:
-        first: The id of the first audit row among them; all earlier ones are in the database.
-        texts: The records.
-    """
-
-    first: int
-    texts: list[str]
 
 
 class Reader:
@@ -159,11 +147,11 @@ class Reader:
         """See `Readable`."""
         now_us = self.clock()
         question = "SELECT id, label FROM counter WHERE label != ?"
-        (memory, labels), (_, texts) = self._with_log(
+        (memory, labels), _, texts = self._with_log(
             lambda db: (database.load(db), dict(db.execute(question, (log_lines.NO_LABEL,)).fetchall()))
         )
         labels |= {int(key): label for _, key, _, label in _lines(texts, log_lines.COUNTER)}
-        _apply(memory, texts)
+        memory.apply(texts)
         logs = [
             (labels[key], sliding.live(log, memory.windows[key], now_us)) for key, log in memory.states.items() if key in labels
         ]
@@ -180,8 +168,8 @@ class Reader:
 
     def _memory_now(self) -> Memory:
         """The counters and places at the end of the log."""
-        memory, (_, texts) = self._with_log(database.load)
-        _apply(memory, texts)
+        memory, _, texts = self._with_log(database.load)
+        memory.apply(texts)
         return memory
 
     def memory(self) -> tuple[Memory, Position]:
@@ -211,21 +199,21 @@ class Reader:
 
     def _pages(self, after: int, wanted: Wanted | None, *, newest_first: bool = False) -> Iterator[tuple[list[StoredRow], int]]:
         """The wanted rows of database and log, page by page; and the last id of each page, if they ascend."""
-        _, pending = self._with_log(lambda _: None)
-        outcomes = _outcomes(pending.texts)
-        of_log = list(_of_log(pending, outcomes, after, wanted))
+        _, first, texts = self._with_log(lambda _: None)
+        outcomes = _outcomes(texts)
+        of_log = list(_of_log(first, texts, outcomes, after, wanted))
         if newest_first:
             yield of_log[::-1], 0
-        at, before = after, pending.first
+        at, before = after, first
         if at < before - 1:
-            condition, first = self._ask_for_texts(functools.partial(self._condition, wanted))
-            at = max(at, first - 1)
+            condition, least = self._ask_for_texts(functools.partial(self._condition, wanted))
+            at = max(at, least - 1)
             ask = functools.partial(self._page, condition=condition, outcomes=outcomes, newest_first=newest_first)
             while at < before - 1:
                 page, at, before = self._ask_for_texts(functools.partial(ask, at, before))
                 yield [one for one in page if wanted is None or wanted.admits_row(one.row, one.outcome)], at
         if not newest_first:
-            yield of_log, max(after, pending.first - 1 + sum(map(log_records.rows_in, pending.texts)))
+            yield of_log, max(after, first - 1 + sum(map(log_records.rows_in, texts)))
 
     def _condition(self, wanted: Wanted | None) -> tuple[str, int]:
         """A condition in SQL that the wanted rows meet, and others may, too; and an id that no wanted row is below.
@@ -319,14 +307,14 @@ class Reader:
 
     def outcomes_of(self, row_ids: Sequence[int]) -> list[Outcome]:
         """See `Readable`."""
-        known, (_, texts) = self._with_log(lambda db: database.outcomes(db, row_ids))
+        known, _, texts = self._with_log(lambda db: database.outcomes(db, row_ids))
         known = _outcomes(texts) | known
         return [Outcome(row_id, *known[row_id]) for row_id in row_ids if row_id in known]
 
     # both
 
-    def _with_log(self, question: Callable[[sqlite3.Connection], _Found], tries: int = _TRIES) -> tuple[_Found, Pending]:
-        """The result of a query, and the log's records since then."""
+    def _with_log(self, question: Callable[[sqlite3.Connection], _Found], tries: int = _TRIES) -> tuple[_Found, int, list[str]]:
+        """The result of a query, the id of the first row that the database did not have then, and the log's records since."""
         with self._asking(), database.reading(self._db):
             at = database.position(self._db)
             found = question(self._db)
@@ -334,22 +322,18 @@ class Reader:
         if log is None:
             if at.end > START.end:  # else another process is creating the store
                 self._losses.tell(call_log.removed(log_path(self.path)))
-            return found, Pending(at.row, [])
+            return found, at.row, []
         with contextlib.suppress(Lost), database.reported(log.path):
-            return found, Pending(at.row, [text for text, _ in log.records(at)])
+            return found, at.row, [text for text, _ in log.records(at)]
         if tries > 1:  # upkeep may have moved them since, and calls overwritten them
             return self._with_log(question, tries - 1)
         if log is not self._own_log:
             raise Lost(log.path)
-        return found, self._repaired(log, at)
-
-    def _repaired(self, log: CallLog, at: Position) -> Pending:
-        """What a wrapper would take in of a log that does not continue at the database's position."""
-        with database.reported(log.path):
+        with database.reported(log.path):  # what a wrapper would take in of it when it repairs the store
             log.check()
             since, lost = log.resumed(at, self.path)
             self._losses.tell(lost)
-            return Pending(at.row, []) if since is None else Pending(since.row, [text for text, _ in log.records(since)])
+            return found, (since or at).row, [text for text, _ in log.records(since)] if since else []
 
     def close(self) -> None:
         """Close the files."""
@@ -387,14 +371,9 @@ def _outcomes(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     return found
 
 
-def _apply(memory: Memory, texts: Iterable[str]) -> None:
-    for text in texts:
-        memory.apply(text)
-
-
-def _of_log(pending: Pending, outcomes: _Outcomes, after: int, wanted: Wanted | None) -> Iterator[StoredRow]:
+def _of_log(first: int, texts: Sequence[str], outcomes: _Outcomes, after: int, wanted: Wanted | None) -> Iterator[StoredRow]:
     """The wanted audit rows of the log after a row, oldest first."""
-    for row_id, fields in enumerate(_lines(pending.texts, log_lines.ROW), pending.first):
+    for row_id, fields in enumerate(_lines(texts, log_lines.ROW), first):
         if row_id > after:  # others are not parsed: somebody who follows the log reads it again and again
             row, outcome = log_lines.read_row(fields), outcomes.get(row_id, (None, None))
             if wanted is None or wanted.admits_row(row, outcome[0]):

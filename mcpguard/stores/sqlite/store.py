@@ -101,7 +101,7 @@ class SqliteStore:
     def _upkeep(self) -> "Upkeep":
         from mcpguard.stores.sqlite.upkeep import Upkeep  # a hook seldom needs it
 
-        made = Upkeep(self._files, self._options, busy=self._is_busy)
+        made = Upkeep(self._files, self._options, decided_s=lambda: self._decided_s)
         found: Upkeep = self.__dict__.setdefault("_upkeep", made)  # two threads may be here at once, from Python 3.12 on
         return found
 
@@ -163,11 +163,6 @@ class SqliteStore:
                     self.settle([Ending(row_id, plan, failed=False) for row_id, plan in rows if row_id is not None])
                 raise
             self._forced_bytes = appended_bytes
-
-    def _is_busy(self) -> bool:
-        from mcpguard.stores.pauses import QUIET_S  # upkeep asks, which has loaded it
-
-        return time.monotonic() - self._decided_s < QUIET_S
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""

@@ -16,7 +16,7 @@ from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.light_typing import Final
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.pauses import Pauses
+from mcpguard.stores.pauses import QUIET_S, Pauses
 from mcpguard.stores.sqlite import call_log, database, draining, in_flight, log_lines
 from mcpguard.stores.sqlite.call_log import damaged
 from mcpguard.stores.sqlite.database import PAGE_BYTES
@@ -99,7 +99,7 @@ class Upkeep:
         files: The store's files.
         options: They name this process's namespace and its bounds. It tells them to the database, so that any process can prune
             by them.
-        busy: Whether this process has decided a call within the last `QUIET_S`.
+        decided_s: When this process last decided a call.
 
     Attributes:
         is_failing: Whether this process could not write the database when it last tried.
@@ -107,7 +107,7 @@ class Upkeep:
         next_check_bytes: `keep_pace` does something only if this process has appended more than this.
     """
 
-    def __init__(self, files: Files, options: Options, *, busy: Callable[[], bool]) -> None:
+    def __init__(self, files: Files, options: Options, *, decided_s: Callable[[], float]) -> None:
         self._path = files.path
         self._log = files.log
         self._lock = files.lock
@@ -119,7 +119,7 @@ class Upkeep:
         self._rest_us = DRAIN_EVERY_US
         self._told_bounds = False
         self.has_more_to_do = True
-        self._busy = busy
+        self._decided_s = decided_s
         self._awaited = 0
         self._most_outcomes = max(_LEAST_OUTCOMES, options.max_bytes // (2 * draining.JOURNAL_SHARE) // PAGE_BYTES)
         self.is_failing = False
@@ -261,7 +261,10 @@ class Upkeep:
             self._awaited -= 1
 
     def _pauses(self, *, is_urgent: bool = False) -> Pauses:
-        return Pauses(self._busy, lambda: is_urgent or self._awaited > 0)
+        return Pauses(self._is_busy, lambda: is_urgent or self._awaited > 0)
+
+    def _is_busy(self) -> bool:
+        return time.monotonic() - self._decided_s() < QUIET_S
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -370,4 +373,4 @@ def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
         os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
         Reader(path).close()  # what is no store is refused before it gets files beside it
         with contextlib.closing(open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us)) as files:
-            yield from Upkeep(files, options, busy=lambda: False).prune(min(before_us, wall_us()))
+            yield from Upkeep(files, options, decided_s=lambda: 0.0).prune(min(before_us, wall_us()))

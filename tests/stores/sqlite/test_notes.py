@@ -70,8 +70,7 @@ def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(path: Path,
 def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() -> None:
     known = Memory()
     for name, noted_us in (("old", WALL_US), ("new", WALL_US + 1), ("later", WALL_US + NOTE_KEPT_US + 1)):
-        for at in range(10):
-            known.apply(note_line("default", AgentNote(f"{name}{at}", "a"), noted_us))
+        known.apply([note_line("default", AgentNote(f"{name}{at}", "a"), noted_us) for at in range(10)])
     assert sorted({key.rstrip("0123456789") for _, key in known.notes}) == ["later", "new"]
     assert len(known.notes) == 20
 

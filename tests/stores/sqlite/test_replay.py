@@ -261,12 +261,10 @@ def test_replayed_lines_give_the_same_logs_as_the_decisions(
             states[4] = release(states[4], call_id)
     drained_at %= len(texts) + 1
     drained = memory.Memory()
-    for text in texts[:drained_at]:
-        drained.apply(text)
+    drained.apply(texts[:drained_at])
     stored = {key: memory.unpack_log(memory.pack_log(log)) for key, log in drained.states.items()}
     followed = memory.Memory((key, 60_000_000, log) for key, log in stored.items())
-    for text in texts[drained_at:]:
-        followed.apply(text)
+    followed.apply(texts[drained_at:])
     assert [followed.states.get(at, EMPTY) for at in range(4)] == states[:4]
 
 

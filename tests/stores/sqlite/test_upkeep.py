@@ -274,7 +274,7 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
         store.tend()
     assert bool(waits) is not (is_awaited or is_urgent)
     assert store._log.drained() == store._follower.at
-    assert store._is_busy()
+    assert store._upkeep._is_busy()
 
 
 @contextlib.contextmanager
