@@ -10,7 +10,7 @@ from mcpguard.session.journal import Journal
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines
-from mcpguard.stores.sqlite.in_flight import InFlight, Owner, Place
+from mcpguard.stores.sqlite.in_flight import Owner, Place, Places, calls_of
 from mcpguard.stores.sqlite.log_records import pack
 from mcpguard.stores.sqlite.memory import Follower
 
@@ -54,7 +54,7 @@ class Decider:
         self._logs: dict[int, State] = {}  # of the counters that were charged
         self._windows: dict[int, int] = {}  # of counters that may be new
         self._alive: set[str] = set()  # the processes that were found alive
-        self._in_flight: InFlight | None = None  # a copy of the memory's, once a call takes or frees a place
+        self._places = follower.memory.places  # a copy, once a call takes or frees one
         journal.begin()
         row_id = self.at.row
         for request in requests:
@@ -79,8 +79,7 @@ class Decider:
         memory = self._follower.memory
         memory.states.update(self._logs)
         memory.windows.update(self._windows)
-        if self._in_flight is not None:
-            memory.in_flight = self._in_flight
+        memory.places = self._places
         self._follower.at = self._after
 
     def _logs_of(self, counters: Sequence[Counter]) -> Mapping[int, State]:
@@ -101,7 +100,7 @@ class Decider:
                 self._logs[counter.id], self._windows[counter.id] = decision.states[limit.counter], limit.window_us
             else:
                 owner = self._owner.prepare()
-                self._places().take(Place(counter.id, row_id, owner, counter.label))
+                self._own_places()[counter.id, row_id] = Place(counter.id, row_id, owner, counter.label)
         row = self._journal.row(request, verdict, self._wall_us)
         return verdict, row and log_lines.decision_lines(row, counters, decision, row_id, owner)
 
@@ -121,24 +120,24 @@ class Decider:
 
     def _states(self, request: DecisionRequest) -> list[State]:
         counters = request.plan.counters
-        logs, in_flight = self._logs_of(counters), self._in_flight or self._follower.memory.in_flight
-        return [logs.get(one.id, EMPTY) if one.window_us else in_flight.state(one.id) for one in counters]
+        logs = self._logs_of(counters)
+        return [logs.get(one.id, EMPTY) if one.window_us else calls_of(self._places, one.id) for one in counters]
 
-    def _places(self) -> InFlight:
+    def _own_places(self) -> Places:
         """The places, to be changed."""
-        if self._in_flight is None:
-            self._in_flight = self._follower.memory.in_flight.copy()
-        return self._in_flight
+        if self._places is self._follower.memory.places:
+            self._places = dict(self._places)
+        return self._places
 
     def _free_dead(self, counters: Sequence[Counter]) -> bool:
         """Free all places of the processes that have places of these counters and have ended; returns whether there are any."""
-        in_flight = self._in_flight or self._follower.memory.in_flight
-        holders = {place.owner for place in in_flight.of([one.id for one in counters])} - {self._owner.name, *self._alive}
+        ids, places = {one.id for one in counters}, self._places.values()
+        holders = {place.owner for place in places if place.counter_id in ids} - {self._owner.name, *self._alive}
         ended = self._owner.dead(holders)
         self._alive |= holders - ended
-        freed = [place for place in in_flight if place.owner in ended]
+        freed = [place for place in places if place.owner in ended]
         for place in freed:
-            self._places().free(place.counter_id, place.call_id)
+            del self._own_places()[place[:2]]
         if freed:
             self._records.append("\n".join([log_lines.freed_line(place.counter_id, place.call_id) for place in freed]))
         return bool(freed)

@@ -9,17 +9,13 @@ free.
 
 import os
 from _thread import allocate_lock
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 from mcpguard.files import StrPath
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.sliding import State
 from mcpguard.locks import LifeSign, delete_if_dead, shows_life
-from mcpguard.stores.sqlite import log_lines
 from mcpguard.stores.sqlite.call_log import beside
-
-KINDS: Final = frozenset({log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED})
-"""The kinds of lines that change places."""
 
 
 class Place(NamedTuple):
@@ -28,7 +24,7 @@ class Place(NamedTuple):
     Attributes:
         counter_id: The cap's counter.
         call_id: The id of the call's row; negative for a call that was admitted without the store.
-        owner: The process that took the place, see `Owners`.
+        owner: The process that took the place, see `Owner`.
         label: The counter's label.
     """
 
@@ -38,55 +34,19 @@ class Place(NamedTuple):
     label: str
 
 
-class InFlight:
-    """The places that are taken, at one position of the call log.
+Places = dict[tuple[int, int], Place]
+"""The places that are taken, by counter id and call id."""
 
-    Args:
-        places: The places.
-    """
 
-    def __init__(self, places: Iterable[Place] = ()) -> None:
-        self._places = {place[:2]: place for place in places}
+def calls_of(places: Places, counter_id: int) -> State:
+    """The state of a counter: the ids of its calls."""
+    return tuple([call_id for counter, call_id in places if counter == counter_id])
 
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self._places.values())
 
-    def copy(self) -> "InFlight":
-        """A copy that changes on its own."""
-        return InFlight(self)
-
-    def of(self, counter_ids: Collection[int]) -> list[Place]:
-        """The places of some counters."""
-        return [place for place in self if place.counter_id in counter_ids]
-
-    def state(self, counter_id: int) -> State:
-        """The state of a counter: the ids of its calls."""
-        return tuple([place.call_id for place in self if place.counter_id == counter_id])
-
-    def take(self, place: Place) -> None:
-        """Take a place."""
-        self._places[place[:2]] = place
-
-    def free(self, counter_id: int, call_id: int) -> None:
-        """Free a place, if it is taken."""
-        self._places.pop((counter_id, call_id), None)
-
-    def follow(self, fields: Sequence[str]) -> None:
-        """Apply a line of one of `KINDS`."""
-        kind, counter_id, *rest = fields
-        if kind == log_lines.TAKEN:
-            call_id, owner, label = rest
-            self.take(Place(int(counter_id), int(call_id), owner, label))
-        elif kind == log_lines.FREED:
-            self.free(int(counter_id), int(rest[0]))
-        else:
-            for place in self.of([int(counter_id)]):
-                self.free(place.counter_id, place.call_id)
-
-    def alive(self, database: StrPath) -> "InFlight":
-        """The places of processes that still run."""
-        ended = dead(database, {place.owner for place in self})
-        return InFlight(place for place in self if place.owner not in ended)
+def alive(places: Places, database: StrPath) -> Places:
+    """The places of processes that still run."""
+    ended = dead(database, {place.owner for place in places.values()})
+    return {key: place for key, place in places.items() if place.owner not in ended}
 
 
 _own: Final[dict[str, "Owner"]] = {}

@@ -20,7 +20,7 @@ from mcpguard.locks import FileLock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines, notes
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
-from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
+from mcpguard.stores.sqlite.in_flight import Place, calls_of
 from mcpguard.stores.sqlite.log_records import Position, pack
 
 MOST_COUNTERS: Final = 65_536
@@ -40,7 +40,9 @@ _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
 
 _CHARGING: Final = frozenset({log_lines.ROW, log_lines.CHARGED})
-_FOLLOWED: Final = KINDS | {log_lines.MERGED, notes.NOTED, log_lines.WRITTEN_BACK}
+_FOLLOWED: Final = frozenset(
+    {log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED, log_lines.MERGED, log_lines.WRITTEN_BACK, notes.NOTED}
+)
 """The kinds of other lines that change counters or notes. What is left matters only to the audit."""
 
 
@@ -54,7 +56,7 @@ class Memory:
     Attributes:
         states: The logs, by counter id. A counter without a log is empty.
         windows: Their windows in µs.
-        in_flight: The calls in flight.
+        places: The places that calls in flight hold, see `in_flight`.
         notes: Agent and wall-clock time of each note, by namespace and key.
         write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
     """
@@ -62,7 +64,7 @@ class Memory:
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), places: Iterable[Place] = ()) -> None:
         self.states: dict[int, State] = {}
         self.windows: dict[int, int] = {}
-        self.in_flight = InFlight(places)
+        self.places = {place[:2]: place for place in places}
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.write_back_ids: set[str] = set()
         for key, window_us, log in logs:
@@ -104,10 +106,16 @@ class Memory:
             self.write_back_ids.add(fields[1])
         elif kind == log_lines.MERGED:
             self._merge(*fields[1:])
+        elif kind == log_lines.TAKEN:
+            place = Place(int(fields[1]), int(fields[2]), *fields[3:])
+            self.places[place[:2]] = place
+        elif kind == log_lines.FREED:
+            self.places.pop((int(fields[1]), int(fields[2])), None)
         else:
-            if kind == log_lines.EMPTIED and int(fields[1]) in self.states:
-                self.states[int(fields[1])] = EMPTY
-            self.in_flight.follow(fields)
+            emptied = int(fields[1])
+            if emptied in self.states:
+                self.states[emptied] = EMPTY
+            self.places = {key: place for key, place in self.places.items() if place.counter_id != emptied}
 
     def _charge(self, charged: str, now_us: int) -> None:
         for key, window_us, n, cost in log_lines.read_charges(charged):
@@ -131,7 +139,7 @@ class Memory:
 
     def states_of(self, counters: Iterable[Counter]) -> list[State]:
         """The states of counters: their logs, or the calls in flight."""
-        return [self.states.get(one.id, EMPTY) if one.window_us else self.in_flight.state(one.id) for one in counters]
+        return [self.states.get(one.id, EMPTY) if one.window_us else calls_of(self.places, one.id) for one in counters]
 
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""

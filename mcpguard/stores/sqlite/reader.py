@@ -24,6 +24,7 @@ from mcpguard.stores.api import Clock, CounterUse, Entry, StoredRow, Tally, Want
 from mcpguard.stores.losses import Losses
 from mcpguard.stores.sqlite import call_log, database, log_lines, log_records
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
+from mcpguard.stores.sqlite.in_flight import alive
 from mcpguard.stores.sqlite.log_records import START, Position
 from mcpguard.stores.sqlite.memory import Memory
 
@@ -155,7 +156,7 @@ class Reader:
         logs = [
             (labels[key], sliding.live(log, memory.windows[key], now_us)) for key, log in memory.states.items() if key in labels
         ]
-        in_flight = collections.Counter(place.label for place in memory.in_flight.alive(self.path))
+        in_flight = collections.Counter(place.label for place in alive(memory.places, self.path).values())
         return [CounterUse(label, sliding.used(log), log) for label, log in logs if log] + [
             CounterUse(label, calls, sliding.EMPTY) for label, calls in in_flight.items()
         ]
@@ -163,7 +164,7 @@ class Reader:
     def peek(self, counters: Sequence[Counter]) -> tuple[list[State], int]:
         """See `Readable`."""
         memory = self._memory_now()
-        memory.in_flight = memory.in_flight.alive(self.path)
+        memory.places = alive(memory.places, self.path)
         return memory.states_of(counters), self.clock()
 
     def _memory_now(self) -> Memory:

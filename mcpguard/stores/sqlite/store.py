@@ -337,5 +337,5 @@ class SqliteStore:
             if self._log.drained().end < self._follower.at.end:
                 self._upkeep.drain(DRAIN_AT_CLOSE_S)
         name = self._owner.name
-        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
+        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.places.values()))
         self._files.close()
