@@ -12,7 +12,7 @@ import pytest
 from mcpguard import locks as module
 from mcpguard.files import open_private
 from mcpguard.locks import FileLock, LifeSign, delete_if_dead, lock_file, shows_life
-from tests.stores.conftest import ENOUGH_S, Worker, heard
+from tests.stores.conftest import ENOUGH_S, Worker, broken, heard
 
 
 @pytest.fixture
@@ -93,15 +93,11 @@ def test_without_a_timeout_the_lock_is_tried_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases(
-    locks: list[FileLock], monkeypatch: pytest.MonkeyPatch
+    locks: list[FileLock],
 ) -> None:
-    def refuse(_: int, __: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     first, second, _ = locks
     assert first.acquire(0)
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "_lock", refuse)
+    with broken(module, "_lock", errno.ENOLCK):
         first.release()
     assert not second.acquire(0)
     assert first.acquire(0)
@@ -239,12 +235,9 @@ def test_a_sign_of_life_is_not_given_with_a_file_that_others_take_for_a_dead_one
 
 
 @pytest.mark.posix
-def test_a_process_whose_file_may_not_be_read_is_taken_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "open", refuse)
-    assert shows_life(tmp_path / "sign")
+def test_a_process_whose_file_may_not_be_read_is_taken_to_run(tmp_path: Path) -> None:
+    with broken(os, "open", errno.EACCES):
+        assert shows_life(tmp_path / "sign")
 
 
 @pytest.mark.posix

@@ -21,7 +21,7 @@ from mcpguard.stores.sqlite.in_flight import sweep
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.callers import Caller
-from tests.stores.conftest import ENOUGH_S, Worker, heard, killed_one_by_one
+from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, killed_one_by_one
 from tests.stores.sqlite.conftest import Open, Tend, rows
 from tests.stores.worker import CAPPED, SEATS
 
@@ -45,16 +45,11 @@ def owner_files(path: Path) -> list[Path]:
     return [one for one in path.parent.iterdir() if "-owner-" in one.name]
 
 
-def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
+def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Open) -> None:
     caller = Caller(open_store(durability="full"), CAPPED)
     assert caller.words("x") == ["allowed"]
-    with monkeypatch.context() as patched:
-        patched.setattr(call_log, "_sync", refuse)
-        with pytest.raises(StoreUnavailable):
-            caller.decide("x", "x")
+    with broken(call_log, "_sync", errno.EIO), pytest.raises(StoreUnavailable):
+        caller.decide("x", "x")
     assert caller.used == [1]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
@@ -264,15 +259,10 @@ def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, 
 # Failures
 
 
-def test_a_decision_that_fails_takes_no_place(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_that_fails_takes_no_place(open_store: Open) -> None:
     caller = Caller(open_store(), CAPPED)
     caller.decide("x")
-
-    def fail(*_: object) -> int:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(call_log, "_pwrite", fail)
+    with broken(call_log, "_pwrite", errno.EIO):
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 caller.decide("x")
@@ -303,13 +293,8 @@ def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> No
 def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open, path: Path) -> None:
     store = open_store()
     caller = Caller(store, CAPPED + '[[rule]]\ntool = "y"\nlimit = "2/1h"\n')
-
-    def fail(_: Path) -> int:
-        raise OSError(28, "No space left")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(locks, "open_private", fail)
-        with pytest.raises(StoreUnavailable, match="No space left"):
+    with broken(locks, "open_private", errno.ENOSPC):
+        with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOSPC)):
             caller.decide("x")
         assert caller.words("y") == ["allowed"]
     assert caller.words("x") == ["allowed"]

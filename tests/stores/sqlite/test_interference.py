@@ -22,6 +22,7 @@ from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.reader import Reader
 from tests.build import Session
 from tests.missing import make_link
+from tests.stores.conftest import raising
 from tests.stores.sqlite.conftest import MANY, Open, counter_of, drain, turn_is_free, used
 
 # A database that others have locked
@@ -36,14 +37,11 @@ def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has
     session = Session(busy, MANY)
     session.one("x")
 
-    def full(*_: object, **__: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
         if trouble == "locked":
             theirs.execute("BEGIN EXCLUSIVE")
         else:
-            monkeypatch.setattr(upkeep.Upkeep, "_write", full)
+            monkeypatch.setattr(upkeep.Upkeep, "_write", raising(sqlite3.OperationalError("database or disk is full")))
         for _ in range(20):
             assert session.decisions("x", 10) == ["allowed"] * 10
             busy.keep_pace(lambda: None)

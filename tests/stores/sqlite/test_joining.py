@@ -19,7 +19,7 @@ from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
 from tests.build import Session
-from tests.stores.conftest import open_descriptors
+from tests.stores.conftest import broken, open_descriptors
 from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, drain
 
 
@@ -71,16 +71,11 @@ def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_s
 
 
 @pytest.mark.posix
-def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> bool:
-        raise MemoryError
-
+def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path, open_store: Open) -> None:
     store = open_store()
     Session(store, FIVE_A_MINUTE).call("x")
-    monkeypatch.setattr(Upkeep, "drain", fail)
-    store.close()
+    with broken(Upkeep, "drain", MemoryError()):
+        store.close()
     hold = lock_file(beside(path, "-open"))
     assert hold.acquire(0)
     hold.close()
@@ -153,21 +148,15 @@ def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Pat
 # files that stay open would add up: during an outage a store is opened every few seconds
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise StoreUnavailable("not now")
-
-
 @pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (opening, "_begin_time"), (FileLock, "share")])
 def test_a_store_that_cannot_be_opened_leaves_no_file_open(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
 ) -> None:
     open_store().close()
     before = open_descriptors()
-    with monkeypatch.context() as patch:
-        patch.setattr(clock, "base_id", lambda: "another boot")
-        patch.setattr(owner, step, refuse)
-        with pytest.raises(StoreUnavailable):
-            open_store()
+    monkeypatch.setattr(clock, "base_id", lambda: "another boot")
+    with broken(owner, step, StoreUnavailable("not now")), pytest.raises(StoreUnavailable):
+        open_store()
     assert open_descriptors() == before
 
 

@@ -29,7 +29,7 @@ from mcpguard.stores.sqlite.memory import pack_log, unpack_log
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
-from tests.stores.conftest import as_on
+from tests.stores.conftest import as_on, broken
 from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, Times, ask, counter_of, rows
 
 Transaction = Callable[[sqlite3.Connection], contextlib.AbstractContextManager[None]]
@@ -119,24 +119,19 @@ def test_a_reader_of_an_emptied_database_is_told_that_it_is_damaged(path: Path, 
     ids=["the boot", "the log", "the files"],
 )
 def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, what: str
+    path: Path, open_store: Open, owner: object, name: str, what: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> NoReturn:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     decisions(open_store(), 1)
     with contextlib.closing(Reader(path)) as found:
         assert found.args_key
         asked: list[Callable[[], object]] = [found.held]
         if owner is not clock:
             asked += [lambda: list(found.rows()), lambda: list(found.newest())]
-        monkeypatch.setattr(owner, name, refuse)
-        for ask_for in asked:
-            with pytest.raises(
-                StoreUnavailable, match=re.escape(f"{what.format(path=path)} cannot be used: {os.strerror(errno.EIO)}")
-            ):
-                ask_for()
-        monkeypatch.undo()
+        told = re.escape(f"{what.format(path=path)} cannot be used: {os.strerror(errno.EIO)}")
+        with broken(owner, name, errno.EIO):
+            for ask_for in asked:
+                with pytest.raises(StoreUnavailable, match=told):
+                    ask_for()
 
 
 def test_the_hint_for_what_may_be_an_error_of_the_disk_does_not_cost_a_sound_database(path: Path, open_store: Open) -> None:
@@ -254,17 +249,10 @@ def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_th
     assert rows(path) == 4
 
 
-def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> bool:
-        raise OSError(5, "Input/output error")
-
+def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(path: Path, open_store: Open) -> None:
     store = open_store()
-    with monkeypatch.context() as patch:
-        patch.setattr(call_log.CallLog, "ends_at", fail)
-        with pytest.raises(StoreUnavailable, match="Input/output error"):
-            decisions(store, 1)
+    with broken(call_log.CallLog, "ends_at", errno.EIO), pytest.raises(StoreUnavailable, match="Input/output error"):
+        decisions(store, 1)
     with contextlib.closing(lock_file(log_path(path))) as lock:
         assert lock.acquire(0)
 
@@ -351,14 +339,11 @@ def test_an_error_that_has_ended_a_transaction_is_reported_itself(tmp_path: Path
         fail(db)
 
 
-def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> NoReturn:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(opening, "lock_file", refuse)
-    with pytest.raises(StoreUnavailable, match="Too many open files") as caught:
+def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(open_store: Open) -> None:
+    with (
+        broken(opening, "lock_file", errno.EMFILE),
+        pytest.raises(StoreUnavailable, match="Too many open files") as caught,
+    ):
         open_store()
     assert "ulimit -a" in caught.value.hint
 
@@ -461,7 +446,7 @@ def test_a_second_time_base_replaces_the_first_when_no_process_uses_it(machine: 
 
 
 def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has_the_newest_charge(
-    path: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+    path: Path, machine: Machine
 ) -> None:
     each_tool = '[[rule]]\ntool = "*"\nlimit = "5/1m"\n'
     first = machine.open()
@@ -469,12 +454,7 @@ def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has
     session.call("y")
     machine.boot.pass_s(3600)
     session.call("x", 5)
-
-    def full(*_: object, **__: object) -> NoReturn:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(upkeep.Upkeep, "_write", full)
+    with broken(upkeep.Upkeep, "_write", sqlite3.OperationalError("database or disk is full")):
         first.close()
     assert rows(path, "counter") == 0
     machine.reboots()
@@ -529,19 +509,12 @@ def test_macos_forces_calls_and_transactions_through_the_disks_own_memory(path: 
 
 
 @pytest.mark.parametrize("counts", ["calls", "cost"])
-def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, counts: str
-) -> None:
+def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(open_store: Open, counts: str) -> None:
     store = open_store()
     session = Session(store, f'{FIVE_A_MINUTE}count = "{counts}"\n')
     session.call("x", 2)
     seen = store.last_seen()
-
-    def fail(*_: object) -> int:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(call_log, "_pwrite", fail)
+    with broken(call_log, "_pwrite", errno.EIO):
         for times in (1, 2):
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 session.call("x", times)
@@ -550,15 +523,10 @@ def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int, __: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
+def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open) -> None:
     store = open_store()
-    with monkeypatch.context() as patched:
-        patched.setattr(locks, "_lock", refuse)
-        with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
-            decisions(store, 1)
+    with broken(locks, "_lock", errno.ENOLCK), pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
+        decisions(store, 1)
     assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
 
 
