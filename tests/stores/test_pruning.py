@@ -6,9 +6,9 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import lock_file
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import DISORDER_US, Options
 from mcpguard.stores.sqlite import draining, upkeep
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity

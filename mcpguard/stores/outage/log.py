@@ -27,11 +27,11 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.locks import LifeSign
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import FORWARDED
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Address, Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import log_lines, log_records
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, START, Position
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import compact

@@ -20,10 +20,10 @@ from mcpguard.files import force
 from mcpguard.locks import lock_file
 from mcpguard.session.verdict import Ending
 from mcpguard.stores import clock, filesystem
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import call_log, database, log_records, opening, upkeep
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import pack_log, unpack_log
 from mcpguard.stores.sqlite.reader import Reader
