@@ -106,13 +106,6 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     assert "MCPGUARD_HOME" in raised.value.hint
 
 
-def test_a_reader_of_an_emptied_database_is_told_that_it_is_damaged(path: Path, open_store: Open) -> None:
-    open_store().close()
-    path.write_bytes(b"")
-    with contextlib.closing(Reader(path)) as reader, pytest.raises(StoreUnavailable, match="is damaged: it is empty"):
-        list(reader.entries())
-
-
 @pytest.mark.parametrize(
     ("owner", "name", "what"),
     [(clock, "base_id", "{path}"), (call_log, "_pread", "{path}-calls"), (os, "stat", "{path}")],
@@ -134,17 +127,38 @@ def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
                     ask_for()
 
 
-def test_the_hint_for_what_may_be_an_error_of_the_disk_does_not_cost_a_sound_database(path: Path, open_store: Open) -> None:
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwritten_after_its_first_page(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(database.PAGE_BYTES)
+        file.write(b"\xff" * (path.stat().st_size - database.PAGE_BYTES))
+
+
+def replaced_by_another_programs(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE other (x)")
+
+
+@pytest.mark.parametrize(
+    ("harm", "what", "hint"),
+    [
+        (emptied, "is damaged: it is empty", "move it away"),
+        (overwritten_after_its_first_page, "or its disk cannot be read", "if its disk works, move it away"),
+        (replaced_by_another_programs, "another program made this", "correct the path, or move"),
+    ],
+)
+def test_a_reader_is_told_what_is_wrong_with_a_database_and_what_to_do(
+    path: Path, open_store: Open, harm: Callable[[Path], None], what: str, hint: str
+) -> None:
     open_store().close()
-    with path.open("r+b") as file:  # all pages but the first
-        file.seek(4096)
-        file.write(b"\xff" * (path.stat().st_size - 4096))
-    with (
-        contextlib.closing(Reader(path)) as found,
-        pytest.raises(StoreUnavailable, match="or its disk cannot be read") as raised,
-    ):
-        found.held()
-    assert raised.value.hint.startswith("if its disk works, move it away")
+    harm(path)
+    with contextlib.closing(Reader(path)) as reader, pytest.raises(StoreUnavailable, match=what) as raised:
+        reader.held()
+    assert raised.value.hint.startswith(hint)
 
 
 NO_DATABASES = pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
@@ -170,19 +184,6 @@ def test_a_file_that_is_no_database_is_damaged_or_without_a_call_log_a_mistyped_
     assert [
         (one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size and "calls" not in one.name
     ] == [(path.name, content)]
-
-
-def test_a_store_that_another_programs_database_replaced_is_not_read_as_one(path: Path, open_store: Open) -> None:
-    open_store().close()
-    path.unlink()
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("CREATE TABLE other (x)")
-    with (
-        contextlib.closing(Reader(path)) as reader,
-        pytest.raises(StoreUnavailable, match="another program made this") as raised,
-    ):
-        list(reader.entries())
-    assert raised.value.hint.startswith("correct the path, or move")
 
 
 def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, open_store: Open) -> None:
