@@ -37,12 +37,6 @@ def test_units_within_a_grain_are_summed_up_in_every_handle(place: Place) -> Non
     assert [caller.words("report") for caller in callers] == [["rate_limited"]] * 2
 
 
-def test_a_call_that_costs_more_than_the_limit_is_never_admitted(place: Place) -> None:
-    (denied,) = Caller(place.open(), TEN_UNITS.replace("cost = 4", "cost = 11")).decide("report")
-    assert (denied.decision, denied.reason, denied.retry_after_us) == ("rate_limited", "too_costly", None)
-    assert place.open().held() == []
-
-
 # Errors
 
 
@@ -228,13 +222,6 @@ def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place
     assert (len(list(caller.store.entries())), caller.used) == (rows, [1])
     assert caller.words("report", waited_us=600_000) == ["allowed"]
     assert caller.words("report", waited_us=5_000_000) == ["rate_limited"]
-
-
-def test_a_usual_call_behind_another_is_held_though_it_has_room(place: Place) -> None:
-    caller = Caller(place.open(), '[[rule]]\ntool = "report"\nlimit = "5/1m"\nwait = "5s"\n')
-    caller.decide("report")
-    assert caller.words("report", waited_us=0, is_behind=True) == ["held"]
-    assert caller.used == [1]
 
 
 def test_a_call_that_may_not_be_held_is_denied_without_room_and_held_if_room_comes_that_is_for_others(place: Place) -> None:
