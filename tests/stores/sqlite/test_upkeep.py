@@ -141,6 +141,17 @@ def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store
     assert rows(path) == 6
 
 
+def test_a_thread_leaves_upkeep_to_another_one_of_its_process(path: Path, open_store: Open) -> None:
+    store = open_store()
+    Session(store, FIVE_A_MINUTE).call("x")
+    with store._upkeep._locked() as is_mine:  # as in the other thread
+        assert is_mine
+        assert not store._upkeep.drain(0)
+    assert rows(path) == 0
+    assert store._upkeep.drain(0)
+    assert rows(path) == 1
+
+
 def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
     """Let something happen within the next transaction that drains records, and in no later one."""
     write = draining.Drain.write
