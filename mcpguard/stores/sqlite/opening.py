@@ -34,7 +34,6 @@ class Files(NamedTuple):
 
     Attributes:
         path: The database.
-        identity: A value by which a replaced database is detected.
         log: The call log.
         lock: The store's lock; not held.
         hold: Held, shared, by every process that has the store open.
@@ -44,22 +43,12 @@ class Files(NamedTuple):
     """
 
     path: str
-    identity: tuple[int, int]
     log: CallLog
     lock: FileLock
     hold: FileLock
     reader: Reader
     follower: Follower
     warnings: tuple[str, ...]
-
-    def check_database(self) -> None:
-        """Check that the path still names the database.
-
-        Raises:
-            StoreUnavailable: It was removed or replaced.
-        """
-        if self.identity != database.identity(self.path):
-            raise database.replaced(self.path)
 
     def close(self) -> None:
         """Close all of them."""
@@ -143,7 +132,7 @@ def _join(path: str, lock: FileLock, hold: FileLock, *, timeout_s: float, own_cl
         reader.clock = own_clock or functools.partial(clock.boot_us, int(str(log.header["time_offset_us"])))
         follower = Follower(log, turn, memory, at, clock=reader.clock, load=reader.memory, timeout_s=timeout_s)
         undo.pop_all()
-        return Files(path, database.identity(path), log, lock, hold, reader, follower, ())
+        return Files(path, log, lock, hold, reader, follower, ())
 
 
 def _repair(path: str, hold: FileLock, wall: Clock | None) -> list[str]:

@@ -112,9 +112,18 @@ class Reader:
         database was replaced, the journal is its successor's, and would be destroyed.
         """
         with database.reported(self.path):
-            if is_there(self._journal) and database.identity(self.path) != self._identity:
-                raise database.replaced(self.path)
+            if is_there(self._journal):
+                self.check()
             yield
+
+    def check(self) -> None:
+        """Check that the path still names the database.
+
+        Raises:
+            StoreUnavailable: It was removed or replaced.
+        """
+        if database.identity(self.path) != self._identity:
+            raise database.replaced(self.path)
 
     def _call_log(self) -> CallLog | None:
         """The call log; None while another process creates the store."""

@@ -293,7 +293,7 @@ class SqliteStore:
         """
         with database.reported(self.path):
             self._log.check()
-            self._files.check_database()
+            self._reader.check()
             self._check_owner()
             if self._follower.is_full:
                 self._warn_of(
@@ -333,7 +333,7 @@ class SqliteStore:
         """See `Store`. Drains the log first, if the database can be written, or some of it, if that takes long."""
         with contextlib.suppress(Exception):  # whoever opens the store next drains the rest, or reports what is wrong
             self._log.check()
-            self._files.check_database()
+            self._reader.check()
             if self._log.drained().end < self._follower.at.end:
                 self._upkeep.drain(DRAIN_AT_CLOSE_S)
         name = self._owner.name
