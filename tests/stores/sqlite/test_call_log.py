@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def test_a_new_log_is_empty_fully_allocated_and_private(log: CallLog, path: Path
     assert path.stat().st_size == path.stat().st_blocks * 512 == 4096 + SMALL
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_a_record_has_the_documented_form() -> None:
+    text = b"=\tcounter\n+\trow"
+    numbers = [(START.end, 8), (START.row, 8), (1, 4), (len(text), 4)]
+    body = b"".join([*(value.to_bytes(size, "little") for value, size in numbers), bytes(8), b"\xff" * 4, text])
+    checksum = zlib.adler32(START.checksum + body, 0).to_bytes(4, "little")
+    data, after = pack(START, [text.decode()])
+    assert data == body + checksum
+    assert after == Position(START.end + len(data), START.row + 1, checksum)
 
 
 @pytest.mark.posix

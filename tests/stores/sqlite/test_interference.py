@@ -237,6 +237,16 @@ def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
     assert next(iter(store.entries())).record["outcome"] == "ok"
 
 
+@pytest.mark.usefixtures("small_log")
+def test_a_reset_has_room_in_a_full_log_because_the_log_is_drained_first(open_store: Open) -> None:
+    store = open_store(timeout_ms=0)
+    session = Session(store, MANY)
+    fill(lambda: session.one("x"))
+    fill(lambda: store.record([Outcome(1, "ok", 1)] * 20))
+    assert store.reset([held.label for held in store.held()]) == 1
+    assert used(store) == []
+
+
 def ends_after(work: Callable[..., None]) -> Callable[..., None]:
     """A function that does its work and then raises, as if its process ended there."""
 
