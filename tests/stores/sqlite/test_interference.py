@@ -242,7 +242,7 @@ def test_a_reset_has_room_in_a_full_log_because_the_log_is_drained_first(open_st
     store = open_store(timeout_ms=0)
     session = Session(store, MANY)
     fill(lambda: session.one("x"))
-    fill(lambda: store.record([Outcome(1, "ok", 1)] * 20))
+    fill(lambda: store.record([Outcome(1, "ok", 1)]))
     assert store.reset([held.label for held in store.held()]) == 1
     assert used(store) == []
 
