@@ -103,12 +103,10 @@ class Settings(NamedTuple):
         Raises:
             ConfigError: The URL is not the URL of a store.
         """
+        from mcpguard.stores.address import SqliteAddress, address
+
         if not self.store:
-            from mcpguard.stores.sqlite.address import SqliteAddress
-
             return SqliteAddress(self.database_path)
-        from mcpguard.stores.address import address
-
         try:
             return address(self.store, self.store_password)
         except ConfigError as error:
@@ -120,7 +118,7 @@ class Settings(NamedTuple):
     @property
     def files(self) -> list[str]:
         """The files that decide who calls and what is allowed. Whoever can change one of them can lift a limit."""
-        from mcpguard.stores.sqlite.address import SqliteAddress
+        from mcpguard.stores.address import SqliteAddress
 
         store, keys = self.address, self.jwt.jwks if self.jwt else None
         database = store.path if isinstance(store, SqliteAddress) else None

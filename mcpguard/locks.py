@@ -116,6 +116,13 @@ class FileLock:
             pause_s = min(2 * pause_s, LAST_PAUSE_S)
         return False
 
+    def share(self) -> bool:
+        """Hold the lock together with others, unless a process holds it alone. Returns whether it is held.
+
+        Then `acquire` tells whether no other process holds it, too. If not, this one may hold it no longer.
+        """
+        return try_lock(self.fd, _TRY_SHARED)
+
     def release(self) -> None:
         """Release the lock to the next process.
 
@@ -141,31 +148,6 @@ def lock_file(path: StrPath) -> FileLock:
         OSError: The file cannot be opened.
     """
     return FileLock(open_private(path))
-
-
-class SharedHold(FileLock):
-    """A shared lock on a file, by which a process can tell whether others hold it, too.
-
-    Args:
-        path: The file. It is made if it is missing.
-
-    Raises:
-        OSError: The file cannot be opened.
-    """
-
-    def __init__(self, path: StrPath) -> None:
-        super().__init__(open_private(path))
-
-    def alone(self) -> bool:
-        """Try to hold it exclusively. Returns whether no other process holds it.
-
-        The caller holds the store's lock.
-        """
-        return try_lock(self.fd)
-
-    def share(self) -> bool:
-        """Hold it together with others, unless a process holds it exclusively. Returns whether it is held."""
-        return try_lock(self.fd, _TRY_SHARED)
 
 
 class LifeSign(FileLock):

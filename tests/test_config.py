@@ -13,8 +13,7 @@ from mcpguard.config import Settings, load, span_us
 from mcpguard.configured_identity import configured_identity
 from mcpguard.errors import ConfigError
 from mcpguard.identity.account import account_name, folders
-from mcpguard.stores.address import has_password
-from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.address import SqliteAddress, has_password
 
 if sys.platform != "win32":
     import pwd

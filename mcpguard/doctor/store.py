@@ -14,8 +14,8 @@ from mcpguard.config import PATIENCE_MS, Settings
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good, size
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.jwt_settings import is_loopback
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import AuditReader
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.text.times import span_down
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Final
 from mcpguard.config import Settings
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.verdict import FORWARDED
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.database import identity
 
 POLL_S: Final = 0.25

@@ -1,15 +1,69 @@
-"""Finds the address of a store from its URL."""
+"""Where a store is: the file of an SQLite store, or what a URL names. It is read before the server is started."""
 
+import os
 import re
-from urllib.parse import unquote
+from collections.abc import Callable, Iterator
 
 from mcpguard.errors import ConfigError
-from mcpguard.files import absolute
-from mcpguard.light_typing import Final
-from mcpguard.stores.api import Address
-from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.files import absolute, is_there
+from mcpguard.light_typing import TYPE_CHECKING, Final, NamedTuple
+from mcpguard.stores.api import Address, Options, Readable, Store
+
+if TYPE_CHECKING:
+    from mcpguard.identity.client_agents import AgentNote
 
 _EXAMPLE: Final = "sqlite:///absolute/path.db"
+
+
+class SqliteAddress(NamedTuple):
+    """The path of a database."""
+
+    path: str
+
+    @property
+    def shown(self) -> str:
+        """See `Address`."""
+        return self.path
+
+    def exists(self) -> bool:
+        """See `Address`."""
+        from mcpguard.stores.sqlite.call_log import log_path
+
+        try:
+            return os.stat(self.path).st_size > 0 or is_there(log_path(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # opening it will report the error
+
+    def load(self) -> None:
+        """See `Address`."""
+        import mcpguard.stores.sqlite.store
+        import mcpguard.stores.sqlite.upkeep  # noqa: F401
+
+    def open(self, options: Options) -> Store:
+        """See `Address`."""
+        from mcpguard.stores.sqlite.store import SqliteStore
+
+        return SqliteStore(self.path, options)
+
+    def read(self, options: Options, notify: Callable[[str], None]) -> Readable:
+        """See `Address`."""
+        from mcpguard.stores.sqlite.reader import Reader
+
+        return Reader(self.path, notify=notify)
+
+    def prune(self, options: Options, before_us: int) -> Iterator[int]:
+        """See `Address`."""
+        from mcpguard.stores.sqlite.upkeep import prune
+
+        return prune(self.path, options, before_us)
+
+    def leave_note(self, namespace: str, note: "AgentNote", *, wall_us: int, timeout_s: float) -> None:
+        """See `Address`."""
+        from mcpguard.stores.sqlite import notes
+
+        notes.leave_note(self.path, namespace, note, wall_us=wall_us, timeout_s=timeout_s)
 
 
 def has_password(url: str) -> bool:
@@ -27,6 +81,8 @@ def address(url: str, password: str = "") -> Address:
     Raises:
         ConfigError: The URL names no store. The message does not repeat the URL, because that may contain a password.
     """
+    from urllib.parse import unquote  # a store without a URL needs no more of this
+
     match = re.fullmatch(r"sqlite://(/.+)", url)
     if match and "\0" not in (path := unquote(match[1])):
         path = path[1:] if re.match(r"/([A-Za-z]:|~)", path) else path

@@ -12,7 +12,7 @@ from mcpguard.policy.model import Call, Policy
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database
 from mcpguard.stores.sqlite.draining import fragment_bytes, row_bytes
-from mcpguard.stores.sqlite.memory import pack
+from mcpguard.stores.sqlite.memory import pack_log
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.text.digest import number
 from mcpguard.text.printing import compact
@@ -52,7 +52,7 @@ def fill_counters(path: Path, policy: Policy, users: int, tools: int) -> None:
     log = sliding.EMPTY
     for charge in range(CHARGES, 0, -1):
         log = sliding.charge(log, limit.n, limit.window_us, now_us - charge * CHARGE_EVERY_US)
-    packed = pack(log)
+    packed = pack_log(log)
     labels = (
         counter.label.replace(f'"{call.user}"', f'"{user_name(user)}"').replace(f'"{call.tool}"', f'"{tool_name(tool)}"')
         for user in range(users)

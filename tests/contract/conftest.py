@@ -7,11 +7,11 @@ from typing import NamedTuple
 import pytest
 
 from mcpguard.identity.client_agents import AgentNote
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options, Readable, Store
 from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.redis.store import RedisStore
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time

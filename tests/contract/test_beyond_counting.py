@@ -1,17 +1,9 @@
 """Limits on cost and errors, caps on calls in flight, and calls that are held: the same for every kind of store."""
 
-from collections.abc import Callable
-
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from mcpguard.limiter.sliding import MAX_ENTRIES, live
-from mcpguard.session.verdict import Ending, Verdict
-from mcpguard.stores.memory import Memory, MemoryStore
-from mcpguard.stores.sqlite import call_log, upkeep
+from mcpguard.limiter.sliding import MAX_ENTRIES
+from mcpguard.session.verdict import Ending
 from tests.callers import Caller
-from tests.contract.conftest import STORES, Place
+from tests.contract.conftest import Place
 
 TWO_IN_FLIGHT = '[[rule]]\ntool = "*"\nuser = "*"\nper = []\nconcurrent = 2\n'
 TEN_UNITS = '[[rule]]\ntool = "report"\nlimit = "10/1m"\ncount = "cost"\n[[cost]]\ntool = "report"\ncost = 4\n'
@@ -43,12 +35,6 @@ def test_units_within_a_grain_are_summed_up_in_every_handle(place: Place) -> Non
         place.pass_us(40_000)
     assert callers[0].used == [1000]
     assert [caller.words("report") for caller in callers] == [["rate_limited"]] * 2
-
-
-def test_a_call_that_costs_more_than_the_limit_is_never_admitted(place: Place) -> None:
-    (denied,) = Caller(place.open(), TEN_UNITS.replace("cost = 4", "cost = 11")).decide("report")
-    assert (denied.decision, denied.reason, denied.retry_after_us) == ("rate_limited", "too_costly", None)
-    assert place.open().held() == []
 
 
 # Errors
@@ -238,13 +224,6 @@ def test_a_held_call_has_no_row_and_charges_nothing_and_is_told_the_states(place
     assert caller.words("report", waited_us=5_000_000) == ["rate_limited"]
 
 
-def test_a_usual_call_behind_another_is_held_though_it_has_room(place: Place) -> None:
-    caller = Caller(place.open(), '[[rule]]\ntool = "report"\nlimit = "5/1m"\nwait = "5s"\n')
-    caller.decide("report")
-    assert caller.words("report", waited_us=0, is_behind=True) == ["held"]
-    assert caller.used == [1]
-
-
 def test_a_call_that_may_not_be_held_is_denied_without_room_and_held_if_room_comes_that_is_for_others(place: Place) -> None:
     caller = Caller(place.open(), '[[rule]]\ntool = "report"\nlimit = "1/1s"\nwait = "5s"\n')
     caller.decide("report")
@@ -252,147 +231,3 @@ def test_a_call_that_may_not_be_held_is_denied_without_room_and_held_if_room_com
     place.pass_ms(1000)
     assert caller.words("report", is_behind=True) == ["held"]
     assert caller.words("report") == ["allowed"]
-
-
-# All of it
-
-MIXED = """
-[[rule]]
-tool = "x"
-limit = ["9/1s", "100/1m"]
-count = "cost"
-wait = "1s"
-warn = "50%"
-[[cost]]
-tool = "x"
-cost = 3
-[[rule]]
-user = "*"
-limit = "2/2s"
-count = "errors"
-concurrent = 3
-warn = "50%"
-[[rule]]
-user = "*"
-tool = "y"
-per = []
-concurrent = 2
-limit = "5/2s"
-wait = "2s"
-[[rule]]
-agent = "*::*::*"
-per = []
-concurrent = 1
-mode = "observe"
-[[rule]]
-user = "*"
-agent = "*::*::*"
-limit = "12/1s"
-count = "cost"
-mode = "observe"
-warn = "90%"
-"""
-
-which = st.integers(0, 2)
-waits = st.sampled_from([None, None, 0, 600_000, 1_500_000])
-calls = st.tuples(
-    st.just("call"), which, st.lists(st.sampled_from("xxyyz"), min_size=1, max_size=3), waits, st.booleans(), st.booleans()
-)
-endings = st.tuples(st.just("end"), which, st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=3))
-pauses = st.tuples(st.just("pause"), st.sampled_from([0, 1, 15_625, 400_000, 999_999, 1_000_000, 2_500_000]))
-others = st.tuples(st.sampled_from(["tend", "reset", "hold", "reopen", "settle_again"]), which)
-
-
-class Twins:
-    """The same wrappers on a store and on one in memory, at the same times."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.memory = Memory()
-        self.stores = [Caller(place.open(), MIXED, session=f"{at:016x}") for at in range(3)]
-        self.references = [
-            Caller(MemoryStore(self.memory, clock=place.time, wall=place.wall), MIXED, session=f"{at:016x}") for at in range(3)
-        ]
-        self.ended: list[tuple[Ending, Ending]] = []
-        self.held = 0
-
-    def call(self, at: int, tools: list[str], waited_us: int | None, is_behind: bool, is_retry: bool) -> None:
-        def decide(caller: Caller) -> list[Verdict]:
-            return caller.decide(*tools, waited_us=waited_us, is_behind=is_behind, rounds=int(is_retry))
-
-        found, expected = decide(self.stores[at]), decide(self.references[at])
-        for plan, *pair in zip(self.stores[at].plans, found, expected, strict=True):
-            for one in pair:
-                one.row_id = None
-                if one.states:  # logs may have entries that have left the window; calls in flight are in any order
-                    one.states = [
-                        live(state, counter.window_us, one.now_us) if counter.window_us else tuple(sorted(state))
-                        for counter, state in zip(plan.counters, one.states, strict=True)
-                    ]
-        told, wanted = ([vars(one) | {"plan": vars(one.plan)} for one in verdicts] for verdicts in (found, expected))
-        assert told == wanted
-
-    def end(self, at: int, which: list[tuple[int, bool]]) -> None:
-        pairs: list[tuple[Ending, Ending]] = []
-        for place, failed in which:
-            if count := len(self.stores[at].flying):
-                one, other = (callers[at].flying.pop(place % count) for callers in (self.stores, self.references))
-                pairs.append((Ending(*one, failed), Ending(*other, failed)))
-        self._settle(at, pairs)
-        self.ended += [(one._replace(failed=False), other._replace(failed=False)) for one, other in pairs]
-
-    def settle_again(self, at: int) -> None:
-        self._settle(at, self.ended[-2:])
-
-    def _settle(self, at: int, pairs: list[tuple[Ending, Ending]]) -> None:
-        self.stores[at].store.settle([one for one, _ in pairs])
-        self.references[at].store.settle([other for _, other in pairs])
-
-    def pause(self, us: int) -> None:
-        self.place.pass_us(us)
-
-    def tend(self, at: int) -> None:
-        self.pause(upkeep.PRUNE_EVERY_US // 3)
-        self.stores[at].store.tend()
-        self.references[at].store.tend()
-
-    def reset(self, at: int) -> None:
-        label = max((held.label for held in self.references[at].store.held()), default="none")
-        assert self.stores[at].store.reset([label]) == self.references[at].store.reset([label])
-
-    def hold(self, at: int) -> None:
-        self.held -= 1
-        for callers in (self.stores, self.references):
-            plan = callers[at].charges("y")[0].plan
-            counters = [counter for counter in plan.counters if not counter.window_us]
-            callers[at].store.give_places({self.held: counters})
-            callers[at].flying.append((self.held, plan))
-
-    def reopen(self, at: int) -> None:
-        self.stores[at].store = self.place.open()  # the one before stays open: a store that is closed may free its places
-
-    def compare(self) -> None:
-        expected = {held.label: (held.used, held.log) for held in self.references[0].store.held()}
-        assert {held.label: (held.used, held.log) for held in self.place.read().held()} == expected
-        shown = [[entry.record for entry in callers[0].store.entries()] for callers in (self.stores, self.references)]
-        assert shown[0] == shown[1]
-
-
-# A server has ids of its own for calls in flight: tests/stores/redis/test_script.py compares it with the store in memory
-@pytest.mark.parametrize("kind", [STORES["sqlite"]], ids=["sqlite"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps=st.lists(st.one_of(calls, calls, endings, pauses, others), max_size=30), drain_bytes=st.sampled_from([1, 1 << 20]))
-def test_wrappers_of_a_store_in_files_decide_and_write_as_those_of_the_store_in_memory(
-    new_place: Callable[[], Place], steps: list[tuple[str, ...]], drain_bytes: int
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upkeep, "DRAIN_BYTES", drain_bytes)
-        patch.setattr(call_log, "RING_BYTES", 64 * 1024)
-        place = new_place()
-        twins = Twins(place)
-        try:
-            for what, *values in steps:
-                getattr(twins, what)(*values)
-            twins.compare()
-        finally:
-            place.close()

@@ -439,7 +439,7 @@ def test_a_wrapper_with_its_store_decides_what_a_hook_has_let_pass_without_it(tm
     with Host(tmp_path, *script("obedient"), options=["--server", "crm"], env=SESSION) as host:
         hello(host)
         assert "result" in guarded(host, "t0")
-        too_old = {**PATIENCE, "mcpguard.stores.sqlite.schema.VERSION": 0}  # a hook that cannot use the store
+        too_old = {**PATIENCE, "mcpguard.stores.sqlite.database.VERSION": 0}  # a hook that cannot use the store
         assert reason(enforce(tmp_path, used("mcp__crm__search", "t1"), tuned=too_old)) is None
         assert guarded(host, "t1")["error"]["code"] == 429
         assert host.end() == 0

@@ -17,7 +17,7 @@ import pytest
 from mcpguard.hook.run import MAX_INPUT_BYTES, TIMEOUT_S, _note
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.locks import lock_file
-from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.cli.command import command, mcpguard, sqlite
 from tests.end_to_end.host import DEADLINE_S, PATIENT_MS, budget, environment, until

@@ -209,13 +209,6 @@ def test_the_grain_of_a_window_is_rounded_up() -> None:
     assert states[0] == (2, 1, 2, 2, 1)
 
 
-def test_an_admission_counts_for_exactly_one_window() -> None:
-    states = [EMPTY]
-    assert admit(states, 1, 500)
-    assert not admit(states, 1, 500 + WINDOW_US - 1)
-    assert admit(states, 1, 500 + WINDOW_US)
-
-
 def test_an_edited_number_keeps_the_counter() -> None:
     states = [EMPTY]
     assert [admit(states, 100, 0) for _ in range(40)] == [True] * 40

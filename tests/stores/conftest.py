@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -56,6 +56,23 @@ def heard(worker: Worker) -> str:
     """The next line that a worker prints."""
     assert worker.stdout is not None
     return worker.stdout.readline().rstrip("\n")
+
+
+def raising(error: BaseException | int) -> Callable[..., NoReturn]:
+    """A function that raises an error, or the system's error with a number, whatever it is called with."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(error, os.strerror(error)) if isinstance(error, int) else error
+
+    return fail
+
+
+@contextlib.contextmanager
+def broken(owner: object, name: str, error: BaseException | int) -> Iterator[None]:
+    """A time in which a function fails, see `raising`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, raising(error))
+        yield
 
 
 def open_descriptors() -> list[int]:

@@ -11,8 +11,8 @@ import pytest
 
 from mcpguard import locks as module
 from mcpguard.files import open_private
-from mcpguard.locks import FileLock, LifeSign, SharedHold, delete_if_dead, lock_file, shows_life
-from tests.stores.conftest import ENOUGH_S, Worker, heard
+from mcpguard.locks import FileLock, LifeSign, delete_if_dead, lock_file, shows_life
+from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, open_descriptors
 
 
 @pytest.fixture
@@ -93,15 +93,11 @@ def test_without_a_timeout_the_lock_is_tried_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_release_that_the_system_refuses_is_no_error_and_the_next_one_releases(
-    locks: list[FileLock], monkeypatch: pytest.MonkeyPatch
+    locks: list[FileLock],
 ) -> None:
-    def refuse(_: int, __: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     first, second, _ = locks
     assert first.acquire(0)
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "_lock", refuse)
+    with broken(module, "_lock", errno.ENOLCK):
         first.release()
     assert not second.acquire(0)
     assert first.acquire(0)
@@ -138,14 +134,6 @@ def test_the_lock_of_a_killed_process_is_released(tmp_path: Path, start: Callabl
     lock.close()
 
 
-def test_closing_releases_the_lock(locks: list[FileLock]) -> None:
-    first, second, _ = locks
-    assert first.acquire(0)
-    assert not second.acquire(0.01)
-    first.close()
-    assert second.acquire(ENOUGH_S)
-
-
 @pytest.mark.posix
 def test_only_this_account_can_use_a_lock_whose_file_was_missing(locks: list[FileLock], tmp_path: Path) -> None:
     assert (tmp_path / "queue").stat().st_mode & 0o777 == 0o600
@@ -176,18 +164,16 @@ def test_a_file_that_this_process_may_only_read_has_the_same_locks(tmp_path: Pat
     assert not shows_life(path)
 
 
-def test_a_shared_hold_keeps_others_from_holding_it_alone(tmp_path: Path) -> None:
-    one, two = SharedHold(tmp_path / "hold"), SharedHold(tmp_path / "hold")
-    assert one.alone()
+def test_a_lock_that_is_shared_is_held_alone_by_nobody_until_the_others_have_closed_it(locks: list[FileLock]) -> None:
+    one, two, _ = locks
+    assert one.acquire(0)
     assert one.share()
-    assert not two.alone()
+    assert not two.acquire(0)
     assert two.share()
-    assert not one.alone()
+    assert not one.acquire(0)
     assert one.share()
     one.close()
-    assert two.alone()
-    two.close()
-    assert os.listdir(tmp_path) == ["hold"]  # noqa: PTH208 - the test compares names
+    assert two.acquire(0)
 
 
 def test_a_sign_of_life_is_shown_until_it_ends_and_its_file_is_deleted(tmp_path: Path) -> None:
@@ -239,30 +225,22 @@ def test_a_sign_of_life_is_not_given_with_a_file_that_others_take_for_a_dead_one
 
 
 @pytest.mark.posix
-def test_a_process_whose_file_may_not_be_read_is_taken_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "open", refuse)
-    assert shows_life(tmp_path / "sign")
+def test_a_process_whose_file_may_not_be_read_is_taken_to_run(tmp_path: Path) -> None:
+    with broken(os, "open", errno.EACCES):
+        assert shows_life(tmp_path / "sign")
 
 
-@pytest.mark.posix
 def test_looking_for_signs_of_life_leaves_no_file_open(tmp_path: Path) -> None:
-    def free() -> int:
-        with (tmp_path / "other").open("w") as other:
-            return other.fileno()
-
-    sign = LifeSign(tmp_path / "alive")
-    (tmp_path / "dead").touch()
-    before = free()
-    assert [shows_life(tmp_path / name) for name in ("alive", "dead", "missing")] == [True, False, False]
-    for name in ("alive", "dead", "missing"):
-        delete_if_dead(tmp_path / name)
+    names = [tmp_path / name for name in ("alive", "dead", "missing")]
+    before = open_descriptors()
+    sign = LifeSign(names[0])
+    names[1].touch()
+    assert [shows_life(name) for name in names] == [True, False, False]
+    for name in names:
+        delete_if_dead(name)
     assert sign.is_there()
-    assert free() == before
     sign.end()
-    assert free() < before
+    assert open_descriptors() == before
 
 
 @pytest.mark.posix

@@ -103,16 +103,6 @@ def hold(path: Path) -> None:
     say("released")
 
 
-def hold_transaction(path: Path) -> None:
-    """Begin a decision and do not end it until told to."""
-    store = SqliteStore(path)
-    with store._follower.turn():
-        say("begun")
-        sys.stdin.readline()
-    say("ended")
-    store.close()
-
-
 def fill_the_disk(path: Path) -> None:
     """Decide while files may not grow beyond a number of bytes. Then lift that bound, and print what the store has."""
     import resource  # Windows has none
@@ -138,8 +128,7 @@ def fill_the_disk(path: Path) -> None:
 
 
 WORK: dict[str, Callable[[Path], None]] = {
-    work.__name__: work
-    for work in (make, call_until_told, call_a_share, call_when_told, sit, hold, hold_transaction, fill_the_disk)
+    work.__name__: work for work in (make, call_until_told, call_a_share, call_when_told, sit, hold, fill_the_disk)
 }
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ from mcpguard.limiter.plan import Counter
 from mcpguard.locks import LifeSign
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import FORWARDED
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Address, Clock
 from mcpguard.stores.clock import base_id
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import log_lines, log_records
-from mcpguard.stores.sqlite.address import SqliteAddress
-from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, NO_CHARGE, START, Position
+from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, START, Position
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import compact
 
@@ -285,7 +285,7 @@ class OutageLog:
             head = (HEAD, self.id, self._folder.base(), f"{self._means.clock()}", f"{self._means.wall()}", self.key)
             texts = ["\t".join(head), *texts]
             begin, data = 0, START.checksum
-        packed, after = log_records.pack(self._at, [(text, 0, NO_CHARGE) for text in texts])
+        packed, after = log_records.pack(self._at, texts)
         data += packed
         assert self._file is not None  # noqa: S101 - it was made with the first record
         os.lseek(self._file.fd, begin, os.SEEK_SET)
@@ -334,7 +334,7 @@ class OutageLog:
             data = _read(self._file, _READ_BYTES, begin)
             if (length := log_records.first_length(data, at)) > len(data):
                 data = _read(self._file, length, begin)
-            found = [*log_records.texts(data, at)]
+            found = log_records.texts(data, at)
             if not found:
                 return
             yield from found
@@ -347,7 +347,7 @@ class OutageLog:
         self.to_disk = True
         self.flush(is_retry=True)
         self.close()
-        waiting = sum(map(log_lines.rows_in, self._waiting))
+        waiting = sum(map(log_records.rows_in, self._waiting))
         return max(0, self.rows - self.read_rows - waiting), self.dropped + waiting
 
     def remove(self) -> None:

@@ -26,7 +26,7 @@ from mcpguard.files import StrPath, close, force, open_private, open_unnoted
 from mcpguard.light_typing import Final
 from mcpguard.locks import FileLock
 from mcpguard.stores.sqlite import log_records
-from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, IN_TEXT, START, Change, Position
+from mcpguard.stores.sqlite.log_records import CHECKSUM_BYTES, HEAD, START, Position
 
 FORMAT: Final = 4
 """The format of records and header. Only unreleased previews wrote another one. Whoever changes a released format keeps reading
@@ -44,7 +44,7 @@ _RESERVED_SHARE: Final = 32
 """Calls leave this share of the ring to records that no call may wait for, such as outcomes and the ends of calls."""
 
 _CHUNK_BYTES: Final = 8 * 1024
-"""How much is read at once: about 15 single calls. More would only push other data out of the CPU's caches."""
+"""How much is read at once. More would only push other data out of the CPU's caches."""
 
 if sys.platform == "win32":
     import threading
@@ -67,9 +67,18 @@ else:
 
 _sync: Final = getattr(os, "fdatasync", force)
 
+MOVE_AWAY: Final = "move it away: a new one is made; calls that only it held are lost"
 
-class Lost(Exception):
-    """The log does not continue at a position: the records there were overwritten, or this is another log."""
+
+class Lost(StoreDamaged):
+    """The log does not continue at a position: the records there were overwritten, or this is another log.
+
+    Args:
+        path: The log.
+    """
+
+    def __init__(self, path: StrPath) -> None:
+        super().__init__(f"{path} is damaged: it does not continue where the database is", MOVE_AWAY)
 
 
 class LogFull(StoreUnavailable):
@@ -209,29 +218,18 @@ class CallLog:
         Raises:
             Lost: The log does not have the record that ends there.
         """
-        is_end = False
-        while not is_end:
-            is_end = True
-            for text, after in log_records.texts(self._next(at), at):
-                at, is_end = after, False
-                yield text, at
+        while found := self.some(at):
+            yield from found
+            at = found[-1][1]
 
-    def next_changes(self, at: Position) -> tuple[list[Change], Position, bool]:
-        """What some of the records after a position change, the position after them, and whether there may be more.
-
-        Raises:
-            Lost: See `records`.
-        """
-        return log_records.changes(self._next(at), at)
-
-    def _next(self, at: Position) -> bytes:
-        """Bytes from the checksum before a position on: some records, or one that is long, if there is one."""
+    def some(self, at: Position) -> list[tuple[str, Position]]:
+        """As `records`, for the next few of them: about 15 single calls. Empty at the end of the log."""
         data = self._read(at.end - CHECKSUM_BYTES, _CHUNK_BYTES)
         if data[:CHECKSUM_BYTES] != at.checksum:
-            raise Lost
+            raise Lost(self.path)
         if (length := log_records.first_length(data, at)) > len(data):
             data = self._read(at.end - CHECKSUM_BYTES, length)
-        return data
+        return log_records.texts(data, at)
 
     def end(self, at: Position) -> Position:
         """The end of the log, found by reading on from a position."""
@@ -269,34 +267,6 @@ class CallLog:
                 self._write(begin, bytes(len(data)))
             raise
         self.appended_bytes += len(data)
-
-    def append_alone(self, text: str, timeout_s: float) -> bool:
-        """Append one record in a turn of its own, for a short process that uses nothing else of the store.
-
-        Args:
-            text: The record's text.
-            timeout_s: How long to wait for the lock.
-
-        Returns:
-            Whether it was appended; False if the lock did not come free in time.
-
-        Raises:
-            OSError, StoreUnavailable: It cannot be appended.
-        """
-        with contextlib.closing(self.turn()) as lock:
-            try:
-                at = self.end(self.drained())  # before the turn, because calls wait for it
-                if not lock.acquire(timeout_s):
-                    return False
-                try:
-                    self.check()
-                    at = self.end(at)
-                    self.append(at, log_records.pack(at, [(text, 0, IN_TEXT)])[0])
-                finally:
-                    lock.release()
-            except Lost:
-                raise damaged(self.path, "it does not continue where the database is") from None
-        return True
 
     def force(self) -> None:
         """Force to the disk what was appended. No lock is needed, so that many processes can wait for the disk at once.
@@ -382,7 +352,7 @@ def beside(database: StrPath, suffix: str) -> str:
 
 def damaged(path: StrPath, how: str) -> StoreDamaged:
     """The error for a damaged log."""
-    return StoreDamaged(f"{path} is damaged: {how}", "move it away: a new one is made; calls that only it held are lost")
+    return StoreDamaged(f"{path} is damaged: {how}", MOVE_AWAY)
 
 
 def removed(path: StrPath) -> str:

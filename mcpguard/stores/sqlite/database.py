@@ -1,4 +1,4 @@
-"""The SQLite database behind the call log: counters, audit rows and agent notes.
+"""The SQLite database behind the call log: its schema, counters, audit rows and agent notes.
 
 No call writes to it. Only the process with the store's lock does, and stores the log's position in the same transaction. It
 uses a rollback journal, not WAL: a truncated `-shm` file, which is mapped, would kill every reader (SIGBUS).
@@ -9,16 +9,16 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mcpguard.errors import LOOK_AT_LIMITS, StoreDamaged, StoreUnavailable
-from mcpguard.files import StrPath, size_bytes
+from mcpguard.files import StrPath, is_there, size_bytes
 from mcpguard.light_typing import Final, TypeVar
 from mcpguard.limiter.sliding import State
 from mcpguard.stores.sqlite.call_log import beside, log_path
 from mcpguard.stores.sqlite.in_flight import Place
 from mcpguard.stores.sqlite.log_records import START, Position
-from mcpguard.stores.sqlite.memory import Memory, unpack
+from mcpguard.stores.sqlite.memory import Memory, unpack_log
 
 BUSY_S: Final = 2.0
 """How long a connection waits for another one's lock."""
@@ -32,6 +32,51 @@ _NO_DESCRIPTOR: Final = (errno.EMFILE, errno.ENFILE)
 _EMPTY: Final = "it is empty"
 OF_ANOTHER: Final = "another program made this database"
 _T = TypeVar("_T")
+
+PAGE_BYTES: Final = 4096
+
+STEPS: Final = (
+    """
+    -- the store's key, the position of the call log up to which all records are here (end, row, checksum), and pruned_us
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+    -- id: a hash of the label, which says what is counted. last_us: the start of the log's newest entry, in store time
+    CREATE TABLE counter (
+        id INTEGER PRIMARY KEY, window_us INTEGER NOT NULL, label TEXT NOT NULL, last_us INTEGER NOT NULL, log BLOB NOT NULL
+    );
+    -- bytes: about how many of the file its audit rows take
+    CREATE TABLE namespace (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL DEFAULT 0, keep_us INTEGER, max_bytes INTEGER
+    );
+    -- JSON that audit rows share. id: its hash. namespace: set for the context of a row, NULL for the limit that decided
+    CREATE TABLE fragment (id INTEGER PRIMARY KEY, json TEXT NOT NULL, namespace INTEGER, uses INTEGER NOT NULL);
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY, namespace INTEGER NOT NULL, time_us INTEGER NOT NULL, seq INTEGER NOT NULL,
+        decision TEXT NOT NULL, context INTEGER NOT NULL, reported INTEGER, request_id TEXT, args_hash BLOB, trace_id TEXT,
+        counted INTEGER, remaining INTEGER, retry_after_ms INTEGER, repeats INTEGER, detail TEXT,
+        outcome TEXT, duration_us INTEGER
+    );
+    CREATE INDEX audit_of_namespace ON audit (namespace, id);
+    -- which agent makes a call, as a hook noted. noted_us: in wall-clock time
+    CREATE TABLE agent_note (
+        namespace TEXT NOT NULL, tool_use_id TEXT NOT NULL, agent TEXT NOT NULL, noted_us INTEGER NOT NULL,
+        PRIMARY KEY (namespace, tool_use_id)
+    ) WITHOUT ROWID;
+    -- the write-backs that were counted. once: the write-back id, which must not be counted again
+    CREATE TABLE adopted (once TEXT PRIMARY KEY, time_us INTEGER NOT NULL) WITHOUT ROWID;
+    -- the places that calls in flight hold. counter, label: of the cap. call: the id of the call's row, or a negative number
+    -- if the call was admitted without the store. owner: the process, named by a file that it keeps locked
+    CREATE TABLE in_flight (
+        counter INTEGER NOT NULL, call INTEGER NOT NULL, owner TEXT NOT NULL, label TEXT NOT NULL, PRIMARY KEY (counter, call)
+    ) WITHOUT ROWID
+    """,
+)
+"""The schema, as numbered migrations that lose nothing. Never edit a released step: files that have passed it would not get the
+change."""
+
+_PREVIEWS: Final = 4
+"""Schema versions of unreleased programs."""
+
+VERSION: Final = _PREVIEWS + len(STEPS)
 
 _suspects: Final[set[str]] = set()
 """Files that this process found damaged. They are checked in full before they are used again."""
@@ -124,6 +169,51 @@ def reading(db: sqlite3.Connection) -> Iterator[None]:
             db.execute("ROLLBACK")
 
 
+def require_schema(db: sqlite3.Connection, path: StrPath) -> int:
+    """The version of a file's schema; 0 if it is new.
+
+    Raises:
+        StoreUnavailable: Another program, a later version of mcpguard, or an unreleased one wrote the file.
+    """
+    # In one statement, because another process may be creating the store
+    question = "SELECT user_version, EXISTS (SELECT 1 FROM sqlite_master) FROM pragma_user_version"
+    found, has_tables = map(int, db.execute(question).fetchone())
+    if not found and has_tables and not is_there(log_path(path)):
+        raise no_store(path, OF_ANOTHER)  # each store has a call log
+    if found > VERSION:
+        raise StoreUnavailable(
+            f"{path} has schema {found}, and this mcpguard knows schemas up to {VERSION}",
+            "use the mcpguard that wrote it, or another file",
+        )
+    if 0 < found <= _PREVIEWS:
+        raise StoreUnavailable(f"{path} was written by an unreleased preview of mcpguard", "move it away: a new one is made")
+    return found
+
+
+def migrate(db: sqlite3.Connection, path: StrPath) -> None:
+    """Bring a file to the newest schema, in one step for readers. The caller holds the store's lock.
+
+    Args:
+        db: A connection in autocommit mode.
+        path: The file.
+
+    Raises:
+        StoreUnavailable: See `require_schema`.
+    """
+    found = require_schema(db, path)
+    if not found:
+        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # pruning can then free disk space in small steps
+    steps = STEPS[max(0, found - _PREVIEWS) :]
+    if not steps:
+        return
+    with writing(db):
+        for statement in ";".join(steps).split(";"):
+            if statement.strip():
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {max(found, _PREVIEWS) + len(steps)}")
+
+
 def position(db: sqlite3.Connection) -> Position:
     """The position of the log up to which the database has all records."""
     found = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('end', 'row', 'checksum')").fetchall())
@@ -149,24 +239,23 @@ def begin(db: sqlite3.Connection, value: bytes, at: Position) -> None:
 
 
 def load(db: sqlite3.Connection) -> Memory:
-    """The counters, places and notes. A file that no wrapper of this version has opened yet has no table of places."""
-    logs = [(key, window_us, unpack(log)) for key, window_us, log in db.execute("SELECT id, window_us, log FROM counter")]
-    has_places = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'in_flight'").fetchone()
-    places = db.execute("SELECT counter, call, owner, label FROM in_flight ORDER BY call") if has_places else ()
-    memory = Memory(logs, map(Place._make, places))
+    """The counters, places and notes."""
+    places = db.execute("SELECT counter, call, owner, label FROM in_flight ORDER BY call")
+    memory = Memory(_logs(db.execute("SELECT id, window_us, log FROM counter")), map(Place._make, places))
     found = db.execute("SELECT namespace, tool_use_id, agent, noted_us FROM agent_note ORDER BY noted_us")
     memory.notes = {(namespace, key): (agent, noted_us) for namespace, key, agent, noted_us in found}
     memory.write_back_ids = {one for (one,) in db.execute("SELECT once FROM adopted")}
     return memory
 
 
-def logs(db: sqlite3.Connection, ids: Sequence[int]) -> list[tuple[int, int, State]]:
-    """Id, window in µs and log of those of some counters that are not empty."""
-    found: list[tuple[int, int, State]] = []
-    for some in batches(ids):
-        question = f"SELECT id, window_us, log FROM counter WHERE id IN ({marks(some)})"  # noqa: S608 - marks only
-        found += [(key, window_us, unpack(log)) for key, window_us, log in db.execute(question, some)]
-    return found
+def load_counters(db: sqlite3.Connection, ids: Sequence[int]) -> Memory:
+    """Some counters alone."""
+    question = "SELECT id, window_us, log FROM counter WHERE id IN (%s)"
+    return Memory(_logs(row for some in batches(ids) for row in db.execute(question % marks(some), some)))
+
+
+def _logs(rows: Iterable[tuple[int, int, bytes]]) -> Iterator[tuple[int, int, State]]:
+    return ((key, window_us, unpack_log(log)) for key, window_us, log in rows)
 
 
 def outcomes(db: sqlite3.Connection, row_ids: Sequence[int]) -> dict[int, tuple[str, int]]:

@@ -1,4 +1,7 @@
-"""Writes records of the call log into the database: one pass over their lines, in the caller's transaction."""
+"""Moves records of the call log into the database, and deletes audit rows that are too old or too many, to make room.
+
+All of it is done in the caller's transaction, some at a time.
+"""
 
 import _sqlite3 as sqlite3
 import json
@@ -6,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mcpguard.light_typing import Final
+from mcpguard.stores.api import DISORDER_US
 from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import database, log_lines, notes
-from mcpguard.stores.sqlite.memory import LineChange, Memory, changed, line_changes, pack
-from mcpguard.stores.sqlite.schema import PAGE_BYTES
+from mcpguard.stores.sqlite import call_log, database, log_lines, notes
+from mcpguard.stores.sqlite.database import PAGE_BYTES
+from mcpguard.stores.sqlite.memory import changed, pack_log
 from mcpguard.text.digest import number
 
 _ROW_BYTES: Final = 160
@@ -30,6 +34,22 @@ _SET_COUNTER: Final = """
     ON CONFLICT (id) DO UPDATE SET last_us = excluded.last_us, log = excluded.log
 """
 _SET_LABEL: Final = "UPDATE counter SET label = ? WHERE id = ?"
+
+AT_ONCE: Final = 2000
+"""The most rows that are deleted in one transaction."""
+
+_STEP: Final = 100
+_UNUSE: Final = "UPDATE fragment SET uses = uses - ? WHERE id = ?"
+_OLDEST: Final = """
+    SELECT id, CASE WHEN typeof(time_us) = 'integer' AND time_us < 1 << 60 THEN time_us END, context, reported,
+        coalesce(length(detail), 0) + coalesce(length(request_id), 0)
+    FROM audit WHERE namespace = ? AND id < (SELECT max(id) FROM audit) ORDER BY id LIMIT ?
+"""
+_ALL: Final = -1
+_PRAGMAS: Final = ("page_count", "freelist_count", "page_size")
+
+JOURNAL_SHARE: Final = 16
+"""This share of a namespace's bound is for the rollback journal. Outcomes have half of it: each may put a page into it."""
 
 
 class Drain:
@@ -71,7 +91,7 @@ class Drain:
             else:
                 self._take(fields)
         self._write_rows()
-        self._write_counters([one for text in batch for one in line_changes(text)])
+        self._write_counters(batch)
 
     def _take_row(self, row_id: int, fields: list[str]) -> None:
         row = log_lines.read_row(fields)
@@ -125,22 +145,100 @@ class Drain:
         self._write_all(_INSERT_ROW, self._rows)
         self._rows.clear()
 
-    def _write_counters(self, changes: Sequence[LineChange]) -> None:
+    def _write_counters(self, batch: Sequence[str]) -> None:
         """Write the counters whose logs are changed."""
-        ids = changed(changes)
-        memory = Memory(database.logs(self._db, list(ids)))
-        for one in self._pauses.between(changes):
-            memory.take(one)
-        held = [(key, log) for key in ids if (log := memory.states.get(key))]
-        self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key in ids if not memory.states.get(key)))
+        ids = changed(batch)
+        memory = database.load_counters(self._db, list(ids))
+        memory.apply(self._pauses.between(batch))
+        held = {key: log for key in ids if (log := memory.states.get(key))}
+        self._write_all("DELETE FROM counter WHERE id = ?", ((key,) for key in ids if key not in held))
         values = (
-            (key, memory.windows[key], self._labels.get(key, log_lines.NO_LABEL), log[-2], pack(log)) for key, log in held
+            (key, memory.windows[key], self._labels.get(key, log_lines.NO_LABEL), log[-2], pack_log(log))
+            for key, log in held.items()
         )
         self._write_all(_SET_COUNTER, values)
-        self._write_all(_SET_LABEL, ((label, key) for key, label in self._labels.items() if memory.states.get(key)))
+        self._write_all(_SET_LABEL, ((label, key) for key, label in self._labels.items() if key in held))
 
     def _write_all(self, statement: str, values: Iterable[Sequence[object]]) -> None:
         self._db.executemany(statement, self._pauses.between(values))
+
+
+def prune_old(db: sqlite3.Connection, wall_us: int, pauses: Pauses) -> bool:
+    """Delete some rows that are too old. Returns whether there may be more."""
+    more = False
+    for namespace, keep_us in db.execute("SELECT id, keep_us FROM namespace WHERE keep_us IS NOT NULL").fetchall():
+        more |= prune_before(db, namespace, wall_us - keep_us, pauses, among=AT_ONCE) == AT_ONCE
+    return more
+
+
+def prune_before(db: sqlite3.Connection, namespace: int, before_us: int, pauses: Pauses, *, among: int = _ALL) -> int:
+    """Delete some of a namespace's rows from before a time, among its oldest ones.
+
+    Returns:
+        How many. If they are less than `AT_ONCE`, there are no more.
+    """
+    found = []
+    time_us = 0
+    for one in pauses.between(db.execute(_OLDEST, (namespace, among))):
+        time_us = time_us if one[1] is None else one[1]  # a damaged row is as old as the one before it
+        if time_us < before_us:
+            found.append(one)
+        if len(found) == AT_ONCE or time_us >= before_us + DISORDER_US:
+            break
+    _drop_rows(db, namespace, found, pauses)
+    return len(found)
+
+
+def prune_surplus(db: sqlite3.Connection, most: int, pauses: Pauses) -> bool:
+    """Delete the oldest rows of each namespace that is above its bound, at most `most`. Returns whether there may be more.
+
+    The size of a namespace is an estimate, never too low. If all estimates together exceed the file, they are scaled down.
+    """
+    pages, free, page_bytes = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS)
+    (known,) = db.execute("SELECT total(bytes) FROM namespace").fetchone()
+    scale = min(1.0, (pages - free) * page_bytes / max(known, 1.0))
+    for namespace, max_bytes in db.execute("SELECT id, max_bytes FROM namespace WHERE max_bytes IS NOT NULL").fetchall():
+        bound = _share(max_bytes) / scale
+        while _size(db, namespace) > bound:
+            if most <= 0:
+                return True
+            found = list(pauses.between(db.execute(_OLDEST, (namespace, _STEP))))
+            if not found:
+                break
+            _drop_rows(db, namespace, found, pauses)
+            most -= len(found)
+    return False
+
+
+def _share(max_bytes: int) -> int:
+    """The part of a namespace's bound for its rows: the call log and a rollback journal take the rest."""
+    return max(max_bytes - max_bytes // JOURNAL_SHARE - call_log.RING_BYTES, max_bytes // 2)
+
+
+def _size(db: sqlite3.Connection, namespace: int) -> int:
+    return int(db.execute("SELECT bytes FROM namespace WHERE id = ?", (namespace,)).fetchone()[0])
+
+
+def _drop_rows(
+    db: sqlite3.Connection, namespace: int, found: list[tuple[int, int | None, int, int | None, int]], pauses: Pauses
+) -> None:
+    """Delete rows, as `_OLDEST` returns them, and shared texts that no row uses."""
+    unused = Counter(key for _, _, context, reported, _ in found for key in (context, reported) if key is not None)
+    db.executemany("DELETE FROM audit WHERE id = ?", pauses.between(one[:1] for one in found))
+    db.executemany(_UNUSE, pauses.between((count, key) for key, count in unused.items()))
+    freed = sum(row_bytes(length) for *_, length in found) + _drop_unused(db, list(unused))
+    db.execute("UPDATE namespace SET bytes = max(0, bytes - ?) WHERE id = ?", (freed, namespace))
+
+
+def _drop_unused(db: sqlite3.Connection, ids: list[int]) -> int:
+    """Delete those of these shared texts that no row uses. Returns the bytes that the contexts among them took."""
+    freed = 0
+    for some in database.batches(ids):
+        which = f"WHERE uses <= 0 AND id IN ({database.marks(some)})"
+        lengths = db.execute(f"SELECT length(json) FROM fragment {which} AND namespace IS NOT NULL", some)  # noqa: S608 - marks only
+        freed += sum(fragment_bytes(length) for (length,) in lengths)
+        db.execute(f"DELETE FROM fragment {which}", some)  # noqa: S608 - marks only
+    return freed
 
 
 def row_bytes(length: int) -> int:

@@ -13,12 +13,11 @@ a tab or a line break in it: texts are compact ASCII JSON.
 | `f` | a place that is free again: counter id, call id |
 | `m` | a log of an outage, to be merged into a counter: counter id, window in µs, the log's numbers, the store time |
 | `r` | a reset counter: id |
-| `n` | a note: namespace as JSON, key, text as JSON, wall-clock time; without a text it removes the note |
+| `n` | a note: namespace as JSON, key, text as JSON, wall-clock time; without a text it removes the note; see `notes` |
 | `t` | the id of a write-back that was counted, see `Recoverable.adopt`; wall-clock time |
 """
 
 import json
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -27,10 +26,10 @@ from mcpguard.limiter.plan import Counter, Plan
 from mcpguard.limiter.sliding import Decision, Limit, State, fail
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, Charge
+from mcpguard.stores.sqlite import log_records
 from mcpguard.text.printing import compact
 
-ROW: Final = "+"
+ROW: Final = log_records.ROW
 COUNTER: Final = "="
 OUTCOME: Final = "o"
 CHARGED: Final = "c"
@@ -45,22 +44,6 @@ NO_LABEL: Final = ""
 
 MAX_DETAIL_CHARS: Final = 1024 * 1024
 """The longest detail of a row. It holds the call's arguments if the audit log keeps them in full."""
-
-
-_LATER_ROW: Final = f"\n{ROW}"
-
-_CHANGING: Final = rf"(?m)^(?!{OUTCOME}|\{ROW}.*\t$)"  # compiled only if it is needed
-"""A line that changes more than the audit: not an outcome, and not a row that was not charged."""
-
-
-def record(text: str) -> tuple[str, int, Charge]:
-    """A record for the log: its text, how many rows it has, and what it changes."""
-    return text, rows_in(text), IN_TEXT if re.search(_CHANGING, text) else NO_CHARGE
-
-
-def rows_in(text: str) -> int:
-    """How many audit rows a record has."""
-    return text.count(_LATER_ROW) + (text[0] == ROW)
 
 
 def _kept(detail: str) -> str:
@@ -154,12 +137,10 @@ def freed_line(counter_id: int, call_id: int) -> str:
     return f"{FREED}\t{counter_id}\t{call_id}"
 
 
-def decision_record(
-    row: Row, counters: Sequence[Counter], decision: Decision, row_id: int, owner: str
-) -> tuple[str, int, Charge]:
-    """The record of a decision: the labels of the counters that were empty before it, its row, and the places that it takes."""
+def decision_lines(row: Row, counters: Sequence[Counter], decision: Decision, row_id: int, owner: str) -> str:
+    """The lines of a decision: the labels of the counters that were empty before it, its row, and the places that it takes."""
     if not decision.charged:
-        return row_line(row), 1, NO_CHARGE
+        return row_line(row)
     labels, places, charged_us = "", "", None
     for limit in decision.charged:
         counter, log = counters[limit.counter], decision.states[limit.counter]
@@ -169,7 +150,7 @@ def decision_record(
         charged_us = log[-2]
         if log[2:] == (limit.cost,):
             labels += f"{counter_line(counter)}\n"
-    return labels + row_line(row, charged_us, charges(counters, decision.charged)) + places, 1, IN_TEXT
+    return labels + row_line(row, charged_us, charges(counters, decision.charged)) + places
 
 
 def ending_lines(ending: Ending, states: Sequence[State], now_us: int) -> str:

@@ -4,21 +4,24 @@ A process that opens a store reads all counters from the database, and then foll
 decision: a counter that it does not have is empty.
 """
 
+import contextlib
 import itertools
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
+from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.light_typing import Final
 from mcpguard.limiter import sliding
 from mcpguard.limiter.plan import Counter
 from mcpguard.limiter.sliding import EMPTY, State
+from mcpguard.locks import FileLock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.sqlite import log_lines, notes
-from mcpguard.stores.sqlite.call_log import CallLog
-from mcpguard.stores.sqlite.in_flight import KINDS, InFlight, Place
-from mcpguard.stores.sqlite.log_records import Change, Charges, Position
+from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
+from mcpguard.stores.sqlite.in_flight import Place, calls_of
+from mcpguard.stores.sqlite.log_records import Position, pack
 
 MOST_COUNTERS: Final = 65_536
 """The most counters that a store has. A usual one takes about 300 bytes, and 1.5 µs when a store is opened. Beyond it calls
@@ -30,8 +33,17 @@ _CROWDED_SHARE: Final = 7 / 8
 _LOOKED_AT: Final = 256
 """Among how many counters, each time: a call may wait for that. So all are looked at before the store is full."""
 
-LineChange = Charges | list[str]
-"""A change of counters or notes: charges, or the fields of another line."""
+TURN_SHARE: Final = 0.8
+"""The share of its timeout that a call may wait for its turn."""
+
+_TRIES: Final = 5
+"""How often to start over if the log moves on while the database is read."""
+
+_CHARGING: Final = frozenset({log_lines.ROW, log_lines.CHARGED})
+_FOLLOWED: Final = frozenset(
+    {log_lines.TAKEN, log_lines.FREED, log_lines.EMPTIED, log_lines.MERGED, log_lines.WRITTEN_BACK, notes.NOTED}
+)
+"""The kinds of other lines that change counters or notes. What is left matters only to the audit."""
 
 
 class Memory:
@@ -42,19 +54,17 @@ class Memory:
         places: The places that calls in flight hold.
 
     Attributes:
-        most: The most counters.
         states: The logs, by counter id. A counter without a log is empty.
         windows: Their windows in µs.
-        in_flight: The calls in flight.
+        places: The places that calls in flight hold, see `in_flight`.
         notes: Agent and wall-clock time of each note, by namespace and key.
         write_back_ids: The ids of write-backs that were counted, see `Recoverable.adopt`.
     """
 
     def __init__(self, logs: Iterable[tuple[int, int, State]] = (), places: Iterable[Place] = ()) -> None:
-        self.most = MOST_COUNTERS
         self.states: dict[int, State] = {}
         self.windows: dict[int, int] = {}
-        self.in_flight = InFlight(places)
+        self.places = {place[:2]: place for place in places}
         self.notes: dict[tuple[str, str], tuple[str, int]] = {}
         self.write_back_ids: set[str] = set()
         for key, window_us, log in logs:
@@ -67,50 +77,54 @@ class Memory:
         Raises:
             Lost: The log does not continue there.
         """
-        may_have_more = True
-        while may_have_more:
-            at, may_have_more = self.read_some(log, at)
+        while (after := self.read_some(log, at)) is not at:
+            at = after
         return at
 
-    def read_some(self, log: CallLog, at: Position) -> tuple[Position, bool]:
-        """As `read_on`, but for a chunk of them; returns also whether there may be more."""
-        changes, after, may_have_more = log.next_changes(at)
-        self.apply(changes)
-        return after, may_have_more
+    def read_some(self, log: CallLog, at: Position) -> Position:
+        """As `read_on`, but for the next few of them. Returns the same object if there are none."""
+        found = log.some(at)
+        self.apply([text for text, _ in found])
+        return found[-1][1] if found else at
 
-    def apply(self, changes: Iterable[Change]) -> None:
+    def apply(self, texts: Iterable[str]) -> None:
         """Make the changes of records."""
-        for change in changes:
-            for one in line_changes(change) if isinstance(change, str) else (change,):
-                self.take(one)
+        for text in texts:
+            for line in text.split("\n"):
+                kind = line[0]
+                if kind in _CHARGING:
+                    _, charged_us, charged = line.rsplit("\t", 2)
+                    if charged:
+                        self._charge(charged, int(charged_us))
+                elif kind in _FOLLOWED:
+                    self._take(kind, line.split("\t"))
 
-    def take(self, change: LineChange) -> None:
-        """Make a change."""
-        if isinstance(change, tuple):
-            self._charge(*change)
-            return
-        kind, *fields = change
+    def _take(self, kind: str, fields: list[str]) -> None:
         if kind == notes.NOTED:
-            self._take_note(change)
+            self._take_note(fields)
         elif kind == log_lines.WRITTEN_BACK:
-            self.write_back_ids.add(fields[0])
+            self.write_back_ids.add(fields[1])
         elif kind == log_lines.MERGED:
-            self._merge(*fields)
+            self._merge(*fields[1:])
+        elif kind == log_lines.TAKEN:
+            place = Place(int(fields[1]), int(fields[2]), *fields[3:])
+            self.places[place[:2]] = place
+        elif kind == log_lines.FREED:
+            self.places.pop((int(fields[1]), int(fields[2])), None)
         else:
-            if kind == log_lines.EMPTIED and int(fields[0]) in self.states:
-                self.states[int(fields[0])] = EMPTY
-            self.in_flight.follow(change)
+            emptied = int(fields[1])
+            if emptied in self.states:
+                self.states[emptied] = EMPTY
+            self.places = {key: place for key, place in self.places.items() if place.counter_id != emptied}
 
-    def _charge(self, charged: str, times_us: list[int]) -> None:
+    def _charge(self, charged: str, now_us: int) -> None:
         for key, window_us, n, cost in log_lines.read_charges(charged):
-            log = self.states.get(key, EMPTY)
-            for now_us in times_us:
-                log = sliding.charge(sliding.live(log, window_us, now_us), n, window_us, now_us, cost)
-            self.states[key], self.windows[key] = log, window_us
+            log = sliding.live(self.states.get(key, EMPTY), window_us, now_us)
+            self.states[key], self.windows[key] = sliding.charge(log, n, window_us, now_us, cost), window_us
 
-    def _merge(self, counter_id: str, window: str, numbers: str, now: str = "") -> None:
+    def _merge(self, counter_id: str, window: str, numbers: str, now: str) -> None:
         key, window_us, log = int(counter_id), int(window), tuple(map(int, numbers.split(",")))
-        before = sliding.live(self.states.get(key, EMPTY), window_us, int(now or log[-2]))  # an earlier version wrote no time
+        before = sliding.live(self.states.get(key, EMPTY), window_us, int(now))
         self.states[key], self.windows[key] = sliding.merge(before, log, window_us), window_us
 
     def _take_note(self, fields: list[str]) -> None:
@@ -125,70 +139,177 @@ class Memory:
 
     def states_of(self, counters: Iterable[Counter]) -> list[State]:
         """The states of counters: their logs, or the calls in flight."""
-        return [self.states.get(one.id, EMPTY) if one.window_us else self.in_flight.state(one.id) for one in counters]
+        return [self.states.get(one.id, EMPTY) if one.window_us else calls_of(self.places, one.id) for one in counters]
 
     def latest_us(self) -> int:
         """The store time of the newest charge; 0 if there is none."""
         return max((log[-2] for log in self.states.values() if log), default=0)
 
+
+class Follower:
+    """One process at the call log. It reads the records that others have appended, and appends its own in its turn.
+
+    Args:
+        log: The log.
+        turn_lock: The lock on it; not held.
+        memory: The counters.
+        at: The position up to which `memory` has all records.
+        clock: The store's time.
+        load: Reads counters and position from the database.
+        timeout_s: How long a decision may take. It waits for its turn for a part of that.
+
+    Attributes:
+        memory: The counters that the process has read.
+        at: The position up to which it has read the log.
+        most_counters: See `MOST_COUNTERS`.
+    """
+
+    def __init__(
+        self,
+        log: CallLog,
+        turn_lock: FileLock,
+        memory: Memory,
+        at: Position,
+        *,
+        clock: Clock,
+        load: Callable[[], tuple[Memory, Position]],
+        timeout_s: float,
+    ) -> None:
+        self.memory = memory
+        self.at = at
+        self.turn_lock = turn_lock
+        self.clock = clock
+        self.most_counters = MOST_COUNTERS
+        self._log = log
+        self._load = load
+        self._timeout_s = timeout_s
+        self._prepared_at = at
+        self._has_company = False  # whether others have appended something before the last turn
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Hold the lock on the call log, with every record read that others have appended.
+
+        Raises:
+            OSError, sqlite3.Error: The log or the database cannot be read.
+            StoreUnavailable: The lock did not come free in time, or the log is damaged.
+        """
+        self.prepare()
+        self.take_turn()
+        try:
+            yield
+        finally:
+            self.turn_lock.release()
+
+    def prepare(self, *, reads_log: bool = False) -> None:
+        """Do what can be done before a turn, so that others do not wait for it: drop expired counters, and read the log.
+
+        Args:
+            reads_log: Whether to read the log although others appended nothing before the last turn.
+        """
+        self.make_room()
+        self._prepared_at = self.at
+        if reads_log or self._has_company:
+            self.follow()
+
+    def take_turn(self) -> None:
+        """Hold the lock on the call log as `turn` does. The caller releases `turn_lock`: so a call pays for no generator."""
+        for _ in range(_TRIES):
+            if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
+                raise StoreUnavailable(
+                    f"{self._log.path} did not come free in time", "look for a stopped process that holds its lock"
+                )
+            try:
+                self._log.check()
+                while not self._log.ends_at(self.at) and self._read_some():
+                    pass
+                self._has_company = self.at is not self._prepared_at
+                return
+            except BaseException as error:
+                self.turn_lock.release()
+                if not isinstance(error, Lost):
+                    raise
+            self.follow()  # it needs the database, for which others must not wait
+        raise Lost(self._log.path)
+
+    def follow(self) -> None:
+        """Read the records that others have appended."""
+        for _ in range(_TRIES):
+            try:
+                while self._read_some():
+                    pass
+            except Lost:
+                self._log.check()
+                self._reload()
+            else:
+                return
+        raise Lost(self._log.path)
+
+    def follow_some(self) -> bool:
+        """Read some of the records that others have appended, for less than a millisecond; returns whether there are more."""
+        self.make_room()
+        try:
+            return self._read_some() and not self._log.ends_at(self.at)
+        except Lost:
+            self.follow()
+            return False
+
+    def _read_some(self) -> bool:
+        before = self.at
+        self.at = self.memory.read_some(self._log, before)
+        return self.at is not before
+
+    def _reload(self) -> None:
+        """Read the counters from the database again, because records that this process had not read yet were overwritten."""
+        if self._log.drained().end <= self.at.end:
+            raise damaged(self._log.path, "records that were not yet in the database were overwritten") from None
+        self.memory, self.at = self._load()
+
+    def append(self, texts: Sequence[str]) -> None:
+        """Append a record for each text, or none, also into the room that calls leave. The caller has the turn."""
+        data, after = pack(self.at, texts)
+        self._log.append(self.at, data, uses_reserve=True)
+        self.memory.apply(texts)
+        self.at = after
+
     @property
     def is_full(self) -> bool:
         """Whether there must be no other counter."""
-        return len(self.states) >= self.most
+        return len(self.memory.states) >= self.most_counters
 
-    def make_room(self, clock: Clock) -> None:
+    def make_room(self) -> None:
         """If there are many counters, drop those that have expired among some: next time among others.
 
         If there are few it takes next to no time.
-
-        Args:
-            clock: The store's time.
         """
-        if len(self.states) < self.most * _CROWDED_SHARE:
+        states, windows = self.memory.states, self.memory.windows
+        if len(states) < self.most_counters * _CROWDED_SHARE:
             return
-        now_us, excess = clock(), max(0, len(self.states) - self.most)
-        for key in list(itertools.islice(self.states, _LOOKED_AT + 2 * excess)):  # those that were looked at longest ago
-            log = self.states.pop(key)
-            if log and log[-2] > now_us - self.windows[key]:
-                self.states[key] = log
+        now_us, excess = self.clock(), max(0, len(states) - self.most_counters)
+        for key in list(itertools.islice(states, _LOOKED_AT + 2 * excess)):  # those that were looked at longest ago
+            log = states.pop(key)
+            if log and log[-2] > now_us - windows[key]:
+                states[key] = log
             else:
-                del self.windows[key]
+                del windows[key]
 
 
-_FOLLOWED: Final = KINDS | {log_lines.MERGED, notes.NOTED, log_lines.WRITTEN_BACK}
-_CHARGING: Final = frozenset({log_lines.ROW, log_lines.CHARGED})
-
-
-def line_changes(text: str) -> list[LineChange]:
-    """What the lines of a record change. Lines that matter only to the audit are left out."""
-    found: list[LineChange] = []
-    for line in text.split("\n"):
-        kind = line[0]
-        if kind in _CHARGING:
-            _, charged_us, charged = line.rsplit("\t", 2)
-            if charged:
-                found.append((charged, [int(charged_us)]))
-        elif kind in _FOLLOWED:
-            found.append(line.split("\t"))
-    return found
-
-
-def changed(changes: Iterable[LineChange]) -> set[int]:
-    """The ids of the counters whose logs are changed."""
-    texts: set[str] = set()
+def changed(texts: Iterable[str]) -> set[int]:
+    """The ids of the counters whose logs some records change."""
+    charged: set[str] = set()
     ids: set[int] = set()
-    for one in changes:
-        if isinstance(one, tuple):
-            texts.add(one[0])
-        elif one[0] in {log_lines.MERGED, log_lines.EMPTIED}:
-            ids.add(int(one[1]))
-    return ids.union(key for text in texts for key, *_ in log_lines.read_charges(text))
+    for line in (line for text in texts for line in text.split("\n")):
+        if line[0] in _CHARGING:
+            charged.add(line.rpartition("\t")[2])
+        elif line[0] in {log_lines.MERGED, log_lines.EMPTIED}:
+            ids.add(int(line.split("\t", 2)[1]))
+    return ids.union(key for one in charged - {""} for key, *_ in log_lines.read_charges(one))
 
 
 _MAX_SUM: Final = (1 << 32) - 1
 
 
-def pack(state: State) -> bytes:
+def pack_log(state: State) -> bytes:
     """A log in its stored form, little-endian: 8 bytes for the time of the newest entry's start, then 12 for each entry.
 
     A sum of costs that takes more than 4 bytes is above every limit, so it is cut.
@@ -200,10 +321,10 @@ def pack(state: State) -> bytes:
         return layout.pack(*[min(value, _MAX_SUM) if at and not at % 2 else value for at, value in enumerate(state)])
 
 
-def unpack(log: bytes) -> State:
+def unpack_log(log: bytes) -> State:
     """A log from its stored form.
 
-    >>> unpack(pack((5, 1, 2, 5, 9)))
+    >>> unpack_log(pack_log((5, 1, 2, 5, 9)))
     (5, 1, 2, 5, 9)
     """
     return _layout((len(log) - 8) // 12).unpack(log)

@@ -9,16 +9,15 @@ import time
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import is_there, open_private, private_folder, size_bytes
 from mcpguard.light_typing import Final, NamedTuple
-from mcpguard.locks import FileLock, SharedHold, lock_file
+from mcpguard.locks import FileLock, lock_file
 from mcpguard.stores import clock
 from mcpguard.stores.api import Clock
 from mcpguard.stores.filesystem import refuse_network
 from mcpguard.stores.sqlite import call_log, database
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, beside, log_path
-from mcpguard.stores.sqlite.log_records import START, Position
-from mcpguard.stores.sqlite.memory import Memory
+from mcpguard.stores.sqlite.log_records import START
+from mcpguard.stores.sqlite.memory import Follower
 from mcpguard.stores.sqlite.reader import Reader
-from mcpguard.stores.sqlite.schema import VERSION, migrate, require_schema
 
 OPEN_TIMEOUT_S: Final = 2.0
 """How long opening waits, at least, for processes that open the store or do upkeep. No call waits for it."""
@@ -35,41 +34,26 @@ class Files(NamedTuple):
 
     Attributes:
         path: The database.
-        identity: A value by which a replaced database is detected.
         log: The call log.
-        turn: The lock on the call log; not held.
         lock: The store's lock; not held.
-        hold: Tells other processes that the store is open.
+        hold: Held, shared, by every process that has the store open.
         reader: Reads log and database, and the store's time.
-        memory: The store's counters and notes.
-        at: The position of the log up to which `memory` has all records.
+        follower: Follows the log.
         warnings: Messages for the store's owner.
     """
 
     path: str
-    identity: tuple[int, int]
     log: CallLog
-    turn: FileLock
     lock: FileLock
-    hold: SharedHold
+    hold: FileLock
     reader: Reader
-    memory: Memory
-    at: Position
+    follower: Follower
     warnings: tuple[str, ...]
-
-    def check_database(self) -> None:
-        """Check that the path still names the database.
-
-        Raises:
-            StoreUnavailable: It was removed or replaced.
-        """
-        if self.identity != database.identity(self.path):
-            raise database.replaced(self.path)
 
     def close(self) -> None:
         """Close all of them."""
         self.reader.close()
-        self.turn.close()
+        self.follower.turn_lock.close()
         self.log.close()
         self.hold.close()
         self.lock.close()
@@ -94,13 +78,13 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
             raise StoreUnavailable(f"{path} is a folder", f"name a file in it, such as {os.path.join(path, 'mcpguard.db')}")
         lock = lock_file(beside(path, "-lock"))
         undo.callback(lock.close)
-        hold = SharedHold(beside(path, "-open"))
+        hold = lock_file(beside(path, "-open"))
         undo.callback(hold.close)
         join = functools.partial(_join, path, lock, hold, timeout_s=timeout_s, own_clock=own_clock)
         until_s = time.monotonic() + max(OPEN_TIMEOUT_S, timeout_s)
         files, warnings = None, []
         while files is None:
-            with contextlib.suppress(StoreUnavailable, Lost):
+            with contextlib.suppress(StoreUnavailable):
                 files = join()
                 break
             if lock.acquire(JOIN_EVERY_S):
@@ -110,18 +94,23 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
                 finally:
                     lock.release()
             elif time.monotonic() > until_s:
-                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+                raise locked(path)
         undo.pop_all()
         return files._replace(warnings=tuple(warnings))
 
 
-def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_clock: Clock | None) -> Files:
+def locked(path: str) -> StoreUnavailable:
+    """The error for a store whose lock does not come free."""
+    return StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
+
+
+def _join(path: str, lock: FileLock, hold: FileLock, *, timeout_s: float, own_clock: Clock | None) -> Files:
     """Open a store of which nothing is left to create or to repair.
 
     A process with the store's lock may repair the store while no other process has it open. So `hold` is shared last.
 
     Raises:
-        StoreUnavailable, Lost: It has to be repaired.
+        StoreUnavailable: It has to be repaired.
     """
     with contextlib.ExitStack() as undo, database.reported(path):
         log = CallLog(log_path(path))
@@ -131,7 +120,7 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         drained_end = log.drained().end
         with database.readable(path) as db:
             database.check_pages(db, path)
-            belongs = require_schema(db, path) == VERSION and database.key(db) == log.key
+            belongs = database.require_schema(db, path) == database.VERSION and database.key(db) == log.key
             memory, at = database.load(db), database.position(db)
         belongs = belongs and drained_end == at.end  # else upkeep is just moving it, or ended before both had the same
         reader = Reader(path, log, timeout_s=timeout_s)
@@ -141,11 +130,12 @@ def _join(path: str, lock: FileLock, hold: SharedHold, *, timeout_s: float, own_
         if not (belongs and is_of_this_boot and hold.share()):
             raise StoreUnavailable(f"{path} is being opened by another process")
         reader.clock = own_clock or functools.partial(clock.boot_us, int(str(log.header["time_offset_us"])))
+        follower = Follower(log, turn, memory, at, clock=reader.clock, load=reader.memory, timeout_s=timeout_s)
         undo.pop_all()
-        return Files(path, database.identity(path), log, turn, lock, hold, reader, memory, at, ())
+        return Files(path, log, lock, hold, reader, follower, ())
 
 
-def _repair(path: str, hold: SharedHold, wall: Clock | None) -> list[str]:
+def _repair(path: str, hold: FileLock, wall: Clock | None) -> list[str]:
     """Create what is missing, and mend what does not belong together. The caller has the store's lock.
 
     Args:
@@ -169,7 +159,7 @@ def _repair(path: str, hold: SharedHold, wall: Clock | None) -> list[str]:
         if not is_new:
             database.check_pages(db, path)
             _refuse_another_log(path, db, log)
-        migrate(db, path)
+        database.migrate(db, path)
         if log is None:
             log = opened.enter_context(contextlib.closing(_new_log(path, db, warnings)))
         _agree(path, db, log, hold, warnings)
@@ -180,7 +170,7 @@ def _repair(path: str, hold: SharedHold, wall: Clock | None) -> list[str]:
 
 def _refuse_another_log(path: str, db: sqlite3.Connection, log: CallLog | None) -> None:
     """Refuse a call log that belongs to another database."""
-    if require_schema(db, path) and log is not None and database.key(db) not in {None, log.key}:
+    if database.require_schema(db, path) and log is not None and database.key(db) not in {None, log.key}:
         hint = f"put the database that it belongs to back, or move {os.path.basename(log.path)} away"
         raise StoreUnavailable(f"{log.path} belongs to another database than {path}", hint)
 
@@ -197,7 +187,7 @@ def _new_log(path: str, db: sqlite3.Connection, warnings: list[str]) -> CallLog:
     return CallLog(log_file)
 
 
-def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, warnings: list[str]) -> None:
+def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: FileLock, warnings: list[str]) -> None:
     """Let the log continue at the database's position, or the database go on where the log does."""
     if database.key(db) is None:  # the database is new: it takes key and position from the log
         database.begin(db, log.key, log.drained())
@@ -209,14 +199,14 @@ def _agree(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, wa
     elif resumed is not None:
         with database.writing(db):
             database.set_position(db, resumed)
-    elif hold.alone():
+    elif hold.acquire(0):
         log.begin_at(at)
     else:
-        raise call_log.damaged(log.path, "it does not continue where the database is")
+        raise Lost(log.path)
     warnings += filter(None, [warning])
 
 
-def _begin_time(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHold, wall: Clock) -> None:
+def _begin_time(path: str, db: sqlite3.Connection, log: CallLog, hold: FileLock, wall: Clock) -> None:
     """Begin the store's time: the machine's boot clock plus an offset in the log's header. It never runs backwards.
 
     After a restart of the machine the wall clock says how long it was off. If the wall clock is ahead, windows end early, and
@@ -226,7 +216,7 @@ def _begin_time(path: str, db: sqlite3.Connection, log: CallLog, hold: SharedHol
     header, mine = log.header, clock.base_id()
     if header.get("time_base") == mine:
         return
-    if "time_base" in header and not hold.alone():  # a log without a time base was just created
+    if "time_base" in header and not hold.acquire(0):  # a log without a time base was just created
         raise StoreUnavailable(
             f"{path} is in use by another machine, or by a container with a clock of its own",
             "name a file of its own with --store, or use Redis to share counters between machines",

@@ -15,7 +15,6 @@ import contextlib
 import functools
 import os
 import time
-from _thread import allocate_lock
 from collections.abc import Callable, Mapping, Sequence
 
 from mcpguard.errors import StoreDamaged, StoreUnavailable
@@ -31,10 +30,9 @@ from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
 from mcpguard.stores.api import Clock, Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import database, log_lines, notes
-from mcpguard.stores.sqlite.call_log import LogFull, Lost, damaged
+from mcpguard.stores.sqlite.call_log import LogFull
 from mcpguard.stores.sqlite.decider import Decider
-from mcpguard.stores.sqlite.follower import Follower
-from mcpguard.stores.sqlite.in_flight import Owners
+from mcpguard.stores.sqlite.in_flight import Owner
 from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.opening import open_files
 
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
 
 ROOM_BYTES: Final = 256 * 1024
 """A call that has no room in a full log is decided again when there is this much more than it needs: others wait, too."""
-
-LOCK_GAP_S: Final = 0.005
-"""For how long upkeep releases the store's lock. A process that waits for it tries more often."""
 
 DRAIN_AT_CLOSE_S: Final = 0.5
 """After this long a drain at the end stops. The next wrapper drains the rest."""
@@ -86,29 +81,27 @@ class SqliteStore:
         self._reader = reader = self._files.reader
         self.entries, self.newest = reader.entries, reader.newest
         self.outcomes_of, self.held = reader.outcomes_of, reader.held
-        self._clock = self._reader.clock
-        self._follower = Follower(path, self._files, timeout_s=self._timeout_s, most_counters=most_counters)
-        self._owners = Owners(path)
-        self._decider = Decider(self._follower, self._owners, wall)
+        self._clock = reader.clock
+        self._follower = follower = self._files.follower
+        follower.most_counters = most_counters
         self._options = options
-        self._opened_us = self._clock()
         self._decided_s = 0.0
         self._forced_bytes = 0
-        self._tending = allocate_lock()  # the store's lock does not exclude other threads of this process
         self.args_key = self._log.key
         self.warnings = self._warnings = self._files.warnings
         try:
-            with self._follower.turn():  # a store that no call could use counts as not opened
+            with database.reported(path), follower.turn():  # a store that no call could use counts as not opened
                 pass
         except BaseException:
             self._files.close()
             raise
+        self._owner = Owner.of(path)
 
     @functools.cached_property
     def _upkeep(self) -> "Upkeep":
         from mcpguard.stores.sqlite.upkeep import Upkeep  # a hook seldom needs it
 
-        made = Upkeep(self.path, self._log, self._options, now_us=self._opened_us, busy=self._is_busy)
+        made = Upkeep(self._files, self._options, decided_s=lambda: self._decided_s)
         found: Upkeep = self.__dict__.setdefault("_upkeep", made)  # two threads may be here at once, from Python 3.12 on
         return found
 
@@ -120,38 +113,40 @@ class SqliteStore:
         With `durability = "full"`, a call whose record cannot be forced to the disk stays counted, although this raises.
         """
         try:
-            verdicts = self._decide(requests, journal)
-        except LogFull as full:
-            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-                self._upkeep.await_drained(full.drained_end + ROOM_BYTES, self._timeout_s)
-            verdicts = self._decide(requests, journal)
+            try:
+                verdicts = self._decide(requests, journal)
+            except LogFull as full:
+                with contextlib.suppress(StoreUnavailable):
+                    self._upkeep.await_drained(full.drained_end + ROOM_BYTES, self._timeout_s)
+                verdicts = self._decide(requests, journal)
+        except (sqlite3.Error, OSError) as error:  # not `database.reported`: it is on the path of calls
+            raise database.unavailable(self.path, error) from error
         if self._durable:
             self._force(requests, verdicts)
         return verdicts
 
     def _decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        follower, decider = self._follower, self._decider
+        follower = self._follower
         has_caps = requests[0].plan.caps if len(requests) == 1 else any(request.plan.caps for request in requests)
         follower.prepare(reads_log=has_caps)  # then no dead process is examined whose places others have freed
         try:
-            decider.decide(requests, journal)  # before the turn, because others wait while it lasts
+            # Before the turn, because others wait while it lasts
+            made = Decider(follower, self._owner, requests, journal, self._wall)
             follower.take_turn()
             try:
-                if follower.at is not decider.at:  # others have decided calls meanwhile
-                    decider.take_back()
-                    decider.decide(requests, journal)
-                if decider.data:
-                    self._log.append(decider.at, decider.data)
+                if follower.at is not made.at:  # others have decided calls meanwhile
+                    journal.take_back()
+                    made = Decider(follower, self._owner, requests, journal, self._wall)
+                if made.data:
+                    self._log.append(made.at, made.data)
             finally:
                 follower.turn_lock.release()
                 self._decided_s = time.monotonic()
-        except BaseException as error:
-            decider.take_back()
-            if isinstance(error, (sqlite3.Error, OSError)):
-                raise database.unavailable(self.path, error) from error
+        except BaseException:
+            journal.take_back()
             raise
-        decider.charge()
-        return decider.verdicts
+        made.charge()
+        return made.verdicts
 
     def _force(self, requests: Sequence[DecisionRequest], verdicts: Sequence[Verdict]) -> None:
         """Force the calls that were decided to the disk, after the turn: others do not wait for this, and use the same disk.
@@ -168,15 +163,6 @@ class SqliteStore:
                     self.settle([Ending(row_id, plan, failed=False) for row_id, plan in rows if row_id is not None])
                 raise
             self._forced_bytes = appended_bytes
-
-    def _is_busy(self) -> bool:
-        from mcpguard.stores.pauses import QUIET_S  # upkeep asks, which has loaded it
-
-        return time.monotonic() - self._decided_s < QUIET_S
-
-    def _prepare_owner(self) -> str:
-        with database.reported(self.path):
-            return self._owners.prepare()
 
     def append(self, rows: Sequence[Row]) -> list[int]:
         """See `Store`."""
@@ -200,7 +186,8 @@ class SqliteStore:
 
     def give_places(self, calls: Mapping[int, Sequence[Counter]]) -> None:
         """See `Store`."""
-        owner = self._prepare_owner()
+        with database.reported(self.path):
+            owner = self._owner.prepare()
         lines = [[log_lines.taken_line(counter, call_id, owner) for counter in counters] for call_id, counters in calls.items()]
         self._publish(["\n".join(one) for one in lines if one])
 
@@ -230,13 +217,9 @@ class SqliteStore:
         """See `Store`."""
         held = {one.label for one in self.held()}
         lines = [log_lines.emptied_line(counter_id(label)) for label in labels]
-        try:
-            self._publish(lines)
-        except LogFull as full:
-            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
-                if not self._with_lock(self._upkeep.drain):
-                    self._upkeep.await_drained(full.drained_end + ROOM_BYTES, self._timeout_s)
-            self._publish(lines)
+        with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the log may have room all the same
+            self._upkeep.drain(self._timeout_s)
+        self._publish(lines)
         return len(held & set(labels))
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
@@ -287,11 +270,9 @@ class SqliteStore:
             The id of the first audit row among them.
         """
         follower = self._follower
-        with follower.turn():
+        with database.reported(self.path), follower.turn():
             first_row = follower.at.row
-            made = texts() if callable(texts) else texts
-            follower.append(made)
-            follower.memory.apply(made)
+            follower.append(texts() if callable(texts) else texts)
             return first_row
 
     # upkeep
@@ -312,36 +293,32 @@ class SqliteStore:
         """
         with database.reported(self.path):
             self._log.check()
-            self._files.check_database()
+            self._reader.check()
             self._check_owner()
-            if self._follower.memory.is_full:
+            if self._follower.is_full:
                 self._warn_of(
-                    f"{self._follower.memory.most:,} counters are in use, the most that {self.path} keeps: calls that need "
+                    f"{self._follower.most_counters:,} counters are in use, the most that {self.path} keeps: calls that need "
                     "another one are refused; name fewer values in `per`, or shorten windows"
                 )
             end = self._follower.at.end
-            is_due = self._upkeep.is_due(end, self._clock())
-        if is_due:
-
-            def tend_once() -> bool:
-                self._upkeep.tend(end, now_us=self._clock(), wall_us=self._wall())
-                return False
-
-            try:
-                self._with_lock(tend_once)
-            except StoreDamaged:
-                raise
-            except StoreUnavailable as error:
-                trouble = (
-                    f"{error.message} ({error.hint}); calls continue as long as {os.path.basename(self._log.path)} has room"
-                )
-                self.warnings = (*self._warnings, trouble)
-            else:
-                self.warnings = self._warnings
+            is_due = self._upkeep.is_due(end)
+        if not is_due:
+            return
+        try:
+            with database.reported(self.path):
+                self._upkeep.tend(end, wall_us=self._wall())
+        except StoreDamaged:
+            raise
+        except StoreUnavailable as error:
+            trouble = f"{error.message} ({error.hint}); calls continue as long as {os.path.basename(self._log.path)} has room"
+            self.warnings = (*self._warnings, trouble)
+        else:
+            self.warnings = self._warnings
 
     def _check_owner(self) -> None:
         """Make the file by which others see that this process lives again, if somebody has removed it."""
-        if removed := self._owners.check():
+        self._owner.check()
+        if removed := self._owner.removed:
             self._warn_of(
                 f"{removed} was removed: other wrappers may have given places of calls that are in flight here to others"
             )
@@ -352,37 +329,13 @@ class SqliteStore:
             self._warnings += (trouble,)
             self.warnings += (trouble,)
 
-    def _with_lock(self, work: Callable[[], bool]) -> bool:
-        """Run a function with the store's lock held, again while it returns True. Others can take the lock in between.
-
-        Returns:
-            False if another process has the lock, which then does upkeep.
-        """
-        with database.reported(self.path):
-            if not self._tending.acquire(blocking=False):
-                return False
-            try:
-                while self._files.lock.acquire(0):
-                    try:
-                        if not work():
-                            return True
-                    except Lost:
-                        raise damaged(self._log.path, "it does not continue where the database is") from None
-                    finally:
-                        self._files.lock.release()
-                    time.sleep(LOCK_GAP_S)
-                return False
-            finally:
-                self._tending.release()
-
     def close(self) -> None:
         """See `Store`. Drains the log first, if the database can be written, or some of it, if that takes long."""
         with contextlib.suppress(Exception):  # whoever opens the store next drains the rest, or reports what is wrong
             self._log.check()
-            self._files.check_database()
+            self._reader.check()
             if self._log.drained().end < self._follower.at.end:
-                until_s = time.monotonic() + DRAIN_AT_CLOSE_S
-                self._with_lock(lambda: self._upkeep.drain() and time.monotonic() < until_s)
-        name = self._owners.name
-        self._owners.close(has_places=any(place.owner == name for place in self._follower.memory.in_flight))
+                self._upkeep.drain(DRAIN_AT_CLOSE_S)
+        name = self._owner.name
+        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.places.values()))
         self._files.close()

@@ -8,6 +8,7 @@ import _sqlite3 as sqlite3
 import contextlib
 import os
 import time
+from _thread import allocate_lock
 from collections.abc import Callable, Iterator
 
 from mcpguard.errors import StoreUnavailable
@@ -15,15 +16,14 @@ from mcpguard.identity.client_agents import NOTE_KEPT_US
 from mcpguard.light_typing import Final
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.pauses import Pauses
-from mcpguard.stores.sqlite import call_log, database, log_lines, pruning
-from mcpguard.stores.sqlite.call_log import CallLog, Lost, damaged
+from mcpguard.stores.pauses import QUIET_S, Pauses
+from mcpguard.stores.sqlite import call_log, database, draining, in_flight, log_lines
+from mcpguard.stores.sqlite.call_log import damaged
+from mcpguard.stores.sqlite.database import PAGE_BYTES
 from mcpguard.stores.sqlite.draining import Drain, row_bytes
-from mcpguard.stores.sqlite.in_flight import Owners
 from mcpguard.stores.sqlite.log_records import Position
-from mcpguard.stores.sqlite.opening import open_files
+from mcpguard.stores.sqlite.opening import Files, locked, open_files
 from mcpguard.stores.sqlite.reader import Reader
-from mcpguard.stores.sqlite.schema import PAGE_BYTES
 
 DRAIN_BYTES: Final = 1024 * 1024
 DRAIN_EVERY_US: Final = 2_000_000
@@ -55,6 +55,9 @@ LONGEST_WAIT_S: Final = 0.25
 
 LOOK_EVERY_S: Final = 0.005
 """How often a process that waits for the database checks how far it is."""
+
+LOCK_GAP_S: Final = 0.005
+"""For how long upkeep releases the store's lock. A process that waits for it tries more often."""
 
 LOCK_S: Final = 5.0
 """How long a portion that a person waits for waits for another process that does upkeep."""
@@ -88,15 +91,15 @@ With its usual 2 MiB of pages a wrapper has 0.6 MiB more from then on, and upkee
 
 
 class Upkeep:
-    """Draining, pruning and shrinking of one store. The caller has the store's lock.
+    """Draining, pruning and shrinking of one store.
+
+    Its methods raise `StoreUnavailable`, `sqlite3.Error` or `OSError` if database or log are damaged, or cannot be used.
 
     Args:
-        path: The database.
-        log: The call log.
+        files: The store's files.
         options: They name this process's namespace and its bounds. It tells them to the database, so that any process can prune
             by them.
-        now_us: The store's time.
-        busy: Whether this process has decided a call within the last `QUIET_S`.
+        decided_s: When this process last decided a call.
 
     Attributes:
         is_failing: Whether this process could not write the database when it last tried.
@@ -104,29 +107,31 @@ class Upkeep:
         next_check_bytes: `keep_pace` does something only if this process has appended more than this.
     """
 
-    def __init__(self, path: str, log: CallLog, options: Options, *, now_us: int, busy: Callable[[], bool]) -> None:
-        self._path = path
-        self._log = log
+    def __init__(self, files: Files, options: Options, *, decided_s: Callable[[], float]) -> None:
+        self._path = files.path
+        self._log = files.log
+        self._lock = files.lock
+        self._clock = files.reader.clock
+        self._tending = allocate_lock()  # the store's lock does not exclude other threads of this process
         self._bounds = options.namespace, options.keep_us, options.max_bytes
-        self._drained_us = now_us
+        self._drained_us = self._clock()
         self._drained_end = 0  # not known yet
         self._rest_us = DRAIN_EVERY_US
         self._told_bounds = False
         self.has_more_to_do = True
-        self._busy = busy
+        self._decided_s = decided_s
         self._awaited = 0
-        self._most_outcomes = max(_LEAST_OUTCOMES, options.max_bytes // (2 * pruning.JOURNAL_SHARE) // PAGE_BYTES)
+        self._most_outcomes = max(_LEAST_OUTCOMES, options.max_bytes // (2 * draining.JOURNAL_SHARE) // PAGE_BYTES)
         self.is_failing = False
-        self.next_check_bytes = log.appended_bytes + PACE_BYTES
+        self.next_check_bytes = self._log.appended_bytes + PACE_BYTES
 
-    def is_due(self, end: int, now_us: int) -> bool:
+    def is_due(self, end: int) -> bool:
         """Whether `tend` would do something now.
 
         Args:
             end: The newest position of the log that the caller knows of.
-            now_us: The store's time.
         """
-        drained_end = self._log.drained().end
+        now_us, drained_end = self._clock(), self._log.drained().end
         if drained_end != self._drained_end:  # another process has drained it
             self._drained_end, self._drained_us = drained_end, now_us
         waiting_bytes = end - drained_end
@@ -136,60 +141,89 @@ class Upkeep:
             or self.has_more_to_do
         )
 
-    def tend(self, end: int, *, now_us: int, wall_us: int) -> None:
-        """Drain the log, and from time to time prune and shrink. What takes longer than `HOLD_S` is left to the next process.
+    def tend(self, end: int, *, wall_us: int) -> None:
+        """Drain the log, and from time to time prune and shrink, unless another process does so.
+
+        What takes longer than `HOLD_S` is left to the next process.
 
         Args:
             end: The newest position of the log that the caller knows of.
-            now_us: The store's time.
             wall_us: Wall-clock time.
-
-        Raises:
-            StoreUnavailable: The database is damaged, or the log before `end`.
-            sqlite3.Error, OSError: The database or the log cannot be used.
-            Lost: The log does not continue at the database's position.
         """
-        self._drained_us = now_us
-        with self._connected() as db:
-            self._tell_bounds(db)
-            began_s = time.monotonic()
-            if not self._drain(db, end):
+        with self._locked() as is_mine:
+            if not is_mine:
                 return
-            took_us = round((time.monotonic() - began_s) * 1_000_000)
-            self._rest_us = min(max(DRAIN_EVERY_US, REST_SHARE * took_us), LONGEST_REST_US)
-            (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
-            if abs(wall_us - pruned_us) > PRUNE_EVERY_US:
-                self._prune_shared(db, now_us, wall_us)
-                self.has_more_to_do = True
-            if self.has_more_to_do:
-                pauses = self._pauses()
-                with database.writing(db):
-                    more = pruning.prune_old(db, wall_us, pauses)
-                    more |= pruning.prune_surplus(db, pruning.AT_ONCE, pauses)
-                self.has_more_to_do = self._shrink(db) or more
+            self._drained_us = now_us = self._clock()
+            with self._connected() as db:
+                self._tell_bounds(db)
+                began_s = time.monotonic()
+                if not self._drain(db, end):
+                    return
+                took_us = round((time.monotonic() - began_s) * 1_000_000)
+                self._rest_us = min(max(DRAIN_EVERY_US, REST_SHARE * took_us), LONGEST_REST_US)
+                (pruned_us,) = db.execute("SELECT coalesce(max(value), 0) FROM meta WHERE key = 'pruned_us'").fetchone()
+                if abs(wall_us - pruned_us) > PRUNE_EVERY_US:
+                    self._prune_shared(db, now_us, wall_us)
+                    self.has_more_to_do = True
+                if self.has_more_to_do:
+                    pauses = self._pauses()
+                    with database.writing(db):
+                        more = draining.prune_old(db, wall_us, pauses)
+                        more |= draining.prune_surplus(db, draining.AT_ONCE, pauses)
+                    self.has_more_to_do = self._shrink(db) or more
 
-    def drain(self) -> bool:
-        """Move records of the log into the database, while somebody waits for it. Raises as `tend` does.
-
-        Returns:
-            Whether it stopped after `HOLD_S`. Then release the store's lock for a moment, and call it again.
-        """
-        with self._connected() as db, self.awaited():
-            return not self._drain(db)
-
-    def prune(self, before_us: int) -> tuple[int, bool]:
-        """Delete some of the namespace's rows from before a time, and return disk space.
+    def drain(self, timeout_s: float) -> bool:
+        """Move all records of the log into the database, while somebody waits for it.
 
         Returns:
-            How many rows were deleted, and whether there may be more to do.
+            Whether it has all. False if that takes longer than the timeout, or if another process does upkeep.
         """
-        with self._connected() as db, self.awaited():
-            if not self._drain(db):
-                return 0, True
-            with database.writing(db):
-                namespace, *_ = self._bounds
-                dropped, more = pruning.drop_before(db, namespace, before_us, self._pauses())
-            return dropped, self._shrink(db) or more
+        until_s = time.monotonic() + timeout_s
+        while True:
+            with self._locked() as is_mine:
+                if not is_mine:
+                    return False
+                with self._connected() as db, self.awaited():
+                    if self._drain(db):
+                        return True
+            if time.monotonic() >= until_s:
+                return False
+            time.sleep(LOCK_GAP_S)
+
+    def prune(self, before_us: int) -> Iterator[int]:
+        """Delete the namespace's rows from before a time, in portions, and return disk space. Yields each portion's rows."""
+        more = True
+        while more:
+            with self._locked(LOCK_S) as is_mine:
+                if not is_mine:
+                    raise locked(self._path)
+                with self._connected() as db, self.awaited():
+                    dropped, more = self._prune(db, before_us) if self._drain(db) else (0, True)
+            if dropped:
+                yield dropped
+            time.sleep(_PAUSE_S if more else 0)
+
+    def _prune(self, db: sqlite3.Connection, before_us: int) -> tuple[int, bool]:
+        with database.writing(db):
+            (namespace,) = db.execute("SELECT id FROM namespace WHERE name = ?", self._bounds[:1]).fetchone() or (0,)
+            dropped = draining.prune_before(db, namespace, before_us, self._pauses())
+        return dropped, self._shrink(db) or dropped == draining.AT_ONCE
+
+    @contextlib.contextmanager
+    def _locked(self, timeout_s: float = 0) -> Iterator[bool]:
+        """Hold the store's lock, if it comes free in time. Yields whether it is held."""
+        if not self._tending.acquire(blocking=False):
+            yield False
+            return
+        try:
+            is_held = self._lock.acquire(timeout_s)
+            try:
+                yield is_held
+            finally:
+                if is_held:
+                    self._lock.release()
+        finally:
+            self._tending.release()
 
     def keep_pace(self, end: int, timeout_s: float, hurry: Callable[[], None]) -> None:
         """Wait for a moment if the log is crowded, unless this process could not write the database itself.
@@ -227,7 +261,10 @@ class Upkeep:
             self._awaited -= 1
 
     def _pauses(self, *, is_urgent: bool = False) -> Pauses:
-        return Pauses(self._busy, lambda: is_urgent or self._awaited > 0)
+        return Pauses(self._is_busy, lambda: is_urgent or self._awaited > 0)
+
+    def _is_busy(self) -> bool:
+        return time.monotonic() - self._decided_s() < QUIET_S
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
@@ -252,14 +289,13 @@ class Upkeep:
                 db.execute(_SET_BOUNDS, self._bounds)
         self._told_bounds = True
 
-    def _drain(self, db: sqlite3.Connection, end: int | None = None) -> bool:
-        """Move records into the database: those before a position, and some more; or all. False if `HOLD_S` is too short."""
+    def _drain(self, db: sqlite3.Connection, end: int = 0) -> bool:
+        """Move records into the database. Returns whether it has all; False if that takes longer than `HOLD_S`."""
         until_s = time.monotonic() + HOLD_S
         at = last = database.position(db)
-        enough = None if end is None else max(end, at.end + DRAIN_BYTES)
         batch: list[str] = []
         size = outcomes = 0
-        pauses = self._pauses(is_urgent=end is not None and end - at.end > URGENT_BYTES)
+        pauses = self._pauses(is_urgent=end - at.end > URGENT_BYTES)
         for text, after in pauses.between(self._log.records(at)):
             batch.append(text)
             size += len(text) + row_bytes(0) * (after.row - last.row)
@@ -268,13 +304,11 @@ class Upkeep:
             if size > _DRAINED_AT_ONCE_BYTES or outcomes > self._most_outcomes:
                 self._write(db, at, batch, last, pauses)
                 at, batch, size, outcomes = last, [], 0, 0
-                if enough is not None and at.end >= enough:
-                    break
                 if time.monotonic() > until_s:
                     return False
         if batch:
             self._write(db, at, batch, last, pauses)
-        if end is not None and last.end < end:
+        if last.end < end:
             raise damaged(self._log.path, "a record that is not yet in the database cannot be read")
         return True
 
@@ -286,7 +320,7 @@ class Upkeep:
                 raise StoreUnavailable(f"{self._path} takes the call log from two processes at once", hint)
             Drain(db, self._log.key, pauses).write(since.row, batch)
             database.set_position(db, upto)
-            more = pruning.prune_surplus(db, max(pruning.AT_ONCE, 2 * (upto.row - since.row)), pauses)
+            more = draining.prune_surplus(db, max(draining.AT_ONCE, 2 * (upto.row - since.row)), pauses)
         self.has_more_to_do |= more
         self._log.set_drained(upto)
         self._drained_end = upto.end
@@ -296,9 +330,8 @@ class Upkeep:
 
         A note from the future is deleted, too: it is older than it looks, because the wall clock was set back since.
         """
-        owners = Owners(self._path)
-        owners.sweep()
-        dead = owners.dead([owner for (owner,) in db.execute("SELECT DISTINCT owner FROM in_flight")])
+        in_flight.sweep(self._path)
+        dead = in_flight.dead(self._path, [owner for (owner,) in db.execute("SELECT DISTINCT owner FROM in_flight")])
         with database.writing(db):
             db.execute("DELETE FROM counter WHERE last_us + window_us + ? <= ?", (_GRACE_US, now_us))
             db.executemany("DELETE FROM in_flight WHERE owner = ?", [(owner,) for owner in dead])
@@ -336,21 +369,8 @@ def prune(path: str, options: Options, before_us: int) -> Iterator[int]:
         StoreUnavailable: The database is not one of this mcpguard, it cannot be written, or another process does not release
             the store's lock.
     """
-    with contextlib.ExitStack() as undo, database.reported(path):
+    with database.reported(path):
         os.stat(path)  # the system says more plainly than SQLite why it cannot be opened
         Reader(path).close()  # what is no store is refused before it gets files beside it
-        files = undo.enter_context(contextlib.closing(open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us)))
-        upkeep = Upkeep(path, files.log, options, now_us=0, busy=lambda: False)
-        more = True
-        while more:
-            if not files.lock.acquire(LOCK_S):
-                raise StoreUnavailable(f"{path} is locked by another process", "end the process that holds it")
-            try:
-                dropped, more = upkeep.prune(min(before_us, wall_us()))
-            except Lost:
-                raise damaged(files.log.path, "it does not continue where the database is") from None
-            finally:
-                files.lock.release()
-            if dropped:
-                yield dropped
-            time.sleep(_PAUSE_S if more else 0)
+        with contextlib.closing(open_files(path, timeout_s=LOCK_S, own_clock=None, wall=wall_us)) as files:
+            yield from Upkeep(files, options, decided_s=lambda: 0.0).prune(min(before_us, wall_us()))

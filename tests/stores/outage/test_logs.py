@@ -14,7 +14,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.memory import Memory
 from mcpguard.stores.outage.log import Bounds, OutageFolder, OutageLog
 from mcpguard.stores.outage.recovery import LOOK_EVERY_US
-from mcpguard.stores.sqlite.log_records import NO_CHARGE, START, pack
+from mcpguard.stores.sqlite.log_records import START, pack
 from tests.build import START_US
 from tests.stores.outage.moody import LIMIT_3, Moody, Place
 
@@ -32,7 +32,7 @@ HEAD_LINE = "h\t00\tthis boot\t1\t1\t"
 
 def log_of(*texts: str) -> bytes:
     """The content of a file with these records."""
-    return START.checksum + pack(START, [(text, 0, NO_CHARGE) for text in texts])[0]
+    return START.checksum + pack(START, texts)[0]
 
 
 def is_open(fd: int) -> bool:

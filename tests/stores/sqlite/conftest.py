@@ -1,22 +1,26 @@
 """Stores in a new folder, at a time that stands still until the test moves it."""
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mcpguard.files import StrPath
-from mcpguard.identity.client_agents import AgentNote
+from mcpguard.session.verdict import DecisionRequest
 from mcpguard.stores.api import Clock, Options
-from mcpguard.stores.sqlite import upkeep
-from mcpguard.stores.sqlite.call_log import CallLog, log_path
-from mcpguard.stores.sqlite.notes import note_line
+from mcpguard.stores.sqlite import call_log, upkeep
+from mcpguard.stores.sqlite.memory import MOST_COUNTERS
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Time
 
 Open = Callable[..., SqliteStore]
+Tend = Callable[..., None]
+Times = tuple[Time, Time]
+
+FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
+MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
 
 
 @pytest.fixture
@@ -25,7 +29,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def times() -> tuple[Time, Time]:
+def times() -> Times:
+    """The store's time and wall-clock time."""
     return Time(), Time(WALL_US)
 
 
@@ -38,16 +43,78 @@ def patient_upkeep() -> Iterator[None]:
 
 
 @pytest.fixture
-def open_store(path: Path, times: tuple[Time, Time]) -> Iterator[Open]:
+def open_store(path: Path, times: Times) -> Iterator[Open]:
+    """Opens stores that are closed at the end of the test. Without a clock, a store uses that of the machine."""
     with contextlib.ExitStack() as opened:
 
-        def open_one(*, clock: Clock = times[0], wall: Clock = times[1], **options: Any) -> SqliteStore:
-            return opened.enter_context(contextlib.closing(SqliteStore(path, Options(**options), clock=clock, wall=wall)))
+        def open_one(
+            at: Path = path,
+            *,
+            clock: Clock | None = times[0],
+            wall: Clock = times[1],
+            most: int = MOST_COUNTERS,
+            **options: Any,
+        ) -> SqliteStore:
+            store = SqliteStore(at, Options(**options), clock=clock, wall=wall, most_counters=most)
+            return opened.enter_context(contextlib.closing(store))
 
         yield open_one
 
 
-def leave(path: StrPath, namespace: str, note: AgentNote, *, wall_us: int, timeout_s: float) -> bool:
-    """Leave a note as a hook does. Returns whether the log's lock came free in time."""
-    with contextlib.closing(CallLog(log_path(path))) as log:
-        return log.append_alone(note_line(namespace, note, wall_us), timeout_s)
+@pytest.fixture
+def tend(times: Times) -> Tend:
+    """Lets time pass until upkeep is due, and repeats it until there is nothing more to do."""
+
+    def do(*stores: SqliteStore, after_s: int = 61) -> None:
+        for time in times:
+            time.pass_s(after_s)
+        for store in stores:
+            store.tend()
+            while store.needs_tending:
+                for time in times:
+                    time.pass_s(1)  # after a drain that took long, upkeep rests
+                store.tend()
+
+    return do
+
+
+@pytest.fixture
+def small_log(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The size of a log that a few calls fill."""
+    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
+    return call_log.RING_BYTES
+
+
+def drain(store: SqliteStore) -> None:
+    """Move all records of the log into the database."""
+    assert store._upkeep.drain(60)
+
+
+def used(store: SqliteStore) -> list[int]:
+    """What the counters hold that are not empty."""
+    return sorted(held.used for held in store.held())
+
+
+def ask(path: Path, question: str) -> Any:
+    """The first value that the database answers."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute(question).fetchone()[0]
+
+
+def rows(path: Path, table: str = "audit") -> int:
+    """How many rows a table has."""
+    return int(ask(path, f"SELECT count(*) FROM {table}"))  # noqa: S608 - names of the tests
+
+
+def counter_of(requests: list[DecisionRequest]) -> Any:
+    """The only counter of a call."""
+    (counter,) = requests[0].plan.counters
+    return counter
+
+
+def turn_is_free(store: SqliteStore) -> bool:
+    """Whether another process could take its turn now."""
+    is_free = store._follower.turn_lock.acquire(0)
+    if is_free:
+        store._follower.turn_lock.release()
+    return is_free

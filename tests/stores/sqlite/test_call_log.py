@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from mcpguard.errors import StoreUnavailable
 from mcpguard.stores.sqlite import call_log, log_records
 from mcpguard.stores.sqlite.call_log import CallLog, Lost, create
-from mcpguard.stores.sqlite.log_records import IN_TEXT, NO_CHARGE, START, Change, Charge, Position, pack
+from mcpguard.stores.sqlite.log_records import START, Position, pack
 from tests.stores.conftest import open_descriptors
 
 HEADER = {"format": call_log.FORMAT, "key": "00" * 32}
@@ -27,16 +28,22 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "x.db-calls"
 
 
+@contextlib.contextmanager
+def small_log(path: Path) -> Iterator[CallLog]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(call_log, "RING_BYTES", SMALL)
+        create(path, HEADER)
+        with contextlib.closing(CallLog(path)) as log:
+            yield log
+
+
 @pytest.fixture
-def log(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CallLog]:
-    monkeypatch.setattr(call_log, "RING_BYTES", SMALL)
-    create(path, HEADER)
-    opened = CallLog(path)
-    yield opened
-    opened.close()
+def log(path: Path) -> Iterator[CallLog]:
+    with small_log(path) as log:
+        yield log
 
 
-def put(log: CallLog, at: Position, records: list[tuple[str, int, Charge]]) -> Position:
+def put(log: CallLog, at: Position, *records: str) -> Position:
     data, after = pack(at, records)
     log.append(at, data)
     return after
@@ -56,29 +63,36 @@ def test_a_new_log_is_empty_fully_allocated_and_private(log: CallLog, path: Path
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
+def test_a_record_has_the_documented_form() -> None:
+    text = b"=\tcounter\n+\trow"
+    numbers = [(START.end, 8), (START.row, 8), (1, 4), (len(text), 4)]
+    body = b"".join([*(value.to_bytes(size, "little") for value, size in numbers), bytes(8), b"\xff" * 4, text])
+    checksum = zlib.adler32(START.checksum + body, 0).to_bytes(4, "little")
+    data, after = pack(START, [text.decode()])
+    assert data == body + checksum
+    assert after == Position(START.end + len(data), START.row + 1, checksum)
+
+
 @pytest.mark.posix
 @pytest.mark.parametrize("length", [0, 1, 20, 100, 70_000])
 def test_an_unfinished_record_is_ignored_and_overwritten(log: CallLog, length: int) -> None:
-    at = put(log, START, [("before", 0, IN_TEXT)])
-    whole = put(log, at, [("x" * 100_000, 1, IN_TEXT)])
+    at = put(log, START, "before")
+    whole = put(log, at, "x" * 100_000)
     os.pwrite(log.fd, bytes(whole.end - at.end - length), 4096 + at.end + length)  # killed after so many bytes
     assert texts(log) == ["before"]
-    put(log, at, [("after", 1, IN_TEXT)])
+    put(log, at, "after")
     assert texts(log) == ["before", "after"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 40_000), st.booleans()), max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_a_drained_ring_returns_every_record_through_any_number_of_rounds(steps: list[tuple[int, bool]]) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(call_log, "RING_BYTES", SMALL)
-        create(Path(folder) / "log", HEADER)
-        log = CallLog(Path(folder) / "log")
+    with tempfile.TemporaryDirectory() as folder, small_log(Path(folder) / "log") as log:
         at, waiting = START, list[str]()
         for number, (length, drains) in enumerate(steps):
             text = f"{number} " + "ä" * (length // 2)
             try:
-                at = put(log, at, [(text, 1, IN_TEXT)])
+                at = put(log, at, text)
                 waiting.append(text)
             except StoreUnavailable:
                 assert at.end + length + 200 > log.drained().end + SMALL
@@ -86,31 +100,30 @@ def test_a_drained_ring_returns_every_record_through_any_number_of_rounds(steps:
             if drains:
                 log.set_drained(at)
                 waiting.clear()
-        log.close()
 
 
 def test_a_log_that_is_never_drained_becomes_full_and_loses_no_record(log: CallLog) -> None:
     at, written = START, 0
     with contextlib.suppress(StoreUnavailable):
         while True:
-            at = put(log, at, [(f"{written:01000}", 1, IN_TEXT)])
+            at = put(log, at, f"{written:01000}")
             written += 1
     with pytest.raises(StoreUnavailable, match="is full"):
-        put(log, at, [(f"{written:01000}", 1, IN_TEXT)])
+        put(log, at, f"{written:01000}")
     assert [int(text) for text in texts(log)] == list(range(written))
     assert written > 100
     log.set_drained(at)
-    put(log, at, [("room again", 0, IN_TEXT)])
+    put(log, at, "room again")
     assert texts(log, at) == ["room again"]
 
 
 def test_a_reader_whose_position_was_overwritten_is_lost(log: CallLog) -> None:
-    sleeper = at = put(log, START, [("x", 0, IN_TEXT)])
+    sleeper = at = put(log, START, "x")
     for _ in range(300):
-        at = put(log, at, [("y" * 1000, 0, IN_TEXT)])
+        at = put(log, at, "y" * 1000)
         log.set_drained(at)
     with pytest.raises(Lost):
-        log.next_changes(sleeper)
+        log.some(sleeper)
 
 
 @pytest.mark.posix
@@ -187,7 +200,7 @@ def test_no_record_of_an_append_that_fails_in_the_middle_is_left(log: CallLog, m
     with monkeypatch.context() as patch:
         patch.setattr(call_log, "_pwrite", fail_in_the_middle)
         with pytest.raises(OSError, match="Input/output"):
-            put(log, START, [("+ one", 1, NO_CHARGE), ("+ two", 1, NO_CHARGE)])
+            put(log, START, "+ one", "+ two")
     assert log.ends_at(START)
     assert log.end(START) == START
 
@@ -197,7 +210,7 @@ def test_a_position_and_a_header_that_the_file_takes_in_parts_are_written_as_a_w
 ) -> None:
     pwrite = call_log._pwrite
     monkeypatch.setattr(call_log, "_pwrite", lambda fd, data, at: pwrite(fd, data[:9], at))
-    after = put(log, START, [("+ one", 1, IN_TEXT)])
+    after = put(log, START, "+ one")
     log.set_drained(after)
     log.write_header(HEADER | {"time_base": "a boot"})
     assert log.drained() == after
@@ -206,71 +219,36 @@ def test_a_position_and_a_header_that_the_file_takes_in_parts_are_written_as_a_w
 
 
 def test_if_not_all_records_fit_none_is_appended(log: CallLog) -> None:
-    at = put(log, START, [("before", 0, IN_TEXT)])
+    at = put(log, START, "before")
     with pytest.raises(StoreUnavailable, match="is full"):
-        put(log, at, [("x" * 50_000, 1, NO_CHARGE)] * 3)
+        put(log, at, *["x" * 50_000] * 3)
     assert texts(log) == ["before"]
-    after = put(log, at, [("x" * 50_000, 1, NO_CHARGE)] * 2)
+    after = put(log, at, *["+" * 50_000] * 2)
     assert [len(text) for text in texts(log)] == [6, 50_000, 50_000]
     assert (after, after.row) == (log.end(START), 3)
 
 
 def test_a_record_longer_than_readers_can_read_is_refused(log: CallLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_records, "MAX_TEXT_BYTES", 70_000)
-    at = put(log, START, [("ä" * 35_000, 0, IN_TEXT)])
+    at = put(log, START, "ä" * 35_000)
     with pytest.raises(StoreUnavailable, match="takes no record of 70001 bytes"):
-        put(log, at, [("before", 0, NO_CHARGE), ("x" * 70_001, 0, NO_CHARGE)])
+        put(log, at, "before", "x" * 70_001)
     assert texts(log) == ["ä" * 35_000]
     assert log.end(START) == at
 
 
-@given(st.lists(st.tuples(st.integers(0, 5000), st.booleans()), min_size=1, max_size=12), st.integers(0), st.integers(1, 255))
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=12), st.integers(0), st.integers(1, 255))
 @settings(max_examples=200, deadline=None)
 def test_a_reader_takes_the_records_before_one_that_is_not_whole_and_none_after_it(
-    records: list[tuple[int, bool]], where: int, damage: int
+    lengths: list[int], where: int, damage: int
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(call_log, "RING_BYTES", SMALL)
-        create(Path(folder) / "log", HEADER)
-        log = CallLog(Path(folder) / "log")
+    with tempfile.TemporaryDirectory() as folder, small_log(Path(folder) / "log") as log:
         at, ends = START, list[int]()
-        for number, (length, charges) in enumerate(records):
-            text = f"{number} {'x' * length}"
-            at = put(log, at, [(text, 1, (number, len(text)) if charges else IN_TEXT)])
+        for number, length in enumerate(lengths):
+            at = put(log, at, f"{number} {'x' * length}")
             ends.append(at.end)
         damaged = START.end + where % (at.end - START.end)
         (byte,) = call_log._pread(log.fd, 1, 4096 + damaged)
         call_log._pwrite(log.fd, bytes([byte ^ damage]), 4096 + damaged)
         whole = sum(end <= damaged for end in ends)
         assert [int(text.split()[0]) for text in texts(log)] == list(range(whole))
-        found = [int(one.split()[0]) if isinstance(one, str) else one[1] for one in changes(log)]
-        assert found == [[number] if charges else number for number, (_, charges) in enumerate(records[:whole])]
-        log.close()
-
-
-def changes(log: CallLog, at: Position = START) -> list[Change]:
-    found, may_have_more = list[Change](), True
-    while may_have_more:
-        some, at, may_have_more = log.next_changes(at)
-        found += some
-    assert at == log.end(at)
-    return found
-
-
-def test_readers_that_count_get_what_records_change_and_no_more(log: CallLog) -> None:
-    long = "m" + "x" * 100_000
-    records = [
-        ("+\trow\t12\t[[1]]", 1, (12, 5)),
-        ("o\t1\tok\t5", 0, NO_CHARGE),
-        (long, 0, IN_TEXT),
-        ("+\trow\t-1\t[[2]]", 1, (-1, 5)),
-    ]
-    at = put(log, START, records)
-    assert changes(log) == [("[[1]]", [12]), long, ("[[2]]", [-1])]
-    assert log.next_changes(at) == ([], at, False)
-    put(log, at, records[:1])
-    assert log.next_changes(at)[0] == [("[[1]]", [12])]
-    assert log.next_changes(at)[2] is False
-
-
-CHANGES = {"[[1]]": 5, "[[2]]": 5, "[[1],[2]]": 9, "x[[1]]": 5, "": 0, "m\t1": -1}  # how much of each text names counters

@@ -9,10 +9,10 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.session.audit import Outcome
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options, Wanted
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import upkeep
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session, identity

@@ -5,7 +5,6 @@ import errno
 import os
 import random
 import signal
-import sqlite3
 import stat
 import sys
 from collections.abc import Callable
@@ -17,14 +16,13 @@ from mcpguard import locks
 from mcpguard.errors import StoreUnavailable
 from mcpguard.files import open_private
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.sqlite import call_log, schema
-from mcpguard.stores.sqlite.in_flight import Owners
+from mcpguard.stores.sqlite import call_log
+from mcpguard.stores.sqlite.in_flight import sweep
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Time
 from tests.callers import Caller
-from tests.stores.conftest import ENOUGH_S, Worker, heard, killed_one_by_one
-from tests.stores.sqlite.conftest import Open
+from tests.stores.conftest import ENOUGH_S, Worker, broken, heard, killed_one_by_one
+from tests.stores.sqlite.conftest import Open, Tend, rows
 from tests.stores.worker import CAPPED, SEATS
 
 Start = Callable[[str, Path], Worker]
@@ -47,31 +45,11 @@ def owner_files(path: Path) -> list[Path]:
     return [one for one in path.parent.iterdir() if "-owner-" in one.name]
 
 
-def drain(store: SqliteStore, times: tuple[Time, Time], after_s: int = 3) -> None:
-    for time in times:
-        time.pass_s(after_s)
-    store.tend()
-    while store.needs_tending:
-        for time in times:
-            time.pass_s(1)  # after a drain that took long, upkeep rests
-        store.tend()
-
-
-def in_database(path: Path) -> int:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return int(db.execute("SELECT count(*) FROM in_flight").fetchone()[0])
-
-
-def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
+def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Open) -> None:
     caller = Caller(open_store(durability="full"), CAPPED)
     assert caller.words("x") == ["allowed"]
-    with monkeypatch.context() as patched:
-        patched.setattr(call_log, "_sync", refuse)
-        with pytest.raises(StoreUnavailable):
-            caller.decide("x", "x")
+    with broken(call_log, "_sync", errno.EIO), pytest.raises(StoreUnavailable):
+        caller.decide("x", "x")
     assert caller.used == [1]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
@@ -82,7 +60,7 @@ def test_a_call_that_cannot_be_forced_to_the_disk_keeps_no_place(open_store: Ope
 @pytest.mark.parametrize("drained", [False, True])
 @pytest.mark.parametrize("reopened", [False, True])
 def test_the_places_of_a_killed_process_are_free_at_once(
-    path: Path, start: Start, open_store: Open, times: tuple[Time, Time], drained: bool, reopened: bool
+    path: Path, start: Start, open_store: Open, tend: Tend, drained: bool, reopened: bool
 ) -> None:
     store = open_store()
     worker, second = start("call_when_told", path), start("call_when_told", path)
@@ -90,8 +68,8 @@ def test_the_places_of_a_killed_process_are_free_at_once(
     caller = Caller(store, CAPPED)
     assert caller.words("x") == ["rate_limited"]
     if drained:
-        drain(store, times)
-        assert in_database(path) == 2
+        tend(store)
+        assert rows(path, "in_flight") == 2
     if reopened:
         caller.store = open_store()
     kill(worker)
@@ -116,13 +94,13 @@ def test_the_places_of_a_killed_process_are_neither_shown_nor_peeked(path: Path,
 
 
 @pytest.mark.posix
-def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store: Open, times: tuple[Time, Time]) -> None:
+def test_a_stopped_process_keeps_its_places(path: Path, start: Start, open_store: Open, tend: Tend) -> None:
     store = open_store()
     worker = start("call_when_told", path)
     assert [ask(worker, "call"), ask(worker, "call")] == ["allowed", "allowed"]
     worker.send_signal(signal.SIGSTOP)
     caller = Caller(store, CAPPED)
-    drain(store, times, after_s=86_400)
+    tend(store, after_s=86_400)
     assert caller.words("x") == ["rate_limited"]
     assert caller.used == [2]
     worker.send_signal(signal.SIGCONT)
@@ -143,9 +121,7 @@ def test_processes_killed_at_any_moment_exceed_no_cap_and_leave_no_place_taken(p
         caller.store.settle([Ending(*call, False) for call in caller.flying])
 
 
-def test_upkeep_deletes_what_processes_that_ended_have_left(
-    path: Path, start: Start, open_store: Open, times: tuple[Time, Time]
-) -> None:
+def test_upkeep_deletes_what_processes_that_ended_have_left(path: Path, start: Start, open_store: Open, tend: Tend) -> None:
     store = open_store()
     with_place, without = start("call_when_told", path), start("call_when_told", path)
     assert [ask(with_place, "call"), ask(without, "call"), ask(without, "end")] == ["allowed", "allowed", "ended"]
@@ -154,9 +130,9 @@ def test_upkeep_deletes_what_processes_that_ended_have_left(
     assert len(owner_files(path)) == 3
     kill(with_place)
     kill(without)
-    drain(store, times, after_s=61)
+    tend(store)
     assert len(owner_files(path)) == 1
-    assert in_database(path) == 1
+    assert rows(path, "in_flight") == 1
     assert caller.used == [1]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
@@ -239,7 +215,7 @@ def test_an_owner_that_takes_a_name_as_its_file_is_swept_takes_another_name(
         fd = open_private(file)
         if not swept:
             swept.append(file)
-            Owners(path).sweep()
+            sweep(path)
         return fd
 
     monkeypatch.setattr(locks, "open_private", make_and_lose)
@@ -253,9 +229,7 @@ def test_an_owner_that_takes_a_name_as_its_file_is_swept_takes_another_name(
 
 
 @pytest.mark.parametrize("drained", [False, True])
-def test_a_store_opened_later_knows_cost_errors_and_calls_in_flight(
-    open_store: Open, times: tuple[Time, Time], drained: bool
-) -> None:
+def test_a_store_opened_later_knows_cost_errors_and_calls_in_flight(open_store: Open, tend: Tend, drained: bool) -> None:
     policy = (
         '[[rule]]\ntool = "x"\nlimit = "12/1h"\ncount = "cost"\n[[cost]]\ntool = "x"\ncost = 5\n'
         '[[rule]]\ntool = "x"\nlimit = "2/1h"\ncount = "errors"\n'
@@ -265,61 +239,36 @@ def test_a_store_opened_later_knows_cost_errors_and_calls_in_flight(
     assert first.words("x", "x") == ["allowed", "allowed"]
     first.end(failed=True)
     if drained:
-        drain(first.store, times)  # type: ignore[arg-type]
+        tend(first.store)
     late = Caller(open_store(), policy, session="b" * 16)
     assert late.used == first.used == [1, 1, 10]
     (denied,) = late.decide("x")
     assert (denied.reason, denied.count, denied.in_flight) == ("rate_limited", 11, 1)
 
 
-def test_a_database_of_before_is_read_and_migrated_and_keeps_what_it_counts(path: Path, times: tuple[Time, Time]) -> None:
-    policy = '[[rule]]\ntool = "x"\nlimit = "2/1h"\n'
-    with contextlib.closing(SqliteStore(path, clock=times[0], wall=times[1])) as store:
-        assert Caller(store, policy).words("x") == ["allowed"]
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.executescript(f"DROP TABLE in_flight; PRAGMA user_version = {schema.VERSION - 1}")
-    with contextlib.closing(Reader(path)) as reader:
-        reader.clock = times[0]
-        assert [held.used for held in reader.held()] == [1]
-        assert reader.peek(Caller(store, CAPPED).charges("x")[0].plan.counters)[0] == [()]
-    with contextlib.closing(SqliteStore(path, clock=times[0], wall=times[1])) as store:
-        assert Caller(store, policy, session="b" * 16).words("x", "x") == ["allowed", "rate_limited"]
-        caller = Caller(store, CAPPED, session="c" * 16)
-        assert caller.words("x", "x", "x") == ["allowed", "allowed", "rate_limited"]
-        drain(store, times)
-        assert in_database(path) == 2
-        caller.end()
-        caller.end()
-
-
-def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+def test_a_reset_frees_places_in_the_database_too(path: Path, open_store: Open, tend: Tend) -> None:
     caller = Caller(open_store(), CAPPED)
     caller.decide("x", "x")
-    drain(caller.store, times)  # type: ignore[arg-type]
+    tend(caller.store)
     caller.store.reset([held.label for held in caller.store.held()])
-    drain(caller.store, times)  # type: ignore[arg-type]
-    assert in_database(path) == 0
+    tend(caller.store)
+    assert rows(path, "in_flight") == 0
     assert caller.words("x") == ["allowed"]
 
 
 # Failures
 
 
-def test_a_decision_that_fails_takes_no_place(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decision_that_fails_takes_no_place(open_store: Open) -> None:
     caller = Caller(open_store(), CAPPED)
     caller.decide("x")
-
-    def fail(*_: object) -> int:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(call_log, "_pwrite", fail)
+    with broken(call_log, "_pwrite", errno.EIO):
         for _ in range(2):
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 caller.decide("x")
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 caller.store.settle([Ending(*caller.flying[0], False)])
-        assert caller.store._follower.memory.in_flight.state(caller.flying[0][1].counters[0].id) == (1,)  # type: ignore[attr-defined]
+        assert [call_id for _, call_id in caller.store._follower.memory.places] == [1]  # type: ignore[attr-defined]
     assert caller.words("x", "x") == ["allowed", "rate_limited"]
 
 
@@ -344,13 +293,8 @@ def test_an_ending_that_changes_nothing_waits_for_nobody(open_store: Open) -> No
 def test_without_an_owners_file_a_capped_call_is_not_admitted_and_others_are(open_store: Open, path: Path) -> None:
     store = open_store()
     caller = Caller(store, CAPPED + '[[rule]]\ntool = "y"\nlimit = "2/1h"\n')
-
-    def fail(_: Path) -> int:
-        raise OSError(28, "No space left")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(locks, "open_private", fail)
-        with pytest.raises(StoreUnavailable, match="No space left"):
+    with broken(locks, "open_private", errno.ENOSPC):
+        with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOSPC)):
             caller.decide("x")
         assert caller.words("y") == ["allowed"]
     assert caller.words("x") == ["allowed"]

@@ -15,34 +15,15 @@ from mcpguard.errors import StoreDamaged, StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.session.verdict import Ending
-from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite import call_log, database, log_lines, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, LogFull, log_path
 from mcpguard.stores.sqlite.log_records import Position
+from mcpguard.stores.sqlite.notes import leave_note
 from mcpguard.stores.sqlite.reader import Reader
-from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import Session
 from tests.missing import make_link
-from tests.stores.sqlite.conftest import leave
-
-MANY = '[[rule]]\ntool = "x"\nlimit = "100000/1h"\n'
-
-Open = Callable[..., SqliteStore]
-
-
-@pytest.fixture
-def open_store(path: Path) -> Iterator[Open]:
-    with contextlib.ExitStack() as opened:
-        yield lambda at=path, **options: opened.enter_context(contextlib.closing(SqliteStore(at, Options(**options))))
-
-
-def used(store: SqliteStore) -> list[int]:
-    return sorted(held.used for held in store.held())
-
-
-def drain(store: SqliteStore) -> None:
-    assert store._with_lock(store._upkeep.drain)
-
+from tests.stores.conftest import raising
+from tests.stores.sqlite.conftest import MANY, Open, counter_of, drain, turn_is_free, used
 
 # A database that others have locked
 
@@ -56,14 +37,11 @@ def test_a_storm_is_decided_while_the_database_cannot_be_written_and_the_log_has
     session = Session(busy, MANY)
     session.one("x")
 
-    def full(*_: object, **__: object) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as theirs:
         if trouble == "locked":
             theirs.execute("BEGIN EXCLUSIVE")
         else:
-            monkeypatch.setattr(upkeep.Upkeep, "_write", full)
+            monkeypatch.setattr(upkeep.Upkeep, "_write", raising(sqlite3.OperationalError("database or disk is full")))
         for _ in range(20):
             assert session.decisions("x", 10) == ["allowed"] * 10
             busy.keep_pace(lambda: None)
@@ -106,8 +84,7 @@ def test_others_wait_only_while_the_record_of_a_usual_call_is_appended(
     line = log_lines.row_line
 
     def noted(*args: Any) -> str:
-        at_work.append(other._follower.turn_lock.acquire(0))
-        other._follower.turn_lock.release()
+        at_work.append(turn_is_free(other))
         return line(*args)
 
     monkeypatch.setattr(log_lines, "row_line", noted)
@@ -125,7 +102,7 @@ def test_if_the_lock_file_was_removed_two_processes_that_drain_the_log_count_not
     one = open_store()
     path.with_name("mcpguard.db-lock").unlink()
     other = open_store()
-    (counter,) = Session(one, MANY).charges("x")[0].plan.counters
+    counter = counter_of(Session(one, MANY).charges("x"))
     one.adopt([(counter, (-1, -1, 4))], token_hex())
     records = CallLog.records
 
@@ -168,7 +145,7 @@ def test_an_error_at_a_path_that_cannot_be_looked_at_is_reported(tmp_path: Path,
 def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_reader(
     tmp_path: Path, path: Path, open_store: Open
 ) -> None:
-    store = open_store()
+    store = open_store(clock=None)
     session = Session(store, MANY)
     session.call("x", 3)
     drain(store)
@@ -191,7 +168,7 @@ def test_a_transaction_that_a_killed_process_left_unfinished_does_not_stop_a_rea
 
 @pytest.mark.posix
 def test_a_reader_of_a_replaced_database_leaves_the_transaction_of_its_successor_alone(path: Path, open_store: Open) -> None:
-    store = open_store()
+    store = open_store(clock=None)
     Session(store, MANY).call("x", 2)
     with contextlib.closing(Reader(path)) as reader:
         assert [held.used for held in reader.held()] == [2]
@@ -230,7 +207,7 @@ def test_a_note_for_a_log_that_was_restored_to_an_earlier_state_is_refused_with_
     with contextlib.closing(CallLog(log_path(path))) as log:
         log.set_drained(Position(1000, 7, b"gone"))
     with pytest.raises(StoreUnavailable, match="does not continue"):
-        leave(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
+        leave_note(path, "default", AgentNote("toolu_1", "a::b::c"), wall_us=1, timeout_s=1)
 
 
 def fill(write: Callable[[], object]) -> None:
@@ -240,17 +217,17 @@ def fill(write: Callable[[], object]) -> None:
             write()
 
 
+@pytest.mark.usefixtures("small_log")
 def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
     open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_log, "RING_BYTES", 64 * 1024)
     store = open_store(timeout_ms=0)
     session = Session(store, MANY + '[[rule]]\ntool = "capped"\nconcurrent = 1\n')
     (verdict,), (capped,) = session.call("x"), session.call("capped")
-    (counter,), cap = session.charges("x")[0].plan.counters, session.charges("capped")[0].plan
+    counter, cap = counter_of(session.charges("x")), session.charges("capped")[0].plan
     fill(lambda: session.one("x"))
     calls = session.journal.seq - 1
-    monkeypatch.setattr(store, "_with_lock", None)  # a call may wait: it is not drained here
+    monkeypatch.setattr(store._upkeep, "drain", None)  # a call may wait: it is not drained here
     monkeypatch.setattr(store._upkeep, "await_drained", None)
     store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20)
     store.adopt([(counter, (-1, -1, 1))], token_hex())
@@ -258,6 +235,16 @@ def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
     assert used(store) == [calls + 1]
     fill(lambda: store.record([Outcome(verdict.row_id or 0, "ok", 1)] * 20))
     assert next(iter(store.entries())).record["outcome"] == "ok"
+
+
+@pytest.mark.usefixtures("small_log")
+def test_a_reset_has_room_in_a_full_log_because_the_log_is_drained_first(open_store: Open) -> None:
+    store = open_store(timeout_ms=0)
+    session = Session(store, MANY)
+    fill(lambda: session.one("x"))
+    fill(lambda: store.record([Outcome(1, "ok", 1)]))
+    assert store.reset([held.label for held in store.held()]) == 1
+    assert used(store) == []
 
 
 def ends_after(work: Callable[..., None]) -> Callable[..., None]:
@@ -284,7 +271,7 @@ def test_no_row_id_is_used_twice_if_a_process_ends_while_it_recreates_a_removed_
         with monkeypatch.context() as patch:
             patch.setattr(module, name, ends_after(getattr(module, name)))
             with pytest.raises(StoreUnavailable, match="killed here"):
-                SqliteStore(path)
+                open_store()
     after = open_store()
     assert (Session(after, MANY, session="b" * 16).one("x").row_id or 0) > lost
     drain(after)

@@ -5,37 +5,28 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.locks import FileLock, SharedHold, lock_file
+from mcpguard.locks import FileLock, lock_file
 from mcpguard.stores import clock
-from mcpguard.stores.api import Options
 from mcpguard.stores.sqlite import opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
 from mcpguard.stores.sqlite.upkeep import Upkeep
 from tests.build import Session
-from tests.stores.conftest import open_descriptors
-
-FIVE = '[[rule]]\ntool = "x"\nlimit = "5/1h"\n'
-
-Open = Callable[[], SqliteStore]
+from tests.stores.conftest import broken, open_descriptors
+from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, drain
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "mcpguard.db"
-
-
-@pytest.fixture
-def open_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+def open_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> Open:
     monkeypatch.setattr(opening, "OPEN_TIMEOUT_S", 0.01)
-    with contextlib.ExitStack() as opened:
-        yield lambda: opened.enter_context(contextlib.closing(SqliteStore(path, Options(timeout_ms=100))))
+    return partial(open_store, clock=None, timeout_ms=100)
 
 
 @contextlib.contextmanager
@@ -52,9 +43,9 @@ def locked(path: Path) -> Iterator[FileLock]:
 @pytest.mark.parametrize("drained", [0, 1, 2])
 def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, open_store: Open, drained: int) -> None:
     one = open_store()
-    session = Session(one, FIVE)
+    session = Session(one, FIVE_A_MINUTE)
     session.call("x", drained)
-    assert one._with_lock(one._upkeep.drain)
+    drain(one)
     session.call("x", 2 - drained)
     with locked(path), contextlib.closing(sqlite3.connect(path, isolation_level=None)) as upkeep:
         upkeep.execute("BEGIN IMMEDIATE")
@@ -62,7 +53,7 @@ def test_a_store_opens_during_upkeep_with_every_call_counted(path: Path, open_st
         other = open_store()
         upkeep.execute("ROLLBACK")
     assert [held.used for held in other.held()] == [2]
-    assert Session(other, FIVE, session="b" * 16).decisions("x", 2) == ["allowed"] * 2
+    assert Session(other, FIVE_A_MINUTE, session="b" * 16).decisions("x", 2) == ["allowed"] * 2
     assert session.decisions("x", 2) == ["allowed", "rate_limited"]
     assert abs(one._clock() - other._clock()) < 1_000_000
 
@@ -72,26 +63,21 @@ def test_a_store_that_was_opened_during_upkeep_counts_as_open(path: Path, open_s
     with locked(path):
         second = open_store()
     first.close()
-    hold = SharedHold(beside(path, "-open"))
-    assert not hold.alone()
+    hold = lock_file(beside(path, "-open"))
+    assert not hold.acquire(0)
     second.close()
-    assert hold.alone()
+    assert hold.acquire(0)
     hold.close()
 
 
 @pytest.mark.posix
-def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> bool:
-        raise MemoryError
-
+def test_a_store_that_cannot_be_drained_at_its_end_does_not_stay_open(path: Path, open_store: Open) -> None:
     store = open_store()
-    Session(store, FIVE).call("x")
-    monkeypatch.setattr(Upkeep, "drain", fail)
-    store.close()
-    hold = SharedHold(beside(path, "-open"))
-    assert hold.alone()
+    Session(store, FIVE_A_MINUTE).call("x")
+    with broken(Upkeep, "drain", MemoryError()):
+        store.close()
+    hold = lock_file(beside(path, "-open"))
+    assert hold.acquire(0)
     hold.close()
 
 
@@ -120,12 +106,6 @@ def has_the_time_of_another_boot(_: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(clock, "base_id", lambda: "another boot")
 
 
-def has_an_earlier_schema(path: Path, _: pytest.MonkeyPatch) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("DROP TABLE in_flight")
-        db.execute("PRAGMA user_version = 4")
-
-
 def is_cut(path: Path, _: pytest.MonkeyPatch) -> None:
     with path.open("r+b") as file:
         file.truncate(8192)
@@ -139,7 +119,6 @@ def is_cut(path: Path, _: pytest.MonkeyPatch) -> None:
         has_a_log_that_ends_before_its_database,
         has_a_log_that_does_not_know_what_its_database_has,
         has_the_time_of_another_boot,
-        has_an_earlier_schema,
         is_cut,
     ],
 )
@@ -147,7 +126,7 @@ def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_c
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, store_that: Callable[[Path, pytest.MonkeyPatch], None]
 ) -> None:
     store = open_store()
-    Session(store, FIVE).call("x", 3)
+    Session(store, FIVE_A_MINUTE).call("x", 3)
     store.close()
     store_that(path, monkeypatch)
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
@@ -159,8 +138,8 @@ def test_with_something_left_to_repair_opening_waits_for_the_lock_and_does_not_c
 
 def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Path, open_store: Open) -> None:
     open_store().close()
-    hold = SharedHold(beside(path, "-open"))
-    assert hold.alone()  # as whoever repairs it asks; it holds it until the store is open
+    hold = lock_file(beside(path, "-open"))
+    assert hold.acquire(0)  # as whoever repairs it asks; it holds it until the store is open
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
     hold.close()
@@ -169,29 +148,23 @@ def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Pat
 # files that stay open would add up: during an outage a store is opened every few seconds
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise StoreUnavailable("not now")
-
-
-@pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (opening, "_begin_time"), (SharedHold, "share")])
+@pytest.mark.parametrize(("owner", "step"), [(CallLog, "turn"), (opening, "_begin_time"), (FileLock, "share")])
 def test_a_store_that_cannot_be_opened_leaves_no_file_open(
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, step: str
 ) -> None:
     open_store().close()
     before = open_descriptors()
-    with monkeypatch.context() as patch:
-        patch.setattr(clock, "base_id", lambda: "another boot")
-        patch.setattr(owner, step, refuse)
-        with pytest.raises(StoreUnavailable):
-            open_store()
+    monkeypatch.setattr(clock, "base_id", lambda: "another boot")
+    with broken(owner, step, StoreUnavailable("not now")), pytest.raises(StoreUnavailable):
+        open_store()
     assert open_descriptors() == before
 
 
-def test_a_closed_store_leaves_no_file_open(path: Path) -> None:
-    SqliteStore(path).close()
+def test_a_closed_store_leaves_no_file_open(open_store: Open) -> None:
+    open_store().close()
     before = open_descriptors()
-    store = SqliteStore(path)
-    Session(store, FIVE).call("x", 1)
+    store = open_store()
+    Session(store, FIVE_A_MINUTE).call("x", 1)
     store.close()
     assert open_descriptors() == before
 
@@ -223,22 +196,22 @@ def test_a_wrapper_that_starts_while_another_program_has_locked_the_database_kno
     path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
-    Session(store, FIVE).call("x", 2)
-    assert store._with_lock(store._upkeep.drain)
-    Session(store, FIVE, session="b" * 16).call("x", 1)
+    Session(store, FIVE_A_MINUTE).call("x", 2)
+    drain(store)
+    Session(store, FIVE_A_MINUTE, session="b" * 16).call("x", 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Upkeep, "drain", lambda _: False)
+        patch.setattr(Upkeep, "drain", lambda *_: False)
         store.close()
     with another_program(path, "reads"):
         late = open_store()
-        assert Session(late, FIVE, session="c" * 16).decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
+        assert Session(late, FIVE_A_MINUTE, session="c" * 16).decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
     late.close()
     assert [held.used for held in open_store().held()] == [5]
 
 
 def test_a_database_that_another_program_is_changing_is_not_read(path: Path, open_store: Open) -> None:
     store = open_store()
-    Session(store, FIVE).call("x", 2)
+    Session(store, FIVE_A_MINUTE).call("x", 2)
     store.close()
     with another_program(path, "writes"), pytest.raises(StoreUnavailable, match="locked"):
         open_store()

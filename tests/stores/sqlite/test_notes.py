@@ -1,7 +1,5 @@
 """Agent notes: how a hook writes them into an SQLite store, and how long they are found."""
 
-import contextlib
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,36 +8,29 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import NOTE_KEPT_US, AgentNote
-from mcpguard.stores.clock import wall_us
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.stores.outage.store import OutageStore
 from mcpguard.stores.sqlite.call_log import log_path
 from mcpguard.stores.sqlite.memory import Memory
-from mcpguard.stores.sqlite.notes import note_line
-from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import WALL_US, Session, Time, Wrapper
+from mcpguard.stores.sqlite.notes import leave_note, note_line
+from tests.build import WALL_US, Session, Wrapper
 from tests.stores.conftest import Worker, heard, tell
-from tests.stores.sqlite.conftest import leave as leave_at
+from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, Times, ask, rows
 
 NOTE = AgentNote("t1", "Claude Code::subagent::Explore")
 
 
 def leave(path: Path, note: AgentNote = NOTE, *, wall: int = WALL_US, timeout_s: float = 5.0) -> bool:
-    return leave_at(path, "default", note, wall_us=wall, timeout_s=timeout_s)
+    return leave_note(path, "default", note, wall_us=wall, timeout_s=timeout_s)
 
 
-def rows(path: Path) -> list[tuple[object, ...]]:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return db.execute("SELECT tool_use_id FROM agent_note ORDER BY tool_use_id").fetchall()
-
-
-def test_a_note_can_be_written_while_others_decide(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    session = Session(SqliteStore(path, wall=Time(WALL_US)), '[[rule]]\ntool = "x"\nlimit = "2/1m"\n')
+def test_a_note_can_be_written_while_others_decide_and_is_found_as_soon_as_it_is_written(path: Path, open_store: Open) -> None:
+    store = open_store()
+    session = Session(store, FIVE_A_MINUTE)
     assert session.decisions("x") == ["allowed"]
     assert leave(path)
-    assert session.decisions("x", 2) == ["allowed", "rate_limited"]
-    session.store.close()
+    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.text}
+    assert session.decisions("x", 5) == ["allowed"] * 4 + ["rate_limited"]
 
 
 def test_a_note_creates_no_store(tmp_path: Path) -> None:
@@ -48,9 +39,8 @@ def test_a_note_creates_no_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_wait_for_the_lock_is_bounded(tmp_path: Path, start: Callable[[str, Path], Worker]) -> None:
-    path = tmp_path / "a.db"
-    SqliteStore(path).close()
+def test_the_wait_for_the_lock_is_bounded(path: Path, open_store: Open, start: Callable[[str, Path], Worker]) -> None:
+    open_store().close()
     worker = start("hold", Path(log_path(path)))
     assert heard(worker) == "True"
     begin = time.monotonic()
@@ -61,22 +51,20 @@ def test_the_wait_for_the_lock_is_bounded(tmp_path: Path, start: Callable[[str, 
     assert leave(path)
 
 
-def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(tmp_path: Path) -> None:
-    path, wall, clock = tmp_path / "a.db", Time(WALL_US), Time()
-    store = SqliteStore(path, wall=wall, clock=clock)
+def test_old_notes_and_notes_from_the_future_are_ignored_and_deleted(path: Path, open_store: Open, times: Times) -> None:
+    store, (clock, wall) = open_store(), times
     leave(path, AgentNote("old", "a::b::c"), wall=WALL_US - NOTE_KEPT_US - 1)
     leave(path, AgentNote("late", "a::b::c"), wall=WALL_US + 100 * NOTE_KEPT_US)
     leave(path, AgentNote("new", "a::b::c"), wall=WALL_US)
     assert store.take_notes("default", ["old", "late"]) == {}
     store.take_notes("default", [])
     store.tend()
-    assert rows(path) == [("new",)]
+    assert (rows(path, "agent_note"), ask(path, "SELECT tool_use_id FROM agent_note")) == (1, "new")
     wall.now_us += NOTE_KEPT_US + 1
     clock.pass_s(120)
     Session(store, "mode = 'enforce'").call("x")
     store.tend()
-    assert rows(path) == []
-    store.close()
+    assert rows(path, "agent_note") == 0
 
 
 def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() -> None:
@@ -88,10 +76,9 @@ def test_of_many_notes_only_those_that_have_expired_are_dropped_from_memory() ->
 
 
 def test_a_note_that_another_process_takes_before_this_ones_turn_is_not_taken_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "a.db"
-    one, other = SqliteStore(path, wall=Time(WALL_US)), SqliteStore(path, wall=Time(WALL_US))
+    one, other = open_store(), open_store()
     leave(path)
     publish = other._publish
 
@@ -101,16 +88,6 @@ def test_a_note_that_another_process_takes_before_this_ones_turn_is_not_taken_tw
 
     monkeypatch.setattr(other, "_publish", late)
     assert other.take_notes("default", ["t1"]) == {}
-    one.close()
-    other.close()
-
-
-def test_a_note_is_found_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    store = SqliteStore(path)
-    assert leave(path, wall=wall_us())
-    assert store.take_notes("default", ["t1"]) == {"t1": NOTE.text}
-    store.close()
 
 
 class Gone(MemoryStore):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mcpguard.stores import clock
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
 from mcpguard.stores.sqlite import call_log, database
-from mcpguard.stores.sqlite.address import SqliteAddress
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.reader import Reader
@@ -34,7 +34,7 @@ def call(path: Path, times: int, session: str, *, stays_in_the_log: bool = False
         for _ in range(times):
             calls.one("x")
         if stays_in_the_log:
-            patch.setattr(Upkeep, "drain", lambda _: False)
+            patch.setattr(Upkeep, "drain", lambda *_: False)
             store.close()
 
 

@@ -7,9 +7,10 @@ import re
 import sqlite3
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 
@@ -19,48 +20,23 @@ from mcpguard.files import force
 from mcpguard.locks import lock_file
 from mcpguard.session.verdict import Ending
 from mcpguard.stores import clock, filesystem
-from mcpguard.stores.api import Clock, Options
+from mcpguard.stores.address import SqliteAddress
+from mcpguard.stores.api import Options
 from mcpguard.stores.clock import wall_us
-from mcpguard.stores.sqlite import call_log, database, log_lines, log_records, memory, opening, schema, upkeep
-from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.sqlite import call_log, database, log_records, opening, upkeep
 from mcpguard.stores.sqlite.call_log import log_path
-from mcpguard.stores.sqlite.memory import pack, unpack
+from mcpguard.stores.sqlite.memory import pack_log, unpack_log
 from mcpguard.stores.sqlite.reader import Reader
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.build import WALL_US, Session, Time, identity
-from tests.stores.conftest import as_on
+from tests.stores.conftest import as_on, broken
+from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, Times, ask, counter_of, rows
 
-FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
-
-Open = Callable[..., SqliteStore]
 Transaction = Callable[[sqlite3.Connection], contextlib.AbstractContextManager[None]]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "state" / "mcpguard.db"
-
-
-@pytest.fixture
-def open_store(path: Path) -> Iterator[Open]:
-    with contextlib.ExitStack() as opened:
-
-        def make(
-            *, clock: Clock | None = None, wall: Clock = wall_us, most: int = memory.MOST_COUNTERS, **options: Any
-        ) -> SqliteStore:
-            store = SqliteStore(path, Options(**options), clock=clock, wall=wall, most_counters=most)
-            return opened.enter_context(contextlib.closing(store))
-
-        yield make
 
 
 def decisions(store: SqliteStore, times: int, session: str = "a" * 16) -> list[str]:
     return Session(store, FIVE_A_MINUTE, session=session).decisions("x", times)
-
-
-def ask(path: Path, question: str) -> list[tuple[object, ...]]:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return db.execute(question).fetchall()
 
 
 # Files
@@ -68,10 +44,11 @@ def ask(path: Path, question: str) -> list[tuple[object, ...]]:
 
 @pytest.mark.posix
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
-def test_files_are_0600_in_0700_whatever_the_umask(path: Path, open_store: Open, umask: int) -> None:
+def test_files_are_0600_in_0700_whatever_the_umask(tmp_path: Path, open_store: Open, umask: int) -> None:
+    path = tmp_path / "home" / "state" / "mcpguard.db"
     before = os.umask(umask)
     try:
-        decisions(open_store(), 3)
+        decisions(open_store(path), 3)
     finally:
         os.umask(before)
     names = sorted(entry.name for entry in path.parent.iterdir())
@@ -100,21 +77,17 @@ def test_a_store_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_reopening_changes_nothing(open_store: Open) -> None:
-    time, wall = Time(), Time(WALL_US)
-    first = open_store(clock=time, wall=wall)
+    first = open_store()
     decisions(first, 4)
     before = (first.held(), list(first.entries()), first.args_key)
     first.close()
-    second = open_store(clock=time, wall=wall)
+    second = open_store()
     assert (second.held(), list(second.entries()), second.args_key) == before
     assert decisions(second, 2, "b" * 16) == ["allowed", "rate_limited"]
 
 
-def test_each_file_has_a_key_of_its_own(tmp_path: Path) -> None:
-    stores = [SqliteStore(tmp_path / name) for name in ("one.db", "two.db")]
-    assert stores[0].args_key != stores[1].args_key
-    for store in stores:
-        store.close()
+def test_each_file_has_a_key_of_its_own(tmp_path: Path, open_store: Open) -> None:
+    assert open_store(tmp_path / "one.db").args_key != open_store(tmp_path / "two.db").args_key
 
 
 def test_a_folder_in_place_of_the_file_is_reported_and_no_file_is_created(tmp_path: Path) -> None:
@@ -133,91 +106,89 @@ def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     assert "MCPGUARD_HOME" in raised.value.hint
 
 
-def test_a_reader_of_an_emptied_database_is_told_that_it_is_damaged(path: Path, open_store: Open) -> None:
-    open_store().close()
-    path.write_bytes(b"")
-    with contextlib.closing(Reader(path)) as reader, pytest.raises(StoreUnavailable, match="is damaged: it is empty"):
-        list(reader.entries())
-
-
 @pytest.mark.parametrize(
     ("owner", "name", "what"),
     [(clock, "base_id", "{path}"), (call_log, "_pread", "{path}-calls"), (os, "stat", "{path}")],
     ids=["the boot", "the log", "the files"],
 )
 def test_what_the_system_does_not_let_a_reader_see_makes_the_store_unavailable(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, what: str
+    path: Path, open_store: Open, owner: object, name: str, what: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> NoReturn:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     decisions(open_store(), 1)
     with contextlib.closing(Reader(path)) as found:
         assert found.args_key
         asked: list[Callable[[], object]] = [found.held]
         if owner is not clock:
             asked += [lambda: list(found.rows()), lambda: list(found.newest())]
-        monkeypatch.setattr(owner, name, refuse)
-        for ask_for in asked:
-            with pytest.raises(
-                StoreUnavailable, match=re.escape(f"{what.format(path=path)} cannot be used: {os.strerror(errno.EIO)}")
-            ):
-                ask_for()
-        monkeypatch.undo()
+        told = re.escape(f"{what.format(path=path)} cannot be used: {os.strerror(errno.EIO)}")
+        with broken(owner, name, errno.EIO):
+            for ask_for in asked:
+                with pytest.raises(StoreUnavailable, match=told):
+                    ask_for()
 
 
-def test_the_hint_for_what_may_be_an_error_of_the_disk_does_not_cost_a_sound_database(path: Path, open_store: Open) -> None:
-    open_store().close()
-    with path.open("r+b") as file:  # all pages but the first
-        file.seek(4096)
-        file.write(b"\xff" * (path.stat().st_size - 4096))
-    with (
-        contextlib.closing(Reader(path)) as found,
-        pytest.raises(StoreUnavailable, match="or its disk cannot be read") as raised,
-    ):
-        found.held()
-    assert raised.value.hint.startswith("if its disk works, move it away")
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_a_damaged_file_is_reported_and_not_recreated(path: Path, open_store: Open, content: bytes) -> None:
-    open_store().close()
-    path.write_bytes(content)
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable, match="is damaged") as raised:
-            SqliteStore(path)
-        assert raised.value.message.startswith(str(path))
-        assert "move it away" in raised.value.hint
-    assert path.read_bytes() == content
+def overwritten_after_its_first_page(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(database.PAGE_BYTES)
+        file.write(b"\xff" * (path.stat().st_size - database.PAGE_BYTES))
 
 
-def test_a_store_that_another_programs_database_replaced_is_not_read_as_one(path: Path, open_store: Open) -> None:
-    open_store().close()
+def replaced_by_another_programs(path: Path) -> None:
     path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE other (x)")
-    with (
-        contextlib.closing(Reader(path)) as reader,
-        pytest.raises(StoreUnavailable, match="another program made this") as raised,
-    ):
-        list(reader.entries())
-    assert raised.value.hint.startswith("correct the path, or move")
 
 
-@pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_without_a_call_log_a_file_that_is_no_database_is_taken_for_a_mistyped_path(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True)
+@pytest.mark.parametrize(
+    ("harm", "what", "hint"),
+    [
+        (emptied, "is damaged: it is empty", "move it away"),
+        (overwritten_after_its_first_page, "or its disk cannot be read", "if its disk works, move it away"),
+        (replaced_by_another_programs, "another program made this", "correct the path, or move"),
+    ],
+)
+def test_a_reader_is_told_what_is_wrong_with_a_database_and_what_to_do(
+    path: Path, open_store: Open, harm: Callable[[Path], None], what: str, hint: str
+) -> None:
+    open_store().close()
+    harm(path)
+    with contextlib.closing(Reader(path)) as reader, pytest.raises(StoreUnavailable, match=what) as raised:
+        reader.held()
+    assert raised.value.hint.startswith(hint)
+
+
+NO_DATABASES = pytest.mark.parametrize("content", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
+
+
+@NO_DATABASES
+@pytest.mark.parametrize(
+    ("has_log", "what", "hint"),
+    [(True, "is damaged", "move it away"), (False, "is not a store of mcpguard", "correct the path, or move")],
+)
+def test_a_file_that_is_no_database_is_damaged_or_without_a_call_log_a_mistyped_path_and_not_recreated(
+    path: Path, open_store: Open, content: bytes, has_log: bool, what: str, hint: str
+) -> None:
+    open_store().close()
+    if not has_log:
+        Path(log_path(path)).unlink()
     path.write_bytes(content)
     for _ in range(2):
-        with pytest.raises(StoreUnavailable, match="is not a store of mcpguard") as raised:
-            SqliteStore(path)
-        assert raised.value.hint.startswith("correct the path, or move")
-    assert [(one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size] == [(path.name, content)]
+        with pytest.raises(StoreUnavailable, match=what) as raised:
+            open_store()
+        assert raised.value.message.startswith(str(path))
+        assert raised.value.hint.startswith(hint)
+    assert [
+        (one.name, one.read_bytes()) for one in path.parent.iterdir() if one.stat().st_size and "calls" not in one.name
+    ] == [(path.name, content)]
 
 
 def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_disk_space(path: Path, open_store: Open) -> None:
-    decisions(open_store(), 3)
     store = open_store()
+    decisions(store, 3)
     store.close()
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         database.set_position(db, log_records.START)  # as before the rows were written
@@ -227,18 +198,17 @@ def test_a_copy_whose_pages_are_of_different_times_is_damaged_and_not_short_of_d
     assert raised.value.hint.startswith("move it away")
 
 
-def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open) -> None:
-    time = Time()
-    store = open_store(clock=time)
+def test_later_damage_is_reported_by_upkeep_and_by_opening_the_store(path: Path, open_store: Open, times: Times) -> None:
+    store = open_store()
     decisions(store, 3)
-    time.pass_s(3)
+    times[0].pass_s(3)
     store.tend()
     with path.open("r+b") as file:
         file.seek(1024)
         file.write(b"\xff" * (path.stat().st_size - 1024))
     damaged = path.read_bytes()
     decisions(store, 2, "b" * 16)
-    time.pass_s(3)
+    times[0].pass_s(3)
     for attempt in (store.tend, open_store):
         with pytest.raises(StoreUnavailable, match=r"is damaged") as raised:
             attempt()
@@ -252,10 +222,10 @@ def test_a_database_that_a_query_has_found_damaged_is_not_opened_again_until_it_
     decisions(store, 2)
     store.close()
     whole = path.read_bytes()
-    ((page,),) = ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'audit'")
+    page = ask(path, "SELECT rootpage FROM sqlite_master WHERE name = 'audit'")
     with path.open("r+b") as file:
-        file.seek((int(str(page)) - 1) * schema.PAGE_BYTES)
-        file.write(b"\xff" * schema.PAGE_BYTES)
+        file.seek((page - 1) * database.PAGE_BYTES)
+        file.write(b"\xff" * database.PAGE_BYTES)
     store = open_store()  # which reads no row
     for ask_again in (lambda: list(store.entries()), open_store):
         with pytest.raises(StoreUnavailable, match="is damaged"):
@@ -277,20 +247,13 @@ def test_calls_that_a_database_from_a_copy_lacks_stay_in_the_log_until_it_has_th
     store = open_store()
     assert store._log.drained().end < store._follower.at.end
     store.close()
-    assert ask(path, "SELECT count(*) FROM audit") == [(4,)]
+    assert rows(path) == 4
 
 
-def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(
-    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> bool:
-        raise OSError(5, "Input/output error")
-
+def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(path: Path, open_store: Open) -> None:
     store = open_store()
-    with monkeypatch.context() as patch:
-        patch.setattr(call_log.CallLog, "ends_at", fail)
-        with pytest.raises(StoreUnavailable, match="Input/output error"):
-            decisions(store, 1)
+    with broken(call_log.CallLog, "ends_at", errno.EIO), pytest.raises(StoreUnavailable, match="Input/output error"):
+        decisions(store, 1)
     with contextlib.closing(lock_file(log_path(path))) as lock:
         assert lock.acquire(0)
 
@@ -298,91 +261,67 @@ def test_a_process_whose_turn_fails_does_not_keep_others_from_theirs(
 # Schema
 
 
-def test_a_later_schema_is_refused_with_a_reason_and_unchanged(path: Path, open_store: Open) -> None:
-    open_store().close()
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
-    before = path.read_bytes()
-    with pytest.raises(StoreUnavailable) as raised:
-        open_store()
-    assert f"has schema {schema.VERSION + 1}" in raised.value.message
-    assert f"up to {schema.VERSION}" in raised.value.message
-    assert raised.value.hint
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("version", [1, 2, 3])
-def test_a_file_of_an_unreleased_version_is_refused_and_unchanged(path: Path, open_store: Open, version: int) -> None:
-    path.parent.mkdir(parents=True)
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute(f"PRAGMA user_version = {version}")
-    before = path.read_bytes()
-    with pytest.raises(StoreUnavailable, match="unreleased preview"):
-        open_store()
-    assert path.read_bytes() == before
-
-
 def contents(path: Path) -> dict[str, bytes]:
     """What a store's files hold."""
     return {one.name: one.read_bytes() for one in path.parent.iterdir() if one.stat().st_size}
 
 
-def to_earlier_schema(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("DROP TABLE in_flight")
-        db.execute("PRAGMA user_version = 4")
+@pytest.mark.parametrize(
+    ("version", "what"),
+    [
+        (database.VERSION + 1, rf"has schema {database.VERSION + 1}, and this mcpguard knows schemas up to {database.VERSION}"),
+        *[(version, "was written by an unreleased preview") for version in (1, database.VERSION - 1)],
+    ],
+)
+def test_another_schema_is_refused_with_a_reason_and_unchanged(path: Path, open_store: Open, version: int, what: str) -> None:
+    open_store().close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+    before = contents(path)
+    with pytest.raises(StoreUnavailable, match=what) as raised:
+        open_store()
+    assert raised.value.hint
+    assert contents(path) == before
 
 
 @pytest.mark.parametrize("log_format", [1, call_log.FORMAT - 1, call_log.FORMAT + 1])
 @pytest.mark.parametrize("has_database", [True, False])
-def test_a_log_of_another_format_is_refused_before_its_database_is_migrated_or_made(
+def test_a_log_of_another_format_is_refused_before_its_database_is_changed_or_made(
     path: Path, open_store: Open, log_format: int, *, has_database: bool
 ) -> None:
     decisions(open_store(), 3)
     with contextlib.closing(call_log.CallLog(log_path(path))) as log:
         log.write_header({**log.header, "format": log_format})
-    to_earlier_schema(path)
     if not has_database:
         if sys.platform == "win32":
             pytest.skip("Windows deletes no open file")
         path.unlink()
     before = contents(path)
     with pytest.raises(StoreUnavailable, match=f"has format {log_format}, and this mcpguard knows format") as raised:
-        SqliteStore(path)
+        open_store()
     assert raised.value.hint.startswith("use the mcpguard that wrote it")
     assert contents(path) == before
 
 
-def test_a_log_of_another_database_is_refused_before_the_database_is_migrated(path: Path, open_store: Open) -> None:
-    open_store().close()
-    to_earlier_schema(path)
-    other = path.with_name("other.db")
-    SqliteStore(other).close()
+def test_a_log_of_another_database_is_refused_and_nothing_is_changed(path: Path, open_store: Open) -> None:
+    for at in (path, other := path.with_name("other.db")):
+        open_store(at).close()
     Path(log_path(other)).replace(log_path(path))
     before = contents(path)
     with pytest.raises(StoreUnavailable, match="belongs to another database"):
-        SqliteStore(path)
+        open_store()
     assert contents(path) == before
-
-
-def test_calls_that_only_the_log_has_are_counted_in_a_store_of_an_earlier_schema(path: Path, open_store: Open) -> None:
-    store = open_store()
-    decisions(store, 3)
-    to_earlier_schema(path)
-    with contextlib.closing(Reader(path)) as reader:
-        assert [held.used for held in reader.held()] == [3]
-    assert decisions(open_store(), 3, "b" * 16) == ["allowed"] * 2 + ["rate_limited"]
 
 
 def test_a_migration_that_fails_leaves_the_schema_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as db:
-        schema.migrate(db, tmp_path / "x.db")
+        database.migrate(db, tmp_path / "x.db")
         before = db.execute("SELECT name FROM sqlite_schema").fetchall()
-        monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, "CREATE TABLE extra (x)", "CREATE TABLE extra (x)"))
-        monkeypatch.setattr(schema, "VERSION", schema.VERSION + 2)
+        monkeypatch.setattr(database, "STEPS", (*database.STEPS, "CREATE TABLE extra (x)", "CREATE TABLE extra (x)"))
+        monkeypatch.setattr(database, "VERSION", database.VERSION + 2)
         with pytest.raises(sqlite3.OperationalError):
-            schema.migrate(db, tmp_path / "x.db")
-        assert db.execute("PRAGMA user_version").fetchone() == (schema.VERSION - 2,)
+            database.migrate(db, tmp_path / "x.db")
+        assert db.execute("PRAGMA user_version").fetchone() == (database.VERSION - 2,)
         assert db.execute("SELECT name FROM sqlite_schema").fetchall() == before
         assert not db.in_transaction
 
@@ -401,13 +340,12 @@ def test_an_error_that_has_ended_a_transaction_is_reported_itself(tmp_path: Path
         fail(db)
 
 
-def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> NoReturn:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    monkeypatch.setattr(opening, "lock_file", refuse)
-    with pytest.raises(StoreUnavailable, match="Too many open files") as caught:
-        SqliteStore(path)
+def test_without_a_free_descriptor_the_hint_is_the_limits_of_the_system(open_store: Open) -> None:
+    with (
+        broken(opening, "lock_file", errno.EMFILE),
+        pytest.raises(StoreUnavailable, match="Too many open files") as caught,
+    ):
+        open_store()
     assert "ulimit -a" in caught.value.hint
 
 
@@ -417,11 +355,11 @@ def test_a_reader_sees_no_part_of_a_store_in_the_making(tmp_path: Path) -> None:
 
     def look(_: str) -> None:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
-            seen.append(schema.require_schema(other, path))
+            seen.append(database.require_schema(other, path))
 
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.set_trace_callback(look)  # before each statement
-        schema.migrate(db, path)
+        database.migrate(db, path)
         db.set_trace_callback(None)
     assert len(seen) > 10
     assert set(seen) == {0}
@@ -429,33 +367,34 @@ def test_a_reader_sees_no_part_of_a_store_in_the_making(tmp_path: Path) -> None:
 
 def test_a_log_is_stored_in_the_documented_form() -> None:
     state = (1_767_225_600_000_000, 1, 2, 1_767_225_600_000_001, 4_000_000_000)
-    assert pack(state) == b"".join(
+    assert pack_log(state) == b"".join(
         [
             (1_767_225_600_000_000).to_bytes(8, "little"),
             (1).to_bytes(8, "little") + (2).to_bytes(4, "little"),
             (1_767_225_600_000_001).to_bytes(8, "little") + (4_000_000_000).to_bytes(4, "little"),
         ]
     )
-    assert unpack(pack(state)) == state
+    assert unpack_log(pack_log(state)) == state
 
 
 def test_a_sum_of_costs_above_four_bytes_is_stored_as_the_largest_that_they_hold() -> None:
     us = 1_767_225_600_000_000
-    assert unpack(pack((us, us, 7, us + 1, 1 << 40))) == (us, us, 7, us + 1, (1 << 32) - 1)
+    assert unpack_log(pack_log((us, us, 7, us + 1, 1 << 40))) == (us, us, 7, us + 1, (1 << 32) - 1)
 
 
 # Time
 
 
 class Machine:
-    """A machine whose clocks the test sets."""
+    """A machine whose clocks the test sets, and which opens stores."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
         self.boot = Time(100_000_000)
         self.base = "boot 1"
         self.wall = Time(WALL_US)
         monkeypatch.setattr(clock, "boot_us", lambda offset_us=0: self.boot() + offset_us)
         monkeypatch.setattr(clock, "base_id", lambda: self.base)
+        self.open = partial(open_store, clock=None, wall=self.wall)
 
     def reboots(self) -> None:
         self.base += "1"
@@ -463,70 +402,65 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    return Machine(monkeypatch)
+def machine(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(open_store, monkeypatch)
 
 
-def test_steps_of_the_wall_clock_do_not_matter(machine: Machine, open_store: Open) -> None:
+def test_steps_of_the_wall_clock_do_not_matter(machine: Machine) -> None:
     year_us = 365 * 86_400_000_000
-    assert decisions(open_store(wall=machine.wall), 3) == ["allowed"] * 3
+    assert decisions(machine.open(), 3) == ["allowed"] * 3
     machine.wall.now_us -= year_us
-    assert decisions(open_store(wall=machine.wall), 2) == ["allowed"] * 2
+    assert decisions(machine.open(), 2) == ["allowed"] * 2
     machine.wall.now_us += 2 * year_us
     machine.boot.now_us += 59_999_999
-    assert decisions(open_store(wall=machine.wall), 1) == ["rate_limited"]
+    assert decisions(machine.open(), 1) == ["rate_limited"]
     machine.boot.now_us += 1
-    assert decisions(open_store(wall=machine.wall), 6) == ["allowed"] * 5 + ["rate_limited"]
+    assert decisions(machine.open(), 6) == ["allowed"] * 5 + ["rate_limited"]
 
 
-def test_a_second_time_base_is_refused_while_a_process_uses_the_first(machine: Machine, open_store: Open) -> None:
-    first = open_store(wall=machine.wall)
+def test_a_second_time_base_is_refused_while_a_process_uses_the_first(machine: Machine) -> None:
+    first = machine.open()
     decisions(first, 3)
     machine.reboots()
     with pytest.raises(StoreUnavailable, match="in use by another machine") as raised:
-        open_store(wall=machine.wall)
+        machine.open()
     assert "Redis" in raised.value.hint
     machine.base = "boot 1"
     machine.boot.now_us = 100_000_000
     assert decisions(first, 3, "b" * 16) == ["allowed", "allowed", "rate_limited"]
 
 
-def test_a_second_time_base_replaces_the_first_when_no_process_uses_it(machine: Machine, open_store: Open) -> None:
-    first, second = open_store(wall=machine.wall), open_store(wall=machine.wall)
+def test_a_second_time_base_replaces_the_first_when_no_process_uses_it(machine: Machine) -> None:
+    first, second = machine.open(), machine.open()
     decisions(first, 5)
     first.close()
     machine.reboots()
     with pytest.raises(StoreUnavailable):
-        open_store(wall=machine.wall)
+        machine.open()
     second.close()
     machine.wall.pass_s(30)
-    after = open_store(wall=machine.wall)
+    after = machine.open()
     assert decisions(after, 1, "b" * 16) == ["rate_limited"]
     machine.boot.pass_s(30)
     assert decisions(after, 6, "c" * 16) == ["allowed"] * 5 + ["rate_limited"]
-    assert decisions(open_store(wall=machine.wall), 1, "d" * 16) == ["rate_limited"]
+    assert decisions(machine.open(), 1, "d" * 16) == ["rate_limited"]
 
 
 def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has_the_newest_charge(
-    path: Path, machine: Machine, open_store: Open, monkeypatch: pytest.MonkeyPatch
+    path: Path, machine: Machine
 ) -> None:
     each_tool = '[[rule]]\ntool = "*"\nlimit = "5/1m"\n'
-    first = open_store(wall=machine.wall)
+    first = machine.open()
     session = Session(first, each_tool)
     session.call("y")
     machine.boot.pass_s(3600)
     session.call("x", 5)
-
-    def full(*_: object, **__: object) -> NoReturn:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(upkeep.Upkeep, "_write", full)
+    with broken(upkeep.Upkeep, "_write", sqlite3.OperationalError("database or disk is full")):
         first.close()
-    assert ask(path, "SELECT count(*) FROM counter") == [(0,)]
+    assert rows(path, "counter") == 0
     machine.reboots()
     machine.wall.pass_s(-86_400)
-    after = Session(open_store(wall=machine.wall), each_tool, session="b" * 16)
+    after = Session(machine.open(), each_tool, session="b" * 16)
     assert after.decisions("x") == ["rate_limited"]
     machine.boot.pass_s(60)
     assert after.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
@@ -534,16 +468,16 @@ def test_time_does_not_run_backwards_over_a_restart_though_only_the_call_log_has
 
 @pytest.mark.parametrize("ahead_s", [-86_400, -3600, 0, 3600, 86_400 * 365])
 def test_after_a_restart_a_wrong_wall_clock_admits_each_limit_once_more_at_most_and_delays_it_by_a_window_at_most(
-    machine: Machine, open_store: Open, ahead_s: int
+    machine: Machine, ahead_s: int
 ) -> None:
-    first = open_store(wall=machine.wall)
+    first = machine.open()
     machine.boot.pass_s(3600)
     decisions(first, 5)
     first.close()
     for again in range(3):  # a clock that stays wrong is wrong once
         machine.reboots()
         machine.wall.pass_s(ahead_s if not again else 1)
-        after = open_store(wall=machine.wall)
+        after = machine.open()
         admitted = decisions(after, 10, f"{again:016x}").count("allowed")
         assert admitted <= (5 if not again else 0)
         wait_us = Session(after, FIVE_A_MINUTE, session=f"c{again:015x}").one("x").retry_after_us
@@ -552,11 +486,13 @@ def test_after_a_restart_a_wrong_wall_clock_admits_each_limit_once_more_at_most_
         after.close()
 
 
-def test_opening_on_a_network_file_system_creates_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_on_a_network_file_system_creates_no_database(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     look = {"win32": "network_drive", "darwin": "network_volume"}.get(sys.platform, "network_mount")
     monkeypatch.setattr(filesystem, look, lambda _: "nfs4")
     with pytest.raises(StoreUnavailable, match=r"network file system \(nfs4\)") as raised:
-        SqliteStore(path)
+        open_store()
     assert "Redis" in raised.value.hint
     assert list(path.parent.iterdir()) == []
 
@@ -574,19 +510,12 @@ def test_macos_forces_calls_and_transactions_through_the_disks_own_memory(path: 
 
 
 @pytest.mark.parametrize("counts", ["calls", "cost"])
-def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, counts: str
-) -> None:
-    store = open_store(clock=Time())
+def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(open_store: Open, counts: str) -> None:
+    store = open_store()
     session = Session(store, f'{FIVE_A_MINUTE}count = "{counts}"\n')
     session.call("x", 2)
     seen = store.last_seen()
-
-    def fail(*_: object) -> int:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(call_log, "_pwrite", fail)
+    with broken(call_log, "_pwrite", errno.EIO):
         for times in (1, 2):
             with pytest.raises(StoreUnavailable, match="Input/output error"):
                 session.call("x", times)
@@ -595,15 +524,10 @@ def test_a_decision_that_fails_charges_nothing_and_leaves_no_gap(
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: int, __: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
+def test_a_turn_that_the_file_system_refuses_is_an_unavailable_store(open_store: Open) -> None:
     store = open_store()
-    with monkeypatch.context() as patched:
-        patched.setattr(locks, "_lock", refuse)
-        with pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
-            decisions(store, 1)
+    with broken(locks, "_lock", errno.ENOLCK), pytest.raises(StoreUnavailable, match=os.strerror(errno.ENOLCK)):
+        decisions(store, 1)
     assert decisions(store, 6, "b" * 16) == ["allowed"] * 5 + ["rate_limited"]
 
 
@@ -636,8 +560,7 @@ def test_a_decision_that_gets_no_turn_gives_up_in_time_and_charges_nothing(open_
 
 
 def test_a_denial_without_a_row_of_its_own_writes_nothing_and_is_decided_by_the_current_counters(open_store: Open) -> None:
-    time, wall = Time(), Time(WALL_US)
-    store, other = open_store(clock=time, wall=wall), open_store(clock=time, wall=wall)
+    store, other = open_store(), open_store()
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 5)
     assert [session.one("x").has_own_row for _ in range(3)] == [True, False, False]
@@ -652,7 +575,7 @@ def test_closing_moves_all_records_into_the_database(path: Path, open_store: Ope
     store = open_store()
     decisions(store, 6)
     store.close()
-    assert ask(path, "SELECT count(*) FROM audit") == [(6,)]
+    assert rows(path) == 6
     Path(log_path(path)).unlink()
     assert decisions(open_store(), 1, "b" * 16) == ["rate_limited"]
 
@@ -660,9 +583,8 @@ def test_closing_moves_all_records_into_the_database(path: Path, open_store: Ope
 EACH_ONCE = '[[rule]]\ntool = "*"\nlimit = "2/1m"\n'
 
 
-def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_ones_go_on(open_store: Open) -> None:
-    time = Time()
-    session = Session(open_store(clock=time, most=3), EACH_ONCE + '[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n')
+def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_ones_go_on(open_store: Open, times: Times) -> None:
+    session = Session(open_store(most=3), EACH_ONCE + '[[rule]]\nuser = "*"\ntool = "closed"\nlimit = "deny"\n')
     assert [session.decisions(tool) for tool in "abc"] == [["allowed"]] * 3
     request = session.charges("d")
     (refused,) = session.store.decide(request, session.journal)
@@ -673,7 +595,7 @@ def test_beyond_the_most_counters_new_ones_are_refused_with_a_word_and_known_one
     assert [entry.record["decision"] for entry in session.store.newest()].count("unavailable") == 1
     session.store.tend()
     assert "3 counters are in use" in session.store.warnings[0]
-    time.pass_s(60)
+    times[0].pass_s(60)
     assert session.decisions("d", 3) == ["allowed", "allowed", "rate_limited"]
 
 
@@ -683,23 +605,21 @@ def test_a_call_that_warns_is_not_refused_beyond_the_most_counters(open_store: O
 
 
 def test_nothing_is_uncounted_when_another_process_or_an_outage_has_more_counters_than_the_most(open_store: Open) -> None:
-    time = Time()
-    few, many = open_store(clock=time, most=2), open_store(clock=time)
+    few, many = open_store(most=2), open_store()
     one, other = Session(few, EACH_ONCE), Session(many, EACH_ONCE, session="b" * 16)
     assert [other.decisions(tool) for tool in "abcdef"] == [["allowed"]] * 6
     assert [one.decisions(tool, 2) for tool in "abcdef"] == [["allowed", "rate_limited"]] * 6
     assert one.decisions("g") == ["unavailable"]
-    (counter,) = one.charges("g")[0].plan.counters
-    few.adopt([(counter, (-1, -1, 1))], "a" * 64)
+    few.adopt([(counter_of(one.charges("g")), (-1, -1, 1))], "a" * 64)
     assert one.decisions("g", 2) == ["allowed", "rate_limited"]
     few.close()
-    late = Session(open_store(clock=time, most=2), EACH_ONCE, session="c" * 16)
+    late = Session(open_store(most=2), EACH_ONCE, session="c" * 16)
     assert [late.decisions(tool) for tool in "abcdefg"] == [["rate_limited"]] * 7
     assert late.decisions("h") == ["unavailable"]
 
 
 def test_a_call_whose_errors_need_a_counter_that_has_no_room_is_refused(open_store: Open) -> None:
-    session = Session(open_store(clock=Time(), most=1), EACH_ONCE + 'count = "errors"\n')
+    session = Session(open_store(most=1), EACH_ONCE + 'count = "errors"\n')
     calls = session.charges("a")
     (allowed,) = session.store.decide(calls, session.journal)
     session.store.settle([Ending(allowed.row_id or 0, calls[0].plan, True)])
@@ -707,12 +627,11 @@ def test_a_call_whose_errors_need_a_counter_that_has_no_room_is_refused(open_sto
     assert session.decisions("a") == ["allowed"]
 
 
-def test_expired_counters_make_room_without_a_look_at_all_of_them_in_one_call(open_store: Open) -> None:
-    time = Time()
-    session = Session(open_store(clock=time, most=2000), EACH_ONCE)
+def test_expired_counters_make_room_without_a_look_at_all_of_them_in_one_call(open_store: Open, times: Times) -> None:
+    session = Session(open_store(most=2000), EACH_ONCE)
     for at in range(5000):
         assert session.decisions(f"t{at}") == ["allowed"]
-        time.pass_ms(60)
+        times[0].pass_ms(60)
     assert len(session.store.last_seen()[0]) <= 2000
 
 
@@ -720,7 +639,7 @@ def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> Non
     policy = '[[rule]]\nuser="*"\ntool="search"\nlimit="5/1h"\n[[rule]]\nagent="*::*::*"\nlimit="1000/1m"\n'
     decided = []
     for number, (agent, tool) in enumerate([("k00f171e14af5eb70", "ping"), *[("k4ec372a41ceca31d", "search")] * 3]):
-        store = open_store(clock=Time(), wall=Time(WALL_US))  # one that remembers nothing
+        store = open_store()  # one that remembers nothing
         who = identity("eve", f"{agent}::interactive::default", "crm")
         decided += Session(store, policy, session=f"{number:016}", who=who).decisions(tool, 3)
         store.close()
@@ -728,21 +647,10 @@ def test_texts_chosen_for_their_hashes_empty_no_counter(open_store: Open) -> Non
 
 
 def test_a_very_long_detail_is_cut_and_a_batch_of_long_calls_is_decided(open_store: Open) -> None:
-    store = open_store(clock=Time())
+    store = open_store()
     session = Session(store, FIVE_A_MINUTE, arguments="full")
     assert [verdict.decision for verdict in session.call("x", 6, arguments={"text": "ä" * 300_000})] == ["allowed"] * 5 + [
         "rate_limited"
     ]
     assert [entry.record["seq"] for entry in store.entries()] == [1, 2, 3, 4, 5, 6]
     assert "not kept" in str(next(iter(store.entries())).record["arguments"])
-
-
-def test_a_log_of_an_outage_that_an_earlier_version_wrote_is_merged(open_store: Open) -> None:
-    store = open_store()
-    session = Session(store, FIVE_A_MINUTE)
-    session.call("x")
-    (counter,) = session.charges("x")[0].plan.counters
-    line = log_lines.merged_line(counter, store.last_seen()[0][counter.id], 0)
-    store._publish([line.rpartition("\t")[0]])
-    assert [held.used for held in store.held()] == [2]
-    assert session.decisions("x", 4) == ["allowed"] * 3 + ["rate_limited"]

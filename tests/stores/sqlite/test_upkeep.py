@@ -19,68 +19,34 @@ from mcpguard.stores.sqlite import call_log, database, draining, upkeep
 from mcpguard.stores.sqlite.call_log import beside
 from mcpguard.stores.sqlite.log_records import Position
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import Session, Time
-from tests.stores.sqlite.conftest import Open
+from tests.build import Session
+from tests.stores.sqlite.conftest import FIVE_A_MINUTE, Open, Tend, Times, ask, counter_of, rows, used
 
-FIVE_A_MINUTE = '[[rule]]\ntool = "x"\nlimit = "5/1m"\n'
-MINUTE_S = 61
 ALONE = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
 """The `_meta` of calls that have lines of their own in the log, and fill it."""
-
-
-@pytest.fixture
-def tend(times: tuple[Time, Time]) -> Callable[..., None]:
-    """Lets time pass until upkeep is due, and repeats it until there is nothing more to do."""
-
-    def do(*stores: SqliteStore, after_s: int = MINUTE_S) -> None:
-        for time in times:
-            time.pass_s(after_s)
-        for store in stores:
-            store.tend()
-            while store.needs_tending:
-                for time in times:
-                    time.pass_s(1)  # after a drain that took long, upkeep rests
-                store.tend()
-
-    return do
-
-
-def ask(path: Path, question: str) -> object:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return db.execute(question).fetchone()[0]
-
-
-def rows(path: Path, table: str) -> object:
-    return ask(path, f"SELECT count(*) FROM {table}")  # noqa: S608 - names of this test
-
-
-def used(store: SqliteStore) -> list[int]:
-    return sorted(held.used for held in store.held())
 
 
 # Draining
 
 
-def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(
-    path: Path, open_store: Open, times: tuple[Time, Time]
-) -> None:
+def test_the_log_is_drained_after_two_seconds_or_when_it_is_large(path: Path, open_store: Open, times: Times) -> None:
     store = open_store()
     store.tend()
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
     store.tend()
-    assert (rows(path, "audit"), store.needs_tending) == (0, True)
+    assert (rows(path), store.needs_tending) == (0, True)
     times[0].now_us += upkeep.DRAIN_EVERY_US
     store.tend()
-    assert (rows(path, "audit"), store.needs_tending) == (2, False)
+    assert (rows(path), store.needs_tending) == (2, False)
     while store._follower.at.end - store._log.drained().end < upkeep.DRAIN_BYTES:
         session.call("free", 100, _meta=ALONE)
     store.tend()
-    assert (rows(path, "audit"), store.needs_tending) == (session.calls, False)
+    assert (rows(path), store.needs_tending) == (session.calls, False)
     assert used(store) == [2]
 
 
-def test_a_drain_takes_little_memory(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+def test_a_drain_takes_little_memory(path: Path, open_store: Open, tend: Tend) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
     session.call("free", 400, _meta=ALONE)
@@ -92,12 +58,12 @@ def test_a_drain_takes_little_memory(path: Path, open_store: Open, tend: Callabl
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert rows(path, "audit") == 800
+    assert rows(path) == 800
     assert peak < 1.5 * upkeep._DRAINED_AT_ONCE_BYTES  # mostly the records themselves
 
 
 def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_changes_a_page(
-    path: Path, open_store: Open, tend: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    path: Path, open_store: Open, tend: Tend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share_bytes = 2 << 20
     store = open_store(max_bytes=16 * share_bytes)
@@ -124,7 +90,7 @@ def test_the_journal_of_a_drain_stays_within_its_share_though_each_outcome_chang
     assert share_bytes / 4 < max(sizes) < share_bytes
 
 
-def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_store: Open, times: Times) -> None:
     one, other = open_store(), open_store()
     session = Session(one, FIVE_A_MINUTE)
     for store in one, other:
@@ -136,14 +102,14 @@ def test_of_many_wrappers_one_drains_the_log_every_two_seconds(path: Path, open_
     session.call("free", 1, _meta=ALONE)
     other._follower.follow()
     other.tend()
-    assert (rows(path, "audit"), other.needs_tending) == (2, True)
+    assert (rows(path), other.needs_tending) == (2, True)
     times[0].now_us += upkeep.DRAIN_EVERY_US
     other.tend()
-    assert rows(path, "audit") == 3
+    assert rows(path) == 3
 
 
 def test_after_a_drain_that_took_long_the_disk_has_a_rest(
-    path: Path, open_store: Open, times: tuple[Time, Time], monkeypatch: pytest.MonkeyPatch
+    path: Path, open_store: Open, times: Times, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
     store.tend()
@@ -156,23 +122,34 @@ def test_after_a_drain_that_took_long_the_disk_has_a_rest(
     session.call("x", 1)
     times[0].now_us += upkeep.REST_SHARE * 500_000
     store.tend()
-    assert rows(path, "audit") == 1
+    assert rows(path) == 1
     times[0].now_us += upkeep.LONGEST_REST_US - upkeep.REST_SHARE * 500_000
     store.tend()
-    assert rows(path, "audit") == 2
+    assert rows(path) == 2
 
 
-def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store: Open, times: tuple[Time, Time]) -> None:
+def test_while_one_wrapper_does_upkeep_the_others_skip_it(path: Path, open_store: Open, times: Times) -> None:
     one, other = open_store(), open_store(timeout_ms=1)
     assert one._files.lock.acquire(0)
     session = Session(other, FIVE_A_MINUTE)
     assert session.decisions("x", 6) == ["allowed"] * 5 + ["rate_limited"]
     times[0].now_us += upkeep.DRAIN_EVERY_US
     other.tend()
-    assert (rows(path, "audit"), other.needs_tending) == (0, True)
+    assert (rows(path), other.needs_tending) == (0, True)
     one._files.lock.release()
     other.tend()
-    assert rows(path, "audit") == 6
+    assert rows(path) == 6
+
+
+def test_a_thread_leaves_upkeep_to_another_one_of_its_process(path: Path, open_store: Open) -> None:
+    store = open_store()
+    Session(store, FIVE_A_MINUTE).call("x")
+    with store._upkeep._locked() as is_mine:  # as in the other thread
+        assert is_mine
+        assert not store._upkeep.drain(0)
+    assert rows(path) == 0
+    assert store._upkeep.drain(0)
+    assert rows(path) == 1
 
 
 def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> None:
@@ -189,11 +166,11 @@ def during(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], object]) -> Non
 
 @pytest.mark.parametrize("between", ["reset", "adopt", "call"])
 def test_records_appended_while_the_log_is_drained_are_kept(
-    open_store: Open, tend: Callable[..., None], monkeypatch: pytest.MonkeyPatch, between: str
+    open_store: Open, tend: Tend, monkeypatch: pytest.MonkeyPatch, between: str
 ) -> None:
     store, other = open_store(), open_store()
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = "1000/1h"\n')
-    (counter,) = session.charges("x")[0].plan.counters
+    counter = counter_of(session.charges("x"))
     session.call("x", 3)
 
     def happen() -> None:
@@ -210,24 +187,8 @@ def test_records_appended_while_the_log_is_drained_are_kept(
     assert used(store) == used(other) == used(open_store()) == expected
 
 
-def test_much_that_others_append_is_left_to_them(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "_DRAINED_AT_ONCE_BYTES", 1000)
-    monkeypatch.setattr(upkeep, "DRAIN_BYTES", 3000)
-    store, other = open_store(), open_store()
-    Session(store, FIVE_A_MINUTE).call("free", 2, _meta=ALONE)
-    known = store._follower.at.end
-    session = Session(other, FIVE_A_MINUTE, session="b" * 16)
-    for _ in range(30):
-        session.call("free", _meta=ALONE)
-    store.tend()
-    drained = store._log.drained().end
-    assert known + 1000 < drained < 3000 + 2 * 1000 < other._follower.at.end
-    other.tend()
-    assert store._log.drained() == other._follower.at
-
-
 @pytest.fixture
-def small_log(monkeypatch: pytest.MonkeyPatch) -> int:
+def paced_log(monkeypatch: pytest.MonkeyPatch) -> int:
     """The size of a log in which a process checks its pace after two calls."""
     monkeypatch.setattr(call_log, "RING_BYTES", 256 * 1024)
     monkeypatch.setattr(upkeep, "PACE_BYTES", 1024)
@@ -243,7 +204,7 @@ def let_it_wait(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], object
     monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
 
 
-@pytest.mark.usefixtures("small_log")
+@pytest.mark.usefixtures("paced_log")
 def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "DRAIN_BYTES", 1)
     store = open_store()
@@ -255,7 +216,7 @@ def test_a_storm_waits_for_upkeep_between_calls_and_is_no_outage(open_store: Ope
     assert [entry.record["seq"] for entry in store.entries()] == list(range(1, 3001))
 
 
-@pytest.mark.usefixtures("small_log")
+@pytest.mark.usefixtures("paced_log")
 def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     stormy, other = open_store(), Session(open_store(), FIVE_A_MINUTE)
     session = Session(stormy, FIVE_A_MINUTE, session="b" * 16)
@@ -269,14 +230,14 @@ def test_a_storm_leaves_room_in_the_log_for_the_calls_of_others(open_store: Open
 
 @pytest.mark.parametrize(("timeout_ms", "longest_s"), [(100, 0.1), (60_000, 0.25)])
 def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_again_but_never_for_long(
-    open_store: Open, monkeypatch: pytest.MonkeyPatch, small_log: int, timeout_ms: int, longest_s: float
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, paced_log: int, timeout_ms: int, longest_s: float
 ) -> None:
     store = open_store(timeout_ms=timeout_ms)
     session = Session(store, FIVE_A_MINUTE)
     waits: list[tuple[float, float]] = []
     hurried: list[int] = []
-    let_it_wait(monkeypatch, lambda wait_s: waits.append((waiting_bytes(store) / small_log, wait_s)))
-    while waiting_bytes(store) < 0.95 * small_log:
+    let_it_wait(monkeypatch, lambda wait_s: waits.append((waiting_bytes(store) / paced_log, wait_s)))
+    while waiting_bytes(store) < 0.95 * paced_log:
         session.call("free", _meta=ALONE)
         store.keep_pace(lambda: hurried.append(len(waits)))
     assert hurried == list(range(len(waits)))  # before each wait
@@ -286,7 +247,7 @@ def test_the_fuller_the_log_the_longer_a_process_waits_and_the_sooner_it_waits_a
     assert sum(steps[:10]) > 1.5 * sum(steps[-10:])
 
 
-@pytest.mark.usefixtures("small_log")
+@pytest.mark.usefixtures("paced_log")
 def test_a_process_whose_upkeep_fails_does_not_wait_for_it(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
@@ -324,7 +285,7 @@ def test_upkeep_gives_way_to_calls_of_its_process_unless_they_wait_for_it_or_soo
         store.tend()
     assert bool(waits) is not (is_awaited or is_urgent)
     assert store._log.drained() == store._follower.at
-    assert store._is_busy()
+    assert store._upkeep._is_busy()
 
 
 @contextlib.contextmanager
@@ -346,7 +307,7 @@ def tended(store: SqliteStore) -> Iterator[None]:
 
 
 def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drained(
-    path: Path, open_store: Open, tend: Callable[..., None]
+    path: Path, open_store: Open, tend: Tend
 ) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
@@ -368,7 +329,7 @@ def test_an_outcome_is_joined_to_its_row_before_while_and_after_the_row_is_drain
     assert ask(path, "SELECT group_concat(outcome) FROM audit") == "ok,tool_error"
 
 
-def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: Open, tend: Tend) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
@@ -387,7 +348,7 @@ def test_a_reader_waits_for_no_lock_and_writes_nothing(path: Path, open_store: O
 # Pruning
 
 
-def test_expired_rows_are_pruned_with_their_shared_texts(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+def test_expired_rows_are_pruned_with_their_shared_texts(path: Path, open_store: Open, tend: Tend) -> None:
     store = open_store(keep_us=100_000_000)
     old = Session(store, FIVE_A_MINUTE, session="a" * 16)
     old.call("free", 5000)
@@ -395,7 +356,7 @@ def test_expired_rows_are_pruned_with_their_shared_texts(path: Path, open_store:
     young = Session(store, FIVE_A_MINUTE, session="b" * 16)
     young.call("free", 7)
     tend(store, after_s=39)
-    assert rows(path, "audit") == 5007
+    assert rows(path) == 5007
     tend(store)
     young.call("free")
     tend(store)
@@ -405,7 +366,7 @@ def test_expired_rows_are_pruned_with_their_shared_texts(path: Path, open_store:
     assert [entry.record["session"] for entry in store.entries()] == ["b" * 16, "a" * 16]
 
 
-def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, tend: Callable[..., None]) -> None:
+def test_rows_of_another_namespace_are_kept_by_its_own_bounds(open_store: Open, tend: Tend) -> None:
     brief, long = open_store(namespace="brief", keep_us=100_000_000), open_store(namespace="long", keep_us=1_000_000_000)
     for _ in range(3):
         for name, store in (("brief", brief), ("long", long)):
@@ -446,9 +407,7 @@ def test_a_store_never_exceeds_its_size_by_more_than_a_tenth(
     assert session.decisions("x", 3) == ["allowed", "allowed", "rate_limited"]
 
 
-def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(
-    path: Path, open_store: Open, times: tuple[Time, Time]
-) -> None:
+def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(path: Path, open_store: Open, times: Times) -> None:
     store = open_store(keep_us=100_000_000)
     session = Session(store, FIVE_A_MINUTE)
     for _ in range(200):
@@ -468,7 +427,7 @@ def test_freed_pages_are_returned_to_the_file_system_a_few_at_a_time(
     assert max(one - other for one, other in zip([before, *sizes], sizes, strict=False)) <= upkeep._PAGES_AT_ONCE * 4096 + 4096
 
 
-def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Callable[..., None]) -> None:
+def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Tend) -> None:
     mine, theirs = open_store(namespace="one", max_bytes=100_000), open_store(namespace="two", max_bytes=100_000)
     one = Session(mine, '[[rule]]\ntool = "*"\nlimit = "5/1w"\n', namespace="one")
     two = Session(theirs, FIVE_A_MINUTE, namespace="two", session="b" * 16)
@@ -482,7 +441,7 @@ def test_rows_of_one_namespace_evict_none_of_another(open_store: Open, tend: Cal
     assert 50 < kept["one"] < 1000
 
 
-def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open, tend: Callable[..., None]) -> None:
+def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open, tend: Tend) -> None:
     store = open_store(max_bytes=1)
     session = Session(store, FIVE_A_MINUTE)
     session.call("x", 2)
@@ -493,7 +452,7 @@ def test_the_newest_row_is_kept_so_that_no_row_id_is_used_twice(open_store: Open
 
 
 def test_expired_counters_are_deleted_and_get_their_labels_back_when_they_are_charged_again(
-    path: Path, open_store: Open, tend: Callable[..., None]
+    path: Path, open_store: Open, tend: Tend
 ) -> None:
     store, other = open_store(), open_store()
     session = Session(store, '[[rule]]\ntool = "x"\nlimit = ["5/1m", "9/1h"]\n')
@@ -509,10 +468,10 @@ def test_expired_counters_are_deleted_and_get_their_labels_back_when_they_are_ch
     assert used(open_store()) == [2]
 
 
-def test_old_notes_and_write_back_ids_are_deleted(path: Path, open_store: Open, tend: Callable[..., None]) -> None:
+def test_old_notes_and_write_back_ids_are_deleted(path: Path, open_store: Open, tend: Tend) -> None:
     store = open_store()
     session = Session(store, FIVE_A_MINUTE)
-    (counter,) = session.charges("x")[0].plan.counters
+    counter = counter_of(session.charges("x"))
     store.adopt([(counter, (-1, -1, 4))], "a name")
     tend(store)
     store.adopt([(counter, (-1, -1, 4))], "a name")

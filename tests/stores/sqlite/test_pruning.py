@@ -6,37 +6,42 @@ import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import lock_file
+from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import DISORDER_US, Options
-from mcpguard.stores.sqlite import pruning, upkeep
-from mcpguard.stores.sqlite.address import SqliteAddress
+from mcpguard.stores.sqlite import draining, upkeep
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.store import SqliteStore
-from tests.build import WALL_US, Session, Time, identity
+from tests.build import WALL_US, Session, Time
+from tests.stores.sqlite.conftest import MANY, Open, Times
 
-POLICY = '[[rule]]\nuser = "*"\nlimit = "100000/1h"\n'
+HOUR_US = 3_600_000_000
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(path: Path, open_store: Open, times: Times) -> Path:
     """A store with a row each hour of a day."""
-    path = tmp_path / "mcpguard.db"
-    time = Time(WALL_US)
-    store = SqliteStore(path, clock=time, wall=time)
-    session = Session(store, POLICY, who=identity("alice"))
-    for _ in range(24):
-        session.call("echo")
-        time.pass_ms(3_600_000)
-    store.close()
+    call(open_store(), *times, *[0] * 24)
     return path
 
 
+def call(store: SqliteStore, time: Time, wall: Time, *back_us: int, session: str = "a") -> None:
+    """Make a call each hour, or some microseconds before that, and close the store."""
+    calls = Session(store, MANY, session=session * 16)
+    for us in back_us:
+        wall.now_us -= us
+        calls.call("x")
+        wall.now_us += us + HOUR_US
+        time.now_us += HOUR_US
+    store.close()
+
+
 def prune(path: Path, hours: int, namespace: str = "default") -> list[int]:
-    return list(SqliteAddress(str(path)).prune(Options(namespace=namespace), WALL_US + hours * 3_600_000_000))
+    return list(SqliteAddress(str(path)).prune(Options(namespace=namespace), WALL_US + hours * HOUR_US))
 
 
 def hours(path: Path) -> list[int]:
     with_store = SqliteAddress(str(path)).read(Options(), print)
-    found = [(int(str(one.record["time_us"])) - WALL_US) // 3_600_000_000 for one in with_store.entries()]
+    found = [(int(str(one.record["time_us"])) - WALL_US) // HOUR_US for one in with_store.entries()]
     with_store.close()
     return found
 
@@ -49,29 +54,21 @@ def test_the_rows_of_before_a_time_are_deleted(path: Path) -> None:
 
 
 def test_rows_go_in_portions_and_the_newest_row_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "AT_ONCE", 10)
+    monkeypatch.setattr(draining, "AT_ONCE", 10)
     assert prune(path, 1000) == [10, 10, 3]
     assert hours(path) == [23]
 
 
-def test_rows_that_are_only_in_the_call_log_are_deleted_too(path: Path) -> None:
-    time = Time(WALL_US - 1)
-    store = SqliteStore(path, clock=time, wall=time)
-    Session(store, POLICY, session="b" * 16, who=identity("bob")).call("echo", 3)
+def test_rows_that_are_only_in_the_call_log_are_deleted_too(path: Path, open_store: Open) -> None:
+    Session(open_store(wall=Time(WALL_US - 1)), MANY, session="b" * 16).call("x", 3)
     assert sum(prune(path, -100)) == 0
     assert sum(prune(path, 24)) == 26
-    store.close()
 
 
-def test_a_row_out_of_order_is_found_within_an_hour(path: Path) -> None:
-    time = Time(WALL_US + 24 * DISORDER_US)
-    store = SqliteStore(path, clock=time, wall=time)
-    session = Session(store, POLICY, session="b" * 16, who=identity("bob"))
-    for back_us in (0, DISORDER_US // 2, 0):
-        time.now_us -= back_us
-        session.call("echo")
-        time.now_us += back_us
-    store.close()
+def test_a_row_out_of_order_is_found_within_an_hour(path: Path, open_store: Open, times: Times) -> None:
+    assert HOUR_US == DISORDER_US
+    times[1].now_us = WALL_US + 24 * HOUR_US
+    call(open_store(), *times, 0, HOUR_US + HOUR_US // 2, 0, session="b")
     assert sum(prune(path, 24)) == 24 + 1
 
 
