@@ -14,9 +14,8 @@ from mcpguard.session.verdict import NO_LIMITS, DecisionRequest
 from mcpguard.text.digest import cut
 from mcpguard.text.printing import compact
 from mcpguard.wire import meta
-from mcpguard.wire.arguments import NONE, args_hash
+from mcpguard.wire.arguments import NONE, Unbuilt, args_hash
 from mcpguard.wire.frames import Frame, Refusal
-from mcpguard.wire.heavy import Unbuilt
 
 MAX_CALLERS: Final = 1024
 """How many callers are remembered, so that rules are matched only once for each."""

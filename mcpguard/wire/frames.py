@@ -12,12 +12,10 @@ from json.scanner import make_scanner
 
 from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mcpguard.text.digest import blake2b
-from mcpguard.wire.heavy import TooDeep, is_heavy
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate
 
 if TYPE_CHECKING:  # loaded with the first line that needs them
     from mcpguard.wire.form import Form
-    from mcpguard.wire.skim import Outline
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -32,6 +30,9 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
+
+HEAVY_PARTS: Final = 50_000
+"""A line with more commas and opening brackets than this is heavy: building all of it could take many times its size."""
 
 _SHORT_BYTES: Final = MAX_DEPTH
 """A line up to this length can be neither nested too deeply nor heavy."""
@@ -197,20 +198,19 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     Args:
         line: The line without its newline; not blank.
     """
-    outline: Outline | None = None
+    spans: Sequence[tuple[int, int]] = ()
     try:
         text = line.decode()
         if len(line) <= _SHORT_BYTES:
             value = _whole(text)
         elif is_heavy(line):
             del text
-            outline = _outline(line)
-            value = outline.value()
+            value, spans = _skim(line)
         else:
             if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
-                outline = _outline(line)  # raises if they are nested too deeply
+                _skim(line)  # raises if they are nested too deeply
             value = _whole(text)
-    except TooDeep:
+    except RecursionError:
         return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
     except UnicodeDecodeError:
         return (Refusal(PARSE_ERROR, "not valid UTF-8"),)
@@ -222,19 +222,24 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
         return (Refusal(INVALID_REQUEST, "neither an object nor a batch"),)
     if not 0 < len(value) <= MAX_BATCH:
         return (Refusal(INVALID_REQUEST, f"a batch must have 1 to {MAX_BATCH} messages"),)
-    spans = (outline or _outline(line)).spans()
     return [
         _judge(member, line[start:end])
         if isinstance(member, dict)
         else Refusal(INVALID_REQUEST, "a member of a batch that is not an object")
-        for member, (start, end) in zip(value, spans, strict=True)
+        for member, (start, end) in zip(value, spans or _skim(line)[1], strict=True)
     ]
 
 
-def _outline(line: bytes) -> "Outline":
-    from mcpguard.wire.skim import Outline
+def is_heavy(line: bytes) -> bool:
+    """Whether a line has so many parts that it is skimmed."""
+    return len(line) > HEAVY_PARTS and line.count(b",") + line.count(b"[") + line.count(b"{") > HEAVY_PARTS
 
-    return Outline(line, _whole, max_depth=MAX_DEPTH, max_batch=MAX_BATCH)
+
+def _skim(line: bytes) -> tuple[object, Sequence[tuple[int, int]]]:
+    """The value of a line, and the spans of its members if it is a batch; see `Skimmer.read`."""
+    from mcpguard.wire.skim import Skimmer  # with the first heavy line or batch: few sessions see one
+
+    return Skimmer(line, _whole, max_depth=MAX_DEPTH, max_batch=MAX_BATCH).read()
 
 
 def _whole(text: str) -> object:

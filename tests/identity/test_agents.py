@@ -11,7 +11,7 @@ from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import parse
-from mcpguard.wire.heavy import HEAVY_PARTS
+from mcpguard.wire.frames import HEAVY_PARTS
 from tests.build import Talk, call_line, request
 from tests.recorded_hooks import CODEX, COPILOT
 

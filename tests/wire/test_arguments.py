@@ -7,9 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.wire.arguments import NONE, args_hash
+from mcpguard.wire.arguments import NONE, Unbuilt, args_hash
 from mcpguard.wire.frames import MAX_DEPTH, Frame, parse
-from mcpguard.wire.heavy import Unbuilt
 
 
 def hashed(text: str, key: bytes = b"k") -> bytes:

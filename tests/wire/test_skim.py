@@ -5,9 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpguard.wire import frames, skim
-from mcpguard.wire.arguments import args_hash
-from mcpguard.wire.frames import Frame, Refusal
-from mcpguard.wire.heavy import HEAVY_PARTS, TooDeep, Unbuilt, is_heavy
+from mcpguard.wire.arguments import Unbuilt, args_hash
+from mcpguard.wire.frames import HEAVY_PARTS, Frame, Refusal, is_heavy
 from tests.build import Talk, call_line
 
 VALUES = st.recursive(
@@ -26,13 +25,14 @@ def is_json(text: str) -> bool:
     return True
 
 
-def outline(text: str, *, max_depth: int = 600, max_batch: int = 9) -> skim.Outline:
-    return skim.Outline(text.encode(errors="surrogatepass"), frames._whole, max_depth=max_depth, max_batch=max_batch)
+def skimmed(text: str, *, max_depth: int = 600, max_batch: int = 9) -> object:
+    line = text.encode(errors="surrogatepass")
+    return skim.Skimmer(line, frames._whole, max_depth=max_depth, max_batch=max_batch).read()[0]
 
 
 def passes(text: str) -> bool:
     try:
-        outline(text)
+        skimmed(text)
     except ValueError:
         return False
     return True
@@ -61,15 +61,16 @@ def test_a_text_with_one_changed_character_is_accepted_only_if_the_parser_accept
         assert passes(text) == is_json(text)
 
 
+@pytest.mark.parametrize("innermost", ["[0]", "[]", "{ }"])
 @pytest.mark.parametrize("opening", ["[", '{"":'])
 @pytest.mark.parametrize("around", ["%s", "[%s]", '{"a":0,"params":{"b":%s}}', '[0,{"a":%s},[0]]'])
-def test_the_depth_of_a_heavy_line_is_exact(opening: str, around: str) -> None:
+def test_the_depth_of_a_heavy_line_is_exact(opening: str, around: str, innermost: str) -> None:
     closing = chr(ord(opening[0]) + 2)
     depth = around.replace("[0]", "").count("[") + around.count("{") + 20
-    text = around % (opening * 20 + "0" + closing * 20)
-    outline(text, max_depth=depth)
-    with pytest.raises(TooDeep):
-        outline(text, max_depth=depth - 1)
+    text = around % (opening * 19 + innermost + closing * 19)
+    skimmed(text, max_depth=depth)
+    with pytest.raises(RecursionError):
+        skimmed(text, max_depth=depth - 1)
 
 
 HEAVY = "[" + "[]," * HEAVY_PARTS + "0]"
@@ -149,13 +150,13 @@ def test_heavy_arguments_are_kept_in_full_as_text() -> None:
     ],
 )  # fmt: skip
 def test_a_heavy_line_gives_the_members_that_are_read(text: str, value: object) -> None:
-    built = outline(text, max_batch=3).value()
+    built = skimmed(text, max_batch=3)
     assert (built, type(built)) == (value, type(value))
 
 
 def test_arrays_and_objects_are_built_only_up_to_a_bound() -> None:
     large = '{"a":' + HEAVY + "}"
-    value = outline('{"params":{"inputResponses":' + large + ',"name":"t"}}').value()
+    value = skimmed('{"params":{"inputResponses":' + large + ',"name":"t"}}')
     assert value == {"params": {"inputResponses": Unbuilt(large), "name": "t"}}
 
 
