@@ -34,7 +34,6 @@ from mcpguard.config import Settings
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
 from mcpguard.identity.agent import Agent
-from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.locks import try_lock
 from mcpguard.policy.model import SELECTORS
@@ -44,6 +43,7 @@ from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.text.digest import blake2b
 from mcpguard.text.masking import MASK
+from mcpguard.urls import is_loopback, is_printable, parts_of
 from mcpguard.whole_files import replace
 
 HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
@@ -163,22 +163,17 @@ def checked_url(url: str, environ: Mapping[str, str]) -> str:
         ConfigError: It is not a URL of a collector, or holds a secret; or the network could read the headers, or they have
             another form than `name=value,name=value`. The message does not repeat them.
     """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        _ = parts.port
-    except ValueError:
-        parts, host = urlsplit(""), None
+    parts = parts_of(url) or urlsplit("")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ConfigError("--otlp: the URL has a user, a password, a query or a fragment", f"put secrets into {HEADERS}")
-    if parts.scheme not in {"http", "https"} or not host or not url.isascii() or not url.isprintable() or " " in url:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not is_printable(url):
         raise ConfigError("--otlp: this is not an http or https URL", "write --otlp http://localhost:4318")
     for name in _HEADERS:
         given = [part for part in environ.get(name, "").split(",") if part.strip()]
         found = parse_env_headers(",".join(given), liberal=True)
         if len(found) < len(given) or not all(value.isascii() and value.isprintable() for value in found.values()):
             raise ConfigError(f"{name}: not a list of name=value", "write api-key=…,other-name=…")
-        if given and parts.scheme != "https" and not is_loopback(host):
+        if given and parts.scheme != "https" and not is_loopback(parts.hostname):
             raise ConfigError(f"--otlp: {url} would receive {name} unencrypted", f"write https://, or unset {name}")
     return url
 
