@@ -34,7 +34,7 @@ from mcpguard.config import Settings
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
 from mcpguard.identity.agent import Agent
-from mcpguard.light_typing import Any, Final, NamedTuple
+from mcpguard.light_typing import Any, Final
 from mcpguard.locks import try_lock
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.following import follow
@@ -320,30 +320,16 @@ def _made(key: bytes) -> str:
     return blake2b(b"mcpguard", key=key, digest_size=8).hexdigest()
 
 
-class Options(NamedTuple):
-    """What is sent, and how.
-
-    Attributes:
-        wanted: The rows.
-        service: The name of the service.
-        with_user: Whether spans and metrics name users.
-        follow: Whether to wait for further rows.
-    """
-
-    wanted: Wanted
-    service: str = "mcpguard"
-    with_user: bool = False
-    follow: bool = False
-
-
 class Exporter:
     """Sends rows.
 
     Args:
-        settings: They name the store and the namespace.
-        collector: Takes the rows.
+        settings: They name the store.
+        telemetry: Makes spans and metrics of the rows.
+        collector: Takes these.
         position: Where to begin, and where this is kept.
-        options: See `Options`.
+        wanted: The rows.
+        follow: Whether to wait for further rows.
         say: Tells a person something.
         sleep: Waits for this many seconds.
 
@@ -354,20 +340,24 @@ class Exporter:
     def __init__(
         self,
         settings: Settings,
+        telemetry: Telemetry,
         collector: Collector,
         position: Position,
-        options: Options,
+        wanted: Wanted,
+        *,
+        follow: bool,
         say: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.sent = 0
         self._settings = settings
+        self._telemetry = telemetry
         self._collector = collector
         self._position = position
-        self._options = options
+        self._wanted = wanted
+        self._follows = follow
         self._say = say
         self._sleep = sleep
-        self._telemetry = Telemetry(options.service, settings.namespace, with_user=options.with_user)
 
     def run(self) -> None:
         """Send rows. If the log is followed, this ends only with an error, or if the wanted time ends.
@@ -377,11 +367,11 @@ class Exporter:
             Unreached: The collector takes no rows, and the log is not followed.
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
-        if self._options.follow:
+        if self._follows:
             self._patiently(self._follow)
             return
         with self._settings.read_store() as store:
-            for page in store.rows(after=self._begin(store), wanted=self._options.wanted):
+            for page in store.rows(after=self._begin(store), wanted=self._wanted):
                 self._send_all(page, store.args_key)
 
     def _patiently(self, do: Callable[[], None]) -> None:
@@ -392,7 +382,7 @@ class Exporter:
                 do()
                 return
             except (StoreUnavailable, Unreached) as error:
-                if not self._options.follow:
+                if not self._follows:
                     raise
                 if told != (error.message, self.sent):
                     self._say(f"{error.message}; trying again")
@@ -404,8 +394,7 @@ class Exporter:
         if self._settings.address.exists():
             with self._settings.read_store() as store:
                 after = self._begin(store)
-        wanted = self._options.wanted
-        for store, page in follow(self._settings, wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):
+        for store, page in follow(self._settings, self._wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):
             self._send_all(page, store.args_key)
 
     def _begin(self, store: Readable) -> int:
@@ -414,7 +403,7 @@ class Exporter:
         kept = self._position.read(store.args_key)
         if kept is not None:
             return kept if kept <= newest else 0
-        if self._options.follow and self._options.wanted.since_us is None:
+        if self._follows and self._wanted.since_us is None:
             self._position.write(newest, store.args_key)
             return newest
         return 0

@@ -12,7 +12,7 @@ import pytest
 from mcpguard import __version__, config
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.reading import telemetry
-from mcpguard.reading.telemetry import Collector, Exporter, Options, Position, Rejected, Telemetry, Unreached
+from mcpguard.reading.telemetry import Collector, Exporter, Position, Rejected, Telemetry, Unreached
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.api import Options as StoreOptions
 from mcpguard.stores.api import Store, StoredRow, Wanted
@@ -108,8 +108,9 @@ class Bench:
 
         url = url or self.receiver.url
         with contextlib.closing(Position(self.folder, settings.address.shown, "default", url)) as position:
-            options = Options(wanted, with_user=with_user, follow=follow)
-            exporter = Exporter(settings, Collector(url, PATIENCE_S), position, options, said.append, wait)
+            made = Telemetry("mcpguard", "default", with_user=with_user)
+            collector = Collector(url, PATIENCE_S)
+            exporter = Exporter(settings, made, collector, position, wanted, follow=follow, say=said.append, sleep=wait)
             with contextlib.suppress(Ended):
                 exporter.run()
         return exporter.sent, said, waits
