@@ -26,14 +26,6 @@ def test_an_unchanged_token_is_not_verified_again(wrapper: Wrapper, monkeypatch:
     assert wrapper.polls() == "nothing new"
 
 
-def test_a_token_is_verified_once_although_its_young_file_is_read_again(
-    wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrapper.has(token())
-    monkeypatch.setattr(TokenSource, "examine", None)
-    assert wrapper.polls() == "nothing new"
-
-
 def test_a_new_token_is_used_at_once_and_its_expiry_is_noticed(wrapper: Wrapper) -> None:
     now_s = int(wrapper.now_s)
     wrapper.has(token(exp=now_s + 10))
@@ -72,16 +64,6 @@ def test_a_key_added_to_the_file_is_used_after_a_second_and_a_removed_key_is_dro
     wrapper.jwks.write_bytes(key_set(jwk()))
     wrapper.now_s += FILE_AGE_S
     assert "is signed with a key that" in wrapper.polls()
-
-
-def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
-    wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
-    wrapper.keys.seek()
-    assert NOT_THEIRS in wrapper.has(token())
-    assert wrapper.polls() == "nothing new"
-    wrapper.jwks.write_bytes(key_set(jwk()))
-    wrapper.now_s += FILE_REFRESH_S
-    assert wrapper.polls() == "alice"
 
 
 def test_a_token_that_neither_the_old_keys_nor_the_new_ones_verify_is_rejected(wrapper: Wrapper) -> None:
@@ -158,21 +140,6 @@ def test_a_signature_that_no_known_key_verifies_fetches_keys_and_the_call_waits_
     remote.go_on.set()
     assert remote.polls() == "alice"
     assert remote.asked == 2
-
-
-def test_a_bad_signature_fetches_keys_at_most_every_thirty_seconds(wrapper: Wrapper) -> None:
-    remote = Remote(wrapper, key_set(jwk()))
-    remote.begins(token(number=1, headers={"kid": "RS256-0"}, exp=int(wrapper.now_s) + 9999))
-    for _ in range(5):
-        remote.polls()
-    assert remote.asked == 2
-    remote.now_s += REFRESH_S - 0.1
-    remote.polls()
-    assert remote.asked == 2
-    remote.now_s += 0.1
-    for _ in range(5):
-        remote.polls()
-    assert remote.asked == 3
 
 
 def test_a_bad_signature_is_verified_once_and_not_for_every_call(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,13 +219,6 @@ def test_cached_keys_with_a_future_time_are_fetched_again(wrapper: Wrapper) -> N
     assert asked.wait(30)
 
 
-def test_keys_that_cannot_be_read_are_reported(wrapper: Wrapper) -> None:
-    wrapper.jwks.unlink()
-    wrapper.file.write_text(token())
-    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
-    assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: No such file or directory"
-
-
 @pytest.mark.posix
 @pytest.mark.parametrize("is_link", [False, True])
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o666, True)])
@@ -274,17 +234,6 @@ def test_a_token_file_that_others_can_read_is_warned_of_once(
     wrapper.source.examine()
     said = f"others can read the token in {wrapper.file} (mode {mode:04o}): chmod 600 {wrapper.file}"
     assert wrapper.lines == ([said] if warned else [])
-
-
-@pytest.mark.posix
-def test_a_replaced_token_file_is_not_warned_of_again(wrapper: Wrapper) -> None:
-    for mode in (0o644, 0o600, 0o666, 0o644):
-        new = wrapper.home / "new"
-        new.write_text(token(sub=f"user {mode}"))
-        new.chmod(mode)
-        new.replace(wrapper.file)
-        wrapper.source.poll()
-    assert len([line for line in wrapper.lines if line.startswith("others can read")]) == 1
 
 
 @pytest.mark.posix
