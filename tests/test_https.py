@@ -59,7 +59,8 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", found)
 
 
-def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -196,7 +197,6 @@ def test_a_certificate_for_another_name_is_an_error_without_a_full_stop(
     secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    without_proxy(monkeypatch)
     resolve_to(monkeypatch, "127.0.0.1")
     error = fails(secure.url.replace("127.0.0.1", "idp.test"))
     assert error.startswith("its certificate is not trusted: ")
@@ -236,7 +236,6 @@ def test_nobody_waits_for_a_proxy_or_a_tls_handshake_byte_by_byte(
 
         threading.Thread(target=serve, daemon=True).start()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        without_proxy(monkeypatch)
         monkeypatch.setenv("https_proxy", f"http://{address}")
         gives_up("https://idp.acme.com/keys" if is_proxy else f"https://{address}/", tmp_path)
 
@@ -265,7 +264,6 @@ def test_nobody_waits_for_a_name_server_or_the_systems_proxy_settings(
         ended.wait()
         raise socket.gaierror(socket.EAI_AGAIN, "too late")
 
-    without_proxy(monkeypatch)
     monkeypatch.setattr(what, hang)
     gives_up("https://idp.acme.com/keys", tmp_path)
     ended.set()
@@ -276,7 +274,6 @@ def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.
     def unknown(*_: object, **__: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    without_proxy(monkeypatch)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert fails(f"https://{host}/keys") == "its name cannot be resolved"
 
@@ -293,7 +290,6 @@ def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        without_proxy(monkeypatch)
         monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.getsockname()[1]}")
         said = fails("https://idp.acme.com/keys")
         thread.join(30)
@@ -304,7 +300,6 @@ def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
 def test_an_https_proxy_that_is_not_an_http_proxy_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    without_proxy(monkeypatch)
     monkeypatch.setenv("https_proxy", proxy)
     assert fails("https://idp.acme.com/keys") == "the proxy that https_proxy names is not an HTTP proxy"
 
@@ -312,7 +307,6 @@ def test_an_https_proxy_that_is_not_an_http_proxy_is_a_one_line_error(monkeypatc
 def test_no_proxy_exempts_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    without_proxy(monkeypatch)
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "acme.com")
     resolve_to(monkeypatch, "127.0.0.1")
