@@ -6,19 +6,12 @@ and no function calls itself for a deep value.
 """
 
 import re
-from array import array
 from collections.abc import Callable
 
 from mcpguard.light_typing import Final
 from mcpguard.wire import meta
 from mcpguard.wire.arguments import Unbuilt
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, TWICE, fault_in, faulty
-
-_AT_ONCE: Final = 4096
-"""How many keys are checked in one step."""
-
-_PARTS: Final = 4
-"""Hashes are compared in this many parts, one after another, because a set takes ten times the memory of its hashes."""
 
 _BUILT_BYTES: Final = 65_536
 """How many bytes of a line's arrays and objects are built. Strings and numbers are always built, because they do not grow."""
@@ -139,20 +132,23 @@ class Skimmer:
 
     def _object(self, start: int, depth: int, where: str) -> tuple[dict[str, object], int]:
         """The object at an index, with only those members that are kept, and where it ends. `depth` is its own."""
-        checked = _ManyKeys(_RESERVED[where]) if where in _RESERVED else None
+        keys: list[str] = []
         kept: dict[str, object] = {}
         at, pattern = start + 1, _KEY
         while match := pattern.match(self._line, at):
             pattern = _NEXT_KEY
             text = match[1].decode()
             key = str(self._decode(text)) if "\\" in text else text[1:-1]
-            if checked:
-                checked.add(key)
+            keys.append(key)
             if key in _KEPT[where]:
                 kept[key], at = self._member(match.end(), depth, where, key)
             else:
                 at = self._skip(match.end(), depth)
-        return checked.object_of(kept) if checked else kept, self._closed(at, b"}")
+        end = self._closed(at, b"}")
+        if where not in _RESERVED or not keys:
+            return kept, end
+        fault = TWICE if len(set(keys)) < len(keys) else fault_in("\0".join(keys), len(keys), _RESERVED[where])
+        return kept if fault is None else faulty(kept, fault, has_two_ids=keys.count("id") > 1), end
 
     def _member(self, start: int, depth: int, where: str, key: str) -> tuple[object, int]:
         """The value of a member, which is `Unbuilt` if it is not built, and where it ends."""
@@ -203,45 +199,3 @@ class Skimmer:
     def _after_space(self, at: int) -> int:
         match = _SPACE.match(self._line, at)
         return match.end() if match else at
-
-
-class _ManyKeys:
-    """Checks the keys of one object, with 8 bytes of memory for each key.
-
-    Keys are checked together with their neighbours. Those that are far apart are compared by 64 bits of their hashes: one in 30
-    million lines with a million keys is refused by mistake.
-
-    Args:
-        reserved: `RESERVED` or `RESERVED_PARAMS`.
-    """
-
-    def __init__(self, reserved: frozenset[str]) -> None:
-        self._reserved = reserved
-        self._fault: str | None = None
-        self._ids = 0
-        self._keys: list[str] = []  # which are not checked yet
-        self._hashes = array("q")
-
-    def add(self, key: str) -> None:
-        """Add a key."""
-        self._ids += key == "id"
-        self._keys.append(key)
-        if len(self._keys) == _AT_ONCE:
-            self._check()
-
-    def _check(self) -> None:
-        if self._keys and self._fault is None:
-            text = "\0".join(self._keys)
-            is_twice = len(set(self._keys)) < len(self._keys)
-            self._fault = TWICE if is_twice else fault_in(text, len(self._keys), self._reserved)
-            self._hashes.extend(map(hash, text.casefold().split("\0")))
-        self._keys = []
-
-    def object_of(self, members: dict[str, object]) -> dict[str, object]:
-        """The object with these keys, of whose members only `members` were kept. It is faulty as `fault_in_keys` tells."""
-        self._check()
-        if self._fault is None:
-            parts = ({value for value in self._hashes if value % _PARTS == part} for part in range(_PARTS))
-            if sum(map(len, parts)) < len(self._hashes):
-                self._fault = "two keys that are equal, or differ only by case"
-        return members if self._fault is None else faulty(members, self._fault, has_two_ids=self._ids > 1)

@@ -91,6 +91,7 @@ LINES = [
     b'{"id":1,"result":%s]',
     b'{"id":1,"result":%s,}',
     b'{"id":1,"result":[%s}}',
+    b'{"id":1,"result":[%s[0]]}',
     b'{"id":1,"params":{"a":%s],"method":"x"}',
     b'[{"id":1,"method":"x"},{"id":2,"method":"x","params":{"name":%s}},3]',
     b'[{"id":1,"method":"x","params":%s]]',
@@ -112,6 +113,11 @@ def test_a_heavy_line_is_checked_like_any_other(line: bytes) -> None:
             assert one.raw == heavy or one.raw in heavy
         if isinstance(one, Refusal) and isinstance(other, Refusal):
             assert (one.code == other.code, one.id, one.answered) == (True, other.id, other.answered)
+
+
+def test_a_batch_that_is_too_long_is_checked_to_its_end() -> None:
+    assert skimmed("[0,0,0]", max_batch=1) == [None, None]
+    assert not passes(f"[{'0,' * 20}0}}")
 
 
 def test_only_the_members_that_are_read_are_built_of_a_heavy_line() -> None:
