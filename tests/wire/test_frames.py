@@ -198,7 +198,10 @@ def test_a_byte_order_mark_before_the_first_line_is_dropped(first: list[bytes]) 
     "lines", [[PING, MARK + PING], [MARK + PING, MARK + PING], [Refusal(PARSE_ERROR, "long"), MARK + PING]]
 )
 def test_a_later_byte_order_mark_is_refused(lines: list[bytes | Refusal]) -> None:
-    assert Reader().read(lines)[1] == Refusal(PARSE_ERROR, "not valid JSON")
+    reader = Reader()
+    first, second = (reader.read([line]) for line in lines)
+    assert (len(first), second) == (1, [Refusal(PARSE_ERROR, "not valid JSON")])
+    assert reader.read([]) == []
 
 
 def test_a_second_byte_order_mark_before_the_first_line_is_refused() -> None:

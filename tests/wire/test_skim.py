@@ -167,15 +167,15 @@ def test_arrays_and_objects_are_built_only_up_to_a_bound() -> None:
     ("first", "then", "fault"),
     [
         ("a", "b", ""),
-        ("a", "a", "equal"),
-        ("id", "\\u0069d", "equal"),
-        ("a", "A", "equal"),
-        ("ß", "SS", "equal"),
+        ("a", "a", "occurs twice"),
+        ("id", "\\u0069d", "occurs twice"),
+        ("a", "A", "only by case"),
+        ("ß", "SS", "only by case"),
         ("a", "\\u0000", "U+0000"),
         ("a", "\\ud800", "surrogate"),
         ("a", "__proto__", "special meaning"),
         ("a", "$serde_json::private::x", "special meaning"),
-        ("a", "iD", "reserved key"),
+        ("a", "iD", "only by case"),
         ("a", "i_d", "reserved key"),
         ("a", "x__proto__", ""),
     ],
@@ -191,5 +191,5 @@ def test_many_keys_are_checked_like_a_few(first: str, then: str, fault: str, far
         assert isinstance(message, Frame)
         return
     assert isinstance(message, Refusal)
-    assert fault in message.message or "twice" in message.message or "only by case" in message.message
+    assert fault in message.message
     assert message.id == ("null" if first == "id" else "7")
