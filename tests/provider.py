@@ -4,7 +4,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +14,9 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import get_default_algorithms
+
+from tests import web_server
+from tests.web_server import Answer, reply
 
 ISSUER = "https://idp.acme.com/"
 AUDIENCE = "crm-mcp"
@@ -81,70 +84,47 @@ def write_token(file: Path, text: str) -> None:
     new.replace(file)
 
 
-Behaviour = Callable[[BaseHTTPRequestHandler], object]
-
-
 class KeyServer:
     """Serves keys on this machine.
 
     Attributes:
+        url: The URL of the keys.
+        server: The web server.
         body: The body of the answer.
         status: The HTTP status of the answer.
         headers: Further headers of the answer.
         behaviour: If set, it answers instead.
         asked: The number of requests.
+        ended: Set when no more is answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, server: ThreadingHTTPServer) -> None:
+        self.url = f"http://127.0.0.1:{server.server_port}/jwks.json"
+        self.server = server
         self.body = key_set(jwk())
         self.status = 200
         self.headers: dict[str, str] = {}
-        self.behaviour: Behaviour | None = None
+        self.behaviour: Answer | None = None
         self.asked = 0
         self.ended = threading.Event()
-        outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.asked += 1
-                if outer.behaviour:
-                    outer.behaviour(self)
-                    return
-                self.send_response(outer.status)
-                for name, value in {"Content-Length": str(len(outer.body)), **outer.headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(outer.body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
-                del format, args
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: object, client_address: object) -> None:
-                """Ignore clients that disconnect."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/jwks.json"
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        self.asked += 1
+        if self.behaviour:
+            self.behaviour(handler)
+        else:
+            reply(handler, self.status, self.headers, self.body)
 
     def pause(self) -> None:
         """Do not answer until the server is closed."""
         self.ended.wait()
 
-    def close(self) -> None:
-        self.ended.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
 
 @contextmanager
 def serving() -> Iterator[KeyServer]:
-    server = KeyServer()
-    try:
-        yield server
-    finally:
-        server.close()
+    with web_server.serving(lambda handler: keys.answer(handler)) as server:
+        keys = KeyServer(server)
+        try:
+            yield keys
+        finally:
+            keys.ended.set()

@@ -66,7 +66,7 @@ def send(way: Way, message: Mapping[str, object]) -> str:
 def _send(way: Way, message: Mapping[str, object]) -> str:
     text = str(message["text"])
     if way.webhook:
-        from mcpguard.identity.fetch import post  # loads httpx2
+        from mcpguard.https import post  # loads httpx2
 
         post(way.webhook, {**message, "text": html.escape(text, quote=False)}, TIMEOUT_S)
         return ""

@@ -49,7 +49,7 @@ def way(values: Mapping[str, Any], events: tuple[str, ...], where: str) -> Way:
         hint = 'write one of desktop = true, webhook = "https://…" and command = ["…"]; for several ways, several [[notify]]'
         raise ConfigError(f"{where}: not exactly one of command, webhook and desktop", hint)
     if webhook:
-        from mcpguard.identity.jwt_settings import url_problem  # only for a webhook: it takes a few milliseconds to load
+        from mcpguard.urls import url_problem  # only for a webhook: it takes a few milliseconds to load
 
         if url_problem(webhook):
             hint = "write an https URL without user and password, or an http URL of this machine"

@@ -81,10 +81,11 @@ def _caller(settings: Settings, identity: Identity) -> Report:
 def _verified(settings: Settings, jwt: "JwtSettings", configured: Identity) -> Report:
     """The report if a token names the user: also the token's claims, the provider's keys and every problem."""
     from mcpguard.identity.claims import time_of, utc
-    from mcpguard.identity.token import examined
+    from mcpguard.identity.token import TokenSource
 
     warnings: list[str] = []
-    source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
+    source = TokenSource(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
+    found = source.examine_patiently()
     report = _caller(settings, found.identity or configured)
     if found.identity is None:
         del report["user"], report["user_source"]

@@ -171,10 +171,11 @@ def _verified(
     settings: Settings, jwt: "JwtSettings", configured: Identity, options: Mapping[str, str | None]
 ) -> Iterator[Check]:
     from mcpguard.identity.claims import time_of, utc
-    from mcpguard.identity.token import examined  # loads PyJWT
+    from mcpguard.identity.token import TokenSource  # loads PyJWT
 
     warnings: list[str] = []
-    source, found = examined(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
+    source = TokenSource(jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=warnings.append)
+    found = source.examine_patiently()
     if found.identity is None:
         yield failed("identity", "nobody is verified, so every call is denied with 401", "see the next lines")
     else:

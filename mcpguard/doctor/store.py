@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 from mcpguard.config import PATIENCE_MS, Settings
 from mcpguard.doctor.check import Check, advice, failed, failed_by, good, size
 from mcpguard.errors import StoreUnavailable
-from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.stores.address import SqliteAddress
 from mcpguard.stores.api import AuditReader
 from mcpguard.text.times import span_down
+from mcpguard.urls import is_loopback
 
 if TYPE_CHECKING:
     from mcpguard.stores.redis.url import RedisUrl

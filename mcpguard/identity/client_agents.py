@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 
 from mcpguard.identity.agent import DEFAULT, Agent, escape_part
 from mcpguard.identity.caller import CLAUDE_CODE, CODEX
-from mcpguard.light_typing import Final, NamedTuple, TypeGuard
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.text.digest import blake2b, cut
 from mcpguard.wire import meta
 
@@ -154,7 +154,7 @@ def call_key(hook: AgentHook, hook_input: Mapping[str, object], environ: Mapping
     """The key of the note about the call in a hook's input; None if its session or the call has no valid id."""
     call_id = hook_input.get(hook.call_id)
     if not hook.session:
-        return call_id if _is_id(call_id) else None
+        return valid_id(call_id) or None
     process = _process(environ) if hook.client == CLAUDE_CODE else ""
     return _joined(process or hook_input.get(hook.session), call_id)
 
@@ -207,7 +207,7 @@ def note_key(call_meta: Mapping[str, object], claude_session: str) -> str | None
         return None
     one = call_meta[members[0]]
     if members[0] == meta.COPILOT_CALL_ID:  # only calls of subagents have it
-        return one if _is_id(one) else None
+        return valid_id(one) or None
     return _joined(claude_session if members[0] == meta.CLAUDE_CALL_ID else call_meta.get(meta.CODEX_SESSION), one)
 
 
@@ -257,7 +257,7 @@ def _of_turn(call_meta: Mapping[str, object], member: str) -> object:
 
 def _joined(session: object, call_id: object) -> str | None:
     """The key of a call's note; None unless both ids are valid. They have no spaces."""
-    return f"{session} {call_id}" if _is_id(session) and _is_id(call_id) else None
+    return f"{session} {call_id}" if valid_id(session) and valid_id(call_id) else None
 
 
 def _process(environ: Mapping[str, str]) -> str:
@@ -272,12 +272,7 @@ def storable(text: str) -> str:
 
 
 def valid_id(value: object) -> str:
-    """A value if it is a valid id; else empty."""
-    return value if _is_id(value) else ""
-
-
-def _is_id(value: object) -> TypeGuard[str]:
-    """Whether a value is a text of printable ASCII, and has nothing that JSON escapes."""
-    if not isinstance(value, str) or not 0 < len(value) <= _MOST_ID_CHARS:
-        return False
-    return value.isascii() and value.isprintable() and _NOT_IN_ID.isdisjoint(value)
+    """A value if it is a valid id, a text of printable ASCII that has nothing that JSON escapes; else empty."""
+    if not isinstance(value, str) or len(value) > _MOST_ID_CHARS:
+        return ""
+    return value if value.isascii() and value.isprintable() and _NOT_IN_ID.isdisjoint(value) else ""

@@ -4,13 +4,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from mcpguard.errors import ConfigError
 from mcpguard.files import named_path
 from mcpguard.identity.claims import Expected
 from mcpguard.light_typing import Final
 from mcpguard.text.redaction import holds_token
+from mcpguard.urls import url_problem
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """The algorithms that the settings can allow. Never `none`, and never HMAC, whose verification key can also sign."""
@@ -79,34 +80,6 @@ def read(table: Mapping[str, object], *, file: Path, state: Path) -> JwtSettings
         _path(texts["token_file"][0], file, where=f"{where}.token_file") if "token_file" in texts else None,
         state,
     )
-
-
-def url_problem(url: str) -> str:
-    """Why keys are not fetched from a URL; empty if they are. Whoever can change keys in transit can impersonate any user."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        _ = parts.port
-    except ValueError:
-        return "this is not a URL"
-    if parts.scheme not in {"https", "http"}:
-        return "this is neither an https URL nor a file"
-    if parts.username is not None or parts.password is not None:
-        return "a URL must not contain a user or a password"
-    if not host or not url.isascii() or not url.isprintable() or " " in url:
-        return "this is not a URL"
-    return "" if parts.scheme == "https" or is_loopback(host) else "only https is trusted, or http on this machine"
-
-
-def shown_url(url: str) -> str:
-    """A URL without user, password, query and fragment, which can hold secrets."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a URL's host is a loopback name or address. No name server is asked."""
-    return host in {"localhost", "::1"} or bool(re.fullmatch(r"127(\.[0-9]{1,3}){3}", host))
 
 
 def _texts(value: object, *, where: str, many: bool) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ import jwt
 
 from mcpguard.files import private_folder, read_at_once
 from mcpguard.identity.claims import time_of
-from mcpguard.identity.jwt_settings import JwtSettings, shown_url
+from mcpguard.identity.jwt_settings import JwtSettings
 from mcpguard.light_typing import Final
 from mcpguard.text.digest import blake2b
+from mcpguard.urls import shown_url
 from mcpguard.whole_files import replace
 
 REFRESH_S: Final = 30.0
@@ -78,9 +79,9 @@ def _verifier(key: Jwk, algorithm: str | None = None) -> jwt.PyJWK | None:
 
 
 def _fetched(url: str, timeout_s: float, max_bytes: int) -> bytes:
-    from mcpguard.identity import fetch  # loads HTTP and TLS: only if keys are fetched, and off the calls' path
+    from mcpguard import https  # loads HTTP and TLS: only if keys are fetched, and off the calls' path
 
-    return fetch.get(url, timeout_s, max_bytes)
+    return https.get(url, timeout_s, max_bytes)
 
 
 class Keys:

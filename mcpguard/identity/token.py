@@ -5,8 +5,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import jwt
 
@@ -134,6 +132,15 @@ class TokenSource:
             self._notify(f"others can read the token in {self.where} (mode {file.mode:04o}): chmod 600 {self.where}")
         return has_changed
 
+    def examine_patiently(self) -> Examination:
+        """Verify the token. If its keys are not known, wait for them."""
+        found = self.examine()
+        for _ in range(2):  # the first fetch, and a second one if the token's key is not among the keys
+            if self.keys.is_fetching:
+                self.keys.wait(FETCH_S)
+                found = self.examine()
+        return found
+
     def examine(self) -> Examination:
         """Verify the token, and start to fetch keys if it needs newer ones."""
         now_s = self._examined_s = self._clock()
@@ -221,37 +228,6 @@ class TokenSource:
             return Unauthenticated(f"keys are being fetched from {source}", "call again in a moment")
         hint = "check identity.jwt.jwks; later calls try again"
         return Unauthenticated(f"keys cannot be fetched from {source}: {self.keys.problem}", hint)
-
-
-def examined(
-    settings: JwtSettings,
-    configured: Identity,
-    environ: Mapping[str, str],
-    *,
-    budget_ms: int,
-    notify: Callable[[str], None],
-    file: Path | None = None,
-) -> tuple[TokenSource, Examination]:
-    """Verify the token. If its keys are not known, wait for them.
-
-    Args:
-        settings: How users are verified.
-        configured: The caller's server and agent, as far as they are configured.
-        environ: The environment, which can hold the token.
-        budget_ms: See `TokenSource`.
-        notify: Receives warnings.
-        file: The file of the token to verify; None for the token that a wrapper would use.
-    """
-    if file is not None:
-        settings = replace(settings, token_file=file)
-        environ = {name: value for name, value in environ.items() if name != VARIABLE}
-    source = TokenSource(settings, configured, environ, budget_ms=budget_ms, notify=notify)
-    found = source.examine()
-    for _ in range(2):  # the first fetch, and a second one if the token's key is not among the keys
-        if source.keys.is_fetching:
-            source.keys.wait(FETCH_S)
-            found = source.examine()
-    return source, found
 
 
 def _outcome(examined: Examination) -> Identity | Unauthenticated:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -103,11 +104,15 @@ def _is_part_of(agent: str, who: Identity) -> bool:
 
 
 def _verified(settings: Settings, configured: Identity, file: Path | None, notify: Callable[[str], None]) -> Identity:
-    from mcpguard.identity.token import examined  # loads PyJWT
+    from mcpguard.identity.token import VARIABLE, TokenSource  # loads PyJWT
 
     if settings.jwt is None:
         raise ConfigError("no token names the user here", "configure [identity.jwt] in config.toml")
-    found = examined(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=notify, file=file)[1]
+    jwt, environ = settings.jwt, dict(os.environ)
+    if file is not None:
+        jwt = replace(jwt, token_file=file)
+        environ.pop(VARIABLE, None)
+    found = TokenSource(jwt, configured, environ, budget_ms=settings.timeout_ms, notify=notify).examine_patiently()
     if found.identity is None:
         problem = found.problems[0]
         raise Unauthenticated(f"every call is denied with 401: {problem.message}", problem.hint)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from mcpguard.errors import McpguardError
 from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.plan import SESSION, Reported
-from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.explain import Headroom, headrooms
 from mcpguard.policy.model import AXES, Call, Policy, Rule
 from mcpguard.session.audit import BY_RULES, POLICY_AT_START
@@ -21,24 +20,16 @@ class LimitThen(NamedTuple):
     """A limit of a row.
 
     Attributes:
-        rule: The text of its rule.
-        limit: Calls per window, units, errors or calls in flight; None for `deny`.
-        window: The window as the policy writes it; empty for calls in flight.
-        counts: What it counts.
-        is_reported: Whether it decided. `count` and `remaining` of the row are of this limit.
+        reported: The limit, without an axis.
+        decided: Whether it decided. `count` and `remaining` of the row are of this limit.
         retry_after_ms: The wait that the denial told.
-        text: The limit as reports write it.
         left: The quota that it had left after the decision. A row has that of the limit that decided; others are full. None if
             nobody knows: the row sums up denials, or another limit may have had room for a part of the call's cost.
     """
 
-    rule: str
-    limit: int | None
-    window: str
-    counts: Counts
-    is_reported: bool
+    reported: Reported
+    decided: bool
     retry_after_ms: int | None
-    text: str
     left: int | None
 
 
@@ -126,8 +117,8 @@ def explain_row(store: Readable, policy: Policy, record: dict[str, Any], *, poli
         commands.append(shlex.join(["mcpguard", "policy", "set", *policy_option, *in_force.setting]))
         now = _now(store, policy, in_force, record)
         for at in rule.limits:
-            limit = limits[at]
-            if (room := now.get((limit.counts, _window(limit.window)))) and limit.limit is not None:
+            limit = limits[at].reported
+            if limit.limit is not None and (room := now.get(_kind(limit))):
                 counters[at] = room
     return Shown(record, limits, rules, counters, commands)
 
@@ -136,22 +127,23 @@ def _rules(policy: Policy, limits: Sequence[LimitThen]) -> list[RuleThen]:
     """The rules of limits. Rules that count different things can have the same text."""
     found: dict[object, RuleThen] = {}
     for number, limit in enumerate(limits):
-        at = _in_force(policy, limit)
-        found.setdefault((limit.rule, limit.counts if at is None else at), RuleThen(limit.rule, at, [])).limits.append(number)
+        rule, at = limit.reported.rule, _in_force(policy, limit.reported)
+        found.setdefault((rule, limit.reported.counts if at is None else at), RuleThen(rule, at, [])).limits.append(number)
     return list(found.values())
 
 
-def _in_force(policy: Policy, limit: LimitThen) -> int | None:
+def _in_force(policy: Policy, limit: Reported) -> int | None:
     """The index of the rule in force that has a limit of this kind; else of the one that opens or closes the same calls now."""
     alike = [(part, at) for part, at in policy.parts if part.text == limit.rule]
     alike.sort(key=lambda one: (limit.window == SESSION) not in {rate.is_per_session for rate in one[0].rates})
-    same = [at for part, at in alike if (part.deny if limit.limit is None else part.counts == limit.counts and not part.deny)]
+    counts = limit.counts or "calls"
+    same = [at for part, at in alike if (part.deny if limit.limit is None else part.counts == counts and not part.deny)]
     other = [at for part, at in alike if part.deny or limit.limit is None]
     return next(iter(same + other), None)
 
 
-def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any]) -> dict[tuple[Counts, int | str], Headroom]:
-    """By what they count and their window, what is left for a row's call of the limits that a rule has now.
+def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any]) -> dict[object, Headroom]:
+    """By their `_kind`, what is left for a row's call of the limits that a rule has now.
 
     It is empty if the row does not tell which counters the call has.
     """
@@ -162,13 +154,12 @@ def _now(store: Readable, policy: Policy, rule: Rule, record: Mapping[str, Any])
     call = Call.of(record)._replace(roles=roles, scopes=scopes, session=session)
     plan = Policy((rule,), costs=policy.costs).plan(call, str(record["namespace"]))
     rooms = headrooms(plan, *store.peek(plan.counters))
-    known = (one for one in rooms if one.counter and one.is_known)
-    return {(one.reported.counts or "calls", _window(one.reported.window or "")): one for one in known}
+    return {_kind(one.reported): one for one in rooms if one.counter and one.is_known}
 
 
-def _window(text: str) -> int | str:
-    """What windows that are equal have in common: their seconds, 0 for calls in flight; or `SESSION`."""
-    return SESSION if text == SESSION else seconds_of(text) or 0
+def _kind(limit: Reported) -> object:
+    """What two limits have in common if one is the other with another N: what they count, and the window in seconds."""
+    return limit.counts, SESSION if limit.window == SESSION else seconds_of(limit.window)
 
 
 def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
@@ -177,10 +168,8 @@ def _limits(record: Mapping[str, Any]) -> list[LimitThen]:
     decided = Reported.of(record)._replace(axis="")
     for one in (record.get("exceeded") or [record]) if "rule" in record else ():
         limit = Reported.of(one)._replace(axis="")
-        counts = limit.counts or "calls"
-        left = None if counts == "cost" and record.get("cost", 1) > 1 else 0
+        left = None if limit.counts == "cost" and record.get("cost", 1) > 1 else 0
         if limit == decided:
             left = record.get("remaining")
-        then = (limit == decided, one.get("retry_after_ms"), limit.limit_text, left)
-        found.append(LimitThen(limit.rule, limit.limit, limit.window or "", counts, *then))
+        found.append(LimitThen(limit, limit == decided, one.get("retry_after_ms"), left))
     return found

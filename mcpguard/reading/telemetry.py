@@ -34,8 +34,7 @@ from mcpguard.config import Settings
 from mcpguard.errors import ConfigError, McpguardError, StoreUnavailable
 from mcpguard.files import open_private, private_folder
 from mcpguard.identity.agent import Agent
-from mcpguard.identity.jwt_settings import is_loopback
-from mcpguard.light_typing import Any, Final, NamedTuple
+from mcpguard.light_typing import Any, Final
 from mcpguard.locks import try_lock
 from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.following import follow
@@ -44,6 +43,7 @@ from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.text.digest import blake2b
 from mcpguard.text.masking import MASK
+from mcpguard.urls import is_loopback, is_printable, parts_of
 from mcpguard.whole_files import replace
 
 HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
@@ -163,22 +163,17 @@ def checked_url(url: str, environ: Mapping[str, str]) -> str:
         ConfigError: It is not a URL of a collector, or holds a secret; or the network could read the headers, or they have
             another form than `name=value,name=value`. The message does not repeat them.
     """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        _ = parts.port
-    except ValueError:
-        parts, host = urlsplit(""), None
+    parts = parts_of(url) or urlsplit("")
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ConfigError("--otlp: the URL has a user, a password, a query or a fragment", f"put secrets into {HEADERS}")
-    if parts.scheme not in {"http", "https"} or not host or not url.isascii() or not url.isprintable() or " " in url:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not is_printable(url):
         raise ConfigError("--otlp: this is not an http or https URL", "write --otlp http://localhost:4318")
     for name in _HEADERS:
         given = [part for part in environ.get(name, "").split(",") if part.strip()]
         found = parse_env_headers(",".join(given), liberal=True)
         if len(found) < len(given) or not all(value.isascii() and value.isprintable() for value in found.values()):
             raise ConfigError(f"{name}: not a list of name=value", "write api-key=…,other-name=…")
-        if given and parts.scheme != "https" and not is_loopback(host):
+        if given and parts.scheme != "https" and not is_loopback(parts.hostname):
             raise ConfigError(f"--otlp: {url} would receive {name} unencrypted", f"write https://, or unset {name}")
     return url
 
@@ -325,30 +320,16 @@ def _made(key: bytes) -> str:
     return blake2b(b"mcpguard", key=key, digest_size=8).hexdigest()
 
 
-class Options(NamedTuple):
-    """What is sent, and how.
-
-    Attributes:
-        wanted: The rows.
-        service: The name of the service.
-        with_user: Whether spans and metrics name users.
-        follow: Whether to wait for further rows.
-    """
-
-    wanted: Wanted
-    service: str = "mcpguard"
-    with_user: bool = False
-    follow: bool = False
-
-
 class Exporter:
     """Sends rows.
 
     Args:
-        settings: They name the store and the namespace.
-        collector: Takes the rows.
+        settings: They name the store.
+        telemetry: Makes spans and metrics of the rows.
+        collector: Takes these.
         position: Where to begin, and where this is kept.
-        options: See `Options`.
+        wanted: The rows.
+        follow: Whether to wait for further rows.
         say: Tells a person something.
         sleep: Waits for this many seconds.
 
@@ -359,20 +340,24 @@ class Exporter:
     def __init__(
         self,
         settings: Settings,
+        telemetry: Telemetry,
         collector: Collector,
         position: Position,
-        options: Options,
+        wanted: Wanted,
+        *,
+        follow: bool,
         say: Callable[[str], None],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.sent = 0
         self._settings = settings
+        self._telemetry = telemetry
         self._collector = collector
         self._position = position
-        self._options = options
+        self._wanted = wanted
+        self._follows = follow
         self._say = say
         self._sleep = sleep
-        self._telemetry = Telemetry(options.service, settings.namespace, with_user=options.with_user)
 
     def run(self) -> None:
         """Send rows. If the log is followed, this ends only with an error, or if the wanted time ends.
@@ -382,11 +367,11 @@ class Exporter:
             Unreached: The collector takes no rows, and the log is not followed.
             StoreUnavailable: The store cannot be read, and the log is not followed.
         """
-        if self._options.follow:
+        if self._follows:
             self._patiently(self._follow)
             return
         with self._settings.read_store() as store:
-            for page in store.rows(after=self._begin(store), wanted=self._options.wanted):
+            for page in store.rows(after=self._begin(store), wanted=self._wanted):
                 self._send_all(page, store.args_key)
 
     def _patiently(self, do: Callable[[], None]) -> None:
@@ -397,7 +382,7 @@ class Exporter:
                 do()
                 return
             except (StoreUnavailable, Unreached) as error:
-                if not self._options.follow:
+                if not self._follows:
                     raise
                 if told != (error.message, self.sent):
                     self._say(f"{error.message}; trying again")
@@ -409,8 +394,7 @@ class Exporter:
         if self._settings.address.exists():
             with self._settings.read_store() as store:
                 after = self._begin(store)
-        wanted = self._options.wanted
-        for store, page in follow(self._settings, wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):
+        for store, page in follow(self._settings, self._wanted, self._say, self._sleep, after=after, outcome_s=OUTCOME_S):
             self._send_all(page, store.args_key)
 
     def _begin(self, store: Readable) -> int:
@@ -419,7 +403,7 @@ class Exporter:
         kept = self._position.read(store.args_key)
         if kept is not None:
             return kept if kept <= newest else 0
-        if self._options.follow and self._options.wanted.since_us is None:
+        if self._follows and self._wanted.since_us is None:
             self._position.write(newest, store.args_key)
             return newest
         return 0

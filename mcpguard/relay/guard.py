@@ -73,9 +73,8 @@ class Guard:
             args_key=functools.partial(getattr, store, "args_key"),
         )
         self._begin(traffic, identity, settings)
-        # What a later call or a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
-        import mcpguard.documents.toml
-        import mcpguard.wire.form  # noqa: F401
+        # What a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
+        import mcpguard.documents.toml  # noqa: F401
 
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()

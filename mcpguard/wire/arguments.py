@@ -2,10 +2,9 @@
 
 import re
 
-from mcpguard.light_typing import Final
+from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.text.digest import blake2b
 from mcpguard.text.printing import canonical
-from mcpguard.wire.heavy import Unbuilt
 
 _MAX_CHARS: Final = 64 * 1024
 """Numbers in longer arguments are not compared by value."""
@@ -16,6 +15,12 @@ _STRING_OR_FLOAT: Final = r'"(?:[^"\\]++|\\.)*+"|-?[0-9]++(?:\.0(?![0-9])|[0-9.]
 
 NONE: Final[dict[str, object]] = {}
 """The arguments of a call that has none; do not change them."""
+
+
+class Unbuilt(NamedTuple):
+    """The text of arguments, or of another value, that were checked but not built, because they are in a heavy line."""
+
+    text: str
 
 
 def args_hash(arguments: object, key: bytes) -> bytes:

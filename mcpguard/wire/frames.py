@@ -10,14 +10,9 @@ import json
 from collections.abc import Callable, Sequence
 from json.scanner import make_scanner
 
-from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NamedTuple
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.text.digest import blake2b
-from mcpguard.wire.heavy import TooDeep, is_heavy
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate
-
-if TYPE_CHECKING:  # loaded with the first line that needs them
-    from mcpguard.wire.form import Form
-    from mcpguard.wire.skim import Outline
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -33,11 +28,11 @@ MAX_FRAME_BYTES: Final = 10 * 1024 * 1024
 MAX_BATCH: Final = 1024
 """How many messages a batch may have. A line has room for 5 million, whose answers and audit rows would take gigabytes."""
 
+HEAVY_PARTS: Final = 50_000
+"""A line with more commas and opening brackets than this is heavy: building all of it could take many times its size."""
+
 _SHORT_BYTES: Final = MAX_DEPTH
 """A line up to this length can be neither nested too deeply nor heavy."""
-
-_CALLS_A_FORM: Final = 4
-"""How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
 _EXACT_DIGITS: Final = 15
 """Up to this many digits, all parsers read an integer alike."""
@@ -131,20 +126,17 @@ _scan_long = _scanner(parse_int=_integer)
 
 def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
     """The messages in some lines, which are not a client's first; see `Reader.read`."""
-    return Reader(is_at_start=False).read(lines)
+    messages: list[Frame | Refusal] = []
+    for line in lines:
+        messages += parse(line) if isinstance(line, bytes) else (line,)
+    return messages
 
 
 class Reader:
-    """Reads the messages of one client. It remembers the form of a call, because a client writes all its calls alike.
+    """Reads the messages of one client. A byte order mark before its first line is dropped."""
 
-    Args:
-        is_at_start: Whether the client's first line is still to come. A byte order mark before it is dropped.
-    """
-
-    def __init__(self, *, is_at_start: bool = True) -> None:
-        self._is_at_start = is_at_start
-        self._form: Form | None = None
-        self._parsed = _CALLS_A_FORM  # since the form was made
+    def __init__(self) -> None:
+        self._is_at_start = True
 
     def read(self, lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
         """The messages in what the client wrote, in order.
@@ -152,43 +144,13 @@ class Reader:
         Args:
             lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
         """
-        messages: list[Frame | Refusal] = []
-        for line in lines:
-            if not isinstance(line, bytes):
-                self._is_at_start = False
-                messages.append(line)
-                continue
-            found = self._form.read(line) if self._form is not None and len(line) <= _SHORT_BYTES else None
-            if found is None:
-                if self._is_at_start:
-                    self._is_at_start = False
-                    line = line.removeprefix(_BOM)
-                    if not line.strip(b" \t\r"):
-                        continue
-                parsed = parse(line)
-                messages += parsed
-                if len(parsed) == 1:
-                    self._learn(line, parsed[0])
-                continue
-            request_id, params = found
-            name = params["name"]
-            id_as_text = str(request_id) if type(request_id) is int else id_text(request_id)
-            if id_as_text is None or type(name) is not str or not name.isascii() or "\0" in name:
-                messages += parse(line)
-            else:
-                raw = line if line.isascii() and _CR not in line else escape_line_separators(line)
-                messages.append(tuple.__new__(Frame, (raw, TOOLS_CALL, id_as_text, params)))
-        return messages
-
-    def _learn(self, line: bytes, message: Frame | Refusal) -> None:
-        """Make a form of a call that has another one than calls before it, unless one was made just before."""
-        if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= _SHORT_BYTES:
-            self._parsed += 1
-            if self._parsed > _CALLS_A_FORM:
-                from mcpguard.wire.form import Form
-
-                self._form = Form.of(line.decode(), message.params, _scan) or self._form
-                self._parsed = 0
+        if self._is_at_start and lines:
+            self._is_at_start = False
+            first, *others = lines
+            if isinstance(first, bytes) and first.startswith(_BOM):
+                first = first.removeprefix(_BOM)
+                lines = [first, *others] if first.strip(b" \t\r") else others
+        return read(lines)
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
@@ -197,20 +159,19 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
     Args:
         line: The line without its newline; not blank.
     """
-    outline: Outline | None = None
+    spans: Sequence[tuple[int, int]] = ()
     try:
         text = line.decode()
         if len(line) <= _SHORT_BYTES:
             value = _whole(text)
         elif is_heavy(line):
             del text
-            outline = _outline(line)
-            value = outline.value()
+            value, spans = _skim(line)
         else:
             if line.count(b"[") + line.count(b"{") > MAX_DEPTH:
-                outline = _outline(line)  # raises if they are nested too deeply
+                _skim(line)  # raises if they are nested too deeply
             value = _whole(text)
-    except TooDeep:
+    except RecursionError:
         return (Refusal(PARSE_ERROR, f"nested deeper than {MAX_DEPTH}"),)
     except UnicodeDecodeError:
         return (Refusal(PARSE_ERROR, "not valid UTF-8"),)
@@ -222,19 +183,24 @@ def parse(line: bytes) -> Sequence[Frame | Refusal]:
         return (Refusal(INVALID_REQUEST, "neither an object nor a batch"),)
     if not 0 < len(value) <= MAX_BATCH:
         return (Refusal(INVALID_REQUEST, f"a batch must have 1 to {MAX_BATCH} messages"),)
-    spans = (outline or _outline(line)).spans()
     return [
         _judge(member, line[start:end])
         if isinstance(member, dict)
         else Refusal(INVALID_REQUEST, "a member of a batch that is not an object")
-        for member, (start, end) in zip(value, spans, strict=True)
+        for member, (start, end) in zip(value, spans or _skim(line)[1], strict=True)
     ]
 
 
-def _outline(line: bytes) -> "Outline":
-    from mcpguard.wire.skim import Outline
+def is_heavy(line: bytes) -> bool:
+    """Whether a line has so many parts that it is skimmed."""
+    return len(line) > HEAVY_PARTS and line.count(b",") + line.count(b"[") + line.count(b"{") > HEAVY_PARTS
 
-    return Outline(line, _whole, max_depth=MAX_DEPTH, max_batch=MAX_BATCH)
+
+def _skim(line: bytes) -> tuple[object, Sequence[tuple[int, int]]]:
+    """The value of a line, and the spans of its members if it is a batch; see `Skimmer.read`."""
+    from mcpguard.wire.skim import Skimmer  # with the first heavy line or batch: few sessions see one
+
+    return Skimmer(line, _whole, max_depth=MAX_DEPTH, max_batch=MAX_BATCH).read()
 
 
 def _whole(text: str) -> object:

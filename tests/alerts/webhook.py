@@ -4,8 +4,10 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.web_server import reply, serving
 
 
 class Webhook:
@@ -19,8 +21,8 @@ class Webhook:
         answers: Set while it answers; else it keeps a request waiting.
     """
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/hooks/s3cret"
+    def __init__(self) -> None:
+        self.url = ""
         self.status = 204
         self.location = ""
         self.got: list[tuple[str, str, Any]] = []
@@ -31,34 +33,19 @@ class Webhook:
     def messages(self) -> list[dict[str, Any]]:
         return [message for _, _, message in self.got]
 
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        self.got.append((handler.path, handler.headers["Content-Type"], json.loads(body)))
+        self.answers.wait(60)
+        reply(handler, self.status, {"Location": self.location} if self.location else {})
+
 
 @contextmanager
 def webhook() -> Iterator[Webhook]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            here.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
-            here.answers.wait(60)
-            self.send_response(here.status)
-            if here.location:
-                self.send_header("Location", here.location)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            here.got.append((self.path, "GET", None))
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    here = Webhook(server.server_port)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield here
-    finally:
-        here.answers.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    hook = Webhook()
+    with serving(hook.answer) as server:
+        hook.url = f"http://127.0.0.1:{server.server_port}/hooks/s3cret"
+        try:
+            yield hook
+        finally:
+            hook.answers.set()

@@ -251,7 +251,12 @@ def test_a_call_above_a_cap_shows_what_is_in_flight(capsys: pytest.CaptureFixtur
     kinds = Kinds()
     found = kinds.shown(kinds.last("echo", 2))
     (limit,) = found.limits
-    assert (limit.text, limit.counts, limit.retry_after_ms, found.rules[0].at) == ("1-in-flight", "concurrent", None, 0)
+    assert (limit.reported.limit_text, limit.reported.counts, limit.retry_after_ms, found.rules[0].at) == (
+        "1-in-flight",
+        "concurrent",
+        None,
+        0,
+    )
     (now,) = found.counters.values()
     assert (now.reported.limit, now.used, now.retry_after_us) == (1, 1, None)
     assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 1 9/1h"]
@@ -269,7 +274,7 @@ def test_a_call_above_a_cap_shows_what_is_in_flight(capsys: pytest.CaptureFixtur
 def test_a_limit_and_a_cap_of_one_rule_have_one_command() -> None:
     kinds = Kinds(KINDS.replace("9/1h", "1/1h"))
     found = kinds.shown(kinds.last("echo", 2))
-    assert [limit.text for limit in found.limits] == ["1/1h", "1-in-flight"]
+    assert [limit.reported.limit_text for limit in found.limits] == ["1/1h", "1-in-flight"]
     assert [(one.text, one.at, one.limits) for one in found.rules] == [("user=* tool=echo", 0, [0, 1])]
     assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 1 1/1h"]
 
@@ -278,7 +283,7 @@ def test_a_limit_on_cost_shows_the_units_that_it_counts() -> None:
     kinds = Kinds()
     found = kinds.shown(kinds.last("sum", 2) | {"cost": 20})
     (limit,) = found.limits
-    assert (limit.text, limit.retry_after_ms) == ("30-units/1h", 3_600_000)
+    assert (limit.reported.limit_text, limit.retry_after_ms) == ("30-units/1h", 3_600_000)
     assert (found.counters[0].used, found.counters[0].retry_after_us) == (20, 3_600_000_000), (
         "10 units are left, and it takes 20"
     )
@@ -347,14 +352,14 @@ def test_a_limit_on_errors_shows_the_errors_that_it_counts() -> None:
     kinds = Kinds()
     found = kinds.shown(kinds.last("sync", 3, failing=True))
     (limit,) = found.limits
-    assert (limit.text, limit.retry_after_ms, found.counters[0].used) == ("2-errors/1m", 60_000, 2)
+    assert (limit.reported.limit_text, limit.retry_after_ms, found.counters[0].used) == ("2-errors/1m", 60_000, 2)
     assert found.commands == ["mcpguard policy set --tool sync --count errors 2/1m"]
 
 
 def test_a_counter_of_arguments_is_not_guessed() -> None:
     kinds = Kinds()
     found = kinds.shown(kinds.last("loop", 2))
-    assert (found.limits[0].text, found.counters) == ("1/10m", {})
+    assert (found.limits[0].reported.limit_text, found.counters) == ("1/10m", {})
 
 
 def test_rules_with_the_same_text_are_told_apart_by_what_they_count() -> None:
@@ -373,7 +378,9 @@ def test_a_rule_that_closes_a_tool_is_told_apart_from_a_limit_on_cost_with_the_s
     closed, cost = (0, 1) if closed_first else (1, 0)
     kinds = Kinds(rules[closed] + rules[cost] + '[[cost]]\ntool = "sum"\ncost = 9\n')
     found = kinds.shown(kinds.last("sum", 1) | {"cost": 9})
-    assert {limit.text: rule.at for rule in found.rules for limit in [found.limits[at] for at in rule.limits]} == {
+    assert {
+        limit.reported.limit_text: rule.at for rule in found.rules for limit in [found.limits[at] for at in rule.limits]
+    } == {
         "deny": closed,
         "5-units/1h": cost,
     }
@@ -399,7 +406,7 @@ def flooded(kinds: Kinds, *tools: str) -> dict[str, Any]:
 def test_a_row_for_denials_of_many_tools_has_a_limit_but_no_count_and_no_counter(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = Kinds('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
     found = kinds.shown(flooded(kinds, "a"))
-    assert ([limit.text for limit in found.limits], found.counters) == (["1/1h"], {})
+    assert ([limit.reported.limit_text for limit in found.limits], found.counters) == (["1/1h"], {})
     show.print_shown(found, kinds.policy, "policy.toml")
     assert capsys.readouterr().out.endswith(
         "    1/1h\n\nTo change the rule, edit the limit in:\n    mcpguard policy set --tool '*' 1/1h\n"
@@ -422,7 +429,7 @@ def test_a_limit_per_session_is_told_apart_from_another_with_the_same_text_and_s
     record = kinds.last("sync", 3)
     found = kinds.shown(record)
     assert [(one.text, one.at) for one in found.rules] == [("user=*", 1)]
-    assert (found.limits[0].text, found.counters[0].used) == ("2/session", 2)
+    assert (found.limits[0].reported.limit_text, found.counters[0].used) == ("2/session", 2)
     assert counter_text(found.counters[0].counter.label) == "user=alice@acme.com session=abc123"  # type: ignore[union-attr]
     assert found.commands == ["mcpguard policy set --user '*' 2/session"]
     edited = kinds.edited(text.replace("5/30d", "deny").replace("2/session", "4/session"))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mcpguard.wire import heavy
+from mcpguard.wire import frames
 from mcpguard.wire.frames import MAX_FRAME_BYTES
 from tests.build import steps
 from tests.fuzz.oracle import Wire
@@ -13,8 +13,8 @@ from tests.fuzz.oracle import Wire
 BYTES_FOR_EACH = 20
 """Memory for each byte of a long line. A list in a list is two bytes of JSON, and 88 in Python."""
 
-STEPS_FOR_EACH = 2
-"""Functions that are called for each byte of a long line. Half as many brackets can open and close as there are bytes."""
+STEPS_FOR_EACH = 4
+"""Functions that are called for each byte of a long line, which may be a bracket."""
 
 
 def _call(arguments: bytes, request_id: int = 1) -> bytes:
@@ -103,7 +103,7 @@ LARGE = ("deep objects", "deep lists and objects in params")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_memory_is_bounded_by_a_multiple_of_the_line(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 1 << (19 if shape in LARGE else 17)  # tracing takes ten times as long as the work
-    monkeypatch.setattr(heavy, "HEAVY_PARTS", heavy.HEAVY_PARTS * size >> 20)  # heavy if a line of 1 MiB is
+    monkeypatch.setattr(frames, "HEAVY_PARTS", frames.HEAVY_PARTS * size >> 20)  # heavy if a line of 1 MiB is
     line = SHAPES[shape](size)
     tracemalloc.start()
     try:

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import parse
-from mcpguard.wire.heavy import HEAVY_PARTS
+from mcpguard.wire.frames import HEAVY_PARTS
 from tests.build import Talk, call_line, request
 from tests.recorded_hooks import CODEX, COPILOT
 
@@ -49,13 +48,6 @@ def test_only_the_id_in_the_calls_meta_is_used() -> None:
     talk.client(called("a", arguments={"_meta": {"claudecode/toolUseId": "t1"}}), noted=noted)
     talk.client(called("b", arguments={"claudecode/toolUseId": "t1"}, _meta={"x": {"claudecode/toolUseId": "t1"}}), noted=noted)
     assert agents(talk) == [("unknown::interactive::default", "default")] * 2
-
-
-@pytest.mark.parametrize("odd", [None, 7, "", [], {}, "x" * 300, "\ud800", "t 1"])
-def test_an_invalid_id_is_joined_with_no_note(odd: object) -> None:
-    talk = Talk(who=UNNAMED)
-    talk.client(called("a", **by_id(odd)), noted={"s t 1": EXPLORE, "s " + "x" * 300: EXPLORE})
-    assert agents(talk) == [("unknown::interactive::default", "default")]
 
 
 IN_FULL = '{"id":"a","method":"tools/call","params":{"name":"x","_meta":{"claudecode/toolUseId":"t1"}}}'
@@ -108,12 +100,6 @@ def test_no_note_is_looked_up_without_an_id() -> None:
     assert talk.looked_up == [(("s t1",), False)]
 
 
-def test_a_note_changes_no_agent_that_is_configured() -> None:
-    configured = Talk()  # all of its agent
-    configured.client(called("c", **by_id("t1")), noted={"s t1": EXPLORE})
-    assert [source for _, source in agents(configured)] == ["config"]
-
-
 def test_a_note_counts_for_one_call_though_two_have_its_id() -> None:
     talk = Talk(who=UNNAMED)
     talk.client(called("a", **by_id("t1")), called("b", **by_id("t1")), noted={"s t1": EXPLORE})
@@ -125,12 +111,6 @@ def test_a_held_call_stays_its_subagents() -> None:
     talk.client(called("a", **by_id("t1")), called("b", **by_id("t2")), noted={"s t1": EXPLORE, "s t2": EXPLORE})
     assert talk.pass_ms(60_000)[-1] == "forwarded b"
     assert agents(talk) == [(EXPLORE, "hook"), (EXPLORE, "hook")]
-
-
-def test_a_call_of_claude_code_has_no_note_if_its_session_is_not_known() -> None:
-    talk = Talk(who=UNNAMED._replace(claude_session=""))
-    talk.client(called("a", **by_id("t1")), noted={"t1": EXPLORE, " t1": EXPLORE})
-    assert talk.looked_up == []
 
 
 @pytest.mark.parametrize("told", [{"thread_source": "user"}, {"thread_source": "subagent"}, {"turn_trigger": "exec"}])
@@ -170,13 +150,6 @@ def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> N
     talk = codex(heavy=heavy)
     assert agents(talk) == [CODEX_MAIN, CODEX_SUBAGENT] * 2
     assert talk.looked_up == [((f"{CODEX_SESSION} call_54_main", f"{CODEX_SESSION} call_58_sub"), False)]
-
-
-def test_another_client_does_not_get_a_tier_by_codexs_meta() -> None:
-    talk = Talk(who=UNNAMED)
-    talk.client(request("initialize", 0, clientInfo={"name": "cursor-vscode"}))
-    talk.client(request("tools/call", 1, **CODEX["subagent"]["params"]))
-    assert agents(talk) == [("Cursor::interactive::default", "clientInfo")]
 
 
 @pytest.mark.parametrize(
@@ -260,13 +233,6 @@ def test_without_trust_in_client_info_no_version_of_the_protocol_names_the_clien
     talk.client(request("initialize", 0, clientInfo={"name": "claude-ai"}), called("a"))
     talk.client(called("b", _meta={INFO: {"name": "zed"}, "mcpguard/agent": "a::b::c"}), called("c", clientInfo={"name": "x"}))
     assert agents(talk) == [("unknown::interactive::default", "default")] * 3
-
-
-@pytest.mark.parametrize("odd", [None, 7, [], {}, "", "a", "a::b", "a::b::c::d", "::b::c", "a::b::", ["a::b::c"]])
-def test_an_invalid_agent_in_trusted_meta_is_ignored(odd: object) -> None:
-    talk = Talk(who=Identity("alice", "os", "crm", Agent("X"), trust_meta=True))
-    talk.client(called("a", _meta={"mcpguard/agent": odd}), called("b", _meta={"mcpguard/agent": "a::b::c"}))
-    assert agents(talk) == [("X::interactive::default", "default"), ("a::b::c", "meta")]
 
 
 def test_long_names_are_not_remembered() -> None:

@@ -1,5 +1,7 @@
 """Who is calling."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,126 +11,125 @@ from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity, known_client, parse_agent
 
 
+def agent(client: str | None = None, meta_agent: str | None = None, parts: Agent | None = None, **more: Any) -> tuple[str, str]:
+    """The agent of a call, and its source.
+
+    Args:
+        client: The name in `clientInfo`.
+        meta_agent: The agent in the call's `_meta`.
+        parts: The configured agent.
+        more: What else is told of the call, and of the identity.
+    """
+    told = {key: more.pop(key) for key in ("noted", "codex_tier") if key in more}
+    configured = {"agent_parts": parts, "agent_source": "config"} if parts else {}
+    return Identity("u", "os", "s", **configured | more).agent(client, meta_agent, **told)
+
+
 @given(st.text("a:\\b", min_size=1, max_size=8))
 def test_an_escaped_part_never_adds_a_part(text: str) -> None:
-    agent, _ = Identity("u", "os", "s").agent(text)
-    parsed = Agent.parse(agent)
+    parsed = Agent.parse(agent(text)[0])
     assert parsed is not None
     assert parsed[1:] == ("interactive", "default")
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_clients_with_different_names_are_different_agents(one: str, other: str) -> None:
-    who = Identity("u", "os", "s")
     known = {known_client(name) or "unknown" for name in (one, other)}
-    assert len({who.agent(one)[0], who.agent(other)[0]}) == len(known)
+    assert len({agent(one)[0], agent(other)[0]}) == len(known)
 
 
 @pytest.mark.parametrize(
-    ("name", "agent"),
+    ("name", "client"),
     [
-        ("claude-ai", "Claude Desktop::interactive::default"),
-        ("Visual Studio Code - Insiders", "VS Code::interactive::default"),
-        ("gemini-cli-mcp-client-crm", "Gemini CLI::interactive::default"),
-        ("local-agent-mode-crm", "Claude Desktop::interactive::default"),
-        ("my-client", "my-client::interactive::default"),
-        ("x::background::y", "x:\\:\\background:\\:\\y::interactive::default"),
-        ("x:", "x:\\::interactive::default"),
-        ("*", "*::interactive::default"),
-        ("", "unknown::interactive::default"),
-        (None, "unknown::interactive::default"),
+        ("claude-ai", "Claude Desktop"),
+        ("Visual Studio Code - Insiders", "VS Code"),
+        ("gemini-cli-mcp-client-crm", "Gemini CLI"),
+        ("local-agent-mode-crm", "Claude Desktop"),
+        ("my-client", "my-client"),
+        ("x::background::y", "x:\\:\\background:\\:\\y"),
+        ("x:", "x:\\"),
+        ("*", "*"),
+        ("", "unknown"),
+        (None, "unknown"),
     ],
 )
-def test_an_unset_client_is_filled_from_client_info(name: str | None, agent: str) -> None:
-    source = "clientInfo" if name else "default"
-    assert Identity("u", "os", "s").agent(name) == (agent, source)
+def test_an_unset_client_is_filled_from_client_info(name: str | None, client: str) -> None:
+    assert agent(name) == (f"{client}::interactive::default", "clientInfo" if name else "default")
 
 
 def test_client_info_never_replaces_a_configured_client() -> None:
-    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
-    assert who.agent("claude-ai") == ("Mine::interactive::default", "config")
+    assert agent("claude-ai", parts=Agent("Mine")) == ("Mine::interactive::default", "config")
 
 
 def test_without_trust_in_client_info_the_client_is_unknown() -> None:
-    who = Identity("u", "os", "s", Agent(tier="api", name="job"), agent_source="config", trust_client_info=False)
-    assert who.agent("claude-ai") == ("unknown::api::job", "config")
+    parts = Agent(tier="api", name="job")
+    assert agent("claude-ai", parts=parts, trust_client_info=False) == ("unknown::api::job", "config")
 
 
 def test_the_agent_in_a_calls_meta_is_used_only_if_meta_is_trusted() -> None:
-    trusting = Identity("u", "os", "s", trust_meta=True)
-    assert trusting.agent("claude-ai", "a::b::c") == ("a::b::c", "meta")
+    assert agent("claude-ai", "a::b::c", trust_meta=True) == ("a::b::c", "meta")
     for odd in ("a::b", "a::b::c::d", "a::::c", ""):
-        assert trusting.agent("claude-ai", odd) == ("Claude Desktop::interactive::default", "clientInfo")
-    assert Identity("u", "os", "s").agent(None, "a::b::c") == ("unknown::interactive::default", "default")
+        assert agent("claude-ai", odd, trust_meta=True) == ("Claude Desktop::interactive::default", "clientInfo")
+    assert agent(None, "a::b::c") == ("unknown::interactive::default", "default")
 
 
 EXPLORE = "Claude Code::subagent::Explore"
 
 
 def test_a_hooks_note_fills_the_parts_that_are_not_configured() -> None:
-    assert Identity("u", "os", "s").agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
-    assert Identity("u", "os", "s").agent(None, noted=EXPLORE) == (EXPLORE, "hook")
-    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
-    assert who.agent("claude-code", noted=EXPLORE) == ("Mine::subagent::Explore", "hook")
-    who = Identity("u", "os", "s", Agent(tier="background"), agent_source="config")
-    assert who.agent("claude-code", noted=EXPLORE) == ("Claude Code::background::Explore", "hook")
+    assert agent("claude-code", noted=EXPLORE) == agent(noted=EXPLORE) == (EXPLORE, "hook")
+    assert agent("claude-code", noted=EXPLORE, parts=Agent("Mine")) == ("Mine::subagent::Explore", "hook")
+    background = Agent(tier="background")
+    assert agent("claude-code", noted=EXPLORE, parts=background) == ("Claude Code::background::Explore", "hook")
 
 
 def test_a_hooks_note_is_used_without_trust_in_client_info() -> None:
-    assert Identity("u", "os", "s", trust_client_info=False).agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
+    assert agent("claude-code", noted=EXPLORE, trust_client_info=False) == (EXPLORE, "hook")
 
 
 def test_a_wholly_configured_agent_ignores_hooks_notes() -> None:
-    who = Identity("u", "os", "s", Agent("a", "interactive", "default"), agent_source="config")
-    assert who.agent("claude-code", noted=EXPLORE) == ("a::interactive::default", "config")
+    parts = Agent("a", "interactive", "default")
+    assert agent("claude-code", noted=EXPLORE, parts=parts) == ("a::interactive::default", "config")
 
 
 def test_the_agent_in_trusted_meta_takes_precedence_over_a_hooks_note() -> None:
-    assert Identity("u", "os", "s", trust_meta=True).agent(None, "a::b::c", EXPLORE) == ("a::b::c", "meta")
+    assert agent(None, "a::b::c", noted=EXPLORE, trust_meta=True) == ("a::b::c", "meta")
 
 
 def test_codexs_tier_fills_a_tier_that_is_neither_configured_nor_noted() -> None:
-    who = Identity("u", "os", "s")
-    assert who.agent("codex-mcp-client", codex_tier="subagent") == ("Codex::subagent::default", "meta")
-    assert who.agent("codex-mcp-client", noted="Codex::subagent::explorer", codex_tier="subagent") == (
-        "Codex::subagent::explorer",
-        "hook",
-    )
-    who = Identity("u", "os", "s", Agent("Mine"), agent_source="config")
-    assert who.agent("codex-mcp-client", codex_tier="subagent") == ("Mine::subagent::default", "meta")
-    who = Identity("u", "os", "s", Agent(tier="api"), agent_source="config")
-    assert who.agent("codex-mcp-client", codex_tier="subagent") == ("Codex::api::default", "clientInfo")
-
-
-def test_only_the_tier_that_codex_reports_is_used_and_only_with_trust_in_client_info() -> None:
+    noted = "Codex::subagent::explorer"
+    for expected, more in (
+        (("Codex::subagent::default", "meta"), {}),
+        ((noted, "hook"), {"noted": noted}),
+        (("Mine::subagent::default", "meta"), {"parts": Agent("Mine")}),
+        (("Codex::api::default", "clientInfo"), {"parts": Agent(tier="api")}),
+        (("unknown::interactive::default", "default"), {"trust_client_info": False}),
+    ):
+        assert agent("codex-mcp-client", codex_tier="subagent", **more) == expected
     for name in ("claude-code", "Codex::x", None):
-        assert Identity("u", "os", "s").agent(name, codex_tier="subagent") == Identity("u", "os", "s").agent(name)
-    assert Identity("u", "os", "s", trust_client_info=False).agent("codex-mcp-client", codex_tier="subagent") == (
-        "unknown::interactive::default",
-        "default",
-    )
+        assert agent(name, codex_tier="subagent") == agent(name)
 
 
 def test_without_a_person_the_main_agent_is_a_background_one_and_a_subagent_stays_a_subagent() -> None:
-    who = Identity("u", "os", "s", claude_tier="background")
-    assert who.agent("claude-code") == ("Claude Code::background::default", "clientInfo")
-    assert who.agent("claude-code", noted="Claude Code::::reviewer") == ("Claude Code::background::reviewer", "hook")
-    assert who.agent("claude-code", noted=EXPLORE) == (EXPLORE, "hook")
+    for expected, more in (
+        (("Claude Code::background::default", "clientInfo"), {}),
+        (("Claude Code::background::reviewer", "hook"), {"noted": "Claude Code::::reviewer"}),
+        ((EXPLORE, "hook"), {"noted": EXPLORE}),
+        (("unknown::interactive::default", "default"), {"trust_client_info": False}),
+        (("Claude Code::api::default", "clientInfo"), {"parts": Agent(tier="api")}),
+    ):
+        assert agent("claude-code", claude_tier="background", **more) == expected
     for name in ("cursor-vscode", None):
-        assert who.agent(name) == Identity("u", "os", "s").agent(name)
-    assert who._replace(trust_client_info=False).agent("claude-code") == ("unknown::interactive::default", "default")
-    configured = who._replace(agent_parts=Agent(tier="api"), agent_source="config")
-    assert configured.agent("claude-code") == ("Claude Code::api::default", "clientInfo")
+        assert agent(name, claude_tier="background") == agent(name)
 
 
 def test_a_named_main_agent_is_interactive_if_nothing_else_is_known() -> None:
-    noted = "Claude Code::::reviewer"
-    assert Identity("u", "os", "s").agent("claude-code", noted=noted) == ("Claude Code::interactive::reviewer", "hook")
+    assert agent("claude-code", noted="Claude Code::::reviewer") == ("Claude Code::interactive::reviewer", "hook")
 
 
 @pytest.mark.parametrize("noted", ["", "a", "a::b", "a::b::", "::b::c", "a::b::c::d"])
 def test_a_note_without_a_valid_agent_is_ignored(noted: str) -> None:
-    assert Identity("u", "os", "s").agent("claude-code", noted=noted) == ("Claude Code::interactive::default", "clientInfo")
+    assert agent("claude-code", noted=noted) == ("Claude Code::interactive::default", "clientInfo")
 
 
 @pytest.mark.parametrize(

@@ -28,38 +28,24 @@ def test_valid_claims_have_no_problem() -> None:
     assert why({"aud": ["other", "crm"], "nbf": NOW_S, "iat": NOW_S - 5.5, "exp": NOW_S + 0.5}) == []
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"iss": ...}, "the token is not from the issuer https://idp.acme.com/"),
-        ({"iss": "https://idp.acme.com"}, "the token is not from the issuer https://idp.acme.com/"),
-        ({"iss": ["https://idp.acme.com/"]}, "the token is not from the issuer https://idp.acme.com/"),
-        ({"aud": ...}, "the token is not for the audience crm-mcp or crm"),
-        ({"aud": "crm-mcp "}, "the token is not for the audience crm-mcp or crm"),
-        ({"aud": ["CRM", 7, ["crm"]]}, "the token is not for the audience crm-mcp or crm"),
-        ({"aud": {"crm": 1}}, "the token is not for the audience crm-mcp or crm"),
-        ({"exp": ...}, "the token does not say when it expires"),
-        ({"exp": str(NOW_S + 60)}, "the token has no time in exp"),
-        ({"exp": True}, "the token has no time in exp"),
-        ({"exp": (NOW_S + 60) * 1000}, "the token has no time in exp"),
-        ({"exp": float("inf")}, "the token has no time in exp"),
-        ({"exp": float("nan")}, "the token has no time in exp"),
-        ({"exp": 10**400}, "the token has no time in exp"),
-        ({"exp": NOW_S - LEEWAY_S}, "the token expired at 2025-12-31T23:59:30Z"),
-        ({"exp": 0}, "the token expired at 1970-01-01T00:00:00Z"),
-        ({"nbf": NOW_S + LEEWAY_S + 1}, "the token is not valid before 2026-01-01T00:00:31Z"),
-        ({"nbf": "now"}, "the token has no time in nbf"),
-        ({"iat": NOW_S + LEEWAY_S + 1}, "the token was issued in the future: 2026-01-01T00:00:31Z"),
-        ({"iat": -1}, "the token has no time in iat"),
-        ({"sub": ...}, "the token names no subject"),
-        ({"sub": ""}, "the token names no subject"),
-        ({"sub": " "}, "the token names no subject"),
-        ({"sub": 7}, "the token names no subject"),
-    ],
-    ids=repr,
-)
-def test_each_unexpected_claim_is_a_problem(more: dict[str, Any], message: str) -> None:
-    assert why(more) == [message]
+UNEXPECTED: dict[str, list[dict[str, Any]]] = {
+    "is not from the issuer https://idp.acme.com/": [{"iss": one} for one in (..., "https://idp.acme.com", [GOOD["iss"]])],
+    "is not for the audience crm-mcp or crm": [{"aud": one} for one in (..., "crm-mcp ", ["CRM", 7, ["crm"]], {"crm": 1})],
+    "does not say when it expires": [{"exp": ...}],
+    "has no time in exp": [{"exp": one} for one in (str(NOW_S), True, NOW_S * 1000, float("inf"), float("nan"), 10**400)],
+    "expired at 2025-12-31T23:59:30Z": [{"exp": NOW_S - LEEWAY_S}],
+    "expired at 1970-01-01T00:00:00Z": [{"exp": 0}],
+    "is not valid before 2026-01-01T00:00:31Z": [{"nbf": NOW_S + LEEWAY_S + 1}],
+    "has no time in nbf": [{"nbf": "now"}],
+    "was issued in the future: 2026-01-01T00:00:31Z": [{"iat": NOW_S + LEEWAY_S + 1}],
+    "has no time in iat": [{"iat": -1}],
+    "names no subject": [{"sub": one} for one in (..., "", " ", 7)],
+}
+
+
+@pytest.mark.parametrize(("message", "more"), [(message, more) for message in UNEXPECTED for more in UNEXPECTED[message]])
+def test_each_unexpected_claim_is_a_problem(message: str, more: dict[str, Any]) -> None:
+    assert why(more) == [f"the token {message}"]
 
 
 def test_the_leeway_is_exact() -> None:
@@ -101,9 +87,8 @@ def test_a_token_without_the_users_claim_is_rejected(said: dict[str, Any]) -> No
 
 
 def test_a_subject_is_required_whatever_claim_names_the_user() -> None:
-    assert why({"name": "alice", "sub": ...}, Expected(EXPECTED.issuer, EXPECTED.audience, "name")) == [
-        "the token names no subject"
-    ]
+    expected = Expected(EXPECTED.issuer, EXPECTED.audience, "name")
+    assert why({"name": "alice", "sub": ...}, expected) == ["the token names no subject"]
 
 
 def test_the_caller_is_named_by_the_claims_and_then_by_the_configuration() -> None:

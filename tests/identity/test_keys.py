@@ -237,25 +237,25 @@ def test_cached_keys_with_an_invalid_time_are_ignored(idp: Provider, fetched_s: 
     assert (idp.asked, knows(keys), keys.fetched_s) == (2, True, idp.now_s)
 
 
-def test_a_secret_in_the_urls_query_reaches_only_the_provider(server: KeyServer, tmp_path: Path) -> None:
+def test_a_secret_in_the_urls_query_reaches_only_the_provider(keys: KeyServer, tmp_path: Path) -> None:
     paths: list[str] = []
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         paths.append(handler.path)
         handler.send_response(200)
         handler.end_headers()
-        handler.wfile.write(server.body)
+        handler.wfile.write(keys.body)
 
-    server.behaviour = answer
-    keys = Keys(f"{server.url}?code=s3cret#s3cret", tmp_path, fetch_s=30)
-    keys.wait(30)
-    assert knows(keys)
+    keys.behaviour = answer
+    found = Keys(f"{keys.url}?code=s3cret#s3cret", tmp_path, fetch_s=30)
+    found.wait(30)
+    assert knows(found)
     assert paths == ["/jwks.json?code=s3cret"]
     (file,) = tmp_path.iterdir()
-    assert "s3cret" not in keys.source + file.name + file.read_text()
-    assert keys.source == server.url
-    server.behaviour = lambda _: server.pause()  # what is known is what was kept
-    assert Keys(f"{server.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
+    assert "s3cret" not in found.source + file.name + file.read_text()
+    assert found.source == keys.url
+    keys.behaviour = lambda _: keys.pause()  # what is known is what was kept
+    assert Keys(f"{keys.url}?code=other", tmp_path).fetched_s is None  # keys of one URL are not another's
 
 
 ENTRIES = ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":NaN}]', '["a"]', "null"]
@@ -311,9 +311,3 @@ def test_a_file_of_keys_is_read_again_on_seek_and_its_last_good_keys_stay(idp: P
     keys.seek()
     assert (knows(keys), keys.problem) == (True, "Permission denied" if sys.platform == "win32" else "Is a directory")
     assert (idp.asked, [one.name for one in idp.home.iterdir()]) == (0, ["keys.json"])
-
-
-def test_keys_come_from_a_real_server(server: KeyServer, tmp_path: Path) -> None:
-    keys = Keys(server.url, tmp_path, fetch_s=30)
-    keys.wait(30)
-    assert knows(keys)

@@ -5,7 +5,8 @@ import pytest
 from mcpguard.config import Settings, load
 from mcpguard.errors import ConfigError
 from mcpguard.identity.claims import Expected
-from mcpguard.identity.jwt_settings import ALGORITHMS, JwtSettings, shown_url, url_problem
+from mcpguard.identity.jwt_settings import ALGORITHMS, JwtSettings
+from mcpguard.urls import shown_url, url_problem
 from tests.provider import token
 
 LEAST = """

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -22,14 +23,6 @@ def test_an_unchanged_token_is_not_verified_again(wrapper: Wrapper, monkeypatch:
     monkeypatch.setattr(time, "time_ns", lambda: (int(wrapper.now_s) + 1000) * 10**9)
     assert wrapper.polls() == "nothing new"
     monkeypatch.setattr(followed_file, "read_at_once", None)
-    monkeypatch.setattr(TokenSource, "examine", None)
-    assert wrapper.polls() == "nothing new"
-
-
-def test_a_token_is_verified_once_although_its_young_file_is_read_again(
-    wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wrapper.has(token())
     monkeypatch.setattr(TokenSource, "examine", None)
     assert wrapper.polls() == "nothing new"
 
@@ -74,67 +67,15 @@ def test_a_key_added_to_the_file_is_used_after_a_second_and_a_removed_key_is_dro
     assert "is signed with a key that" in wrapper.polls()
 
 
-def test_a_new_key_with_an_old_kid_is_fetched(wrapper: Wrapper) -> None:
-    wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
-    wrapper.keys.seek()
-    assert NOT_THEIRS in wrapper.has(token())
-    assert wrapper.polls() == "nothing new"
-    wrapper.jwks.write_bytes(key_set(jwk()))
-    wrapper.now_s += FILE_REFRESH_S
-    assert wrapper.polls() == "alice"
-
-
 def test_a_token_that_neither_the_old_keys_nor_the_new_ones_verify_is_rejected(wrapper: Wrapper) -> None:
     wrapper.jwks.write_bytes(key_set(jwk(number=1, kid="RS256-0")))
     assert NOT_THEIRS in wrapper.has(token(number=2, headers={"kid": "RS256-0"}))
     assert wrapper.has(token(number=1, headers={"kid": "RS256-0"})) == "alice"
 
 
-class Remote:
-    """A wrapper with keys at a URL, and with clocks and answers that the test sets."""
-
-    def __init__(self, wrapper: Wrapper, *answers: bytes | Exception) -> None:
-        self.now_s = wrapper.now_s
-        self.answers = list(answers)
-        self.asked = 0
-        self.go_on = threading.Event()
-        self.go_on.set()
-        self.file = wrapper.file
-        self.lines: list[str] = []
-        url = "https://idp.acme.com/keys?k=s3cret"
-        self.keys = Keys(url, wrapper.home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self.fetch)
-        self.keys.wait(30)
-        self.source = TokenSource(
-            wrapper.settings,
-            CONFIGURED,
-            {},
-            budget_ms=30_000,
-            notify=self.lines.append,
-            keys=self.keys,
-            clock=lambda: self.now_s,
-        )
-
-    def fetch(self, *_: object) -> bytes:
-        self.asked += 1
-        assert self.go_on.wait(30)
-        answer = self.answers[min(self.asked, len(self.answers)) - 1]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def begins(self, text: str) -> str:
-        write_token(self.file, text)
-        return told(self.source.begin())
-
-    def polls(self) -> str:
-        found = told(self.source.poll(for_call=True))
-        until(lambda: not self.keys.is_fetching, "the end of a fetch")
-        return found
-
-
-def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(wrapper: Wrapper) -> None:
-    remote = Remote(wrapper, key_set(jwk()), key_set(jwk(number=1)))
-    assert remote.begins(token(exp=int(wrapper.now_s) + 9999)) == "alice"
+def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(tmp_path: Path) -> None:
+    remote = Wrapper(tmp_path, answers=[key_set(jwk()), key_set(jwk(number=1))])
+    assert remote.has(token(exp=int(remote.now_s) + 9999)) == "alice"
     remote.go_on.clear()
     remote.now_s += MAX_AGE_S
     assert told(remote.source.poll()) == "nothing new"
@@ -146,10 +87,10 @@ def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(wrapper: Wra
 
 @pytest.mark.parametrize("kid", ["RS256-0", None])
 def test_a_signature_that_no_known_key_verifies_fetches_keys_and_the_call_waits_for_them(
-    wrapper: Wrapper, kid: str | None
+    tmp_path: Path, kid: str | None
 ) -> None:
-    remote = Remote(wrapper, key_set(jwk(number=1, kid="RS256-0")), key_set(jwk()))
-    remote.begins(token(number=1, headers={"kid": "RS256-0"}))
+    remote = Wrapper(tmp_path, answers=[key_set(jwk(number=1, kid="RS256-0")), key_set(jwk())])
+    remote.has(token(number=1, headers={"kid": "RS256-0"}))
     remote.go_on.clear()
     write_token(remote.file, token(headers={"kid": kid}))
     said = told(remote.source.poll(for_call=False))
@@ -160,24 +101,9 @@ def test_a_signature_that_no_known_key_verifies_fetches_keys_and_the_call_waits_
     assert remote.asked == 2
 
 
-def test_a_bad_signature_fetches_keys_at_most_every_thirty_seconds(wrapper: Wrapper) -> None:
-    remote = Remote(wrapper, key_set(jwk()))
-    remote.begins(token(number=1, headers={"kid": "RS256-0"}, exp=int(wrapper.now_s) + 9999))
-    for _ in range(5):
-        remote.polls()
-    assert remote.asked == 2
-    remote.now_s += REFRESH_S - 0.1
-    remote.polls()
-    assert remote.asked == 2
-    remote.now_s += 0.1
-    for _ in range(5):
-        remote.polls()
-    assert remote.asked == 3
-
-
-def test_a_bad_signature_is_verified_once_and_not_for_every_call(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = Remote(wrapper, key_set(jwk()))
-    remote.begins(token(number=1, headers={"kid": "RS256-0"}))
+def test_a_bad_signature_is_verified_once_and_not_for_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Wrapper(tmp_path, answers=(key_set(jwk()),))
+    remote.has(token(number=1, headers={"kid": "RS256-0"}))
     for _ in range(3):
         remote.polls()
     monkeypatch.setattr(TokenSource, "examine", None)
@@ -191,40 +117,39 @@ def test_a_bad_signature_is_verified_once_and_not_for_every_call(wrapper: Wrappe
         ("RS256-0", f"{NOT_THEIRS}https://idp.acme.com/'s"),
     ],
 )
-def test_while_the_provider_is_down_the_message_says_so_without_the_urls_secret(wrapper: Wrapper, kid: str, what: str) -> None:
-    remote = Remote(
-        wrapper, key_set(jwk()), ValueError("connection refused"), key_set(jwk(number=1), jwk(number=1, kid="RS256-0"))
-    )
-    remote.begins(token(number=1, headers={"kid": kid}))
+def test_while_the_provider_is_down_the_message_says_so_without_the_urls_secret(tmp_path: Path, kid: str, what: str) -> None:
+    newer = key_set(jwk(number=1), jwk(number=1, kid="RS256-0"))
+    remote = Wrapper(tmp_path, answers=(key_set(jwk()), ValueError("connection refused"), newer))
+    remote.has(token(number=1, headers={"kid": kid}))
     end = "newer keys cannot be fetched from https://idp.acme.com/keys: connection refused"
     until(lambda: not remote.keys.is_fetching, "the end of a fetch")
     assert told(remote.source.begin()) == f"the token in {remote.file} {what}; {end}"
     remote.now_s += REFRESH_S
     remote.polls()
     assert told(remote.source.begin()) == "alice"
-    assert "s3cret" not in " ".join([*remote.lines, *(file.read_text() for file in wrapper.home.glob("jwks-*"))])
+    assert "s3cret" not in " ".join([*remote.lines, *(file.read_text() for file in tmp_path.glob("jwks-*"))])
 
 
 @pytest.mark.parametrize("published", [(), (key_set(jwk(number=1)),)])
 def test_after_repeated_failures_no_message_says_that_keys_are_being_fetched(
-    wrapper: Wrapper, published: tuple[bytes, ...]
+    tmp_path: Path, published: tuple[bytes, ...]
 ) -> None:
-    remote = Remote(wrapper, *published, ValueError("connection refused"))
+    remote = Wrapper(tmp_path, answers=(*published, ValueError("connection refused")))
     if published:
         remote.keys.seek()
         remote.keys.wait(30)
         remote.now_s += REFRESH_S
     remote.go_on.clear()
-    assert "keys are being fetched" in remote.begins(token(exp=int(wrapper.now_s) + 9999))
+    assert "keys are being fetched" in remote.has(token(exp=int(remote.now_s) + 9999))
     remote.go_on.set()
     remote.keys.wait(30)
     assert remote.polls().endswith("keys cannot be fetched from https://idp.acme.com/keys: connection refused")
 
 
-def test_a_clock_that_is_set_back_extends_neither_a_token_nor_keys(wrapper: Wrapper) -> None:
-    remote = Remote(wrapper, key_set(jwk()), key_set(jwk(number=1)))
-    exp = int(wrapper.now_s) + 9999
-    assert remote.begins(token(exp=exp, iat=None)) == "alice"
+def test_a_clock_that_is_set_back_extends_neither_a_token_nor_keys(tmp_path: Path) -> None:
+    remote = Wrapper(tmp_path, answers=[key_set(jwk()), key_set(jwk(number=1))])
+    exp = int(remote.now_s) + 9999
+    assert remote.has(token(exp=exp, iat=None)) == "alice"
     remote.go_on.clear()
     remote.now_s -= 86400
     assert told(remote.source.poll()) == "nothing new"
@@ -234,29 +159,13 @@ def test_a_clock_that_is_set_back_extends_neither_a_token_nor_keys(wrapper: Wrap
     assert "is signed with a key that" in remote.polls()
 
 
-def test_cached_keys_with_a_future_time_are_fetched_again(wrapper: Wrapper) -> None:
-    Remote(wrapper, key_set(jwk()))
-    (kept,) = wrapper.home.glob("jwks-*")
-    kept.write_text(kept.read_text().replace(f'"fetched_s": {wrapper.now_s}', f'"fetched_s": {wrapper.now_s + 86400}'))
-    assert str(wrapper.now_s + 86400) in kept.read_text()
-    asked = threading.Event()
-
-    def fetch(*_: object) -> bytes:
-        asked.set()
-        return key_set(jwk())
-
-    keys = Keys("https://idp.acme.com/keys?k=s3cret", wrapper.home, fetch=fetch)
-    wrapper.file.write_text(token())
-    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print, keys=keys)
-    assert told(source.begin()) == "alice"
-    assert asked.wait(30)
-
-
-def test_keys_that_cannot_be_read_are_reported(wrapper: Wrapper) -> None:
-    wrapper.jwks.unlink()
-    wrapper.file.write_text(token())
-    source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=1, notify=print)
-    assert told(source.begin()) == f"keys cannot be fetched from {wrapper.jwks}: No such file or directory"
+def test_cached_keys_with_a_future_time_are_fetched_again(tmp_path: Path) -> None:
+    now_s = Wrapper(tmp_path, answers=[key_set(jwk())]).now_s
+    (kept,) = tmp_path.glob("jwks-*")
+    kept.write_text(kept.read_text().replace(f'"fetched_s": {now_s}', f'"fetched_s": {now_s + 86400}'))
+    assert str(now_s + 86400) in kept.read_text()
+    remote = Wrapper(tmp_path, answers=[key_set(jwk())])
+    assert (remote.has(token()), remote.asked) == ("alice", 1)
 
 
 @pytest.mark.posix
@@ -274,17 +183,6 @@ def test_a_token_file_that_others_can_read_is_warned_of_once(
     wrapper.source.examine()
     said = f"others can read the token in {wrapper.file} (mode {mode:04o}): chmod 600 {wrapper.file}"
     assert wrapper.lines == ([said] if warned else [])
-
-
-@pytest.mark.posix
-def test_a_replaced_token_file_is_not_warned_of_again(wrapper: Wrapper) -> None:
-    for mode in (0o644, 0o600, 0o666, 0o644):
-        new = wrapper.home / "new"
-        new.write_text(token(sub=f"user {mode}"))
-        new.chmod(mode)
-        new.replace(wrapper.file)
-        wrapper.source.poll()
-    assert len([line for line in wrapper.lines if line.startswith("others can read")]) == 1
 
 
 @pytest.mark.posix

@@ -1,6 +1,8 @@
 """A token file and the token source of a wrapper, with a clock that the test moves."""
 
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,31 @@ from mcpguard.identity.claims import Expected
 from mcpguard.identity.jwt_settings import JwtSettings
 from mcpguard.identity.keys import Keys
 from mcpguard.identity.token import TokenSource
+from tests.end_to_end.host import until
 from tests.provider import AUDIENCE, ISSUER, jwk, key_set
 
 CONFIGURED = Identity("", "jwt", "crm")
+URL = "https://idp.acme.com/keys?k=s3cret"
 
 
 class Wrapper:
-    """The token source of a wrapper, with a clock that the test moves."""
+    """The token source of a wrapper, with a clock that the test moves. Keys are in a file, unless `answers` are given.
+
+    Args:
+        home: The folder of all files.
+        published: The keys in the file.
+        answers: What a provider at `URL` answers, one after another; then always the last.
+        algorithms: The algorithms that are allowed.
+        environ: The environment.
+    """
 
     def __init__(
-        self, home: Path, *published: dict[str, Any], algorithms: tuple[str, ...] = ("RS256",), **environ: str
+        self,
+        home: Path,
+        *published: dict[str, Any],
+        answers: Sequence[bytes | Exception] = (),
+        algorithms: tuple[str, ...] = ("RS256",),
+        **environ: str,
     ) -> None:
         self.home = home
         self.file = home / "token"
@@ -28,16 +45,30 @@ class Wrapper:
         self.settings = JwtSettings(Expected(ISSUER, (AUDIENCE,)), self.jwks, algorithms, self.file, home)
         self.now_s = time.time()
         self.lines: list[str] = []
-        self.keys = Keys(self.jwks, home, clock=lambda: self.now_s, wall=lambda: self.now_s)
+        self.asked = 0
+        self.go_on = threading.Event()  # cleared, it keeps the provider from answering
+        self.go_on.set()
+        self._answers = answers
+        place = URL if answers else self.jwks
+        self.keys = Keys(place, home, clock=lambda: self.now_s, wall=lambda: self.now_s, fetch=self._fetch)
+        self.keys.wait(30)
         self.source = TokenSource(
             self.settings,
             CONFIGURED,
             environ,
-            budget_ms=250,
+            budget_ms=30_000,
             notify=self.lines.append,
             keys=self.keys,
             clock=lambda: self.now_s,
         )
+
+    def _fetch(self, *_: object) -> bytes:
+        self.asked += 1
+        assert self.go_on.wait(30)
+        answer = self._answers[min(self.asked, len(self._answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def has(self, text: str | bytes) -> str:
         """Write a token to the file; return the user that it names, or why it is rejected."""
@@ -47,7 +78,9 @@ class Wrapper:
         return told(self.source.begin())
 
     def polls(self) -> str:
-        return told(self.source.poll(for_call=True))
+        found = told(self.source.poll(for_call=True))
+        until(lambda: not self.keys.is_fetching, "the end of a fetch")
+        return found
 
 
 def told(found: Identity | Unauthenticated | None) -> str:

@@ -4,11 +4,13 @@ import contextlib
 import gzip
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from tests.web_server import reply, serving
 
 MESSAGES: dict[str, Any] = {"/v1/traces": ExportTraceServiceRequest, "/v1/metrics": ExportMetricsServiceRequest}
 
@@ -34,6 +36,14 @@ class Receiver:
         self.metrics: dict[str, Any] = {}
         self.resources: list[dict[str, object]] = []
         self.came = threading.Condition()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers["content-length"]))
+        self.headers.append({name.lower(): value for name, value in handler.headers.items()})
+        status, more = self.answers.pop(0) if self.answers else (200, {})
+        if status == 200:
+            self.take(handler.path, gzip.decompress(body))
+        reply(handler, status, more)
 
     def take(self, path: str, body: bytes) -> None:
         message = MESSAGES[path]()
@@ -67,30 +77,6 @@ def values(attributes: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def receiving() -> Iterator[Receiver]:
     """A receiver on a free port of this machine."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            receiver.headers.append({name.lower(): value for name, value in self.headers.items()})
-            status, more = receiver.answers.pop(0) if receiver.answers else (200, {})
-            if status == 200:
-                receiver.take(self.path, gzip.decompress(body))
-            self.send_response(status)
-            for name, value in more.items():
-                self.send_header(name, value)
-            self.send_header("content-length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver = Receiver(server.server_port)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with serving(lambda handler: receiver.answer(handler)) as server:
+        receiver = Receiver(server.server_port)
         yield receiver
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -12,10 +12,10 @@ import pytest
 from mcpguard import __version__, config
 from mcpguard.errors import ConfigError, McpguardError
 from mcpguard.reading import telemetry
-from mcpguard.reading.telemetry import Collector, Exporter, Options, Position, Rejected, Telemetry, Unreached
+from mcpguard.reading.telemetry import Collector, Exporter, Position, Rejected, Telemetry, Unreached
 from mcpguard.session.audit import Outcome, Row
 from mcpguard.stores.api import Options as StoreOptions
-from mcpguard.stores.api import Store, StoredRow, Wanted
+from mcpguard.stores.api import Store, Wanted
 from mcpguard.stores.redis.address import RedisAddress
 from mcpguard.stores.sqlite.store import SqliteStore
 from tests.reading.receiver import Receiver, receiving, values
@@ -108,8 +108,9 @@ class Bench:
 
         url = url or self.receiver.url
         with contextlib.closing(Position(self.folder, settings.address.shown, "default", url)) as position:
-            options = Options(wanted, with_user=with_user, follow=follow)
-            exporter = Exporter(settings, Collector(url, PATIENCE_S), position, options, said.append, wait)
+            made = Telemetry("mcpguard", "default", with_user=with_user)
+            collector = Collector(url, PATIENCE_S)
+            exporter = Exporter(settings, made, collector, position, wanted, follow=follow, say=said.append, sleep=wait)
             with contextlib.suppress(Ended):
                 exporter.run()
         return exporter.sent, said, waits
@@ -492,17 +493,12 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
     assert telemetry.HEADERS in caught.value.hint
 
 
-def sent(receiver: Receiver, telemetry_: Telemetry, *rows: StoredRow) -> None:
-    """Send the metrics of rows."""
-    message = telemetry_.metrics(rows)
-    assert message
-    Collector(receiver.url, PATIENCE_S).send(message)
-
-
 def test_a_name_that_is_not_unicode_can_be_sent(bench: Bench) -> None:
     one = stored(0, "denied", user="\ud800", tool="\ud800", trace_id="4bf92f3577b34da6a3ce929d0e0e4736")
     made = Telemetry("\ud800", "n", with_user=True)
-    Collector(bench.receiver.url, PATIENCE_S).send(made.spans([one]))
-    sent(bench.receiver, made, one)
+    collector = Collector(bench.receiver.url, PATIENCE_S)
+    for message in (made.spans([one]), made.metrics([one])):
+        assert message
+        collector.send(message)
     assert [span.name for span in bench.receiver.spans] == ["tools/call ?"]
     assert bench.receiver.counts("user.name") == {("?",): 1}

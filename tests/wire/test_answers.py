@@ -4,7 +4,6 @@ import itertools
 import json
 import tracemalloc
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -82,11 +81,6 @@ def test_an_id_that_the_server_wrote_as_a_double_is_the_integer(order: str) -> N
         assert (read_large(line) if result else [read_answer(line)]) == [Answer("7", outcome)]
 
 
-def test_keys_written_with_escapes_are_recognised() -> None:
-    assert read_answer(b'{"jsonrpc":"2.0","\\u0069d":7,"result":{}}') == Answer("7", "ok")
-    assert read_answer(b'{"id":7,"\\u0072esult":{"isError":true}}') == Answer("7", "tool_error")
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -138,15 +132,6 @@ def test_text_that_only_looks_like_an_escape_stays_text() -> None:
     assert read_answer(rb'{"\\u0069d":7,"result":{}}') is None
 
 
-@pytest.mark.parametrize("member", ["1", "{}", "[]", '{"id":1}', '{"id":1,"result":{"isError":true}}'])
-def test_a_batch_of_any_number_of_members_is_parsed_once(monkeypatch: pytest.MonkeyPatch, member: str) -> None:
-    calls = [Mock(wraps=json.loads), Mock(wraps=json.dumps)]
-    monkeypatch.setattr(json, "loads", calls[0])
-    monkeypatch.setattr(json, "dumps", calls[1])
-    assert len(read_batch(f"[{','.join([member] * 1000)}]".encode())) == 1000 * ("id" in member)
-    assert [one.call_count for one in calls] == ["id" in member, 0]
-
-
 def read_large(frame: bytes) -> list[Answer | None]:
     """What is read of a line of a large answer, which comes in chunks."""
     reader = AnswerLines()
@@ -193,14 +178,6 @@ def test_an_input_required_result_states_what_the_retry_has_to_carry() -> None:
         assert read_answer(line) == Answer("1", "ok", RetryInput(None, frozenset()))
     odd = {"resultType": "input_required", "requestState": 5, "inputRequests": ["who"]}
     assert read({"id": 1, "result": odd}) == Answer("1", "ok", RetryInput(None, frozenset()))
-
-
-def test_only_the_id_and_an_error_are_read_from_the_ends_of_a_line() -> None:
-    ok, ok_id_last = orders(7, result={"isError": True})[0], orders(7, result={"isError": True})[2]
-    assert read_answer(ok, whole=False) == read_answer(ok_id_last, whole=False) == Answer("7", "unparsed")
-    assert read_answer(orders(7, error={})[0], whole=False) == Answer("7", "rpc_error")
-    assert read_answer(orders(7, error={})[2], whole=False) == Answer("7", "rpc_error")
-    assert read_answer(orders(7, result={})[4], whole=False) == Answer("7", "unparsed")
 
 
 @pytest.mark.parametrize("file", sorted({entry["file"] for entry in CORPUS}))
@@ -253,10 +230,6 @@ def test_the_chunks_of_a_stream_make_no_difference_to_its_answers(lines: list[by
     assert found == [answer for answer in map(read_answer, complete) if answer]
 
 
-def big(kind: str, size: int, **head: object) -> bytes:
-    return next(iter(orders(7, **{kind: head | {"text": "x" * size}})))
-
-
 @pytest.mark.parametrize("first", [1, 10, 25, 60, 65_536])
 @pytest.mark.parametrize(("at", "wanted"), [(0, Answer("7", "unparsed")), (2, Answer("7", "unparsed"))])
 def test_a_frame_too_large_to_parse_is_an_answer_however_its_first_bytes_were_cut(at: int, wanted: Answer, first: int) -> None:
@@ -289,23 +262,6 @@ def test_an_endless_frame_takes_bounded_memory(start: bytes) -> None:
         tracemalloc.stop()
     assert peak < 4 * MAX_PARSED_ANSWER_BYTES
     assert not reader.is_between_frames
-
-
-def test_a_line_that_comes_in_chunks_is_read_with_the_lines_after_it() -> None:
-    reader = AnswerLines()
-    assert reader.feed(b'{"jsonrpc":"2.0","id":7,') == []
-    assert not reader.is_between_frames
-    assert reader.feed(b'"result":{}}\n{"id":8,"result":{}}\n{"method":"n"}\n{"id"') == [
-        (b'{"jsonrpc":"2.0","id":7,"result":{}}', True),
-        (b'{"id":8,"result":{}}', True),
-    ]
-    assert reader.feed(b':9,"result":{}}\n') == [(b'{"id":9,"result":{}}', True)]
-
-
-def test_an_answer_is_read_if_a_chunk_in_its_middle_begins_like_a_notification() -> None:
-    reader = AnswerLines()
-    chunks = [b'{"jsonrpc":"2.0","id":1,"result":{"x":', b'{"jsonrpc":"2.0","method":"n"}', b"}}\n"]
-    assert [line for chunk in chunks for line in reader.feed(chunk)] == [(b"".join(chunks)[:-1], True)]
 
 
 @pytest.mark.parametrize(

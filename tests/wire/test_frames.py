@@ -3,14 +3,12 @@
 import itertools
 import json
 import re
-import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.wire import frames
 from mcpguard.wire.frames import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -18,7 +16,6 @@ from mcpguard.wire.frames import (
     PARSE_ERROR,
     Frame,
     LineSplitter,
-    LongInteger,
     Reader,
     Refusal,
     escape_line_separators,
@@ -201,7 +198,10 @@ def test_a_byte_order_mark_before_the_first_line_is_dropped(first: list[bytes]) 
     "lines", [[PING, MARK + PING], [MARK + PING, MARK + PING], [Refusal(PARSE_ERROR, "long"), MARK + PING]]
 )
 def test_a_later_byte_order_mark_is_refused(lines: list[bytes | Refusal]) -> None:
-    assert Reader().read(lines)[1] == Refusal(PARSE_ERROR, "not valid JSON")
+    reader = Reader()
+    first, second = (reader.read([line]) for line in lines)
+    assert (len(first), second) == (1, [Refusal(PARSE_ERROR, "not valid JSON")])
+    assert reader.read([]) == []
 
 
 def test_a_second_byte_order_mark_before_the_first_line_is_refused() -> None:
@@ -210,17 +210,6 @@ def test_a_second_byte_order_mark_before_the_first_line_is_refused() -> None:
 
 def test_a_method_written_with_escapes_is_recognised() -> None:
     assert frame('{"id":1,"method":"tools\\/c\\u0061ll","params":{"\\u006eame":"x"}}').is_call
-
-
-def test_a_long_integer_in_a_batch_passes_unchanged() -> None:
-    members = [f'{{"id":{LONG},"method":"ping"}}', '{"method":"pong"}']
-    parsed = parse(f"[{members[0]} , {members[1]}]".encode())
-    assert [message.raw for message in parsed if isinstance(message, Frame)] == [text.encode() for text in members]
-
-
-def test_long_integers_are_kept_as_text() -> None:
-    assert frames.id_text(LongInteger(LONG)) == LONG
-    assert frames.id_text(True) is None
 
 
 @pytest.mark.parametrize("bracket", ["[]", "{}"])
@@ -240,14 +229,6 @@ def test_nesting_over_512_is_refused(bracket: str) -> None:
     assert isinstance(one(nested(MAX_DEPTH)), Frame)
     deeper = refusal(nested(MAX_DEPTH + 1))
     assert (deeper.code, deeper.id, deeper.answered) == (PARSE_ERROR, "null", True)
-
-
-def test_nesting_is_counted_behind_arrays_that_have_ended_too() -> None:
-    def nested(depth: int) -> str:
-        return f'{{"method":"a","params":{{"x":[[],[]],"y":{"[" * (depth - 2)}{"]" * (depth - 2)}}}}}'
-
-    assert isinstance(one(nested(512)), Frame)
-    assert refusal(nested(513)).code == PARSE_ERROR
 
 
 def test_brackets_in_strings_or_side_by_side_do_not_count_as_nesting() -> None:
@@ -528,27 +509,3 @@ def test_a_line_one_byte_over_the_maximum_is_refused() -> None:
     assert splitter.feed(b"dddd\n") == [b"dddd"]
     assert splitter.feed(b"ddddd\n") == [Refusal(PARSE_ERROR, "longer than 4 bytes")]
     assert splitter.finish() == []
-
-
-def test_an_unterminated_last_line_counts_and_blank_lines_do_not() -> None:
-    splitter = LineSplitter()
-    splitter.feed(b"a\n \r\nb")
-    assert splitter.finish() == [b"b"]
-    assert splitter.feed(b" \t\r\n") == []
-    assert splitter.feed(b" \t\r") == []
-    assert splitter.finish() == []
-
-
-def test_a_line_that_is_too_long_takes_no_memory() -> None:
-    splitter = LineSplitter(100_000)
-    tracemalloc.start()
-    try:
-        for _ in range(400):
-            assert splitter.feed(bytes([120]) * 65_536) == []
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 1_000_000
-    (too_long, after) = splitter.feed(b"\n{}\n")
-    assert isinstance(too_long, Refusal)
-    assert after == b"{}"

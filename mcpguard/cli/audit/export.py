@@ -161,11 +161,13 @@ def _send(settings: Settings, url: str, wanted: Wanted, *, with_user: bool, foll
     from mcpguard.reading import telemetry
 
     url = telemetry.checked_url(url, os.environ)
-    options = telemetry.Options(wanted, os.environ.get(telemetry.SERVICE) or "mcpguard", with_user, follow)
+    service = os.environ.get(telemetry.SERVICE) or "mcpguard"
+    made = telemetry.Telemetry(service, settings.namespace, with_user=with_user)
     try:
         position = telemetry.Position(state_folder(os.environ), settings.address.shown, settings.namespace, url)
         with contextlib.closing(position):
-            exporter = telemetry.Exporter(settings, telemetry.Collector(url), position, options, say)
+            collector = telemetry.Collector(url)
+            exporter = telemetry.Exporter(settings, made, collector, position, wanted, follow=follow, say=say)
             exporter.run()
     except OSError as error:
         hint = "check that the folder is writable and the disk is not full"

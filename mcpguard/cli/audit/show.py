@@ -42,10 +42,10 @@ def shown_as_json(shown: Shown, policy: Policy) -> dict[str, object]:
         ],
         "limits": [
             {
-                "rule": limit.rule,
-                "limit": limit.limit,
-                "window": limit.window or None,
-                **({} if limit.counts == "calls" else {"counts": limit.counts}),
+                "rule": limit.reported.rule,
+                "limit": limit.reported.limit,
+                "window": limit.reported.window,
+                **({"counts": limit.reported.counts} if limit.reported.counts else {}),
                 "counter": _counter_text(shown.counters.get(at)),
                 "then": _then_as_json(limit, shown.record),
                 "now": None if at not in shown.counters else _now_as_json(shown.counters[at]),
@@ -57,11 +57,11 @@ def shown_as_json(shown: Shown, policy: Policy) -> dict[str, object]:
 
 
 def _then_as_json(limit: LimitThen, record: Mapping[str, object]) -> dict[str, object]:
-    left = limit.left
+    n, left = limit.reported.limit, limit.left
     return {
-        "used": None if limit.limit is None or left is None else limit.limit - left,
+        "used": None if n is None or left is None else n - left,
         "remaining": left,
-        "count": record.get("count") if limit.is_reported else None,
+        "count": record.get("count") if limit.decided else None,
         "retry_after_ms": limit.retry_after_ms,
     }
 
@@ -112,11 +112,13 @@ def print_shown(shown: Shown, policy: Policy, file: str) -> None:
 
 
 def _print_limit(limit: LimitThen, now: Headroom | None, record: Mapping[str, object]) -> None:
-    if limit.limit is None:
+    reported = limit.reported
+    if reported.limit is None:
         paragraph("deny: it counts nothing", indent="    ")
         return
-    paragraph(f"{limit.text} for {_counter_text(now)}" if now else limit.text, indent="    ")
-    word = "in flight" if limit.counts == "concurrent" else "used"
+    text = reported.limit_text
+    paragraph(f"{text} for {_counter_text(now)}" if now else text, indent="    ")
+    word = "in flight" if reported.counts == "concurrent" else "used"
     then = _then_as_json(limit, record)
     parts = _parts(then, word)
     parts += (
@@ -127,7 +129,7 @@ def _print_limit(limit: LimitThen, now: Headroom | None, record: Mapping[str, ob
     if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now:
-        of = "" if now.reported.limit == limit.limit else f" of {now.reported.limit}"
+        of = "" if now.reported.limit == reported.limit else f" of {now.reported.limit}"
         paragraph(f"now:  {', '.join(_parts(_now_as_json(now), word, of))}", indent="      ")
 
 

@@ -1,4 +1,4 @@
-"""Fetches a small document over HTTPS, or posts one. Its size is bounded, and so is each wait."""
+"""Small exchanges over HTTPS: fetches a document, or posts one. Its size is bounded, and so is each wait."""
 
 import os
 import socket
@@ -10,8 +10,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from mcpguard.identity.jwt_settings import is_loopback
 from mcpguard.light_typing import Final
+from mcpguard.urls import is_loopback
 
 _HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 """No compression: a few kilobytes could expand to gigabytes."""

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from mcpguard.identity.fetch import FetchError, get
+from mcpguard.https import FetchError, get
 from mcpguard.identity.keys import Keys
 from tests.provider import KeyServer, key
 
@@ -59,7 +59,8 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", found)
 
 
-def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -90,65 +91,65 @@ def drip(sending: BufferedIOBase, beginning: bytes, ended: threading.Event) -> N
             sending.flush()
 
 
-def test_get_returns_the_bytes_that_the_server_sends(server: KeyServer) -> None:
-    assert get(server.url, 30, 1 << 20) == server.body
+def test_get_returns_the_bytes_that_the_server_sends(keys: KeyServer) -> None:
+    assert get(keys.url, 30, 1 << 20) == keys.body
 
 
 @pytest.mark.parametrize("status", [204, 401, 404, 500, 503])
-def test_a_status_other_than_200_is_an_error_that_names_it(server: KeyServer, status: int) -> None:
-    server.status = status
-    server.body = b""
-    assert fails(server.url) == f"it answers with HTTP status {status}"
+def test_a_status_other_than_200_is_an_error_that_names_it(keys: KeyServer, status: int) -> None:
+    keys.status = status
+    keys.body = b""
+    assert fails(keys.url) == f"it answers with HTTP status {status}"
 
 
-def test_reading_stops_when_a_document_exceeds_the_size_limit(server: KeyServer) -> None:
-    server.body = b"x" * (10 << 20)
-    assert fails(server.url) == f"its answer is longer than {1 << 20} bytes"
+def test_reading_stops_when_a_document_exceeds_the_size_limit(keys: KeyServer) -> None:
+    keys.body = b"x" * (10 << 20)
+    assert fails(keys.url) == f"its answer is longer than {1 << 20} bytes"
 
     def endless(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
-        while not server.ended.is_set():
+        while not keys.ended.is_set():
             handler.wfile.write(b"x" * 65536)
 
-    server.behaviour = endless
-    assert fails(server.url) == f"its answer is longer than {1 << 20} bytes"
+    keys.behaviour = endless
+    assert fails(keys.url) == f"its answer is longer than {1 << 20} bytes"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "br", "x"])
-def test_a_compressed_document_is_refused_and_never_expanded(server: KeyServer, encoding: str) -> None:
-    server.headers = {"Content-Encoding": encoding}
-    server.body = gzip.compress(gzip.compress(b"\0" * (10 << 20)))
-    assert fails(server.url) == "its answer is compressed, although it was asked for an uncompressed one"
+def test_a_compressed_document_is_refused_and_never_expanded(keys: KeyServer, encoding: str) -> None:
+    keys.headers = {"Content-Encoding": encoding}
+    keys.body = gzip.compress(gzip.compress(b"\0" * (10 << 20)))
+    assert fails(keys.url) == "its answer is compressed, although it was asked for an uncompressed one"
 
 
-def test_a_truncated_document_is_an_error(server: KeyServer) -> None:
-    server.behaviour = lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + server.body[:9])
-    assert fails(server.url) == "it does not speak HTTP"
+def test_a_truncated_document_is_an_error(keys: KeyServer) -> None:
+    keys.behaviour = lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + keys.body[:9])
+    assert fails(keys.url) == "it does not speak HTTP"
 
 
 @pytest.mark.parametrize(
     "beginning", [b"", b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["status", "header", "body"]
 )
-def test_nobody_waits_for_a_server_that_sends_byte_by_byte(server: KeyServer, tmp_path: Path, beginning: bytes) -> None:
-    server.behaviour = lambda handler: drip(handler.wfile, beginning, server.ended)
-    gives_up(server.url, tmp_path)
+def test_nobody_waits_for_a_server_that_sends_byte_by_byte(keys: KeyServer, tmp_path: Path, beginning: bytes) -> None:
+    keys.behaviour = lambda handler: drip(handler.wfile, beginning, keys.ended)
+    gives_up(keys.url, tmp_path)
 
 
-def test_reading_ends_when_the_time_is_over(server: KeyServer) -> None:
-    server.behaviour = lambda handler: drip(handler.wfile, b"HTTP/1.1 200 OK\r\n\r\n", server.ended)
-    times_out(server.url)
+def test_reading_ends_when_the_time_is_over(keys: KeyServer) -> None:
+    keys.behaviour = lambda handler: drip(handler.wfile, b"HTTP/1.1 200 OK\r\n\r\n", keys.ended)
+    times_out(keys.url)
 
 
-def test_a_server_that_sends_nothing_or_accepts_no_connection_times_out(server: KeyServer) -> None:
-    server.behaviour = lambda _: server.pause()
-    times_out(server.url)
+def test_a_server_that_sends_nothing_or_accepts_no_connection_times_out(keys: KeyServer) -> None:
+    keys.behaviour = lambda _: keys.pause()
+    times_out(keys.url)
     with silent("127.0.0.1") as port:
         times_out(f"http://127.0.0.1:{port}/")
 
 
-def test_garbage_and_a_refused_connection_are_one_line_errors(server: KeyServer) -> None:
-    server.behaviour = lambda handler: handler.wfile.write(b"\x00\xff" * 99)
-    assert fails(server.url) == "it does not speak HTTP"
+def test_garbage_and_a_refused_connection_are_one_line_errors(keys: KeyServer) -> None:
+    keys.behaviour = lambda handler: handler.wfile.write(b"\x00\xff" * 99)
+    assert fails(keys.url) == "it does not speak HTTP"
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert fails(f"http://127.0.0.1:{port}/") in REFUSED
@@ -178,12 +179,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def secure(server: KeyServer, certificate: Path) -> KeyServer:
+def secure(keys: KeyServer, certificate: Path) -> KeyServer:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    server.server.socket = context.wrap_socket(server.server.socket, server_side=True)
-    server.url = server.url.replace("http:", "https:")
-    return server
+    keys.server.socket = context.wrap_socket(keys.server.socket, server_side=True)
+    keys.url = keys.url.replace("http:", "https:")
+    return keys
 
 
 def test_a_certificate_must_be_trusted(secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +197,14 @@ def test_a_certificate_for_another_name_is_an_error_without_a_full_stop(
     secure: KeyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    without_proxy(monkeypatch)
     resolve_to(monkeypatch, "127.0.0.1")
     error = fails(secure.url.replace("127.0.0.1", "idp.test"))
     assert error.startswith("its certificate is not trusted: ")
     assert error.endswith("certificate is not valid for 'idp.test'")
 
 
-def test_a_server_without_tls_at_an_https_url_is_a_one_line_error(server: KeyServer) -> None:
-    assert fails(server.url.replace("http:", "https:")).startswith("the TLS handshake fails: ")
+def test_a_server_without_tls_at_an_https_url_is_a_one_line_error(keys: KeyServer) -> None:
+    assert fails(keys.url.replace("http:", "https:")).startswith("the TLS handshake fails: ")
 
 
 def test_certificates_that_cannot_be_read_are_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_a_server_that_never_starts_the_tls_handshake_times_out() -> None:
 
 @pytest.mark.parametrize("is_proxy", [True, False])
 def test_nobody_waits_for_a_proxy_or_a_tls_handshake_byte_by_byte(
-    server: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_proxy: bool
+    keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_proxy: bool
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -232,11 +232,10 @@ def test_nobody_waits_for_a_proxy_or_a_tls_handshake_byte_by_byte(
                 with client, client.makefile("wb") as sending:
                     client.recv(65536)
                     begin = b"HTTP/1.1 200 OK\r\nX-Long: " if is_proxy else b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"
-                    drip(sending, begin, server.ended)
+                    drip(sending, begin, keys.ended)
 
         threading.Thread(target=serve, daemon=True).start()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        without_proxy(monkeypatch)
         monkeypatch.setenv("https_proxy", f"http://{address}")
         gives_up("https://idp.acme.com/keys" if is_proxy else f"https://{address}/", tmp_path)
 
@@ -248,16 +247,14 @@ def test_nobody_waits_for_all_addresses_of_a_host(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
-def test_the_next_address_is_tried_in_time_if_the_first_one_is_silent(
-    server: KeyServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    port = server.server.server_port
+def test_the_next_address_is_tried_in_time_if_the_first_one_is_silent(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = keys.server.server_port
     with silent("127.0.0.2", port):
         resolve_to(monkeypatch, "127.0.0.2", "127.0.0.1")
-        assert get(f"http://localhost:{port}/", 1.0, 1 << 20) == server.body
+        assert get(f"http://localhost:{port}/", 1.0, 1 << 20) == keys.body
 
 
-@pytest.mark.parametrize("what", ["socket.getaddrinfo", "mcpguard.identity.fetch.proxy_bypass"])
+@pytest.mark.parametrize("what", ["socket.getaddrinfo", "mcpguard.https.proxy_bypass"])
 def test_nobody_waits_for_a_name_server_or_the_systems_proxy_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
 ) -> None:
@@ -267,7 +264,6 @@ def test_nobody_waits_for_a_name_server_or_the_systems_proxy_settings(
         ended.wait()
         raise socket.gaierror(socket.EAI_AGAIN, "too late")
 
-    without_proxy(monkeypatch)
     monkeypatch.setattr(what, hang)
     gives_up("https://idp.acme.com/keys", tmp_path)
     ended.set()
@@ -278,7 +274,6 @@ def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.
     def unknown(*_: object, **__: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    without_proxy(monkeypatch)
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert fails(f"https://{host}/keys") == "its name cannot be resolved"
 
@@ -295,7 +290,6 @@ def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        without_proxy(monkeypatch)
         monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.getsockname()[1]}")
         said = fails("https://idp.acme.com/keys")
         thread.join(30)
@@ -306,7 +300,6 @@ def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
 def test_an_https_proxy_that_is_not_an_http_proxy_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
-    without_proxy(monkeypatch)
     monkeypatch.setenv("https_proxy", proxy)
     assert fails("https://idp.acme.com/keys") == "the proxy that https_proxy names is not an HTTP proxy"
 
@@ -314,24 +307,23 @@ def test_an_https_proxy_that_is_not_an_http_proxy_is_a_one_line_error(monkeypatc
 def test_no_proxy_exempts_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    without_proxy(monkeypatch)
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "acme.com")
     resolve_to(monkeypatch, "127.0.0.1")
     assert fails(f"https://idp.acme.com:{port}/keys") in REFUSED
 
 
-def test_this_machine_is_reached_without_any_proxy(server: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_machine_is_reached_without_any_proxy(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "socks5://127.0.0.1:1")
-    assert get(server.url, 30, 1 << 20) == server.body
+    assert get(keys.url, 30, 1 << 20) == keys.body
 
 
 # What is sent
 
 
 def test_neither_cookies_nor_passwords_are_sent_and_no_redirect_is_followed(
-    server: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
     netrc.write_text("default login alice password s3cret\n")
@@ -347,9 +339,9 @@ def test_neither_cookies_nor_passwords_are_sent_and_no_redirect_is_followed(
         handler.send_header("Location", "/again?s3cret")
         handler.end_headers()
 
-    server.behaviour = redirect
+    keys.behaviour = redirect
     for asked in (1, 2):
-        assert fails(server.url) == "it redirects to another address: configure that one"
+        assert fails(keys.url) == "it redirects to another address: configure that one"
         assert len(received) == asked
     assert not any({"cookie", "authorization"} & set(headers) for headers in received)
     assert {headers["accept-encoding"] for headers in received} == {"identity"}
