@@ -173,11 +173,6 @@ def parse(
     return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=top.get("wait", 0), is_starter=is_starter)
 
 
-def untouched(policy: Policy) -> set[int]:
-    """The indexes of the starter rules that are in a policy as they were, except for their `per`, which has changed once."""
-    return {at for at, rule in enumerate(policy.rules) if rule.is_like_starter}
-
-
 _T = TypeVar("_T", bound=Rule | Cost)
 _Parse = Callable[[dict[str, object], int, list[Fault]], _T | None]
 
