@@ -110,7 +110,8 @@ def set_(
     if not limits and concurrent is None:
         raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
     _parsed(parse_rule, table)
-    edit, at = put(settings.policy, table)
+    edit = put(settings.policy, table)
+    at = edit.at
     _say_new_file(settings, edit)
     echo(f"{settings.policy}: {_what_changed(edit, at)}")
     echo(sentences(edit.after)[at])
@@ -152,7 +153,8 @@ def _number(text: str | None) -> int | str | None:
 def _set_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     _parsed(parse_cost, table)
-    edit, at = put_cost(settings.policy, table)
+    edit = put_cost(settings.policy, table)
+    at = edit.at
     _say_new_file(settings, edit)
     was = edit.before.costs[at].units if at < len(edit.before.costs) else None
     cost = edit.after.costs[at]
@@ -219,10 +221,9 @@ def unset(settings: Settings, count: Counts | None, concurrent: bool, cost: bool
 def _unset_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     cost = _parsed(parse_cost, table)
-    found = take_out_cost(settings.policy, cost, named=settings.policy_named)
-    if found is None:
+    gone = take_out_cost(settings.policy, cost, named=settings.policy_named)
+    if gone is None:
         raise McpguardError(f"{settings.policy}: no cost for {cost.pattern.text}", "see them with mcpguard policy show")
-    gone, _ = found
     echo(f"{settings.policy}: removed {cost_label(gone._replace(line=0))} (it was {gone.units:,})")
 
 
