@@ -281,11 +281,10 @@ def text_of(content: bytes, *, source: str) -> str:
 def _not_toml(error: Exception, text: str) -> _Mark:
     if text.startswith("\ufeff"):
         return _Mark(0, 1, "begins with a byte order mark", "save the file as UTF-8 without one")
-    words, at = str(error), len(text)
-    if found := re.search(r"\(at line (\d+), column (\d+)\)", words):
-        before = text.split("\n")[: int(found[1]) - 1]
-        at = sum(map(len, before)) + len(before) + int(found[2]) - 1
-    reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
+    from mcpguard.documents.toml import reason_and_place  # only for error messages
+
+    reason, place = reason_and_place(text, str(error))
+    at = len(text) if place is None else place
     line = text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0]
     hint = 'put text in quotes: tool = "search", limit = "100/1h"'
     if isinstance(error, RecursionError):
