@@ -44,50 +44,13 @@ def test_it_parses_no_other_command(argv: list[str]) -> None:
 
 
 HEAVY = {
-    "anyio",
-    "asyncio",
-    "click",
-    "copy",
-    "dataclasses",
-    "hashlib",
-    "httpx2",
-    "inspect",
-    "jwt",
-    "logging",
-    "mcp",
-    "mcpguard.identity.jwt_settings",
-    "mcpguard.identity.token",
-    "mcpguard.wire.skim",
-    "mcpguard.alerts",
-    "mcpguard.policy.lint",
-    "pathlib",
-    "redis",
-    "rich",
-    "ssl",
-    "tomli_w",
+    *"anyio asyncio click copy dataclasses hashlib httpx2 inspect jwt logging mcp pathlib redis rich ssl tomli_w".split(),
+    *"mcpguard.identity.jwt_settings mcpguard.identity.token mcpguard.wire.skim mcpguard.alerts mcpguard.policy.lint".split(),
 }
-
-
 LATER = {
-    "array",
-    "binascii",
-    "bisect",
-    "bz2",
-    "datetime",
-    "lzma",
-    "math",
-    "mcpguard.wire.form",
-    "mcpguard.policy.model",
-    "mcpguard.identity.server_name",
-    "mcpguard.session.machine",
-    "mcpguard.relay.bookkeeper",
-    "mcpguard.stores.api",
-    "platformdirs",
-    "shutil",
-    "sqlite3",
-    "tomllib",
-    "urllib.parse",
-    "zlib",
+    *"array binascii bisect bz2 datetime lzma math platformdirs shutil sqlite3 tomllib urllib.parse zlib".split(),
+    *"mcpguard.wire.form mcpguard.policy.model mcpguard.identity.server_name mcpguard.session.machine".split(),
+    *"mcpguard.relay.bookkeeper mcpguard.stores.api".split(),
 }
 
 
