@@ -156,15 +156,16 @@ def _costs(policy: Policy) -> Iterator[str]:
     """Warn of costs that nothing counts, and of costs above a whole limit."""
     counting = [(rule, at) for rule, at in policy.parts if rule.counts == "cost" and rule.rates]
     for cost in policy.costs:
+        name = f"{f'line {cost.pattern.line}: ' if cost.pattern.line else ''}{cost_text(cost)}"
         meeting = [(rule, at) for rule, at in counting if rule.may_meet(cost.pattern)]
         if not meeting:
             hint = 'write count = "cost" in a rule, or remove it'
-            yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
+            yield f"{name} has no effect, because no rule that counts cost applies to its calls; {hint}"
         for rule, at in meeting:
             least = min(rule.rates)
             if cost.units > least.n and not policy.observe and not rule.observe and not _is_replaced(policy, rule, cost):
                 yield (
-                    f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
+                    f"{name}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
                     f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
                 )
 
@@ -179,10 +180,9 @@ def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
     )
 
 
-def cost_label(cost: Cost) -> str:
-    """A `[[cost]]` in a warning: its line if it is known, and its text."""
-    where = cost.pattern.text
-    return f"{f'line {cost.line}: ' if cost.line else ''}the cost of {where if cost.selectors else 'any call'}"
+def cost_text(cost: Cost) -> str:
+    """A `[[cost]]` by the calls that it is for."""
+    return f"the cost of {cost.pattern.text if cost.pattern.selectors else 'any call'}"
 
 
 def _waits(policy: Policy) -> Iterator[str]:

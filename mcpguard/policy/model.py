@@ -294,29 +294,12 @@ class Cost(NamedTuple):
     """One `[[cost]]`: what the calls of some tools take of limits that count cost.
 
     Attributes:
-        selectors: Patterns for `tool` and `server`, as in `Rule`.
+        pattern: A rule that selects the calls, by `tool` and `server`. It has the line of the cost.
         units: 1 or more.
-        line: Its line in the file, from 1; 0 if unknown.
     """
 
-    selectors: dict[str, tuple[str, ...]]
+    pattern: Rule
     units: int
-    line: int = 0
-
-    @property
-    def pattern(self) -> Rule:
-        """A rule with the same selectors."""
-        return Rule(self.selectors, frozenset())
-
-    @property
-    def keys(self) -> list[object]:
-        """What identifies the cost within a policy; see `Rule.keys`."""
-        return self.pattern.keys
-
-    @property
-    def text(self) -> str:
-        """The cost in reports: its selectors."""
-        return self.pattern.text
 
 
 class Policy:

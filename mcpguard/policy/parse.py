@@ -202,10 +202,11 @@ def _parsed(
         own: list[Fault] = []
         parsed = parse_one(table, line, own)
         if parsed is not None:
-            twin = min(numbers.setdefault(key, at + 1) for key in parsed.keys)
+            rule = parsed if isinstance(parsed, Rule) else parsed.pattern
+            twin = min(numbers.setdefault(key, at + 1) for key in rule.keys)
             if twin <= at:
                 hint = 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]'
-                own.append(Fault((), f"the same selectors and per as {kind} {twin}: {parsed.text}", hint))
+                own.append(Fault((), f"the same selectors and per as {kind} {twin}: {rule.text}", hint))
             found.append(parsed)
         faults += [one._replace(path=(kind, at, *one.path)) for one in own]
     return found
@@ -377,4 +378,5 @@ def _cost(table: dict[str, object], line: int, faults: list[Fault]) -> Cost | No
         faults.append(Fault((), "no cost", "add one: cost = 20"))
     if faults:
         return None
-    return Cost({key: found[key] for key in ("tool", "server") if key in found}, found["cost"], line)
+    selectors: dict[str, tuple[str, ...]] = {key: found[key] for key in ("tool", "server") if key in found}
+    return Cost(Rule(selectors, frozenset(), line=line), found["cost"])

@@ -19,7 +19,7 @@ from mcpguard.limiter.plan import SESSION
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
-from mcpguard.policy.lint import Tightness, cost_label, unset_command, warnings
+from mcpguard.policy.lint import Tightness, cost_text, unset_command, warnings
 from mcpguard.policy.model import PER, Policy
 from mcpguard.policy.parse import parse_cost, parse_rule
 from mcpguard.text.printing import plural
@@ -159,7 +159,7 @@ def _set_cost(table: dict[str, Any], settings: Settings) -> None:
     was = edit.before.costs[at].units if at < len(edit.before.costs) else None
     cost = edit.after.costs[at]
     done = "unchanged" if edit.is_unchanged else "added" if was is None else f"changed (it was {was:,})"
-    echo(f"{settings.policy}: {cost_label(cost._replace(line=0))}: {done}")
+    echo(f"{settings.policy}: {cost_text(cost)}: {done}")
     echo(cost_sentence(cost))
     _warn(edit, settings, table)
 
@@ -224,7 +224,7 @@ def _unset_cost(table: dict[str, Any], settings: Settings) -> None:
     gone = take_out_cost(settings.policy, cost, named=settings.policy_named)
     if gone is None:
         raise McpguardError(f"{settings.policy}: no cost for {cost.pattern.text}", "see them with mcpguard policy show")
-    echo(f"{settings.policy}: removed {cost_label(gone._replace(line=0))} (it was {gone.units:,})")
+    echo(f"{settings.policy}: removed {cost_text(gone)} (it was {gone.units:,})")
 
 
 @click.command("mode", Command)
