@@ -276,13 +276,14 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
     named, where = chosen("config")
     file = absolute(named, where=where) if named else accounts.config_file
     values = _read(file, accounts.state, where=where if named else "")
-    if "jwt" in values:
-        _refuse_another_user(file, values, chosen("user"))
     places = {key: f"{file}: {path}" for key, path in _IN_FILE.items()}
     for key in _IN_FILE:
         value, where = chosen(key)
         if value:
             values[key], places[key] = value, where
+    if "jwt" in values and "user" in values:  # one of the two would have no effect
+        hint = f"leave it out, or remove [identity.jwt] from {file}"
+        raise ConfigError(f"{places['user']}: only a verified token may name the user here", hint)
     if any("\ud800" <= char <= "\udfff" for char in str(values.get("namespace", ""))):  # the bytes that are not UTF-8
         raise ConfigError(f"{places['namespace']}: {values['namespace']!r} is not UTF-8", "write MCPGUARD_NAMESPACE=team")
     _setting("denials", DENIALS, values.get("denials", "auto"), places["denials"])
@@ -295,27 +296,23 @@ def load(environ: Mapping[str, str], **options: str | None) -> Settings:
             hint = "configure [identity.jwt] to take users from tokens"
             raise ConfigError(f"{places[key]} holds a token where a name belongs", hint)
     policy, places["policy"] = chosen("policy")
+    warnings: tuple[str, ...] = ()
+    if store := options.get("store"):
+        from mcpguard.stores.address import has_password
+
+        seen = "which other accounts can see in the list of processes"
+        told = f"--store holds a password, {seen}: put the URL into {file} (mode 0600) or MCPGUARD_STORE"
+        warnings = (told,) if has_password(store) else ()
     return Settings(
         policy_path=absolute(policy, where=places["policy"]) if policy else accounts.policy_file,
         policy_named=bool(policy),
         database_path=accounts.database,
         store_password=environ.get("MCPGUARD_STORE_PASSWORD", ""),
         file_path=file,
-        warnings=_warnings(file, options.get("store")),
+        warnings=warnings,
         places=places,
         **values,  # type: ignore[arg-type]
     )
-
-
-def _warnings(file: str, store: str | None) -> tuple[str, ...]:
-    """A warning if the option `--store` holds a password."""
-    if not store:
-        return ()
-    from mcpguard.stores.address import has_password
-
-    seen = "which other accounts can see in the list of processes"
-    told = f"--store holds a password, {seen}: put the URL into {file} (mode 0600) or MCPGUARD_STORE"
-    return (told,) if has_password(store) else ()
 
 
 def switch(name: str, environ: Mapping[str, str]) -> bool | None:
@@ -330,14 +327,6 @@ def switch(name: str, environ: Mapping[str, str]) -> bool | None:
     if (found := _WORDS.get(word.lower())) is None:
         raise ConfigError(f"{name}: {word!r} is neither 1 nor 0", f"write {name}=1")
     return found
-
-
-def _refuse_another_user(file: str, values: Mapping[str, object], chosen: tuple[str | None, str]) -> None:
-    """Refuse a configured user beside `[identity.jwt]`, because one of the two would have no effect."""
-    if chosen[0] or "user" in values:
-        hint = f"leave it out, or remove [identity.jwt] from {file}"
-        where = chosen[1] if chosen[0] else f"{file}: identity.user"
-        raise ConfigError(f"{where}: only a verified token may name the user here", hint)
 
 
 def _read(file: str, state: str, *, where: str) -> dict[str, object]:

@@ -24,7 +24,6 @@ from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.policy.explain import series
 from mcpguard.policy.lint import label
 from mcpguard.policy.model import Policy
-from mcpguard.policy.parse import untouched
 from mcpguard.text.patterns import glob
 from mcpguard.text.printing import plural
 
@@ -174,11 +173,11 @@ def missing_hooks(policy: Policy, found: Iterable[Client] | None = None) -> dict
         policy: A policy.
         found: The clients to look at; None for all that have a file.
     """
-    agents = {at: rule.agent for at, rule in enumerate(policy.rules) if rule.agent and _selects_subagents(rule.agent)}
-    selecting = agents.keys() - untouched(policy)
+    agents = {at: rule.agent for at, rule in enumerate(policy.rules) if rule.agent and not rule.is_starter}
+    selecting = {at: agent for at, agent in agents.items() if _selects_subagents(agent)}
     clients, missing = _without_hook(found) if selecting else [], {}
-    for at in sorted(selecting):
-        lacking = [client for client in clients if _needs_hook(agents[at], HOOKS[client.key].client)]
+    for at, agent in selecting.items():
+        lacking = [client for client in clients if _needs_hook(agent, HOOKS[client.key].client)]
         if lacking:
             titles, keys = series([client.title for client in lacking]), " ".join([client.key for client in lacking])
             which = "its hook is" if len(lacking) == 1 else "their hooks are"

@@ -7,8 +7,19 @@ import contextlib
 from collections.abc import Collection, Mapping
 
 from mcpguard.clients.entries import Layout, Start, servers_of, start_of
-from mcpguard.documents.document import Dialect, Document, Splice, quoted, read, spliced
-from mcpguard.documents.edits import emptied_block, member_after, prepended, without, without_member
+from mcpguard.documents.document import (
+    Dialect,
+    Document,
+    Splice,
+    emptied_block,
+    member_after,
+    prepended,
+    quoted,
+    read,
+    spliced,
+    without,
+    without_member,
+)
 from mcpguard.documents.model import Array, Object, Unreadable, plain
 from mcpguard.light_typing import Any, NamedTuple
 

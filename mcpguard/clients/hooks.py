@@ -16,9 +16,8 @@ from mcpguard.clients.discovery import Fault, HookFile, Machine, content_of, hoo
 from mcpguard.clients.guards import Guard, Guards
 from mcpguard.clients.launcher import Launcher, is_same, may_vary, program_of, words_of
 from mcpguard.clients.plan import HookOutcome, Plan
-from mcpguard.documents.document import Document, Splice, encoded, is_blank, quoted
+from mcpguard.documents.document import Document, Splice, appended, encoded, is_blank, quoted, removed
 from mcpguard.documents.document import read as parsed
-from mcpguard.documents.edits import appended, removed
 from mcpguard.documents.model import Array, Container, Node, Object, Scalar, Unreadable, plain
 from mcpguard.light_typing import Any, Final, NamedTuple
 

@@ -43,12 +43,21 @@ def parse(text: str) -> Object:
     return root
 
 
-def _unreadable(text: str, message: str) -> Unreadable:
-    match = re.search(_PLACE, message)
-    if match is None:  # a number with thousands of digits
-        return Unreadable(message)
-    what = message[:1].lower() + message[1 : match.start()]
-    return Unreadable(what, *(line_and_column(text, len(text)) if match[1] is None else (int(match[1]), int(match[2]))))
+def _unreadable(text: str, error: str) -> Unreadable:
+    what, at = reason_and_place(text, error)
+    if at is None:  # a number with thousands of digits
+        return Unreadable(what)
+    return Unreadable(what[:1].lower() + what[1:], *line_and_column(text, at))
+
+
+def reason_and_place(text: str, error: str) -> tuple[str, int | None]:
+    """What tomllib says is wrong in a text, and the character where; None if it names no place."""
+    match = re.search(_PLACE, error)
+    if match is None:
+        return error, None
+    before = text.split("\n")[: int(match[1] or 1) - 1]
+    at = len(text) if match[1] is None else sum(map(len, before)) + len(before) + int(match[2]) - 1
+    return error[: match.start()], at
 
 
 def located(text: str) -> Object:

@@ -1,11 +1,11 @@
 """Edits a policy file and keeps its comments, order and mode. A failed edit leaves the file unchanged."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from mcpguard.errors import McpguardError, PolicyError
-from mcpguard.light_typing import Any, Final, Literal, NamedTuple
+from mcpguard.light_typing import Any, Final, NamedTuple
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.file import no_such_file
 from mcpguard.policy.model import Cost, Policy, Rule
@@ -15,9 +15,6 @@ from mcpguard.policy.writing import locked, read, write_policy
 
 _EDITED: Final = ("limit", "count", "concurrent", "wait", "warn", "name", "mode")
 """The keys of a rule that an edit changes. The other keys identify the rule."""
-
-_Kind = Literal["rule", "cost"]
-_PARSE: Final[dict[_Kind, Callable[..., Any]]] = {"rule": parse_rule, "cost": parse_cost}
 
 _ONE_BY_ONE: Final = "set the limit and the cap one after the other"
 """The hint for an edit of a limit and a cap that are not in one rule."""
@@ -29,12 +26,14 @@ class Edit(NamedTuple):
     Attributes:
         before: The policy before.
         after: The policy now. If the edit changed nothing, it is the policy before.
+        at: The place of the edited rule or cost in it.
         is_new_file: Whether the edit made the file, with the starter rules.
     """
 
     before: Policy
     after: Policy
-    is_new_file: bool
+    at: int = 0
+    is_new_file: bool = False
 
     @property
     def is_unchanged(self) -> bool:
@@ -42,73 +41,31 @@ class Edit(NamedTuple):
         return self.after is self.before
 
 
-class _Open:
+class _Open(NamedTuple):
     """A policy file that is being edited.
 
-    Args:
+    Attributes:
         path: The file, as the user names it.
         target: The file; if `path` is a link, its target.
-        text: Its text; None if it does not exist. Then the starter rules are edited.
-
-    Attributes:
+        old: Its text; None if it does not exist. Then the starter rules are edited.
         before: The policy before.
         text: The text to edit.
     """
 
-    def __init__(self, path: Path, target: Path, text: str | None) -> None:
-        self._path = path
-        self._target = target
-        self._is_new = text is None
-        old = STARTER if text is None else text
-        self.before = parse(old, source=str(path))
-        self.text = PolicyText(old)
+    path: Path
+    target: Path
+    old: str | None
+    before: Policy
+    text: PolicyText
 
-    def put(self, kind: _Kind, at: int | None, table: dict[str, Any], values: dict[str, Any]) -> tuple[Edit, int]:
-        """Give the rule or cost at a place these values, or add this table if the place is None. Returns its place, too."""
-        found = self._all(kind)
-        if at is None:
-            at = len(found)
-            self.text.append(kind, table)
-            found.append(_PARSE[kind](table, where=str(self._path)))
-        else:
-            found[at] = _PARSE[kind](self.text.set(kind, at, values), where=str(self._path))
-        return self.save(kind, found), at
-
-    def take_out(self, kind: _Kind, at: int) -> tuple[Any, Policy]:
-        """Remove the rule or cost at a place. Returns it, and the policy now."""
-        found = self._all(kind)
-        self.text.remove(kind, at)
-        return found.pop(at), self.save(kind, found).after
-
-    def _all(self, kind: _Kind) -> list[Any]:
-        return list(self.before.rules if kind == "rule" else self.before.costs)
-
-    def save(self, what: _Kind | Literal["mode"], now: Any) -> Edit:
-        """Write the edited text, if the edit changed nothing else.
-
-        Args:
-            what: What it changed.
-            now: The rules or costs that the policy must have now, or whether it must observe.
-
-        Raises:
-            McpguardError: The edit changed something else, or the file cannot be written.
-        """
-        before = self.before
-        expected = _content(before) | {what: _bare(now)}
-        if expected == _content(before) and not self._is_new:
-            return Edit(before, before, is_new_file=False)
-        refusal = McpguardError(
-            f"{self._path}: this edit would change more than it should", "edit the file by hand: mcpguard policy edit"
-        )
+    def save(self, at: int = 0) -> Edit:
+        """Write the edited text, unless nothing changed. `at` is the place of the edited rule or cost."""
         new = self.text.edited()
-        try:
-            after = parse(new, source=str(self._path))
-        except PolicyError as error:  # about a text that the user has never seen
-            raise refusal from error
-        if _content(after) != expected:
-            raise refusal
-        write_policy(self._target, new.encode())
-        return Edit(before, after, is_new_file=self._is_new)
+        if new == self.old:
+            return Edit(self.before, self.before, at)
+        after = parse(new, source=str(self.path))
+        write_policy(self.target, new.encode())
+        return Edit(self.before, after, at, is_new_file=self.old is None)
 
 
 @contextlib.contextmanager
@@ -123,24 +80,11 @@ def _opened(path: Path, *, missing: PolicyError | None = None) -> Iterator[_Open
         PolicyError: The file is missing, or not a valid policy.
     """
     with locked(path) as target:
-        text = read(target)
-        if text is None and missing:
+        old = read(target)
+        if old is None and missing:
             raise missing
-        yield _Open(path, target, text)
-
-
-def _content(policy: Policy) -> dict[str, object]:
-    """What a policy says, without where it says it."""
-    return {"rule": _bare(policy.rules), "cost": _bare(policy.costs), "mode": policy.observe, "wait": policy.wait_us}
-
-
-def _bare(value: Any) -> Any:
-    """Rules and costs without their lines, and each rule's limits sorted; other values as they are."""
-    if isinstance(value, Rule):
-        return value._replace(rates=tuple(sorted(value.rates)), line=0)
-    if isinstance(value, Cost):
-        return value._replace(line=0)
-    return [_bare(one) for one in value] if isinstance(value, Sequence) else value
+        text = STARTER if old is None else old
+        yield _Open(path, target, old, parse(text, source=str(path)), PolicyText(text))
 
 
 def _place(policy: Policy, rule: Rule, table: dict[str, Any]) -> int | None:
@@ -184,7 +128,7 @@ def _is_for_same(rule: Rule, other: Rule) -> bool:
     return rule.key[1:] == other.key[1:]
 
 
-def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
+def put(path: Path, table: dict[str, Any]) -> Edit:
     """Set a rule in a policy file.
 
     It replaces the limit, the cap, or both, in the rule that has the same selectors and `per` and counts the same. A limit
@@ -195,9 +139,6 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
         table: The rule as a table of the file. An empty `name` removes the rule's name. Without `name`, `mode`, `wait` or
             `warn`, a rule that exists keeps its own.
 
-    Returns:
-        What was done, and the place of the rule in the policy.
-
     Raises:
         PolicyError: The file is not a valid policy; it is unchanged.
         McpguardError: The file cannot be written; it is unchanged.
@@ -207,18 +148,24 @@ def put(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
         cleared = {"count": None, "concurrent": None, "wait": None} if rule.deny else {}
         cleared |= {"warn": None} if rule.has_limit and not rule.rates else {}
         values = cleared | {key: table[key] for key in _EDITED if key in table}
-        return file.put("rule", _place(file.before, rule, table), table, values)
+        return _put(file, "rule", _place(file.before, rule, table), table, values)
 
 
-def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
+def _put(file: _Open, kind: str, at: int | None, table: dict[str, Any], values: dict[str, Any]) -> Edit:
+    """Give the rule or cost at a place these values, or add this table if the place is None."""
+    if at is not None:
+        file.text.set(kind, at, values)
+        return file.save(at)
+    file.text.append(kind, table)
+    return file.save(len(file.before.rules if kind == "rule" else file.before.costs))
+
+
+def put_cost(path: Path, table: dict[str, Any]) -> Edit:
     """Set a cost in a policy file. It replaces the cost with the same selectors, or is added at the end.
 
     Args:
         path: The file. If it does not exist, it is made with the starter rules.
         table: The cost as a table of the file.
-
-    Returns:
-        What was done, and the place of the cost in the policy.
 
     Raises:
         PolicyError: The file is not a valid policy; it is unchanged.
@@ -226,7 +173,7 @@ def put_cost(path: Path, table: dict[str, Any]) -> tuple[Edit, int]:
     """
     with _opened(path) as file:
         cost = parse_cost(table, where=str(path))
-        return file.put("cost", _place_of_cost(file.before, cost), table, {"cost": cost.units})
+        return _put(file, "cost", _place_of_cost(file.before, cost), table, {"cost": cost.units})
 
 
 def _place_of_cost(policy: Policy, cost: Cost) -> int | None:
@@ -246,11 +193,10 @@ def set_mode(path: Path, mode: str, *, named: bool = False) -> Edit:
         McpguardError: The file cannot be written; it is unchanged.
     """
     with _opened(path, missing=no_such_file(path, named=True) if named else None) as file:
-        observe = mode == "observe"
-        if file.before.observe == observe:
-            return Edit(file.before, file.before, is_new_file=False)
+        if file.before.observe == (mode == "observe"):  # and a missing file stays missing
+            return Edit(file.before, file.before)
         file.text.set_mode(mode)
-        return file.save("mode", observe)
+        return file.save()
 
 
 class TakenOut(NamedTuple):
@@ -300,14 +246,19 @@ def take_out(path: Path, rule: Rule, *, named: bool, part: Counts | None = None)
         (at,) = found
         old = before.rules[at]
         if part is None or {one.counts for one in old.parts} == {part}:
-            return TakenOut(*file.take_out("rule", at))
-        gone = ["concurrent"] if part == "concurrent" else ["limit", "count", "warn"]
-        edit, _ = file.put("rule", at, {}, dict.fromkeys(gone))
-        return TakenOut(old.parts[-1] if part == "concurrent" else old._replace(concurrent=None), edit.after, at)
+            file.text.remove("rule", at)
+            return TakenOut(old, file.save().after)
+        gone = old.parts[-1] if part == "concurrent" else old._replace(concurrent=None)
+        file.text.set("rule", at, dict.fromkeys(["concurrent"] if part == "concurrent" else ["limit", "count", "warn"]))
+        return TakenOut(gone, file.save().after, at)
 
 
-def take_out_cost(path: Path, cost: Cost, *, named: bool) -> tuple[Cost, Policy] | None:
-    """Remove the cost with the same selectors from a policy file; see `take_out`."""
+def take_out_cost(path: Path, cost: Cost, *, named: bool) -> Cost | None:
+    """Remove the cost with the same selectors from a policy file, and return it; see `take_out`."""
     with _opened(path, missing=no_such_file(path, named=named)) as file:
         at = _place_of_cost(file.before, cost)
-        return None if at is None else file.take_out("cost", at)
+        if at is None:
+            return None
+        file.text.remove("cost", at)
+        file.save()
+        return file.before.costs[at]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
 
 from mcpguard.errors import PolicyError
 from mcpguard.files import StrPath, open_private, private_folder, read_at_once
@@ -20,6 +19,19 @@ AT_ONCE_BYTES: Final = 16 * 1024
 
 MOST_KEPT_BYTES: Final = 1024 * 1024
 """At most this much is read of what is kept of a policy."""
+
+
+class _Parsing:
+    """A content that a thread parses.
+
+    Attributes:
+        content: The content.
+        found: The policy or the error; None until the thread has finished.
+    """
+
+    def __init__(self, content: bytes | str | None) -> None:
+        self.content = content
+        self.found: Policy | PolicyError | None = None
 
 
 class PolicyFile:
@@ -73,11 +85,19 @@ class PolicyFile:
         self._parsing = None
         if parsing and parsing.content == content:
             return parsing.found
+        import threading  # takes a millisecond to load, and a hook follows no changes
+
         with contextlib.suppress(RuntimeError):  # the system has no thread now: the next `poll` tries again
-            parsing = _Parsing(content, self._parsed)
-            parsing.start()
+            parsing = _Parsing(content)
+            threading.Thread(target=self._parse, args=(parsing,), name="mcpguard-policy", daemon=True).start()
             self._parsing = parsing
         return None
+
+    def _parse(self, parsing: _Parsing) -> None:
+        try:
+            parsing.found = self._parsed(parsing.content)
+        except Exception as error:  # else `found` would stay None for ever
+            parsing.found = PolicyError(f"internal error, please report it: {error!r}")
 
     def _is_not_made_yet(self, content: bytes | str | None) -> bool:
         """Whether the starter policy is in force. If the file is removed later, its last policy stays in force.
@@ -131,32 +151,6 @@ class PolicyFile:
 def _seal(text: str, kept: bytes) -> bytes:
     """The first line of a file with the tables of a text, as JSON. No other text or tables, or a part of them, have it."""
     return blake2b(f"{sys.version}\0{text}\0".encode(errors="surrogatepass") + kept, digest_size=16).hexdigest().encode()
-
-
-class _Parsing:
-    """Parses a content in a thread.
-
-    Attributes:
-        content: The content.
-        found: The policy or the error; None until the thread has finished.
-    """
-
-    def __init__(self, content: bytes | str | None, parsed: Callable[[bytes | str | None], Policy | PolicyError]) -> None:
-        self.content = content
-        self.found: Policy | PolicyError | None = None
-        self._parsed = parsed
-
-    def start(self) -> None:
-        """Start the thread."""
-        import threading  # takes a millisecond to load, and a hook follows no changes
-
-        threading.Thread(target=self._run, name="mcpguard-policy", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self.found = self._parsed(self.content)
-        except Exception as error:  # else `found` would stay None for ever
-            self.found = PolicyError(f"internal error, please report it: {error!r}")
 
 
 def load(path: StrPath, *, named: bool) -> Policy:

@@ -3,16 +3,14 @@
 import re
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import chain, combinations
 
 from mcpguard.identity.agent import TIERS
 from mcpguard.identity.caller import known_client
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.limiter.sliding import grain
-from mcpguard.policy.explain import Covered, overriding, rule_numbers, series
+from mcpguard.policy.explain import overriding, rule_numbers, series
 from mcpguard.policy.model import AXES, BUILT_IN, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
-from mcpguard.policy.parse import untouched
 from mcpguard.text.patterns import glob
 from mcpguard.text.times import span_in_words, window
 
@@ -158,15 +156,16 @@ def _costs(policy: Policy) -> Iterator[str]:
     """Warn of costs that nothing counts, and of costs above a whole limit."""
     counting = [(rule, at) for rule, at in policy.parts if rule.counts == "cost" and rule.rates]
     for cost in policy.costs:
+        name = f"{f'line {cost.pattern.line}: ' if cost.pattern.line else ''}{cost_text(cost)}"
         meeting = [(rule, at) for rule, at in counting if rule.may_meet(cost.pattern)]
         if not meeting:
             hint = 'write count = "cost" in a rule, or remove it'
-            yield f"{cost_label(cost)} has no effect, because no rule that counts cost applies to its calls; {hint}"
+            yield f"{name} has no effect, because no rule that counts cost applies to its calls; {hint}"
         for rule, at in meeting:
             least = min(rule.rates)
             if cost.units > least.n and not policy.observe and not rule.observe and not _is_replaced(policy, rule, cost):
                 yield (
-                    f"{cost_label(cost)}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
+                    f"{name}: {label(policy, at)} never admits such a call, because it costs {cost.units:,} and the"
                     f" whole limit is {least.n}/{least.text}; raise the limit or lower the cost"
                 )
 
@@ -181,10 +180,9 @@ def _is_replaced(policy: Policy, rule: Rule, cost: Cost) -> bool:
     )
 
 
-def cost_label(cost: Cost) -> str:
-    """A `[[cost]]` in a warning: its line if it is known, and its text."""
-    where = cost.pattern.text
-    return f"{f'line {cost.line}: ' if cost.line else ''}the cost of {where if cost.selectors else 'any call'}"
+def cost_text(cost: Cost) -> str:
+    """A `[[cost]]` by the calls that it is for."""
+    return f"the cost of {cost.pattern.text if cost.pattern.selectors else 'any call'}"
 
 
 def _waits(policy: Policy) -> Iterator[str]:
@@ -216,19 +214,31 @@ def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
-    covered = Covered(policy.rules)
-    shutters: dict[int, int] = {}
+    exceptions = _exceptions(policy)
     for at, rule in enumerate(policy.rules):
-        for closed in _closed_by(policy.rules, at, covered.near(rule)) if rule.deny and not rule.observe else ():
-            shutters.setdefault(closed, at)
-    starter = untouched(policy)
-    for at, shutter in sorted(shutters.items()):
-        if at in starter:  # its author does not expect it to admit anything
+        if rule.deny or rule.is_starter:  # nobody expects a starter rule to admit what another rule denies
             continue
-        yield (
-            f"{label(policy, at)} can never admit a call: {label(policy, shutter)} denies all of its calls;"
-            f" {_remedy(policy.rules, at, shutter)}"
-        )
+        for closing in sorted(exceptions.keys() & {policy.parts[place][1] for place in policy.naming_only(rule.exact)}):
+            instead = exceptions[closing]
+            is_closed = at not in instead and policy.rules[closing].covers_all_of(rule)
+            if is_closed and not any(rule.may_meet(policy.rules[other]) for other in instead):
+                yield (
+                    f"{label(policy, at)} can never admit a call: {label(policy, closing)} denies all of its calls;"
+                    f" {_remedy(policy.rules, at, closing)}"
+                )
+                break
+
+
+def _exceptions(policy: Policy) -> dict[int, set[int]]:
+    """For each rule that denies calls, the rules that apply in its place where both match."""
+    alike: dict[object, list[int]] = {}
+    for part, at in policy.parts:
+        alike.setdefault(part.reach, []).append(at)
+    return {
+        at: {*narrower, *(other for other in alike[rule.reach] if other < at)}
+        for at, (rule, narrower) in enumerate(zip(policy.rules, overriding(policy), strict=True))
+        if rule.deny and not rule.observe
+    }
 
 
 def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
@@ -246,27 +256,6 @@ def _remedy(rules: Sequence[Rule], at: int, shutter: int) -> str:
     if per != rule.per:
         steps.append("per = [" + ", ".join(f'"{axis}"' for axis in PER if axis in rule.per) + "]")
     return f"if it is meant to be an exception, write {series(steps)} in rule {shutter + 1}"
-
-
-def _closed_by(rules: Sequence[Rule], closing: int, near: Sequence[int]) -> Iterator[int]:
-    """The rules that can never admit, because one rule denies every call that they match and no exception overrides it.
-
-    Args:
-        rules: All rules.
-        closing: The index of the rule that denies.
-        near: The indexes of the rules that it may cover.
-    """
-    deny = rules[closing]
-    exceptions = {
-        at
-        for at in near
-        if any(deny.is_overridden_by(part) or (at < closing and deny.reach == part.reach) for part in rules[at].parts)
-    }
-    for at in near:
-        rule = rules[at]
-        is_covered = not rule.deny and at not in exceptions and all(deny.covers(rule, key) for key in SELECTORS)
-        if is_covered and not any(rule.may_meet(rules[other]) for other in exceptions):
-            yield at
 
 
 def beyond_hooks(policy: Policy, rule: Rule) -> str:
@@ -316,7 +305,8 @@ class Tightness:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.starter = untouched(policy)
+        self.starter = {at for at, rule in enumerate(policy.rules) if rule.is_starter}
+        self._policy = policy
         self._rules = [rule.parts[0] for rule in policy.rules]  # the part with the limits, if there is one
         self._parts = [rule.parts for rule in policy.rules]
         self._narrower = [[part for one in others for part in self._parts[one]] for others in overriding(policy)]
@@ -334,15 +324,10 @@ class Tightness:
         Yields:
             The index of the rule, and that of the other.
         """
-        named: dict[frozenset[tuple[str, str]], list[int]] = {}  # rules by all names that they select by
-        for at, rule in enumerate(self._rules):
-            named.setdefault(frozenset(rule.exact.items()), []).append(at)
         for at, rule in enumerate(self._rules):
             if at in self.starter or not rule.rates:
                 continue
-            names = list(rule.exact.items())
-            fewer = chain.from_iterable(combinations(names, count) for count in range(len(names) + 1))
-            near = chain.from_iterable(named.get(frozenset(some), ()) for some in fewer)
+            near = {self._policy.parts[place][1] for place in self._policy.naming_only(rule.exact)}
             yield from ((at, other) for other in self.capping(at, near) if self._defeats(other, at))
 
     def _caps(self, other: int, at: int) -> bool:

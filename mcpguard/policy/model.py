@@ -198,18 +198,14 @@ class Rule(NamedTuple):
         return " ".join(words)
 
     @property
-    def is_like_starter(self) -> bool:
-        """Whether it has the selectors and the limit of a starter rule. Its `per` may differ: that has changed once."""
-        agent = self.agent
-        limit = STARTER_RATES.get(agent.tier) if agent and agent.client == agent.name == "*" else None
-        return limit == self.limit_text and self.selectors.keys() == {"user", "agent"} and self.selectors["user"] == ("*",)
-
-    @property
     def is_starter(self) -> bool:
         """Whether it is a starter rule, without any change."""
+        agent = self.agent
+        limit = STARTER_RATES.get(agent.tier) if agent else None
+        selectors = {"user": ("*",), "agent": (f"*::{agent.tier}::*" if agent else "",)}
         options = (self.concurrent, self.wait_us, self.warn)
         has_more = self.per_text or self.observe or self.name or any(one is not None for one in options)
-        return self.is_like_starter and self.counts == "calls" and not has_more
+        return (self.selectors, self.limit_text, self.counts) == (selectors, limit, "calls") and not has_more
 
     @property
     def axis(self) -> str:
@@ -298,29 +294,12 @@ class Cost(NamedTuple):
     """One `[[cost]]`: what the calls of some tools take of limits that count cost.
 
     Attributes:
-        selectors: Patterns for `tool` and `server`, as in `Rule`.
+        pattern: A rule that selects the calls, by `tool` and `server`. It has the line of the cost.
         units: 1 or more.
-        line: Its line in the file, from 1; 0 if unknown.
     """
 
-    selectors: dict[str, tuple[str, ...]]
+    pattern: Rule
     units: int
-    line: int = 0
-
-    @property
-    def pattern(self) -> Rule:
-        """A rule with the same selectors."""
-        return Rule(self.selectors, frozenset())
-
-    @property
-    def keys(self) -> list[object]:
-        """What identifies the cost within a policy; see `Rule.keys`."""
-        return self.pattern.keys
-
-    @property
-    def text(self) -> str:
-        """The cost in reports: its selectors."""
-        return self.pattern.text
 
 
 class Policy:
@@ -356,7 +335,7 @@ class Policy:
         self.is_starter = is_starter
         self.parts = tuple([(part, at) for at, rule in enumerate(rules) for part in rule.parts])
         # The indexes of the parts, by the axes on which they have a selector without `*`, and then by these selectors
-        self._places: dict[tuple[str, ...], dict[tuple[str, ...], list[int]]] = {}
+        self._places: dict[tuple[str, ...], dict[tuple[object, ...], list[int]]] = {}
         for at, (rule, _) in enumerate(self.parts):
             exact = rule.exact
             self._places.setdefault(tuple(exact), {}).setdefault(tuple(exact.values()), []).append(at)
@@ -399,13 +378,23 @@ class Policy:
         """The parts of rules that apply to `call`, each with the index of its rule."""
         return [self.parts[at] for at, winner in self.matching(call) if winner is None]
 
-    def matched(self, call: Call) -> list[int]:
-        """The indexes of the parts whose rules match `call`, in order."""
+    def naming_only(self, names: Mapping[str, object]) -> list[int]:
+        """The indexes of the parts that select by no other names than these, in order. A pattern with `*` is no name.
+
+        Of thousands of rules, few others can match a call of these names, or cover a rule for them.
+
+        Args:
+            names: Names by axis.
+        """
         places: list[int] = []
         for axes, named in self._places.items():
-            places += named.get(tuple([getattr(call, axis) for axis in axes]), ())
+            places += named.get(tuple([names.get(axis) for axis in axes]), ())
+        return sorted(places)
+
+    def matched(self, call: Call) -> list[int]:
+        """The indexes of the parts whose rules match `call`, in order."""
         spared = call.server == BUILT_IN
-        found = [(at, self.parts[at][0]) for at in sorted(places)]
+        found = [(at, self.parts[at][0]) for at in self.naming_only(call._asdict())]
         return [at for at, part in found if part.matches(call) and not (spared and self.rules[self.parts[at][1]].is_starter)]
 
     def matching(self, call: Call) -> list[tuple[int, int | None]]:

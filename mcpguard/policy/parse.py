@@ -173,11 +173,6 @@ def parse(
     return Policy(tuple(rules), digest, observe=observe, costs=tuple(costs), wait_us=top.get("wait", 0), is_starter=is_starter)
 
 
-def untouched(policy: Policy) -> set[int]:
-    """The indexes of the starter rules that are in a policy as they were, except for their `per`, which has changed once."""
-    return {at for at, rule in enumerate(policy.rules) if rule.is_like_starter}
-
-
 _T = TypeVar("_T", bound=Rule | Cost)
 _Parse = Callable[[dict[str, object], int, list[Fault]], _T | None]
 
@@ -207,10 +202,11 @@ def _parsed(
         own: list[Fault] = []
         parsed = parse_one(table, line, own)
         if parsed is not None:
-            twin = min(numbers.setdefault(key, at + 1) for key in parsed.keys)
+            rule = parsed if isinstance(parsed, Rule) else parsed.pattern
+            twin = min(numbers.setdefault(key, at + 1) for key in rule.keys)
             if twin <= at:
                 hint = 'keep one of them; a rule may have several limits: limit = ["20/1m", "100/1h"]'
-                own.append(Fault((), f"the same selectors and per as {kind} {twin}: {parsed.text}", hint))
+                own.append(Fault((), f"the same selectors and per as {kind} {twin}: {rule.text}", hint))
             found.append(parsed)
         faults += [one._replace(path=(kind, at, *one.path)) for one in own]
     return found
@@ -286,11 +282,10 @@ def text_of(content: bytes, *, source: str) -> str:
 def _not_toml(error: Exception, text: str) -> _Mark:
     if text.startswith("\ufeff"):
         return _Mark(0, 1, "begins with a byte order mark", "save the file as UTF-8 without one")
-    words, at = str(error), len(text)
-    if found := re.search(r"\(at line (\d+), column (\d+)\)", words):
-        before = text.split("\n")[: int(found[1]) - 1]
-        at = sum(map(len, before)) + len(before) + int(found[2]) - 1
-    reason = re.sub(r"\s*\((?:at line \d+, column \d+|at end of document)\)", "", words)
+    from mcpguard.documents.toml import reason_and_place  # only for error messages
+
+    reason, place = reason_and_place(text, str(error))
+    at = len(text) if place is None else place
     line = text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0]
     hint = 'put text in quotes: tool = "search", limit = "100/1h"'
     if isinstance(error, RecursionError):
@@ -383,4 +378,5 @@ def _cost(table: dict[str, object], line: int, faults: list[Fault]) -> Cost | No
         faults.append(Fault((), "no cost", "add one: cost = 20"))
     if faults:
         return None
-    return Cost({key: found[key] for key in ("tool", "server") if key in found}, found["cost"], line)
+    selectors: dict[str, tuple[str, ...]] = {key: found[key] for key in ("tool", "server") if key in found}
+    return Cost(Rule(selectors, frozenset(), line=line), found["cost"])

@@ -1,19 +1,19 @@
 """Suggests limits from the calls in the audit log.
 
-A survey counts the calls of each rule as its counters would, in sliding windows, and remembers the busiest window. A suggested
-limit is the busiest window times `HEADROOM`, rounded up, and at least `LEAST_LIMIT`. So it is never below what was seen.
+A survey notes the calls that each rule counts, and finds the busiest of their sliding windows. A suggested limit is the busiest
+window times `HEADROOM`, rounded up, and at least `LEAST_LIMIT`. So it is never below what was seen.
 
 Caps on calls in flight, limits on cost or errors, and limits that count equal arguments separately stay as they are: the audit
 log does not tell enough about what they count.
 
-Memory grows with the calls within a window and the hours of the history: `max_mb` bounds both.
+Memory grows with the calls, 8 bytes for each that a rule counts: `max_mb` bounds them.
 """
 
-import heapq
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import count
+from operator import itemgetter
 
 from mcpguard.identity.agent import Agent
 from mcpguard.light_typing import Final, Literal, NamedTuple
@@ -45,9 +45,6 @@ LEAST_HISTORY_CALLS: Final = 100
 
 MAX_NEW_TOOLS: Final = 20
 """For how many tools, the most called ones, there are new rules."""
-
-HELD_ROWS: Final = 4096
-"""How many rows may be out of order. Several processes write them, and rows of an outage are written after it."""
 
 COUNTED: Final = frozenset({"allowed", "would_deny", "allowed_unavailable"})
 """The decisions of calls that reached the server and cost quota."""
@@ -88,38 +85,30 @@ class Peak(NamedTuple):
     begin_us: int = 0
 
 
-class _Busiest:
+class _Busiest(NamedTuple):
     """The busiest window of a limit.
 
-    Args:
+    Attributes:
         rate: The limit.
+        peak: The window.
+        most: By spans of time of `apart_us`, the most calls in a window that begins in them.
     """
 
-    def __init__(self, rate: Rate) -> None:
-        self.rate = rate
-        self.peak = Peak()
-        self._times: defaultdict[tuple[str, ...], deque[int]] = defaultdict(deque)  # the calls in the window of each counter
-        self._apart_us = max(rate.window_us, _BURST_US)
-        self._most: dict[int, int] = {}  # by spans of this length, the most calls in a window that begins in them
+    rate: Rate
+    peak: Peak
+    most: dict[int, int]
 
-    def add(self, key: tuple[str, ...], who: str, time_us: int) -> None:
-        """Count a call of a counter in the window that begins with it. It is no later than the calls before."""
-        times = self._times[key]
-        begin_us = min(time_us, times[-1]) if times else time_us
-        times.append(begin_us)
-        while times[0] >= begin_us + self.rate.window_us:
-            times.popleft()
-        span = begin_us // self._apart_us
-        self._most[span] = max(self._most.get(span, 0), len(times))
-        if len(times) > self.peak.calls:
-            self.peak = Peak(len(times), who, begin_us)
+    @property
+    def apart_us(self) -> int:
+        """The length of spans whose windows are no parts of one burst, unless the spans are next to each other."""
+        return max(self.rate.window_us, _BURST_US)
 
     def burst(self, history_us: int) -> str:
         """Say that the busiest window is a single burst, which may be a loop; empty if it is none."""
         calls, _, begin_us = self.peak
-        at = begin_us // self._apart_us
-        others = max((most for span, most in self._most.items() if abs(span - at) > 1), default=0)
-        if calls < LEAST_CALLS or calls <= _BURST * others or history_us < _BURST_HISTORY * self._apart_us:
+        at = begin_us // self.apart_us
+        others = max((most for span, most in self.most.items() if abs(span - at) > 1), default=0)
+        if calls < LEAST_CALLS or calls <= _BURST * others or history_us < _BURST_HISTORY * self.apart_us:
             return ""
         return f"a single burst, at other times no {window(self.rate.window_us)} has more than {plural(others, 'call')}"
 
@@ -137,23 +126,50 @@ class _Busiest:
 
 
 class _Tracked:
-    """A rule, how often it was called, and the busiest window of each of its limits."""
+    """A rule, and the calls that it counts.
+
+    Args:
+        rule: The rule.
+        rates: Its limits.
+    """
 
     def __init__(self, rule: Rule, rates: tuple[Rate, ...]) -> None:
         self.rule = rule
         self.calls = 0
-        self.busiest = [_Busiest(rate) for rate in rates]
+        self._rates = rates
         self._axes = [axis for axis in AXES if axis in rule.per]
-        implied = {"server"} if "tool" in rule.per and "server" not in rule.selectors else set()
-        self._shown = [axis for axis in self._axes if axis not in rule.exact and axis not in implied]
+        self._times: dict[tuple[str, ...], array[int]] = {}  # by the values of the axes, the times of the calls
 
     def add(self, call: Call, time_us: int) -> None:
-        """Count a call, which is no later than the calls before."""
+        """Count a call."""
         self.calls += 1
-        key = tuple([getattr(call, axis) for axis in self._axes])
-        who = " ".join([getattr(call, axis) for axis in self._shown])
-        for one in self.busiest:
-            one.add(key, who, time_us)
+        self._times.setdefault(tuple([getattr(call, axis) for axis in self._axes]), array("q")).append(time_us)
+
+    def busiest(self) -> list[_Busiest]:
+        """The busiest window of each limit."""
+        found = [_Busiest(rate, Peak(), {}) for rate in self._rates]
+        for values, unsorted in self._times.items():
+            times, who = sorted(unsorted), self._who(values)
+            found = [_busier(one, times, who) for one in found]
+        return found
+
+    def _who(self, values: tuple[str, ...]) -> str:
+        """The values of a counter that the rule does not name itself, or that its tool implies."""
+        implied = {"server"} if "tool" in self.rule.per and "server" not in self.rule.selectors else set()
+        named = zip(self._axes, values, strict=True)
+        return " ".join([value for axis, value in named if axis not in self.rule.exact and axis not in implied])
+
+
+def _busier(one: _Busiest, times: Sequence[int], who: str) -> _Busiest:
+    """The busiest window, the last of several, after the calls of one more counter. It begins with one of these calls."""
+    peak, end = one.peak, 0
+    for begin, begin_us in enumerate(times):
+        while end < len(times) and times[end] < begin_us + one.rate.window_us:
+            end += 1
+        span = begin_us // one.apart_us
+        one.most[span] = max(one.most.get(span, 0), end - begin)
+        peak = max(peak, Peak(end - begin, who, begin_us), key=itemgetter(0, 2))
+    return one._replace(peak=peak)
 
 
 class SuggestedLimit(NamedTuple):
@@ -246,14 +262,14 @@ class Survey:
         self._first_us = self._last_us = 0
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Count rows, newest first. They may be out of order by `HELD_ROWS`."""
-        for row in _newest_first(rows):
+        """Count rows, in any order."""
+        for row in rows:
             if row["decision"] not in COUNTED:
                 repeats = row.get("repeats")
                 if "counts" not in row:
                     self._denied[str(row.get("rule"))] += repeats if isinstance(repeats, int) else 1
                 continue
-            time_us = _time_us(row)
+            time_us = int(str(row["time_us"]))
             self._calls += 1
             self._first_us = min(self._first_us or time_us, time_us)
             self._last_us = max(self._last_us, time_us)
@@ -285,24 +301,6 @@ class Survey:
         tools = [one for one in tools if one.calls >= LEAST_CALLS]
         suggestions += [_new(one, history_us) for one in [*tiers, *tools[:MAX_NEW_TOOLS]]]
         return Findings(self._calls, self._first_us, self._last_us, tuple(suggestions), max(0, len(tools) - MAX_NEW_TOOLS))
-
-
-def _time_us(row: Mapping[str, object]) -> int:
-    return int(str(row["time_us"]))
-
-
-def _newest_first(rows: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:
-    """The rows by time. Each is moved by `HELD_ROWS` places at most."""
-    heap: list[tuple[int, int, Mapping[str, object]]] = []
-    numbers = count()  # so that no two rows are compared
-    for row in rows:
-        item = (-_time_us(row), next(numbers), row)
-        if len(heap) < HELD_ROWS:
-            heapq.heappush(heap, item)
-        else:
-            yield heapq.heappushpop(heap, item)[2]
-    while heap:
-        yield heapq.heappop(heap)[2]
 
 
 def _can_be_exact(name: str) -> bool:
@@ -349,7 +347,7 @@ def _limits_calls(rule: Rule) -> bool:
 
 def _of_rule(tracked: _Tracked, at: int, denied: int, history_us: int) -> Suggestion:
     """The suggestion for a rule in force."""
-    limits = tuple([_of_rate(one, tracked.calls, history_us) for one in tracked.busiest])
+    limits = tuple([_of_rate(one, tracked.calls, history_us) for one in tracked.busiest()])
     kind: _Kind = "few" if tracked.calls < LEAST_CALLS else "change" if any(one.n != one.was for one in limits) else "keep"
     return Suggestion(kind, _table(tracked.rule), at, limits, tracked.calls, denied)
 
@@ -380,11 +378,12 @@ def _new(tracked: _Tracked, history_us: int) -> Suggestion:
     table = _table(tracked.rule)
     if tracked.calls < LEAST_CALLS:
         return Suggestion("few", table, -1, (), tracked.calls, 0)
-    rates = [one.rate._replace(n=one.raised[0]) for one in tracked.busiest]
+    busiest = tracked.busiest()
+    rates = [one.rate._replace(n=one.raised[0]) for one in busiest]
     idle = [rate for rate, _ in superfluous(rates)]
     limits = [
         SuggestedLimit(rate.n, rate.text, None, one.peak, one.text, one.raised[1], one.burst(history_us))
-        for rate, one in zip(rates, tracked.busiest, strict=True)
+        for rate, one in zip(rates, busiest, strict=True)
         if rate not in idle
     ]
     return Suggestion("add", table, -1, tuple(limits), tracked.calls, 0)

@@ -1,6 +1,7 @@
 """Edits the text of a policy, and keeps its comments, its order and its line ends."""
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,12 +11,16 @@ from mcpguard.documents.document import Dialect, Document, Splice, spliced
 from mcpguard.documents.model import Array, Child, Object, plain
 from mcpguard.documents.toml import located
 from mcpguard.errors import McpguardError
+from mcpguard.policy.parse import COST, RULE
 
 _BLANK: Final = " \t\r\n"
 """White space in TOML. Python knows more characters of that kind."""
 
-_DEFAULTS: Final = {"name": "", "mode": "enforce"}
+_DEFAULTS: Final = {"name": "", "mode": "enforce", "count": "calls"}
 """Values that a rule has without a line for them."""
+
+_FIRST: Final = ("name", "mode")
+"""The keys that are added above the others of a table."""
 
 _REASON: Final = "busiest "
 """The beginning of a comment beside a suggested limit. The next suggestion replaces such a comment."""
@@ -39,6 +44,7 @@ class PolicyText:
     def __init__(self, text: str) -> None:
         self._root = located(text)
         self._document = Document(text, b"", Dialect.TOML, self._root)
+        self._wanted = plain(self._root)  # what the text must say after the edits, and nothing else
         self._text = text
         self._splices: list[Splice] = []
         self._new: list[str] = []
@@ -46,40 +52,47 @@ class PolicyText:
     def append(self, kind: str, table: Mapping[str, Any], comments: Sequence[str] = ()) -> None:
         """Add a table after all others, below comments, each of them a printable line."""
         self._tables(kind)
-        pairs = [_pair(key, value) for key, value in table.items() if value != _DEFAULTS.get(key)]
+        added = {key: value for key, value in table.items() if value != _DEFAULTS.get(key)}
+        self._wanted.setdefault(kind, []).append({key: _said(value) for key, value in added.items()})
+        pairs = [_pair(key, value) for key, value in added.items()]
         self._new.append("\n".join(["", *(f"# {comment}" for comment in comments), f"[[{kind}]]", *pairs, ""]))
 
-    def set(self, kind: str, at: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Give a table other values, by key; None removes a key. The other keys stay. Returns the table with these values.
+    def set(self, kind: str, at: int, values: Mapping[str, Any]) -> None:
+        """Give a table other values, by key; None removes a key. The other keys stay, and so do values that mean the same.
 
         The comments in a list of limits are put above all its limits. If a word such as `deny` replaces the list, they are put
         after it.
         """
         table = self._tables(kind).children[at].node
         assert isinstance(table, Object)  # noqa: S101 - the policy is valid
-        gone: set[int] = set()
+        wanted: dict[str, Any] = self._wanted[kind][at]
+        gone: list[Child] = []
         added: dict[str, str] = {}
         for key, value in values.items():
             member = table.member(key)
-            if member is None:
-                if value not in (None, _DEFAULTS.get(key)):
+            if value is None or (key == "name" and not value):
+                gone += [member] if member else []
+                wanted.pop(key, None)
+            elif _meant(key, value) != _meant(key, wanted.get(key, _DEFAULTS.get(key))):
+                wanted[key] = _said(value)
+                if member is None:
                     added[key] = _pair(key, value)
-            elif value is None or (key == "name" and not value):
-                gone.add(table.children.index(member))
-            elif key == "limit":
-                self._set_limit(member, value)
-            else:
-                self._replace(member, _token(value))
-        lines = [(self._document.line_start(table.children[one].start), table.children[one].end) for one in gone]
-        self._splices += [Splice(start, self._document.line_end(end), "") for start, end in lines]
-        self._add_lines(table.end, [pair for key, pair in added.items() if key in _DEFAULTS])
-        self._add_lines(table.content_end, [pair for key, pair in added.items() if key not in _DEFAULTS])
-        return {key: value for key, value in (plain(table) | values).items() if value is not None}
+                elif key == "limit":
+                    self._set_limit(member, value)
+                else:
+                    self._replace(member, _token(value))
+        lines = [(self._document.line_start(member.start), self._document.line_end(member.end)) for member in gone]
+        self._splices += [Splice(start, end, "") for start, end in lines]
+        self._add_lines(table.end, [pair for key, pair in added.items() if key in _FIRST])
+        self._add_lines(table.content_end, [pair for key, pair in added.items() if key not in _FIRST])
 
     def remove(self, kind: str, at: int) -> None:
         """Remove a table and the comment right above it."""
         tables, text, document = self._tables(kind), self._text, self._document
         table = tables.children[at]
+        del self._wanted[kind][at]
+        if not self._wanted[kind]:
+            del self._wanted[kind]
         begin, end = document.line_start(table.start), document.line_end(table.end)
         above = begin
         while above and text[document.line_start(above - 1) : above].lstrip(_BLANK).startswith("#"):
@@ -94,6 +107,7 @@ class PolicyText:
 
     def set_mode(self, mode: str) -> None:
         """Change the policy's mode, or add it below the comment that begins the file."""
+        self._wanted["mode"] = mode
         if member := self._root.member("mode"):
             self._replace(member, _token(mode))
             return
@@ -102,16 +116,23 @@ class PolicyText:
         self._splices.append(Splice(at, at, f"{_pair('mode', mode)}\n\n"))
 
     def edited(self) -> str:
-        """The text after the edits. If they leave no content, it gets a `mode`: an empty file is not a valid policy."""
+        """The text after the edits. If they leave no content, it gets a `mode`: an empty file is not a valid policy.
+
+        Raises:
+            McpguardError: The text would say something else than the edits.
+        """
         end = "".join(self._new)
         line_break = "\r\n" if "\r\n" in self._text else "\n"
         new = spliced(self._text, [one._replace(text=re.sub(r"\r?\n", line_break, one.text)) for one in self._splices])
         if all(line.lstrip(_BLANK)[:1] in ("", "#") for line in [*new.split("\n"), *end.split("\n")]):
             end = f"\n{_pair('mode', 'enforce')}\n"
-        if not end:
-            return new
-        above = new.rstrip(_BLANK)
-        return above + (f"\n{end}" if above else end.lstrip("\n")).replace("\n", line_break)
+            self._wanted["mode"] = "enforce"
+        if end:
+            above = new.rstrip(_BLANK)
+            new = above + (f"\n{end}" if above else end.lstrip("\n")).replace("\n", line_break)
+        if tomllib.loads(new) != self._wanted:
+            raise McpguardError("this edit would change more than it should", "edit the file by hand: mcpguard policy edit")
+        return new
 
     def _tables(self, kind: str) -> Array:
         """The tables of a kind; an empty array if there are none."""
@@ -143,6 +164,16 @@ class PolicyText:
         limits = [value] if isinstance(value, str) else value
         is_kept = _comments(old) and isinstance(limits[0], str)
         self._replace(member, _token([(limit, "") for limit in limits] if is_kept else value, _comments(old)))
+
+
+def _said(value: Any) -> Any:
+    """A value without the comments of its limits."""
+    return [one if isinstance(one, str) else one[0] for one in value] if isinstance(value, list) else value
+
+
+def _meant(key: str, value: Any) -> Any:
+    """What a value means: `60s` means the same as `1m`. None for no value."""
+    return None if value is None else {**RULE.values, **COST.values}[key].parse(key, _said(value), [])
 
 
 def _pair(key: str, value: object) -> str:

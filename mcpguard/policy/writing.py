@@ -125,19 +125,19 @@ class Draft:
     Args:
         path: The policy file, which exists.
         folder: A private folder for the copy and for what the editor puts beside it.
+        removal: Removes the folder.
 
     Attributes:
         file: The copy.
-        is_kept: Whether the copy stays, because it could not be saved.
 
     Raises:
         PolicyError: The file cannot be read.
     """
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, removal: contextlib.ExitStack) -> None:
         self.file = folder / path.name
-        self.is_kept = False
         self._path = path
+        self._removal = removal
         try:
             self._before = read_at_once(path)
             self.file.write_bytes(self._before)
@@ -166,7 +166,7 @@ class Draft:
                 and the hint names the copy, which stays.
         """
         content = self._content()
-        self.is_kept = True
+        removal = self._removal.pop_all()  # a text that is not saved stays
         try:
             with locked(self._path) as target:
                 if not is_there(target) or read_at_once(target) != self._before:
@@ -174,7 +174,7 @@ class Draft:
                 write_policy(target, content)
         except McpguardError as error:
             raise McpguardError(error.message, f"look for your text in {self.file}") from error
-        self.is_kept = False
+        self._removal.push(removal)
 
     def _content(self) -> bytes:
         try:
@@ -198,12 +198,9 @@ def draft_of(path: Path) -> Iterator[Draft]:
         folder = Path(tempfile.mkdtemp(prefix="mcpguard-"))
     except OSError as error:
         raise no_temporary_folder(error) from error
-    draft: Draft | None = None
-    try:
-        draft = Draft(path, folder)
+    with contextlib.ExitStack() as removal:
+        removal.callback(shutil.rmtree, folder, ignore_errors=True)
+        draft = Draft(path, folder, removal)
         with reported(path):
             require_writable(path)
         yield draft
-    finally:
-        if draft is None or not draft.is_kept:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,6 @@ from mcpguard.limiter.waiting import is_held
 from mcpguard.policy.explain import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.lint import beyond_hooks, label
 from mcpguard.policy.model import AXES, BUILT_IN, Call, Policy
-from mcpguard.policy.parse import untouched
 from mcpguard.session.decision import verdict
 from mcpguard.session.verdict import Verdict
 from mcpguard.stores.api import Readable
@@ -234,10 +233,9 @@ def never_matched(
     except StoreUnavailable:
         return []
     matched = {policy.parts[part][1] for call in calls for part in policy.matched(call)}
-    skipped = untouched(policy)
     since = f"the newest {rows}" if rows == newest else "the"
     return [
         f"{label(policy, at)} has matched none of {since} calls in the audit log"
         for at, rule in enumerate(policy.rules)
-        if calls and "scope" not in rule.selectors and at not in matched | skipped | {*explained}
+        if calls and "scope" not in rule.selectors and not rule.is_starter and at not in matched | {*explained}
     ]

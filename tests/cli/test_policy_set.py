@@ -3,16 +3,12 @@
 import os
 import re
 import shlex
-import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mcpguard.policy.parse import STARTER, parse
-from tests.cli.command import calls, command, mcpguard
-from tests.end_to_end.host import DEADLINE_S, environment
+from tests.cli.command import calls, mcpguard
 from tests.policy.test_editing import BY_HAND
 
 
@@ -23,10 +19,6 @@ def test_the_first_set_writes_the_starter_rules_and_then_its_own(tmp_path: Path)
     made = f"{file}: new file with the 4 starter rules, which were in force without a file\n"
     assert done.stdout == (f"{made}{file}: added rule 5\nEach user may call search 20 times a minute and 100 times an hour.\n")
     assert file.read_text("utf-8") == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
-    if sys.platform != "win32":  # which has access lists
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    if sys.platform != "win32":  # which has access lists
-        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
 def test_unset_of_a_missing_rule_leaves_the_file(tmp_path: Path, file: Path) -> None:
@@ -37,16 +29,6 @@ def test_unset_of_a_missing_rule_leaves_the_file(tmp_path: Path, file: Path) -> 
         "hint: see the rules with mcpguard policy show",
     ]
     assert file.read_text("utf-8") == BY_HAND
-
-
-def test_concurrent_edits_are_all_kept(tmp_path: Path) -> None:
-    tools = [f"tool_{number}" for number in range(8)]
-    argv = [command("policy", "set", "--tool", tool, "5/1m") for tool in tools]
-    running = [subprocess.Popen(one, env=environment(tmp_path), stdout=subprocess.DEVNULL) for one in argv]
-    assert [process.wait(DEADLINE_S) for process in running] == [0] * len(tools)
-    texts = {rule.text for rule in parse((tmp_path / "policy.toml").read_text("utf-8")).rules}
-    assert {f"tool={tool}" for tool in tools} <= texts
-    assert len(texts) == 4 + len(tools)
 
 
 def test_set_warns_of_a_rule_that_can_never_admit(tmp_path: Path) -> None:
@@ -207,12 +189,6 @@ concurrent = "unlimited"
 """
 
 
-def test_arguments_can_be_counted_apart(tmp_path: Path, file: Path) -> None:
-    done = mcpguard(tmp_path, "policy", "set", "--user", "*", "--per", "user,arguments", "5/10m")
-    assert "calls with different arguments are counted separately." in done.stdout
-    assert parse(file.read_text("utf-8")).rules[2].per_text == "user,arguments"
-
-
 def test_a_part_of_a_rule_can_be_removed(tmp_path: Path, file: Path) -> None:
     file.write_text(BEYOND, "utf-8")
     unset = ("policy", "unset", "--user", "*", "--tool", "report")
@@ -255,23 +231,13 @@ def test_a_cost_is_set_changed_and_removed(tmp_path: Path, file: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "error", "hint"),
     [
-        ("set --tool x 5", "'5' is not a limit", "5/1m"),
         ("set --tool x 5/min", "'5/min' is not a limit", 'did you mean "5/1m"?'),
-        ("set --tool x 0/1m", "admits nothing", "deny"),
-        ("set --tool x deny 5/1m", "stands alone", "deny"),
-        ("set --tool x 5/1m 6/60s", "two limits for one window", "keep"),
         ("set --agent subagent 5/1m", "does not have three parts", "client::tier::name"),
-        ("set --tool '' 5/1m", "empty text", "*"),
         ("set --per users 5/1m", "unknown axis 'users'", "did you mean 'user'?"),
-        ("set --per '' 5/1m", "unknown axis ''", "use one of: user agent"),
         ("set --tool x", "missing argument LIMIT..., or --concurrent", "--help"),
         ("set --tool x --wait 5s", "missing argument LIMIT..., or --concurrent", "--help"),
-        ("set --tool x --count errors --concurrent 2", "count: no limit that counts errors", "limit ="),
         ("set --concurrent 0", "concurrent: 0 is not a number of calls in flight", "deny"),
         ("set --concurrent two", "concurrent: 'two' is not a number of calls in flight", "whole number"),
-        ("set --wait 5 5/1m", "wait: '5' is not a time to wait", "5s"),
-        ("set --wait 2h 5/1m", "wait: '2h' is too long", "3600s"),
-        ("set --concurrent 2 deny", "concurrent: this rule denies every call", "leave concurrent out"),
         ("set --cost 0", "cost: 0 is not a number of units", "unlimited"),
         ("set --cost x", "cost: 'x' is not a number of units", "whole number"),
         ("set --cost 2 5/1m", "--cost and a LIMIT exclude each other", "only --tool and --server"),

@@ -13,81 +13,63 @@ def said(*lines: str) -> str:
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        ("user='*' tool='search'", "Each user may call search 20 times a minute and 100 times an hour."),
-        ("user='bob' tool='search'", "bob may call search 20 times a minute and 100 times an hour."),
-        ("tool='search'", "All users together may call search 20 times a minute and 100 times an hour."),
-        ("user='*'", "Each user may call tools 20 times a minute and 100 times an hour, counting all tools together."),
-        ("", "All users together may call tools 20 times a minute and 100 times an hour, counting all tools together."),
+        ("user='*' tool='search'", "Each user may call search 5 times a minute."),
+        ("user='bob' tool='search'", "bob may call search 5 times a minute."),
+        ("tool='search'", "All users together may call search 5 times a minute."),
+        ("user='*'", "Each user may call tools 5 times a minute, counting all tools together."),
+        ("", "All users together may call tools 5 times a minute, counting all tools together."),
         (
             "user='*' agent='*::*::*'",
-            "Each user may call tools 20 times a minute and 100 times an hour through each agent, counting all tools together.",
+            "Each user may call tools 5 times a minute through each agent, counting all tools together.",
         ),
         (
             "user='*' agent='A::subagent::B'",
-            "Each user may call tools 20 times a minute and 100 times an hour through agent A::subagent::B,"
-            " counting all tools together.",
+            "Each user may call tools 5 times a minute through agent A::subagent::B, counting all tools together.",
         ),
         (
             "user='*' agent='*::api::*' per=['user']",
-            "Each user may call tools 20 times a minute and 100 times an hour through agents *::api::*,"
-            " counting all tools and these agents together.",
+            "Each user may call tools 5 times a minute through agents *::api::*, counting all tools and these agents together.",
         ),
         (
             "agent='*::api::*'",
-            "All users together may call tools 20 times a minute and 100 times an hour through each agent matching *::api::*,"
+            "All users together may call tools 5 times a minute through each agent matching *::api::*,"
             " counting all tools together.",
         ),
         (
             "user='*@acme.com' tool='crm_*'",
-            "Each user matching *@acme.com may call each tool matching crm_* of each server"
-            " 20 times a minute and 100 times an hour.",
+            "Each user matching *@acme.com may call each tool matching crm_* of each server 5 times a minute.",
         ),
-        ("tool='*'", "All users together may call each tool of each server 20 times a minute and 100 times an hour."),
+        ("tool='*'", "All users together may call each tool of each server 5 times a minute."),
         (
             "tool='crm_*' per=[]",
-            "All users together may call tools matching crm_* 20 times a minute and 100 times an hour,"
-            " counting these tools and all servers together.",
+            "All users together may call tools matching crm_* 5 times a minute, counting these tools and all servers together.",
         ),
         (
             "tool='*' server='s*' per=[]",
-            "All users together may call tools of servers matching s* 20 times a minute and 100 times an hour,"
+            "All users together may call tools of servers matching s* 5 times a minute,"
             " counting all tools and these servers together.",
         ),
-        (
-            "tool='search' per=['user']",
-            "Each user may call search 20 times a minute and 100 times an hour, counting all servers together.",
-        ),
-        (
-            "tool='search' server='c*'",
-            "All users together may call search of each server matching c* 20 times a minute and 100 times an hour.",
-        ),
-        (
-            "user='*' server='crm'",
-            "Each user may call tools of crm 20 times a minute and 100 times an hour, counting all tools together.",
-        ),
+        ("tool='search' per=['user']", "Each user may call search 5 times a minute, counting all servers together."),
+        ("tool='search' server='c*'", "All users together may call search of each server matching c* 5 times a minute."),
+        ("user='*' server='crm'", "Each user may call tools of crm 5 times a minute, counting all tools together."),
         (
             "server='c*'",
-            "All users together may call tools of each server matching c* 20 times a minute and 100 times an hour,"
-            " counting all tools together.",
+            "All users together may call tools of each server matching c* 5 times a minute, counting all tools together.",
         ),
         (
             "server='c*' per=[]",
-            "All users together may call tools of servers matching c* 20 times a minute and 100 times an hour,"
+            "All users together may call tools of servers matching c* 5 times a minute,"
             " counting all tools and these servers together.",
         ),
-        (
-            "user='*' role='support' tool='t'",
-            "Each user with role support may call t 20 times a minute and 100 times an hour.",
-        ),
+        ("user='*' role='support' tool='t'", "Each user with role support may call t 5 times a minute."),
         (
             "role=['a', 'b', 'c*'] scope='s' tool='t'",
-            "All users with roles a and b, a role matching c* and scope s together may call t"
-            " 20 times a minute and 100 times an hour.",
+            "All users with roles a and b, a role matching c* and scope s together may call t 5 times a minute.",
         ),
     ],
 )
 def test_a_sentence_says_who_can_call_what_and_who_shares_a_counter(rule: str, words: str) -> None:
-    assert said(*keys(rule), "limit=['20/1m', '100/1h']") == words
+    assert said(*keys(rule), "limit='5/1m'") == words
 
 
 @pytest.mark.parametrize(

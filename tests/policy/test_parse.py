@@ -12,7 +12,7 @@ from mcpguard.limiter.plan import label_parts
 from mcpguard.policy.explain import sentences
 from mcpguard.policy.lint import warnings
 from mcpguard.policy.model import Call, Rate, Rule
-from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable, untouched
+from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of, unreadable
 from tests.build import steps
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
@@ -64,10 +64,14 @@ def test_the_starter_policy_limits_each_agent_of_each_user_by_tier() -> None:
     assert not starter.plan(ALICE._replace(agent="X::custom::y")).limits
 
 
-def test_starter_rules_that_nobody_has_edited_are_known_even_as_earlier_versions_wrote_them() -> None:
-    assert untouched(parse(STARTER)) == {0, 1, 2, 3}
-    before = STARTER.replace('limit = "30/1m"', 'per = ["user"]\nlimit = "30/1m"').replace("100/1m", "50/1h")
-    assert untouched(parse(f'{before}\n[[rule]]\ntool = "x"\nlimit = "100/1m"\n')) == {1, 2, 3}
+MORE = ['per = ["user"]', 'wait = "5s"', 'warn = "80%"', "concurrent = 2", 'name = "x"', 'mode = "observe"', 'count = "cost"']
+
+
+@pytest.mark.parametrize("more", MORE)
+def test_a_starter_rule_is_known_until_somebody_edits_it(more: str) -> None:
+    edited = STARTER.replace("100/1m", "50/1h") + more + '\n\n[[rule]]\ntool = "x"\nlimit = "100/1m"\n'
+    assert [rule.is_starter for rule in parse(STARTER).rules] == [True] * 4
+    assert [rule.is_starter for rule in parse(edited).rules] == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -403,24 +407,7 @@ values = st.recursive(
         st.integers(-2, 20_000),
         st.booleans(),
         st.floats(allow_nan=True),
-        st.sampled_from(
-            [
-                "",
-                "5/1m",
-                "9/session",
-                "deny",
-                "unlimited",
-                "cost",
-                "errors",
-                "calls",
-                "5s",
-                "2h",
-                "user",
-                "session",
-                "arguments",
-                "*",
-            ]
-        ),
+        st.sampled_from(["", *"5/1m 9/session deny unlimited cost errors calls 5s 2h user session arguments *".split()]),
     ),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["tool", "cost", "x"]), inner, max_size=2),
     max_leaves=3,

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,21 +13,25 @@ from mcpguard.cli.base import Command
 from mcpguard.cli.errors import lines
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option, policy_option, with_settings
-from mcpguard.cli.policy.problems import about, result, wrong
 from mcpguard.cli.policy.show import counted
 from mcpguard.cli.present import can_ask, echo, echo_json, warn
 from mcpguard.clients.coverage import missing_hooks
 from mcpguard.config import Settings
 from mcpguard.config_schema import config_schema
 from mcpguard.configured_identity import configured_tier, used_tiers
-from mcpguard.errors import ConfigError, McpguardError, PolicyError, UsageError
-from mcpguard.files import exposed, named_path
+from mcpguard.documents.model import Unreadable, line_and_column, span
+from mcpguard.documents.toml import parse as parse_toml
+from mcpguard.errors import ConfigError, McpguardError, PolicyError, Problem, UsageError
+from mcpguard.files import exposed, named_path, read_at_once
 from mcpguard.policy.file import load
-from mcpguard.policy.lint import still_capped, warnings
+from mcpguard.policy.lint import place, still_capped, warnings
 from mcpguard.policy.parse import STARTER, parse
 from mcpguard.policy.schema import policy_schema, schema_text
 from mcpguard.policy.writing import begin, draft_of, read
 from mcpguard.reading.explaining import never_matched
+from mcpguard.text.redaction import redacted
+
+_Shown = dict[str, Any]
 
 
 @click.command("check", Command)
@@ -70,13 +76,13 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int | None:
     except (ConfigError, PolicyError) as error:
         if not as_json:
             raise
-        echo_json(result(path, wrong(error, path)), indent=2)
+        echo_json(_result(path, _wrong(error, path)), indent=2)
         return error.exit_status
     if as_json:
         file, text = (None, "") if found.is_starter else (path, read(settings.policy) or "")
         words = [("warning", one) for one in found_warnings] + [("note", one) for one in capped.notes]
-        problems = [about(level, one, file, text) for level, one in words]
-        echo_json(result(file, problems, rules=len(found.rules), warnings=found_warnings, notes=capped.notes), indent=2)
+        problems = [_about(level, one, file, text) for level, one in words]
+        echo_json(_result(file, problems, rules=len(found.rules), warnings=found_warnings, notes=capped.notes), indent=2)
         return None
     source = f"starter policy (no file at {settings.policy})" if found.is_starter else str(settings.policy)
     echo(f"{source}: OK, {counted(found)}")
@@ -85,6 +91,49 @@ def check(file: str | None, policy: str | None, as_json: bool) -> int | None:
     for note in capped.notes:
         echo(f"note: {note}")
     return None
+
+
+def _result(file: str | None, problems: list[_Shown], **valid: Any) -> _Shown:
+    """The result of a check: of a valid policy its `rules`, `warnings` and `notes`."""
+    usual = {"file": file, "starter": bool(valid) and file is None, "rules": None, "problems": problems}
+    return usual | {"errors": [] if valid else problems, "warnings": [], "notes": []} | valid
+
+
+def _wrong(error: ConfigError | PolicyError, policy: str | None) -> list[_Shown]:
+    """What is wrong with the policy or with the settings. An error of a file as a whole has no line."""
+    if isinstance(error, ConfigError):
+        return [_setting(error)]
+    return [_shown("error", policy, one) for one in error.problems or [Problem(error.message, error.hint)]]
+
+
+def _about(level: str, words: str, policy: str | None, text: str) -> _Shown:
+    """A warning or a note, at the header of the table that it is about. `text` is that of the policy."""
+    line, rule = place(words)
+    header = "".join(text.split("\n")[line - 1 : line]).partition("#")[0].rstrip()
+    width = len(header.lstrip())
+    column = width and len(header) - width + 1
+    return _shown(level, policy, Problem(words.removeprefix(f"line {line}: "), "", line, column, width, header, rule))
+
+
+def _setting(error: ConfigError) -> _Shown:
+    """An error whose message begins with the file and the key; or with an option or a variable, which have no place."""
+    file, _, message = error.message.partition(": ")
+    try:
+        text = read_at_once(file).decode()
+        root, keys = parse_toml(text), tuple(re.findall(r"[^'.: ]+", message.partition(" ")[0]))
+        begin, end = span(root, keys, of_key=message.endswith("unknown setting")) if root.get(*keys) else (0, 0)
+        where = (*line_and_column(text, begin), end - begin)
+    except Unreadable as fault:
+        where = (fault.line, fault.column, 1)
+    except (OSError, ValueError):
+        return _shown("error", None, Problem(error.message, error.hint))
+    return _shown("error", file, Problem(message, error.hint, *where))
+
+
+def _shown(level: str, file: str | None, problem: Problem) -> _Shown:
+    """A problem, with None for what is not known of its place."""
+    known = {key: value or None for key, value in problem._asdict().items() if key not in ("message", "hint", "text")}
+    return {"level": level, "file": file, **known, "message": redacted(problem.message), "hint": redacted(problem.hint)}
 
 
 @click.command("edit", Command)

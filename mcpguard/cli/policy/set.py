@@ -19,7 +19,7 @@ from mcpguard.limiter.plan import SESSION
 from mcpguard.limiter.sliding import Counts
 from mcpguard.policy.editing import Edit, put, put_cost, set_mode, take_out, take_out_cost
 from mcpguard.policy.explain import cost_sentence, sentences, series
-from mcpguard.policy.lint import Tightness, cost_label, unset_command, warnings
+from mcpguard.policy.lint import Tightness, cost_text, unset_command, warnings
 from mcpguard.policy.model import PER, Policy
 from mcpguard.policy.parse import parse_cost, parse_rule
 from mcpguard.text.printing import plural
@@ -110,7 +110,8 @@ def set_(
     if not limits and concurrent is None:
         raise click.UsageError("missing argument LIMIT..., or --concurrent", click.get_current_context())
     _parsed(parse_rule, table)
-    edit, at = put(settings.policy, table)
+    edit = put(settings.policy, table)
+    at = edit.at
     _say_new_file(settings, edit)
     echo(f"{settings.policy}: {_what_changed(edit, at)}")
     echo(sentences(edit.after)[at])
@@ -152,12 +153,13 @@ def _number(text: str | None) -> int | str | None:
 def _set_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     _parsed(parse_cost, table)
-    edit, at = put_cost(settings.policy, table)
+    edit = put_cost(settings.policy, table)
+    at = edit.at
     _say_new_file(settings, edit)
     was = edit.before.costs[at].units if at < len(edit.before.costs) else None
     cost = edit.after.costs[at]
     done = "unchanged" if edit.is_unchanged else "added" if was is None else f"changed (it was {was:,})"
-    echo(f"{settings.policy}: {cost_label(cost._replace(line=0))}: {done}")
+    echo(f"{settings.policy}: {cost_text(cost)}: {done}")
     echo(cost_sentence(cost))
     _warn(edit, settings, table)
 
@@ -219,11 +221,10 @@ def unset(settings: Settings, count: Counts | None, concurrent: bool, cost: bool
 def _unset_cost(table: dict[str, Any], settings: Settings) -> None:
     _require_cost_only(table)
     cost = _parsed(parse_cost, table)
-    found = take_out_cost(settings.policy, cost, named=settings.policy_named)
-    if found is None:
+    gone = take_out_cost(settings.policy, cost, named=settings.policy_named)
+    if gone is None:
         raise McpguardError(f"{settings.policy}: no cost for {cost.pattern.text}", "see them with mcpguard policy show")
-    gone, _ = found
-    echo(f"{settings.policy}: removed {cost_label(gone._replace(line=0))} (it was {gone.units:,})")
+    echo(f"{settings.policy}: removed {cost_text(gone)} (it was {gone.units:,})")
 
 
 @click.command("mode", Command)

@@ -68,8 +68,8 @@ def rule_as_json(rule: Rule) -> dict[str, object]:
 
 
 def _cost_as_json(cost: Cost) -> dict[str, object]:
-    selectors = {key: cost.selectors[key][0] if key in cost.selectors else None for key in ("tool", "server")}
-    return {**selectors, "cost": cost.units, "line": cost.line or None}
+    selectors = {key: cost.pattern.selectors.get(key, (None,))[0] for key in ("tool", "server")}
+    return {**selectors, "cost": cost.units, "line": cost.pattern.line or None}
 
 
 _COLUMNS: Final = (
