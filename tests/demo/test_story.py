@@ -13,7 +13,7 @@ import pytest
 from mcp import Client, MCPError
 
 from mcpguard.demo import story
-from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
+from mcpguard.demo.story import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
@@ -202,7 +202,7 @@ def test_without_a_place_for_temporary_files_it_says_what_to_set(tmp_path: Path,
 def test_an_audit_log_that_cannot_be_shown_fails_the_demo_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db").mkdir()
     with pytest.raises(McpguardError, match=r"^the demo failed: mcpguard audit tail ended with status 69$") as failure:
-        anyio.run(Stage(tmp_path).audit_tail, 8, 80)
+        anyio.run(Stage(tmp_path).audit_tail, 80)
     assert failure.value.hint == f"mcpguard: {tmp_path / 'mcpguard.db'} is a folder"
 
 
