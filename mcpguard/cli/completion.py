@@ -14,7 +14,7 @@ from collections.abc import Callable
 import click
 from click.shell_completion import CompletionItem, PowerShellComplete, ShellComplete
 
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 from mcpguard.light_typing import Final, NamedTuple
 
 PROGRAM: Final = "mcpguard"

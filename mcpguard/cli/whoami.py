@@ -11,7 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option
 from mcpguard.cli.present import echo, echo_json, print_table, width_of_terminal

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from mcpguard.cli.audit.table import Table
+from mcpguard.cli.audit.tail import Table
 from mcpguard.session.audit import MEMBERS, Outcome, line, with_outcome
 from tests.build import WALL_US, Talk
 from tests.cli.command import (

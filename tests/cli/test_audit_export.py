@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mcpguard.cli import base
+from mcpguard.cli import commands
 from mcpguard.cli.audit import export
 from mcpguard.locks import lock_file
 from mcpguard.session.audit import MEMBERS
@@ -170,7 +170,7 @@ def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path,
     def refuse(_: int) -> NoReturn:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(base, "os", SimpleNamespace(nice=refuse))
+    monkeypatch.setattr(commands, "os", SimpleNamespace(nice=refuse))
     assert len(lines_of(home)) > 0
 
 

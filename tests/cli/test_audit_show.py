@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mcpguard.cli.audit import show
-from mcpguard.cli.counters import counter_text
+from mcpguard.cli.usage import counter_text
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.reading.explaining_row import Shown, explain_row

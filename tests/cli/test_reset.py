@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpguard.cli.counters import counter_text
-from mcpguard.cli.counters.reset import is_selected, used_text
+from mcpguard.cli.reset import is_selected, used_text
+from mcpguard.cli.usage import counter_text
 from mcpguard.limiter.plan import label_parts
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse

@@ -17,9 +17,9 @@ import click
 import pytest
 from rich.cells import cell_len
 
-from mcpguard.cli.counters import limit_text, plain, table, usage_as_json
-from mcpguard.cli.counters import screen as live
-from mcpguard.cli.counters.screen import screen
+from mcpguard.cli import usage_screen as live
+from mcpguard.cli.usage import limit_text, plain, table, usage_as_json
+from mcpguard.cli.usage_screen import screen
 from mcpguard.config import Settings
 from mcpguard.errors import StoreUnavailable
 from mcpguard.limiter.sliding import EMPTY, charge

@@ -1,6 +1,6 @@
 import pytest
 
-from mcpguard.text.masking import masked, masked_output, masked_words, secrets_of
+from mcpguard.text.redaction import masked, masked_output, masked_words, secrets_of
 from tests.text.test_redaction import TOKEN
 
 

@@ -13,7 +13,7 @@ import click
 
 from mcpguard import whole_files
 from mcpguard.cli.audit import output_file, require_store
-from mcpguard.cli.base import Command, give_way
+from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.names import files
 from mcpguard.cli.options import row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import reader_leaves, say

@@ -6,9 +6,9 @@ from typing import Final
 
 import click
 
-from mcpguard.cli.base import Command
-from mcpguard.cli.counters import counter_text
+from mcpguard.cli.commands import Command
 from mcpguard.cli.options import given, name_filters, require_terminal, selects, with_settings, yes_option
+from mcpguard.cli.usage import counter_text
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
 from mcpguard.limiter.plan import Label, label_parts

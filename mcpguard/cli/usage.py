@@ -1,15 +1,23 @@
-"""`mcpguard usage` and `reset`: counters as text, and usages as a table for a terminal and as lines of key=value for a pipe."""
+"""`mcpguard usage`: shows how full each counter is. Counters as text, as a table for a terminal, and as lines for a pipe."""
 
+import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import click
 
-from mcpguard.cli.present import fit, fit_all, room_beside
+from mcpguard.cli.commands import Command, give_way
+from mcpguard.cli.options import all_match, given, name_filters, with_settings
+from mcpguard.cli.present import headings, room_beside, say, table_row, width_of_terminal
+from mcpguard.config import Settings
+from mcpguard.errors import PolicyError, UsageError
 from mcpguard.limiter.plan import ARGUMENTS, SESSION, Reported, label_parts
-from mcpguard.policy.model import SELECTORS
-from mcpguard.reading.usage import Usage
+from mcpguard.policy.file import PolicyFile
+from mcpguard.policy.model import SELECTORS, Policy
+from mcpguard.reading.usage import Limits, Usage
 from mcpguard.text.printing import quoted
 from mcpguard.text.times import span, span_up
 
@@ -59,13 +67,12 @@ def table(usages: Sequence[Usage], width: int) -> list[str]:
         (name, max(size, (min(_LONGEST, most) if size > 0 else -min(_LONGEST, most)), key=abs))
         for (name, size), most in zip(_COLUMNS, longest, strict=True)
     ]
-    found = [" ".join(fit_all([name for name, _ in columns], columns)) + " COUNTER"]
-    for one, texts in zip(usages, cells, strict=True):
-        padded = fit_all(texts, columns)
-        if one.rate:
-            padded[0] = click.style(padded[0], fg="red" if not one.left else "yellow" if one.share >= _PRESSED else "green")
-        found.append(" ".join([*padded, fit(_text(one.counter, {}), room_beside(columns, width))]).rstrip())
-    return found
+    columns.append(("COUNTER", room_beside(columns, width)))
+    lines = [headings(columns)]
+    for one, (bar, *texts) in zip(usages, cells, strict=True):
+        colour = "" if not one.rate else "red" if not one.left else "yellow" if one.share >= _PRESSED else "green"
+        lines.append(table_row([(bar, colour), *texts, _text(one.counter, {})], columns))
+    return lines
 
 
 def _bar(one: Usage) -> str:
@@ -128,3 +135,61 @@ def short_limit(record: Mapping[str, object]) -> str:
         return f"{record['limit']} at once"
     unit = {"cost": " u", "errors": " err"}.get(str(record.get("counts")), "")
     return f"{record['limit']}{unit}/{record['window']}"
+
+
+@click.command("usage", Command)
+@click.option(
+    "--watch", is_flag=True, help="Show a live screen until Ctrl-C, with the calls per second and the latest denials."
+)
+@click.option("-n", "--lines", "rows", type=click.IntRange(min=0), metavar="N", help="The number of counters. Default: all.")
+@name_filters("counters")
+@with_settings("policy", "store")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per counter.")
+def usage(settings: Settings, watch: bool, rows: int | None, as_json: bool, **names: str | None) -> None:
+    """Show how full each counter is, the least quota left first.
+
+    A line has the number of calls that a counter holds, its limit, how many calls are left, and when the limit allows the next
+    call. Limits on cost count units, limits on errors count calls that failed, and caps count calls in flight. Rule and limit
+    are those of the policy in force. A counter that no longer belongs to a rule comes last, without a limit.
+
+    \b
+    Examples:
+      mcpguard usage
+      mcpguard usage --user alice@acme.com -n 5
+      mcpguard usage --watch
+    """
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise UsageError("--watch shows a screen on a terminal", "use mcpguard usage --json for programs")
+    if watch and (kind := os.environ.get("TERM", "").lower()) in {"dumb", "unknown"}:  # for which `rich` draws nothing
+        raise UsageError(f"--watch needs a terminal that can move its cursor, and TERM is {kind}", "leave out --watch")
+    file = PolicyFile(settings.policy, named=settings.policy_named)
+    found = file.begin()
+    if isinstance(found, PolicyError):
+        raise found
+    is_selected = partial(all_match, given(names))
+    if not settings.address.exists():
+        say(f"no counters: there is no store at {settings.address.shown}")
+        return
+    if watch:
+        from mcpguard.cli import usage_screen
+
+        give_way()
+        usage_screen.show(settings, file, found, is_selected, rows)
+    _print(settings, found, is_selected, rows, as_json=as_json)
+
+
+def _print(settings: Settings, policy: Policy, is_selected: Any, rows: int | None, *, as_json: bool) -> None:
+    with settings.read_store() as store:
+        held = store.held()
+        _, now_us = store.peek(())
+        found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
+    if not found and rows != 0 and not as_json:
+        say("no counter holds calls" + (", or none matches" if held else ""))
+    if as_json:
+        lines = [json.dumps(usage_as_json(one)) for one in found]
+    elif not sys.stdout.isatty():
+        lines = [plain(one) for one in found]
+    else:
+        lines = table(found, width_of_terminal()) if found else []
+    for line in lines:
+        click.echo(line)

@@ -7,8 +7,8 @@ from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from mcpguard.cli.counters import short_limit, table
-from mcpguard.cli.present import fit, fit_all
+from mcpguard.cli.present import fit, headings, table_row
+from mcpguard.cli.usage import short_limit, table
 from mcpguard.config import Settings
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
@@ -121,11 +121,11 @@ def screen(view: View, where: str, width: int, height: int, rows: int | None) ->
 def _rates(view: View) -> list[str]:
     """A table of calls and denials per second by axis."""
     columns = [("", 16), *[(axis, -9) for axis in ("all", *_AXES)]]
-    lines = [" ".join(fit_all([name for name, _ in columns], columns))]
+    lines = [headings(columns)]
     for name, of in (("calls/s", view.calls_per_s), ("denials/s", view.denials_per_s)):
         values = [sum(of.values()), *(of.get(axis, 0.0) for axis in _AXES)]
         cells = [name, *(f"{value:.0f}" if value >= 100 else f"{value:.1f}" for value in values)]
-        lines.append(" ".join(fit_all(cells, columns)))
+        lines.append(table_row(cells, columns))
     return lines
 
 
