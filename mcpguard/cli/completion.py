@@ -46,9 +46,10 @@ _ZSH: Final = """\
     local -a values shown
     local type value help wants_files
     for type value help in ${(f)"$(
-        %(complete_var)s=zsh_complete _MCPGUARD_WORDS="${(pj:\\n:)${(@Q)words[2,CURRENT-1]}}" _MCPGUARD_WORD="${(Q)PREFIX}" \\
-            %(prog_name)s 2>/dev/null
+        %(complete_var)s=zsh_complete _MCPGUARD_WORDS="${(pj:\\n:)${(@Q)words[2,CURRENT-1]}}" \\
+            _MCPGUARD_WORD="${(qq)${(Q)PREFIX}}" %(prog_name)s 2>/dev/null
     )"}; do
+        [[ $PREFIX == --*=* ]] && value="${value#*=}"
         if [[ $type == file ]]; then
             wants_files=1
         else
@@ -81,11 +82,11 @@ function %(complete_func)s
     set -l words (commandline -xpc 2>/dev/null; or commandline -opc)
     set -lx _MCPGUARD_WORDS (string join \\n -- $words[2..] | string collect)
     set -lx _MCPGUARD_WORD (commandline -ct | string collect)
-    for line in (%(prog_name)s 2>/dev/null)
-        if string match -q 'file,*' -- $line
+    %(prog_name)s 2>/dev/null | while read -l type; and read -l value; and read -l help
+        if test $type = file
             __fish_complete_path (commandline -ct)
         else
-            string replace -r '^[a-z]+,' '' -- $line
+            printf '%%s\\t%%s\\n' $value (string replace -r '^_$' '' -- $help)
         end
     end
 end
@@ -165,20 +166,11 @@ def _bash(complete: _Complete) -> list[str]:
     ]
 
 
-def _zsh(complete: _Complete) -> list[str]:
-    """Three lines for each value. The script has removed `--option=` from the word, so it is not a part of a value."""
-    word = os.environ["_MCPGUARD_WORD"]
-    before = word.index("=") + 1 if word.startswith("--") and "=" in word else 0
-    return [
-        line
-        for one in complete(_words(), word)
-        for line in (one.type, one.value[before:] if one.type == "plain" else "_", _help(one))
-    ]
-
-
-def _fish(complete: _Complete) -> list[str]:
-    items = complete(_words(), read(os.environ["_MCPGUARD_WORD"]).word)
-    return [f"{one.type},{one.value}" + (f"\t{_help(one)}" if one.help else "") for one in items]
+def _by_words(complete: _Complete) -> list[str]:
+    """Three lines for each value: its type, itself, and its help or `_`."""
+    words = os.environ["_MCPGUARD_WORDS"]
+    items = complete(words.split("\n") if words else [], read(os.environ["_MCPGUARD_WORD"]).word)
+    return [line for one in items for line in (one.type, one.value or "_", _help(one))]
 
 
 def _powershell(complete: _Complete) -> list[str]:
@@ -193,19 +185,14 @@ def _powershell_word(item: CompletionItem[str]) -> str:
     return "'" + item.value.replace("'", "''") + "'"
 
 
-def _words() -> list[str]:
-    text = os.environ["_MCPGUARD_WORDS"]
-    return text.split("\n") if text else []
-
-
 def _help(item: CompletionItem[str]) -> str:
     return " ".join((item.help or "_").split())
 
 
 _SHELLS: Final[dict[str, tuple[str, Callable[[_Complete], list[str]]]]] = {
     "bash": (_BASH, _bash),
-    "zsh": (_ZSH, _zsh),
-    "fish": (_FISH, _fish),
+    "zsh": (_ZSH, _by_words),
+    "fish": (_FISH, _by_words),
     "powershell": (PowerShellComplete.source_template, _powershell),
 }
 
