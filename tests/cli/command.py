@@ -3,14 +3,15 @@
 import contextlib
 import io
 import os
+import re
 import select
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import pytest
@@ -88,10 +89,15 @@ def sqlite(folder: Path) -> str:
     return f"sqlite://{'/' if sys.platform == 'win32' else ''}{folder.as_posix()}"
 
 
-def start(home: Path, *argv: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start a command that runs until the test ends it."""
-    words = [*under, *command(*argv)]
-    return subprocess.Popen(words, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+@contextlib.contextmanager
+def running(home: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command until the block ends."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(*argv), env=environment(home), bufsize=0, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def line_of(process: subprocess.Popen[bytes]) -> str:
@@ -107,26 +113,79 @@ def line_of(process: subprocess.Popen[bytes]) -> str:
     return data.decode().replace("\r\n", "\n")
 
 
+class Terminal:
+    """A program on a terminal of its own.
+
+    Attributes:
+        process: The program.
+        data: What the terminal has received.
+        at_first: How the terminal was set when the program started.
+    """
+
+    def __init__(self, argv: Sequence[str], env: dict[str, str], *, columns: int = 80, lines: int = 24) -> None:
+        if sys.platform == "win32":
+            pytest.skip("needs a terminal of POSIX")
+        import fcntl
+        import pty
+        import termios
+
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.at_first = self.settings()
+        self.process = subprocess.Popen(
+            argv,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self.data = b""
+
+    def settings(self) -> list[Any]:
+        """How the terminal is set."""
+        import termios
+
+        return termios.tcgetattr(self._ours)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def read(self) -> bytes:
+        """What comes next; empty when the last process has closed the terminal."""
+        assert select.select([self._ours], [], [], DEADLINE_S)[0], f"nothing came after {self.data!r}"
+        some = b""
+        with contextlib.suppress(OSError):  # EIO: the last process has closed it
+            some = os.read(self._ours, 65536)
+        self.data += some
+        return some
+
+    def wait_for(self, pattern: bytes) -> re.Match[bytes]:
+        while not (found := re.search(pattern, self.data)):
+            assert self.read(), f"it has ended after {self.data!r}"
+        return found
+
+    def end(self, number: int = 0) -> int:
+        """Send a signal, read everything that comes, and return the exit status."""
+        self.process.send_signal(number)
+        while self.read():
+            pass
+        return self.process.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
 def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, **env: str) -> tuple[int, str]:
     """Run a command on a terminal of its own; return its exit status and what the terminal received."""
-    if sys.platform == "win32":
-        pytest.skip("needs a terminal of POSIX")
-    import fcntl
-    import pty
-    import termios
-
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = environment(home, **{"TERM": "xterm", **env})
-    process = subprocess.Popen(command(*argv), env=variables, stdin=slave, stdout=slave, stderr=slave)
-    os.close(slave)
-    os.write(master, typed)
-    data = b""
-    with contextlib.suppress(OSError):  # EIO: the last process has closed it
-        while select.select([master], [], [], DEADLINE_S)[0] and (some := os.read(master, 65536)):
-            data += some
-    os.close(master)
-    return process.wait(DEADLINE_S), data.decode().replace("\r\n", "\n")
+    with contextlib.closing(Terminal(command(*argv), variables, columns=columns)) as terminal:
+        terminal.type(typed)
+        return terminal.end(), terminal.data.decode().replace("\r\n", "\n")
 
 
 def calls(home: Path, tool: str, times: int, *options: str) -> None:

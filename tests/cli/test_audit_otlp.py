@@ -1,10 +1,10 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mcpguard.reading.telemetry import HEADERS, SERVICE
-from tests.cli.command import calls, mcpguard, process, start
+from tests.cli.command import calls, mcpguard, process, running
 from tests.end_to_end.host import DEADLINE_S, policy, rule
 from tests.reading.receiver import Receiver, receiving, values
 
@@ -24,11 +24,6 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def wait_for(receiver: Receiver, condition: Callable[[], bool]) -> None:
-    with receiver.came:
-        assert receiver.came.wait_for(condition, DEADLINE_S)
-
-
 def decisions(receiver: Receiver) -> list[str]:
     return [values(span.attributes)["mcpguard.decision"] for span in receiver.spans]
 
@@ -45,12 +40,8 @@ def test_the_calls_of_a_real_server_reach_a_collector(home: Path, receiver: Rece
 
 def test_an_export_that_was_killed_goes_on_where_it_stopped(home: Path, receiver: Receiver) -> None:
     for sent in (2, 3):
-        following = start(home, "audit", "export", "--otlp", receiver.url, "--follow", "--since", "1h")
-        try:
-            wait_for(receiver, lambda sent=sent: len({span.span_id for span in receiver.spans}) == sent)  # type: ignore[misc]
-        finally:
-            following.kill()
-            following.communicate()
+        with running(home, "audit", "export", "--otlp", receiver.url, "--follow", "--since", "1h"), receiver.came:
+            assert receiver.came.wait_for(lambda sent=sent: len({span.span_id for span in receiver.spans}) == sent, DEADLINE_S)  # type: ignore[misc]
         calls(home, "echo", 1)
     assert process(home, "audit", "export", "--otlp", receiver.url).returncode == 0
     found = {span.span_id: values(span.attributes)["mcpguard.decision"] for span in receiver.spans}
