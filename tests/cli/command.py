@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from unittest.mock import patch
 import pytest
 
 from mcpguard.cli import main
-from tests.end_to_end.host import DEADLINE_S, Host, environment, program, script
+from tests.end_to_end.host import DEADLINE_S, ROOT, Host, environment, program, script
 
 ALICE = ("--server", "crm", "--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
 BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
@@ -84,6 +85,14 @@ def process(
     )
 
 
+def trapped(folder: Path, module: str, statement: str) -> dict[str, str]:
+    """Variables with which a process executes a statement just before it imports a module."""
+    finder = f"import os, signal, sys\n\nclass Trap:\n    def find_spec(name, path, target):\n        if name == {module!r}:\n"
+    text = f"{finder}{textwrap.indent(statement, 12 * ' ')}\n\nsys.meta_path.insert(0, Trap)\n"
+    (folder / "sitecustomize.py").write_text(text, "utf-8")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+
+
 def sqlite(folder: Path) -> str:
     """The beginning of the URL of a store in a folder."""
     return f"sqlite://{'/' if sys.platform == 'win32' else ''}{folder.as_posix()}"
@@ -122,7 +131,9 @@ class Terminal:
         at_first: How the terminal was set when the program started.
     """
 
-    def __init__(self, argv: Sequence[str], env: dict[str, str], *, columns: int = 80, lines: int = 24) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: dict[str, str], *, columns: int = 80, lines: int = 24, cwd: Path | None = None
+    ) -> None:
         if sys.platform == "win32":
             pytest.skip("needs a terminal of POSIX")
         import fcntl
@@ -138,6 +149,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             env=env,
+            cwd=cwd,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )

@@ -1,6 +1,5 @@
 """The demo as a user starts it: a process of its own, with real guards and servers behind it."""
 
-import os
 import shlex
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from mcpguard.demo.story import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
+from tests.cli.command import trapped
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
 
@@ -101,30 +101,17 @@ def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: 
     assert list(tmp_path.iterdir()) == []
 
 
-INTERRUPTED = """\
-import os, signal, sys
-
-class Interrupted:
-    def find_spec(name, path, target):
-        if name == "mcp.client":
-            try:
-                signal.raise_signal(signal.SIGINT)
-                os._exit(7)
-            except KeyboardInterrupt as error:
-                raise ValueError("no schema") from error
-
-sys.meta_path.insert(0, Interrupted)
-"""
-"""Is loaded by the interpreter's start: Ctrl-C while mcp is imported, and an import that makes another error of it."""
-
-
 @pytest.mark.posix
 @pytest.mark.parametrize(("trap", "status"), [("true", -signal.SIGINT), ("trap '' INT", 7)])
 def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_ignored(
     tmp_path: Path, trap: str, status: int
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
-    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    # An import may make another error of a `KeyboardInterrupt`
+    interrupted = (
+        "try:\n    signal.raise_signal(signal.SIGINT)\n    os._exit(7)\n"
+        "except KeyboardInterrupt:\n    raise ValueError('no schema')"
+    )
+    env = environment(tmp_path) | trapped(tmp_path, "mcp.client", interrupted)
     argv = ["/bin/sh", "-c", f'{trap}; exec "$@"', "sh", *DEMO]
     done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
