@@ -5,15 +5,12 @@ import importlib
 import os
 import signal
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
 from mcpguard import __version__
-from mcpguard.errors import ExitStatus, UsageError, closest_word
-
-if TYPE_CHECKING:  # a hook delays a call, and completes nothing
-    from click.shell_completion import CompletionItem
+from mcpguard.errors import UsageError, closest_word
 
 _NICENESS: Final = 10
 """With this nice value a process gets about a tenth of the time of a usual one, if both want all of a core."""
@@ -50,52 +47,48 @@ class Command(_ShortHelp):
         return super().invoke(ctx)
 
 
+class _Part(click.Command):
+    """A command of a group, which is loaded when it is used: help and completion need only its line.
+
+    Args:
+        name: Its name.
+        place: `module:function` below `mcpguard.cli`.
+        line: Its line in the group's help.
+    """
+
+    def __init__(self, name: str, place: str, line: str) -> None:
+        super().__init__(name, short_help=line)
+        self._place = place
+
+    def loaded(self) -> click.Command:
+        """The command itself."""
+        module, _, function = self._place.partition(":")
+        command: click.Command = getattr(importlib.import_module(f"mcpguard.cli.{module}"), function)
+        return command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """See `click.Command`."""
+        return self.loaded().make_context(*args, **kwargs)
+
+
 class Group(_ShortHelp, click.Group):
-    """A group of commands. Without a command it prints its help to stderr and exits with the status for wrong usage.
+    """A group of commands.
 
     Args:
         args: As for `click.Group`.
-        parts: Its commands by name: `module:function` below `mcpguard.cli`, loaded when it is used; and its line of help.
+        parts: Its commands by name: `module:function` below `mcpguard.cli`, and its line of help.
         kwargs: As for `click.Group`.
     """
 
     def __init__(self, *args: Any, parts: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._parts = parts
+        self.parts = {name: _Part(name, *part) for name, part in parts.items()}
+        self.commands.update(self.parts)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """See `click.Group`."""
+        """See `click.Group`, which sorts them."""
         del ctx
-        return list(self._parts)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """See `click.Group`."""
-        del ctx
-        if cmd_name not in self._parts:
-            return None
-        module, _, function = self._parts[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(f"mcpguard.cli.{module}"), function)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """See `click.Group`. The help loads no command."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self._parts.items()])
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list["CompletionItem[str]"]:
-        """See `click.Group`. It loads no command."""
-        from click.shell_completion import CompletionItem
-
-        found = [CompletionItem(name, help=line) for name, (_, line) in self._parts.items() if name.startswith(incomplete)]
-        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """See `click.Command`."""
-        if not args and not ctx.resilient_parsing:
-            click.echo(ctx.get_help(), err=True)
-            ctx.exit(ExitStatus.USAGE)
-        return super().parse_args(ctx, args)
+        return list(self.commands)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """See `click.Group`.
@@ -104,17 +97,16 @@ class Group(_ShortHelp, click.Group):
             UsageError: There is no such command. The hint is the command that is probably meant.
         """
         word = args[0]
-        if word not in self._parts and not word.startswith("-"):
+        if word not in self.parts and not word.startswith("-"):
             raise UsageError(f"no such command: {word}", self._probably(ctx, word))
         return super().resolve_command(ctx, args)
 
     def _probably(self, ctx: click.Context, word: str) -> str:
         """The hint for a command that does not exist."""
-        names = self.list_commands(ctx)
-        groups = {name: group for name in names if isinstance(group := self.get_command(ctx, name), Group)}
-        inner = (f"{name} {word}" for name, group in groups.items() if word in group.list_commands(ctx))
-        meant = next(inner, None) or closest_word(word, names)
-        return f"did you mean {ctx.command_path} {meant}?" if meant else f"use one of: {' '.join(names)}"
+        groups = {name: group for name, part in self.parts.items() if isinstance(group := part.loaded(), Group)}
+        inner = (f"{name} {word}" for name, group in groups.items() if word in group.parts)
+        meant = next(inner, None) or closest_word(word, self.parts)
+        return f"did you mean {ctx.command_path} {meant}?" if meant else f"use one of: {' '.join(self.parts)}"
 
 
 def give_way() -> None:
