@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -16,7 +16,7 @@ from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, UsageError
 from mcpguard.limiter.plan import ARGUMENTS, SESSION, Reported, label_parts
 from mcpguard.policy.file import PolicyFile
-from mcpguard.policy.model import SELECTORS, Policy
+from mcpguard.policy.model import SELECTORS
 from mcpguard.reading.usage import Limits, Usage
 from mcpguard.text.printing import quoted
 from mcpguard.text.times import span, span_up
@@ -163,9 +163,9 @@ def usage(settings: Settings, watch: bool, rows: int | None, as_json: bool, **na
     if watch and (kind := os.environ.get("TERM", "").lower()) in {"dumb", "unknown"}:  # for which `rich` draws nothing
         raise UsageError(f"--watch needs a terminal that can move its cursor, and TERM is {kind}", "leave out --watch")
     file = PolicyFile(settings.policy, named=settings.policy_named)
-    found = file.begin()
-    if isinstance(found, PolicyError):
-        raise found
+    policy = file.begin()
+    if isinstance(policy, PolicyError):
+        raise policy
     is_selected = partial(all_match, given(names))
     if not settings.address.exists():
         say(f"no counters: there is no store at {settings.address.shown}")
@@ -174,22 +174,16 @@ def usage(settings: Settings, watch: bool, rows: int | None, as_json: bool, **na
         from mcpguard.cli import usage_screen
 
         give_way()
-        usage_screen.show(settings, file, found, is_selected, rows)
-    _print(settings, found, is_selected, rows, as_json=as_json)
-
-
-def _print(settings: Settings, policy: Policy, is_selected: Any, rows: int | None, *, as_json: bool) -> None:
+        usage_screen.show(settings, file, policy, is_selected, rows)
     with settings.read_store() as store:
         held = store.held()
         _, now_us = store.peek(())
-        found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
-    if not found and rows != 0 and not as_json:
-        say("no counter holds calls" + (", or none matches" if held else ""))
+    found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
     if as_json:
         lines = [json.dumps(usage_as_json(one)) for one in found]
-    elif not sys.stdout.isatty():
-        lines = [plain(one) for one in found]
     else:
-        lines = table(found, width_of_terminal()) if found else []
+        lines = table(found, width_of_terminal()) if found and sys.stdout.isatty() else [plain(one) for one in found]
+        if not found and rows != 0:
+            say("no counter holds calls" + (", or none matches" if held else ""))
     for line in lines:
         click.echo(line)

@@ -5,7 +5,11 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import Final, NoReturn
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from mcpguard.cli.present import fit, headings, table_row
 from mcpguard.cli.usage import short_limit, table
@@ -15,10 +19,6 @@ from mcpguard.policy.model import Policy
 from mcpguard.reading.following import until_replaced
 from mcpguard.reading.usage import DENIALS, NO_AXIS, View, Watcher
 from mcpguard.text.printing import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
 
 PERIOD_S: Final = 0.25
 """How often the screen is renewed at most."""
@@ -49,9 +49,6 @@ def show(
         is_selected: Whether a counter or a row with these members is shown.
         rows: The most counters; None for as many as fit.
     """
-    from rich.console import Console
-    from rich.live import Live
-
     console = Console(highlight=False)  # without colours if NO_COLOR is set
     for one in SIGNALS:
         signal.signal(one, end)
@@ -64,7 +61,8 @@ def show(
                 try:
                     while not is_replaced():
                         began_s = time.process_time()
-                        live.update(_text(watcher.look(), settings.address.shown, console, rows), refresh=True)
+                        lines = screen(watcher.look(), settings.address.shown, *console.size, rows)
+                        live.update(Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
                         time.sleep(max(PERIOD_S, EFFORT * (time.process_time() - began_s)))
                 finally:  # after an error, too: the file tells each new policy only once
                     policy = watcher.policy
@@ -75,14 +73,6 @@ def end(number: int, _: FrameType | None) -> NoReturn:
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
     raise SystemExit(128 + number)
-
-
-def _text(view: View, where: str, console: "Console", rows: int | None) -> "Text":
-    from rich.text import Text
-
-    width, height = console.size
-    lines = screen(view, where, width, height, rows)
-    return Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop")
 
 
 def screen(view: View, where: str, width: int, height: int, rows: int | None) -> list[str]:
