@@ -178,7 +178,7 @@ def usage(settings: Settings, watch: bool, rows: int | None, as_json: bool, **na
     with settings.read_store() as store:
         held = store.held()
         _, now_us = store.peek(())
-    found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
+        found = [one for one in Limits(policy, settings.namespace).usages(held, now_us) if is_selected(one.counter)][:rows]
     if as_json:
         lines = [json.dumps(usage_as_json(one)) for one in found]
     else:

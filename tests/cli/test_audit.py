@@ -2,7 +2,6 @@ import contextlib
 import json
 import re
 import shlex
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -57,29 +56,16 @@ def first_time(process: subprocess.Popen[bytes], *known: str) -> dict[str, objec
     return record
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two calls by Alice, the second over a limit; and by Bob one call of a closed tool and one with a rule in observe mode."""
-    home = tmp_path_factory.mktemp("home")
-    observed = '[[rule]]\ntool = "watched"\nlimit = "deny"\nmode = "observe"\n'
-    policy(home, rule("1/1h", user="*", tool="echo") + rule("deny", tool="closed") + observed)
-    calls(home, "echo", 2)
-    calls(home, "closed", 1, *BOB)
-    calls(home, "watched", 1, *BOB)
-    return home
-
-
 @pytest.mark.parametrize(
     "argv", [("tail", "--json"), ("tail",), ("export",), ("export", "--format", "csv"), ("report", "-o", "-"), ("stats",)]
 )
-def test_a_damaged_row_is_named_and_all_others_are_shown(home: Path, tmp_path: Path, argv: tuple[str, ...]) -> None:
-    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
-    with contextlib.closing(sqlite3.connect(tmp_path / "mcpguard.db")) as db, db:
+def test_a_damaged_row_is_named_and_all_others_are_shown(home: Path, argv: tuple[str, ...]) -> None:
+    with contextlib.closing(sqlite3.connect(home / "mcpguard.db")) as db, db:
         (damaged,) = db.execute("SELECT id FROM audit WHERE decision = 'rate_limited'").fetchone()
         db.execute("UPDATE audit SET detail = '{', reported = NULL WHERE id = ?", (damaged,))
-    done = mcpguard(tmp_path, "audit", *argv)
+    done = mcpguard(home, "audit", *argv)
     assert done.returncode == 0
-    assert done.stderr.splitlines()[0] == f"mcpguard: row {damaged} of {tmp_path / 'mcpguard.db'} is damaged, and left out"
+    assert done.stderr.splitlines()[0] == f"mcpguard: row {damaged} of {home / 'mcpguard.db'} is damaged, and left out"
     assert "rate_limited" not in done.stdout or argv[0] in {"report", "stats"}
     assert "closed" in done.stdout or argv[0] == "report"
 
@@ -475,10 +461,10 @@ def test_rows_stand_in_the_order_of_their_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argv", [("tail", "-n", "9"), ("export",)])
-def test_following_ends_when_the_wanted_time_has_passed(home: Path, tmp_path: Path, argv: tuple[str, ...]) -> None:
+def test_following_ends_when_the_wanted_time_has_passed(home: Path, argv: tuple[str, ...]) -> None:
     done = process(home, "audit", *argv, "--follow", "--until", "1h")
     assert (done.returncode, done.stdout) == (0, "")
-    done = process(tmp_path / "empty", "audit", *argv, "--follow", "--until", "1h")
+    done = process(home / "empty", "audit", *argv, "--follow", "--until", "1h")
     assert (done.returncode, done.stdout, done.stderr.startswith("mcpguard: no audit log yet")) == (0, "", True)
 
 

@@ -15,16 +15,8 @@ import pytest
 
 from mcpguard.cli import commands, present
 from mcpguard.cli.policy import show
-from tests.cli.command import calls, command, mcpguard, process, trapped
+from tests.cli.command import command, mcpguard, process, trapped
 from tests.end_to_end.host import environment, policy, rule
-
-
-@pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose store has calls."""
-    home = tmp_path_factory.mktemp("used")
-    calls(home, "echo", 3)
-    return home
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])

@@ -156,6 +156,8 @@ def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> Non
     assert offered(tmp_path, "mcpguard reset --server ") == ["crm"]
     assert offered(tmp_path, "mcpguard policy explain --tool ") == ["delete_user"]
     assert offered(tmp_path, "mcpguard policy unset --tool '") == ["search_*", "delete_user"]
+    policy(tmp_path, "broken")
+    assert offered(tmp_path, "mcpguard run --user ") == ["bob"]
     axes = ["user", "agent", "tool", "server", "session", "arguments", "none"]
     assert offered(tmp_path, "mcpguard policy unset --user al --per ") == axes
 

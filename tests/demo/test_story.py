@@ -111,6 +111,7 @@ def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: 
         assert len(processes_with(tmp_path)) == 1 + 2 * 3  # the demo; a guard and a server for each of three people
         process.send_signal(number)
         process.send_signal(number)
+        assert "What happened" not in lines.read()
     assert process.returncode == 128 + number
     assert processes_with(tmp_path) == []
 
