@@ -122,4 +122,4 @@ def _masked_word(before: str, word: str) -> str:
 
 def _is_secret(name: str) -> bool:
     """Whether a name, or an option, says that its value is secret."""
-    return re.fullmatch(_SECRET_NAME, name.lstrip("-")) is not None
+    return re.fullmatch(_SECRET_NAME, name) is not None

@@ -85,12 +85,12 @@ def process(
     )
 
 
-def trapped(folder: Path, module: str, statement: str) -> dict[str, str]:
-    """Variables with which a process executes a statement just before it imports a module."""
+def trapped(folder: Path, module: str, statement: str) -> str:
+    """A PYTHONPATH with which a process executes a statement just before it imports a module."""
     finder = f"import os, signal, sys\n\nclass Trap:\n    def find_spec(name, path, target):\n        if name == {module!r}:\n"
     text = f"{finder}{textwrap.indent(statement, 12 * ' ')}\n\nsys.meta_path.insert(0, Trap)\n"
     (folder / "sitecustomize.py").write_text(text, "utf-8")
-    return {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    return os.pathsep.join([str(folder), str(ROOT)])
 
 
 def sqlite(folder: Path) -> str:

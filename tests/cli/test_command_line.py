@@ -216,7 +216,7 @@ def test_a_command_has_the_same_output_and_status_in_a_process_of_its_own(tmp_pa
 @pytest.mark.parametrize("module", ["mcpguard.errors", "mcpguard.cli", "mcpguard.cli.hook", "click"])
 @pytest.mark.parametrize("error", ["ModuleNotFoundError", "SyntaxError"])
 def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path, module: str, error: str) -> None:
-    done = process(tmp_path, "hook", "claude-code", **trapped(tmp_path, module, f"raise {error}"))
+    done = process(tmp_path, "hook", "claude-code", PYTHONPATH=trapped(tmp_path, module, f"raise {error}"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -231,7 +231,7 @@ def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path
 )
 def test_a_part_that_cannot_be_loaded_is_one_line_and_a_hint(tmp_path: Path, argv: list[str], module: str) -> None:
     missing = f"""raise ModuleNotFoundError("No module named '{module}'")"""
-    done = process(tmp_path, *argv, **trapped(tmp_path, module, missing))
+    done = process(tmp_path, *argv, PYTHONPATH=trapped(tmp_path, module, missing))
     assert (done.returncode, done.stdout) == (1, "")
     told, hint = done.stderr.splitlines()
     assert told == f"mcpguard: cannot continue: No module named '{module}'"
@@ -259,7 +259,7 @@ def heed_ctrl_c() -> None:
 )
 def test_ctrl_c_while_modules_are_loaded_ends_the_process_without_output(tmp_path: Path, argv: list[str], module: str) -> None:
     trap = trapped(tmp_path, module, "signal.raise_signal(signal.SIGINT)")
-    done = process(tmp_path, *argv, preexec=heed_ctrl_c, **trap)  # type: ignore[arg-type]
+    done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=trap)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 

@@ -126,7 +126,7 @@ def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_
         "try:\n    signal.raise_signal(signal.SIGINT)\n    os._exit(7)\n"
         "except KeyboardInterrupt:\n    raise ValueError('no schema')"
     )
-    env = environment(tmp_path) | trapped(tmp_path, "mcp.client", interrupted)
+    env = environment(tmp_path) | {"PYTHONPATH": trapped(tmp_path, "mcp.client", interrupted)}
     argv = ["/bin/sh", "-c", f'{trap}; exec "$@"', "sh", *DEMO]
     done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
