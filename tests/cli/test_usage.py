@@ -12,9 +12,7 @@ import click
 import pytest
 from rich.cells import cell_len
 
-from mcpguard.cli import usage_screen as live
-from mcpguard.cli.usage import limit_text, plain, table, usage_as_json
-from mcpguard.cli.usage_screen import screen
+from mcpguard.cli.usage import SIGNALS, end_watching, limit_text, plain, screen, table, usage_as_json
 from mcpguard.limiter.sliding import EMPTY, charge
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
@@ -331,10 +329,10 @@ def watching(home: Path, no_color: str = "1") -> Iterator[Terminal]:
 
 
 def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
-    before = {number: signal.getsignal(number) for number in live.SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(SystemExit) as end:
-            live.end(signal.SIGTERM, None)
+            end_watching(signal.SIGTERM, None)
         assert (end.value.code, {signal.getsignal(number) for number in before}) == (143, {signal.SIG_IGN})
     finally:
         for number, handler in before.items():
