@@ -65,9 +65,6 @@ ALICE_REPORTS: Final = 4
 AUDIT_ROWS: Final = 8
 WIDTH: Final = 80
 
-_CALL_TIMEOUT_S: Final = 30.0
-"""A call takes about a millisecond. After this time the demo gives up."""
-
 _STORY_TIMEOUT_S: Final = 120.0
 """The story takes some seconds. After this time the demo gives up."""
 
@@ -167,7 +164,7 @@ class Stage:
         info = Implementation(name=person.client, version="1.0")
         with self.stderr.open("a", encoding="utf-8") as errlog:
             transport = stdio_client(command, errlog=errlog)
-            async with Client(transport, client_info=info, read_timeout_seconds=_CALL_TIMEOUT_S) as client:
+            async with Client(transport, client_info=info) as client:
                 await client.list_tools()
                 yield client
 

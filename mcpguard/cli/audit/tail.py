@@ -11,7 +11,18 @@ import click
 
 from mcpguard.cli.commands import Command
 from mcpguard.cli.options import nearest, none_match, row_filters, wanted_rows, with_settings
-from mcpguard.cli.present import Columns, cell_width, echo, fit, reader_leaves, room_beside, say, table_row, width_of_terminal
+from mcpguard.cli.present import (
+    Columns,
+    cell_width,
+    echo,
+    fit,
+    headings,
+    reader_leaves,
+    room_beside,
+    say,
+    table_row,
+    width_of_terminal,
+)
 from mcpguard.cli.usage import short_limit
 from mcpguard.config import Settings
 from mcpguard.reading.following import is_over, until_replaced
@@ -57,11 +68,11 @@ def as_object(record: _Record, *, ended: bool = False) -> list[str]:
 
 def as_pairs(record: _Record, *, ended: bool = False) -> list[str]:
     """A record as a line of `key=value`."""
-    time, shown = record["time"], record
+    at, shown = record["time"], record
     if ended:
         known = {key: record[key] for key in ("server", "user", "agent", "tool", "outcome") if key in record}
-        time, shown = rfc3339(ended_us(record)), {"decision": "ended"} | known
-    return [f"time={time} {line(shown, with_server=True)} id={record['id']}"]
+        at, shown = rfc3339(ended_us(record)), {"decision": "ended"} | known
+    return [f"time={at} {line(shown, with_server=True)} id={record['id']}"]
 
 
 class Table:
@@ -78,7 +89,7 @@ class Table:
         self._who: list[str] = []
         self._lines = self._layout(width)
         self._size = {name: abs(size) for columns in self._lines for name, size in columns}
-        self._heading = self._row({name: name for name in self._size})
+        self._heading = [headings(columns) for columns in self._lines]
 
     def _layout(self, width: int) -> list[Columns]:
         """The columns of a row, by line."""
