@@ -111,9 +111,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
             yield key, f"{report[key]} ({source})" if source else report[key]
         else:
             yield key, "nobody: calls are denied with 401"
-    if report.get("server"):
-        yield "server", report["server"]
-    for key in ("email", "roles", "scopes", "act"):
+    for key in ("server", "email", "roles", "scopes", "act"):
         if key in report:
             yield key, report[key] if isinstance(report[key], str) else " ".join(report[key])
     if "token" in report:

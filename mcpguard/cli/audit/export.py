@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import click
 
@@ -25,8 +25,6 @@ from mcpguard.reading.following import follow as follow_rows
 from mcpguard.stores.api import StoredRow, Wanted
 from mcpguard.text.printing import amount, plural
 
-_FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is appended to."
-
 
 @click.command("export", Command)
 @click.option("--format", "form", type=click.Choice(tuple(FORMATS)), help="The format. Default: jsonl.")
@@ -38,7 +36,7 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
     shell_complete=files,
     help="The file to write. Default: stdout. A file that exists is not replaced.",
 )
-@click.option("-f", "--follow", is_flag=True, help=_FOLLOW_HELP)
+@click.option("-f", "--follow", is_flag=True, help="Then wait for new rows and write them, too. A file is appended to.")
 @click.option("--otlp", "collector", metavar="URL", help="Send rows to an OpenTelemetry collector, over HTTP, instead.")
 @click.option("--otlp-user", "with_user", is_flag=True, help="With --otlp: name users in spans and metrics.")
 @row_filters
