@@ -25,6 +25,9 @@ BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nig
 OBEDIENT = script("obedient")
 command = program
 
+SHOWN = Path(__file__).parent / "shown"
+"""The output that was looked at."""
+
 _IS_ROOT = sys.platform != "win32" and os.geteuid() == 0
 BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if _IS_ROOT else ()
 """A command to start mcpguard under, so that file permissions bind it even if the tests run as root."""
@@ -206,3 +209,10 @@ def calls(home: Path, tool: str, times: int, *options: str) -> None:
         for number in range(times):
             host.call(number, tool)
         host.end()
+
+
+def compare(name: str, text: str) -> None:
+    """Compare an output with the file that was looked at. `MCPGUARD_WRITE_SHOWN=1` writes it anew."""
+    if os.environ.get("MCPGUARD_WRITE_SHOWN"):
+        (SHOWN / name).write_text(text, "utf-8")
+    assert text == (SHOWN / name).read_text("utf-8"), "set MCPGUARD_WRITE_SHOWN=1, and look at the files"

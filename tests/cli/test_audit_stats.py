@@ -7,8 +7,7 @@ from rich.cells import cell_len
 from mcpguard.cli.audit.stats import _table
 from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.stores.api import Group, Tally
-from tests.cli.command import mcpguard, on_terminal
-from tests.cli.test_usage import compare
+from tests.cli.command import compare, mcpguard, on_terminal
 
 
 def counted(home: Path, *argv: str) -> dict[str, tuple[int, int, int, int]]:
@@ -86,7 +85,7 @@ def test_the_table_is_as_it_was_looked_at(columns: int) -> None:
     ]
     lines = _table("tool", found, columns)
     assert max(map(cell_len, lines)) < columns
-    compare(f"stats-{columns}.txt", lines)
+    compare(f"stats-{columns}.txt", "\n".join(lines) + "\n")
 
 
 def test_a_table_on_a_narrow_terminal_still_shows_what_is_counted() -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 from collections.abc import Iterator
@@ -18,11 +17,10 @@ from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.reading.usage import Limits, Usage, View
 from mcpguard.stores.api import CounterUse
-from tests.cli.command import BOB, Terminal, calls, command, mcpguard, on_terminal
+from tests.cli.command import BOB, Terminal, calls, command, compare, mcpguard, on_terminal
 from tests.end_to_end.host import environment, policy, rule
 
 RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("200/1d", tool="*")
-SHOWN = Path(__file__).parent / "shown"
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +252,7 @@ def pressed() -> list[Usage]:
 def test_the_table_is_as_it_was_looked_at(name: str, found: list[Usage], columns: int) -> None:
     shown = list(map(click.unstyle, table(found, columns)))
     assert max(map(cell_len, shown)) < columns
-    compare(f"{name}-{columns}.txt", shown)
+    compare(f"{name}-{columns}.txt", "\n".join(shown) + "\n")
 
 
 def test_the_table_does_not_cut_large_numbers() -> None:
@@ -271,7 +269,7 @@ def test_the_screen_is_as_it_was_looked_at(columns: int, height: int) -> None:
     lines = list(map(click.unstyle, screen(view, "/home/alice/mcpguard.db", columns, height, None)))
     assert len(lines) <= height
     assert max(map(cell_len, lines)) < columns
-    compare(f"watch-{columns}.txt", [re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", line) for line in lines])
+    compare(f"watch-{columns}.txt", re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", "\n".join(lines) + "\n"))
 
 
 @pytest.mark.usefixtures("a_day_ahead")
@@ -287,14 +285,6 @@ def test_a_low_screen_shows_counters_rather_than_denials(columns: int, height: i
     lines = screen(View(pressed(), {}, {}, [denial], ""), "store", columns, height, None)
     assert [line for line in lines if "█" in line]
     assert "LATEST DENIALS" not in lines
-
-
-def compare(name: str, lines: list[str]) -> None:
-    """Compare with the file that was looked at. `MCPGUARD_WRITE_SHOWN=1` writes it anew."""
-    text = "\n".join(lines) + "\n"
-    if os.environ.get("MCPGUARD_WRITE_SHOWN"):
-        (SHOWN / name).write_text(text, "utf-8")
-    assert text == (SHOWN / name).read_text("utf-8")
 
 
 def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None:

@@ -119,11 +119,8 @@ def _print_limit(limit: LimitThen, now: Headroom | None, record: Mapping[str, ob
     word = "in flight" if limit.counts == "concurrent" else "used"
     then = _then_as_json(limit, record)
     parts = _parts(then, word)
-    parts += (
-        [f"count {then['count']} with denials"]
-        if then["used"] is not None and then["count"] not in (None, then["used"])
-        else []
-    )
+    if then["used"] is not None and then["count"] not in (None, then["used"]):
+        parts.append(f"count {then['count']} with denials")
     if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now:
