@@ -188,6 +188,7 @@ def test_an_error_offers_no_value_and_says_nothing(tmp_path: Path, text: str) ->
     (tmp_path / "config.toml").write_text(text, "utf-8")
     policy(tmp_path, "broken")
     assert offered(tmp_path, "mcpguard run --user ") == []
+    assert offered(tmp_path, "mcpguard policy sett --us") == []
 
 
 def test_a_store_that_takes_too_long_offers_what_was_found_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
