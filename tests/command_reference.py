@@ -22,11 +22,9 @@ def contexts(command: click.Command, name: str, parent: click.Context | None = N
     """A command and its subcommands, in the order of the help."""
     context = click.Context(command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH)
     yield context
-    if isinstance(command, click.Group):
-        for child in command.list_commands(context):
-            found = command.get_command(context, child)
-            assert found is not None, child
-            yield from contexts(found, child, context)
+    if isinstance(command, commands.Group):
+        for child, part in command.parts.items():
+            yield from contexts(part.loaded(), child, context)
 
 
 def reference() -> str:

@@ -99,6 +99,9 @@ def _by_click() -> int:
         return end.exit_code
     except click.exceptions.Abort:
         return ExitStatus.INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        help_text.show()
+        return ExitStatus.USAGE
     except click.ClickException as error:
         from mcpguard.cli.errors import by_click
 

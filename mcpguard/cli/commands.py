@@ -1,9 +1,119 @@
-"""The program's commands."""
+"""The program's commands, the classes of commands and groups, and how commands behave beside calls."""
+
+import contextlib
+import importlib
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any, Final
 
 import click
 
 from mcpguard import __version__
-from mcpguard.cli.base import Group
+from mcpguard.errors import UsageError, closest_word
+
+_NICENESS: Final = 10
+"""With this nice value a process gets about a tenth of the time of a usual one, if both want all of a core."""
+
+
+class _ShortHelp(click.Command):
+    """A command with `-h`, whatever its context: click keeps the help option of the first context."""
+
+    def get_help_option_names(self, ctx: click.Context) -> list[str]:
+        """See `click.Command`."""
+        del ctx
+        return ["-h", "--help"]
+
+
+class Command(_ShortHelp):
+    """A command. An option with one value that is given several times has the last one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command`.
+
+        Raises:
+            click.UsageError: With this command's context, so that the hint can name its help.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See `click.Command`. From here on Ctrl-C raises KeyboardInterrupt, so that the command can clean up."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by `__main__`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return super().invoke(ctx)
+
+
+class _Part(click.Command):
+    """A command of a group, which is loaded when it is used: help and completion need only its line.
+
+    Args:
+        name: Its name.
+        place: `module:function` below `mcpguard.cli`.
+        line: Its line in the group's help.
+    """
+
+    def __init__(self, name: str, place: str, line: str) -> None:
+        super().__init__(name, short_help=line)
+        self._place = place
+
+    def loaded(self) -> click.Command:
+        """The command itself."""
+        module, _, function = self._place.partition(":")
+        command: click.Command = getattr(importlib.import_module(f"mcpguard.cli.{module}"), function)
+        return command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """See `click.Command`."""
+        return self.loaded().make_context(*args, **kwargs)
+
+
+class Group(_ShortHelp, click.Group):
+    """A group of commands.
+
+    Args:
+        args: As for `click.Group`.
+        parts: Its commands by name: `module:function` below `mcpguard.cli`, and its line of help.
+        kwargs: As for `click.Group`.
+    """
+
+    def __init__(self, *args: Any, parts: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parts = {name: _Part(name, *part) for name, part in parts.items()}
+        self.commands.update(self.parts)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See `click.Group`, which sorts them."""
+        del ctx
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """See `click.Group`.
+
+        Raises:
+            UsageError: There is no such command. The hint is the command that is probably meant.
+        """
+        word = args[0]
+        if word not in self.parts and not word.startswith("-"):
+            raise UsageError(f"no such command: {word}", self._probably(ctx, word))
+        return super().resolve_command(ctx, args)
+
+    def _probably(self, ctx: click.Context, word: str) -> str:
+        """The hint for a command that does not exist."""
+        groups = {name: group for name, part in self.parts.items() if isinstance(group := part.loaded(), Group)}
+        inner = (f"{name} {word}" for name, group in groups.items() if word in group.parts)
+        meant = next(inner, None) or closest_word(word, self.parts)
+        return f"did you mean {ctx.command_path} {meant}?" if meant else f"use one of: {' '.join(self.parts)}"
+
+
+def give_way() -> None:
+    """Let calls have the processor before this process, which reads much. Windows has no such priority."""
+    if hasattr(os, "nice"):
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            os.nice(_NICENESS)
 
 
 @click.group(
@@ -15,8 +125,8 @@ from mcpguard.cli.base import Group
         "clients": ("clients.listing:clients", "list the clients, their servers, and which are guarded"),
         "policy": ("policy:policy", "show, check, explain and edit limits"),
         "audit": ("audit:audit", "read the audit log"),
-        "usage": ("counters.usage:usage", "show how full each counter is"),
-        "reset": ("counters.reset:reset", "empty counters"),
+        "usage": ("usage:usage", "show how full each counter is"),
+        "reset": ("reset:reset", "empty counters"),
         "doctor": ("doctor:doctor", "check this installation, and a server behind it"),
         "whoami": ("whoami:whoami", "show which user and agent a server would have, and why"),
         "hook": ("hook:hook", "tell a client's subagents apart"),

@@ -12,9 +12,9 @@ import shlex
 from collections.abc import Callable
 
 import click
-from click.shell_completion import CompletionItem, PowerShellComplete, ShellComplete
+from click.shell_completion import PowerShellComplete, ShellComplete
 
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 from mcpguard.light_typing import Final, NamedTuple
 
 PROGRAM: Final = "mcpguard"
@@ -23,13 +23,13 @@ VARIABLE: Final = "_MCPGUARD_COMPLETE"
 
 _BASH: Final = """\
 %(complete_func)s() {
-    local line
+    local type value help
     COMPREPLY=()
-    while IFS= read -r line; do
-        if [[ $line == file,* ]]; then
+    while IFS= read -r type && IFS= read -r value && IFS= read -r help; do
+        if [[ $type == file ]]; then
             compopt -o default 2>/dev/null
         else
-            COMPREPLY+=("${line#*,}")
+            COMPREPLY+=("$value")
         fi
     done < <(
         %(complete_var)s=bash_complete _MCPGUARD_LINE="${COMP_LINE:0:COMP_POINT}" _MCPGUARD_BREAKS="$COMP_WORDBREAKS" \\
@@ -46,9 +46,10 @@ _ZSH: Final = """\
     local -a values shown
     local type value help wants_files
     for type value help in ${(f)"$(
-        %(complete_var)s=zsh_complete _MCPGUARD_WORDS="${(pj:\\n:)${(@Q)words[2,CURRENT-1]}}" _MCPGUARD_WORD="${(Q)PREFIX}" \\
-            %(prog_name)s 2>/dev/null
+        %(complete_var)s=zsh_complete _MCPGUARD_WORDS="${(pj:\\n:)${(@Q)words[2,CURRENT-1]}}" \\
+            _MCPGUARD_WORD="${(qq)${(Q)PREFIX}}" %(prog_name)s 2>/dev/null
     )"}; do
+        [[ $PREFIX == --*=* ]] && value="${value#*=}"
         if [[ $type == file ]]; then
             wants_files=1
         else
@@ -81,11 +82,11 @@ function %(complete_func)s
     set -l words (commandline -xpc 2>/dev/null; or commandline -opc)
     set -lx _MCPGUARD_WORDS (string join \\n -- $words[2..] | string collect)
     set -lx _MCPGUARD_WORD (commandline -ct | string collect)
-    for line in (%(prog_name)s 2>/dev/null)
-        if string match -q 'file,*' -- $line
+    %(prog_name)s 2>/dev/null | while read -l type; and read -l value; and read -l help
+        if test $type = file
             __fish_complete_path (commandline -ct)
         else
-            string replace -r '^[a-z]+,' '' -- $line
+            printf '%%s\\t%%s\\n' $value (string replace -r '^_$' '' -- $help)
         end
     end
 end
@@ -150,62 +151,34 @@ def read(line: str, breaks: str = "") -> Typed:
     return Typed(words, word, quote, max(0, len(word) - len(replaced)))
 
 
-_Complete = Callable[[list[str], str], list[CompletionItem[str]]]
-"""Gives the values for a word after these arguments."""
+_Asked = tuple[list[str], str, Callable[[str], str]]
+"""What a shell asks for: the arguments before the word, the word, and the form in which it takes a value."""
 
 
-def _bash(complete: _Complete) -> list[str]:
+def _bash() -> _Asked:
     typed = read(os.environ["_MCPGUARD_LINE"], os.environ["_MCPGUARD_BREAKS"])
     # Variables may precede the program: `A=1 mcpguard run`
     program = next((at for at, word in enumerate(typed.words) if "=" not in word.partition("/")[0]), 0)
-    return [
-        f"plain,{typed.rest_of(one.value)}" if one.type == "plain" else "file,"
-        for one in complete(typed.words[program + 1 :], typed.word)
-        if one.type != "plain" or one.value.startswith(typed.word)
-    ]
+    return typed.words[program + 1 :], typed.word, typed.rest_of
 
 
-def _zsh(complete: _Complete) -> list[str]:
-    """Three lines for each value. The script has removed `--option=` from the word, so it is not a part of a value."""
-    word = os.environ["_MCPGUARD_WORD"]
-    before = word.index("=") + 1 if word.startswith("--") and "=" in word else 0
-    return [
-        line
-        for one in complete(_words(), word)
-        for line in (one.type, one.value[before:] if one.type == "plain" else "_", _help(one))
-    ]
+def _zsh_or_fish() -> _Asked:
+    words = os.environ["_MCPGUARD_WORDS"]
+    return words.split("\n") if words else [], read(os.environ["_MCPGUARD_WORD"]).word, str
 
 
-def _fish(complete: _Complete) -> list[str]:
-    items = complete(_words(), read(os.environ["_MCPGUARD_WORD"]).word)
-    return [f"{one.type},{one.value}" + (f"\t{_help(one)}" if one.help else "") for one in items]
+def _powershell() -> _Asked:
+    def quoted(value: str) -> str:
+        return value if value.replace("-", "").isalnum() else "'" + value.replace("'", "''") + "'"
 
-
-def _powershell(complete: _Complete) -> list[str]:
-    """Three lines for each value: click's script expects them."""
     args, word = PowerShellComplete(click.Command(PROGRAM), {}, PROGRAM, VARIABLE).get_completion_args()
-    return [line for one in complete(args, word) for line in (one.type, _powershell_word(one), _help(one))]
+    return args, word, quoted
 
 
-def _powershell_word(item: CompletionItem[str]) -> str:
-    if item.type != "plain" or item.value.replace("-", "").isalnum():
-        return item.value
-    return "'" + item.value.replace("'", "''") + "'"
-
-
-def _words() -> list[str]:
-    text = os.environ["_MCPGUARD_WORDS"]
-    return text.split("\n") if text else []
-
-
-def _help(item: CompletionItem[str]) -> str:
-    return " ".join((item.help or "_").split())
-
-
-_SHELLS: Final[dict[str, tuple[str, Callable[[_Complete], list[str]]]]] = {
+_SHELLS: Final[dict[str, tuple[str, Callable[[], _Asked]]]] = {
     "bash": (_BASH, _bash),
-    "zsh": (_ZSH, _zsh),
-    "fish": (_FISH, _fish),
+    "zsh": (_ZSH, _zsh_or_fish),
+    "fish": (_FISH, _zsh_or_fish),
     "powershell": (PowerShellComplete.source_template, _powershell),
 }
 
@@ -213,27 +186,30 @@ _SHELLS: Final[dict[str, tuple[str, Callable[[_Complete], list[str]]]]] = {
 def answer(cli: click.Command, instruction: str) -> str:
     """The values for the line that the script has put into the environment; empty if there are none.
 
+    Each has three lines: its type, which is `plain`, or `file` if the shell completes the name of a file; the whole word, with
+    `--option=` before it if that is typed; and its help. In place of what there is not, a line has `_`.
+
     Args:
         cli: The whole program.
         instruction: The value of `VARIABLE`, such as `bash_complete`.
     """
-
-    def complete(args: list[str], word: str) -> list[CompletionItem[str]]:
-        """The values for a word, each as the whole word: with `--option=` before it, if that is typed."""
-        try:
-            items = ShellComplete(cli, {}, PROGRAM, VARIABLE).get_completions(list(args), word)
-        except Exception:  # a message would destroy the line that the user types
-            return []
-        option, equals, _ = word.partition("=")
-        before = option + equals if equals and word.startswith("--") and "--" not in args else ""
-        return [
-            CompletionItem(before + one.value if one.type == "plain" else one.value, one.type, one.help)
-            for one in items
-            if one.value.isprintable()
-        ]
-
     shell = instruction.removesuffix("_complete")
-    return "\n".join(_SHELLS[shell][1](complete)) if shell in _SHELLS else ""
+    if shell not in _SHELLS:
+        return ""
+    args, word, form = _SHELLS[shell][1]()
+    try:
+        items = ShellComplete(cli, {}, PROGRAM, VARIABLE).get_completions(list(args), word)
+    except Exception:  # a message would destroy the line that the user types
+        return ""
+    option, equals, _ = word.partition("=")
+    before = option + equals if equals and word.startswith("--") and "--" not in args else ""
+    lines = []
+    for one in items:
+        if one.type != "plain":
+            lines += [one.type, "_", "_"]
+        elif one.value.isprintable():
+            lines += ["plain", form(before + one.value), " ".join((one.help or "_").split())]
+    return "\n".join(lines)
 
 
 @click.command("completion", Command)

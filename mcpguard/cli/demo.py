@@ -4,7 +4,7 @@ import signal
 
 import click
 
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 
 
 @click.command("demo", Command)

@@ -9,8 +9,8 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli.base import Command
 from mcpguard.cli.clients import entry_options, named_clients
+from mcpguard.cli.commands import Command
 from mcpguard.cli.names import files
 from mcpguard.cli.present import echo_json, paragraph
 from mcpguard.doctor.check import Check

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import click
 
-from mcpguard.cli.base import Command, Group
+from mcpguard.cli.commands import Command, Group
 from mcpguard.cli.run import click_option
 from mcpguard.hook.run import run
 from mcpguard.run_options import HOOK_CLIENTS, HOOK_OPTIONS

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -25,6 +25,7 @@ ROWS: Final = 3000
 LIKE: Final = 0.8
 """How much a known name must be like one that may be misspelt, from 0 to 1."""
 
+_T = TypeVar("_T")
 _Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
 
@@ -38,10 +39,8 @@ def seen(key: str, *, with_patterns: bool = False) -> _Complete:
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         del param
-        found: dict[str, None] = {}
-        _look_for_a_while(_look, key, ctx.params, found)
-        names = [name for name in list(found) if name.startswith(incomplete) and (with_patterns or "*" not in name)]
-        return [CompletionItem(name) for name in names]
+        names = dict.fromkeys(_in_time(_known(key, ctx.params)))
+        return [CompletionItem(name) for name in names if name.startswith(incomplete) and (with_patterns or "*" not in name)]
 
     return complete
 
@@ -66,8 +65,7 @@ def unseen(settings: Settings, given: Mapping[str, str | None], *, unlike: tuple
             looked for.
         unlike: Warn of a `tool` or `server` that is like none, too.
     """
-    rows: list[Mapping[str, Any]] = []
-    _look_for_a_while(_look_at_rows, settings, rows)
+    rows = [row for row in _in_time(_newest(settings)) if all(axis in row for axis in AXES)]
     for what, value, names in _sought(given, rows):
         if not value or "*" in value or not names or value in names:
             continue
@@ -97,28 +95,27 @@ def _nearest(value: str, names: set[str]) -> str | None:
     return known[near] if near else None
 
 
-def _look_for_a_while(look: Callable[..., None], *args: Any) -> None:
-    """Look for names for at most `LOOK_S`. What a look in a slow store would have found is left out."""
-    looking = threading.Thread(target=look, args=args, daemon=True)
+def _in_time(found: Iterator[_T]) -> list[_T]:
+    """What is found within `LOOK_S`, before a failure. A command that reads the store for itself reports the failure."""
+    taken: list[_T] = []
+
+    def take() -> None:
+        with contextlib.suppress(Exception):
+            taken.extend(found)
+
+    looking = threading.Thread(target=take, daemon=True)
     looking.start()
     looking.join(LOOK_S)
+    return list(taken)
 
 
-def _look_at_rows(settings: Settings, rows: list[Mapping[str, Any]]) -> None:
-    """Put the newest rows of calls into `rows`. A failure ends it: a command that reads the store for itself reports it."""
-    with contextlib.suppress(Exception):
-        rows.extend(record for record in _newest(settings) if all(axis in record for axis in AXES))
-
-
-def _look(key: str, given: dict[str, Any], found: dict[str, None]) -> None:
-    """Put the names into `found`, one after another. A failure ends it: completion has nobody to report it to."""
-    with contextlib.suppress(Exception):
-        options = {name: given.get(name) for name in ("policy", "store")}
-        settings = config.load(os.environ, config=given.get("config") or given.get("config_file"), **options)
-        for names in (_of_rules(settings, key), _of_rows(settings, key)):
-            with contextlib.suppress(Exception):  # the policy may be broken, and the store readable
-                for name in names:
-                    found.setdefault(name)
+def _known(key: str, given: dict[str, Any]) -> Iterator[str]:
+    """The names of this kind in the policy and the store that the line names."""
+    options = {name: given.get(name) for name in ("policy", "store")}
+    settings = config.load(os.environ, config=given.get("config") or given.get("config_file"), **options)
+    for names in (_of_rules(settings, key), _of_rows(settings, key)):
+        with contextlib.suppress(Exception):  # the policy may be broken, and the store readable
+            yield from names
 
 
 def _of_rules(settings: Settings, key: str) -> Iterator[str]:

@@ -170,7 +170,7 @@ def none_match(noun: str, filters: Mapping[str, Any]) -> str:
     return f"no {noun} match" if any(map(is_given, filters.values())) else f"no {noun}"
 
 
-def selects(key: str, pattern: str, text: str) -> bool:
+def _selects(key: str, pattern: str, text: str) -> bool:
     """Whether a filter's pattern matches a name. An agent is matched part by part if the pattern has three parts."""
     if key == "agent" and Agent.split(pattern) and Agent.split(text):
         return agent_matches(pattern, text)
@@ -184,7 +184,7 @@ def all_match(patterns: Mapping[str, str], members: Mapping[str, object]) -> boo
     """
     names = {key: [key, "client_session"] if key == SESSION else [key] for key in patterns}
     return all(
-        any(name in members and selects(key, pattern, str(members[name])) for name in names[key])
+        any(name in members and _selects(key, pattern, str(members[name])) for name in names[key])
         for key, pattern in patterns.items()
     )
 

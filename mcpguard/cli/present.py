@@ -124,9 +124,23 @@ def cell_width(text: str) -> int:
     return cell_len(text)
 
 
-def fit_all(cells: Iterable[str], columns: Columns) -> list[str]:
-    """Texts, each cut or padded to the size of its column."""
-    return [fit(cell, size) for cell, (_, size) in zip(cells, columns, strict=True)]
+def table_row(cells: Sequence[str | tuple[str, str]], columns: Columns) -> str:
+    """A line of a table, each cell cut or padded to the size of its column.
+
+    Args:
+        cells: A text for each column, or a text and its colour.
+        columns: The columns.
+    """
+    shown = []
+    for cell, (_, size) in zip(cells, columns, strict=True):
+        text, colour = (cell, "") if isinstance(cell, str) else cell
+        shown.append(click.style(fit(text, size), fg=colour) if colour else fit(text, size))
+    return " ".join(shown).rstrip()
+
+
+def headings(columns: Columns) -> str:
+    """The first line of a table."""
+    return table_row([name for name, _ in columns], columns)
 
 
 def room_beside(columns: Columns, width: int) -> int:

@@ -8,7 +8,7 @@ import click
 
 from mcpguard import run_options
 from mcpguard.cli import start
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 from mcpguard.cli.names import files, seen
 from mcpguard.errors import UsageError
 from mcpguard.run_options import OPTIONS, Option

@@ -11,7 +11,7 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option
 from mcpguard.cli.present import echo, echo_json, print_table, width_of_terminal
@@ -112,9 +112,7 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
             yield key, f"{report[key]} ({source})" if source else report[key]
         else:
             yield key, "nobody: calls are denied with 401"
-    if report.get("server"):
-        yield "server", report["server"]
-    for key in ("email", "roles", "scopes", "act"):
+    for key in ("server", "email", "roles", "scopes", "act"):
         if key in report:
             yield key, report[key] if isinstance(report[key], str) else " ".join(report[key])
     if "token" in report:

@@ -10,7 +10,7 @@ from mcpguard.clients.entries import ENV
 from mcpguard.clients.plan import Change
 from mcpguard.documents.document import Dialect, Splice, is_blank, quoted, read, spliced
 from mcpguard.documents.model import Array, Node, Object, Opaque, Scalar, plain
-from mcpguard.text.masking import MASK, masked_output, masked_words
+from mcpguard.text.redaction import MASK, masked_output, masked_words
 
 _LONG: Final = 200
 """Of a longer line only the parts that change are shown: some clients write a file in one line."""

@@ -19,7 +19,7 @@ from mcpguard.clients.plugins import of_plugin, plugin_sources
 from mcpguard.documents.document import Dialect, Document, Splice, encoded, is_blank, quoted
 from mcpguard.documents.document import read as parsed
 from mcpguard.documents.model import Container, Object, Unreadable, plain
-from mcpguard.text.masking import masked_words
+from mcpguard.text.redaction import masked_words
 
 _REPLACED: Final = ("type", *URLS, "headers", "http_headers", "env_http_headers", "bearer_token_env_var")
 _SIGN_IN: Final = {"oauth", "auth", "authProviderType", "oauth_resource"}

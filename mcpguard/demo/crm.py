@@ -43,18 +43,21 @@ class Report:
     best_customer: str
 
 
-_CUSTOMERS = (
-    Customer("C-1001", "Birchwood Dental", "Ines Moreau", "ines@birchwood-dental.example", "Lyon", "team"),
-    Customer("C-1002", "Halden Freight", "Jonas Berg", "jonas@halden-freight.example", "Oslo", "enterprise"),
-    Customer("C-1003", "Kestrel Optics", "Priya Nair", "priya@kestrel-optics.example", "Pune", "team"),
-    Customer("C-1004", "Lantern Books", "Tom Achebe", "tom@lantern-books.example", "Lagos", "starter"),
-    Customer("C-1005", "Marlow & Sons", "Grace Marlow", "grace@marlow-sons.example", "Leeds", "starter"),
-    Customer("C-1006", "Northwind Solar", "Elif Kaya", "elif@northwind-solar.example", "Izmir", "enterprise"),
-    Customer("C-1007", "Pico Robotics", "Kenji Sato", "kenji@pico-robotics.example", "Osaka", "team"),
-    Customer("C-1008", "Silverline Hotels", "Ana Duarte", "ana@silverline-hotels.example", "Porto", "enterprise"),
-)
+_CUSTOMERS = {
+    one.id: one
+    for one in (
+        Customer("C-1001", "Birchwood Dental", "Ines Moreau", "ines@birchwood-dental.example", "Lyon", "team"),
+        Customer("C-1002", "Halden Freight", "Jonas Berg", "jonas@halden-freight.example", "Oslo", "enterprise"),
+        Customer("C-1003", "Kestrel Optics", "Priya Nair", "priya@kestrel-optics.example", "Pune", "team"),
+        Customer("C-1004", "Lantern Books", "Tom Achebe", "tom@lantern-books.example", "Lagos", "starter"),
+        Customer("C-1005", "Marlow & Sons", "Grace Marlow", "grace@marlow-sons.example", "Leeds", "starter"),
+        Customer("C-1006", "Northwind Solar", "Elif Kaya", "elif@northwind-solar.example", "Izmir", "enterprise"),
+        Customer("C-1007", "Pico Robotics", "Kenji Sato", "kenji@pico-robotics.example", "Osaka", "team"),
+        Customer("C-1008", "Silverline Hotels", "Ana Duarte", "ana@silverline-hotels.example", "Porto", "enterprise"),
+    )
+}
 
-# (month, customer, euros)
+# (month, customer, euros); a customer orders at most once a month
 _ORDERS = (
     ("2026-07", "C-1002", 18_400),
     ("2026-07", "C-1003", 2_950),
@@ -86,7 +89,7 @@ def search_customers(query: str) -> list[Customer]:
     """
     _log_call("search_customers")
     wanted = query.casefold().strip()
-    return [customer for customer in _CUSTOMERS if any(wanted in text.casefold() for text in vars(customer).values())]
+    return [customer for customer in _CUSTOMERS.values() if any(wanted in text.casefold() for text in vars(customer).values())]
 
 
 @server.tool()
@@ -99,13 +102,9 @@ def generate_report(month: str) -> Report:
     _log_call("generate_report")
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
         raise ToolError(f"month must be YYYY-MM, such as 2026-09, not {month!r}")
-    revenue: dict[str, int] = {}
-    orders = [(customer, euros) for ordered, customer, euros in _ORDERS if ordered == month]
-    for customer, euros in orders:
-        revenue[customer] = revenue.get(customer, 0) + euros
-    best = max(revenue, key=revenue.__getitem__, default="")
-    company = next((customer.company for customer in _CUSTOMERS if customer.id == best), "nobody")
-    return Report(month=month, orders=len(orders), revenue_eur=sum(revenue.values()), best_customer=company)
+    orders = [(euros, customer) for ordered, customer, euros in _ORDERS if ordered == month]
+    best = _CUSTOMERS[max(orders)[1]].company if orders else "nobody"
+    return Report(month, len(orders), sum(euros for euros, _ in orders), best)
 
 
 @server.tool()
@@ -116,7 +115,7 @@ async def open_page(customer_id: str) -> str:
         customer_id: The customer's id, such as C-1001.
     """
     _log_call("open_page")
-    customer = next((one for one in _CUSTOMERS if one.id == customer_id), None)
+    customer = _CUSTOMERS.get(customer_id)
     if customer is None:
         raise ToolError(f"there is no customer {customer_id!r}")
     await anyio.sleep(PAGE_S)

@@ -2,7 +2,7 @@
 
 from mcpguard.errors import McpguardError
 from mcpguard.light_typing import NamedTuple
-from mcpguard.text.masking import masked
+from mcpguard.text.redaction import masked
 
 
 class Check(NamedTuple):

@@ -16,7 +16,7 @@ from mcpguard.clients.launcher import is_same
 from mcpguard.doctor.check import Check, advice, failed, good
 from mcpguard.errors import UsageError
 from mcpguard.light_typing import Final
-from mcpguard.text.masking import masked_words
+from mcpguard.text.redaction import masked_words
 
 _FILL_NOTHING: Final = ("claude-desktop", "codex", "zed", "goose")
 """The clients that pass `${A}` on as it is, for example to a shell."""

@@ -29,8 +29,8 @@ from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.suggest_by_tools import ServerTool
 from mcpguard.reading.explaining import caller
 from mcpguard.relay.command import find_program
-from mcpguard.text.masking import masked_output, secrets_of
 from mcpguard.text.printing import plural, printable
+from mcpguard.text.redaction import masked_output, secrets_of
 
 ANSWER_S: Final = 30.0
 """How long a server may take to start and list its tools. A launcher may have to fetch it first."""

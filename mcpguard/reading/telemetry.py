@@ -42,7 +42,7 @@ from mcpguard.session.audit import FAILED, limit_text, record, warned_text
 from mcpguard.session.verdict import REFUSED
 from mcpguard.stores.api import Readable, StoredRow, Wanted
 from mcpguard.text.digest import blake2b
-from mcpguard.text.masking import MASK
+from mcpguard.text.redaction import MASK
 from mcpguard.urls import is_loopback, is_printable, parts_of
 from mcpguard.whole_files import replace
 

@@ -1,1 +1,1 @@
-"""Statistics, reports and exports: reads the audit log and the counters, never on a call's path."""
+"""The page of `mcpguard audit report`: reads the audit log, never on a call's path."""

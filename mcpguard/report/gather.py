@@ -163,13 +163,12 @@ class Findings:
     Args:
         since_us: The beginning of the period.
         until_us: Its end.
-        begin_us: Where charts begin; None for the beginning of the period.
+        begin_us: Where charts begin.
     """
 
-    def __init__(self, since_us: int, until_us: int, begin_us: int | None = None) -> None:
+    def __init__(self, since_us: int, until_us: int, begin_us: int) -> None:
         self.since_us = since_us
         self.until_us = until_us
-        begin_us = since_us if begin_us is None else begin_us
         self.slot_us = slot_us(until_us - begin_us)
         self.first_us = begin_us // self.slot_us * self.slot_us
         self.slots = [Slot() for _ in range(-((self.first_us - until_us) // self.slot_us))]

@@ -3,25 +3,30 @@
 import contextlib
 import io
 import os
+import re
 import select
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import pytest
 
 from mcpguard.cli import main
-from tests.end_to_end.host import DEADLINE_S, Host, environment, program, script
+from tests.end_to_end.host import DEADLINE_S, ROOT, Host, environment, program, script
 
 ALICE = ("--server", "crm", "--user", "alice@acme.com", "--agent", "Claude Code::interactive::default")
 BOB = ("--server", "files", "--user", "bob", "--agent", "Cursor::background::nightly")
 OBEDIENT = script("obedient")
 command = program
+
+SHOWN = Path(__file__).parent / "shown"
+"""The output that was looked at."""
 
 _IS_ROOT = sys.platform != "win32" and os.geteuid() == 0
 BOUND = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if _IS_ROOT else ()
@@ -83,15 +88,28 @@ def process(
     )
 
 
+def trapped(folder: Path, module: str, statement: str) -> str:
+    """A PYTHONPATH with which a process executes a statement just before it imports a module."""
+    finder = f"import os, signal, sys\n\nclass Trap:\n    def find_spec(name, path, target):\n        if name == {module!r}:\n"
+    text = f"{finder}{textwrap.indent(statement, 12 * ' ')}\n\nsys.meta_path.insert(0, Trap)\n"
+    (folder / "sitecustomize.py").write_text(text, "utf-8")
+    return os.pathsep.join([str(folder), str(ROOT)])
+
+
 def sqlite(folder: Path) -> str:
     """The beginning of the URL of a store in a folder."""
     return f"sqlite://{'/' if sys.platform == 'win32' else ''}{folder.as_posix()}"
 
 
-def start(home: Path, *argv: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """Start a command that runs until the test ends it."""
-    words = [*under, *command(*argv)]
-    return subprocess.Popen(words, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+@contextlib.contextmanager
+def running(home: Path, *argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command until the block ends."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(*argv), env=environment(home), bufsize=0, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def line_of(process: subprocess.Popen[bytes]) -> str:
@@ -107,26 +125,82 @@ def line_of(process: subprocess.Popen[bytes]) -> str:
     return data.decode().replace("\r\n", "\n")
 
 
+class Terminal:
+    """A program on a terminal of its own.
+
+    Attributes:
+        process: The program.
+        data: What the terminal has received.
+        at_first: How the terminal was set when the program started.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], env: dict[str, str], *, columns: int = 80, lines: int = 24, cwd: Path | None = None
+    ) -> None:
+        if sys.platform == "win32":
+            pytest.skip("needs a terminal of POSIX")
+        import fcntl
+        import pty
+        import termios
+
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.at_first = self.settings()
+        self.process = subprocess.Popen(
+            argv,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self.data = b""
+
+    def settings(self) -> list[Any]:
+        """How the terminal is set."""
+        import termios
+
+        return termios.tcgetattr(self._ours)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def read(self) -> bytes:
+        """What comes next; empty when the last process has closed the terminal."""
+        assert select.select([self._ours], [], [], DEADLINE_S)[0], f"nothing came after {self.data!r}"
+        some = b""
+        with contextlib.suppress(OSError):  # EIO: the last process has closed it
+            some = os.read(self._ours, 65536)
+        self.data += some
+        return some
+
+    def wait_for(self, pattern: bytes) -> re.Match[bytes]:
+        while not (found := re.search(pattern, self.data)):
+            assert self.read(), f"it has ended after {self.data!r}"
+        return found
+
+    def end(self, number: int = 0) -> int:
+        """Send a signal, read everything that comes, and return the exit status."""
+        self.process.send_signal(number)
+        while self.read():
+            pass
+        return self.process.wait(DEADLINE_S)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
 def on_terminal(home: Path, *argv: str, typed: bytes = b"", columns: int = 80, **env: str) -> tuple[int, str]:
     """Run a command on a terminal of its own; return its exit status and what the terminal received."""
-    if sys.platform == "win32":
-        pytest.skip("needs a terminal of POSIX")
-    import fcntl
-    import pty
-    import termios
-
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     variables = environment(home, **{"TERM": "xterm", **env})
-    process = subprocess.Popen(command(*argv), env=variables, stdin=slave, stdout=slave, stderr=slave)
-    os.close(slave)
-    os.write(master, typed)
-    data = b""
-    with contextlib.suppress(OSError):  # EIO: the last process has closed it
-        while select.select([master], [], [], DEADLINE_S)[0] and (some := os.read(master, 65536)):
-            data += some
-    os.close(master)
-    return process.wait(DEADLINE_S), data.decode().replace("\r\n", "\n")
+    with contextlib.closing(Terminal(command(*argv), variables, columns=columns)) as terminal:
+        terminal.type(typed)
+        return terminal.end(), terminal.data.decode().replace("\r\n", "\n")
 
 
 def calls(home: Path, tool: str, times: int, *options: str) -> None:
@@ -135,3 +209,10 @@ def calls(home: Path, tool: str, times: int, *options: str) -> None:
         for number in range(times):
             host.call(number, tool)
         host.end()
+
+
+def compare(name: str, text: str) -> None:
+    """Compare an output with the file that was looked at. `MCPGUARD_WRITE_SHOWN=1` writes it anew."""
+    if os.environ.get("MCPGUARD_WRITE_SHOWN"):
+        (SHOWN / name).write_text(text, "utf-8")
+    assert text == (SHOWN / name).read_text("utf-8"), "set MCPGUARD_WRITE_SHOWN=1, and look at the files"

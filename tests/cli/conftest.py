@@ -9,12 +9,26 @@ import pytest
 
 from mcpguard.clients import plan
 from tests.cli.account import Account
+from tests.cli.command import BOB, calls
+from tests.end_to_end.host import policy, rule
 from tests.policy.test_editing import BY_HAND
+
+
+@pytest.fixture(scope="session")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two calls by Alice, the second over a limit; and by Bob one of a closed tool and one with a rule in observe mode."""
+    home = tmp_path_factory.mktemp("used")
+    observed = '[[rule]]\ntool = "watched"\nlimit = "deny"\nmode = "observe"\n'
+    policy(home, rule("1/1h", user="*", tool="echo") + rule("deny", tool="closed") + observed)
+    calls(home, "echo", 2)
+    calls(home, "closed", 1, *BOB)
+    calls(home, "watched", 1, *BOB)
+    return home
 
 
 @pytest.fixture
 def home(used: Path, tmp_path: Path) -> Path:
-    """A copy of the folder that the module's fixture `used` has filled once."""
+    """A copy of the folder that `used` has filled once. Some modules have a `used` of their own."""
     shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     return tmp_path
 

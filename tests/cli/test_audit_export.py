@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import errno
 import json
@@ -7,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from functools import partial
+from contextlib import AbstractContextManager
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +16,13 @@ from typing import Any, NoReturn
 
 import pytest
 
-from mcpguard.cli import base
+from mcpguard.cli import commands
 from mcpguard.cli.audit import export
 from mcpguard.locks import lock_file
 from mcpguard.session.audit import MEMBERS
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
-from tests.cli.command import calls, command, line_of, mcpguard, process, start
-from tests.end_to_end.host import DEADLINE_S, environment, policy, rule, until
+from tests.cli.command import calls, line_of, mcpguard, process, running
+from tests.end_to_end.host import DEADLINE_S, policy, rule, until
 
 
 @pytest.fixture(scope="module")
@@ -100,27 +101,20 @@ def test_a_file_that_another_program_makes_meanwhile_is_not_replaced(
     assert list(tmp_path.iterdir()) == [file]
 
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+HINT = "hint: check that its folder is writable and the disk is not full\n"
+
+
+@FULL
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "cannot write the output: No space left on device\n"),
-        (
-            ["-o", "/dev/full"],
-            "-o: /dev/full cannot be written: No space left on device\n"
-            "hint: check that its folder is writable and the disk is not full\n",
-        ),
+        (["-o", "/dev/full"], f"-o: /dev/full cannot be written: No space left on device\n{HINT}"),
     ],
 )
 def test_a_full_disk_is_one_line_and_a_hint_for_a_named_file(home: Path, argv: list[str], message: str) -> None:
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            command("audit", "export", *argv),
-            env=environment(home),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
+    done = process(home, "audit", "export", *argv, under=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
     assert (done.returncode, done.stderr) == (1, f"mcpguard: {message}")
 
 
@@ -142,85 +136,59 @@ def test_a_reader_that_leaves_a_named_pipe_is_an_error_that_names_it(tmp_path: P
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    following = start(tmp_path, "audit", "export", "--follow", "-o", str(pipe))
-    assert select.select([reader], [], [], DEADLINE_S)[0]
-    os.close(reader)
-    calls(tmp_path, "echo", 1)
-    assert following.communicate(timeout=DEADLINE_S)[1].decode().splitlines() == [
-        f"mcpguard: -o: {pipe} cannot be written: Broken pipe",
-        "hint: check that its folder is writable and the disk is not full",
-    ]
-    assert following.returncode == 1
+    with running(tmp_path, "audit", "export", "--follow", "-o", str(pipe)) as following:
+        assert select.select([reader], [], [], DEADLINE_S)[0]
+        os.close(reader)
+        calls(tmp_path, "echo", 1)
+        said = following.communicate(timeout=DEADLINE_S)[1].decode()
+    assert (following.returncode, said) == (1, f"mcpguard: -o: {pipe} cannot be written: Broken pipe\n{HINT}")
 
 
 @pytest.mark.posix
-def test_all_rows_are_written_also_if_stderr_is_closed(home: Path) -> None:
-    done = process(home, "audit", "export", under=("sh", "-c", 'exec "$@" 2>&-', "sh"))
-    assert (done.returncode, done.stdout.splitlines()) == (0, lines_of(home))
-
-
-@pytest.mark.posix
-def test_a_file_is_complete_also_if_stderr_takes_nothing(home: Path, tmp_path: Path) -> None:
-    output = tmp_path / "rows.jsonl"
-    process(home, "audit", "export", "-o", str(output), under=("sh", "-c", 'exec "$@" 2>/dev/full', "sh"))
-    assert output.read_text("utf-8").splitlines() == lines_of(home)
+@pytest.mark.parametrize("stderr", ["&-", pytest.param("/dev/full", marks=FULL)])
+def test_all_rows_are_written_whether_or_not_stderr_takes_anything(home: Path, tmp_path: Path, stderr: str) -> None:
+    file, shell = tmp_path / "rows.jsonl", ("sh", "-c", f'exec "$@" 2>{stderr}', "sh")
+    assert process(home, "audit", "export", under=shell).stdout.splitlines() == lines_of(home)
+    process(home, "audit", "export", "-o", str(file), under=shell)
+    assert file.read_text("utf-8").splitlines() == lines_of(home)
 
 
 def test_rows_are_written_where_a_process_may_not_lower_its_priority(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: int) -> NoReturn:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(base, "os", SimpleNamespace(nice=refuse))
+    monkeypatch.setattr(commands, "os", SimpleNamespace(nice=refuse))
     assert len(lines_of(home)) > 0
+
+
+def following(home: Path, *argv: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return running(home, "audit", "export", "--follow", "--tool", "*", *argv)
 
 
 @pytest.mark.posix
 def test_follow_writes_rows_as_they_come_with_their_outcomes(tmp_path: Path) -> None:
-    policy(tmp_path, rule("1/1h", user="*", tool="echo"))
     calls(tmp_path, "echo", 1)
-    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*")
-    try:
-        assert json.loads(line_of(following))["outcome"] == "ok"
+    with following(tmp_path) as export:
+        assert json.loads(line_of(export))["outcome"] == "ok"
         calls(tmp_path, "plain", 1)
-        found = json.loads(line_of(following))
+        found = json.loads(line_of(export))
         assert (found["tool"], found["outcome"]) == ("plain", "ok")
         assert "duration_ms" in found
-        following.send_signal(signal.SIGINT)
-        assert following.communicate(timeout=DEADLINE_S) == (b"", b"")
-        assert following.returncode == 130
-    finally:
-        following.kill()
-        following.communicate()
+        export.send_signal(signal.SIGINT)
+        assert export.communicate(timeout=DEADLINE_S) == (b"", b"")
+        assert export.returncode == 130
 
 
 def test_follow_waits_for_a_store(tmp_path: Path) -> None:
-    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*")
-    try:
-        assert following.stderr
-        assert b"no audit log yet" in following.stderr.readline()
+    with following(tmp_path) as export:
+        assert export.stderr
+        assert b"no audit log yet" in export.stderr.readline()
         calls(tmp_path, "echo", 1)
-        assert json.loads(line_of(following))["tool"] == "echo"
-    finally:
-        following.kill()
-        following.communicate()
+        assert json.loads(line_of(export))["tool"] == "echo"
 
 
-def test_follow_ends_quietly_when_the_reader_goes_away_even_if_no_row_comes(home: Path) -> None:
-    following = start(home, "audit", "export", "--follow")
-    line_of(following)
-    assert following.stdout
-    assert following.stderr
-    following.stdout.close()
-    try:
-        assert following.wait(DEADLINE_S) == 0
-    finally:
-        following.kill()
-        with following.stderr:
-            assert following.stderr.read() == b""
-
-
-def has_lines(file: Path, lines: int) -> bool:
-    return file.exists() and file.read_text("utf-8").count("\n") >= lines
+def wait_for_lines(file: Path, lines: int) -> None:
+    until(lambda: file.exists() and file.read_text("utf-8").count("\n") >= lines, "a row is written")
 
 
 @pytest.mark.posix
@@ -228,16 +196,11 @@ def test_follow_appends_to_a_file_with_one_heading(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     file = tmp_path / "out.csv"
     for lines in (2, 3):
-        following = start(tmp_path, "audit", "export", "--format", "csv", "--follow", "--tool", "*", "-o", str(file))
-        try:
-            until(partial(has_lines, file, lines), "a row is written")
-        finally:
-            following.kill()
-            following.communicate()
-    heading, *rows = csv.reader(StringIO(file.read_text("utf-8")))
+        with following(tmp_path, "--format", "csv", "-o", str(file)):
+            wait_for_lines(file, lines)
+    heading, first, second = csv.reader(StringIO(file.read_text("utf-8")))
     assert heading == list(MEMBERS)
-    assert len(rows) == 2
-    assert rows[0] == rows[1]
+    assert first == second
     if sys.platform != "win32":  # which has access lists
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -246,12 +209,8 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
     calls(tmp_path, "echo", 1)
     file = tmp_path / "out.jsonl"
     file.write_text('{"id": "a row of a full di', "utf-8")
-    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file))
-    try:
-        until(partial(has_lines, file, 2), "a row is written")
-    finally:
-        following.kill()
-        following.communicate()
+    with following(tmp_path, "-o", str(file)):
+        wait_for_lines(file, 2)
     cut, row = file.read_text("utf-8").splitlines()
     assert cut == '{"id": "a row of a full di'
     assert json.loads(row)["tool"] == "echo"
@@ -260,33 +219,23 @@ def test_follow_begins_a_line_of_its_own_after_a_line_that_was_cut(tmp_path: Pat
 def test_follow_to_a_file_goes_on_though_nobody_reads_stdout(tmp_path: Path) -> None:
     calls(tmp_path, "echo", 1)
     file = tmp_path / "out.jsonl"
-    following = start(tmp_path, "audit", "export", "--follow", "--tool", "*", "-o", str(file))
-    assert following.stdout
-    assert following.stderr
-    following.stdout.close()
-    try:
+    with following(tmp_path, "-o", str(file)) as export:
+        assert export.stdout
+        export.stdout.close()
         for lines in (1, 2):
-            until(partial(has_lines, file, lines), "a row is written")
+            wait_for_lines(file, lines)
             calls(tmp_path, "plain", 1)
-    finally:
-        following.kill()
-        with following.stderr:
-            following.wait()
 
 
 def test_looking_takes_no_lock_that_calls_need(home: Path) -> None:
     path = home / "mcpguard.db"
-    log, lock = CallLog(log_path(path)), lock_file(beside(path, "-lock"))
-    turn = log.turn()
-    assert turn.acquire(1)
-    assert lock.acquire(1)
-    try:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(CallLog(log_path(path))))
+        for lock in (log.turn(), lock_file(beside(path, "-lock"))):
+            stack.callback(lock.close)
+            assert lock.acquire(1)
+            stack.callback(lock.release)
         for argv in (["usage"], ["audit", "stats"], ["audit", "export"]):
             done = mcpguard(home, *argv)
             assert (done.returncode, done.stderr) == (0, "")
             assert "echo" in done.stdout
-    finally:
-        turn.release()
-        lock.release()
-        for one in (turn, lock, log):
-            one.close()

@@ -1,11 +1,11 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mcpguard.reading.telemetry import HEADERS, SERVICE
-from tests.cli.command import calls, mcpguard, process, start
-from tests.end_to_end.host import DEADLINE_S, policy, rule
+from tests.cli.command import calls, mcpguard, process, running
+from tests.end_to_end.host import DEADLINE_S
 from tests.reading.receiver import Receiver, receiving, values
 
 
@@ -15,20 +15,6 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-@pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two calls by Alice, the second over a limit; made once."""
-    home = tmp_path_factory.mktemp("used")
-    policy(home, rule("1/1h", user="*", tool="echo"))
-    calls(home, "echo", 2)
-    return home
-
-
-def wait_for(receiver: Receiver, condition: Callable[[], bool]) -> None:
-    with receiver.came:
-        assert receiver.came.wait_for(condition, DEADLINE_S)
-
-
 def decisions(receiver: Receiver) -> list[str]:
     return [values(span.attributes)["mcpguard.decision"] for span in receiver.spans]
 
@@ -36,25 +22,21 @@ def decisions(receiver: Receiver) -> list[str]:
 def test_the_calls_of_a_real_server_reach_a_collector(home: Path, receiver: Receiver) -> None:
     env = {HEADERS: "api-key=hunter2", SERVICE: "fleet"}
     done = process(home, "audit", "export", "--otlp", receiver.url, **env)  # type: ignore[arg-type]
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "3 rows sent\n")
-    assert decisions(receiver) == ["allowed", "rate_limited"]
-    assert receiver.counts("mcpguard.decision") == {("allowed",): 1, ("rate_limited",): 1}
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "7 rows sent\n")
+    assert decisions(receiver) == ["allowed", "rate_limited", "denied", "would_deny"]
+    assert receiver.counts("mcpguard.decision") == {(one,): 1 for one in decisions(receiver)}
     assert receiver.headers[0]["api-key"] == "hunter2"
     assert receiver.resources[0]["service.name"] == "fleet"
 
 
 def test_an_export_that_was_killed_goes_on_where_it_stopped(home: Path, receiver: Receiver) -> None:
-    for sent in (2, 3):
-        following = start(home, "audit", "export", "--otlp", receiver.url, "--follow", "--since", "1h")
-        try:
-            wait_for(receiver, lambda sent=sent: len({span.span_id for span in receiver.spans}) == sent)  # type: ignore[misc]
-        finally:
-            following.kill()
-            following.communicate()
+    for sent in (4, 5):
+        with running(home, "audit", "export", "--otlp", receiver.url, "--follow", "--since", "1h"), receiver.came:
+            assert receiver.came.wait_for(lambda sent=sent: len({span.span_id for span in receiver.spans}) == sent, DEADLINE_S)  # type: ignore[misc]
         calls(home, "echo", 1)
     assert process(home, "audit", "export", "--otlp", receiver.url).returncode == 0
     found = {span.span_id: values(span.attributes)["mcpguard.decision"] for span in receiver.spans}
-    assert list(found.values()) == ["allowed", "rate_limited", "rate_limited", "rate_limited"]
+    assert list(found.values()) == ["allowed", "rate_limited", "denied", "would_deny", "rate_limited", "rate_limited"]
     before = len(receiver.spans)
     assert process(home, "audit", "export", "--otlp", receiver.url).stderr == "0 rows sent\n"
     assert len(receiver.spans) == before
@@ -62,7 +44,7 @@ def test_an_export_that_was_killed_goes_on_where_it_stopped(home: Path, receiver
 
 def test_filters_select_the_rows_that_are_sent(home: Path, receiver: Receiver) -> None:
     assert mcpguard(home, "audit", "export", "--otlp", receiver.url, "--denied").returncode == 0
-    assert decisions(receiver) == ["rate_limited"]
+    assert decisions(receiver) == ["rate_limited", "denied"]
 
 
 @pytest.mark.parametrize(

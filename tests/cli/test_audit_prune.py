@@ -4,41 +4,30 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import calls, mcpguard, on_terminal, sqlite
+from tests.cli.command import mcpguard, on_terminal, sqlite
 from tests.end_to_end.host import audit
 
 
-@pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three calls, made once."""
-    home = tmp_path_factory.mktemp("used")
-    calls(home, "echo", 3)
-    return home
-
-
-def test_rows_of_before_a_time_are_deleted_but_for_the_newest(home: Path) -> None:
-    assert mcpguard(home, "audit", "prune", "--before", "1h", "--yes").stdout == "0 rows deleted\n"
-    assert len(audit(home)) == 3
-    done = mcpguard(home, "audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "3 rows deleted\n", "")
-    assert len(audit(home)) == 1
-
-
-@pytest.mark.parametrize("before", ["999999d", "0001-01-01T00:00:00+09:00"])
-def test_no_row_is_older_than_a_time_before_the_first_year(home: Path, before: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "deleted"),
+    [
+        ("1h", 0),
+        ("9999-01-01T00:00:00Z", 6),
+        ("999999d", 0),  # before the first year
+        ("0001-01-01T00:00:00+09:00", 0),
+        ("9999-12-31T23:59:59.999999Z", 6),  # the last time that can be shown
+    ],
+)
+def test_rows_of_before_a_time_are_deleted_but_for_the_newest(home: Path, before: str, deleted: int) -> None:
     done = mcpguard(home, "audit", "prune", "--before", before, "--yes")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0 rows deleted\n", "")
-
-
-def test_all_rows_are_older_than_the_last_time_that_can_be_shown(home: Path) -> None:
-    done = mcpguard(home, "audit", "prune", "--before", "9999-12-31T23:59:59.999999Z", "--yes")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "3 rows deleted\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{deleted} rows deleted\n", "")
+    assert len(audit(home)) == (1 if deleted else 4)
 
 
 def test_rows_of_other_namespaces_stay(home: Path) -> None:
     argv = ("audit", "prune", "--before", "9999-01-01T00:00:00Z", "--yes")
     assert mcpguard(home, *argv, MCPGUARD_NAMESPACE="other").stdout == "0 rows deleted\n"
-    assert len(audit(home)) == 3
+    assert len(audit(home)) == 4
 
 
 def test_it_asks_before_it_deletes(home: Path) -> None:
@@ -47,13 +36,13 @@ def test_it_asks_before_it_deletes(home: Path) -> None:
     assert status == 1
     assert "Delete the audit rows before 9999-01-01 00:00:00 UTC in " in shown
     assert "nothing was deleted" in shown
-    assert on_terminal(home, *argv, typed=b"y\n")[1].endswith("3 rows deleted\n")
+    assert on_terminal(home, *argv, typed=b"y\n")[1].endswith("6 rows deleted\n")
 
 
 @pytest.mark.parametrize("argv", [[], ["--before", "soon"], ["--before", "0d"]])
 def test_it_needs_a_time(home: Path, argv: list[str]) -> None:
     assert mcpguard(home, "audit", "prune", "--yes", *argv).returncode == 2
-    assert len(audit(home)) == 3
+    assert len(audit(home)) == 4
 
 
 @pytest.mark.parametrize("argv", [("audit", "prune", "--before", "1d", "--yes"), ("audit", "tail"), ("usage",)])

@@ -1,7 +1,6 @@
 import re
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
@@ -122,14 +121,3 @@ def test_a_wrong_command_line_is_refused(home: Path, arguments: tuple[str, ...],
     done = mcpguard(home, "audit", "report", *arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith(f"mcpguard: {message}\nhint: ")
-
-
-def test_a_file_that_cannot_be_written_is_named_with_a_hint(home: Path, tmp_path: Path) -> None:
-    file = tmp_path / "r.html"
-    with patch("mcpguard.whole_files.write", side_effect=PermissionError(13, "Permission denied")):
-        done = mcpguard(home, "audit", "report", "-o", str(file))
-    assert (done.returncode, done.stderr) == (
-        1,
-        f"mcpguard: -o: {file} cannot be written: Permission denied\n"
-        "hint: check that its folder is writable and the disk is not full\n",
-    )

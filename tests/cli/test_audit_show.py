@@ -1,5 +1,7 @@
 """`audit show` explains one row: its rule, its counters then and now, and the command that changes the rule."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,14 @@ from typing import Any
 import pytest
 
 from mcpguard.cli.audit import show
-from mcpguard.cli.counters import counter_text
+from mcpguard.cli.usage import counter_text
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.reading.explaining_row import Shown, explain_row
 from mcpguard.session.verdict import Ending
 from mcpguard.stores.memory import MemoryStore
 from tests.build import WALL_US, Session, Time, identity
-from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard, on_terminal
+from tests.cli.command import ALICE, OBEDIENT, calls, mcpguard
 from tests.end_to_end.host import Host, audit, policy, rule
 
 POLICY = (
@@ -107,11 +109,9 @@ def test_a_row_that_no_rule_decided_says_so(home: Path) -> None:
     assert shown(home, row(home, "free")["id"]).endswith("\nNo rule decided.\n")
 
 
-def test_the_axis_of_a_denial_that_no_limit_made_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_axis_of_a_denial_that_no_limit_made_is_shown() -> None:
     record = {"id": "45732ae6c06cfb07-2", "namespace": "default", "decision": "unauthenticated", "axis": "user"}
-    kinds = Kinds()
-    show.print_shown(kinds.shown(record), kinds.policy, "policy.toml")
-    assert "\naxis:        user\n" in capsys.readouterr().out
+    assert "\naxis:        user\n" in Kinds().told(record)
 
 
 def test_a_rule_that_the_policy_no_longer_has_is_said_to_be_gone(home: Path) -> None:
@@ -178,14 +178,6 @@ def test_names_reach_the_output_without_control_characters(tmp_path: Path) -> No
     assert [char for char in text if char != "\n" and not char.isprintable()] == []
 
 
-def test_lines_fit_a_narrow_terminal(home: Path) -> None:
-    status, text = on_terminal(home, "audit", "show", row(home, "echo", 1)["id"], columns=40)
-    assert status == 0
-    assert [
-        line for line in text.splitlines() if len(line) > 40 and "mcpguard policy set" not in line and str(home) not in line
-    ] == []
-
-
 # Caps, cost, errors and arguments
 
 KINDS = """
@@ -246,10 +238,21 @@ class Kinds:
     def shown(self, record: dict[str, Any], policy: Policy | None = None) -> Shown:
         return explain_row(self.store, policy or self.policy, record, policy_option=[])
 
+    def told(self, record: dict[str, Any], policy: Policy | None = None) -> str:
+        """What is printed of a row."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            show.print_shown(self.shown(record, policy), policy or self.policy, "policy.toml")
+        return out.getvalue()
 
-def test_a_call_above_a_cap_shows_what_is_in_flight(capsys: pytest.CaptureFixture[str]) -> None:
+    def limits(self, record: dict[str, Any]) -> Any:
+        """The limits of a row as JSON."""
+        return show.shown_as_json(self.shown(record), self.policy)["limits"]
+
+
+def test_a_call_above_a_cap_shows_what_is_in_flight() -> None:
     kinds = Kinds()
-    found = kinds.shown(kinds.last("echo", 2))
+    record = kinds.last("echo", 2)
+    found = kinds.shown(record)
     (limit,) = found.limits
     assert (limit.reported.limit_text, limit.reported.counts, limit.retry_after_ms, found.rules[0].at) == (
         "1-in-flight",
@@ -257,16 +260,12 @@ def test_a_call_above_a_cap_shows_what_is_in_flight(capsys: pytest.CaptureFixtur
         None,
         0,
     )
-    (now,) = found.counters.values()
-    assert (now.reported.limit, now.used, now.retry_after_us) == (1, 1, None)
     assert found.commands == ["mcpguard policy set --user '*' --tool echo --concurrent 1 9/1h"]
-    show.print_shown(found, kinds.policy, "policy.toml")
-    out = capsys.readouterr().out
+    out = kinds.told(record)
     assert "1-in-flight for user=alice@acme.com tool=echo server=crm\n      then: 1 in flight, 0 left, count 2 with" in out
     assert "\n      now:  1 in flight, 0 left\n" in out
     assert "reason:      concurrent\n" in out
-    told: dict[str, object]
-    (told,) = show.shown_as_json(found, kinds.policy)["limits"]  # type: ignore[misc]
+    (told,) = kinds.limits(record)
     assert (told["limit"], told["window"], told["counts"]) == (1, None, "concurrent")
     assert told["now"] == {"limit": 1, "used": 1, "remaining": 0, "retry_after_ms": None}
 
@@ -289,18 +288,16 @@ def test_a_limit_on_cost_shows_the_units_that_it_counts() -> None:
     )
 
 
-def test_the_row_tells_what_a_limit_on_cost_had_left_for_the_one_that_decided_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_row_tells_what_a_limit_on_cost_had_left_for_the_one_that_decided_only() -> None:
     text = '[[rule]]\ntool = "sum"\ncount = "cost"\nlimit = ["30/1h", "35/1d"]\n[[cost]]\ntool = "sum"\ncost = {}\n'
     kinds = Kinds(text.format(10))
     kinds.last("sum", 3)
     dearer = kinds.edited(text.format(20))
-    found = dearer.shown(dearer.last("sum", 1))
-    show.print_shown(found, dearer.policy, "policy.toml")
-    out = capsys.readouterr().out
+    record = dearer.last("sum", 1)
+    out = dearer.told(record)
     assert "30-units/1h for tool=sum server=crm\n      then: retry in 3,600 s\n      now:  30 used, 0 left" in out
     assert "35-units/1d for tool=sum server=crm\n      then: 30 used, 5 left, retry in 86,400 s" in out
-    limits: Any = show.shown_as_json(found, dearer.policy)["limits"]
-    assert [one["then"]["used"] for one in limits] == [None, 30]
+    assert [one["then"]["used"] for one in dearer.limits(record)] == [None, 30]
 
 
 def test_a_limit_is_found_though_the_policy_writes_its_window_in_another_unit_by_now() -> None:
@@ -309,39 +306,29 @@ def test_a_limit_is_found_though_the_policy_writes_its_window_in_another_unit_by
     assert found.counters[0].used == 2
 
 
-def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_on_cost_beside_the_one_that_decided_is_not_taken_for_full() -> None:
     cost = '[[rule]]\ntool = "sum"\nlimit = "30/1h"\ncount = "cost"\n[[cost]]\ntool = "sum"\ncost = 20\n'
-    kinds = Kinds(cost + '[[rule]]\nuser = "*"\nlimit = "1/1d"\n')
-    found = kinds.shown(kinds.last("sum", 2))
-    show.print_shown(found, kinds.policy, "policy.toml")
-    out = capsys.readouterr().out
+    kinds = Kinds(cost + rule("1/1d", user="*"))
+    out = kinds.told(kinds.last("sum", 2))
     assert "      then: retry in 3,600 s\n      now:  20 used, 10 left, retry in 3,600 s\n" in out
 
 
 @pytest.mark.parametrize("counts", ["calls", "cost"])
 def test_each_limit_that_had_no_room_for_a_call_is_told_to_be_full(counts: str) -> None:
     kinds = Kinds(f'[[rule]]\ntool = "echo"\ncount = "{counts}"\nlimit = ["2/1h", "2/1d"]\n')
-    found = kinds.shown(kinds.last("echo", 3))
-    limits: Any = show.shown_as_json(found, kinds.policy)["limits"]
+    limits = kinds.limits(kinds.last("echo", 3))
     assert [(one["then"]["used"], one["then"]["remaining"]) for one in limits] == [(2, 0), (2, 0)]
 
 
-def test_nothing_is_left_of_a_limit_that_was_lowered_below_what_its_counter_holds(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_nothing_is_left_of_a_limit_that_was_lowered_below_what_its_counter_holds() -> None:
     kinds = Kinds(rule("3/1h", tool="echo"))
     denial = kinds.last("echo", 4)
-    lowered = parse(rule("2/1h", tool="echo"))
-    found = kinds.shown(denial, lowered)
-    show.print_shown(found, lowered, "policy.toml")
-    assert "now:  3 used, 0 left of 2, retry in" in capsys.readouterr().out
+    assert "now:  3 used, 0 left of 2, retry in" in kinds.told(denial, parse(rule("2/1h", tool="echo")))
 
 
-def test_the_commands_of_several_rules_are_for_the_rules(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = Kinds('[[rule]]\nuser = "*"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "1/1h"\n')
-    found = kinds.shown(kinds.last("echo", 2))
-    show.print_shown(found, kinds.policy, "policy.toml")
-    assert capsys.readouterr().out.splitlines()[-3:] == [
+def test_the_commands_of_several_rules_are_for_the_rules() -> None:
+    kinds = Kinds(rule("1/1h", user="*") + rule("1/1h", tool="echo"))
+    assert kinds.told(kinds.last("echo", 2)).splitlines()[-3:] == [
         "To change the rules, edit the limit in:",
         "    mcpguard policy set --user '*' 1/1h",
         "    mcpguard policy set --tool echo 1/1h",
@@ -403,23 +390,19 @@ def flooded(kinds: Kinds, *tools: str) -> dict[str, Any]:
     return last.record
 
 
-def test_a_row_for_denials_of_many_tools_has_a_limit_but_no_count_and_no_counter(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = Kinds('[[rule]]\ntool = "*"\nlimit = "1/1h"\n')
-    found = kinds.shown(flooded(kinds, "a"))
-    assert ([limit.reported.limit_text for limit in found.limits], found.counters) == (["1/1h"], {})
-    show.print_shown(found, kinds.policy, "policy.toml")
-    assert capsys.readouterr().out.endswith(
-        "    1/1h\n\nTo change the rule, edit the limit in:\n    mcpguard policy set --tool '*' 1/1h\n"
-    )
-    told: dict[str, object]
-    (told,) = show.shown_as_json(found, kinds.policy)["limits"]  # type: ignore[misc]
+def test_a_row_for_denials_of_many_tools_has_a_limit_but_no_count_and_no_counter() -> None:
+    kinds = Kinds(rule("1/1h", tool="*"))
+    record = flooded(kinds, "a")
+    assert kinds.shown(record).counters == {}
+    end = "    1/1h\n\nTo change the rule, edit the limit in:\n    mcpguard policy set --tool '*' 1/1h\n"
+    assert kinds.told(record).endswith(end)
+    (told,) = kinds.limits(record)
     assert told["then"] == {"used": None, "remaining": None, "count": None, "retry_after_ms": None}
 
 
-def test_a_row_for_denials_by_several_limits_says_that_it_does_not_tell_which(capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = Kinds('[[rule]]\ntool = "a*"\nlimit = "1/1h"\n[[rule]]\ntool = "b*"\nlimit = "1/1d"\n')
-    show.print_shown(kinds.shown(flooded(kinds, "a", "b")), kinds.policy, "policy.toml")
-    assert capsys.readouterr().out.endswith("\nSeveral limits decided. The row does not tell which.\n")
+def test_a_row_for_denials_by_several_limits_says_that_it_does_not_tell_which() -> None:
+    kinds = Kinds(rule("1/1h", tool="a*") + rule("1/1d", tool="b*"))
+    assert kinds.told(flooded(kinds, "a", "b")).endswith("\nSeveral limits decided. The row does not tell which.\n")
 
 
 def test_a_limit_per_session_is_told_apart_from_another_with_the_same_text_and_shows_its_sessions_counter() -> None:

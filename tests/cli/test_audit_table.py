@@ -5,7 +5,7 @@ from typing import Any
 import click
 import pytest
 
-from mcpguard.cli.audit.table import Table
+from mcpguard.cli.audit.tail import Table
 
 ROW = {"time_us": 0, "decision": "rate_limited", "axis": "user", "user": "bob", "agent": "a::b::c", "tool": "echo", "count": 3}
 

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-import click
 import pytest
 
 from mcpguard import __version__
@@ -147,8 +146,7 @@ def test_the_shell_completes_servers_in_the_files(account: Account, monkeypatch:
 def test_every_client_is_in_the_help_of_install() -> None:
     from mcpguard.clients.catalog import BY_KEY
 
-    command = commands.cli.get_command(click.Context(commands.cli), "install")
-    assert command
+    command = commands.cli.parts["install"].loaded()
     assert command.help
     listed = command.help.split("Clients: ")[1].split(".\n")[0]
     assert [key.strip() for key in listed.split(",")] == list(BY_KEY)

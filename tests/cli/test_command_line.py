@@ -15,16 +15,8 @@ import pytest
 
 from mcpguard.cli import commands, present
 from mcpguard.cli.policy import show
-from tests.cli.command import calls, command, mcpguard, process
-from tests.end_to_end.host import ROOT, environment, policy, rule
-
-
-@pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose store has calls."""
-    home = tmp_path_factory.mktemp("used")
-    calls(home, "echo", 3)
-    return home
+from tests.cli.command import command, mcpguard, process, trapped
+from tests.end_to_end.host import environment, policy, rule
 
 
 @pytest.mark.parametrize("argv", [[], ["policy"], ["audit"]])
@@ -51,29 +43,6 @@ def test_an_error_of_the_system_names_its_file(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("argv", "path"),
-    [
-        (["policy", "set", "--tool"], "policy set"),
-        (["policy", "set", "--tool", "x"], "policy set"),
-        (["audit", "tail", "--since"], "audit tail"),
-        (["audit", "tail", "-n"], "audit tail"),
-        (["run", "--server"], "run"),
-        (["run", "--denials", "none", "cat"], "run"),
-        (["whoami", "--user"], "whoami"),
-        (["reset", "--tool"], "reset"),
-        (["demo", "--quick"], "demo"),
-        (["--quick"], ""),
-    ],
-)
-def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv: list[str], path: str) -> None:
-    done = mcpguard(tmp_path, *argv)
-    assert (done.returncode, done.stdout) == (2, "")
-    first, hint = done.stderr.splitlines()
-    assert first.startswith("mcpguard: ")
-    assert hint.endswith(f"mcpguard {path} --help" if path else "mcpguard --help")
-
-
-@pytest.mark.parametrize(
     ("argv", "message", "hint"),
     [
         (["policy", "sett"], "no such command: sett", "did you mean mcpguard policy set?"),
@@ -83,7 +52,17 @@ def test_a_usage_error_hints_at_the_help_of_its_own_command(tmp_path: Path, argv
         (["run", "--denials", "none", "cat"], "--denials: 'none' is not one of auto, error, result", None),
         (["audit", "tail", "-n", "x"], "--lines: 'x' is not a whole number", None),
         (["audit", "tail", "-n", "-1"], "--lines: -1 is less than 0", None),
-        (["policy", "set", "--tool"], "--tool: requires an argument", None),
+        *(
+            ([*command.split(), option], f"{option}: requires an argument", None)
+            for command, option in (
+                ("policy set", "--tool"),
+                ("audit tail", "--since"),
+                ("run", "--server"),
+                ("whoami", "--user"),
+                ("reset", "--tool"),
+            )
+        ),
+        (["demo", "--quick"], "no such option: --quick", None),
         (["policy", "set", "--tool", "x"], "missing argument LIMIT..., or --concurrent", None),
         (["policy", "explain"], "missing option --tool", None),
         (["policy", "mode"], "missing argument {observe|enforce}", None),
@@ -234,25 +213,10 @@ def test_a_command_has_the_same_output_and_status_in_a_process_of_its_own(tmp_pa
     assert (apart.stdout, apart.stderr) == (here.stdout, here.stderr)
 
 
-MISSING = """\
-import os, sys
-
-class Missing:
-    def find_spec(name, path, target):
-        if name == os.environ["MISSING"]:
-            raise ModuleNotFoundError(f"No module named '{name}'")
-
-sys.meta_path.insert(0, Missing)
-"""
-"""A `sitecustomize` module that makes a module missing, as if the system could not read its file."""
-
-
 @pytest.mark.parametrize("module", ["mcpguard.errors", "mcpguard.cli", "mcpguard.cli.hook", "click"])
 @pytest.mark.parametrize("error", ["ModuleNotFoundError", "SyntaxError"])
 def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path, module: str, error: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(MISSING.replace("ModuleNotFoundError", error), "utf-8")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = process(tmp_path, "hook", "claude-code", PYTHONPATH=path, MISSING=module)
+    done = process(tmp_path, "hook", "claude-code", PYTHONPATH=trapped(tmp_path, module, f"raise {error}"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -266,26 +230,12 @@ def test_a_hook_does_not_stop_the_call_if_a_part_cannot_be_loaded(tmp_path: Path
     ],
 )
 def test_a_part_that_cannot_be_loaded_is_one_line_and_a_hint(tmp_path: Path, argv: list[str], module: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(MISSING, "utf-8")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = process(tmp_path, *argv, PYTHONPATH=path, MISSING=module)
+    missing = f"""raise ModuleNotFoundError("No module named '{module}'")"""
+    done = process(tmp_path, *argv, PYTHONPATH=trapped(tmp_path, module, missing))
     assert (done.returncode, done.stdout) == (1, "")
     told, hint = done.stderr.splitlines()
     assert told == f"mcpguard: cannot continue: No module named '{module}'"
     assert hint.startswith("hint: ")
-
-
-INTERRUPTED = """\
-import os, signal, sys
-
-class Interrupted:
-    def find_spec(name, path, target):
-        if name == os.environ["INTERRUPTED_AT"]:
-            signal.raise_signal(signal.SIGINT)
-
-sys.meta_path.insert(0, Interrupted)
-"""
-"""A `sitecustomize` module that sends SIGINT just before a module is imported."""
 
 
 def heed_ctrl_c() -> None:
@@ -308,9 +258,8 @@ def heed_ctrl_c() -> None:
     ],
 )
 def test_ctrl_c_while_modules_are_loaded_ends_the_process_without_output(tmp_path: Path, argv: list[str], module: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED, "utf-8")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=path, INTERRUPTED_AT=module)
+    trap = trapped(tmp_path, module, "signal.raise_signal(signal.SIGINT)")
+    done = process(tmp_path, *argv, preexec=heed_ctrl_c, PYTHONPATH=trap)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 

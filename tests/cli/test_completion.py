@@ -2,14 +2,10 @@
 
 import contextlib
 import os
-import re
-import select
 import shutil
-import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +14,7 @@ import pytest
 from mcpguard.cli import completion
 from mcpguard.cli import names as cli_names
 from tests import redis_servers
-from tests.cli.command import calls, mcpguard, sqlite
+from tests.cli.command import Terminal, calls, mcpguard, sqlite
 from tests.clients.installations import impostor
 from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
 from tests.missing import missing
@@ -53,17 +49,13 @@ RULES = [
 ]
 
 
-class Shell:
-    """A shell on a terminal of its own."""
+class Shell(Terminal):
+    """A shell that has loaded the script."""
 
     def __init__(self, kind: str, home: Path) -> None:
         path = shutil.which(kind)
         if not path:
             missing(f"{kind} is not installed")
-        import fcntl  # Windows has none
-        import pty
-        import termios
-
         arguments, setup = START[kind]
         (home / "bin").mkdir()
         program = home / "bin/mcpguard"
@@ -71,56 +63,29 @@ class Shell:
         program.chmod(0o755)
         search = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
         env = environment(home, PATH=search, HOME=str(home), TERM="xterm", LANG="C.UTF-8")
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 300, 0, 0))
-        self._process = subprocess.Popen(
-            [path, *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=env,
-            cwd=home,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-        os.close(slave)
-        self._type(f"{setup}\n")
-        self._read(rb"READY")
+        super().__init__([path, *arguments], env, columns=300, lines=40, cwd=home)
+        self.type(f"{setup}\n".encode())
+        self.wait_for(b"READY")
 
-    def _type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def _read(self, pattern: bytes) -> bytes:
-        """Read until a pattern matches; return its group, or the match."""
-        data, deadline = b"", time.monotonic() + DEADLINE_S
-        while not (found := re.search(pattern, data)):
-            left = max(0.0, deadline - time.monotonic())
-            assert select.select([self._master], [], [], left)[0], f"nothing came after {data!r}"
-            some = os.read(self._master, 65536)
-            data += some
-            if b"\x1b[c" in some or b"\x1b[0c" in some:  # fish asks what terminal this is
-                self._type("\x1b[?62;22c")
-        return found[found.lastindex or 0]
+    def read(self) -> bytes:
+        some = super().read()
+        if b"\x1b[c" in some or b"\x1b[0c" in some:  # fish asks what terminal this is
+            self.type(b"\x1b[?62;22c")
+        return some
 
     def completed(self, line: str) -> str:
         """The line after it was typed and Tab was pressed."""
-        self._type(f"{line}\t{SHOW}")
-        return self._read(rb"<<(.*?)>>\r?\n").decode()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        with contextlib.suppress(OSError):
-            os.close(self._master)
+        self.data = b""
+        self.type(f"{line}\t{SHOW}".encode())
+        return self.wait_for(rb"<<(.*?)>>\r?\n")[1].decode()
 
 
 @pytest.fixture(scope="module", params=list(START))
 def shell(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     home = tmp_path_factory.mktemp(request.param)
     policy(home, "".join(RULES))
-    opened = Shell(request.param, home)
-    yield opened
-    opened.close()
+    with contextlib.closing(Shell(request.param, home)) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize(
@@ -180,7 +145,7 @@ def offered(home: Path, line: str, breaks: str = "") -> list[str]:
     """The words that bash is offered for a line, without what it quotes."""
     done = mcpguard(home, _MCPGUARD_COMPLETE="bash_complete", _MCPGUARD_LINE=line, _MCPGUARD_BREAKS=breaks)
     assert (done.returncode, done.stderr) == (0, "")
-    return [text.partition(",")[2] for text in done.stdout.splitlines() if text]
+    return done.stdout.splitlines()[1::3]
 
 
 def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> None:
@@ -191,15 +156,10 @@ def test_names_come_from_the_rules_and_from_the_audit_log(tmp_path: Path) -> Non
     assert offered(tmp_path, "mcpguard reset --server ") == ["crm"]
     assert offered(tmp_path, "mcpguard policy explain --tool ") == ["delete_user"]
     assert offered(tmp_path, "mcpguard policy unset --tool '") == ["search_*", "delete_user"]
-    assert offered(tmp_path, "mcpguard policy unset --user al --per ") == [
-        "user",
-        "agent",
-        "tool",
-        "server",
-        "session",
-        "arguments",
-        "none",
-    ]
+    policy(tmp_path, "broken")
+    assert offered(tmp_path, "mcpguard run --user ") == ["bob"]
+    axes = ["user", "agent", "tool", "server", "session", "arguments", "none"]
+    assert offered(tmp_path, "mcpguard policy unset --user al --per ") == axes
 
 
 @pytest.mark.posix  # bash reads a backslash as an escape
@@ -228,10 +188,10 @@ def test_an_error_offers_no_value_and_says_nothing(tmp_path: Path, text: str) ->
     (tmp_path / "config.toml").write_text(text, "utf-8")
     policy(tmp_path, "broken")
     assert offered(tmp_path, "mcpguard run --user ") == []
+    assert offered(tmp_path, "mcpguard policy sett --us") == []
 
 
 def test_a_store_that_takes_too_long_offers_what_was_found_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-
     never = threading.Event()
 
     def names(*_: object) -> Iterator[str]:
@@ -282,7 +242,7 @@ def test_a_value_is_quoted_as_the_rest_of_the_word(line: str, value: str, rest: 
         ("mcpguard run --agent='Claude Co", 2, ["plain", "'--agent=Claude Code::subagent::Explore'", "_"]),
         ("mcpguard reset --server c", 3, ["plain", "'c''r$m'", "_"]),
         ("mcpguard completion --he", 2, ["plain", "--help", "Show this message and exit."]),
-        ("mcpguard run --policy x", 3, ["file", "x", "_"]),
+        ("mcpguard run --policy x", 3, ["file", "_", "_"]),
     ],
 )  # fmt: skip
 def test_powershell_gets_three_lines_for_each_value(tmp_path: Path, line: str, index: int, lines: list[str]) -> None:

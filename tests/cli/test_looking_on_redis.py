@@ -3,13 +3,12 @@
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import BOB, calls, mcpguard
-from tests.cli.test_usage import Screen
+from tests.cli.test_usage import watching
 from tests.end_to_end.host import policy, rule
 from tests.redis_servers import Server, running
 
@@ -52,8 +51,8 @@ def test_usage_stats_export_and_prune_work_on_a_server(home: Path) -> None:
 
 
 def test_the_screen_shows_what_other_machines_do(home: Path) -> None:
-    with closing(Screen(home)) as shown:
-        shown.wait_for("user=alice@acme.com tool=echo")
+    with watching(home) as shown:
+        shown.wait_for(b"user=alice@acme.com tool=echo")
         calls(home, "echo", 3, *BOB)
-        shown.wait_for("rate_limited user  2/1h      echo bob")
+        shown.wait_for(b"rate_limited user  2/1h      echo bob")
         assert shown.end(signal.SIGTERM) == 143

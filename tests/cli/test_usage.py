@@ -2,37 +2,25 @@
 
 import contextlib
 import json
-import os
 import re
-import select
 import signal
-import struct
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 from rich.cells import cell_len
 
-from mcpguard.cli.counters import limit_text, plain, table, usage_as_json
-from mcpguard.cli.counters import screen as live
-from mcpguard.cli.counters.screen import screen
-from mcpguard.config import Settings
-from mcpguard.errors import StoreUnavailable
+from mcpguard.cli.usage import SIGNALS, end_watching, limit_text, plain, screen, table, usage_as_json
 from mcpguard.limiter.sliding import EMPTY, charge
 from mcpguard.policy.model import Call
 from mcpguard.policy.parse import parse
 from mcpguard.reading.usage import Limits, Usage, View
 from mcpguard.stores.api import CounterUse
-from mcpguard.stores.sqlite.store import SqliteStore
-from tests.cli.command import BOB, calls, command, mcpguard, on_terminal
-from tests.end_to_end.host import DEADLINE_S, environment, policy, rule
+from tests.cli.command import BOB, Terminal, calls, command, compare, mcpguard, on_terminal
+from tests.end_to_end.host import environment, policy, rule
 
 RULES = rule("3/1h", user="*", tool="echo") + rule("100/1h", user="*") + rule("200/1d", tool="*")
-SHOWN = Path(__file__).parent / "shown"
 
 
 @pytest.fixture(scope="module")
@@ -111,16 +99,13 @@ def test_the_limit_is_that_of_the_policy_in_force(tmp_path: Path) -> None:
 
 def usages(text: str, *held: tuple[Call, int], used: str | None = None, now_us: int = 1_000_000) -> list[Usage]:
     """The usage under a policy, if so many calls were made at once, after a second, under this policy or under another."""
-    taken = parse(text if used is None else used)
     counters: dict[str, CounterUse] = {}
     for call, times in held:
-        plan = taken.plan(call)
+        plan = parse(used or text).plan(call)
         for limit in plan.limits:
-            counter = plan.counters[limit.counter]
-            log = EMPTY
-            for _ in range(times):
-                log = charge(log, limit.n, limit.window_us, 1_000_000)
-            counters[counter.label] = CounterUse(counter.label, times, log)
+            label = plan.counters[limit.counter].label
+            log = charge(EMPTY, limit.n, limit.window_us, 1_000_000, times)
+            counters[label] = CounterUse(label, times, log)
     return Limits(parse(text), "default").usages(counters.values(), now_us)
 
 
@@ -158,8 +143,6 @@ def test_a_counter_has_the_limit_by_which_it_is_charged(text: str, limits: list[
 
 
 def test_a_lowered_limit_has_nothing_left_and_tells_when_a_call_is_free() -> None:
-    before = usages(rule("9/1h", user="*"), (ALICE, 9))
-    assert [(one.left, one.next_free_ms) for one in before] == [(0, 3_600_000)]
     (after,) = usages(rule("3/1h", user="*"), (ALICE, 9), used=rule("9/1h", user="*"))
     assert (after.used, after.left, after.share, after.next_free_ms) == (9, 0, 1.0, 3_600_000)
 
@@ -269,7 +252,7 @@ def pressed() -> list[Usage]:
 def test_the_table_is_as_it_was_looked_at(name: str, found: list[Usage], columns: int) -> None:
     shown = list(map(click.unstyle, table(found, columns)))
     assert max(map(cell_len, shown)) < columns
-    compare(f"{name}-{columns}.txt", shown)
+    compare(f"{name}-{columns}.txt", "\n".join(shown) + "\n")
 
 
 def test_the_table_does_not_cut_large_numbers() -> None:
@@ -286,7 +269,7 @@ def test_the_screen_is_as_it_was_looked_at(columns: int, height: int) -> None:
     lines = list(map(click.unstyle, screen(view, "/home/alice/mcpguard.db", columns, height, None)))
     assert len(lines) <= height
     assert max(map(cell_len, lines)) < columns
-    compare(f"watch-{columns}.txt", [re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", line) for line in lines])
+    compare(f"watch-{columns}.txt", re.sub(r"\d\d:\d\d:\d\d", "hh:mm:ss", "\n".join(lines) + "\n"))
 
 
 @pytest.mark.usefixtures("a_day_ahead")
@@ -302,14 +285,6 @@ def test_a_low_screen_shows_counters_rather_than_denials(columns: int, height: i
     lines = screen(View(pressed(), {}, {}, [denial], ""), "store", columns, height, None)
     assert [line for line in lines if "█" in line]
     assert "LATEST DENIALS" not in lines
-
-
-def compare(name: str, lines: list[str]) -> None:
-    """Compare with the file that was looked at. `MCPGUARD_WRITE_SHOWN=1` writes it anew."""
-    text = "\n".join(lines) + "\n"
-    if os.environ.get("MCPGUARD_WRITE_SHOWN"):
-        (SHOWN / name).write_text(text, "utf-8")
-    assert text == (SHOWN / name).read_text("utf-8")
 
 
 def test_in_a_pipe_each_counter_is_a_line_of_keys_and_values(home: Path) -> None:
@@ -331,63 +306,23 @@ def test_watch_shows_a_screen_on_a_terminal_only_and_no_json(home: Path) -> None
 @pytest.mark.parametrize("kind", ["dumb", "unknown"])
 def test_watch_needs_a_terminal_that_can_move_its_cursor(home: Path, kind: str) -> None:
     status, shown = on_terminal(home, "usage", "--watch", TERM=kind)
-    assert (status, shown.splitlines()) == (
-        2,
-        [
-            f"mcpguard: --watch needs a terminal that can move its cursor, and TERM is {kind}",
-            "hint: leave out --watch",
-        ],
-    )
+    error = f"mcpguard: --watch needs a terminal that can move its cursor, and TERM is {kind}"
+    assert (status, shown.splitlines()) == (2, [error, "hint: leave out --watch"])
 
 
-class Screen:
+@contextlib.contextmanager
+def watching(home: Path, no_color: str = "1") -> Iterator[Terminal]:
     """`usage --watch` on a terminal of its own."""
-
-    def __init__(self, home: Path, no_color: str = "1") -> None:
-        if sys.platform == "win32":
-            pytest.skip("needs a terminal of POSIX")
-        import fcntl
-        import pty
-        import termios
-
-        self._master, self.terminal = pty.openpty()
-        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        self.before = termios.tcgetattr(self.terminal)
-        env = environment(home, TERM="xterm-256color", NO_COLOR=no_color)
-        pipes = {"stdin": self.terminal, "stdout": self.terminal, "stderr": self.terminal}
-        self.process = subprocess.Popen(command("usage", "--watch"), env=env, start_new_session=True, **pipes)  # type: ignore[call-overload]
-        self.data = b""
-
-    def wait_for(self, text: str) -> None:
-        deadline_s = time.monotonic() + DEADLINE_S
-        while text.encode() not in self.data:
-            assert select.select([self._master], [], [], max(0, deadline_s - time.monotonic()))[0], self.data
-            self.data += os.read(self._master, 65536)
-
-    def end(self, number: int) -> int:
-        """Send a signal. Returns the exit status."""
-        self.process.send_signal(number)
-        deadline_s = time.monotonic() + DEADLINE_S
-        while self.process.poll() is None:
-            assert time.monotonic() < deadline_s
-            if select.select([self._master], [], [], 0.05)[0]:
-                self.data += os.read(self._master, 65536)
-        while select.select([self._master], [], [], 0)[0]:
-            self.data += os.read(self._master, 65536)
-        return int(self.process.returncode)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for fd in (self._master, self.terminal):
-            os.close(fd)
+    env = environment(home, TERM="xterm-256color", NO_COLOR=no_color)
+    with contextlib.closing(Terminal(command("usage", "--watch"), env, columns=100, lines=30)) as shown:
+        yield shown
 
 
 def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
-    before = {number: signal.getsignal(number) for number in live.SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         with pytest.raises(SystemExit) as end:
-            live.end(signal.SIGTERM, None)
+            end_watching(signal.SIGTERM, None)
         assert (end.value.code, {signal.getsignal(number) for number in before}) == (143, {signal.SIG_IGN})
     finally:
         for number, handler in before.items():
@@ -397,28 +332,25 @@ def test_a_second_signal_does_not_stop_what_restores_the_terminal() -> None:
 @pytest.mark.posix
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_screen_and_leaves_the_terminal_as_it_was(home: Path, name: str) -> None:
-    import termios
-
     number = getattr(signal, name)
-    with contextlib.closing(Screen(home)) as shown:
-        shown.wait_for("LATEST DENIALS")
-        shown.wait_for("rate_limited")
+    with watching(home) as shown:
+        shown.wait_for(b"LATEST DENIALS")
+        shown.wait_for(b"rate_limited")
         assert b"\x1b[?1049h" in shown.data
-        assert b"\x1b[?25l" in shown.data
         assert shown.end(number) == 128 + number
         restored = shown.data.rpartition(b"\x1b[?25l")[2]
         assert b"\x1b[?25h" in restored
         assert restored.endswith(b"\x1b[?1049l")
         assert b"Traceback" not in shown.data
-        assert termios.tcgetattr(shown.terminal) == shown.before
+        assert shown.settings() == shown.at_first
 
 
 @pytest.mark.parametrize("no_color", ["", "1"])
 def test_the_table_and_the_screen_have_colours_unless_no_color_is_set(home: Path, no_color: str) -> None:
     table = on_terminal(home, "usage", NO_COLOR=no_color)[1]
     assert "████████" in table
-    with contextlib.closing(Screen(home, no_color)) as shown:
-        shown.wait_for("rate_limited")
+    with watching(home, no_color) as shown:
+        shown.wait_for(b"rate_limited")
         coloured = re.search(rb"\x1b\[[0-9;]*3[0-7][0-9;]*m", shown.data) is not None
     assert ["\x1b[31m████████" in table, "\x1b" in table, coloured] == [not no_color] * 3
 
@@ -426,56 +358,27 @@ def test_the_table_and_the_screen_have_colours_unless_no_color_is_set(home: Path
 def test_the_screen_shows_calls_denials_and_an_edited_policy_as_they_come(tmp_path: Path) -> None:
     policy(tmp_path, rule("2/1h", user="*"))
     calls(tmp_path, "echo", 1)
-    with contextlib.closing(Screen(tmp_path)) as shown:
-        shown.wait_for("user=alice@acme.com")
-        shown.wait_for("none\x20")
+    with watching(tmp_path) as shown:
+        shown.wait_for(b"user=alice@acme.com")
+        shown.wait_for(b"none\x20")
         calls(tmp_path, "echo", 2)
-        shown.wait_for("rate_limited user  2/1h")
+        shown.wait_for(b"rate_limited user  2/1h")
         policy(tmp_path, rule("7/1h", user="*"))
-        shown.wait_for(" 7/1h ")
+        shown.wait_for(b" 7/1h ")
         (tmp_path / "policy.toml").write_text("limit", "utf-8")
-        shown.wait_for("policy.toml")
+        shown.wait_for(b"policy.toml")
         assert shown.end(signal.SIGTERM) == 143
 
 
-def test_the_screen_goes_on_in_a_store_that_replaces_its_own(tmp_path: Path) -> None:
+def test_the_screen_goes_on_with_the_policy_that_it_took_up_in_a_store_that_replaces_its_own(tmp_path: Path) -> None:
+    policy(tmp_path, rule("5/1h", user="*"))
     calls(tmp_path, "echo", 1)
-    with contextlib.closing(Screen(tmp_path)) as shown:
-        shown.wait_for("user=alice@acme.com")
+    with watching(tmp_path) as shown:
+        shown.wait_for(b" 5/1h .*user=alice")
+        policy(tmp_path, rule("7/1h", user="*"))
+        shown.wait_for(b" 7/1h .*user=alice")
         for path in tmp_path.glob("mcpguard.db*"):
             path.unlink()
         calls(tmp_path, "echo", 1, *BOB)
-        shown.wait_for("user=bob")
+        assert b" 7/1h " in shown.wait_for(rb"[^\n]*user=bob")[0]
         assert shown.end(signal.SIGTERM) == 143
-
-
-@pytest.mark.posix
-def test_the_screen_keeps_the_policy_that_it_took_up_when_its_store_is_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "mcpguard.db"
-    SqliteStore(path).close()
-    policies: list[str] = []
-
-    class Watching:
-        def __init__(self, _store: object, _file: object, policy: str, *_: object) -> None:
-            policies.append(policy)
-            self.policy = policy
-
-        def look(self) -> None:
-            if len(policies) == 2:
-                raise SystemExit
-            self.policy = "the new one"
-            for file in tmp_path.glob("mcpguard.db*"):
-                file.unlink()
-            SqliteStore(path).close()
-            raise StoreUnavailable("it was removed")
-
-    monkeypatch.setattr(live, "Watcher", Watching)
-    monkeypatch.setattr(live, "SIGNALS", ())
-    settings = Settings(str(path), policy_named=False, database_path=str(path))
-    file: Any = None
-    old: Any = "the old one"
-    with pytest.raises(SystemExit):
-        live.show(settings, file, old, lambda _: True, None)
-    assert policies == ["the old one", "the new one"]

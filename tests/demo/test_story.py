@@ -1,22 +1,25 @@
 """The demo as a user starts it: a process of its own, with real guards and servers behind it."""
 
-import os
+import contextlib
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, cast
+from typing import IO, NoReturn, cast
 
 import anyio
 import pytest
 from mcp import Client, MCPError
 
 from mcpguard.demo import story
-from mcpguard.demo.stage import ALICE, BOB, CAROL, Stage, Tally, last_line
+from mcpguard.demo.story import ALICE, BOB, CAROL, Stage, Tally, last_line
 from mcpguard.errors import McpguardError
 from mcpguard.policy.parse import SCHEMA_LINE
 from mcpguard.session.denial import RATE_LIMITED, UNAVAILABLE
+from tests.cli.command import trapped
 from tests.demo.conftest import DEMO, ROOT, SHORT_DEMO, Run, environment
 
 
@@ -69,53 +72,48 @@ def test_in_a_pipe_it_is_plain_text_of_eighty_columns(run: Run) -> None:
     assert [line for line in run.out.splitlines() if len(line) > 80] == []
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The place for temporary files of a demo in this process."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
 def test_it_keeps_its_folder_if_asked_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(story, "LOOP_CALLS", 30)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert story.run_demo(keep=True) == 0
-    (folder,) = tmp_path.iterdir()
+    (folder,) = temporary.iterdir()
     assert capsys.readouterr().out.splitlines()[-1].strip() == str(folder)
     assert (folder / "policy.toml").read_text("utf-8") == SCHEMA_LINE + story.POLICY
+
+
+@contextlib.contextmanager
+def started(temporary: Path) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """A demo in a process of its own, and its output. It says nothing on stderr, and leaves no files behind."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    with subprocess.Popen(DEMO, env=environment(temporary), cwd=ROOT, **pipes) as process:  # type: ignore[call-overload]
+        yield process, process.stdout
+        assert process.stderr.read() == ""
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.posix
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_and_all_its_processes_quietly(tmp_path: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert any("caught in a loop" in line for line in process.stdout)
+    with started(tmp_path) as (process, lines):
+        assert any("caught in a loop" in line for line in lines)
         assert len(processes_with(tmp_path)) == 1 + 2 * 3  # the demo; a guard and a server for each of three people
         process.send_signal(number)
         process.send_signal(number)
-        assert process.stderr.read() == ""
+        assert "What happened" not in lines.read()
     assert process.returncode == 128 + number
     assert processes_with(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-INTERRUPTED = """\
-import os, signal, sys
-
-class Interrupted:
-    def find_spec(name, path, target):
-        if name == "mcp.client":
-            try:
-                signal.raise_signal(signal.SIGINT)
-                os._exit(7)
-            except KeyboardInterrupt as error:
-                raise ValueError("no schema") from error
-
-sys.meta_path.insert(0, Interrupted)
-"""
-"""Is loaded by the interpreter's start: Ctrl-C while mcp is imported, and an import that makes another error of it."""
 
 
 @pytest.mark.posix
@@ -123,8 +121,12 @@ sys.meta_path.insert(0, Interrupted)
 def test_ctrl_c_during_imports_ends_it_quietly_unless_the_parent_process_had_it_ignored(
     tmp_path: Path, trap: str, status: int
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
-    env = environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    # An import may make another error of a `KeyboardInterrupt`
+    interrupted = (
+        "try:\n    signal.raise_signal(signal.SIGINT)\n    os._exit(7)\n"
+        "except KeyboardInterrupt:\n    raise ValueError('no schema')"
+    )
+    env = environment(tmp_path) | {"PYTHONPATH": trapped(tmp_path, "mcp.client", interrupted)}
     argv = ["/bin/sh", "-c", f'{trap}; exec "$@"', "sh", *DEMO]
     done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
@@ -147,62 +149,50 @@ def test_it_runs_without_a_stdout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("last", ["mcpguard demo", "caught in a loop"])
 def test_it_ends_quietly_when_the_reader_goes_away(tmp_path: Path, last: str) -> None:
-    process = subprocess.Popen(
-        DEMO, env=environment(tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert any(last in line for line in process.stdout)
-        process.stdout.close()
-        assert process.stderr.read() == ""
+    with started(tmp_path) as (process, lines):
+        assert any(last in line for line in lines)
+        lines.close()
     assert process.returncode == 0
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.posix
 def test_a_failing_mcpguard_run_is_reported_in_one_line_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'no guard today' >&2\nexit 3\n")
     broken.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(broken))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(McpguardError, match=r"^the demo failed: .+$") as failure:
         story.run_demo(keep=False)
     assert failure.value.hint == "no guard today"
-    assert [path.name for path in tmp_path.iterdir()] == ["python"]
+    assert list(temporary.iterdir()) == []
 
 
-def test_a_missing_interpreter_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(McpguardError, match=r"^the demo failed: .*(nowhere|WinError 2)"):
+@pytest.mark.parametrize(
+    ("where", "what", "value", "message"),
+    [
+        (sys, "executable", "/nowhere/python", "the demo failed: .*(nowhere|WinError 2)"),
+        (story, "_STORY_TIMEOUT_S", 0.0, "the demo failed: it took too long$"),
+        (tempfile, "tempdir", "/nowhere/tmp", "no temporary folder can be made: "),
+    ],
+    ids=["no interpreter", "too long", "no temporary folder"],
+)
+def test_what_stops_the_demo_is_reported_in_one_line(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, where: object, what: str, value: object, message: str
+) -> None:
+    monkeypatch.setattr(where, what, value)
+    with pytest.raises(McpguardError, match=f"^{message}") as failure:
         story.run_demo(keep=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_demo_that_takes_too_long_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(story, "_STORY_TIMEOUT_S", 0.0)
-    with pytest.raises(McpguardError, match=r"^the demo failed: it took too long$"):
-        story.run_demo(keep=False)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_place_for_temporary_files_it_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    with pytest.raises(McpguardError, match=r"^no temporary folder can be made: ") as failure:
-        story.run_demo(keep=False)
-    assert failure.value.hint.startswith("set TMPDIR ")
+    assert failure.value.hint.startswith("set TMPDIR ") == (where is tempfile)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SQLite on Windows takes a folder for a store that is not made yet")
 def test_an_audit_log_that_cannot_be_shown_fails_the_demo_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "mcpguard.db").mkdir()
     with pytest.raises(McpguardError, match=r"^the demo failed: mcpguard audit tail ended with status 69$") as failure:
-        anyio.run(Stage(tmp_path).audit_tail, 8, 80)
+        anyio.run(Stage(tmp_path).audit_tail, 80)
     assert failure.value.hint == f"mcpguard: {tmp_path / 'mcpguard.db'} is a folder"
 
 
@@ -224,11 +214,11 @@ def test_a_call_that_fails_for_another_reason_than_a_limit_is_not_counted_as_den
     assert (tally.made, tally.denied) == (1, {"user": 1})
 
 
-def test_a_bug_is_not_reported_as_a_failure_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("temporary")
+def test_a_bug_is_not_reported_as_a_failure_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     async def tell(*_: object) -> NoReturn:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(story, "_tell", tell)
     with pytest.raises(KeyError, match="a bug"):
         story.run_demo(keep=False)

@@ -97,10 +97,11 @@ def test_the_largest_bursts_are_kept_however_many_there_are() -> None:
 def test_a_period_has_at_most_170_slots() -> None:
     for hours in (1, 24, 24 * 7, 24 * 30, 24 * 366, 24 * 4000):
         period_us = hours * HOUR_US
-        assert len(Findings(SINCE_US, SINCE_US + period_us).slots) <= 170
+        assert len(Findings(SINCE_US, SINCE_US + period_us, SINCE_US).slots) <= 170
+    begin_us = SINCE_US + 1
     for slot in SLOTS_US:
         for number in (MAX_SLOTS - 1, MAX_SLOTS, MAX_SLOTS + 1):
-            assert len(Findings(SINCE_US + 1, SINCE_US + 1 + number * slot).slots) <= MAX_SLOTS
+            assert len(Findings(begin_us, begin_us + number * slot, begin_us).slots) <= MAX_SLOTS
     assert slot_us(7 * 24 * HOUR_US) == HOUR_US
 
 

@@ -52,27 +52,17 @@ class Parsed(HTMLParser):
 
 
 def test_the_page_of_a_busy_week_is_under_500_kb(week_page: str) -> None:
+    outcomes = {
+        "allowed": ("ok", "tool_error", "rpc_error"),
+        "would_deny": ("ok",),
+        "rate_limited": (None,),
+        "invalid": (None,),
+    }
+    kinds = [(decision, outcome) for decision, some in outcomes.items() for outcome in some] * 5
     busiest = [
-        stored(
-            hour * 3_600_000_000 + at,
-            decision,
-            outcome=outcome,
-            user=f"{'u' * 250} {at}",
-            tool=f"{'t' * 250} {at}",
-            repeats=hour + 5,
-        )
+        stored(hour * HOUR_US + at, decision, "u" * 250 + str(at), "t" * 250 + str(at), outcome, repeats=hour + 5)
         for hour in range(168)
-        for at, (decision, outcome) in enumerate(
-            [
-                ("allowed", "ok"),
-                ("allowed", "tool_error"),
-                ("allowed", "rpc_error"),
-                ("would_deny", "ok"),
-                ("rate_limited", None),
-                ("invalid", None),
-            ]
-            * 5
-        )
+        for at, (decision, outcome) in enumerate(kinds)
     ]
     assert len(week_page.encode()) < 250_000
     assert len(page_of(of(*busiest)).encode()) < 500_000

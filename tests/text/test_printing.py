@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpguard.text.printing import amount, plural, printable, quoted
+from mcpguard.text.printing import printable, quoted
 
 
 @given(st.text(max_size=30))
@@ -38,12 +38,3 @@ def test_different_values_have_different_quoted_forms_without_ambiguous_ends(val
     assert one != other
     assert one.isprintable()
     assert re.fullmatch(r'[^ "=\\]+|"(?:[^"\\]|\\.)*"', one)
-
-
-@pytest.mark.parametrize(("n", "text"), [(0, "0 calls"), (1, "1 call"), (2, "2 calls")])
-def test_a_number_comes_with_the_right_form_of_its_noun(n: int, text: str) -> None:
-    assert plural(n, "call") == amount(n, "call") == text
-
-
-def test_an_amount_has_commas_between_thousands() -> None:
-    assert amount(1_234_567, "row") == "1,234,567 rows"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mcpguard.cli.base import Group
+from mcpguard.cli.commands import Group
 from mcpguard.config import Settings
 from mcpguard.errors import McpguardError, UsageError
 

@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import click
 
 from mcpguard import whole_files
 from mcpguard.cli.audit import output_file, require_store
-from mcpguard.cli.base import Command, give_way
+from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.names import files
 from mcpguard.cli.options import row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import reader_leaves, say
@@ -24,8 +24,6 @@ from mcpguard.reading.export import FORMATS
 from mcpguard.reading.following import follow as follow_rows
 from mcpguard.stores.api import StoredRow, Wanted
 from mcpguard.text.printing import amount, plural
-
-_FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is appended to."
 
 
 @click.command("export", Command)
@@ -38,7 +36,7 @@ _FOLLOW_HELP: Final = "Then wait for new rows and write them, too. A file is app
     shell_complete=files,
     help="The file to write. Default: stdout. A file that exists is not replaced.",
 )
-@click.option("-f", "--follow", is_flag=True, help=_FOLLOW_HELP)
+@click.option("-f", "--follow", is_flag=True, help="Then wait for new rows and write them, too. A file is appended to.")
 @click.option("--otlp", "collector", metavar="URL", help="Send rows to an OpenTelemetry collector, over HTTP, instead.")
 @click.option("--otlp-user", "with_user", is_flag=True, help="With --otlp: name users in spans and metrics.")
 @row_filters

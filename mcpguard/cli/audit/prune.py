@@ -2,7 +2,7 @@
 
 import click
 
-from mcpguard.cli.base import Command, give_way
+from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.options import require_terminal, time_us, with_settings, yes_option
 from mcpguard.cli.present import echo
 from mcpguard.config import Settings

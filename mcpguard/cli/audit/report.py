@@ -10,7 +10,7 @@ import click
 
 from mcpguard import whole_files
 from mcpguard.cli.audit import output_file, require_store
-from mcpguard.cli.base import Command, give_way
+from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.options import is_given, row_filters, wanted_rows, with_settings
 from mcpguard.cli.present import echo
 from mcpguard.config import Settings

@@ -7,11 +7,11 @@ from typing import Any, Final
 import click
 
 from mcpguard.cli.audit import require_store
-from mcpguard.cli.base import Command
-from mcpguard.cli.counters import counter_text
+from mcpguard.cli.commands import Command
 from mcpguard.cli.options import json_option, policy_words, with_settings
 from mcpguard.cli.policy.show import rule_as_json
 from mcpguard.cli.present import echo, echo_json, paragraph
+from mcpguard.cli.usage import counter_text
 from mcpguard.config import Settings
 from mcpguard.configured_identity import SOURCES
 from mcpguard.policy.explain import Headroom, sentence
@@ -121,11 +121,8 @@ def _print_limit(limit: LimitThen, now: Headroom | None, record: Mapping[str, ob
     word = "in flight" if reported.counts == "concurrent" else "used"
     then = _then_as_json(limit, record)
     parts = _parts(then, word)
-    parts += (
-        [f"count {then['count']} with denials"]
-        if then["used"] is not None and then["count"] not in (None, then["used"])
-        else []
-    )
+    if then["used"] is not None and then["count"] not in (None, then["used"]):
+        parts.append(f"count {then['count']} with denials")
     if parts:
         paragraph(f"then: {', '.join(parts)}", indent="      ")
     if now:

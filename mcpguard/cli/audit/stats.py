@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import click
 
-from mcpguard.cli.base import Command, give_way
+from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.options import json_option, none_match, row_filters, wanted_rows, with_settings
-from mcpguard.cli.present import echo_json, fit, fit_all, room_beside, say, width_of_terminal
+from mcpguard.cli.present import echo_json, headings, room_beside, say, table_row, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.reading.statistics import KEYS, Statistic, statistics
 from mcpguard.text.printing import printable, quoted
@@ -62,9 +62,9 @@ def _table(by: str, found: list[Statistic], width: int) -> list[str]:
     if width >= 110:
         columns[1:1] = [("ALLOWED", -9)]
         columns[4:4] = [("WOULD DENY", -10)]
-    spare = max(_LEAST_KEY, room_beside(columns, width))
-    rows = [(by.upper(), {name: name for name, _ in columns}), *((_key(by, one.key), _cells(one)) for one in found)]
-    return [" ".join([fit(key, spare), *fit_all([values[name] for name, _ in columns], columns)]) for key, values in rows]
+    columns.insert(0, (by.upper(), max(_LEAST_KEY, room_beside(columns, width))))
+    cells = [{by.upper(): _key(by, one.key), **_cells(one)} for one in found]
+    return [headings(columns), *(table_row([one[name] for name, _ in columns], columns) for one in cells)]
 
 
 def _key(by: str, key: str | None) -> str:

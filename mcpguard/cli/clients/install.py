@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from mcpguard import config
-from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, complete_clients, complete_servers, named_clients, project_folder, project_option
+from mcpguard.cli.commands import Command
 from mcpguard.cli.options import all_of, require_terminal, yes_option
 from mcpguard.cli.present import coloured_diff, echo, paragraph, warn
 from mcpguard.clients.catalog import CLIENTS, Client

@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from mcpguard.cli.base import Command
 from mcpguard.cli.clients import NO_SERVERS, project_folder, project_option
+from mcpguard.cli.commands import Command
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
 from mcpguard.clients.coverage import BY_HOOK, UNGUARDED, Coverage, counted
 from mcpguard.clients.discovery import Fault, Machine, Source
 from mcpguard.clients.guards import Guard
 from mcpguard.clients.installing import OWN_COMMAND
-from mcpguard.text.masking import masked_words
 from mcpguard.text.printing import printable
+from mcpguard.text.redaction import masked_words
 
 Row = dict[str, Any]
 """A server, or a file that cannot be read, as `--json` prints it. Members that do not apply are null.

@@ -2,7 +2,7 @@
 
 import click
 
-from mcpguard.cli.base import Group
+from mcpguard.cli.commands import Group
 
 
 @click.group(

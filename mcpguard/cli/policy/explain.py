@@ -10,12 +10,12 @@ from typing import Final
 import click
 
 from mcpguard import config
-from mcpguard.cli.base import Command
-from mcpguard.cli.counters import counter_text
+from mcpguard.cli.commands import Command
 from mcpguard.cli.names import files, unseen
 from mcpguard.cli.options import json_option, name_option, policy_option, store_option
 from mcpguard.cli.policy.show import named, print_source, rule_as_json, source_as_json
 from mcpguard.cli.present import echo_json, paragraph, print_table, warn
+from mcpguard.cli.usage import counter_text
 from mcpguard.configured_identity import SOURCES
 from mcpguard.errors import UsageError
 from mcpguard.identity.caller import parse_agent

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mcpguard import config
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 from mcpguard.cli.errors import lines
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option, policy_option, with_settings

@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from mcpguard.cli.base import Command
+from mcpguard.cli.commands import Command
 from mcpguard.cli.options import json_option, with_settings
 from mcpguard.cli.present import echo, echo_json, paragraph, print_table
 from mcpguard.config import Settings

@@ -10,8 +10,8 @@ import click
 
 from mcpguard import config
 from mcpguard.cli import run
-from mcpguard.cli.base import Command
 from mcpguard.cli.clients import entry_options
+from mcpguard.cli.commands import Command
 from mcpguard.cli.names import files
 from mcpguard.cli.options import json_option, policy_option, store_option
 from mcpguard.cli.present import coloured_diff, echo, echo_json

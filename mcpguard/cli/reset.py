@@ -1,14 +1,13 @@
 """`mcpguard reset`: empty counters."""
 
 import json
-from collections.abc import Mapping
 from typing import Final
 
 import click
 
-from mcpguard.cli.base import Command
-from mcpguard.cli.counters import counter_text
-from mcpguard.cli.options import given, name_filters, require_terminal, selects, with_settings, yes_option
+from mcpguard.cli.commands import Command
+from mcpguard.cli.options import all_match, given, name_filters, require_terminal, with_settings, yes_option
+from mcpguard.cli.usage import counter_text
 from mcpguard.config import Settings
 from mcpguard.errors import ExitStatus
 from mcpguard.limiter.plan import Label, label_parts
@@ -44,7 +43,7 @@ def reset(settings: Settings, yes: bool, as_json: bool, **names: str | None) -> 
         return None
     with settings.change_store() as store:
         labels = [(held, label_parts(held.label)) for held in store.held()]
-        labels = [one for one in labels if one[1].namespace == settings.namespace and is_selected(one[1], given(names))]
+        labels = [one for one in labels if one[1].namespace == settings.namespace and all_match(given(names), _members(one[1]))]
         found = [held for held, label in labels if not label.is_mark]
         if not found:
             click.echo("no counter in use matches", err=as_json)
@@ -57,6 +56,11 @@ def reset(settings: Settings, yes: bool, as_json: bool, **names: str | None) -> 
         click.echo(json.dumps(_as_json(held)) if as_json else _text(held))
     click.echo(f"{amount(len(found), 'counter')} reset", err=as_json)
     return None
+
+
+def _members(label: Label) -> dict[str, str]:
+    """What a counter counts, and the texts of the other selectors of its rule."""
+    return label.values | {key: ",".join(texts) for key, texts in label.shared.items()}
 
 
 def _as_json(held: CounterUse) -> dict[str, object]:
@@ -89,12 +93,3 @@ def used_text(held: CounterUse) -> str:
     noun = {"cost": "unit", "errors": "error"}.get(counter.counts, "call")
     where = "in flight" if counter.counts == "concurrent" else f"in the last {window(counter.window_us)}"
     return f"{amount(held.used, noun)} {where}"
-
-
-def is_selected(counter: Label, patterns: Mapping[str, str]) -> bool:
-    """Whether every pattern matches a value of the counter, or the text of another selector of its rule."""
-    texts = {key: [counter.values[key]] for key in counter.values}
-    return all(
-        any(selects(key, pattern, text) for text in [*texts.get(key, ()), *counter.shared.get(key, ())])
-        for key, pattern in patterns.items()
-    )
