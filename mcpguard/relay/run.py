@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from mcpguard.config import Settings
 from mcpguard.light_typing import TYPE_CHECKING, Final
-from mcpguard.relay.command import cannot_start, environment
-from mcpguard.relay.process import end_by, spawn
+from mcpguard.relay.process import cannot_start, end_by, environment, spawn
 from mcpguard.relay.supervisor import Supervisor
 
 if TYPE_CHECKING:

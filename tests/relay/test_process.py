@@ -12,8 +12,7 @@ import pytest
 
 from mcpguard.config import load
 from mcpguard.errors import CommandError
-from mcpguard.relay.command import find_program
-from mcpguard.relay.process import ServerProcess, spawn
+from mcpguard.relay.process import ServerProcess, find_program, spawn
 from mcpguard.relay.run import run
 from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
 
