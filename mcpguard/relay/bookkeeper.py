@@ -127,7 +127,7 @@ class Bookkeeper:
 
     def _read_handful(self) -> bool:
         """Read a handful of answers in two halves, since a call may wait for one. Returns whether everything is read."""
-        half_bytes = max(HANDFUL_BYTES, self._dispatcher.unread_bytes // 16) // 2
+        half_bytes = max(HANDFUL_BYTES, self._dispatcher.unread.held_bytes // 16) // 2
         if self._dispatcher.read_answers(half_bytes):
             return True
         time.sleep(PAUSE_S)

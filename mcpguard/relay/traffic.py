@@ -5,22 +5,19 @@ from collections.abc import Callable
 
 from mcpguard.light_typing import TYPE_CHECKING, Literal
 from mcpguard.relay import threads
-from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.downstream import Downstream, ServerStream
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput
-from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
-from mcpguard.stores.clock import monotonic_us
+from mcpguard.relay.upstream import Upstream
 from mcpguard.wire import frames
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.alerts.notifier import Notifier
-    from mcpguard.errors import PolicyError, Unauthenticated
-    from mcpguard.identity.caller import Identity
-    from mcpguard.policy.model import Policy
+    from mcpguard.identity.token import TokenSource
+    from mcpguard.policy.file import PolicyFile
     from mcpguard.relay.bookkeeper import Bookkeeper
     from mcpguard.session.machine import Session
     from mcpguard.stores.api import CallStore
@@ -57,12 +54,11 @@ class Traffic:
         self._console = console
         self._ended = ended
         self._shut_down = threading.Event()
-        self._unread = AnswersQueue()
         self._stream = ServerStream(server.stdout)
         client_input = ClientInput(source)
-        self._dispatcher = Dispatcher(self._unread, output.reply, console, freed=client_input.wake)
+        self._dispatcher = Dispatcher(output.reply, console, freed=client_input.wake)
         self._bookkeeper: Bookkeeper
-        self._downstream = Downstream(self._stream, output, self._unread, self._dispatcher)
+        self._downstream = Downstream(self._stream, output, self._dispatcher)
         self._upstream = Upstream(
             server,
             self._dispatcher,
@@ -88,21 +84,17 @@ class Traffic:
         self,
         session: "Session",
         store: "CallStore",
-        policy: "Policy | PolicyError",
-        identity: "Identity | Unauthenticated",
-        policies: PolicySource,
-        identities: IdentitySource | None = None,
+        policy_file: "PolicyFile",
+        token: "TokenSource | None" = None,
         notifier: "Notifier | None" = None,
     ) -> None:
-        """Write the row of the policy in force, and begin to judge calls.
+        """Begin to judge calls.
 
         Args:
-            session: The core's state machine.
+            session: The core's state machine, which has been told of the policy and the identity.
             store: Decides calls and writes audit rows.
-            policy: The policy, or why there is none.
-            identity: The identity, or why no user is verified.
-            policies: The source of later policies.
-            identities: The source of later identities; None if the identity does not change.
+            policy_file: The source of later policies.
+            token: The source of later identities; None if the identity does not change.
             notifier: Tells events; None if none are told.
 
         Raises:
@@ -114,9 +106,7 @@ class Traffic:
         if notifier:
             self._dispatcher.note, bookkeeper.notify = notifier.note, notifier.tend
         self._downstream.kept = bookkeeper.wake
-        self._upstream.guard(policies, identities, bookkeeper.judged)
-        self._dispatcher.post(lambda session: session.change_identity(identity))
-        self._dispatcher.post(lambda session: session.start(policy))
+        self._upstream.guard(policy_file, token, bookkeeper.judged)
         self._dispatcher.begin(session, store)
         bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
         self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
@@ -127,7 +117,7 @@ class Traffic:
 
     def client_left(self) -> None:
         """Note that the client has left, or wants mcpguard to end: mcpguard answers nothing in the server's place."""
-        self._dispatcher.post(lambda session: session.client_left(monotonic_us()))
+        self._dispatcher.client_left()
 
     def awaits_answers(self) -> bool:
         """Whether a request may be in flight; see `Dispatcher.awaits_answers`."""

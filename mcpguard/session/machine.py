@@ -498,14 +498,8 @@ class Session:
 
     # The policy and the caller
 
-    def start(self, policy: Policy | PolicyError | None = None) -> None:
-        """Note that the policy was loaded. Until then there are only messages that need no verdict.
-
-        Args:
-            policy: The policy in force from now on, or why there is none; None for the one that the session was made with.
-        """
-        if policy is not None:
-            self.requests.take_up(policy)
+    def start(self) -> None:
+        """Note that calls can be judged: the policy in force has a row."""
         self._write_policy_row(audit.POLICY_AT_START)
 
     def change_policy(self, found: Policy | PolicyError) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from mcpguard.relay.answers_queue import AnswersQueue
+from mcpguard.relay.dispatch import AnswersQueue
 from mcpguard.wire.answers import Line
 
 ANSWER = b'{"id":1,"result":{}}\n'

@@ -11,7 +11,6 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
 from mcpguard.relay import bookkeeper
-from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
@@ -65,10 +64,10 @@ class Scene:
     def __init__(self, time: Time) -> None:
         self.stderr, self.write = os.pipe()
         self.store = Store()
-        self.unread = AnswersQueue()
         self.session = Session(Identity("alice", "os", "crm"), parse("mode = 'enforce'"), Journal("0" * 16))
         console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.unread, lambda _: None, console)
+        self.dispatcher = Dispatcher(lambda _: None, console)
+        self.unread = self.dispatcher.unread
         self.dispatcher.begin(self.session, self.store)
         self.bookkeeper = Bookkeeper(self.session, self.store, self.dispatcher, console, threading.Event())
         self.bookkeeper._hurry = time  # type: ignore[assignment]

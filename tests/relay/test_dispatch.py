@@ -7,7 +7,6 @@ import pytest
 from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
-from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import MAX_EARLY_BYTES, Dispatcher, Event
 from mcpguard.session.audit import Outcome
@@ -46,13 +45,13 @@ class Scene:
         self.store = Store(Memory(), clock=lambda: self.now_us, wall=lambda: self.now_us)
         self.store.args_key = b"k" * 32
         self.now_us = 1_000_000_000
-        self.unread = AnswersQueue()
         self.replies: list[bytes] = []
         self.session = Session(
             Identity("alice", "os", "crm"), parse(policy), Journal("0" * 16), args_key=lambda: self.store.args_key
         )
         console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.unread, self.replies.append, console)
+        self.dispatcher = Dispatcher(self.replies.append, console)
+        self.unread = self.dispatcher.unread
         self.dispatcher.begin(self.session, self.store)
 
     def client(self, *lines: bytes) -> bytes:
@@ -80,7 +79,7 @@ PING = request("ping", 2)
 
 
 def test_messages_pass_before_there_is_a_session_which_is_told_of_them(scene: Scene) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    early = Dispatcher(scene.replies.append, Console(scene.write))
     notification = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
     assert early.pass_early(read([PING, notification]), 0) == PING + b"\n" + notification + b"\n"
     early.begin(scene.session, scene.store)
@@ -94,13 +93,13 @@ def test_messages_pass_before_there_is_a_session_which_is_told_of_them(scene: Sc
     ids=["call", "call behind a ping", "refused", "id of an earlier one", "id twice"],
 )
 def test_messages_that_need_the_session_wait_for_it(scene: Scene, lines: list[bytes]) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    early = Dispatcher(scene.replies.append, Console(scene.write))
     assert early.pass_early(read([PING]), 0)
     assert early.pass_early(read(lines), 0) is None
 
 
 def test_messages_pass_before_there_is_a_session_in_bounded_memory_and_not_after_an_event(scene: Scene) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    early = Dispatcher(scene.replies.append, Console(scene.write))
     assert early.pass_early(read([request("ping", 3, text="x" * MAX_EARLY_BYTES)]), 0) is None
     early.post(lambda session: session.close_input("the server has closed its input"))
     assert early.pass_early(read([PING]), 0) is None
@@ -135,14 +134,6 @@ def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene
     assert all(is_locked for _, is_locked in used)
 
 
-def test_answers_are_not_read_before_there_is_a_session(scene: Scene) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
-    scene.unread.add(b'{"id":2,"result":{}}\n', awaits_answers=True)
-    assert not early.read_answers(waits=False)
-    early.begin(scene.session, scene.store)
-    assert early.read_answers(waits=False)
-
-
 def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_event(scene: Scene) -> None:
     with scene.dispatcher._lock:
         scene.dispatcher.post(lambda session: session.change_policy(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')))
@@ -170,16 +161,6 @@ def test_the_servers_output_is_read_before_it_is_checked_for_missing_answers(sce
 def test_a_shutdown_does_not_wait_for_a_store_that_hangs(scene: Scene) -> None:
     with ThreadPoolExecutor(1) as pool, scene.dispatcher._lock:  # held while a store is used
         assert pool.submit(scene.dispatcher.awaits_answers).result(30)
-
-
-def test_answers_are_left_unread_by_a_thread_that_must_not_wait_for_the_session(scene: Scene) -> None:
-    scene.client(CALL)
-    scene.unread.add(ANSWER, awaits_answers=True)
-    with scene.dispatcher._lock:  # held while a store is used
-        assert not scene.dispatcher.read_answers(waits=False)
-    assert scene.session.in_flight.by_id
-    assert scene.dispatcher.read_answers(waits=False)
-    assert not scene.session.in_flight.by_id
 
 
 def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:

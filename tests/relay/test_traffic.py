@@ -123,7 +123,7 @@ class Line:
             "answers": self.answered,
         }
         self.store = Store(self.server_reads)
-        self.session = Session(ALICE, PolicyError("not loaded yet"), Journal("0" * 16))
+        self.session: Session
         self.policy = PolicyFile()
         self.is_guarded = False
         self._fds = [
@@ -146,7 +146,10 @@ class Line:
 
     def guard(self, policy: Policy = TWO_AN_HOUR, who: Identity | Unauthenticated = ALICE) -> None:
         self.is_guarded = True
-        self.traffic.guard(self.session, self.store, policy, who, self.policy)
+        self.session = Session(ALICE, policy, Journal("0" * 16))
+        self.session.change_identity(who)
+        self.session.start()
+        self.traffic.guard(self.session, self.store, cast(Any, self.policy))
 
     def rows(self) -> dict[object, object]:
         """The decisions in the audit, by request id."""
@@ -481,7 +484,8 @@ class Token:
 
 
 def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
-    line.traffic._upstream._identity = token = Token()
+    token = Token()
+    line.traffic._upstream._token = cast(Any, token)
     for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
         os.write(line.to_guard, message + b"\n")
         line.server_has()
@@ -489,7 +493,8 @@ def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
 
 
 def test_the_end_of_the_clients_input_does_not_wait_for_keys(line: Line) -> None:
-    line.traffic._upstream._identity = token = Token()
+    token = Token()
+    line.traffic._upstream._token = cast(Any, token)
     line.close_client()
     assert line.client_ended.wait(30)
     assert token.asked == []

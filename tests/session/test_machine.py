@@ -6,7 +6,6 @@ import pytest
 
 from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
-from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session import decision_requests, machine
 from mcpguard.session.audit import Outcome
@@ -283,16 +282,6 @@ def test_a_session_begins_with_the_row_of_its_policy() -> None:
     assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
         (parse(ONE_A_MINUTE).digest, "in force at the start")
     ]
-    assert talk.logged == []
-
-
-@pytest.mark.parametrize("loaded", [parse(ONE_A_MINUTE), PolicyError("policy.toml: line 1: broken")], ids=["policy", "error"])
-def test_a_policy_that_was_loaded_after_the_session_was_made_is_in_force_from_the_start(loaded: Policy | PolicyError) -> None:
-    talk = Talk(PolicyError("the policy is being loaded"))
-    assert talk.start(loaded) == []
-    digest = loaded.digest if isinstance(loaded, Policy) else None
-    assert [(one.get("policy"), one["reason"]) for one in talk.policy_records] == [(digest, "in force at the start")]
-    assert talk.machine.requests.policy is loaded
     assert talk.logged == []
 
 
