@@ -120,7 +120,7 @@ def _detail(request: DecisionRequest, verdict: Verdict) -> dict[str, object]:
     if verdict.in_flight is not None:
         detail = detail | {"in_flight": verdict.in_flight}
     if len(verdict.exceeded) > 1:
-        detail = detail | {"exceeded": [reported.members() | _wait(wait) for reported, wait in verdict.without_room]}
+        detail = detail | {"exceeded": verdict.without_room}
     if verdict.warned:
         detail = detail | {"warned": verdict.warnings}
     return detail
@@ -226,10 +226,6 @@ def _common(one: str, other: str) -> str:
         return one
     members, others = json.loads(one), json.loads(other)
     return compact({key: value for key, value in members.items() if key in others and others[key] == value})
-
-
-def _wait(wait_us: int | None) -> dict[str, object]:
-    return {} if wait_us is None else {"retry_after_ms": ms_up(wait_us)}
 
 
 @lru_cache(maxsize=512)

@@ -6,6 +6,7 @@ from mcpguard.light_typing import Final, Literal, NamedTuple, Self, TypeVar
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit, State
 from mcpguard.policy.model import Call
+from mcpguard.text.times import ms_up
 from mcpguard.wire.frames import Frame
 
 Decided = Literal[
@@ -124,9 +125,10 @@ class Verdict:
         return limit.cost if limit and limit.counts == "cost" else None
 
     @property
-    def without_room(self) -> list[tuple[Reported, int | None]]:
-        """How every limit without room is reported, with its wait; the wait is None if waiting does not help."""
-        return [(self.plan.reported[at], wait_us) for at, wait_us in self.exceeded]
+    def without_room(self) -> list[dict[str, object]]:
+        """Every limit without room, as rows and denials have it; without a wait if waiting does not help."""
+        waits = [(at, {} if wait_us is None else {"retry_after_ms": ms_up(wait_us)}) for at, wait_us in self.exceeded]
+        return [{**self.plan.reported[at].members(), **wait} for at, wait in waits]
 
     @property
     def warnings(self) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ from mcpguard.identity.caller import Identity
 from mcpguard.limiter.plan import Reported
 from mcpguard.policy.model import Call
 from mcpguard.session import denial
-from mcpguard.session.verdict import Verdict
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.wire.meta import CLIENT_INFO
 from tests.build import Talk, call_line, exceeding, identity, request
 
@@ -24,8 +24,14 @@ def limited(wait_us: int, reported: Reported = HUNDRED, *others: tuple[Reported,
     return verdict
 
 
+def describe(call: Call, verdict: Verdict, reason: str = "", why: str = "") -> tuple[int, str, dict[str, object]]:
+    request = DecisionRequest(call, verdict.plan, "")
+    request.explain(reason, why)
+    return denial.describe(request, verdict)
+
+
 def test_an_error_has_the_documented_form() -> None:
-    code, message, data = denial.describe(ALICE, limited(846_212_001))
+    code, message, data = describe(ALICE, limited(846_212_001))
     assert json.loads(denial.error("7", code, message, data)) == {
         "jsonrpc": "2.0",
         "id": 7,
@@ -60,7 +66,7 @@ def test_an_error_has_the_documented_form() -> None:
 
 
 def test_members_come_in_the_documented_order_on_one_line() -> None:
-    line = denial.error("7", *denial.describe(ALICE, limited(1)))
+    line = denial.error("7", *describe(ALICE, limited(1)))
     assert line.startswith(b'{"jsonrpc":"2.0","id":7,"error":{"code":429,"message":"Tool search')
     assert line.index(b"\n") == len(line) - 1
     assert list(json.loads(line)["error"]["data"]) == [
@@ -79,7 +85,7 @@ def test_members_come_in_the_documented_order_on_one_line() -> None:
     ],
 )
 def test_waits_are_rounded_up_and_up_again(wait_us: int, ms: int, seconds: int, words: str) -> None:
-    _, message, data = denial.describe(ALICE, limited(wait_us))
+    _, message, data = describe(ALICE, limited(wait_us))
     assert (data["retry_after_ms"], data["retry_after_seconds"]) == (ms, seconds)
     assert message.endswith(words)
 
@@ -93,16 +99,16 @@ def test_waits_are_rounded_up_and_up_again(wait_us: int, ms: int, seconds: int, 
     ],
 )
 def test_a_message_names_whose_limit_is_exceeded(reported: Reported, words: str) -> None:
-    assert words in denial.describe(ALICE, limited(1, reported))[1]
+    assert words in describe(ALICE, limited(1, reported))[1]
 
 
 def test_a_message_says_if_the_user_has_no_name() -> None:
-    assert "for a user without a name:" in denial.describe(ALICE._replace(user=""), limited(1))[1]
+    assert "for a user without a name:" in describe(ALICE._replace(user=""), limited(1))[1]
 
 
 def test_every_exceeded_limit_is_listed() -> None:
     other = Reported("tool", "tool=x", 5, "1m")
-    data = denial.describe(ALICE, limited(2_000_000, HUNDRED, (other, 1000)))[2]
+    data = describe(ALICE, limited(2_000_000, HUNDRED, (other, 1000)))[2]
     assert [one["retry_after_ms"] for one in _list(data["exceeded"])] == [2000, 1]
 
 
@@ -115,7 +121,7 @@ def test_a_denied_tool_is_403_without_a_retry_time() -> None:
     closed = Reported("tool", "tool=search_customers", None, None)
     verdict = exceeding("denied", (HUNDRED, 1500), (closed, None), at=1)
     verdict.audit_id = "s-2"
-    code, message, data = denial.describe(ALICE, verdict)
+    code, message, data = describe(ALICE, verdict)
     assert code == 403
     assert message == "Tool search_customers is denied by policy for all users together. Waiting does not help."
     assert data == {
@@ -134,18 +140,18 @@ def test_a_denied_tool_is_403_without_a_retry_time() -> None:
 
 
 def test_other_denials_are_401_and_503_with_their_reasons() -> None:
-    code, message, data = denial.describe(ALICE, Verdict("unauthenticated"), "unauthenticated", "the token has expired.")
+    code, message, data = describe(ALICE, Verdict("unauthenticated"), "unauthenticated", "the token has expired.")
     assert (code, data["axis"], data["reason"]) == (401, "user", "unauthenticated")
     assert "user" not in data
     assert message == "Tool search_customers was not called: the token has expired."
-    code, message, data = denial.describe(ALICE, Verdict("unavailable"), "store_unavailable", "the store is gone.")
+    code, message, data = describe(ALICE, Verdict("unavailable"), "store_unavailable", "the store is gone.")
     assert (code, data["reason"]) == (503, "store_unavailable")
     assert not {"axis", "audit_id", "exceeded"} & data.keys()
 
 
 def test_long_names_are_cut_and_control_characters_escaped_in_messages() -> None:
     odd = ALICE._replace(tool="\x1b[2J" + "x" * 300, user="a\nb")
-    _, message, data = denial.describe(odd, limited(1))
+    _, message, data = describe(odd, limited(1))
     assert message.startswith("Tool \\x1b[2Jxxx")
     assert message.isprintable()
     assert "for user a\\nb:" in message
