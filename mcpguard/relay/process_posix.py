@@ -150,10 +150,6 @@ class ServerProcess:
         """Kill it and the processes that it started."""
         self.signal(signal.SIGKILL)
 
-    def close_stdin(self) -> None:
-        """End its input. From any thread, and more than once."""
-        self.stdin.close()
-
     def reap(self) -> None:
         """Remove the zombie: in a container, process 1 may not do it. From now on send no signal, and nobody watches."""
         with contextlib.suppress(OSError):

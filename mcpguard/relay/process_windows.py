@@ -134,10 +134,6 @@ class ServerProcess:
         """Kill it and the processes that it started."""
         self._job.kill()
 
-    def close_stdin(self) -> None:
-        """End its input. From any thread, and more than once."""
-        self.stdin.close()
-
     def reap(self) -> None:
         """Let processes that it started go on after mcpguard, as without it."""
         self._job.release()

@@ -113,7 +113,7 @@ class Upstream:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
         self._is_input_closed = True
         self._dispatcher.post(lambda session: session.close_input(why))
-        self._server.close_stdin()
+        self._server.stdin.close()
 
     def await_judged(self) -> None:
         """Wait until all that the client has written is judged, at most for `JUDGED_S`. From any thread."""

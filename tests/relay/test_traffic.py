@@ -132,7 +132,7 @@ class Line:
         ]  # fmt: skip
         self.output = Output(client_write, self.client_ended.set)
         pipe = ServerInput(server_stdin)
-        self.server = SimpleNamespace(stdin=pipe, stdout=server_stdout, close_stdin=pipe.close)
+        self.server = SimpleNamespace(stdin=pipe, stdout=server_stdout)
         self.traffic = Traffic(
             cast(ServerProcess, self.server),
             self.output,
