@@ -107,7 +107,6 @@ class Upstream:
             self._dispatcher.client_left()
             ended()  # before the server's input ends: the supervisor must not take the server's exit for the cause
             self.close_input("the client has closed its side")
-            self._client_input.close()
 
     def close_input(self, why: str) -> None:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
@@ -163,7 +162,7 @@ class Upstream:
                 if to_server is not None:
                     return to_server
                 self._dispatcher.is_guarding.wait()
-            self._take_up_changes(for_call=not lines or any(isinstance(one, Frame) and one.is_call for one in messages))
+            self._take_up_changes(messages)
             if self._is_input_closed:
                 self.notice_client_end()
             return self._dispatcher.judge(messages, monotonic_us(), alone=alone)
@@ -180,13 +179,13 @@ class Upstream:
         parts: list[Sequence[bytes | Refusal]] = [] if alone else [*[()] * held, *([line] for line in lines)]
         return b"".join([self._judge(part, alone=True) for part in parts])
 
-    def _take_up_changes(self, *, for_call: bool) -> None:
-        """Put the newest identity and policy in force. If the identity is needed for a call, that may wait for keys."""
-        identity = self._token.poll(for_call=for_call) if self._token else None
-        if identity is not None:
-            self._dispatcher.post(lambda session: session.change_identity(identity))
-        policy = self._policy_file.poll()
-        if policy is not None:
+    def _take_up_changes(self, messages: Sequence[Frame | Refusal]) -> None:
+        """Put the newest identity and policy in force. For a call, or for held calls, the identity may wait for keys."""
+        if self._token:
+            is_for_call = not messages or any(isinstance(one, Frame) and one.is_call for one in messages)
+            if (identity := self._token.poll(for_call=is_for_call)) is not None:
+                self._dispatcher.post(lambda session: session.change_identity(identity))
+        if (policy := self._policy_file.poll()) is not None:
             self._dispatcher.post(lambda session: session.change_policy(policy))
 
     def _send(self, data: bytes) -> None:
