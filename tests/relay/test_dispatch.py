@@ -4,11 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
+from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
 from mcpguard.relay.console import Console
-from mcpguard.relay.dispatch import MAX_EARLY_BYTES, Dispatcher, Event
+from mcpguard.relay.dispatch import MAX_EARLY_BYTES, Dispatcher
 from mcpguard.session.audit import Outcome
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
@@ -172,12 +172,6 @@ def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scen
     assert scene.dispatcher.last_answers("again") == b""
 
 
-def test_a_client_that_has_left_gets_no_last_answers(scene: Scene) -> None:
-    scene.client(CALL)
-    scene.dispatcher.post(lambda session: session.client_left(0))
-    assert scene.dispatcher.last_answers("server exited with status 1") == b""
-
-
 def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_its_own_answer(scene: Scene) -> None:
     for line in (CALL, request("ping", 1), CALL):
         scene.client(line)
@@ -215,22 +209,6 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_silently(scene: Scene) -> 
     scene.store.failure = StoreUnavailable("it is away")
     scene.dispatcher.record(0)
     assert not scene.session.has_outcomes
-
-
-@pytest.mark.parametrize(
-    ("change", "answer"),
-    [
-        (lambda session: session.close_input("the server has closed its input"), b"closed its input"),
-        (lambda session: session.change_policy(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')), b'"code":403'),
-        (lambda session: session.change_identity(Unauthenticated("the token has expired", "renew it")), b'"code":401'),
-    ],
-    ids=["input closed", "policy", "unauthenticated"],
-)
-def test_no_call_is_forwarded_after_such_an_event(scene: Scene, change: Event, answer: bytes) -> None:
-    assert scene.client(CALL)
-    scene.dispatcher.post(change)
-    assert scene.client(call_line("x", 2)) == b""
-    assert answer in b"".join(scene.replies)
 
 
 def test_a_call_is_answered_if_the_store_fails_and_refused_lines_are_answered_if_no_row_can_be_written(

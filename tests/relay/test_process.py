@@ -148,26 +148,6 @@ def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -
     assert json.loads(said(start(*PYTHON, program, *words))) == words
 
 
-def test_the_server_reads_its_input_until_it_is_closed(start: Start) -> None:
-    child = start(*CAT)
-    child.stdin.write(b"hello\n")
-    assert os.read(child.stdout, 100) == b"hello\n"
-    assert child.poll() is None
-    child.stdin.close()
-    child.stdin.close()
-    assert said(child) == ""
-    assert ended(child) == 0
-
-
-def test_a_write_after_the_end_of_the_servers_input_reaches_no_other_file(start: Start, tmp_path: Path) -> None:
-    child = start(*CAT)
-    child.stdin.close()
-    with (tmp_path / "database").open("w"), contextlib.suppress(OSError):
-        child.stdin.write(b"frame\n")
-    assert (tmp_path / "database").read_bytes() == b""
-    assert said(child) == ""
-
-
 @posix
 def test_the_server_inherits_neither_mcpguards_ends_of_its_pipes_nor_its_files(start: Start, tmp_path: Path) -> None:
     given = {fd for fd in range(3, 256) if Path(f"/dev/fd/{fd}").exists() and os.get_inheritable(fd)}
