@@ -46,7 +46,6 @@ if sys.platform == "win32":
 
 else:
     import contextlib
-    import errno
     import os
     import select
     import signal
@@ -68,22 +67,11 @@ else:
     LOOK_AGAIN_S: Final = 1.0
     """How often the reader of an output is looked for after macOS has reported the end of one half of a socket."""
 
-    def _events(poll: select.poll, timeout_ms: float | None = None) -> list[tuple[int, int]]:
-        """What `poll` reports. Nothing, perhaps too early, while the system has no memory to wait: a later look can tell."""
-        try:
-            return poll.poll(timeout_ms)
-        except OSError as error:
-            if error.errno not in (errno.ENOMEM, errno.EAGAIN):
-                raise
-        if timeout_ms != 0:
-            time.sleep(LOOK_S)
-        return []
-
     def _seen(fd: int, event: int, timeout_ms: float | None = 0) -> int:
         """The events of a descriptor. From any thread."""
         poll = select.poll()  # a new one: two threads must not use the same object
         poll.register(fd, event)
-        return next((seen for _, seen in _events(poll, timeout_ms)), 0)
+        return next((seen for _, seen in poll.poll(timeout_ms)), 0)
 
     def has_room(fd: int) -> bool:
         """Whether a write of `AT_ONCE_BYTES` would return at once, perhaps with an error."""
@@ -193,7 +181,7 @@ else:
             poll = select.poll()
             poll.register(self._fd, select.POLLIN)
             poll.register(self._woken, select.POLLIN)
-            found = dict(_events(poll, int(timeout_s * 1000 + 0.999)))  # rounded up
+            found = dict(poll.poll(int(timeout_s * 1000 + 0.999)))  # rounded up
             if self._woken in found:
                 os.read(self._woken, CHUNK_BYTES)
             return self._fd in found
@@ -228,7 +216,7 @@ else:
             """Wait until `set` is called, a signal comes, the reader leaves or time is up. It may return without a reason."""
             if self._looks_again:
                 timeout_s = LOOK_AGAIN_S if timeout_s is None else min(timeout_s, LOOK_AGAIN_S)
-            is_reported = self._output in dict(_events(self._poll, None if timeout_s is None else timeout_s * 1000))
+            is_reported = self._output in dict(self._poll.poll(None if timeout_s is None else timeout_s * 1000))
             if is_reported:
                 self._poll.unregister(self._output)  # it would end every later wait at once
             self._looks_again = (is_reported or self._looks_again) and has_reader(self._output)

@@ -142,17 +142,17 @@ class Traffic:
         """
         self._shut_down.set()
         self._bookkeeper.hurry()
-        threads.start_last(lambda: self._answer_rest(how), "last-answers")
 
-    def _answer_rest(self, how: str) -> None:
-        self._upstream.await_judged()  # the session discards what comes after the last answers
-        self.output.finish(lambda: self._last_answers(how))
-        self._ended("answers")
+        def last_answers() -> bytes:  # when nothing more is passed on: what was passed on last may have answered requests
+            self._upstream.notice_client_end()
+            return self._dispatcher.last_answers(how)
 
-    def _last_answers(self, how: str) -> bytes:
-        """Called when nothing more is passed on: the bytes that were passed on last may have answered requests."""
-        self._upstream.notice_client_end()
-        return self._dispatcher.last_answers(how)
+        def answer() -> None:
+            self._upstream.await_judged()  # the session discards what comes after the last answers
+            self.output.finish(last_answers)
+            self._ended("answers")
+
+        threads.start_last(answer, "last-answers")
 
     def finish(self, timeout_s: float) -> None:
         """Write the session's last rows, but do not wait longer than this for a store that hangs."""

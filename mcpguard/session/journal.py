@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from mcpguard.light_typing import Final, NamedTuple, TypeGuard
 from mcpguard.limiter.plan import Counter, Plan
-from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
+from mcpguard.session.audit import Row, audit_id, for_several, row, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000
@@ -138,8 +138,7 @@ class Journal:
                 del self._storms[key]
                 if storm.last:
                     self.seq += 1
-                    last = sum_of(storm.last) if key == storm.kind else storm.last
-                    rows.append(named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting))
+                    rows.append(for_several(storm.last, self.seq, storm.next_id, storm.waiting, is_sum=key == storm.kind))
                     self._storms[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
         return rows
 

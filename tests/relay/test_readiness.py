@@ -1,7 +1,6 @@
 """Whether descriptors are ready: by `poll` as Linux has it and as macOS has it, and by threads, as on Windows."""
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -324,36 +323,3 @@ def test_lines_that_nobody_reads_are_not_waited_for(way: ModuleType) -> None:
     until(lambda: output.write(b"last\n") == 5, "there is room again")
     while not os.read(read, 1 << 20).endswith(b"last\n"):
         pass  # a thread may be about to write it
-
-
-@pytest.mark.posix
-@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
-def test_a_descriptor_is_looked_at_again_after_the_system_had_no_memory_for_it(
-    monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    real, refusals = select.poll, [1]
-    pauses: list[float] = []
-
-    class Poll:
-        def __init__(self) -> None:
-            self._poll = real()
-            self.register = self._poll.register
-
-        def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
-            if refusals:
-                refusals.pop()
-                raise OSError(number, os.strerror(number))
-            return self._poll.poll(timeout_ms)
-
-    monkeypatch.setattr(select, "poll", Poll)
-    monkeypatch.setattr(time, "sleep", pauses.append)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.send(b"something")
-        assert not readiness.has_bytes(ours.fileno())
-        assert pauses == []  # who only looks does not wait
-        assert readiness.has_bytes(ours.fileno())
-        refusals.append(1)
-        readiness.await_room(ours.fileno())
-        assert pauses == [readiness.LOOK_S]
-        assert not refusals

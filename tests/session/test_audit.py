@@ -14,12 +14,12 @@ from mcpguard.session.audit import (
     MEMBERS,
     Outcome,
     Row,
+    for_several,
     is_whole,
     line,
     record,
     row,
     session_of,
-    sum_of,
     summary,
     summed,
     with_outcome,
@@ -283,21 +283,20 @@ def test_the_row_of_a_refused_call_cuts_long_arguments() -> None:
     assert [one["arguments"] for one in talk.records if one["tool"] == "open"] == [{"a": "x" * 1000}, {"a": "x" * 10_000}]
 
 
+def several(common: Row) -> Row:
+    return for_several(common, 2, "s-1.1", 7, is_sum=True)
+
+
 def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
     first = Row(
         WALL_US, 1, "unauthenticated", '{"session":"s","user":"alice","tool":"a"}', '{"axis":"user","rule":"r"}', "1", b"h",
         "ab" * 16, 3, 0, 9, 5, '{"axis":"user","reason":"expired","arguments":{}}',
     )  # fmt: skip
     other = first._replace(time_us=WALL_US + 1, seq=2, context='{"session":"s","user":"alice","tool":"b"}')
-    sum_row = sum_of(summed(first, other._replace(reported='{"axis":"user","rule":"q"}', detail='{"axis":"user"}')))
-    assert sum_row == Row(
-        WALL_US + 1,
-        2,
-        "unauthenticated",
-        '{"session":"s","user":"alice"}',
-        '{"axis":"user"}',
-        detail='{"axis":"user","reason":"more of this kind, not kept one by one"}',
-    )
+    sum_row = several(summed(first, other._replace(reported='{"axis":"user","rule":"q"}', detail='{"axis":"user"}')))
+    detail = '{"axis":"user","reason":"more of this kind, not kept one by one","id":"s-1.1"}'
+    context = '{"session":"s","user":"alice"}'
+    assert sum_row == Row(WALL_US + 1, 2, "unauthenticated", context, '{"axis":"user"}', repeats=7, detail=detail)
     bare = Row(WALL_US, 1, "invalid", '{"session":"s"}')
     assert summed(bare, bare)._replace(detail=None) == bare
 
@@ -307,11 +306,11 @@ def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
 )
 def test_a_row_for_denials_by_different_limits_names_none_of_them_in_part(other: str) -> None:
     one = Row(WALL_US, 1, "rate_limited", '{"session":"s"}', '{"axis":"user","limit":5,"rule":"r","window":"1m"}')
-    sum_row = sum_of(summed(one, one._replace(reported=other)))
+    sum_row = several(summed(one, one._replace(reported=other)))
     assert sum_row.reported == '{"axis":"user"}'
-    assert sum_of(summed(sum_row, one)).reported == '{"axis":"user"}'
+    assert several(summed(sum_row, one)).reported == '{"axis":"user"}'
     assert record(sum_row).keys().isdisjoint({"rule", "limit", "window", "exceeded"})
-    assert line(record(sum_row)) == 'rate_limited axis=user reason="more of this kind, not kept one by one"'
+    assert line(record(sum_row)) == 'rate_limited axis=user repeats=7 reason="more of this kind, not kept one by one"'
 
 
 def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
