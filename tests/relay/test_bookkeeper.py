@@ -11,7 +11,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
 from mcpguard.relay import bookkeeper
-from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
+from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, Bookkeeper
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.session.audit import Outcome
@@ -164,23 +164,15 @@ def test_if_the_log_must_be_drained_the_rest_of_the_outcomes_waits(scene: Scene,
     assert sum(scene.store.handfuls) <= 32
 
 
-def test_work_begins_when_there_was_no_call_for_a_moment(scene: Scene, time: Time) -> None:
-    scene.bookkeeper.wake()
+@pytest.mark.parametrize(
+    ("called_s", "hurries_at_s", "least_s", "most_s"),
+    [(0.0, 1e9, QUIET_S, 3 * QUIET_S), (1e9, 1e9, MOST_S, MOST_S + QUIET_S), (1e9, 0.0, 0.0, QUIET_S)],
+    ids=["when there was no call for a moment", "although there are calls all the time", "at once if somebody waits for it"],
+)
+def test_work_begins(scene: Scene, time: Time, called_s: float, hurries_at_s: float, least_s: float, most_s: float) -> None:
+    scene.bookkeeper._called_s, time.hurries_at_s = called_s, hurries_at_s
     scene.bookkeeper._give_way(MOST_S)
-    assert QUIET_S <= time.now_s < 3 * QUIET_S
-
-
-def test_work_begins_at_last_although_there_are_calls_all_the_time(scene: Scene, time: Time) -> None:
-    scene.bookkeeper._called_s = 1e9
-    scene.bookkeeper._give_way(MOST_S - TICK_S)
-    assert MOST_S - TICK_S <= time.now_s < MOST_S
-
-
-def test_work_begins_at_once_if_somebody_waits_for_it(scene: Scene, time: Time) -> None:
-    scene.bookkeeper._called_s = 1e9
-    time.hurries_at_s = 0.0
-    scene.bookkeeper._give_way(MOST_S)
-    assert time.now_s <= QUIET_S
+    assert least_s <= time.now_s <= most_s
 
 
 def test_a_wrapper_without_calls_takes_in_what_others_have_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

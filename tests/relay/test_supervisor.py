@@ -213,19 +213,6 @@ def test_a_server_that_runs_on_gets_sigterm_when_input_and_reader_are_gone(scene
     timer.join()
 
 
-def test_a_reader_that_is_gone_does_not_keep_the_main_thread_busy(scene: Scene) -> None:
-    scene.reader_leaves()
-    looks = 0
-
-    def never() -> bool:
-        nonlocal looks
-        looks += 1
-        return False
-
-    assert not scene.supervisor._wait(never, 0.3)
-    assert looks < 10
-
-
 @posix
 @pytest.mark.parametrize("name", PASSED_ON)
 def test_a_signal_that_comes_before_the_guard_is_loaded_and_does_not_tell_to_end_is_passed_on(scene: Scene, name: str) -> None:

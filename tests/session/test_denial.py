@@ -12,7 +12,7 @@ from mcpguard.policy.model import Call
 from mcpguard.session import denial
 from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.wire.meta import CLIENT_INFO
-from tests.build import Talk, call_line, exceeding, identity, request
+from tests.build import Talk, call_line, exceeding, request
 
 ALICE = Call("alice@acme.com", "Claude Code::interactive::default", "crm", "search_customers")
 HUNDRED = Reported("user", "user=alice@acme.com tool=search_customers", 100, "1h")
@@ -108,19 +108,10 @@ def test_a_denied_tool_is_403_without_a_retry_time() -> None:
     code, message, data = describe(ALICE, verdict)
     assert code == 403
     assert message == "Tool search_customers is denied by policy for all users together. Waiting does not help."
-    assert data == {
-        "reason": "denied",
-        "axis": "tool",
-        "tool": "search_customers",
-        "user": "alice@acme.com",
-        "agent": "Claude Code::interactive::default",
-        "rule": "tool=search_customers",
-        "audit_id": "s-2",
-        "exceeded": [
-            {"axis": "user", "limit": 100, "window": "1h", "retry_after_ms": 2, "rule": HUNDRED.rule},
-            {"axis": "tool", "rule": "tool=search_customers"},
-        ],
-    }
+    exceeded = data.pop("exceeded")
+    assert exceeded == [HUNDRED.members() | {"retry_after_ms": 2}, {"axis": "tool", "rule": "tool=search_customers"}]
+    names = {"tool": "search_customers", "user": "alice@acme.com", "agent": "Claude Code::interactive::default"}
+    assert data == {"reason": "denied", "axis": "tool", **names, "rule": "tool=search_customers", "audit_id": "s-2"}
 
 
 def test_other_denials_are_401_and_503_with_their_reasons() -> None:
@@ -255,14 +246,6 @@ def test_a_call_for_a_task_always_gets_the_error(denials: str) -> None:
     talk.client(greeted("mcp"), call_line("search", 1))
     talk.client(call_line("search", 2, task={"ttl": 1}), call_line("search", 3, task=None))
     assert forms(talk) == ["error", "result"]
-
-
-def test_a_denial_has_the_user_and_the_agent_of_the_call() -> None:
-    talk = Talk(POLICY, who=identity("bob", "Cursor::background::job"))
-    talk.client(call_line("search", 1), call_line("search", 2))
-    data = talk.to_client[0]["error"]["data"]
-    assert (data["user"], data["agent"], data["tool"]) == ("bob", "Cursor::background::job", "search")
-    assert data["audit_id"] == talk.records[1]["id"]
 
 
 def test_a_denial_for_an_invalid_policy_names_file_and_line() -> None:

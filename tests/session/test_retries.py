@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from mcpguard.session import retries
-from mcpguard.session.audit import Outcome
 from mcpguard.session.machine import LookUp
 from mcpguard.wire.frames import read
 from tests.build import Talk, call_line, identity, request
@@ -164,12 +163,3 @@ def test_free_retries_with_long_states_and_names_take_little_memory() -> None:
     assert len(repr(talk.machine._retries._waiting)) < 1000
     talk.client(call_line("x" * 100_000, 2, requestState="s" * 100_000))
     assert decisions(talk)[-1] == "continued"
-
-
-def test_outcomes_of_retries_are_joined_to_rows_of_their_own() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    talk.client(call_line("x", 1))
-    asks_for_input(talk, 1, "s")
-    talk.client(call_line("x", 2, requestState="s"))
-    talk.answer(2, content=[])
-    assert talk.outcomes == [Outcome(1, "ok", 0), Outcome(2, "ok", 0)]
