@@ -38,6 +38,14 @@ class Traffic:
         ended: Called with what has ended, from a thread of the traffic.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted from the client.
+
+    Attributes:
+        output: The client's side.
+        stream: The server's output.
+        dispatcher: Has the session.
+        upstream: The loop from the client to the server.
+        downstream: The loop from the server to the client.
+        bookkeeper: The loop for all that no call waits for, once there is a session.
     """
 
     def __init__(
@@ -54,17 +62,17 @@ class Traffic:
         self._console = console
         self._ended = ended
         self._shut_down = threading.Event()
-        self._stream = ServerStream(server.stdout)
+        self.stream = ServerStream(server.stdout)
         client_input = ClientInput(source)
-        self._dispatcher = Dispatcher(output.reply, console, freed=client_input.wake)
-        self._bookkeeper: Bookkeeper
-        self._downstream = Downstream(self._stream, output, self._dispatcher)
-        self._upstream = Upstream(
+        self.dispatcher = Dispatcher(output.reply, console, freed=client_input.wake)
+        self.bookkeeper: Bookkeeper
+        self.downstream = Downstream(self.stream, output, self.dispatcher)
+        self.upstream = Upstream(
             server,
-            self._dispatcher,
+            self.dispatcher,
             output,
             console,
-            read_ahead=self._stream.read_ahead,
+            read_ahead=self.stream.read_ahead,
             shut_down=self._shut_down,
             client_input=client_input,
             max_frame_bytes=max_frame_bytes,
@@ -77,8 +85,8 @@ class Traffic:
         Raises:
             McpguardError: The system has no thread left.
         """
-        self._threads.append(threads.start(lambda: self._upstream.run(lambda: self._ended("input")), "upstream"))
-        self._threads.append(threads.start(lambda: self._downstream.run(lambda: self._ended("server")), "downstream"))
+        self._threads.append(threads.start(lambda: self.upstream.run(lambda: self._ended("input")), "upstream"))
+        self._threads.append(threads.start(lambda: self.downstream.run(lambda: self._ended("server")), "downstream"))
 
     def guard(
         self,
@@ -102,35 +110,19 @@ class Traffic:
         """
         from mcpguard.relay.bookkeeper import Bookkeeper
 
-        bookkeeper = self._bookkeeper = Bookkeeper(session, store, self._dispatcher, self._console, self._shut_down)
+        bookkeeper = self.bookkeeper = Bookkeeper(session, store, self.dispatcher, self._console, self._shut_down)
         if notifier:
-            self._dispatcher.note, bookkeeper.notify = notifier.note, notifier.tend
-        self._downstream.kept = bookkeeper.wake
-        self._upstream.guard(policy_file, token, bookkeeper.judged)
-        self._dispatcher.begin(session, store)
+            self.dispatcher.note, bookkeeper.notify = notifier.note, notifier.tend
+        self.downstream.kept = bookkeeper.wake
+        self.upstream.guard(policy_file, token, bookkeeper.judged)
+        self.dispatcher.begin(session, store)
         bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
         self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
-
-    def close_input(self, why: str) -> None:
-        """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
-        self._upstream.close_input(why)
-
-    def client_left(self) -> None:
-        """Note that the client has left, or wants mcpguard to end: mcpguard answers nothing in the server's place."""
-        self._dispatcher.client_left()
-
-    def awaits_answers(self) -> bool:
-        """Whether a request may be in flight; see `Dispatcher.awaits_answers`."""
-        return self._dispatcher.awaits_answers()
-
-    def end_stream(self) -> None:
-        """End the stream of a server that is gone, after what the server can have written."""
-        self._stream.end()
 
     @property
     def is_passing_on(self) -> bool:
         """Whether bytes from the server are on their way to the client."""
-        return self.output.is_writing or self._stream.has_more
+        return self.output.is_writing or self.stream.has_more
 
     def answer_rest(self, how: str) -> None:
         """Answer every request in flight of a server that is gone, and end the output. Then `ended` is called with `answers`.
@@ -141,19 +133,15 @@ class Traffic:
             how: What became of the server, for the client.
         """
         self._shut_down.set()
-        self._bookkeeper.hurry()
+        self.bookkeeper.hurry()
 
         def last_answers() -> bytes:  # when nothing more is passed on: what was passed on last may have answered requests
-            self._upstream.notice_client_end()
-            return self._dispatcher.last_answers(how)
+            self.upstream.notice_client_end()
+            return self.dispatcher.last_answers(how)
 
         def answer() -> None:
-            self._upstream.await_judged()  # the session discards what comes after the last answers
+            self.upstream.await_judged()  # the session discards what comes after the last answers
             self.output.finish(last_answers)
             self._ended("answers")
 
         threads.start_last(answer, "last-answers")
-
-    def finish(self, timeout_s: float) -> None:
-        """Write the session's last rows, but do not wait longer than this for a store that hangs."""
-        self._bookkeeper.finish(timeout_s)

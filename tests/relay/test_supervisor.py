@@ -89,6 +89,7 @@ class FakeTraffic:
         self.unanswered = 0
         self.answers_at_once = True
         self.output = output
+        self.stream = self.dispatcher = self.upstream = self.bookkeeper = self
 
     def start(self) -> None:
         if self.client_leaves:
@@ -104,8 +105,8 @@ class FakeTraffic:
         self.unanswered -= 1
         return self.unanswered >= 0
 
-    def end_stream(self) -> None:
-        pass
+    def end(self) -> None:
+        """The stream of the server ends."""
 
     @property
     def is_passing_on(self) -> bool:

@@ -184,7 +184,7 @@ class Line:
 
     def notices_the_end(self) -> None:
         """Wait until it is noticed that the client has ended its input. By threads, that takes a moment."""
-        until(lambda: self.traffic._upstream._client_input.has_ended, "the end of the client's input is noticed")
+        until(lambda: self.traffic.upstream._client_input.has_ended, "the end of the client's input is noticed")
 
     def close(self) -> None:
         self.output.go_on.set()
@@ -196,7 +196,7 @@ class Line:
         assert self.server_ended.wait(30)
         self.traffic.answer_rest("over")
         assert self.answered.wait(30)
-        self.traffic.finish(30)
+        self.traffic.bookkeeper.finish(30)
         for thread in self.traffic._threads:  # one that still has to close a descriptor would close the next test's
             thread.join()
         for fd in self._fds:
@@ -253,7 +253,7 @@ def test_the_session_is_told_what_passed_before_it_was_loaded(unguarded: Line) -
     assert unguarded.session.requests.client_name == "zed"
     unguarded.close_client()
     assert unguarded.client_ended.wait(30)
-    unguarded.traffic._dispatcher.read_answers()
+    unguarded.traffic.dispatcher.read_answers()
     assert [*unguarded.session.in_flight.by_id] == ["ping"]
 
 
@@ -263,7 +263,7 @@ def test_a_message_that_the_server_does_not_take_before_the_policy_is_loaded_is_
     monkeypatch.setattr(upstream, "EXIT_S", 0.0)
     unguarded.close_server_input()
     unguarded.send(PING)
-    until(lambda: unguarded.traffic._upstream._is_input_closed, "the server has been found to take nothing")
+    until(lambda: unguarded.traffic.upstream._is_input_closed, "the server has been found to take nothing")
     unguarded.send({**PING, "id": 2})
     unguarded.guard()
     errors = [(one["id"], one["error"]["message"]) for one in unguarded.client_has(2)]
@@ -276,13 +276,13 @@ def test_the_exit_of_a_server_that_takes_nothing_is_awaited_from_when_the_guard_
     guarding: list[bool] = []
 
     def wait(_: float) -> bool:
-        guarding.append(unguarded.traffic._dispatcher.is_guarding.is_set())
+        guarding.append(unguarded.traffic.dispatcher.is_guarding.is_set())
         return False
 
     monkeypatch.setattr(unguarded.traffic._shut_down, "wait", wait)
     unguarded.close_server_input()
     unguarded.send(PING)
-    until(lambda: unguarded.traffic._upstream._is_input_closed, "the server has been found to take nothing")
+    until(lambda: unguarded.traffic.upstream._is_input_closed, "the server has been found to take nothing")
     unguarded.guard()
     assert [one["id"] for one in unguarded.client_has()] == ["ping"]
     assert guarding == [True]
@@ -292,7 +292,7 @@ def test_after_a_bug_messages_are_answered_once_the_policy_is_loaded(unguarded: 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(unguarded.traffic._dispatcher, "pass_early", fail)
+    monkeypatch.setattr(unguarded.traffic.dispatcher, "pass_early", fail)
     unguarded.send(PING)
     assert b"ZeroDivisionError" in os.read(unguarded.console, 4096)
     unguarded.guard()
@@ -310,7 +310,7 @@ def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
 
 
 def test_a_message_that_comes_while_the_guard_is_set_waits_for_it(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatcher, taken = unguarded.traffic._dispatcher, threading.Event()
+    dispatcher, taken = unguarded.traffic.dispatcher, threading.Event()
     pass_early, judge, begin = dispatcher.pass_early, dispatcher.judge, dispatcher.begin
 
     def noted(take: Callable[..., Any], *args: Any, **more: Any) -> Any:
@@ -457,7 +457,7 @@ class Token:
 
 def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
     token = Token()
-    line.traffic._upstream._token = cast(Any, token)
+    line.traffic.upstream._token = cast(Any, token)
     for message in (b'{"id":1,"method":"tools\\/call","params":{"name":"x"}}', b'[{"id":2,"method":"ping"}]'):
         os.write(line.to_guard, message + b"\n")
         line.server_has()
@@ -466,7 +466,7 @@ def test_the_identity_is_polled_for_a_call_in_any_spelling(line: Line) -> None:
 
 def test_the_end_of_the_clients_input_does_not_wait_for_keys(line: Line) -> None:
     token = Token()
-    line.traffic._upstream._token = cast(Any, token)
+    line.traffic.upstream._token = cast(Any, token)
     line.close_client()
     assert line.client_ended.wait(30)
     assert token.asked == []
@@ -509,7 +509,7 @@ def test_the_rest_of_a_long_frame_is_not_copied_whenever_the_server_takes_a_piec
 
 
 def test_a_client_that_has_left_gets_no_answer_in_the_servers_place_though_its_messages_are_read_later(unguarded: Line) -> None:
-    unguarded.traffic.close_input("the server has closed its output")
+    unguarded.traffic.upstream.close_input("the server has closed its output")
     unguarded.send(call(1))
     unguarded.close_client()
     unguarded.notices_the_end()
@@ -544,7 +544,7 @@ def test_requests_that_an_exiting_server_does_not_take_are_answered_with_its_sta
     monkeypatch.setattr(upstream, "EXIT_S", 1000.0)
     line.close_server_input()
     line.send(call(1))
-    until(lambda: line.traffic._upstream._is_input_closed, "the server has been found to take nothing")
+    until(lambda: line.traffic.upstream._is_input_closed, "the server has been found to take nothing")
     line.traffic.answer_rest("server exited with status 3")
     errors = [(one["id"], one["error"]["code"], one["error"]["message"]) for one in line.client_has()]
     assert errors == [(1, -32000, "server exited with status 3")]
@@ -566,7 +566,7 @@ def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exi
     for message in messages:
         unguarded.send(message)
     unguarded.guard()
-    unguarded.traffic.close_input("server exited with status 3")
+    unguarded.traffic.upstream.close_input("server exited with status 3")
     unguarded.traffic.answer_rest("server exited with status 3")
     errors = [(one["id"], one["error"]["message"]) for one in unguarded.client_has(len(messages))]
     assert errors == [(message["id"], "server exited with status 3") for message in messages]
@@ -577,7 +577,7 @@ def test_the_end_of_a_session_does_not_wait_long_for_what_cannot_be_judged(line:
     monkeypatch.setattr(upstream, "JUDGED_S", 0.0)
     monkeypatch.setattr(line.policy, "poll", lambda: line.answered.wait(30) and None)
     line.send(call(1))
-    until(lambda: line.traffic._upstream._is_judging, "the call is read")
+    until(lambda: line.traffic.upstream._is_judging, "the call is read")
     line.traffic.answer_rest("server exited with status 3")
     assert line.answered.wait(30)
 
