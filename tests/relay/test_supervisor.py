@@ -30,71 +30,29 @@ posix = pytest.mark.posix
 IGNORING = "import os, signal; signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
 
-class Output:
-    """Stands for the client's side.
-
-    Args:
-        fd: The descriptor that the client reads from.
-
-    Attributes:
-        writes: How often `is_writing` is still true.
-        takes: How often `taken` still grows.
-        late: How often `waits_for_reader` is still true.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.late = 0
-        self.writes = 0
-        self.takes = 0
-        self._taken = 0
-
-    @property
-    def taken(self) -> int:
-        if self.takes:
-            self.takes -= 1
-            self._taken += 1
-        return self._taken
-
-    @property
-    def has_reader(self) -> bool:
-        return has_reader(self._fd)
-
-    @property
-    def waits_for_reader(self) -> bool:
-        self.late -= 1
-        return self.late >= 0
-
-    @property
-    def is_writing(self) -> bool:
-        self.writes -= 1
-        return self.writes >= 0
-
-
 class FakeTraffic:
-    """Stands for the traffic, and notes the reasons for which requests are answered.
+    """Stands for the traffic and all its parts.
 
     Attributes:
         client_leaves: Whether the client ends its input at the start.
         client_waits: Whether it has not.
         unanswered: How often `awaits_answers` is still true.
+        writes: How often `is_passing_on` is still true.
+        takes: How often `taken` still grows.
+        late: How often `waits_for_reader` is still true.
     """
 
-    def __init__(self, output: Output) -> None:
-        self.supervisor: Supervisor | None = None
-        self.child: ServerProcess | None = None
-        self.finished: list[str] = []
-        self.client_leaves = False
-        self.client_waits = True
-        self.unanswered = 0
-        self.answers_at_once = True
-        self.output = output
-        self.stream = self.dispatcher = self.upstream = self.bookkeeper = self
+    child: ServerProcess
+
+    def __init__(self, supervisor: Supervisor, client_output: int) -> None:
+        self.output = self.stream = self.dispatcher = self.upstream = self.bookkeeper = self
+        self.supervisor = supervisor
+        self.client_output = client_output
+        self.client_leaves, self.client_waits, self.answers_at_once = False, True, True
+        self.unanswered = self.writes = self.takes = self.late = self._taken = 0
 
     def start(self) -> None:
         if self.client_leaves:
-            assert self.supervisor
-            assert self.child
             self.supervisor.ended("input")
             self.child.stdin.close()
 
@@ -109,17 +67,32 @@ class FakeTraffic:
         """The stream of the server ends."""
 
     @property
+    def taken(self) -> int:
+        if self.takes:
+            self.takes -= 1
+            self._taken += 1
+        return self._taken
+
+    @property
+    def has_reader(self) -> bool:
+        return has_reader(self.client_output)
+
+    @property
+    def waits_for_reader(self) -> bool:
+        self.late -= 1
+        return self.late >= 0
+
+    @property
     def is_passing_on(self) -> bool:
-        return self.output.is_writing
+        self.writes -= 1
+        return self.writes >= 0
 
     def close_input(self, why: str) -> None:
         assert why
-        assert self.child
         self.child.stdin.close()
 
     def answer_rest(self, how: str) -> None:
-        self.finished.append(how)
-        assert self.supervisor
+        assert how
         if self.answers_at_once:
             self.supervisor.ended("answers")
 
@@ -133,8 +106,7 @@ class Scene:
     def __init__(self) -> None:
         self.client_reads, self.client_output = os.pipe()
         self.supervisor = Supervisor(output=self.client_output)
-        self.traffic = FakeTraffic(Output(self.client_output))
-        self.traffic.supervisor = self.supervisor
+        self.traffic = FakeTraffic(self.supervisor, self.client_output)
         self.read, self.write = os.pipe()
         self.children: list[ServerProcess] = []
 

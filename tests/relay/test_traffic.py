@@ -1,16 +1,15 @@
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from queue import SimpleQueue
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from mcpguard.errors import PolicyError, Unauthenticated
+from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
@@ -20,11 +19,10 @@ from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ServerInput
 from mcpguard.relay.traffic import Ended, Traffic
-from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
-from mcpguard.session.verdict import DecisionRequest, Ending, Verdict
+from mcpguard.session.verdict import DecisionRequest, Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.frames import Frame
 from tests.end_to_end.host import has_bytes, release, until
@@ -51,10 +49,6 @@ class Store(MemoryStore):
     Attributes:
         failure: The error to raise; None to decide.
         early: For each decision, whether the server had bytes before it.
-        together: How many requests were decided at once.
-        asked: The ids whose notes were looked up at once.
-        outcomes: The outcomes, as they are recorded.
-        tended: Set when upkeep was done.
     """
 
     def __init__(self, server_reads: int) -> None:
@@ -62,35 +56,12 @@ class Store(MemoryStore):
         self._server_reads = server_reads
         self.failure: Exception | None = None
         self.early: list[bool] = []
-        self.together: list[int] = []
-        self.asked: list[list[str]] = []
-        self.outcomes: SimpleQueue[str] = SimpleQueue()
-        self.tended = threading.Event()
-        self.settling: Callable[[], None] = lambda: None  # called when a call's end is noted
-
-    def tend(self) -> None:
-        super().tend()
-        self.tended.set()
-
-    def settle(self, endings: Sequence[Ending]) -> None:
-        self.settling()
-        super().settle(endings)
 
     def decide(self, requests: Sequence[DecisionRequest], journal: Journal) -> list[Verdict]:
-        self.together.append(len(requests))
         self.early.append(has_bytes(self._server_reads))
         if self.failure:
             raise self.failure
         return super().decide(requests, journal)
-
-    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
-        self.asked.append([*call_ids])
-        return super().take_notes(namespace, call_ids)
-
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        super().record(outcomes)
-        for one in outcomes:
-            self.outcomes.put(one.outcome)
 
 
 class Output(ClientOutput):
@@ -98,7 +69,7 @@ class Output(ClientOutput):
 
     def __init__(self, fd: int, gone: Callable[[], None]) -> None:
         super().__init__(fd, gone)
-        self.go_on = threading.Event()
+        self.go_on = Event()
         self.go_on.set()
 
     def relay(self, chunk: bytes, observe: Callable[[bytes], None]) -> None:
@@ -116,12 +87,8 @@ class Line:
         self.server_reads, server_stdin = os.pipe()
         server_stdout, self.server_writes = os.pipe()
         self.console, console = os.pipe()
-        self.client_ended, self.server_ended, self.answered = threading.Event(), threading.Event(), threading.Event()
-        events: dict[Ended, threading.Event] = {
-            "input": self.client_ended,
-            "server": self.server_ended,
-            "answers": self.answered,
-        }
+        events: dict[Ended, Event] = {"input": Event(), "server": Event(), "answers": Event()}
+        self.client_ended, self.server_ended, self.answered = events.values()
         self.store = Store(self.server_reads)
         self.session: Session
         self.policy = PolicyFile()
@@ -144,10 +111,9 @@ class Line:
         if guards:
             self.guard()
 
-    def guard(self, policy: Policy = TWO_AN_HOUR, who: Identity | Unauthenticated = ALICE) -> None:
+    def guard(self, policy: Policy = TWO_AN_HOUR) -> None:
         self.is_guarded = True
         self.session = Session(ALICE, policy, Journal("0" * 16))
-        self.session.change_identity(who)
         self.session.start()
         self.traffic.guard(self.session, self.store, cast(Any, self.policy))
 
@@ -310,7 +276,7 @@ def test_a_call_waits_until_the_policy_is_loaded(unguarded: Line) -> None:
 
 
 def test_a_message_that_comes_while_the_guard_is_set_waits_for_it(unguarded: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatcher, taken = unguarded.traffic.dispatcher, threading.Event()
+    dispatcher, taken = unguarded.traffic.dispatcher, Event()
     pass_early, judge, begin = dispatcher.pass_early, dispatcher.judge, dispatcher.begin
 
     def noted(take: Callable[..., Any], *args: Any, **more: Any) -> Any:
@@ -336,10 +302,6 @@ def test_the_first_refusal_waits_and_has_the_row_of_the_policy_before_it(unguard
     unguarded.guard()
     until(lambda: len(list(unguarded.store.entries())) == 2, "both rows")
     assert [entry.record["decision"] for entry in unguarded.store.entries()] == ["policy", "invalid"]
-
-
-def test_the_store_is_tended_before_the_first_call(line: Line) -> None:
-    assert line.store.tended.wait(30)
 
 
 def test_a_new_policy_is_in_force_and_recorded_before_the_next_call(line: Line) -> None:
@@ -435,13 +397,15 @@ def test_a_retry_that_the_server_asked_for_is_free_however_soon_it_follows(line:
     assert [(message["id"], message["error"]["code"]) for message in line.client_has()] == [(4, 429)]
 
 
-def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line) -> None:
+def test_the_notes_of_all_calls_of_a_read_are_looked_up_at_once(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(line.store, "take_notes", lambda _, keys: asked.append(keys))
     line.send(call(1), call(2) | {"params": {"name": "x", "arguments": {"_meta": {"claudecode/toolUseId": "t0"}}}}, PING)
     line.server_has()
-    assert line.store.asked == []
+    assert asked == []
     line.send(*(call(at) | {"params": {"name": "x", "_meta": {"callId": f"t{at}", "sessionId": "s"}}} for at in (3, 4)))
     line.client_has()
-    assert line.store.asked == [["s t3", "s t4"]]
+    assert asked == [("s t3", "s t4")]
 
 
 class Token:
@@ -478,7 +442,7 @@ def test_a_call_that_is_answered_before_it_is_cancelled_has_the_outcome_of_its_a
     line.answer(1)
     line.client_has()
     line.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
-    assert line.store.outcomes.get(timeout=30) == "ok"
+    until(lambda: [entry.record.get("outcome") for entry in line.store.entries()] == [None, "ok"], "the outcome")
 
 
 @pytest.mark.posix
@@ -554,7 +518,7 @@ def test_requests_that_an_exiting_server_does_not_take_are_answered_with_its_sta
 def test_what_came_while_the_policy_was_loaded_is_answered_if_the_server_has_exited_since(
     unguarded: Line, monkeypatch: pytest.MonkeyPatch, messages: list[dict[str, Any]]
 ) -> None:
-    looked = threading.Event()  # the end of the session looks whether everything is judged
+    looked = Event()  # the end of the session looks whether everything is judged
     monkeypatch.setattr(upstream, "JUDGED_S", 1000.0)
 
     def look(wait_s: float) -> None:
@@ -613,9 +577,9 @@ def test_a_held_call_is_forwarded_when_its_place_is_free_though_the_client_write
     assert [message["id"] for message in one_at_once.client_has(2)] == [1, 2]
 
 
-def test_a_place_is_free_before_the_client_gets_the_answer(one_at_once: Line) -> None:
+def test_a_place_is_free_before_the_client_gets_the_answer(one_at_once: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     early: list[bool] = []
-    one_at_once.store.settling = lambda: early.append(has_bytes(one_at_once.from_guard))
+    monkeypatch.setattr(one_at_once.store, "settle", lambda _: early.append(has_bytes(one_at_once.from_guard)))
     one_at_once.answer(1)
     assert [message["id"] for message in one_at_once.client_has()] == [1]
     assert early == [False]
