@@ -138,31 +138,22 @@ def test_a_denial_by_one_limit_lists_that_limit_as_exceeded() -> None:
             'invalid user="" reason="not valid JSON" outcome=ok',
         ),
         ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\x1b[2J\\n"'),
+        (
+            {"decision": "allowed", "tool": "t", "limit": 2, "counts": "concurrent", "in_flight": 1, "waited_ms": 1200},
+            "allowed tool=t limit=2-in-flight in_flight=1 waited_ms=1200",
+        ),
+        (
+            {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"},
+            "rate_limited limit=9-units/1h cost=20 reason=too_costly",
+        ),
+        (
+            {"decision": "allowed", "warned": [{"limit": 9, "window": "1h"}, {"limit": 5, "window": "1d", "counts": "cost"}]},
+            "allowed warned=9/1h,5-units/1d",
+        ),
     ],
 )
 def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], text: str) -> None:
     assert line(entry) == text
-
-
-def test_the_line_of_a_record_tells_what_it_cost_what_is_in_flight_and_how_long_it_waited() -> None:
-    entry = {
-        "decision": "allowed",
-        "tool": "t",
-        "limit": 2,
-        "counts": "concurrent",
-        "count": 1,
-        "in_flight": 1,
-        "waited_ms": 1200,
-    }
-    assert line(entry) == "allowed tool=t limit=2-in-flight count=1 in_flight=1 waited_ms=1200"
-    entry = {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"}
-    assert line(entry) == "rate_limited limit=9-units/1h cost=20 reason=too_costly"
-
-
-def test_the_line_of_a_record_tells_of_which_limits_it_warns() -> None:
-    warned = [{"limit": 9, "window": "1h", "count": 8}, {"limit": 50, "window": "1d", "counts": "cost", "count": 40}]
-    entry = {"decision": "allowed", "tool": "t", "limit": 5, "window": "1m", "count": 1, "warned": warned}
-    assert line(entry) == "allowed tool=t limit=5/1m count=1 warned=9/1h,50-units/1d"
 
 
 def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
@@ -181,20 +172,11 @@ def test_a_record_is_one_printable_line_whatever_the_names(entry: dict[str, obje
     assert line(entry | {"decision": "allowed"}).isprintable()
 
 
-def test_a_summary_lists_decisions_and_the_axes_of_denials_by_frequency() -> None:
-    tally = {
-        ("allowed", ""): 9,
-        ("rate_limited", "tool"): 2,
-        ("rate_limited", "user"): 3,
-        ("denied", "tool"): 1,
-        ("policy", ""): 4,
-    }
-    assert summary(tally) == "15 calls: 9 allowed, 5 rate_limited (user 3, tool 2), 1 denied (tool 1)"
+def test_a_summary_lists_decisions_and_the_axes_of_denials_by_frequency_and_invalid_frames_not_as_calls() -> None:
+    denied = {("rate_limited", "tool"): 2, ("rate_limited", "user"): 3, ("denied", "tool"): 1}
+    tally = {("allowed", ""): 9, **denied, ("policy", ""): 4, ("invalid", ""): 1}
+    assert summary(tally) == "15 calls: 9 allowed, 5 rate_limited (user 3, tool 2), 1 denied (tool 1); 1 invalid frame"
     assert summary({("policy", ""): 4}) == summary({}) == "no calls"
-
-
-def test_a_summary_does_not_count_invalid_frames_as_calls() -> None:
-    assert summary({("invalid", ""): 1, ("allowed", ""): 1}) == "1 call: 1 allowed; 1 invalid frame"
     assert summary({("invalid", ""): 2}) == "no calls; 2 invalid frames"
 
 
