@@ -185,7 +185,7 @@ class Dispatcher:
     def judge(self, messages: Sequence[Frame | Refusal], now_us: int, *, alone: bool = False) -> bytes:
         """As `dispatch`, for messages from the client, and for the held calls that are due; see `Session.judge`."""
         with self._lock:
-            session = self._told()
+            session = self._told() if self._posted or self.session is None else self.session
             needed = session.look_up(messages)
             notes = self._look_up(session, needed) if needed else None
             return self._carry_out(session, session.judge(messages, now_us, notes, alone=alone))

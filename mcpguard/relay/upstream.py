@@ -162,7 +162,10 @@ class Upstream:
                 if to_server is not None:
                     return to_server
                 self._dispatcher.is_guarding.wait()
-            self._take_up_changes(messages)
+            if self._token:
+                self._poll(self._token, messages)
+            if (policy := self._policy_file.poll()) is not None:
+                self._dispatcher.post(lambda session: session.change_policy(policy))
             if self._is_input_closed:
                 self.notice_client_end()
             return self._dispatcher.judge(messages, monotonic_us(), alone=alone)
@@ -179,14 +182,11 @@ class Upstream:
         parts: list[Sequence[bytes | Refusal]] = [] if alone else [*[()] * held, *([line] for line in lines)]
         return b"".join([self._judge(part, alone=True) for part in parts])
 
-    def _take_up_changes(self, messages: Sequence[Frame | Refusal]) -> None:
-        """Put the newest identity and policy in force. For a call, or for held calls, the identity may wait for keys."""
-        if self._token:
-            is_for_call = not messages or any(isinstance(one, Frame) and one.is_call for one in messages)
-            if (identity := self._token.poll(for_call=is_for_call)) is not None:
-                self._dispatcher.post(lambda session: session.change_identity(identity))
-        if (policy := self._policy_file.poll()) is not None:
-            self._dispatcher.post(lambda session: session.change_policy(policy))
+    def _poll(self, token: "TokenSource", messages: Sequence[Frame | Refusal]) -> None:
+        """Put the newest identity in force. For a call, or for held calls, it may wait for keys."""
+        is_for_call = not messages or any(isinstance(one, Frame) and one.is_call for one in messages)
+        if (identity := token.poll(for_call=is_for_call)) is not None:
+            self._dispatcher.post(lambda session: session.change_identity(identity))
 
     def _send(self, data: bytes) -> None:
         """Write frames to the server; answer the requests that it does not take.

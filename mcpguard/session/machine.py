@@ -184,7 +184,7 @@ class Session:
             if method == TOOLS_CALL:
                 call_meta = params.get("_meta")
                 has_call_id = isinstance(call_meta, dict) and not CALL_IDS.isdisjoint(call_meta)
-                if has_call_id and (note_key := self.requests.note_key(call_meta)):
+                if has_call_id and (note_key := client_agents.note_key(call_meta, self.requests.identity.claude_session)):
                     notes[note_key] = None
                 if "requestState" in params or "inputResponses" in params:
                     needs_answers = True
@@ -251,7 +251,7 @@ class Session:
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
         """The note of a call, which counts for one call; None if there is none."""
-        key = self.requests.note_key(meta_of(call.params))
+        key = client_agents.note_key(meta_of(call.params), self.requests.identity.claude_session)
         return notes.pop(key, None) if key else None
 
     def _refuse(self, refusal: Refusal) -> Refusal:
