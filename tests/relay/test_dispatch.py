@@ -1,73 +1,28 @@
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mcpguard.errors import PolicyError, StoreUnavailable
-from mcpguard.identity.caller import Identity
 from mcpguard.policy.parse import parse
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import MAX_EARLY_BYTES, AnswersQueue, Dispatcher
-from mcpguard.session.audit import Outcome
-from mcpguard.session.journal import Journal
-from mcpguard.session.machine import Session
-from mcpguard.stores.memory import Memory, MemoryStore
 from mcpguard.wire import answers
 from mcpguard.wire.answers import Line
 from mcpguard.wire.frames import read
 from tests.build import call_line, request
+from tests.relay.conftest import Scene
 
 CALL = call_line("x", 1)
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}\n'
-
-
-class Store(MemoryStore):
-    """A store whose notes and outcomes fail when they are told to."""
-
-    failure: StoreUnavailable | None = None
-
-    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
-        if self.failure:
-            raise self.failure
-        return super().take_notes(namespace, call_ids)
-
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        if self.failure:
-            raise self.failure
-        super().record(outcomes)
-
-
-class Scene:
-    """A dispatcher, with what it replies and what it logs."""
-
-    def __init__(self, policy: str = "mode = 'enforce'") -> None:
-        self.console, self.write = os.pipe()
-        self.store = Store(Memory(), clock=lambda: self.now_us, wall=lambda: self.now_us)
-        self.store.args_key = b"k" * 32
-        self.now_us = 1_000_000_000
-        self.replies: list[bytes] = []
-        self.session = Session(
-            Identity("alice", "os", "crm"), parse(policy), Journal("0" * 16), args_key=lambda: self.store.args_key
-        )
-        console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.replies.append, console)
-        self.unread = self.dispatcher.unread
-        self.dispatcher.begin(self.session, self.store)
-
-    def client(self, *lines: bytes) -> bytes:
-        return self.dispatcher.judge(read(lines), 0)
-
-    def decisions(self) -> list[object]:
-        return [entry.record["decision"] for entry in self.store.entries()]
 
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
     one = Scene()
     yield one
-    os.close(one.console)
-    os.close(one.write)
+    one.close()
 
 
 def test_all_frames_of_a_read_are_written_at_once_each_way(scene: Scene) -> None:
@@ -139,16 +94,16 @@ def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_
     with scene.dispatcher._lock:
         scene.dispatcher.post(lambda session: session.change_policy(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')))
         scene.dispatcher.post(lambda session: session.change_policy(PolicyError("broken")))
-    assert scene.decisions() == []
+    assert [entry.record["decision"] for entry in scene.store.entries()] == []
     assert scene.client(CALL) == b""
-    assert scene.decisions() == ["policy", "policy", "denied"]
+    assert [entry.record["decision"] for entry in scene.store.entries()] == ["policy", "policy", "denied"]
 
 
 def test_a_quiet_console_has_only_errors(scene: Scene) -> None:
     scene.dispatcher.post(lambda session: session.change_policy(parse("mode = 'observe'")))
     scene.dispatcher.post(lambda session: session.change_policy(PolicyError("broken")))
     scene.client(CALL)
-    assert os.read(scene.console, 4096) == b"mcpguard: policy not applied: broken\n"
+    assert os.read(scene.stderr, 4096) == b"mcpguard: policy not applied: broken\n"
 
 
 def test_the_servers_output_is_read_before_it_is_checked_for_missing_answers(scene: Scene) -> None:
@@ -191,7 +146,7 @@ def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
         patched.setattr(answers, "read", lambda *_: 1 / 0)
         scene.unread.add(ANSWER, awaits_answers=True)
         scene.dispatcher.read_answers()
-    assert b"internal error, please report it: ZeroDivisionError" in os.read(scene.console, 4096)
+    assert b"internal error, please report it: ZeroDivisionError" in os.read(scene.stderr, 4096)
     scene.unread.add(ANSWER.replace(b'"id":1', b'"id":2'), awaits_answers=True)
     scene.dispatcher.read_answers()
     assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
