@@ -17,7 +17,6 @@ from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
 if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.identity.token import TokenSource
     from mcpguard.policy.file import PolicyFile
-    from mcpguard.session.machine import Session
 
 LOOK_S: Final = 0.2
 """How often the policy and the identity are looked at while calls are held."""
@@ -128,17 +127,14 @@ class Upstream:
             self._dispatcher.client_left()
 
     def _read(self) -> bytes:
-        if (session := self._dispatcher.session) is not None and session.held.calls:
-            self._attend_held_calls(session)
-        return self._client_input.read()
-
-    def _attend_held_calls(self, session: "Session") -> None:
-        """Until the client writes, or no call is still held, decide the held calls that are due."""
-        while (due_us := session.held.next_us) is not None:
-            left_s = max(0.0, (due_us - monotonic_us()) / 1_000_000)
+        """The client's next bytes. Until it writes, or no call is still held, decide the held calls that are due."""
+        session = self._dispatcher.session
+        while session is not None and session.held.calls:
+            left_s = max(0.0, ((session.held.next_us or 0) - monotonic_us()) / 1_000_000)
             if self._client_input.wait(min(left_s, LOOK_S)):
-                return
+                break
             self._take(())
+        return self._client_input.read()
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         """Judge lines from the client, and the held calls that are due, and write what comes of it to the server."""
