@@ -12,6 +12,7 @@ from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.machine import LookUp
 from mcpguard.wire import frames
+from mcpguard.wire.arguments import args_hash
 from mcpguard.wire.frames import Refusal
 from tests.build import Talk, call_line, request
 
@@ -210,6 +211,13 @@ def test_a_valid_traceparent_gives_the_trace_id_but_not_one_with_zeroes_or_a_for
     parents = [f"00-{trace}-{span}-01", *zeroes, f"ff-{trace}-{span}-01", f"00-{trace}-{span}", 7, "x" * 100]
     talk.client(*[call_line("x", at, _meta={"traceparent": parent}) for at, parent in enumerate(parents)])
     assert [one["trace_id"] for one in talk.records] == [trace, *(f"00000000000000aa{seq:016x}" for seq in range(2, 8))]
+
+
+def test_each_row_has_the_hash_of_its_calls_own_arguments() -> None:
+    talk = Talk(ANYTHING, args_key=lambda: b"k")
+    values = [1, 2, 2, 1]
+    talk.client(*(call_line("x", at, arguments={"q": value}) for at, value in enumerate(values)))
+    assert [one["args_hash"] for one in talk.records] == [args_hash({"q": value}, b"k").hex() for value in values]
 
 
 def test_plans_for_other_arguments_are_bounded() -> None:
