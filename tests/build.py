@@ -137,9 +137,9 @@ class Wrapper:
         self.write_rows(wall_us)
         return verdicts
 
-    def start(self, policy: Policy | PolicyError | None = None) -> list[str]:
-        """The policy was loaded: write its row."""
-        self.machine.start(policy)
+    def start(self) -> list[str]:
+        """Calls can be judged: write the row of the policy."""
+        self.machine.start()
         self.write_rows()
         return []
 

@@ -28,7 +28,7 @@ from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.suggest_by_tools import ServerTool
 from mcpguard.reading.explaining import caller
-from mcpguard.relay.command import find_program
+from mcpguard.relay.process import find_program
 from mcpguard.text.printing import plural, printable
 from mcpguard.text.redaction import masked_output, secrets_of
 

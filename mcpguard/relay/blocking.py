@@ -105,9 +105,6 @@ class ClientInput:
             self._is_woken = True
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Do nothing: there is nothing to release."""
-
 
 class _Writer:
     """Writes pieces in a thread of its own, which is the only one that uses the descriptor.

@@ -20,8 +20,9 @@ TICK_S: Final = 0.2
 MOST_S: Final = 0.25
 """The same while there are calls all the time. If it were longer, they would soon have to wait for room in the log."""
 
-HANDFUL_BYTES: Final = 2 * 1024
-"""How much of the server's output is read at once, or a 16th of what is unread, if that is more: about 15 small answers."""
+HANDFUL_BYTES: Final = 1024
+"""How much of the server's output is read at once, because a call may wait for that: about 8 small answers. A 32nd of what is
+unread, if that is more."""
 
 CATCH_UP_S: Final = 5.0
 """How often a wrapper without calls takes in what others have written."""
@@ -114,7 +115,8 @@ class Bookkeeper:
         """
         until_s, tend_s = time.monotonic() + GIVE_WAY_S, time.monotonic() + MOST_S
         while True:
-            is_read, is_long = self._read_handful(), time.monotonic() > tend_s
+            is_read = self._dispatcher.read_answers(max(HANDFUL_BYTES, self._dispatcher.unread.held_bytes // 32))
+            is_long = time.monotonic() > tend_s
             if is_read or is_long or self._hurry.is_set() or len(self._session.in_flight.outcomes) >= MAX_OUTCOMES:
                 self._dispatcher.record(wall_us())
             if self._hurry.is_set() or (is_read and not self._session.has_outcomes):
@@ -124,14 +126,6 @@ class Bookkeeper:
                 tend_s = time.monotonic() + MOST_S
             time.sleep(PAUSE_S)
             self._give_way(until_s - time.monotonic())
-
-    def _read_handful(self) -> bool:
-        """Read a handful of answers in two halves, since a call may wait for one. Returns whether everything is read."""
-        half_bytes = max(HANDFUL_BYTES, self._dispatcher.unread_bytes // 16) // 2
-        if self._dispatcher.read_answers(half_bytes):
-            return True
-        time.sleep(PAUSE_S)
-        return self._dispatcher.read_answers(half_bytes)
 
     def _give_way(self, most_s: float) -> None:
         """Wait until there was no call for `QUIET_S`; at most this long, and not if somebody waits for this loop."""

@@ -3,11 +3,10 @@
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.light_typing import TYPE_CHECKING, Final
-from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.stores.clock import monotonic_us, wall_us
 from mcpguard.wire.frames import Frame, Refusal, id_key
@@ -16,6 +15,7 @@ if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.session.machine import LookUp, Session
     from mcpguard.session.verdict import DecisionRequest
     from mcpguard.stores.api import CallStore
+    from mcpguard.wire.answers import AnswerLines, Line
 
 Event = Callable[["Session"], None]
 """Tells the session what has happened, by one of its methods."""
@@ -25,6 +25,62 @@ BUSY_S: Final = 0.1
 
 MAX_EARLY_BYTES: Final = 64 * 1024
 """How many bytes pass before `begin`. A client writes less than 1 KiB before it waits for the server's first answer."""
+
+
+class AnswersQueue:
+    """What the server has written and the client has received, until outcomes are read off it.
+
+    One thread adds chunks of the server's stream, and one thread at a time takes them.
+    """
+
+    def __init__(self) -> None:
+        self._added_bytes = 0  # written only by the thread that adds
+        self._taken_bytes = 0  # written only by the thread that takes
+        self._chunks: deque[tuple[bytes, int]] = deque()
+        self._lines: AnswerLines | None = None  # None until something is taken
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes are kept."""
+        return self._added_bytes - self._taken_bytes
+
+    def add(self, chunk: bytes, *, awaits_answers: bool) -> bool:
+        """Keep a chunk if it may contain answers; returns whether it was kept.
+
+        Args:
+            chunk: What the server wrote.
+            awaits_answers: Whether a request is in flight. If none is, chunks of whole frames are not kept.
+        """
+        if (
+            not (self._chunks or awaits_answers)
+            and (self._lines is None or self._lines.is_between_frames)
+            and chunk[-1:] == b"\n"
+        ):
+            return False
+        self._chunks.append((chunk, monotonic_us()))
+        self._added_bytes += len(chunk)
+        return True
+
+    def take(self, most_bytes: int | None = None) -> "Iterator[tuple[Sequence[Line], int]]":
+        """Remove chunks: all, or as many as it takes to have `most_bytes`. Returns the lines of each, and when it came."""
+        until = None if most_bytes is None else self._taken_bytes + most_bytes
+        while self._chunks and (until is None or self._taken_bytes < until):
+            chunk, now_us = self._chunks[0]
+            lines = self._answer_lines().feed(chunk)
+            self._chunks.popleft()  # after `feed`: `add` relies on `_lines` having the bytes of every chunk that is gone
+            self._taken_bytes += len(chunk)
+            yield lines, now_us
+
+    def last(self) -> "Sequence[Line]":
+        """The unterminated answer that the stream ended with, if any."""
+        return self._answer_lines().last()
+
+    def _answer_lines(self) -> "AnswerLines":
+        if self._lines is None:
+            from mcpguard.wire.answers import AnswerLines  # the first answer passes before it is loaded
+
+            self._lines = AnswerLines()
+        return self._lines
 
 
 class Dispatcher:
@@ -37,7 +93,6 @@ class Dispatcher:
     only have to remember. Until then call only `pass_early`, `post` and `read_answers`.
 
     Args:
-        unread: The server's output that the session has not read.
         reply: Queues frames for the client, without waiting for it. It is called under the lock, so that the replies of earlier
             events precede the last answers.
         console: Takes lines for stderr.
@@ -45,24 +100,24 @@ class Dispatcher:
 
     Attributes:
         session: The session; None before `begin`.
+        unread: The server's output that the session has not read.
         is_guarding: Set when calls can be judged.
         note: Called with the row of each denial and each warning that has a line on stderr.
     """
 
     def __init__(
         self,
-        unread: AnswersQueue,
         reply: Callable[[bytes], None],
         console: Console,
         freed: Callable[[], None] = lambda: None,
     ) -> None:
         self.session: Session | None = None
         self._store: CallStore
+        self.unread = AnswersQueue()
         self.is_guarding = threading.Event()
         self._early: list[tuple[Sequence[Frame | Refusal], int]] = []  # what has passed, and when
         self._early_ids: set[str] = set()
         self._early_bytes = 0
-        self._unread = unread
         self._reply = reply
         self._console = console
         self._freed = freed
@@ -109,8 +164,12 @@ class Dispatcher:
             self.is_guarding.set()
 
     def post(self, event: Event) -> None:
-        """Queue an event that is dispatched before the next one. Does not wait, even if a store hangs."""
+        """Queue an event that the session is told of before the next one. Does not wait, even if a store hangs."""
         self._posted.append(event)
+
+    def client_left(self) -> None:
+        """Post that the client has left, or wants mcpguard to end."""
+        self.post(lambda session: session.client_left(monotonic_us()))
 
     def dispatch(self, event: Event) -> bytes:
         """Tell the session of an event, and carry out what comes of it.
@@ -210,35 +269,23 @@ class Dispatcher:
         """
         now_us = monotonic_us()
         with self._lock:
-            if self.session is not None:
-                self._read_answers(self.session)
-                self.session.server_wrote(self._unread.last(), now_us)
             session = self._told()
+            self._read_answers(session)
+            session.server_wrote(self.unread.last(), now_us)
             answers = session.server_exited(how, now_us)
             self._settle(session)
             return answers
 
-    def read_answers(self, most_bytes: int | None = None, *, waits: bool = True) -> bool:
-        """Let the session read what the server has written; returns whether it has read everything.
+    def read_answers(self, most_bytes: int | None = None) -> bool:
+        """Once calls can be judged, let the session read what the server has written; returns whether it has read everything.
 
         Args:
             most_bytes: About how much to read; None for everything.
-            waits: Whether to wait until calls can be judged, and while another thread uses the session. Else nothing is read
-                then.
         """
-        if waits:
-            self.is_guarding.wait()
-        if self.session is not None and self._lock.acquire(blocking=waits):
-            try:
-                self._read_answers(self.session, most_bytes)
-            finally:
-                self._lock.release()
-        return not self._unread.held_bytes
-
-    @property
-    def unread_bytes(self) -> int:
-        """How much the server has written that the session has not read."""
-        return self._unread.held_bytes
+        self.is_guarding.wait()
+        with self._lock:
+            self._read_answers(self._told(), most_bytes)
+        return not self.unread.held_bytes
 
     def awaits_answers(self) -> bool:
         """Whether a request is in flight, by what the server has written so far.
@@ -254,7 +301,7 @@ class Dispatcher:
             self._lock.release()
 
     def _read_answers(self, session: "Session", most_bytes: int | None = None) -> None:
-        for lines, now_us in self._unread.take(most_bytes):
+        for lines, now_us in self.unread.take(most_bytes):
             try:
                 session.server_wrote(lines, now_us)
                 if session.in_flight.endings:

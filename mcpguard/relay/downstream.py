@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable
 
 from mcpguard.light_typing import Final
-from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.readiness import CHUNK_BYTES, has_bytes
@@ -15,12 +14,9 @@ from mcpguard.relay.readiness import CHUNK_BYTES, has_bytes
 MAX_HELD_BYTES: Final = 32 * 1024 * 1024
 """The most bytes that are read ahead. Then the server has to wait for the client."""
 
-MUCH_UNREAD_BYTES: Final = 128 * 1024
-"""If more is unread, this loop reads twice as much as it passes on, if no other thread uses the session. Usually the bookkeeper
-reads the answers while there are no calls."""
-
 MAX_UNREAD_BYTES: Final = 512 * 1024
-"""If more is unread, this loop waits for the session, to bound the memory."""
+"""If more is unread, this loop waits for the session, and has it read twice as much as it passes on, to bound the memory.
+Usually the bookkeeper reads the answers while there are no calls."""
 
 
 class ServerStream:
@@ -95,23 +91,15 @@ class Downstream:
     Args:
         stream: The server's output.
         output: The client's side.
-        unread: Keeps chunks that may contain answers.
-        dispatcher: Lets the session read them.
+        dispatcher: Keeps chunks that may contain answers, and lets the session read them.
 
     Attributes:
         kept: Called when a chunk was kept, so that there may be something to record.
     """
 
-    def __init__(
-        self,
-        stream: ServerStream,
-        output: ClientOutput,
-        unread: AnswersQueue,
-        dispatcher: Dispatcher,
-    ) -> None:
+    def __init__(self, stream: ServerStream, output: ClientOutput, dispatcher: Dispatcher) -> None:
         self._stream = stream
         self._output = output
-        self._unread = unread
         self._dispatcher = dispatcher
         self.kept: Callable[[], None] = lambda: None
 
@@ -124,8 +112,8 @@ class Downstream:
         try:
             while chunk := self._stream.read():
                 self._output.relay(chunk, self._observe)
-                if self._unread.held_bytes > MUCH_UNREAD_BYTES:
-                    self._dispatcher.read_answers(2 * len(chunk), waits=self._unread.held_bytes > MAX_UNREAD_BYTES)
+                if self._dispatcher.unread.held_bytes > MAX_UNREAD_BYTES:
+                    self._dispatcher.read_answers(2 * len(chunk))
         except OSError:
             pass  # a broken stream counts as ended
         finally:
@@ -137,7 +125,7 @@ class Downstream:
         If the store has to be told of the end of a call, it is told before the client can know of the end.
         """
         session = self._dispatcher.session
-        if self._unread.add(chunk, awaits_answers=session is None or session.in_flight.awaits_answers):
+        if self._dispatcher.unread.add(chunk, awaits_answers=session is None or session.in_flight.awaits_answers):
             self.kept()
             if session is not None and session.in_flight.to_settle:
                 self._dispatcher.read_answers()

@@ -11,13 +11,12 @@ from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.files import exposed
 from mcpguard.identity.caller import Identity
-from mcpguard.light_typing import Final
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.policy.file import PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.relay import threads
 from mcpguard.relay.console import Console
 from mcpguard.relay.traffic import Traffic
-from mcpguard.relay.upstream import IdentitySource
 from mcpguard.session.audit import summary
 from mcpguard.session.journal import Journal
 from mcpguard.session.machine import Session
@@ -26,6 +25,10 @@ from mcpguard.stores.outage.store import LAST_TRY_S, OutageStore
 from mcpguard.text.digest import cut
 from mcpguard.text.printing import plural, quoted
 from mcpguard.wire.frames import Reader
+
+if TYPE_CHECKING:
+    from mcpguard.alerts.notifier import Notifier
+    from mcpguard.identity.token import TokenSource
 
 MESSAGES_S: Final = 1.0
 """How long a wrapper waits at the end for messages that are due."""
@@ -48,57 +51,33 @@ class Guard:
 
     def __init__(self, traffic: Traffic, identity: Identity, settings: Settings, console: Console) -> None:
         self._console = console
-        self._notifier = None
-        if settings.notify:
-            from mcpguard.alerts.notifier import Notifier  # only if it is needed
-
-            self._notifier = Notifier(settings.notify, settings.database_path, console.error)
-        notifier, shown = self._notifier, settings.address.shown
-        settings.address.load()  # outside of the store's time budget, because calls wait for it
-        self._store = store = OutageStore(  # it is opened while the policy is read
-            settings.open_store,
-            mode=settings.on_unavailable,
-            notify=console.error,
-            outage=lambda told: notifier.note({**told, "store": shown}) if notifier else None,
-            folder=OutageFolder.of(settings.address, settings.namespace, settings.database_path),
-            timeout_ms=settings.timeout_ms,
-        )
-        self._session = Session(
+        self._notifier = _notifier(settings, console)
+        self._store = store = _store(settings, console, self._notifier)
+        policy_file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
+        policy = policy_file.begin()
+        token = _token(settings, identity, console)
+        found = token.begin() if token else identity
+        self._session = session = Session(
             identity,
-            PolicyError("the policy is being loaded"),
+            policy,
             Journal(os.urandom(8).hex()),
             namespace=settings.namespace,
             denials=settings.denials,
             arguments=settings.arguments,
             args_key=functools.partial(getattr, store, "args_key"),
         )
-        self._begin(traffic, identity, settings)
+        session.change_identity(found)
+        session.start()
+        traffic.guard(session, store, policy_file, token, self._notifier)
+        for line, is_error in _introduction(identity, found, policy, settings):
+            (console.error if is_error else console.line)(line)
+        with contextlib.suppress(Exception):  # a bug is reported when a real call meets it
+            rehearse(found if isinstance(found, Identity) else identity, policy)
         # What a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
         import mcpguard.documents.toml  # noqa: F401
 
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()
-
-    def _begin(self, traffic: Traffic, configured: Identity, settings: Settings) -> None:
-        """Load what calls are judged by, let the traffic judge them, and tell the user who calls and what is in force."""
-        policy_file = PolicyFile(settings.policy_path, named=settings.policy_named, observe=settings.observe)
-        policy = policy_file.begin()
-        token: IdentitySource | None = None
-        found: Identity | Unauthenticated = configured
-        if settings.jwt:
-            from mcpguard.identity.token import TokenSource  # loads PyJWT: only if it is needed
-
-            budget_ms, tell = settings.timeout_ms, self._console.error
-            token = source = TokenSource(settings.jwt, configured, os.environ, budget_ms=budget_ms, notify=tell)
-            found = source.begin()
-        traffic.guard(self._session, self._store, policy, found, policy_file, token, self._notifier)
-        where = "the starter policy" if isinstance(policy, Policy) and policy.is_starter else quoted(settings.policy_path)
-        for line, is_error in _introduction(configured, found, policy, where=where, store=settings.address.shown):
-            (self._console.error if is_error else self._console.line)(line)
-        for line in (*settings.warnings, *exposed(settings.files)):
-            self._console.error(line)
-        with contextlib.suppress(Exception):  # a bug is reported when a real call meets it
-            rehearse(found if isinstance(found, Identity) else configured, policy)
 
     def close(self, at_most: Callable[[float], float]) -> None:
         """Tell the user what the session's calls were, and close the store. The traffic has ended.
@@ -124,12 +103,43 @@ def rehearse(identity: Identity, policy: Policy | PolicyError) -> None:
     Session(identity, policy, Journal("")).judge(Reader().read([_CALL]), 0)
 
 
-def _introduction(
-    configured: Identity, found: Identity | Unauthenticated, policy: Policy | PolicyError, *, where: str, store: str
-) -> list[tuple[str, bool]]:
-    """The line that names the mode, the caller, the policy and the store, and a warning if no rule limits the agent's tier.
+def _notifier(settings: Settings, console: Console) -> "Notifier | None":
+    if not settings.notify:
+        return None
+    from mcpguard.alerts.notifier import Notifier  # only if it is needed
 
-    The mode stands first: in observe mode nothing is denied, whatever else the line says. Each with whether it is an error.
+    return Notifier(settings.notify, settings.database_path, console.error)
+
+
+def _store(settings: Settings, console: Console, notifier: "Notifier | None") -> OutageStore:
+    """The store, which is opened while the policy is read."""
+    shown = settings.address.shown
+    settings.address.load()  # outside of the store's time budget, because calls wait for it
+    return OutageStore(
+        settings.open_store,
+        mode=settings.on_unavailable,
+        notify=console.error,
+        outage=lambda told: notifier.note({**told, "store": shown}) if notifier else None,
+        folder=OutageFolder.of(settings.address, settings.namespace, settings.database_path),
+        timeout_ms=settings.timeout_ms,
+    )
+
+
+def _token(settings: Settings, configured: Identity, console: Console) -> "TokenSource | None":
+    """The source of the identity; None if it does not change."""
+    if not settings.jwt:
+        return None
+    from mcpguard.identity.token import TokenSource  # loads PyJWT: only if it is needed
+
+    return TokenSource(settings.jwt, configured, os.environ, budget_ms=settings.timeout_ms, notify=console.error)
+
+
+def _introduction(
+    configured: Identity, found: Identity | Unauthenticated, policy: Policy | PolicyError, settings: Settings
+) -> list[tuple[str, bool]]:
+    """The line that names the mode, the caller, the policy and the store, and warnings. Each with whether it is an error.
+
+    The mode stands first: in observe mode nothing is denied, whatever else the line says.
     """
     identity = found if isinstance(found, Identity) else configured
     user = found.user if isinstance(found, Identity) else f"unauthenticated: {found.message}"
@@ -142,6 +152,8 @@ def _introduction(
         rules, mode = f"no policy: {policy.message}", "mode=closed (every call is denied)"
     names = {"server": identity.server, "user": user, "agent": identity.agent(None)[0]}
     caller = " ".join(f"{key}={quoted(cut(name))}" for key, name in names.items())
+    where = "the starter policy" if isinstance(policy, Policy) and policy.is_starter else quoted(settings.policy_path)
     is_error = found is not identity or isinstance(policy, PolicyError)
-    line = f"{__version__} {mode} {caller} policy={where} ({rules}) store={quoted(store)}"
-    return [(text, is_error) for text in (line, unlimited) if text]
+    line = f"{__version__} {mode} {caller} policy={where} ({rules}) store={quoted(settings.address.shown)}"
+    warnings = (*settings.warnings, *exposed(settings.files))
+    return [*((text, is_error) for text in (line, unlimited) if text), *((warning, True) for warning in warnings)]

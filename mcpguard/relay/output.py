@@ -6,16 +6,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from mcpguard.errors import McpguardError
 from mcpguard.light_typing import Final
+from mcpguard.relay import threads
 from mcpguard.relay.readiness import AT_ONCE_BYTES, LOOK_S, await_room, has_reader, has_room
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """If more bytes of replies are queued, mcpguard reads nothing from the client until the client has read some."""
-
-_MUCH_QUEUED_BYTES: Final = 512 * 1024
-_GIVE_WAY_S: Final = 0.001
-"""If more bytes are queued, the upstream loop waits this long, or until some are written: it can make denials faster than
-another thread gets to write them."""
 
 _TOGETHER_BYTES: Final = 16 * 1024
 """Short replies are written together until they have this many bytes. The rest of the queue is not copied."""
@@ -83,10 +80,8 @@ class ClientOutput:
             self._queue.append(data)
             self.queued_bytes += len(data)
             if self._replier is None:
-                with contextlib.suppress(RuntimeError):  # the system has no thread now: the next reply tries again
-                    replier = threading.Thread(target=self._reply_queued, name="mcpguard-replies", daemon=True)
-                    replier.start()
-                    self._replier = replier
+                with contextlib.suppress(McpguardError):  # the system has no thread now: the next reply tries again
+                    self._replier = threads.start(self._reply_queued, "replies")
             self._changed.notify_all()
 
     def await_room(self, client_is_gone: Callable[[], bool]) -> None:
@@ -98,11 +93,6 @@ class ClientOutput:
         Raises:
             ConnectionAbortedError: The client is gone.
         """
-        if self.queued_bytes <= MAX_QUEUED_BYTES:
-            if self.queued_bytes > _MUCH_QUEUED_BYTES:
-                with self._changed:
-                    self._changed.wait(_GIVE_WAY_S)
-            return
         with self._changed:
             while self.queued_bytes > MAX_QUEUED_BYTES and not self._broken:
                 if client_is_gone():

@@ -15,7 +15,6 @@ from mcpguard.errors import LOOK_AT_LIMITS, CommandError, ExitStatus
 from mcpguard.files import close
 from mcpguard.light_typing import Any, Final
 from mcpguard.relay import strays
-from mcpguard.relay.command import cannot_start, find_program
 from mcpguard.relay.readiness import ServerInput
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -73,7 +72,7 @@ class ServerProcess:
             what, hint = os.strerror(number), "a script needs a first line like #!/bin/sh"
             if number == errno.ENOEXEC:
                 what = "not a program for this system"
-            elif number == errno.ENOENT:  # the program itself exists: `find_program` found it
+            elif number == errno.ENOENT:  # the program itself exists: it was found
                 what, hint = "its interpreter is missing", "look at its first line, or at what it was built for"
             elif number in _LIMITED:
                 hint = LOOK_AT_LIMITS
@@ -83,7 +82,7 @@ class ServerProcess:
         """Have its group killed if mcpguard is killed, if the system has a shell, descriptors and a process for that.
 
         On Linux the kernel kills the server itself then, but not the processes that it has started. So a shell waits for the
-        end of a pipe that only mcpguard holds. On other systems `spawn` has called this.
+        end of a pipe that only mcpguard holds. On other systems `start` has called this.
         """
         if self._watchdog:
             return
@@ -151,10 +150,6 @@ class ServerProcess:
         """Kill it and the processes that it started."""
         self.signal(signal.SIGKILL)
 
-    def close_stdin(self) -> None:
-        """End its input. From any thread, and more than once."""
-        self.stdin.close()
-
     def reap(self) -> None:
         """Remove the zombie: in a container, process 1 may not do it. From now on send no signal, and nobody watches."""
         with contextlib.suppress(OSError):
@@ -193,29 +188,17 @@ def _exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
-    """Start a server in a process group of its own, with pipes for input and output and mcpguard's stderr.
-
-    Call it while this process has one thread. On Linux the server is killed when mcpguard is.
+def start(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
+    """Start a server in a process group of its own. On Linux the kernel kills it when mcpguard ends.
 
     Args:
-        argv: Its command; the first word is looked up in `PATH`.
+        program: The file that its command names.
+        argv: Its command.
         environ: Its environment.
 
     Raises:
-        CommandError: There is no such program. If the system cannot run it, `ServerProcess.confirm` raises.
+        OSError: There is no process or descriptor left. If the system cannot run the program, `ServerProcess.confirm` raises.
     """
-    program = find_program(argv[0], environ)
-    try:
-        server = _spawn(program, argv, environ)
-        if sys.platform != "linux":  # on Linux the kernel kills it with mcpguard until then
-            server.watch()
-        return server
-    except OSError as error:  # in this process: the new one reports its own errors
-        raise cannot_start(argv[0], error) from error
-
-
-def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
     stdin_read, stdin_write = os.pipe()
     stdout_read, stdout_write = os.pipe()
     failed_read, failed_write = os.pipe()
@@ -227,7 +210,10 @@ def _spawn(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> Ser
         os.setpgid(pid, pid)
     for fd in (stdin_read, stdout_write, failed_write):
         close(fd)
-    return ServerProcess(pid, stdin_write, stdout_read, failed_read, argv[0])
+    server = ServerProcess(pid, stdin_write, stdout_read, failed_read, argv[0])
+    if sys.platform != "linux":
+        server.watch()
+    return server
 
 
 def _become(

@@ -8,20 +8,27 @@ if sys.platform != "win32":
 import _winapi
 import ctypes
 import os
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import wintypes
 
 from mcpguard.errors import CommandError, ExitStatus
 from mcpguard.light_typing import Final
-from mcpguard.relay import batch_file
-from mcpguard.relay.command import find_program
 from mcpguard.relay.readiness import ServerInput
 from mcpguard.system_programs import system_program
 
 _KILL_ON_CLOSE: Final = 0x2000
 _EXTENDED_LIMITS: Final = 9
 _CREATE_SUSPENDED: Final = 0x4
+
+MAX_BATCH_CHARS: Final = 8191
+"""The longest command line of `cmd.exe`. It would cut a longer one."""
+
+_PLAIN: Final = re.compile(r"[\w#$+./:@\\-]*[\w#$+./:@-]", re.ASCII)
+"""Arguments without quotes: a batch file that compares `%1` with an option expects none. A backslash at the end needs them."""
+
+_BEFORE_QUOTE: Final = re.compile(r'(\\*)("|$)')
 
 _kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)
 _kernel32.CreateJobObjectW.restype = wintypes.HANDLE
@@ -107,7 +114,7 @@ class ServerProcess:
         self.was_killed = False
 
     def confirm(self) -> None:
-        """Nothing to wait for: `spawn` has raised if Windows cannot run the program."""
+        """Nothing to wait for: `start` has raised if Windows cannot run the program."""
 
     def watch(self) -> None:
         """Do nothing: Windows has no process that could watch."""
@@ -127,30 +134,26 @@ class ServerProcess:
         """Kill it and the processes that it started."""
         self._job.kill()
 
-    def close_stdin(self) -> None:
-        """End its input. From any thread, and more than once."""
-        self.stdin.close()
-
     def reap(self) -> None:
         """Let processes that it started go on after mcpguard, as without it."""
         self._job.release()
 
 
-def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
-    """Start a server with pipes for input and output and mcpguard's stderr, in a job that ends with mcpguard.
+def start(program: str, argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
+    """Start a server, in a job that ends with mcpguard.
 
     Args:
-        argv: Its command; the first word is looked up in `PATH`, with the endings of `PATHEXT` (`npx` is `npx.cmd`).
+        program: The file that its command names.
+        argv: Its command.
         environ: Its environment.
 
     Raises:
         CommandError: It cannot be started.
     """
-    program = find_program(argv[0], environ)
     executable, command = program, subprocess.list2cmdline([program, *argv[1:]])
-    if batch_file.is_batch_file(program):
+    if is_batch_file(program):
         try:
-            executable, command = system_program("cmd"), batch_file.command_line(program, argv[1:])
+            executable, command = system_program("cmd"), batch_command_line(program, argv[1:])
         except ValueError as error:
             hint = "name the program that the batch file starts"
             raise CommandError(f"cannot run {argv[0]}: {error}", hint, ExitStatus.NOT_EXECUTABLE) from error
@@ -191,3 +194,51 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str]) -> ServerProcess:
 
 def end_by(number: int) -> None:
     """Do nothing: on Windows no signal ends a server."""
+
+
+def is_batch_file(program: str) -> bool:
+    """Whether `cmd.exe` runs a program. Windows looks at the ending, and ignores dots and spaces behind it."""
+    return program.rstrip(". ").lower().endswith((".bat", ".cmd"))
+
+
+def batch_command_line(program: str, arguments: Sequence[str]) -> str:
+    """The command line by which `cmd.exe` runs a batch file, such as `npx.cmd`, with its arguments unchanged.
+
+    `cmd.exe` acts on characters that other programs take as they are: an `&` would begin another command. `subprocess` quotes
+    for programs alone. So each argument is quoted for both: for `cmd.exe`, which reads it once on this command line and once
+    more where the batch file says `%*`, and for the program that the batch file starts.
+
+    - In quotes `cmd.exe` acts on no character but `"` and `%`.
+    - `"` is written as `""`: `cmd.exe` stays in quotes, and a program of Microsoft's C runtime reads one quotation mark.
+    - `%` is written as `%%cd:~,%`: a per cent sign, then a variable of which nothing is taken, so that no other variable begins
+      there. `cmd.exe` expands variables on this line, and not again in what `%*` stands for.
+
+    Args:
+        program: The path of the batch file.
+        arguments: Its arguments.
+
+    Raises:
+        ValueError: `cmd.exe` cannot pass on an argument: it ends at a line break or a NUL, or the line is too long.
+
+    Source: `make_bat_command_line` of Rust's standard library (library/std/src/sys/args/windows.rs), the answer to
+    CVE-2024-24576.
+    """
+    if any(char in argument for argument in (program, *arguments) for char in "\r\n\0"):
+        raise ValueError("cmd.exe, which runs batch files, cannot pass on an argument with a line break")
+    words = " ".join([_in_quotes(program), *map(_quoted, arguments)])
+    line = f'cmd.exe /d /e:on /v:off /s /c "{words}"'
+    if len(line) > MAX_BATCH_CHARS:
+        raise ValueError(
+            f"cmd.exe, which runs batch files, takes {MAX_BATCH_CHARS:,} characters, and the command has {len(line):,}"
+        )
+    return line
+
+
+def _quoted(argument: str) -> str:
+    return argument if _PLAIN.fullmatch(argument) else _in_quotes(argument)
+
+
+def _in_quotes(argument: str) -> str:
+    # A program reads backslashes in front of a quotation mark in pairs; elsewhere they are what they are
+    doubled = _BEFORE_QUOTE.sub(lambda found: found[1] * 2 + found[2] * 2, argument)
+    return '"' + doubled.replace("%", "%%cd:~,%") + '"'

@@ -46,12 +46,9 @@ if sys.platform == "win32":
 
 else:
     import contextlib
-    import errno
-    import io
     import os
     import select
     import signal
-    import threading
     from functools import partial
 
     AT_ONCE_BYTES: Final = select.PIPE_BUF
@@ -70,22 +67,11 @@ else:
     LOOK_AGAIN_S: Final = 1.0
     """How often the reader of an output is looked for after macOS has reported the end of one half of a socket."""
 
-    def _events(poll: select.poll, timeout_ms: float | None = None) -> list[tuple[int, int]]:
-        """What `poll` reports. Nothing, perhaps too early, while the system has no memory to wait: a later look can tell."""
-        try:
-            return poll.poll(timeout_ms)
-        except OSError as error:
-            if error.errno not in (errno.ENOMEM, errno.EAGAIN):
-                raise
-        if timeout_ms != 0:
-            time.sleep(LOOK_S)
-        return []
-
     def _seen(fd: int, event: int, timeout_ms: float | None = 0) -> int:
         """The events of a descriptor. From any thread."""
         poll = select.poll()  # a new one: two threads must not use the same object
         poll.register(fd, event)
-        return next((seen for _, seen in _events(poll, timeout_ms)), 0)
+        return next((seen for _, seen in poll.poll(timeout_ms)), 0)
 
     def has_room(fd: int) -> bool:
         """Whether a write of `AT_ONCE_BYTES` would return at once, perhaps with an error."""
@@ -107,6 +93,13 @@ else:
         """Wait until a write takes bytes, or fails."""
         while not _seen(fd, select.POLLOUT, None):
             pass
+
+    def _pipe() -> tuple[int, int]:
+        """A pipe of which neither end blocks: the end to read, and the end to write."""
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        return read, write
 
     class ServerInput:
         """The pipe to the server. Writes do not block, so that the thread that writes can do other work.
@@ -160,8 +153,7 @@ else:
 
         def __init__(self, fd: int) -> None:
             self._fd = fd
-            self._pipe: tuple[io.FileIO, io.FileIO] | None = None  # `wake` writes to the second end
-            self._waking = threading.Lock()
+            self._woken, self._wake = _pipe()  # there are descriptors: the server's start has just closed some
 
         def read(self) -> bytes:
             """The next bytes; empty at the end. Waits for them.
@@ -185,46 +177,19 @@ else:
             return bool(_seen(self._fd, select.POLLIN | _PEER_END) & _GONE)
 
         def wait(self, timeout_s: float) -> bool:
-            """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once.
-
-            The first wait returns at once: only from then on does `wake` end a wait. Without a free descriptor for a pipe,
-            a wait lasts at most `LOOK_S` instead.
-            """
-            if self._pipe is None:
-                timeout_s = 0 if self._open_pipe() else min(timeout_s, LOOK_S)
+            """Wait for bytes, for `wake`, or for this long. Returns whether a read would return at once."""
             poll = select.poll()
             poll.register(self._fd, select.POLLIN)
-            if self._pipe:
-                poll.register(self._pipe[0], select.POLLIN)
-            found = dict(_events(poll, int(timeout_s * 1000 + 0.999)))  # rounded up
-            if self._pipe and self._pipe[0].fileno() in found:
-                self._pipe[0].read(CHUNK_BYTES)
+            poll.register(self._woken, select.POLLIN)
+            found = dict(poll.poll(int(timeout_s * 1000 + 0.999)))  # rounded up
+            if self._woken in found:
+                os.read(self._woken, CHUNK_BYTES)
             return self._fd in found
-
-        def _open_pipe(self) -> bool:
-            """Open the pipe; returns whether there were descriptors for it."""
-            try:
-                woken, waking = os.pipe()
-            except OSError:
-                return False
-            os.set_blocking(woken, False)
-            os.set_blocking(waking, False)
-            self._pipe = io.FileIO(woken), io.FileIO(waking, "w")
-            return True
 
         def wake(self) -> None:
             """End the current wait, or the next one. From any thread."""
-            with self._waking:
-                if self._pipe is not None:
-                    self._pipe[1].write(b"!")  # if the pipe is full, the wait will end anyway
-
-        def close(self) -> None:
-            """Release the pipe. Nobody waits now."""
-            with self._waking:
-                pipe, self._pipe = self._pipe, None
-            for end in pipe or ():
-                with contextlib.suppress(OSError):
-                    end.close()
+            with contextlib.suppress(BlockingIOError):  # full: it will wake anyway
+                os.write(self._wake, b"!")
 
     class Wake:
         """A pipe that signals are written to as well, so that a signal just before the wait ends the wait, too.
@@ -235,11 +200,8 @@ else:
 
         def __init__(self, output: int) -> None:
             self._output = output
-            self._read, write = os.pipe()
-            os.set_blocking(self._read, False)
-            os.set_blocking(write, False)
-            self._write = write
-            signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+            self._read, self._write = _pipe()
+            signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             self._poll = select.poll()
             self._poll.register(self._read, select.POLLIN)
             self._poll.register(output, _READER_END)
@@ -254,7 +216,7 @@ else:
             """Wait until `set` is called, a signal comes, the reader leaves or time is up. It may return without a reason."""
             if self._looks_again:
                 timeout_s = LOOK_AGAIN_S if timeout_s is None else min(timeout_s, LOOK_AGAIN_S)
-            is_reported = self._output in dict(_events(self._poll, None if timeout_s is None else timeout_s * 1000))
+            is_reported = self._output in dict(self._poll.poll(None if timeout_s is None else timeout_s * 1000))
             if is_reported:
                 self._poll.unregister(self._output)  # it would end every later wait at once
             self._looks_again = (is_reported or self._looks_again) and has_reader(self._output)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from mcpguard.config import Settings
 from mcpguard.light_typing import TYPE_CHECKING, Final
-from mcpguard.relay.command import cannot_start, environment
-from mcpguard.relay.process import end_by, spawn
+from mcpguard.relay.process import cannot_start, end_by, environment, spawn
 from mcpguard.relay.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -64,7 +63,12 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
         from mcpguard.policy.model import server_named
         from mcpguard.relay.guard import Guard
 
-        identity = configured_identity(settings, server_named(server or _derived_name(argv)), os.environ)
+        name = server
+        if not name:
+            from mcpguard.identity.server_name import server_name  # only then: `mcpguard install` names each server
+
+            name = server_name(argv)
+        identity = configured_identity(settings, server_named(name), os.environ)
         guard = Guard(traffic, identity, settings, console)
 
     status = supervisor.supervise(server_process, traffic, console, begin)
@@ -73,9 +77,3 @@ def run(argv: Sequence[str], settings: Settings, *, server: str | None) -> int:
     if server_process.was_killed:
         end_by(status - 128)
     return status
-
-
-def _derived_name(argv: Sequence[str]) -> str:
-    from mcpguard.identity.server_name import server_name  # only if it is needed: `mcpguard install` names each server
-
-    return server_name(argv)

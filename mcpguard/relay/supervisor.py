@@ -146,15 +146,15 @@ class Supervisor:
             server.kill()
         status = 128 + _SIGKILL if server.status is None else server.status
         how = f"server exited with {status_text(status)}"
-        traffic.close_input(how)
+        traffic.upstream.close_input(how)
         self._drain_stream(server, traffic)
         if self._signals or not self._has_client:
-            traffic.client_left()
+            traffic.dispatcher.client_left()
         else:
             (console.error if status else console.line)(how)
         traffic.answer_rest(how)
         self._drain_answers(traffic)
-        traffic.finish(self.at_most(LAST_ROWS_S))
+        traffic.bookkeeper.finish(self.at_most(LAST_ROWS_S))
         self._server = None  # another group may get its number
         return status
 
@@ -193,11 +193,11 @@ class Supervisor:
             Whether it was told to end; False if it has exited by itself.
         """
         if not self._signals:
-            traffic.close_input("the server has closed its output")
+            traffic.upstream.close_input("the server has closed its output")
             if self._wait(lambda: self._has_exited(server), GRACE_AFTER_EOF_S, 0.0):
                 return False
         if self._signals:
-            traffic.client_left()
+            traffic.dispatcher.client_left()
         sent: set[int] = set()
 
         def has_ended() -> bool:
@@ -205,7 +205,7 @@ class Supervisor:
             return self._has_exited(server)
 
         self._pass_on_signals(server, sent)  # before its input ends: a server that heeds both ends by the signal
-        traffic.close_input("mcpguard is about to end")
+        traffic.upstream.close_input("mcpguard is about to end")
         term_s = 0.0 if sys.platform == "win32" and not self._signals else GRACE_AFTER_TERM_S
         if not self._wait(has_ended, self.at_most(term_s), GRACE_AFTER_SIGNAL_S):
             server.kill()
@@ -236,11 +236,11 @@ class Supervisor:
         process that holds its stream may answer them: it has `GRACE_AFTER_EOF_S` for that, or as long as somebody reads.
         """
         began_s = time.monotonic()
-        while server.status == 0 and not self._signals and traffic.awaits_answers():
+        while server.status == 0 and not self._signals and traffic.dispatcher.awaits_answers():
             ended = self._wait(lambda: "server" in self._ended, QUIET_S, 0.0)
             if ended or (time.monotonic() - began_s >= GRACE_AFTER_EOF_S and self._is_over(traffic)):
                 break
-        traffic.end_stream()
+        traffic.stream.end()
         taken, idle_s = traffic.output.taken, 0.0
         while not self._wait(lambda: "server" in self._ended, QUIET_S, DRAIN_AFTER_SIGNAL_S):
             before, taken = taken, traffic.output.taken

@@ -16,10 +16,12 @@ def start(work: Callable[[], None], name: str) -> threading.Thread:
     Raises:
         McpguardError: The system has no thread left.
     """
+    thread = threading.Thread(target=work, name=f"mcpguard-{name}", daemon=True)
     try:
-        return _started(work, name)
+        thread.start()
     except RuntimeError as error:
         raise McpguardError(f"cannot serve: {error}", LOOK_AT_LIMITS) from error
+    return thread
 
 
 def start_last(work: Callable[[], None], name: str, timeout_s: float = 0.0) -> None:
@@ -28,14 +30,8 @@ def start_last(work: Callable[[], None], name: str, timeout_s: float = 0.0) -> N
     Without a thread it runs at once, however long it takes. A client that reads, and a store that answers, cause no wait.
     """
     try:
-        thread = _started(work, name)
-    except RuntimeError:
+        thread = start(work, name)
+    except McpguardError:
         work()
     else:
         thread.join(timeout_s)
-
-
-def _started(work: Callable[[], None], name: str) -> threading.Thread:
-    thread = threading.Thread(target=work, name=f"mcpguard-{name}", daemon=True)
-    thread.start()
-    return thread

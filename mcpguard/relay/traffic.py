@@ -5,22 +5,19 @@ from collections.abc import Callable
 
 from mcpguard.light_typing import TYPE_CHECKING, Literal
 from mcpguard.relay import threads
-from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.downstream import Downstream, ServerStream
 from mcpguard.relay.output import ClientOutput
 from mcpguard.relay.process import ServerProcess
 from mcpguard.relay.readiness import ClientInput
-from mcpguard.relay.upstream import IdentitySource, PolicySource, Upstream
-from mcpguard.stores.clock import monotonic_us
+from mcpguard.relay.upstream import Upstream
 from mcpguard.wire import frames
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
     from mcpguard.alerts.notifier import Notifier
-    from mcpguard.errors import PolicyError, Unauthenticated
-    from mcpguard.identity.caller import Identity
-    from mcpguard.policy.model import Policy
+    from mcpguard.identity.token import TokenSource
+    from mcpguard.policy.file import PolicyFile
     from mcpguard.relay.bookkeeper import Bookkeeper
     from mcpguard.session.machine import Session
     from mcpguard.stores.api import CallStore
@@ -41,6 +38,14 @@ class Traffic:
         ended: Called with what has ended, from a thread of the traffic.
         source: The descriptor that the client writes to.
         max_frame_bytes: The longest line that is accepted from the client.
+
+    Attributes:
+        output: The client's side.
+        stream: The server's output.
+        dispatcher: Has the session.
+        upstream: The loop from the client to the server.
+        downstream: The loop from the server to the client.
+        bookkeeper: The loop for all that no call waits for, once there is a session.
     """
 
     def __init__(
@@ -57,18 +62,17 @@ class Traffic:
         self._console = console
         self._ended = ended
         self._shut_down = threading.Event()
-        self._unread = AnswersQueue()
-        self._stream = ServerStream(server.stdout)
+        self.stream = ServerStream(server.stdout)
         client_input = ClientInput(source)
-        self._dispatcher = Dispatcher(self._unread, output.reply, console, freed=client_input.wake)
-        self._bookkeeper: Bookkeeper
-        self._downstream = Downstream(self._stream, output, self._unread, self._dispatcher)
-        self._upstream = Upstream(
+        self.dispatcher = Dispatcher(output.reply, console, freed=client_input.wake)
+        self.bookkeeper: Bookkeeper
+        self.downstream = Downstream(self.stream, output, self.dispatcher)
+        self.upstream = Upstream(
             server,
-            self._dispatcher,
+            self.dispatcher,
             output,
             console,
-            read_ahead=self._stream.read_ahead,
+            read_ahead=self.stream.read_ahead,
             shut_down=self._shut_down,
             client_input=client_input,
             max_frame_bytes=max_frame_bytes,
@@ -81,28 +85,24 @@ class Traffic:
         Raises:
             McpguardError: The system has no thread left.
         """
-        self._threads.append(threads.start(lambda: self._upstream.run(lambda: self._ended("input")), "upstream"))
-        self._threads.append(threads.start(lambda: self._downstream.run(lambda: self._ended("server")), "downstream"))
+        self._threads.append(threads.start(lambda: self.upstream.run(lambda: self._ended("input")), "upstream"))
+        self._threads.append(threads.start(lambda: self.downstream.run(lambda: self._ended("server")), "downstream"))
 
     def guard(
         self,
         session: "Session",
         store: "CallStore",
-        policy: "Policy | PolicyError",
-        identity: "Identity | Unauthenticated",
-        policies: PolicySource,
-        identities: IdentitySource | None = None,
+        policy_file: "PolicyFile",
+        token: "TokenSource | None" = None,
         notifier: "Notifier | None" = None,
     ) -> None:
-        """Write the row of the policy in force, and begin to judge calls.
+        """Begin to judge calls.
 
         Args:
-            session: The core's state machine.
+            session: The core's state machine, which has been told of the policy and the identity.
             store: Decides calls and writes audit rows.
-            policy: The policy, or why there is none.
-            identity: The identity, or why no user is verified.
-            policies: The source of later policies.
-            identities: The source of later identities; None if the identity does not change.
+            policy_file: The source of later policies.
+            token: The source of later identities; None if the identity does not change.
             notifier: Tells events; None if none are told.
 
         Raises:
@@ -110,37 +110,19 @@ class Traffic:
         """
         from mcpguard.relay.bookkeeper import Bookkeeper
 
-        bookkeeper = self._bookkeeper = Bookkeeper(session, store, self._dispatcher, self._console, self._shut_down)
+        bookkeeper = self.bookkeeper = Bookkeeper(session, store, self.dispatcher, self._console, self._shut_down)
         if notifier:
-            self._dispatcher.note, bookkeeper.notify = notifier.note, notifier.tend
-        self._downstream.kept = bookkeeper.wake
-        self._upstream.guard(policies, identities, bookkeeper.judged)
-        self._dispatcher.post(lambda session: session.change_identity(identity))
-        self._dispatcher.post(lambda session: session.start(policy))
-        self._dispatcher.begin(session, store)
+            self.dispatcher.note, bookkeeper.notify = notifier.note, notifier.tend
+        self.downstream.kept = bookkeeper.wake
+        self.upstream.guard(policy_file, token, bookkeeper.judged)
+        self.dispatcher.begin(session, store)
         bookkeeper.hurry()  # it takes up the store as soon as that is open, so that the first call need not
         self._threads.append(threads.start(bookkeeper.run, "bookkeeper"))
-
-    def close_input(self, why: str) -> None:
-        """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
-        self._upstream.close_input(why)
-
-    def client_left(self) -> None:
-        """Note that the client has left, or wants mcpguard to end: mcpguard answers nothing in the server's place."""
-        self._dispatcher.post(lambda session: session.client_left(monotonic_us()))
-
-    def awaits_answers(self) -> bool:
-        """Whether a request may be in flight; see `Dispatcher.awaits_answers`."""
-        return self._dispatcher.awaits_answers()
-
-    def end_stream(self) -> None:
-        """End the stream of a server that is gone, after what the server can have written."""
-        self._stream.end()
 
     @property
     def is_passing_on(self) -> bool:
         """Whether bytes from the server are on their way to the client."""
-        return self.output.is_writing or self._stream.has_more
+        return self.output.is_writing or self.stream.has_more
 
     def answer_rest(self, how: str) -> None:
         """Answer every request in flight of a server that is gone, and end the output. Then `ended` is called with `answers`.
@@ -151,19 +133,15 @@ class Traffic:
             how: What became of the server, for the client.
         """
         self._shut_down.set()
-        self._bookkeeper.hurry()
-        threads.start_last(lambda: self._answer_rest(how), "last-answers")
+        self.bookkeeper.hurry()
 
-    def _answer_rest(self, how: str) -> None:
-        self._upstream.await_judged()  # the session discards what comes after the last answers
-        self.output.finish(lambda: self._last_answers(how))
-        self._ended("answers")
+        def last_answers() -> bytes:  # when nothing more is passed on: what was passed on last may have answered requests
+            self.upstream.notice_client_end()
+            return self.dispatcher.last_answers(how)
 
-    def _last_answers(self, how: str) -> bytes:
-        """Called when nothing more is passed on: the bytes that were passed on last may have answered requests."""
-        self._upstream.notice_client_end()
-        return self._dispatcher.last_answers(how)
+        def answer() -> None:
+            self.upstream.await_judged()  # the session discards what comes after the last answers
+            self.output.finish(last_answers)
+            self._ended("answers")
 
-    def finish(self, timeout_s: float) -> None:
-        """Write the session's last rows, but do not wait longer than this for a store that hangs."""
-        self._bookkeeper.finish(timeout_s)
+        threads.start_last(answer, "last-answers")

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from mcpguard.light_typing import TYPE_CHECKING, Final, Protocol
+from mcpguard.light_typing import TYPE_CHECKING, Final
 from mcpguard.relay.console import Console
 from mcpguard.relay.dispatch import Dispatcher
 from mcpguard.relay.output import ClientOutput
@@ -15,10 +15,8 @@ from mcpguard.wire import frames
 from mcpguard.wire.frames import Frame, LineSplitter, Reader, Refusal
 
 if TYPE_CHECKING:  # the first messages pass before these are loaded
-    from mcpguard.errors import PolicyError, Unauthenticated
-    from mcpguard.identity.caller import Identity
-    from mcpguard.policy.model import Policy
-    from mcpguard.session.machine import Session
+    from mcpguard.identity.token import TokenSource
+    from mcpguard.policy.file import PolicyFile
 
 LOOK_S: Final = 0.2
 """How often the policy and the identity are looked at while calls are held."""
@@ -31,28 +29,6 @@ JUDGED_S: Final = 0.5
 
 WAIT_S: Final = 0.005
 """How often to look whether it is judged."""
-
-
-def _client_left(session: "Session") -> None:
-    session.client_left(monotonic_us())
-
-
-def _is_call(message: Frame | Refusal) -> bool:
-    return isinstance(message, Frame) and message.is_call
-
-
-class PolicySource(Protocol):
-    """The source of the policy in force."""
-
-    def poll(self) -> "Policy | PolicyError | None":
-        """The new policy, or the fault of the new policy file; None if nothing has changed."""
-
-
-class IdentitySource(Protocol):
-    """The source of an identity that changes, such as a token."""
-
-    def poll(self, *, for_call: bool) -> "Identity | Unauthenticated | None":
-        """The new identity; None if it has not changed. With `for_call` it may wait for keys."""
 
 
 class Upstream:
@@ -89,8 +65,8 @@ class Upstream:
         self._read_ahead = read_ahead
         self._shut_down = shut_down
         self._judged: Callable[[], None] = lambda: None
-        self._policy: PolicySource | None = None
-        self._identity: IdentitySource | None = None
+        self._policy_file: PolicyFile
+        self._token: TokenSource | None = None
         self._client_input = client_input
         self._splitter = LineSplitter(max_frame_bytes)
         self._reader = Reader()
@@ -99,15 +75,15 @@ class Upstream:
         self._is_judging = False
         self._is_over = False
 
-    def guard(self, policy: PolicySource, identity: IdentitySource | None, judged: Callable[[], None]) -> None:
+    def guard(self, policy_file: "PolicyFile", token: "TokenSource | None", judged: Callable[[], None]) -> None:
         """Set what calls are judged by. They wait until `Dispatcher.begin`, with all that the client writes after them.
 
         Args:
-            policy: The source of the policy.
-            identity: The source of the identity; None if it does not change.
+            policy_file: The source of the policy.
+            token: The source of the identity; None if it does not change.
             judged: Called after messages were judged. It may wait if the store needs time before it takes more calls.
         """
-        self._judged, self._identity, self._policy = judged, identity, policy
+        self._policy_file, self._token, self._judged = policy_file, token, judged
 
     def run(self, ended: Callable[[], None]) -> None:
         """Move bytes until the client has closed its side.
@@ -127,16 +103,15 @@ class Upstream:
             pass  # a broken stream counts as ended, and so does one whose server or client no longer takes anything
         finally:
             self._is_over = True
-            self._dispatcher.post(_client_left)
+            self._dispatcher.client_left()
             ended()  # before the server's input ends: the supervisor must not take the server's exit for the cause
             self.close_input("the client has closed its side")
-            self._client_input.close()
 
     def close_input(self, why: str) -> None:
         """End the server's input. From now on no call is charged, and requests are answered with an error that says why."""
         self._is_input_closed = True
         self._dispatcher.post(lambda session: session.close_input(why))
-        self._server.close_stdin()
+        self._server.stdin.close()
 
     def await_judged(self) -> None:
         """Wait until all that the client has written is judged, at most for `JUDGED_S`. From any thread."""
@@ -149,20 +124,17 @@ class Upstream:
     def notice_client_end(self) -> None:
         """Note whether the client has left, even if bytes that it wrote before are not read yet."""
         if self._client_input.has_ended:
-            self._dispatcher.post(_client_left)
+            self._dispatcher.client_left()
 
     def _read(self) -> bytes:
-        if (session := self._dispatcher.session) is not None and session.held.calls:
-            self._attend_held_calls(session)
-        return self._client_input.read()
-
-    def _attend_held_calls(self, session: "Session") -> None:
-        """Until the client writes, or no call is still held, decide the held calls that are due."""
-        while (due_us := session.held.next_us) is not None:
-            left_s = max(0.0, (due_us - monotonic_us()) / 1_000_000)
+        """The client's next bytes. Until it writes, or no call is still held, decide the held calls that are due."""
+        session = self._dispatcher.session
+        while session is not None and session.held.calls:
+            left_s = max(0.0, ((session.held.next_us or 0) - monotonic_us()) / 1_000_000)
             if self._client_input.wait(min(left_s, LOOK_S)):
-                return
+                break
             self._take(())
+        return self._client_input.read()
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:
         """Judge lines from the client, and the held calls that are due, and write what comes of it to the server."""
@@ -186,10 +158,10 @@ class Upstream:
                 if to_server is not None:
                     return to_server
                 self._dispatcher.is_guarding.wait()
-            if self._identity:
-                self._poll_identity(for_call=not lines or any(map(_is_call, messages)))
-            if self._policy and (policy := self._policy.poll()) is not None:
-                self._change_policy(policy)
+            if self._token:
+                self._poll(self._token, messages)
+            if (policy := self._policy_file.poll()) is not None:
+                self._dispatcher.post(lambda session: session.change_policy(policy))
             if self._is_input_closed:
                 self.notice_client_end()
             return self._dispatcher.judge(messages, monotonic_us(), alone=alone)
@@ -206,13 +178,10 @@ class Upstream:
         parts: list[Sequence[bytes | Refusal]] = [] if alone else [*[()] * held, *([line] for line in lines)]
         return b"".join([self._judge(part, alone=True) for part in parts])
 
-    def _change_policy(self, policy: "Policy | PolicyError") -> None:
-        self._dispatcher.post(lambda session: session.change_policy(policy))
-
-    def _poll_identity(self, *, for_call: bool) -> None:
-        """Put the newest identity in force."""
-        identity = self._identity.poll(for_call=for_call) if self._identity else None
-        if identity is not None:
+    def _poll(self, token: "TokenSource", messages: Sequence[Frame | Refusal]) -> None:
+        """Put the newest identity in force. For a call, or for held calls, it may wait for keys."""
+        is_for_call = not messages or any(isinstance(one, Frame) and one.is_call for one in messages)
+        if (identity := token.poll(for_call=is_for_call)) is not None:
             self._dispatcher.post(lambda session: session.change_identity(identity))
 
     def _send(self, data: bytes) -> None:

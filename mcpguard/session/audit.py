@@ -120,7 +120,7 @@ def _detail(request: DecisionRequest, verdict: Verdict) -> dict[str, object]:
     if verdict.in_flight is not None:
         detail = detail | {"in_flight": verdict.in_flight}
     if len(verdict.exceeded) > 1:
-        detail = detail | {"exceeded": [reported.members() | _wait(wait) for reported, wait in verdict.without_room]}
+        detail = detail | {"exceeded": verdict.without_room}
     if verdict.warned:
         detail = detail | {"warned": verdict.warnings}
     return detail
@@ -210,14 +210,18 @@ def summed(one: Row, other: Row) -> Row:
     return Row(other.time_us, other.seq, other.decision, context, reported, detail=detail)
 
 
-def sum_of(common: Row) -> Row:
-    """The row that sums up denials of one kind, made from what they have in common."""
-    return common._replace(detail=compact(json.loads(common.detail or "{}") | {"reason": _SUMMED_UP}))
+def for_several(common: Row, seq: int, audit_id: str, repeats: int, *, is_sum: bool) -> Row:
+    """The row for several denials.
 
-
-def named(row: Row, audit_id: str) -> Row:
-    """A row with an id of its own, which does not have the row's number."""
-    return row._replace(detail=compact(json.loads(row.detail or "{}") | {"id": audit_id}))
+    Args:
+        common: The row of one of them, or what they have in common.
+        seq: The row's number.
+        audit_id: Its id, which does not have the number.
+        repeats: How many denials it is for.
+        is_sum: Whether they have different rows, so that the row says that it sums them up.
+    """
+    more = {"reason": _SUMMED_UP, "id": audit_id} if is_sum else {"id": audit_id}
+    return common._replace(seq=seq, repeats=repeats, detail=compact(json.loads(common.detail or "{}") | more))
 
 
 def _common(one: str, other: str) -> str:
@@ -226,10 +230,6 @@ def _common(one: str, other: str) -> str:
         return one
     members, others = json.loads(one), json.loads(other)
     return compact({key: value for key, value in members.items() if key in others and others[key] == value})
-
-
-def _wait(wait_us: int | None) -> dict[str, object]:
-    return {} if wait_us is None else {"retry_after_ms": ms_up(wait_us)}
 
 
 @lru_cache(maxsize=512)

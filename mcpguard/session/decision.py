@@ -25,12 +25,6 @@ def decide_one(request: DecisionRequest, states: Sequence[State], now_us: int, c
         The verdict, and the decision with the new states. A call that is held is not charged.
     """
     plan = request.plan
-    if (
-        plan.is_plain
-        and not (request.is_behind or request.is_continued)
-        and (admitted := admit(plan, dict(zip(plan.keys, states, strict=True)), now_us))
-    ):
-        return admitted[0], Decision(True, (), tuple(admitted[1].values()), (), plan.limits)
     decision = sliding.decide(plan.limits, states, now_us, call_id)
     found = verdict(plan, decision)
     if (

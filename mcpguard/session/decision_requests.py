@@ -113,10 +113,6 @@ class DecisionRequests:
             self.policy = policy
             self.callers.clear()
 
-    def note_key(self, call_meta: Mapping[str, object]) -> str | None:
-        """The key of the note that a hook may have left for a call with this `_meta`; None if no note can count."""
-        return client_agents.note_key(call_meta, self.identity.claude_session)
-
     def of_call(self, frame: Frame, key: str, noted: str | None) -> DecisionRequest:
         """The request for a call, to be decided by its plan.
 
@@ -126,26 +122,16 @@ class DecisionRequests:
             noted: The note that a hook left for it; None if no hook did.
         """
         params: dict[str, object] = frame.params
-        client_name, meta_agent, noted_agent, tier, trace = self.client_name, None, None, None, None
-        noted_session, told_session = "", ""
-        if "_meta" in params and not meta.OF_CALLER.isdisjoint(call_meta := meta_of(params)):
-            client_name = name_in(call_meta.get(meta.CLIENT_INFO)) or client_name
-            agent = call_meta.get(meta.AGENT)
-            meta_agent = agent if isinstance(agent, str) else None
-            tier = client_agents.codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
-            trace = call_meta.get(meta.TRACEPARENT)
-            if isinstance(session := call_meta.get(meta.CODEX_SESSION), str):
-                told_session = session
-            if noted:
-                noted_session = client_agents.session_in(noted)
-                # If Codex reports that its main agent makes the call, the note of an earlier call does not name the agent
-                if not (self._is_codex(client_name) and client_agents.is_codexs_main_agent(call_meta)):
-                    noted_agent = client_agents.agent_in(noted) or None
-        names = (client_name, meta_agent, noted_agent, tier, noted_session, told_session, frame.params["name"])
+        call_meta: object = params.get("_meta")
+        tool: str = frame.params["name"]
+        names: _Names = (self.client_name, None, None, None, "", "", tool)
+        trace: object = None
+        if isinstance(call_meta, dict) and not meta.OF_CALLER.isdisjoint(call_meta):
+            names, trace = self._names(call_meta, noted, tool), call_meta.get(meta.TRACEPARENT)
         caller = self.callers.get(names) or self._new_caller(names)
         call, plan, context, _ = caller
         request = DecisionRequest(call, plan, context, frame, str(frame.id), key)
-        request.client_name = client_name
+        request.client_name = names[0]
         if noted is not None:
             request.noted = noted
         if self._arguments == "hash":
@@ -158,6 +144,21 @@ class DecisionRequests:
         if trace and isinstance(trace, str) and (match := re.fullmatch(_TRACEPARENT, trace)):
             request.trace_id = match[1]
         return request
+
+    def _names(self, call_meta: Mapping[str, object], noted: str | None, tool: str) -> _Names:
+        """What tells the caller of a call apart, if its `_meta` says something of it."""
+        client_name, noted_agent, noted_session = self.client_name, None, ""
+        if meta.CLIENT_INFO in call_meta:
+            client_name = name_in(call_meta[meta.CLIENT_INFO]) or client_name
+        agent, session = call_meta.get(meta.AGENT), call_meta.get(meta.CODEX_SESSION)
+        if noted:
+            noted_session = client_agents.session_in(noted)
+            # If Codex reports that its main agent makes the call, the note of an earlier call does not name the agent
+            if not (self._is_codex(client_name) and client_agents.is_codexs_main_agent(call_meta)):
+                noted_agent = client_agents.agent_in(noted) or None
+        meta_agent = agent if isinstance(agent, str) else None
+        tier = client_agents.codex_tier(call_meta) if meta.CODEX_TURN in call_meta else None
+        return client_name, meta_agent, noted_agent, tier, noted_session, session if isinstance(session, str) else "", tool
 
     def _is_codex(self, client_name: str | None) -> bool:
         """Whether Codex makes a call, and what it tells of itself is trusted."""

@@ -51,12 +51,9 @@ def denied(request: DecisionRequest, verdict: Verdict, denials: str) -> bytes:
         verdict: Its verdict.
         denials: The configured form of a denial.
     """
-    reason = str(request.detail.get("reason", ""))
-    if reason == SERVER_GONE_REASON:
+    if request.detail.get("reason") == SERVER_GONE_REASON:
         return error(request.request_id, SERVER_GONE, request.why)
-    at, plan = verdict.limit, verdict.plan
-    by = () if at is None else tuple([word for word in (ARGUMENTS, SESSION) if plan.counts_by(at, word)])
-    code, message, data = describe(request.call, verdict, reason, request.why, by=by)
+    code, message, data = describe(request, verdict)
     if request.frame.params.get("task") is None and form(denials, request.client_name, request.call.server) == "result":
         return result(request.request_id, message, data)
     return error(request.request_id, code, message, data)
@@ -122,38 +119,33 @@ def result(request_id: str, message: str, data: dict[str, object]) -> bytes:
     return f'{{"jsonrpc":"2.0","id":{request_id},"result":{compact(body)}}}\n'.encode()
 
 
-def describe(
-    call: Call, verdict: Verdict, reason: str = "", why: str = "", *, by: Collection[str] = ()
-) -> tuple[int, str, dict[str, object]]:
+def describe(request: DecisionRequest, verdict: Verdict) -> tuple[int, str, dict[str, object]]:
     """The code, the message and the data of a denial.
 
     Args:
-        call: Who called which tool.
+        request: The call's request.
         verdict: A verdict that does not forward the call.
-        reason: Of a denial that no rule made: `store_unavailable` or `policy_invalid`.
-        why: Of a denial that no rule made: a sentence that states the cause and what to do.
-        by: Whether the limit that decided counts by `ARGUMENTS`, or by `SESSION`.
     """
+    call, reported = request.call, verdict.reported
     tool = printable(cut(call.tool))
     names = {"tool": cut(call.tool), "user": cut(call.user), "agent": cut(call.agent)}
     audit = {"audit_id": verdict.audit_id} if verdict.audit_id else {}
-    reported = verdict.reported
     if reported and verdict.decision in {"rate_limited", "denied"}:
-        over = verdict.reason
-        code, message, members = _refusal(tool, _whose(call, reported, by), reported, verdict, over, by)
-        more = {"rule": reported.rule, **audit, "exceeded": _exceeded(verdict)}
-        return code, message, {"reason": over, "axis": reported.axis, **members, **names, **more}
-    message = f"Tool {tool} was not called: {why}"
+        code, message, members = _refusal(call, tool, reported, verdict)
+        more = {"rule": reported.rule, **audit, "exceeded": verdict.without_room}
+        return code, message, {"reason": verdict.reason, "axis": reported.axis, **members, **names, **more}
+    message = f"Tool {tool} was not called: {request.why}"
     if verdict.decision == "unauthenticated":
         del names["user"]
         return UNAUTHENTICATED, message, {"reason": "unauthenticated", "axis": "user", **names, **audit}
-    return UNAVAILABLE, message, {"reason": reason, **names, **audit}
+    return UNAVAILABLE, message, {"reason": str(request.detail.get("reason", "")), **names, **audit}
 
 
-def _refusal(
-    tool: str, whose: str, reported: Reported, verdict: Verdict, reason: str | None, by: Collection[str]
-) -> tuple[int, str, dict[str, object]]:
+def _refusal(call: Call, tool: str, reported: Reported, verdict: Verdict) -> tuple[int, str, dict[str, object]]:
     """The code and the message of a denial by a limit, and the members of its data that depend on the reason."""
+    at, reason = verdict.limit, verdict.reason
+    by = [word for word in (ARGUMENTS, SESSION) if at is not None and verdict.plan.counts_by(at, word)]
+    whose = _whose(call, reported, by)
     n, window = reported.limit or 0, reported.window
     data: dict[str, object] = {"limit": n} if window is None else {"limit": n, "window": window}
     if verdict.cost is not None:
@@ -193,10 +185,3 @@ def _whose(call: Call, reported: Reported, by: Collection[str]) -> str:
     if axis == "user" and not call.user:
         name = "a user without a name"
     return f"{name} in this session" if in_session and reported.window != SESSION else name
-
-
-def _exceeded(verdict: Verdict) -> list[dict[str, object]]:
-    return [
-        {**reported.members(), **({} if wait is None else {"retry_after_ms": ms_up(wait)})}
-        for reported, wait in verdict.without_room
-    ]

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from mcpguard.light_typing import Any, Final, NamedTuple, TypeGuard
+from mcpguard.light_typing import Final, NamedTuple, TypeGuard
 from mcpguard.limiter.plan import Counter, Plan
-from mcpguard.session.audit import Row, audit_id, named, row, sum_of, summed
+from mcpguard.session.audit import Row, audit_id, for_several, row, summed
 from mcpguard.session.verdict import REFUSED, DecisionRequest, Verdict
 
 STORM_US: Final = 1_000_000
@@ -70,8 +70,7 @@ class Journal:
         self.seq = 0
         self._storms: dict[_Key | _Kind, _Storm] = {}  # by their kind, if a kind has too many
         self._denials: dict[int, int] = {}  # by counter, since the last admission
-        self._before: list[tuple[dict[Any, Any], Any, Any]] = []  # what `take_back` restores: a mapping, a key, its value
-        self._seq_before = 0
+        self._before = 0, self._storms, self._denials  # what `take_back` restores
 
     def rows(
         self,
@@ -108,8 +107,7 @@ class Journal:
 
     def begin(self) -> None:
         """Begin the rows of a transaction, which `take_back` undoes."""
-        self._before.clear()
-        self._seq_before = self.seq
+        self._before = self.seq, self._storms.copy(), self._denials.copy()  # hardly ever is there anything to copy
 
     def row(self, request: DecisionRequest, verdict: Verdict, time_us: int) -> Row | None:
         """The row to write for a request that was just decided; None for a denial that waits for a shared row, or a held call.
@@ -129,22 +127,8 @@ class Journal:
         return one
 
     def take_back(self) -> None:
-        """Undo the last call of `rows`, because the transaction with its rows has failed."""
-        self.seq = self._seq_before
-        while self._before:
-            mapping, key, value = self._before.pop()
-            if value is None:
-                del mapping[key]
-            else:
-                mapping[key] = value
-
-    def _set(self, mapping: dict[Any, Any], key: object, value: object) -> None:
-        """Set a member, or remove it with None, so that it can be taken back."""
-        self._before.append((mapping, key, mapping.get(key)))
-        if value is None:
-            del mapping[key]
-        else:
-            mapping[key] = value
+        """Undo what was done since `begin`, because the transaction with its rows has failed."""
+        self.seq, self._storms, self._denials = self._before
 
     def flush(self, time_us: int, *, all_of_them: bool = False) -> list[Row]:
         """The rows of storms whose newest row is a second old, or of all storms. Each has the time of its last denial."""
@@ -154,8 +138,7 @@ class Journal:
                 del self._storms[key]
                 if storm.last:
                     self.seq += 1
-                    last = sum_of(storm.last) if key == storm.kind else storm.last
-                    rows.append(named(last, storm.next_id)._replace(seq=self.seq, repeats=storm.waiting))
+                    rows.append(for_several(storm.last, self.seq, storm.next_id, storm.waiting, is_sum=key == storm.kind))
                     self._storms[key] = _Storm(storm.kind, time_us, storm.first_id, storm.shared + 1)
         return rows
 
@@ -187,48 +170,41 @@ class Journal:
         if storm is None and sum(other.kind == kind for other in self._storms.values()) >= KIND_STORMS:
             key, storm = kind, self._storms.get(kind)
         if not _goes_on(storm, one.time_us):
-            self._set(self._storms, key, _Storm(kind, one.time_us, audit_id(self.session, one.seq)))
+            self._storms[key] = _Storm(kind, one.time_us, audit_id(self.session, one.seq))
             return True
         last = summed(storm.last or one, one) if key == kind else one
-        self._set(self._storms, key, storm._replace(waiting=storm.waiting + 1, last=last))
+        self._storms[key] = storm._replace(waiting=storm.waiting + 1, last=last)
         verdict.audit_id = storm.next_id
         return False
 
     def _count_denials(self, verdict: Verdict) -> None:
-        """Count a denial, or forget denials on the counters of an admitted call."""
-        if verdict.decision in {"rate_limited", "would_deny"}:
-            self._count_denial(verdict)
-        elif verdict.decision == "allowed" and self._denials:
-            self._forget_denials(verdict.plan, range(len(verdict.plan.counters)))
+        """Count a denial on each counter without room, or forget the denials on the counters of an admitted call.
+
+        The denials on the counter of the limit that decided are added to the verdict's count. A call that only rules in observe
+        mode would deny is an admission on the counters that it was charged on. On the others without room it is a denial.
+        """
+        plan, decision = verdict.plan, verdict.decision
+        if decision == "allowed":
+            self._forget_denials(plan, range(len(plan.counters)))
+        elif decision in {"rate_limited", "would_deny"}:
+            if len(self._denials) > _MAX_DENIALS:
+                self._denials.clear()
+            charged: set[int] = set()
+            if decision == "would_deny":
+                without_room = verdict.rules_without_room
+                charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
+                self._forget_denials(plan, charged)
+                if verdict.count is not None and verdict.limit is not None and plan.limits[verdict.limit].counter in charged:
+                    verdict.count += 1
+            for counter_id, is_reported in _without_room(verdict, charged).items():
+                self._denials[counter_id] = self._denials.get(counter_id, 0) + 1
+                if is_reported and verdict.count is not None:
+                    verdict.count += self._denials[counter_id]
 
     def _forget_denials(self, plan: Plan, charged: Iterable[int]) -> None:
         """Forget the denials on counters that were charged."""
         for counter in charged:
-            counter_id = plan.counters[counter].id
-            if counter_id in self._denials:
-                self._set(self._denials, counter_id, None)
-
-    def _count_denial(self, verdict: Verdict) -> None:
-        """Count a denial on each counter without room, and add the denials on the reported counter to the verdict's count.
-
-        A call that only rules in observe mode would deny is an admission on the counters that it was charged on. On the others
-        without room it counts as a denial.
-        """
-        plan = verdict.plan
-        if len(self._denials) > _MAX_DENIALS:
-            for counter_id in list(self._denials):
-                self._set(self._denials, counter_id, None)
-        charged: set[int] = set()
-        if verdict.decision == "would_deny":
-            without_room = verdict.rules_without_room
-            charged = {limit.counter for limit in plan.limits if limit.rule not in without_room and limit.n}
-            self._forget_denials(plan, charged)
-            if verdict.count is not None and verdict.limit is not None and plan.limits[verdict.limit].counter in charged:
-                verdict.count += 1
-        for counter_id, is_reported in _without_room(verdict, charged).items():
-            self._set(self._denials, counter_id, self._denials.get(counter_id, 0) + 1)
-            if is_reported and verdict.count is not None:
-                verdict.count += self._denials[counter_id]
+            self._denials.pop(plan.counters[counter].id, None)
 
 
 def _without_room(verdict: Verdict, charged: Collection[int]) -> dict[int, bool]:

@@ -56,7 +56,7 @@ from mcpguard.policy.model import Policy
 from mcpguard.session import audit, denial
 from mcpguard.session.decision_requests import DecisionRequests, meta_of, name_in
 from mcpguard.session.held_calls import HeldCall, HeldCalls
-from mcpguard.session.in_flight import InFlight, RequestsInFlight, settled_plan
+from mcpguard.session.in_flight import InFlight, RequestsInFlight
 from mcpguard.session.journal import Journal
 from mcpguard.session.retries import FreeRetries
 from mcpguard.session.verdict import FORWARDED, REFUSED, DecisionRequest, Ending, Verdict
@@ -151,9 +151,9 @@ class Session:
         self.requests = DecisionRequests(
             identity, policy, journal.session, namespace=namespace, arguments=arguments, args_key=args_key
         )
-        self.in_flight = RequestsInFlight()
-        self.unwritten: list[tuple[DecisionRequest, Verdict]] = []
         self._retries = FreeRetries()
+        self.in_flight = RequestsInFlight(self._retries)
+        self.unwritten: list[tuple[DecisionRequest, Verdict]] = []
         self.held = HeldCalls(self._retries, self.unwritten)
         self._unsent: deque[str] = deque(maxlen=_MAX_UNSENT)  # the keys of requests that the server did not get
         self._client_waits = True
@@ -184,7 +184,7 @@ class Session:
             if method == TOOLS_CALL:
                 call_meta = params.get("_meta")
                 has_call_id = isinstance(call_meta, dict) and not CALL_IDS.isdisjoint(call_meta)
-                if has_call_id and (note_key := self.requests.note_key(call_meta)):
+                if has_call_id and (note_key := client_agents.note_key(call_meta, self.requests.identity.claude_session)):
                     notes[note_key] = None
                 if "requestState" in params or "inputResponses" in params:
                     needs_answers = True
@@ -251,7 +251,7 @@ class Session:
 
     def _noted(self, call: Frame, notes: dict[str, str]) -> str | None:
         """The note of a call, which counts for one call; None if there is none."""
-        key = self.requests.note_key(meta_of(call.params))
+        key = client_agents.note_key(meta_of(call.params), self.requests.identity.claude_session)
         return notes.pop(key, None) if key else None
 
     def _refuse(self, refusal: Refusal) -> Refusal:
@@ -327,32 +327,27 @@ class Session:
 
     def decided(self, verdicts: Sequence[Verdict]) -> Sequence[DecisionRequest]:
         """Take the verdicts on the requests that the store was asked for, in order; returns the next requests, as `judge`."""
-        asked = self._asked
-        if (verdicts[0].decision == "held" or self.held.calls) and not self._hold_on(verdicts):
-            return asked
-        for request, verdict in zip(asked, verdicts, strict=True):
-            request.verdict = verdict
-            if verdict.decision == "allowed":
-                self.tally["allowed", ""] += 1
-            else:
-                self._note_exception(request, verdict)
-            if verdict.warned:
-                self._warn(request, verdict)
-        return self._ask() if self._to_decide else ()
-
-    def _hold_on(self, verdicts: Sequence[Verdict]) -> bool:
-        """Hold the calls that were decided, or no longer. Returns False if one cannot be held, and is decided again."""
         asked, held = self._asked, self.held
-        if verdicts[0].decision == "held":
+        if verdicts[0].decision == "held":  # it was decided alone
             if not held.hold(asked[0], verdicts[0], self._now_us):
                 asked[0].waited_us = None  # if there is room by now, it is for the calls before it: `is_behind` stays
-                return False
-            return True
-        for request in asked:
-            held.decided(request)
-        if any(verdict.decision == "allowed_unavailable" for verdict in verdicts):
-            held.hurry()  # nothing is limited, so nothing has to wait
-        return True
+                return asked
+        else:
+            for request, verdict in zip(asked, verdicts, strict=True):
+                request.verdict = verdict
+                if held.calls:
+                    held.decided(request)
+                    if verdict.decision == "allowed_unavailable":
+                        held.hurry()  # nothing is limited, so nothing has to wait
+                if verdict.decision == "allowed":
+                    self.tally["allowed", ""] += 1
+                else:
+                    self._count(request, verdict)
+                    if verdict.decision in REFUSED and verdict.has_own_row:
+                        self.lines.append(_line_of(audit.row(request, verdict, 0), verdict.audit_id))
+                if verdict.warned:
+                    self._warn(request, verdict)
+        return self._ask() if self._to_decide else ()
 
     def undecided(self, why: str) -> Sequence[DecisionRequest]:
         """As `decided`, if the store could not decide the requests: they are denied."""
@@ -361,13 +356,6 @@ class Session:
         self.lines.append(Log(f"store unavailable: {why}", kind="store unavailable", is_error=True))
         return self.decided([Verdict("unavailable") for _ in self._asked])
 
-    def _note_exception(self, request: DecisionRequest, verdict: Verdict) -> None:
-        """Count a call that is not simply allowed. A refusal that has a row is logged."""
-        if verdict.decision != "held":
-            self._count(request, verdict)
-        if verdict.decision in REFUSED and verdict.has_own_row:
-            self.lines.append(_line_of(audit.row(request, verdict, 0), verdict.audit_id))
-
     def _warn(self, request: DecisionRequest, verdict: Verdict) -> None:
         """Log a call that reached a share of a limit."""
         for limit in verdict.warnings:
@@ -375,9 +363,8 @@ class Session:
             self.lines.append(Log(audit.line(record), kind="warned", record=record))
 
     def _count(self, request: DecisionRequest, verdict: Verdict) -> None:
-        axis = (
-            verdict.reported.axis if verdict.reported else str(request.detail.get("axis", ""))
-        )  # the latter if no limit denies
+        """Count a call that is not simply allowed, by its axis; if no limit denies it, by the one that its request names."""
+        axis = verdict.reported.axis if verdict.reported else str(request.detail.get("axis", ""))
         self.tally[verdict.decision, axis] += 1
 
     # What comes out
@@ -413,8 +400,9 @@ class Session:
         for step in self._steps:
             if not isinstance(step, DecisionRequest):
                 frame = self._pass_on(step) if isinstance(step, Frame) else self._answer_refusal(step)
-            elif step.verdict is not None and step.verdict.decision in FORWARDED:
-                frame = self._forward(step, step.verdict)
+            elif step.verdict.decision in FORWARDED:
+                self.in_flight.add_call(step, self._now_us)
+                frame = step.frame.raw
             else:
                 frame = self._answer_denied(step)
             if frame:
@@ -439,23 +427,14 @@ class Session:
         """Remove and return some outcomes to be recorded."""
         return self.in_flight.take_outcomes(max(MAX_OUTCOMES, len(self.in_flight.outcomes) // 16))
 
-    def _forward(self, request: DecisionRequest, verdict: Verdict) -> bytes:
-        """Let a call be in flight; returns its frame."""
-        call, plan, request_id = request.call, request.plan, request.request_id
-        settled = settled_plan(request, verdict) if plan.settles or request.whole_plan else None
-        flight = (request_id, verdict.row_id, self._now_us, call.tool, call.user, request.rounds, settled)
-        self.in_flight.add(request.key, tuple.__new__(InFlight, flight))  # half the time of `InFlight(…)`
-        return request.frame.raw
-
     def _answer_denied(self, request: DecisionRequest) -> bytes:
         """Answer a call that was denied, unless it is held; the server gets nothing."""
-        verdict = request.verdict
-        if verdict is not None and verdict.decision != "held":
+        if request.verdict.decision != "held":
             self._unsent.append(request.key)
             self.held.decided(request)
             self._retries.give_back(request)
             if self._client_waits or request.detail.get("reason") != denial.SERVER_GONE_REASON:
-                self._to_client.append(denial.denied(request, verdict, self._form))
+                self._to_client.append(denial.denied(request, request.verdict, self._form))
         return b""
 
     def _answer_refusal(self, refusal: Refusal) -> bytes:
@@ -498,14 +477,8 @@ class Session:
 
     # The policy and the caller
 
-    def start(self, policy: Policy | PolicyError | None = None) -> None:
-        """Note that the policy was loaded. Until then there are only messages that need no verdict.
-
-        Args:
-            policy: The policy in force from now on, or why there is none; None for the one that the session was made with.
-        """
-        if policy is not None:
-            self.requests.take_up(policy)
+    def start(self) -> None:
+        """Note that calls can be judged: the policy in force has a row."""
         self._write_policy_row(audit.POLICY_AT_START)
 
     def change_policy(self, found: Policy | PolicyError) -> None:
@@ -544,9 +517,7 @@ class Session:
             lines: The lines that may be answers.
             now_us: A monotone clock's reading, taken when mcpguard read them.
         """
-        for request, wanted in self.in_flight.read_answers(lines, now_us):
-            if request.tool is not None:
-                self._retries.grant(request.user, request.tool, wanted, request.rounds + 1)
+        self.in_flight.read_answers(lines, now_us)
 
     def undelivered(self, data: bytes, now_us: int) -> None:
         """Note that the server closed its input before it took these frames.
@@ -604,10 +575,10 @@ class Session:
         for step in steps:
             if isinstance(step, DecisionRequest) and step.key not in waiting:
                 self.held.decided(step)  # if it began to wait just now
-                if step.verdict is None or step.verdict.decision not in REFUSED:
+                if step.verdict.decision not in REFUSED:
                     self._retries.give_back(step)
-                if step.verdict is not None and step.verdict.forwards and not self.in_flight.has_id(step.key):
-                    self._forward(step, step.verdict)
+                if step.verdict.forwards and not self.in_flight.has_id(step.key):
+                    self.in_flight.add_call(step, self._now_us)
             request_id = step.request_id if isinstance(step, DecisionRequest) else step.id
             if isinstance(step, DecisionRequest | Frame) and request_id:
                 self.in_flight.end(id_key(request_id), "no_answer", now_us)

@@ -6,6 +6,7 @@ from mcpguard.light_typing import Final, Literal, NamedTuple, Self, TypeVar
 from mcpguard.limiter.plan import Counter, Plan, Reported
 from mcpguard.limiter.sliding import Exceeded, Limit, State
 from mcpguard.policy.model import Call
+from mcpguard.text.times import ms_up
 from mcpguard.wire.frames import Frame
 
 Decided = Literal[
@@ -44,113 +45,6 @@ def copied(one: _T) -> _T:
     made = object.__new__(type(one))
     made.__dict__ |= one.__dict__
     return made
-
-
-class DecisionRequest:
-    """A call that a store decides, or something else that has an audit row.
-
-    Attributes:
-        call: The caller and the tool.
-        plan: The limits that the call must pass.
-        context: The caller and the tool in the audit row: a JSON object, as text.
-        frame: The frame to forward if the call is allowed.
-        key: Of a call: the `id_key` of its id.
-        request_id: The request's id as JSON text; empty if there is none.
-        args_hash: A keyed hash of the call's arguments.
-        trace_id: 32 hex digits from the call's `traceparent`.
-        detail: Further members of the audit record.
-        why: A sentence for the client that states the cause of a denial that no rule made.
-        rounds: The call's number among the free retries of one charge; 0 if it is not a free retry.
-        was_decided: Whether a hook has decided it, by all limits that count calls or cost.
-        noted: The note that a hook left for the call; None if no hook did.
-        client_name: The client's name, which selects the form of a denial; None if the client gave none.
-        waited_us: How long the call has been held; None if it is denied at once without room.
-        is_behind: Whether an earlier call waits for one of its counters. Then it is held if there is room.
-        whole_plan: Of a call that need not pass all limits, because it has passed some before, the plan with all; else None.
-        verdict: The verdict, when there is one.
-    """
-
-    # few calls have others, and each attribute that is set takes time; so does each default of a keyword-only argument
-    args_hash: bytes | None = None
-    trace_id: str | None = None
-    why = ""
-    rounds = 0
-    was_decided = False
-    noted: str | None = None
-    client_name: str | None = None
-    waited_us: int | None = None
-    is_behind = False
-    whole_plan: Plan | None = None
-    verdict: "Verdict | None" = None
-
-    def __init__(
-        self,
-        call: Call,
-        plan: Plan,
-        context: str,
-        frame: Frame = NO_FRAME,
-        request_id: str = "",
-        key: str = "",
-        detail: dict[str, object] | None = None,
-    ) -> None:
-        self.call = call
-        self.plan = plan
-        self.context = context
-        self.frame = frame
-        self.request_id = request_id
-        self.key = key
-        self.detail = {} if detail is None else detail
-
-    def explain(self, reason: str, why: str) -> None:
-        """State the cause of a denial that no rule made: in a word for the audit, and in a sentence for the client."""
-        self.detail = {**self.detail, "reason": reason}
-        self.why = why
-
-    @property
-    def is_continued(self) -> bool:
-        """Whether the call was counted before: it is a free retry, or a hook has decided it."""
-        return self.rounds > 0 or self.was_decided
-
-    def continue_as(self, rounds: int) -> None:
-        """Let a free retry pass its limits, which do not count it. While it is in flight it takes a place under each cap."""
-        self.rounds = rounds
-        self._pass(lambda limit: limit.counts != "concurrent" and (limit.n > 0 or limit.observe))
-
-    def continue_from(self, counted: Container[str]) -> None:
-        """Let a call pass the limits on which a hook has counted it. All others remain.
-
-        Args:
-            counted: These limits, see `client_agents.counted_by`.
-        """
-        counters = self.plan.counters
-        self._pass(lambda limit: limit.n > 0 and f"{counters[limit.counter].id}/{limit.n}" in counted)
-        self.was_decided = all(not limit.n or limit.counts in {"concurrent", "errors"} for limit in self.plan.limits)
-
-    def _pass(self, has_passed: Callable[[Limit], bool]) -> None:
-        self.whole_plan = self.plan
-        self.plan = self.plan.only(lambda limit: not has_passed(limit))
-        if not self.plan.waits:
-            self.waited_us = None
-
-    def with_plan(self, plan: Plan) -> Self:
-        """A copy with another plan."""
-        made = copied(self)
-        made.plan = plan
-        return made
-
-
-class Ending(NamedTuple):
-    """A forwarded call that has ended. The store is told if the call's plan `settles`.
-
-    Attributes:
-        row_id: The store's id of the call's row.
-        plan: The call's plan.
-        failed: Whether its outcome is one of `audit.ERRORS`.
-    """
-
-    row_id: int
-    plan: Plan
-    failed: bool
 
 
 class Verdict:
@@ -231,9 +125,10 @@ class Verdict:
         return limit.cost if limit and limit.counts == "cost" else None
 
     @property
-    def without_room(self) -> list[tuple[Reported, int | None]]:
-        """How every limit without room is reported, with its wait; the wait is None if waiting does not help."""
-        return [(self.plan.reported[at], wait_us) for at, wait_us in self.exceeded]
+    def without_room(self) -> list[dict[str, object]]:
+        """Every limit without room, as rows and denials have it; without a wait if waiting does not help."""
+        waits = [(at, {} if wait_us is None else {"retry_after_ms": ms_up(wait_us)}) for at, wait_us in self.exceeded]
+        return [{**self.plan.reported[at].members(), **wait} for at, wait in waits]
 
     @property
     def warnings(self) -> list[dict[str, object]]:
@@ -265,6 +160,113 @@ class Verdict:
         if not self.exceeded or reported is None:
             return None
         return "denied" if reported.limit is None else reason(reported.counts, self.retry_after_us)
+
+
+class DecisionRequest:
+    """A call that a store decides, or something else that has an audit row.
+
+    Attributes:
+        call: The caller and the tool.
+        plan: The limits that the call must pass.
+        context: The caller and the tool in the audit row: a JSON object, as text.
+        frame: The frame to forward if the call is allowed.
+        key: Of a call: the `id_key` of its id.
+        request_id: The request's id as JSON text; empty if there is none.
+        args_hash: A keyed hash of the call's arguments.
+        trace_id: 32 hex digits from the call's `traceparent`.
+        detail: Further members of the audit record.
+        why: A sentence for the client that states the cause of a denial that no rule made.
+        rounds: The call's number among the free retries of one charge; 0 if it is not a free retry.
+        was_decided: Whether a hook has decided it, by all limits that count calls or cost.
+        noted: The note that a hook left for the call; None if no hook did.
+        client_name: The client's name, which selects the form of a denial; None if the client gave none.
+        waited_us: How long the call has been held; None if it is denied at once without room.
+        is_behind: Whether an earlier call waits for one of its counters. Then it is held if there is room.
+        whole_plan: Of a call that need not pass all limits, because it has passed some before, the plan with all; else None.
+        verdict: The verdict. Until there is one, and while the call is held, its decision is `held`.
+    """
+
+    # few calls have others, and each attribute that is set takes time; so does each default of a keyword-only argument
+    args_hash: bytes | None = None
+    trace_id: str | None = None
+    why = ""
+    rounds = 0
+    was_decided = False
+    noted: str | None = None
+    client_name: str | None = None
+    waited_us: int | None = None
+    is_behind = False
+    whole_plan: Plan | None = None
+    verdict = Verdict("held")
+
+    def __init__(
+        self,
+        call: Call,
+        plan: Plan,
+        context: str,
+        frame: Frame = NO_FRAME,
+        request_id: str = "",
+        key: str = "",
+        detail: dict[str, object] | None = None,
+    ) -> None:
+        self.call = call
+        self.plan = plan
+        self.context = context
+        self.frame = frame
+        self.request_id = request_id
+        self.key = key
+        self.detail = {} if detail is None else detail
+
+    def explain(self, reason: str, why: str) -> None:
+        """State the cause of a denial that no rule made: in a word for the audit, and in a sentence for the client."""
+        self.detail = {**self.detail, "reason": reason}
+        self.why = why
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether the call was counted before: it is a free retry, or a hook has decided it."""
+        return self.rounds > 0 or self.was_decided
+
+    def continue_as(self, rounds: int) -> None:
+        """Let a free retry pass its limits, which do not count it. While it is in flight it takes a place under each cap."""
+        self.rounds = rounds
+        self._pass(lambda limit: limit.counts != "concurrent" and (limit.n > 0 or limit.observe))
+
+    def continue_from(self, counted: Container[str]) -> None:
+        """Let a call pass the limits on which a hook has counted it. All others remain.
+
+        Args:
+            counted: These limits, see `client_agents.counted_by`.
+        """
+        counters = self.plan.counters
+        self._pass(lambda limit: limit.n > 0 and f"{counters[limit.counter].id}/{limit.n}" in counted)
+        self.was_decided = all(not limit.n or limit.counts in {"concurrent", "errors"} for limit in self.plan.limits)
+
+    def _pass(self, has_passed: Callable[[Limit], bool]) -> None:
+        self.whole_plan = self.plan
+        self.plan = self.plan.only(lambda limit: not has_passed(limit))
+        if not self.plan.waits:
+            self.waited_us = None
+
+    def with_plan(self, plan: Plan) -> Self:
+        """A copy with another plan."""
+        made = copied(self)
+        made.plan = plan
+        return made
+
+
+class Ending(NamedTuple):
+    """A forwarded call that has ended. The store is told if the call's plan `settles`.
+
+    Attributes:
+        row_id: The store's id of the call's row.
+        plan: The call's plan.
+        failed: Whether its outcome is one of `audit.ERRORS`.
+    """
+
+    row_id: int
+    plan: Plan
+    failed: bool
 
 
 def _shorter(wait_us: int | None, passed_us: int) -> int | None:

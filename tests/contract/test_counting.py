@@ -155,7 +155,7 @@ def test_reset_empties_the_counters_it_names_for_every_handle(place: Place) -> N
     assert place.open().reset([agents, "no such counter"]) == 1
     assert sorted(used(place).values()) == [2, 2]
     assert other.decisions("report") == ["allowed"]
-    assert session.one("report").without_room[0][0].axis == "user"
+    assert session.one("report").without_room[0]["axis"] == "user"
     assert place.open().reset(list(used(place))) == 3
     assert used(place) == {}
 

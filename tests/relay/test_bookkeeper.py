@@ -1,40 +1,19 @@
 """The bookkeeper works in handfuls, and while there are no calls."""
 
-import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
-from mcpguard.identity.caller import Identity
-from mcpguard.policy.parse import parse
 from mcpguard.relay import bookkeeper
-from mcpguard.relay.answers_queue import AnswersQueue
-from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, TICK_S, Bookkeeper
-from mcpguard.relay.console import Console
-from mcpguard.relay.dispatch import Dispatcher
-from mcpguard.session.audit import Outcome
-from mcpguard.session.journal import Journal
-from mcpguard.session.machine import Session
-from mcpguard.stores.memory import MemoryStore
+from mcpguard.relay.bookkeeper import HANDFUL_BYTES, MOST_S, Bookkeeper
+from mcpguard.session.machine import MAX_OUTCOMES
 from mcpguard.stores.pauses import QUIET_S
-from mcpguard.wire.frames import read
 from tests.build import call_line
 from tests.end_to_end.host import has_bytes
-
-
-class Store(MemoryStore):
-    """A store that notes how many outcomes it records at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.handfuls: list[int] = []
-
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        self.handfuls.append(len(outcomes))
-        super().record(outcomes)
+from tests.relay.conftest import Scene
 
 
 class Time:
@@ -61,20 +40,16 @@ class Time:
         return self.is_set()
 
 
-class Scene:
+class Books(Scene):
+    """The same, with a bookkeeper."""
+
     def __init__(self, time: Time) -> None:
-        self.stderr, self.write = os.pipe()
-        self.store = Store()
-        self.unread = AnswersQueue()
-        self.session = Session(Identity("alice", "os", "crm"), parse("mode = 'enforce'"), Journal("0" * 16))
-        console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.unread, lambda _: None, console)
-        self.dispatcher.begin(self.session, self.store)
-        self.bookkeeper = Bookkeeper(self.session, self.store, self.dispatcher, console, threading.Event())
+        super().__init__()
+        self.bookkeeper = Bookkeeper(self.session, self.store, self.dispatcher, self.console, threading.Event())
         self.bookkeeper._hurry = time  # type: ignore[assignment]
 
     def answered_calls(self, number: int) -> None:
-        self.dispatcher.judge(read([call_line("x", at) for at in range(number)]), 0)
+        self.client(*(call_line("x", at) for at in range(number)))
         for at in range(number):
             self.unread.add(
                 b'{"jsonrpc":"2.0","id":%d,"result":{"content":[{"type":"text","text":"ok"}]}}\n' % at, awaits_answers=True
@@ -89,14 +64,13 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
 
 
 @pytest.fixture
-def scene(time: Time) -> Iterator[Scene]:
-    one = Scene(time)
+def scene(time: Time) -> Iterator[Books]:
+    one = Books(time)
     yield one
-    os.close(one.stderr)
-    os.close(one.write)
+    one.close()
 
 
-def test_outcomes_are_recorded_many_at_a_time_but_not_all_at_once(scene: Scene) -> None:
+def test_outcomes_are_recorded_many_at_a_time_but_not_all_at_once(scene: Books) -> None:
     scene.answered_calls(300)
     scene.bookkeeper._record()
     assert scene.store.handfuls == [64, 64, 64, 64, 44]
@@ -104,42 +78,42 @@ def test_outcomes_are_recorded_many_at_a_time_but_not_all_at_once(scene: Scene) 
     assert not scene.unread.held_bytes
 
 
-def test_no_more_than_half_a_handful_of_answers_is_read_between_two_pauses(
-    scene: Scene, time: Time, monkeypatch: pytest.MonkeyPatch
+def test_no_more_than_a_handful_of_answers_is_read_between_two_pauses(
+    scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene.answered_calls(300)
     unread = [scene.unread.held_bytes]
     monkeypatch.setattr(time, "sleep", lambda _: unread.append(scene.unread.held_bytes))
     scene.bookkeeper._record()
-    assert max(before - after for before, after in pairwise(unread)) <= HANDFUL_BYTES // 2 + 100
+    assert max(before - after for before, after in pairwise(unread)) <= HANDFUL_BYTES + 100
 
 
-def test_handfuls_grow_with_what_there_is_to_read(scene: Scene) -> None:
+def test_handfuls_grow_with_what_there_is_to_read(scene: Books) -> None:
     scene.answered_calls(5000)
     scene.bookkeeper._record()
     assert sum(scene.store.handfuls) == 5000
-    assert max(scene.store.handfuls) > 100
+    assert max(scene.store.handfuls) > MAX_OUTCOMES
     assert len(scene.store.handfuls) < 100
 
 
 def test_outcomes_do_not_wait_for_the_end_of_what_a_server_writes(
-    scene: Scene, time: Time, monkeypatch: pytest.MonkeyPatch
+    scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server may write notifications without a pause. Outcomes, and the rows that sum up denials, are recorded meanwhile."""
     scene.answered_calls(5)
     scene.dispatcher.read_answers()
 
-    def read_handful() -> bool:
+    def read_answers(_: int) -> bool:
         assert time.now_s < 3 * MOST_S
         return bool(scene.store.handfuls)
 
-    monkeypatch.setattr(scene.bookkeeper, "_read_handful", read_handful)
+    monkeypatch.setattr(scene.dispatcher, "read_answers", read_answers)
     scene.bookkeeper._record()
     assert scene.store.handfuls == [5]
 
 
 def test_the_store_is_tended_while_there_is_ever_more_to_record(
-    scene: Scene, time: Time, monkeypatch: pytest.MonkeyPatch
+    scene: Books, time: Time, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the log would fill up, and the client would have to wait."""
     tended_s: list[float] = []
@@ -152,39 +126,31 @@ def test_the_store_is_tended_while_there_is_ever_more_to_record(
     assert all(MOST_S < later - at < 2 * MOST_S for at, later in pairwise([0.0, *tended_s]))
 
 
-def test_all_outcomes_are_recorded_at_the_end(scene: Scene) -> None:
+def test_all_outcomes_are_recorded_at_the_end(scene: Books) -> None:
     scene.answered_calls(100)
     scene.bookkeeper.finish(30)
     assert sum(scene.store.handfuls) == 100
 
 
-def test_if_the_log_must_be_drained_the_rest_of_the_outcomes_waits(scene: Scene, time: Time) -> None:
+def test_if_the_log_must_be_drained_the_rest_of_the_outcomes_waits(scene: Books, time: Time) -> None:
     scene.answered_calls(300)
     time.hurries_at_s = 0.0
     scene.bookkeeper._record()
     assert sum(scene.store.handfuls) <= 32
 
 
-def test_work_begins_when_there_was_no_call_for_a_moment(scene: Scene, time: Time) -> None:
-    scene.bookkeeper.wake()
+@pytest.mark.parametrize(
+    ("called_s", "hurries_at_s", "least_s", "most_s"),
+    [(0.0, 1e9, QUIET_S, 3 * QUIET_S), (1e9, 1e9, MOST_S, MOST_S + QUIET_S), (1e9, 0.0, 0.0, QUIET_S)],
+    ids=["when there was no call for a moment", "although there are calls all the time", "at once if somebody waits for it"],
+)
+def test_work_begins(scene: Books, time: Time, called_s: float, hurries_at_s: float, least_s: float, most_s: float) -> None:
+    scene.bookkeeper._called_s, time.hurries_at_s = called_s, hurries_at_s
     scene.bookkeeper._give_way(MOST_S)
-    assert QUIET_S <= time.now_s < 3 * QUIET_S
+    assert least_s <= time.now_s <= most_s
 
 
-def test_work_begins_at_last_although_there_are_calls_all_the_time(scene: Scene, time: Time) -> None:
-    scene.bookkeeper._called_s = 1e9
-    scene.bookkeeper._give_way(MOST_S - TICK_S)
-    assert MOST_S - TICK_S <= time.now_s < MOST_S
-
-
-def test_work_begins_at_once_if_somebody_waits_for_it(scene: Scene, time: Time) -> None:
-    scene.bookkeeper._called_s = 1e9
-    time.hurries_at_s = 0.0
-    scene.bookkeeper._give_way(MOST_S)
-    assert time.now_s <= QUIET_S
-
-
-def test_a_wrapper_without_calls_takes_in_what_others_have_written(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrapper_without_calls_takes_in_what_others_have_written(scene: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
     left = [True, True, False, True, False]
 
@@ -202,7 +168,7 @@ def test_a_wrapper_without_calls_takes_in_what_others_have_written(scene: Scene,
     assert left == []
 
 
-def test_a_call_ends_the_catching_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_ends_the_catching_up(scene: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
     tended: list[None] = []
 
@@ -221,7 +187,7 @@ def test_a_call_ends_the_catching_up(scene: Scene, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("it is gone"), ZeroDivisionError("a bug")])
-def test_upkeep_goes_on_after_a_failure(scene: Scene, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_upkeep_goes_on_after_a_failure(scene: Books, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(bookkeeper, "CATCH_UP_S", 0.0)
     monkeypatch.setattr(scene.store, "needs_tending", True)
     tended: list[None] = []

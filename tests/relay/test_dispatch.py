@@ -1,73 +1,28 @@
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mcpguard.errors import PolicyError, StoreUnavailable, Unauthenticated
-from mcpguard.identity.caller import Identity
+from mcpguard.errors import PolicyError, StoreUnavailable
 from mcpguard.policy.parse import parse
-from mcpguard.relay.answers_queue import AnswersQueue
 from mcpguard.relay.console import Console
-from mcpguard.relay.dispatch import MAX_EARLY_BYTES, Dispatcher, Event
-from mcpguard.session.audit import Outcome
-from mcpguard.session.journal import Journal
-from mcpguard.session.machine import Session
-from mcpguard.stores.memory import Memory, MemoryStore
+from mcpguard.relay.dispatch import MAX_EARLY_BYTES, AnswersQueue, Dispatcher
 from mcpguard.wire import answers
+from mcpguard.wire.answers import Line
 from mcpguard.wire.frames import read
 from tests.build import call_line, request
+from tests.relay.conftest import Scene
 
 CALL = call_line("x", 1)
 ANSWER = b'{"jsonrpc":"2.0","id":1,"result":{}}\n'
-
-
-class Store(MemoryStore):
-    """A store whose notes and outcomes fail when they are told to."""
-
-    failure: StoreUnavailable | None = None
-
-    def take_notes(self, namespace: str, call_ids: Sequence[str]) -> dict[str, str]:
-        if self.failure:
-            raise self.failure
-        return super().take_notes(namespace, call_ids)
-
-    def record(self, outcomes: Sequence[Outcome]) -> None:
-        if self.failure:
-            raise self.failure
-        super().record(outcomes)
-
-
-class Scene:
-    """A dispatcher, with what it replies and what it logs."""
-
-    def __init__(self, policy: str = "mode = 'enforce'") -> None:
-        self.console, self.write = os.pipe()
-        self.store = Store(Memory(), clock=lambda: self.now_us, wall=lambda: self.now_us)
-        self.store.args_key = b"k" * 32
-        self.now_us = 1_000_000_000
-        self.unread = AnswersQueue()
-        self.replies: list[bytes] = []
-        self.session = Session(
-            Identity("alice", "os", "crm"), parse(policy), Journal("0" * 16), args_key=lambda: self.store.args_key
-        )
-        console = Console(self.write, quiet=True)
-        self.dispatcher = Dispatcher(self.unread, self.replies.append, console)
-        self.dispatcher.begin(self.session, self.store)
-
-    def client(self, *lines: bytes) -> bytes:
-        return self.dispatcher.judge(read(lines), 0)
-
-    def decisions(self) -> list[object]:
-        return [entry.record["decision"] for entry in self.store.entries()]
 
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
     one = Scene()
     yield one
-    os.close(one.console)
-    os.close(one.write)
+    one.close()
 
 
 def test_all_frames_of_a_read_are_written_at_once_each_way(scene: Scene) -> None:
@@ -80,7 +35,7 @@ PING = request("ping", 2)
 
 
 def test_messages_pass_before_there_is_a_session_which_is_told_of_them(scene: Scene) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    early = Dispatcher(scene.replies.append, Console(scene.write))
     notification = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
     assert early.pass_early(read([PING, notification]), 0) == PING + b"\n" + notification + b"\n"
     early.begin(scene.session, scene.store)
@@ -94,13 +49,13 @@ def test_messages_pass_before_there_is_a_session_which_is_told_of_them(scene: Sc
     ids=["call", "call behind a ping", "refused", "id of an earlier one", "id twice"],
 )
 def test_messages_that_need_the_session_wait_for_it(scene: Scene, lines: list[bytes]) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    early = Dispatcher(scene.replies.append, Console(scene.write))
     assert early.pass_early(read([PING]), 0)
     assert early.pass_early(read(lines), 0) is None
 
 
 def test_messages_pass_before_there_is_a_session_in_bounded_memory_and_not_after_an_event(scene: Scene) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
+    early = Dispatcher(scene.replies.append, Console(scene.write))
     assert early.pass_early(read([request("ping", 3, text="x" * MAX_EARLY_BYTES)]), 0) is None
     early.post(lambda session: session.close_input("the server has closed its input"))
     assert early.pass_early(read([PING]), 0) is None
@@ -135,28 +90,20 @@ def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene
     assert all(is_locked for _, is_locked in used)
 
 
-def test_answers_are_not_read_before_there_is_a_session(scene: Scene) -> None:
-    early = Dispatcher(scene.unread, scene.replies.append, Console(scene.write))
-    scene.unread.add(b'{"id":2,"result":{}}\n', awaits_answers=True)
-    assert not early.read_answers(waits=False)
-    early.begin(scene.session, scene.store)
-    assert early.read_answers(waits=False)
-
-
 def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_event(scene: Scene) -> None:
     with scene.dispatcher._lock:
         scene.dispatcher.post(lambda session: session.change_policy(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')))
         scene.dispatcher.post(lambda session: session.change_policy(PolicyError("broken")))
-    assert scene.decisions() == []
+    assert [entry.record["decision"] for entry in scene.store.entries()] == []
     assert scene.client(CALL) == b""
-    assert scene.decisions() == ["policy", "policy", "denied"]
+    assert [entry.record["decision"] for entry in scene.store.entries()] == ["policy", "policy", "denied"]
 
 
 def test_a_quiet_console_has_only_errors(scene: Scene) -> None:
     scene.dispatcher.post(lambda session: session.change_policy(parse("mode = 'observe'")))
     scene.dispatcher.post(lambda session: session.change_policy(PolicyError("broken")))
     scene.client(CALL)
-    assert os.read(scene.console, 4096) == b"mcpguard: policy not applied: broken\n"
+    assert os.read(scene.stderr, 4096) == b"mcpguard: policy not applied: broken\n"
 
 
 def test_the_servers_output_is_read_before_it_is_checked_for_missing_answers(scene: Scene) -> None:
@@ -172,16 +119,6 @@ def test_a_shutdown_does_not_wait_for_a_store_that_hangs(scene: Scene) -> None:
         assert pool.submit(scene.dispatcher.awaits_answers).result(30)
 
 
-def test_answers_are_left_unread_by_a_thread_that_must_not_wait_for_the_session(scene: Scene) -> None:
-    scene.client(CALL)
-    scene.unread.add(ANSWER, awaits_answers=True)
-    with scene.dispatcher._lock:  # held while a store is used
-        assert not scene.dispatcher.read_answers(waits=False)
-    assert scene.session.in_flight.by_id
-    assert scene.dispatcher.read_answers(waits=False)
-    assert not scene.session.in_flight.by_id
-
-
 def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scene: Scene) -> None:
     scene.client(CALL, request("ping", 2), request("ping", 3))
     scene.unread.add(ANSWER, awaits_answers=True)
@@ -189,12 +126,6 @@ def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scen
     last = scene.dispatcher.last_answers("server exited with status 1")
     assert (last.count(b"\n"), b'"id":3,' in last) == (1, True)
     assert scene.dispatcher.last_answers("again") == b""
-
-
-def test_a_client_that_has_left_gets_no_last_answers(scene: Scene) -> None:
-    scene.client(CALL)
-    scene.dispatcher.post(lambda session: session.client_left(0))
-    assert scene.dispatcher.last_answers("server exited with status 1") == b""
 
 
 def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_its_own_answer(scene: Scene) -> None:
@@ -215,7 +146,7 @@ def test_a_bug_in_reading_an_answer_is_reported_and_later_answers_are_read(
         patched.setattr(answers, "read", lambda *_: 1 / 0)
         scene.unread.add(ANSWER, awaits_answers=True)
         scene.dispatcher.read_answers()
-    assert b"internal error, please report it: ZeroDivisionError" in os.read(scene.console, 4096)
+    assert b"internal error, please report it: ZeroDivisionError" in os.read(scene.stderr, 4096)
     scene.unread.add(ANSWER.replace(b'"id":1', b'"id":2'), awaits_answers=True)
     scene.dispatcher.read_answers()
     assert scene.dispatcher.last_answers("server exited with status 1").count(b"\n") == 1
@@ -236,22 +167,6 @@ def test_outcomes_that_cannot_be_recorded_are_dropped_silently(scene: Scene) -> 
     assert not scene.session.has_outcomes
 
 
-@pytest.mark.parametrize(
-    ("change", "answer"),
-    [
-        (lambda session: session.close_input("the server has closed its input"), b"closed its input"),
-        (lambda session: session.change_policy(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')), b'"code":403'),
-        (lambda session: session.change_identity(Unauthenticated("the token has expired", "renew it")), b'"code":401'),
-    ],
-    ids=["input closed", "policy", "unauthenticated"],
-)
-def test_no_call_is_forwarded_after_such_an_event(scene: Scene, change: Event, answer: bytes) -> None:
-    assert scene.client(CALL)
-    scene.dispatcher.post(change)
-    assert scene.client(call_line("x", 2)) == b""
-    assert answer in b"".join(scene.replies)
-
-
 def test_a_call_is_answered_if_the_store_fails_and_refused_lines_are_answered_if_no_row_can_be_written(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,3 +178,89 @@ def test_a_call_is_answered_if_the_store_fails_and_refused_lines_are_answered_if
     assert scene.client(CALL, b"not json") == b""
     assert b'"code":503' in scene.replies[0]
     assert b"-32700" in scene.replies[0]
+
+
+# The queue of answers
+
+
+FRAME = b'{"id":1,"result":{}}\n'
+
+
+def lines(unread: AnswersQueue) -> list[bytes]:
+    return [line.frame.rstrip(b"\n") for found, _ in unread.take() for line in found]
+
+
+def test_a_chunk_is_kept_until_it_is_taken() -> None:
+    unread = AnswersQueue()
+    assert unread.add(FRAME, awaits_answers=True)
+    assert unread.held_bytes == len(FRAME)
+    assert lines(unread) == [FRAME[:-1]]
+    assert (unread.held_bytes, lines(unread)) == (0, [])
+
+
+def test_whole_frames_are_not_kept_while_no_request_is_in_flight() -> None:
+    unread = AnswersQueue()
+    assert not unread.add(FRAME, awaits_answers=False)
+    assert unread.held_bytes == 0
+
+
+@pytest.mark.parametrize("cut", range(1, len(FRAME) - 1))
+def test_all_parts_of_a_frame_are_kept(cut: int) -> None:
+    unread = AnswersQueue()
+    assert unread.add(FRAME[:cut], awaits_answers=False)
+    assert unread.add(FRAME[cut:], awaits_answers=False)
+    assert lines(unread) == [FRAME[:-1]]
+    assert unread.add(FRAME[:cut], awaits_answers=False)
+    assert lines(unread) == []
+    assert unread.add(FRAME[cut:], awaits_answers=False)
+    assert lines(unread) == [FRAME[:-1]]
+
+
+def test_the_end_of_a_frame_is_kept_even_if_it_comes_while_the_start_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    unread = AnswersQueue()
+    unread.add(FRAME[:5], awaits_answers=True)
+    answer_lines = unread._answer_lines()
+    feed = answer_lines.feed
+
+    def feed_slowly(chunk: bytes) -> list[Line]:
+        if chunk == FRAME[:5]:
+            assert unread.add(FRAME[5:], awaits_answers=False)
+        return feed(chunk)
+
+    monkeypatch.setattr(answer_lines, "feed", feed_slowly)
+    assert lines(unread) == [FRAME[:-1]]
+
+
+class InterruptedChunk(bytes):
+    """A chunk that is taken, as by another thread, when its length is first asked for."""
+
+    unread: AnswersQueue | None = None
+
+    def __len__(self) -> int:
+        unread, self.unread = self.unread, None
+        if unread:
+            list(unread.take())
+        return super().__len__()
+
+
+def test_the_bytes_held_are_exact_although_a_chunk_is_taken_while_it_is_added() -> None:
+    chunk = InterruptedChunk(FRAME)
+    chunk.unread = unread = AnswersQueue()
+    unread.add(chunk, awaits_answers=True)
+    assert unread.held_bytes == 0
+
+
+def test_an_unterminated_answer_at_the_end_of_the_stream_is_the_last_one() -> None:
+    unread = AnswersQueue()
+    unread.add(FRAME[:-1], awaits_answers=True)
+    assert lines(unread) == []
+    assert unread.last() == [Line(FRAME[:-1], True)]
+
+
+def test_about_as_many_bytes_are_taken_as_asked_for() -> None:
+    unread = AnswersQueue()
+    for _ in range(5):
+        unread.add(FRAME, awaits_answers=True)
+    assert len(list(unread.take(len(FRAME) + 1))) == 2
+    assert unread.held_bytes == 3 * len(FRAME)
+    assert len(list(unread.take())) == 3

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mcpguard.relay import downstream
-from mcpguard.relay.answers_queue import AnswersQueue
+from mcpguard.relay.dispatch import AnswersQueue
 from mcpguard.relay.downstream import Downstream, ServerStream
 from mcpguard.relay.readiness import CHUNK_BYTES
 
@@ -112,15 +112,12 @@ def test_a_stream_has_more_while_bytes_are_held_or_in_the_pipe_and_at_its_end(se
     assert server.stream.has_more
 
 
-def test_the_loop_reads_answers_if_much_is_unread_and_waits_for_the_session_if_too_much_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(downstream, "MUCH_UNREAD_BYTES", 100)
+def test_the_loop_has_answers_read_if_too_much_is_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downstream, "MAX_UNREAD_BYTES", 200)
-    chunks = [bytes(100), bytes(1), bytes(99), bytes(1), b""]
-    waited: list[bool] = []
+    chunks = [bytes(100), bytes(100), bytes(1), b""]
+    read: list[int] = []
     stream: Any = SimpleNamespace(read=lambda: chunks.pop(0))
     output: Any = SimpleNamespace(relay=lambda chunk, observe: observe(chunk))
-    dispatcher: Any = SimpleNamespace(session=None, read_answers=lambda most_bytes, waits: waited.append(waits))
-    Downstream(stream, output, AnswersQueue(), dispatcher).run(lambda: None)
-    assert waited == [False, False, True]
+    dispatcher: Any = SimpleNamespace(session=None, unread=AnswersQueue(), read_answers=read.append)
+    Downstream(stream, output, dispatcher).run(lambda: None)
+    assert read == [2]

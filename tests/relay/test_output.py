@@ -259,26 +259,6 @@ def test_backpressure_ends_when_the_client_goes(client: Client, monkeypatch: pyt
     assert client.losses == 1
 
 
-@pytest.mark.parametrize(("queued_bytes", "gives_way"), [(MIB // 4, False), (MIB, True)])
-def test_whoever_makes_many_replies_lets_some_be_written(
-    client: Client, monkeypatch: pytest.MonkeyPatch, queued_bytes: int, *, gives_way: bool
-) -> None:
-    client.output.relay(b"half", unseen)  # so that no reply is written
-    client.output.reply(b"r" * queued_bytes)
-    waits: list[float] = []
-    wait = client.output._changed.wait
-
-    def note(timeout: float | None = None) -> bool:
-        if timeout is None:  # the thread that writes replies
-            return wait()
-        waits.append(timeout)
-        return False
-
-    monkeypatch.setattr(client.output._changed, "wait", note)
-    client.output.await_room(lambda: False)
-    assert bool(waits) is gives_way
-
-
 @pytest.mark.parametrize("queued", [[b"waiting\n"], []])
 @pytest.mark.parametrize("last", [b"last\n", b""])
 def test_only_queued_and_last_replies_end_an_open_frame(client: Client, queued: list[bytes], last: bytes) -> None:

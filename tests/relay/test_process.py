@@ -12,42 +12,14 @@ import pytest
 
 from mcpguard.config import load
 from mcpguard.errors import CommandError
-from mcpguard.relay.command import find_program
-from mcpguard.relay.process import ServerProcess, spawn
+from mcpguard.relay.process import ServerProcess, find_program, spawn
 from mcpguard.relay.run import run
 from tests.end_to_end.host import CAT, PYTHON, WINDOWS, release, until
+from tests.relay.conftest import Start, ended
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 posix = pytest.mark.posix
-Start = Callable[..., ServerProcess]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts children, and ends them with the test."""
-    children: list[ServerProcess] = []
-
-    def start(*argv: str, environ: Mapping[str, str] | None = None) -> ServerProcess:
-        child = spawn(argv, os.environ if environ is None else environ)
-        children.append(child)
-        child.confirm()
-        return child
-
-    yield start
-    for child in children:
-        if child.status is None:
-            child.kill()
-            ended(child)
-        release(child.stdin)
-        os.close(child.stdout)
-
-
-def ended(child: ServerProcess) -> int:
-    """Wait for the exit of a server; returns its status."""
-    until(lambda: child.poll() is not None, "the server has exited")
-    assert child.status is not None
-    return child.status
 
 
 def said(child: ServerProcess) -> str:
@@ -56,6 +28,19 @@ def said(child: ServerProcess) -> str:
     while more := os.read(child.stdout, 1 << 16):
         data += more
     return data.decode(errors="surrogateescape")
+
+
+def cannot_be_run(*argv: str) -> CommandError:
+    """The error of a program that exists."""
+    child = spawn(argv, os.environ)
+    with pytest.raises(CommandError) as caught:
+        child.confirm()
+    release(child.stdin)
+    os.close(child.stdout)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child.pid, 0)  # no process is left
+    assert caught.value.exit_status == 126
+    return caught.value
 
 
 def refusal(argv: Sequence[str], environ: Mapping[str, str]) -> CommandError:
@@ -120,53 +105,22 @@ def test_the_servers_path_is_searched(tmp_path: Path, start: Start) -> None:
 def test_a_script_that_the_system_cannot_start_is_126_and_leaves_no_process(
     tmp_path: Path, text: str, what: str, hint: str
 ) -> None:
-    child = spawn([script(tmp_path, text)], os.environ)
-    with pytest.raises(CommandError) as caught:
-        child.confirm()
-    release(child.stdin)
-    os.close(child.stdout)
-    assert caught.value.exit_status == 126
-    assert what in caught.value.message
-    assert hint in caught.value.hint
-    with pytest.raises(ChildProcessError):
-        os.waitpid(child.pid, 0)
+    error = cannot_be_run(script(tmp_path, text))
+    assert what in error.message
+    assert hint in error.hint
 
 
 @posix
 def test_a_program_that_a_limit_of_the_system_keeps_from_running_is_126_and_the_hint_is_the_limits() -> None:
-    child = spawn([*CAT, "x" * 10_000_000], os.environ)
-    with pytest.raises(CommandError) as caught:
-        child.confirm()
-    release(child.stdin)
-    os.close(child.stdout)
-    assert caught.value.message == f"cannot run {CAT[0]}: Argument list too long"
-    assert "ulimit -a" in caught.value.hint
+    error = cannot_be_run(*CAT, "x" * 10_000_000)
+    assert error.message == f"cannot run {CAT[0]}: Argument list too long"
+    assert "ulimit -a" in error.hint
 
 
 def test_the_server_gets_its_arguments_unchanged_without_a_shell(start: Start) -> None:
     words = ["a b", "", "$HOME", "%PATH%", 'a"b\\', "*", "ü" if WINDOWS else "ü\udcff", "-c"]
     program = "import json, sys; print(json.dumps(sys.argv[1:]))"
     assert json.loads(said(start(*PYTHON, program, *words))) == words
-
-
-def test_the_server_reads_its_input_until_it_is_closed(start: Start) -> None:
-    child = start(*CAT)
-    child.stdin.write(b"hello\n")
-    assert os.read(child.stdout, 100) == b"hello\n"
-    assert child.poll() is None
-    child.stdin.close()
-    child.stdin.close()
-    assert said(child) == ""
-    assert ended(child) == 0
-
-
-def test_a_write_after_the_end_of_the_servers_input_reaches_no_other_file(start: Start, tmp_path: Path) -> None:
-    child = start(*CAT)
-    child.stdin.close()
-    with (tmp_path / "database").open("w"), contextlib.suppress(OSError):
-        child.stdin.write(b"frame\n")
-    assert (tmp_path / "database").read_bytes() == b""
-    assert said(child) == ""
 
 
 @posix
@@ -274,11 +228,7 @@ def test_on_macos_nothing_watches_a_program_that_cannot_be_run(tmp_path: Path, m
         return watchdogs[-1]
 
     monkeypatch.setattr(os, "posix_spawn", posix_spawn)
-    child = spawn([script(tmp_path, "no program\n")], os.environ)
-    with pytest.raises(CommandError):
-        child.confirm()
-    release(child.stdin)
-    os.close(child.stdout)
+    cannot_be_run(script(tmp_path, "no program\n"))
     with pytest.raises(ChildProcessError):
         os.waitpid(watchdogs[0], os.WNOHANG)
 
@@ -321,16 +271,10 @@ def test_a_session_goes_on_without_a_watchdog_if_no_descriptor_is_left(start: St
 
 
 @posix
-def test_a_lack_of_descriptors_is_an_error_of_one_line() -> None:
+@pytest.mark.parametrize("begins", [spawn, run], ids=["for the server", "before the server starts"])
+def test_a_lack_of_descriptors_is_an_error_of_one_line(tmp_path: Path, begins: Callable[..., object]) -> None:
+    arguments = (CAT, load({"MCPGUARD_HOME": str(tmp_path)})) if begins is run else (CAT, os.environ)
     with no_descriptor_left(3), pytest.raises(CommandError) as caught:
-        spawn(CAT, os.environ)
-    assert (caught.value.message, caught.value.exit_status) == (f"cannot start {CAT[0]}: Too many open files", 126)
-
-
-@posix
-def test_a_lack_of_descriptors_before_the_server_starts_is_an_error_of_one_line(tmp_path: Path) -> None:
-    settings = load({"MCPGUARD_HOME": str(tmp_path)})
-    with no_descriptor_left(3), pytest.raises(CommandError) as caught:
-        run(CAT, settings, server=None)
+        begins(*arguments, **({"server": None} if begins is run else {}))
     assert (caught.value.message, caught.value.exit_status) == (f"cannot start {CAT[0]}: Too many open files", 126)
     assert "ulimit -a" in caught.value.hint

@@ -3,14 +3,13 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mcpguard.relay import strays
-from mcpguard.relay.process import ServerProcess, spawn
-from tests.end_to_end.host import release
+from mcpguard.relay.process import ServerProcess
+from tests.relay.conftest import Start
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
@@ -26,27 +25,12 @@ DETACHES = "import os, signal; os.fork() and signal.pause(); os.setsid(); os.for
 REDIRECTS = "null = os.open('/dev/null', os.O_RDWR); os.dup2(null, 0); os.write(1, b'up'); os.dup2(null, 1); signal.pause()"
 STAYS = "signal.signal(15, signal.SIG_IGN); os.write(1, b'up'); signal.pause()"
 
-Start = Callable[[str], ServerProcess]
 
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts servers, and waits until what has left them is up."""
-    children: list[ServerProcess] = []
-
-    def start(program: str) -> ServerProcess:
-        child = spawn([sys.executable, "-S", "-c", program], os.environ)
-        children.append(child)
-        child.confirm()
-        assert os.read(child.stdout, 2) == b"up"
-        return child
-
-    yield start
-    for child in children:
-        child.kill()
-        os.waitpid(child.pid, 0)
-        release(child.stdin)
-        os.close(child.stdout)
+def up(start: Start, program: str) -> ServerProcess:
+    """Start a server, and wait until what has left it is up."""
+    child = start(sys.executable, "-S", "-c", program)
+    assert os.read(child.stdout, 2) == b"up"
+    return child
 
 
 def nobody_holds(child: ServerProcess) -> bool:
@@ -56,7 +40,7 @@ def nobody_holds(child: ServerProcess) -> bool:
 
 @pytest.mark.parametrize("program", [LEAVES + STAYS, DETACHES + STAYS])
 def test_processes_that_left_the_servers_group_are_killed_with_the_server(start: Start, program: str) -> None:
-    child = start(program)
+    child = up(start, program)
     child.signal(signal.SIGTERM)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert not select.select([child.stdout], [], [], 0)[0]  # what has left is told, too, and heeds nothing
@@ -65,13 +49,13 @@ def test_processes_that_left_the_servers_group_are_killed_with_the_server(start:
 
 
 def test_a_process_without_group_and_pipes_is_found_while_its_parent_lives(start: Start) -> None:
-    child = start(LEAVES + REDIRECTS)
+    child = up(start, LEAVES + REDIRECTS)
     (process,) = strays.find(child.pid, set())
     strays.send(process, signal.SIGKILL)
 
 
 def test_only_processes_of_the_server_outside_of_its_group_are_strays(start: Start) -> None:
-    child = start("import os, signal; os.fork() and signal.pause();" + STAYS)
+    child = up(start, "import os, signal; os.fork() and signal.pause();" + STAYS)
     pipes = {strays.pipe_of(child.stdin.fd), strays.pipe_of(child.stdout)}
     with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as other:
         assert strays.find(child.pid, pipes) == set()
@@ -79,14 +63,14 @@ def test_only_processes_of_the_server_outside_of_its_group_are_strays(start: Sta
 
 
 def test_another_process_with_the_pid_of_a_stray_is_not_signalled(start: Start) -> None:
-    child = start(LEAVES + STAYS)
+    child = up(start, LEAVES + STAYS)
     (process,) = strays.find(child.pid, set())
     strays.send(process._replace(started=b"1"), signal.SIGKILL)
     assert strays.find(child.pid, set()) == {process}
 
 
 def test_without_proc_nothing_is_found(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    child = start(LEAVES + STAYS)
+    child = up(start, LEAVES + STAYS)
     (process,) = strays.find(child.pid, set())
     with monkeypatch.context() as patched:
         patched.setattr(strays, "_PROC", "/nonexistent")

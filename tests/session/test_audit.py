@@ -14,12 +14,12 @@ from mcpguard.session.audit import (
     MEMBERS,
     Outcome,
     Row,
+    for_several,
     is_whole,
     line,
     record,
     row,
     session_of,
-    sum_of,
     summary,
     summed,
     with_outcome,
@@ -36,27 +36,12 @@ CONTEXT = '{"session":"00000000000000aa","namespace":"default","server":"crm","u
 
 
 def test_a_record_has_its_members_in_order_without_those_that_do_not_apply() -> None:
+    names = "namespace server user user_source via client_session agent agent_source email roles tool act".split()
     full = Row(
         WALL_US,
         7,
         "rate_limited",
-        json.dumps(
-            {
-                "session": "00000000000000aa",
-                "namespace": "default",
-                "server": "crm",
-                "user": "alice",
-                "user_source": "jwt",
-                "via": "hook",
-                "client_session": "abc123",
-                "agent": "a::b::c",
-                "agent_source": "config",
-                "email": "a@b",
-                "roles": ["r"],
-                "tool": "search",
-                "act": [{"sub": "x"}],
-            }
-        ),
+        json.dumps({"session": "00000000000000aa"} | dict.fromkeys(names, "x")),
         reported=json.dumps(HOURLY._replace(counts="cost").members()),
         request_id="4",
         args_hash=b"\x01\x02",
@@ -153,36 +138,22 @@ def test_a_denial_by_one_limit_lists_that_limit_as_exceeded() -> None:
             'invalid user="" reason="not valid JSON" outcome=ok',
         ),
         ({"decision": "allowed", "tool": "\x1b[2J\n"}, 'allowed tool="\\x1b[2J\\n"'),
+        (
+            {"decision": "allowed", "tool": "t", "limit": 2, "counts": "concurrent", "in_flight": 1, "waited_ms": 1200},
+            "allowed tool=t limit=2-in-flight in_flight=1 waited_ms=1200",
+        ),
+        (
+            {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"},
+            "rate_limited limit=9-units/1h cost=20 reason=too_costly",
+        ),
+        (
+            {"decision": "allowed", "warned": [{"limit": 9, "window": "1h"}, {"limit": 5, "window": "1d", "counts": "cost"}]},
+            "allowed warned=9/1h,5-units/1d",
+        ),
     ],
 )
 def test_a_record_is_written_on_one_line_as_key_value(entry: dict[str, object], text: str) -> None:
     assert line(entry) == text
-
-
-def test_the_line_of_a_record_tells_what_it_cost_what_is_in_flight_and_how_long_it_waited() -> None:
-    entry = {
-        "decision": "allowed",
-        "tool": "t",
-        "limit": 2,
-        "counts": "concurrent",
-        "count": 1,
-        "in_flight": 1,
-        "waited_ms": 1200,
-    }
-    assert line(entry) == "allowed tool=t limit=2-in-flight count=1 in_flight=1 waited_ms=1200"
-    entry = {"decision": "rate_limited", "limit": 9, "window": "1h", "counts": "cost", "cost": 20, "reason": "too_costly"}
-    assert line(entry) == "rate_limited limit=9-units/1h cost=20 reason=too_costly"
-
-
-def test_a_rule_that_would_deny_every_call_has_no_limit_in_its_record() -> None:
-    one = record(Row(WALL_US, 1, "would_deny", CONTEXT, '{"axis":"tool","rule":"tool=x"}'))
-    assert one["exceeded"] == [{"axis": "tool", "rule": "tool=x"}]
-
-
-def test_the_line_of_a_record_tells_of_which_limits_it_warns() -> None:
-    warned = [{"limit": 9, "window": "1h", "count": 8}, {"limit": 50, "window": "1d", "counts": "cost", "count": 40}]
-    entry = {"decision": "allowed", "tool": "t", "limit": 5, "window": "1m", "count": 1, "warned": warned}
-    assert line(entry) == "allowed tool=t limit=5/1m count=1 warned=9/1h,50-units/1d"
 
 
 def test_the_line_of_a_record_names_the_server_if_it_is_asked_for() -> None:
@@ -201,20 +172,11 @@ def test_a_record_is_one_printable_line_whatever_the_names(entry: dict[str, obje
     assert line(entry | {"decision": "allowed"}).isprintable()
 
 
-def test_a_summary_lists_decisions_and_the_axes_of_denials_by_frequency() -> None:
-    tally = {
-        ("allowed", ""): 9,
-        ("rate_limited", "tool"): 2,
-        ("rate_limited", "user"): 3,
-        ("denied", "tool"): 1,
-        ("policy", ""): 4,
-    }
-    assert summary(tally) == "15 calls: 9 allowed, 5 rate_limited (user 3, tool 2), 1 denied (tool 1)"
+def test_a_summary_lists_decisions_and_the_axes_of_denials_by_frequency_and_invalid_frames_not_as_calls() -> None:
+    denied = {("rate_limited", "tool"): 2, ("rate_limited", "user"): 3, ("denied", "tool"): 1}
+    tally = {("allowed", ""): 9, **denied, ("policy", ""): 4, ("invalid", ""): 1}
+    assert summary(tally) == "15 calls: 9 allowed, 5 rate_limited (user 3, tool 2), 1 denied (tool 1); 1 invalid frame"
     assert summary({("policy", ""): 4}) == summary({}) == "no calls"
-
-
-def test_a_summary_does_not_count_invalid_frames_as_calls() -> None:
-    assert summary({("invalid", ""): 1, ("allowed", ""): 1}) == "1 call: 1 allowed; 1 invalid frame"
     assert summary({("invalid", ""): 2}) == "no calls; 2 invalid frames"
 
 
@@ -276,15 +238,6 @@ def test_the_counts_of_denials_take_bounded_memory() -> None:
     assert len(journal._denials) <= 4097
 
 
-def test_an_admission_or_a_would_be_denial_resets_the_count_of_denials() -> None:
-    talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n')
-    assert [verdict.count for verdict in talk.call("x", 3)] == [1, 2, 3]
-    talk.call("y")
-    assert talk.one("x").count == 4
-    talk.time.pass_s(60)
-    assert [verdict.count for verdict in talk.call("x", 2)] == [1, 2]
-
-
 def test_a_denial_by_a_closed_tool_has_no_count() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "deny"\n')
     assert talk.one("x").count is None
@@ -297,15 +250,6 @@ def test_a_denied_tool_is_denied_for_good_although_a_limit_is_exceeded_too() -> 
     verdict = talk.one("x")
     assert verdict.reported is not None
     assert (verdict.reported.window, verdict.count, len(verdict.exceeded)) == ("1h", 2, 2)
-
-
-def test_arguments_are_hashed_only_with_a_key() -> None:
-    key = b""
-    talk = Talk("mode = 'enforce'", args_key=lambda: key)
-    talk.call("x", arguments={"secret": 7})
-    key = b"k"
-    talk.call("x", arguments={"secret": 7})
-    assert [one.get("args_hash") for one in talk.records] == [None, args_hash({"secret": 7}, b"k").hex()]
 
 
 def test_the_row_of_a_refused_call_cuts_long_arguments() -> None:
@@ -321,21 +265,20 @@ def test_the_row_of_a_refused_call_cuts_long_arguments() -> None:
     assert [one["arguments"] for one in talk.records if one["tool"] == "open"] == [{"a": "x" * 1000}, {"a": "x" * 10_000}]
 
 
+def several(common: Row) -> Row:
+    return for_several(common, 2, "s-1.1", 7, is_sum=True)
+
+
 def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
     first = Row(
         WALL_US, 1, "unauthenticated", '{"session":"s","user":"alice","tool":"a"}', '{"axis":"user","rule":"r"}', "1", b"h",
         "ab" * 16, 3, 0, 9, 5, '{"axis":"user","reason":"expired","arguments":{}}',
     )  # fmt: skip
     other = first._replace(time_us=WALL_US + 1, seq=2, context='{"session":"s","user":"alice","tool":"b"}')
-    sum_row = sum_of(summed(first, other._replace(reported='{"axis":"user","rule":"q"}', detail='{"axis":"user"}')))
-    assert sum_row == Row(
-        WALL_US + 1,
-        2,
-        "unauthenticated",
-        '{"session":"s","user":"alice"}',
-        '{"axis":"user"}',
-        detail='{"axis":"user","reason":"more of this kind, not kept one by one"}',
-    )
+    sum_row = several(summed(first, other._replace(reported='{"axis":"user","rule":"q"}', detail='{"axis":"user"}')))
+    detail = '{"axis":"user","reason":"more of this kind, not kept one by one","id":"s-1.1"}'
+    context = '{"session":"s","user":"alice"}'
+    assert sum_row == Row(WALL_US + 1, 2, "unauthenticated", context, '{"axis":"user"}', repeats=7, detail=detail)
     bare = Row(WALL_US, 1, "invalid", '{"session":"s"}')
     assert summed(bare, bare)._replace(detail=None) == bare
 
@@ -345,24 +288,25 @@ def test_a_row_for_several_denials_has_only_what_they_have_in_common() -> None:
 )
 def test_a_row_for_denials_by_different_limits_names_none_of_them_in_part(other: str) -> None:
     one = Row(WALL_US, 1, "rate_limited", '{"session":"s"}', '{"axis":"user","limit":5,"rule":"r","window":"1m"}')
-    sum_row = sum_of(summed(one, one._replace(reported=other)))
+    sum_row = several(summed(one, one._replace(reported=other)))
     assert sum_row.reported == '{"axis":"user"}'
-    assert sum_of(summed(sum_row, one)).reported == '{"axis":"user"}'
+    assert several(summed(sum_row, one)).reported == '{"axis":"user"}'
     assert record(sum_row).keys().isdisjoint({"rule", "limit", "window", "exceeded"})
-    assert line(record(sum_row)) == 'rate_limited axis=user reason="more of this kind, not kept one by one"'
+    assert line(record(sum_row)) == 'rate_limited axis=user repeats=7 reason="more of this kind, not kept one by one"'
 
 
 def test_the_setting_arguments_selects_what_rows_keep_of_arguments() -> None:
-    policy = "mode = 'enforce'"
-    hashed, none, full = (Talk(policy, arguments=kept, args_key=lambda: b"k") for kept in ("hash", "none", "full"))
-    for talk in (hashed, none, full):
-        talk.call("x", arguments={"secret": 7})
-        talk.call("x", arguments={"secret": 8})
-    assert hashed.records[0]["args_hash"] == args_hash({"secret": 7}, b"k").hex()
-    assert "arguments" not in hashed.records[0]
-    assert not {"args_hash", "arguments"} & none.records[0].keys()
-    assert full.records[0]["arguments"] == {"secret": 7}
-    assert full.records[1]["arguments"] == {"secret": 8}
+    key, values = b"", [{"secret": 7}, {"secret": 7}, {"secret": 8}, {"secret": 7}]
+    hashed, none, full = (Talk(arguments=kept, args_key=lambda: key) for kept in ("hash", "none", "full"))
+    for arguments in values:
+        for talk in (hashed, none, full):
+            talk.call("x", arguments=arguments)
+        key = b"k"
+    hashes = [None, *(args_hash(one, b"k").hex() for one in values[1:])]
+    assert [one.get("args_hash") for one in hashed.records] == hashes, "without a key there is no hash"
+    assert [one["arguments"] for one in full.records] == values
+    assert not any("arguments" in one for one in hashed.records)
+    assert not any({"args_hash", "arguments"} & one.keys() for one in none.records)
 
 
 def test_a_journal_tells_the_denials_on_a_counter_since_the_last_admission() -> None:

@@ -85,23 +85,6 @@ def test_the_answer_to_a_cancelled_ping_frees_no_place(spare: object) -> None:
     assert sum(isinstance(one.get("id"), int) and one["method"] == "tools/call" for one in talk.to_server) == 2, "1 and 3"
 
 
-def test_no_spelling_of_ids_hides_that_calls_fail() -> None:
-    talk = Talk('[[rule]]\ntool = "x"\ncount = "errors"\nlimit = "3/1h"\n')
-    for at in range(1, 6):
-        call, ping = call_line("x", at), request("ping", at)
-        talk.client(*((call, ping) if at % 2 else (ping, call)))
-        talk.server(*[{"id": at, "result": {"isError": method == "tools/call"}} for method in _methods(talk, at)])
-        talk.client(call)
-        talk.server({"id": at, "result": {"isError": True}})
-    assert talk.records[-1]["decision"] == "rate_limited"
-    assert sum(one.outcome == "tool_error" for one in talk.outcomes) == 3
-
-
-def _methods(talk: Talk, request_id: object) -> list[object]:
-    """What the server has got with an id."""
-    return [one["method"] for one in talk.to_server if one.get("id") == request_id]
-
-
 @pytest.mark.parametrize(("sent", "answered"), [(7, "7"), (-8, "-8"), ("9", 9), (BIG + 1, BIG), (10**21 + 1, 1e21), (7, 7.0)])
 def test_an_id_that_the_server_sends_back_in_another_form_is_that_of_the_request(sent: object, answered: object) -> None:
     talk = Talk(ANYTHING)

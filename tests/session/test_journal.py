@@ -59,29 +59,6 @@ def copied(verdict: Verdict) -> Verdict:
     return twin
 
 
-@pytest.mark.no_cover
-def test_taking_back_restores_what_was_forgotten_to_bound_memory() -> None:
-    talk = Talk('[[rule]]\ntool = "*"\nlimit = "1/1m"\n')
-    for at in range(4100):
-        talk.call(f"tool {at}", 2)
-    requests, verdicts = decided(talk, "another", 2)
-    before = everything(talk.journal)
-    talk.journal.rows(requests, verdicts, WALL_US)
-    assert len(talk.journal._denials) < 10
-    talk.journal.take_back()
-    assert everything(talk.journal) == before
-
-
-def test_taking_back_a_second_time_does_nothing() -> None:
-    talk = Talk(POLICY)
-    talk.call("a")
-    before = everything(talk.journal)
-    talk.journal.rows(*decided(talk, "a", 1), WALL_US)
-    talk.journal.take_back()
-    talk.journal.take_back()
-    assert everything(talk.journal) == before
-
-
 # Floods
 
 

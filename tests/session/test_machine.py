@@ -6,17 +6,15 @@ import pytest
 
 from mcpguard.errors import PolicyError
 from mcpguard.identity.caller import Identity
-from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
 from mcpguard.session import decision_requests, machine
 from mcpguard.session.audit import Outcome
 from mcpguard.session.decision_requests import DecisionRequests
 from mcpguard.session.machine import LookUp
-from mcpguard.text.digest import cut
 from mcpguard.wire import frames
 from mcpguard.wire.arguments import args_hash
 from mcpguard.wire.frames import Refusal
-from tests.build import Talk, call_line, identity, request
+from tests.build import Talk, call_line, request
 
 ONE_A_MINUTE = '[[rule]]\ntool = "*"\nlimit = "1/1m"\n'
 CLOSED = '[[rule]]\ntool = "x"\nlimit = "deny"\n'
@@ -51,15 +49,6 @@ def test_a_message_is_forwarded_as_it_came() -> None:
     talk = Talk(ANYTHING)
     assert talk.client(line) == ["forwarded 1"]
     assert talk.forwarded_bytes == [line.replace(b"\r", b" ").replace("\u2028".encode(), b"\\u2028") + b"\n"]
-
-
-def test_a_call_behind_a_lone_cr_is_not_forwarded_as_a_line_of_its_own() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    hidden = call_line("x").decode()
-    inside = f'{{"jsonrpc":"2.0","method":"n","params":{{"x":"\r{hidden}\r"}}}}'
-    behind = f'{{"jsonrpc":"2.0","method":"n"}}\r{hidden}'
-    assert talk.client(inside.encode()) == ["answered None: -32700"]
-    assert talk.client(behind.encode()) == ["answered None: -32700"]
 
 
 def test_the_members_of_a_batch_are_decided_separately() -> None:
@@ -192,12 +181,6 @@ def test_the_agent_in_a_calls_meta_counts_only_if_meta_is_trusted() -> None:
     assert {one["agent"] for one in wary.records} == {"unknown::interactive::default"}
 
 
-def test_roles_and_the_users_source_are_in_the_audit() -> None:
-    talk = Talk(ANYTHING, who=identity(roles=("dev", "ops")))
-    talk.client(call_line("x"))
-    assert (talk.records[0]["roles"], talk.records[0]["user_source"]) == (["dev", "ops"], "config")
-
-
 def test_equal_calls_share_a_plan_and_the_number_of_plans_is_bounded() -> None:
     talk = Talk('[[rule]]\nuser = "*"\nlimit = "1/1s"\n')
     first, second = talk.charges("search", 2)
@@ -220,35 +203,14 @@ def test_a_long_name_is_not_remembered_and_is_cut_in_its_counter() -> None:
     assert all(len(held.label) < 600 for held in talk.store.held())
 
 
-def test_all_names_in_a_row_are_cut() -> None:
-    talk = Talk(ANYTHING, who=identity("u" * 300, f"{'a' * 300}::b::c", "s" * 300))
-    talk.client(call_line("t" * 300))
-    (record,) = talk.records
-    for member, name in {"user": "u" * 300, "agent": f"{'a' * 300}::b::c", "server": "s" * 300, "tool": "t" * 300}.items():
-        assert record[member] == cut(name) != name
-
-
-def test_a_valid_traceparent_gives_the_trace_id() -> None:
-    talk = Talk(ANYTHING)
-    trace = "0af7651916cd43dd8448eb211c80319c"
-    parents: list[object] = [f"00-{trace}-b7ad6b7169203331-01", f"00-{trace}-b7ad6b7169203331", 7, "x" * 100]
-    talk.client(*[call_line("x", at, _meta={"traceparent": parent}) for at, parent in enumerate(parents)])
-    assert [one["trace_id"] == trace for one in talk.records] == [True, False, False, False]
-
-
-@pytest.mark.parametrize(
-    "parent",
-    [
-        f"00-{'0' * 32}-b7ad6b7169203331-01",
-        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
-        "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    ],
-)
-def test_a_traceparent_with_zeroes_or_a_forbidden_version_gives_no_trace_id(parent: str) -> None:
-    """W3C Trace Context has them ignored, and a collector drops spans whose trace id is zero."""
+def test_a_valid_traceparent_gives_the_trace_id_but_not_one_with_zeroes_or_a_forbidden_version() -> None:
+    """W3C Trace Context has those ignored, and a collector drops spans whose trace id is zero."""
     talk = Talk(ANYTHING, session="00000000000000aa")
-    talk.client(call_line("x", _meta={"traceparent": parent}))
-    assert talk.records[0]["trace_id"] == f"00000000000000aa{1:016x}"
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    zeroes = [f"00-{'0' * 32}-{span}-01", f"00-{trace}-{'0' * 16}-01"]
+    parents = [f"00-{trace}-{span}-01", *zeroes, f"ff-{trace}-{span}-01", f"00-{trace}-{span}", 7, "x" * 100]
+    talk.client(*[call_line("x", at, _meta={"traceparent": parent}) for at, parent in enumerate(parents)])
+    assert [one["trace_id"] for one in talk.records] == [trace, *(f"00000000000000aa{seq:016x}" for seq in range(2, 8))]
 
 
 def test_each_row_has_the_hash_of_its_calls_own_arguments() -> None:
@@ -286,16 +248,6 @@ def test_a_session_begins_with_the_row_of_its_policy() -> None:
     assert talk.logged == []
 
 
-@pytest.mark.parametrize("loaded", [parse(ONE_A_MINUTE), PolicyError("policy.toml: line 1: broken")], ids=["policy", "error"])
-def test_a_policy_that_was_loaded_after_the_session_was_made_is_in_force_from_the_start(loaded: Policy | PolicyError) -> None:
-    talk = Talk(PolicyError("the policy is being loaded"))
-    assert talk.start(loaded) == []
-    digest = loaded.digest if isinstance(loaded, Policy) else None
-    assert [(one.get("policy"), one["reason"]) for one in talk.policy_records] == [(digest, "in force at the start")]
-    assert talk.machine.requests.policy is loaded
-    assert talk.logged == []
-
-
 def test_an_invalid_policy_at_the_start_closes_every_tool_until_it_is_mended() -> None:
     talk = Talk(PolicyError("policy.toml: line 1: broken"))
     assert talk.client(call_line("x", 1), request("tools/list", 2)) == ["forwarded 2", "answered 1: 503"]
@@ -321,41 +273,24 @@ def test_an_edit_applies_to_the_next_call_and_keeps_the_counters() -> None:
     assert talk.client(call_line("x", 3), call_line("x", 4)) == ["forwarded 3", "answered 4: 429"]
 
 
-def test_taking_up_a_policy_writes_a_line_and_a_row() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    assert talk.take_up(ONE_A_MINUTE) == []
-    assert talk.policy_records[0]["policy"] == parse(ONE_A_MINUTE).digest
-    assert (talk.policy_records[0]["reason"], talk.logged, talk.errors) == ("applied", ["policy applied"], [])
-
-
-def test_the_line_of_a_policy_that_changes_the_mode_names_the_mode() -> None:
+def test_each_change_of_the_policy_has_a_row_that_names_the_one_in_force_and_a_line_that_names_a_new_mode() -> None:
     observed = f'mode = "observe"\n{ONE_A_MINUTE}'
-    talk = Talk(PolicyError("broken"))
-    for found in (ONE_A_MINUTE, observed, observed.replace("1/1m", "2/1m"), PolicyError("broken"), ONE_A_MINUTE):
-        talk.take_up(found)
+    enforced, observing, later = (parse(text).digest for text in (ONE_A_MINUTE, observed, observed.replace("1/1m", "2/1m")))
+    talk = Talk(PolicyError("x"))
+    for found in (PolicyError("y"), ONE_A_MINUTE, observed, observed.replace("1/1m", "2/1m"), PolicyError("z"), ONE_A_MINUTE):
+        assert talk.take_up(found) == []
     assert talk.logged == [
+        "policy not applied: y",
         "policy applied: mode=enforce",
         "policy applied: mode=observe (nothing is denied)",
         "policy applied",
-        "policy not applied: broken",
+        "policy not applied: z",
         "policy applied: mode=enforce",
     ]
-    assert {one["reason"] for one in talk.policy_records} == {"applied", "not applied: broken"}
-
-
-def test_an_invalid_policy_writes_an_error_line_and_a_row_with_the_policy_in_force() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    assert talk.take_up(PolicyError("line 1: broken")) == []
-    assert talk.errors == ["policy not applied: line 1: broken"]
-    assert [(one["policy"], one["reason"]) for one in talk.policy_records] == [
-        (parse(ONE_A_MINUTE).digest, "not applied: line 1: broken")
-    ]
-
-
-def test_the_row_of_an_invalid_policy_at_the_start_has_no_policy() -> None:
-    talk = Talk(PolicyError("x"))
-    talk.take_up(PolicyError("y"))
-    assert [("policy" in one, one["reason"]) for one in talk.policy_records] == [(False, "not applied: y")]
+    assert talk.errors == ["policy not applied: y", "policy not applied: z"]
+    rows = [(one.get("policy"), one["reason"]) for one in talk.policy_records]
+    applied = [(digest, "applied") for digest in (enforced, observing, later)]
+    assert rows == [(None, "not applied: y"), *applied, (later, "not applied: z"), (enforced, "applied")]
 
 
 # The store
@@ -398,7 +333,7 @@ def test_many_outcomes_are_recorded_in_portions(monkeypatch: pytest.MonkeyPatch)
     assert talk.recorded == [2, 2, 1]
 
 
-def test_rows_that_sum_up_denials_are_recorded_and_logged() -> None:
+def test_rows_that_sum_up_denials_are_recorded_and_logged_and_at_the_end_none_is_left() -> None:
     talk = Talk(ONE_A_MINUTE)
     talk.client(*[call_line("x", at) for at in range(5)])
     assert (talk.record(), len(talk.logged)) == ([], 1)
@@ -407,11 +342,7 @@ def test_rows_that_sum_up_denials_are_recorded_and_logged() -> None:
     assert (talk.records[-1]["decision"], talk.records[-1]["repeats"]) == ("rate_limited", 3)
     assert "repeats=3" in talk.logged[1]
     assert talk.log_kinds == ["rate_limited tool"] * 2
-
-
-def test_at_the_end_of_a_session_all_denials_are_in_rows() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    talk.client(*[call_line("x", at) for at in range(3)])
+    talk.client(call_line("x", 5))
     assert talk.record(everything=True) == []
     assert talk.records[-1]["repeats"] == 1
 
@@ -543,18 +474,6 @@ def test_messages_after_the_end_of_the_servers_input_are_answered_and_audited_bu
         ("invalid", "not valid JSON"),
     ]
     assert not talk.store.held()
-
-
-def test_a_call_that_comes_alone_is_not_charged_after_the_end_of_the_servers_input_either() -> None:
-    talk = Talk(ONE_A_MINUTE)
-    talk.input_closes("the server has closed its input")
-    assert talk.client(call_line("x", 1)) == ["answered 1: -32000"]
-    assert talk.server_exits("over") == []
-    assert talk.client(call_line("x", 2)) == []
-    gone = Talk(ONE_A_MINUTE)
-    gone.server_exits("over")
-    assert gone.client(call_line("x", 1)) == []
-    assert talk.store.held() == gone.store.held() == []
 
 
 def test_requests_that_the_server_did_not_take_are_answered() -> None:

@@ -3,6 +3,7 @@
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.agent import Agent
 from mcpguard.identity.caller import Identity
+from mcpguard.text.digest import cut
 from tests.build import Talk, call_line, request
 
 VERIFIED = Identity("", "jwt", "crm")
@@ -20,12 +21,8 @@ def test_without_a_verified_user_calls_are_denied_and_everything_else_passes() -
     error = talk.to_client[0]["error"]
     assert error["code"] == 401
     assert error["message"] == "Tool x was not called: the token in /t expired at 2026-01-01T00:00:00Z. Get a new one."
-    assert {key: error["data"].get(key) for key in ("reason", "axis", "tool", "user")} == {
-        "reason": "unauthenticated",
-        "axis": "user",
-        "tool": "x",
-        "user": None,
-    }
+    members = ("reason", "axis", "tool", "user")
+    assert [error["data"].get(key) for key in members] == ["unauthenticated", "user", "x", None]
     assert talk.machine.tally["unauthenticated", "user"] == 1
     told = [(one["decision"], one.get("axis"), one.get("reason"), "user" in one, "user_source" in one) for one in talk.records]
     assert told == [
@@ -54,22 +51,28 @@ def test_a_new_identity_replaces_the_previous_one_completely() -> None:
     for at, found in enumerate(everybody):
         talk.identify(found)
         talk.client(call_line("x", at))
-    shown = [
-        [one.get(key) for key in ("decision", "user", "email", "roles", "act", "agent", "agent_source")] for one in talk.records
-    ]
+    members = ("decision", "user", "user_source", "email", "roles", "act", "agent", "agent_source")
+    shown = [[one.get(key) for key in members] for one in talk.records]
     nobody = "unknown::interactive::default"
     assert shown == [
-        ["allowed", "alice", "a@acme.com", ["dev"], ["p", "q"], "unknown::interactive::job", "jwt"],
-        ["unauthenticated", None, None, None, None, nobody, "default"],
-        ["allowed", "bob", None, None, None, nobody, "default"],
-        ["rate_limited", "alice", "a@acme.com", ["dev"], ["p", "q"], "unknown::interactive::job", "jwt"],
+        ["allowed", "alice", "jwt", "a@acme.com", ["dev"], ["p", "q"], "unknown::interactive::job", "jwt"],
+        ["unauthenticated", None, None, None, None, None, nobody, "default"],
+        ["allowed", "bob", "jwt", None, None, None, nobody, "default"],
+        ["rate_limited", "alice", "jwt", "a@acme.com", ["dev"], ["p", "q"], "unknown::interactive::job", "jwt"],
     ]
 
 
-def test_long_names_of_a_token_are_cut_in_the_audit() -> None:
-    talk = Talk(who=VERIFIED)
-    talk.identify(Identity("u" * 999, "jwt", "crm", roles=("r" * 999,), email="e" * 999, act=("a" * 999,)))
-    talk.client(call_line("x"))
+def test_long_names_are_cut_in_the_audit() -> None:
+    long = {name: name[0] * 999 for name in ("user", "server", "tool", "role", "email", "act")}
+    agent = Agent("g" * 999)
+    who = Identity(long["user"], "jwt", long["server"], agent, roles=(long["role"],), email=long["email"], act=(long["act"],))
+    talk = Talk(who=who)
+    talk.client(call_line(long["tool"]))
     (one,) = talk.records
-    names = [one["user"], one["email"], *one["roles"], *one["act"]]  # type: ignore[misc]
-    assert [len(str(name).encode()) <= 256 for name in names] == [True] * 4
+    assert one["agent"] == cut(f"{agent.client}::interactive::default")
+    shown = {**{name: one[name] for name in ("user", "server", "tool", "email")}, "roles": one["roles"], "act": one["act"]}
+    assert shown == {
+        **{name: cut(long[name]) for name in ("user", "server", "tool", "email")},
+        "roles": [cut(long["role"])],
+        "act": [cut(long["act"])],
+    }

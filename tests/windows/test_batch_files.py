@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mcpguard.relay import batch_file
 from tests.end_to_end.host import SERVERS, Host
 
-pytestmark = pytest.mark.skipif(sys.platform != "win32", reason="only Windows has batch files")
+windows: Any = pytest.importorskip(
+    "mcpguard.relay.process_windows", reason="only Windows has batch files", exc_type=ImportError
+)
 
 HARD = [
     *("", "two words", " ", "\t", "it's", "é✓", "a;b,c=d", "-y", "--name=value"),
@@ -67,13 +69,13 @@ def cross_spawn(program: str, arguments: Sequence[str]) -> str:
 
 @pytest.mark.parametrize("arguments", [HARD, *(random_arguments(400)[at : at + 80] for at in range(0, 400, 80))])
 def test_hard_arguments_arrive_as_they_are_and_run_nothing(shim: Path, arguments: list[str]) -> None:
-    assert arrived(shim, batch_file.command_line(str(shim), arguments)) == arguments
+    assert arrived(shim, windows.batch_command_line(str(shim), arguments)) == arguments
     assert not list(shim.parent.glob("pwned*"))
 
 
 def test_what_cross_spawn_delivers_arrives_the_same(shim: Path) -> None:
     plain = [one for one in HARD if '"' not in one]  # cross-spawn's quotation marks end cmd.exe's quotes in `%*`
-    ours = arrived(shim, batch_file.command_line(str(shim), plain))
+    ours = arrived(shim, windows.batch_command_line(str(shim), plain))
     assert ours == arrived(shim, cross_spawn(shim.name, plain)) == plain
 
 
@@ -90,3 +92,19 @@ def test_an_argument_that_cmd_cannot_pass_on_is_refused_before_anything_starts(s
         assert host.wait() == 126
         assert "an argument with a line break" in host.err
     assert not (shim.parent / "arguments").exists()
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "\0", "x" * 8200])
+def test_what_cmd_cannot_pass_on_is_an_error(bad: str) -> None:
+    with pytest.raises(ValueError, match=r"cmd\.exe, which runs batch files"):
+        windows.batch_command_line("C:\\npx.cmd", [bad])
+
+
+@pytest.mark.parametrize(("program", "is_one"), [("npx.CMD", True), ("a.bat. ", True), ("a.exe", False), ("cmd", False)])
+def test_a_batch_file_is_known_by_its_ending(program: str, is_one: bool) -> None:
+    assert windows.is_batch_file(program) == is_one
+
+
+def test_options_that_a_batch_file_compares_are_not_quoted() -> None:
+    line = windows.batch_command_line("C:\\npx.cmd", ["-y", "@acme/crm-server", "a b"])
+    assert line == 'cmd.exe /d /e:on /v:off /s /c ""C:\\npx.cmd" -y @acme/crm-server "a b""'
