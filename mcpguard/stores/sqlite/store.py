@@ -217,9 +217,13 @@ class SqliteStore:
         """See `Store`."""
         held = {one.label for one in self.held()}
         lines = [log_lines.emptied_line(counter_id(label)) for label in labels]
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the log may have room all the same
-            self._upkeep.drain(self._timeout_s)
-        self._publish(lines)
+        try:
+            self._publish(lines)
+        except LogFull as full:
+            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+                if not self._upkeep.drain(self._timeout_s):  # another process may be draining it
+                    self._upkeep.await_drained(full.drained_end, self._timeout_s)
+            self._publish(lines)
         return len(held & set(labels))
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
