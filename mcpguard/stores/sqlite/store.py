@@ -95,7 +95,7 @@ class SqliteStore:
         except BaseException:
             self._files.close()
             raise
-        self._owner = Owner.of(path)
+        self._owner = Owner.of(path, self)
 
     @functools.cached_property
     def _upkeep(self) -> "Upkeep":
@@ -341,5 +341,5 @@ class SqliteStore:
             if self._log.drained().end < self._follower.at.end:
                 self._upkeep.drain(DRAIN_AT_CLOSE_S)
         name = self._owner.name
-        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.places.values()))
+        self._owner.close(self, has_places=any(place.owner == name for place in self._follower.memory.places.values()))
         self._files.close()
