@@ -71,7 +71,7 @@ for request = 1, requests do
     end
   end
 
-  -- As core/limiter.decide. For the reported limit as core/verdict.verdict: of the limits with room the tightest one of the
+  -- As limiter/sliding.decide. For the reported limit as session/decision.verdict: of the limits with room the tightest one of the
   -- lowest rank
   local at_us = now
   for at = 1, #limits do
@@ -126,8 +126,8 @@ for request = 1, requests do
     for _, at in ipairs(#enforced > 0 and enforced or full) do
       local limit = limits[at]
       local n, window, units = limit[N], limit[WINDOW], limit[UNITS]
-      local severity, after = n == 0 and 3 or window == 0 and 1 or 2, false -- as core/verdict.severity; false: no wait is enough
-      if window > 0 and units <= n then -- as core/limiter.retry_after
+      local severity, after = n == 0 and 3 or window == 0 and 1 or 2, false -- as session/decision._severity; false: no wait is enough
+      if window > 0 and units <= n then -- as limiter/sliding.retry_after
         local log = alive[limit[COUNTER]]
         local over, next_at = log[TOTAL] + units - n, 1
         while over > 0 do
@@ -163,7 +163,7 @@ for request = 1, requests do
     end
   end
 
-  if limits.has_cap then -- as core/verdict._in_flight
+  if limits.has_cap then -- as session/decision._in_flight
     local least
     for at = 1, #limits do
       local n, counter = limits[at][N], limits[at][COUNTER]
@@ -185,7 +185,7 @@ for request = 1, requests do
       decision = admitted
     end
   end
-  if limits.warns then -- as core/limiter._warned
+  if limits.warns then -- as limiter/sliding._warned
     warned, warnings = {}, {}
     for at, limit in ipairs((is_denied or decision == 'held') and {} or limits) do
       local mark, sum = limit[MARK], (held[limit[COUNTER]] or 0) + (limit[RANK] % 2 == 1 and 0 or limit[UNITS])
@@ -209,7 +209,7 @@ for request = 1, requests do
     end
   end
 
-  -- As core/journal.Journal._count_denial
+  -- As session/journal.Journal._count_denials
   count = held_by_reported
   if (full or denied) and decision ~= 'denied' and decision ~= 'held' and decision ~= 'continued' then
     denied = denied or {}

@@ -1,4 +1,4 @@
--- As core/limiter.charge. Statements: add `cost` to a live `log` at `at_us`, for a limit of `n` in a `window`
+-- As limiter/sliding.charge. Statements: add `cost` to a live `log` at `at_us`, for a limit of `n` in a `window`
 local grain = n <= EXACT and 0 or math.ceil(window / EXACT)
 if not log then
   log = {at_us, at_us, cost, cost, ''}

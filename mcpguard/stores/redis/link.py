@@ -64,12 +64,14 @@ LEAST_WAITED: Final = 0.25
 sent, or while the reply waits to be read: then the server is not to blame."""
 
 
-def scan(ask: Callable[[Command], Any], key: str) -> Iterator[dict[bytes, bytes]]:
-    """Read a hash in pieces, so that no decision waits for all of it. A field may come twice."""
-    cursor = b"0"
+def scan(ask: Callable[[Command], Any], key: str, cursor: bytes = b"0") -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+    """Read a hash in pieces, so that no decision waits for all of it. A field may come twice.
+
+    Yields each piece and, before it, the cursor with which another scan goes on after it; `0` after the last one.
+    """
     while True:
         cursor, fields = ask(("HSCAN", key, cursor, "COUNT", _SCANNED))
-        yield dict(zip(fields[::2], fields[1::2], strict=True))
+        yield cursor, dict(zip(fields[::2], fields[1::2], strict=True))
         if cursor == b"0":
             return
 

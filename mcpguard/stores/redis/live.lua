@@ -1,4 +1,4 @@
--- As core/limiter.live. Statements: drop from `log` what has left the window at `horizon`; nil if nothing is left
+-- As limiter/sliding.live. Statements: drop from `log` what has left the window at `horizon`; nil if nothing is left
 if log and log[NEWEST] <= horizon then
   log = nil
 elseif log then

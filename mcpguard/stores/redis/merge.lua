@@ -1,6 +1,6 @@
 local entries_of, log_of, coalesce = coalescing()
 
--- As core/limiter.merge; `entries` are {time, cost}
+-- As limiter/sliding.merge; `entries` are {time, cost}
 local function merge(log, entries, window)
   local all = log and entries_of(log) or {}
   for _, entry in ipairs(entries) do

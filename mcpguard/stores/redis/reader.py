@@ -56,7 +56,7 @@ class Reader:
     def held(self) -> list[CounterUse]:
         """See `Store`."""
         index: dict[bytes, bytes] = {}
-        for piece in scan(lambda command: self._server.ask(command)[0], self._server.keys.labels):
+        for _, piece in scan(lambda command: self._server.ask(command)[0], self._server.keys.labels):
             index |= piece
         held: list[CounterUse] = []
         counters = [Counter(int(key), label.decode(), label_parts(label.decode()).window_us) for key, label in index.items()]

@@ -19,7 +19,7 @@ for at = 2 + places, #KEYS do
   local n, window = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
   local value = redis.call('GET', KEYS[at])
   local log = value and unpack_log(value) or nil
-  local at_us = log and math.max(now, log[NEWEST]) or now -- as core/limiter.fail
+  local at_us = log and math.max(now, log[NEWEST]) or now -- as limiter/sliding.fail
   local horizon, cost = at_us - window, 1
   -- INSERT live.lua
   -- INSERT count.lua

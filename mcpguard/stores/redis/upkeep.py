@@ -70,6 +70,7 @@ class Upkeep:
         self._keep_us = keep_us
         self._max_bytes = max_bytes
         self._next_s = 0.0
+        self._cursor = b"0"  # up to which labels are examined
         self.is_unfinished = False
 
     def tend(self) -> None:
@@ -91,10 +92,14 @@ class Upkeep:
                 if time.monotonic() > until_s:
                     self.is_unfinished = True
                     return
-            for some in scan(lambda command: link.reply(*command), keys.labels):
+            for cursor, some in scan(lambda command: link.reply(*command), keys.labels, self._cursor):
                 if some:  # a counter whose keys have expired leaves its label
                     both = [key for one in some for key in (keys.log(int(one)), keys.in_flight(int(one)))]
                     link.reply("EVAL", _DROP_UNUSED, 1 + len(both), keys.labels, *both)
+                self._cursor = cursor
+                if cursor != b"0" and time.monotonic() > until_s:
+                    self.is_unfinished = True
+                    return
 
 
 def _prune_some(link: Link, keys: Keys, *, max_bytes: int, keep_us: int) -> int:

@@ -68,15 +68,20 @@ class Owner:
         self.removed = ""
         self._base = base
         self._sign: LifeSign | None = None
-        self._users = 0
+        self._users: set[object] = set()
 
     @classmethod
-    def of(cls, database: StrPath) -> "Owner":
-        """This process as an owner in the store with this database. `close` it."""
+    def of(cls, database: StrPath, user: object) -> "Owner":
+        """This process as an owner in the store with this database.
+
+        Args:
+            database: The database.
+            user: What uses the owner until it is closed with the same user.
+        """
         base = _base(database)
         with _lock:
             own = _own.setdefault(base, cls(base))
-            own._users += 1
+            own._users.add(user)
             return own
 
     def prepare(self) -> str:
@@ -118,14 +123,15 @@ class Owner:
         """Those of some owners in the same store that have ended."""
         return {name for name in others if not shows_life(self._base + name)}
 
-    def close(self, *, has_places: bool) -> None:
+    def close(self, user: object, *, has_places: bool) -> None:
         """Let this process be no owner any more, unless something else of it has the store open.
 
         Args:
+            user: What does not use it any more; it may be closed again.
             has_places: Whether calls of the owner are in flight. Then it does not end before the process does.
         """
         with _lock:
-            self._users -= 1
+            self._users.discard(user)
             if self._sign is not None and not self._users and not has_places:
                 self._sign.end()
                 self._sign, self.name, self.removed = None, "", ""

@@ -36,6 +36,9 @@ _LOOKED_AT: Final = 256
 TURN_SHARE: Final = 0.8
 """The share of its timeout that a call may wait for its turn."""
 
+CHUNKS_IN_TURN: Final = 8
+"""How much of the log is read in a turn, in chunks of about 15 records. Who has more to read lets others take turns."""
+
 _TRIES: Final = 5
 """How often to start over if the log moves on while the database is read."""
 
@@ -214,23 +217,34 @@ class Follower:
 
     def take_turn(self) -> None:
         """Hold the lock on the call log as `turn` does. The caller releases `turn_lock`: so a call pays for no generator."""
-        for _ in range(_TRIES):
+        for tries_left in range(_TRIES, -1, -1):
             if not self.turn_lock.acquire(self._timeout_s * TURN_SHARE):
                 raise StoreUnavailable(
                     f"{self._log.path} did not come free in time", "look for a stopped process that holds its lock"
                 )
             try:
                 self._log.check()
-                while not self._log.ends_at(self.at) and self._read_some():
-                    pass
-                self._has_company = self.at is not self._prepared_at
-                return
+                if not tries_left:
+                    self.follow()  # others always have appended much
+                if not tries_left or self._reads_all():
+                    self._has_company = self.at is not self._prepared_at
+                    return
             except BaseException as error:
                 self.turn_lock.release()
-                if not isinstance(error, Lost):
+                if not isinstance(error, Lost) or not tries_left:
                     raise
-            self.follow()  # it needs the database, for which others must not wait
-        raise Lost(self._log.path)
+            else:
+                self.turn_lock.release()
+            self.follow()  # it is long, or needs the database: others must not wait for that
+
+    def _reads_all(self) -> bool:
+        """Read what others have appended, unless it is so much that others must not wait. Returns whether all of it is read."""
+        chunks = 0
+        while not self._log.ends_at(self.at) and self._read_some():
+            chunks += 1
+            if chunks == CHUNKS_IN_TURN:
+                return False
+        return True
 
     def follow(self) -> None:
         """Read the records that others have appended."""

@@ -81,7 +81,8 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
         hold = lock_file(beside(path, "-open"))
         undo.callback(hold.close)
         join = functools.partial(_join, path, lock, hold, timeout_s=timeout_s, own_clock=own_clock)
-        until_s = time.monotonic() + max(OPEN_TIMEOUT_S, timeout_s)
+        patience_s = max(OPEN_TIMEOUT_S, timeout_s)
+        until_s = time.monotonic() + patience_s
         files, warnings = None, []
         while files is None:
             with contextlib.suppress(StoreUnavailable):
@@ -89,7 +90,7 @@ def open_files(path: str, *, timeout_s: float, own_clock: Clock | None, wall: Cl
                 break
             if lock.acquire(JOIN_EVERY_S):
                 try:
-                    warnings = _repair(path, hold, None if own_clock else wall)
+                    warnings = _repair(path, hold, None if own_clock else wall, patience_s)
                     files = join()
                 finally:
                     lock.release()
@@ -135,13 +136,14 @@ def _join(path: str, lock: FileLock, hold: FileLock, *, timeout_s: float, own_cl
         return Files(path, log, lock, hold, reader, follower, ())
 
 
-def _repair(path: str, hold: FileLock, wall: Clock | None) -> list[str]:
+def _repair(path: str, hold: FileLock, wall: Clock | None, timeout_s: float) -> list[str]:
     """Create what is missing, and mend what does not belong together. The caller has the store's lock.
 
     Args:
         path: The database.
         hold: Tells whether another process has the store open.
         wall: Wall-clock time; None if the store needs no time base.
+        timeout_s: How long to wait for processes that read the database.
 
     Returns:
         Messages for the store's owner.
@@ -155,7 +157,7 @@ def _repair(path: str, hold: FileLock, wall: Clock | None) -> list[str]:
         if not is_there(path):
             os.close(open_private(path))
             is_new = True
-        db = opened.enter_context(contextlib.closing(database.connect(path, timeout_s=OPEN_TIMEOUT_S)))
+        db = opened.enter_context(contextlib.closing(database.connect(path, timeout_s=timeout_s)))
         if not is_new:
             database.check_pages(db, path)
             _refuse_another_log(path, db, log)

@@ -95,7 +95,7 @@ class SqliteStore:
         except BaseException:
             self._files.close()
             raise
-        self._owner = Owner.of(path)
+        self._owner = Owner.of(path, self)
 
     @functools.cached_property
     def _upkeep(self) -> "Upkeep":
@@ -217,9 +217,13 @@ class SqliteStore:
         """See `Store`."""
         held = {one.label for one in self.held()}
         lines = [log_lines.emptied_line(counter_id(label)) for label in labels]
-        with contextlib.suppress(StoreUnavailable), database.reported(self.path):  # the log may have room all the same
-            self._upkeep.drain(self._timeout_s)
-        self._publish(lines)
+        try:
+            self._publish(lines)
+        except LogFull as full:
+            with contextlib.suppress(StoreUnavailable), database.reported(self.path):
+                if not self._upkeep.drain(self._timeout_s):  # another process may be draining it
+                    self._upkeep.await_drained(full.drained_end, self._timeout_s)
+            self._publish(lines)
         return len(held & set(labels))
 
     def take_notes(self, namespace: str, keys: Sequence[str]) -> dict[str, str]:
@@ -337,5 +341,5 @@ class SqliteStore:
             if self._log.drained().end < self._follower.at.end:
                 self._upkeep.drain(DRAIN_AT_CLOSE_S)
         name = self._owner.name
-        self._owner.close(has_places=any(place.owner == name for place in self._follower.memory.places.values()))
+        self._owner.close(self, has_places=any(place.owner == name for place in self._follower.memory.places.values()))
         self._files.close()

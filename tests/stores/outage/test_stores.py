@@ -185,6 +185,8 @@ def test_rows_that_a_store_took_just_before_a_wrapper_was_killed_are_not_written
     with contextlib.closing(opens()) as reader:
         assert len(list(reader.entries())) == 3 + 1
         assert [held.used for held in reader.held()] == [3 + 1]
+    after.store.close()
+    guard.store.close()
 
 
 # a file that cannot be used

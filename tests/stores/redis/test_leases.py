@@ -157,6 +157,14 @@ def test_a_reset_frees_the_places_and_is_no_loss(guards: Guards, time: Time) -> 
     assert other.used == [1]
 
 
+def test_a_call_that_ends_soon_after_a_reset_has_lost_nothing(guards: Guards) -> None:
+    one, _ = guards()
+    one.decision()
+    assert one.store.reset([held.label for held in one.store.held()]) == 1
+    one.end()
+    assert one.losses == 0
+
+
 def test_a_call_has_a_place_on_each_of_its_caps_and_one_of_them_can_be_lost(guards: Guards, time: Time) -> None:
     stopped, other = guards(ONE + '[[rule]]\nuser = "*"\nconcurrent = 9\n')
     stopped.decision()

@@ -272,6 +272,18 @@ def test_long_upkeep_is_done_in_portions_because_the_same_thread_renews_leases(
     assert left[:3] == [300, 100, 0]
 
 
+def test_labels_are_examined_in_portions_too(server: Server, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upkeep, "PORTION_S", 0.0)
+    server.command("HSET", LABELS, *[f"{at}" for at in range(6000)])
+    store = opened()
+    left: list[int] = []
+    while not left or store.needs_tending:
+        store.tend()
+        left.append(int(server.command("HLEN", LABELS)[1:]))
+    assert left[0] > 2000  # of 3000
+    assert left[-1] == 0
+
+
 def test_one_wrapper_does_upkeep_for_all(server: Server, opened: Opened) -> None:
     for _ in range(2):
         opened().tend()

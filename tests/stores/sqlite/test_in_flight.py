@@ -178,6 +178,16 @@ def test_only_a_process_that_caps_calls_has_a_file_and_deletes_it_when_it_closes
     assert owner_files(path) == []
 
 
+def test_a_store_that_is_closed_twice_frees_no_places_of_another_one_of_its_process(path: Path, open_store: Open) -> None:
+    twice = open_store()
+    twice.close()
+    twice.close()
+    holder, other = open_store(), open_store()
+    assert Caller(holder, CAPPED).words("x") == ["allowed"]
+    other.close()
+    assert len(owner_files(path)) == 1
+
+
 @pytest.mark.posix
 @pytest.mark.parametrize("notices", ["at its next call", "in its upkeep", "while it is idle"])
 def test_a_process_whose_file_was_deleted_makes_it_again_keeps_its_places_and_tells(

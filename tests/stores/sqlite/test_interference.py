@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from secrets import token_hex
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,11 +239,29 @@ def test_what_no_call_may_wait_for_has_room_in_a_log_that_is_full_for_calls(
 
 
 @pytest.mark.usefixtures("small_log")
-def test_a_reset_has_room_in_a_full_log_because_the_log_is_drained_first(open_store: Open) -> None:
+def test_a_reset_has_room_in_a_full_log_because_the_log_is_drained(open_store: Open) -> None:
     store = open_store(timeout_ms=0)
     session = Session(store, MANY)
     fill(lambda: session.one("x"))
     fill(lambda: store.record([Outcome(1, "ok", 1)]))
+    assert store.reset([held.label for held in store.held()]) == 1
+    assert used(store) == []
+
+
+@pytest.mark.usefixtures("small_log")
+def test_a_reset_waits_while_another_process_drains_a_full_log(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, other = open_store(timeout_ms=20_000), open_store()
+    session = Session(store, MANY)
+    fill(lambda: session.one("x"))
+    fill(lambda: store.record([Outcome(1, "ok", 1)]))
+    lock = other._files.lock
+    assert lock.acquire(0)
+
+    def other_drains(_: float) -> None:
+        lock.release()
+        drain(other)
+
+    monkeypatch.setattr(upkeep, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=other_drains))
     assert store.reset([held.label for held in store.held()]) == 1
     assert used(store) == []
 

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import pytest
 
 from mcpguard.errors import StoreUnavailable
 from mcpguard.locks import FileLock, lock_file
 from mcpguard.stores import clock
-from mcpguard.stores.sqlite import opening
+from mcpguard.stores.sqlite import database, opening
 from mcpguard.stores.sqlite.call_log import CallLog, beside, log_path
 from mcpguard.stores.sqlite.log_records import START
 from mcpguard.stores.sqlite.store import SqliteStore
@@ -143,6 +145,24 @@ def test_a_store_that_another_process_is_still_repairing_is_not_joined(path: Pat
     with locked(path), pytest.raises(StoreUnavailable, match="is locked by another process"):
         open_store()
     hold.close()
+
+
+def test_a_store_is_created_though_another_process_that_opens_it_is_interrupted_while_it_reads(
+    path: Path, open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = database.begin
+
+    def while_another_reads(*args: Any) -> None:
+        reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM meta").fetchone()
+        ends = Timer(0.2, reader.close)
+        ends.start()
+        begin(*args)
+        ends.join()
+
+    monkeypatch.setattr(database, "begin", while_another_reads)
+    assert Session(open_store(timeout_ms=20_000), FIVE_A_MINUTE).decisions("x") == ["allowed"]
 
 
 # files that stay open would add up: during an outage a store is opened every few seconds

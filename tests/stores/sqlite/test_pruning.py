@@ -1,5 +1,7 @@
 """Pruning on demand deletes rows in small portions, beside calls and upkeep."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,13 @@ def test_a_row_out_of_order_is_found_within_an_hour(path: Path, open_store: Open
     times[1].now_us = WALL_US + 24 * HOUR_US
     call(open_store(), *times, 0, HOUR_US + HOUR_US // 2, 0, session="b")
     assert sum(prune(path, 24)) == 24 + 1
+
+
+def test_a_damaged_row_is_deleted_with_the_row_before_it(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE audit SET time_us = 'x' WHERE id = 7")
+    assert sum(prune(path, 5)) == 5
+    assert sum(prune(path, 6)) == 2
 
 
 def test_it_waits_for_upkeep_of_another_process_for_a_bounded_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

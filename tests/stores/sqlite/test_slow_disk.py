@@ -16,7 +16,7 @@ from mcpguard.errors import StoreUnavailable
 from mcpguard.identity.client_agents import AgentNote
 from mcpguard.session.audit import Outcome
 from mcpguard.stores.outage.store import OutageStore
-from mcpguard.stores.sqlite import call_log, upkeep
+from mcpguard.stores.sqlite import call_log, memory, upkeep
 from mcpguard.stores.sqlite import store as store_module
 from mcpguard.stores.sqlite.call_log import CallLog, log_path
 from mcpguard.stores.sqlite.log_records import START, Position
@@ -142,6 +142,51 @@ def test_a_wrapper_whose_records_were_overwritten_reads_the_database_before_its_
     else:
         idle.record([Outcome(row_id, "ok", 1)])
     assert turns == [True]
+
+
+@pytest.mark.parametrize("calls", [20, 400])
+def test_others_may_take_their_turns_while_a_wrapper_reads_much(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    busy, idle = open_store(), open_store()
+    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
+    for _ in range(calls):
+        writer.one("x")
+    follow = idle._follower.follow
+    turns: list[bool] = []
+
+    def noted() -> None:
+        turns.append(turn_is_free(busy))
+        follow()
+
+    monkeypatch.setattr(idle._follower, "follow", noted)
+    assert sleeper.one("x").remaining == 100_000 - calls - 1
+    assert turns == ([] if calls == 20 else [True])
+
+
+def test_a_wrapper_that_always_has_much_to_read_reads_it_in_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CHUNKS_IN_TURN", 1)
+    busy, idle = open_store(), open_store()
+    writer, sleeper = Session(busy, MANY), Session(idle, MANY, session="b" * 16)
+    follow = idle._follower.follow
+    turns: list[bool] = []
+
+    def write(calls: int) -> None:
+        for _ in range(calls):
+            writer.one("x")
+
+    def noted() -> None:
+        turns.append(turn_is_free(busy))
+        follow()
+        if turns[-1]:
+            write(60)
+
+    monkeypatch.setattr(idle._follower, "follow", noted)
+    write(60)
+    verdict = sleeper.one("x")
+    assert turns[-1] is False
+    assert all(turns[:-1])
+    assert verdict.remaining == 100_000 - 60 * len(turns) - 1
 
 
 def test_a_wrapper_among_others_reads_the_log_before_its_turn(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
