@@ -393,6 +393,8 @@ def _after_new_file(document: Document, hook: Hook, nodes: Sequence[Object]) -> 
     value, entries = plain(document.root), [entry for event in hook.names for entry in _entries(document.root, event)]
     if entries != nodes or value.keys() - {"version", "hooks"} or value["hooks"].keys() - {*hook.names}:
         return None
+    if not all(value["hooks"].values()):  # an event without an entry was there before
+        return None
     with contextlib.suppress(ValueError):  # an integer of thousands of digits
         whole = _new_file(json.loads(document.text))  # unlike `plain`, it leaves integers as they are
         rest = document.text.removeprefix(whole)

@@ -49,6 +49,7 @@ STRUCTURES: list[dict[str, Any]] = [
     {"hooks": {EVENT: []}},
     {"hooks": {"Stop": [OTHER]}},
     {"hooks": {EVENT: [], "Stop": []}},
+    {"hooks": {"PostToolUseFailure": []}},
     {"hooks": {EVENT: [OTHER]}, "z": [1, {"a": None}]},
     {"hooks": {EVENT: [OTHER, {"hooks": []}, {}]}},
 ]
