@@ -347,9 +347,11 @@ def without_hook(data: bytes, hook: Hook) -> bytes | None:
 
 
 def _removable(found: Sequence[Ours]) -> list[Object]:
-    """What goes with hooks: an entry in which all hooks are mcpguard's, or else the hooks alone."""
+    """What goes with hooks: an entry that has nothing but hooks of mcpguard's, or else the hooks alone."""
     of_entry = Counter(id(one.entry) for one in found)
-    nodes = [one.entry if of_entry[id(one.entry)] == len(_handlers(one.entry)) else one.node for one in found]
+    arrays = [one.entry.get("hooks") for one in found]
+    whole = [len(inner.children) if isinstance(inner, Array) else 1 for inner in arrays]
+    nodes = [one.entry if of_entry[id(one.entry)] == size else one.node for one, size in zip(found, whole, strict=True)]
     return list({id(node): node for node in nodes}.values())
 
 
