@@ -21,7 +21,7 @@ from mcpguard.documents.document import (
     without_member,
 )
 from mcpguard.documents.model import Array, Object, Unreadable, plain
-from mcpguard.light_typing import Any, NamedTuple
+from mcpguard.light_typing import Any, Final, NamedTuple
 
 
 class Edit(NamedTuple):
@@ -56,8 +56,12 @@ class Edited(NamedTuple):
     faults: tuple[Unreadable, ...]
 
 
+_MAX_TRIES: Final = 64
+"""How many groups of edits are tried if not all can be made. To find one in a thousand takes 20, and each parses the file."""
+
+
 def edited(data: bytes, dialect: Dialect, edits: Collection[Edit]) -> Edited:
-    """Edit servers. The time is proportional to the size of the file, and to the number of edits that cannot be made.
+    """Edit servers. The time is proportional to the size of the file.
 
     Raises:
         Unreadable: The file does not parse in this dialect.
@@ -65,22 +69,31 @@ def edited(data: bytes, dialect: Dialect, edits: Collection[Edit]) -> Edited:
     """
     document = read(data, dialect)
     done, faults = _possible(document, _starts(document, edits))
-    if faults and (fault := _fault(document, done)):  # each half can be edited alone, but not both
+    if faults and (fault := _fault(document, done)):  # groups that can be edited alone, but not together
         return Edited(data, frozenset(), (*faults, fault))
     return Edited(_after(document, done), frozenset(done), tuple(faults))
 
 
 def _possible(document: Document, starts: dict[Edit, Start]) -> tuple[dict[Edit, Start], list[Unreadable]]:
-    """The edits that can be made, and why the others cannot."""
-    fault = _fault(document, starts)
-    if fault is None:
-        return starts, []
-    if len(starts) == 1:
-        return {}, [fault]
-    edits, half = list(starts), len(starts) // 2
-    done, faults = _possible(document, {edit: starts[edit] for edit in edits[:half]})
-    more, others = _possible(document, {edit: starts[edit] for edit in edits[half:]})
-    return done | more, faults + others
+    """The edits that can be made, and why the others cannot. Those that are left after `_MAX_TRIES` are not made."""
+    done: dict[Edit, Start] = {}
+    faults: list[Unreadable] = []
+    waiting = [list(starts)]
+    for _ in range(_MAX_TRIES):
+        if not waiting:
+            break
+        group = waiting.pop()
+        half = len(group) // 2
+        fault = _fault(document, {edit: starts[edit] for edit in group})
+        if fault is None:
+            done |= {edit: starts[edit] for edit in group}
+        elif half:
+            waiting += [group[half:], group[:half]]
+        else:
+            faults.append(fault)
+    if rest := {edit: starts[edit] for group in reversed(waiting) for edit in group}:
+        faults.append(_uneditable(document, rest))
+    return done, faults
 
 
 def _after(document: Document, starts: Mapping[Edit, Start]) -> bytes:

@@ -347,9 +347,11 @@ def without_hook(data: bytes, hook: Hook) -> bytes | None:
 
 
 def _removable(found: Sequence[Ours]) -> list[Object]:
-    """What goes with hooks: an entry in which all hooks are mcpguard's, or else the hooks alone."""
+    """What goes with hooks: an entry that has nothing but hooks of mcpguard's, or else the hooks alone."""
     of_entry = Counter(id(one.entry) for one in found)
-    nodes = [one.entry if of_entry[id(one.entry)] == len(_handlers(one.entry)) else one.node for one in found]
+    arrays = [one.entry.get("hooks") for one in found]
+    whole = [len(inner.children) if isinstance(inner, Array) else 1 for inner in arrays]
+    nodes = [one.entry if of_entry[id(one.entry)] == size else one.node for one, size in zip(found, whole, strict=True)]
     return list({id(node): node for node in nodes}.values())
 
 
@@ -392,6 +394,8 @@ def _after_new_file(document: Document, hook: Hook, nodes: Sequence[Object]) -> 
     """What follows the content that `with_hook` gives a new file; None if it is not like that, or if somebody has edited it."""
     value, entries = plain(document.root), [entry for event in hook.names for entry in _entries(document.root, event)]
     if entries != nodes or value.keys() - {"version", "hooks"} or value["hooks"].keys() - {*hook.names}:
+        return None
+    if not all(value["hooks"].values()):  # an event without an entry was there before
         return None
     with contextlib.suppress(ValueError):  # an integer of thousands of digits
         whole = _new_file(json.loads(document.text))  # unlike `plain`, it leaves integers as they are

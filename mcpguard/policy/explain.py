@@ -1,6 +1,8 @@
 """Explains rules: what they mean, in sentences; and what they are to a call, and the quota left."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import partial
 
 from mcpguard.light_typing import Final, Literal, NamedTuple
 from mcpguard.limiter import sliding
@@ -55,15 +57,49 @@ def sentences(policy: Policy) -> list[str]:
     return found
 
 
+class Covered:
+    """Finds the rules that a rule may cover, among thousands, whether they select by names or by patterns.
+
+    Args:
+        rules: All rules.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self._sorted: dict[str, list[tuple[str, int]]] = {}  # by axis the selectors in order, each with the index of its rule
+        for at, rule in enumerate(rules):
+            for axis, text in _texts(rule):
+                self._sorted.setdefault(axis, []).append((text, at))
+        for texts in self._sorted.values():
+            texts.sort()
+
+    def near(self, rule: Rule) -> list[int]:
+        """The indexes of the rules that one of all rules may cover, in order: one of their selectors begins like its own."""
+        spans = []
+        for axis, pattern in _texts(rule):
+            texts, prefix = self._sorted[axis], pattern.partition("*")[0]
+            begin = bisect_left(texts, (prefix,))
+            end = bisect_right(texts, prefix, begin, key=partial(_beginning, len(prefix)))
+            spans.append((end - begin, begin, axis))
+        size, begin, axis = min(spans)
+        return sorted(at for _, at in self._sorted[axis][begin : begin + size])
+
+
+def _texts(rule: Rule) -> list[tuple[str, str]]:
+    """The selectors for `AXES`, each with its axis; and an empty one, which every rule has."""
+    return [("", ""), *((axis, rule.selectors[axis][0]) for axis in AXES if axis in rule.selectors)]
+
+
+def _beginning(size: int, text: tuple[str, int]) -> str:
+    return text[0][:size]
+
+
 def overriding(policy: Policy) -> list[list[int]]:
     """For each rule, the indexes of the rules that override a part of it for the calls that both match."""
-    found: list[set[int]] = [set() for _ in policy.rules]
-    for part, at in policy.parts:
-        for place in policy.naming_only(part.exact):
-            wider, number = policy.parts[place]
-            if wider.is_overridden_by(part):
-                found[number].add(at)
-    return [sorted(one) for one in found]
+    covered, parts = Covered(policy.rules), [rule.parts for rule in policy.rules]
+    return [
+        [at for at in covered.near(rule) if any(mine.is_overridden_by(other) for mine in rule.parts for other in parts[at])]
+        for rule in policy.rules
+    ]
 
 
 def rule_numbers(places: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from mcpguard.identity.caller import known_client
 from mcpguard.light_typing import Final, NamedTuple
 from mcpguard.limiter.plan import ARGUMENTS, SESSION
 from mcpguard.limiter.sliding import grain
-from mcpguard.policy.explain import overriding, rule_numbers, series
+from mcpguard.policy.explain import Covered, overriding, rule_numbers, series
 from mcpguard.policy.model import AXES, BUILT_IN, COMPETING, PER, SELECTORS, Cost, Policy, Rate, Rule
 from mcpguard.text.patterns import glob
 from mcpguard.text.times import span_in_words, window
@@ -214,19 +214,20 @@ def _unknown_tiers(policy: Policy, known: Collection[str]) -> Iterator[str]:
 def _never_admitting(policy: Policy) -> Iterator[str]:
     if policy.observe:
         return
-    exceptions = _exceptions(policy)
-    for at, rule in enumerate(policy.rules):
-        if rule.deny or rule.is_starter:  # nobody expects a starter rule to admit what another rule denies
-            continue
-        for closing in sorted(exceptions.keys() & {policy.parts[place][1] for place in policy.naming_only(rule.exact)}):
-            instead = exceptions[closing]
-            is_closed = at not in instead and policy.rules[closing].covers_all_of(rule)
-            if is_closed and not any(rule.may_meet(policy.rules[other]) for other in instead):
-                yield (
-                    f"{label(policy, at)} can never admit a call: {label(policy, closing)} denies all of its calls;"
-                    f" {_remedy(policy.rules, at, closing)}"
-                )
-                break
+    covered, shutters = Covered(policy.rules), dict[int, int]()
+    for closing, instead in _exceptions(policy).items():
+        deny, others = policy.rules[closing], [policy.rules[other] for other in instead]
+        for at in covered.near(deny):
+            rule = policy.rules[at]
+            is_closed = not rule.deny and at not in instead and deny.covers_all_of(rule)
+            if is_closed and not any(map(rule.may_meet, others)):
+                shutters.setdefault(at, closing)
+    for at, closing in sorted(shutters.items()):
+        if not policy.rules[at].is_starter:  # nobody expects it to admit what another rule denies
+            yield (
+                f"{label(policy, at)} can never admit a call: {label(policy, closing)} denies all of its calls;"
+                f" {_remedy(policy.rules, at, closing)}"
+            )
 
 
 def _exceptions(policy: Policy) -> dict[int, set[int]]:

@@ -172,8 +172,11 @@ def _said(value: Any) -> Any:
 
 
 def _meant(key: str, value: Any) -> Any:
-    """What a value means: `60s` means the same as `1m`. None for no value."""
-    return None if value is None else {**RULE.values, **COST.values}[key].parse(key, _said(value), [])
+    """What a value means: `60s` means the same as `1m`, and limits the same in any order. None for no value."""
+    if value is None:
+        return None
+    found = {**RULE.values, **COST.values}[key].parse(key, _said(value), [])
+    return sorted(found) or value if key == "limit" else found  # `deny` and `unlimited` have no limits
 
 
 def _pair(key: str, value: object) -> str:

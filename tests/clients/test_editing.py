@@ -112,6 +112,16 @@ def test_servers_that_cannot_be_edited_are_named_and_the_others_are_edited(odd: 
     assert made.done == {edit for at, edit in enumerate(edits(41, *GUARD)) if at not in odd}
 
 
+def test_many_servers_that_cannot_be_edited_are_all_named_after_a_bounded_number_of_tries() -> None:
+    data = ("mcpServers:\n" + "".join(f"  s{at}:\n    ? command\n    : x\n" for at in range(100))).encode()
+    read.cache_clear()
+    made = edited(data, Dialect.YAML, edits(100, *GUARD))
+    assert read.cache_info().misses <= 65
+    assert (made.data, made.done) == (data, frozenset())
+    told = " ".join(fault.message for fault in made.faults).replace(",", "").split()
+    assert {f"s{at}" for at in range(100)} <= {*told}
+
+
 def test_edits_that_are_possible_alone_but_not_together_are_not_made() -> None:
     data = b'{"mcpServers": {"crm": {"command": "npx"}, "odd": {"command": "npx"}}}'
     wanted = [Edit(layout, name, GUARD) for layout in (SERVERS, SERVERS._replace(nested="x")) for name in ("crm", "odd")]

@@ -49,6 +49,7 @@ STRUCTURES: list[dict[str, Any]] = [
     {"hooks": {EVENT: []}},
     {"hooks": {"Stop": [OTHER]}},
     {"hooks": {EVENT: [], "Stop": []}},
+    {"hooks": {"PostToolUseFailure": []}},
     {"hooks": {EVENT: [OTHER]}, "z": [1, {"a": None}]},
     {"hooks": {EVENT: [OTHER, {"hooks": []}, {}]}},
 ]
@@ -106,6 +107,11 @@ def test_a_hook_that_shares_an_entry_with_others_is_removed_alone(order: str) ->
     assert commands(data) == [COMMAND] * shared.count(ours)
     left = [theirs] * shared.count(theirs)
     assert without_hook(data) == pretty({"hooks": {EVENT: [{"matcher": "*", "hooks": left}]}})
+
+
+def test_what_is_no_hook_stays_in_an_entry() -> None:
+    new = without_hook(pretty({"hooks": {EVENT: [{**HOOK, "hooks": [*HOOK["hooks"], "a note"]}]}}))
+    assert json.loads(new or b"")["hooks"][EVENT] == [{**HOOK, "hooks": ["a note"]}]
 
 
 def test_many_hooks_are_removed_with_one_parse_before_and_one_after() -> None:

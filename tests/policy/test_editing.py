@@ -513,6 +513,21 @@ def test_an_edit_among_rules_and_costs_changes_its_place_only(
     assert (edit.is_unchanged, mixed.read_text()) == (True, text)
 
 
+@pytest.mark.parametrize("old", ["deny", "unlimited", "5/1m"])
+@pytest.mark.parametrize("new", ["deny", "unlimited", "6/1m"])
+def test_a_word_replaces_a_limit_and_another_word(tmp_path: Path, old: str, new: str) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(f'[[rule]]\ntool = "a"\nlimit = "{old}"\n')
+    edit = put(file, {"tool": "a", "limit": new})
+    assert (file.read_text(), edit.is_unchanged) == (f'[[rule]]\ntool = "a"\nlimit = "{new}"\n', old == new)
+
+
+def test_limits_in_another_order_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    put(file, {"tool": "a", "limit": ["20/1m", "100/1h"]})
+    assert put(file, {"tool": "a", "limit": ["100/1h", "20/1m"]}).is_unchanged
+
+
 def test_closing_a_rule_removes_what_a_closed_rule_cannot_have(mixed: Path) -> None:
     put(mixed, {"tool": "report", "limit": "5/1m", "concurrent": 3, "wait": "9s", "count": "calls", "warn": "80%"})
     put(mixed, {"tool": "report", "limit": "deny"})

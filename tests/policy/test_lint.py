@@ -210,6 +210,7 @@ def test_rules_that_never_admit_are_those_of_comparing_all_pairs(rules: list[Rul
         ("", "tool='t{}' limit='1/1s'"),
         ("", "user='u{}' tool='x' limit='1/1s'"),
         ("user='u{}' tool='t' limit='deny'", "user='u{}' server='s' tool='t' limit='1/1s'"),
+        ("user='u{}-*' tool='t*' limit='deny'", "user='u{}-*' server='s' tool='t*' limit='1/1s'"),
     ],
 )
 @pytest.mark.no_cover
