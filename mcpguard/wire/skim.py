@@ -6,15 +6,18 @@ and no function calls itself for a deep value.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mcpguard.light_typing import Final
 from mcpguard.wire import meta
 from mcpguard.wire.arguments import Unbuilt
-from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, TWICE, fault_in, faulty
+from mcpguard.wire.keys import ONLY_BY_CASE, RESERVED, RESERVED_PARAMS, TWICE, fault_in, faulty
 
 _BUILT_BYTES: Final = 65_536
 """How many bytes of a line's arrays and objects are built. Strings and numbers are always built, because they do not grow."""
+
+_AT_ONCE: Final = 4096
+"""How many keys of an object are joined to be checked: the text, its spellings and their parts take much memory."""
 
 _RESERVED: Final = {"": RESERVED, "params": RESERVED_PARAMS}
 _KEPT: Final = {"": RESERVED, "params": RESERVED_PARAMS | {"clientInfo", "requestId"}, "_meta": meta.READ}
@@ -145,9 +148,7 @@ class Skimmer:
             else:
                 at = self._skip(match.end(), depth)
         end = self._closed(at, b"}")
-        if where not in _RESERVED or not keys:
-            return kept, end
-        fault = TWICE if len(set(keys)) < len(keys) else fault_in("\0".join(keys), len(keys), _RESERVED[where])
+        fault = _fault_in_many(keys, _RESERVED[where]) if where in _RESERVED else None
         return kept if fault is None else faulty(kept, fault, has_two_ids=keys.count("id") > 1), end
 
     def _member(self, start: int, depth: int, where: str, key: str) -> tuple[object, int]:
@@ -199,3 +200,16 @@ class Skimmer:
     def _after_space(self, at: int) -> int:
         match = _SPACE.match(self._line, at)
         return match.end() if match else at
+
+
+def _fault_in_many(keys: Sequence[str], reserved: frozenset[str]) -> str | None:
+    """See `fault_in_keys`. A line has room for a million keys. So folded keys are kept as bytes, which take less than text."""
+    if len(set(keys)) < len(keys):
+        return TWICE
+    for at in range(0, len(keys), _AT_ONCE):
+        some = keys[at : at + _AT_ONCE]
+        if fault := fault_in("\0".join(some), len(some), reserved):
+            return fault
+    if len(keys) > _AT_ONCE and len({key.casefold().encode() for key in keys}) < len(keys):
+        return ONLY_BY_CASE
+    return None
