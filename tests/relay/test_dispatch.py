@@ -128,6 +128,12 @@ def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scen
     assert scene.dispatcher.last_answers("again") == b""
 
 
+def test_a_client_that_has_left_gets_no_last_answers(scene: Scene) -> None:
+    scene.client(CALL)
+    scene.dispatcher.client_left()
+    assert scene.dispatcher.last_answers("server exited with status 1") == b""
+
+
 def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_its_own_answer(scene: Scene) -> None:
     for line in (CALL, request("ping", 1), CALL):
         scene.client(line)
