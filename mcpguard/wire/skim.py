@@ -17,7 +17,7 @@ _BUILT_BYTES: Final = 65_536
 """How many bytes of a line's arrays and objects are built. Strings and numbers are always built, because they do not grow."""
 
 _AT_ONCE: Final = 4096
-"""How many keys of an object are joined to be checked: the text, its spellings and their parts take much memory."""
+"""How many keys of an object are checked at once: their text and its spellings take much memory, and no other thread runs."""
 
 _RESERVED: Final = {"": RESERVED, "params": RESERVED_PARAMS}
 _KEPT: Final = {"": RESERVED, "params": RESERVED_PARAMS | {"clientInfo", "requestId"}, "_meta": meta.READ}
@@ -44,9 +44,12 @@ _SPACE: Final = re.compile(_WS)
 
 _END: Final = {b"[": b"]", b"{": b"}"}
 
+_LEAVES: Final = 1000
+"""How many leaves are matched at once. No other thread runs meanwhile."""
+
 
 def _patterns(leaf: bytes) -> dict[bytes, re.Pattern[bytes]]:
-    """What may stand in an array or object after a bracket, up to the next bracket: any number of leaves.
+    """What may stand in an array or object, up to the next bracket, or up to the comma after `_LEAVES` leaves.
 
     A group matches if the next bracket must be an opening one.
 
@@ -54,13 +57,16 @@ def _patterns(leaf: bytes) -> dict[bytes, re.Pattern[bytes]]:
         leaf: The pattern of a value that is not looked into.
 
     Returns:
-        The patterns by the bracket: the opening one, or the closing one of which an inner value has just ended.
+        The patterns by the bracket: the opening one for what is behind it; the closing one for what is behind a value. That of
+        a closing bracket also matches nothing.
     """
     found = {}
     for begin, end, key in ((b"[", b"]", b""), (b"{", b"}", _STRING + _COLON)):
-        opens = rb"(?=[\[{])"
-        more = rb"(?:" + _WS + rb"," + _WS + key + leaf + rb")*+" + _WS + rb"(?:(," + _WS + key + rb")" + opens + rb")?+"
-        found[begin] = re.compile(_WS + rb"(?:" + key + leaf + more + rb"|(" + key + rb")" + opens + rb")?+")
+        opens, more = rb"(?=[\[{])", rb"(?:" + _WS + rb"," + _WS + key + leaf + rb"){0,%d}+" % _LEAVES
+        more += _WS + rb"(?:(," + _WS + key + rb")" + opens + rb")?+"
+        found[begin] = re.compile(
+            _WS + rb"(?:" + key + leaf + more + rb"|(" + key + rb")" + opens + rb"|(?=" + re.escape(end) + rb"))"
+        )
         found[end] = re.compile(more)
     return found
 
@@ -173,22 +179,28 @@ class Skimmer:
         is_opening = True
         while True:
             bracket = line[at : at + 1]
-            inside = _INSIDE_OF
             if is_opening and bracket in _END:
                 ends.append(_END[bracket])
-                if depth + len(ends) >= self._max_depth:
-                    inside = _INSIDE_OF_DEEPEST
-                    if depth + len(ends) > self._max_depth:
-                        raise RecursionError
-            elif ends and bracket == ends.pop():
+                depth += 1
+                if depth > self._max_depth:
+                    raise RecursionError
+                at += 1
+            elif ends and bracket == ends[-1]:
+                ends.pop()
+                depth -= 1
+                at += 1
                 if not ends:
-                    return at + 1
+                    return at
+                bracket = ends[-1]
+            elif ends and bracket == b",":  # there may be more leaves than are matched at once
                 bracket = ends[-1]
             else:
                 raise ValueError("not JSON")
-            match = inside[bracket].match(line, at + 1)
-            assert match  # noqa: S101 - every pattern matches an empty text, too
-            at, is_opening = match.end(), match.lastindex is not None
+            inside = _INSIDE_OF_DEEPEST if depth == self._max_depth else _INSIDE_OF
+            match = inside[bracket].match(line, at)
+            if match is None or ((end := match.end()) == at and line[at : at + 1] == b","):
+                raise ValueError("not JSON")
+            at, is_opening = end, match.lastindex is not None
 
     def _closed(self, at: int, bracket: bytes) -> int:
         """The index after a closing bracket, which may have space before it."""
@@ -204,10 +216,14 @@ class Skimmer:
 
 def _fault_in_many(keys: Sequence[str], reserved: frozenset[str]) -> str | None:
     """See `fault_in_keys`. A line has room for a million keys. So folded keys are kept as bytes, which take less than text."""
-    if len(set(keys)) < len(keys):
+    parts = [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)]
+    different: set[str] = set()
+    for some in parts:
+        different.update(some)
+    if len(different) < len(keys):
         return TWICE
-    for at in range(0, len(keys), _AT_ONCE):
-        some = keys[at : at + _AT_ONCE]
+    del different
+    for some in parts:
         if fault := fault_in("\0".join(some), len(some), reserved):
             return fault
     if len(keys) > _AT_ONCE and len({key.casefold().encode() for key in keys}) < len(keys):
