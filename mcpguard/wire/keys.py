@@ -33,6 +33,7 @@ _FEW_CHARS: Final = 256
 """The faults of keys with at most this many characters in all are cached."""
 
 TWICE: Final = "a key that occurs twice"
+ONLY_BY_CASE: Final = "two keys that differ only by case"
 _NEAR_RESERVED: Final = "a key that differs from a reserved key only by case or separators"
 
 
@@ -98,7 +99,7 @@ def fault_in(text: str, count: int, reserved: frozenset[str]) -> str | None:
     if _PROTOTYPE in each or _PRIVATE in each:
         return "a key to which some parsers give a special meaning"
     if len(set(text.casefold().split("\0"))) < count:
-        return "two keys that differ only by case"
+        return ONLY_BY_CASE
     if _SPELLINGS[reserved].isdisjoint(_spellings(text)):
         return None
     others = "\0".join([key for key in text.split("\0") if key not in reserved])

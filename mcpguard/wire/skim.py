@@ -6,15 +6,18 @@ and no function calls itself for a deep value.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mcpguard.light_typing import Final
 from mcpguard.wire import meta
 from mcpguard.wire.arguments import Unbuilt
-from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, TWICE, fault_in, faulty
+from mcpguard.wire.keys import ONLY_BY_CASE, RESERVED, RESERVED_PARAMS, TWICE, fault_in, faulty
 
 _BUILT_BYTES: Final = 65_536
 """How many bytes of a line's arrays and objects are built. Strings and numbers are always built, because they do not grow."""
+
+_AT_ONCE: Final = 4096
+"""How many keys of an object are checked at once: their text and its spellings take much memory, and no other thread runs."""
 
 _RESERVED: Final = {"": RESERVED, "params": RESERVED_PARAMS}
 _KEPT: Final = {"": RESERVED, "params": RESERVED_PARAMS | {"clientInfo", "requestId"}, "_meta": meta.READ}
@@ -41,9 +44,12 @@ _SPACE: Final = re.compile(_WS)
 
 _END: Final = {b"[": b"]", b"{": b"}"}
 
+_LEAVES: Final = 1000
+"""How many leaves are matched at once. No other thread runs meanwhile."""
+
 
 def _patterns(leaf: bytes) -> dict[bytes, re.Pattern[bytes]]:
-    """What may stand in an array or object after a bracket, up to the next bracket: any number of leaves.
+    """What may stand in an array or object, up to the next bracket, or up to the comma after `_LEAVES` leaves.
 
     A group matches if the next bracket must be an opening one.
 
@@ -51,13 +57,16 @@ def _patterns(leaf: bytes) -> dict[bytes, re.Pattern[bytes]]:
         leaf: The pattern of a value that is not looked into.
 
     Returns:
-        The patterns by the bracket: the opening one, or the closing one of which an inner value has just ended.
+        The patterns by the bracket: the opening one for what is behind it; the closing one for what is behind a value. That of
+        a closing bracket also matches nothing.
     """
     found = {}
     for begin, end, key in ((b"[", b"]", b""), (b"{", b"}", _STRING + _COLON)):
-        opens = rb"(?=[\[{])"
-        more = rb"(?:" + _WS + rb"," + _WS + key + leaf + rb")*+" + _WS + rb"(?:(," + _WS + key + rb")" + opens + rb")?+"
-        found[begin] = re.compile(_WS + rb"(?:" + key + leaf + more + rb"|(" + key + rb")" + opens + rb")?+")
+        opens, more = rb"(?=[\[{])", rb"(?:" + _WS + rb"," + _WS + key + leaf + rb"){0,%d}+" % _LEAVES
+        more += _WS + rb"(?:(," + _WS + key + rb")" + opens + rb")?+"
+        found[begin] = re.compile(
+            _WS + rb"(?:" + key + leaf + more + rb"|(" + key + rb")" + opens + rb"|(?=" + re.escape(end) + rb"))"
+        )
         found[end] = re.compile(more)
     return found
 
@@ -145,9 +154,7 @@ class Skimmer:
             else:
                 at = self._skip(match.end(), depth)
         end = self._closed(at, b"}")
-        if where not in _RESERVED or not keys:
-            return kept, end
-        fault = TWICE if len(set(keys)) < len(keys) else fault_in("\0".join(keys), len(keys), _RESERVED[where])
+        fault = _fault_in_many(keys, _RESERVED[where]) if where in _RESERVED else None
         return kept if fault is None else faulty(kept, fault, has_two_ids=keys.count("id") > 1), end
 
     def _member(self, start: int, depth: int, where: str, key: str) -> tuple[object, int]:
@@ -172,22 +179,28 @@ class Skimmer:
         is_opening = True
         while True:
             bracket = line[at : at + 1]
-            inside = _INSIDE_OF
             if is_opening and bracket in _END:
                 ends.append(_END[bracket])
-                if depth + len(ends) >= self._max_depth:
-                    inside = _INSIDE_OF_DEEPEST
-                    if depth + len(ends) > self._max_depth:
-                        raise RecursionError
-            elif ends and bracket == ends.pop():
+                depth += 1
+                if depth > self._max_depth:
+                    raise RecursionError
+                at += 1
+            elif ends and bracket == ends[-1]:
+                ends.pop()
+                depth -= 1
+                at += 1
                 if not ends:
-                    return at + 1
+                    return at
+                bracket = ends[-1]
+            elif ends and bracket == b",":  # there may be more leaves than are matched at once
                 bracket = ends[-1]
             else:
                 raise ValueError("not JSON")
-            match = inside[bracket].match(line, at + 1)
-            assert match  # noqa: S101 - every pattern matches an empty text, too
-            at, is_opening = match.end(), match.lastindex is not None
+            inside = _INSIDE_OF_DEEPEST if depth == self._max_depth else _INSIDE_OF
+            match = inside[bracket].match(line, at)
+            if match is None or ((end := match.end()) == at and line[at : at + 1] == b","):
+                raise ValueError("not JSON")
+            at, is_opening = end, match.lastindex is not None
 
     def _closed(self, at: int, bracket: bytes) -> int:
         """The index after a closing bracket, which may have space before it."""
@@ -199,3 +212,20 @@ class Skimmer:
     def _after_space(self, at: int) -> int:
         match = _SPACE.match(self._line, at)
         return match.end() if match else at
+
+
+def _fault_in_many(keys: Sequence[str], reserved: frozenset[str]) -> str | None:
+    """See `fault_in_keys`. A line has room for a million keys. So folded keys are kept as bytes, which take less than text."""
+    parts = [keys[at : at + _AT_ONCE] for at in range(0, len(keys), _AT_ONCE)]
+    different: set[str] = set()
+    for some in parts:
+        different.update(some)
+    if len(different) < len(keys):
+        return TWICE
+    del different
+    for some in parts:
+        if fault := fault_in("\0".join(some), len(some), reserved):
+            return fault
+    if len(keys) > _AT_ONCE and len({key.casefold().encode() for key in keys}) < len(keys):
+        return ONLY_BY_CASE
+    return None

@@ -43,6 +43,7 @@ SHAPES: dict[str, Callable[[int], bytes]] = {
     "many keys in params": lambda size: b'{"id":1,"method":"x","params":{' + _keys(size) + b"}}",
     "many keys in _meta": lambda size: b'{"id":1,"method":"tools/call","params":{"name":"t","_meta":{' + _keys(size) + b"}}}",
     "many keys with escapes": lambda size: b'{"id":1,"method":"x",' + _keys(size).replace(b"k", b"\\u006b") + b"}",
+    "many keys beyond the BMP": lambda size: b'{"id":1,"method":"x",' + _keys(size).replace(b"k0", "😀_".encode()) + b"}",
     "many keys of many letters": lambda size: b'{"id":1,"method":"x",' + _keys(size // 8).replace(b"k", b"k" * 92) + b"}",
     "many keys with values within": lambda size: b'{"id":1,"method":"x",' + _keys(size).replace(b":0", b':[{"k":{}}]') + b"}",
     "many keys with deep values": lambda size: b'{"id":1,"method":"x",' + _keys(size).replace(b":0", b":[[[[[[]]]]]]") + b"}",

@@ -90,6 +90,17 @@ def test_only_one_thread_at_a_time_can_use_the_session_or_the_store(scene: Scene
     assert all(is_locked for _, is_locked in used)
 
 
+def test_answers_are_read_as_soon_as_there_is_a_session(scene: Scene) -> None:
+    early = Dispatcher(scene.replies.append, Console(scene.write))
+    early.unread.add(ANSWER, awaits_answers=True)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(early.read_answers)
+        with pytest.raises(TimeoutError):
+            reading.result(0.05)
+        early.begin(scene.session, scene.store)
+        assert reading.result(30)
+
+
 def test_posting_does_not_wait_and_posted_events_are_dispatched_before_the_next_event(scene: Scene) -> None:
     with scene.dispatcher._lock:
         scene.dispatcher.post(lambda session: session.change_policy(parse('[[rule]]\ntool = "x"\nlimit = "deny"\n')))
@@ -126,6 +137,12 @@ def test_requests_answered_by_the_servers_last_bytes_are_not_answered_again(scen
     last = scene.dispatcher.last_answers("server exited with status 1")
     assert (last.count(b"\n"), b'"id":3,' in last) == (1, True)
     assert scene.dispatcher.last_answers("again") == b""
+
+
+def test_a_client_that_has_left_gets_no_last_answers(scene: Scene) -> None:
+    scene.client(CALL)
+    scene.dispatcher.client_left()
+    assert scene.dispatcher.last_answers("server exited with status 1") == b""
 
 
 def test_a_request_that_uses_the_id_of_an_answered_one_again_is_in_flight_until_its_own_answer(scene: Scene) -> None:

@@ -238,6 +238,13 @@ def test_the_counts_of_denials_take_bounded_memory() -> None:
     assert len(journal._denials) <= 4097
 
 
+def test_an_admission_resets_the_count_of_denials() -> None:
+    talk = Talk('[[rule]]\ntool = "x"\nlimit = "1/1m"\n')
+    assert [verdict.count for verdict in talk.call("x", 3)] == [1, 2, 3]
+    talk.time.pass_s(60)
+    assert [verdict.count for verdict in talk.call("x", 2)] == [1, 2]
+
+
 def test_a_denial_by_a_closed_tool_has_no_count() -> None:
     talk = Talk('[[rule]]\ntool = "x"\nlimit = "deny"\n')
     assert talk.one("x").count is None

@@ -115,6 +115,22 @@ def test_a_heavy_line_is_checked_like_any_other(line: bytes) -> None:
             assert (one.code == other.code, one.id, one.answered) == (True, other.id, other.answered)
 
 
+def test_leaves_are_matched_in_parts_since_no_other_thread_runs_meanwhile() -> None:
+    match = skim._INSIDE_OF[b"["].match(b"0," * 100_000 + b"0]")
+    assert match
+    assert match.end() < 10_000
+
+
+@pytest.mark.parametrize("count", [0, 998, 999, 1000, 1001, 1002, 5000])
+def test_any_number_of_leaves_is_checked(count: int) -> None:
+    for begin, leaf, end in (("[", "0,", "]"), ("{", '"a":0,', "}")):
+        leaves, last = leaf * count, leaf[:-1]
+        assert passes(f"{begin}{leaves}{last}{end}")
+        for bad in (f",{last}", f"{last},", f"{last},,{last}", f"{last} {last}", f"{last},]"):
+            assert not passes(f"{begin}{leaves}{bad}{end}")
+            assert not passes(f"{begin}{bad},{leaves}{last}{end}")
+
+
 def test_a_batch_that_is_too_long_is_checked_to_its_end() -> None:
     assert skimmed("[0,0,0]", max_batch=1) == [None, None]
     assert not passes(f"[{'0,' * 20}0}}")
