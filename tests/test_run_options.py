@@ -76,6 +76,7 @@ LATER = {
     "datetime",
     "lzma",
     "math",
+    "mcpguard.wire.form",
     "mcpguard.policy.model",
     "mcpguard.identity.server_name",
     "mcpguard.session.machine",
@@ -132,8 +133,8 @@ def test_run_loads_what_only_calls_need_after_the_traffic_has_started(tmp_path: 
     assert not LATER.intersection(before) - finds_batch_files
 
 
-def test_run_loads_at_its_start_what_a_later_policy_needs_since_an_upgrade_may_replace_it(tmp_path: Path) -> None:
-    assert "mcpguard.documents.toml" in modules_loaded_by_run(tmp_path)
+def test_run_loads_at_its_start_what_later_calls_and_policies_need_since_an_upgrade_may_replace_it(tmp_path: Path) -> None:
+    assert {"mcpguard.wire.form", "mcpguard.documents.toml"} <= set(modules_loaded_by_run(tmp_path))
 
 
 COMPILES: Final = """

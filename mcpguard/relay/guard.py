@@ -73,8 +73,9 @@ class Guard:
             (console.error if is_error else console.line)(line)
         with contextlib.suppress(Exception):  # a bug is reported when a real call meets it
             rehearse(found if isinstance(found, Identity) else identity, policy)
-        # What a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
-        import mcpguard.documents.toml  # noqa: F401
+        # What a later call or a later fault in the policy needs: an upgrade of mcpguard may replace its files meanwhile
+        import mcpguard.documents.toml
+        import mcpguard.wire.form  # noqa: F401
 
         gc.freeze()  # what is loaded stays: a collection would stop all threads for milliseconds to look through it
         gc.enable()

@@ -26,6 +26,9 @@ MAX_ARGUMENTS: Final = 64
 MAX_CALLER_CHARS: Final = 1024
 """Callers with longer names are not remembered."""
 
+_REMEMBERED_BYTES: Final = 4096
+"""The arguments of a longer call are not remembered."""
+
 _TRACEPARENT: Final = (  # compiled only if it is needed
     r"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
@@ -100,6 +103,8 @@ class DecisionRequests:
         self._arguments = arguments
         self._args_key = args_key
         self._has_own_key = False  # whether calls were counted by a key of this session, while the store's was not known
+        # The last arguments, the key, and the hash: the next arguments may be the same object
+        self._hashed: tuple[object, bytes, bytes] | None = None
 
     def identify(self, found: Identity | Unauthenticated) -> None:
         """Put an identity in force, or the reason why no user is verified."""
@@ -136,7 +141,11 @@ class DecisionRequests:
             request.noted = noted
         if self._arguments == "hash":
             if args_key := self._args_key():
-                request.args_hash = args_hash(params.get("arguments", NONE), args_key)
+                arguments, hashed = params.get("arguments", NONE), self._hashed
+                if hashed is None or arguments is not hashed[0] or args_key is not hashed[1]:
+                    hashed = arguments, args_key, args_hash(arguments, args_key)
+                    self._hashed = hashed if len(frame.raw) <= _REMEMBERED_BYTES else None
+                request.args_hash = hashed[2]
         elif self._arguments == "full":
             request.detail = {"arguments": _in_full(params.get("arguments"))}
         if not plan.is_plain:

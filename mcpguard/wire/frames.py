@@ -10,9 +10,12 @@ import json
 from collections.abc import Callable, Sequence
 from json.scanner import make_scanner
 
-from mcpguard.light_typing import Any, Final, NamedTuple
+from mcpguard.light_typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mcpguard.text.digest import blake2b
 from mcpguard.wire.keys import RESERVED, RESERVED_PARAMS, FaultyObject, as_object, fault_in_keys, has_surrogate
+
+if TYPE_CHECKING:  # loaded with the first line that needs them
+    from mcpguard.wire.form import Form
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -33,6 +36,9 @@ HEAVY_PARTS: Final = 50_000
 
 _SHORT_BYTES: Final = MAX_DEPTH
 """A line up to this length can be neither nested too deeply nor heavy."""
+
+_CALLS_A_FORM: Final = 4
+"""How many lines are parsed before another form is made: making one takes as long as parsing a few lines."""
 
 _EXACT_DIGITS: Final = 15
 """Up to this many digits, all parsers read an integer alike."""
@@ -126,17 +132,20 @@ _scan_long = _scanner(parse_int=_integer)
 
 def read(lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
     """The messages in some lines, which are not a client's first; see `Reader.read`."""
-    messages: list[Frame | Refusal] = []
-    for line in lines:
-        messages += parse(line) if isinstance(line, bytes) else (line,)
-    return messages
+    return Reader(is_at_start=False).read(lines)
 
 
 class Reader:
-    """Reads the messages of one client. A byte order mark before its first line is dropped."""
+    """Reads the messages of one client. It remembers the form of a call, because a client writes all its calls alike.
 
-    def __init__(self) -> None:
-        self._is_at_start = True
+    Args:
+        is_at_start: Whether the client's first line is still to come. A byte order mark before it is dropped.
+    """
+
+    def __init__(self, *, is_at_start: bool = True) -> None:
+        self._is_at_start = is_at_start
+        self._form: Form | None = None
+        self._parsed = _CALLS_A_FORM  # since the form was made
 
     def read(self, lines: Sequence[bytes | Refusal]) -> list[Frame | Refusal]:
         """The messages in what the client wrote, in order.
@@ -144,13 +153,43 @@ class Reader:
         Args:
             lines: Lines without their newlines; a `Refusal` stands for a line that was too long.
         """
-        if self._is_at_start and lines:
-            self._is_at_start = False
-            first, *others = lines
-            if isinstance(first, bytes) and first.startswith(_BOM):
-                first = first.removeprefix(_BOM)
-                lines = [first, *others] if first.strip(b" \t\r") else others
-        return read(lines)
+        messages: list[Frame | Refusal] = []
+        for line in lines:
+            if not isinstance(line, bytes):
+                self._is_at_start = False
+                messages.append(line)
+                continue
+            found = self._form.read(line) if self._form is not None and len(line) <= _SHORT_BYTES else None
+            if found is None:
+                if self._is_at_start:
+                    self._is_at_start = False
+                    line = line.removeprefix(_BOM)
+                    if not line.strip(b" \t\r"):
+                        continue
+                parsed = parse(line)
+                messages += parsed
+                if len(parsed) == 1:
+                    self._learn(line, parsed[0])
+                continue
+            request_id, params = found
+            name = params["name"]
+            id_as_text = str(request_id) if type(request_id) is int else id_text(request_id)
+            if id_as_text is None or type(name) is not str or not name.isascii() or "\0" in name:
+                messages += parse(line)
+            else:
+                raw = line if line.isascii() and _CR not in line else escape_line_separators(line)
+                messages.append(tuple.__new__(Frame, (raw, TOOLS_CALL, id_as_text, params)))
+        return messages
+
+    def _learn(self, line: bytes, message: Frame | Refusal) -> None:
+        """Make a form of a call that has another one than calls before it, unless one was made just before."""
+        if isinstance(message, Frame) and message.is_call and isinstance(message.params, dict) and len(line) <= _SHORT_BYTES:
+            self._parsed += 1
+            if self._parsed > _CALLS_A_FORM:
+                from mcpguard.wire.form import Form
+
+                self._form = Form.of(line.decode(), message.params, _scan) or self._form
+                self._parsed = 0
 
 
 def parse(line: bytes) -> Sequence[Frame | Refusal]:
