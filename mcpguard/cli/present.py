@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 from unicodedata import east_asian_width
 
@@ -169,3 +169,17 @@ def print_table(rows: Iterable[Sequence[str | tuple[str, str]]], columns: Sequen
         cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
         table.add_row(*(Text("\n".join(map(printable, text.split("\n"))), style=style) for text, style in cells))
     console.print(table)
+
+
+def short_limit(record: Mapping[str, object]) -> str:
+    """The limit of a record that has one, short enough for a column.
+
+    >>> short_limit({"limit": 2, "counts": "concurrent"}), short_limit({"limit": 3, "window": "1m", "counts": "errors"})
+    ('2 at once', '3 err/1m')
+    >>> short_limit({"limit": 100, "window": "1h", "counts": "cost"}), short_limit({"limit": 5, "window": "1m"})
+    ('100 u/1h', '5/1m')
+    """
+    if record.get("counts") == "concurrent":
+        return f"{record['limit']} at once"
+    unit = {"cost": " u", "errors": " err"}.get(str(record.get("counts")), "")
+    return f"{record['limit']}{unit}/{record['window']}"

@@ -15,7 +15,7 @@ import click
 
 from mcpguard.cli.commands import Command, give_way
 from mcpguard.cli.options import all_match, given, name_filters, with_settings
-from mcpguard.cli.present import fit, headings, room_beside, say, table_row, width_of_terminal
+from mcpguard.cli.present import fit, headings, room_beside, say, short_limit, table_row, width_of_terminal
 from mcpguard.config import Settings
 from mcpguard.errors import PolicyError, UsageError
 from mcpguard.limiter.plan import ARGUMENTS, SESSION, Reported, label_parts
@@ -138,20 +138,6 @@ def usage_as_json(one: Usage) -> dict[str, object]:
         "left": one.left,
         "next_free_ms": one.next_free_ms,
     }
-
-
-def short_limit(record: Mapping[str, object]) -> str:
-    """The limit of a record that has one, short enough for a column.
-
-    >>> short_limit({"limit": 2, "counts": "concurrent"}), short_limit({"limit": 3, "window": "1m", "counts": "errors"})
-    ('2 at once', '3 err/1m')
-    >>> short_limit({"limit": 100, "window": "1h", "counts": "cost"}), short_limit({"limit": 5, "window": "1m"})
-    ('100 u/1h', '5/1m')
-    """
-    if record.get("counts") == "concurrent":
-        return f"{record['limit']} at once"
-    unit = {"cost": " u", "errors": " err"}.get(str(record.get("counts")), "")
-    return f"{record['limit']}{unit}/{record['window']}"
 
 
 def watch(

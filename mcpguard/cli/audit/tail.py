@@ -20,10 +20,10 @@ from mcpguard.cli.present import (
     reader_leaves,
     room_beside,
     say,
+    short_limit,
     table_row,
     width_of_terminal,
 )
-from mcpguard.cli.usage import short_limit
 from mcpguard.config import Settings
 from mcpguard.reading.following import is_over, until_replaced
 from mcpguard.session.audit import POLICY_AT_START, line, with_outcome
