@@ -8,14 +8,10 @@ from hypothesis import strategies as st
 
 from mcpguard.errors import PolicyError
 from mcpguard.policy.lint import Capped, Tightness, can_deny_beside, still_capped
-from mcpguard.policy.model import Call, Policy, Rate
-from mcpguard.policy.parse import STARTER, parse
+from mcpguard.policy.model import Call
+from mcpguard.policy.parse import STARTER
 from tests.build import steps
-
-
-def policy(*texts: str, head: str = "") -> Policy:
-    """Rules, each as the text of its keys, after those of `head`."""
-    return parse(head + "".join("[[rule]]\n" + re.sub(r"(?<=['\]]) ", "\n", text) + "\n\n" for text in texts))
+from tests.policy.rules import policy
 
 
 def capping(*texts: str, head: str = "") -> list[int]:
@@ -134,9 +130,6 @@ def test_an_untouched_starter_rule_is_warned_of_if_it_is_slower_and_noted_if_it_
 def test_a_tighter_rule_of_the_user_makes_no_starter_rule_a_mistake() -> None:
     assert warned("user='*' per=['user'] limit='5/1h'", head=STARTER) == []
     assert still_capped(policy("user='*' per=['user'] limit='5/1h'", head=STARTER)).notes == []
-
-
-LIMITS = st.builds(lambda n, seconds: Rate(n, seconds * 1_000_000, f"{seconds}s"), st.integers(1, 100), st.integers(1, 100))
 
 
 RULES = st.lists(
