@@ -20,6 +20,9 @@ def rule(limit: str) -> str:
     return f'[[rule]]\ntool = "search"\nlimit = "{limit}"\n'
 
 
+NEW = rule("2/1h")
+
+
 def limit(found: Policy | PolicyError | None) -> str:
     """The only limit of the policy that was loaded, or why none was loaded."""
     if isinstance(found, PolicyError):
@@ -57,54 +60,41 @@ def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Pa
     assert running.poll() is None
 
 
-def edit(path: Path) -> None:
-    path.write_text(rule("2/1h"))
-
-
 def edit_and_keep_the_time(path: Path) -> None:
     stamp = path.stat()
-    path.write_text(rule("2/1h"))
+    path.write_text(NEW)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
 def replace(path: Path) -> None:
     other = path.with_suffix(".new")
-    other.write_text(rule("2/1h"))
+    other.write_text(NEW)
     other.replace(path)
-
-
-def rename_and_make_anew(path: Path) -> None:
-    path.rename(path.with_suffix(".old"))
-    path.write_text(rule("2/1h"))
 
 
 def remove_and_make_anew(path: Path) -> None:
     path.unlink()
-    path.write_text(rule("2/1h"))
+    path.write_text(NEW)
 
 
-@pytest.fixture
-def settled(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyFile:
-    """The file, looked at by its path."""
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "edited": lambda path: path.write_text(NEW),
+    "edited, with the time kept": edit_and_keep_the_time,
+    "replaced": replace,
+    "renamed and made anew": lambda path: path.rename(path.with_suffix(".old")).with_name(path.name).write_text(NEW),
+    "removed and made anew": remove_and_make_anew,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_is_found_by_the_next_poll(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
     settle(path, monkeypatch)
-    running.poll()
-    return running
-
-
-CHANGES = [
-    edit,
-    edit_and_keep_the_time,
-    replace,
-    rename_and_make_anew,
-    remove_and_make_anew,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_every_change_is_found_by_the_next_poll(settled: PolicyFile, path: Path, change: Callable[[Path], None]) -> None:
+    assert running.poll() is None
     change(path)
-    assert limit(settled.poll()) == "2/1h"
-    assert settled.poll() is None
+    assert limit(running.poll()) == "2/1h"
+    assert running.poll() is None
 
 
 @pytest.mark.posix
@@ -137,53 +127,34 @@ def test_another_target_of_a_link_is_found_by_the_next_poll(path: Path, monkeypa
     assert limit(file.poll()) == "2/1h"
 
 
-def broken(path: Path) -> str:
-    path.write_text("[[rule]")
-    return f"{path}: line 1: not TOML"
-
-
-def linked_to_nothing(path: Path) -> str:
-    path.symlink_to(path.with_name("team.toml"))
-    return f"{path} is a link to {path.with_name('team.toml')}, which does not exist"
-
-
-def linked_to_itself(path: Path) -> str:
-    path.symlink_to(path)
-    return f"{path}: cannot be read: Too many levels of symbolic links"
-
-
-def missing(path: Path) -> str:
-    return f"{path}: no such file"
-
-
-POSIX = pytest.mark.posix
-
-
+@pytest.mark.posix
 @pytest.mark.parametrize(
-    ("fault", "named"),
+    ("target", "named", "told"),
     [
-        (broken, False),
-        (missing, True),
-        pytest.param(linked_to_nothing, False, marks=POSIX),
-        pytest.param(linked_to_nothing, True, marks=POSIX),
-        pytest.param(linked_to_itself, False, marks=POSIX),
+        ("team.toml", False, "{path} is a link to {target}, which does not exist"),
+        ("team.toml", True, "{path} is a link to {target}, which does not exist"),
+        ("policy.toml", False, "{path}: cannot be read: Too many levels of symbolic links"),
     ],
 )
-def test_a_file_that_cannot_be_used_at_the_start_is_an_error_until_it_can(
-    path: Path, fault: Callable[[Path], str], named: bool
-) -> None:
-    told = fault(path)
+def test_a_link_that_leads_nowhere_is_an_error_until_there_is_a_file(path: Path, target: str, named: bool, told: str) -> None:
+    path.symlink_to(path.with_name(target))
     file = PolicyFile(path, named=named)
-    error = file.begin()
-    assert limit(error).startswith(told)
-    if fault is missing:
-        assert isinstance(error, PolicyError)
-        assert error.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
+    assert limit(file.begin()) == told.format(path=path, target=path.with_name(target))
     assert file.poll() is None
-    if fault is linked_to_itself:
-        path.unlink()
-    path.write_text(rule("1/1h"))
-    assert limit(file.poll()) == "1/1h"
+    path.unlink()
+    path.write_text(NEW)
+    assert limit(file.poll()) == "2/1h"
+
+
+def test_a_named_file_that_is_missing_is_an_error_with_the_command_that_makes_it_until_it_is_there(path: Path) -> None:
+    file = PolicyFile(path, named=True)
+    error = file.begin()
+    assert isinstance(error, PolicyError)
+    assert error.message == f"{path}: no such file"
+    assert error.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
+    assert file.poll() is None
+    path.write_text(NEW)
+    assert limit(file.poll()) == "2/1h"
 
 
 def make_a_folder(path: Path) -> str:
@@ -197,7 +168,7 @@ def remove(path: Path) -> str:
     return f"{path}: no such file"
 
 
-@pytest.mark.parametrize("fault", [remove, pytest.param(make_a_folder, marks=POSIX)])
+@pytest.mark.parametrize("fault", [remove, pytest.param(make_a_folder, marks=pytest.mark.posix)])
 def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
     running: PolicyFile, path: Path, fault: Callable[[Path], str]
 ) -> None:
@@ -206,18 +177,16 @@ def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
     assert running.poll() is None
     if path.is_dir():
         path.rmdir()
-    path.write_text(rule("1/1h"))
-    assert limit(running.poll()) == "1/1h"
+    path.write_text(NEW)
+    assert limit(running.poll()) == "2/1h"
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", "line 1: the file is empty"),
-        (b"# nothing\n", "line 1: the file is empty"),
         (b"[[rule]\n", "line 1: not TOML"),
         (b'[[rule]]\nlimit = "\xff"\n', "line 2: not UTF-8"),
-        (b"\xef\xbb\xbf" + b'[[rule]]\nlimit = "1/1h"\n', "line 1: begins with a byte order mark"),
         (b"[[rule]]\n", "line 1: rule 1: no limit"),
     ],
 )
@@ -233,20 +202,18 @@ def test_a_broken_file_is_reported_once_and_loaded_again_when_it_is_corrected(
     assert limit(running.poll()) == "1/1h"
 
 
-def test_the_starter_policy_does_not_replace_a_file_that_is_broken_and_then_removed(running: PolicyFile, path: Path) -> None:
+def test_a_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in_force_only_if_it_was_before(
+    running: PolicyFile, path: Path
+) -> None:
+    path.unlink()
+    new = PolicyFile(path)
+    new.begin()
     path.write_text("[[rule]")
-    assert f"{path}: line 1: not TOML" in limit(running.poll())
+    for one in (running, new):
+        assert f"{path}: line 1: not TOML" in limit(one.poll())
     path.unlink()
     assert limit(running.poll()) == f"{path}: no such file"
-
-
-def test_a_new_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in_force(path: Path) -> None:
-    file = PolicyFile(path)
-    file.begin()
-    path.write_text("[[rule]")
-    assert f"{path}: line 1: not TOML" in limit(file.poll())
-    path.unlink()
-    found = file.poll()
+    found = new.poll()
     assert isinstance(found, Policy)
     assert found.is_starter
 
@@ -257,22 +224,17 @@ def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path
     assert isinstance(starter, Policy)
     assert starter.is_starter
     assert file.poll() is None
-    path.write_text(rule("1/1h"))
-    assert limit(file.poll()) == "1/1h"
+    path.write_text(NEW)
+    assert limit(file.poll()) == "2/1h"
 
 
-@pytest.mark.parametrize("content", [None, rule("1/1h")], ids=["starter", "file"])
-def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path, content: str | None) -> None:
-    if content:
-        path.write_text(content)
+def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path) -> None:
     file = PolicyFile(path, observe=True)
-    first = file.begin()
-    path.write_text('mode = "enforce"\n' + rule("2/1h"))
-    second = file.poll()
-    assert isinstance(first, Policy)
-    assert isinstance(second, Policy)
-    assert first.observe
-    assert second.observe
+    loaded = [file.begin()]
+    for text in (rule("1/1h"), 'mode = "enforce"\n' + NEW):
+        path.write_text(text)
+        loaded.append(file.poll() or PolicyError("nothing new"))
+    assert [isinstance(one, Policy) and one.observe for one in loaded] == [True] * 3
 
 
 @pytest.mark.parametrize("when", ["at the start", "after an edit"])
@@ -296,9 +258,15 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_by_the_next_poll(
     assert isinstance(file.poll(), Policy)
 
 
-def test_a_token_pasted_into_the_policy_is_not_repeated_in_the_error(path: Path) -> None:
+def test_a_file_that_is_broken_at_the_start_is_an_error_until_it_is_corrected_and_a_token_in_it_is_not_repeated(
+    path: Path,
+) -> None:
     path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
-    assert "(a token)" in limit(PolicyFile(path).begin())
+    file = PolicyFile(path)
+    assert "(a token)" in limit(file.begin())
+    assert file.poll() is None
+    path.write_text(NEW)
+    assert limit(file.poll()) == "2/1h"
 
 
 # Files that are too large to be parsed while a call waits
