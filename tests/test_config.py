@@ -306,9 +306,7 @@ EVENTS, ON = "is not a list of denied, warn, unavailable", 'write on = ["denied"
         ("[[notify]]\nwebhook = ['s3cret']", "notify 1: webhook: this is not text", 'write webhook = "…"'),
     ],
 )
-def test_an_invalid_setting_is_reported_with_a_hint_and_without_a_secret(
-    tmp_path: Path, text: str, told: str, hint: str
-) -> None:
+def test_an_invalid_setting_is_reported_with_a_hint(tmp_path: Path, text: str, told: str, hint: str) -> None:
     error = refusal(tmp_path, text)
     assert (error.message, error.hint) == (f"{tmp_path / 'config.toml'}: {told}", hint)
 
@@ -329,9 +327,7 @@ def test_the_ways_to_notify_are_taken_in_order_and_tell_all_events_unless_they_n
 @pytest.mark.parametrize(
     "url", ["http://hooks.acme.com/s3cret", "https://u:s3cret@acme.com/", "ftp://acme.com/s3cret", "s3cret", "https://[s3cret"]
 )
-def test_messages_are_sent_only_where_the_network_cannot_read_them_and_an_error_does_not_tell_the_url(
-    tmp_path: Path, url: str
-) -> None:
+def test_a_webhook_whose_messages_the_network_could_read_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
     error = refusal(tmp_path, f"[[notify]]\nwebhook = '{url}'\n")
     assert error.message == f"{tmp_path / 'config.toml'}: notify 1: webhook: messages are not sent to this URL"
     assert "s3cret" not in str(error)
@@ -408,7 +404,7 @@ URL = "sqlite:///absolute/path.db"
         ({"variable": "nonsense", "file": URL}, "MCPGUARD_STORE", f"write MCPGUARD_STORE={URL}", 78),
     ],
 )
-def test_an_invalid_store_is_reported_with_its_place_and_a_hint_for_that_place(
+def test_an_invalid_store_is_reported_with_its_place(
     tmp_path: Path, given: dict[str, str], where: str, hint: str, status: int
 ) -> None:
     text = f'[store]\nurl = "{given["file"]}"' if "file" in given else ""

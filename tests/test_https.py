@@ -245,9 +245,7 @@ def test_the_next_address_is_tried_in_time_if_the_first_one_is_silent(keys: KeyS
 
 
 @pytest.mark.parametrize("what", ["socket.getaddrinfo", "mcpguard.https.proxy_bypass"])
-def test_nobody_waits_for_a_name_server_or_the_systems_proxy_settings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
-) -> None:
+def test_nobody_waits_for_names_or_proxy_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str) -> None:
     ended = threading.Event()
 
     def hang(*_: object, **__: object) -> object:
@@ -310,7 +308,7 @@ def test_this_machine_is_reached_without_any_proxy(keys: KeyServer, monkeypatch:
 # What is sent
 
 
-def test_neither_cookies_nor_passwords_are_sent_and_no_redirect_is_followed(
+def test_no_cookie_or_password_is_sent_and_no_redirect_followed(
     keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"

@@ -168,18 +168,14 @@ class Reader:
         self._file.close()
 
 
-def test_a_file_that_another_program_has_open_is_replaced_when_it_is_closed(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_another_program_has_open_is_replaced_once_closed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(file, monkeypatch, reads_s=1)
     whole_files.write(file, b"new")
     assert 1 <= reader.slept_s < 1.1
     assert file.read_bytes() == b"new"
 
 
-def test_a_file_that_another_program_keeps_open_is_left_and_the_error_says_what_to_do(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_another_program_keeps_open_is_left_with_a_hint(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(file, monkeypatch, reads_s=60)
     with pytest.raises(McpguardError, match=r"policy\.toml: cannot be written: another program has it open$") as error:
         whole_files.write(file, b"new")

@@ -174,9 +174,7 @@ EDITS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @each_line_end
 @pytest.mark.parametrize(("table", "before", "after"), EDITS.values(), ids=EDITS)
-def test_an_edit_changes_its_place_only_and_repeated_nothing(
-    file: Path, end: str, table: dict[str, Any], before: str, after: str
-) -> None:
+def test_an_edit_changes_its_place_only(file: Path, end: str, table: dict[str, Any], before: str, after: str) -> None:
     write(file, OURS, end)
     assert not edit(file, table).is_unchanged
     changed = OURS.replace(before, after, 1).replace("\n", end)
@@ -347,9 +345,7 @@ def test_rules_and_costs_in_a_list_in_brackets_are_left_to_the_user(file: Path, 
         ("concurrent = 2", "concurrent = 3"),
     ],
 )
-def test_an_edit_that_would_change_more_than_its_place_is_refused(
-    file: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
-) -> None:
+def test_an_edit_that_would_change_more_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     monkeypatch.setattr("mcpguard.policy.text.spliced", lambda *edits: spliced(*edits).replace(old, new))
     with pytest.raises(McpguardError, match="would change more than it should"):
         put(file, NEW)
@@ -441,9 +437,7 @@ def test_edits_of_several_processes_at_once_lose_nothing(file: Path) -> None:
 
 
 @pytest.mark.parametrize("freed", [True, False])
-def test_an_edit_waits_for_another_one_for_some_time_and_then_gives_up(
-    file: Path, monkeypatch: pytest.MonkeyPatch, freed: bool
-) -> None:
+def test_an_edit_waits_for_another_for_some_time(file: Path, monkeypatch: pytest.MonkeyPatch, freed: bool) -> None:
     other = folder_lock(file.parent)
     assert other.acquire(0)
     now_s = 0.0
@@ -533,9 +527,7 @@ def test_a_warning_goes_with_its_limit(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value", "other"), [("name", "a", "b"), ("mode", "observe", "enforce"), ("wait", "5s", "6s")])
-def test_a_cap_joins_the_rule_of_a_limit_unless_its_name_mode_or_wait_is_another_one(
-    file: Path, key: str, value: str, other: str
-) -> None:
+def test_a_cap_joins_a_limit_of_the_same_name_mode_and_wait(file: Path, key: str, value: str, other: str) -> None:
     for cap, found in ((value, ["5/1m 2-in-flight"]), (other, ["5/1m", "2-in-flight"])):
         write(file, f'{RULE}{key} = "{value}"\n')
         put(file, {"tool": "a", "concurrent": 2, key: cap})
@@ -564,7 +556,7 @@ def test_a_limit_per_session_is_a_rule_of_its_own_unless_it_is_set_together_with
 
 
 @pytest.mark.parametrize(("count", "table"), [("calls", {"count": "errors"}), ("errors", {"count": "calls"}), ("cost", {})])
-def test_a_limit_that_counts_something_else_is_not_replaced_because_it_shares_its_rule_with_a_cap(
+def test_a_limit_beside_a_cap_is_not_replaced_by_one_that_counts_something_else(
     file: Path, count: str, table: dict[str, Any]
 ) -> None:
     text = f'{RULE}count = "{count}"\nconcurrent = 2\n'

@@ -59,9 +59,7 @@ def test_an_unknown_part_of_a_call_is_reported_as_unknown() -> None:
         ("agent='*::*::*'", "agent='Claude Code::subagent::Explore'", ("agent",)),
     ],
 )
-def test_an_overridden_rule_names_the_winner_and_the_selectors_in_which_that_is_narrower(
-    wide: str, narrow: str, selectors: tuple[str, ...]
-) -> None:
+def test_an_overridden_rule_names_the_winner_and_why_it_is_narrower(wide: str, narrow: str, selectors: tuple[str, ...]) -> None:
     limit = " limit='1/1m'"
     for at, pair in ((1, (wide, narrow)), (0, (narrow, wide))):
         overridden, applies = explained(*(text + limit for text in pair))[:: 1 if at else -1]
@@ -82,9 +80,7 @@ def test_rules_that_differ_only_in_role_or_scope_are_overridden_by_the_first() -
 
 
 @given(st.lists(rules, max_size=6))
-def test_every_rule_has_one_match_in_order_and_the_applying_rules_are_those_of_the_plan(
-    tables: list[dict[str, object]],
-) -> None:
+def test_every_rule_has_one_match_and_those_that_apply_are_the_plan(tables: list[dict[str, object]]) -> None:
     found = written(tables)
     matches = rule_matches(found, ALICE)
     assert [one.at for one in matches] == list(range(len(found.rules)))
@@ -149,9 +145,7 @@ def room_of(rule: str, state: sliding.State) -> tuple[int, int, int | None]:
 @pytest.mark.parametrize(
     ("in_flight", "room"), [((), (0, 2, 0)), ((7,), (1, 1, 0)), ((7, 8), (2, 0, None)), ((7, 8, 9), (3, 0, None))]
 )
-def test_the_headroom_of_a_cap_is_what_is_not_in_flight_and_has_no_wait(
-    in_flight: sliding.State, room: tuple[int, int, int | None]
-) -> None:
+def test_the_headroom_of_a_cap_has_no_wait(in_flight: sliding.State, room: tuple[int, int, int | None]) -> None:
     assert room_of("tool='*' concurrent=2", in_flight) == room
 
 

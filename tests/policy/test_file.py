@@ -169,7 +169,7 @@ def remove(path: Path) -> str:
 
 
 @pytest.mark.parametrize("fault", [remove, pytest.param(make_a_folder, marks=pytest.mark.posix)])
-def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
+def test_a_file_that_goes_is_reported_once_until_it_is_back(
     running: PolicyFile, path: Path, fault: Callable[[Path], str]
 ) -> None:
     told = fault(path)
@@ -190,7 +190,7 @@ def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
         (b"[[rule]]\n", "line 1: rule 1: no limit"),
     ],
 )
-def test_a_broken_file_is_reported_once_and_loaded_again_when_it_is_corrected(
+def test_a_broken_file_is_reported_once_until_it_is_corrected(
     running: PolicyFile, path: Path, content: bytes, words: str
 ) -> None:
     path.write_bytes(content)
@@ -202,9 +202,7 @@ def test_a_broken_file_is_reported_once_and_loaded_again_when_it_is_corrected(
     assert limit(running.poll()) == "1/1h"
 
 
-def test_a_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in_force_only_if_it_was_before(
-    running: PolicyFile, path: Path
-) -> None:
+def test_a_file_that_is_broken_and_then_removed_brings_no_starter_policy_back(running: PolicyFile, path: Path) -> None:
     path.unlink()
     new = PolicyFile(path)
     new.begin()
@@ -238,7 +236,7 @@ def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path) -> None:
 
 
 @pytest.mark.parametrize("when", ["at the start", "after an edit"])
-def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_by_the_next_poll(
+def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_later(
     path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     def refuse(*_: object) -> bytes:
@@ -258,9 +256,7 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_by_the_next_poll(
     assert isinstance(file.poll(), Policy)
 
 
-def test_a_file_that_is_broken_at_the_start_is_an_error_until_it_is_corrected_and_a_token_in_it_is_not_repeated(
-    path: Path,
-) -> None:
+def test_a_file_that_is_broken_at_the_start_is_an_error_that_repeats_no_token(path: Path) -> None:
     path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
     file = PolicyFile(path)
     assert "(a token)" in limit(file.begin())
@@ -325,9 +321,7 @@ def test_a_large_file_is_loaded_once_by_the_first_poll_after_parsing(running: Po
     assert parser.threads == ["mcpguard-policy"]
 
 
-def test_a_large_file_is_loaded_later_if_the_system_has_no_thread_to_parse_it(
-    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_waits_for_a_thread(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(large("2/1h"))
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", without_threads)
@@ -365,9 +359,7 @@ def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_loaded(running: P
     assert running.poll() is None
 
 
-def test_an_internal_error_while_parsing_is_reported_once(
-    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_internal_error_is_reported_once(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(text: str, **options: object) -> Policy:
         raise ZeroDivisionError(text[:8])
 
@@ -395,9 +387,7 @@ def test_what_is_kept_of_a_policy_counts_only_as_it_was_written(tmp_path: Path, 
         assert kept.read_bytes() == good
 
 
-def test_nothing_is_kept_of_a_policy_that_this_account_may_not_write(
-    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_kept_of_a_policy_of_another_account(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(rule("deny"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert kept_in(tmp_path, path) == ("deny", [])

@@ -253,9 +253,7 @@ rates = st.lists(
 
 
 @given(rates, st.lists(st.integers(0, 30_000_000), max_size=300))
-def test_a_limit_that_is_called_superfluous_denies_no_call_that_the_others_admit(
-    all_rates: list[Rate], gaps: list[int]
-) -> None:
+def test_a_superfluous_limit_denies_no_call_that_the_others_admit(all_rates: list[Rate], gaps: list[int]) -> None:
     idle = [all_rates.index(rate) for rate, _ in superfluous(all_rates)]
     limits = [Limit(rate.n, rate.window_us, at) for at, rate in enumerate(all_rates)]
     states = tuple(EMPTY for _ in limits)

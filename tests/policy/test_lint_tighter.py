@@ -147,9 +147,7 @@ RULES = st.lists(
 
 
 @given(RULES)
-def test_the_rules_that_cap_a_call_more_tightly_are_those_that_apply_to_it_and_can_deny_it_first(
-    seen: list[tuple[str, ...]],
-) -> None:
+def test_tighter_rules_are_those_that_apply_and_can_deny_first(seen: list[tuple[str, ...]]) -> None:
     texts = ["".join(keys) + f"limit='{limit}'" for *keys, limit in seen]
     try:
         found = policy(*texts)

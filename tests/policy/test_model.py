@@ -313,9 +313,7 @@ def test_no_server_has_the_name_of_the_clients_own_tools() -> None:
         ("user='*' limit=['5/30d', '9/session']", [("5/30d", False), ("9/session", True)]),
     ],
 )
-def test_a_limit_per_session_is_a_part_of_its_rule_unless_all_limits_of_the_rule_are(
-    rule: str, parts: list[tuple[str, bool]]
-) -> None:
+def test_limits_per_session_are_a_part_of_their_rule(rule: str, parts: list[tuple[str, bool]]) -> None:
     (found,) = policy(rule).rules
     assert [(part.limits_text, "session" in part.per) for part in found.parts] == parts
     assert [part.parts for part in found.parts] == [(part,) for part in found.parts]

@@ -284,9 +284,7 @@ MANY = calls(41, MINUTE_US)
         ("limit=['900/1h', '9/session']", []),
     ],
 )
-def test_what_does_not_limit_calls_stays_and_only_a_limit_on_cost_or_in_time_stands_in_for_a_new_rule(
-    rule: str, tables: list[dict[str, object]]
-) -> None:
+def test_what_does_not_limit_calls_stands_in_for_no_new_rule(rule: str, tables: list[dict[str, object]]) -> None:
     found = suggestions(written(f"tool='search' {rule}"), MANY)
     assert [one.table for one in found if "tool" in one.table] == tables
     assert [one.at for one in found if "tool" in one.table] == [-1] * len(tables)
@@ -300,9 +298,7 @@ def test_what_does_not_limit_calls_stays_and_only_a_limit_on_cost_or_in_time_sta
         ("user='alice' tool='search' limit='unlimited'", "few", 0, ["1000/1m"]),
     ],
 )
-def test_a_limit_beside_a_cap_is_changed_by_the_calls_that_it_counts(
-    override: str, kind: str, calls: int, found: list[str]
-) -> None:
+def test_a_limit_beside_a_cap_is_changed_by_its_calls(override: str, kind: str, calls: int, found: list[str]) -> None:
     search = of_search("'1000/1m'", MANY, override, more="concurrent=2")
     assert (search.at, search.kind, search.calls, limits(search)) == (0, kind, calls, found)
 

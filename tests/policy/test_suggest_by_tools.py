@@ -63,9 +63,7 @@ def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, Kind]:
         (ServerTool("post_x", destructive=False, open_world=False), SENDS),
     ],
 )
-def test_annotations_tell_the_kind_of_a_tool_and_what_they_leave_out_is_as_the_protocol_says(
-    tool: ServerTool, kind: Kind
-) -> None:
+def test_annotations_tell_the_kind_of_a_tool_with_the_protocols_defaults(tool: ServerTool, kind: Kind) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: ANNOTATED})
 
@@ -110,9 +108,7 @@ def test_by_its_name_a_tool_without_annotations_may_read_only_here_if_another_hi
         (ServerTool("send_mail", read_only=True, destructive=False, open_world=False), SENDS),
     ],
 )
-def test_a_name_that_deletes_or_sends_is_believed_more_than_an_annotation_that_is_more_harmless(
-    tool: ServerTool, kind: Kind
-) -> None:
+def test_a_name_that_deletes_or_sends_is_believed_more_than_its_annotation(tool: ServerTool, kind: Kind) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: "by name, although annotated as more harmless"})
 
@@ -160,9 +156,7 @@ def test_the_reasons_of_a_rule_name_its_tools_by_how_their_kind_is_known() -> No
         (("read_a_x", "read_b_x"), {"*_x"}),
     ],
 )
-def test_a_pattern_is_cut_at_a_word_and_matches_the_tools_of_its_rule_and_no_others(
-    writes: Sequence[str], expected: set[str]
-) -> None:
+def test_a_pattern_is_cut_at_a_word_and_matches_no_other_tools(writes: Sequence[str], expected: set[str]) -> None:
     reads = reading("read_c", "one", "two", "three", "four", "five", "six")
     assert patterns([*reads, *writing(*writes)]) == {"*": READS} | dict.fromkeys(expected, DESTROYS)
 
