@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -131,10 +132,10 @@ def limits(file: Path) -> list[str]:
 
 def test_a_missing_file_begins_with_the_starter_rules(tmp_path: Path) -> None:
     file = tmp_path / "new" / "policy.toml"
-    before, after, at, _ = put(file, {"user": "*", "tool": "search", "limit": ["20/1m", "100/1h"]})
+    before, after, at, _ = put(file, {"user": "*", "limit": ["20/1m", "100/1h"]})
     assert (before.rules, at) == (parse(STARTER).rules, 4)
     assert after.rules == parse(written(file)).rules
-    assert written(file) == STARTER + '\n[[rule]]\nuser = "*"\ntool = "search"\nlimit = ["20/1m", "100/1h"]\n'
+    assert written(file) == STARTER + '\n[[rule]]\nuser = "*"\nlimit = ["20/1m", "100/1h"]\n'
     modes = [stat.S_IMODE(one.stat().st_mode) for one in (file, file.parent)]
     assert sys.platform == "win32" or modes == [0o600, 0o700]
 
@@ -295,39 +296,39 @@ def test_removing_a_rule_from_a_missing_file_is_an_error_and_makes_no_file(tmp_p
 # Files that cannot be edited
 
 
+CHANGES: list[Callable[[Path], object]] = [
+    lambda file: put(file, {"tool": "a", "limit": "7/1m"}),
+    lambda file: put(file, NEW),
+    lambda file: remove(file, tool="a"),
+    lambda file: put_cost(file, {"tool": "a", "cost": 4}),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(
     "content", [b"", b"# nothing\n", b'[[rule]]\ntool = "a\n', b"\xff\xfe", b"[[rule]]\ntool = 'a'\nlimt = '5/1m'\n"]
 )
-def test_a_file_that_is_not_a_policy_is_an_error_with_its_line_and_stays(file: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_policy_is_an_error_with_its_line_and_stays(
+    file: Path, content: bytes, change: Callable[[Path], object]
+) -> None:
     file.write_bytes(content)
-    for change in (lambda: put(file, NEW), lambda: remove(file, tool="x")):
-        with pytest.raises(PolicyError) as raised:
-            change()
-        assert raised.value.message.startswith(f"{file}: line ")
-        assert raised.value.hint
-        assert file.read_bytes() == content
+    with pytest.raises(PolicyError, match=re.escape(f"{file}: line ")) as raised:
+        change(file)
+    assert raised.value.hint
+    assert file.read_bytes() == content
 
 
 @pytest.mark.posix
-def test_no_edit_waits_for_a_pipe_in_place_of_the_file(file: Path) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_edit_waits_for_a_pipe_in_place_of_the_file(file: Path, change: Callable[[Path], object]) -> None:
     file.unlink()
     os.mkfifo(file)
-    for change in (lambda: put(file, NEW), lambda: remove(file, tool="x")):
-        with pytest.raises(PolicyError) as raised:
-            change()
-        assert raised.value.message == f"{file}: cannot be read: not a regular file"
-        assert raised.value.exit_status == ExitStatus.CONFIGURATION
+    with pytest.raises(PolicyError, match=re.escape(f"{file}: cannot be read: not a regular file")) as raised:
+        change(file)
+    assert raised.value.exit_status == ExitStatus.CONFIGURATION
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda file: put(file, {"tool": "b", "limit": "7/1m"}),
-        lambda file: put(file, {"tool": "a", "limit": "7/1m"}),
-        lambda file: remove(file, tool="a"),
-        lambda file: put_cost(file, {"tool": "a", "cost": 4}),
-    ],
-)
+@pytest.mark.parametrize("change", CHANGES)
 def test_rules_and_costs_in_a_list_in_brackets_are_left_to_the_user(file: Path, change: Callable[[Path], object]) -> None:
     text = 'cost = [{tool = "a", cost = 2}]  # dear\nrule = [{tool = "a", limit = "5/1m"}]  # ours\n'
     write(file, text)
@@ -336,15 +337,7 @@ def test_rules_and_costs_in_a_list_in_brackets_are_left_to_the_user(file: Path, 
     assert written(file) == text
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("100/1h", "9/1h"),
-        ('wait = "5s"', 'wait = "6s"'),
-        ("cost = 20", "cost = 21"),
-        ("concurrent = 2", "concurrent = 3"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new"), [("100/1h", "9/1h"), ("cost = 20", "cost = 21")])
 def test_an_edit_that_would_change_more_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     monkeypatch.setattr("mcpguard.policy.text.spliced", lambda *edits: spliced(*edits).replace(old, new))
     with pytest.raises(McpguardError, match="would change more than it should"):
@@ -370,16 +363,15 @@ def test_a_link_stays_and_its_target_is_replaced_as_a_whole_and_keeps_its_mode(t
     assert sys.platform == "win32" or stat.S_IMODE(target.stat().st_mode) == 0o644
     assert written(target) == f"{OURS}\n{rule(**NEW)}"[:-1]
     assert list(target.parent.iterdir()) == [target]
-    target.unlink()
-    assert begin(link) is True
-    assert written(target) == STARTER
 
 
-def test_the_starter_policy_is_written_only_where_there_is_no_file(file: Path) -> None:
-    assert begin(file) is False
+def test_the_starter_policy_is_written_only_where_there_is_no_file_or_only_a_link_to_it(file: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.toml"
+    make_link(link, file)
+    assert begin(link) is False
     assert written(file) == OURS
     file.unlink()
-    assert begin(file) is True
+    assert begin(link) is True
     assert written(file) == STARTER
 
 
@@ -391,9 +383,8 @@ def test_an_unfinished_file_of_an_edit_that_was_killed_is_removed_by_the_next_ed
     assert sorted(file.parent.iterdir()) == [backup, file]
 
 
-@pytest.mark.parametrize(("age_s", "left"), [(60, True), (7200, False)])
 def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
-    file: Path, age_s: float, left: bool, monkeypatch: pytest.MonkeyPatch
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_locks(fd: int, how: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -402,9 +393,10 @@ def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
     leftover = file.parent / ".policy.toml.mcpguard-abc"
     leftover.touch()
     now = leftover.stat().st_mtime
-    monkeypatch.setattr(time, "time", lambda: now + age_s)
-    put(file, NEW)
-    assert leftover.exists() is left
+    for age_s, left in ((60, True), (7200, False)):
+        monkeypatch.setattr(time, "time", lambda age_s=age_s: now + age_s)
+        put(file, NEW)
+        assert leftover.exists() is left
 
 
 EDIT_WHEN_TOLD = """
