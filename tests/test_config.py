@@ -4,6 +4,7 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from platformdirs.macos import MacOS
@@ -90,21 +91,21 @@ def test_a_file_of_keys_decides_who_calls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "table", "name"),
+    ("key", "text"),
     [
-        ("user", "identity", "user"),
-        ("agent", "identity", "agent"),
-        ("store", "store", "url"),
-        ("namespace", "store", "namespace"),
+        ("user", '[identity]\nuser = "error"'),
+        ("agent", '[identity]\nagent = "error"'),
+        ("store", '[store]\nurl = "error"'),
+        ("namespace", '[store]\nnamespace = "error"'),
+        ("denials", 'denials = "error"'),
     ],
 )
-def test_an_option_overrides_a_variable_and_a_variable_the_file(tmp_path: Path, key: str, table: str, name: str) -> None:
-    text = f'[{table}]\n{name} = "file"\n'
-    variable = {f"MCPGUARD_{key.upper()}": "variable"}
-    assert getattr(loaded(tmp_path, text), key) == "file"
-    assert getattr(loaded(tmp_path, text, variable), key) == "variable"
-    assert getattr(loaded(tmp_path, text, variable, **{key: "option"}), key) == "option"
-    assert getattr(loaded(tmp_path, text, variable, **{key: None}), key) == "variable"
+def test_an_option_overrides_a_variable_and_a_variable_the_file(tmp_path: Path, key: str, text: str) -> None:
+    variable = {f"MCPGUARD_{key.upper()}": "result"}
+    assert getattr(loaded(tmp_path, text), key) == "error"
+    assert getattr(loaded(tmp_path, text, variable), key) == "result"
+    assert getattr(loaded(tmp_path, text, variable, **{key: "auto"}), key) == "auto"
+    assert getattr(loaded(tmp_path, text, variable, **{key: None}), key) == "result"
 
 
 @pytest.mark.parametrize("key", ["USER", "AGENT", "STORE", "DENIALS", "POLICY", "CONFIG", "NAMESPACE"])
@@ -117,10 +118,7 @@ def test_a_namespace_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     assert (error.message, error.hint) == (r"MCPGUARD_NAMESPACE: 'team\udcff' is not UTF-8", "write MCPGUARD_NAMESPACE=team")
 
 
-def test_how_denials_are_sent_can_be_an_option_or_a_variable(tmp_path: Path) -> None:
-    assert loaded(tmp_path, 'denials = "error"', {"MCPGUARD_DENIALS": "result"}).denials == "result"
-    assert loaded(tmp_path, 'denials = "error"', denials="auto").denials == "auto"
-    assert loaded(tmp_path, denials="result").denials == "result"
+def test_another_way_to_send_denials_is_refused_with_the_ways_that_there_are(tmp_path: Path) -> None:
     error = refusal(tmp_path, environ={"MCPGUARD_DENIALS": "both"})
     assert error.message == "MCPGUARD_DENIALS: 'both' is none of auto, error, result"
     assert error.hint == "use one of: auto error result"
@@ -337,15 +335,11 @@ def test_a_webhook_whose_messages_the_network_could_read_is_refused_and_not_repe
 @pytest.mark.parametrize(
     ("text", "us"),
     [
-        *(("1s", 1_000_000), ("90m", 5_400_000_000), ("3h", 10_800_000_000), ("30d", 30 * DAY_US), ("2w", 14 * DAY_US)),
-        *(("2592000s", 30 * DAY_US), ("604799395200s", 6999993 * DAY_US)),
-        *(
-            (text, None)
-            for text in ("", "d", "1", "1y", "-1d", "1.5h", "1d ", "1000000w", "604799395201s", "9" * 5000 + "s", "１d")
-        ),
+        *(("90m", 5_400_000_000), ("2w", 14 * DAY_US), ("604799395200s", 6999993 * DAY_US)),  # the most
+        *((text, None) for text in ("1y", "1d ", "1000000w", "604799395201s", "9" * 5000 + "s", "１d")),
     ],
 )
-def test_a_span_of_time_is_a_number_and_a_unit_and_nothing_else(text: str, us: int | None) -> None:
+def test_a_span_of_time_has_a_bound(text: str, us: int | None) -> None:
     with contextlib.nullcontext() if us else pytest.raises(ConfigError):
         assert span_us(text, where="keep") == us
 
@@ -397,37 +391,33 @@ URL = "sqlite:///absolute/path.db"
 @pytest.mark.parametrize(
     ("given", "where", "hint", "status"),
     [
-        ({"option": "nonsense"}, "--store", f"write --store {URL}", 2),
-        ({"variable": "nonsense"}, "MCPGUARD_STORE", f"write MCPGUARD_STORE={URL}", 78),
-        ({"file": "nonsense"}, "{file}: store.url", f'write url = "{URL}"', 78),
-        ({"option": "nonsense", "variable": URL, "file": URL}, "--store", f"write --store {URL}", 2),
-        ({"variable": "nonsense", "file": URL}, "MCPGUARD_STORE", f"write MCPGUARD_STORE={URL}", 78),
+        ({"option": "odd"}, "--store", f"write --store {URL}", 2),
+        ({"variable": "odd"}, "MCPGUARD_STORE", f"write MCPGUARD_STORE={URL}", 78),
+        ({"file": "odd"}, "{file}: store.url", f'write url = "{URL}"', 78),
+        ({"option": "odd", "variable": URL, "file": URL}, "--store", f"write --store {URL}", 2),
+        ({"variable": "odd", "file": URL}, "MCPGUARD_STORE", f"write MCPGUARD_STORE={URL}", 78),
     ],
 )
 def test_an_invalid_store_is_reported_with_its_place(
     tmp_path: Path, given: dict[str, str], where: str, hint: str, status: int
 ) -> None:
     text = f'[store]\nurl = "{given["file"]}"' if "file" in given else ""
-    settings = loaded(tmp_path, text, {"MCPGUARD_STORE": given.get("variable", "")}, store=given.get("option"))
-    error = refused_address(settings)
+    error = refused_address(loaded(tmp_path, text, {"MCPGUARD_STORE": given.get("variable", "")}, store=given.get("option")))
     assert error.message == f"{where.format(file=tmp_path / 'config.toml')}: this is not a URL"
     assert (error.hint, error.exit_status) == (hint, status)
 
 
 @pytest.mark.parametrize(
-    ("text", "environ", "option", "where", "status"),
+    ("given", "where", "status"),
     [
-        ("", {}, "subagent", "--agent", 2),
-        ("", {"MCPGUARD_AGENT": "subagent"}, None, "MCPGUARD_AGENT", 78),
-        ('[identity]\nagent = "subagent"', {}, None, "{file}: identity.agent", 78),
+        ({"agent": "subagent"}, "--agent", 2),
+        ({"environ": {"MCPGUARD_AGENT": "subagent"}}, "MCPGUARD_AGENT", 78),
+        ({"text": '[identity]\nagent = "subagent"'}, "{file}: identity.agent", 78),
     ],
 )
-def test_an_invalid_agent_is_reported_with_its_place(
-    tmp_path: Path, text: str, environ: dict[str, str], option: str | None, where: str, status: int
-) -> None:
-    settings = loaded(tmp_path, text, environ, agent=option)
+def test_an_invalid_agent_is_reported_with_its_place(tmp_path: Path, given: Any, where: str, status: int) -> None:
     with pytest.raises(ConfigError) as caught:
-        configured_identity(settings, "crm")
+        configured_identity(loaded(tmp_path, **given), "crm")
     assert caught.value.message == f"{where.format(file=tmp_path / 'config.toml')}: 'subagent' does not have three parts"
     assert caught.value.exit_status == status
 
