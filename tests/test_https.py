@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from mcpguard.https import FetchError, get
 from mcpguard.identity.keys import Keys
 from tests.provider import KeyServer, key
+from tests.web_server import reply
 
 TIMEOUT_S = 0.3
 AT_MOST_S = 5.0
@@ -210,24 +211,27 @@ def test_certificates_that_cannot_be_read_are_a_one_line_error(tmp_path: Path, m
     assert fails("https://127.0.0.1:1/") == why
 
 
-@pytest.mark.parametrize("is_proxy", [True, False])
-def test_nobody_waits_for_a_proxy_or_a_tls_handshake_byte_by_byte(
-    keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_proxy: bool
+def test_nobody_waits_for_a_proxy_that_sends_byte_by_byte(
+    keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keys.behaviour = lambda handler: drip(handler.wfile, b"HTTP/1.1 200 OK\r\nX-Long: ", keys.ended)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{keys.server.server_port}")
+    gives_up("https://idp.acme.com/keys", tmp_path)
+
+
+def test_nobody_waits_for_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
+    ended = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             with contextlib.suppress(OSError):  # the client gives up, perhaps before it is accepted
                 client, _ = listener.accept()
                 with client, client.makefile("wb") as sending:
-                    client.recv(65536)
-                    begin = b"HTTP/1.1 200 OK\r\nX-Long: " if is_proxy else b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"
-                    drip(sending, begin, keys.ended)
+                    drip(sending, b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", ended)
 
         threading.Thread(target=serve, daemon=True).start()
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        monkeypatch.setenv("https_proxy", f"http://{address}")
-        gives_up("https://idp.acme.com/keys" if is_proxy else f"https://{address}/", tmp_path)
+        gives_up(f"https://127.0.0.1:{listener.getsockname()[1]}/", tmp_path)
+        ended.set()
 
 
 def test_nobody_waits_for_all_addresses_of_a_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -266,24 +270,17 @@ def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.
     assert fails(f"https://{host}/keys") == "its name cannot be resolved"
 
 
-def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
-        asked: list[bytes] = []
+def test_https_goes_through_the_proxy_that_https_proxy_names(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
 
-        def answer() -> None:
-            client, _ = proxy.accept()
-            with client:
-                asked.append(client.recv(65536))
-                client.sendall(b"HTTP/1.1 407 s3cret\r\n\r\n")
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        asked.append((handler.requestline, handler.headers["Proxy-Authorization"]))
+        reply(handler, 407, {})
 
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.getsockname()[1]}")
-        said = fails("https://idp.acme.com/keys")
-        thread.join(30)
-    assert asked[0].startswith(b"CONNECT idp.acme.com:443 HTTP/1.")
-    assert b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n" in asked[0]
-    assert said == "the proxy refuses the connection"
+    keys.behaviour = refuse
+    monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{keys.server.server_port}")
+    assert fails("https://idp.acme.com/keys") == "the proxy refuses the connection"
+    assert asked == [("CONNECT idp.acme.com:443 HTTP/1.1", "Basic dXNlcjpwQHNz")]
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
@@ -320,10 +317,7 @@ def test_no_cookie_or_password_is_sent_and_no_redirect_followed(
 
     def redirect(handler: BaseHTTPRequestHandler) -> None:
         received.append({name.lower(): value for name, value in handler.headers.items()})
-        handler.send_response(302)
-        handler.send_header("Set-Cookie", "session=s3cret; Path=/")
-        handler.send_header("Location", "/again?s3cret")
-        handler.end_headers()
+        reply(handler, 302, {"Set-Cookie": "session=s3cret; Path=/", "Location": "/again?s3cret"})
 
     keys.behaviour = redirect
     for asked in (1, 2):
