@@ -60,6 +60,13 @@ def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Pa
     assert running.poll() is None
 
 
+def assert_loads_the_next(file: PolicyFile, path: Path) -> None:
+    """What was loaded or reported last is told once, until there is another policy."""
+    assert file.poll() is None
+    path.write_text(NEW)
+    assert limit(file.poll()) == "2/1h"
+
+
 def edit_and_keep_the_time(path: Path) -> None:
     stamp = path.stat()
     path.write_text(NEW)
@@ -152,9 +159,7 @@ def test_a_named_file_that_is_missing_is_an_error_with_the_command_that_makes_it
     assert isinstance(error, PolicyError)
     assert error.message == f"{path}: no such file"
     assert error.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
-    assert file.poll() is None
-    path.write_text(NEW)
-    assert limit(file.poll()) == "2/1h"
+    assert_loads_the_next(file, path)
 
 
 def make_a_folder(path: Path) -> str:
@@ -197,9 +202,7 @@ def test_a_broken_file_is_reported_once_until_it_is_corrected(
     assert f"{path}: {words}" in limit(running.poll())
     assert running.poll() is None
     path.write_bytes(content)
-    assert running.poll() is None
-    path.write_text(rule("1/1h"))
-    assert limit(running.poll()) == "1/1h"
+    assert_loads_the_next(running, path)
 
 
 def test_a_file_that_is_broken_and_then_removed_brings_no_starter_policy_back(running: PolicyFile, path: Path) -> None:
@@ -221,9 +224,7 @@ def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path
     starter = file.begin()
     assert isinstance(starter, Policy)
     assert starter.is_starter
-    assert file.poll() is None
-    path.write_text(NEW)
-    assert limit(file.poll()) == "2/1h"
+    assert_loads_the_next(file, path)
 
 
 def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path) -> None:
@@ -260,9 +261,7 @@ def test_a_file_that_is_broken_at_the_start_is_an_error_that_repeats_no_token(pa
     path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
     file = PolicyFile(path)
     assert "(a token)" in limit(file.begin())
-    assert file.poll() is None
-    path.write_text(NEW)
-    assert limit(file.poll()) == "2/1h"
+    assert_loads_the_next(file, path)
 
 
 # Files that are too large to be parsed while a call waits
