@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.files import changeable, exposed, force, is_there, open_private, place_to_make, private_folder, read_at_once
+from tests.build import raising
 
 
 @pytest.fixture
@@ -210,11 +211,7 @@ def test_a_path_that_cannot_be_examined_is_an_error_and_not_absence(tmp_path: Pa
     assert is_there(file)
     assert not is_there(tmp_path / "none")
     assert not is_there(file / "none")
-
-    def refused(path: Path, **_: bool) -> os.stat_result:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setattr(os, "stat", raising(PermissionError(errno.EACCES, "Permission denied")))
     with pytest.raises(PermissionError):
         is_there(file)
 

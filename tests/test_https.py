@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from mcpguard.https import FetchError, get
 from mcpguard.identity.keys import Keys
+from tests.build import raising
 from tests.provider import KeyServer, key
 from tests.web_server import reply
 
@@ -263,10 +264,7 @@ def test_nobody_waits_for_names_or_proxy_settings(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("host", ["idp.acme.com", "a" * 64 + ".com"])
 def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    def unknown(*_: object, **__: object) -> object:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", raising(socket.gaierror(socket.EAI_NONAME, "Name or service not known")))
     assert fails(f"https://{host}/keys") == "its name cannot be resolved"
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from mcpguard import whole_files
 from mcpguard.errors import McpguardError
+from tests.build import raising
 
 
 @pytest.fixture
@@ -29,8 +30,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def refuse(*_: object) -> None:
-    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+refuse = raising(PermissionError(errno.EPERM, os.strerror(errno.EPERM)))
 
 
 @pytest.mark.posix

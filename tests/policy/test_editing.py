@@ -23,6 +23,7 @@ from mcpguard.policy.editing import Edit, TakenOut, put, put_cost, set_mode, tak
 from mcpguard.policy.model import Cost
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule
 from mcpguard.policy.writing import begin, folder_lock
+from tests.build import raising
 from tests.end_to_end.host import rule
 from tests.missing import make_link
 
@@ -386,10 +387,7 @@ def test_an_unfinished_file_of_an_edit_that_was_killed_is_removed_by_the_next_ed
 def test_where_folders_cannot_be_locked_only_old_unfinished_files_are_removed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(fd: int, how: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(locks, "_lock", no_locks)
+    monkeypatch.setattr(locks, "_lock", raising(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
     leftover = file.parent / ".policy.toml.mcpguard-abc"
     leftover.touch()
     now = leftover.stat().st_mtime

@@ -14,6 +14,7 @@ from mcpguard.policy import file
 from mcpguard.policy.file import AT_ONCE_BYTES, PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
+from tests.build import raising
 
 
 def rule(limit: str) -> str:
@@ -240,9 +241,6 @@ def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path) -> None:
 def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_later(
     path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    def refuse(*_: object) -> bytes:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
     path.write_text(rule("1/1h"))
     file = PolicyFile(path)
     if when == "after an edit":
@@ -250,7 +248,7 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_later(
         path.write_text(rule("22/1h"))
     settle(path, monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr(followed_file, "read_at_once", refuse)
+        patched.setattr(followed_file, "read_at_once", raising(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
         found = file.begin() if when == "at the start" else file.poll()
         assert isinstance(found, PolicyError)
         assert file.poll() is None  # it is reported once
@@ -298,10 +296,6 @@ def parser(running: PolicyFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Par
             thread.join(30)
 
 
-def without_threads(_: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")
-
-
 def next_of(file: PolicyFile) -> str:
     """What is taken up next."""
     deadline = time.monotonic() + 30
@@ -323,7 +317,7 @@ def test_a_large_file_is_loaded_once_by_the_first_poll_after_parsing(running: Po
 def test_a_large_file_waits_for_a_thread(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(large("2/1h"))
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", without_threads)
+        patched.setattr(threading.Thread, "start", raising(RuntimeError("can't start new thread")))
         assert [running.poll() for _ in range(3)] == [None] * 3
     assert next_of(running) == "2/1h"
 
@@ -359,13 +353,10 @@ def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_loaded(running: P
 
 
 def test_an_internal_error_is_reported_once(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(text: str, **options: object) -> Policy:
-        raise ZeroDivisionError(text[:8])
-
     with monkeypatch.context() as patch:
-        patch.setattr(file, "parse", fail)
+        patch.setattr(file, "parse", raising(ZeroDivisionError("x")))
         path.write_text(large("2/1h"))
-        assert next_of(running) == "internal error, please report it: ZeroDivisionError('[[rule]]')"
+        assert next_of(running) == "internal error, please report it: ZeroDivisionError('x')"
         assert running.poll() is None
     path.write_text(large("3/1h"))
     assert next_of(running) == "3/1h"
