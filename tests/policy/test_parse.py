@@ -12,27 +12,17 @@ from mcpguard.policy.lint import warnings
 from mcpguard.policy.model import Call, Rate, Rule
 from mcpguard.policy.parse import STARTER, parse, parse_cost, parse_rule, text_of
 from tests.build import steps
+from tests.policy.rules import policy, written
 from tests.policy.test_schema import ONE_KEY
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
 
 
 def test_a_rule_is_parsed_with_all_its_keys() -> None:
-    text = """
-# a comment
-mode = "enforce"
-
-[[rule]]
-user = "*"
-tool = "search"
-server = "crm"
-role = ["a", "b"]
-scope = "c"
-per = ["user", "user"]
-limit = ["20/1m", "100/90m"]
-mode = "observe"
-name = "search"
-"""
+    selectors = "user='*' tool='search' server='crm' role=['a', 'b'] scope='c'"
+    text = written(
+        f"{selectors} per=['user', 'user'] limit=['20/1m', '100/90m'] mode='observe' name='search'", head="# ours\n\n"
+    )
     (rule,) = parse(text).rules
     assert rule == Rule(
         selectors={"user": ("*",), "tool": ("search",), "server": ("crm",), "role": ("a", "b"), "scope": ("c",)},
@@ -41,7 +31,7 @@ name = "search"
         rates=(Rate(20, 60_000_000, "1m"), Rate(100, 5_400_000_000, "90m")),
         observe=True,
         name="search",
-        line=5,
+        line=3,
     )
 
 
@@ -68,7 +58,7 @@ MORE = ['per = ["user"]', 'wait = "5s"', 'warn = "80%"', "concurrent = 2", 'name
 
 @pytest.mark.parametrize("more", MORE)
 def test_a_starter_rule_is_known_until_somebody_edits_it(more: str) -> None:
-    edited = STARTER.replace("100/1m", "50/1h") + more + '\n\n[[rule]]\ntool = "x"\nlimit = "100/1m"\n'
+    edited = STARTER.replace("100/1m", "50/1h") + more + "\n" + written("tool='x' limit='100/1m'")
     assert [rule.is_starter for rule in parse(STARTER).rules] == [True] * 4
     assert [rule.is_starter for rule in parse(edited).rules] == [False, True, True, False, False]
 
@@ -250,15 +240,15 @@ def test_an_error_names_file_rule_and_field_and_hints_at_the_right_form(text: st
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("role = ['a', 'b']", "role = ['b', 'a']"),
-        ("role = 'a'", "role = ['a', 'a']"),
-        ("tool = 'x'", "tool = 'x'\nper = ['tool']"),
-        ("tool = 'x'\nname = 'one'", "tool = 'x'\nname = 'two'\nmode = 'observe'"),
+        ("role=['a', 'b']", "role=['b', 'a']"),
+        ("role='a'", "role=['a', 'a']"),
+        ("tool='x'", "tool='x' per=['tool']"),
+        ("tool='x' name='one'", "tool='x' name='two' mode='observe'"),
     ],
 )
 def test_rules_with_the_same_selectors_and_per_have_the_same_key(first: str, second: str) -> None:
     with pytest.raises(PolicyError, match="the same selectors and per as rule 1"):
-        parse(f"[[rule]]\n{first}\nlimit = '1/1s'\n[[rule]]\n{second}\nlimit = '2/1s'")
+        policy(f"{first} limit='1/1s'", f"{second} limit='2/1s'")
 
 
 def test_every_error_is_found_at_once_with_its_line_its_column_and_its_rule() -> None:
@@ -328,15 +318,11 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line() -> None:
 
 def test_parsing_takes_time_linear_in_the_number_of_rules() -> None:
     def of(rules: int) -> int:
-        text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(rules))
+        text = written(*(f"user='u{at}' limit='1/1s'" for at in range(rules)))
+        assert [rule.line for rule in parse(text).rules] == list(range(1, 3 * rules, 3))
         return steps(lambda: parse(text).plan(ALICE))
 
     assert of(400) <= 4.5 * of(100)
-
-
-def test_each_of_many_rules_has_its_line() -> None:
-    text = "".join(f"[[rule]]\nuser = 'u{at}'\nlimit = '1/1s'\n" for at in range(100))
-    assert [rule.line for rule in parse(text).rules] == list(range(1, 300, 3))
 
 
 def test_an_error_in_a_single_rule_or_cost_begins_with_the_given_place() -> None:
