@@ -47,6 +47,10 @@ def said(*rules: str, costs: tuple[str, ...] = ()) -> str:
         ("tool='search' server='c*'", "All users together may call search of each server matching c* 5 times a minute."),
         ("user='*' server='crm'", f"Each user may call tools of crm 5 times a minute{TOGETHER}."),
         ("server='c*'", f"All users together may call tools of each server matching c* 5 times a minute{TOGETHER}."),
+        (
+            "server='*' per=[]",
+            "All users together may call tools 5 times a minute, counting all tools and all servers together.",
+        ),
         ("user='*' role='support' tool='t'", "Each user with role support may call t 5 times a minute."),
         (
             "role=['a', 'b', 'c*'] scope='s' tool='t'",
@@ -98,6 +102,7 @@ def test_a_denial_is_described_in_a_sentence(rule: str, words: str) -> None:
         ("tool='t' count='cost'", "All users may call t without limit at any cost"),
         ("tool='t' count='errors'", "All users may call t without limit on errors"),
         ("per=['arguments']", "All users may call any tool without limit"),
+        ("role='a'", "Each user with role a may call any tool without limit"),
     ],
 )
 def test_an_unlimited_rule_is_described_as_an_exception_from_what_it_counts(rule: str, words: str) -> None:
