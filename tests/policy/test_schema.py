@@ -68,11 +68,8 @@ def faults(text: str) -> list[str]:
 
 
 RULES: list[dict[str, Any]] = [
-    {"limit": "5/1m"},
-    {"limit": "deny"},
-    {"limit": "unlimited"},
-    {"concurrent": 1},
-    {"limit": "5/1m", "concurrent": 1},
+    *({"limit": limit} for limit in ("5/1m", "deny", "unlimited")),
+    *({"concurrent": 1}, {"limit": "5/1m", "concurrent": 1}),
 ]
 ONE_KEY = [
     *([{"rule": [{"limit": "5/1m", key: one}]} for key in [*RULE.values, "unknown"] for one in ANYTHING]),
