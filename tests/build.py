@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from mcpguard.errors import PolicyError, Unauthenticated
 from mcpguard.identity.agent import Agent
@@ -46,6 +46,15 @@ class Time:
 
     def pass_s(self, seconds: int) -> None:
         self.now_us += 1_000_000 * seconds
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    """A function that fails with an error, to stand in for one of the system."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 def steps(do: Callable[[], object]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpguard.files import changeable, exposed, force, is_there, open_private, place_to_make, private_folder, read_at_once
+from tests.build import raising
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_file_of_root_is_exposed_only_by_its_mode(file: Path, monkeypatch: pyt
     ("name", "members", "told"),
     [(None, [], False), (None, ["root"], False), (None, ["bob"], True), ("staff", [], True), (None, None, True)],
 )
-def test_a_file_that_a_group_may_write_to_is_exposed_unless_the_group_is_private(
+def test_a_file_of_a_group_is_exposed_unless_the_group_is_private(
     file: Path, name: str | None, members: list[str] | None, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.chmod(0o660)
@@ -181,9 +182,7 @@ def test_a_link_that_leads_to_itself_is_not_followed_for_ever(tmp_path: Path) ->
         open_private(one)
 
 
-def test_a_file_that_another_process_creates_at_the_same_time_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_another_process_creates_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     monkeypatch.setattr("mcpguard.files.place_to_make", lambda path: (file.write_text("theirs"), path)[1])
     fd = open_private(file)
@@ -205,27 +204,19 @@ def test_a_link_created_at_the_last_moment_is_not_followed(tmp_path: Path, monke
     assert not target.exists()
 
 
-def test_what_the_system_does_not_tell_of_a_path_is_an_error_and_not_absence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_that_cannot_be_examined_is_an_error_and_not_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch()
     assert is_there(tmp_path)
     assert is_there(file)
     assert not is_there(tmp_path / "none")
     assert not is_there(file / "none")
-
-    def refused(path: Path, **_: bool) -> os.stat_result:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setattr(os, "stat", raising(PermissionError(errno.EACCES, "Permission denied")))
     with pytest.raises(PermissionError):
         is_there(file)
 
 
-def test_a_file_that_was_read_counts_although_the_system_reports_an_error_when_it_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_when_a_file_is_closed_after_reading_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really, closed = os.close, []
 
     def fail(fd: int) -> None:
@@ -244,9 +235,7 @@ def test_only_the_first_bytes_of_a_file_are_read_if_no_more_are_wanted(tmp_path:
     assert read_at_once(tmp_path / "a", 3) == b"tex"
 
 
-def test_a_file_whose_owner_alone_may_keep_its_times_as_they_are_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_whose_times_only_its_owner_may_keep_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = os.open
 
     def refuse(path: Path, flags: int) -> int:
@@ -260,9 +249,7 @@ def test_a_file_whose_owner_alone_may_keep_its_times_as_they_are_is_read(
 
 
 @pytest.mark.posix
-def test_a_new_folder_that_somebody_swaps_for_a_link_does_not_change_the_rights_of_another_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_folder_that_is_swapped_for_a_link_changes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, public = tmp_path / "shared", tmp_path / "public"
     public.mkdir(mode=0o755)
     public.chmod(0o755)
@@ -301,7 +288,7 @@ def test_a_file_is_changeable_by_whoever_may_rename_a_folder_or_a_link_on_its_wa
 
 @pytest.mark.posix
 @pytest.mark.parametrize(("refused", "asked"), [(False, ["F_FULLFSYNC"]), (True, ["F_FULLFSYNC", "fsync"])])
-def test_macos_forces_a_file_through_the_disks_own_memory_if_it_can(
+def test_macos_forces_a_file_to_the_disk_itself_if_it_can(
     monkeypatch: pytest.MonkeyPatch, refused: bool, asked: list[str]
 ) -> None:
     import fcntl

@@ -21,16 +21,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from mcpguard.https import FetchError, get
 from mcpguard.identity.keys import Keys
+from tests.build import raising
 from tests.provider import KeyServer, key
+from tests.web_server import reply
 
 TIMEOUT_S = 0.3
 AT_MOST_S = 5.0
 """Far above the timeout, and far below the time that the server would take."""
 
-REFUSED = (
-    "connection refused",
-    "no connection could be made because the target machine actively refused it",  # Windows' words
-)
+REFUSED = ("connection refused", "no connection could be made because the target machine actively refused it")
+"""The words of POSIX and of Windows."""
 
 
 def fails(url: str, timeout_s: float = 30) -> str:
@@ -57,6 +57,12 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
 
     monkeypatch.setattr(socket, "getaddrinfo", found)
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return int(closed.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)
@@ -122,8 +128,9 @@ def test_a_compressed_document_is_refused_and_never_expanded(keys: KeyServer, en
     assert fails(keys.url) == "its answer is compressed, although it was asked for an uncompressed one"
 
 
-def test_a_truncated_document_is_an_error(keys: KeyServer) -> None:
-    keys.behaviour = lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + keys.body[:9])
+@pytest.mark.parametrize("answer", [b"\x00\xff" * 99, b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"])
+def test_garbage_and_a_truncated_document_are_an_error(keys: KeyServer, answer: bytes) -> None:
+    keys.behaviour = lambda handler: handler.wfile.write(answer)
     assert fails(keys.url) == "it does not speak HTTP"
 
 
@@ -135,24 +142,17 @@ def test_nobody_waits_for_a_server_that_sends_byte_by_byte(keys: KeyServer, tmp_
     gives_up(keys.url, tmp_path)
 
 
-def test_reading_ends_when_the_time_is_over(keys: KeyServer) -> None:
+def test_a_server_that_sends_byte_by_byte_or_nothing_or_accepts_no_connection_times_out(keys: KeyServer) -> None:
     keys.behaviour = lambda handler: drip(handler.wfile, b"HTTP/1.1 200 OK\r\n\r\n", keys.ended)
     times_out(keys.url)
-
-
-def test_a_server_that_sends_nothing_or_accepts_no_connection_times_out(keys: KeyServer) -> None:
     keys.behaviour = lambda _: keys.pause()
     times_out(keys.url)
     with silent("127.0.0.1") as port:
         times_out(f"http://127.0.0.1:{port}/")
 
 
-def test_garbage_and_a_refused_connection_are_one_line_errors(keys: KeyServer) -> None:
-    keys.behaviour = lambda handler: handler.wfile.write(b"\x00\xff" * 99)
-    assert fails(keys.url) == "it does not speak HTTP"
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert fails(f"http://127.0.0.1:{port}/") in REFUSED
+def test_a_refused_connection_is_a_one_line_error(closed_port: int) -> None:
+    assert fails(f"http://127.0.0.1:{closed_port}/") in REFUSED
 
 
 # TLS
@@ -161,15 +161,12 @@ def test_garbage_and_a_refused_connection_are_one_line_errors(keys: KeyServer) -
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for this machine, with its key."""
-    private = key("ES256", 0)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    private, name = key("ES256", 0), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    machine = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     made = (
-        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number(), now - day, now + day)
+        .add_extension(x509.SubjectAlternativeName([machine]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(private, hashes.SHA256())
     )
@@ -215,29 +212,27 @@ def test_certificates_that_cannot_be_read_are_a_one_line_error(tmp_path: Path, m
     assert fails("https://127.0.0.1:1/") == why
 
 
-def test_a_server_that_never_starts_the_tls_handshake_times_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        times_out(f"https://127.0.0.1:{silent.getsockname()[1]}/")
-
-
-@pytest.mark.parametrize("is_proxy", [True, False])
-def test_nobody_waits_for_a_proxy_or_a_tls_handshake_byte_by_byte(
-    keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_proxy: bool
+def test_nobody_waits_for_a_proxy_that_sends_byte_by_byte(
+    keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    keys.behaviour = lambda handler: drip(handler.wfile, b"HTTP/1.1 200 OK\r\nX-Long: ", keys.ended)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{keys.server.server_port}")
+    gives_up("https://idp.acme.com/keys", tmp_path)
+
+
+def test_nobody_waits_for_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
+    ended = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             with contextlib.suppress(OSError):  # the client gives up, perhaps before it is accepted
                 client, _ = listener.accept()
                 with client, client.makefile("wb") as sending:
-                    client.recv(65536)
-                    begin = b"HTTP/1.1 200 OK\r\nX-Long: " if is_proxy else b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"
-                    drip(sending, begin, keys.ended)
+                    drip(sending, b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc", ended)
 
         threading.Thread(target=serve, daemon=True).start()
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        monkeypatch.setenv("https_proxy", f"http://{address}")
-        gives_up("https://idp.acme.com/keys" if is_proxy else f"https://{address}/", tmp_path)
+        gives_up(f"https://127.0.0.1:{listener.getsockname()[1]}/", tmp_path)
+        ended.set()
 
 
 def test_nobody_waits_for_all_addresses_of_a_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,9 +250,7 @@ def test_the_next_address_is_tried_in_time_if_the_first_one_is_silent(keys: KeyS
 
 
 @pytest.mark.parametrize("what", ["socket.getaddrinfo", "mcpguard.https.proxy_bypass"])
-def test_nobody_waits_for_a_name_server_or_the_systems_proxy_settings(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
-) -> None:
+def test_nobody_waits_for_names_or_proxy_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str) -> None:
     ended = threading.Event()
 
     def hang(*_: object, **__: object) -> object:
@@ -271,31 +264,21 @@ def test_nobody_waits_for_a_name_server_or_the_systems_proxy_settings(
 
 @pytest.mark.parametrize("host", ["idp.acme.com", "a" * 64 + ".com"])
 def test_a_name_that_cannot_be_resolved_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    def unknown(*_: object, **__: object) -> object:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", raising(socket.gaierror(socket.EAI_NONAME, "Name or service not known")))
     assert fails(f"https://{host}/keys") == "its name cannot be resolved"
 
 
-def test_https_goes_through_the_proxy_that_https_proxy_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
-        asked: list[bytes] = []
+def test_https_goes_through_the_proxy_that_https_proxy_names(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
 
-        def answer() -> None:
-            client, _ = proxy.accept()
-            with client:
-                asked.append(client.recv(65536))
-                client.sendall(b"HTTP/1.1 407 s3cret\r\n\r\n")
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        asked.append((handler.requestline, handler.headers["Proxy-Authorization"]))
+        reply(handler, 407, {})
 
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.getsockname()[1]}")
-        said = fails("https://idp.acme.com/keys")
-        thread.join(30)
-    assert asked[0].startswith(b"CONNECT idp.acme.com:443 HTTP/1.")
-    assert b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n" in asked[0]
-    assert said == "the proxy refuses the connection"
+    keys.behaviour = refuse
+    monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{keys.server.server_port}")
+    assert fails("https://idp.acme.com/keys") == "the proxy refuses the connection"
+    assert asked == [("CONNECT idp.acme.com:443 HTTP/1.1", "Basic dXNlcjpwQHNz")]
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "ftp://127.0.0.1:1", "http://[::1"])
@@ -304,13 +287,11 @@ def test_an_https_proxy_that_is_not_an_http_proxy_is_a_one_line_error(monkeypatc
     assert fails("https://idp.acme.com/keys") == "the proxy that https_proxy names is not an HTTP proxy"
 
 
-def test_no_proxy_exempts_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
+def test_no_proxy_exempts_a_host(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
     monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "acme.com")
     resolve_to(monkeypatch, "127.0.0.1")
-    assert fails(f"https://idp.acme.com:{port}/keys") in REFUSED
+    assert fails(f"https://idp.acme.com:{closed_port}/keys") in REFUSED
 
 
 def test_this_machine_is_reached_without_any_proxy(keys: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +303,7 @@ def test_this_machine_is_reached_without_any_proxy(keys: KeyServer, monkeypatch:
 # What is sent
 
 
-def test_neither_cookies_nor_passwords_are_sent_and_no_redirect_is_followed(
+def test_no_cookie_or_password_is_sent_and_no_redirect_followed(
     keys: KeyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / ".netrc"
@@ -334,10 +315,7 @@ def test_neither_cookies_nor_passwords_are_sent_and_no_redirect_is_followed(
 
     def redirect(handler: BaseHTTPRequestHandler) -> None:
         received.append({name.lower(): value for name, value in handler.headers.items()})
-        handler.send_response(302)
-        handler.send_header("Set-Cookie", "session=s3cret; Path=/")
-        handler.send_header("Location", "/again?s3cret")
-        handler.end_headers()
+        reply(handler, 302, {"Set-Cookie": "session=s3cret; Path=/", "Location": "/again?s3cret"})
 
     keys.behaviour = redirect
     for asked in (1, 2):

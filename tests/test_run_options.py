@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 import click
 import pytest
@@ -43,101 +43,60 @@ def test_it_parses_no_other_command(argv: list[str]) -> None:
     assert run_options.parse(argv) is None
 
 
-HEAVY = {
-    "anyio",
-    "asyncio",
-    "click",
-    "copy",
-    "dataclasses",
-    "hashlib",
-    "httpx2",
-    "inspect",
-    "jwt",
-    "logging",
-    "mcp",
-    "mcpguard.identity.jwt_settings",
-    "mcpguard.identity.token",
-    "mcpguard.wire.skim",
-    "mcpguard.alerts",
-    "mcpguard.policy.lint",
-    "pathlib",
-    "redis",
-    "rich",
-    "ssl",
-    "tomli_w",
-}
+HEAVY = set(
+    "anyio asyncio click copy dataclasses hashlib httpx2 inspect jwt logging mcp pathlib redis rich ssl tomli_w mcpguard.alerts"
+    " mcpguard.identity.jwt_settings mcpguard.identity.token mcpguard.policy.lint mcpguard.wire.skim".split()
+)
+LATER = set(
+    "array binascii bisect bz2 datetime lzma math platformdirs shutil sqlite3 tomllib urllib.parse zlib mcpguard.wire.form"
+    " mcpguard.policy.model mcpguard.identity.server_name mcpguard.session.machine mcpguard.relay.bookkeeper"
+    " mcpguard.stores.api".split()
+)
+if sys.platform == "win32":
+    LATER -= {"shutil", "bz2", "lzma", "zlib"}  # which find batch files
 
 
-LATER = {
-    "array",
-    "binascii",
-    "bisect",
-    "bz2",
-    "datetime",
-    "lzma",
-    "math",
-    "mcpguard.wire.form",
-    "mcpguard.policy.model",
-    "mcpguard.identity.server_name",
-    "mcpguard.session.machine",
-    "mcpguard.relay.bookkeeper",
-    "mcpguard.stores.api",
-    "platformdirs",
-    "shutil",
-    "sqlite3",
-    "tomllib",
-    "urllib.parse",
-    "zlib",
-}
+def started(command: list[str], env: dict[str, str]) -> str:
+    """What a command without input says on stderr. It must succeed."""
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    said: str = subprocess.run(command, env=env, timeout=DEADLINE_S, check=True, text=True, **pipes).stderr
+    return said
 
 
-def modules_loaded_by_run(tmp_path: Path) -> list[str]:
-    """The modules, in the order in which they are loaded: a module after those that it imports."""
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The modules that `run` loads, in their order: a module after those that it imports."""
     python, *words = mcpguard("run", "--server", "crm", "--", *OBEDIENT)
-    said = subprocess.run(
-        [python, "-X", "importtime", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment(tmp_path),
-        timeout=DEADLINE_S,
-        check=True,
-    ).stderr.decode()
+    said = started([python, "-X", "importtime", *words], environment(tmp_path_factory.mktemp("home")))
     return [line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")]
 
 
-def test_run_loads_no_heavy_module(tmp_path: Path) -> None:
-    loaded = modules_loaded_by_run(tmp_path)
+def test_run_loads_no_heavy_module(loaded: list[str]) -> None:
     assert "mcpguard.stores.sqlite.store" in loaded
     assert not HEAVY.intersection(loaded)
 
 
-def test_garbage_is_collected_once_run_has_loaded_its_modules(tmp_path: Path) -> None:
-    python, *words = mcpguard("run", "--quiet", "--", *OBEDIENT)
-    at_exit = "import gc, os; leave = os._exit; os._exit = lambda status: leave(0 if gc.isenabled() else 1)"
-    env = customized(tmp_path, at_exit)
-    subprocess.run([python, *words], stdin=subprocess.DEVNULL, env=env, timeout=DEADLINE_S, check=True)
+def test_run_loads_what_only_calls_need_after_the_traffic_has_started(loaded: list[str]) -> None:
+    assert not LATER.intersection(loaded[: loaded.index("mcpguard.relay.traffic")])
 
 
-def customized(tmp_path: Path, program: str) -> dict[str, str]:
-    """An environment in which Python executes a program when it starts."""
+def test_run_loads_at_its_start_what_later_calls_and_policies_need_since_an_upgrade_may_replace_it(loaded: list[str]) -> None:
+    assert {"mcpguard.wire.form", "mcpguard.documents.toml"} <= set(loaded)
+
+
+def started_with(tmp_path: Path, program: str) -> None:
+    """Start `run` in a Python that executes a program first."""
     (tmp_path / "sitecustomize.py").write_text(program, encoding="utf-8")
     env = environment(tmp_path)
-    return env | {"PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), env.get("PYTHONPATH"))))}
+    path = os.pathsep.join(filter(None, (str(tmp_path), env.get("PYTHONPATH"))))
+    started(mcpguard("run", "--quiet", "--", *OBEDIENT), env | {"PYTHONPATH": path})
 
 
-def test_run_loads_what_only_calls_need_after_the_traffic_has_started(tmp_path: Path) -> None:
-    loaded = modules_loaded_by_run(tmp_path)
-    before = loaded[: loaded.index("mcpguard.relay.traffic")]
-    finds_batch_files = {"shutil", "bz2", "lzma", "zlib"} if sys.platform == "win32" else set()
-    assert not LATER.intersection(before) - finds_batch_files
+def test_garbage_is_collected_once_run_has_loaded_its_modules(tmp_path: Path) -> None:
+    started_with(tmp_path, "import gc, os; leave = os._exit; os._exit = lambda status: leave(0 if gc.isenabled() else 1)")
 
 
-def test_run_loads_at_its_start_what_later_calls_and_policies_need_since_an_upgrade_may_replace_it(tmp_path: Path) -> None:
-    assert {"mcpguard.wire.form", "mcpguard.documents.toml"} <= set(modules_loaded_by_run(tmp_path))
-
-
-COMPILES: Final = """
+COMPILES = """
 import builtins, os, sys
 usual = builtins.compile
 def compile(source, *args, **kwargs):
@@ -150,6 +109,4 @@ builtins.compile = compile
 
 def test_run_compiles_no_annotation_before_messages_pass(tmp_path: Path) -> None:
     """The first compilation, such as that of an annotation in quotes in a `NamedTuple`, makes the types of the syntax tree."""
-    python, *words = mcpguard("run", "--quiet", "--", *OBEDIENT)
-    env = customized(tmp_path, COMPILES)
-    subprocess.run([python, *words], stdin=subprocess.DEVNULL, env=env, timeout=DEADLINE_S, check=True)
+    started_with(tmp_path, COMPILES)

@@ -1,5 +1,6 @@
 """Files are replaced as a whole. `clients/test_writing.py` has the tests of a process that is killed."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -13,6 +14,23 @@ import pytest
 
 from mcpguard import whole_files
 from mcpguard.errors import McpguardError
+from tests.build import raising
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file in a folder of its own."""
+    file = tmp_path / "shared" / "policy.toml"
+    file.parent.mkdir()
+    file.write_bytes(b"old")
+    return file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+refuse = raising(PermissionError(errno.EPERM, os.strerror(errno.EPERM)))
 
 
 @pytest.mark.posix
@@ -23,30 +41,22 @@ def test_a_new_file_is_for_this_account_alone_whatever_the_umask(tmp_path: Path)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "policy.toml").stat().st_mode) == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+    assert names(tmp_path) == ["policy.toml"]
 
 
 @pytest.mark.posix
 @pytest.mark.parametrize("must_keep_owner", [False, True])
 def test_a_file_whose_owner_cannot_be_kept_is_replaced_unless_its_owner_matters(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, must_keep_owner: bool
+    file: Path, monkeypatch: pytest.MonkeyPatch, *, must_keep_owner: bool
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
-    file = tmp_path / "policy.toml"
-    file.write_bytes(b"old")
     file.chmod(0o640)
     monkeypatch.setattr(whole_files, "_owner", lambda _: (0, 4711))
     monkeypatch.setattr(os, "fchown", refuse)
-    if must_keep_owner:
-        with pytest.raises(PermissionError):
-            whole_files.replace(file, b"new")
-    else:
-        whole_files.replace(file, b"new", must_keep_owner=False)
+    with pytest.raises(PermissionError) if must_keep_owner else contextlib.nullcontext():
+        whole_files.replace(file, b"new", must_keep_owner=must_keep_owner)
     assert file.read_bytes() == (b"old" if must_keep_owner else b"new")
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+    assert names(file.parent) == ["policy.toml"]
 
 
 def test_a_file_that_cannot_be_written_is_left_and_named(tmp_path: Path) -> None:
@@ -65,13 +75,10 @@ def test_a_new_file_gets_its_name_when_it_is_complete_and_takes_nobody_elses(tmp
     with pytest.raises(ZeroDivisionError), whole_files.new_file(tmp_path / "more.csv"):
         raise ZeroDivisionError
     assert path.read_text("utf-8") == "é\n"
-    assert [one.name for one in tmp_path.iterdir()] == ["rows.csv"]
+    assert names(tmp_path) == ["rows.csv"]
 
 
 def test_a_new_file_gets_its_name_on_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
     monkeypatch.setattr(os, "link", refuse)
     with whole_files.new_file(tmp_path / "rows.csv") as file:
         file.write("new")
@@ -83,7 +90,7 @@ def test_an_unfinished_file_that_cannot_be_removed_hinders_nothing(tmp_path: Pat
     stuck.mkdir()
     left.write_bytes(b"half")
     whole_files.remove_leftovers(tmp_path / "policy.toml", older_than_s=0)
-    assert [one.name for one in tmp_path.iterdir()] == [stuck.name]
+    assert names(tmp_path) == [stuck.name]
     whole_files.remove_leftovers(tmp_path / "none" / "policy.toml")
 
 
@@ -93,18 +100,15 @@ def test_an_old_unfinished_file_is_removed_by_the_next_new_file(tmp_path: Path) 
     os.utime(left, (0, 0))
     with whole_files.new_file(tmp_path / "rows.csv"):
         pass
-    assert [one.name for one in tmp_path.iterdir()] == ["rows.csv"]
+    assert names(tmp_path) == ["rows.csv"]
 
 
 @pytest.mark.posix
 @pytest.mark.parametrize(("module", "at"), [(os, "write"), (os, "fchmod"), (whole_files, "force")])
 def test_who_swaps_a_name_in_a_shared_folder_neither_changes_another_file_nor_gets_its_mode(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, at: str
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: object, at: str
 ) -> None:
-    folder, victim = tmp_path / "shared", tmp_path / "id_rsa"
-    folder.mkdir()
-    file = folder / "policy.toml"
-    file.write_bytes(b"old")
+    victim = tmp_path / "id_rsa"
     file.chmod(0o666)
     victim.write_bytes(b"key")
     victim.chmod(0o600)
@@ -121,16 +125,15 @@ def test_who_swaps_a_name_in_a_shared_folder_neither_changes_another_file_nor_ge
         whole_files.write(file, b"new")
     assert error.value.hint.startswith("check who else may write to its folder, then run this again")
     assert (victim.read_bytes(), stat.S_IMODE(victim.stat().st_mode)) == (b"key", 0o600)
-    assert [one.name for one in folder.iterdir()] == ["policy.toml"]
+    assert names(file.parent) == ["policy.toml"]
 
 
 @pytest.mark.posix
-def test_a_link_is_not_followed_because_the_caller_has_followed_all(tmp_path: Path) -> None:
-    (tmp_path / "real").write_bytes(b"old")
-    (tmp_path / "link").symlink_to("real")
+def test_a_link_is_not_followed_because_the_caller_has_followed_all(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(file)
     with pytest.raises(McpguardError, match="cannot be written: Too many levels of symbolic links"):
         whole_files.write(tmp_path / "link", b"new")
-    assert (tmp_path / "real").read_bytes() == b"old"
+    assert file.read_bytes() == b"old"
 
 
 class Reader:
@@ -165,35 +168,27 @@ class Reader:
         self._file.close()
 
 
-def test_a_file_that_another_program_has_open_is_replaced_when_it_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_bytes(b"old")
+def test_a_file_that_another_program_has_open_is_replaced_once_closed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(file, monkeypatch, reads_s=1)
     whole_files.write(file, b"new")
     assert 1 <= reader.slept_s < 1.1
     assert file.read_bytes() == b"new"
 
 
-def test_a_file_that_another_program_keeps_open_is_left_and_the_error_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "policy.toml"
-    file.write_bytes(b"old")
+def test_a_file_that_another_program_keeps_open_is_left_with_a_hint(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(file, monkeypatch, reads_s=60)
     with pytest.raises(McpguardError, match=r"policy\.toml: cannot be written: another program has it open$") as error:
         whole_files.write(file, b"new")
     assert error.value.hint == f"{whole_files.IN_USE_HINT}; the file is unchanged"
     assert whole_files.IN_USE_S <= reader.slept_s < whole_files.IN_USE_S + 0.1
     reader.close()
-    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("policy.toml", b"old")]
+    assert (names(file.parent), file.read_bytes()) == (["policy.toml"], b"old")
 
 
 @pytest.mark.posix
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_replaced_file_keeps_its_attributes_and_access_list_on_macos_and_is_written_if_they_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+    file: Path, monkeypatch: pytest.MonkeyPatch, *, refused: bool
 ) -> None:
     asked: list[tuple[bytes, int, int | None, int]] = []
 
@@ -205,8 +200,6 @@ def test_a_replaced_file_keeps_its_attributes_and_access_list_on_macos_and_is_wr
             asked.append((os.pread(original, 9, 0), len(os.pread(new, 9, 0)), state, flags))
             return -1 if refused else 0
 
-    file = tmp_path / "policy.toml"
-    file.write_bytes(b"old")
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", Libc)
     monkeypatch.setattr(whole_files, "force", os.fsync)

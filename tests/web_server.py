@@ -27,6 +27,9 @@ def serving(answer: Answer) -> Iterator[ThreadingHTTPServer]:
         def do_POST(self) -> None:
             answer(self)
 
+        def do_CONNECT(self) -> None:
+            answer(self)
+
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
             del format, args
 

@@ -40,18 +40,7 @@ process.stdout.write(lines.filter(([, , value]) => finite(value)).map((line) => 
 _BLANKS: Final = ["", "", "", " ", "\n", "\r\n", "\t"]
 _COMMENTS: Final = ["//\n", "// c\r\n", "/**/", '/* " ] */', "/* \n*/", "//x\r"]
 _SCALARS: Final = [*"0 -0 7 1.5 -2e3 4E-2 10.0e+1 12345678901234567890 true false null".split()]
-_STRINGS: Final = [
-    '""',
-    '"a"',
-    '"é😀"',
-    '"C:\\\\x"',
-    '"\\u0041\\ud83d\\ude00"',
-    '"//"',
-    '"/*"',
-    '"a\\"b"',
-    '"\\n\\/"',
-    '"\u2028"',
-]
+_STRINGS: Final = [*r'''"" "a" "é😀" "C:\\x" "\u0041\ud83d\ude00" "//" "/*" "a\"b" "\n\/"'''.split(), '"\u2028"']
 _NOISE: Final = [*'{}[],:"/*\\-+.0e1tn# \n\r\t\x00\x0b\u00a0\ufeff\u2028', "\\u12", "//", "/*", "*/", "null", "'", "NaN", ",,"]
 
 

@@ -1,6 +1,5 @@
 """The limiter against a naive model: a list of all admissions."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -126,7 +125,10 @@ class Counters(RuleBasedStateMachine):
 
 
 class SteadyCounters(Counters):
-    """The same without edits: an admission is at most one grain late, and never late for limits up to the threshold."""
+    """The same without edits: an admission is at most one grain late, and never late for limits up to the threshold.
+
+    So a client that obeys every wait is at most a 64th of a window late.
+    """
 
     lag_in_grains = 1
 
@@ -147,36 +149,6 @@ def admit(states: list[State], n: int, at_us: int, window_us: int = WINDOW_US) -
     return decision.admitted
 
 
-def greedy(n: int, window_us: int, step_us: int, windows: int) -> Iterator[int]:
-    """The admissions of a client that calls at every step, and after a denial when the wait is over."""
-    states = [EMPTY]
-    now_us = 0
-    while now_us < windows * window_us:
-        if admit(states, n, now_us, window_us):
-            yield now_us
-            now_us += step_us
-        else:
-            wait_us = retry_after(live(states[0], window_us, now_us), n, window_us, now_us)
-            assert wait_us
-            now_us += wait_us
-
-
-@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 100, 500])
-@pytest.mark.parametrize("step_us", [0, 1, 640, 1000])
-def test_a_client_that_obeys_every_wait_is_at_most_a_64th_of_a_window_late(n: int, step_us: int) -> None:
-    window_us = 64_000
-    admitted = list(greedy(n, window_us, step_us, 6))
-    exact: list[int] = []
-    late_us = 0 if n <= 64 else window_us // 64
-    for nth, at_us in enumerate(admitted):
-        if nth >= n:
-            freed_us = admitted[nth - n] + window_us
-            assert freed_us <= at_us, "over the limit"
-            assert at_us <= max(freed_us, admitted[nth - 1] + step_us) + late_us
-        exact.append(at_us)
-    assert len(admitted) >= 5 * n * 64 // 65 or step_us * n > window_us
-
-
 @pytest.mark.parametrize("n", [64, 65, 130, 1000])
 def test_a_client_that_calls_at_the_rate_of_its_limit_is_admitted_nearly_always(n: int) -> None:
     window_us = 640_000
@@ -194,44 +166,17 @@ def test_limits_up_to_64_have_an_entry_for_each_admission_and_larger_ones_share_
         assert len(states[0]) == 1 + 2 * entries
 
 
-def test_an_entry_covers_at_most_a_64th_of_the_window() -> None:
-    window_us = 6400
+@pytest.mark.parametrize(
+    ("window_us", "times", "log"),
+    [
+        (6400, (0, 99, 100, 199, 200), (200, 99, 2, 199, 2, 200, 1)),
+        (65, (0, 1, 2), (2, 1, 2, 2, 1)),  # rounded up
+    ],
+)
+def test_an_entry_covers_at_most_a_64th_of_the_window(window_us: int, times: tuple[int, ...], log: State) -> None:
     states = [EMPTY]
-    for at_us in (0, 99, 100, 199, 200):
-        assert admit(states, 65, at_us, window_us)
-    assert states[0] == (200, 99, 2, 199, 2, 200, 1)
-
-
-def test_the_grain_of_a_window_is_rounded_up() -> None:
-    states = [EMPTY]
-    for at_us in (0, 1, 2):
-        assert admit(states, 65, at_us, 65)
-    assert states[0] == (2, 1, 2, 2, 1)
-
-
-def test_an_edited_number_keeps_the_counter() -> None:
-    states = [EMPTY]
-    assert [admit(states, 100, 0) for _ in range(40)] == [True] * 40
-    assert [admit(states, 10, 1) for _ in range(2)] == [False] * 2
-    assert [admit(states, 41, 2) for _ in range(2)] == [True, False]
-    assert [admit(states, 64, 3) for _ in range(24)] == [True] * 23 + [False]
-
-
-def test_raising_a_limit_merges_a_full_log_into_grains_and_admits_no_more() -> None:
-    window_us = 64_000
-    states = [EMPTY]
-    times = []
-    for at_us in range(64):
-        assert admit(states, 64, at_us, window_us)
-        times.append(at_us)
-    for at_us in range(2_000, 64_000, 1_000):
-        assert admit(states, 1000, at_us, window_us)
-        times.append(at_us)
-        assert len(states[0]) <= 2 * 66 + 1
-    assert used(live(states[0], window_us, 63_999)) == len(times)
-    for end_us in range(64_000, 66_000, 100):
-        counted = used(live(states[0], window_us, end_us))
-        assert counted >= sum(at_us > end_us - window_us for at_us in times)
+    assert [admit(states, 65, at_us, window_us) for at_us in times] == [True] * len(times)
+    assert states == [log]
 
 
 def test_raising_a_limit_on_errors_merges_a_full_log_of_one_grain_into_one_entry() -> None:
@@ -239,17 +184,6 @@ def test_raising_a_limit_on_errors_merges_a_full_log_of_one_grain_into_one_entry
     for _ in range(sliding.MAX_ENTRIES):
         log = charge(log, 2, 64_000, 0)
     assert charge(log, 1000, 64_000, 1_000) == (1_000, 0, sliding.MAX_ENTRIES, 1_000, 1)
-
-
-def test_two_limits_on_one_counter_both_hold_and_charge_it_once() -> None:
-    limits = [Limit(3, WINDOW_US, 0, rule=0), Limit(2, WINDOW_US, 0, rule=1)]
-    states: tuple[State, ...] = (EMPTY,)
-    for _ in range(2):
-        decision = decide(limits, states, 0)
-        assert decision.admitted
-        states = decision.states
-    assert states == ((0, 0, 1, 0, 1),)
-    assert [exceeded.limit for exceeded in decide(limits, states, 0).exceeded] == [1]
 
 
 @pytest.mark.parametrize("ns", [(2, 100), (100, 2)])
@@ -260,12 +194,9 @@ def test_the_smaller_of_two_limits_on_one_counter_sets_its_grain(ns: tuple[int, 
     assert decide(limits, states, 6399).exceeded[0].retry_after_us == 1
 
 
-def test_a_limit_of_zero_always_denies_and_has_no_counter() -> None:
+def test_a_limit_of_zero_always_denies_and_no_limits_admit_everything() -> None:
     decision = decide([Limit(0, 0, -1)], [], 0)
     assert (decision.admitted, decision.exceeded) == (False, (sliding.Exceeded(0, None),))
-
-
-def test_no_limits_admit_everything() -> None:
     assert decide([], [], 0) == Decision(True, (), (), ())
 
 

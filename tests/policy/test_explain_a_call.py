@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from mcpguard.limiter import sliding
 from mcpguard.policy.explain import Headroom, RuleMatch, headrooms, rule_matches
 from mcpguard.policy.model import Call
-from mcpguard.policy.parse import parse
 from tests.build import START_US
 from tests.identity.test_agents import rules, written
+from tests.policy.rules import policy
 
 ALICE = Call("alice", "Claude Code::subagent::Explore", "crm", "search", ("support", "admin"), ("read",))
 S = 1_000_000
 
 
 def explained(*texts: str, call: Call = ALICE) -> list[RuleMatch]:
-    return rule_matches(parse("".join(f"[[rule]]\n{text}\n" for text in texts)), call)
+    return rule_matches(policy(*texts), call)
 
 
 def told(one: RuleMatch) -> tuple[object, ...]:
@@ -35,19 +35,16 @@ def told(one: RuleMatch) -> tuple[object, ...]:
         ("role=['admin', 'boss']", "the role boss is missing"),
         ("role='b*'", "no role matches b*"),
         ("scope=['write', 'x*']", "the scope write is missing and no scope matches x*"),
-        (
-            "user='bob'\ntool='sum'\nserver='erp'\nrole='boss'",
-            "the user is not bob, the tool is not sum, the server is not erp and the role boss is missing",
-        ),
+        ("user='bob' tool='sum' role='boss'", "the user is not bob, the tool is not sum and the role boss is missing"),
     ],
 )
 def test_a_rule_that_does_not_match_names_every_selector_that_does_not_match(rule: str, reason: str) -> None:
-    (one,) = explained(f"{rule}\nlimit='1/1m'")
+    (one,) = explained(f"{rule} limit='1/1m'")
     assert told(one) == ("no match", reason, None, ())
 
 
 def test_an_unknown_part_of_a_call_is_reported_as_unknown() -> None:
-    (one,) = explained("server='erp'\nlimit='1/1m'", call=ALICE._replace(server=""))
+    (one,) = explained("server='erp' limit='1/1m'", call=ALICE._replace(server=""))
     assert one.reason == "the server is not known"
 
 
@@ -55,17 +52,15 @@ def test_an_unknown_part_of_a_call_is_reported_as_unknown() -> None:
     ("wide", "narrow", "selectors"),
     [
         ("user='*'", "user='alice'", ("user",)),
-        ("user='*'\ntool='*'", "user='a*'\ntool='search'", ("user", "tool")),
-        ("tool='search'", "tool='search'\nserver='crm'", ("server",)),
-        ("tool='search'", "tool='search'\nrole='admin'\nscope='read'", ("role", "scope")),
-        ("tool='search'\nrole='admin'", "tool='search'\nrole=['admin', 'support']", ("role",)),
+        ("user='*' tool='*'", "user='a*' tool='search'", ("user", "tool")),
+        ("tool='search'", "tool='search' server='crm'", ("server",)),
+        ("tool='search'", "tool='search' role='admin' scope='read'", ("role", "scope")),
+        ("tool='search' role='admin'", "tool='search' role=['admin', 'support']", ("role",)),
         ("agent='*::*::*'", "agent='Claude Code::subagent::Explore'", ("agent",)),
     ],
 )
-def test_an_overridden_rule_names_the_winner_and_the_selectors_in_which_that_is_narrower(
-    wide: str, narrow: str, selectors: tuple[str, ...]
-) -> None:
-    limit = "\nlimit='1/1m'"
+def test_an_overridden_rule_names_the_winner_and_why_it_is_narrower(wide: str, narrow: str, selectors: tuple[str, ...]) -> None:
+    limit = " limit='1/1m'"
     for at, pair in ((1, (wide, narrow)), (0, (narrow, wide))):
         overridden, applies = explained(*(text + limit for text in pair))[:: 1 if at else -1]
         words = " and ".join(selectors)
@@ -75,9 +70,9 @@ def test_an_overridden_rule_names_the_winner_and_the_selectors_in_which_that_is_
 
 def test_rules_that_differ_only_in_role_or_scope_are_overridden_by_the_first() -> None:
     first, second, third = explained(
-        "tool='search'\nrole='admin'\nlimit='1/1m'",
-        "tool='search'\nrole='support'\nlimit='2/1m'",
-        "tool='search'\nscope='read'\nlimit='3/1m'",
+        "tool='search' role='admin' limit='1/1m'",
+        "tool='search' role='support' limit='2/1m'",
+        "tool='search' scope='read' limit='3/1m'",
     )
     assert told(first) == ("applies", "", None, ())
     assert told(second) == ("overridden", "rule 1 comes first in the file, and differs in role only", 0, ())
@@ -85,23 +80,20 @@ def test_rules_that_differ_only_in_role_or_scope_are_overridden_by_the_first() -
 
 
 @given(st.lists(rules, max_size=6))
-def test_every_rule_has_one_match_in_order_and_the_applying_rules_are_those_of_the_plan(
-    tables: list[dict[str, object]],
-) -> None:
-    policy = written(tables)
-    matches = rule_matches(policy, ALICE)
-    assert [one.at for one in matches] == list(range(len(policy.rules)))
-    assert [one.at for one in matches if one.status == "applies"] == [at for _, at in policy.applying(ALICE)]
+def test_every_rule_has_one_match_and_those_that_apply_are_the_plan(tables: list[dict[str, object]]) -> None:
+    found = written(tables)
+    matches = rule_matches(found, ALICE)
+    assert [one.at for one in matches] == list(range(len(found.rules)))
+    assert [one.at for one in matches if one.status == "applies"] == [at for _, at in found.applying(ALICE)]
     for one in matches:
         assert bool(one.reason) == (one.status != "applies")
         assert (one.winner is not None) == (one.status == "overridden")
-    plan = policy.plan(ALICE)
+    plan = found.plan(ALICE)
     assert [room.reported for room in headrooms(plan, [sliding.EMPTY] * len(plan.counters), START_US)] == list(plan.reported)
 
 
 def test_each_limit_has_its_quota_left_its_counter_and_the_wait() -> None:
-    policy = parse("[[rule]]\ntool='*'\nlimit=['2/1m', '9/1h']\n[[rule]]\nuser='*'\nlimit='deny'\n")
-    plan = policy.plan(ALICE)
+    plan = policy("tool='*' limit=['2/1m', '9/1h']", "user='*' limit='deny'").plan(ALICE)
     state = sliding.charge(sliding.EMPTY, 2, 60 * S, START_US)
     state = sliding.charge(state, 2, 60 * S, START_US + 10 * S)
     minute, hour, deny = headrooms(plan, [state, state], START_US + 20 * S)
@@ -113,21 +105,21 @@ def test_each_limit_has_its_quota_left_its_counter_and_the_wait() -> None:
 
 
 def test_a_limit_lowered_below_the_sum_in_its_counter_has_no_quota_left() -> None:
-    plan = parse("[[rule]]\ntool='*'\nlimit='1/1m'\n").plan(ALICE)
+    plan = policy("tool='*' limit='1/1m'").plan(ALICE)
     state = sliding.charge(sliding.charge(sliding.EMPTY, 5, 60 * S, START_US), 5, 60 * S, START_US)
     (room,) = headrooms(plan, [state], START_US)
     assert (room.used, room.remaining) == (2, 0)
 
 
 def test_a_rule_whose_parts_fare_differently_has_a_match_for_each() -> None:
-    both, limit, cap = "limit='5/1m'\nconcurrent=2", "limit='9/1m'", "concurrent=3"
-    found = explained(f"user='*'\n{both}", f"user='alice'\n{limit}")
+    both, limit, cap = "limit='5/1m' concurrent=2", "limit='9/1m'", "concurrent=3"
+    found = explained(f"user='*' {both}", f"user='alice' {limit}")
     assert [(one.at, one.status, one.winner, one.rule.limits_text) for one in found] == [
         (0, "overridden", 1, "5/1m"),
         (0, "applies", None, "2-in-flight"),
         (1, "applies", None, "9/1m"),
     ]
-    found = explained(f"user='*'\n{both}", f"user='alice'\n{limit}", f"user='a*'\n{cap}")
+    found = explained(f"user='*' {both}", f"user='alice' {limit}", f"user='a*' {cap}")
     assert [(one.at, one.status, one.winner, one.rule.limits_text) for one in found[:2]] == [
         (0, "overridden", 1, "5/1m"),
         (0, "overridden", 2, "2-in-flight"),
@@ -136,8 +128,8 @@ def test_a_rule_whose_parts_fare_differently_has_a_match_for_each() -> None:
 
 
 def test_a_rule_whose_parts_fare_alike_has_one_match() -> None:
-    both = "limit='5/1m'\nconcurrent=2"
-    found = explained(f"user='*'\n{both}", f"user='alice'\n{both}", f"user='bob'\n{both}")
+    both = "limit='5/1m' concurrent=2"
+    found = explained(f"user='*' {both}", f"user='alice' {both}", f"user='bob' {both}")
     assert [(one.at, one.status, one.rule.limits_text) for one in found] == [
         (0, "overridden", "5/1m 2-in-flight"),
         (1, "applies", "5/1m 2-in-flight"),
@@ -145,45 +137,40 @@ def test_a_rule_whose_parts_fare_alike_has_one_match() -> None:
     ]
 
 
-def rooms(text: str, *states: sliding.State, now_us: int = START_US) -> list[tuple[int, int, int | None]]:
-    plan = parse(text).plan(ALICE)
-    return [(room.used, room.remaining, room.retry_after_us) for room in headrooms(plan, states, now_us)]
+def room_of(rule: str, state: sliding.State) -> tuple[int, int, int | None]:
+    (room,) = headrooms(policy(rule).plan(ALICE), [state], START_US)
+    return room.used, room.remaining, room.retry_after_us
 
 
-def test_the_headroom_of_a_cap_is_what_is_not_in_flight_and_has_no_wait() -> None:
-    text = "[[rule]]\ntool='*'\nconcurrent=2\n"
-    assert rooms(text, ()) == [(0, 2, 0)]
-    assert rooms(text, (7,)) == [(1, 1, 0)]
-    assert rooms(text, (7, 8)) == [(2, 0, None)]
-    assert rooms(text, (7, 8, 9)) == [(3, 0, None)]
+@pytest.mark.parametrize(
+    ("in_flight", "room"), [((), (0, 2, 0)), ((7,), (1, 1, 0)), ((7, 8), (2, 0, None)), ((7, 8, 9), (3, 0, None))]
+)
+def test_the_headroom_of_a_cap_has_no_wait(in_flight: sliding.State, room: tuple[int, int, int | None]) -> None:
+    assert room_of("tool='*' concurrent=2", in_flight) == room
 
 
 def test_the_headroom_of_a_limit_on_errors_is_the_errors_that_are_left() -> None:
-    text = "[[rule]]\ntool='*'\nlimit='2/1m'\ncount='errors'\n"
-    log = (START_US, START_US - 10 * S, 1, START_US, 1)
-    assert rooms(text, log[:1] + log[3:]) == [(1, 1, 0)]
-    assert rooms(text, log) == [(2, 0, 50 * S)]
+    rule = "tool='*' limit='2/1m' count='errors'"
+    assert room_of(rule, (START_US, START_US, 1)) == (1, 1, 0)
+    assert room_of(rule, (START_US, START_US - 10 * S, 1, START_US, 1)) == (2, 0, 50 * S)
 
 
-def test_the_headroom_of_a_limit_on_cost_waits_for_room_for_what_the_call_costs() -> None:
-    rule = "[[rule]]\ntool='*'\nlimit='10/1m'\ncount='cost'\n"
-    log = (START_US, START_US - 10 * S, 6, START_US, 1)
-    assert rooms(rule + "[[cost]]\ncost=3\n", log) == [(7, 3, 0)]
-    assert rooms(rule + "[[cost]]\ncost=4\n", log) == [(7, 3, 50 * S)]
-    assert rooms(rule + "[[cost]]\ncost=10\n", log) == [(7, 3, 60 * S)]
-    assert rooms(rule + "[[cost]]\ncost=11\n", log) == [(7, 3, None)]
-    (room,) = headrooms(parse(rule + "[[cost]]\ncost=11\n").plan(ALICE), [log], START_US)
-    assert (room.cost, room.is_too_costly) == (11, True)
+@pytest.mark.parametrize(("cost", "wait_us"), [(3, 0), (4, 50 * S), (10, 60 * S), (11, None)])
+def test_the_headroom_of_a_limit_on_cost_waits_for_room_for_what_the_call_costs(cost: int, wait_us: int | None) -> None:
+    plan = policy("tool='*' limit='10/1m' count='cost'", costs=[f"cost={cost}"]).plan(ALICE)
+    (room,) = headrooms(plan, [(START_US, START_US - 10 * S, 6, START_US, 1)], START_US)
+    assert (room.used, room.remaining, room.retry_after_us) == (7, 3, wait_us)
+    assert (room.cost, room.is_too_costly) == (cost, cost == 11)
 
 
 def test_a_headroom_is_known_if_its_counter_does_not_depend_on_the_arguments() -> None:
-    plan = parse("[[rule]]\ntool='*'\nper=['arguments']\nlimit='1/1m'\n[[rule]]\ntool='s*'\nlimit='deny'\n").plan(ALICE)
+    plan = policy("tool='*' per=['arguments'] limit='1/1m'", "tool='s*' limit='deny'").plan(ALICE)
     assert [room.is_known for room in headrooms(plan, [()], START_US)] == [False, True]
     assert [room.is_known for room in headrooms(plan.of_arguments("00"), [()], START_US)] == [True, True]
 
 
 def test_a_call_needs_room_by_each_hash_that_its_arguments_were_counted_by() -> None:
-    plan = parse('[[rule]]\nuser = "*"\nper = ["user", "arguments"]\nlimit = "5/10m"\n').plan(ALICE)
+    plan = policy("user='*' per=['user', 'arguments'] limit='5/10m'").plan(ALICE)
     both = plan.of_arguments("aa", "bb")
     assert [both.counters[limit.counter].label for limit in both.limits] == [
         plan.of_arguments(one).counters[0].label for one in ("aa", "bb")
@@ -191,5 +178,5 @@ def test_a_call_needs_room_by_each_hash_that_its_arguments_were_counted_by() -> 
 
 
 def test_a_starter_rule_does_not_apply_to_a_built_in_tool() -> None:
-    (one,) = explained("user='*'\nagent='*::subagent::*'\nlimit='60/1m'", call=ALICE._replace(server="built-in"))
+    (one,) = explained("user='*' agent='*::subagent::*' limit='60/1m'", call=ALICE._replace(server="built-in"))
     assert told(one)[:2] == ("no match", "starter rules do not apply to built-in tools")

@@ -14,10 +14,14 @@ from mcpguard.policy import file
 from mcpguard.policy.file import AT_ONCE_BYTES, PolicyFile
 from mcpguard.policy.model import Policy
 from mcpguard.policy.parse import parse
+from tests.build import raising
 
 
 def rule(limit: str) -> str:
     return f'[[rule]]\ntool = "search"\nlimit = "{limit}"\n'
+
+
+NEW = rule("2/1h")
 
 
 def limit(found: Policy | PolicyError | None) -> str:
@@ -57,54 +61,48 @@ def test_a_file_that_has_settled_is_not_read_again(running: PolicyFile, path: Pa
     assert running.poll() is None
 
 
-def edit(path: Path) -> None:
-    path.write_text(rule("2/1h"))
+def assert_loads_the_next(file: PolicyFile, path: Path) -> None:
+    """What was loaded or reported last is told once, until there is another policy."""
+    assert file.poll() is None
+    path.write_text(NEW)
+    assert limit(file.poll()) == "2/1h"
 
 
 def edit_and_keep_the_time(path: Path) -> None:
     stamp = path.stat()
-    path.write_text(rule("2/1h"))
+    path.write_text(NEW)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
 def replace(path: Path) -> None:
     other = path.with_suffix(".new")
-    other.write_text(rule("2/1h"))
+    other.write_text(NEW)
     other.replace(path)
-
-
-def rename_and_make_anew(path: Path) -> None:
-    path.rename(path.with_suffix(".old"))
-    path.write_text(rule("2/1h"))
 
 
 def remove_and_make_anew(path: Path) -> None:
     path.unlink()
-    path.write_text(rule("2/1h"))
+    path.write_text(NEW)
 
 
-@pytest.fixture
-def settled(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> PolicyFile:
-    """The file, looked at by its path."""
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "edited": lambda path: path.write_text(NEW),
+    "edited, with the time kept": edit_and_keep_the_time,
+    "replaced": replace,
+    "renamed and made anew": lambda path: path.rename(path.with_suffix(".old")).with_name(path.name).write_text(NEW),
+    "removed and made anew": remove_and_make_anew,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_every_change_is_found_by_the_next_poll(
+    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
     settle(path, monkeypatch)
-    running.poll()
-    return running
-
-
-CHANGES = [
-    edit,
-    edit_and_keep_the_time,
-    replace,
-    rename_and_make_anew,
-    remove_and_make_anew,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_every_change_is_found_by_the_next_poll(settled: PolicyFile, path: Path, change: Callable[[Path], None]) -> None:
+    assert running.poll() is None
     change(path)
-    assert limit(settled.poll()) == "2/1h"
-    assert settled.poll() is None
+    assert limit(running.poll()) == "2/1h"
+    assert running.poll() is None
 
 
 @pytest.mark.posix
@@ -137,53 +135,32 @@ def test_another_target_of_a_link_is_found_by_the_next_poll(path: Path, monkeypa
     assert limit(file.poll()) == "2/1h"
 
 
-def broken(path: Path) -> str:
-    path.write_text("[[rule]")
-    return f"{path}: line 1: not TOML"
-
-
-def linked_to_nothing(path: Path) -> str:
-    path.symlink_to(path.with_name("team.toml"))
-    return f"{path} is a link to {path.with_name('team.toml')}, which does not exist"
-
-
-def linked_to_itself(path: Path) -> str:
-    path.symlink_to(path)
-    return f"{path}: cannot be read: Too many levels of symbolic links"
-
-
-def missing(path: Path) -> str:
-    return f"{path}: no such file"
-
-
-POSIX = pytest.mark.posix
-
-
+@pytest.mark.posix
 @pytest.mark.parametrize(
-    ("fault", "named"),
+    ("target", "named", "told"),
     [
-        (broken, False),
-        (missing, True),
-        pytest.param(linked_to_nothing, False, marks=POSIX),
-        pytest.param(linked_to_nothing, True, marks=POSIX),
-        pytest.param(linked_to_itself, False, marks=POSIX),
+        ("team.toml", False, "{path} is a link to {target}, which does not exist"),
+        ("team.toml", True, "{path} is a link to {target}, which does not exist"),
+        ("policy.toml", False, "{path}: cannot be read: Too many levels of symbolic links"),
     ],
 )
-def test_a_file_that_cannot_be_used_at_the_start_is_an_error_until_it_can(
-    path: Path, fault: Callable[[Path], str], named: bool
-) -> None:
-    told = fault(path)
+def test_a_link_that_leads_nowhere_is_an_error_until_there_is_a_file(path: Path, target: str, named: bool, told: str) -> None:
+    path.symlink_to(path.with_name(target))
     file = PolicyFile(path, named=named)
-    error = file.begin()
-    assert limit(error).startswith(told)
-    if fault is missing:
-        assert isinstance(error, PolicyError)
-        assert error.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
+    assert limit(file.begin()) == told.format(path=path, target=path.with_name(target))
     assert file.poll() is None
-    if fault is linked_to_itself:
-        path.unlink()
-    path.write_text(rule("1/1h"))
-    assert limit(file.poll()) == "1/1h"
+    path.unlink()
+    path.write_text(NEW)
+    assert limit(file.poll()) == "2/1h"
+
+
+def test_a_named_file_that_is_missing_is_an_error_with_the_command_that_makes_it_until_it_is_there(path: Path) -> None:
+    file = PolicyFile(path, named=True)
+    error = file.begin()
+    assert isinstance(error, PolicyError)
+    assert error.message == f"{path}: no such file"
+    assert error.hint == f"correct the name, or make that file: mcpguard policy init --policy {shlex.quote(str(path))}"
+    assert_loads_the_next(file, path)
 
 
 def make_a_folder(path: Path) -> str:
@@ -197,8 +174,8 @@ def remove(path: Path) -> str:
     return f"{path}: no such file"
 
 
-@pytest.mark.parametrize("fault", [remove, pytest.param(make_a_folder, marks=POSIX)])
-def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
+@pytest.mark.parametrize("fault", [remove, pytest.param(make_a_folder, marks=pytest.mark.posix)])
+def test_a_file_that_goes_is_reported_once_until_it_is_back(
     running: PolicyFile, path: Path, fault: Callable[[Path], str]
 ) -> None:
     told = fault(path)
@@ -206,47 +183,39 @@ def test_a_file_that_goes_is_reported_once_and_loaded_again_when_it_is_back(
     assert running.poll() is None
     if path.is_dir():
         path.rmdir()
-    path.write_text(rule("1/1h"))
-    assert limit(running.poll()) == "1/1h"
+    path.write_text(NEW)
+    assert limit(running.poll()) == "2/1h"
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", "line 1: the file is empty"),
-        (b"# nothing\n", "line 1: the file is empty"),
         (b"[[rule]\n", "line 1: not TOML"),
         (b'[[rule]]\nlimit = "\xff"\n', "line 2: not UTF-8"),
-        (b"\xef\xbb\xbf" + b'[[rule]]\nlimit = "1/1h"\n', "line 1: begins with a byte order mark"),
         (b"[[rule]]\n", "line 1: rule 1: no limit"),
     ],
 )
-def test_a_broken_file_is_reported_once_and_loaded_again_when_it_is_corrected(
+def test_a_broken_file_is_reported_once_until_it_is_corrected(
     running: PolicyFile, path: Path, content: bytes, words: str
 ) -> None:
     path.write_bytes(content)
     assert f"{path}: {words}" in limit(running.poll())
     assert running.poll() is None
     path.write_bytes(content)
-    assert running.poll() is None
-    path.write_text(rule("1/1h"))
-    assert limit(running.poll()) == "1/1h"
+    assert_loads_the_next(running, path)
 
 
-def test_the_starter_policy_does_not_replace_a_file_that_is_broken_and_then_removed(running: PolicyFile, path: Path) -> None:
+def test_a_file_that_is_broken_and_then_removed_brings_no_starter_policy_back(running: PolicyFile, path: Path) -> None:
+    path.unlink()
+    new = PolicyFile(path)
+    new.begin()
     path.write_text("[[rule]")
-    assert f"{path}: line 1: not TOML" in limit(running.poll())
+    for one in (running, new):
+        assert f"{path}: line 1: not TOML" in limit(one.poll())
     path.unlink()
     assert limit(running.poll()) == f"{path}: no such file"
-
-
-def test_a_new_file_that_is_broken_and_then_removed_leaves_the_starter_policy_in_force(path: Path) -> None:
-    file = PolicyFile(path)
-    file.begin()
-    path.write_text("[[rule]")
-    assert f"{path}: line 1: not TOML" in limit(file.poll())
-    path.unlink()
-    found = file.poll()
+    found = new.poll()
     assert isinstance(found, Policy)
     assert found.is_starter
 
@@ -256,32 +225,22 @@ def test_the_starter_policy_is_in_force_until_the_default_file_exists(path: Path
     starter = file.begin()
     assert isinstance(starter, Policy)
     assert starter.is_starter
-    assert file.poll() is None
-    path.write_text(rule("1/1h"))
-    assert limit(file.poll()) == "1/1h"
+    assert_loads_the_next(file, path)
 
 
-@pytest.mark.parametrize("content", [None, rule("1/1h")], ids=["starter", "file"])
-def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path, content: str | None) -> None:
-    if content:
-        path.write_text(content)
+def test_observe_mode_holds_for_every_policy_that_is_loaded(path: Path) -> None:
     file = PolicyFile(path, observe=True)
-    first = file.begin()
-    path.write_text('mode = "enforce"\n' + rule("2/1h"))
-    second = file.poll()
-    assert isinstance(first, Policy)
-    assert isinstance(second, Policy)
-    assert first.observe
-    assert second.observe
+    loaded = [file.begin()]
+    for text in (rule("1/1h"), 'mode = "enforce"\n' + NEW):
+        path.write_text(text)
+        loaded.append(file.poll() or PolicyError("nothing new"))
+    assert [isinstance(one, Policy) and one.observe for one in loaded] == [True] * 3
 
 
 @pytest.mark.parametrize("when", ["at the start", "after an edit"])
-def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_by_the_next_poll(
+def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_later(
     path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    def refuse(*_: object) -> bytes:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
     path.write_text(rule("1/1h"))
     file = PolicyFile(path)
     if when == "after an edit":
@@ -289,16 +248,18 @@ def test_a_file_that_could_not_be_read_for_a_moment_is_loaded_by_the_next_poll(
         path.write_text(rule("22/1h"))
     settle(path, monkeypatch)
     with monkeypatch.context() as patched:
-        patched.setattr(followed_file, "read_at_once", refuse)
+        patched.setattr(followed_file, "read_at_once", raising(OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
         found = file.begin() if when == "at the start" else file.poll()
         assert isinstance(found, PolicyError)
         assert file.poll() is None  # it is reported once
     assert isinstance(file.poll(), Policy)
 
 
-def test_a_token_pasted_into_the_policy_is_not_repeated_in_the_error(path: Path) -> None:
+def test_a_file_that_is_broken_at_the_start_is_an_error_that_repeats_no_token(path: Path) -> None:
     path.write_text('[[rule]]\n"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2ln" = 1\nlimit = "1/1h"\n')
-    assert "(a token)" in limit(PolicyFile(path).begin())
+    file = PolicyFile(path)
+    assert "(a token)" in limit(file.begin())
+    assert_loads_the_next(file, path)
 
 
 # Files that are too large to be parsed while a call waits
@@ -335,10 +296,6 @@ def parser(running: PolicyFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Par
             thread.join(30)
 
 
-def without_threads(_: threading.Thread) -> None:
-    raise RuntimeError("can't start new thread")
-
-
 def next_of(file: PolicyFile) -> str:
     """What is taken up next."""
     deadline = time.monotonic() + 30
@@ -357,12 +314,10 @@ def test_a_large_file_is_loaded_once_by_the_first_poll_after_parsing(running: Po
     assert parser.threads == ["mcpguard-policy"]
 
 
-def test_a_large_file_is_loaded_later_if_the_system_has_no_thread_to_parse_it(
-    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_waits_for_a_thread(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(large("2/1h"))
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", without_threads)
+        patched.setattr(threading.Thread, "start", raising(RuntimeError("can't start new thread")))
         assert [running.poll() for _ in range(3)] == [None] * 3
     assert next_of(running) == "2/1h"
 
@@ -397,16 +352,11 @@ def test_a_large_edit_that_is_undone_while_it_is_parsed_is_not_loaded(running: P
     assert running.poll() is None
 
 
-def test_an_internal_error_while_parsing_is_reported_once(
-    running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(text: str, **options: object) -> Policy:
-        raise ZeroDivisionError(text[:8])
-
+def test_an_internal_error_is_reported_once(running: PolicyFile, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(file, "parse", fail)
+        patch.setattr(file, "parse", raising(ZeroDivisionError("x")))
         path.write_text(large("2/1h"))
-        assert next_of(running) == "internal error, please report it: ZeroDivisionError('[[rule]]')"
+        assert next_of(running) == "internal error, please report it: ZeroDivisionError('x')"
         assert running.poll() is None
     path.write_text(large("3/1h"))
     assert next_of(running) == "3/1h"
@@ -427,9 +377,7 @@ def test_what_is_kept_of_a_policy_counts_only_as_it_was_written(tmp_path: Path, 
         assert kept.read_bytes() == good
 
 
-def test_nothing_is_kept_of_a_policy_that_this_account_may_not_write(
-    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_kept_of_a_policy_of_another_account(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(rule("deny"))
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert kept_in(tmp_path, path) == ("deny", [])

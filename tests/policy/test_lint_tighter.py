@@ -3,19 +3,11 @@
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mcpguard.errors import PolicyError
-from mcpguard.policy.lint import Capped, Tightness, can_deny_beside, still_capped
-from mcpguard.policy.model import Call, Policy, Rate
-from mcpguard.policy.parse import STARTER, parse
+from mcpguard.policy.lint import Capped, Tightness, still_capped
+from mcpguard.policy.parse import STARTER
 from tests.build import steps
-
-
-def policy(*texts: str, head: str = "") -> Policy:
-    """Rules, each as the text of its keys, after those of `head`."""
-    return parse(head + "".join("[[rule]]\n" + re.sub(r"(?<=['\]]) ", "\n", text) + "\n\n" for text in texts))
+from tests.policy.rules import policy
 
 
 def capping(*texts: str, head: str = "") -> list[int]:
@@ -134,40 +126,6 @@ def test_an_untouched_starter_rule_is_warned_of_if_it_is_slower_and_noted_if_it_
 def test_a_tighter_rule_of_the_user_makes_no_starter_rule_a_mistake() -> None:
     assert warned("user='*' per=['user'] limit='5/1h'", head=STARTER) == []
     assert still_capped(policy("user='*' per=['user'] limit='5/1h'", head=STARTER)).notes == []
-
-
-LIMITS = st.builds(lambda n, seconds: Rate(n, seconds * 1_000_000, f"{seconds}s"), st.integers(1, 100), st.integers(1, 100))
-
-
-RULES = st.lists(
-    st.tuples(
-        st.sampled_from(["", "user='*' ", "user='u' "]),
-        st.sampled_from(["", "agent='*::api::*' ", "agent='c::api::n' "]),
-        st.sampled_from(["", "tool='*' ", "tool='t' "]),
-        st.sampled_from(["", "per=['user'] ", "per=[] "]),
-        st.sampled_from(["1/1m", "5/1m", "20/1h", "300/1h"]),
-    ),
-    min_size=1,
-    max_size=4,
-    unique_by=lambda one: one[:4],
-)
-
-
-@given(RULES)
-def test_the_rules_that_cap_a_call_more_tightly_are_those_that_apply_to_it_and_can_deny_it_first(
-    seen: list[tuple[str, ...]],
-) -> None:
-    texts = ["".join(keys) + f"limit='{limit}'" for *keys, limit in seen]
-    try:
-        found = policy(*texts)
-    except PolicyError:  # two say the same in other words
-        return
-    last = len(texts) - 1
-    applying = {at: rule.rates[0] for rule, at in found.applying(Call("u", "c::api::n", "s", "t"))}
-    if last in applying:
-        is_for_all = [not found.rules[at].exact.get("tool") or "tool" in found.rules[last].exact for at in range(last)]
-        first = {at for at in applying.keys() - {last} if can_deny_beside(applying[at], applying[last]) and is_for_all[at]}
-        assert {*Tightness(found).capping(last)} & applying.keys() == first
 
 
 @pytest.mark.parametrize("text", ["tool='t{}' limit='1/1s'", "user='u{}' tool='x' limit='1/1s'"])

@@ -12,24 +12,9 @@ from mcpguard.policy.explain import overriding
 from mcpguard.policy.model import Call, Policy, Rule, server_named
 from mcpguard.policy.parse import STARTER, parse
 from tests.build import steps
+from tests.policy.rules import policy, written
 
 ALICE = Call("alice", "Claude Code::interactive::default", "crm", "search")
-
-
-def policy(*rules: str) -> Policy:
-    """A policy from rules in a short form: `user=* tool=search limit=5/1m`. A comma makes a list."""
-    lines = []
-    for text in rules:
-        lines.append("[[rule]]")
-        for word in text.split():
-            key, value = word.split("=", 1)
-            values = [one for one in value.split(",") if one]
-            lines.append(f"{key} = {json.dumps(values if len(values) > 1 or key == 'per' else value)}")
-    return parse("\n".join(lines))
-
-
-def applying(*rules: str, call: Call = ALICE) -> list[int]:
-    return [place for _, place in policy(*rules).applying(call)]
 
 
 def label(plan: Plan, at: int = 0) -> list[object]:
@@ -42,44 +27,23 @@ def label(plan: Plan, at: int = 0) -> list[object]:
 @pytest.mark.parametrize(
     ("rule", "matches"),
     [
-        ("limit=1/1s", True),
-        ("user=alice limit=1/1s", True),
-        ("user=ali* limit=1/1s", True),
-        ("user=bob limit=1/1s", False),
-        ("server=crm tool=search limit=1/1s", True),
-        ("server=other tool=search limit=1/1s", False),
-        ("agent=*::interactive::* limit=1/1s", True),
-        ("role=admin limit=1/1s", True),
-        ("role=admin,dev limit=1/1s", True),
-        ("role=admin,ops limit=1/1s", False),
-        ("role=* limit=1/1s", True),
-        ("scope=crm.* limit=1/1s", True),
-        ("scope=mail.* limit=1/1s", False),
-        ("scope=admin limit=1/1s", False),
+        *(
+            (rule, True)
+            for rule in ("", "user='alice'", "user='ali*'", "server='crm' tool='search'", "agent='*::interactive::*'")
+        ),
+        *((rule, False) for rule in ("user='bob'", "server='other' tool='search'")),
+        *((rule, True) for rule in ("role='admin'", "role=['admin', 'dev']", "role='*'", "scope='crm.*'")),
+        *((rule, False) for rule in ("role=['admin', 'ops']", "scope='mail.*'", "scope='admin'")),
     ],
 )
 def test_a_rule_matches_if_every_selector_matches(rule: str, matches: bool) -> None:
     call = ALICE._replace(roles=("admin", "dev"), scopes=("crm.read",))
-    assert bool(applying(rule, call=call)) is matches
+    assert bool(policy(f"{rule} limit='1/1s'").applying(call)) is matches
 
 
-@pytest.mark.parametrize(
-    ("rules", "apply"),
-    [
-        (("user=* limit=1/1s", "user=alice limit=2/1s"), [1]),
-        (("user=* limit=1/1s", "user=a* limit=2/1s", "user=al* limit=3/1s"), [2]),
-        (("user=a* limit=1/1s", "user=*e limit=2/1s", "user=alice limit=3/1s"), [2]),
-        (("user=* limit=1/1s", "user=alice per= limit=2/1s"), [0, 1]),
-        (("user=* limit=1/1s", "user=* role=admin limit=2/1s"), [1]),
-        (("user=* role=admin limit=1/1s", "user=* role=admin,dev limit=2/1s"), [1]),
-        (("user=* role=admin limit=1/1s", "user=* scope=crm limit=2/1s"), [0]),
-        (("role=admin limit=1/1s", "scope=crm limit=2/1s", "role=dev limit=3/1s"), [0]),
-        (("user=a* role=admin limit=1/1s", "user=*e role=admin limit=2/1s"), [0, 1]),
-    ],
-)
-def test_the_narrower_of_competing_rules_applies_and_all_other_rules_apply(rules: tuple[str, ...], apply: list[int]) -> None:
-    call = ALICE._replace(roles=("admin", "dev"), scopes=("crm",))
-    assert applying(*rules, call=call) == apply
+def test_a_rule_that_selects_by_more_overrides_none_although_both_have_the_same_per() -> None:
+    found = policy("user='*' per=['user'] limit='1/1s'", "user='*' tool='search' per=['user'] limit='2/1s'")
+    assert [at for _, at in found.applying(ALICE)] == [0, 1]
 
 
 def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
@@ -92,34 +56,20 @@ def matching(rules: Sequence[Rule], call: Call) -> list[tuple[int, int | None]]:
 
 
 few = st.text("ab*", min_size=1, max_size=4)
-names = st.text("ab", min_size=1, max_size=4)
-selectors = st.fixed_dictionaries(
-    {},
-    optional={
-        "user": few.map(lambda text: (text,)),
-        "agent": st.tuples(few, few, few).map(lambda parts: ("::".join(parts),)),
-        "tool": few.map(lambda text: (text,)),
-        "server": few.map(lambda text: (text,)),
-        "role": st.lists(few, min_size=1, max_size=2).map(tuple),
-        "scope": st.lists(few, min_size=1, max_size=2).map(tuple),
-    },
-)
-pers = st.sampled_from([frozenset[str](), frozenset({"user"}), frozenset({"tool", "server"})])
+one = few.map(lambda text: (text,))
+several = st.lists(few, min_size=1, max_size=2).map(tuple)
+agents = st.tuples(few, few, few).map(lambda parts: ("::".join(parts),))
 some_rules = st.builds(
     lambda selectors, per, counts: Rule(selectors, per, counts=counts),
-    selectors,
-    pers,
+    st.fixed_dictionaries(
+        {}, optional={"user": one, "agent": agents, "tool": one, "server": one, "role": several, "scope": several}
+    ),
+    st.sampled_from([frozenset[str](), frozenset({"user"}), frozenset({"tool", "server"})]),
     st.sampled_from(["calls", "calls", "cost", "errors"]),
 )
-calls = st.builds(
-    Call,
-    names,
-    st.tuples(names, names, names).map("::".join),
-    names,
-    names,
-    st.lists(names, max_size=3).map(tuple),
-    st.lists(names, max_size=2).map(tuple),
-)
+names = st.text("ab", min_size=1, max_size=4)
+held = st.lists(names, max_size=3).map(tuple)
+calls = st.builds(Call, names, st.tuples(names, names, names).map("::".join), names, names, held, held)
 
 
 @given(st.lists(some_rules, max_size=25), calls)
@@ -137,7 +87,7 @@ def test_the_rules_that_override_a_rule_are_those_of_comparing_all_pairs(rules: 
 
 
 def test_a_counter_is_identified_by_its_per_values_the_other_selectors_and_the_window() -> None:
-    plan = policy("user=* tool=sea* role=dev limit=5/1m,9/1h").plan(ALICE._replace(roles=("dev",)), "team")
+    plan = policy("user='*' tool='sea*' role='dev' limit=['5/1m', '9/1h']").plan(ALICE._replace(roles=("dev",)), "team")
     expected = ["team", {"server": "crm", "tool": "search", "user": "alice"}, {"role": ["dev"]}]
     assert [label(plan, 0), label(plan, 1)] == [[*expected, 60_000_000], [*expected, 3_600_000_000]]
     assert all(0 < counter.id < 1 << 63 for counter in plan.counters)
@@ -146,14 +96,14 @@ def test_a_counter_is_identified_by_its_per_values_the_other_selectors_and_the_w
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("user=* limit=5/1m", "user=alice limit=9/1m", True),
-        ("user=* limit=5/1m", "user=* limit=9/60s", True),
-        ("user=* limit=5/1m", "user=* limit=5/2m", False),
-        ("user=* limit=5/1m", "tool=* limit=5/1m", False),
-        ("tool=search limit=5/1m", "tool=search server=crm limit=5/1m", True),
-        ("user=* per= limit=5/1m", "user=a* per= limit=5/1m", False),
-        ("user=* role=a,b limit=5/1m", "user=* role=b,a limit=5/1m", True),
-        ("user=* role=a limit=5/1m", "user=* limit=5/1m", False),
+        ("user='*' limit='5/1m'", "user='alice' limit='9/1m'", True),
+        ("user='*' limit='5/1m'", "user='*' limit='9/60s'", True),
+        ("user='*' limit='5/1m'", "user='*' limit='5/2m'", False),
+        ("user='*' limit='5/1m'", "tool='*' limit='5/1m'", False),
+        ("tool='search' limit='5/1m'", "tool='search' server='crm' limit='5/1m'", True),
+        ("user='*' per=[] limit='5/1m'", "user='a*' per=[] limit='5/1m'", False),
+        ("user='*' role=['a', 'b'] limit='5/1m'", "user='*' role=['b', 'a'] limit='5/1m'", True),
+        ("user='*' role='a' limit='5/1m'", "user='*' limit='5/1m'", False),
     ],
 )
 def test_rules_that_count_the_same_share_a_counter(one: str, other: str, same: bool) -> None:
@@ -163,12 +113,12 @@ def test_rules_that_count_the_same_share_a_counter(one: str, other: str, same: b
 
 
 def test_two_rules_with_one_counter_have_two_limits_on_it() -> None:
-    plan = policy("user=a* limit=1/1s", "user=*e limit=2/1s").plan(ALICE)
+    plan = policy("user='a*' limit='1/1s'", "user='*e' limit='2/1s'").plan(ALICE)
     assert ([limit.counter for limit in plan.limits], len(plan.counters)) == ([0, 0], 1)
 
 
 def test_names_cannot_forge_another_counter() -> None:
-    rule = policy("user=* tool=* limit=1/1s")
+    rule = policy("user='*' tool='*' limit='1/1s'")
     names = ["a", 'a","tool":"b', "a\\", "", "*", "é", "\ud800"]
     counters = {rule.plan(Call(user, "x::y::z", "s", tool)).counters[0].id for user in names for tool in names}
     assert len(counters) == len(names) ** 2
@@ -177,34 +127,27 @@ def test_names_cannot_forge_another_counter() -> None:
 @pytest.mark.parametrize(
     ("rule", "axis"),
     [
-        ("user=* tool=x agent=*::*::* limit=1/1s", "agent"),
-        ("user=* tool=x limit=1/1s", "user"),
-        ("tool=x limit=1/1s", "tool"),
-        ("server=x limit=1/1s", "tool"),
-        ("limit=1/1s", "tool"),
-        ("user=* agent=*::*::* per=user limit=1/1s", "user"),
-        ("user=* tool=* agent=*::*::* per= limit=1/1s", "tool"),
-        ("user=* agent=*::*::* per= limit=1/1s", "agent"),
-        ("user=* per= limit=1/1s", "user"),
-        ("user=* per=server limit=1/1s", "user"),
-        ("user=* agent=*::*::* per=user,session limit=1/1s", "user"),
-        ("user=* agent=*::*::* per=session limit=1/1s", "agent"),
-        ("per=session limit=1/1s", "tool"),
-        ("user=* limit=1/session", "user"),
+        *(
+            (rule, "agent")
+            for rule in ("user='*' tool='x' agent='*'", "user='*' agent='*' per=[]", "agent='*' per=['session']")
+        ),
+        *((rule, "user") for rule in ("user='*' tool='x'", "user='*' agent='*' per=['user']", "user='*' per=[]")),
+        *((rule, "user") for rule in ("user='*' per=['server']", "user='*' agent='*' per=['user', 'session']")),
+        *((rule, "tool") for rule in ("tool='x'", "server='x'", "", "user='*' tool='*' agent='*' per=[]", "per=['session']")),
     ],
 )
 def test_the_axis_of_a_limit_follows_from_per_and_the_selectors(rule: str, axis: str) -> None:
-    assert policy(rule).rules[0].axis == axis
+    assert policy(f"{rule} limit='1/1s'").rules[0].axis == policy(f"{rule} limit='1/session'").rules[0].axis == axis
 
 
 @pytest.mark.parametrize(
     ("rule", "text", "limit_text"),
     [
-        ("tool=x user=* limit=5/1m,9/1h", "user=* tool=x", "5/1m 9/1h"),
-        ("scope=a,b role=c limit=deny", "role=c scope=a,b", "deny"),
-        ("per= limit=unlimited", "per=none", "unlimited"),
-        ("tool=x per=tool,user limit=1/1s", "tool=x per=user,tool", "1/1s"),
-        ("limit=1/1s", "every call", "1/1s"),
+        ("tool='x' user='*' limit=['5/1m', '9/1h']", "user=* tool=x", "5/1m 9/1h"),
+        ("scope=['a', 'b'] role='c' limit='deny'", "role=c scope=a,b", "deny"),
+        ("per=[] limit='unlimited'", "per=none", "unlimited"),
+        ("tool='x' per=['tool', 'user'] limit='1/1s'", "tool=x per=user,tool", "1/1s"),
+        ("limit='1/1s'", "every call", "1/1s"),
     ],
 )
 def test_the_text_of_a_rule_is_its_selectors_and_per(rule: str, text: str, limit_text: str) -> None:
@@ -213,61 +156,48 @@ def test_the_text_of_a_rule_is_its_selectors_and_per(rule: str, text: str, limit
 
 
 def test_unlimited_counts_nothing_and_deny_has_no_counter() -> None:
-    assert not policy("limit=unlimited").plan(ALICE).limits
-    plan = policy("limit=deny").plan(ALICE)
+    assert not policy("limit='unlimited'").plan(ALICE).limits
+    plan = policy("limit='deny'").plan(ALICE)
     assert (plan.limits[0].n, plan.counters) == (0, ())
     assert plan.reported[0].members() == {"axis": "tool", "rule": "every call"}
 
 
 def test_observe_mode_is_set_by_the_rule_or_the_policy() -> None:
-    text = '[[rule]]\nlimit = "1/1s"\nmode = "observe"\n[[rule]]\ntool = "*"\nlimit = "1/1s"\n'
-    assert [limit.observe for limit in parse(text).plan(ALICE).limits] == [True, False]
-    assert [limit.observe for limit in parse('mode = "observe"\n' + text).plan(ALICE).limits] == [True, True]
-    assert [limit.observe for limit in parse(text, observe=True).plan(ALICE).limits] == [True, True]
+    rules = "limit='1/1s' mode='observe'", "tool='*' limit='1/1s'"
+    assert [limit.observe for limit in policy(*rules).plan(ALICE).limits] == [True, False]
+    assert [limit.observe for limit in policy(*rules, head="mode='observe'\n").plan(ALICE).limits] == [True, True]
+    assert [limit.observe for limit in parse(written(*rules), observe=True).plan(ALICE).limits] == [True, True]
 
 
 # Caps, cost, errors, arguments and waits
 
 
-def written(*rules: str, head: str = "") -> Policy:
-    """A policy from rules whose lines are separated by semicolons."""
-    return parse(head + "".join("[[rule]]\n" + text.replace("; ", "\n") + "\n" for text in rules))
-
-
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        ("limit = 'deny'", "deny"),
-        ("limit = 'unlimited'", "unlimited"),
-        ("limit = 'unlimited'; concurrent = 2", "unlimited 2-in-flight"),
-        ("limit = '5/1m'; concurrent = 'unlimited'", "5/1m unlimited-in-flight"),
-        ("concurrent = 'unlimited'", "unlimited-in-flight"),
-        ("limit = ['5/1m', '9/1h']; count = 'errors'", "5-errors/1m 9-errors/1h"),
+        ("limit='deny'", "deny"),
+        ("limit='unlimited'", "unlimited"),
+        ("limit='unlimited' concurrent=2", "unlimited 2-in-flight"),
+        ("limit='5/1m' concurrent='unlimited'", "5/1m unlimited-in-flight"),
+        ("concurrent='unlimited'", "unlimited-in-flight"),
+        ("limit=['5/1m', '9/1h'] count='errors'", "5-errors/1m 9-errors/1h"),
     ],
 )
 def test_the_limits_of_a_rule_are_written_as_in_reports(rule: str, text: str) -> None:
-    assert written(rule).rules[0].limits_text == text
+    assert policy(rule).rules[0].limits_text == text
 
 
 def test_the_limits_of_a_plan_are_reported_as_those_of_their_rules() -> None:
-    found = written(
-        "limit = ['5/1m', '9/1h']; concurrent = 2",
-        "user = 'alice'; limit = '7/1h'; count = 'errors'",
-        "tool = 'search'; limit = 'deny'",
-    )
+    rules = "limit=['5/1m', '9/1h'] concurrent=2", "user='alice' limit='7/1h' count='errors'", "tool='search' limit='deny'"
+    found = policy(*rules)
     assert found.plan(ALICE).reported == tuple(one for rule in found.rules for one in rule.reported)
     for one in found.plan(ALICE).reported:
         assert Reported.of({**one.members(), "other": 7}) == one
 
 
 def test_parts_are_overridden_by_the_same_parts_only() -> None:
-    both = "limit = '5/1m'; concurrent = 2"
-    found = written(
-        f"user = '*'; {both}",
-        "user = 'alice'; limit = '9/1m'",
-        "user = 'a*'; concurrent = 3",
-        "user = 'al*'; limit = '7/1m'; count = 'errors'",
-    )
+    both = "user='*' limit='5/1m' concurrent=2"
+    found = policy(both, "user='alice' limit='9/1m'", "user='a*' concurrent=3", "user='al*' limit='7/1m' count='errors'")
     assert [(rule.limits_text, at) for rule, at in found.applying(ALICE)] == [
         ("9/1m", 1),
         ("3-in-flight", 2),
@@ -277,26 +207,23 @@ def test_parts_are_overridden_by_the_same_parts_only() -> None:
 
 
 def test_an_unlimited_cap_is_an_exception_from_a_cap() -> None:
-    found = written("user = '*'; concurrent = 2", "user = 'alice'; concurrent = 'unlimited'")
+    found = policy("user='*' concurrent=2", "user='alice' concurrent='unlimited'")
     assert not found.plan(ALICE).limits
     assert found.plan(ALICE._replace(user="bob")).caps
 
 
 def test_the_label_of_a_counter_tells_what_it_counts() -> None:
-    rules = ("concurrent = 2", "limit = '5/1m'; count = 'errors'", "limit = '5/1m'; count = 'cost'", "limit = '5/1m'")
-    plan = written(*(f"user = '*'; {rule}" for rule in rules)).plan(ALICE, "team")
+    rules = ("concurrent=2", "limit='5/1m' count='errors'", "limit='5/1m' count='cost'", "limit='5/1m'")
+    plan = policy(*(f"user='*' {rule}" for rule in rules)).plan(ALICE, "team")
     assert [label_parts(counter.label) for counter in plan.counters] == [
         Label("team", {"user": "alice"}, {}, "concurrent", 0),
-        Label("team", {"user": "alice"}, {}, "errors", 60_000_000),
-        Label("team", {"user": "alice"}, {}, "cost", 60_000_000),
-        Label("team", {"user": "alice"}, {}, "calls", 60_000_000),
+        *(Label("team", {"user": "alice"}, {}, counts, 60_000_000) for counts in ("errors", "cost", "calls")),
     ]
-    assert [label_parts(counter.label).window_us for counter in plan.counters] == [0, *[60_000_000] * 3]
     assert len({counter.id for counter in plan.counters}) == 4
 
 
 def test_calls_with_different_arguments_have_counters_of_their_own() -> None:
-    plan = written("user = '*'; per = ['user', 'arguments']; limit = '5/1m'", "user = '*'; limit = '9/1m'").plan(ALICE)
+    plan = policy("user='*' per=['user', 'arguments'] limit='5/1m'", "user='*' limit='9/1m'").plan(ALICE)
     assert (plan.is_split, [counter.is_split for counter in plan.counters]) == (True, [True, False])
     one, other = plan.of_arguments("00"), plan.of_arguments("01")
     assert (one.is_split, one.counters[1]) == (False, plan.counters[1])
@@ -305,63 +232,50 @@ def test_calls_with_different_arguments_have_counters_of_their_own() -> None:
     assert one.counters[0].id != other.counters[0].id != plan.counters[0].id
 
 
-def test_a_user_named_like_the_mark_of_arguments_is_not_taken_for_it() -> None:
-    plan = written("user = '*'; limit = '5/1m'").plan(ALICE._replace(user='"arguments":""'))
-    assert not plan.is_split
-    assert vars(plan.of_arguments("00")) == vars(plan)
-
-
 def test_a_call_costs_what_the_narrowest_cost_says() -> None:
     def cost(*tables: str) -> int:
-        return parse("".join("[[cost]]\n" + text.replace("; ", "\n") + "\n" for text in tables)).cost(ALICE)
+        return policy(costs=tables).cost(ALICE)
 
-    assert cost("tool = 'other'; cost = 9") == 1
-    assert cost("cost = 2", "tool = 's*'; cost = 3", "tool = 'search'; cost = 4") == 4
-    assert cost("tool = 'search'; cost = 4", "tool = 'search'; server = 'crm'; cost = 3") == 3
-    assert cost("tool = 's*'; cost = 4", "tool = '*h'; cost = 5") == 5
-    assert cost("tool = 'search'; cost = 4", "server = 'crm'; cost = 5") == 5
+    assert cost("tool='other' cost=9") == 1
+    assert cost("cost=2", "tool='s*' cost=3", "tool='search' cost=4") == 4
+    assert cost("tool='search' cost=4", "tool='search' server='crm' cost=3") == 3
+    assert cost("tool='s*' cost=4", "tool='*h' cost=5") == 5
+    assert cost("tool='search' cost=4", "server='crm' cost=5") == 5
 
 
 def test_only_limits_on_cost_take_what_a_call_costs() -> None:
-    text = "[[cost]]\ncost = 20\n"
-    plan = parse(
-        "[[rule]]\nlimit = '50/1h'\ncount = 'cost'\nconcurrent = 2\n[[rule]]\nuser = '*'\nlimit = '5/1h'\n" + text
-    ).plan(ALICE)
+    plan = policy("limit='50/1h' count='cost' concurrent=2", "user='*' limit='5/1h'", costs=["cost=20"]).plan(ALICE)
     assert [(limit.counts, limit.cost) for limit in plan.limits] == [("cost", 20), ("concurrent", 1), ("calls", 1)]
     assert plan.cost == 20
-    assert written("limit = '5/1h'", head=text).plan(ALICE).cost is None
+    assert policy("limit='5/1h'", costs=["cost=20"]).plan(ALICE).cost is None
 
 
 def test_a_rule_has_the_wait_of_the_policy_unless_it_has_its_own() -> None:
-    rules = ("limit = '5/1m'", "user = '*'; limit = '5/1m'; wait = '2m'", "tool = '*'; limit = '5/1m'; wait = '0s'")
-    assert [limit.wait_us for limit in written(*rules).plan(ALICE).limits] == [0, 120_000_000, 0]
-    assert [limit.wait_us for limit in written(*rules, head="wait = '5s'\n").plan(ALICE).limits] == [5_000_000, 120_000_000, 0]
+    rules = ("limit='5/1m'", "user='*' limit='5/1m' wait='2m'", "tool='*' limit='5/1m' wait='0s'")
+    assert [limit.wait_us for limit in policy(*rules).plan(ALICE).limits] == [0, 120_000_000, 0]
+    assert [limit.wait_us for limit in policy(*rules, head="wait = '5s'\n").plan(ALICE).limits] == [5_000_000, 120_000_000, 0]
 
 
 def test_rules_that_name_other_users_or_tools_cost_a_call_nothing() -> None:
     def of(rules: int) -> int:
-        text = "".join(f"[[rule]]\nuser = 'u{at}'\ntool = 't{at}'\nlimit = '1/1s'\n" for at in range(rules))
-        policy = parse(text)
-        return steps(lambda: policy.plan(Call("u7", "a::b::c", "crm", "t7")))
+        found = policy(*(f"user='u{at}' tool='t{at}' limit='1/1s'" for at in range(rules)))
+        return steps(lambda: found.plan(Call("u7", "a::b::c", "crm", "t7")))
 
     assert of(1000) == of(10)
 
 
 def test_starter_rules_do_not_apply_to_built_in_tools_and_edited_ones_do() -> None:
-    policy = parse(STARTER.replace("100/1m", "99/1m") + '[[rule]]\nuser = "*"\nlimit = "9/1h"\n')
+    found = policy("user='*' limit='9/1h'", head=STARTER.replace("100/1m", "99/1m"))
     calls = [ALICE._replace(agent=f"X::{tier}::y") for tier in ("interactive", "api")]
-    applying = [[at for _, at in policy.applying(call)] for call in calls]
-    assert applying == [[0, 4], [3, 4]]
-    assert [[at for _, at in policy.applying(call._replace(server="built-in"))] for call in calls] == [[0, 4], [4]]
+    assert [[at for _, at in found.applying(call)] for call in calls] == [[0, 4], [3, 4]]
+    assert [[at for _, at in found.applying(call._replace(server="built-in"))] for call in calls] == [[0, 4], [4]]
 
 
 def test_without_waiting_a_policy_has_only_the_limits_that_count_what_is_given() -> None:
-    first = 'tool = "t"\nlimit = "9/1h"\nconcurrent = 1\nwait = "9s"\n'
-    second = 'tool = "*"\nlimit = "2/1h"\ncount = "errors"\n'
-    policy = parse(f'wait = "5s"\n[[rule]]\n{first}[[rule]]\n{second}')
-    plan = policy.without_waiting({"calls", "cost"}).plan(ALICE._replace(tool="t"))
+    rules = "tool='t' limit='9/1h' concurrent=1 wait='9s'", "tool='*' limit='2/1h' count='errors'"
+    plan = policy(*rules, head="wait = '5s'\n").without_waiting({"calls", "cost"}).plan(ALICE._replace(tool="t"))
     assert ([limit.n for limit in plan.limits], plan.waits) == ([9], False)
-    (rule,) = parse('[[rule]]\nlimit = ["9/1h", "2/session"]\nmode = "observe"\n').without_waiting({"calls"}).rules
+    (rule,) = policy("limit=['9/1h', '2/session'] mode='observe'").without_waiting({"calls"}).rules
     assert len(rule.parts) == 2  # an observed rule counts a call on all of its limits, or on none
     edited = parse(STARTER + "concurrent = 2\n").without_waiting({"calls"})
     assert [rule.is_starter for rule in edited.rules] == [True, True, True, False]
@@ -377,40 +291,41 @@ def test_no_server_has_the_name_of_the_clients_own_tools() -> None:
 @pytest.mark.parametrize(
     ("rule", "parts"),
     [
-        ("user = '*'; limit = '9/session'", [("9/session", True)]),
-        ("user = '*'; limit = ['5/1m', '9/session', '7/1h']", [("5/1m 7/1h", False), ("9/session", True)]),
-        ("user = '*'; limit = '9/session'; concurrent = 2", [("9/session", True), ("2-in-flight", False)]),
-        ("user = '*'; per = ['session']; limit = ['5/1m', '9/session']", [("5/1m 9/session", True)]),
-        ("user = '*'; per = ['session']; concurrent = 2", [("2-in-flight", True)]),
-        ("user = '*'; limit = ['5/30d', '9/session']", [("5/30d", False), ("9/session", True)]),
+        ("user='*' limit='9/session'", [("9/session", True)]),
+        ("user='*' limit=['5/1m', '9/session', '7/1h']", [("5/1m 7/1h", False), ("9/session", True)]),
+        ("user='*' limit='9/session' concurrent=2", [("9/session", True), ("2-in-flight", False)]),
+        ("user='*' per=['session'] limit=['5/1m', '9/session']", [("5/1m 9/session", True)]),
+        ("user='*' per=['session'] concurrent=2", [("2-in-flight", True)]),
+        ("user='*' limit=['5/30d', '9/session']", [("5/30d", False), ("9/session", True)]),
     ],
 )
-def test_a_limit_per_session_is_a_part_of_its_rule_unless_all_limits_of_the_rule_are(
-    rule: str, parts: list[tuple[str, bool]]
-) -> None:
-    (found,) = written(rule).rules
+def test_limits_per_session_are_a_part_of_their_rule(rule: str, parts: list[tuple[str, bool]]) -> None:
+    (found,) = policy(rule).rules
     assert [(part.limits_text, "session" in part.per) for part in found.parts] == parts
     assert [part.parts for part in found.parts] == [(part,) for part in found.parts]
     assert len({*found.keys}) == len(parts)
 
 
 def test_a_counter_of_a_session_names_it_after_the_axes_and_a_long_name_is_cut() -> None:
-    rule = written("user = '*'; per = ['arguments', 'session', 'user']; limit = '5/1m'")
+    rule = policy("user='*' per=['arguments', 'session', 'user'] limit='5/1m'")
     (counter,) = rule.plan(ALICE._replace(session="s1")).counters
     assert list(label_parts(counter.label).values) == ["user", "tool", "server", "session", "arguments"]
     assert counter.label.count('"session":"s1"') == 1
     assert len(rule.plan(ALICE._replace(session="x" * 999)).counters[0].label) < 500
 
 
-def test_a_user_named_like_the_mark_of_sessions_is_not_taken_for_it() -> None:
+def test_a_user_named_like_the_mark_of_arguments_or_sessions_is_not_taken_for_it() -> None:
+    plan = policy("user='*' limit='5/1m'").plan(ALICE._replace(user='"arguments":""'))
+    assert not plan.is_split
+    assert vars(plan.of_arguments("00")) == vars(plan)
     forged = ALICE._replace(user='a","session":"b')
-    assert not written("user = '*'; limit = '5/1m'").plan(forged).counts_by(0, "session")
-    assert written("user = '*'; limit = '5/session'").plan(forged).counts_by(0, "session")
+    assert not policy("user='*' limit='5/1m'").plan(forged).counts_by(0, "session")
+    assert policy("user='*' limit='5/session'").plan(forged).counts_by(0, "session")
 
 
 def test_a_rule_and_what_drops_it_name_the_session_only_where_the_file_or_a_limit_does() -> None:
-    (first,) = written("user = '*'; limit = '9/session'").rules
-    (second,) = written("user = '*'; per = ['user', 'session']; limit = '5/1m'").rules
+    (first,) = policy("user='*' limit='9/session'").rules
+    (second,) = policy("user='*' per=['user', 'session'] limit='5/1m'").rules
     assert (first.text, second.text) == ("user=*", "user=* per=user,session")
     assert first.setting == ["--user", "*", "9/session"]
     assert first.parts[0].options == second.options == ["--user", "*", "--per", "user,session"]

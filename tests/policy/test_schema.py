@@ -3,25 +3,21 @@
 import datetime
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
-from hypothesis import given
-from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
 from mcpguard import config
 from mcpguard.config_schema import config_schema
 from mcpguard.errors import ConfigError, PolicyError
-from mcpguard.identity.jwt_settings import ALGORITHMS, LISTS, REQUIRED
+from mcpguard.identity.jwt_settings import ALGORITHMS, REQUIRED
 from mcpguard.policy.model import PER
-from mcpguard.policy.parse import COST, RULE, SCHEMA_LINE, STARTER, TOP, Keys, parse
+from mcpguard.policy.parse import COST, RULE, SCHEMA_LINE, STARTER, TOP, parse
 from mcpguard.policy.schema import Schema, policy_schema
-from mcpguard.policy.values import Axes, Limits, Number, Patterns, Share, Span, Text, Value, Words
-from mcpguard.text.times import SPAN
 from tests.schemas import ROOT, schemas
 
 POLICY = Draft7Validator(policy_schema())
@@ -34,9 +30,6 @@ BEYOND_A_SCHEMA = re.compile(
 )
 """What a schema cannot say, by the message of the parser."""
 
-Values = tuple[st.SearchStrategy[Any], st.SearchStrategy[Any]]
-"""Values of a key: right ones, and others, some of which may be right."""
-
 TEXTS = [
     *("", " ", "5 /1m", "0" * 30 + "5/1s", "80 %", "5 s", "9" * 20 + "w"),
     *"x * 5 none deny unlimited calls cost errors observe enforce ENFORCE".split(),
@@ -44,63 +37,19 @@ TEXTS = [
     *"a::b::c *::b::* :a::b::c a:::b:::c: a::b::: a:b::c:d::e:f a::b a::b::c::d a::::c ::b::c a::b::".split(),
     *"1% 80% 100% 0% 101% 8.5% 080%".split(),
     *"5s 1h 0s 00m s 2h 1d 7x".split(),
-    *"auto local full hash RS256 EdDSA HS256 https://idp.acme.com/keys ftp://idp.acme.com".split(),
+    *"auto local full hash HS256 https://idp.acme.com/keys ftp://idp.acme.com".split(),
+    *ALGORITHMS,
 ]
 ANYTHING: list[Any] = [
     *(True, False, -1, 0, 1, 1023, 10_000, 10_001, 1_000_000_000, 1_000_000_001, 1.5, datetime.date(2026, 1, 1), {}, {"x": 1}),
     *([], [3], ["user", "user"], ["role"], ["session"], ["5/1m", "9/1m"], ["5/1m", "9/1h"]),
-    *([text] for text in TEXTS),
+    *([text] for text in (*TEXTS, *PER)),
     *TEXTS,
 ]
 """Values of every kind: right ones, nearly right ones, and others."""
 
-JUNK = st.sampled_from(ANYTHING)
-LIMITS = st.sampled_from(["5/1m", "007/01h", "100/90m"])
-AGENTS = st.sampled_from(["*", "a::b::c", "*::b::*"])
-SPANS = st.sampled_from(["5s", "1h", "9m"])
-
-
-def listed(one: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.lists(one, min_size=1, max_size=2)
-
-
-def of_kind(key: str, value: Value) -> st.SearchStrategy[Any]:
-    """Right values for a key of a policy."""
-    match value:
-        case Words():
-            return st.sampled_from(value.words)
-        case Number():
-            return st.sampled_from([1, value.most])
-        case Span():
-            return SPANS
-        case Share():
-            return st.sampled_from(["1%", "80%", "100%"])
-        case Limits():
-            return LIMITS | st.sampled_from([["5/1m", "9/1h"], ["5/1m"], "deny", "unlimited"])
-        case Axes():
-            return st.lists(st.sampled_from(PER), max_size=3)
-        case Patterns():
-            one = AGENTS if key == "agent" else st.sampled_from(["*", "a", "b*"])
-            return one | listed(one) if value.may_be_list else one
-    assert isinstance(value, Text), f"{key}: add what it may be"
-    return st.text(max_size=3)
-
-
-def tables(keys: Mapping[str, st.SearchStrategy[Any]], *required: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Tables that mostly have only right values; in half of them one value is something else, or one key is unknown."""
-    optional = {key: value for key, value in keys.items() if key not in required}
-    usual = st.fixed_dictionaries({key: keys[key] for key in required}, optional=optional)
-    spoiled = st.tuples(usual, st.sampled_from([*keys, "unknown"]), JUNK)
-    return usual | spoiled.map(lambda one: one[0] | {one[1]: one[2]})
-
-
-def of(keys: Keys, *required: str) -> st.SearchStrategy[Any]:
-    return st.lists(tables({key: of_kind(key, value) for key, value in keys.values.items()}, *required), max_size=1)
-
-
-POLICIES = tables(
-    {key: of_kind(key, value) for key, value in TOP.values.items()} | {"rule": of(RULE, "limit"), "cost": of(COST, "cost")}
-)
+RIGHT: list[Any] = [2, "5s", "80%", "5/1m", "a::b::c", "unlimited", ["user"], *"calls cost errors observe".split()]
+"""Values that are each right for some key."""
 
 
 def check(data: dict[str, Any], validator: Draft7Validator, wrong: list[str]) -> None:
@@ -118,15 +67,13 @@ def faults(text: str) -> list[str]:
     return []
 
 
-@given(POLICIES)
-def test_schema_and_parser_take_the_same_policies(data: dict[str, Any]) -> None:
-    check(data, POLICY, faults(tomli_w.dumps(data)))
-
-
+RULES: list[dict[str, Any]] = [
+    *({"limit": limit} for limit in ("5/1m", "deny", "unlimited")),
+    *({"concurrent": 1}, {"limit": "5/1m", "concurrent": 1}),
+]
 ONE_KEY = [
     *([{"rule": [{"limit": "5/1m", key: one}]} for key in [*RULE.values, "unknown"] for one in ANYTHING]),
-    *([{"rule": [{"limit": limit, key: "5s"}]} for key in RULE.values for limit in ("deny", "unlimited")]),
-    *([{"rule": [{"concurrent": 1, key: one}]} for key in RULE.values for one in ("cost", "calls", "deny", "unlimited", "5s")]),
+    *([{"rule": [rule | {key: one}]} for rule in RULES for key in RULE.values for one in RIGHT]),
     *([{"cost": [{"cost": 5, key: one}]} for key in [*COST.values, "limit"] for one in ANYTHING]),
     *([{key: one} for key in [*TOP.values, "rule", "cost", "store"] for one in ANYTHING]),
     *({}, {"rule": [{}]}, {"rule": [{"tool": "a"}]}, {"cost": [{}]}, {"cost": [{"tool": "a"}]}),
@@ -136,27 +83,6 @@ ONE_KEY = [
 def test_schema_and_parser_take_the_same_values_of_each_key() -> None:
     for data in ONE_KEY:
         check(data, POLICY, faults(tomli_w.dumps(data)))
-
-
-def of_setting(key: str, kind: config.Kind) -> st.SearchStrategy[Any]:
-    """Right values for a setting."""
-    if isinstance(kind, list):
-        return listed(st.sampled_from(kind or ["a"]))
-    if isinstance(kind, tuple):
-        return st.sampled_from(kind)
-    if isinstance(kind, range):
-        return st.sampled_from([kind[0], kind[-1]])
-    if kind is bool:
-        return st.booleans()
-    one = SPANS if kind is SPAN else st.sampled_from(ALGORITHMS if key == "algorithms" else ["a", "https://idp.acme.com/keys"])
-    return one | listed(one) if key in LISTS else one
-
-
-def configs() -> st.SearchStrategy[dict[str, Any]]:
-    named = {name: {key: of_setting(key, kind) for key, kind in keys.items()} for name, keys in config.SETTINGS.items()}
-    named["identity"]["jwt"] = tables(named["identity.jwt"], *REQUIRED)
-    ways = st.lists(tables(named["notify"], "desktop") | tables(named["notify"]), max_size=2)
-    return tables(named[""] | {name: tables(named[name]) for name in ("store", "identity", "audit")} | {"notify": ways})
 
 
 @pytest.fixture
@@ -175,10 +101,6 @@ def same_settings(tmp_path: Path) -> Callable[[dict[str, Any]], None]:
             check(data, CONFIG, [])
 
     return checked
-
-
-def test_schema_and_parser_take_the_same_settings(same_settings: Callable[[dict[str, Any]], None]) -> None:
-    given(configs())(same_settings)()
 
 
 def test_schema_and_parser_take_the_same_values_of_each_setting(same_settings: Callable[[dict[str, Any]], None]) -> None:

@@ -12,6 +12,7 @@ from mcpguard.limiter.sliding import EMPTY, State
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import STARTER, parse, parse_rule
 from mcpguard.policy.suggest import LEAST_CALLS, Findings, Suggestion, Survey, rounded_up
+from tests.policy.rules import written
 
 SECOND_US, MINUTE_US, HOUR_US, DAY_US = 1_000_000, 60_000_000, 3_600_000_000, 86_400_000_000
 START_US = 1_767_225_600_000_000
@@ -41,12 +42,16 @@ def limits(suggestion: Suggestion) -> list[str]:
 
 
 NO_RULES = "mode = 'observe'"
-SEARCH = "[[rule]]\nuser = '*'\ntool = 'search'\nlimit = {}\n"
+
+
+def of_search(limit: str, rows: Sequence[dict[str, object]], *others: str, more: str = "") -> Suggestion:
+    """The suggestion for a rule for each user and the tool search."""
+    return suggestions(written(f"user='*' tool='search' limit={limit} {more}", *others), rows)[0]
 
 
 def test_a_suggested_limit_is_twice_the_busiest_window_rounded_up_and_says_whose_it_was() -> None:
     rows = calls(41, MINUTE_US, user="alice") + calls(30, 2 * MINUTE_US, user="bob", begin_us=DAY_US)
-    (search,) = suggestions(SEARCH.format("'1000/1h'"), rows)[:1]
+    search = of_search("'1000/1h'", rows)
     (limit,) = search.limits
     assert (search.kind, search.at, search.calls, limit.was) == ("change", 0, 71, 1000)
     assert (limit.n, limit.window, limit.reason) == (100, "1h", "busiest hour of 41 calls by alice; x2, rounded up")
@@ -55,15 +60,15 @@ def test_a_suggested_limit_is_twice_the_busiest_window_rounded_up_and_says_whose
 
 def test_a_suggested_limit_is_at_least_five() -> None:
     rows = calls(30, HOUR_US)
-    (search,) = suggestions(SEARCH.format("'100/1h'"), rows)[:1]
+    search = of_search("'100/1h'", rows)
     assert (limits(search), search.limits[0].reason) == (["5/1h"], "busiest hour of 1 call by alice; x2, and at least 5")
-    assert suggestions(SEARCH.format("'5/1h'"), rows)[0].kind == "keep"
+    assert of_search("'5/1h'", rows).kind == "keep"
 
 
 @pytest.mark.parametrize(("limit", "kind"), [("29/1h", "change"), ("30/1h", "keep"), ("80/1h", "keep"), ("81/1h", "change")])
 def test_a_limit_between_one_and_a_half_and_four_times_the_busiest_window_stays(limit: str, kind: str) -> None:
     rows = calls(20, MINUTE_US) + calls(1, 1, begin_us=DAY_US)
-    assert suggestions(SEARCH.format(f"'{limit}'"), rows)[0].kind == kind
+    assert of_search(f"'{limit}'", rows).kind == kind
 
 
 LOOP = calls(300, SECOND_US, begin_us=DAY_US, user="bob")
@@ -72,8 +77,8 @@ WORK = calls(8 * 7, HOUR_US)
 
 
 def test_a_limit_that_comes_from_a_single_burst_says_so() -> None:
-    for text in (NO_RULES, SEARCH.format("['1000/1m', '5000/1h']")):
-        minute, hour = suggestions(text, LOOP + WORK)[0].limits
+    for found in (suggestions(NO_RULES, LOOP + WORK)[0], of_search("['1000/1m', '5000/1h']", LOOP + WORK)):
+        minute, hour = found.limits
         assert (minute.n, hour.n) == (120, 600)
         assert minute.burst == "a single burst, at other times no minute has more than 1 call"
         assert minute.reason == f"busiest minute of 60 calls by bob; x2, rounded up; {minute.burst}"
@@ -99,21 +104,20 @@ def test_few_calls_and_a_short_history_are_no_single_burst() -> None:
 
 
 def test_a_limit_that_stays_is_not_said_to_come_from_a_burst() -> None:
-    (search,) = suggestions(SEARCH.format("'120/1m'"), LOOP + WORK)[:1]
+    search = of_search("'120/1m'", LOOP + WORK)
     assert (search.kind, search.limits[0].burst) == ("keep", "")
 
 
 def test_a_limit_is_not_lowered_if_the_history_is_shorter_than_two_windows() -> None:
     rows = calls(40, HOUR_US)
-    (search,) = suggestions(SEARCH.format("['500/1d', '500/1h']"), rows)[:1]
+    search = of_search("['500/1d', '500/1h']", rows)
     assert limits(search) == ["500/1d", "5/1h"]
     assert search.limits[0].reason == "busiest day of 24 calls by alice; stays, the history is shorter than two windows"
-    (search,) = suggestions(SEARCH.format("'30/1d'"), rows)[:1]
-    assert limits(search) == ["50/1d"]  # but raised
+    assert limits(of_search("'30/1d'", rows)) == ["50/1d"]  # but raised
 
 
 def test_with_few_calls_a_rule_stays() -> None:
-    (search,) = suggestions(SEARCH.format("'1/1m'"), calls(LEAST_CALLS - 1, SECOND_US))[:1]
+    search = of_search("'1/1m'", calls(LEAST_CALLS - 1, SECOND_US))
     assert (search.kind, limits(search), search.limits[0].reason) == ("few", ["1/1m"], f"only {LEAST_CALLS - 1} calls seen")
 
 
@@ -126,36 +130,37 @@ def test_calls_that_did_not_reach_the_server_count_only_as_denied() -> None:
         *calls(3, SECOND_US, decision="rate_limited", **rule),
         *calls(1, SECOND_US, decision="rate_limited", repeats=500, **rule),
     ]
-    (search,) = suggestions(SEARCH.format("'7/1m'"), rows)[:1]
+    search = of_search("'7/1m'", rows)
     assert (search.calls, search.denied, search.limits[0].peak.calls) == (20, 503, 20)
 
 
 def test_an_overridden_rule_does_not_count_the_calls_of_its_exception() -> None:
-    text = SEARCH.format("'5/1h'") + "[[rule]]\nuser = 'alice'\ntool = 'search'\nlimit = '5/1h'\n"
+    text = written("user='*' tool='search' limit='5/1h'", "user='alice' tool='search' limit='5/1h'")
     rows = calls(60, SECOND_US) + calls(25, SECOND_US, user="bob")
     everybody, alice = suggestions(text, rows)[:2]
     assert [everybody.limits[0].peak.calls, alice.limits[0].peak.calls] == [25, 60]
 
 
-def test_a_denied_tool_and_an_unlimited_one_get_no_rule() -> None:
-    text = "[[rule]]\ntool = 'search'\nlimit = 'deny'\n[[rule]]\ntool = 'list*'\nlimit = 'unlimited'\n"
-    rows = calls(50, SECOND_US) + calls(50, SECOND_US, tool="lists")
-    assert [one.table for one in suggestions(text, rows)] == [{"user": "*", "agent": "*::interactive::*", "per": ["user"]}]
+ALL_OF_A_TIER: dict[str, object] = {"user": "*", "agent": "*::interactive::*", "per": ["user"]}
+EACH_OF_SEARCH: dict[str, object] = {"user": "*", "tool": "search"}
 
 
-def test_a_rule_for_one_user_does_not_stand_for_all() -> None:
-    text = "[[rule]]\nuser = 'bob'\ntool = 'search'\nlimit = 'unlimited'\n"
-    assert {"user": "*", "tool": "search"} in [one.table for one in suggestions(text, calls(50, SECOND_US))]
-
-
-def test_a_rule_on_scopes_stays_because_the_audit_has_no_scopes() -> None:
-    text = "[[rule]]\ntool = 'search'\nscope = 'a'\nlimit = '1/1h'\n"
-    assert [one.at for one in suggestions(text, calls(50, SECOND_US))] == [-1, -1]
+@pytest.mark.parametrize(
+    ("rule", "tables"),
+    [
+        ("tool='search' limit='deny'", [ALL_OF_A_TIER]),
+        ("tool='sea*' limit='unlimited'", [ALL_OF_A_TIER]),
+        ("user='bob' tool='search' limit='unlimited'", [ALL_OF_A_TIER, EACH_OF_SEARCH]),  # it does not stand for all
+        ("tool='search' scope='a' limit='1/1h'", [ALL_OF_A_TIER, EACH_OF_SEARCH]),  # the audit has no scopes
+    ],
+)
+def test_a_denied_or_an_unlimited_tool_gets_no_rule_and_others_do(rule: str, tables: list[dict[str, object]]) -> None:
+    assert [one.table for one in suggestions(written(rule), calls(50, SECOND_US))] == tables
 
 
 def test_a_rule_on_roles_counts_calls_with_the_role() -> None:
-    text = "[[rule]]\nrole = ['a', 'b']\nper = []\nlimit = '1/1h'\n"
-    first = suggestions(text, calls(30, SECOND_US, roles=["a", "b"]) + calls(30, SECOND_US, roles=["a"]))[0]
+    rule = "role=['a', 'b'] per=[] limit='1/1h'"
+    first = suggestions(written(rule), calls(30, SECOND_US, roles=["a", "b"]) + calls(30, SECOND_US, roles=["a"]))[0]
     assert (first.table, limits(first)) == ({"role": ["a", "b"], "per": []}, ["60/1h"])
     assert first.limits[0].reason.startswith("busiest hour of 30 calls; ")
 
@@ -164,9 +169,9 @@ def test_new_rules_are_for_each_tier_and_for_each_tool_that_no_rule_limits() -> 
     rows = calls(40, SECOND_US) + calls(90, 40 * SECOND_US, tool="report") + calls(5, SECOND_US, tool="rare")
     found = suggestions(NO_RULES, rows)
     assert [(one.kind, one.table) for one in found] == [
-        ("add", {"user": "*", "agent": "*::interactive::*", "per": ["user"]}),
+        ("add", ALL_OF_A_TIER),
         ("add", {"user": "*", "tool": "report"}),
-        ("add", {"user": "*", "tool": "search"}),
+        ("add", EACH_OF_SEARCH),
     ]
     assert [limits(one) for one in found] == [["100/1m", "300/1h"], ["5/1m", "200/1h"], ["80/1h"]]
 
@@ -187,7 +192,7 @@ def test_a_tool_that_a_rule_cannot_name_gets_none(tool: str) -> None:
 
 
 def test_an_agent_without_three_parts_has_no_tier() -> None:
-    assert [one.table for one in suggestions(NO_RULES, calls(40, SECOND_US, agent="odd"))] == [{"user": "*", "tool": "search"}]
+    assert [one.table for one in suggestions(NO_RULES, calls(40, SECOND_US, agent="odd"))] == [EACH_OF_SEARCH]
 
 
 def test_only_the_most_called_tools_get_new_rules() -> None:
@@ -200,9 +205,7 @@ def test_only_the_most_called_tools_get_new_rules() -> None:
 
 def test_names_that_a_client_makes_up_get_no_rules() -> None:
     rows = [row(START_US + at * MINUTE_US, tool=f"tool{at}", user=f"user{at}") for at in range(6000)]
-    survey = Survey(parse(STARTER))
-    survey.add(reversed(rows))
-    found = survey.findings()
+    found = findings(STARTER, rows[::-1])
     assert (found.suggestions[0].limits[0].peak.calls, found.tools_left_out) == (1, 0)
 
 
@@ -222,16 +225,16 @@ def test_without_calls_there_is_nothing_to_suggest() -> None:
 def test_rows_in_any_order_count_at_their_own_time() -> None:
     rows = calls(400, 10 * SECOND_US)
     rows.sort(key=lambda one: int(str(one["time_us"])) * 7919 % 4093)
-    survey = Survey(parse(SEARCH.format("'100/1m'")))
-    survey.add(rows)
-    assert survey.findings().suggestions[0].limits[0].peak.calls == 6
+    assert of_search("'100/1m'", rows).limits[0].peak.calls == 6
 
 
 @given(
     st.lists(
         st.tuples(st.integers(0, 7200), st.sampled_from(["alice", "bob"]), st.sampled_from("ab")), min_size=40, max_size=150
     ),
-    st.sampled_from([NO_RULES, STARTER, SEARCH.format("['9/1m', '30/1h']"), "[[rule]]\ntool = 'a'\nlimit = '400/7m'\n"]),
+    st.sampled_from(
+        [NO_RULES, STARTER, written("user='*' tool='b' limit=['9/1m', '30/1h']"), written("tool='a' limit='400/7m'")]
+    ),
 )
 def test_no_suggested_limit_would_have_denied_a_call_that_was_seen(seen: list[tuple[int, str, str]], text: str) -> None:
     rows = [row(START_US + at * SECOND_US, user=user, tool=tool) for at, user, tool in sorted(seen)]
@@ -259,8 +262,7 @@ def busiest(times: Sequence[int], window_us: int) -> int:
 @given(st.lists(st.integers(0, 200), min_size=20, max_size=120), st.integers(1, 90))
 def test_the_busiest_window_is_that_of_comparing_all_windows(seconds: list[int], window_s: int) -> None:
     rows = [row(START_US + second * SECOND_US) for second in seconds]
-    (search,) = suggestions(SEARCH.format(f"'1/{window_s}s'"), rows)[:1]
-    assert search.limits[0].peak.calls == busiest(seconds, window_s)
+    assert of_search(f"'1/{window_s}s'", rows).limits[0].peak.calls == busiest(seconds, window_s)
 
 
 @given(st.integers(0, 10**9))
@@ -272,42 +274,36 @@ MANY = calls(41, MINUTE_US)
 
 
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "tables"),
     [
-        "tool = 'search'\nconcurrent = 2",
-        "tool = 'search'\nlimit = '900/1h'\ncount = 'errors'",
-        "tool = 'search'\nlimit = '900/1h'\nper = ['user', 'arguments']",
-        "tool = 'search'\nlimit = '900/session'",
+        ("concurrent=2", [EACH_OF_SEARCH]),
+        ("limit='900/1h' count='errors'", [EACH_OF_SEARCH]),
+        ("limit='900/1h' per=['user', 'arguments']", [EACH_OF_SEARCH]),
+        ("limit='900/session'", [EACH_OF_SEARCH]),
+        ("limit='900/1h' count='cost'", []),
+        ("limit=['900/1h', '9/session']", []),
     ],
 )
-def test_what_does_not_limit_calls_stays_and_does_not_stand_in_for_a_new_rule(rule: str) -> None:
-    found = [one for one in suggestions(f"[[rule]]\n{rule}\n", MANY) if "tool" in one.table]
-    assert [(one.kind, one.at, one.table.get("tool")) for one in found] == [("add", -1, "search")]
+def test_what_does_not_limit_calls_stands_in_for_no_new_rule(rule: str, tables: list[dict[str, object]]) -> None:
+    found = suggestions(written(f"tool='search' {rule}"), MANY)
+    assert [one.table for one in found if "tool" in one.table] == tables
+    assert [one.at for one in found if "tool" in one.table] == [-1] * len(tables)
 
 
-def test_a_limit_on_the_cost_of_a_tool_stays_and_stands_in_for_a_new_rule() -> None:
-    rule = "[[rule]]\ntool = 'search'\nlimit = '900/1h'\ncount = 'cost'\n"
-    assert [one for one in suggestions(rule, MANY) if "tool" in one.table] == []
-
-
-def test_a_limit_beside_one_per_session_stays_and_stands_in_for_a_new_rule() -> None:
-    rule = "[[rule]]\ntool = 'search'\nlimit = ['900/1h', '9/session']\n"
-    assert [one for one in suggestions(rule, MANY) if "tool" in one.table] == []
-
-
-def test_a_limit_beside_a_cap_is_changed_by_the_calls_that_it_counts() -> None:
-    rule = SEARCH.format("'1000/1m'") + "concurrent = 2\n"
-    override = "[[rule]]\nuser = 'alice'\ntool = 'search'\n{} = {}\n"
-    (search, *_) = suggestions(rule, MANY)
-    assert (search.kind, search.calls, limits(search)) == ("change", 41, ["5/1m"])
-    (search, *_) = suggestions(rule + override.format("concurrent", 9), MANY)
-    assert (search.at, search.calls) == (0, 41)
-    (search, *_) = suggestions(rule + override.format("limit", "'unlimited'"), MANY)
-    assert (search.at, search.calls) == (0, 0)
+@pytest.mark.parametrize(
+    ("override", "kind", "calls", "found"),
+    [
+        ("tool='other' limit='5/1m'", "change", 41, ["5/1m"]),
+        ("user='alice' tool='search' concurrent=9", "change", 41, ["5/1m"]),
+        ("user='alice' tool='search' limit='unlimited'", "few", 0, ["1000/1m"]),
+    ],
+)
+def test_a_limit_beside_a_cap_is_changed_by_its_calls(override: str, kind: str, calls: int, found: list[str]) -> None:
+    search = of_search("'1000/1m'", MANY, override, more="concurrent=2")
+    assert (search.at, search.kind, search.calls, limits(search)) == (0, kind, calls, found)
 
 
 def test_only_denials_by_limits_on_calls_count_as_denials_of_a_rule() -> None:
-    rule = SEARCH.format("'1000/1h'") + "concurrent = 2\n"
     denial = {"decision": "rate_limited", "rule": "user=* tool=search"}
     rows = [*MANY, row(START_US, **denial), row(START_US, **denial, counts="concurrent", repeats=7)]
-    assert suggestions(rule, rows)[0].denied == 1
+    assert of_search("'1000/1h'", rows, more="concurrent=2").denied == 1

@@ -63,9 +63,7 @@ def patterns(tools: Sequence[ServerTool], policy: str = "") -> dict[str, Kind]:
         (ServerTool("post_x", destructive=False, open_world=False), SENDS),
     ],
 )
-def test_annotations_tell_the_kind_of_a_tool_and_what_they_leave_out_is_as_the_protocol_says(
-    tool: ServerTool, kind: Kind
-) -> None:
+def test_annotations_tell_the_kind_of_a_tool_with_the_protocols_defaults(tool: ServerTool, kind: Kind) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: ANNOTATED})
 
@@ -73,17 +71,10 @@ def test_annotations_tell_the_kind_of_a_tool_and_what_they_leave_out_is_as_the_p
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("get_user", LOOKS),
-        ("getUser", LOOKS),
-        ("API-list-users", LOOKS),
-        ("crm.search", LOOKS),
-        ("slack_post_message", SENDS),
-        ("HTTPSend", SENDS),
-        ("create_user", SENDS),
-        ("drop_table", DELETES),
-        ("bulkDelete", DELETES),
-        ("update_user", DESTROYS),
-        ("mark_all_read", DESTROYS),
+        *((name, LOOKS) for name in ("get_user", "getUser", "API-list-users", "crm.search")),
+        *((name, SENDS) for name in ("slack_post_message", "HTTPSend", "create_user")),
+        *((name, DELETES) for name in ("drop_table", "bulkDelete")),
+        *((name, DESTROYS) for name in ("update_user", "mark_all_read")),
     ],
 )
 def test_without_annotations_the_first_verb_of_the_name_tells_the_kind(name: str, kind: Kind) -> None:
@@ -105,14 +96,11 @@ def test_by_its_name_a_tool_without_annotations_may_read_only_here_if_another_hi
 @pytest.mark.parametrize(
     ("tool", "kind"),
     [
-        (ServerTool("delete_all", read_only=True), DELETES),
-        (ServerTool("delete_all", destructive=False), DELETES),
+        *((ServerTool("delete_all", **hint), DELETES) for hint in ({"read_only": True}, {"destructive": False})),
         (ServerTool("send_mail", read_only=True, destructive=False, open_world=False), SENDS),
     ],
 )
-def test_a_name_that_deletes_or_sends_is_believed_more_than_an_annotation_that_is_more_harmless(
-    tool: ServerTool, kind: Kind
-) -> None:
+def test_a_name_that_deletes_or_sends_is_believed_more_than_its_annotation(tool: ServerTool, kind: Kind) -> None:
     (one,) = found([tool]).rules
     assert (one.kind, one.tools) == (kind, {tool.name: "by name, although annotated as more harmless"})
 
@@ -160,9 +148,7 @@ def test_the_reasons_of_a_rule_name_its_tools_by_how_their_kind_is_known() -> No
         (("read_a_x", "read_b_x"), {"*_x"}),
     ],
 )
-def test_a_pattern_is_cut_at_a_word_and_matches_the_tools_of_its_rule_and_no_others(
-    writes: Sequence[str], expected: set[str]
-) -> None:
+def test_a_pattern_is_cut_at_a_word_and_matches_no_other_tools(writes: Sequence[str], expected: set[str]) -> None:
     reads = reading("read_c", "one", "two", "three", "four", "five", "six")
     assert patterns([*reads, *writing(*writes)]) == {"*": READS} | dict.fromkeys(expected, DESTROYS)
 
@@ -180,17 +166,13 @@ def test_a_tool_for_which_the_policy_has_a_rule_is_left_out_and_no_pattern_match
     assert found(tools, rule("5/1m", user="*", tool="*", server="crm")) == ToolFindings([], [tool.name for tool in tools], [])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        STARTER,
-        rule("5/1m", user="*", tool="*"),
-        rule("5/1m", user="*", server="crm"),
-        rule("5/1m", user="*", tool="get_a", server="erp"),
-        rule("5/1m", user="bob", tool="get_a"),
-        rule("5/1m", tool="get_a", count="errors"),
-    ],
-)
+OTHERS: list[dict[str, str]] = [
+    *({"user": "*", "tool": "*"}, {"user": "*", "server": "crm"}, {"user": "*", "tool": "get_a", "server": "erp"}),
+    *({"user": "bob", "tool": "get_a"}, {"tool": "get_a", "count": "errors"}),
+]
+
+
+@pytest.mark.parametrize("text", [STARTER, *(rule("5/1m", **keys) for keys in OTHERS)])
 def test_a_rule_for_any_tool_or_another_server_or_one_user_leaves_no_tool_out(text: str) -> None:
     assert patterns(reading("get_a"), text) == {"*": READS}
 

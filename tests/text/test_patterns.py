@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from mcpguard.text.patterns import glob, may_meet
 
 
-@given(st.text("ab*", max_size=7), st.text("ab", max_size=9))
+@given(st.text("aAb?[].\n*", max_size=7), st.text("aAb?[].\n", max_size=9))
 def test_only_the_star_is_special_in_a_pattern(pattern: str, text: str) -> None:
     model = ".*".join(map(re.escape, pattern.split("*")))
-    assert glob(pattern, text) == bool(re.fullmatch(model, text))
+    assert glob(pattern, text) == bool(re.fullmatch(model, text, re.DOTALL))
 
 
 @pytest.mark.parametrize(
@@ -20,19 +20,11 @@ def test_only_the_star_is_special_in_a_pattern(pattern: str, text: str) -> None:
         ("", "", True),
         ("", "a", False),
         ("a*a", "a", False),
-        ("a*a", "aa", True),
         ("ab*ba", "aba", False),
         ("*ab*ab*", "abb", False),
-        ("a?c", "abc", False),
-        ("[ab]", "a", False),
-        ("a.c", "abc", False),
-        ("a*\nb", "a\n\nb", True),
-        ("É*", "É", True),
-        ("É*", "é", False),
-        ("**", "x", True),
     ],
 )
-def test_patterns(pattern: str, text: str, matches: bool) -> None:
+def test_a_pattern_matches_a_whole_text_without_overlaps(pattern: str, text: str, matches: bool) -> None:
     assert glob(pattern, text) is matches
 
 
