@@ -36,23 +36,8 @@ class File(NamedTuple):
 
 WORDS: Final = st.sampled_from(
     [
-        "npx",
-        "-y",
-        "--",
-        "run",
-        "mcpguard",
-        "@acme/crm",
-        "C:\\crm\\x.db",
-        "${input:t}",
-        'a"b',
-        "é😀",
-        "it's",
-        "",
-        "a b",
-        "#x",
-        "//",
-        "1",
-        "true",
+        *("npx", "-y", "--", "run", "mcpguard", "@acme/crm", "C:\\crm\\x.db", "${input:t}", 'a"b'),
+        *("é😀", "it's", "", "a b", "#x", "//", "1", "true"),
     ]
 )
 PROGRAMS: Final = st.sampled_from(
@@ -62,9 +47,12 @@ PROGRAMS: Final = st.sampled_from(
 
 def file(dialect: Dialect) -> st.SearchStrategy[File]:
     """Files of a dialect."""
-    if dialect is Dialect.TOML:
-        return toml_files()
-    return yaml_files() if dialect is Dialect.YAML else json_files(dialect)
+    return {Dialect.TOML: toml_files, Dialect.YAML: yaml_files}.get(dialect, lambda: json_files(dialect))()
+
+
+def _start(draw: Draw) -> tuple[str, list[str] | None]:
+    """A program, and arguments if it has a member for them."""
+    return draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
 
 
 def _bytes(draw: Draw, text: str) -> bytes:
@@ -125,7 +113,7 @@ def json_files(draw: Draw, dialect: Dialect) -> File:
     """Files of one of the dialects of JSON."""
     write = Json(draw, dialect)
     layout = draw(st.sampled_from(JSON_LAYOUTS))
-    program, args = draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
+    program, args = _start(draw)
     words = (program, *(args or ()))
     entry: dict[str, Any] = {"command": list(words)} if layout.args is None else {"command": program}
     if layout.args is not None and args is not None:
@@ -174,7 +162,7 @@ def toml_files(draw: Draw) -> File:
         parts = [f"{_some(draw, *gaps)}{string(item)}{_some(draw, *gaps)}" for item in items]
         return f"[{','.join(parts) or _some(draw, *gaps)}{trailing}]"
 
-    program, args = draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
+    program, args = _start(draw)
     equals = _some(draw, "=", " = ", "\t=  ")
     indent = _some(draw, "", "", "  ", "\t")
     comment = _some(draw, "", '  # it\'s "so"', "#")
@@ -214,7 +202,7 @@ def yaml_files(draw: Draw) -> File:
             kinds.append(text)
         return _some(draw, *kinds)
 
-    program, args = draw(PROGRAMS), draw(st.none() | st.lists(WORDS, max_size=4))
+    program, args = _start(draw)
     layout = draw(st.sampled_from([Layout(("extensions",), command="cmd"), Layout(("mcpServers",), is_list=True)]))
     step = draw(st.sampled_from([1, 2, 4]))
     is_flow = draw(st.booleans())
@@ -238,10 +226,7 @@ def yaml_files(draw: Draw) -> File:
     if is_flow:
         body = ["{" + ", ".join(f"{key}: {text}" for key, text in members) + "}" + comment]
     else:
-        lines = [
-            f"{key}:{'' if text.startswith(chr(10)) else ' '}{text}{comment if chr(10) not in text else ''}"
-            for key, text in members
-        ]
+        lines = [f"{key}:{text}" if text[:1] == "\n" else f"{key}: {text}{comment}" for key, text in members]
         body = "\n".join(lines).split("\n")
     if layout.is_list:
         body = [f"{'- ' if at == 0 else '  '}{line}" for at, line in enumerate(body)]

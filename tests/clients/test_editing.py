@@ -1,10 +1,8 @@
 """All servers of a file are edited at once."""
 
 import json
-import sys
 import tomllib
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from mcpguard.clients.editing import Edit, edited
 from mcpguard.clients.entries import Layout, entries
 from mcpguard.documents.document import Dialect, read
 from mcpguard.documents.model import Unreadable, plain
+from tests.build import steps
 from tests.clients import generated
 from tests.clients.single import guarded, reguarded, unguarded
 
@@ -50,22 +49,9 @@ def guards(data: bytes, dialect: Dialect, servers: int) -> bytes:
 
 
 def calls(work: Callable[[], object]) -> int:
-    """How many functions are called: a measure of the work that does not depend on the machine."""
-    count = 0
-
-    def note(frame: FrameType, event: str, arg: object) -> None:
-        nonlocal count
-        del frame, arg
-        count += event in ("call", "c_call")
-
+    """How many functions are called if nothing was parsed before: work that does not depend on the machine."""
     read.cache_clear()
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
-    return count
+    return steps(work)
 
 
 @every_dialect

@@ -14,6 +14,7 @@ from mcpguard.documents.model import Unreadable
 from tests.clients.single import guarded, reguarded, unguarded
 
 SERVERS = Layout(("mcpServers",))
+COMMAND = Layout(("extensions",), command="cmd")
 GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")
 
 
@@ -27,7 +28,7 @@ def read(entry: Any, dialect: Dialect = Dialect.JSON) -> Entry:
 
 
 def yaml(text: str) -> list[Entry]:
-    return entries(text.encode(), Layout(("extensions",), command="cmd"), Dialect.YAML)
+    return entries(text.encode(), COMMAND, Dialect.YAML)
 
 
 @pytest.mark.parametrize(
@@ -94,19 +95,13 @@ def test_a_command_beside_a_url_counts_unless_the_type_says_otherwise() -> None:
 def test_a_disabled_entry_keeps_its_words_and_its_guard_can_be_removed() -> None:
     data = servers(crm={"command": "mcpguard", "args": ["run", "--", "npx", "-y"], "disabled": True})
     (found,) = entries(data, SERVERS, Dialect.JSON)
-    assert (found.kind, found.words, found.guard) == (
-        "disabled",
-        ("mcpguard", "run", "--", "npx", "-y"),
-        ("mcpguard", "run", "--"),
-    )
+    guard = ("mcpguard", "run", "--")
+    assert (found.kind, found.words, found.guard) == ("disabled", (*guard, "npx", "-y"), guard)
     assert unguarded(data, SERVERS, Dialect.JSON, "crm") == servers(crm={"command": "npx", "args": ["-y"], "disabled": True})
 
 
-def test_only_variables_whose_value_is_a_text_are_the_servers() -> None:
+def test_variables_with_another_value_than_a_text_are_left_out_and_a_sandboxed_entry_is_marked() -> None:
     assert read({"command": "npx", "env": {"A": "b", "N": 1, "L": ["b"], "O": {"P": "b"}, "Z": None}}).env == {"A": "b"}
-
-
-def test_a_sandboxed_entry_is_marked() -> None:
     assert [read({"command": "npx", "sandboxEnabled": on}).is_sandboxed for on in (True, False)] == [True, False]
 
 
@@ -247,17 +242,9 @@ def test_comments_in_a_yaml_block_of_which_nothing_is_left_stay(drop: bool) -> N
 @pytest.mark.parametrize(
     "entry",
     [
-        "&a {cmd: x}",
-        "{cmd: &a x}",
-        "{cmd: !!str x}",
-        "{cmd: x, args: &a []}",
-        "{cmd: x, args: [!!str y]}",
-        "{cmd: x, <<: {args: [y]}}",
-        "\n  cmd: x\n  args:\n  - &a y",
-        "*other",
-        "{cmd: *word}",
-        "{cmd: x, args: [*word]}",
-        "\n  cmd: x\n  args:\n  - a\n  - *word",
+        *("&a {cmd: x}", "{cmd: &a x}", "{cmd: x, args: &a []}", "\n  cmd: x\n  args:\n  - &a y"),
+        *("*other", "{cmd: *word}", "{cmd: x, args: [*word]}", "\n  cmd: x\n  args:\n  - a\n  - *word"),
+        *("{cmd: !!str x}", "{cmd: x, args: [!!str y]}", "{cmd: x, <<: {args: [y]}}"),
     ],
 )
 def test_a_yaml_entry_with_an_anchor_an_alias_a_tag_or_a_merge_key_is_refused(entry: str) -> None:
@@ -265,15 +252,18 @@ def test_a_yaml_entry_with_an_anchor_an_alias_a_tag_or_a_merge_key_is_refused(en
     assert [(entry.kind, entry.detail[:21]) for entry in found] == [("faulty", "it has a YAML anchor,")]
 
 
-def test_servers_under_a_yaml_anchor_raise() -> None:
-    with pytest.raises(Unreadable, match="extensions: it has a YAML anchor") as caught:
-        yaml("a: 1\nextensions: &a\n crm: {cmd: x}\n")
-    assert (caught.value.line, caught.value.column) == (2, 13)
-
-
-def test_a_yaml_file_that_does_not_parse_raises() -> None:
-    with pytest.raises(Unreadable):
-        yaml("extensions:\n crm: {cmd: |\n  x\n}\n")
+@pytest.mark.parametrize(
+    ("text", "message", "place"),
+    [
+        ("a: 1\nextensions: &a\n crm: {cmd: x}\n", "extensions: it has a YAML anchor", (2, 13)),
+        ("extensions:\n crm: {cmd: |\n  x\n}\n", "found character", (2, 13)),
+    ],
+    ids=["anchor", "no YAML"],
+)
+def test_yaml_whose_servers_cannot_be_read_raises_with_the_place(text: str, message: str, place: tuple[int, int]) -> None:
+    with pytest.raises(Unreadable, match=message) as caught:
+        yaml(text)
+    assert (caught.value.line, caught.value.column) == place
 
 
 @pytest.mark.parametrize(
@@ -291,19 +281,21 @@ def test_a_yaml_command_that_cannot_be_moved_as_it_is_written_is_refused(entry: 
 
 def test_a_yaml_form_that_cannot_get_arguments_raises_with_its_place() -> None:
     with pytest.raises(Unreadable, match="the server crm cannot be edited in place") as caught:
-        guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
+        guarded(b"extensions:\n crm:\n  ? cmd\n  : x\n", COMMAND, Dialect.YAML, "crm", GUARD)
     assert (caught.value.line, caught.value.column) == (3, 5)
 
 
-def test_the_path_of_mcpguard_is_replaced_in_a_command_and_in_an_array_of_all_words() -> None:
-    data = guarded(servers(crm={"command": "npx", "args": ["-y"]}), SERVERS, Dialect.JSON, "crm", GUARD)
-    assert reguarded(data, SERVERS, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
-    layout = Layout(("mcpServers",), args=None)
-    data = guarded(servers(crm={"command": ["npx", "-y"]}), layout, Dialect.JSON, "crm", GUARD)
+@pytest.mark.parametrize(
+    ("layout", "entry"),
+    [(SERVERS, {"command": "npx", "args": ["-y"]}), (Layout(("mcpServers",), args=None), {"command": ["npx", "-y"]})],
+    ids=["command", "array of all words"],
+)
+def test_the_path_of_mcpguard_is_replaced(layout: Layout, entry: dict[str, Any]) -> None:
+    data = guarded(servers(crm=entry), layout, Dialect.JSON, "crm", GUARD)
     assert reguarded(data, layout, Dialect.JSON, "crm", "/y/mcpguard") == data.replace(b"/x/", b"/y/")
 
 
-COMMAND = Layout(("extensions",), command="cmd")
+TABLES, NESTED = Layout(("m",), is_list=True), Layout(("m",), nested="transport")
 LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncommand = 'y'\n[m.env]\nA = 'b'\n"
 
 
@@ -319,18 +311,8 @@ LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncomma
         ),
         (Dialect.YAML, COMMAND, "extensions:\n crm:\n  ? cmd\n  : x\n  ? args\n  : - y\n", '  : - "run"\n    - "--server"\n'),
         (Dialect.YAML, COMMAND, "extensions:\n crm:\n  cmd: x,y\n  args:\n  - a\n", "- x,y\n"),
-        (
-            Dialect.TOML,
-            Layout(("m",), is_list=True),
-            LIST_OF_TABLES,
-            """/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n""",
-        ),
-        (
-            Dialect.TOML,
-            Layout(("m",), nested="transport"),
-            "m = { crm = { transport.command = 'x' } }\n",
-            """transport.args = ["run", "--server", "crm", "--", 'x']""",
-        ),
+        (Dialect.TOML, TABLES, LIST_OF_TABLES, """/mcpguard"\nargs = ["run", "--server", "crm", "--", 'y']\n"""),
+        (Dialect.TOML, NESTED, "m = { crm = { transport.command = 'x' } }\n", """ = ["run", "--server", "crm", "--", 'x']"""),
     ],
     ids=["alias elsewhere", "no space", "after a colon", "commas in a block", "list of tables", "dotted"],
 )

@@ -23,6 +23,9 @@ ON_WINDOWS: Final = sys.platform == "win32"
 GOOSE: Final = f"{APPS}/Block/goose/config/config.yaml" if ON_WINDOWS else "home/.config/goose/config.yaml"
 ZED: Final = f"{APPS}/Zed/settings.json" if ON_WINDOWS else "home/.config/zed/settings.json"
 GOOSES: Final = {"developer": "bundled", "shared": "faulty", "tagged": "faulty", "web": "remote", "off": "disabled"}
+CODEXES: Final = {"figma": "remote", "old": "disabled"}
+OFF: Final = {"off": "disabled"}
+WINDSURF: Final = "home/.codeium/windsurf"
 ZEDS: Final = {"postgres-context-server": "bundled", "old-form": "faulty"}
 
 
@@ -44,35 +47,21 @@ class Sample(NamedTuple):
     others: Mapping[str, str] = MappingProxyType({})
 
 
+CLAUDE: Final = "claude_desktop_config.json"
 SAMPLES: Final = [
-    Sample(
-        "claude_desktop_config.json",
-        "claude-desktop",
-        f"{APPS}/Claude/claude_desktop_config.json",
-        "filesystem,sqlite,time,empty",
-    ),
+    Sample(CLAUDE, "claude-desktop", f"{APPS}/Claude/{CLAUDE}", "filesystem,sqlite,time,empty"),
     Sample("claude.json", "claude-code", "home/.claude.json", "crm,db", {"sentry": "remote"}),
     Sample("claude_code.mcp.json", "claude-code", "project/.mcp.json", "crm,git"),
-    Sample(
-        "codex.config.toml", "codex", "home/.codex/config.toml", "crm,docs,my files", {"figma": "remote", "old": "disabled"}
-    ),
+    Sample("codex.config.toml", "codex", "home/.codex/config.toml", "crm,docs,my files", CODEXES),
     Sample("cursor.mcp.json", "cursor", "home/.cursor/mcp.json", "crm", {"linear": "remote"}),
     Sample("vscode.mcp.json", "vscode", f"{APPS}/Code/User/mcp.json", "crm,python,bare,sandboxed", {"github": "remote"}),
     Sample("vscode.settings.json", "vscode", f"{APPS}/Code/User/settings.json", "crm"),
     Sample("copilot.mcp-config.json", "copilot", "home/.copilot/mcp-config.json", "crm", {"docs": "remote"}),
-    Sample(
-        "windsurf.mcp_config.json",
-        "windsurf",
-        "home/.codeium/windsurf/mcp_config.json",
-        "github",
-        {"figma": "remote", "off": "disabled"},
-    ),
+    Sample("windsurf.mcp_config.json", "windsurf", f"{WINDSURF}/mcp_config.json", "github", {"figma": "remote"} | OFF),
     Sample("zed.settings.json", "zed", ZED, "crm", ZEDS),
     Sample("gemini.settings.json", "gemini", "home/.gemini/settings.json", "crm", {"remote": "remote"}),
     Sample("qwen.settings.json", "qwen", "home/.qwen/settings.json", "crm,bare", {"remote": "remote"}),
-    Sample(
-        "opencode.jsonc", "opencode", "home/.config/opencode/opencode.jsonc", "crm,bun", {"jira": "remote", "off": "disabled"}
-    ),
+    Sample("opencode.jsonc", "opencode", "home/.config/opencode/opencode.jsonc", "crm,bun", {"jira": "remote"} | OFF),
     Sample("cline_mcp_settings.json", "cline", "home/.cline/mcp.json", "flat,nested", {"nested-remote": "remote"}),
     Sample("continue.config.yaml", "continue", "home/.continue/config.yaml", "crm,SQLite MCP,bare", {"docs": "remote"}),
     Sample("goose.config.yaml", "goose", GOOSE, "crm,empty", GOOSES),

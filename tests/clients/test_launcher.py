@@ -12,14 +12,8 @@ import pytest
 
 from mcpguard.clients.launcher import PROGRAM, Launcher, find, is_same, launcher, may_vary, own_program, stable, words_of
 from mcpguard.errors import McpguardError
+from tests.clients.installations import program
 from tests.links import follows_links
-
-
-def program(path: Path, text: str = "#!/bin/sh\n") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
 
 
 @pytest.fixture

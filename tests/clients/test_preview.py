@@ -41,7 +41,7 @@ def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]
     [
         (
             Dialect.JSON,
-            '{"mcpServers": {"a": {"command": "npx", "args": ["--api-key", "s3cret1"], "env": {"A": "s3cret2", "N": 4711}}}}',
+            '{"mcpServers": {"a": {"command": "npx", "args": ["--token", "s3cret1"], "env": {"A": "s3cret2", "N": 4711}}}}',
         ),
         (Dialect.JSONC, '{"mcpServers": {"a": { "env": {"A": "s3cret1"}, "command": "npx" /* token: s3cret2 */ }, } }'),
         (
@@ -92,6 +92,12 @@ def test_of_a_long_line_the_parts_that_change_are_shown_with_marks_where_it_goes
     assert "s3cret1" not in "".join(shown)
 
 
+def test_of_a_line_that_only_becomes_long_the_parts_that_change_are_shown() -> None:
+    entry = {"env": {"K": "s3cret1"}, "command": "npx", "args": ["-y", "@acme/" + "x" * 80]}
+    shown = "".join(guarding(json.dumps({"mcpServers": {"crm": entry}}), Dialect.JSON))
+    assert ("/x/mcpguard" in shown, "s3cret1" in shown) == (True, False)
+
+
 NUMBERS = st.lists(st.integers(0, 5), max_size=80)
 
 
@@ -112,13 +118,6 @@ def test_a_preview_is_a_diff_that_leads_from_the_old_lines_to_the_new_ones(
         else:
             lines.append(line[1:])
     assert lines + before[at:] == after
-
-
-def test_of_a_line_that_only_becomes_long_the_parts_that_change_are_shown() -> None:
-    entry = {"env": {"K": "s3cret1"}, "command": "npx", "args": ["-y", "@acme/" + "x" * 80]}
-    shown = guarding(json.dumps({"mcpServers": {"crm": entry}}), Dialect.JSON)
-    assert any("/x/mcpguard" in line for line in shown)
-    assert "s3cret1" not in "".join(shown)
 
 
 def test_no_token_at_the_beginning_of_a_line_that_goes_is_shown() -> None:

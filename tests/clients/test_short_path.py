@@ -9,19 +9,13 @@ from mcpguard.clients.discovery import Machine, Source
 from mcpguard.clients.entries import Entry
 from mcpguard.clients.installing import SHORT, short_path_warnings
 from mcpguard.clients.plan import Outcome, Plan
+from tests.clients.installations import program
 
 
 def outcome(command: str, client: str = "claude-desktop", action: str = "guard") -> Outcome:
     location = BY_KEY[client].locations[0]
     source = Source(BY_KEY[client], "user", Path("/f.json"), location.layout, location.dialect)
     return Outcome(source, Entry("crm", "stdio", (command, "-y") if command else ()), action)
-
-
-def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    file.chmod(0o755)
-    return file
 
 
 def warnings(home: Path, *outcomes: Outcome, path: str = "", system: str = "darwin") -> list[str]:

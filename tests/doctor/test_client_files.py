@@ -15,7 +15,6 @@ from mcpguard.doctor.check import Check
 from mcpguard.errors import installing
 from tests.cli.account import GONE, HOOK, PROGRAM
 from tests.clients.installations import hooks, impostor, installed, written
-from tests.links import follows_links
 
 NAME = "servers guarded"
 MEANT = "; or add --allow-unguarded if that is meant"
@@ -155,9 +154,8 @@ def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine:
 def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machine: Machine) -> None:
     other = installed(machine.home / "x", "0.0.1")
     file = cursor(machine.home, a={"command": other, "args": ["run", "--store", "redis://h/0", "--", "npx"]})
-    (wrong,) = checks(machine)
-    (instead,) = re.findall(r"write (\S+) in its place", wrong.hint)
-    written(file, file.read_text("utf-8").replace(json.dumps(other), json.dumps(instead)))
+    assert checks(machine)[0].hint.endswith(INSTEAD)
+    written(file, file.read_text("utf-8").replace(json.dumps(other), json.dumps(PROGRAM)))
     assert [(check.ok, check.detail) for check in checks(machine)] == [(True, "1 of 1 server guarded")]
 
 
@@ -178,22 +176,19 @@ def test_a_program_that_came_with_a_project_is_not_run_and_not_ok(machine: Machi
     assert not (project / "touched").exists()
 
 
-CONTAINER = "a: its mcpguard is in the container, so it is not checked from here"
-VARIABLE = "a: only the client knows where its mcpguard is: ${workspaceFolder}/mcpguard"
-
-
 @pytest.mark.parametrize(
     ("name", "keys", "program", "told", "hint"),
     [
         (
-            ".devcontainer.json",
-            ("customizations", "vscode", "mcp", "servers"),
-            "/in/it/mcpguard",
-            CONTAINER,
-            "run mcpguard doctor in the container",
+            *(".devcontainer.json", ("customizations", "vscode", "mcp", "servers"), "/in/it/mcpguard"),
+            *("is in the container, so it is not checked from here", "run mcpguard doctor in the container"),
         ),
-        (".cursor/mcp.json", ("mcpServers",), "${workspaceFolder}/mcpguard", VARIABLE, INSTEAD),
+        (
+            *(".cursor/mcp.json", ("mcpServers",), "${workspaceFolder}/mcpguard"),
+            *("is: ${workspaceFolder}/mcpguard", INSTEAD),
+        ),
     ],
+    ids=["container", "client"],
 )
 def test_a_mcpguard_that_only_the_client_or_a_container_knows_is_neither_missing_nor_believed(
     machine: Machine, project: Path, name: str, keys: tuple[str, ...], program: str, told: str, hint: str
@@ -202,19 +197,10 @@ def test_a_mcpguard_that_only_the_client_or_a_container_knows_is_neither_missing
     for key in reversed(keys):
         value = {key: value}
     written(project / name, value)
+    (unseen, number), total = found(machine)
+    assert (unseen.is_advice, unseen.hint, unseen.detail.endswith(told)) == (True, hint, True)
     counted = "0 of 1 server guarded; not checked: 1"
-    some, total = found(machine)
-    assert [(check.ok, check.detail, check.hint) for check in some] == [(True, told, hint), (True, counted, "")]
-    assert total == Check(NAME, True, counted)
-
-
-@follows_links
-def test_the_mcpguard_that_checks_is_ok_though_it_is_in_the_project(machine: Machine, project: Path) -> None:
-    own = project / ".venv/bin/mcpguard"
-    own.parent.mkdir(parents=True)
-    own.symlink_to(PROGRAM)
-    file = cursor(project, a=str(own))
-    assert checks(machine) == [Check(f"Cursor (project scope), {file}", True, "1 of 1 server guarded")]
+    assert (number.is_advice, number.detail, total) == (False, counted, Check(NAME, True, counted))
 
 
 def codex_hook(machine: Machine, command: str) -> Check:
@@ -265,16 +251,12 @@ def test_a_hook_of_a_project_whose_mcpguard_is_gone_or_may_be_somebody_elses_is_
 
 def test_a_deciding_hook_that_its_client_skips_is_not_ok_and_a_client_needs_no_server_for_it(machine: Machine) -> None:
     file = written(machine.home / ".codex/hooks.json", hooks(f"{HOOK} hook codex --enforce", timeout=5))
-    name = f"Codex (hook), {file}"
     told = "Codex skips it, because you have not trusted it, or not since it changed"
-    assert checks(machine) == [Check(name, False, told, "start a new session, enter /hooks, and trust the hook")]
-    written(machine.home / ".codex/config.toml", "features = { hooks = false }\n")
-    told = f"Codex skips it, because {machine.home / '.codex/config.toml'} has features.hooks = false"
-    assert [check.detail for check in checks(machine) if check.check == name] == [told]
+    hint = "start a new session, enter /hooks, and trust the hook"
+    assert checks(machine) == [Check(f"Codex (hook), {file}", False, told, hint)]
     written(machine.home / ".claude/settings.json", hooks(f"{CLAUDE} --observe"))
-    skipped = checks(machine)[0]
-    assert (skipped.ok, skipped.detail) == (False, "it denies nothing, because its command says to observe")
-    assert skipped.hint.startswith("remove ")
+    observing = checks(machine)[0]
+    assert (observing.ok, observing.detail) == (False, "it denies nothing, because its command says to observe")
 
 
 def test_in_a_project_that_switches_hooks_off_or_has_another_deciding_one_the_hook_of_the_account_is_not_ok(
