@@ -114,21 +114,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        type=_peer,
-        metavar="NAME=PREFIX",
-        help="another program to measure; PREFIX stands before the server's command",
-    )
-    parser.add_argument(
-        "--docs", action="store_true", help="put the figures into docs/performance.md; the first table needs a full run"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="only compare with references.toml; fail if mcpguard takes over a quarter more"
-    )
-    parser.add_argument("--renew", action="store_true", help="only measure the ratios in references.toml anew")
+    peer = "another program to measure; PREFIX stands before the server's command"
+    parser.add_argument("--peer", action="append", default=[], type=_peer, metavar="NAME=PREFIX", help=peer)
+    for name, text in (
+        ("--docs", "put the figures into docs/performance.md; the first table needs a full run"),
+        ("--check", "only compare with references.toml; fail if mcpguard takes over a quarter more"),
+        ("--renew", "only measure the ratios in references.toml anew"),
+    ):
+        parser.add_argument(name, action="store_true", help=text)
     return parser.parse_args(argv)
 
 

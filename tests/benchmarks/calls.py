@@ -29,9 +29,7 @@ Rounds = Mapping[str, Sequence[Sequence[float]]]
 
 def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Row]:
     """Calls to a server that answers at once, so that nothing but what is added counts."""
-    split, one = (
-        take_calls(variants, BENCH_SERVER, place, folder / place, effort.of(40), effort.of(500)) for place in ("split", "one")
-    )
+    split, one = take_calls(variants, BENCH_SERVER, folder, effort.of(40), effort.of(500))
     last = [{name: percentile([us for one in of for us in one], 99.9) for name, of in found.items()} for found in (split, one)]
     return [
         Row(f"time added to a call (median), a server that answers at once, {SPLIT_ONE}", more(50, split, one), "µs"),
@@ -42,18 +40,13 @@ def measure(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[R
 
 def measure_paced(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Row]:
     """The same at the pace of an agent: between two calls all caches are lost."""
-    split, one = (
-        take_calls(variants, BENCH_SERVER, place, folder / place, effort.of(10), effort.of(50), PACE_US)
-        for place in ("split", "one")
-    )
+    split, one = take_calls(variants, BENCH_SERVER, folder, effort.of(10), effort.of(50), pause_us=PACE_US)
     return [Row(f"time added to a call (median), a call every 20 ms, {SPLIT_ONE}", more(50, split, one), "µs")]
 
 
 def measure_sdk(variants: Sequence[Variant], effort: Effort, folder: Path) -> list[Row]:
     """Calls to a server as people write them: a millisecond of its work between two calls takes the caches from the rest."""
-    split, free = (
-        take_calls(variants, SDK_SERVER, place, folder / place, effort.of(40), effort.of(80)) for place in ("split", "free")
-    )
+    split, free = take_calls(variants, SDK_SERVER, folder, effort.of(40), effort.of(80), places=("split", "free"))
     text = "time added to a call (median), a server on the Python SDK, on two cores / placed by the scheduler"
     return [Row(text, more(50, split, free), "µs")]
 
@@ -64,22 +57,27 @@ def measure_redis(effort: Effort, folder: Path, guard: Variant = GUARD) -> list[
         does_nothing = server.command("SCRIPT", "LOAD", "return 1").split(b"\r\n")[1].decode()
         asking = Variant(ASKING, (*LEAST.prefix[:-1], str(PROGRAMS / "asking_relay.py"), str(server.port), does_nothing))
         on_redis = replace(guard, env={**guard.env, "MCPGUARD_STORE": server.url})
-        split, one = (
-            take_calls((BARE, LEAST, asking, on_redis), BENCH_SERVER, place, folder / place, effort.of(40), effort.of(500))
-            for place in ("split", "one")
-        )
+        split, one = take_calls((BARE, LEAST, asking, on_redis), BENCH_SERVER, folder, effort.of(40), effort.of(500))
     round_trip = more(50, split, one, over=LEAST)[ASKING]
     values = {GUARD.name: more(50, split, one)[GUARD.name], "one round trip to it": round_trip}
     return [Row(f"time added to a call (median), counters on Redis, {SPLIT_ONE}", values, "µs")]
 
 
 def take_calls(
-    variants: Sequence[Variant], server: Sequence[str], place: str, folder: Path, rounds: int, count: int, pause_us: int = 0
-) -> Rounds:
-    """Rounds of a number of calls."""
+    variants: Sequence[Variant],
+    server: Sequence[str],
+    folder: Path,
+    rounds: int,
+    count: int,
+    *,
+    places: Sequence[str] = ("split", "one"),
+    pause_us: int = 0,
+) -> Iterator[Rounds]:
+    """Rounds of a number of calls, in each place."""
     settle = 1 if pause_us else SETTLE
-    with started(variants, server, place, folder) as sessions:
-        return take_turns(sessions, rounds, lambda session: ping_pong(session, settle + count, pause_us)[settle:])
+    for place in places:
+        with started(variants, server, place, folder / place) as sessions:
+            yield take_turns(sessions, rounds, lambda session: ping_pong(session, settle + count, pause_us)[settle:])
 
 
 def more(percent: float, *places: Rounds, over: Variant = BARE) -> dict[str, list[float]]:

@@ -41,6 +41,13 @@ LOOK_EVERY_S = 0.01
 PATIENCE_S = 60
 USER = user_name(0)
 
+TIMES = (
+    "added to the median, µs",
+    "added to the 99th percentile, µs",
+    "added to the first call of a tool, median, µs",
+)
+START = "start to the answer to the first call, ms"
+
 Curve = dict[str, dict[str, float]]
 """What was found for a kind: what was measured, and the figure of each size."""
 
@@ -77,14 +84,6 @@ class Turn(NamedTuple):
 
     def times_us(self, count: int) -> list[float]:
         return ping_pong(self.session, count, tools=self.tools, between=self.between)
-
-
-class Times(NamedTuple):
-    """What a turn found: of its calls the median and the 99th percentile, and of the first calls of a tool the median."""
-
-    p50_us: float
-    p99_us: float
-    first_us: float
 
 
 def points() -> dict[str, list[Point]]:
@@ -176,7 +175,7 @@ def _curve(of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Varian
         for turn in turns:
             turn.times_us(WARM_UP)
 
-        def take(turn: Turn) -> Times:
+        def take(turn: Turn) -> tuple[float, ...]:
             for store in stores if turn is turns[0] else ():
                 wait_for_upkeep(store)
             with ExitStack() as while_stopped:
@@ -186,19 +185,11 @@ def _curve(of_kind: Sequence[Point], effort: Effort, folder: Path, guard: Varian
                 times_us = turn.times_us(SETTLE + count)[SETTLE:]
                 new_tools = [b"new_%d" % at for at in turn.session.ids(few)]
                 first_us = ping_pong(turn.session, few, tools=new_tools)
-            return Times(percentile(times_us, 50), percentile(times_us, 99), percentile(first_us, 50))
+            return percentile(times_us, 50), percentile(times_us, 99), percentile(first_us, 50)
 
         times = take_turns(turns, rounds, take)
-
-    def more(which: Callable[[Times], float]) -> dict[str, float]:
-        return added({name: [which(one) for one in of_rounds] for name, of_rounds in times.items()}, BARE.name)
-
-    return {
-        "added to the median, µs": more(lambda one: one.p50_us),
-        "added to the 99th percentile, µs": more(lambda one: one.p99_us),
-        "added to the first call of a tool, median, µs": more(lambda one: one.first_us),
-        "start to the answer to the first call, ms": start_ms,
-    }
+    of_each = {what: {name: [one[at] for one in of] for name, of in times.items()} for at, what in enumerate(TIMES)}
+    return {what: added(of, BARE.name) for what, of in of_each.items()} | {START: start_ms}
 
 
 def wait_for_upkeep(store: Path, patience_s: float = PATIENCE_S) -> None:

@@ -46,15 +46,9 @@ class Session:
         self._last_id = 0
         self._stderr_file = cwd / "stderr"
         with self._stderr_file.open("ab") as stderr:
+            pipe = subprocess.PIPE
             self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                bufsize=0,
-                cwd=cwd,
-                env=env,
-                start_new_session=True,
+                argv, stdin=pipe, stdout=pipe, stderr=stderr, bufsize=0, cwd=cwd, env=env, start_new_session=True
             )
         if self._process.stdin is None or self._process.stdout is None:
             raise AssertionError("both were asked for")

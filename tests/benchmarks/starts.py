@@ -15,10 +15,10 @@ from .variants import BARE, GUARD, SDK_SERVER, TINY_SERVER, Variant, prepared
 PASS = Variant("python -c pass", (sys.executable, "-c", "pass"))
 
 _GIVEN = {
+    "hook_event_name": "PreToolUse",
     "session_id": "s",
     "transcript_path": "/t",
     "cwd": "/p",
-    "hook_event_name": "PreToolUse",
     "tool_name": "echo",
     "tool_input": {"text": "x"},
     "tool_use_id": "toolu_1",

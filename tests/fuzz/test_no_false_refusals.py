@@ -66,22 +66,14 @@ MESSAGES: dict[str, dict[str, object]] = {
 ODD = {
     "an error without an id": '{"jsonrpc":"2.0","error":{"code":-32700,"message":"Parse error"}}',
     "an error with a null id": '{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"Parse error"}}',
-    "a null error beside a method": '{"jsonrpc":"2.0","id":1,"method":"ping","error":null,"result":null}',
-    "a null method beside a result": '{"jsonrpc":"2.0","id":1,"method":null,"result":{}}',
-    "an object without anything": "{}",
     "a result that is no object": '{"id":1,"result":[1,{"id":1,"id":2,"ID":3}]}',
-    "a fraction for a response's id": '{"id":1.5,"result":{}}',
     "keys in other letters below the first level": '{"id":1,"method":"x","params":{"a":{"Name":1,"name":2,"NAME":3}}}',
     "keys that come twice below the first level": '{"id":1,"method":"x","params":{"a":[{"k":1,"k":2}]}}',
     "keys that come twice in an error": '{"id":1,"error":{"code":1,"code":2,"Code":3,"message":""}}',
     "odd keys below the first level": r'{"id":1,"result":{"a\u0000":1,"\ud800":2,"__proto__":{}}}',
-    "keys twice in inputResponses": '{"id":1,"method":"tools/call","params":{"name":"a","inputResponses":{"k":1,"k":2,"K":3}}}',
-    "keys twice in _meta": '{"id":1,"method":"tools/call","params":{"name":"a","_meta":{"k":1,"k":2,"K":3}}}',
-    "params by position": '{"id":1,"method":"x","params":[1,2]}',
     "null params": '{"id":1,"method":"x","params":null}',
     "text for params": '{"id":1,"method":"x","params":"y"}',
     "an id beyond 2^53": '{"id":9007199254740993,"method":"tools/call","params":{"name":"a"}}',
-    "an id of 5,000 digits": f'{{"id":-{"9" * 5000},"method":"tools/call","params":{{"name":"a"}}}}',
     "an id with escapes": r'{"id":"\u0000\ud800\"\\","method":"ping"}',
     "numbers of all kinds": '{"id":1,"method":"x","params":{"a":[1e400,-1E+2,-0,0.0,1e-400,-0e0,1.50]}}',
     "numbers of many digits": f'{{"id":1,"method":"x","params":{{"a":[{"1" * 400}.5,{"9" * 5000},-{"8" * 4301}]}}}}',
@@ -92,8 +84,6 @@ ODD = {
     "arguments that are a list": '{"id":1,"method":"tools/call","params":{"name":"a","arguments":[]}}',
     "a requestState that is a number": f'{{"id":1,"method":"tools/call","params":{{"name":"a","requestState":{"9" * 5000}}}}}',
     "spaces of all kinds": ' \t{ \t"id"\t: 1 , "method" :\t"x" ,"params":\t{ } } \t',
-    "512 levels": '{"id":1,"method":"x","params":{"a":' + "[" * 510 + "]" * 510 + "}}",
-    "brackets in text": '{"id":1,"method":"x","params":{"a":"' + "[{" * 600 + r"\"\\" + '"}}',
     "unknown keys": '{"id":1,"method":"x","trace":1,"meta":2,"naïve":3,"ﬁ":4,"":5}',
 }
 
@@ -140,6 +130,5 @@ def test_what_is_odd_and_means_one_thing_only_passes(line: str) -> None:
 
 
 def test_a_member_of_a_batch_passes_as_it_was_written() -> None:
-    odd = [line for line in ODD.values() if "[" * 510 not in line]
-    members = [line.replace('"id":1,', f'"id":{at},').encode() for at, line in enumerate(odd)]
+    members = [line.replace('"id":1,', f'"id":{at},').encode() for at, line in enumerate(ODD.values())]
     assert check(b"[" + b" ,\t".join(members) + b"]").to_server == [line.strip(b" \t") + b"\n" for line in members]

@@ -28,11 +28,11 @@ from tests.build import TESTS
 from tests.recorded_hooks import CODEX, COPILOT, ELSEWHERE
 
 EXPLORE: dict[str, Any] = {
+    "hook_event_name": "PreToolUse",
     "session_id": "abc123",
     "transcript_path": "/home/alice/.claude/projects/x/abc123.jsonl",
     "cwd": "/home/alice",
     "permission_mode": "default",
-    "hook_event_name": "PreToolUse",
     "tool_name": "mcp__crm__search_customers",
     "tool_input": {"query": "x"},
     "tool_use_id": "toolu_01ABC",
@@ -231,16 +231,8 @@ def test_codex_reports_the_tier_of_a_subagents_call_and_of_codex_exec() -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        None,
-        7,
-        "subagent",
-        '{"thread_source":"subagent"}',
-        [],
-        ["subagent"],
-        {},
-        {"thread_source": None},
-        {"thread_source": "api"},
-        {"turn_trigger": ["exec"]},
+        *(None, 7, "subagent", '{"thread_source":"subagent"}', [], ["subagent"], {}),
+        *({"thread_source": None}, {"thread_source": "api"}, {"turn_trigger": ["exec"]}),
     ],
 )
 def test_an_odd_report_of_a_tier_is_ignored(odd: object) -> None:
@@ -253,13 +245,10 @@ def test_an_odd_report_of_a_tier_is_ignored(odd: object) -> None:
 
 def test_a_note_tells_the_session_of_its_call_whether_the_hook_has_decided_it_or_not() -> None:
     note = note_of("Claude Code::subagent::Explore")
-    assert (agent_in(note.text), session_in(note.text), counted_by(note.text)) == (
-        "Claude Code::subagent::Explore",
-        "abc123",
-        None,
-    )
     decided = note.after_decision([(17, 5), (18, 200)]).text
-    assert (agent_in(decided), session_in(decided)) == ("Claude Code::subagent::Explore", "abc123")
+    for text in (note.text, decided):
+        assert (agent_in(text), session_in(text)) == ("Claude Code::subagent::Explore", "abc123")
+    assert counted_by(note.text) is None
     assert counted_by(decided) == frozenset({"session=abc123", "17/5", "18/200"})
     assert session_in(note.after_decision([]).text) == "abc123"
 

@@ -76,14 +76,8 @@ def test_a_missing_required_setting_is_an_error_with_an_example(tmp_path: Path, 
 
 
 EMPTY_OR_NO_TEXT = [
-    "algorithms = []",
-    "user_claim = ''",
-    "agent_claim = ' '",
-    "roles_claim = ['a']",
-    "token_file = 7",
-    "audience = ['crm', 7]",
-    "issuer = ['a']",
-    "jwks = ['https://idp.acme.com/?k=s3cret']",
+    *("algorithms = []", "user_claim = ''", "agent_claim = ' '", "roles_claim = ['a']", "token_file = 7"),
+    *("audience = ['crm', 7]", "issuer = ['a']", "jwks = ['https://idp.acme.com/?k=s3cret']"),
 ]
 
 
@@ -128,29 +122,18 @@ def test_another_table_or_value_in_place_of_the_table_is_an_error(tmp_path: Path
     assert refusal(tmp_path, text) == (f"{tmp_path / 'config.toml'}: {what}", hint)
 
 
-@pytest.mark.parametrize(
-    ("url", "why"),
-    [
-        ("https://idp.acme.com:8443/keys?a=b", ""),
-        ("http://127.0.0.1:8080/keys", ""),
-        ("http://localhost/keys", ""),
-        ("http://[::1]/", ""),
-        ("http://idp.acme.com/keys", "only https is trusted, or http on this machine"),
-        ("http://127.0.0.1.acme.com/keys", "only https is trusted, or http on this machine"),
-        ("http://localhost.acme.com/keys", "only https is trusted, or http on this machine"),
-        ("http://127.1/", "only https is trusted, or http on this machine"),
-        ("ftp://127.0.0.1/keys", "this is neither an https URL nor a file"),
-        ("file://host/keys.json", "this is neither an https URL nor a file"),
-        ("https://", "this is not a URL"),
-        ("https://a:99999/", "this is not a URL"),
-        ("https://[::1", "this is not a URL"),
-        ("https://idp.acme.com/a b", "this is not a URL"),
-        ("https://idp.acme.com/\x00", "this is not a URL"),
-        ("https://idp.acme.com/ké", "this is not a URL"),
-        ("https://user:s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
-        ("https://s3cret@idp.acme.com/keys", "a URL must not contain a user or a password"),
-    ],
-)
+HTTP = ("http://idp.acme.com/keys", "http://127.0.0.1.acme.com/keys", "http://localhost.acme.com/keys", "http://127.1/")
+NO_URLS = ("https://", "https://a:99999/", "https://[::1", "https://a.com/a b", "https://a.com/\x00", "https://a.com/ké")
+URLS = {
+    "": ("https://idp.acme.com:8443/keys?a=b", "http://127.0.0.1:8080/keys", "http://localhost/keys", "http://[::1]/"),
+    "only https is trusted, or http on this machine": HTTP,
+    "this is neither an https URL nor a file": ("ftp://127.0.0.1/keys", "file://host/keys.json"),
+    "this is not a URL": NO_URLS,
+    "a URL must not contain a user or a password": ("https://user:s3cret@a.com/keys", "https://s3cret@a.com/keys"),
+}
+
+
+@pytest.mark.parametrize(("url", "why"), [(url, why) for why, urls in URLS.items() for url in urls])
 def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_repeated(
     tmp_path: Path, url: str, why: str
 ) -> None:
@@ -161,17 +144,18 @@ def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_re
         assert "s3cret" not in message
 
 
-@pytest.mark.parametrize("jwks", ["/etc/my keys.json", "file:///etc/my%20keys.json"])
-def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str) -> None:
+@pytest.mark.parametrize(
+    ("jwks", "file"),
+    [
+        ("/etc/my keys.json", "/etc/my keys.json"),
+        ("file:///etc/my%20keys.json", "/etc/my keys.json"),
+        ("file:///C:/my%20keys.json", "C:/my keys.json"),  # elsewhere than on Windows a relative path
+    ],
+)
+def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str, file: str) -> None:
     found = loaded(tmp_path, with_line(f'jwks = "{jwks}"')).jwt
     assert found
-    assert found.jwks == tmp_path / "/etc/my keys.json"
-
-
-def test_a_file_url_can_name_a_drive(tmp_path: Path) -> None:
-    found = loaded(tmp_path, with_line('jwks = "file:///C:/my%20keys.json"')).jwt
-    assert found
-    assert found.jwks == tmp_path / "C:/my keys.json"  # elsewhere than on Windows a relative path
+    assert found.jwks == tmp_path / file
 
 
 def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> None:
