@@ -54,21 +54,13 @@ Curve = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One size of a kind.
-
-    Attributes:
-        label: It as text.
-        policy: The policy's text.
-        fill: Fills the store, which is empty.
-        tools: The tools that are called in turn.
-        users: If over 0, between two calls one of so many users makes a call through another wrapper.
-    """
+    """One size of a kind."""
 
     label: str
     policy: str = THREE_LIMITS
-    fill: Callable[[Path], None] = lambda path: None
-    tools: tuple[bytes, ...] = (b"echo",)
-    users: int = 0
+    fill: Callable[[Path], None] = lambda path: None  # fills the store, which is empty
+    tools: tuple[bytes, ...] = (b"echo",)  # which are called in turn
+    users: int = 0  # if over 0, between two calls one of so many users makes a call through another wrapper
 
 
 class Turn(NamedTuple):

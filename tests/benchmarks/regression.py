@@ -147,11 +147,7 @@ def _ratio_of_added(times: _Times) -> float:
 
 
 def read(file: Path = REFERENCES) -> dict[str, float]:
-    """The references.
-
-    Raises:
-        BenchmarkError: They are not those of the ratios that are measured.
-    """
+    """The references, which must be those of the ratios that are measured."""
     references: dict[str, float] = tomllib.loads(file.read_text(encoding="utf-8"))
     if references.keys() != MEASURES.keys():
         raise BenchmarkError(f"{file.name} has not the ratios that are measured: renew it with --renew")
@@ -178,13 +174,7 @@ def measure(name: str, folder: Path) -> float:
 def check(references: Mapping[str, float], measure: Callable[[str], float], say: Callable[[str], object] = print) -> list[str]:
     """Measure all ratios; those that are over their references again, since a busy machine can be the cause.
 
-    Args:
-        references: The references, by name.
-        measure: Measures a ratio.
-        say: Takes a line about each ratio.
-
-    Returns:
-        A sentence for each ratio that is over its reference each time.
+    Returns a sentence for each ratio that is over its reference each time. `say` takes a line about each.
     """
     found: dict[str, float] = {}
     over = list(references)

@@ -16,15 +16,10 @@ NAMES: Final = {"bare": "bare server", LEAST.name: "smallest possible relay", "w
 
 
 class Effort(NamedTuple):
-    """How much to measure.
+    """How much to measure."""
 
-    Attributes:
-        share: The share of the usual rounds, calls and seconds.
-        wrappers: How many wrappers share a store.
-    """
-
-    share: float = 1.0
-    wrappers: tuple[int, ...] = (1, 4, 16)
+    share: float = 1.0  # of the usual rounds, calls and seconds
+    wrappers: tuple[int, ...] = (1, 4, 16)  # how many share a store
 
     def of(self, usual: int) -> int:
         """How many instead of the usual number, at least 1."""
@@ -32,16 +27,10 @@ class Effort(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table.
-
-    Attributes:
-        text: What was measured.
-        values: Its figures by variant.
-        unit: Their unit.
-    """
+    """A row of the table."""
 
     text: str
-    values: Mapping[str, Sequence[float]]
+    values: Mapping[str, Sequence[float]]  # the figures by variant
     unit: str = ""
 
 

@@ -168,15 +168,7 @@ def ping_pong(
     tools: Sequence[bytes] = (b"echo",),
     between: Callable[[], object] | None = None,
 ) -> list[float]:
-    """Make `count` calls, one at a time; the time of each in microseconds.
-
-    Args:
-        session: The command.
-        count: How many calls.
-        pause_us: How long to sleep before each call.
-        tools: The tools to call, in turn.
-        between: What to do before each call, outside of its time.
-    """
+    """Make calls, one at a time, of these tools in turn; the time of each in microseconds, without what is done before it."""
     ids = session.ids(count)
     calls = [echo_call(request_id, tools[at % len(tools)]) for at, request_id in enumerate(ids)]
     answers: list[bytes] = []

@@ -17,21 +17,11 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 class File(NamedTuple):
-    """A generated file.
-
-    Attributes:
-        data: Its content.
-        layout: Where its servers are.
-        dialect: Its dialect.
-        words: The command and the arguments of `crm`.
-        has_args: Whether `crm` has a member for arguments.
-    """
-
     data: bytes
     layout: Layout
     dialect: Dialect
-    words: tuple[str, ...]
-    has_args: bool
+    words: tuple[str, ...]  # the command and the arguments of `crm`
+    has_args: bool  # whether `crm` has a member for arguments
 
 
 WORDS: Final = st.sampled_from(

@@ -30,21 +30,13 @@ ZEDS: Final = {"postgres-context-server": "bundled", "old-form": "faulty"}
 
 
 class Sample(NamedTuple):
-    """A file of `tests/clients/files`.
-
-    Attributes:
-        file: Its name.
-        client: The client that reads it.
-        place: Where it belongs, below a folder with a home folder and a project.
-        stdio: The names of its stdio servers, with commas.
-        others: The kinds of its other servers.
-    """
+    """A file of `tests/clients/files`."""
 
     file: str
     client: str
-    place: str
-    stdio: str
-    others: Mapping[str, str] = MappingProxyType({})
+    place: str  # below a folder with a home folder and a project
+    stdio: str  # the names of its stdio servers, with commas
+    others: Mapping[str, str] = MappingProxyType({})  # the kinds of its other servers
 
 
 CLAUDE: Final = "claude_desktop_config.json"

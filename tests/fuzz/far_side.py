@@ -27,19 +27,12 @@ Text = Callable[[str], str]
 
 
 class Reading(NamedTuple):
-    """A message as one parser sees it.
+    """A message as one parser sees it."""
 
-    Attributes:
-        method: None if it has none that is text.
-        id: As it is written, with its type; empty if it has none.
-        tool: For a call, its name; the text `(none)` if it has none that is text.
-        rest: For a call, the other things in `params` that make a difference to a server.
-    """
-
-    method: str | None
-    id: str
-    tool: str | None = None
-    rest: str = ""
+    method: str | None  # None if it has none that is text
+    id: str  # as it is written, with its type; empty if it has none
+    tool: str | None = None  # of a call, the name; `(none)` if it has none that is text
+    rest: str = ""  # of a call, the other things in `params` that make a difference to a server
 
 
 # Bytes to text

@@ -40,17 +40,11 @@ class Said(NamedTuple):
 
 
 class Member(NamedTuple):
-    """What the client wrote, as one who reads strictly has it: a message, or what is none.
+    """What the client wrote, as one who reads strictly has it: a message, or what is none."""
 
-    Attributes:
-        value: The message; None for what cannot be one.
-        code: Then, the code that says so.
-        forwarded: The bytes that may reach the server.
-    """
-
-    value: Pairs | None
-    code: int = 0
-    forwarded: bytes = b""
+    value: Pairs | None  # None for what cannot be a message
+    code: int = 0  # then, the code that says so
+    forwarded: bytes = b""  # the bytes that may reach the server
 
 
 class Wire(Session):
@@ -97,11 +91,7 @@ class Wire(Session):
 def check(
     stream: bytes, *, chunk_bytes: int = 1 << 16, max_frame_bytes: int = MAX_FRAME_BYTES, arguments: str = "hash"
 ) -> Wire:
-    """Write `stream` to a guard, in chunks, and check everything that comes out of it.
-
-    Raises:
-        AssertionError: A promise is broken; the message says which.
-    """
+    """Write `stream` to a guard, in chunks, and check everything that comes out of it."""
     wire = Wire(max_frame_bytes=max_frame_bytes, arguments=arguments)
     for start in range(0, len(stream), chunk_bytes):
         wire.write(stream[start : start + chunk_bytes])

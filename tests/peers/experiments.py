@@ -117,11 +117,7 @@ ROUNDS, CALLS_A_ROUND, SETTLE, OUT_OF_REACH = 30, 40, 5, 1_000_000
 
 
 def added_time(bare: Trial, trials: Mapping[str, Trial]) -> dict[str, str]:
-    """The time of a call as a multiple of its time without a limiter. All take turns, so that all meet the same load.
-
-    Returns:
-        The cell of each, and of the server without a limiter.
-    """
+    """The cell of each: the time of a call as a multiple of its time without one. All take turns, so that all meet one load."""
     cells: dict[str, str] = {}
     rounds: dict[str, list[list[float]]] = {}
     with ExitStack() as stack:

@@ -16,37 +16,21 @@ from mcpguard.identity.caller import Identity
 from mcpguard.policy.model import Call, Policy
 from mcpguard.policy.parse import STARTER, parse
 from mcpguard.reading.explaining import Explanation, caller, explain, never_matched
+from mcpguard.session.verdict import Verdict
 from mcpguard.stores.memory import MemoryStore
 from mcpguard.wire.arguments import args_hash
 from tests import provider
 from tests.build import Session, call_line, identity
+from tests.end_to_end.host import rule
 from tests.provider import jwk, key_set, token, write_token
 
-RULES = """
-[[rule]]
-user  = "*"
-tool  = "echo"
-limit = "100/1h"
-
-[[rule]]
-user  = "alice@acme.com"
-tool  = "echo"
-limit = "3/1h"
-
-[[rule]]
-tool  = "echo"
-limit = "50/90m"
-
-[[rule]]
-tool  = "report"
-limit = "5/1m"
-
-[[rule]]
-name  = "all agents"
-agent = "*::interactive::*"
-limit = "2/1h"
-mode  = "observe"
-"""
+RULES = (
+    rule("100/1h", user="*", tool="echo")
+    + rule("3/1h", user="alice@acme.com", tool="echo")
+    + rule("50/90m", tool="echo")
+    + rule("5/1m", tool="report")
+    + rule("2/1h", name="all agents", agent="*::interactive::*", mode="observe")
+)
 
 
 class Home:
@@ -63,6 +47,10 @@ class Home:
     def configure(self, text: str) -> None:
         (self.folder / "config.toml").write_text(text)
 
+    def damage(self) -> None:
+        """Write something else into the store."""
+        Path(self.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
+
     def call(self, tool: str, times: int = 1, who: Identity | None = None) -> list[str]:
         """Let a wrapper decide calls; the decisions."""
         settings = self.settings()
@@ -77,16 +65,15 @@ class Home:
     def explain(
         self, tool: str = "echo", who: Identity | None = None, server: str | None = "crm", arguments: object = None
     ) -> Explanation:
-        return explain(
-            self.settings(),
-            self.policy,
-            who or identity(),
-            tool=tool,
-            server=server,
-            arguments=arguments,
-            places={"user": "--user", "agent": "config.toml"},
-            notify=self.warnings.append,
-        )
+        how: dict[str, Any] = {"tool": tool, "server": server, "arguments": arguments, "notify": self.warnings.append}
+        places = {"user": "--user", "agent": "config.toml"}
+        return explain(self.settings(), self.policy, who or identity(), places=places, **how)
+
+    def verdict(self, tool: str = "echo", who: Identity | None = None) -> Verdict:
+        """What the next call would get."""
+        found = self.explain(tool, who).verdict
+        assert found
+        return found
 
     def never_matched(self, policy: Policy | None = None) -> list[str]:
         return never_matched(policy or self.policy, self.settings())
@@ -114,11 +101,10 @@ def test_each_rule_applies_is_overridden_or_does_not_match(home: Home) -> None:
 
 def test_the_limits_of_the_rules_that_apply_show_what_the_counters_hold(home: Home) -> None:
     home.call("echo", 2)
-    found = home.explain()
-    assert sorted(found.headrooms) == [1, 2, 4]
-    ((left,),) = [found.headrooms[1]]
+    found = home.explain().headrooms
+    assert sorted(found) == [1, 2, 4]
+    (left,), (observed,) = found[1], found[4]
     assert (left.reported.limit, left.reported.window, left.used, left.remaining, left.retry_after_us) == (3, "1h", 2, 1, 0)
-    ((observed,),) = [found.headrooms[4]]
     assert (observed.used, observed.remaining) == (2, 0)
     assert observed.retry_after_us is not None
     assert 0 < observed.retry_after_us <= 3600 * 1_000_000
@@ -126,28 +112,22 @@ def test_the_limits_of_the_rules_that_apply_show_what_the_counters_hold(home: Ho
 
 def test_explaining_says_what_the_next_call_gets_and_counts_nothing(home: Home) -> None:
     home.call("echo", 2)
-    for _ in range(3):
-        verdict = home.explain().verdict
-        assert verdict is not None
-        assert verdict.decision == "would_deny"
+    assert [home.verdict().decision for _ in range(3)] == ["would_deny"] * 3
     assert home.call("echo", 2) == ["would_deny", "rate_limited"]
-    verdict = home.explain().verdict
-    assert verdict is not None
+    verdict = home.verdict()
     assert verdict.reported is not None
     assert (verdict.decision, verdict.reported.limit, verdict.reported.axis) == ("rate_limited", 3, "user")
 
 
 def test_without_a_store_all_counters_are_empty_and_no_store_is_made(home: Home) -> None:
     found = home.explain()
-    assert (counts(found), found.failure) == ({0}, "")
-    assert found.verdict is not None
-    assert found.verdict.decision == "allowed"
+    assert (counts(found), found.failure, home.verdict().decision) == ({0}, "", "allowed")
     assert list(home.folder.iterdir()) == []
 
 
 def test_a_damaged_store_is_reported_and_the_rules_are_explained_all_the_same(home: Home) -> None:
     home.call("echo", 2)
-    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
+    home.damage()
     found = home.explain()
     assert (bool(found.failure), found.verdict) == (True, None)
     assert [one.status for one in found.matches] == ["overridden", "applies", "applies", "no match", "applies"]
@@ -171,11 +151,9 @@ def test_a_server_that_is_not_given_is_the_one_that_had_the_last_call_of_the_too
 
 
 def test_rules_for_scopes_see_the_scopes_of_the_caller(home: Home) -> None:
-    home.policy = parse('[[rule]]\ntool = "d"\nlimit = "deny"\n[[rule]]\ntool = "d"\nscope = "admin.users"\nlimit = "20/1h"\n')
+    home.policy = parse(rule("deny", tool="d") + rule("20/1h", tool="d", scope="admin.users"))
     for scopes, decision in (((), "denied"), (("admin.users",), "allowed")):
-        verdict = home.explain("d", identity(scopes=scopes)).verdict
-        assert verdict is not None
-        assert verdict.decision == decision
+        assert home.verdict("d", identity(scopes=scopes)).decision == decision
 
 
 def test_the_places_of_what_is_configured_are_named(home: Home) -> None:
@@ -187,13 +165,13 @@ def test_the_places_of_what_is_configured_are_named(home: Home) -> None:
 
 
 def test_an_agent_whose_tier_no_rule_matches_is_warned_of(home: Home) -> None:
-    home.policy = parse('[[rule]]\nagent = "*::interactive::*"\nlimit = "2/1h"\n')
+    home.policy = parse(rule("2/1h", agent="*::interactive::*"))
     home.explain(who=identity(agent="a::interactve::b"))
     assert home.warnings == ["no rule matches agents of the tier interactve, so nothing limits their calls; check the spelling"]
 
 
 def test_of_a_built_in_tool_is_told_what_a_hook_does_not_do_and_that_starter_rules_do_not_apply(home: Home) -> None:
-    home.policy = parse(f'{STARTER}[[rule]]\ntool = "Bash"\nlimit = "2/1h"\nwait = "5s"\n')
+    home.policy = parse(STARTER + rule("2/1h", tool="Bash", wait="5s"))
     found = home.explain(tool="Bash", server="built-in", who=identity(agent="a::api::b"))
     assert home.warnings == ["line 24: rule 5 (tool=Bash): a hook decides calls of built-in tools: it makes no call wait"]
     assert [match.status for match in found.matches] == ["no match"] * 4 + ["applies"]
@@ -219,35 +197,30 @@ def beyond(home: Home, text: str, *tools: str) -> MemoryStore:
 
 
 def test_the_limits_of_a_rule_are_those_of_its_place_in_the_policy(home: Home) -> None:
-    text = '[[rule]]\ntool = "other"\nlimit = "1/1h"\n[[rule]]\ntool = "echo"\nlimit = "4/1h"\nconcurrent = 2\n'
-    beyond(home, text, "echo", "echo", "echo")
+    beyond(home, rule("1/1h", tool="other") + rule("4/1h", tool="echo", concurrent=2), "echo", "echo", "echo")
     found = home.explain()
-    assert [(room.reported.limit_text, room.used, room.remaining) for room in found.headrooms[1]] == [
-        ("4/1h", 2, 2),
-        ("2-in-flight", 2, 0),
-    ]
-    assert found.verdict is not None
-    assert (found.verdict.decision, found.verdict.reason, found.is_held) == ("rate_limited", "concurrent", False)
+    left = [(room.reported.limit_text, room.used, room.remaining) for room in found.headrooms[1]]
+    assert left == [("4/1h", 2, 2), ("2-in-flight", 2, 0)]
+    assert (home.verdict().decision, home.verdict().reason, found.is_held) == ("rate_limited", "concurrent", False)
 
 
 def test_a_call_that_would_wait_for_room_is_told(home: Home) -> None:
-    cap = '[[rule]]\ntool = "echo"\nconcurrent = 1\nwait = "5s"\n'
+    cap = rule(tool="echo", concurrent=1, wait="5s")
     beyond(home, cap, "echo")
     assert home.explain().is_held
     assert not home.explain("other").is_held
-    beyond(home, cap + '[[rule]]\ntool = "echo"\nlimit = "1/1h"\n', "echo")
+    beyond(home, cap + rule("1/1h", tool="echo"), "echo")
     assert not home.explain().is_held
 
 
 def test_a_call_that_costs_more_than_a_limit_never_has_room(home: Home) -> None:
-    beyond(home, '[[rule]]\nlimit = "9/1h"\ncount = "cost"\nwait = "1h"\n[[cost]]\ntool = "echo"\ncost = 10\n')
+    beyond(home, rule("9/1h", count="cost", wait="1h") + '[[cost]]\ntool = "echo"\ncost = 10\n')
     found = home.explain()
     assert found.headrooms[0][0].is_too_costly
-    assert found.verdict is not None
-    assert (found.verdict.reason, found.is_held) == ("too_costly", False)
+    assert (home.verdict().reason, found.is_held) == ("too_costly", False)
 
 
-OF_ARGUMENTS = '[[rule]]\ntool = "echo"\nper = ["user", "arguments"]\nlimit = "2/1h"\n'
+OF_ARGUMENTS = rule("2/1h", tool="echo", per=["user", "arguments"])
 
 
 def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
@@ -280,18 +253,14 @@ def test_a_reader_of_a_store_knows_its_key(home: Home) -> None:
 
 
 def test_the_caller_is_who_a_wrapper_here_would_serve(home: Home) -> None:
-    who = home.caller()
-    assert (who.user, who.user_source, *who.agent(None)) == (
-        getpass.getuser(),
-        "os",
-        "unknown::interactive::default",
-        "default",
-    )
+    def told(**more: str) -> tuple[str, ...]:
+        who = home.caller(**more)
+        return who.user, who.user_source, *who.agent(None)
+
+    assert told() == (getpass.getuser(), "os", "unknown::interactive::default", "default")
     home.configure('[identity]\nuser = "carol"\nagent = "A::b::c"\n')
-    who = home.caller()
-    assert (who.user, who.user_source, *who.agent(None)) == ("carol", "config", "A::b::c", "config")
-    who = home.caller(user="bob", agent="::api::")
-    assert (who.user, *who.agent(None)) == ("bob", "unknown::api::default", "config")
+    assert told() == ("carol", "config", "A::b::c", "config")
+    assert told(user="bob", agent="::api::") == ("bob", "config", "unknown::api::default", "config")
     assert home.warnings == []
 
 
@@ -429,7 +398,7 @@ def test_rules_that_matched_no_call_in_the_audit_are_named(home: Home, rules: tu
 
 def test_a_store_that_cannot_be_read_names_no_rule(home: Home) -> None:
     home.call("report")
-    Path(home.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
+    home.damage()
     assert home.never_matched() == []
 
 

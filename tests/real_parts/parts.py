@@ -65,12 +65,9 @@ class MissingError(Exception):
 
 
 class Parts:
-    """What is installed; what is asked for first is installed then.
+    """What is installed in the folder `cache`; what is asked for first is installed then.
 
-    Args:
-        cache: The folder.
-        own: Names of `venvs` for which an interpreter that is there already is taken.
-        venvs: Virtual environments, and what is in each, with spaces between several packages.
+    For names of `venvs` in `own` an interpreter that is there already is taken.
     """
 
     def __init__(self, cache: Path, own: Mapping[str, str] | None = None, venvs: Mapping[str, str] = VENVS) -> None:

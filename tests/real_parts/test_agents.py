@@ -77,13 +77,9 @@ def rows(home: Path) -> list[dict[str, Any]]:
 
 
 def run_codex(home: Path, codex: str, *, hooked: Mapping[str, Sequence[str]], script: Script = SEARCHES) -> str:
-    """Run Codex, with a server that mcpguard guards. Returns all that its agents have sent to the model.
+    """Run Codex, with a server that mcpguard guards, and mcpguard's hook: its options by matcher.
 
-    Args:
-        home: Its home.
-        codex: Its command.
-        hooked: The matchers of mcpguard's hook, and the options of each.
-        script: What its agents do.
+    Returns all that its agents have sent to the model.
     """
     settings = home / ".codex"
     settings.mkdir(exist_ok=True)
