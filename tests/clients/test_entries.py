@@ -55,36 +55,31 @@ def test_a_guarded_entry_is_recognised_by_its_words(words: list[str], guard: int
     assert (plain.words, plain.guard) == (tuple(words[guard or 0 :]), None)
 
 
-@pytest.mark.parametrize(
-    ("entry", "kind", "detail"),
-    [
-        ({"url": "https://x"}, "remote", "https://x"),
-        ({"serverUrl": "https://x"}, "remote", "https://x"),
-        ({"httpUrl": "https://x"}, "remote", "https://x"),
-        ({"uri": "https://x", "type": "sse"}, "remote", "https://x"),
-        ({"url": "https://x", "type": "http", "command": "ignored"}, "remote", "https://x"),
-        ({"command": "npx", "disabled": True}, "disabled", ""),
-        ({"command": "npx", "enabled": False}, "disabled", ""),
-        ({"url": "https://x", "enabled": False}, "disabled", "https://x"),
-        ({"type": "builtin"}, "bundled", ""),
-        ({"source": "extension"}, "bundled", ""),
-        ({"settings": {}}, "bundled", ""),
-        ({}, "faulty", "it has no command"),
-        ([], "faulty", "it is not an object"),
-        ("npx", "faulty", "it is not an object"),
-        ({"command": ""}, "faulty", "its command is empty"),
-        ({"command": None}, "faulty", "its command or an argument of it is not a text"),
-        ({"command": ["npx"]}, "faulty", "its command or an argument of it is not a text"),
-        ({"command": "npx", "args": [8080]}, "faulty", "its command or an argument of it is not a text"),
-        ({"command": "npx", "args": "-y"}, "faulty", "its args is not an array"),
-        ({"command": "npx", "args": None}, "faulty", "its args is not an array"),
-        ({"command": "mcpguard", "args": ["run", "--"]}, "faulty", "it starts mcpguard run without a server's command"),
+FAR = "https://x"
+NO_TEXT = [{"command": None}, {"command": ["npx"]}, {"command": "npx", "args": [8080]}]
+UNGUARDABLE: dict[tuple[str, str], list[Any]] = {
+    ("remote", FAR): [
+        *({"url": FAR}, {"serverUrl": FAR}, {"httpUrl": FAR}, {"uri": FAR, "type": "sse"}),
+        {"url": FAR, "type": "http", "command": "ignored"},
     ],
-)
-def test_an_entry_that_cannot_be_guarded_has_a_kind_and_a_detail(entry: Any, kind: str, detail: str) -> None:
-    found = read(entry)
-    assert (found.kind, found.guard, found.detail) == (kind, None, detail)
-    assert found.words == (("npx",) if "npx" in entry and kind == "disabled" else found.words)
+    ("disabled", ""): [{"command": "npx", "disabled": True}, {"command": "npx", "enabled": False}],
+    ("disabled", FAR): [{"url": FAR, "enabled": False}],
+    ("bundled", ""): [{"type": "builtin"}, {"source": "extension"}, {"settings": {}}],
+    ("faulty", "it has no command"): [{}],
+    ("faulty", "it is not an object"): [[], "npx"],
+    ("faulty", "its command is empty"): [{"command": ""}],
+    ("faulty", "its command or an argument of it is not a text"): NO_TEXT,
+    ("faulty", "its args is not an array"): [{"command": "npx", "args": "-y"}, {"command": "npx", "args": None}],
+    ("faulty", "it starts mcpguard run without a server's command"): [{"command": "mcpguard", "args": ["run", "--"]}],
+}
+
+
+@pytest.mark.parametrize(("entry", "found"), [(entry, found) for found in UNGUARDABLE for entry in UNGUARDABLE[found]])
+def test_an_entry_that_cannot_be_guarded_has_a_kind_and_a_detail(entry: Any, found: tuple[str, str]) -> None:
+    one = read(entry)
+    assert (one.kind, one.detail, one.guard) == (*found, None)
+    if found == ("disabled", ""):
+        assert one.words == ("npx",)
 
 
 def test_a_command_beside_a_url_counts_unless_the_type_says_otherwise() -> None:

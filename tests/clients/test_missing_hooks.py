@@ -38,18 +38,17 @@ def titles(account: Account, agent: str, *, hooks: bool = False) -> str:
 @pytest.mark.parametrize(
     ("agent", "clients"),
     [
-        ("*::subagent::*", "claude-code copilot"),  # Codex tells the tier without its hook
-        ("*::subagent::Explore", "claude-code codex copilot"),
-        ("*::*::Explore", "claude-code codex copilot"),
-        ("*::sub*::*", "claude-code copilot"),
+        *(
+            (agent, "claude-code copilot") for agent in ("*::subagent::*", "*::sub*::*")
+        ),  # Codex tells the tier without its hook
+        *((agent, "claude-code codex copilot") for agent in ("*::subagent::Explore", "*::*::Explore")),
         ("Claude Code::subagent::*", "claude-code"),
-        ("Codex::subagent::*", ""),
         ("Codex::subagent::explorer", "codex"),
-        ("Cursor::subagent::*", ""),
-        ("*::interactive::*", ""),
-        ("*::background::nightly", ""),
-        ("Claude Code::*::*", ""),
-        ("*::*::default", ""),
+        *(
+            (agent, "")
+            for agent in ("Codex::subagent::*", "Cursor::subagent::*", "*::interactive::*", "*::background::nightly")
+        ),
+        *((agent, "") for agent in ("Claude Code::*::*", "*::*::default")),
     ],
 )
 def test_the_clients_are_those_whose_subagents_a_rule_selects_and_that_need_the_hook(

@@ -20,46 +20,34 @@ META = {
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 }
 CONTENT = {"type": "text", "text": "Name: é\u2028"}
-TASK = {"taskId": "t", "status": "working", "createdAt": "2025-11-25T10:30:00Z", "ttl": 60000, "pollInterval": 5000}
 
+NOTHING: dict[str, object] = {}
+URI: dict[str, object] = {"uri": "file:///a?b=%00"}
+TASK_ID: dict[str, object] = {"taskId": "t"}
+PAGE: dict[str, object] = {"cursor": "c"}
+CHANGED = [f"notifications/{what}/list_changed" for what in ("prompts", "resources", "roots", "tools")]
 MESSAGES: dict[str, dict[str, object]] = {
+    **dict.fromkeys(("ping", "resources/templates/list", "roots/list", "server/discover", ""), NOTHING),
+    **dict.fromkeys(("notifications/initialized", *CHANGED), NOTHING),
+    **dict.fromkeys(("prompts/list", "resources/list", "tasks/list", "tools/list"), PAGE),
+    **dict.fromkeys(("resources/read", "resources/subscribe", "resources/unsubscribe", "notifications/resources/updated"), URI),
+    **dict.fromkeys(("tasks/cancel", "tasks/get", "tasks/result"), TASK_ID),
     "completion/complete": {"ref": {"type": "ref/prompt", "name": "p"}, "argument": {"name": "a", "value": ""}, "context": {}},
     "elicitation/create": {"mode": "form", "message": "", "requestedSchema": {"type": "object", "properties": {"Name": {}}}},
     "initialize": {"protocolVersion": "2025-11-25", "capabilities": {"roots": {}}, "clientInfo": {"name": "c", "version": "1"}},
     "logging/setLevel": {"level": "debug"},
-    "ping": {},
     "prompts/get": {"name": "p", "arguments": {"Name": "x"}},
-    "prompts/list": {"cursor": "c"},
-    "resources/list": {"cursor": "c"},
-    "resources/read": {"uri": "file:///a?b=%00"},
-    "resources/subscribe": {"uri": "file:///a"},
-    "resources/templates/list": {},
-    "resources/unsubscribe": {"uri": "file:///a"},
-    "roots/list": {},
     "sampling/createMessage": {"messages": [{"role": "user", "content": CONTENT}], "maxTokens": 1, "tools": [{"name": "t"}]},
-    "server/discover": {},
     "subscriptions/listen": {"notifications": {"toolsListChanged": True, "resourceSubscriptions": ["file:///a"]}},
-    "tasks/cancel": {"taskId": "t"},
-    "tasks/get": {"taskId": "t"},
-    "tasks/list": {"cursor": "c"},
-    "tasks/result": {"taskId": "t"},
-    "tasks/update": {"taskId": "t", "inputResponses": {"a": {"action": "accept", "content": {"Name": 1, "name": 2}}}},
+    "tasks/update": TASK_ID | {"inputResponses": {"a": {"action": "accept", "content": {"Name": 1, "name": 2}}}},
     "tools/call": {"name": "open", "arguments": {"name": "x", "Name": "y"}, "task": {"ttl": 60000}},
-    "tools/list": {"cursor": "c"},
     "x-vendor/anything": {"method": "tools/call", "params": {"name": "closed"}, "id": 7, "uri": ""},
-    "": {},
     "notifications/cancelled": {"requestId": 1, "reason": "r"},
     "notifications/elicitation/complete": {"elicitationId": "e"},
-    "notifications/initialized": {},
     "notifications/message": {"level": "info", "logger": "l", "data": {"Name": 1}},
     "notifications/progress": {"progressToken": 1, "progress": 0.5, "total": 1, "message": "m"},
-    "notifications/prompts/list_changed": {},
-    "notifications/resources/list_changed": {},
-    "notifications/resources/updated": {"uri": "file:///a"},
-    "notifications/roots/list_changed": {},
     "notifications/subscriptions/acknowledged": {"notifications": {}},
-    "notifications/tasks/status": TASK,
-    "notifications/tools/list_changed": {},
+    "notifications/tasks/status": TASK_ID | {"status": "working", "createdAt": "2025-11-25T10:30:00Z", "ttl": 60000},
 }
 """The parameters of every method of every version."""
 

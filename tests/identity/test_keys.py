@@ -18,6 +18,7 @@ from jwt.algorithms import RSAAlgorithm
 from mcpguard.identity.keys import FETCH_S, FILE_REFRESH_S, MAX_AGE_S, REFRESH_S, Keys, parse_keys
 from tests.end_to_end.host import until
 from tests.provider import KeyServer, jwk, key, key_set
+from tests.web_server import reply
 
 URL = "https://idp.acme.com/keys"
 
@@ -51,6 +52,11 @@ class Provider:
         keys.wait(30)
         until(lambda: not keys.is_fetching, "the end of a fetch")
         return self.asked
+
+    @property
+    def cache(self) -> Path:
+        (file,) = (self.home / "state").iterdir()
+        return file
 
 
 @pytest.fixture
@@ -175,7 +181,7 @@ def test_a_fetch_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         keys = idp.keys()
-        assert (keys.problem, keys.is_fetching) == ("can't start new thread", False)
+    assert (keys.problem, keys.is_fetching) == ("can't start new thread", False)
     assert idp.seek(keys) == 1
     assert (knows(keys), keys.problem) == (True, "")
 
@@ -212,8 +218,7 @@ def test_old_keys_are_stale_although_none_is_missing(idp: Provider) -> None:
 
 def test_keys_are_cached_for_the_next_start_and_others_cannot_read_the_cache(idp: Provider) -> None:
     idp.keys()
-    (file,) = (idp.home / "state").iterdir()
-    modes = (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777)
+    modes = (idp.cache.stat().st_mode & 0o777, idp.cache.parent.stat().st_mode & 0o777)
     assert sys.platform == "win32" or modes == (0o600, 0o700)
     idp.now_s += 100
     idp.answer = ValueError("down")
@@ -226,10 +231,9 @@ def test_keys_are_cached_for_the_next_start_and_others_cannot_read_the_cache(idp
 )
 def test_cached_keys_with_an_invalid_time_are_ignored(idp: Provider, fetched_s: str) -> None:
     idp.keys()
-    (file,) = (idp.home / "state").iterdir()
-    text = file.read_text().replace(f'"fetched_s": {idp.now_s}', f'"fetched_s": {fetched_s}')
+    text = idp.cache.read_text().replace(f'"fetched_s": {idp.now_s}', f'"fetched_s": {fetched_s}')
     assert fetched_s in text
-    file.write_text(text)
+    idp.cache.write_text(text)
     keys = idp.keys()
     assert (idp.asked, knows(keys), keys.fetched_s) == (2, True, idp.now_s)
 
@@ -239,9 +243,7 @@ def test_a_secret_in_the_urls_query_reaches_only_the_provider(keys: KeyServer, t
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         paths.append(handler.path)
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(keys.body)
+        reply(handler, 200, {}, keys.body)
 
     keys.behaviour = answer
     found = Keys(f"{keys.url}?code=s3cret#s3cret", tmp_path, fetch_s=30)
@@ -268,17 +270,16 @@ ENTRIES = ["7", "{}", "[[[[]]]]", '[{"kty": {}}]', '[{"kty":"RSA","n":[1],"e":Na
 )
 def test_a_broken_cache_is_ignored(idp: Provider, content: bytes) -> None:
     idp.keys()
-    (file,) = (idp.home / "state").iterdir()
-    file.write_bytes(content)
+    idp.cache.write_bytes(content)
     assert (knows(idp.keys()), idp.asked) == (True, 2)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, pytest.param(getattr(os, "mkfifo", None), marks=pytest.mark.posix)])
 def test_what_is_no_file_in_place_of_a_cache_is_ignored(idp: Provider, make: Callable[[Path], None]) -> None:
     idp.keys()
-    (file,) = (idp.home / "state").iterdir()
-    file.unlink()
-    make(file)
+    cache = idp.cache
+    cache.unlink()
+    make(cache)
     assert (knows(idp.keys()), idp.asked) == (True, 2)
 
 

@@ -30,18 +30,11 @@ def refusal(home: Path, text: str, environ: dict[str, str] | None = None, **opti
     return caught.value.message, caught.value.hint
 
 
-def test_users_are_verified_only_if_that_is_configured(tmp_path: Path) -> None:
+def test_users_are_verified_only_if_that_is_configured_and_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
     assert loaded(tmp_path, '[identity]\nuser = "alice"').jwt is None
-
-
-def test_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
-    assert loaded(tmp_path, LEAST).jwt == JwtSettings(
-        Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None),
-        "https://idp.acme.com/.well-known/jwks.json",
-        ("RS256",),
-        None,
-        tmp_path,
-    )
+    expected = Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None)
+    url = "https://idp.acme.com/.well-known/jwks.json"
+    assert loaded(tmp_path, LEAST).jwt == JwtSettings(expected, url, ("RS256",), None, tmp_path)
 
 
 def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,13 +51,9 @@ def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         roles_claim = "realm_access.roles"
         agent_claim = "agent"
     """
-    assert loaded(tmp_path, text).jwt == JwtSettings(
-        Expected("https://idp.acme.com/realms/acme", ("crm", "erp"), "email", "realm_access.roles", "agent"),
-        tmp_path / "keys.json",
-        ("ES256", "EdDSA"),
-        tmp_path / "alice" / "token",
-        tmp_path,
-    )
+    expected = Expected("https://idp.acme.com/realms/acme", ("crm", "erp"), "email", "realm_access.roles", "agent")
+    files = tmp_path / "keys.json", tmp_path / "alice" / "token"
+    assert loaded(tmp_path, text).jwt == JwtSettings(expected, files[0], ("ES256", "EdDSA"), files[1], tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["issuer", "audience", "jwks"])

@@ -41,11 +41,8 @@ def test_a_new_token_is_used_at_once_and_its_expiry_is_noticed(wrapper: Wrapper)
     assert wrapper.polls() == "nothing new"  # the same user
     write_token(wrapper.file, token(sub="bob", exp=now_s + 200))
     assert wrapper.polls() == "bob"
-    assert [line.partition(str(wrapper.file))[0] for line in wrapper.lines] == [
-        "unauthenticated: the token in ",
-        "user alice, verified",
-        "user bob, verified",
-    ]
+    said = [line.partition(str(wrapper.file))[0] for line in wrapper.lines]
+    assert said == ["unauthenticated: the token in ", "user alice, verified", "user bob, verified"]
 
 
 def test_a_token_that_is_not_valid_yet_is_accepted_from_its_time_on(wrapper: Wrapper) -> None:
