@@ -1,11 +1,16 @@
-"""How long one call takes when the client waits for each answer before it sends the next call.
+"""How long one call takes when the client waits for each answer, and how long it waits for what starts anew.
 
 Most of that time is waking the next process up, and waking one on an idle CPU takes several times as long as one on the
 same CPU. Left alone, the scheduler puts client and server now on one CPU, now on two: the bare server's median jumps
 between 7 and 48 us in one run. So the processes are given places, the same for all variants.
 """
 
+import json
 import os
+import subprocess
+import sys
+import sysconfig
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,8 +19,8 @@ from pathlib import Path
 from tests.redis_servers import running
 
 from .rounds import Effort, Row, added, beside, percentile, take_turns
-from .session import Session, ping_pong
-from .variants import BARE, BENCH_SERVER, GUARD, LEAST, PROGRAMS, SDK_SERVER, Variant
+from .session import INITIALIZE, Session, ping_pong
+from .variants import BARE, BENCH_SERVER, GUARD, LEAST, PROGRAMS, SDK_SERVER, Variant, prepared
 
 WARM_UP = 200
 PACE_US = 20_000
@@ -116,3 +121,51 @@ def cpus(place: str) -> Iterator[tuple[set[int], set[int]]]:
         yield {"split": (first, last), "one": (first, first), "free": (allowed, allowed)}[place]
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+PASS = Variant("python -c pass", (sys.executable, "-c", "pass"))
+
+_GIVEN = {
+    "hook_event_name": "PreToolUse",
+    "session_id": "s",
+    "transcript_path": "/t",
+    "cwd": "/p",
+    "tool_name": "echo",
+    "tool_input": {"text": "x"},
+    "tool_use_id": "toolu_1",
+}
+
+
+def measure_starts(text: str, variants: Sequence[Variant], server: Sequence[str], starts: int, folder: Path) -> list[Row]:
+    """From the start of the command to the answer to `initialize`."""
+
+    def first_answer_ms(variant: Variant) -> float:
+        before = time.perf_counter()
+        with variant.start(server, folder) as session:
+            session.write(INITIALIZE)
+            session.read_answer(0)
+            return (time.perf_counter() - before) * 1000
+
+    times_ms = _warm(take_turns(variants, 1 + starts, first_answer_ms))
+    return [Row(f"first answer later than the bare server's, {text}", beside(added(times_ms, BARE.name)), "ms")]
+
+
+def measure_hook(effort: Effort, folder: Path, guard: Variant) -> list[Row]:
+    """A client's hook from its start to its end, beside an interpreter that does nothing."""
+    env = prepared(guard, folder)
+    program = str(Path(sysconfig.get_path("scripts")) / "mcpguard")  # as installed
+    hook = Variant(GUARD.name, (program, "hook", "claude-code", "--enforce"))
+
+    def run_ms(variant: Variant) -> float:
+        before = time.perf_counter()
+        subprocess.run(variant.prefix, input=json.dumps(_GIVEN).encode(), env=env, stdout=subprocess.PIPE, check=True)
+        return (time.perf_counter() - before) * 1000
+
+    times_ms = _warm(take_turns((PASS, hook), 1 + effort.of(21), run_ms))
+    text = "a client's hook decides a call, from its start to its end: beyond `python -c pass`"
+    return [Row(text, beside(added(times_ms, PASS.name)), "ms")]
+
+
+def _warm(times_ms: dict[str, list[float]]) -> dict[str, list[float]]:
+    """The times without the first of each, which finds cold caches and makes the store."""
+    return {name: values[1:] for name, values in times_ms.items()}
