@@ -83,7 +83,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("files", "server", "fix"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
-def test_a_server_that_a_plugin_brings_is_unguarded_with_what_would_guard_it(
+def test_a_plugins_server_is_told_with_what_would_guard_it(
     machine: Machine, files: dict[str, Any], server: str, fix: str
 ) -> None:
     for name, value in files.items():
@@ -97,9 +97,7 @@ def test_a_server_that_a_plugin_brings_is_unguarded_with_what_would_guard_it(
     ("versions", "used"),
     [(("0.9.0", "0.10.0", "0.2.0"), "0.10.0"), (("2.0", "local"), "local"), (("1.0.0", "abc"), "1.0.0")],
 )
-def test_of_the_versions_of_a_plugin_the_one_that_the_client_starts_counts(
-    machine: Machine, versions: tuple[str, ...], used: str
-) -> None:
+def test_of_a_plugins_versions_the_one_that_is_started_counts(machine: Machine, versions: tuple[str, ...], used: str) -> None:
     for version in versions:
         write(machine, f".codex/plugins/cache/market/crm/{version}/.mcp.json", {"mcpServers": {version: STDIO["crm"]}})
     assert [*states(machine)] == [f"codex crm@market {used}"]
@@ -204,9 +202,7 @@ OBSERVING = "remove that from its command, if you have seen enough"
         (hooks(ENFORCE) | {"hooks": hooks(ENFORCE)["hooks"] | {"PostToolUseFailure": 5}}, "by hook"),
     ],
 )
-def test_a_hook_guards_only_if_it_denies_and_the_client_runs_it_for_each_call(
-    machine: Machine, settings: dict[str, Any], told: str
-) -> None:
+def test_a_hook_guards_if_it_denies_and_is_run_for_each_call(machine: Machine, settings: dict[str, Any], told: str) -> None:
     write(machine, ".claude.json", FAR)
     write(machine, ".claude/settings.json", settings)
     assert states(machine) == {"claude-code  far": told}

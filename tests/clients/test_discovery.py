@@ -23,7 +23,7 @@ def paths(key: str, machine: Machine, project: Path | None = None) -> list[str]:
 @pytest.mark.parametrize(
     ("error", "may"), [(errno.ENOENT, False), (errno.ENOTDIR, False), (errno.EACCES, True), (errno.EIO, True)]
 )
-def test_only_a_file_that_the_system_does_not_find_is_taken_for_missing(
+def test_only_a_file_that_is_not_found_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, may: bool
 ) -> None:
     def fail(_: Path) -> NoReturn:

@@ -54,17 +54,6 @@ def calls(work: Callable[[], object]) -> int:
     return steps(work)
 
 
-@every_dialect
-def test_a_file_is_parsed_before_and_after_all_edits_however_many_they_are(dialect: Dialect) -> None:
-    data = file(dialect, 30)
-    guarded_data = guards(data, dialect, 30)
-    assert [one.guard for one in entries(guarded_data, SERVERS, dialect)] == [GUARD] * 30
-    for before, after, guard in ((data, guarded_data, GUARD), (guarded_data, data, ())):
-        read.cache_clear()
-        assert edited(before, dialect, edits(30, *guard)).data == after
-        assert read.cache_info().misses == 2
-
-
 @pytest.mark.parametrize(("dialect", "between"), [*((dialect, "\n") for dialect in Dialect), (Dialect.JSON, " ")], ids=str)
 def test_eight_times_as_many_servers_are_eight_times_as_much_work(dialect: Dialect, between: str) -> None:
     few, many = (file(dialect, servers, between=between) for servers in (10, 80))
@@ -145,9 +134,7 @@ def parted(data: bytes, made: generated.File) -> tuple[list[str], Any]:
 @every_dialect
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_a_guard_changes_the_command_alone_once_can_be_mended_and_goes_byte_for_byte(
-    dialect: Dialect, data: st.DataObject
-) -> None:
+def test_a_guard_changes_the_command_once_can_be_mended_and_goes_byte_for_byte(dialect: Dialect, data: st.DataObject) -> None:
     made = data.draw(generated.file(dialect))
     where = made.layout, dialect, "crm"
     new = guarded(made.data, *where, GUARD)
@@ -166,9 +153,7 @@ def test_a_guard_changes_the_command_alone_once_can_be_mended_and_goes_byte_for_
 @every_dialect
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_all_servers_of_a_generated_file_are_guarded_at_once_and_given_back_byte_for_byte(
-    dialect: Dialect, data: st.DataObject
-) -> None:
+def test_all_servers_of_a_file_are_guarded_at_once_and_given_back_byte_for_byte(dialect: Dialect, data: st.DataObject) -> None:
     made = data.draw(generated.file(dialect))
     before = entries(made.data, made.layout, dialect)
     free = [one for one in before if one.kind == "stdio" and not one.guard and one.name]

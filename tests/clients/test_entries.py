@@ -14,6 +14,7 @@ from mcpguard.documents.model import Unreadable
 from tests.clients.single import guarded, reguarded, unguarded
 
 SERVERS = Layout(("mcpServers",))
+LISTED = SERVERS._replace(is_list=True)
 COMMAND = Layout(("extensions",), command="cmd")
 GUARD = ("/x/mcpguard", "run", "--server", "crm", "--")
 
@@ -40,11 +41,8 @@ def yaml(text: str) -> list[Entry]:
         (["C:/bin/mcpguard.exe", "run", "--server=x", "npx"], 3),
         (["mcpguard", "run", "--option-of-a-later-version", "x", "--", "npx"], 5),
         (["mcpguard", "run", "npx"], 2),
-        (["mcpguard", "runs", "--", "npx"], None),
-        (["mcpguard", "policy", "show"], None),
-        (["mcpguard"], None),
-        (["mcpguard-tools", "run", "--", "npx"], None),
-        (["npx", "mcpguard", "run", "--", "npx"], None),
+        *((["mcpguard", *words], None) for words in (["runs", "--", "npx"], ["policy", "show"], [])),
+        *(([*words, "run", "--", "npx"], None) for words in (["mcpguard-tools"], ["npx", "mcpguard"])),
     ],
 )
 def test_a_guarded_entry_is_recognised_by_its_words(words: list[str], guard: int | None) -> None:
@@ -101,9 +99,8 @@ def test_variables_with_another_value_than_a_text_are_left_out_and_a_sandboxed_e
 
 
 def test_an_array_of_all_words_must_be_an_array_of_texts() -> None:
-    layout = Layout(("mcp",), args=None)
-    data = json.dumps({"mcp": {"a": {"command": "npx"}, "b": {"command": []}, "c": {"command": ["x", 1]}}}).encode()
-    assert [entry.detail for entry in entries(data, layout, Dialect.JSON)] == [
+    data = servers(a={"command": "npx"}, b={"command": []}, c={"command": ["x", 1]})
+    assert [entry.detail for entry in entries(data, SERVERS._replace(args=None), Dialect.JSON)] == [
         "its command is not an array",
         "its command is empty",
         "its command or an argument of it is not a text",
@@ -111,11 +108,11 @@ def test_an_array_of_all_words_must_be_an_array_of_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b" \r\n", b"\xef\xbb\xbf\n", b"{}", b'{"mcpServers": []}', b'{"mcpServers": null}', b"[]"]
+    "data", [*(b"", b" \r\n", b"\xef\xbb\xbf\n", b"{}", b"[]"), b'{"mcpServers": []}', b'{"mcpServers": null}']
 )
 def test_a_file_without_servers_has_none(data: bytes) -> None:
     assert entries(data, SERVERS, Dialect.JSON) == []
-    assert entries(data, Layout(("mcpServers",), is_list=True), Dialect.JSON) == []
+    assert entries(data, LISTED, Dialect.JSON) == []
 
 
 def test_of_equal_names_the_last_counts_and_a_list_shows_the_earlier_one_as_faulty() -> None:
@@ -124,20 +121,19 @@ def test_of_equal_names_the_last_counts_and_a_list_shows_the_earlier_one_as_faul
     assert b'"a"' in guarded(data, SERVERS, Dialect.JSON, "crm", GUARD)
     data = b'{"mcpServers": {"crm": {"command": "a", "args": [1], "command": "b", "args": ["c"]}}}'
     assert [entry.words for entry in entries(data, SERVERS, Dialect.JSON)] == [("b", "c")]
-    listed = Layout(("mcpServers",), is_list=True)
     data = b'{"mcpServers": [{"name": "crm", "command": "a"}, {"name": "crm", "command": "b"}, 1]}'
-    assert [(entry.kind, entry.detail) for entry in entries(data, listed, Dialect.JSON)] == [
+    assert [(entry.kind, entry.detail) for entry in entries(data, LISTED, Dialect.JSON)] == [
         ("faulty", "a later server has the same name"),
         ("stdio", ""),
         ("faulty", "it is not an object"),
     ]
-    new = guarded(data, listed, Dialect.JSON, "crm", GUARD)
-    assert unguarded(new, listed, Dialect.JSON, "crm", drop_empty_args=True) == data
+    new = guarded(data, LISTED, Dialect.JSON, "crm", GUARD)
+    assert unguarded(new, LISTED, Dialect.JSON, "crm", drop_empty_args=True) == data
 
 
 def test_of_several_servers_without_a_name_in_a_list_none_is_said_to_have_the_name_of_another() -> None:
     data = b'{"mcpServers": [{"command": "a"}, {"command": "b"}]}'
-    first, last = entries(data, Layout(("mcpServers",), is_list=True), Dialect.JSON)
+    first, last = entries(data, LISTED, Dialect.JSON)
     assert (first.kind, first.detail) == ("faulty", "it has no name")
     assert (last.kind, last.name) == ("stdio", "")
 
@@ -282,7 +278,7 @@ def test_a_yaml_form_that_cannot_get_arguments_raises_with_its_place() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "entry"),
-    [(SERVERS, {"command": "npx", "args": ["-y"]}), (Layout(("mcpServers",), args=None), {"command": ["npx", "-y"]})],
+    [(SERVERS, {"command": "npx", "args": ["-y"]}), (SERVERS._replace(args=None), {"command": ["npx", "-y"]})],
     ids=["command", "array of all words"],
 )
 def test_the_path_of_mcpguard_is_replaced(layout: Layout, entry: dict[str, Any]) -> None:
@@ -311,9 +307,7 @@ LIST_OF_TABLES = "[[m]]\nname = 'a'\ncommand = 'x'\n\n[[m]]\nname = 'crm'\ncomma
     ],
     ids=["alias elsewhere", "no space", "after a colon", "commas in a block", "list of tables", "dotted"],
 )
-def test_a_guard_is_written_in_the_style_of_the_entry_and_removed_byte_for_byte(
-    dialect: Dialect, layout: Layout, text: str, written: str
-) -> None:
+def test_a_guard_has_the_entrys_style_and_goes_byte_for_byte(dialect: Dialect, layout: Layout, text: str, written: str) -> None:
     new = guarded(text.encode(), layout, dialect, "crm", GUARD)
     assert written in new.decode()
     assert unguarded(new, layout, dialect, "crm", drop_empty_args="args" not in text) == text.encode()
@@ -321,11 +315,6 @@ def test_a_guard_is_written_in_the_style_of_the_entry_and_removed_byte_for_byte(
 
 def test_words_keep_their_characters_in_every_dialect() -> None:
     guard = ('/é😀\u2028\x7f\x85"\\\t/mcpguard', "run", "--server", "\x01\ufeff", "--")
-    files = {
-        Dialect.JSON: servers(crm={"command": "x"}),
-        Dialect.TOML: b"mcpServers.crm.command = 'x'",
-        Dialect.YAML: b"mcpServers: {crm: {command: x}}",
-    }
-    for dialect, data in files.items():
-        new = guarded(data, SERVERS, dialect, "crm", guard)
-        assert entries(new, SERVERS, dialect)[0].guard == guard
+    toml, yaml = b"mcpServers.crm.command = 'x'", b"mcpServers: {crm: {command: x}}"
+    for dialect, data in {Dialect.JSON: servers(crm={"command": "x"}), Dialect.TOML: toml, Dialect.YAML: yaml}.items():
+        assert entries(guarded(data, SERVERS, dialect, "crm", guard), SERVERS, dialect)[0].guard == guard

@@ -50,9 +50,7 @@ def test_the_version_is_the_one_that_is_recorded_beside_the_program(tmp_path: Pa
     assert version_of(tmp_path / NAME) == "0.0.9"
 
 
-def test_the_version_of_a_program_that_no_installation_or_more_than_one_has_recorded_is_unknown_and_it_is_not_run(
-    tmp_path: Path, touched: Path
-) -> None:
+def test_a_version_that_not_one_installation_has_recorded_is_unknown_and_nothing_is_run(tmp_path: Path, touched: Path) -> None:
     assert version_of(Path(impostor(tmp_path / f"a/bin/{NAME}", touched))) is None
     assert version_of(Path(installed(tmp_path / "tools", "0.0.9", listed=False))) is None
     assert version_of(tmp_path / f"gone/{NAME}") is None
@@ -89,9 +87,7 @@ def test_this_mcpguard_is_known_by_its_path_and_by_a_link(tmp_path: Path) -> Non
 
 
 @pytest.mark.posix
-def test_a_program_or_a_link_to_this_one_in_a_folder_that_everybody_may_write_to_guards_nothing(
-    shared: Path, touched: Path
-) -> None:
+def test_a_program_or_a_link_to_this_one_where_everybody_may_write_guards_nothing(shared: Path, touched: Path) -> None:
     program = impostor(shared / f"bin/{NAME}", touched)
     for is_of_project in (False, True):
         found = guard(program, is_of_project=is_of_project)
@@ -129,7 +125,7 @@ def test_a_program_that_a_projects_file_names_must_be_on_the_path(tmp_path: Path
 
 
 @pytest.mark.parametrize("path", [".", "bin", ""])
-def test_a_relative_folder_of_the_path_makes_no_program_of_a_project_known(
+def test_a_relative_folder_of_the_path_makes_no_program_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, touched: Path, path: str
 ) -> None:
     impostor(tmp_path / NAME, touched)

@@ -41,14 +41,8 @@ def crlf(data: bytes) -> bytes:
 
 
 STRUCTURES: list[dict[str, Any]] = [
-    {},
-    {"model": "opus"},
-    {"model": "opus", "permissions": {"allow": []}},
-    {"hooks": {}},
-    {"hooks": {}, "z": 1},
-    {"hooks": {EVENT: []}},
-    {"hooks": {"Stop": [OTHER]}},
-    {"hooks": {EVENT: [], "Stop": []}},
+    *({}, {"model": "opus"}, {"model": "opus", "permissions": {"allow": []}}, {"hooks": {}}, {"hooks": {}, "z": 1}),
+    *({"hooks": {EVENT: []}}, {"hooks": {"Stop": [OTHER]}}, {"hooks": {EVENT: [], "Stop": []}}),
     {"hooks": {"PostToolUseFailure": []}},
     {"hooks": {EVENT: [OTHER]}, "z": [1, {"a": None}]},
     {"hooks": {EVENT: [OTHER, {"hooks": []}, {}]}},
@@ -129,10 +123,7 @@ def test_what_others_have_added_after_the_hook_stays(indent: int | None) -> None
         (r"C:\bin\mcpguard.exe hook codex", True),
         ('& "C:/a b/mcpguard.exe" hook copilot', True),
         ("'/opt/mcpguard' hook claude-code --store x", True),
-        ("mcpguard policy show", False),
-        ("mcpguard-tools hook x", False),
-        ("my-mcpguard hook x", False),
-        ("echo hook", False),
+        *((other, False) for other in ("mcpguard policy show", "mcpguard-tools hook x", "my-mcpguard hook x", "echo hook")),
     ],
 )
 def test_a_hook_of_mcpguard_is_recognised_by_its_command_line(command: str, is_ours: bool) -> None:

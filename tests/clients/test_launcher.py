@@ -48,7 +48,7 @@ def here(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
         ([], {}, ""),
     ],
 )
-def test_the_link_that_uv_pipx_or_a_package_manager_keeps_is_taken(
+def test_a_link_of_uv_pipx_or_a_package_manager_is_taken(
     tmp_path: Path, venv: Path, links: list[str], variables: dict[str, str], taken: str
 ) -> None:
     own = venv / f"bin/{PROGRAM}"
@@ -86,9 +86,7 @@ STAYING = ("home/projects/cache/venv/bin", "homebrew/bin", "opt/venv/bin", "home
         *((folder, "") for folder in STAYING),
     ],
 )
-def test_a_place_that_will_not_stay_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
-) -> None:
+def test_a_place_that_may_go_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str) -> None:
     for folder in ("work/checkout", "home", "homebrew"):  # some people keep their whole home folder in git
         (tmp_path / folder / ".git").mkdir(parents=True)
     (tmp_path / "homebrew/Cellar").mkdir()
@@ -100,9 +98,7 @@ def test_a_place_that_will_not_stay_is_warned_of(
     assert [said in warning for warning in warnings] == ([True] if said else [])
 
 
-def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_place_is_known_though_no_folder_takes_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> NoReturn:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
@@ -112,9 +108,7 @@ def test_a_place_is_known_though_no_folder_has_room_for_temporary_files(
     assert "is in a cache" in warning
 
 
-def test_an_environment_without_the_program_is_an_error_and_one_in_the_working_folder_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_without_the_program_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     brought = program(tmp_path / f"project/{PROGRAM}")
     monkeypatch.chdir(brought.parent)
     here(monkeypatch, tmp_path / f"none/{PROGRAM}")
@@ -159,9 +153,7 @@ def test_a_path_with_a_variable_of_the_client_is_known_only_to_the_client() -> N
     assert [may_vary(path) for path in paths] == [True, True, False]
 
 
-def test_two_spellings_of_a_path_are_one_file_where_the_system_ignores_case(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_spellings_of_a_path_are_one_file_if_case_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda path, **more: stat(str(path).replace("UPPER", "upper"), **more))
     program(tmp_path / f"upper/{PROGRAM}")

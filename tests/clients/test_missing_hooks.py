@@ -51,9 +51,7 @@ def titles(account: Account, agent: str, *, hooks: bool = False) -> str:
         *((agent, "") for agent in ("Claude Code::*::*", "*::*::default")),
     ],
 )
-def test_the_clients_are_those_whose_subagents_a_rule_selects_and_that_need_the_hook(
-    account: Account, agent: str, clients: str
-) -> None:
+def test_the_clients_are_those_of_a_rules_subagents_that_need_the_hook(account: Account, agent: str, clients: str) -> None:
     assert titles(account, agent) == clients
     assert titles(account, agent, hooks=True) == ""
 

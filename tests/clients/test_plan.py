@@ -26,9 +26,7 @@ def test_only_this_account_can_read_the_notes_and_their_folder(state: Path) -> N
     assert modes == [0o700, 0o700, 0o600]
 
 
-def test_notes_are_added_and_dropped_beside_those_of_another_command_and_nothing_is_written_without_a_new_one(
-    state: Path,
-) -> None:
+def test_notes_are_added_and_dropped_beside_another_commands_and_nothing_is_written_without_a_new_one(state: Path) -> None:
     save(state, dropped={ONE})
     assert not state.exists()
     save(state, added={ONE})

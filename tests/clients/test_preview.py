@@ -102,9 +102,7 @@ NUMBERS = st.lists(st.integers(0, 5), max_size=80)
 
 
 @given(NUMBERS, NUMBERS, NUMBERS)
-def test_a_preview_is_a_diff_that_leads_from_the_old_lines_to_the_new_ones(
-    old: list[int], same: list[int], new: list[int]
-) -> None:
+def test_a_preview_is_a_diff_that_leads_from_the_old_lines_to_the_new(old: list[int], same: list[int], new: list[int]) -> None:
     before, after = (["[", *(f"{number}," for number in [*numbers, *same]), "0]"] for numbers in (old, new))
     lines, at = [], 0
     for line in diff("\n".join(before).encode(), "\n".join(after).encode())[2:]:

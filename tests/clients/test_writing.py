@@ -127,7 +127,7 @@ SWAPS: dict[str, tuple[Callable[[Path, Path], object], tuple[str, str], bytes]] 
 
 @pytest.mark.parametrize("swap", ["content", "link", pytest.param("name", marks=pytest.mark.posix)])
 @follows_links
-def test_a_file_that_changes_right_before_the_rename_is_left_with_a_hint(
+def test_a_file_that_changes_before_the_rename_is_left(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, swap: str
 ) -> None:
     change, (what, hint), content = SWAPS[swap]
@@ -156,7 +156,7 @@ def test_a_change_right_after_the_rename_is_reported(file: Path, backups: Path, 
     assert file.read_bytes() == b"the client's own copy"
 
 
-def test_a_file_that_cannot_be_read_right_after_the_rename_is_not_said_to_be_unchanged(
+def test_a_file_that_cannot_be_read_after_the_rename_is_not_called_unchanged(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def damage(folder: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_device_behind_a_link_is_left(tmp_path: Path, backups: Path) -> None:
 
 @pytest.mark.parametrize("is_copied", [False, True])
 @pytest.mark.parametrize("step", ["mkdir", "write", "fsync", "replace"])
-def test_a_file_is_left_if_the_disk_refuses_it_or_the_copy_of_it(
+def test_a_file_is_left_if_the_disk_refuses_it_or_its_copy(
     file: Path, backups: Path, monkeypatch: pytest.MonkeyPatch, step: str, is_copied: bool
 ) -> None:
     if is_copied:
@@ -308,9 +308,7 @@ for at in range(1, 200):
 
 @pytest.mark.posix
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_process_killed_at_any_call_of_the_system_leaves_the_old_file_or_the_new_one(
-    file: Path, backups: Path, when: str
-) -> None:
+def test_a_process_killed_at_any_system_call_leaves_the_old_or_the_new_file(file: Path, backups: Path, when: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(file), str(backups), when, OLD.decode(), NEW.decode()],
         env={key: value for key, value in os.environ.items() if not key.startswith("COV_")} | {"PYTHONPATH": str(ROOT)},

@@ -84,9 +84,7 @@ def test_without_a_client_there_is_no_check_and_it_says_so(machine: Machine) -> 
     ],
     ids=["all", "some", "remote and disabled", "disabled", "by another program", "not editable"],
 )
-def test_the_servers_of_a_file_are_counted_with_what_guards_those_that_are_not(
-    machine: Machine, servers: dict[str, Any], told: str, hint: str
-) -> None:
+def test_a_files_servers_are_counted_with_the_mend(machine: Machine, servers: dict[str, Any], told: str, hint: str) -> None:
     file = cursor(machine.home, **servers)
     some, total = found(machine)
     assert some == [Check(f"Cursor (user scope), {file}", True, told, hint and f"mcpguard {hint}")]
@@ -259,9 +257,7 @@ def test_a_deciding_hook_that_its_client_skips_is_not_ok_and_a_client_needs_no_s
     assert (observing.ok, observing.detail) == (False, "it denies nothing, because its command says to observe")
 
 
-def test_in_a_project_that_switches_hooks_off_or_has_another_deciding_one_the_hook_of_the_account_is_not_ok(
-    machine: Machine, project: Path
-) -> None:
+def test_the_accounts_hook_is_not_ok_in_a_project_without_hooks_or_with_a_deciding_one(machine: Machine, project: Path) -> None:
     own = written(machine.home / ".claude/settings.json", hooks(CLAUDE))
     name = f"Claude Code (hook), {own}"
     assert checks(machine) == [Check(name, True, CLAUDE)]

@@ -192,7 +192,7 @@ def test_entries_differ_neither_by_the_order_of_variables_nor_by_a_disabled_one(
     assert started("crm") == (PYTHON, SDK)
 
 
-def test_of_the_servers_that_claude_code_keeps_for_projects_that_of_the_working_folder_counts_and_starts_in_its_project(
+def test_of_claude_codes_servers_of_projects_the_working_folders_is_started(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, other = Path.cwd(), home / "other"

@@ -35,9 +35,7 @@ def test_every_problem_of_a_token_fails(tmp_path: Path, keys: KeyServer) -> None
 
 
 @pytest.mark.parametrize("text", [None, "s3cret"], ids=["missing", "no token"])
-def test_without_a_token_nobody_is_verified_and_a_text_that_is_none_is_not_shown(
-    tmp_path: Path, keys: KeyServer, text: str | None
-) -> None:
+def test_without_a_token_nobody_is_verified_and_no_text_is_shown(tmp_path: Path, keys: KeyServer, text: str | None) -> None:
     file = settings(tmp_path, keys.url)
     if text:
         write_token(file, text)

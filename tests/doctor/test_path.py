@@ -63,9 +63,7 @@ def test_a_program_that_is_not_installed_is_not_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("version", "ok"), [(__version__, True), ("0.0.1", False), (None, True)])
-def test_another_command_before_the_own_one_is_told_with_its_version_and_not_run(
-    tmp_path: Path, version: str | None, ok: bool
-) -> None:
+def test_another_command_before_the_own_is_told_with_its_version_not_run(tmp_path: Path, version: str | None, ok: bool) -> None:
     own = program(tmp_path / "own")
     other = installed(tmp_path / "other", version) if version else str(program(tmp_path / "other/bin"))
     found, more = checks(own, tmp_path / "other/bin", tmp_path / "own")

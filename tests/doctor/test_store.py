@@ -23,9 +23,7 @@ def db(tmp_path: Path) -> Path:
     return tmp_path / "mcpguard.db"
 
 
-def test_an_open_store_tells_its_size_and_the_age_of_its_oldest_row(
-    tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_open_store_tells_its_size_and_oldest_rows_age(tmp_path: Path, db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "time", SimpleNamespace(time=lambda: time.time() + 3 * 86_400))
     assert re.fullmatch(rf"{re.escape(str(db))}: [\d.]+ MB, oldest row 3 d old", only(doctor(tmp_path), "store").detail)
 
@@ -46,9 +44,7 @@ def test_a_store_that_has_lost_calls_is_noted(tmp_path: Path, db: Path) -> None:
     assert lost.detail.startswith(f"{log} was removed: ")
 
 
-def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_also_waits_for_it(
-    tmp_path: Path, db: Path
-) -> None:
+def test_a_call_log_whose_lock_does_not_come_free_fails_while_another_process_waits_for_it(tmp_path: Path, db: Path) -> None:
     log, lock = Path(f"{db}-calls"), Path(f"{db}-lock")  # a wrapper that opens the store again holds the lock meanwhile
     with stopped_holder("hold", log), stopped_holder("hold", lock):
         found = only(doctor(tmp_path, status=1), "store")

@@ -165,9 +165,7 @@ def test_a_call_of_codexs_subagent_has_its_tier_without_a_hook(heavy: bool) -> N
     ],
     ids=["codex", "copilot"],
 )
-def test_a_hooks_note_names_the_subagent_of_a_recorded_call(
-    recorded: Any, key: str, main: tuple[str, str], subagent: str
-) -> None:
+def test_a_hooks_note_names_a_recorded_calls_subagent(recorded: Any, key: str, main: tuple[str, str], subagent: str) -> None:
     talk = after_the_handshake("codex-mcp-client" if recorded is CODEX else "")  # Copilot CLI names itself in each call
     calls = [request("tools/call", at, **recorded[who]["params"]) for at, who in enumerate(("main", "subagent"), 1)]
     talk.client(*calls, noted={key: subagent})
@@ -257,7 +255,7 @@ def limits_without_agents(policy: Policy, agent: str) -> list[object]:
     st.sampled_from([None, "a::api::b"]),
     st.sampled_from([None, "subagent"]),
 )
-def test_no_self_reported_agent_loosens_the_limit_of_a_user_or_tool(
+def test_no_self_reported_agent_loosens_another_limit(
     tables: list[dict[str, object]], one: str, other: str, noted: str | None, meta: str | None, tier: str | None
 ) -> None:
     policy = written(tables)

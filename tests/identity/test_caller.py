@@ -34,11 +34,12 @@ def test_clients_with_different_names_are_different_agents(one: str, other: str)
 @pytest.mark.parametrize(
     ("name", "client"),
     [
-        ("claude-ai", "Claude Desktop"),
-        ("Visual Studio Code - Insiders", "VS Code"),
-        ("gemini-cli-mcp-client-crm", "Gemini CLI"),
-        ("local-agent-mode-crm", "Claude Desktop"),
-        ("my-client", "my-client"),
+        *(("claude-ai", "Claude Desktop"), ("local-agent-mode-crm", "Claude Desktop")),
+        *(
+            ("Visual Studio Code - Insiders", "VS Code"),
+            ("gemini-cli-mcp-client-crm", "Gemini CLI"),
+            ("my-client", "my-client"),
+        ),
         ("x::background::y", "x:\\:\\background:\\:\\y"),
         ("x:", "x:\\"),
         ("*", "*"),

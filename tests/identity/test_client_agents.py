@@ -76,10 +76,8 @@ def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
 
 
 def test_a_main_agents_call_replaces_the_note_of_an_earlier_call_with_its_id_by_one_without_an_agent() -> None:
-    note = noted(without("agent_id", "agent_type"))
-    assert note == note_of("")
-    assert note is not None
-    assert agent_in(note.text) == ""
+    assert noted(without("agent_id", "agent_type")) == note_of("")
+    assert agent_in(note_of("").text) == ""
     assert noted(CODEX["main"]["hook"], client="codex") == note_of("", f"{CODEX_SESSION} call_54_main")
     assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
 
@@ -88,21 +86,25 @@ def test_of_a_session_started_as_a_named_agent_the_hook_tells_the_name_and_no_ti
     assert noted(without("agent_id")) == note_of("Claude Code::::Explore")
 
 
+CALL = {"claudecode/toolUseId": "toolu_01ABC"}
+
+
 def test_hook_and_server_of_a_process_of_claude_code_meet_in_whatever_session_it_is_now() -> None:
     begun = {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/\udcff7.sock", "CLAUDE_CODE_SESSION_ID": "first"}
     note = noted(without(session_id="second"), **begun)  # after /clear
     assert note is not None
-    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(begun)) == note.key
+    assert note_key(CALL, claude_session(begun)) == note.key
     other = begun | {"CLAUDE_CODE_MESSAGING_SOCKET": "/tmp/cc socks/8.sock"}
-    assert note_key({"claudecode/toolUseId": "toolu_01ABC"}, claude_session(other)) not in {None, note.key}
+    assert note_key(CALL, claude_session(other)) not in {None, note.key}
 
 
 def test_without_a_process_they_meet_in_the_session() -> None:
-    note, call_meta = noted(EXPLORE), {"claudecode/toolUseId": "toolu_01ABC"}
-    assert note is not None
-    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc123"})) == note.key
-    assert note_key(call_meta, claude_session({"CLAUDE_CODE_SESSION_ID": "abc124"})) != note.key
-    assert note_key(call_meta, claude_session({})) is None
+    keys = [
+        note_key(CALL, claude_session(env))
+        for env in ({"CLAUDE_CODE_SESSION_ID": "abc123"}, {"CLAUDE_CODE_SESSION_ID": "x"}, {})
+    ]
+    assert noted(EXPLORE) == note_of("Claude Code::subagent::Explore", keys[0] or "")
+    assert keys == [KEY, "x toolu_01ABC", None]
 
 
 def test_the_process_of_claude_code_is_not_that_of_a_codex_inside_it() -> None:
@@ -207,16 +209,13 @@ def test_a_call_with_two_ids_is_joined_with_no_note() -> None:
     assert note_key({"claudecode/toolUseId": "a", "callId": "b", "sessionId": "s"}, "s") is None
 
 
-def test_the_id_is_added_to_the_meta_that_the_hook_is_given() -> None:
+def test_the_id_is_added_to_the_meta_that_the_hook_is_given_if_that_is_an_object() -> None:
     given_meta = {"progressToken": 7, "vendor/x": {"y": [1.5, None]}}
     assert meta_with_id({"_meta": given_meta}, "c1") == {**given_meta, "mcpguard/toolCallId": "c1"}
     assert meta_with_id({"_meta": {"mcpguard/toolCallId": "old"}}, "c1") == {"mcpguard/toolCallId": "c1"}
     assert meta_with_id({"_meta": None}, "c1") == meta_with_id({}, "c1") == {"mcpguard/toolCallId": "c1"}
-
-
-@pytest.mark.parametrize("odd", [7, "x", [], False])
-def test_a_meta_that_is_not_an_object_stays_as_it_is(odd: object) -> None:
-    assert meta_with_id({"_meta": odd}, "c1") is None
+    odd: tuple[object, ...] = (7, "x", [], False)
+    assert [meta_with_id({"_meta": one}, "c1") for one in odd] == [None] * 4
 
 
 # Codex's tier

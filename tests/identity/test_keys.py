@@ -172,9 +172,7 @@ def test_a_first_fetch_that_fails_is_repeated_by_the_next_call_and_then_at_most_
     assert [idp.seek(keys), idp.seek(keys), idp.seek(keys)] == [2, 2, 2]
 
 
-def test_a_fetch_that_the_system_has_no_thread_for_fails_and_is_not_the_last_one(
-    idp: Provider, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fetch_without_a_thread_fails_and_is_not_the_last_one(idp: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -123,9 +123,7 @@ URLS = {
 
 
 @pytest.mark.parametrize(("url", "why"), [(url, why) for why, urls in URLS.items() for url in urls])
-def test_keys_are_fetched_only_by_https_or_on_this_machine_and_no_password_is_repeated(
-    tmp_path: Path, url: str, why: str
-) -> None:
+def test_keys_are_fetched_by_https_or_on_this_machine_and_no_password_is_repeated(tmp_path: Path, url: str, why: str) -> None:
     assert url_problem(url) == why
     if why and url.isprintable():
         message, _ = refusal(tmp_path, with_line(f'jwks = "{url}"'))
@@ -162,9 +160,7 @@ def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> N
 @pytest.mark.parametrize("key", ["token_file", "jwks", "audience"])
 @pytest.mark.parametrize("form", ['"{}"', '"Bearer {}"', '"~/{}"', '"""{}\n"""', '["{}"]', '{{token = "{}"}}'])
 @pytest.mark.parametrize("is_cut", [False, True], ids=["whole", "cut"])
-def test_a_token_where_something_else_belongs_is_refused_without_repeating_it(
-    tmp_path: Path, key: str, form: str, *, is_cut: bool
-) -> None:
+def test_a_token_in_another_place_is_refused_and_not_repeated(tmp_path: Path, key: str, form: str, *, is_cut: bool) -> None:
     text = token()
     if is_cut:
         text = text[: text.rindex(".") - 9]

@@ -133,9 +133,7 @@ def signed(payload: bytes) -> str:
     ],
     ids=range(8),
 )
-def test_signed_claims_in_odd_json_name_the_user_or_are_refused_in_one_line(
-    wrapper: Wrapper, payload: bytes, message: str
-) -> None:
+def test_signed_claims_in_odd_json_name_a_user_or_are_refused_in_a_line(wrapper: Wrapper, payload: bytes, message: str) -> None:
     said = wrapper.has(signed(payload))
     assert said.endswith(message)
     assert "\n" not in said

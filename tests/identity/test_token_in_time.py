@@ -83,9 +83,7 @@ def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kid", ["RS256-0", None])
-def test_a_signature_that_no_known_key_verifies_fetches_keys_and_the_call_waits_for_them(
-    tmp_path: Path, kid: str | None
-) -> None:
+def test_a_signature_that_no_known_key_verifies_fetches_keys_and_the_call_waits(tmp_path: Path, kid: str | None) -> None:
     remote = Wrapper(tmp_path, answers=[key_set(jwk(number=1, kid="RS256-0")), key_set(jwk())])
     remote.has(token(number=1, headers={"kid": "RS256-0"}))
     remote.go_on.clear()
@@ -128,9 +126,7 @@ def test_while_the_provider_is_down_the_message_says_so_without_the_urls_secret(
 
 
 @pytest.mark.parametrize("published", [(), (key_set(jwk(number=1)),)])
-def test_after_repeated_failures_no_message_says_that_keys_are_being_fetched(
-    tmp_path: Path, published: tuple[bytes, ...]
-) -> None:
+def test_after_repeated_failures_no_message_says_that_keys_are_fetched(tmp_path: Path, published: tuple[bytes, ...]) -> None:
     remote = Wrapper(tmp_path, answers=(*published, ValueError("connection refused")))
     if published:
         remote.keys.seek()

@@ -302,9 +302,7 @@ def verified(home: Home, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 
 @pytest.mark.parametrize("option", [None, ""], ids=["usual", "asked for"])
-def test_the_user_the_scopes_and_the_agent_are_those_of_the_token(
-    home: Home, verified: Callable[..., None], option: str | None
-) -> None:
+def test_user_scopes_and_agent_are_those_of_the_token(home: Home, verified: Callable[..., None], option: str | None) -> None:
     who = home.caller(token=option)
     assert (who.user, who.user_source, who.scopes) == ("alice", "jwt", ("admin.users",))
     assert who.agent(None) == ("Claude Code::api::nightly", "jwt")
@@ -319,9 +317,7 @@ def test_an_agent_that_the_token_names_cannot_be_replaced(home: Home, verified: 
     assert home.warnings == []
 
 
-def test_the_parts_of_the_agent_that_the_token_does_not_name_are_those_that_are_given(
-    home: Home, verified: Callable[..., None]
-) -> None:
+def test_the_parts_of_the_agent_that_the_token_does_not_name_are_given(home: Home, verified: Callable[..., None]) -> None:
     verified(agent="nightly")
     assert home.caller(agent="Codex::background::x").agent(None)[0] == "Codex::background::nightly"
     assert len(home.warnings) == 1
@@ -342,7 +338,7 @@ def test_scopes_that_are_given_replace_those_of_the_token(home: Home, verified: 
     assert home.warnings == []
 
 
-def test_another_token_file_replaces_the_configured_one_and_the_environments_token(
+def test_another_token_file_replaces_the_configured_one_and_the_variable(
     home: Home, verified: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = home.folder / "other"

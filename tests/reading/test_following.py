@@ -112,7 +112,7 @@ def test_a_filter_for_outcomes_takes_rows_when_they_have_ended(followed: Followe
     assert followed.rows(lambda: None, wanted=failed) == []
 
 
-def test_it_ends_when_the_wanted_time_and_the_time_for_outcomes_have_passed(
+def test_it_ends_when_the_wanted_time_and_that_of_outcomes_is_over(
     followed: Followed, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.one("slow")

@@ -238,30 +238,29 @@ def test_users_are_named_only_if_asked(bench: Bench, *, with_user: bool) -> None
         assert ("carol" in str(sent)) is with_user
 
 
+TOKEN = "there is no token: /home/carol/token does not exist"
+
+
 @pytest.mark.parametrize(
-    ("rule", "shown"),
+    ("attribute", "text", "shown"),
     [
-        ("user=carol@acme.com", "user=***"),
-        ("user=carol b. tool=a b", "user=*** tool=a b"),
-        ("user=carol tool=x per=none", "user=*** tool=x per=none"),
-        ("user=*@acme.com tool=x", "user=*@acme.com tool=x"),
-        ("tool=user=x", "tool=user=x"),
+        ("rule", "user=carol@acme.com", "user=***"),
+        ("rule", "user=carol b. tool=a b", "user=*** tool=a b"),
+        ("rule", "user=carol tool=x per=none", "user=*** tool=x per=none"),
+        ("rule", "user=*@acme.com tool=x", "user=*@acme.com tool=x"),
+        ("rule", "tool=user=x", "tool=user=x"),
+        ("reason", TOKEN, None),
     ],
 )
-def test_the_user_in_the_text_of_a_rule_is_named_only_if_asked(bench: Bench, rule: str, shown: str) -> None:
-    limit = json.dumps({"axis": "user", "rule": rule, "limit": 1, "window": "1h"})
+def test_a_user_in_a_rule_or_a_path_is_named_only_if_asked(bench: Bench, attribute: str, text: str, shown: str | None) -> None:
+    limit = json.dumps({"axis": "user", "rule": text, "limit": 1, "window": "1h"})
+    members: dict[str, Any] = (
+        {"reported": limit} if attribute == "rule" else {"detail": json.dumps({"axis": "user", "reason": text})}
+    )
     for with_user in (False, True):
-        bench.add("rate_limited", reported=limit)
+        bench.add("rate_limited" if attribute == "rule" else "unauthenticated", **members)
         bench.export(with_user=with_user)
-    assert [one["mcpguard.rule"] for one in bench.spans] == [shown, rule]
-
-
-def test_a_span_has_the_path_of_a_token_only_if_users_are_named(bench: Bench) -> None:
-    reason = "there is no token: /home/carol/token does not exist"
-    for with_user in (False, True):
-        bench.add("unauthenticated", detail=json.dumps({"axis": "user", "reason": reason}))
-        bench.export(with_user=with_user)
-    assert [one.get("mcpguard.reason") for one in bench.spans] == [None, reason]
+    assert [one.get(f"mcpguard.{attribute}") for one in bench.spans] == [shown, text]
 
 
 def test_a_further_export_goes_on_after_the_last_row(bench: Bench) -> None:
@@ -292,7 +291,7 @@ def test_two_processes_do_not_send_the_same_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "row"), [("", None), ("{", None), ('{"row": null}', None), ("[]", None), ('{"row": 7}', 7)]
 )
-def test_a_damaged_position_is_none_and_one_of_an_earlier_version_is_that_of_the_store(
+def test_a_damaged_position_is_none_and_an_earlier_versions_is_the_stores(
     tmp_path: Path, content: str, row: int | None
 ) -> None:
     with contextlib.closing(Position(tmp_path, "a", "default", "http://x")) as position:
@@ -443,7 +442,7 @@ NO_HEADERS = ("hunter2", "=hunter2", "na me=hunter2", "a=x%0Ahunter2", "ä=hunte
         *(("https://x", text, telemetry.HEADERS) for text in NO_HEADERS),
     ],
 )
-def test_a_wrong_url_or_list_of_headers_is_refused_and_no_secret_in_it_is_repeated(
+def test_a_wrong_url_or_header_is_refused_and_no_secret_repeated(
     url: str, headers: str, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ConfigError) as caught:
