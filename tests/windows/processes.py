@@ -17,16 +17,10 @@ if sys.platform == "win32":
         """PROCESSENTRY32W."""
 
         _fields_ = (
-            ("size", wintypes.DWORD),
-            ("usage", wintypes.DWORD),
-            ("pid", wintypes.DWORD),
+            *((name, wintypes.DWORD) for name in ("size", "usage", "pid")),
             ("heap", ctypes.c_void_p),
-            ("module", wintypes.DWORD),
-            ("threads", wintypes.DWORD),
-            ("parent", wintypes.DWORD),
-            ("priority", wintypes.LONG),
-            ("flags", wintypes.DWORD),
-            ("program", wintypes.WCHAR * 260),
+            *((name, wintypes.DWORD) for name in ("module", "threads", "parent")),
+            *(("priority", wintypes.LONG), ("flags", wintypes.DWORD), ("program", wintypes.WCHAR * 260)),
         )
 
     _kernel = ctypes.WinDLL("kernel32")
