@@ -46,6 +46,7 @@ def _start(draw: Draw) -> tuple[str, list[str] | None]:
 
 
 def _bytes(draw: Draw, text: str) -> bytes:
+    text = text.rstrip("\n") if draw(st.booleans()) else text  # JSON has spaces around it
     if draw(st.booleans()):
         text = text.replace("\n", "\r\n")
     return ("\ufeff" if draw(st.booleans()) else "").encode() + text.encode()
@@ -82,19 +83,19 @@ class Json:
         if isinstance(item, list):
             return self.joined("[", [self.value(part) for part in item], "]")
         if isinstance(item, dict):
-            return self.joined("{", [self.member(key, self.value(part)) for key, part in item.items()], "}")
+            return self.object([(key, self.value(part)) for key, part in item.items()])
         return self.string(item) if isinstance(item, str) else json.dumps(item)
 
     def member(self, key: str, text: str) -> str:
         return f"{self.string(key)}{self.gap()}:{self.gap()}{text}"
 
+    def object(self, members: list[tuple[str, str]]) -> str:
+        return self.joined("{", [self.member(key, text) for key, text in members], "}")
+
 
 JSON_LAYOUTS: Final = [
-    Layout(("mcpServers",)),
-    Layout(("projects", "/p/q", "mcpServers")),
-    Layout((), nested="transport"),
-    Layout(("mcp",), args=None),
-    Layout(("amp.mcpServers",), is_list=True),
+    *(Layout(("mcpServers",)), Layout(("projects", "/p/q", "mcpServers")), Layout((), nested="transport")),
+    *(Layout(("mcp",), args=None), Layout(("amp.mcpServers",), is_list=True)),
 ]
 
 
@@ -106,8 +107,7 @@ def json_files(draw: Draw, dialect: Dialect) -> File:
     program, args = _start(draw)
     words = (program, *(args or ()))
     entry: dict[str, Any] = {"command": list(words)} if layout.args is None else {"command": program}
-    if layout.args is not None and args is not None:
-        entry["args"] = args
+    entry |= {} if layout.args is None or args is None else {"args": args}
     entry |= draw(st.dictionaries(st.sampled_from("abc"), _VALUES, max_size=2))
     if layout.is_list:
         entry["name"] = "crm"
@@ -116,18 +116,14 @@ def json_files(draw: Draw, dialect: Dialect) -> File:
         parts.insert(0, write.member("command", write.value(draw(st.sampled_from(["old", 1, None, ["x"]])))))
     text = write.joined("{", parts, "}")
     if layout.nested and draw(st.booleans()):
-        text = write.joined("{", [write.member("transport", text), write.member("x", "1")], "}")
+        text = write.object([("transport", text), ("x", "1")])
     servers = [("other", write.value({"name": "other", "command": "x", "args": ["mcpguard", "run", "--"]}))]
     if not layout.is_list and draw(st.booleans()):
         servers.append(("crm", write.value({"command": "earlier", "args": []})))
     servers += [("crm", text), *draw(st.sampled_from([[], [("z", write.value({"name": "z", "url": "https://x"}))]]))]
-    if layout.is_list:
-        text = write.joined("[", [server for _, server in servers], "]")
-    else:
-        text = write.joined("{", [write.member(key, server) for key, server in servers], "}")
+    text = write.joined("[", [server for _, server in servers], "]") if layout.is_list else write.object(servers)
     for key in reversed(layout.path):
-        members = [("before", write.value(draw(_VALUES))), (key, text), ("after", write.value(draw(_VALUES)))]
-        text = write.joined("{", [write.member(name, item) for name, item in members], "}")
+        text = write.object([("before", write.value(draw(_VALUES))), (key, text), ("after", write.value(draw(_VALUES)))])
     data = _bytes(draw, write.gap() + text + write.gap())
     return File(data, layout, dialect, words, args is not None or layout.args is None)
 
@@ -174,8 +170,6 @@ def toml_files(draw: Draw) -> File:
         text = above + other + _some(draw, header, spaced)
         other = _some(draw, "", "\n[after]\n", "[mcp_servers]\n", '["a.b".c]\nd = [{ e = "]" }, [ [ ] ]]\n')
     text += other
-    if draw(st.booleans()):
-        text = text.rstrip("\n")
     return File(_bytes(draw, text), Layout(("mcp_servers",)), Dialect.TOML, (program, *(args or ())), args is not None)
 
 
@@ -230,6 +224,4 @@ def yaml_files(draw: Draw) -> File:
     servers = draw(st.sampled_from([body, [*other, *body], [*body, *other]]))
     text = f"{_some(draw, '', '# top' + chr(10), 'a: {b: [c]}' + chr(10), '---' + chr(10))}{layout.path[0]}:{comment}\n"
     text += "".join(f"{pad}{line}\n" for line in servers) + _some(draw, "", "after: 1\n", "\n# end\n")
-    if draw(st.booleans()):
-        text = text.rstrip("\n")
     return File(_bytes(draw, text), layout, Dialect.YAML, (program, *(args or ())), args is not None)

@@ -31,8 +31,8 @@ def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]
     there = diff(data, edited(data, dialect, wanted).data, dialect)
     back = diff(edited(data, dialect, wanted).data, data, dialect)
     opposite = str.maketrans("+-", "-+")
-    changed = [[line for line in lines[2:] if not line.startswith("@@")] for lines in (there, back)]
-    assert {line[0].translate(opposite) + line[1:] for line in changed[0]} == set(changed[1])
+    added, removed = ([line for line in lines[2:] if not line.startswith("@@")] for lines in (there, back))
+    assert {line[0].translate(opposite) + line[1:] for line in added} == set(removed)
     return there[2:]
 
 
@@ -46,7 +46,7 @@ def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]
         (Dialect.JSONC, '{"mcpServers": {"a": { "env": {"A": "s3cret1"}, "command": "npx" /* token: s3cret2 */ }, } }'),
         (
             Dialect.TOML,
-            "mcpServers.a = { env = { A = 's3cret1', N = 4711 }, command = 'npx', args = ['TOKEN=s3cret2'] } # token=s3cret3",
+            "mcpServers.a = {env = {A = 's3cret1', N = 4711}, command = 'npx', args = ['TOKEN=s3cret2']} # token=s3cret3",
         ),
         (Dialect.YAML, "mcpServers: {a: {env: {A: s3cret1, N: 4711}, command: npx, args: [--token=s3cret2]}} # token=s3cret3"),
         (Dialect.YAML, "mcpServers: {a: {env: &e {A: s3cret1}, command: npx, x: *e}}"),
@@ -57,7 +57,7 @@ def guarding(text: str, dialect: Dialect, layout: Layout = SERVERS) -> list[str]
         ),
         (
             Dialect.JSON,
-            '{"mcpServers": {"a": {"command": "npx", "headers": {"X": "s3cret1"}, "list": [["s3cret2"]]}}, "x": "s3cret3"}',
+            '{"mcpServers": {"a": {"command": "npx", "headers": {"X": "s3cret1"}, "l": [["s3cret2"]]}}, "x": "s3cret3"}',
         ),
     ],
 )

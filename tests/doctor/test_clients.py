@@ -26,8 +26,8 @@ def cursor(home: Path, **servers: object) -> Path:
     return written(home / "account/.cursor/mcp.json", {"mcpServers": servers})
 
 
-def windsurf(home: Path, **servers: object) -> Path:
-    return written(home / "account/.codeium/windsurf/mcp_config.json", {"mcpServers": servers})
+def windsurf(home: Path, **servers: object) -> None:
+    written(home / "account/.codeium/windsurf/mcp_config.json", {"mcpServers": servers})
 
 
 @pytest.fixture

@@ -54,12 +54,8 @@ def found(program: str, env: dict[str, str]) -> str:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_a_clients_entry_starts_a_server_that_works(entry: dict[str, Any], installed: dict[str, str], tmp_path: Path) -> None:
     assert entry["command"] == "mcpguard"
-    command = StdioServerParameters(
-        command=found(entry["command"], installed),
-        args=entry["args"],
-        env=installed | entry.get("env", {}),
-        cwd=tmp_path,
-    )
+    program, env = found(entry["command"], installed), installed | entry.get("env", {})
+    command = StdioServerParameters(command=program, args=entry["args"], env=env, cwd=tmp_path)
 
     async def run() -> Any:
         async with Client(command) as client:

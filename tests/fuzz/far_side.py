@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Final, NamedTuple, TypeAlias, TypeGuard
 
-from tests.fuzz.json_text import LENIENT, STRICT, Number, Pairs, Reader, Value
+from tests.fuzz.json_text import LENIENT, STRICT, Pairs, Reader, Value, is_text
 
 TOOLS_CALL: Final = "tools/call"
 
@@ -100,7 +100,7 @@ def _not_raw(value: Value) -> Value:
     read = value
     while isinstance(read, Pairs) and len(read) == 1 and read[0][0] == _RAW:
         text = read[0][1]
-        if not isinstance(text, str) or isinstance(text, Number):
+        if not is_text(text):
             return value
         try:
             read = STRICT.whole(text)
@@ -189,10 +189,6 @@ KEYS: Final[dict[str, tuple[Lookup, Text]]] = {
 _REST: Final = ("arguments", "_meta", "task", "requestState", "inputResponses")
 
 
-def _text(value: Found) -> TypeGuard[str]:
-    return isinstance(value, str) and not isinstance(value, Number)
-
-
 def _is_array(value: Found) -> TypeGuard[list[Value]]:
     return isinstance(value, list) and not isinstance(value, Pairs)
 
@@ -210,7 +206,7 @@ def _messages(value: Value) -> Iterator[Pairs]:
 
 def _reading(message: Pairs, lookup: Lookup, text: Text) -> Reading:
     method, request_id = lookup(message, "method"), lookup(message, "id")
-    word = text(method) if _text(method) else None
+    word = text(method) if is_text(method) else None
     said = "" if isinstance(request_id, Missing) else f"{type(request_id).__name__} {request_id!r}"
     if word != TOOLS_CALL:
         return Reading(word, said)
@@ -222,7 +218,7 @@ def _reading(message: Pairs, lookup: Lookup, text: Text) -> Reading:
         rest = repr([lookup(params, key) for key in _REST])
     elif _is_array(params):
         name = next(iter(params), MISSING)
-    return Reading(word, said, text(name) if _text(name) else "(none)", rest)
+    return Reading(word, said, text(name) if is_text(name) else "(none)", rest)
 
 
 def _values(stream: bytes) -> dict[str, list[Value]]:

@@ -18,7 +18,7 @@ from mcpguard.wire.frames import MAX_FRAME_BYTES, LineSplitter, Refusal, read
 from tests.build import Session
 from tests.end_to_end.host import rule
 from tests.fuzz.far_side import Reading, readings
-from tests.fuzz.json_text import STRICT, Number, Pairs, Value
+from tests.fuzz.json_text import STRICT, Number, Pairs, Value, is_text
 
 POLICY: Final = rule("1000000/1d", tool="*") + rule("deny", tool="closed")
 
@@ -135,15 +135,11 @@ def _check_forwarded(line: bytes) -> None:
     for level in (message, params if isinstance(params, Pairs) else Pairs()):
         assert len({key.casefold() for key, _ in level}) == len(level), "a key that comes twice"
     if one.get("method") is not None:
-        assert _is_text(one["method"]), "a method that is not text"
+        assert is_text(one["method"]), "a method that is not text"
         assert "id" not in one or _id(one["id"]) is not None, "a request whose id is neither text nor an integer"
         assert "id" in one or one["method"] != "tools/call", "a call without an id"
     elif "id" in one:
         assert "result" in one or "error" in one, "an id that somebody waits for, and nothing that can be answered"
-
-
-def _is_text(value: Value) -> bool:
-    return isinstance(value, str) and not isinstance(value, Number)
 
 
 def _id(value: Value) -> str | int | None:

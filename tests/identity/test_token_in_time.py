@@ -175,15 +175,11 @@ def test_a_token_file_that_becomes_readable_for_others_is_warned_of_although_the
     assert len(wrapper.lines) == 1
 
 
-def test_only_a_call_waits_for_a_fetch_of_keys(wrapper: Wrapper) -> None:
+def test_only_a_call_waits_for_a_fetch_of_keys(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-
-    class Slow(Keys):
-        def wait(self, timeout_s: float) -> None:
-            waits.append(timeout_s)
-
     ended = threading.Event()
-    keys = Slow("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: bytes(ended.wait(30)))
+    keys = Keys("https://idp.acme.com/keys", wrapper.home, fetch=lambda *_: bytes(ended.wait(30)))
+    monkeypatch.setattr(keys, "wait", waits.append)
     wrapper.file.write_text(token())
     source = TokenSource(wrapper.settings, CONFIGURED, {}, budget_ms=250, notify=print, keys=keys)
     assert told(source.begin()) == "keys are being fetched from https://idp.acme.com/keys"
