@@ -160,7 +160,7 @@ def test_the_places_of_what_is_configured_are_named(home: Home) -> None:
     sources = home.explain().sources
     assert (sources["user_from"], sources["agent_from"]) == ("--user", "config.toml")
     sources = home.explain(who=Identity("alice", "os", "crm")).sources
-    assert (sources["user"], sources["agent"]) == ("os", "default")
+    assert sources == sources | {"user": "os", "agent": "default"}
     assert not {"user_from", "agent_from"} & set(sources)
 
 
@@ -223,7 +223,7 @@ def test_a_call_that_costs_more_than_a_limit_never_has_room(home: Home) -> None:
 OF_ARGUMENTS = rule("2/1h", tool="echo", per=["user", "arguments"])
 
 
-def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
+def test_counters_of_arguments_are_found_by_the_stores_key_and_without_arguments_nothing_is_known(home: Home) -> None:
     store = beyond(home, OF_ARGUMENTS)
     session = Session(store, home.policy, namespace="default")
     (request,) = session.charges("echo")
@@ -234,12 +234,8 @@ def test_counters_of_arguments_are_found_by_the_stores_key(home: Home) -> None:
         found = home.explain(arguments=arguments)
         ((left,),) = found.headrooms.values()
         assert (left.is_known, left.used, found.verdict is None) == (True, used, False)
-
-
-def test_without_arguments_what_is_left_is_not_known(home: Home) -> None:
-    beyond(home, OF_ARGUMENTS)
-    found = home.explain()
-    assert ([room.is_known for room in found.headrooms[0]], found.verdict) == ([False], None)
+    unknown = home.explain()
+    assert ([room.is_known for room in unknown.headrooms[0]], unknown.verdict) == ([False], None)
 
 
 def test_a_reader_of_a_store_knows_its_key(home: Home) -> None:
@@ -272,13 +268,10 @@ def test_what_can_name_the_agent_otherwise_is_told(home: Home) -> None:
     assert home.explain(who=home.caller()).agent_open == ""
 
 
-def test_roles_and_scopes_that_are_given_are_warned_of_where_no_token_names_any(home: Home) -> None:
+def test_where_no_token_names_the_user_given_roles_and_scopes_are_warned_of_and_a_token_is_an_error(home: Home) -> None:
     who = home.caller(roles=("a",), scopes=("s",))
     assert (who.roles, who.scopes) == (("a",), ("s",))
     assert home.warnings == ["no call has roles or scopes here: configure [identity.jwt] in config.toml"]
-
-
-def test_without_verified_users_a_token_names_nobody(home: Home) -> None:
     with pytest.raises(ConfigError, match="no token names the user here"):
         home.caller(token="")
 
@@ -309,31 +302,26 @@ def test_user_scopes_and_agent_are_those_of_the_token(home: Home, verified: Call
 
 
 def test_an_agent_that_the_token_names_cannot_be_replaced(home: Home, verified: Callable[..., None]) -> None:
-    who = home.caller(agent="Claude Code::subagent::Explore")
-    assert who.agent(None)[0] == "Claude Code::api::nightly"
-    assert home.warnings == ["--agent: a call has another one, Claude Code::api::nightly, since the token names it"]
-    home.warnings.clear()
-    home.caller(agent="::api::nightly")
+    assert home.caller(agent="::api::nightly").agent(None)[0] == "Claude Code::api::nightly"
     assert home.warnings == []
+    assert home.caller(agent="Claude Code::subagent::Explore").agent(None)[0] == "Claude Code::api::nightly"
+    assert home.warnings == ["--agent: a call has another one, Claude Code::api::nightly, since the token names it"]
 
 
 def test_the_parts_of_the_agent_that_the_token_does_not_name_are_given(home: Home, verified: Callable[..., None]) -> None:
-    verified(agent="nightly")
-    assert home.caller(agent="Codex::background::x").agent(None)[0] == "Codex::background::nightly"
-    assert len(home.warnings) == 1
-    verified()
-    assert home.caller(agent="Codex::background::x").agent(None)[0] == "Codex::background::x"
-    assert len(home.warnings) == 1
+    for claims, agent in (({"agent": "nightly"}, "Codex::background::nightly"), ({}, "Codex::background::x")):
+        verified(**claims)
+        assert home.caller(agent="Codex::background::x").agent(None)[0] == agent
+        assert len(home.warnings) == 1  # of the first, whose name is another
 
 
-def test_no_token_is_read_for_a_user_that_is_given(home: Home, verified: Callable[..., None]) -> None:
+def test_no_token_is_read_for_a_user_that_is_given_and_given_scopes_replace_those_of_the_token(
+    home: Home, verified: Callable[..., None]
+) -> None:
     who = home.caller(user="bob")
     assert (who.user, who.user_source, who.scopes) == ("bob", "config", ())
     assert home.caller(user="bob", scopes=("admin.users",)).scopes == ("admin.users",)
     assert home.explain(who=who).agent_open == "the user's token may name another in agent"
-
-
-def test_scopes_that_are_given_replace_those_of_the_token(home: Home, verified: Callable[..., None]) -> None:
     assert home.caller(scopes=("read",)).scopes == ("read",)
     assert home.warnings == []
 
@@ -351,11 +339,10 @@ def test_another_token_file_replaces_the_configured_one_and_the_variable(
 
 def test_a_token_that_names_nobody_is_the_error_that_a_call_would_get(home: Home, verified: Callable[..., None]) -> None:
     verified(exp=1000)
+    told = f"every call is denied with 401: the token in {home.folder / 'token'} expired at 1970-01-01T00:16:40Z"
     with pytest.raises(Unauthenticated) as raised:
         home.caller()
-    file = home.folder / "token"
-    assert raised.value.message == f"every call is denied with 401: the token in {file} expired at 1970-01-01T00:16:40Z"
-    assert raised.value.hint == "get a new token; the next call uses it, without a restart"
+    assert (raised.value.message, raised.value.hint) == (told, "get a new token; the next call uses it, without a restart")
 
 
 def test_a_token_in_place_of_its_file_is_not_repeated(home: Home, verified: Callable[..., None]) -> None:
