@@ -108,7 +108,6 @@ def started(variants: Sequence[Variant], server: Sequence[str], place: str, fold
 
 
 def memory_mib(sessions: Sequence[Session]) -> dict[str, float]:
-    """The most memory that each has taken."""
     return {session.name: session.peak_kib() / 1024 for session in sessions if session.name != BARE.name}
 
 

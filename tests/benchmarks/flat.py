@@ -71,8 +71,6 @@ Curve = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One size of a kind."""
-
     label: str
     policy: str = THREE_LIMITS
     fill: Callable[[Path], None] = lambda path: None  # fills the store, which is empty
@@ -81,8 +79,6 @@ class Point:
 
 
 class Turn(NamedTuple):
-    """A running wrapper, or the bare server."""
-
     session: Session
     tools: Sequence[bytes] = (b"echo",)
     between: Callable[[], object] | None = None
@@ -96,7 +92,6 @@ class Turn(NamedTuple):
 
 
 def points() -> dict[str, list[Point]]:
-    """The sizes of each kind."""
     return {
         "counters that hold calls": [_counters(10**power) for power in range(2, 7)],
         "audit rows": [_rows(10**power) for power in range(3, 8)],
@@ -149,7 +144,6 @@ def other_users(path: Path, point: Point) -> Iterator[Callable[[], object]]:
 def measure(
     effort: Effort, folder: Path, kinds: Mapping[str, Sequence[Point]] | None = None, guard: Variant = GUARD
 ) -> dict[str, Curve]:
-    """The curve of each kind."""
     found = {}
     for at, (title, of_kind) in enumerate((kinds or points()).items()):
         place = folder / str(at)

@@ -137,7 +137,6 @@ def _ratio_of_added(times: _Times) -> float:
 
 
 def read(file: Path = REFERENCES) -> dict[str, float]:
-    """The references, which must be those of the ratios that are measured."""
     references: dict[str, float] = tomllib.loads(file.read_text(encoding="utf-8"))
     if references.keys() != MEASURES.keys():
         raise BenchmarkError(f"{file.name} has not the ratios that are measured: renew it with --renew")

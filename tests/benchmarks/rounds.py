@@ -16,8 +16,6 @@ NAMES: Final = {"bare": "bare server", LEAST.name: "smallest possible relay", "w
 
 
 class Effort(NamedTuple):
-    """How much to measure."""
-
     share: float = 1.0  # of the usual rounds, calls and seconds
     wrappers: tuple[int, ...] = (1, 4, 16)  # how many share a store
 
@@ -27,16 +25,12 @@ class Effort(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table."""
-
     text: str
     values: Mapping[str, Sequence[float]]  # the figures by variant
     unit: str = ""
 
 
 class Named(Protocol):
-    """A variant, or its session."""
-
     @property
     def name(self) -> str: ...
 
@@ -79,7 +73,6 @@ def beside(*figures: Mapping[str, float]) -> dict[str, list[float]]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table."""
     lines = ["", "| | mcpguard | for comparison |", "|---|---|---|"]
     for row in rows:
         cells = {name: f"{' / '.join(map(_rounded, values))} {row.unit}".strip() for name, values in row.values.items()}

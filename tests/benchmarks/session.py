@@ -73,7 +73,6 @@ class Session:
                 self._kill()
 
     def ids(self, count: int) -> range:
-        """The ids of the next requests."""
         self._last_id += count
         return range(self._last_id - count + 1, self._last_id + 1)
 
@@ -141,7 +140,6 @@ class Session:
             os.kill(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill the started process alone, without the server it started."""
         self._process.kill()
 
     def check_store(self) -> None:

@@ -36,7 +36,6 @@ PROGRAMS: Final = st.sampled_from(
 
 
 def file(dialect: Dialect) -> st.SearchStrategy[File]:
-    """Files of a dialect."""
     return {Dialect.TOML: toml_files, Dialect.YAML: yaml_files}.get(dialect, lambda: json_files(dialect))()
 
 
@@ -101,7 +100,6 @@ JSON_LAYOUTS: Final = [
 
 @st.composite
 def json_files(draw: Draw, dialect: Dialect) -> File:
-    """Files of one of the dialects of JSON."""
     write = Json(draw, dialect)
     layout = draw(st.sampled_from(JSON_LAYOUTS))
     program, args = _start(draw)
@@ -133,8 +131,6 @@ _VALUES: Final = st.sampled_from([None, True, 0, 1.5, "x", "// no", [], {}, [1, 
 
 @st.composite
 def toml_files(draw: Draw) -> File:
-    """Files of TOML."""
-
     def string(text: str) -> str:
         kinds = [json.dumps(text, ensure_ascii=False), json.dumps(text).replace("\\ud83d\\ude00", "\\U0001f600")]
         kinds.append('"""' + json.dumps(text, ensure_ascii=False)[1:-1] + '"""')
@@ -175,7 +171,6 @@ def toml_files(draw: Draw) -> File:
 
 @st.composite
 def yaml_files(draw: Draw) -> File:
-    """Files of YAML."""
     comment = _some(draw, "", "", "  # it's [so")
 
     def string(text: str, *, is_flow: bool) -> str:

@@ -8,7 +8,6 @@ from mcpguard.clients.launcher import PROGRAM
 
 
 def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
-    """Write an executable file."""
     written(file, text).chmod(0o755)
     return file
 
@@ -38,5 +37,4 @@ def written(file: Path, value: Any) -> Path:
 
 
 def hooks(command: str, matcher: str = "*", event: str = "PreToolUse", **more: object) -> dict[str, Any]:
-    """A client's file with a hook."""
     return {"hooks": {event: [{"matcher": matcher, "hooks": [{"type": "command", "command": command} | more]}]}}

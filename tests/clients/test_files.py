@@ -30,8 +30,6 @@ ZEDS: Final = {"postgres-context-server": "bundled", "old-form": "faulty"}
 
 
 class Sample(NamedTuple):
-    """A file of `tests/clients/files`."""
-
     file: str
     client: str
     place: str  # below a folder with a home folder and a project

@@ -28,7 +28,6 @@ def touched(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    """A folder that everybody may write to."""
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o777)

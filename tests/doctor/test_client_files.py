@@ -17,6 +17,8 @@ from tests.cli.account import GONE, HOOK, PROGRAM
 from tests.clients.installations import hooks, impostor, installed, written
 
 NAME = "servers guarded"
+NPX, FAR, OFF = {"command": "npx"}, {"url": "https://a.b"}, {"command": "old", "disabled": True}
+ONE_OFF = "not counted: 1 disabled"
 MEANT = "; or add --allow-unguarded if that is meant"
 INSTEAD = f"write {PROGRAM} in its place in the file"
 CLAUDE = f"{HOOK} hook claude-code --enforce"
@@ -29,7 +31,6 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder."""
     folder = tmp_path / "my project"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -68,17 +69,13 @@ def test_without_a_client_there_is_no_check_and_it_says_so(machine: Machine) -> 
     ("servers", "told", "hint"),
     [
         ({"a": PROGRAM, "b": PROGRAM}, "2 of 2 servers guarded", ""),
+        ({"a": PROGRAM, "b": NPX, "c": {"command": "uvx"}}, "1 of 3 servers guarded; unguarded: b, c", "install cursor"),
         (
-            {"a": PROGRAM, "b": {"command": "npx"}, "c": {"command": "uvx"}},
-            "1 of 3 servers guarded; unguarded: b, c",
-            "install cursor",
-        ),
-        (
-            {"a": PROGRAM, "far": {"url": "https://a.b"}, "off": {"command": "old", "disabled": True}},
-            "1 of 2 servers guarded; unguarded: far; not counted: 1 disabled",
+            {"a": PROGRAM, "far": FAR, "off": OFF},
+            f"1 of 2 servers guarded; unguarded: far; {ONE_OFF}",
             "install cursor --enforce",
         ),
-        ({"off": {"command": "old", "disabled": True}}, "no server to guard; not counted: 1 disabled", ""),
+        ({"off": OFF}, f"no server to guard; {ONE_OFF}", ""),
         ({"a": {"command": "uvx", "args": ["mcpguard-cli", "run", "--", "npx"]}}, "0 of 1 server guarded; not checked: 1", ""),
         ({"a": {"command": "npx", "args": ["-p", 80]}}, "0 of 1 server guarded; unguarded: a", "install cursor"),
     ],
@@ -98,17 +95,17 @@ def test_a_file_that_cannot_be_read_is_not_ok(machine: Machine, monkeypatch: pyt
     file = cursor(machine.home)
     plugin = machine.home / ".claude/plugins/cache/market/crm/1.0/.mcp.json"
     for text, told, hint in (
-        ("{,", f"{file}:1:2: ", "fix the file, then run this again"),
-        ("[" * 100_000, f"{file}: the file is nested too deeply", "correct the file"),
+        ("{,", ":1:2: ", "fix the file, then run this again"),
+        ("[" * 100_000, ": the", "correct the file"),
     ):
         written(file, text)
         (check,) = checks(machine)
         assert (check.ok, check.hint) == (False, hint)
-        assert check.detail.startswith(told)
+        assert check.detail.startswith(f"{file}{told}")
     file.unlink()
     written(plugin, "{")
     assert [(check.check, check.ok) for check in checks(machine)] == [(f"Claude Code (plugin crm@market), {plugin}", False)]
-    written(plugin, {"mcpServers": {"crm": {"command": "npx"}}})
+    written(plugin, {"mcpServers": {"crm": NPX}})
     assert checks(machine)[0].detail == "0 of 1 server guarded; unguarded: plugin:crm:crm"
     plugin.unlink()
     monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
@@ -143,7 +140,7 @@ def test_a_program_that_others_may_change_is_not_run_and_guards_nothing(machine:
     unsafe = Check(f"Cursor (user scope), {file}", False, reason, INSTEAD)
     hint = f"correct the entries that failed a check{MEANT}"
     assert found(machine) == ([unsafe], Check(NAME, False, "0 of 1 server guarded", hint))
-    cursor(machine.home, a=path, b={"command": "npx"})
+    cursor(machine.home, a=path, b=NPX)
     note = Check(unsafe.check, True, "0 of 2 servers guarded; unguarded: a, b", "mcpguard install cursor")
     assert found(machine) == ([unsafe, note], Check(NAME, False, "0 of 2 servers guarded", f"mcpguard install{MEANT}"))
     assert not (machine.home / "touched").exists()
@@ -158,8 +155,8 @@ def test_who_follows_the_hint_for_another_version_keeps_the_entrys_options(machi
 
 
 def test_each_project_has_a_command_of_its_own_that_guards_its_servers(machine: Machine, project: Path) -> None:
-    cursor(machine.home, a={"command": "npx"})
-    cursor(project, d={"command": "npx"})
+    cursor(machine.home, a=NPX)
+    cursor(project, d=NPX)
     hint = f"mcpguard install; mcpguard install --project '{project}'{MEANT}"
     assert found(machine)[1] == Check(NAME, False, "0 of 2 servers guarded", hint)
 
@@ -202,7 +199,6 @@ def test_a_mcpguard_that_only_the_client_or_a_container_knows_is_neither_missing
 
 
 def codex_hook(machine: Machine, command: str) -> Check:
-    """The check of a hook of Codex."""
     written(machine.home / ".codex/config.toml", "")
     written(machine.home / ".codex/hooks.json", hooks(command))
     (check,) = checks(machine)

@@ -67,9 +67,8 @@ def test_an_older_server_is_asked_as_older_clients_ask_and_tools_with_the_same_r
 
 
 def test_caps_and_limits_on_errors_are_listed_as_policy_show_lists_them(tmp_path: Path) -> None:
-    cap = '[[rule]]\ntool = "search_customers"\nconcurrent = 2\n'
-    errors = '[[rule]]\ntool = "import_customers"\nlimit = "3/1m"\ncount = "errors"\nconcurrent = 1\n'
-    policy(tmp_path, cap + errors)
+    errors = rule("3/1m", tool="import_customers", count="errors", concurrent=1)
+    policy(tmp_path, rule(tool="search_customers", concurrent=2) + errors)
     checks = doctor(tmp_path, "--", *SDK)
     assert only(checks, "tool search_customers").detail == "2-in-flight by rule 1 (tool=search_customers)"
     both = "3-errors/1m and 1-in-flight by rule 2 (tool=import_customers)"

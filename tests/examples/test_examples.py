@@ -71,7 +71,6 @@ def test_a_policy_is_valid_toml_and_passes_the_check(path: Path, installed: dict
 
 
 def run(*command: object, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program, which must succeed."""
     done = subprocess.run([*map(str, command)], env=env, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done

@@ -45,8 +45,6 @@ def unescape(text: str) -> str:
 
 
 class Reader:
-    """Reads one value."""
-
     def __init__(self, space: str, string: str, number: str, *, allows_spare_commas: bool = False) -> None:
         self._space = re.compile(space)
         self._token = re.compile(f'"(?P<string>{string})"|(?P<number>{number})|(?P<word>true|false|null)', re.DOTALL)

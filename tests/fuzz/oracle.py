@@ -33,8 +33,6 @@ DENIED: Final = 403
 
 
 class Said(NamedTuple):
-    """An answer of the guard's own."""
-
     id: object
     code: int
 
@@ -64,7 +62,6 @@ class Wire(Session):
         self._take(self.splitter.finish())
 
     def answer(self, data: bytes) -> None:
-        """The server writes this."""
         self.machine.server_wrote(self.answers.feed(data), 0)
 
     def _take(self, lines: Sequence[bytes | Refusal]) -> None:

@@ -180,8 +180,7 @@ def test_a_fetch_without_a_thread_fails_and_is_not_the_last_one(idp: Provider, m
         patched.setattr(threading.Thread, "start", refuse)
         keys = idp.keys()
     assert (keys.problem, keys.is_fetching) == ("can't start new thread", False)
-    assert idp.seek(keys) == 1
-    assert (knows(keys), keys.problem) == (True, "")
+    assert (idp.seek(keys), knows(keys), keys.problem) == (1, True, "")
 
 
 def test_nobody_waits_longer_than_the_timeout_and_keys_that_arrive_later_are_used(idp: Provider) -> None:
@@ -294,19 +293,19 @@ def test_without_a_writable_cache_the_next_start_fetches_the_keys(idp: Provider)
 def test_a_file_of_keys_is_read_again_on_seek_and_its_last_good_keys_stay(idp: Provider) -> None:
     file = idp.home / "keys.json"
     keys = idp.keys(file)
+
+    def sought(later_s: float = 0) -> tuple[bool, str]:
+        idp.now_s += later_s
+        keys.seek()
+        return knows(keys), keys.problem
+
     assert (knows(keys), keys.problem, keys.fetched_s) == (False, "No such file or directory", None)
     file.write_bytes(key_set(jwk()))
-    keys.seek()
-    assert (knows(keys), keys.problem) == (True, "")
+    assert sought() == (True, "")
     file.write_bytes(b"{")
-    keys.seek()
-    assert keys.problem == ""
-    idp.now_s += FILE_REFRESH_S
-    keys.seek()
-    assert (knows(keys), keys.problem) == (True, "this is not a key set")
+    assert sought() == (True, "")
+    assert sought(FILE_REFRESH_S) == (True, "this is not a key set")
     file.unlink()
     file.mkdir()
-    idp.now_s += FILE_REFRESH_S
-    keys.seek()
-    assert (knows(keys), keys.problem) == (True, "Permission denied" if sys.platform == "win32" else "Is a directory")
+    assert sought(FILE_REFRESH_S) == (True, "Permission denied" if sys.platform == "win32" else "Is a directory")
     assert (idp.asked, [one.name for one in idp.home.iterdir()]) == (0, ["keys.json"])

@@ -18,8 +18,6 @@ _PROGRAM: Final = str(Path(__file__).resolve().parent / "programs" / "server.py"
 
 
 class Setting(NamedTuple):
-    """What a limiter is started with."""
-
     python: str  # the interpreter of its virtual environment
     server: tuple[str, ...]  # the command of the server, without a limiter in it
     log: str  # the file in which the server records its calls

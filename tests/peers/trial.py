@@ -32,8 +32,6 @@ class Reached(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What one call got."""
-
     at_s: float  # when it came, on the monotonic clock
     denied: bool
     line: bytes
@@ -58,7 +56,6 @@ class Client(Session):
         return found
 
     def call(self) -> Answer:
-        """Make one call."""
         self.send(1)
         return self.answers(1)[0]
 
@@ -80,14 +77,12 @@ class Trial:
         self.name, self._start, self._folder, self._log, self._says = name, start, folder, log, says
 
     def client(self) -> Client:
-        """Start a process of the limiter. It is ready after the handshake."""
         cwd = self._folder / f"process {len(list(self._folder.iterdir()))}"
         cwd.mkdir()
         env = environment() | dict(self._start.env)
         return Client(self.name, self._start.argv, cwd=cwd, env=env, deadline_s=DEADLINE_S)
 
     def reached(self) -> list[Reached]:
-        """The calls that reached the server."""
         lines = self._log.read_text(encoding="ascii").splitlines() if self._log.exists() else []
         return [Reached(*(int(number) / 1e9 for number in line.split())) for line in lines]
 

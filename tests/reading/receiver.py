@@ -52,7 +52,6 @@ class Receiver:
             self.came.notify_all()
 
     def counts(self, *names: str) -> dict[tuple[object, ...], int]:
-        """The counts of `mcpguard.decisions` by attributes."""
         found: dict[tuple[object, ...], int] = {}
         for point in self.metrics["mcpguard.decisions"].sum.data_points:
             attributes = values(point.attributes)
@@ -67,7 +66,6 @@ def values(attributes: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def receiving() -> Iterator[Receiver]:
-    """A receiver on a free port of this machine."""
     with serving(lambda handler: receiver.answer(handler)) as server:
         receiver = Receiver(server.server_port)
         yield receiver

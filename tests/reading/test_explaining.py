@@ -34,8 +34,6 @@ RULES = (
 
 
 class Home:
-    """A folder with settings, a policy and a store."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.policy = parse(RULES)
@@ -48,7 +46,6 @@ class Home:
         (self.folder / "config.toml").write_text(text)
 
     def damage(self) -> None:
-        """Write something else into the store."""
         Path(self.settings().database_path).write_bytes(b"something else, and longer than a header" * 10)
 
     def call(self, tool: str, times: int = 1, who: Identity | None = None) -> list[str]:

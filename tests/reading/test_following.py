@@ -53,7 +53,6 @@ class Followed:
         store.close()
 
     def remove(self) -> None:
-        """Remove the store."""
         for path in self.path.parent.glob("mcpguard.db*"):
             path.unlink()
 

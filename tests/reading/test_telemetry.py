@@ -60,7 +60,6 @@ class Bench:
 
     @property
     def spans(self) -> list[dict[str, Any]]:
-        """The attributes of the spans that came."""
         return [values(span.attributes) for span in self.receiver.spans]
 
     def add(

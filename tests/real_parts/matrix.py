@@ -39,8 +39,6 @@ class Server:
 
 @dataclass(frozen=True)
 class Client:
-    """A client in one mode."""
-
     name: str  # what it says it is
     mode: str  # `auto` or `legacy`
     command: Command  # the program that does a job's steps

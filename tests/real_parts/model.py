@@ -114,7 +114,6 @@ def _response(model: Model, body: dict[str, Any], number: int) -> list[str]:
 
 
 def _completion(model: Model, body: dict[str, Any], number: int) -> list[str]:
-    """The chunks of a chat completion."""
     tools = [tool["function"]["name"] for tool in body.get("tools", []) if "function" in tool]
     messages = [message for message in body["messages"] if message["role"] != "system"]
     call = model.next_call(messages, tools, sum(len(message.get("tool_calls") or ()) for message in messages))

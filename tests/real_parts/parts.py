@@ -78,7 +78,6 @@ class Parts:
         self._lock = threading.Lock()
 
     def python(self, name: str) -> str:
-        """The interpreter of one of the virtual environments."""
         if name in self._own:
             return self._own[name]
         requirement = self._venvs[name]
@@ -121,7 +120,6 @@ class Parts:
         return [self.node(), str(place / name)]
 
     def node(self) -> str:
-        """The system's Node.js."""
         node = shutil.which("node")
         if not node:
             raise MissingError("node is not here")

@@ -22,8 +22,6 @@ _START_S: Final = 60.0
 
 
 class Ready(NamedTuple):
-    """A server."""
-
     package: str  # on npm; on PyPI if the name of its program is equal
     program: str
     arguments: tuple[str, ...] = ()  # `.` is an empty folder

@@ -29,7 +29,6 @@ SERVER = ["run", "--server", "crm", "--", sys.executable, "-m", "mcpguard.demo.c
 
 
 def client(parts: Parts, name: str) -> str:
-    """The client's command."""
     if os.environ.get("MCPGUARD_REAL_AGENTS") != "1":
         missing("MCPGUARD_REAL_AGENTS is not 1: Claude Code, Codex and Copilot CLI take 1 GB")
     try:
@@ -64,7 +63,6 @@ def run(home: Path, *command: str, **env: str) -> list[tuple[object, object]]:
 
 
 def rows(home: Path) -> list[dict[str, Any]]:
-    """The audit rows of calls."""
     with contextlib.closing(SqliteStore(home / "guard" / "mcpguard.db")) as store:
         return [entry.record for entry in store.entries() if entry.record["decision"] != "policy"]
 

@@ -36,7 +36,6 @@ GOOD = (
 
 @pytest.fixture
 def modules(parts: Parts) -> Path:
-    """The packages of taplo."""
     if os.environ.get("MCPGUARD_REAL_TAPLO") != "1":
         missing("MCPGUARD_REAL_TAPLO is not 1: taplo comes from npm")
     try:
