@@ -217,6 +217,12 @@ def test_a_token_file_that_cannot_be_read_is_rejected_with_the_reason(wrapper: W
     assert wrapper.polls() == f"the token file {wrapper.file} cannot be read: {reason}"
 
 
+@pytest.mark.posix
+def test_a_pipe_in_place_of_a_token_file_is_rejected_with_the_reason(wrapper: Wrapper) -> None:
+    os.mkfifo(wrapper.file)
+    assert told(wrapper.source.begin()) == f"the token file {wrapper.file} cannot be read: not a regular file"
+
+
 def test_without_a_token_file_in_the_settings_the_message_names_the_variable(tmp_path: Path) -> None:
     settings = Wrapper(tmp_path).settings
     bare = JwtSettings(settings.expected, settings.jwks, settings.algorithms, None, tmp_path)
